@@ -1,0 +1,32 @@
+# What people run. A fresh Debian or Ubuntu needs: apt-get install -y make python3-venv
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test test-slow lint bench clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: setup  ## four methods, three concepts, the attacks: the six-facet table and contact sheets
+	$(BIN)/overpaint run experiment=demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## what takes minutes: the whole demo, kill and resume, full-size model
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup  ## speed against a bare diffusers loop, and start-up times
+	$(BIN)/python scripts/bench.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache outputs

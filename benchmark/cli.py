@@ -1,0 +1,140 @@
+"""The command line. Heavy imports happen inside the commands, so that `overpaint --help` is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+#: Keys that say where and how, not what: with nothing else given, `run` and its kin take the demo's grid.
+CIRCUMSTANCES = ("store", "engine", "tracker")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="overpaint")
+def cli() -> None:
+    """Benchmark concept erasure in text-to-image diffusion models.
+
+    Overrides are Hydra's: `overpaint run method=uce,esd concepts=church attack=none,cce`. A list is an axis of the
+    grid. The same command continues an interrupted run.
+    """
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.option("-m", "--multirun", is_flag=True, help="Accepted for Hydra's sake; lists are always swept.")
+@click.option("--cfg", type=click.Choice(["job"]), help="Print the composed configuration of the first cell and stop.")
+@click.pass_context
+def run(context: click.Context, multirun: bool, cfg: str | None) -> None:
+    """Plan a grid, run or resume it, and print its table. Without arguments: the demo."""
+    if cfg:
+        from omegaconf import OmegaConf
+
+        click.echo(OmegaConf.to_yaml(_compose(context.args)[0].config))
+        return
+    from overpaint.commands import run_grid
+
+    sys.exit(run_grid(_compose(context.args)))
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.option("-m", "--multirun", is_flag=True, hidden=True)
+@click.pass_context
+def plan(context: click.Context, multirun: bool) -> None:
+    """Say what a run would do: tasks, images, what is stored, time, and what the budget can detect."""
+    from overpaint.commands import describe_plan
+
+    describe_plan(_compose(context.args))
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.option("--format", "form", default="terminal", help="terminal, md, csv, json or latex.")
+@click.option("--view", default="facets", help="Which columns: facets.")
+@click.pass_context
+def table(context: click.Context, form: str, view: str) -> None:
+    """Print tables from stored records: of the grid that the overrides span, or of the whole store."""
+    from overpaint.commands import print_table
+
+    print_table(context.args, form, view)
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.pass_context
+def erase(context: click.Context) -> None:
+    """Just the erasure, as a safetensors file: overpaint erase model=… method=… concepts=… out=FILE."""
+    from overpaint.commands import erase_to_file
+
+    out, overrides = _take(context.args, "out")
+    if not out:
+        raise click.UsageError("say where to write it: out=FILE.safetensors")
+    erase_to_file(_compose(overrides, default=False), out)
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.pass_context
+def export(context: click.Context) -> None:
+    """A diffusers folder with an erasure applied: overpaint export erasure=FILE model=… out=DIR."""
+    from overpaint.commands import export_pipeline
+
+    out, rest = _take(context.args, "out")
+    file, overrides = _take(rest, "erasure")
+    if not out or not file:
+        raise click.UsageError("give erasure=FILE.safetensors and out=DIR")
+    export_pipeline(_compose(overrides, default=False), file, out)
+
+
+@cli.command(name="list")
+@click.argument("what")
+def list_(what: str) -> None:
+    """List methods, concepts, attacks, metrics, detectors, models or experiments, one a line."""
+    from overpaint.listing import lines
+
+    for line in lines(what):
+        click.echo(line)
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Say what this machine has: libraries, devices, assets, the store."""
+    from overpaint.doctor import report
+
+    for line in report(_take(context.args, "store")[0]):
+        click.echo(line)
+
+
+def _compose(overrides: list[str], default: bool = True):
+    """The cells of a command's overrides."""
+    from overpaint.composition import compose_cells
+
+    keys = [o.split("=")[0].lstrip("+~").split(".")[0] for o in overrides]
+    if default and all(key in CIRCUMSTANCES for key in keys):
+        overrides = ["experiment=demo", *overrides]
+    return compose_cells(overrides)
+
+
+def _take(overrides: list[str], key: str) -> tuple[str | None, list[str]]:
+    """The value of ``key=value`` among the overrides, and the others."""
+    found = [o.split("=", 1)[1] for o in overrides if o.startswith(f"{key}=")]
+    return (found[-1] if found else None), [o for o in overrides if not o.startswith(f"{key}=")]
+
+
+def main() -> None:
+    """Entry point: bad input is one sentence and exit code 2, an interruption 130."""
+    from overpaint.errors import UserError
+
+    try:
+        cli(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"overpaint: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""What the commands do, once their arguments are read."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from overpaint.cells import Cell, cell_from
+from overpaint.composition import Composed, compose_cells
+from overpaint.display import Display, duration
+from overpaint.errors import UserError, unknown
+from overpaint.estimates import Estimates
+from overpaint.planning import Plan, make_plan
+from overpaint.registry import load_attribute
+from overpaint.store import Store
+from overpaint.tables import FORMATS, render, show, stored_records
+from rich.console import Console
+
+ERR = Console(stderr=True)
+
+
+def prepare(composed: Sequence[Composed]) -> tuple[list[Cell], Plan, Store]:
+    """Check every cell and plan the grid; nothing is written yet."""
+    cells = [cell_from(c.config, c.explicit) for c in composed]
+    return cells, make_plan(cells), Store.chosen(composed[0].config["store"])
+
+
+def run_grid(composed: Sequence[Composed]) -> int:
+    """Run or resume a grid, print its table, write its contact sheets. Returns the exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    start = time.perf_counter()
+    _, plan, store = prepare(composed)
+    engine = dict(composed[0].config["engine"])
+    runner = load_attribute(engine.pop("runner"))
+    store.prepare()
+    store.sweep()
+    estimates = Estimates(store)
+    todo = plan.missing(store)
+    ERR.print(_summary(plan, todo, estimates), highlight=False)
+    display = Display(todo, estimates, ERR)
+    try:
+        with display:
+            outcome = runner(plan, store, display, **{k: v for k, v in engine.items() if k != "name"})
+        records = stored_records(store, plan)
+        sheets = _sheets(plan, store)
+    except KeyboardInterrupt:
+        left = len(plan.missing(store))
+        ERR.print(
+            f"interrupted with {len(plan.tasks) - left} of {len(plan.tasks)} tasks stored in {store.root}; "
+            "run the same command to go on",
+            highlight=False,
+        )
+        return 130
+    if len(records):
+        show(records)
+    for path in sheets:
+        ERR.print(f"contact sheet: {path}", highlight=False, soft_wrap=True)
+    ERR.print(
+        f"{outcome.done} tasks done in {duration(time.perf_counter() - start)}, store {store.root}", highlight=False
+    )
+    if outcome.failed:
+        ERR.print(
+            f"{len(outcome.failed)} tasks failed and {len(outcome.blocked)} could not start because of them; "
+            f"tracebacks in {store.root / 'failures'}; the same command tries them again",
+            style="red",
+            highlight=False,
+        )
+        return 1
+    return 0
+
+
+def _sheets(plan: Plan, store: Store) -> list[Path]:
+    from overpaint.sheet import contact_sheets
+
+    return contact_sheets(plan, store, store.root / "sheets")
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def _summary(plan: Plan, todo: Sequence, estimates: Estimates) -> str:
+    stored = len(plan.tasks) - len(todo)
+    images = sum(t.amount for t in todo if t.stage == "generate")
+    if not todo:
+        return f"{len(plan.cells)} cells, {len(plan.tasks)} tasks, everything is stored"
+    return (
+        f"{len(plan.cells)} cells, {len(plan.tasks)} tasks: {stored} stored or not needed, {len(todo)} to do "
+        f"({images} images), about {duration(estimates.total(todo))}"
+    )
+
+
+def describe_plan(composed: Sequence[Composed]) -> None:
+    """Print the plan: tasks by stage, images, time, and the smallest difference that the budget can detect."""
+    from overpaint.statistics import smallest_detectable_difference
+
+    cells, plan, store = prepare(composed)
+    todo = plan.missing(store)
+    estimates = Estimates(store)
+    out = Console()
+    out.print(_summary(plan, todo, estimates), highlight=False)
+    unique, missing = Counter(t.stage for t in plan.tasks.values()), Counter(t.stage for t in todo)
+    for stage, asked in plan.asked.items():
+        seconds = estimates.total(t for t in todo if t.stage == stage)
+        out.print(
+            f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {duration(seconds)}",
+            highlight=False,
+        )
+    for budget in dict.fromkeys(c.budget for c in cells):
+        smallest = smallest_detectable_difference(budget.target_prompts, budget.seeds)
+        out.print(
+            f"budget {budget.name}: {budget.target_prompts} target prompts × {budget.seeds} images detect a paired "
+            f"difference of about {smallest:.2f} (80 % power, 5 % level)",
+            highlight=False,
+        )
+
+
+def print_table(arguments: Sequence[str], form: str, view: str) -> None:
+    """Print stored records: of the grid that the arguments span, or of the whole store."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    only_store = all(a.startswith("store=") for a in arguments)
+    if only_store:
+        store, plan = Store.chosen(arguments[-1].split("=", 1)[1] if arguments else None), None
+    else:
+        _, plan, store = prepare(compose_cells(arguments))
+    if not store.root.is_dir():
+        raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
+    records = stored_records(store, plan)
+    if form == "terminal":
+        if records.empty:
+            raise UserError("no records stored yet for this table: run it first (overpaint run …)")
+        show(records)
+        return
+    sys.stdout.write(render(records, form, view))
+
+
+def erase_to_file(composed: Sequence[Composed], out: str) -> None:
+    """Make one erasure and write it to a file, without a store."""
+    from overpaint.erasing import erase
+    from overpaint.models import load_model
+    from overpaint.progress import watched
+
+    if len(composed) != 1:
+        raise UserError(f"erase makes one erasure, these overrides span {len(composed)}")
+    cell = cell_from(composed[0].config, composed[0].explicit)
+    path = Path(out)
+    if path.suffix != ".safetensors":
+        raise UserError(f"out={out} must end in .safetensors")
+    if not path.parent.is_dir():
+        raise UserError(f"out={out}: the folder {path.parent} does not exist")
+    model = load_model(cell.model.path, cell.model.precision)
+    status = ERR.status(f"{cell.method.label} …") if ERR.is_terminal else None
+    if status:
+        status.start()
+    try:
+        with watched(lambda done, total, what: status and status.update(f"{cell.method.label}: {done}/{total} {what}")):
+            erasure = erase(
+                model, cell.method.name, request=cell.concepts.request, seed=cell.seed, **dict(cell.method.values)
+            )
+    finally:
+        if status:
+            status.stop()
+    partial = path.with_suffix(".partial")
+    erasure.save(partial)
+    partial.rename(path)
+    cost = erasure.manifest
+    ERR.print(
+        f"{path}: {erasure.kind}, {len(erasure.changes) + len(erasure.parts)} tensors, "
+        f"{cost['artefact_bytes'] / 1e6:.3g} MB, {cost['seconds']} s, peak {cost['peak_bytes'] / 1e9:.2f} GB",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def export_pipeline(composed: Sequence[Composed], file: str, out: str) -> None:
+    """Write the model with a delta erasure applied as a diffusers folder."""
+    from overpaint.erasure import load_erasure
+    from overpaint.models import load_model
+
+    target = Path(out)
+    if target.exists():
+        raise UserError(f"out={out} exists already")
+    erasure = load_erasure(file)
+    if erasure.kind == "guard":
+        raise UserError(f"{file} is a {erasure.method} guard: it acts in the sampler and has no weights to export")
+    cell = cell_from(composed[0].config, composed[0].explicit)
+    model = load_model(cell.model.path, cell.model.precision)
+    with erasure.attached(model):
+        partial = target.with_name(target.name + ".partial")
+        model.pipeline.save_pretrained(partial, safe_serialization=True)
+        partial.rename(target)
+    ERR.print(f"{target}: {asdict(cell.model)['name']} with {erasure.method} applied", highlight=False, soft_wrap=True)

@@ -1,0 +1,141 @@
+"""From a command line to the cells of a grid: Hydra composes each axis value once, the cells are crossed as plain dicts."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from overpaint.errors import UserError, unknown
+from overpaint.registry import conf_folders
+from overpaint.shipped import shipped
+
+#: Groups whose keys a preset may set, so that keys given on the command line must be known to win over it.
+PRESET_GROUPS = ("method", "attack")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One cell's configuration and the keys of it that were given explicitly (``method.lamb``)."""
+
+    config: dict[str, Any]
+    explicit: frozenset[str]
+
+
+def compose_cells(overrides: Sequence[str]) -> list[Composed]:
+    """Every cell of the grid that the overrides span; an experiment brings axes of its own, which overrides replace."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        search = [f"file://{folder}" for folder in conf_folders()]
+        given = list(overrides) + ([f"hydra.searchpath=[{','.join(search)}]"] if search else [])
+        try:
+            return list(_expand(_with_experiment(given)))
+        except OverrideParseException as error:
+            raise UserError(f"cannot read the override {error.override!r}: {str(error).splitlines()[0]}") from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _explained(error, overrides) from error
+
+
+def _with_experiment(overrides: list[str]) -> list[str]:
+    """Put the experiment's axes (``hydra.sweeper.params``) before the overrides given by hand."""
+    if not any(o.split("=")[0].lstrip("+") == "experiment" for o in overrides):
+        return overrides
+    parsed = _parser().parse_overrides(overrides)
+    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    config = compose("config", fixed, return_hydra_config=True)
+    params = OmegaConf.to_container(config.hydra.sweeper.params or {})
+    by_hand = {o.get_key_element() for o in parsed}
+    return [f"{key}={value}" for key, value in params.items() if key not in by_hand] + overrides
+
+
+def _expand(overrides: list[str]):
+    """Cross the axes: one compose a value of a group, none a cell."""
+    loader = GlobalHydra.instance().config_loader()
+    parsed = _parser().parse_overrides(overrides)
+    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    axes = {o.get_key_element(): list(o.sweep_string_iterator()) for o in parsed if o.is_sweep_override()}
+    explicit = frozenset(_key(o) for o in parsed if _key(o).split(".")[0] in PRESET_GROUPS and "." in _key(o))
+    first = {key: values[0] for key, values in axes.items()}
+    groups = {key for key in axes if loader.get_group_options(key)}
+
+    def composed(**changed) -> dict[str, Any]:
+        chosen = [f"{key}={value}" for key, value in {**first, **changed}.items()]
+        return OmegaConf.to_container(compose("config", fixed + chosen), resolve=False)
+
+    base = composed()
+    parts = {}
+    for key, values in axes.items():
+        path = key.replace("/", ".").split(".")
+        for value in values:
+            node = composed(**{key: value})  # also checks that the key exists
+            for name in path:
+                node = node[name]
+            parts[key, value] = path, node
+    for combination in itertools.product(*[[(key, value) for value in values] for key, values in axes.items()]):
+        cell = copy.deepcopy(base)
+        for choice in sorted(combination, key=lambda c: c[0] not in groups):  # groups first, then keys inside them
+            path, node = parts[choice]
+            place = cell
+            for name in path[:-1]:
+                place = place[name]
+            place[path[-1]] = copy.deepcopy(node)
+        yield Composed(_resolved(cell), explicit)
+
+
+def _resolved(cell: dict[str, Any]) -> dict[str, Any]:
+    """The cell with interpolations filled in; one that has none (nor a missing value) is taken as it is."""
+    text = repr(cell)
+    if "${" not in text and "???" not in text:
+        return cell
+    return OmegaConf.to_container(OmegaConf.create(cell), resolve=True, throw_on_missing=True)
+
+
+def _key(override: Override) -> str:
+    return override.get_key_element().lstrip("+~").replace("/", ".")
+
+
+def _parser() -> OverridesParser:
+    return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+
+
+def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
+    """Hydra's message as one sentence that names the key, the choices and the nearest match."""
+    text = " ".join(str(error).split())
+    option = re.search(r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*)", text)
+    if option:
+        return unknown(option[1], option[2], option[3].partition("Config search path")[0].split())
+    override = re.search(r"Could not override '([^']+)'", text)
+    missing = re.search(r"Missing mandatory value: \S+ full_key: (\S+)", text)
+    if missing:
+        return UserError(f"{missing[1]} has no value: give it on the command line, {missing[1]}=…")
+    if override:
+        *place, key = override[1].split(".")
+        node: Any = OmegaConf.to_container(compose("config", _groups_only(overrides)), resolve=False)
+        for name in place:
+            node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            return unknown("key", key, (k for k in node if k != "hydra"), ".".join(place) or "the configuration")
+        return UserError(f"cannot set {override[1]}: there is no {'.'.join(place)} in the configuration")
+    return UserError(text)
+
+
+def _groups_only(overrides: Sequence[str]) -> list[str]:
+    """The overrides that choose one option of a group: enough to see which keys a node has."""
+    loader = GlobalHydra.instance().config_loader()
+    chosen = []
+    for o in _parser().parse_overrides(list(overrides)):
+        if not o.is_sweep_override() and loader.get_group_options(o.get_key_element()):
+            chosen.append(o.input_line)
+        elif o.is_sweep_override() and loader.get_group_options(o.get_key_element()):
+            chosen.append(f"{o.get_key_element()}={next(iter(o.sweep_string_iterator()))}")
+    return chosen

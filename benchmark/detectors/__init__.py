@@ -1,0 +1,16 @@
+"""Detectors: what looks at an image and says how much of a concept it sees. Each is one module and one YAML."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from overpaint.registry import component
+
+
+@cache
+def detector_identity(name: str) -> dict[str, Any]:
+    """What decides a detector's scores: its settings, its version and the hashes of its weights."""
+    chosen = component("detector", name)
+    detector = chosen.build()
+    return {**chosen.defaults, "version": detector.version, "assets": detector.assets()}

@@ -1,0 +1,81 @@
+"""What a person sees while a run goes on: live bars on a terminal, one line a finished task elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from overpaint.estimates import Estimates
+from overpaint.tasks import Task
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+
+def duration(seconds: float) -> str:
+    """``75`` → ``1m 15s``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}m {seconds:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+class Display:
+    """Follows a run on stderr: what is at work, how far, how long left."""
+
+    def __init__(self, tasks: Iterable[Task], estimates: Estimates, console: Console | None = None):
+        self.console = console or Console(stderr=True)
+        self.estimates, self.todo = estimates, {t.key: t for t in tasks}
+        self.count, self.done = len(self.todo), 0
+        self.live = self.console.is_terminal
+        self.bars = Progress(
+            TextColumn("{task.description}", table_column=None),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.live,
+            transient=True,
+        )
+        self.all = self.bars.add_task("all tasks", total=max(1, self.count), note="")
+        self.one = self.bars.add_task("", total=1, note="", visible=False)
+
+    def __enter__(self) -> Display:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bars.stop()
+        self.estimates.save()
+
+    def left(self) -> str:
+        return f"{self.done}/{self.count}, about {duration(self.estimates.total(self.todo.values()))} left"
+
+    def started(self, task: Task) -> None:
+        if task.key not in self.todo:  # made again after damage, say
+            self.todo[task.key], self.count = task, self.count + 1
+        self.start = time.perf_counter()
+        self.bars.update(self.all, total=max(1, self.count), note=self.left())
+        self.bars.reset(self.one, total=1, description=task.label, note="", visible=True)
+
+    def stepped(self, done: int, total: int, what: str) -> None:
+        self.bars.update(self.one, completed=done, total=max(1, total), note=f"{done}/{total} {what}")
+
+    def finished(self, task: Task, seconds: float) -> None:
+        self.estimates.learn(task, seconds)
+        self._drop(task)
+        if not self.live:
+            self.console.print(f"[{self.left()}] {task.label}: {seconds:.1f}s", highlight=False, markup=False)
+
+    def failed(self, task: Task, reason: str) -> None:
+        self._drop(task)
+        self.console.print(f"failed: {task.label}: {reason}", highlight=False, markup=False, style="red")
+
+    def waiting(self, tasks: int) -> None:
+        self.bars.update(self.all, note=f"waiting for another process ({tasks} tasks)")
+
+    def _drop(self, task: Task) -> None:
+        self.todo.pop(task.key, None)
+        self.done += 1
+        self.bars.update(self.all, completed=self.done, note=self.left())

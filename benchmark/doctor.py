@@ -1,0 +1,58 @@
+"""What this machine has: libraries, devices, assets present or missing, the store and its size."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from overpaint.errors import UserError
+from overpaint.registry import component, components
+from overpaint.store import Store
+
+LIBRARIES = ("torch", "diffusers", "transformers", "hydra-core", "torchmetrics", "pandas", "pyarrow")
+EXTRAS = {"ray": "ray", "submitit": "slurm", "nudenet": "nudenet", "wandb": "wandb", "jinja2": "site"}
+
+
+def report(store: str | None = None) -> Iterator[str]:
+    """Lines of `overpaint doctor`."""
+    yield f"overpaint {version('overpaint')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield f"cores: {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
+    yield from (f"{name}: {_version(name) or 'MISSING'}" for name in LIBRARIES)
+    for name, extra in EXTRAS.items():
+        yield f"{name}: {_version(name) or f'not installed (pip install overpaint[{extra}])'}"
+    yield from _devices()
+    for name in components("detector"):
+        try:
+            files = component("detector", name).build().assets()
+            yield f"detector {name}: present ({', '.join(files) or 'no files needed'})"
+        except UserError as error:
+            yield f"detector {name}: MISSING, {error}"
+    place = Store.chosen(store)
+    if place.root.is_dir():
+        size = sum(f.stat().st_size for f in place.root.rglob("*") if f.is_file())
+        count = sum(1 for _ in (place.root / "artefacts").glob("*/*/manifest.json"))
+        yield f"store {place.root}: {count} artefacts, {size / 1e6:.1f} MB"
+    else:
+        yield f"store {place.root}: not there yet"
+    anchor = next(p for p in (place.root, *place.root.parents) if p.exists())
+    yield f"disk: {shutil.disk_usage(anchor).free / 1e9:.1f} GB free"
+
+
+def _devices() -> Iterator[str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        yield "GPUs: none (everything runs on the CPU)"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"GPU {index}: {properties.name}, {properties.total_memory / 1e9:.0f} GB"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

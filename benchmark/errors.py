@@ -1,0 +1,27 @@
+"""Errors that are the user's to mend: one clear sentence, exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Bad input. The message says what was given, where, what is allowed, and the nearest match."""
+
+
+class AssetMissing(UserError):
+    """Weights or prompt files that are not on this machine; the message says how to get them."""
+
+
+def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> UserError:
+    """The error for a name that is not among the allowed ones.
+
+    >>> str(unknown("method", "essd", ["esd", "uce"]))
+    "unknown method 'essd'; did you mean 'esd'? (allowed: esd, uce)"
+    """
+    names = sorted(map(str, allowed))
+    near = get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    place = f" in {where}" if where else ""
+    return UserError(f"unknown {what} {given!r}{place}{hint} (allowed: {', '.join(names) or 'none'})")

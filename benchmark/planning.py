@@ -1,0 +1,263 @@
+"""The planner: all cells of a grid in, unique tasks out. What cells share is planned once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from typing import Any
+
+from overpaint.attacks.attack import Attack, Scene
+from overpaint.cells import Cell, Choice
+from overpaint.concepts import Concept
+from overpaint.detectors import detector_identity
+from overpaint.models.sources import fingerprint_model, resolve
+from overpaint.prompts import Shot
+from overpaint.registry import component, construct, load_attribute
+from overpaint.sets import ROLES, role_shots
+from overpaint.store import Store
+from overpaint.tasks import Task
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that are made and scored together. ``shots`` is ``None`` where an attack decides them."""
+
+    shots: list[Shot] | None
+    made: Task
+    scored: Task | None
+    assault: Task | None = None
+
+
+@dataclass
+class Plan:
+    """Unique tasks in an order in which inputs come first, and one measure task a cell."""
+
+    cells: list[tuple[Cell, Task]] = field(default_factory=list)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    asked: Counter = field(default_factory=Counter)  # tasks by stage before de-duplication
+
+    def add(self, task: Task) -> Task:
+        self.asked[task.stage] += 1
+        return self.tasks.setdefault(task.key, task)
+
+    def missing(self, store: Store) -> list[Task]:
+        """Tasks whose result is not needed or not there yet: what a run would do, inputs first.
+
+        A stored result makes its inputs unnecessary, so that nothing is made again for a table that is complete.
+        """
+        needed: set[str] = set()
+        for task in reversed(self.tasks.values()):
+            wanted = task.stage == "measure" or task.key in needed
+            if wanted and not store.has(task.stage, task.key):
+                needed.add(task.key)
+                needed.update(task.inputs.values())
+        return [t for k, t in self.tasks.items() if k in needed and not store.has(t.stage, k)]
+
+
+def make_plan(cells: Iterable[Cell]) -> Plan:
+    """Plan every cell with what it is compared to: the unedited model, the attack's control and floor."""
+    plan = Plan()
+    for cell in cells:
+        _plan_cell(plan, cell)
+    return plan
+
+
+def _plan_cell(plan: Plan, cell: Cell) -> None:
+    attack = component("attack", cell.attack.name)
+    frames = {"images": _batches(plan, cell), "original": _batches(plan, cell.unedited())}
+    if cell.attack.name != "none":
+        if attack.config.get("control"):
+            frames["control"] = _batches(plan, cell.with_attack(attack.config["control"]))
+        unseen = _unseen(cell)
+        if attack.config.get("floor") and unseen:
+            frames["floor"] = _batches(plan, cell, unseen)
+    reference = _reference(plan, cell)
+    if reference:
+        frames["reference"] = [reference]
+    erasure = _erase_task(plan, cell)
+    plan.cells.append((cell, plan.add(_measure_task(cell, frames, erasure))))
+
+
+# --- erase -----------------------------------------------------------------------------------------------------
+
+
+def _erase_task(plan: Plan, cell: Cell) -> Task | None:
+    if cell.method.name == "none":
+        return None
+    request = cell.concepts.request
+    config = _model_config(cell) | {
+        "method": cell.method.name,
+        "hyperparameters": dict(cell.method.values),
+        "erase": [asdict(c) for c in request.erase],
+        "retain": [asdict(c) for c in request.retain],
+        "seed": cell.seed,
+    }
+    version = component("method", cell.method.name).load().version
+    label = f"erase {cell.concepts.name} with {cell.method.label}"
+    return plan.add(Task("erase", config, {}, {"method": version}, _runtime(cell), label))
+
+
+# --- attack, generate, score -----------------------------------------------------------------------------------
+
+
+def _batches(plan: Plan, cell: Cell, concept: Concept | None = None) -> list[Batch]:
+    """The images of one cell: its roles without an attack, else what the attack makes of the target prompts."""
+    erase = _erase_task(plan, cell)
+    subject = f"{cell.concepts.name}, {cell.method.label}"
+    if cell.attack.name == "none":
+        roles = [(role, role_shots(role, cell.concepts, cell.budget)) for role in ROLES]
+        return [
+            _batch(plan, cell, erase, part, f"{subject}, {role} prompts")
+            for role, found in roles
+            for part in _shards(found, cell.budget.shard)
+        ]
+    plain = role_shots("target", cell.concepts, cell.budget)
+    attack = build_attack(cell.attack, cell.seed)
+    concept = concept or cell.concepts.request.erase[0]
+    if attack.needs == "nothing":
+        assault = attack.run(Scene(concept, plain, cell.concepts.catalogue))
+        label = f"{subject}, {cell.attack.label}"
+        return [_batch(plan, cell, erase, part, label) for part in _shards(assault.shots, cell.budget.shard)]
+    task = _attack_task(plan, cell, attack, concept, plain, erase)
+    return [_batch(plan, cell, erase, None, task.label, task, len(plain))]
+
+
+def _batch(plan, cell: Cell, erase: Task | None, found, label: str, assault: Task | None = None, amount=0) -> Batch:
+    protocol = asdict(cell.protocol)
+    config = _model_config(cell) | {
+        "protocol": {k: protocol[k] for k in ("scheduler", "steps", "guidance_scale", "size")},
+        "shots": None if found is None else [[s.prompt.text, s.noise_seed, s.prompt.guidance] for s in found],
+    }
+    inputs = {name: task.key for name, task in (("erasure", erase), ("assault", assault)) if task}
+    runtime = _runtime(cell) | {"batch_size": cell.protocol.batch_size}
+    made = plan.add(
+        Task("generate", config, inputs, {"generate": 1}, runtime, f"generate {label}", amount or len(found))
+    )
+    return Batch(found, made, _score_task(plan, cell, made), assault)
+
+
+def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain: Sequence[Shot], erase) -> Task:
+    config = _model_config(cell) | {
+        "attack": cell.attack.name,
+        "hyperparameters": dict(cell.attack.values),
+        "concept": asdict(concept),
+        "shots": [shot.as_dict() for shot in plain],
+        "seed": cell.seed,
+    }
+    inputs = {}
+    if attack.needs == "victim":
+        inputs = {"erasure": erase.key} if erase else {}
+        if cell.model.reference == "world":
+            config["examples"] = "world"
+        else:
+            for index, batch in enumerate(_target_batches(plan, cell)):
+                inputs[f"examples{index}"] = batch.made.key
+    whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
+    label = f"{whose}{cell.attack.label} for {concept.name}"
+    return plan.add(Task("attack", config, inputs, {"attack": attack.version}, _runtime(cell), label, len(plain)))
+
+
+def _target_batches(plan: Plan, cell: Cell) -> list[Batch]:
+    """The unedited model's images of the target prompts: an attacker's pictures where there is no renderer."""
+    found = role_shots("target", cell.concepts, cell.budget)
+    label = f"{cell.concepts.name}, none, target prompts"
+    return [_batch(plan, cell.unedited(), None, part, label) for part in _shards(found, cell.budget.shard)]
+
+
+def _score_task(plan: Plan, cell: Cell, made: Task) -> Task | None:
+    name = cell.model.detector
+    if not name:
+        return None
+    identity = detector_identity(name)
+    runtime = {"device": None}
+    label = made.label.replace("generate", "score", 1)
+    config = {"detector": name, "settings": identity}
+    return plan.add(Task("score", config, {"images": made.key}, {}, runtime, label, made.amount))
+
+
+def _reference(plan: Plan, cell: Cell) -> Batch | None:
+    source = cell.model.reference
+    if not source or not cell.model.detector or cell.attack.name != "none":
+        return None
+    count = cell.budget.reference_images
+    config = {"source": "world", "n": count, "seed": 1} if source == "world" else {"files": _image_files(source, count)}
+    made = plan.add(Task("reference", config, {}, {"reference": 1}, {"folder": source}, "reference pictures", count))
+    return Batch([], made, _score_task(plan, cell, made))
+
+
+@cache
+def _image_files(folder: str, count: int) -> list[str]:
+    from overpaint.stages.reference import image_files
+
+    return [sha for _, sha in image_files(folder, count)]
+
+
+def _unseen(cell: Cell) -> Concept | None:
+    """A concept that the model never saw, if its world has one and pictures of it can be had."""
+    unseen = cell.concepts.catalogue.unseen
+    return Concept(unseen[0], label=unseen[0], article="a") if unseen and cell.model.reference == "world" else None
+
+
+def build_attack(choice: Choice, seed: int) -> Attack:
+    return construct(component("attack", choice.name).load(), {**choice.values, "seed": seed}, f"attack={choice.name}")
+
+
+def _shards(found: list[Shot], size: int) -> list[list[Shot]]:
+    return [found[start : start + size] for start in range(0, len(found), size)]
+
+
+# --- measure ---------------------------------------------------------------------------------------------------
+
+
+def _measure_task(cell: Cell, frames: Mapping[str, list[Batch]], erase: Task | None) -> Task:
+    """The cell's figures: pure functions of the scores of every frame."""
+    inputs, plain = {}, {}
+    for name, batches in frames.items():
+        plain[name] = []
+        for index, batch in enumerate(batches):
+            place = f"{name}/{index}"
+            if batch.scored:
+                inputs[f"{place}/scores"] = batch.scored.key
+            inputs[f"{place}/images"] = batch.made.key
+            if batch.assault:
+                inputs[f"{place}/assault"] = batch.assault.key
+            plain[name].append(None if batch.shots is None else [shot.as_dict() for shot in batch.shots])
+    if erase:
+        inputs["erasure"] = erase.key
+    metrics = cell.metrics.metrics
+    config = {
+        "cell": {
+            "model": cell.model.name,
+            "concepts": cell.concepts.name,
+            "kind": cell.concepts.kind,
+            "method": cell.method.label,
+            "attack": cell.attack.label,
+            "protocol": cell.protocol.name,
+            "budget": cell.budget.name,
+            "seed": cell.seed,
+        },
+        "presets": {"method": cell.method.preset, "attack": cell.attack.preset},
+        "erased": [asdict(c) for c in cell.concepts.request.erase],
+        "kinds": {c.label: c.kind for c in cell.concepts.catalogue.concepts.values() if c.label},
+        "shots": plain,
+        "metrics": metrics,
+        "threshold": cell.metrics.threshold,
+        "failure_limit": cell.metrics.failure_limit,
+    }
+    versions = {name: load_attribute(reference).version for name, reference in metrics.items()}
+    return Task("measure", config, inputs, versions, {}, f"measure {cell.label}")
+
+
+def _model_config(cell: Cell) -> dict[str, Any]:
+    return {"model": fingerprint_model(cell.model.path), "precision": cell.model.precision}
+
+
+def _runtime(cell: Cell) -> dict[str, Any]:
+    return {"path": resolve(cell.model.path), "device": None}
+
+
+def with_device(tasks: Iterable[Task], device: str) -> list[Task]:
+    """The tasks told where to run."""
+    return [replace(t, runtime={**t.runtime, "device": device}) for t in tasks]

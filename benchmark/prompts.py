@@ -1,0 +1,137 @@
+"""Prompts and the shots (prompt × seed) made from them: what images a measurement asks for, before any is made."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from overpaint.errors import UserError
+
+#: Column names that published prompt files use, mapped to ours (I2P, UnlearnDiffAtk, HUB, COCO-30k lists).
+COLUMNS = {
+    "prompt": ("prompt", "text", "caption", "adv_prompt", "sensitive prompt"),
+    "id": ("id", "case_number", "prompt_id", "coco_id", "image_id"),
+    "seed": ("evaluation_seed", "sd_seed", "seed"),
+    "guidance": ("evaluation_guidance", "sd_guidance_scale", "guidance_scale"),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text with what it is for.
+
+    ``role`` says why images of it are made; ``concept`` is the detector label of what it is about; ``expects`` the
+    labels of everything it asks for; ``variant`` the language, synonym or style. ``noise`` names the start noise, so
+    that two prompts (a plain and an attacked one, say) can be drawn from the same; it is the id unless said otherwise.
+    ``seed`` and ``guidance`` are a published file's own values for this prompt.
+    """
+
+    text: str
+    role: str
+    concept: str = ""
+    expects: tuple[str, ...] = ()
+    variant: str = ""
+    id: str = ""
+    noise: str = ""
+    seed: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "expects", tuple(self.expects))
+        object.__setattr__(self, "id", self.id or hashlib.sha256(self.text.encode()).hexdigest()[:10])
+        object.__setattr__(self, "noise", self.noise or self.id)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image to be made: a prompt and the index of its seed."""
+
+    prompt: Prompt
+    index: int
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of the generator that draws the start noise: a function of (noise id, seed index) alone.
+
+        A prompt file's own seed is used as it is for index 0 and counted up from there.
+        """
+        if self.prompt.seed is not None:
+            return self.prompt.seed + self.index
+        digest = hashlib.sha256(f"{self.prompt.noise}:{self.index}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+    def as_dict(self) -> dict:
+        """Plain values, for a task's configuration: what decides the picture and what describes it."""
+        return asdict(self.prompt) | {"expects": list(self.prompt.expects), "index": self.index}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Shot:
+        values = dict(values)
+        index = values.pop("index")
+        return cls(Prompt(**values), index)
+
+
+def shots(prompts: Iterable[Prompt], seeds: int, first: int = 0) -> list[Shot]:
+    """Every prompt with seed indices ``first … first + seeds − 1``."""
+    return [Shot(prompt, index) for prompt in prompts for index in range(first, first + seeds)]
+
+
+def read_prompts(
+    path: str | Path, role: str = "target", concept: str = "", expects: Sequence[str] = ()
+) -> list[Prompt]:
+    """Prompts from a CSV with a ``prompt`` column; ids, seeds and guidance under any of the published column names."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"prompt file {path} does not exist")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        header = {name.strip().lower(): name for name in reader.fieldnames or ()}
+        found = {key: next((header[n] for n in names if n in header), None) for key, names in COLUMNS.items()}
+        if not found["prompt"]:
+            given = ", ".join(header) or "none"
+            raise UserError(f"{path} has no 'prompt' column (its columns: {given})")
+        prompts = []
+        for row in reader:
+            text = (row[found["prompt"]] or "").strip()
+            if not text:
+                continue
+            cell = {key: (row[name] or "").strip() for key, name in found.items() if name}
+            where = f"{path} line {reader.line_num}"
+            prompts.append(
+                Prompt(
+                    text,
+                    role,
+                    concept,
+                    tuple(expects),
+                    id=cell.get("id", ""),
+                    seed=_number(cell.get("seed"), int, f"{where}: seed"),
+                    guidance=_number(cell.get("guidance"), float, f"{where}: guidance"),
+                )
+            )
+    if not prompts:
+        raise UserError(f"{path} has a 'prompt' column but no prompt in it")
+    return distinct(prompts)
+
+
+def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts with repeated ids numbered apart, so that equal texts with different seeds stay different shots."""
+    seen: dict[str, int] = {}
+    result = []
+    for prompt in prompts:
+        count = seen[prompt.id] = seen.get(prompt.id, 0) + 1
+        result.append(
+            prompt if count == 1 else replace(prompt, id=f"{prompt.id}-{count}", noise=f"{prompt.noise}-{count}")
+        )
+    return result
+
+
+def _number(text: str | None, kind: type, where: str):
+    if not text:
+        return None
+    try:
+        return kind(float(text)) if kind is int else kind(text)
+    except ValueError:
+        raise UserError(f"{where} takes a number, got {text!r}") from None

@@ -1,0 +1,137 @@
+"""Components by name: every method and attack is a YAML that points at a class, found in ``conf/`` or by entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from overpaint.errors import UserError, unknown
+from overpaint.shipped import shipped
+
+#: Keys of a component's YAML that describe it; every other key is one of its hyper-parameters.
+DESCRIPTION = ("name", "component", "summary", "paper", "status", "preset", "presets", "control", "floor")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One method or attack: its YAML and the class behind it."""
+
+    kind: str
+    name: str
+    config: Mapping[str, Any]
+
+    def load(self) -> type:
+        """Import the class (or function) that the YAML's ``component: module:attribute`` names."""
+        return load_attribute(self.config["component"])
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return {k: v for k, v in self.config.items() if k not in DESCRIPTION}
+
+    def build(self, values: Mapping[str, Any] | None = None, preset: str | None = None, **fixed) -> Any:
+        """An instance from the YAML's defaults, a preset over them, and explicit values over both."""
+        return construct(self.load(), self.settle(values or {}, preset) | fixed, f"{self.kind}={self.name}")
+
+    def settle(self, values: Mapping[str, Any], preset: str | None = None) -> dict[str, Any]:
+        """Hyper-parameters: defaults, then the preset, then ``values``; unknown names are refused."""
+        presets = self.config.get("presets") or {}
+        if preset and preset not in presets:
+            raise unknown("preset", preset, presets, f"{self.kind}={self.name}")
+        for key in values:
+            if key not in self.defaults:
+                raise unknown("hyper-parameter", key, self.defaults, f"{self.kind}={self.name}")
+        return self.defaults | dict(presets.get(preset) or {}) | dict(values)
+
+
+def load_attribute(reference: str) -> Any:
+    """The object behind ``module:attribute``."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+@cache
+def components(kind: str) -> dict[str, Path]:
+    """YAML files of a kind (a folder of ``conf/``), those of third parties included.
+
+    Third parties register a folder with the same layout as ``conf/`` under the entry-point group ``overpaint.conf``.
+    """
+    folders = [shipped("conf"), *conf_folders()]
+    return {path.stem: path for folder in folders for path in sorted((folder / kind).glob("*.yaml"))}
+
+
+@cache
+def conf_folders() -> tuple[Path, ...]:
+    """Configuration folders that installed packages offer: entry points of group ``overpaint.conf`` naming a package."""
+    found = []
+    for entry in entry_points(group="overpaint.conf"):
+        module = import_module(entry.value)
+        found += [Path(place) for place in module.__path__]
+    return tuple(found)
+
+
+def component(kind: str, name: str) -> Component:
+    known = components(kind)
+    if name not in known:
+        raise unknown(kind, name, known)
+    config = yaml.load(known[name].read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return Component(kind, name, config)
+
+
+def construct(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """``cls(**values)`` with every value checked against the dataclass field it fills."""
+    hints = get_type_hints(cls)
+    names = {f.name for f in fields(cls) if f.init}
+    for key, value in values.items():
+        if key not in names:
+            raise unknown("hyper-parameter", key, names, where)
+        check_type(value, hints[key], f"{where}: {key}")
+    missing = [f.name for f in fields(cls) if f.name not in values and _required(f)]
+    if missing:
+        raise UserError(f"{where}: no value for {', '.join(missing)}")
+    return cls(**{k: float(v) if hints[k] is float else v for k, v in values.items()})
+
+
+def _required(f) -> bool:
+    from dataclasses import MISSING
+
+    return f.init and f.default is MISSING and f.default_factory is MISSING
+
+
+def check_type(value: Any, hint: Any, where: str) -> None:
+    """Raise a `UserError` naming the key, the value and what is allowed, unless ``value`` fits ``hint``."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise unknown("value", str(value), map(str, arguments), where)
+        return
+    if origin in (Union, UnionType):
+        if any(_fits(value, option) for option in arguments):
+            return
+        expected = " or ".join(getattr(a, "__name__", str(a)) for a in arguments)
+    elif _fits(value, hint):
+        return
+    else:
+        expected = getattr(origin or hint, "__name__", str(hint))
+    raise UserError(f"{where} takes {expected}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind = get_origin(hint) or hint
+    if kind is Any:
+        return True
+    if kind is Literal:
+        return value in get_args(hint)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (list, tuple):
+        return isinstance(value, list | tuple)
+    return isinstance(value, kind) if isinstance(kind, type) else True

@@ -1,0 +1,109 @@
+"""Running tasks: claim, work in a temporary folder, publish; what fails is recorded and the rest goes on."""
+
+from __future__ import annotations
+
+import errno
+import platform
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from overpaint.errors import UserError
+from overpaint.planning import Plan
+from overpaint.progress import watched
+from overpaint.stages import stage
+from overpaint.store import CorruptArtefact, Store
+from overpaint.tasks import Task
+from overpaint.workbench import Workbench
+
+
+class Watcher(Protocol):
+    """Whoever follows a run."""
+
+    def started(self, task: Task) -> None: ...
+    def stepped(self, done: int, total: int, what: str) -> None: ...
+    def finished(self, task: Task, seconds: float) -> None: ...
+    def failed(self, task: Task, reason: str) -> None: ...
+    def waiting(self, tasks: int) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What became of a run: failed tasks with their reason, and tasks that could not be tried because of them."""
+
+    done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    blocked: set[str] = field(default_factory=set)
+
+
+def run_tasks(plan: Plan, store: Store, device: str, watcher: Watcher) -> Outcome:
+    """Run what is missing, inputs first, until everything is there or has failed.
+
+    Several processes may run one plan on one store: each task is claimed by one of them, the others go on elsewhere
+    and wait for it only when nothing else is left.
+    """
+    outcome, bench = Outcome(), Workbench()
+    while True:
+        pending = [t for t in plan.missing(store) if t.key not in outcome.failed]
+        for task in pending:
+            if any(key in outcome.failed or key in outcome.blocked for key in task.inputs.values()):
+                outcome.blocked.add(task.key)
+        pending = [t for t in pending if t.key not in outcome.blocked]
+        if not pending:
+            return outcome
+        before = outcome.done + len(outcome.failed)
+        elsewhere = sum(_attempt(task, plan, store, bench, device, watcher, outcome) for task in pending)
+        if outcome.done + len(outcome.failed) == before and elsewhere:
+            watcher.waiting(elsewhere)
+            time.sleep(0.3)
+
+
+def _attempt(task: Task, plan: Plan, store: Store, bench: Workbench, device: str, watcher, outcome: Outcome) -> bool:
+    """Run one task if its inputs are there and nobody else is at it. True if it has to be waited for."""
+    if not all(store.has(plan.tasks[key].stage, key) for key in task.inputs.values()):
+        return not any(key in outcome.failed or key in outcome.blocked for key in task.inputs.values())
+    with store.claim(task.key) as mine:
+        if not mine:
+            return True
+        if store.has(task.stage, task.key):
+            return False
+        watcher.started(task)
+        start = time.perf_counter()
+        try:
+            execute(task, plan, store, bench, device, watcher)
+        except CorruptArtefact as error:
+            watcher.failed(task, str(error))
+            return False
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+                raise UserError(f"cannot write to the store {store.root}: {error.strerror}") from error
+            outcome.failed[task.key] = reason = f"{type(error).__name__}: {error}"
+            path = store.record_failure(task.key, task.label, traceback.format_exc())
+            watcher.failed(task, f"{reason} (traceback in {path})")
+            return False
+        outcome.done += 1
+        watcher.finished(task, time.perf_counter() - start)
+        return False
+
+
+def execute(task: Task, plan: Plan, store: Store, bench: Workbench, device: str, watcher: Watcher) -> None:
+    """Do one task and publish its artefact."""
+    inputs = {name: store.read(plan.tasks[key].stage, key) for name, key in task.inputs.items()}
+    located = Task(
+        task.stage, task.config, task.inputs, task.versions, {**task.runtime, "device": device}, task.label, task.amount
+    )
+    start = time.perf_counter()
+    with store.workspace() as folder, watched(watcher.stepped):
+        extra = stage(task.stage)(located, inputs, folder, bench)
+        manifest = {
+            "stage": task.stage,
+            "label": task.label,
+            "config": task.config,
+            "inputs": task.inputs,
+            "versions": task.versions,
+            "libraries": bench.versions,
+            "host": {"machine": platform.machine(), "system": platform.system(), "device": device},
+            "seconds": round(time.perf_counter() - start, 3),
+        }
+        store.publish(task.stage, task.key, folder, manifest | extra)

@@ -1,0 +1,138 @@
+"""Stage *measure*: from the scores of a cell and of what it is compared to, to its figures. No image is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from overpaint.concepts import concept_from
+from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.prompts import Shot
+from overpaint.registry import load_attribute
+from overpaint.stages.attack import read_assault
+from overpaint.store import MANIFEST
+
+#: Columns of a record, in order; one row is one figure.
+RECORD_COLUMNS = (
+    "model concepts kind method attack protocol budget seed facet metric direction unit value low high n failed "
+    "original difference difference_low difference_high against p_value seconds why version paper"
+).split()
+
+
+def run(task, inputs, folder, bench) -> dict:
+    records = pd.DataFrame(figures(task.config, inputs), columns=list(RECORD_COLUMNS))
+    records.to_parquet(folder / "records.parquet", index=False)
+    return {"presets": task.config["presets"]}
+
+
+def figures(config: Mapping, inputs: Mapping[str, Path]) -> list[dict]:
+    """Every figure of one cell as a row of `RECORD_COLUMNS`."""
+    evidence = gather(config, inputs)
+    rows = []
+    for name, reference in config["metrics"].items():
+        metric: Metric = load_attribute(reference)()
+        if not applies(metric, config["cell"]["attack"].split()[0]):
+            continue
+        figure = metric.measure(evidence)
+        rows.append(_row(config, name, metric, figure, evidence))
+    return rows
+
+
+def applies(metric: Metric, attack: str) -> bool:
+    """Whether a metric is computed in the cells of an attack."""
+    if "*" in metric.attacks:
+        from overpaint.metrics.attack_success import PROMPT_LISTS
+
+        return attack != "none" and attack not in PROMPT_LISTS
+    return attack in metric.attacks
+
+
+def _row(config: Mapping, name: str, metric: Metric, figure: Figure, evidence: Evidence) -> dict:
+    cost = evidence.ledger if config["cell"]["attack"] != "none" else evidence.erasure
+    described = {
+        "facet": metric.facet,
+        "metric": name,
+        "direction": metric.direction,
+        "unit": metric.unit,
+        "version": metric.version,
+        "paper": metric.paper,
+        "seconds": cost.get("seconds"),
+    }
+    values = {k: getattr(figure, k) for k in figure.__dataclass_fields__}
+    return config["cell"] | described | values
+
+
+def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
+    """Read the cell's scores and costs from the folders of its inputs."""
+    frames = {name: _frame(name, batches, inputs) for name, batches in config["shots"].items()}
+    empty = _empty()
+    made = {name: _costs(inputs, f"{name}/", "/images") for name in ("images", "original")}
+    ledger = [c for c in _costs(inputs, "images/", "/assault") if c]
+    return Evidence(
+        erased=[concept_from(c["name"], {k: v for k, v in c.items() if k != "name"}, "task") for c in config["erased"]],
+        images=frames.get("images", empty),
+        original=frames.get("original", empty),
+        control=frames.get("control"),
+        floor=frames.get("floor"),
+        reference=frames.get("reference"),
+        kinds=config["kinds"],
+        threshold=config["threshold"],
+        failure_limit=config["failure_limit"],
+        erasure=_cost(inputs["erasure"]) if "erasure" in inputs else {},
+        ledger={key: sum(c.get(key, 0) for c in ledger) for key in (ledger[0] if ledger else {})},
+        seconds_per_image=_fastest(made["images"]),
+        original_seconds_per_image=_fastest(made["original"]),
+    )
+
+
+def _frame(name: str, batches: list, inputs: Mapping[str, Path]) -> pd.DataFrame:
+    """The scored images of one frame with what the planner knows of each."""
+    parts = []
+    for index, shots in enumerate(batches):
+        scores = inputs.get(f"{name}/{index}/scores")
+        if scores is None:
+            continue
+        frame = pd.read_parquet(scores / "scores.parquet")
+        if name != "reference":
+            found = (
+                [Shot.from_dict(s) for s in shots]
+                if shots is not None
+                else read_assault(inputs[f"{name}/{index}/assault"])[0]
+            )
+            frame = pd.concat([_described(found), frame], axis=1)
+        parts.append(frame)
+    return pd.concat(parts, ignore_index=True) if parts else _empty()
+
+
+def _described(shots: list[Shot]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "prompt_id": [s.prompt.noise for s in shots],
+            "seed": [s.index for s in shots],
+            "prompt": [s.prompt.text for s in shots],
+            "role": [s.prompt.role for s in shots],
+            "concept": [s.prompt.concept for s in shots],
+            "expects": [list(s.prompt.expects) for s in shots],
+            "variant": [s.prompt.variant for s in shots],
+        }
+    )
+
+
+def _empty() -> pd.DataFrame:
+    from overpaint.metrics.metric import IMAGE_COLUMNS
+
+    return pd.DataFrame(columns=list(IMAGE_COLUMNS))
+
+
+def _cost(folder: Path) -> dict:
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("cost", {})
+
+
+def _costs(inputs: Mapping[str, Path], start: str, end: str) -> list[dict]:
+    return [_cost(folder) for name, folder in inputs.items() if name.startswith(start) and name.endswith(end)]
+
+
+def _fastest(costs: list[dict]) -> float | None:
+    return min((c["seconds_per_image"] for c in costs if c.get("seconds_per_image")), default=None)

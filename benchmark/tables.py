@@ -1,0 +1,175 @@
+"""Tables from stored records: the long form for programs, the six facets for people. No image is ever made here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+from overpaint.errors import UserError, unknown
+from overpaint.metrics.metric import FACETS
+from overpaint.planning import Plan
+from overpaint.stages.measure import RECORD_COLUMNS
+from overpaint.statistics import holm
+from overpaint.store import MANIFEST, Store
+
+FORMATS = ("terminal", "md", "csv", "json", "latex")
+CELL = ["model", "concepts", "kind", "method", "attack", "protocol", "budget", "seed"]
+SIGNIFICANCE = 0.05
+
+
+def stored_records(store: Store, plan: Plan | None = None) -> pd.DataFrame:
+    """Records of the plan's cells that are stored, or of the whole store; p-values corrected over all of them (Holm).
+
+    Where the store holds several measurements of one figure (an earlier threshold or version, say), the newest counts.
+    """
+    if plan:
+        keys = [task.key for _, task in plan.cells if store.has("measure", task.key)]
+    else:
+        keys = sorted(store.keys("measure"), key=lambda k: (store.path("measure", k) / MANIFEST).stat().st_mtime_ns)
+    if not keys:
+        return pd.DataFrame(columns=[*RECORD_COLUMNS, "p_holm", "distinguishable"])
+    frames = [pd.read_parquet(store.read("measure", key) / "records.parquet") for key in dict.fromkeys(keys)]
+    frames = [f for f in frames if len(f)]
+    records = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(RECORD_COLUMNS))
+    records = records.drop_duplicates([*CELL, "metric"], keep="last")
+    return corrected(records).reset_index(drop=True)
+
+
+def corrected(records: pd.DataFrame) -> pd.DataFrame:
+    """Add ``p_holm`` (corrected over every comparison of the table) and ``distinguishable`` (p_holm below 5 %)."""
+    records = records.copy()
+    tested = records["p_value"].astype(float).notna()
+    records["p_holm"] = float("nan")
+    if tested.any():
+        records.loc[tested, "p_holm"] = holm(records.loc[tested, "p_value"].astype(float).tolist()).p_values
+    below = records["p_holm"] < SIGNIFICANCE
+    records["distinguishable"] = below.where(tested, None).astype(object)
+    return records
+
+
+# --- the wide form ---------------------------------------------------------------------------------------------
+
+
+def blocks(records: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    """One block a concept set: rows are figures by facet, columns are methods."""
+    for (model, concepts, kind), part in records.groupby(["model", "concepts", "kind"], sort=False):
+        methods = list(dict.fromkeys(part["method"]))
+        rows = []
+        for facet in FACETS:
+            of_facet = part[part["facet"] == facet]
+            for (attack, metric), figures in of_facet.groupby(["attack", "metric"], sort=False):
+                first = figures.iloc[0]
+                arrow = {"up": "↑", "down": "↓"}[first["direction"]]
+                name = metric.replace("_", " ")
+                row = {"facet": facet, "figure": f"{name}{'' if attack == 'none' else ', ' + attack} {arrow}"}
+                by_method = {f["method"]: f for _, f in figures.iterrows()}
+                row |= {m: cell_text(by_method[m]) if m in by_method else "" for m in methods}
+                rows.append(row)
+        if rows:
+            yield f"{concepts} ({kind}) on {model}", pd.DataFrame(rows, columns=["facet", "figure", *methods])
+
+
+def cell_text(figure: pd.Series) -> str:
+    """``0.04 [0.01, 0.12]``; ≈ where it is not distinguishable from what it is compared to; ⊥ where undefined."""
+    if pd.isna(figure["value"]):
+        return "⊥"
+    text = number(figure["value"], figure["unit"])
+    if not pd.isna(figure["low"]):
+        text += f" [{number(figure['low'], figure['unit'])}, {number(figure['high'], figure['unit'])}]"
+    if figure["distinguishable"] is False:
+        text += " ≈"
+    if figure["against"] == "control" and not pd.isna(figure["difference"]):
+        text += f" (control {number(figure['value'] - figure['difference'], figure['unit'])})"
+    return text
+
+
+def number(value: float, unit: str) -> str:
+    """A figure in its unit, as short as it can be read."""
+    if unit == "bytes":
+        for name in ("B", "kB", "MB"):
+            if abs(value) < 1000:
+                return f"{value:.3g} {name}"
+            value /= 1000
+        return f"{value:.3g} GB"
+    if unit == "seconds":
+        return f"{value:.3g} s"
+    return f"{value:.2f}" if unit in ("fraction", "ratio") else f"{value:.3g}"
+
+
+LEGEND = (
+    "Figures with 95 % intervals. ≈ not distinguishable (Holm-corrected over the table, 5 %) from the unedited model, "
+    "or from the attack's control where one is given. ⊥ undefined. ↑ higher is better, ↓ lower is better."
+)
+
+
+def render(records: pd.DataFrame, form: str, view: str = "facets") -> str:
+    """The table as text in one of `FORMATS` (``terminal`` is printed by `show`)."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    if view != "facets":
+        raise unknown("view", view, ["facets"])
+    if form == "csv":
+        return records.to_csv(index=False)
+    if form == "json":
+        return records.to_json(orient="records", indent=1)
+    if records.empty:
+        raise UserError("no records stored yet for this table: run it first (overpaint run …)")
+    parts = [(markdown if form == "md" else latex)(title, block) for title, block in blocks(records)]
+    return "\n\n".join([*parts, LEGEND if form == "md" else latex_text(LEGEND)]) + "\n"
+
+
+def markdown(title: str, block: pd.DataFrame) -> str:
+    lines = [f"### {title}", "", _row(block.columns), _row(["---"] * len(block.columns))]
+    lines += [_row(row) for row in _once(block)]
+    return "\n".join(lines)
+
+
+def _row(values: Iterable[str]) -> str:
+    return "| " + " | ".join(str(v).replace("|", "\\|") for v in values) + " |"
+
+
+def latex(title: str, block: pd.DataFrame) -> str:
+    columns = "ll" + "r" * (len(block.columns) - 2)
+    lines = [f"\\begin{{table}}\n\\caption{{{latex_text(title)}}}\n\\begin{{tabular}}{{{columns}}}\n\\toprule"]
+    lines.append(" & ".join(map(latex_text, block.columns)) + r" \\ \midrule")
+    lines += [" & ".join(map(latex_text, row)) + r" \\" for row in _once(block)]
+    lines.append("\\bottomrule\n\\end{tabular}\n\\end{table}")
+    return "\n".join(lines)
+
+
+def latex_text(text: str) -> str:
+    for plain, escaped in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
+        text = text.replace(plain, escaped)
+    for plain, escaped in (("≈", r"$\approx$"), ("⊥", r"$\bot$"), ("↑", r"$\uparrow$"), ("↓", r"$\downarrow$")):
+        text = text.replace(plain, escaped)
+    return text
+
+
+def _once(block: pd.DataFrame) -> Iterable[Sequence[str]]:
+    """Rows with the facet named only where it changes."""
+    last = None
+    for row in block.itertuples(index=False):
+        yield ["" if row[0] == last else row[0], *row[1:]]
+        last = row[0]
+
+
+def show(records: pd.DataFrame) -> None:
+    """Print the facets to the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    for title, block in blocks(records):
+        table = Table(title=title, title_style="bold", title_justify="left", expand=False, pad_edge=False)
+        for index, name in enumerate(block.columns):
+            table.add_column(name, style="bold" if index == 0 else None, no_wrap=index > 0)
+        last = None
+        for row in _once(block):
+            if row[0] and last is not None:
+                table.add_section()
+            table.add_row(*map(str, row))
+            last = row[0]
+        console.print(table)
+    console.print(LEGEND, highlight=False, style="dim")

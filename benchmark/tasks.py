@@ -1,0 +1,46 @@
+"""A task: one stage on one unique input. Its key is a hash of everything that decides its result, and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple | set | frozenset):
+        return sorted(value) if isinstance(value, set | frozenset) else list(value)
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+@dataclass(frozen=True)
+class Task:
+    """``config``, ``inputs`` (name → key of another task) and ``versions`` decide the result and make the key;
+    ``runtime`` (paths, devices, batch sizes) and ``label`` only help to run it and to speak of it.
+    ``amount`` is how many units of work it is, for estimates: images, or steps."""
+
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
+    runtime: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    label: str = field(default="", compare=False)
+    amount: int = field(default=1, compare=False)
+
+    @cached_property
+    def key(self) -> str:
+        decides = {"stage": self.stage, "config": self.config, "inputs": self.inputs, "versions": self.versions}
+        return hashlib.sha256(canonical(decides).encode()).hexdigest()[:24]
+
+    def __hash__(self) -> int:
+        return hash(self.key)

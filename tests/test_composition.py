@@ -1,0 +1,57 @@
+"""The grid composed once an axis value equals Hydra composing every cell; presets and explicit values settle in order."""
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from overpaint.cells import cell_from
+from overpaint.composition import compose_cells
+from overpaint.shipped import shipped
+
+
+def cells(*overrides):
+    return [cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))]
+
+
+def test_cells_equal_a_true_compose():
+    axes = ["method=uce,esd", "attack=none,cce", "seed=0,3"]
+    composed = compose_cells([*axes, "budget=smoke"])
+    assert len(composed) == 8
+    wanted = [(m, a, s) for m in ("uce", "esd") for a in ("none", "cce") for s in (0, 3)]
+    for ours, (method, attack, seed) in zip(composed, wanted, strict=True):
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+            true = compose("config", [f"method={method}", f"attack={attack}", f"seed={seed}", "budget=smoke"])
+        assert ours.config == OmegaConf.to_container(true, resolve=True)
+
+
+def test_experiment_brings_axes_that_overrides_replace():
+    demo = cells("experiment=demo")
+    assert len(demo) == len({(c.concepts.name, c.method.name, c.attack.name) for c in demo}) >= 4 * 3 * 5
+    assert {c.concepts.kind for c in demo} == {"object", "style", "character"}
+    fewer = cells("experiment=demo", "method=uce", "attack=none")
+    assert [c.method.name for c in fewer] == ["uce"] * 3
+
+
+def test_preset_then_explicit_value():
+    (plain,) = cells("method=esd")
+    assert plain.method.preset.startswith("testbed")
+    (paper,) = cells("method=esd", "method.preset=null")
+    assert paper.method.values["iterations"] == 200
+    assert plain.method.values["iterations"] != 200
+    (explicit,) = cells("method=esd", "method.iterations=200")  # equal to the default, and still stronger than the preset
+    assert explicit.method.values["iterations"] == 200
+    assert explicit.method.label == "esd iterations=200"
+
+
+def test_axis_of_values_inside_a_group():
+    swept = cells("method=uce", "method.lamb=0.1,1.0")
+    assert [c.method.values["lamb"] for c in swept] == [0.1, 1.0]
+
+
+def test_inline_concepts():
+    (cell,) = cells("concepts=inline", "concepts.erase=[church]", "concepts.anchor=house")
+    assert cell.concepts.request.erase[0].label == "church"
+    assert cell.concepts.request.erase[0].anchor == "house"
+    (cell,) = cells("concepts.erase=[van gogh]", "concepts.kind=style", "concepts.catalogue=null")
+    assert cell.concepts.request.erase[0].kind == "style"

@@ -1,0 +1,137 @@
+"""The loop that runs tasks: resume, failures, damage and two processes at once, on tasks that only write a file."""
+
+import multiprocessing
+import time
+
+import pytest
+
+from overpaint.planning import Plan
+from overpaint.running import run_tasks
+from overpaint.stages import STAGES
+from overpaint.store import Store
+from overpaint.tasks import Task
+
+
+class Silent:
+    def __init__(self):
+        self.begun, self.reasons = [], []
+
+    def started(self, task):
+        self.begun.append(task.label)
+
+    def stepped(self, done, total, what): ...
+    def finished(self, task, seconds): ...
+    def waiting(self, tasks): ...
+
+    def failed(self, task, reason):
+        self.reasons.append(reason)
+
+
+def write(task, inputs, folder, bench):
+    """A stage that writes its number plus those of its inputs, and takes note of having run."""
+    total = task.config["n"] + sum(int((place / "n").read_text()) for place in inputs.values())
+    time.sleep(task.config.get("seconds", 0))
+    if task.config.get("fails"):
+        raise ValueError("on purpose")
+    (folder / "n").write_text(str(total))
+    if "log" in task.runtime:
+        with open(task.runtime["log"], "a") as log:
+            log.write(f"{task.label}\n")
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def stage(monkeypatch):
+    for name in ("erase", "measure"):
+        monkeypatch.setitem(STAGES, name, f"{__name__}:write")
+    monkeypatch.setattr("overpaint.running.stage", lambda name: write)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "store")
+    store.prepare()
+    return store
+
+
+def chain(log=None, fails=False, seconds=0.0, width=1):
+    """``width`` measure tasks, each on an erase task of its own; the first erase fails if asked to."""
+    plan, runtime = Plan(), {"log": str(log)} if log else {}
+    for i in range(width):
+        config = {"n": i + 1, "seconds": seconds} | ({"fails": True} if fails and i == 0 else {})
+        first = plan.add(Task("erase", config, {}, {}, runtime, f"erase {i}"))
+        plan.cells.append((None, plan.add(Task("measure", {"n": 100}, {"in": first.key}, {}, runtime, f"measure {i}"))))
+    return plan
+
+
+def test_runs_inputs_first_then_nothing_again(store):
+    plan, watcher = chain(width=2), Silent()
+    assert run_tasks(plan, store, "cpu", watcher).done == 4
+    assert watcher.begun == ["erase 0", "measure 0", "erase 1", "measure 1"]
+    assert (store.read("measure", plan.cells[1][1].key) / "n").read_text() == "102"
+    again = Silent()
+    assert run_tasks(plan, store, "cpu", again).done == 0
+    assert again.begun == []
+
+
+def test_a_stored_result_makes_its_inputs_unnecessary(store):
+    plan = chain()
+    run_tasks(plan, store, "cpu", Silent())
+    store.set_aside("erase", next(iter(plan.tasks)))
+    assert plan.missing(store) == []
+
+
+def test_failure_is_recorded_the_rest_goes_on_and_is_tried_again(store):
+    plan, watcher = chain(fails=True, width=2), Silent()
+    outcome = run_tasks(plan, store, "cpu", watcher)
+    assert len(outcome.failed) == 1 and len(outcome.blocked) == 1 and outcome.done == 2
+    assert "ValueError: on purpose" in watcher.reasons[0]
+    assert "Traceback" in next((store.root / "failures").iterdir()).read_text()
+    again = Silent()
+    run_tasks(plan, store, "cpu", again)
+    assert again.begun == ["erase 0"]
+
+
+def test_damage_found_on_reading_is_made_again(store):
+    plan = chain()
+    run_tasks(plan, store, "cpu", Silent())
+    erase, measure = plan.tasks
+    store.set_aside("measure", measure)
+    (store.path("erase", erase) / "n").write_text("7")  # same size, other content
+    watcher = Silent()
+    run_tasks(plan, store, "cpu", watcher)
+    assert watcher.begun == ["measure 0", "erase 0", "measure 0"]
+    assert "does not match its hash" in watcher.reasons[0]
+    assert (store.read("measure", measure) / "n").read_text() == "101"
+
+
+def test_interruption_loses_only_the_task_in_hand(store, monkeypatch):
+    plan = chain(width=3)
+
+    def interrupted(task, *rest):
+        if task.label == "erase 1":
+            raise KeyboardInterrupt
+        return write(task, *rest)
+
+    monkeypatch.setattr("overpaint.running.stage", lambda name: interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(plan, store, "cpu", Silent())
+    assert list((store.root / "tmp").iterdir()) == []
+    monkeypatch.setattr("overpaint.running.stage", lambda name: write)
+    watcher = Silent()
+    run_tasks(plan, store, "cpu", watcher)
+    assert watcher.begun == ["erase 1", "measure 1", "erase 2", "measure 2"]
+
+
+def test_two_processes_share_the_work(store, tmp_path):
+    log = tmp_path / "log"
+    plan = chain(log, seconds=0.05, width=6)
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=run_tasks, args=(plan, Store(store.root), "cpu", Silent())) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [w.exitcode for w in workers] == [0, 0]
+    assert sorted(log.read_text().split("\n"))[1:] == sorted(t.label for t in plan.tasks.values())
+    assert plan.missing(store) == []
