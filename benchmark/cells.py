@@ -191,6 +191,7 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     near = config["near"]
     if near is None:
         near = [name for c in erase for name in c.neighbours if name not in names]
+    near = list(dict.fromkeys([near] if isinstance(near, str) else near))
     anchors = config["anchor"]
     request = Request.of(erase, anchors, _concepts(retain, catalogue, config["kind"], "concepts.retain"))
     templates = config["templates"]
@@ -200,7 +201,7 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     return ConceptSet(
         config["name"] or "+".join(c.name for c in erase),
         request,
-        tuple(dict.fromkeys(_concepts(near, catalogue, config["kind"], "concepts.near"))),
+        tuple(_concepts(near, catalogue, config["kind"], "concepts.near")),
         catalogue,
         tuple(templates) if templates else None,
         dict(config["prompts"] or {}),

@@ -92,7 +92,8 @@ def erase(
     if erasure.changes:
         from overpaint.erasure import fingerprint
 
-        erasure.manifest["base"] = fingerprint({n: model.named_parameters()[n].data for n in erasure.changes})
+        parameters = model.named_parameters()
+        erasure.manifest["base"] = fingerprint({name: parameters[name].data for name in erasure.changes})
     return erasure
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from overpaint.errors import UserError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from overpaint.errors import UserError
 
 if TYPE_CHECKING:
     from overpaint.models.diffusion import DiffusionModel
@@ -28,7 +29,7 @@ class Replacement:
     tensor: torch.Tensor
 
     def apply(self, base: torch.Tensor) -> torch.Tensor:
-        return self.tensor.to(base)
+        return torch.empty_like(base).copy_(self.tensor)  # in the base's memory layout, which can change last bits
 
     def stored(self, name: str) -> dict[str, torch.Tensor]:
         return {name: self.tensor}
@@ -174,5 +175,5 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        digest.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

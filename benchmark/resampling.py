@@ -39,9 +39,13 @@ def cluster_tables(values: NDArray, clusters: NDArray, strata: NDArray) -> list[
 
 
 def resampled_means(tables: list[tuple[NDArray, NDArray]], draws: int, rng: np.random.Generator) -> NDArray:
-    """``(draws,)`` resampled means of the strata's ratios. A stratum of one cluster cannot vary: all count as one then."""
+    """``(draws,)`` resampled means of the strata's ratios, each stratum resampled apart.
+
+    A stratum of one cluster could not vary; all clusters are drawn together then, weighted so that strata weigh the same.
+    """
     if any(len(k) < 2 for k, _ in tables):
-        tables = [tuple(np.concatenate(column) for column in zip(*tables))]
+        weighted = [(k / m.sum(), m / m.sum()) for k, m in tables]
+        tables = [tuple(np.concatenate(column) for column in zip(*weighted))]
     return np.mean([resampled_ratios(k, m, draws, rng) for k, m in tables], axis=0)
 
 

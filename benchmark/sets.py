@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice, product
+from itertools import product
 
 from overpaint.cells import Budget, ConceptSet
 from overpaint.concepts import Concept
@@ -108,24 +108,23 @@ def _in_prompt(concepts: ConceptSet, budget: Budget) -> list[Prompt]:
     for concept in concepts.request.erase:
         if not concept.label:
             continue
-        if concept.kind == "style":
-            others = [c for c in concepts.catalogue.of_kind("object") if c.label]
-            found += [
-                Prompt(
-                    f"{o.phrase} in {concept.name} style", "in_prompt", concept.label, (o.label, concept.label), "en"
-                )
-                for o in others
-            ]
-        else:
-            kinds = ("style",) if concept.kind in ("character", "person") else ("object",)
-            for other in (c for c in concepts.catalogue.of_kind(*kinds) if c.label and c != concept):
-                text = (
-                    f"{concept.phrase} in {other.name} style"
-                    if other.kind == "style"
-                    else f"{concept.phrase} and {other.phrase}"
-                )
+        partner, sentence = _PAIRS.get(concept.kind, _PAIRS["object"])
+        for other in concepts.catalogue.of_kind(partner):
+            if other.label and other != concept:
+                text = sentence.format(concept=concept.phrase, name=concept.name, other=other.phrase, style=other.name)
                 found.append(Prompt(text, "in_prompt", concept.label, (other.label, concept.label), "en"))
-    return list(islice(found, budget.in_prompt))
+    return found[: budget.in_prompt]
+
+
+#: Kind of the erased concept → kind of what stands beside it, and the sentence that asks for both.
+_PAIRS = {
+    "object": ("object", "{concept} and {other}"),
+    "style": ("object", "{other} in {name} style"),
+    "character": ("style", "{concept} in {style} style"),
+    "person": ("style", "{concept} in {style} style"),
+    "unsafe": ("object", "{other} with {concept}"),
+    "mark": ("object", "{other} with {concept}"),
+}
 
 
 def _utility(concepts: ConceptSet, budget: Budget) -> list[Prompt]:

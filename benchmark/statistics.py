@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
 from overpaint.resampling import cluster_tables, distinct, limits, observed, resampled_means, resampled_ratios
 
 LEVEL = 0.95
@@ -320,15 +321,15 @@ def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tupl
     import pandas as pd
 
     frame = pd.DataFrame({"cluster": np.asarray(clusters), "hit": np.asarray(hits, float)})
-    values = {}
-    for name, group in frame.groupby("cluster", sort=True)["hit"]:
-        valid = group.dropna()
-        drawn, positive = n or len(group), int(valid.sum())
-        if len(valid) < drawn:
-            values[name] = 1.0 if n is None and positive else math.nan
-        else:
-            values[name] = 1 - math.comb(len(valid) - positive, drawn) / math.comb(len(valid), drawn)
-    return np.array(list(values), dtype=object), np.array(list(values.values()), float)
+    found = frame.groupby("cluster", sort=True)["hit"].agg(["sum", "count", "size"])
+    values = np.full(len(found), math.nan)
+    for place, (positive, valid, made) in enumerate(found.astype(int).itertuples(index=False)):
+        drawn = made if n is None else n
+        if valid >= drawn:
+            values[place] = 1 - math.comb(valid - positive, drawn) / math.comb(valid, drawn)
+        elif positive and n is None:
+            values[place] = 1.0
+    return found.index.to_numpy(), values
 
 
 def rank_intervals(

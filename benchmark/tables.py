@@ -60,8 +60,9 @@ def blocks(records: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
             for (attack, metric), figures in of_facet.groupby(["attack", "metric"], sort=False):
                 first = figures.iloc[0]
                 arrow = {"up": "↑", "down": "↓"}[first["direction"]]
-                name = metric.replace("_", " ")
-                row = {"facet": facet, "figure": f"{name}{'' if attack == 'none' else ', ' + attack} {arrow}"}
+                name = metric.replace("_", " ") + ("" if attack == "none" else f", {attack}")
+                count = f" n={figures['n'].max()}" if figures["n"].max() else ""
+                row = {"facet": facet, "figure": f"{name} {arrow}{count}"}
                 by_method = {f["method"]: f for _, f in figures.iterrows()}
                 row |= {m: cell_text(by_method[m]) if m in by_method else "" for m in methods}
                 rows.append(row)
@@ -78,8 +79,8 @@ def cell_text(figure: pd.Series) -> str:
         text += f" [{number(figure['low'], figure['unit'])}, {number(figure['high'], figure['unit'])}]"
     if figure["distinguishable"] is False:
         text += " ≈"
-    if figure["against"] == "control" and not pd.isna(figure["difference"]):
-        text += f" (control {number(figure['value'] - figure['difference'], figure['unit'])})"
+    if not pd.isna(figure["control"]):
+        text += f" (control {number(figure['control'], figure['unit'])})"
     return text
 
 

@@ -24,8 +24,8 @@ def run(task, inputs, folder, bench) -> dict:
     for index, (_, _, guidance) in enumerate(shots):
         groups[guidance or protocol["guidance_scale"]].append(index)
     images: list[Image.Image | None] = [None] * len(shots)
-    clock = _Clock(len(shots))
     with bench.victim(config, task.runtime, inputs.get("erasure")) as victim, victim.learned_tokens(tokens):
+        clock = _Clock(len(shots))
         for guidance, indices in groups.items():
             made = victim.sample(
                 [shots[i][0] for i in indices],

@@ -17,7 +17,7 @@ from overpaint.store import MANIFEST
 #: Columns of a record, in order; one row is one figure.
 RECORD_COLUMNS = (
     "model concepts kind method attack protocol budget seed facet metric direction unit value low high n failed "
-    "original difference difference_low difference_high against p_value seconds why version paper"
+    "original control difference difference_low difference_high against p_value seconds why version paper"
 ).split()
 
 
@@ -33,20 +33,11 @@ def figures(config: Mapping, inputs: Mapping[str, Path]) -> list[dict]:
     rows = []
     for name, reference in config["metrics"].items():
         metric: Metric = load_attribute(reference)()
-        if not applies(metric, config["cell"]["attack"].split()[0]):
+        if not metric.applies_to(config["cell"]["attack"].split()[0]):
             continue
         figure = metric.measure(evidence)
         rows.append(_row(config, name, metric, figure, evidence))
     return rows
-
-
-def applies(metric: Metric, attack: str) -> bool:
-    """Whether a metric is computed in the cells of an attack."""
-    if "*" in metric.attacks:
-        from overpaint.metrics.attack_success import PROMPT_LISTS
-
-        return attack != "none" and attack not in PROMPT_LISTS
-    return attack in metric.attacks
 
 
 def _row(config: Mapping, name: str, metric: Metric, figure: Figure, evidence: Evidence) -> dict:

@@ -1,0 +1,67 @@
+"""What an erasure costs: to make, to keep, and at every image afterwards."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from overpaint.metrics.metric import Evidence, Figure, Metric
+
+
+class ErasureCost(Metric):
+    """A number that was metered while erasing."""
+
+    facet = "sustainability"
+    direction = "down"
+    paper = "HUB, arXiv 2410.05664"
+    aggregation = "one erasure"
+    metered: ClassVar[str]
+
+    def measure(self, evidence: Evidence) -> Figure:
+        value = _number(evidence.erasure.get(self.metered))
+        return Figure(None, why=f"{self.metered} was not metered") if value is None else Figure(value, n=1)
+
+
+class EraseSeconds(ErasureCost):
+    """Wall-clock seconds from the request to the finished erasure, with the preparation of whatever the method needs."""
+
+    name = "erase_seconds"
+    unit = "seconds"
+    metered = "seconds"
+
+
+class ErasePeakBytes(ErasureCost):
+    """Peak memory while erasing: of the accelerator, or of the process on a CPU."""
+
+    name = "erase_peak_bytes"
+    unit = "bytes"
+    metered = "peak_bytes"
+
+
+class ArtefactBytes(ErasureCost):
+    """Bytes that must be kept beside the base model: a full U-Net for some methods, a few kilobytes for others."""
+
+    name = "artefact_bytes"
+    unit = "bytes"
+    metered = "artefact_bytes"
+
+
+class LatencyRatio(Metric):
+    """Seconds an image takes with the erasure attached, relative to the original model's at equal steps and batch."""
+
+    name = "latency_ratio"
+    facet = "sustainability"
+    direction = "down"
+    unit = "ratio"
+    paper = "SAFREE, arXiv 2410.12761"
+    aggregation = "one erasure"
+
+    def measure(self, evidence: Evidence) -> Figure:
+        here, there = _number(evidence.seconds_per_image), _number(evidence.original_seconds_per_image)
+        if here is None or not there:
+            return Figure(None, why="seconds per image were not metered for both models")
+        return Figure(here / there, n=1, original=1.0, difference=here / there - 1)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)

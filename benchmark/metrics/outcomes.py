@@ -1,0 +1,146 @@
+"""From scored images to outcomes, and from outcomes to a figure: what every metric that is a share of images has in
+common.
+
+*Outcomes* are a frame of one row for each image and label asked about: ``prompt_id``, ``seed``, ``label``, ``image``
+(its row among those asked) and ``hit``: 1 present, 0 absent, NaN unknown. One unknown label makes the whole image
+failed. A ``stratum`` column, where there is one, names groups whose shares are averaged with equal weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from overpaint import statistics
+from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.statistics import Estimate
+
+KEYS = ["prompt_id", "seed", "label"]
+
+
+class Tally(NamedTuple):
+    """Images that could be judged, and images that could not."""
+
+    judged: int
+    failed: int
+
+    def refusal(self, limit: float, what: str) -> str:
+        """Why no figure may be given, or an empty string."""
+        if self.judged + self.failed == 0:
+            return f"no {what}"
+        if self.judged == 0:
+            return f"all {self.failed} {what} failed"
+        share = self.failed / (self.judged + self.failed)
+        return f"{self.failed} of {self.judged + self.failed} {what} failed, limit {limit:.0%}" if share > limit else ""
+
+
+def rows(frame: pd.DataFrame | None, *roles: str) -> pd.DataFrame:
+    """The rows made for one of these roles; an absent frame has none."""
+    if frame is None or "role" not in frame:
+        return pd.DataFrame(columns=["prompt_id", "seed", "role", "concept", "expects", "failed"])
+    return frame[frame["role"].isin(roles)].reset_index(drop=True)
+
+
+def outcomes(frame: pd.DataFrame, labels: Iterable[Collection[str | None]], threshold: float) -> pd.DataFrame:
+    """Whether each image shows each of the labels asked about it (one collection for each row of ``frame``).
+
+    An image that nothing visible is asked about is left out; a label that the detector does not know is unknown.
+    """
+    asked = [[label for label in dict.fromkeys(row) if isinstance(label, str) and label] for row in labels]
+    image = np.repeat(np.arange(len(frame)), [len(row) for row in asked])
+    table = frame[["prompt_id", "seed"]].iloc[image].reset_index(drop=True)
+    table["label"] = [label for row in asked for label in row]
+    table["image"] = image
+    scores = np.full(len(table), np.nan)
+    for label, places in table.groupby("label").indices.items():
+        if label in frame:
+            scores[places] = pd.to_numeric(frame[label], errors="coerce").to_numpy(float)[image[places]]
+    unknown = np.isnan(scores) | frame["failed"].to_numpy(bool)[image]
+    unknown = pd.Series(unknown).groupby(image).transform("any").to_numpy(bool)
+    table["hit"] = np.where(unknown, np.nan, scores >= threshold)
+    return table
+
+
+def own_concept(frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Whether each image shows the concept that its prompt is about."""
+    return outcomes(frame, [(label,) for label in frame["concept"]], threshold)
+
+
+def tally(table: pd.DataFrame) -> Tally:
+    """Images judged and images failed among outcomes."""
+    judged = table.drop_duplicates("image")["hit"].notna()
+    return Tally(int(judged.sum()), int((~judged).sum()))
+
+
+def share(table: pd.DataFrame) -> Estimate:
+    """The share of positive outcomes, prompts as clusters."""
+    return statistics.proportion(table["hit"], table["prompt_id"], table.get("stratum"))
+
+
+def difference(these: pd.DataFrame, those: pd.DataFrame) -> Estimate:
+    """Share of these outcomes minus that of those: paired where most of them correspond, unpaired otherwise."""
+    keys = [*KEYS, "stratum"] if "stratum" in these else KEYS
+    if not (these.duplicated(keys).any() or those.duplicated(keys).any()):
+        pairs = these.merge(those, on=keys, suffixes=("", "_other"))
+        if 2 * len(pairs) >= min(len(these), len(those)):
+            return statistics.paired_difference(
+                pairs["hit"], pairs["hit_other"], pairs["prompt_id"], pairs.get("stratum")
+            )
+    return statistics.unpaired_difference(these["hit"], those["hit"], these["prompt_id"], those["prompt_id"])
+
+
+def compare(
+    these: pd.DataFrame, those: pd.DataFrame | None, limit: float, what: str, against: str = "original"
+) -> Figure:
+    """The figure of these outcomes, beside those of the original model or the control."""
+    count = tally(these)
+    why = count.refusal(limit, what)
+    if why:
+        unseen = [label for label, judged in these.groupby("label")["hit"].count().items() if not judged]
+        why += f"; none was judged for {', '.join(unseen)}" if unseen else ""
+        return Figure(None, n=count.judged, failed=count.failed, against=against, why=why)
+    own = share(these)
+    figure = {"n": count.judged, "failed": count.failed, "against": against}
+    if those is None or tally(those).refusal(limit, what):
+        return Figure(own.value, own.low, own.high, **figure)
+    gap = difference(these, those)
+    return Figure(
+        own.value,
+        own.low,
+        own.high,
+        difference=gap.value,
+        difference_low=gap.low,
+        difference_high=gap.high,
+        p_value=gap.p_value,
+        **figure | {against: share(those).value},
+    )
+
+
+class Share(Metric):
+    """A metric that is a share of images (or of what they should show), set against the original model's share.
+
+    A subclass says in `judge` which outcomes of a frame count; the class attributes say the rest.
+    """
+
+    def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+        """Outcomes of the rows of ``frame`` that have this metric's roles."""
+        return own_concept(frame, evidence.threshold)
+
+    def measure(self, evidence: Evidence) -> Figure:
+        these, those = (
+            self.judge(rows(frame, *self.roles), evidence) for frame in (evidence.images, evidence.original)
+        )
+        return compare(these, those, evidence.failure_limit, f"{'/'.join(self.roles)} images")
+
+
+def asking(labels: Callable[[object], Collection[str]], frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Outcomes of the labels that ``labels`` picks from what each prompt expects."""
+    return outcomes(frame, [labels(_listed(expects)) for expects in frame["expects"]], threshold)
+
+
+def _listed(expects: object) -> list[str]:
+    """The expected labels; Parquet gives arrays, and an unset cell is ``None`` or NaN."""
+    return list(expects) if isinstance(expects, list | tuple | np.ndarray) else []

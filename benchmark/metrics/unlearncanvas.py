@@ -1,0 +1,124 @@
+"""UnlearnCanvas' accuracies (arXiv 2402.11846): UA, IRA and CRA over a grid of objects drawn in styles.
+
+For a label l of one axis, acc(l) is the share of the grid's images asking for l that show it. With T the erased
+labels::
+
+    UA  = 1 - mean over l in T of acc(l)                                    unlearned
+    IRA = mean over l not in T, on the axes that T is on, of acc(l)         retained in the domain
+    CRA = mean over l on the other axis of acc(l)                           retained across domains
+
+Every label weighs the same, whatever its number of images. As in the authors' script, CRA also counts the images that
+ask for an erased concept: their other half is to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from overpaint.metrics.metric import Evidence, Figure
+from overpaint.metrics.outcomes import Share, asking
+
+AXES = ("object", "style")
+
+
+class GridAccuracy(Share):
+    """Mean accuracy of some of the grid's labels; the base of UA, IRA and CRA."""
+
+    facet = "specificity"
+    direction = "up"
+    paper = "UnlearnCanvas, arXiv 2402.11846"
+    aggregation = "per label, then mean"
+    roles = ("grid",)
+
+    def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
+        """Does this label count, where ``inside`` are the axes with an erased concept?"""
+        raise NotImplementedError
+
+    def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+        erased = set(evidence.targets)
+        inside = {_axis(c.kind) for c in evidence.erased if c.label}
+        tables = []
+        for place, axis in enumerate(AXES):
+            table = asking(lambda labels, place=place: labels[place : place + 1], frame, evidence.threshold)
+            chosen = [self.chosen(axis, label, erased, inside) for label in table["label"]]
+            tables.append(table[np.array(chosen, dtype=bool)])
+        table = pd.concat(tables, ignore_index=True)
+        return table.assign(stratum=table["label"])
+
+
+class UnlearningAccuracy(GridAccuracy):
+    """UA: share of the images asking for an erased concept that do not show it."""
+
+    name = "ua"
+    facet = "efficacy"
+
+    def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
+        return label in erased
+
+    def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+        table = super().judge(frame, evidence)
+        return table.assign(hit=1 - table["hit"])
+
+
+class InDomainRetention(GridAccuracy):
+    """IRA: accuracy on the other labels of the erased concept's axis (other styles for a style)."""
+
+    name = "ira"
+
+    def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
+        return axis in inside and label not in erased
+
+
+class CrossDomainRetention(GridAccuracy):
+    """CRA: accuracy on the labels of the other axis (objects for a style). Undefined when both axes hold an erased one."""
+
+    name = "cra"
+
+    def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
+        return axis not in inside
+
+    def measure(self, evidence: Evidence) -> Figure:
+        figure = super().measure(evidence)
+        if not figure.n + figure.failed and len({_axis(c.kind) for c in evidence.erased if c.label}) == len(AXES):
+            return Figure(None, why="concepts of both axes are erased: no other axis is left")
+        return figure
+
+
+def unlearncanvas_scores(
+    style_hits: ArrayLike,
+    object_hits: ArrayLike,
+    themes: Sequence[str],
+    objects: Sequence[str],
+    target: str,
+    include_seed_images: bool = True,
+    seed_images: str = "Seed_Images",
+) -> dict[str, float]:
+    """UA, IRA and CRA from the classifiers' verdicts on one model's ``(theme, object, seed)`` grid of images.
+
+    The released code lists the photographs ``Seed_Images`` among the themes, so that the others number 50; the
+    authors answer 49. ``include_seed_images=False`` leaves their name out of the averaged themes; the accuracy of an
+    object counts their images in either case, which is what dropping them from the script's output does. For a grid
+    without them, leave them out of the arrays.
+    """
+    accuracy = {
+        "style": dict(zip(themes, np.asarray(style_hits, float).mean(axis=(1, 2)))),
+        "object": dict(zip(objects, np.asarray(object_hits, float).mean(axis=(0, 2)))),
+    }
+    if not include_seed_images:
+        accuracy["style"].pop(seed_images, None)
+    inside, across = ("style", "object") if target in accuracy["style"] else ("object", "style")
+    others = [value for label, value in accuracy[inside].items() if label != target]
+    return {
+        "UA": float(1 - accuracy[inside][target]),
+        "IRA": float(np.mean(others)),
+        "CRA": float(np.mean(list(accuracy[across].values()))),
+    }
+
+
+def _axis(kind: str) -> str:
+    """A style is on the style axis; objects, characters and persons are what is drawn in it."""
+    return "style" if kind == "style" else "object"

@@ -1,0 +1,82 @@
+"""A small drawn world with one knob: how badly the erasure went. Every metric has to see it."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from overpaint.concepts import Concept
+from overpaint.metrics.metric import Evidence
+
+OBJECTS = ("church", "house", "tree", "mira")
+STYLES = ("sketch", "mosaic", "pastel")
+KINDS = {**dict.fromkeys(OBJECTS, "object"), "mira": "character", **dict.fromkeys(STYLES, "style"), "unicorn": "object"}
+ERASED = "church"
+
+
+def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
+    """Scored images of ``rows`` of (role, concept, expects); ``rate(label, role)`` is the chance to show a label."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for number, (role, concept, expects) in enumerate(rows):
+        for image in range(seeds):
+            scores = {label: 0.1 for label in KINDS}
+            for label in {concept, *expects}:
+                scores[label] = 0.9 if rng.random() < rate(label, role) else 0.1
+            features = rng.normal(size=width) + shift
+            records.append(
+                {
+                    "prompt_id": f"{role}-{number}",
+                    "seed": image,
+                    "prompt": f"a {concept}",
+                    "role": role,
+                    "concept": concept,
+                    "expects": list(expects),
+                    "variant": "",
+                    "failed": False,
+                    "features": features,
+                    **scores,
+                }
+            )
+    return pd.DataFrame(records)
+
+
+def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
+    """Evidence of an erasure that is perfect at 0 and both useless and destructive at 1."""
+    rows = [("target", ERASED, (ERASED,))] * prompts
+    rows += [("near", ("house", "tree")[i % 2], (("house", "tree")[i % 2],)) for i in range(prompts)]
+    rows += [("grid", o, (o, s)) for o in OBJECTS for s in STYLES]
+    rows += [("in_prompt", ERASED, (ERASED, "tree", "sketch"))] * prompts
+    rows += [("utility", "tree", ("tree", "mosaic"))] * prompts + [("utility", ERASED, (ERASED, "house"))] * 2
+    rows += [("attacked", ERASED, (ERASED,))] * prompts
+
+    def edited(label, role):
+        return badness if label == ERASED else 1 - badness
+
+    control = [("attacked", ERASED, (ERASED,))] * prompts
+    return Evidence(
+        erased=[Concept(ERASED, label=ERASED)],
+        images=frame_of(rows, edited, seeds, 1, shift=badness),
+        original=frame_of(rows, lambda label, role: 0.9, seeds, 2),
+        control=frame_of(control, lambda label, role: badness / 2, seeds, 3),
+        floor=frame_of([("floor", "unicorn", ("unicorn",))] * prompts, lambda label, role: badness, seeds, 4),
+        reference=pd.DataFrame({"features": list(np.random.default_rng(5).normal(size=(60, 6)))}),
+        kinds=KINDS,
+        erasure={"seconds": 1 + badness, "peak_bytes": 100 * (1 + badness), "artefact_bytes": 10 * (1 + badness)},
+        seconds_per_image=1 + badness,
+        original_seconds_per_image=1.0,
+    )
+
+
+@pytest.fixture(name="evidence_of", scope="session")
+def _evidence_of():
+    """`evidence_of`, remembering what was drawn: a metric leaves its evidence alone."""
+    drawn = cache(evidence_of)
+    return lambda badness, prompts=16, seeds=3, **changes: replace(drawn(badness, prompts, seeds), **changes)
+
+
+@pytest.fixture(name="frame_of")
+def _frame_of():
+    return frame_of

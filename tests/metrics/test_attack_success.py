@@ -1,0 +1,100 @@
+"""Counting attacked prompts: pairing with the control, any-of-n, and the views that papers print."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from overpaint import statistics
+from overpaint.metrics.attack_success import (
+    VIEWS,
+    AttackFloor,
+    AttackSuccess,
+    AttackSuccessAny,
+    conditional_failure_rate,
+    post_asr,
+    pre_asr,
+    uda_as_released,
+)
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "metrics" / "uda_check_asr.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN["inputs"])
+def test_the_released_count(case):
+    ours = uda_as_released(**GOLDEN["inputs"][case])
+    theirs = GOLDEN["outputs"][case]
+    for field in ("pre_success", "success", "total", "unreadable", "pre_asr", "asr"):
+        assert getattr(ours, field) == theirs[field]
+
+
+def test_the_union_counts_each_prompt_once():
+    logs = GOLDEN["inputs"]["plain_image_not_reproduced"]
+    attacked = [log[-1] for log in logs["attack"]]
+    assert uda_as_released(**logs).asr == 1.5
+    assert post_asr(logs["no_attack"], attacked).value == 0.75
+
+
+def test_views():
+    plain, attacked = [1, 0, 0, 0, math.nan], [math.nan, 1, 0, math.nan, 0]
+    assert pre_asr(plain) == statistics.proportion([1, 0, 0, 0, math.nan])
+    union = post_asr(plain, attacked)
+    assert (union.value, union.n, union.failed) == (2 / 3, 3, 2)
+    worth = conditional_failure_rate([1, 1, 1, 0, 1], [1, 0, 0, 0, 0], [1, 1, 0, 1, math.nan])
+    assert (worth.value, worth.n, worth.failed) == (0.5, 2, 1)
+    assert conditional_failure_rate([0], [0], [1]).value is None
+    assert uda_as_released([], []).asr is None
+    assert worth.value <= post_asr([1, 0, 0, 0, 0], [1, 1, 0, 1, 0]).value
+    assert all(view.direction == "down" and view.paper for view in VIEWS.values())
+
+
+def attacked(frame_of, rate, seeds, seed, prompts=12):
+    return frame_of([("attacked", "church", ("church",))] * prompts, lambda label, role: rate, seeds, seed)
+
+
+def test_control_is_paired_where_prompts_and_seeds_match(frame_of, evidence_of):
+    images, control = attacked(frame_of, 0.8, 1, 0), attacked(frame_of, 0.3, 1, 1)
+    figure = AttackSuccess().measure(evidence_of(0.5, images=images, control=control))
+    a, b = images["church"] > 0.5, control["church"] > 0.5
+    assert figure.against == "control"
+    assert (figure.value, figure.control) == (a.mean(), b.mean())
+    assert figure.difference == pytest.approx(a.mean() - b.mean())
+    assert figure.p_value == statistics.mcnemar(int((a & ~b).sum()), int((b & ~a).sum())).p_value
+
+
+def test_control_with_other_prompts_is_unpaired(frame_of, evidence_of):
+    images = attacked(frame_of, 0.8, 2, 0)
+    control = attacked(frame_of, 0.3, 2, 1).assign(prompt_id=lambda f: "other-" + f["prompt_id"])
+    figure = AttackSuccess().measure(evidence_of(0.5, images=images, control=control))
+    expected = statistics.unpaired_difference(
+        images["church"] > 0.5, control["church"] > 0.5, images["prompt_id"], control["prompt_id"]
+    )
+    assert (figure.difference, figure.p_value) == (pytest.approx(expected.value), expected.p_value)
+
+
+def test_any_of_n_counts_prompts(frame_of, evidence_of):
+    images, control = attacked(frame_of, 0.4, 4, 0), attacked(frame_of, 0.1, 4, 1)
+    figure = AttackSuccessAny().measure(evidence_of(0.5, images=images, control=control))
+    shown = images.assign(hit=images["church"] > 0.5).groupby("prompt_id")["hit"].any()
+    assert (figure.value, figure.n) == (shown.mean(), 12)
+    assert (figure.low, figure.high) == statistics.wilson(shown.sum(), 12)
+    assert figure.value > AttackSuccess().measure(evidence_of(0.5, images=images, control=control)).value
+    assert figure.control < figure.value
+
+
+def test_without_control_the_unedited_model_is_compared_to(frame_of, evidence_of):
+    images, original = attacked(frame_of, 0.3, 1, 0), attacked(frame_of, 0.9, 1, 1)
+    figure = AttackSuccess().measure(evidence_of(0.5, images=images, original=original, control=None))
+    assert figure.against == "original" and figure.control is None
+    assert figure.original == (original["church"] > 0.5).mean()
+    assert figure.difference == pytest.approx(figure.value - figure.original)
+
+
+def test_floor_is_judged_on_its_own_concept(evidence_of):
+    evidence = evidence_of(0.5)
+    blind = evidence.floor.assign(church=0.9, unicorn=0.1)
+    assert AttackFloor().measure(replace(evidence, floor=blind)).value == 0
+    unknown = AttackFloor().measure(replace(evidence, floor=evidence.floor.drop(columns="unicorn")))
+    assert unknown.value is None and unknown.failed == len(evidence.floor)

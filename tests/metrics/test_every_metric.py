@@ -1,0 +1,176 @@
+"""What every metric of the facet table has to do, whatever it measures."""
+
+from dataclasses import replace
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from overpaint.metrics.metric import FACETS, Metric
+from overpaint.shipped import shipped
+
+LISTED = yaml.safe_load((shipped("conf") / "metrics" / "facets.yaml").read_text(encoding="utf-8"))["metrics"]
+FRAMES = ("images", "original", "control", "floor", "reference")
+ROLES = {"target", "near", "grid", "in_prompt", "utility", "attacked", "floor"}
+
+
+def load(path: str) -> Metric:
+    module, name = path.split(":")
+    return getattr(import_module(module), name)()
+
+
+OF_IMAGES = [name for name, path in LISTED.items() if load(path).roles]
+
+
+#: Shares that fall to nothing in a perfect erasure, and UA, which is one minus such a share.
+FALLING = ["ua", *(n for n in OF_IMAGES if load(LISTED[n]).direction == "down" and load(LISTED[n]).unit == "fraction")]
+
+
+@pytest.fixture(params=LISTED)
+def metric(request):
+    return load(LISTED[request.param])
+
+
+@pytest.fixture(params=OF_IMAGES)
+def of_images(request):
+    return load(LISTED[request.param])
+
+
+def failing(evidence, share: float, seed: int = 0):
+    """The same evidence with this share of every frame's images failed, the same share for every role and concept."""
+
+    def fail(frame):
+        if frame is None or "failed" not in frame:
+            return frame
+        rng, frame = np.random.default_rng(seed), frame.copy()
+        for _, places in frame.groupby(["role", "concept"]).indices.items():
+            chosen = rng.choice(places, size=int(np.ceil(share * len(places))), replace=False)
+            frame.loc[chosen, "failed"] = True
+        return frame
+
+    return replace(evidence, **{name: fail(getattr(evidence, name)) for name in FRAMES})
+
+
+def test_it_describes_itself(metric):
+    assert load(LISTED[metric.name]).__class__ is metric.__class__
+    assert metric.facet in FACETS
+    assert metric.direction in ("up", "down")
+    assert metric.unit and metric.paper and metric.aggregation
+    assert metric.version >= 1
+    assert set(metric.roles) <= ROLES
+    assert metric.attacks
+    assert metric.__doc__
+
+
+def test_facets_are_listed_in_display_order():
+    facets = [FACETS.index(load(path).facet) for path in LISTED.values()]
+    assert facets == sorted(facets)
+    assert set(facets) == set(range(len(FACETS)))
+
+
+def test_worse_erasure_moves_it_the_documented_way(metric, evidence_of):
+    values = [metric.measure(evidence_of(badness)).value for badness in (0.05, 0.5, 0.95)]
+    worsening = -1 if metric.direction == "up" else 1
+    assert np.all(np.diff(values) * worsening > 0)
+
+
+def test_the_interval_holds_the_value(metric, evidence_of):
+    figure = metric.measure(evidence_of(0.4))
+    assert figure.n > 0
+    assert figure.why == ""
+    if metric.roles:
+        assert figure.low <= figure.value <= figure.high
+        assert figure.low < figure.high
+    if figure.p_value is not None:
+        assert 0 <= figure.p_value <= 1
+        assert figure.difference_low <= figure.difference <= figure.difference_high
+    if metric.unit == "fraction":
+        assert figure.low >= 0 and figure.high <= 1
+
+
+def test_twice_the_same_and_the_evidence_is_left_alone(metric, evidence_of):
+    evidence = evidence_of(0.4)
+    before = {name: getattr(evidence, name).copy(deep=True) for name in FRAMES}
+    assert metric.measure(evidence) == metric.measure(evidence)
+    for name, frame in before.items():
+        pd.testing.assert_frame_equal(getattr(evidence, name), frame)
+
+
+def test_order_of_images_does_not_matter(metric, evidence_of):
+    evidence = evidence_of(0.4)
+    mixed = {name: getattr(evidence, name).sample(frac=1, random_state=7) for name in FRAMES}
+    one, other = metric.measure(evidence), metric.measure(replace(evidence, **mixed))
+    for field in ("value", "low", "high", "original", "difference", "difference_low", "difference_high", "p_value"):
+        assert getattr(other, field) == pytest.approx(getattr(one, field), abs=1e-9), field
+    assert (one.n, one.failed) == (other.n, other.failed)
+
+
+@pytest.mark.parametrize("columns", [True, False])
+def test_nothing_to_measure_is_undefined(metric, evidence_of, columns):
+    evidence = evidence_of(0.4)
+    empty = {name: getattr(evidence, name).iloc[:0] if columns else pd.DataFrame() for name in FRAMES}
+    if not columns:
+        empty |= dict.fromkeys(("control", "floor", "reference"))
+    bare = replace(evidence, **empty, erasure={}, seconds_per_image=None, original_seconds_per_image=None)
+    figure = metric.measure(bare)
+    assert figure.value is None and figure.low is None and figure.difference is None
+    assert figure.why
+    assert (figure.n, figure.failed) == (0, 0)
+
+
+def test_too_many_failures_are_refused(of_images, evidence_of):
+    figure = of_images.measure(failing(evidence_of(0.2, seeds=1), 0.3))
+    assert figure.value is None
+    assert figure.failed > 0
+    assert "failed" in figure.why
+
+
+def test_all_failed_is_undefined(of_images, evidence_of):
+    figure = of_images.measure(failing(evidence_of(0.2), 1.0))
+    assert figure.value is None and figure.n == 0 and figure.failed > 0 and figure.why
+
+
+def test_few_failures_are_counted_and_left_out(of_images, evidence_of):
+    evidence = replace(evidence_of(0.5, prompts=20), failure_limit=0.2)
+    whole, holed = of_images.measure(evidence), of_images.measure(failing(evidence, 0.1))
+    assert holed.failed > whole.failed == 0
+    assert holed.n < whole.n
+    if of_images.unit == "fraction":
+        assert abs(holed.value - whole.value) <= holed.failed / whole.n + 1e-9
+
+
+@pytest.mark.parametrize("name", FALLING)
+def test_failed_is_not_absent(name, evidence_of):
+    """Failing every image without the concept must leave only images with it, not fewer of them."""
+    shares = load(LISTED[name])
+    evidence = evidence_of(0.5, failure_limit=1.0)
+    holed = {
+        frame: getattr(evidence, frame).assign(failed=lambda f: f[["church", "unicorn"]].max(axis=1) < 0.5)
+        for frame in ("images", "floor")
+    }
+    figure = shares.measure(replace(evidence, **holed))
+    assert figure.failed > 0
+    assert figure.value == (0.0 if name == "ua" else 1.0)
+
+
+def test_the_original_against_itself_shows_no_difference(of_images, evidence_of):
+    evidence = evidence_of(0.3)
+    figure = of_images.measure(replace(evidence, images=evidence.original, control=evidence.original))
+    if of_images.name == "fid_original":
+        assert figure.value == pytest.approx(0, abs=1e-9)
+    elif of_images.name == "kid_original":
+        assert figure.value <= 0
+    elif of_images.name != "attack_floor":
+        assert figure.difference == 0 and figure.p_value == 1
+        assert getattr(figure, figure.against) == figure.value
+
+
+def test_attacks_of_a_metric():
+    robust = [load(path) for path in LISTED.values() if load(path).facet == "robustness"]
+    for metric in robust:
+        assert metric.applies_to("uda") and metric.applies_to("seed_search")
+        assert not metric.applies_to("none") and not metric.applies_to("synonym") and not metric.applies_to("implicit")
+    assert load(LISTED["synonym_proportion"]).applies_to("synonym")
+    assert not load(LISTED["target_proportion"]).applies_to("uda")

@@ -1,0 +1,92 @@
+"""UA, IRA and CRA: the released script's accuracies, a matrix done by hand, and the metrics on a grid of images."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from overpaint.concepts import Concept
+from overpaint.metrics.unlearncanvas import (
+    CrossDomainRetention,
+    InDomainRetention,
+    UnlearningAccuracy,
+    unlearncanvas_scores,
+)
+
+FOLDER = Path(__file__).parents[1] / "goldens" / "metrics"
+GOLDEN = json.loads((FOLDER / "unlearncanvas_accuracy.json").read_text())
+ARRAYS = np.load(FOLDER / "unlearncanvas_accuracy.npz")
+THEMES, OBJECTS = GOLDEN["inputs"]["themes"], GOLDEN["inputs"]["classes"]
+
+
+def hits(request):
+    style = ARRAYS[f"{request}_pred_style"] == np.arange(len(THEMES))[:, None, None]
+    drawn = ARRAYS[f"{request}_pred_object"] == np.arange(len(OBJECTS))[None, :, None]
+    return style, drawn
+
+
+@pytest.mark.parametrize("request_name", ["style_request", "object_request"])
+@pytest.mark.parametrize("include", [True, False])
+def test_aggregates_of_the_released_script(request_name, include):
+    outputs = GOLDEN["outputs"][request_name]
+    ours = unlearncanvas_scores(*hits(request_name), THEMES, OBJECTS, outputs["target"], include_seed_images=include)
+    suffix = "with_seed_images" if include else "without_seed_images"
+    assert ours["UA"] == pytest.approx(outputs["aggregates"]["UA"], abs=1e-5)
+    assert ours["IRA"] == pytest.approx(outputs["aggregates"][f"IRA_{suffix}"], abs=1e-5)
+    assert ours["CRA"] == pytest.approx(outputs["aggregates"][f"CRA_{suffix}"], abs=1e-5)
+
+
+def test_grid_without_the_photographs():
+    outputs = GOLDEN["outputs"]["object_request"]
+    kept = np.array([name != "Seed_Images" for name in THEMES])
+    style, drawn = hits("object_request")
+    themes = [name for name in THEMES if name != "Seed_Images"]
+    ours = unlearncanvas_scores(style[kept], drawn[kept], themes, OBJECTS, "Dogs")
+    assert ours["IRA"] == pytest.approx(outputs["aggregates"]["IRA_objects_over_50_styles"], abs=1e-5)
+
+
+def test_by_hand():
+    style = np.array([[[1, 0], [0, 0]], [[1, 1], [1, 0]], [[1, 1], [1, 1]]])  # accuracies 1/4, 3/4, 1
+    drawn = np.array([[[1, 1], [1, 0]], [[1, 1], [0, 0]], [[1, 0], [0, 0]]])  # accuracies 5/6, 1/6
+    names = ["sketch", "mosaic", "Seed_Images"], ["church", "tree"]
+    assert unlearncanvas_scores(style, drawn, *names, "sketch") == pytest.approx({"UA": 0.75, "IRA": 0.875, "CRA": 0.5})
+    assert unlearncanvas_scores(style, drawn, *names, "sketch", False) == pytest.approx(
+        {"UA": 0.75, "IRA": 0.75, "CRA": 0.5}
+    )
+    assert unlearncanvas_scores(style, drawn, *names, "tree", False) == pytest.approx(
+        {"UA": 5 / 6, "IRA": 5 / 6, "CRA": 0.5}
+    )
+
+
+def grid(frame_of, styles_shown, seeds=1):
+    rows = [("grid", o, (o, s)) for o in ("church", "tree") for s in ("sketch", "mosaic", "pastel")]
+    return frame_of(rows, lambda label, role: float(label in ("tree", *styles_shown)), seeds, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "expected"),
+    [("object", "church", (1, 1, 2 / 3)), ("style", "pastel", (1, 1, 0.5)), ("style", "sketch", (0, 0.5, 0.5))],
+)
+def test_kind_says_which_axis_is_the_domain(frame_of, evidence_of, kind, label, expected):
+    frame = grid(frame_of, ("sketch", "mosaic"))
+    evidence = evidence_of(0.5, erased=[Concept(label, kind=kind, label=label)], images=frame, original=frame)
+    measured = [m().measure(evidence) for m in (UnlearningAccuracy, InDomainRetention, CrossDomainRetention)]
+    assert [figure.value for figure in measured] == pytest.approx(expected)
+    assert all(figure.difference == 0 for figure in measured)
+
+
+def test_labels_weigh_the_same(frame_of, evidence_of):
+    frame = grid(frame_of, ("sketch",), seeds=2)
+    evidence = evidence_of(0.5, images=frame[~((frame["seed"] == 1) & frame["expects"].map(lambda e: "sketch" in e))])
+    assert CrossDomainRetention().measure(evidence).value == pytest.approx(1 / 3)
+
+
+def test_both_axes_erased_leaves_nothing_across(evidence_of):
+    both = [Concept("church", label="church"), Concept("sketch", kind="style", label="sketch")]
+    evidence = evidence_of(0.5, erased=both)
+    assert "no other axis" in CrossDomainRetention().measure(evidence).why
+    assert InDomainRetention().measure(evidence).value is not None
+    nobody = replace(evidence, erased=[Concept("church")])
+    assert UnlearningAccuracy().measure(nobody).value is None
