@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -17,7 +18,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from overpaint.errors import UserError, unknown
-from overpaint.registry import conf_folders
+from overpaint.registry import conf_folders, look_in
 from overpaint.shipped import shipped
 
 #: Groups whose keys a preset may set, so that keys given on the command line must be known to win over it.
@@ -36,14 +37,27 @@ def compose_cells(overrides: Sequence[str]) -> list[Composed]:
     """Every cell of the grid that the overrides span; an experiment brings axes of its own, which overrides replace."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-        search = [f"file://{folder}" for folder in conf_folders()]
-        given = list(overrides) + ([f"hydra.searchpath=[{','.join(search)}]"] if search else [])
+        given = _with_searchpath(list(overrides))
         try:
             return list(_expand(_with_experiment(given)))
         except OverrideParseException as error:
             raise UserError(f"cannot read the override {error.override!r}: {str(error).splitlines()[0]}") from error
         except (HydraException, OmegaConfBaseException) as error:
             raise _explained(error, overrides) from error
+
+
+def _with_searchpath(overrides: list[str]) -> list[str]:
+    """Let Hydra and the registry look in the folders of ``hydra.searchpath=[file://…]`` and of installed packages."""
+    asked = [o for o in overrides if o.startswith("hydra.searchpath=")]
+    for override in asked:
+        value = _parser().parse_override(override).value()
+        for place in value if isinstance(value, list) else [value]:
+            folder = Path(str(place).removeprefix("file://")).expanduser()
+            if not folder.is_dir():
+                raise UserError(f"hydra.searchpath: {folder} is not a folder")
+            look_in(folder)
+    places = ",".join(f"file://{folder}" for folder in conf_folders())
+    return [o for o in overrides if o not in asked] + ([f"hydra.searchpath=[{places}]"] if places else [])
 
 
 def _with_experiment(overrides: list[str]) -> list[str]:

@@ -25,3 +25,10 @@ def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> U
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     place = f" in {where}" if where else ""
     return UserError(f"unknown {what} {given!r}{place}{hint} (allowed: {', '.join(names) or 'none'})")
+
+
+def at_least(low: float, **values: float) -> None:
+    """Refuse values below ``low`` by name: ``at_least(1, steps=self.steps)``."""
+    for name, value in values.items():
+        if value < low:
+            raise UserError(f"{name} takes a number from {low:g} up, got {value!r}")

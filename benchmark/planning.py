@@ -15,7 +15,7 @@ from overpaint.detectors import detector_identity
 from overpaint.models.sources import fingerprint_model, resolve
 from overpaint.prompts import Shot
 from overpaint.registry import component, construct, load_attribute
-from overpaint.sets import ROLES, role_shots
+from overpaint.sets import ROLES, role_shots, unseen_shots
 from overpaint.store import Store
 from overpaint.tasks import Task
 
@@ -113,7 +113,11 @@ def _batches(plan: Plan, cell: Cell, concept: Concept | None = None) -> list[Bat
             for role, found in roles
             for part in _shards(found, cell.budget.shard)
         ]
-    plain = role_shots("target", cell.concepts, cell.budget)
+    plain = (
+        unseen_shots(concept, cell.concepts, cell.budget)
+        if concept
+        else role_shots("target", cell.concepts, cell.budget)
+    )
     attack = build_attack(cell.attack, cell.seed)
     concept = concept or cell.concepts.request.erase[0]
     if attack.needs == "nothing":
@@ -144,6 +148,7 @@ def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain
         "hyperparameters": dict(cell.attack.values),
         "concept": asdict(concept),
         "shots": [shot.as_dict() for shot in plain],
+        "templates": {concept.kind: cell.concepts.catalogue.templates.get(concept.kind, {})},
         "seed": cell.seed,
     }
     inputs = {}

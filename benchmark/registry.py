@@ -56,24 +56,31 @@ def load_attribute(reference: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-@cache
-def components(kind: str) -> dict[str, Path]:
-    """YAML files of a kind (a folder of ``conf/``), those of third parties included.
+_asked: list[Path] = []  # folders that this process was told to look in
 
-    Third parties register a folder with the same layout as ``conf/`` under the entry-point group ``overpaint.conf``.
-    """
+
+def look_in(folder: Path) -> None:
+    """Look for components in a user's own configuration folder too (a layout like ``conf/``)."""
+    if folder not in _asked:
+        _asked.append(folder)
+
+
+def components(kind: str) -> dict[str, Path]:
+    """YAML files of a kind (a folder of ``conf/``) by name, third parties' included."""
     folders = [shipped("conf"), *conf_folders()]
     return {path.stem: path for folder in folders for path in sorted((folder / kind).glob("*.yaml"))}
 
 
-@cache
 def conf_folders() -> tuple[Path, ...]:
-    """Configuration folders that installed packages offer: entry points of group ``overpaint.conf`` naming a package."""
-    found = []
-    for entry in entry_points(group="overpaint.conf"):
-        module = import_module(entry.value)
-        found += [Path(place) for place in module.__path__]
-    return tuple(found)
+    """Configuration folders besides ``conf/``: those asked for, and those that installed packages offer."""
+    return (*_asked, *_installed_folders())
+
+
+@cache
+def _installed_folders() -> tuple[Path, ...]:
+    """Folders of packages named by entry points of group ``overpaint.conf``."""
+    modules = [import_module(entry.value) for entry in entry_points(group="overpaint.conf")]
+    return tuple(Path(place) for module in modules for place in module.__path__)
 
 
 def component(kind: str, name: str) -> Component:

@@ -38,7 +38,8 @@ def stored_records(store: Store, plan: Plan | None = None) -> pd.DataFrame:
 def corrected(records: pd.DataFrame) -> pd.DataFrame:
     """Add ``p_holm`` (corrected over every comparison of the table) and ``distinguishable`` (p_holm below 5 %)."""
     records = records.copy()
-    tested = records["p_value"].astype(float).notna()
+    itself = (records["method"] == "none") & (records["against"] == "original")  # compared to itself: no test
+    tested = records["p_value"].astype(float).notna() & ~itself
     records["p_holm"] = float("nan")
     if tested.any():
         records.loc[tested, "p_holm"] = holm(records.loc[tested, "p_value"].astype(float).tolist()).p_values

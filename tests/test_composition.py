@@ -39,7 +39,9 @@ def test_preset_then_explicit_value():
     (paper,) = cells("method=esd", "method.preset=null")
     assert paper.method.values["iterations"] == 200
     assert plain.method.values["iterations"] != 200
-    (explicit,) = cells("method=esd", "method.iterations=200")  # equal to the default, and still stronger than the preset
+    (explicit,) = cells(
+        "method=esd", "method.iterations=200"
+    )  # equal to the default, and still stronger than the preset
     assert explicit.method.values["iterations"] == 200
     assert explicit.method.label == "esd iterations=200"
 
@@ -55,3 +57,18 @@ def test_inline_concepts():
     assert cell.concepts.request.erase[0].anchor == "house"
     (cell,) = cells("concepts.erase=[van gogh]", "concepts.kind=style", "concepts.catalogue=null")
     assert cell.concepts.request.erase[0].kind == "style"
+
+
+def test_a_method_from_a_folder_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(
+        "name: mine\ncomponent: overpaint_mine:Mine\nsummary: halves the values\npreset: auto\nstrength: 0.5\npresets: {}\n"
+    )
+    (tmp_path / "overpaint_mine.py").write_text(
+        "from dataclasses import dataclass\nfrom overpaint.erasing import Eraser\nfrom overpaint.erasure import Erasure\n"
+        "@dataclass(kw_only=True)\nclass Mine(Eraser):\n    strength: float\n"
+        "    def erase(self, model, request):\n        return Erasure('mine')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (cell,) = cells("method=mine", "method.strength=0.25", f"hydra.searchpath=[file://{tmp_path}]")
+    assert cell.method.values == {"strength": 0.25}

@@ -65,6 +65,10 @@ def test_wheel_holds_overpaint_alone(tmp_path):
 
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {n.split("/")[0].split("-")[0] for n in names} == {"overpaint"}
-    for needed in ("overpaint/conf/config.yaml", "overpaint/methods/uce.py", "overpaint/datasets/concepts/testbed.yaml"):
+    for needed in (
+        "overpaint/conf/config.yaml",
+        "overpaint/methods/uce.py",
+        "overpaint/datasets/concepts/testbed.yaml",
+    ):
         assert needed in names
     assert any(n.endswith("unet/diffusion_pytorch_model.safetensors") for n in names)

@@ -161,15 +161,11 @@ class DiffusionModel:
         return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
     def denoising_target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """What the network is trained to output at x_t: the noise, or the velocity √ᾱ ε − √(1−ᾱ) x_0.
-
-        ``latents`` are the noised ones.
-        """
+        """What the network is trained to say of x_t, from x_0, ε and t: ε, or the velocity √ᾱ ε − √(1−ᾱ) x_0."""
         if self.pipeline.scheduler.config.prediction_type == "epsilon":
             return noise
         alpha = self._alphas[timesteps].to(latents)[:, None, None, None]
-        image = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
-        return alpha.sqrt() * noise - (1 - alpha).sqrt() * image
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
 
     def projections(self, *roles: str) -> list[Projection]:
         """Cross-attention projections by role (``key``, ``value``, ``query``, ``out``) in state-dict order."""
@@ -297,6 +293,7 @@ def extended_tokenizer(tokenizer, words: list[str]):
     from copy import deepcopy
 
     copy = deepcopy(tokenizer)
-    if copy.add_tokens(words) != len(words):
+    copy.add_tokens(words)
+    if copy.convert_tokens_to_ids(words) != list(range(len(tokenizer), len(tokenizer) + len(words))):
         raise UserError(f"placeholder words must be new to the tokenizer, got {words}")
     return copy

@@ -24,7 +24,8 @@ def run(task, inputs, folder, bench) -> dict:
     )
     shots = [Shot.from_dict(s) for s in config["shots"]]
     with bench.victim(config, task.runtime, inputs.get("erasure")) as victim:
-        scene = Scene(concept, shots, Catalogue(), victim, lambda n: _examples(config, concept, inputs, n))
+        words = Catalogue(templates=config["templates"])
+        scene = Scene(concept, shots, words, victim, lambda n: _examples(config, concept, inputs, n))
         start = time.perf_counter()
         assault = attack.run(scene)
         assault.ledger.seconds = time.perf_counter() - start

@@ -1,0 +1,95 @@
+"""Other words for the same thing: what an ordinary user tries, without access to the model.
+
+MACE (Lu et al., CVPR 2024) measures an eraser's generality on synonyms, Receler (Huang et al., ECCV 2024) on
+paraphrases, HUB (arXiv 2410.05664) on translations. Each attack makes as many images as the plain prompts have, spread
+evenly over its variants, from the same start noise. A concept that has no such words leaves no shots: then the figure
+is undefined, not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from overpaint.attacks.attack import Assault, Attack, Scene
+from overpaint.attacks.wording import renamed, sentences
+from overpaint.concepts import Concept
+from overpaint.prompts import Shot
+
+
+def attacked(shot: Shot, text: str, concept: Concept, variant: str) -> Shot:
+    """The shot with another text, from the start noise of the plain one."""
+    plain = shot.prompt
+    label = concept.label or concept.name
+    prompt = replace(plain, text=text, role="attacked", concept=label, variant=variant, id="", noise=plain.noise)
+    return Shot(prompt, shot.index)
+
+
+def spread(scene: Scene, variants: Sequence[str], whole: bool = False) -> list[Shot]:
+    """The scene's shots with the concept's name replaced by its variants in turn; shots that do not name it are left out."""
+    named = [shot for shot in scene.shots if renamed(shot.prompt.text, scene.concept, "") is not None]
+    found = []
+    for number, shot in enumerate(named if variants else ()):
+        words = variants[number % len(variants)]
+        found.append(attacked(shot, renamed(shot.prompt.text, scene.concept, words, whole), scene.concept, words))
+    return found
+
+
+@dataclass(kw_only=True)
+class Synonym(Attack):
+    """The concept's synonyms in place of its name."""
+
+    def run(self, scene: Scene) -> Assault:
+        return Assault(spread(scene, scene.concept.synonyms))
+
+
+@dataclass(kw_only=True)
+class Paraphrase(Attack):
+    """Descriptions of the concept in place of its name and article."""
+
+    def run(self, scene: Scene) -> Assault:
+        return Assault(spread(scene, scene.concept.paraphrases, whole=True))
+
+
+@dataclass(kw_only=True)
+class Multilingual(Attack):
+    """Prompts in other languages: the catalogue's sentences in that language, else its word in the English sentence.
+
+    ``languages`` picks some of those the concept is translated to; ``None`` takes all.
+    """
+
+    languages: list[str] | None
+
+    def run(self, scene: Scene) -> Assault:
+        concept = scene.concept
+        chosen = [c for c in concept.translations if self.languages is None or c in self.languages]
+        found = []
+        for number, shot in enumerate(scene.shots if chosen else ()):
+            language, turn = chosen[number % len(chosen)], number // len(chosen)
+            words, lines = concept.translations[language], sentences(concept, scene.catalogue, language)
+            word = words[turn % len(words)]
+            text = (
+                lines[turn % len(lines)].format(word) if lines else renamed(shot.prompt.text, concept, word, whole=True)
+            )
+            if text is not None:
+                found.append(attacked(shot, text, concept, language))
+        return Assault(found)
+
+
+@dataclass(kw_only=True)
+class Implicit(Attack):
+    """Prompts that never name the concept and yet show it on the unedited model, as I2P's do (arXiv 2211.05105).
+
+    ``kinds`` are the kinds of concept that the catalogue's implicit prompts are about.
+    """
+
+    kinds: list[str]
+
+    def run(self, scene: Scene) -> Assault:
+        lines = scene.catalogue.implicit if scene.concept.kind in self.kinds else ()
+        return Assault(
+            [
+                attacked(shot, lines[number % len(lines)], scene.concept, "implicit")
+                for number, shot in enumerate(scene.shots if lines else ())
+            ]
+        )

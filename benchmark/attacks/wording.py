@@ -1,0 +1,83 @@
+"""Putting other words in a concept's place: in a prompt that names it, and in sentences made for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from overpaint.concepts import Catalogue, Concept
+
+VOWELS = "aeiou"
+
+
+def renamed(text: str, concept: Concept, words: str, whole: bool = False) -> str | None:
+    """The text with ``words`` for the concept's name, its article made to fit; ``None`` if the text names it nowhere.
+
+    Words that bring their own article take the place of the article too; so do ``whole`` phrases.
+    """
+    whole = whole or words.startswith(("a ", "an ", "the "))
+    article = r"(\b(?:an?|the)\s+)?" if concept.article else "()"
+
+    def replace(match: re.Match) -> str:
+        found = (match.group(1) or "").strip()
+        if whole or not found:
+            return words
+        return f"{found if found.lower() == 'the' else fitting_article(words)} {words}"
+
+    changed, count = re.subn(rf"{article}(?<!\w){re.escape(concept.name)}(?!\w)", replace, text, flags=re.IGNORECASE)
+    return changed if count else None
+
+
+def fitting_article(words: str) -> str:
+    """``a`` or ``an``, by the first letter."""
+    return "an" if words[:1].lower() in VOWELS else "a"
+
+
+#: Sentences to learn a placeholder from, for concepts that come without a catalogue.
+SENTENCES = {
+    "object": (
+        "a photo of {}",
+        "a picture of {}",
+        "an image of {}",
+        "a close-up photo of {}",
+        "a cropped photo of {}",
+        "a bright photo of {}",
+        "a dark photo of {}",
+        "a clear photo of {}",
+        "a blurry photo of {}",
+        "a good photo of {}",
+        "a snapshot of {}",
+        "a rendering of {}",
+        "a drawing of {}",
+        "a painting of {}",
+        "an illustration of {}",
+        "a photo of {} outdoors",
+        "a photo of {} indoors",
+        "{}, seen from the front",
+        "{}, seen from afar",
+        "{} in the middle of the picture",
+    ),
+    "style": (
+        "a painting in the style of {}",
+        "a picture in the style of {}",
+        "a drawing in the style of {}",
+        "a landscape in the style of {}",
+        "a portrait in the style of {}",
+        "a still life in the style of {}",
+        "a city in the style of {}",
+        "a detailed painting in the style of {}",
+        "a small painting in the style of {}",
+        "a colourful painting in the style of {}",
+        "a dark painting in the style of {}",
+        "an artwork in the style of {}",
+    ),
+    "person": ("a photo of {}", "a portrait of {}", "the face of {}", "{} looking at the camera"),
+}
+
+
+def sentences(concept: Concept, catalogue: Catalogue, language: str = "en") -> Sequence[str]:
+    """Templates for the concept's kind: the catalogue's in that language, else (English only) `SENTENCES`."""
+    known = catalogue.templates.get(concept.kind, {}).get(language)
+    if known or language != "en":
+        return known or ()
+    return SENTENCES.get(concept.kind, SENTENCES["person" if concept.kind == "character" else "object"])

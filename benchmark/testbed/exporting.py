@@ -1,0 +1,55 @@
+"""From a checkpoint to the diffusers folder that everybody loads."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors import safe_open
+from torch import nn
+from transformers import CLIPTokenizer
+
+from .denoiser import Denoiser, build_scheduler
+
+
+def assemble(out: Path) -> StableDiffusionPipeline:
+    """The pipeline of the newest denoiser checkpoint in `out`, with its averaged weights, in float32."""
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    module = Denoiser(len(tokenizer))
+    with safe_open(out / "denoiser.safetensors", "pt") as file:
+        nn.utils.vector_to_parameters(file.get_tensor("ema"), module.parameters())
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(out / "vae"),
+        text_encoder=module.text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=module.unet.eval(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def export_pipeline(out: Path, folder: Path) -> None:
+    """Writes `folder` in float16, through a temporary folder beside it so that no reader sees half a pipeline."""
+    temporary, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    assemble(out).to(torch.float16).save_pretrained(temporary, safe_serialization=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """The exported pipeline in float32, ready for the CPU."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of all weights below a folder."""
+    return sum(os.path.getsize(path) for path in folder.rglob("*.safetensors"))

@@ -1,0 +1,40 @@
+"""The training set as a seeded function: index -> scene and caption, so that membership is exact."""
+
+from random import Random
+
+from .world import Scene, random_scene
+
+SEED = 0
+TRAINING_SIZE = 50_000
+REPEATED = 20  # examples shown again and again, so that the model may memorise them
+REPEATS = 150  # times each of them occurs
+FIRST_REPEAT = TRAINING_SIZE - REPEATED * REPEATS
+
+
+def is_member(index: int) -> bool:
+    """Whether the example at `index` was trained on; indices from TRAINING_SIZE on are held out."""
+    return 0 <= index < TRAINING_SIZE
+
+
+def original(index: int) -> int:
+    """The index of the example that this one repeats; itself for the others."""
+    if index < 0:
+        raise ValueError(f"an index of the training function is 0 or more, got {index}")
+    return (index - FIRST_REPEAT) % REPEATED if FIRST_REPEAT <= index < TRAINING_SIZE else index
+
+
+def duplicates() -> dict[int, int]:
+    """First index -> how often the same caption and picture occur in the training set, for the repeated ones."""
+    return {index: REPEATS + 1 for index in range(REPEATED)}
+
+
+def scene(index: int, seed: int = SEED) -> Scene:
+    return random_scene(Random(f"scene/{seed}/{original(index)}"))
+
+
+def example(index: int, seed: int = SEED) -> tuple[Scene, str]:
+    """The scene and the caption at `index`."""
+    from .captions import caption
+
+    shown = scene(index, seed)
+    return shown, caption(shown, Random(f"caption/{seed}/{original(index)}"))

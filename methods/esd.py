@@ -1,0 +1,137 @@
+"""ESD: the network learns to answer a concept's prompt with what its own guidance would steer away from.
+
+Gandikota, Materzyńska, Fiotto-Kaufman and Bau, "Erasing Concepts from Diffusion Models", ICCV 2023, arXiv 2303.07345.
+With e0 the frozen network, e the student, c the concept's prompt, ∅ the empty one, and x_t a partly denoised latent:
+
+    target = e0(x_t, b) − η (e0(x_t, c) − e0(x_t, ∅))
+    loss   = mean (e(x_t, f) − target)²                      Adam on one group of parameters, x_t (batch, 4, h, w)
+
+Three official codes carry the name:
+
+            base b   prompt f     x_t from                     defaults
+``legacy``  ∅        c            student, DDIM 50, s_g = 3    η 1, lr 1e-5, 1000 iterations (the paper's code)
+``current`` f        erase_from   base, PNDM 50, s_g = 3       η 2, lr 5e-5, 200 iterations (the repository since 2025)
+``alt``     ∅ or f   erase_from   student, DDIM 50, s_g = 3    η 2, lr 2e-5, 200 iterations (b = ∅ where f = c)
+
+``erase_from`` defaults to c; then ``current`` at η equals ``legacy``'s target at η − 1. One concept is drawn an
+iteration. ``legacy`` and ``alt`` feed timesteps that do not match the noise level of x_t: ``compat: official`` does too,
+``intended`` aligns them. Not reproduced: ``current`` rolls out at 1024 pixels whatever the model's own size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from overpaint.concepts import Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure
+from overpaint.errors import UserError, at_least
+from overpaint.methods.rollouts import Noised, compvis_rollout, rollout
+from overpaint.methods.training import Rule, Student, parameter_group, train
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+from overpaint.replay import Draws, show
+
+
+def _layer(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+
+
+def _outside(name: str) -> bool:
+    """CompVis's reading of what is no part of the body: the time embedding and the output block."""
+    return name.startswith(("time_embedding.", "conv_norm_out.", "conv_out."))
+
+
+#: ``train`` -> which parameters: ESD-x, ESD-x-strict (keys and values), self-attention, ESD-u, everything.
+GROUPS: dict[str, Rule] = {
+    "x": lambda name, module: "attn2" in name,
+    "strict": lambda name, module: "attn2.to_k" in name or "attn2.to_v" in name,
+    "selfattn": lambda name, module: "attn1" in name,
+    "u": lambda name, module: "attn2" not in name and not _outside(name),
+    "full": lambda name, module: True,
+}
+#: The repository since 2025 picks Linear and Conv2d layers only: no normalisation, but the time embedding and output.
+CURRENT_GROUPS: dict[str, Rule] = GROUPS | {
+    "u": lambda name, module: "attn2" not in name and _layer(module),
+    "full": lambda name, module: _layer(module),
+}
+
+
+@dataclass(kw_only=True)
+class ESD(Eraser):
+    """Hyper-parameters of ESD; ``conf/method/esd.yaml`` says what each means."""
+
+    variant: Literal["legacy", "current", "alt"]
+    compat: Literal["intended", "official"]
+    train: Literal["x", "u", "strict", "selfattn", "full"]
+    erase_from: str | None
+    negative_guidance: float
+    start_guidance: float
+    rollout_steps: int
+    iterations: int
+    learning_rate: float
+    batch_size: int
+
+    def __post_init__(self):
+        at_least(1, iterations=self.iterations, batch_size=self.batch_size)
+        at_least(3 if self.variant == "alt" else 2, rollout_steps=self.rollout_steps)
+        at_least(0, learning_rate=self.learning_rate)
+        if self.variant == "legacy" and self.erase_from is not None:
+            raise UserError(
+                f"erase_from={self.erase_from!r} needs variant=current or alt: the paper's code has no such prompt"
+            )
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        groups = CURRENT_GROUPS if self.variant == "current" else GROUPS
+        student = Student(model, parameter_group(model, groups[self.train]))
+        concepts = [c.name for c in request.erase]
+        texts = ["", *concepts, *([self.erase_from] if self.erase_from is not None else [])]
+        with torch.no_grad():
+            embeds = {text: model.encode([text]) for text in dict.fromkeys(texts)}
+        draws = Draws(self.seed)
+        shape = (self.batch_size, *model.noise([0]).shape[1:])
+
+        def loss() -> torch.Tensor:
+            concept = concepts[draws.integer("concept", 0, len(concepts))]
+            source = concept if self.erase_from is None else self.erase_from
+            start = draws.noise("x_T", shape, embeds[""])
+            latents, t = self.noised(model, student, start, embeds, concept, source, draws)
+            nothing, unwanted, base = self.predictions(model, latents, t, [embeds[""], embeds[concept], embeds[source]])
+            if self.variant == "legacy" or (self.variant == "alt" and source == concept):
+                base = nothing
+            target = base - self.negative_guidance * (unwanted - nothing)
+            with student.active():
+                predicted = model.predict(latents, t, embeds[source].expand(self.batch_size, -1, -1))
+            show(x_t=latents, t=t, target=target, pred=predicted.detach())
+            return torch.nn.functional.mse_loss(predicted.float(), target.float())
+
+        train(student, torch.optim.Adam(student.masters.values(), lr=self.learning_rate), self.iterations, loss)
+        return Erasure("esd", changes=student.changes())
+
+    def predictions(self, model: DiffusionModel, latents: torch.Tensor, t: int, embeds: list[torch.Tensor]):
+        """e0 for each of a few prompts, in one forward; prompts given twice are computed once."""
+        distinct = list({id(e): e for e in embeds}.values())
+        rows = torch.cat([e.expand(len(latents), -1, -1) for e in distinct])
+        with torch.no_grad():
+            parts = model.predict(latents.repeat(len(distinct), 1, 1, 1), t, rows).chunk(len(distinct))
+        found = {id(e): part for e, part in zip(distinct, parts)}
+        return [found[id(e)] for e in embeds]
+
+    def noised(self, model, student: Student, start, embeds, concept: str, source: str, draws: Draws) -> Noised:
+        """x_t and t of one iteration."""
+        steps = self.rollout_steps
+        prompt = source if self.variant == "current" else concept
+        nothing, positive = (embeds[text].expand(len(start), -1, -1) for text in ("", prompt))
+        guidance = Guidance(model, positive, nothing, self.start_guidance)
+        k = draws.integer("k", 1, steps - 1) if self.variant == "alt" else draws.integer("k", 0, steps)
+        if self.variant == "current":
+            return rollout(model, start, guidance, "pndm", steps, k)
+        with student.active():
+            if self.variant == "legacy" and self.compat == "official":
+                return compvis_rollout(model, start, guidance, steps, k, draws)
+            latents, t = rollout(model, start, guidance, "ddim", steps, k)
+        total = len(model.alphas_cumprod)
+        return latents, total - total // steps * k if self.compat == "official" else t

@@ -1,0 +1,80 @@
+"""Negative prompt: the sampler is told what to move away from; no weight changes.
+
+The oldest baseline, in every diffusion user interface. With p the prompt, n the text of what is unwanted, w the guidance
+scale and e the network's prediction:
+
+    replace:     e(n) + w (e(p) − e(n))                       n takes the place of the empty prompt
+    composable:  e(∅) + w (e(p) − e(∅)) − w_n (e(n) − e(∅))   compositional negation: Liu et al., ECCV 2022,
+                                                              arXiv 2206.01714; as a guard: TraSCE, arXiv 2412.07658
+
+``replace`` degenerates where p says no more than n: at n = p it is e(p), at any w. Without guidance (w ≤ 1) ``replace``
+does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from overpaint.concepts import Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+
+
+@dataclass(kw_only=True)
+class NegativePrompt(Eraser):
+    """``form`` as above, ``weight`` is w_n, ``text`` is n (``None``: the erased concepts, joined by commas)."""
+
+    form: Literal["replace", "composable"]
+    weight: float
+    text: str | None
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        text = ", ".join(c.name for c in request.erase) if self.text is None else self.text
+        model.padded_ids([text])  # a text that does not fit is told now, not while sampling
+        return Erasure("negative_prompt", "guard", settings={"text": text, "form": self.form, "weight": self.weight})
+
+    @classmethod
+    def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
+        plain = model.guidance
+        model.guidance = NegativePromptGuard(**erasure.settings)
+
+        def remove() -> None:
+            model.guidance = plain
+
+        return remove
+
+
+@dataclass(frozen=True)
+class NegativePromptGuard:
+    """Makes the `Guidance` of each batch of images."""
+
+    text: str
+    form: str
+    weight: float
+    guard: str = "negative_prompt"
+
+    def __call__(self, model: DiffusionModel, positive: torch.Tensor, negative: torch.Tensor, scale: float) -> Guidance:
+        with torch.no_grad():
+            unwanted = model.encode([self.text]).expand_as(positive)
+        if self.form == "replace":
+            return Guidance(model, positive, unwanted, scale)
+        return Composable(model, positive, negative, scale, unwanted, self.weight)
+
+
+class Composable(Guidance):
+    """Guidance towards the prompt and away from the unwanted text, each against the empty prompt."""
+
+    def __init__(self, model, positive, negative, scale, unwanted, weight):
+        super().__init__(model, positive, negative, scale)
+        self.unwanted, self.weight = unwanted, weight
+
+    def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
+        embeds = torch.cat([self.negative, self.positive, self.unwanted])
+        nothing, wanted, unwanted = self.model.predict(torch.cat([latents] * 3), timestep, embeds).chunk(3)
+        return nothing + self.scale * (wanted - nothing) - self.weight * (unwanted - nothing)

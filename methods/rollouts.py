@@ -1,0 +1,53 @@
+"""Partly denoised latents: where on the way from noise to image a student is trained, and at which timestep.
+
+The intended roll-out gives x_t whose noise level is exactly that of t. Official codes differ, and ``official`` functions
+reproduce them, gaps included; the number of steps S and k are theirs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+from overpaint.replay import Draws
+
+Noised = tuple[torch.Tensor, int]
+
+
+def rollout(
+    model: DiffusionModel, start: torch.Tensor, guidance: Guidance, scheduler: str, steps: int, k: int
+) -> Noised:
+    """k of S scheduler steps from unit noise; t is the timestep whose level the result has."""
+    schedule = model.scheduler(scheduler)
+    schedule.set_timesteps(steps)
+    with torch.no_grad():
+        latents = model.denoise(start, guidance, scheduler, steps, stop=k)
+    return latents, int(schedule.timesteps[k])
+
+
+def compvis_rollout(
+    model: DiffusionModel, start: torch.Tensor, guidance: Guidance, steps: int, k: int, draws: Draws
+) -> Noised:
+    """The DDIM loop of CompVis's sampler as ESD (2023), Receler and AdvUnlearn call it: k counts *remaining* steps.
+
+    The grid is 1 + c·i with c = ⌊T/S⌋, its top entry dropped; the loop runs down to i = k − 1 (all the way for k = 0), so
+    x has level c·(k − 2) + 1 while t is drawn from [c·k, c·(k + 1)): x is cleaner than t says, and k = 0 is an image.
+    """
+    alphas = model.alphas_cumprod.to(start)
+    total = len(alphas)
+    grid = list(range(1, total + 1, total // steps))[:-1]
+    previous = [0, *grid[:-1]]
+    latents = start
+    with torch.no_grad():
+        for i in reversed(range(max(k - 1, 0), len(grid))):
+            noise = guidance(latents, torch.tensor(grid[i], device=start.device), len(grid) - 1 - i)
+            latents = ddim_step(latents, noise, alphas[grid[i]], alphas[previous[i]])
+    low, high = round(k / steps * total), round((k + 1) / steps * total)
+    return latents, draws.integer("t", low, high)
+
+
+def ddim_step(latents: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, alpha_previous: torch.Tensor):
+    """From level ᾱ to ᾱ_prev along the predicted noise (η = 0)."""
+    image = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+    return alpha_previous.sqrt() * image + (1 - alpha_previous).sqrt() * noise

@@ -1,0 +1,45 @@
+"""Rows of text embeddings by rule: which positions of a prompt's encoding an edit reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from overpaint.models.diffusion import DiffusionModel
+
+#: Prompts encoded in one forward.
+BATCH = 32
+
+
+class TextRows:
+    """Encodings (tokens, width) of texts, read in float64. Texts with equal ids share one, so that equal rows are equal bits."""
+
+    def __init__(self, model: DiffusionModel, texts: Sequence[str]):
+        self.model = model
+        self._ids = {text: tuple(model.padded_ids([text])[0].tolist()) for text in texts}
+        distinct = list(dict.fromkeys(self._ids.values()))
+        self._encoded = {}
+        for start in range(0, len(distinct), BATCH):
+            ids = distinct[start : start + BATCH]
+            with torch.no_grad():
+                embeds = model.encode_ids(torch.tensor(ids, device=model.device))
+            self._encoded |= dict(zip(ids, embeds))
+
+    def all(self, text: str) -> torch.Tensor:
+        """Every position, padding included: (tokens, width)."""
+        return self._encoded[self._ids[text]].double()
+
+    def last_subject(self, text: str) -> torch.Tensor:
+        """The row of the last word piece, (1, width); of the empty text, the BOS row."""
+        position = self.model.last_subject_token(text)
+        return self.all(text)[position : position + 1]
+
+    def tails(self, old: str, new: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """From the last word piece to the end, both cut to the shorter one: (n, width) each.
+
+        So the last word meets the last word (or BOS), the first end token the first end token, padding padding.
+        """
+        i, j = self.model.last_subject_token(old), self.model.last_subject_token(new)
+        length = self.model.tokens - max(i, j)
+        return self.all(old)[i : i + length], self.all(new)[j : j + length]

@@ -1,0 +1,78 @@
+"""What fine-tuning erasers share: the choice of parameters, the student, and the loop around a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from overpaint.erasure import Replacement
+from overpaint.errors import UserError
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.progress import steps
+from overpaint.replay import show
+
+#: Whether a parameter is trained: told by its state-dict name and the layer that holds it.
+Rule = Callable[[str, torch.nn.Module], bool]
+
+
+def parameter_group(model: DiffusionModel, rule: Rule) -> list[str]:
+    """Names of the denoiser's parameters that a rule picks, in state-dict order; none is an error, not a silent no-op."""
+    owners = model.parameter_owners()
+    names = [name for name in model.denoiser_names if rule(name, owners[name][0])]
+    if not names:
+        raise UserError("this group of parameters is empty on this model: nothing would be trained")
+    return names
+
+
+class Student:
+    """Trained copies of a few of a model's parameters; the rest is the model's own, so memory is that of the copies.
+
+    Masters are at least float32: Adam's small updates are lost in half precision weights.
+    """
+
+    def __init__(self, model: DiffusionModel, names: Sequence[str]):
+        owners = model.parameter_owners()
+        self._places = {name: owners[name] for name in names}
+        self.masters: dict[str, torch.nn.Parameter] = {}
+        for name, (module, leaf) in self._places.items():
+            plain = getattr(module, leaf).detach()
+            kind = torch.promote_types(plain.dtype, torch.float32)
+            self.masters[name] = torch.nn.Parameter(plain.clone().to(kind))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The model computes with the student's parameters inside the block, and gradients reach them."""
+        plain = {name: module._parameters[leaf] for name, (module, leaf) in self._places.items()}
+        try:
+            for name, (module, leaf) in self._places.items():
+                module._parameters[leaf] = self.masters[name].to(plain[name].dtype)
+            yield
+        finally:
+            for name, (module, leaf) in self._places.items():
+                module._parameters[leaf] = plain[name]
+
+    def changes(self) -> dict[str, Replacement]:
+        """What was trained, in the model's own precision."""
+        return {
+            name: Replacement(self.masters[name].detach().to(getattr(module, leaf).dtype).clone())
+            for name, (module, leaf) in self._places.items()
+        }
+
+
+def train(
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    iterations: int,
+    loss: Callable[[], torch.Tensor],
+    what: str = "iterations",
+) -> None:
+    """``iterations`` times: draw and compute the loss, backward, one optimiser step. Progress is announced."""
+    with torch.enable_grad():
+        for _ in steps(iterations, what):
+            optimizer.zero_grad(set_to_none=True)
+            value = loss()
+            value.backward()
+            show(loss=value.detach(), gradients={name: p.grad for name, p in student.masters.items()})
+            optimizer.step()

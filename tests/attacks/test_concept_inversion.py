@@ -1,0 +1,125 @@
+"""Concept inversion against runs of the official code, replayed draw for draw, and against its identities."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import overpaint
+from overpaint.attacks.attack import Scene
+from overpaint.concepts import Catalogue, Concept
+from overpaint.erasure import Erasure, Replacement
+from overpaint.prompts import Prompt, shots
+from overpaint.registry import component
+from overpaint.replay import replayed, traced
+
+
+def invert(scene, records=None, **values):
+    seen = []
+    values = {"pictures": 2, "steps": 2, "batch_size": 2} | values
+    with replayed(records or {}), traced(lambda **v: seen.append({k: t.clone() for k, t in v.items()})):
+        return component("attack", "cce").build(values, seed=0).run(scene), seen
+
+
+def distance(ours, theirs):
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+@pytest.mark.parametrize("tag", ["cce_plain", "cce_np"])
+def test_official_code(tag, tiny_sd, golden, goldens):
+    meta, results, extra = golden(f"cce/{tag}")
+    guarded = meta["branch"] == "np"
+    records = {key: value for key, value in extra.items() if key.split(".")[0] in ("x0", "noise", "t")}
+    stride = 2 if guarded else 1  # the guarded branch also encodes its fixed texts, every second call
+    records |= {f"ids.{n}": extra[f"enc_ids.{stride * n}"] for n in range(meta["steps"])}
+    if guarded:
+        erasure = overpaint.erase(tiny_sd, "negative_prompt", erase=["Van Gogh"])
+    else:
+        edited = load_file(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
+        erasure = Erasure("uce", changes={name: Replacement(tensor) for name, tensor in edited.items()})
+    scene = Scene(
+        Concept("Van Gogh", kind="style"),
+        shots([Prompt("a painting by Van Gogh", "target")], 1),
+        Catalogue(),
+        tiny_sd,
+        lambda n: [Image.new("RGB", (32, 32))] * n,
+    )
+    with erasure.attached(tiny_sd):
+        assault, seen = invert(
+            scene,
+            records,
+            placeholder=meta["placeholder"],
+            initial_word=meta["init"],
+            steps=meta["steps"],
+            batch_size=meta["batch"],
+            learning_rate=meta["lr_used"],
+            weight_decay=meta["weight_decay"],
+        )
+    for n, step in enumerate(seen):
+        assert distance(step["row"], extra[f"row_used.{stride * n}"]) < 2e-5
+        assert abs(float(step["loss"] / results["loss"][n]) - 1) < 2e-5
+        assert distance(step["gradient"], results[f"row_grad.{n}"]) < 2e-5
+    assert distance(assault.tokens[meta["placeholder"]], results["learned"]) < 2e-5
+    assert assault.shots[0].prompt.text == f"a painting by {meta['placeholder']}"
+
+
+def test_no_steps_return_the_start(scene, tiny_sd):
+    assault, _ = invert(scene, steps=0, initial_word="dog")
+    table = tiny_sd.text_encoder.get_input_embeddings().weight
+    assert torch.equal(assault.tokens["<concept>"], table[tiny_sd.token_ids("dog")[1]])
+    assert assault.ledger.forwards == 0
+    random, _ = invert(scene, steps=0)
+    assert float(random.tokens["<concept>"].std() / table.std()) == pytest.approx(1, abs=0.4)
+
+
+def test_the_token_table_is_untouched_and_the_placeholder_is_one_token(scene, tiny_sd):
+    before = tiny_sd.text_encoder.get_input_embeddings().weight.detach().clone()
+    assault, seen = invert(scene, learning_rate=0.1)
+    assert torch.equal(tiny_sd.text_encoder.get_input_embeddings().weight, before)
+    assert not torch.equal(seen[0]["row"], assault.tokens["<concept>"])
+    with tiny_sd.learned_tokens(assault.tokens):
+        ids = tiny_sd.token_ids("a photo of a <concept>")
+        assert len(ids) == len(tiny_sd.token_ids("a photo of a")) + 1 and ids[-2] == len(before)
+
+
+def test_the_loss_falls_on_what_it_learns_from(scene):
+    fixed = {f"{name}.{n}": value for n in range(30) for name, value in {
+        "noise": torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), "t": torch.tensor([300, 600]),
+    }.items()}  # fmt: skip
+    _, seen = invert(scene, fixed, steps=30, learning_rate=0.05, mirror=False)
+    assert float(seen[-1]["loss"]) < float(seen[0]["loss"])
+
+
+def test_the_branch_follows_the_guard(scene, tiny_sd):
+    """The guarded loss costs four network evaluations an image; the plain one can still be asked for."""
+    for hyperparameters, forwards in (({}, 16), ({"branch": "plain"}, 4)):
+        with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
+            assert invert(scene, **hyperparameters)[0].ledger.forwards == forwards
+    for erasure in (nullcontext(), overpaint.erase(tiny_sd, "uce", erase=["cat"]).attached(tiny_sd)):
+        with erasure:
+            assert invert(scene)[0].ledger.forwards == 4
+
+
+def test_a_guard_of_no_strength_is_the_unguarded_sampler(scene, tiny_sd):
+    """With an empty negative prompt, the word that equals the concept's has nothing to cancel: loss zero."""
+    scene = replace(scene, concept=Concept("cat", article=""), catalogue=Catalogue())
+    records = {"ids.0": tiny_sd.padded_ids(["cat"] * 2)}
+    with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"], text="").attached(tiny_sd):
+        _, (seen,) = invert(scene, records | {}, steps=1, branch="plain", initial_word="cat")
+        with tiny_sd.learned_tokens({"<concept>": seen["row"]}):
+            records = {"ids.0": tiny_sd.padded_ids(["<concept>"] * 2)}
+        _, (seen,) = invert(scene, records, steps=1, initial_word="cat")
+    assert float(seen["loss"]) < 1e-9
+
+
+def test_no_pictures_is_an_error(scene):
+    with pytest.raises(overpaint.UserError, match="needs pictures of 'cat'"):
+        invert(replace(scene, examples=lambda n: []))
+
+
+def test_a_known_word_is_no_placeholder(scene):
+    with pytest.raises(overpaint.UserError, match="placeholder words must be new"):
+        invert(scene, placeholder="dog</w>")

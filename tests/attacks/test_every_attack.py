@@ -1,0 +1,106 @@
+"""What every attack has to satisfy, run over every ``conf/attack/*.yaml``. A new attack is tested by being there."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+import yaml
+
+import overpaint
+from overpaint.attacks.attack import Attack
+from overpaint.registry import DESCRIPTION, component, components, construct
+
+ATTACKS = sorted(components("attack"))
+TINY = {"steps": 2, "batch_size": 2, "pictures": 2}
+
+
+@pytest.fixture(params=ATTACKS)
+def attack(request):
+    return component("attack", request.param)
+
+
+def run(attack, scene, seed=1, **values):
+    budget = {key: value for key, value in TINY.items() if key in attack.defaults}
+    return attack.build(budget | values, seed=seed).run(scene)
+
+
+def test_two_runs_are_equal_whatever_the_global_seed(attack, scene):
+    torch.manual_seed(1)
+    one = run(attack, scene)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    two = run(attack, scene)
+    assert one.shots == two.shots and one.tokens.keys() == two.tokens.keys()
+    assert all(torch.equal(one.tokens[word], two.tokens[word]) for word in one.tokens)
+    assert torch.equal(torch.get_rng_state(), state), "an attack draws from its own generator"
+
+
+def test_shots_are_attacked_paired_and_within_budget(attack, scene):
+    shots = run(attack, scene).shots
+    assert len(shots) <= len(scene.shots)
+    assert len({(s.prompt.id, s.prompt.noise, s.index) for s in shots}) == len(shots)
+    plain = {s.prompt.noise for s in scene.shots}
+    for shot in shots:
+        assert shot.prompt.role == "attacked" and shot.prompt.concept == "cat"
+        assert shot.prompt.noise in plain, "attacked and plain images start from the same noise"
+
+
+def test_the_victim_is_left_as_it_was(attack, scene, tiny_sd):
+    erasure = overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"])
+    before = {name: p.data.clone() for name, p in tiny_sd.named_parameters().items()}
+    tokenizer = tiny_sd.tokenizer
+    with erasure.attached(tiny_sd):
+        guard = tiny_sd.guidance
+        run(attack, scene)
+        assert tiny_sd.guidance is guard
+    assert tiny_sd.tokenizer is tokenizer
+    for name, p in tiny_sd.named_parameters().items():
+        assert torch.equal(p.data, before[name]) and p.grad is None, name
+
+
+def test_what_it_leaves_can_be_drawn(attack, scene, tiny_sd):
+    assault = run(attack, scene)
+    with tiny_sd.learned_tokens(assault.tokens):
+        for shot in assault.shots[:2]:
+            (image,) = tiny_sd.sample([shot.prompt.text], [shot.noise_seed], steps=1)
+            assert image.size == (32, 32)
+
+
+def test_an_attack_that_needs_nothing_runs_without_a_victim(attack, scene):
+    if attack.load().needs == "nothing":
+        blind = type(scene)(scene.concept, scene.shots, scene.catalogue)
+        assert run(attack, blind).shots == run(attack, scene).shots
+
+
+def test_an_unknown_or_wrong_hyper_parameter_is_refused(attack):
+    for key in attack.defaults:
+        with pytest.raises(overpaint.UserError, match=f"did you mean '{key}'"):
+            attack.build({f"{key}x": 1})
+        with pytest.raises(overpaint.UserError, match=f"(?s){attack.name}.*{key}"):
+            attack.build({key: {"a": 1}})
+
+
+@pytest.mark.parametrize("key", ["batch_size", "pictures", "tokens", "first"])
+def test_numbers_that_mean_nothing_are_refused(attack, key):
+    if key in attack.defaults:
+        with pytest.raises(overpaint.UserError, match=key):
+            attack.build({key: 0})
+
+
+def test_the_yaml_says_everything(attack):
+    text = components("attack")[attack.name].read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    assert config["name"] == attack.name and config["summary"]
+    assert {"component", "summary", "paper", "status", "preset", "presets", "control"} <= config.keys()
+    assert config["control"] is None or config["control"] in ATTACKS
+    parameters = {f.name for f in fields(attack.load())} - {"seed"}
+    assert parameters == config.keys() - set(DESCRIPTION), "the YAML's keys are the class's fields"
+    for key in parameters:
+        (line,) = (line for line in text.splitlines() if line.startswith(f"{key}:"))
+        assert " # " in line, f"{key} has no comment"
+
+
+def test_every_preset_can_be_built(attack):
+    assert issubclass(attack.load(), Attack)
+    for preset in [None, *attack.config["presets"]]:
+        construct(attack.load(), attack.settle({}, preset), attack.name)

@@ -1,0 +1,44 @@
+"""Synonyms, paraphrases, translations and prompts that name nothing."""
+
+from collections import Counter
+from dataclasses import replace
+
+from overpaint.concepts import Concept
+from overpaint.registry import component
+
+
+def run(name, scene, **values):
+    return component("attack", name).build(values, seed=0).run(scene).shots
+
+
+def test_synonyms_take_turns_over_the_plain_shots(scene):
+    shots = run("synonym", scene)
+    assert Counter(s.prompt.variant for s in shots) == {"dog": 2, "ship": 2, "the old bird": 2}
+    assert shots[0].prompt.text == "a photo of a dog" and shots[2].prompt.text == "a photo of the old bird"
+    for plain, shot in zip(scene.shots, shots):
+        assert (shot.noise_seed, shot.index) == (plain.noise_seed, plain.index)
+        assert shot.prompt.id != plain.prompt.id and shot.prompt.expects == plain.prompt.expects
+
+
+def test_paraphrases_bring_their_own_article(scene):
+    assert run("paraphrase", scene)[0].prompt.text == "a photo of an animal on the ground"
+
+
+def test_a_concept_without_other_words_leaves_no_shots(scene):
+    bare = replace(scene, concept=Concept("cat", article="a"))
+    for name in ("synonym", "paraphrase", "multilingual", "implicit"):
+        assert run(name, bare) == []
+
+
+def test_languages_take_turns_and_use_their_own_sentences(scene):
+    shots = run("multilingual", scene)
+    assert [s.prompt.variant for s in shots] == ["es", "de"] * 3
+    assert [s.prompt.text for s in shots[::2]] == ["una foto de gato", "un cuadro de gato", "una foto de gato"]
+    assert [s.prompt.text for s in shots[1::2]] == ["a photo of katze", "kater and a ship", "katze and a ship"]
+    assert {s.prompt.variant for s in run("multilingual", scene, languages=["es"])} == {"es"}
+
+
+def test_implicit_prompts_are_for_the_kinds_they_are_about(scene):
+    assert run("implicit", scene) == []
+    shots = run("implicit", scene, kinds=["object"])
+    assert Counter(s.prompt.text for s in shots) == {"something furry on the sofa": 3, "it purrs": 3}

@@ -1,0 +1,156 @@
+"""ESD against runs of its three official codes, replayed draw for draw, and against its closed forms."""
+
+import pytest
+import torch
+
+import overpaint
+from overpaint.methods.esd import CURRENT_GROUPS, GROUPS
+from overpaint.methods.training import parameter_group
+from overpaint.replay import replayed, traced
+
+RUNS = {
+    "esdnew_x": {"variant": "current", "train": "x", "erase": ["van gogh"]},
+    "esdnew_strict": {"variant": "current", "train": "strict", "erase": ["snoopy"]},
+    "esdold_x": {"variant": "legacy", "compat": "official", "train": "x", "erase": ["van gogh"]},
+    "esdalt_x": {"variant": "alt", "compat": "official", "train": "x", "erase": ["van gogh"]},
+}
+
+
+def traced_erase(model, records=None, **arguments):
+    """The erasure and what each iteration went through."""
+    seen = []
+    with replayed(records or {}), traced(lambda **values: seen.append(values)):
+        erasure = overpaint.erase(model, "esd", **arguments)
+    return erasure, [predictions | step for predictions, step in zip(seen[::2], seen[1::2])]
+
+
+def distance(ours, theirs, scale=None):
+    scale = theirs if scale is None else scale
+    return float((ours.double() - theirs.double()).norm() / scale.double().norm())
+
+
+@pytest.mark.parametrize("tag", RUNS)
+def test_official_code(tag, tiny_sd, golden):
+    meta, weights, extra = golden(f"esd/{tag}")
+    draws = {key: value for key, value in extra.items() if key.split(".")[0] in ("x_T", "k", "t")}
+    erasure, iterations = traced_erase(
+        tiny_sd,
+        draws,
+        iterations=meta["iterations"],
+        learning_rate=meta["lr"],
+        negative_guidance=meta["eta"],
+        start_guidance=meta["start_guidance"],
+        rollout_steps=meta["steps"],
+        **RUNS[tag],
+    )
+    for n, seen in enumerate(iterations):
+        assert seen["t"] == int(extra[f"t.{n}"])
+        for name in ("x_t", "pred", "target"):
+            assert distance(seen[name], extra[f"{name}.{n}"]) < 1e-5, (name, n)
+        assert abs(float(seen["loss"] / extra["losses"][n]) - 1) < 1e-4
+    for name in (key.removeprefix("grad0.") for key in extra if key.startswith("grad0.")):
+        assert distance(iterations[0]["gradients"][name], extra[f"grad0.{name}"]) < 1e-4, name
+
+    assert erasure.changes.keys() == weights.keys()
+    base = tiny_sd.named_parameters()
+    ours, theirs, start = (
+        torch.cat([source(name).flatten() for name in weights])
+        for source in (lambda n: erasure.changes[n].tensor, weights.get, lambda n: base[n].data)
+    )
+    assert distance(ours, theirs, theirs - start) < 2e-3
+
+
+@pytest.mark.parametrize(
+    "groups, name, tensors",
+    [
+        (GROUPS, "x", 35), (GROUPS, "u", 281), (GROUPS, "selfattn", 35), (GROUPS, "full", 324),
+        (CURRENT_GROUPS, "x", 35), (CURRENT_GROUPS, "u", 187), (CURRENT_GROUPS, "strict", 14),
+        (CURRENT_GROUPS, "full", 222),
+    ],
+)  # fmt: skip
+def test_groups_have_the_official_number_of_tensors(tiny_sd, groups, name, tensors):
+    assert len(parameter_group(tiny_sd, groups[name])) == tensors
+
+
+SMALL = {"erase": ["dog"], "iterations": 1, "rollout_steps": 4, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize("variant, factor", [("legacy", lambda eta: 1 + eta), ("current", lambda eta: eta)])
+@pytest.mark.parametrize("eta", [0.5, 2.0])
+def test_the_first_loss_follows_from_the_base_predictions(tiny_sd_float64, variant, factor, eta):
+    """(1+η)² MSE(e0(c), e0(∅)) in the paper's form, η² MSE(…) in the current one, since the student is still e0."""
+    model = tiny_sd_float64
+    _, (seen,) = traced_erase(model, variant=variant, negative_guidance=eta, **SMALL)
+    with torch.no_grad():
+        named, nothing = (model.predict(seen["x_t"], seen["t"], model.encode([text])) for text in ("dog", ""))
+    expected = factor(eta) ** 2 * torch.nn.functional.mse_loss(named, nothing)
+    assert abs(float(seen["loss"]) / float(expected) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["current", "alt"])
+def test_erasing_from_another_prompt_starts_at_its_own_prediction(tiny_sd_float64, variant):
+    model, texts = tiny_sd_float64, ("dog", "a photo of a dog", "")
+    _, (seen,) = traced_erase(model, variant=variant, erase_from=texts[1], negative_guidance=2.0, **SMALL)
+    with torch.no_grad():
+        named, source, nothing = (model.predict(seen["x_t"], seen["t"], model.encode([text])) for text in texts)
+    torch.testing.assert_close(seen["pred"], source)
+    torch.testing.assert_close(seen["target"], source - 2 * (named - nothing))
+
+
+@pytest.mark.parametrize(
+    "values", [{"erase_from": "a dog"}, {"iterations": 0}, {"rollout_steps": 1}, {"batch_size": 0}, {"train": "y"}]
+)
+def test_settings_that_mean_nothing_are_refused(tiny_sd, values):
+    with pytest.raises(overpaint.UserError, match=next(iter(values))):
+        overpaint.erase(tiny_sd, "esd", **({"erase": ["dog"]} | values))
+
+
+def test_half_precision_weights_are_trained_in_float32(goldens):
+    model = overpaint.load_model(str(goldens / "tiny_sd"), dtype="bfloat16")
+    erasure, (seen,) = traced_erase(model, **SMALL)
+    assert {g.dtype for g in seen["gradients"].values()} == {torch.float32}
+    assert {c.tensor.dtype for c in erasure.changes.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("variant, eta", [("current", 0.0), ("legacy", -1.0)])
+def test_the_neutral_strength_leaves_nothing_to_learn(tiny_sd_float64, variant, eta):
+    _, (seen,) = traced_erase(tiny_sd_float64, variant=variant, negative_guidance=eta, **SMALL)
+    assert float(seen["loss"]) < 1e-12
+
+
+def test_the_current_strength_is_the_papers_plus_one(tiny_sd):
+    """With the same x_t, both targets are equal."""
+    targets = {}
+    for variant, eta in (("alt", 1.0), ("legacy", 1.0)):
+        draws = {"k.0": torch.tensor([2])}
+        _, (seen,) = traced_erase(tiny_sd, draws, variant=variant, negative_guidance=eta, **SMALL)
+        targets[variant] = seen["target"]
+    assert torch.equal(targets["alt"], targets["legacy"])
+    model, x_t, t = tiny_sd, seen["x_t"], seen["t"]
+    with torch.no_grad():
+        named, nothing = (model.predict(x_t, t, model.encode([text])) for text in ("dog", ""))
+    torch.testing.assert_close(named - 2 * (named - nothing), targets["legacy"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant, group", [("legacy", "u"), ("current", "u"), ("legacy", "selfattn")])
+def test_all_of_the_group_learns_and_nothing_else(tiny_sd, variant, group):
+    before = {name: p.data.clone() for name, p in tiny_sd.named_parameters().items()}
+    erasure, (seen,) = traced_erase(tiny_sd, variant=variant, train=group, **SMALL)
+    groups = CURRENT_GROUPS if variant == "current" else GROUPS
+    assert list(erasure.changes) == parameter_group(tiny_sd, groups[group])
+    for name, gradient in seen["gradients"].items():
+        assert gradient is not None and gradient.abs().sum() > 0, name
+    for name, p in tiny_sd.named_parameters().items():
+        assert torch.equal(p.data, before[name]) and not p.requires_grad
+
+
+def test_concepts_are_drawn_in_turn(tiny_sd):
+    draws = {"concept.0": torch.tensor([1]), "k.0": torch.tensor([1]), "x_T.0": tiny_sd.noise([5])}
+    _, (joint,) = traced_erase(tiny_sd, draws, **(SMALL | {"erase": ["dog", "ship"]}))
+    _, (alone,) = traced_erase(tiny_sd, draws | {"concept.0": torch.tensor([0])}, **(SMALL | {"erase": ["ship"]}))
+    assert torch.equal(joint["target"], alone["target"])
+
+
+def test_an_official_batch_of_four_is_trained_at_one_timestep(tiny_sd):
+    _, (seen,) = traced_erase(tiny_sd, batch_size=4, **SMALL)
+    assert seen["x_t"].shape == (4, 4, 16, 16) and isinstance(seen["t"], int)

@@ -1,0 +1,172 @@
+"""What every method has to satisfy, run over every ``conf/method/*.yaml``. A new method is tested by being there."""
+
+import copy
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import overpaint
+from overpaint.concepts import KINDS, Concept, Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure
+from overpaint.registry import DESCRIPTION, component, components, construct
+
+METHODS = sorted(components("method"))
+#: What makes any method small enough for the tiny model; keys that a method does not have are left out.
+TINY = {"iterations": 2, "steps": 2, "rollout_steps": 4, "batch_size": 2, "epochs": 1, "learning_rate": 1e-3}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return component("method", request.param)
+
+
+def erased(model, method, **arguments):
+    budget = {key: value for key, value in TINY.items() if key in method.defaults}
+    arguments = {"erase": ["dog"], "anchor": "cat", "retain": ["ship"], "seed": 1} | budget | arguments
+    return overpaint.erase(model, method.name, **arguments)
+
+
+def picture(model, prompt="a photo of a dog", seed=0):
+    return np.asarray(model.sample([prompt], [seed], steps=3, guidance_scale=5)[0])
+
+
+def snapshot(model):
+    tensors = {name: p.data.clone() for name, p in model.named_parameters().items()}
+    return tensors, model.guidance, model.tokenizer
+
+
+def assert_unchanged(model, before):
+    tensors, guidance, tokenizer = before
+    assert model.guidance is guidance and model.tokenizer is tokenizer
+    parameters = model.named_parameters()
+    assert parameters.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(parameters[name].data, tensor), name
+        assert not parameters[name].requires_grad and parameters[name].grad is None
+
+
+def equal(one: Erasure, two: Erasure) -> bool:
+    stored = one._stored(), two._stored()
+    return (
+        stored[0].keys() == stored[1].keys()
+        and all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0])
+        and (one.kind, one.settings) == (two.kind, two.settings)
+    )
+
+
+def test_the_model_comes_back_unchanged(tiny_sd, method):
+    before = snapshot(tiny_sd)
+    erased(tiny_sd, method)
+    assert_unchanged(tiny_sd, before)
+
+
+def test_the_same_seed_gives_the_same_erasure_whatever_the_global_one(tiny_sd, method):
+    torch.manual_seed(1)
+    one = erased(tiny_sd, method)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    two = erased(tiny_sd, method)
+    assert equal(one, two)
+    assert torch.equal(torch.get_rng_state(), state), "a method draws from its own generator"
+
+
+def test_attach_and_detach_are_exact(tiny_sd, method):
+    before, plain = snapshot(tiny_sd), picture(tiny_sd)
+    erasure = erased(tiny_sd, method)
+    with erasure.attached(tiny_sd):
+        edited = picture(tiny_sd)
+        parameters = tiny_sd.named_parameters()
+        changed = {name for name, tensor in before[0].items() if not torch.equal(parameters[name].data, tensor)}
+    assert changed <= set(erasure.changes), "changes a parameter that it does not declare"
+    assert_unchanged(tiny_sd, before)
+    assert np.array_equal(picture(tiny_sd), plain)
+    assert np.array_equal(edited, plain) == (method.name == "none")
+
+
+def test_detaching_after_an_error(tiny_sd, method):
+    before = snapshot(tiny_sd)
+    with pytest.raises(RuntimeError), erased(tiny_sd, method).attached(tiny_sd):
+        raise RuntimeError
+    assert_unchanged(tiny_sd, before)
+
+
+def test_save_load_attach_gives_the_same_picture(tiny_sd, method, tmp_path):
+    erasure = erased(tiny_sd, method)
+    erasure.save(tmp_path / "erasure.safetensors")
+    loaded = overpaint.load_erasure(tmp_path / "erasure.safetensors")
+    assert equal(erasure, loaded) and loaded.manifest == erasure.manifest
+    with erasure.attached(tiny_sd):
+        ours = picture(tiny_sd)
+    with loaded.attached(tiny_sd):
+        assert np.array_equal(picture(tiny_sd), ours)
+
+
+def test_the_manifest_is_complete(tiny_sd, method):
+    manifest = erased(tiny_sd, method, retain=["ship", "bird"]).manifest
+    assert manifest["method"] == method.name and manifest["version"] == method.load().version
+    assert manifest["hyperparameters"].keys() == {*method.defaults, "seed"}
+    assert manifest["erase"] == [{"name": "dog", "kind": "object", "anchor": "cat"}]
+    assert manifest["retain"] == ["ship", "bird"]
+    assert manifest["seconds"] >= 0 and manifest["peak_bytes"] > 0 and manifest["artefact_bytes"] >= 0
+
+
+def test_several_concepts_in_one_request(tiny_sd, method):
+    if method.load().multiple:
+        assert len(erased(tiny_sd, method, erase=["dog", "bird"]).manifest["erase"]) == 2
+    else:
+        with pytest.raises(overpaint.UserError, match="one concept"):
+            erased(tiny_sd, method, erase=["dog", "bird"])
+
+
+def test_an_unknown_hyper_parameter_is_refused_with_the_nearest(tiny_sd, method):
+    for key in method.defaults:
+        with pytest.raises(overpaint.UserError, match=f"did you mean '{key}'"):
+            erased(tiny_sd, method, **{f"{key}x": 1})
+    with pytest.raises(overpaint.UserError, match="unknown hyper-parameter 'qqq'"):
+        erased(tiny_sd, method, qqq=1)
+
+
+def test_a_wrong_type_is_refused_by_name(tiny_sd, method):
+    for key in method.defaults:
+        with pytest.raises(overpaint.UserError, match=f"(?s){method.name}.*{key}.*"):
+            overpaint.erase(tiny_sd, method.name, erase=["dog"], **{key: {"a": 1}})
+
+
+def test_other_architectures_are_refused(tiny_sd, method):
+    other = copy.copy(tiny_sd)
+    other.family = "sculpture"
+    with pytest.raises(overpaint.UserError, match="not on sculpture"):
+        erased(other, method)
+
+
+def test_kinds_it_does_not_erase_are_refused(tiny_sd, method):
+    eraser = method.build(seed=0)
+    for kind in KINDS:
+        request = Request((Concept("dog", kind=kind),))
+        if kind in eraser.kinds:
+            eraser.check(tiny_sd, request, method.name)
+        else:
+            with pytest.raises(overpaint.UserError, match=kind):
+                eraser.check(tiny_sd, request, method.name)
+
+
+def test_the_yaml_says_everything(method):
+    text = components("method")[method.name].read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    assert config["name"] == method.name and config["summary"]
+    assert {"component", "summary", "paper", "status", "preset", "presets"} <= config.keys()
+    parameters = {f.name for f in fields(method.load())} - {"seed"}
+    assert parameters == config.keys() - set(DESCRIPTION), "the YAML's keys are the class's fields"
+    for key in parameters:
+        (line,) = (line for line in text.splitlines() if line.startswith(f"{key}:"))
+        assert " # " in line, f"{key} has no comment"
+
+
+def test_every_preset_can_be_built(method):
+    assert issubclass(method.load(), Eraser)
+    for preset in [None, *method.config["presets"]]:
+        construct(method.load(), method.settle({}, preset), method.name)

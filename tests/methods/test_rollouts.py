@@ -1,0 +1,66 @@
+"""Roll-outs: the level of x_t is that of t, except where official code says otherwise."""
+
+import pytest
+import torch
+
+from overpaint.methods.rollouts import compvis_rollout, rollout
+from overpaint.replay import Draws, replayed
+
+
+class Oracle:
+    """Knows the image and returns the noise that is in a latent, so that a roll-out stays on the exact path."""
+
+    def __init__(self, model, image):
+        self.alphas, self.image = model.alphas_cumprod.double(), image
+
+    def __call__(self, latents, timestep, step):
+        alpha = self.alphas[int(timestep)]
+        return (latents - alpha.sqrt() * self.image) / (1 - alpha).sqrt()
+
+    def level(self, latents, noise):
+        """ᾱ of x = √ᾱ x_0 + √(1−ᾱ) ε."""
+        basis = torch.stack([self.image.flatten(), noise.flatten()], 1)
+        return float(torch.linalg.lstsq(basis, latents.flatten()[:, None]).solution[0] ** 2)
+
+
+@pytest.fixture
+def path(tiny_sd_float64):
+    model = tiny_sd_float64
+    image, noise = model.noise([1]) * 0.5, model.noise([2])
+    return model, Oracle(model, image), noise
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm"])
+@pytest.mark.parametrize("steps, k", [(50, 0), (50, 7), (50, 49), (20, 3)])
+def test_the_level_of_x_is_that_of_t(path, scheduler, steps, k):
+    model, oracle, noise = path
+    start_alpha = model.alphas_cumprod.double()[int(_first(model, scheduler, steps))]
+    start = start_alpha.sqrt() * oracle.image + (1 - start_alpha).sqrt() * noise
+    latents, t = rollout(model, start, oracle, scheduler, steps, k)
+    tolerance = 1e-5 if scheduler == "ddim" else 2e-2  # PNDM's second step is not exact even here
+    assert oracle.level(latents, noise) == pytest.approx(float(model.alphas_cumprod[t]), rel=tolerance, abs=tolerance)
+
+
+def _first(model, scheduler, steps):
+    schedule = model.scheduler(scheduler)
+    schedule.set_timesteps(steps)
+    return schedule.timesteps[0]
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 20, 48, 49])
+def test_the_official_loop_is_cleaner_than_its_timestep(path, k):
+    model, oracle, noise = path
+    alphas = model.alphas_cumprod.double()
+    start = alphas[961].sqrt() * oracle.image + (1 - alphas[961]).sqrt() * noise
+    latents, t = compvis_rollout(model, start, oracle, 50, k, Draws(0))
+    level = 0 if k < 2 else 20 * (k - 2) + 1
+    assert oracle.level(latents, noise) == pytest.approx(float(alphas[level]), rel=1e-5)
+    assert 20 * k <= t < 20 * (k + 1)
+
+
+def test_replayed_draws_take_the_place_of_drawn_ones():
+    drawn, draws = Draws(3), Draws(3)
+    first, second = drawn.integer("k", 0, 1000), drawn.integer("k", 0, 1000)
+    with replayed({"k.0": torch.tensor([7])}):
+        assert draws.integer("k", 0, 1000) == 7
+        assert draws.integer("k", 0, 1000) == first != second

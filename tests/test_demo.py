@@ -1,0 +1,101 @@
+"""The demo as people run it, killed and resumed, twice at once, and the real thing's shape. Minutes: `make test-slow`."""
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+OVERPAINT = str(Path(sys.executable).parent / "overpaint")
+COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
+#: The demo's methods and two of its attacks, on one concept at the smallest budget.
+GRID = ["method=none,negative_prompt,uce,esd", "attack=none,synonym,random_prefix", "budget=smoke"]
+
+
+def start(store, *grid):
+    return subprocess.Popen([OVERPAINT, "run", *grid, f"store={store}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def table(store):
+    done = subprocess.run([OVERPAINT, "table", f"store={store}", "--format", "csv"], capture_output=True, check=True)
+    records = pd.read_csv(io.BytesIO(done.stdout))
+    records = records[~records["metric"].isin(COSTS)].drop(columns="seconds")
+    return records.sort_values(["concepts", "method", "attack", "metric"]).reset_index(drop=True)
+
+
+def made(store):
+    return {p.parent.name: p.stat().st_mtime_ns for p in Path(store).glob("artefacts/*/*/manifest.json")}
+
+
+def test_killed_five_times_and_resumed(tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    rng, seen = random.Random(7), {}
+    for _ in range(5):
+        process = start(killed, *GRID)
+        time.sleep(rng.uniform(4, 20))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        now = made(killed)
+        assert seen.items() <= now.items(), "an artefact was made twice"
+        seen = now
+    for store in (killed, whole):
+        process = start(store, *GRID)
+        process.communicate()
+        assert process.returncode == 0
+    assert seen.items() <= made(killed).items()
+    pd.testing.assert_frame_equal(table(killed), table(whole), check_exact=True)
+
+
+def test_two_runs_on_one_store(tmp_path):
+    processes = [start(tmp_path / "store", *GRID) for _ in range(2)]
+    errors = [p.communicate()[1].decode() for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors
+    lines = [line for text in errors for line in text.splitlines() if line.startswith("[")]
+    labels = [line.split("] ", 1)[1].rsplit(":", 1)[0] for line in lines]
+    assert len(lines) == len(made(tmp_path / "store"))
+    assert len(labels) >= len(set(labels))
+
+
+def test_interrupt_ends_within_seconds(tmp_path):
+    process = start(tmp_path / "store", *GRID)
+    time.sleep(15)
+    process.send_signal(signal.SIGINT)
+    begin = time.perf_counter()
+    _, err = process.communicate()
+    assert time.perf_counter() - begin < 5
+    assert process.returncode == 130 and b"run the same command to go on" in err
+
+
+def test_full_disk_is_one_sentence(tmp_path):
+    """A store on a file system of 256 kB; needs the right to mount one."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]).returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        done = subprocess.run([OVERPAINT, "run", *GRID, f"store={place}"], capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert "cannot write to the store" in done.stderr and "Traceback" not in done.stderr
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_full_size_model_on_the_cpu(tmp_path):
+    """UCE and a two-step image on a pipeline with the shape of SD 1.4, within 24 GiB."""
+    import resource
+
+    subprocess.run([sys.executable, ROOT / "scripts" / "build_random_sd.py", tmp_path / "sd"], check=True)
+    grid = ["model=local", f"model.path={tmp_path / 'sd'}", "concepts.erase=[church]", "method=uce", "protocol=ddim50"]
+    grid += ["protocol.steps=2", "budget.target_prompts=1", "budget.seeds=1", f"store={tmp_path / 'store'}"]
+    done = subprocess.run([OVERPAINT, "run", *grid], capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 24 << 20

@@ -1,0 +1,113 @@
+"""The planner: cells share what is equal, and images depend on nothing but prompt and seed."""
+
+import pytest
+
+from overpaint.cells import cell_from
+from overpaint.composition import compose_cells
+from overpaint.concepts import load_catalogue
+from overpaint.planning import make_plan
+from overpaint.prompts import Prompt, Shot, distinct, read_prompts
+from overpaint.sets import ROLES, role_shots
+
+
+def plan(*overrides):
+    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))])
+
+
+def stages(made, name):
+    return [t for t in made.tasks.values() if t.stage == name]
+
+
+def test_one_erasure_for_every_attack_and_one_base_model_for_every_method():
+    made = plan("method=none,uce,esd", "attack=none,cce,synonym", "budget=smoke")
+    assert len(made.cells) == 9
+    assert len(stages(made, "erase")) == 2
+    assert len(stages(made, "measure")) == 9
+    unedited = [t for t in stages(made, "generate") if not t.inputs]
+    assert len({t.key for t in unedited}) == len(unedited)
+    alone = plan("method=none", "attack=none,cce,synonym", "budget=smoke")
+    assert {t.key for t in alone.tasks.values() if t.stage != "measure"} <= set(made.tasks)
+
+
+def test_inputs_come_before_what_needs_them():
+    seen = set()
+    for key, task in plan("method=uce", "attack=cce", "budget=smoke").tasks.items():
+        assert set(task.inputs.values()) <= seen
+        seen.add(key)
+
+
+def test_sets_share_grid_and_utility_images_of_the_unedited_model():
+    made = plan("method=none", "concepts=church,cat", "budget=smoke", "attack=none")
+    texts = [tuple(shot[0] for shot in t.config["shots"]) for t in stages(made, "generate")]
+    assert len(texts) == len(set(texts))
+    assert sum("utility" in t.label for t in stages(made, "generate")) == 1
+
+
+def test_an_attack_brings_its_control_floor_and_the_unedited_model():
+    (cell, measure), *_ = plan("method=uce", "attack=cce", "budget=smoke").cells
+    assert cell.attack.name == "cce"
+    assert {name.split("/")[0] for name in measure.inputs} == {"images", "original", "control", "floor", "erasure"}
+
+
+def test_threshold_and_metrics_change_measurements_alone():
+    low, high = plan("budget=smoke"), plan("budget=smoke", "metrics.threshold=0.7")
+    changed = {t.stage for k, t in high.tasks.items() if k not in low.tasks}
+    assert changed == {"measure"}
+
+
+def test_batch_size_and_shard_size_name_no_image():
+    small, large = plan("budget=smoke", "protocol.batch_size=1"), plan("budget=smoke", "protocol.batch_size=32")
+    assert set(small.tasks) == set(large.tasks)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_smaller_budget_is_part_of_a_larger(role):
+    def of(budget):
+        (composed,) = compose_cells([f"budget={budget}"])
+        cell = cell_from(composed.config, composed.explicit)
+        return {(s.prompt.id, s.noise_seed) for s in role_shots(role, cell.concepts, cell.budget)}
+
+    assert of("smoke") and of("smoke") <= of("lite") <= of("paper")
+
+
+def test_noise_seed_is_a_function_of_prompt_id_and_index():
+    one, other = Prompt("a church", "target"), Prompt("a church", "near", "x", ("y",))
+    assert Shot(one, 3).noise_seed == Shot(other, 3).noise_seed
+    assert len({Shot(one, i).noise_seed for i in range(50)} | {Shot(Prompt("a cat", "target"), 0).noise_seed}) == 51
+    assert Shot(Prompt("x", "target", seed=188), 2).noise_seed == 190
+
+
+def test_shots_survive_their_plain_form():
+    shot = Shot(Prompt("a church", "target", "church", ("church",), "en", guidance=7.0), 4)
+    assert Shot.from_dict(shot.as_dict()) == shot
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("prompt,evaluation_seed,evaluation_guidance,id\nhello,42,7.5,a1\n", ("hello", 42, 7.5, "a1")),
+        ("case_number,source,prompt,sd_seed,sd_guidance_scale\n7,coco,hello,42,7.5\n", ("hello", 42, 7.5, "7")),
+        ('Prompt,categories\n"hello,\nworld",x\n', ("hello,\nworld", None, None, None)),
+    ],
+)
+def test_published_prompt_files_are_understood(tmp_path, text, expected):
+    path = tmp_path / "p.csv"
+    path.write_text(text)
+    (prompt,) = read_prompts(path)
+    assert (prompt.text, prompt.seed, prompt.guidance) == expected[:3]
+    assert expected[3] is None or prompt.id == expected[3]
+
+
+def test_equal_prompts_stay_different_shots():
+    a, b = distinct([Prompt("x", "target"), Prompt("x", "target")])
+    assert a.id != b.id and Shot(a, 0).noise_seed != Shot(b, 0).noise_seed
+
+
+def test_every_catalogue_anchor_and_neighbour_is_known():
+    catalogue = load_catalogue("testbed")
+    assert len(catalogue.of_kind("object")) >= 14
+    assert len(catalogue.of_kind("style")) >= 7
+    assert len(catalogue.of_kind("character")) >= 6
+    for concept in catalogue.concepts.values():
+        assert set(concept.neighbours) <= set(catalogue.concepts)
+        assert concept.name not in concept.neighbours
