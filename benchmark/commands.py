@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.console import Console
+
 from overpaint.cells import Cell, cell_from
 from overpaint.composition import Composed, compose_cells
 from overpaint.display import Display, duration
@@ -19,7 +21,6 @@ from overpaint.planning import Plan, make_plan
 from overpaint.registry import load_attribute
 from overpaint.store import Store
 from overpaint.tables import FORMATS, render, show, stored_records
-from rich.console import Console
 
 ERR = Console(stderr=True)
 

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
 from overpaint.errors import UserError, unknown
 from overpaint.registry import conf_folders, look_in
 from overpaint.shipped import shipped

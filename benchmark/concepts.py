@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
+
 from overpaint.errors import UserError, unknown
 from overpaint.shipped import shipped
 

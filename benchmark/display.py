@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from overpaint.estimates import Estimates
-from overpaint.tasks import Task
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from overpaint.estimates import Estimates
+from overpaint.tasks import Task
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import yaml
+
 from overpaint.errors import unknown
 from overpaint.registry import component, components
 from overpaint.shipped import shipped

@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
 from overpaint.errors import UserError, unknown
 from overpaint.shipped import shipped
 

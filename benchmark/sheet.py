@@ -6,12 +6,13 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
 from overpaint.planning import Plan
 from overpaint.stages.attack import read_assault
 from overpaint.stages.generate import read_images
 from overpaint.store import Store
 from overpaint.tasks import Task
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 #: Columns of a cell without attack: role → how many pictures. An attack shows two.
 COLUMNS = {"target": 2, "near": 1, "in_prompt": 1, "grid": 1, "utility": 1}

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
 from overpaint.errors import UserError
 
 MANIFEST = "manifest.json"

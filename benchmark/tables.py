@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
+
 from overpaint.errors import UserError, unknown
 from overpaint.metrics.metric import FACETS
 from overpaint.planning import Plan

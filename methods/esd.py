@@ -60,6 +60,14 @@ CURRENT_GROUPS: dict[str, Rule] = GROUPS | {
 }
 
 
+#: What each official code runs with, where the YAML leaves it to the variant.
+OFFICIAL = {
+    "legacy": {"negative_guidance": 1.0, "learning_rate": 1e-5, "iterations": 1000},
+    "current": {"negative_guidance": 2.0, "learning_rate": 5e-5, "iterations": 200},
+    "alt": {"negative_guidance": 2.0, "learning_rate": 2e-5, "iterations": 200},
+}
+
+
 @dataclass(kw_only=True)
 class ESD(Eraser):
     """Hyper-parameters of ESD; ``conf/method/esd.yaml`` says what each means."""
@@ -68,14 +76,17 @@ class ESD(Eraser):
     compat: Literal["intended", "official"]
     train: Literal["x", "u", "strict", "selfattn", "full"]
     erase_from: str | None
-    negative_guidance: float
+    negative_guidance: float | None
     start_guidance: float
     rollout_steps: int
-    iterations: int
-    learning_rate: float
+    iterations: int | None
+    learning_rate: float | None
     batch_size: int
 
     def __post_init__(self):
+        for name, value in OFFICIAL[self.variant].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         at_least(1, iterations=self.iterations, batch_size=self.batch_size)
         at_least(3 if self.variant == "alt" else 2, rollout_steps=self.rollout_steps)
         at_least(0, learning_rate=self.learning_rate)

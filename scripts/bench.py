@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+
 from overpaint.models.loading import load_pipeline
 from overpaint.models.sources import resolve
 from overpaint.stages import generate

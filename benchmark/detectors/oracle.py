@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+
 from overpaint.detectors.detector import Detector
 from overpaint.errors import AssetMissing
 from overpaint.shipped import shipped

@@ -16,9 +16,10 @@ from diffusers import (
     LMSDiscreteScheduler,
     PNDMScheduler,
 )
+from PIL import Image
+
 from overpaint.errors import UserError, unknown
 from overpaint.models.guidance import Guidance
-from PIL import Image
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,

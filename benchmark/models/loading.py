@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
 from overpaint.errors import UserError, unknown
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.sources import resolve
-from transformers.utils import logging as transformers_logging
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 #: Pipeline class -> the class that speaks for its family.

@@ -12,10 +12,11 @@ from overpaint.prompts import Shot
 
 
 def run(task, inputs, folder, bench) -> dict:
+    from safetensors.torch import save_file
+
     from overpaint.attacks.attack import Scene
     from overpaint.cells import Choice
     from overpaint.planning import build_attack
-    from safetensors.torch import save_file
 
     config = task.config
     attack = build_attack(Choice(config["attack"], None, config["hyperparameters"]), config["seed"])

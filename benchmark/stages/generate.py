@@ -8,8 +8,9 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from overpaint.progress import announce
 from PIL import Image
+
+from overpaint.progress import announce
 
 
 def run(task, inputs, folder, bench) -> dict:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+
 from overpaint.concepts import concept_from
 from overpaint.metrics.metric import Evidence, Figure, Metric
 from overpaint.prompts import Shot

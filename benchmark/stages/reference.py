@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from PIL import Image
+
 from overpaint.errors import UserError
 from overpaint.stages.generate import write_images
 from overpaint.store import file_hash
-from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 

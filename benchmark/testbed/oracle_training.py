@@ -18,7 +18,7 @@ from .world import LABELLED, UNSEEN, Scene, random_item, random_scene, render
 
 SCHEDULES = {
     "a": Schedule(images=150_000, batch=64, peak=3e-3, ema=0.995, weight_decay=0.02, save_every=500),
-    "b": Schedule(images=110_000, batch=64, peak=3e-3, ema=0.995, weight_decay=0.02, save_every=500),
+    "b": Schedule(images=150_000, batch=64, peak=3e-3, ema=0.995, weight_decay=0.02, save_every=500),
 }
 UNSEEN_PICTURES = 4_000
 ROUND_TRIPS = 20_000

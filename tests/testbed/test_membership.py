@@ -1,4 +1,5 @@
 import pytest
+
 from overpaint.testbed.membership import (
     REPEATED,
     REPEATS,

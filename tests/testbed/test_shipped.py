@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+
 from overpaint.shipped import shipped
 from overpaint.testbed.exporting import weight_bytes
 from overpaint.testbed.membership import example
@@ -104,6 +105,7 @@ def test_weights_are_small_half_precision_and_safe():
 
 def test_the_pipeline_loads_and_paints():
     import torch
+
     from overpaint.testbed.exporting import load_pipeline
 
     pipeline = load_pipeline(FOLDER / "pipeline")

@@ -2,6 +2,7 @@ from random import Random
 
 import numpy as np
 import pytest
+
 from overpaint.testbed.canvas import STYLES
 from overpaint.testbed.faces import CHARACTERS, PEOPLE
 from overpaint.testbed.shapes import DRAW, LOOKS, OBJECTS, UNSEEN
