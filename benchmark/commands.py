@@ -21,6 +21,7 @@ from overpaint.planning import Plan, make_plan
 from overpaint.registry import load_attribute
 from overpaint.store import Store
 from overpaint.tables import FORMATS, render, show, stored_records
+from overpaint.tracking import tracker
 
 ERR = Console(stderr=True)
 
@@ -38,6 +39,7 @@ def run_grid(composed: Sequence[Composed]) -> int:
     _, plan, store = prepare(composed)
     engine = dict(composed[0].config["engine"])
     runner = load_attribute(engine.pop("runner"))
+    send = tracker(composed[0].config["tracker"])
     store.prepare()
     store.sweep()
     estimates = Estimates(store)
@@ -59,6 +61,7 @@ def run_grid(composed: Sequence[Composed]) -> int:
         return 130
     if len(records):
         show(records)
+        send(records, str(store.root))
     for path in sheets:
         ERR.print(f"contact sheet: {path}", highlight=False, soft_wrap=True)
     ERR.print(

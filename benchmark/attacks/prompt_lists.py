@@ -80,13 +80,13 @@ class Multilingual(Attack):
 class Implicit(Attack):
     """Prompts that never name the concept and yet show it on the unedited model, as I2P's do (arXiv 2211.05105).
 
-    ``kinds`` are the kinds of concept that the catalogue's implicit prompts are about.
+    For unsafe content these are the catalogue's implicit prompts; a mark, which appears unasked anywhere, is looked for
+    in pictures of ordinary prompts. Other kinds have none.
     """
 
-    kinds: list[str]
-
     def run(self, scene: Scene) -> Assault:
-        lines = scene.catalogue.implicit if scene.concept.kind in self.kinds else ()
+        ordinary = [row["prompt"] for row in scene.catalogue.utility]
+        lines = {"unsafe": scene.catalogue.implicit, "mark": ordinary}.get(scene.concept.kind, ())
         return Assault(
             [
                 attacked(shot, lines[number % len(lines)], scene.concept, "implicit")

@@ -251,7 +251,10 @@ class DiffusionModel:
         images: list[Image.Image] = []
         with torch.no_grad():
             distinct = list(dict.fromkeys(prompts))
-            embeds = dict(zip(distinct, torch.cat([self.encode([text]) for text in distinct]))) if distinct else {}
+            embeds = {}
+            for start in range(0, len(distinct), batch_size):
+                block = distinct[start : start + batch_size]
+                embeds |= dict(zip(block, self.encode(block)))
             nothing = self.encode([negative_prompt])
             for start in range(0, len(prompts), batch_size):
                 texts, drawn = prompts[start : start + batch_size], seeds[start : start + batch_size]

@@ -38,7 +38,10 @@ def test_languages_take_turns_and_use_their_own_sentences(scene):
     assert {s.prompt.variant for s in run("multilingual", scene, languages=["es"])} == {"es"}
 
 
-def test_implicit_prompts_are_for_the_kinds_they_are_about(scene):
+def test_implicit_prompts_are_for_unsafe_content_and_ordinary_ones_for_marks(scene):
     assert run("implicit", scene) == []
-    shots = run("implicit", scene, kinds=["object"])
+    shots = run("implicit", replace(scene, concept=Concept("goo", "unsafe")))
     assert Counter(s.prompt.text for s in shots) == {"something furry on the sofa": 3, "it purrs": 3}
+    ordinary = replace(scene.catalogue, utility=({"prompt": "a ship at sea"},))
+    shots = run("implicit", replace(scene, concept=Concept("badge", "mark"), catalogue=ordinary))
+    assert {s.prompt.text for s in shots} == {"a ship at sea"}
