@@ -23,7 +23,7 @@ from overpaint.store import Store
 from overpaint.tables import FORMATS, render, show, stored_records
 from overpaint.tracking import tracker
 
-ERR = Console(stderr=True)
+ERR = Console(stderr=True, soft_wrap=True)
 
 
 def prepare(composed: Sequence[Composed]) -> tuple[list[Cell], Plan, Store]:
@@ -106,7 +106,7 @@ def describe_plan(composed: Sequence[Composed]) -> None:
     cells, plan, store = prepare(composed)
     todo = plan.missing(store)
     estimates = Estimates(store)
-    out = Console()
+    out = Console(soft_wrap=True)
     out.print(_summary(plan, todo, estimates), highlight=False)
     unique, missing = Counter(t.stage for t in plan.tasks.values()), Counter(t.stage for t in todo)
     for stage, asked in plan.asked.items():

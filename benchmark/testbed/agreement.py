@@ -59,12 +59,14 @@ def _phrase(words: str, entry: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def paint(pipeline, prompts: list[str], seed: int, steps: int = 20, guidance: float = 4.0, batch: int = 32):
-    """Pictures uint8 (n, 64, 64, 3); picture i starts from noise seeded by (seed, i)."""
+def paint(
+    pipeline, prompts: list[str], seed: int, offset: int = 0, steps: int = 20, guidance: float = 4.0, batch: int = 32
+):
+    """Pictures uint8 (n, 64, 64, 3); picture i starts from noise seeded by (seed, offset + i)."""
     made = []
     for first in range(0, len(prompts), batch):
         part = prompts[first : first + batch]
-        noise = [torch.Generator().manual_seed(seed * 1_000_003 + first + i) for i in range(len(part))]
+        noise = [torch.Generator().manual_seed(seed * 1_000_003 + offset + first + i) for i in range(len(part))]
         start = torch.stack([torch.randn(4, 16, 16, generator=generator) for generator in noise])
         out = pipeline(part, latents=start, num_inference_steps=steps, guidance_scale=guidance,
                        height=64, width=64, output_type="np")  # fmt: skip

@@ -1,23 +1,24 @@
 """From a checkpoint to the diffusers folder that everybody loads."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTokenizer
 
-from .denoiser import Denoiser, build_scheduler
+from .denoiser import Denoiser, WordyDenoiser, build_scheduler
 
 
 def assemble(out: Path) -> StableDiffusionPipeline:
     """The pipeline of the newest denoiser checkpoint in `out`, with its averaged weights, in float32."""
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    module = Denoiser(len(tokenizer))
-    with safe_open(out / "denoiser.safetensors", "pt") as file:
+    wordy = out / "denoiser_wordy.safetensors"
+    module = (WordyDenoiser if wordy.exists() else Denoiser)(len(tokenizer))
+    with safe_open(wordy if wordy.exists() else out / "denoiser.safetensors", "pt") as file:
         nn.utils.vector_to_parameters(file.get_tensor("ema"), module.parameters())
     return StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(out / "vae"),
@@ -36,7 +37,14 @@ def export_pipeline(out: Path, folder: Path) -> None:
     temporary, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    assemble(out).to(torch.float16).save_pretrained(temporary, safe_serialization=True)
+    pipeline = assemble(out)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.half()
+    pipeline.save_pretrained(temporary, safe_serialization=True)
+    for path in temporary.rglob("config.json"):  # where a part was loaded from is nobody's business
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if folder.exists():
         folder.rename(old)
     temporary.rename(folder)
@@ -45,7 +53,9 @@ def export_pipeline(out: Path, folder: Path) -> None:
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     """The exported pipeline in float32, ready for the CPU."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.float()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

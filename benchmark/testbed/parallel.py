@@ -29,13 +29,14 @@ class Schedule:
     warm_up_steps: int = 100
     final: float = 0.02  # of the peak, where the cosine ends
     save_every: int = 500  # steps
+    stop: int | None = None  # images after which to stop short of the cosine's end
 
     @property
     def steps(self) -> int:
-        return self.images // self.batch
+        return (self.stop or self.images) // self.batch
 
     def rate(self, step: int) -> float:
-        progress = min(1.0, step / self.steps)
+        progress = min(1.0, step * self.batch / self.images)
         cosine = self.final + (1 - self.final) * 0.5 * (1 + cos(pi * progress))
         return self.peak * min(1.0, (step + 1) / self.warm_up_steps) * cosine
 
@@ -120,13 +121,16 @@ Loss = Callable[[torch.Generator, int], Tensor]
 
 
 def train(build: Callable[[], nn.Module], start: Callable[..., Loss], schedule: Schedule, folder: Path, name: str,
-          workers: int = 2, seed: int = 0, **inputs) -> nn.Module:  # fmt: skip
+          workers: int = 2, seed: int = 0, initial: dict[str, Tensor] | None = None, **inputs) -> nn.Module:  # fmt: skip
     """Trains `build()` and returns it with its EMA weights, in float32.
 
-    `start(module, **inputs)` runs in every worker and returns `loss(generator, count)`; both must be importable. An
-    interrupted run continues from `folder/name.safetensors`."""
+    `initial` gives parameters to start from. `start(module, **inputs)` runs in every worker and returns
+    `loss(generator, count)`; both must be importable. An interrupted run continues from `folder/name.safetensors`.
+    """
     torch.manual_seed(seed)
     module = build()
+    if initial:
+        module.load_state_dict(initial, strict=False)
     shared = SharedParameters(module, workers)
     checkpoint = folder / f"{name}.safetensors"
     done = shared.load(checkpoint) if checkpoint.exists() else 0

@@ -76,7 +76,7 @@ def denoiser(out: Path, to: Path, workers: int, seed: int) -> None:
 
     latents(out, to, workers, seed)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    train_denoiser(out, len(tokenizer), encode(tokenizer, [""])[0].tolist(), workers, seed)
+    train_denoiser(out, tokenizer, workers, seed)
 
 
 def oracle(out: Path, to: Path, workers: int, seed: int, which: tuple[str, ...] = ("a", "b")) -> None:
@@ -103,12 +103,22 @@ def export(out: Path, to: Path, workers: int, seed: int) -> None:
     (to / "training_log.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
 
 
+def _painted(arguments: tuple[Path, list[str], int, int]) -> np.ndarray:
+    folder, prompts, seed, offset = arguments
+    torch.set_num_threads(1)
+    return paint(load_pipeline(folder), prompts, seed, offset)
+
+
 def check(out: Path, to: Path, workers: int, seed: int, per_concept: int = 20, per_wording: int = 10) -> None:
     """Measures the exported pipeline and both oracles; writes agreement.json and oracle/oracle.json."""
-    torch.set_num_threads(workers)
     catalogue = read_catalogue(to.parent / "concepts" / "testbed.yaml")
     asked = list(questions(catalogue, per_concept, per_wording))
-    painted = paint(load_pipeline(to / "pipeline"), [question.prompt for question in asked], seed + 17)
+    parts = [
+        (to / "pipeline", [question.prompt for question in asked[first : first + 64]], seed + 17, first)
+        for first in range(0, len(asked), 64)
+    ]
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        painted = np.concatenate(list(pool.map(_painted, parts)))
     np.save(out / "painted.npy", painted)
     first, second = (load_oracle(to / "oracle", which) for which in "ab")
     rows, other_rows = first.predict(painted)[0], second.predict(painted)[0]
