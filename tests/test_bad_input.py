@@ -35,7 +35,7 @@ CASES = [
     (("run", "method=esd", "method.iteratons=5"), ["'iteratons'", "method", "did you mean 'iterations'"]),
     (("run", "method=uce", "method.lamb=much"), ["method=uce: lamb takes float, got 'much'"]),
     (("run", "method=uce", "method.variant=currnt"), ["'currnt'", "did you mean 'current'"]),
-    (("run", "method=uce", "method.preset=tesbed"), ["preset 'tesbed'", "did you mean 'testbed'"]),
+    (("run", "method=esd", "method.preset=tesbed"), ["preset 'tesbed'", "did you mean 'testbed'"]),
     (("run", "concepts.erase=[curch]"), ["concept 'curch'", "did you mean 'church'"]),
     (("run", "concepts=inline"), ["nothing to erase"]),
     (("run", "concepts=inline", "concepts.erase=[x]", "concepts.templates=[no place]"), ["'no place' has no {}"]),
