@@ -37,13 +37,11 @@ def test_preset_then_explicit_value():
     (plain,) = cells("method=esd")
     assert plain.method.preset.startswith("testbed")
     (paper,) = cells("method=esd", "method.preset=null")
-    assert paper.method.values["iterations"] == 200
-    assert plain.method.values["iterations"] != 200
-    (explicit,) = cells(
-        "method=esd", "method.iterations=200"
-    )  # equal to the default, and still stronger than the preset
-    assert explicit.method.values["iterations"] == 200
-    assert explicit.method.label == "esd iterations=200"
+    assert paper.method.values["rollout_steps"] == 50
+    assert plain.method.values["rollout_steps"] != 50
+    (explicit,) = cells("method=esd", "method.rollout_steps=50")  # equal to the default, and stronger than the preset
+    assert explicit.method.values["rollout_steps"] == 50
+    assert explicit.method.label == "esd rollout_steps=50"
 
 
 def test_axis_of_values_inside_a_group():

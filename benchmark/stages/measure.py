@@ -36,6 +36,8 @@ def figures(config: Mapping, inputs: Mapping[str, Path]) -> list[dict]:
         metric: Metric = load_attribute(reference)()
         if not metric.applies_to(config["cell"]["attack"].split()[0]):
             continue
+        if metric.roles == ("floor",) and evidence.floor is None:
+            continue  # this attack is run without a floor
         figure = metric.measure(evidence)
         rows.append(_row(config, name, metric, figure, evidence))
     return rows
