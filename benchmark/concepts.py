@@ -138,3 +138,8 @@ def concept_from(name: str, entry: Mapping, where: str) -> Concept:
             for language, words in values["translations"].items()
         }
     return Concept(name=name, **values)
+
+
+def stored_concept(entry: Mapping) -> Concept:
+    """A concept from the plain values (``dataclasses.asdict``) that a task's configuration holds."""
+    return concept_from(entry["name"], {k: v for k, v in entry.items() if k != "name"}, "task")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from overpaint.concepts import Catalogue, concept_from
+from overpaint.concepts import Catalogue, stored_concept
 from overpaint.prompts import Shot
 
 
@@ -20,9 +20,7 @@ def run(task, inputs, folder, bench) -> dict:
 
     config = task.config
     attack = build_attack(Choice(config["attack"], None, config["hyperparameters"]), config["seed"])
-    concept = concept_from(
-        config["concept"]["name"], {k: v for k, v in config["concept"].items() if k != "name"}, "task"
-    )
+    concept = stored_concept(config["concept"])
     shots = [Shot.from_dict(s) for s in config["shots"]]
     with bench.victim(config, task.runtime, inputs.get("erasure")) as victim:
         words = Catalogue(templates=config["templates"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overpaint.concepts import Request, concept_from
+from overpaint.concepts import Request, stored_concept
 
 
 def run(task, inputs, folder, bench) -> dict:
@@ -11,14 +11,10 @@ def run(task, inputs, folder, bench) -> dict:
     config = task.config
     model = bench.model(task.runtime["path"], config["precision"], task.runtime.get("device"))
     request = Request(
-        tuple(concept_from(c["name"], _without_name(c), "task") for c in config["erase"]),
-        tuple(concept_from(c["name"], _without_name(c), "task") for c in config["retain"]),
+        tuple(map(stored_concept, config["erase"])),
+        tuple(map(stored_concept, config["retain"])),
     )
     erasure = erase(model, config["method"], request=request, seed=config["seed"], **config["hyperparameters"])
     cost = {k: erasure.manifest.pop(k) for k in ("seconds", "peak_bytes")}  # the file itself is the same on every run
     erasure.save(folder / "erasure.safetensors")
     return {"cost": cost | {"artefact_bytes": erasure.artefact_bytes}}
-
-
-def _without_name(concept: dict) -> dict:
-    return {k: v for k, v in concept.items() if k != "name"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from overpaint.concepts import concept_from
+from overpaint.concepts import stored_concept
 from overpaint.metrics.metric import Evidence, Figure, Metric
 from overpaint.prompts import Shot
 from overpaint.registry import load_attribute
@@ -65,7 +65,7 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
     made = {name: _costs(inputs, f"{name}/", "/images") for name in ("images", "original")}
     ledger = [c for c in _costs(inputs, "images/", "/assault") if c]
     return Evidence(
-        erased=[concept_from(c["name"], {k: v for k, v in c.items() if k != "name"}, "task") for c in config["erased"]],
+        erased=list(map(stored_concept, config["erased"])),
         images=frames.get("images", empty),
         original=frames.get("original", empty),
         control=frames.get("control"),
