@@ -59,7 +59,7 @@ class NegativePromptGuard:
     weight: float
     guard: str = "negative_prompt"
 
-    def __call__(self, model: DiffusionModel, positive: torch.Tensor, negative: torch.Tensor, scale: float) -> Guidance:
+    def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
         with torch.no_grad():
             unwanted = model.encode([self.text]).expand_as(positive)
         if self.form == "replace":

@@ -30,10 +30,15 @@ LARGEST_CONDITION = 1e12
 
 @dataclass(frozen=True)
 class Ridge:
-    """The part of the problem that all layers share: ``down`` = w Kᵀ-rows through A⁻¹, (n, d), and A's condition."""
+    """The part of the problem that all layers share: ``down`` = w K A⁻¹ (n, d), A's Cholesky factor and condition."""
 
     down: torch.Tensor
+    cholesky: torch.Tensor
     condition: float
+
+    def solve(self, right: torch.Tensor) -> torch.Tensor:
+        """right A⁻¹ (o, d), for terms that are no few rows: Σ w RᵀK, or a prior's w (W0 − W) B, already summed."""
+        return torch.cholesky_solve(right.T, self.cholesky).T
 
     def change(self, residual: torch.Tensor, projection: Projection) -> LowRank | Replacement:
         """W' for residuals R (n, o) of the edited rows: as factors, or whole where the factors would be larger."""
@@ -67,8 +72,9 @@ def factor(
             f"lamb={ridge:g} leaves the closed-form edit singular: the text rows do not span the "
             f"text space of width {width}; take lamb > 0 (0.5 is the published value) or retain more concepts"
         )
-    solved = torch.cholesky_solve(edited.T, torch.linalg.cholesky(whole))  # A⁻¹ Kᵀ, (d, n)
-    return Ridge(edit_weight * solved.T, largest / smallest)
+    cholesky = torch.linalg.cholesky(whole)
+    down = edit_weight * torch.cholesky_solve(edited.T, cholesky).T
+    return Ridge(down, cholesky, largest / smallest)
 
 
 def edit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from overpaint.erasure import Replacement
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.progress import steps
-from overpaint.replay import show
+from overpaint.replay import Draws, show
 
 #: Whether a parameter is trained: told by its state-dict name and the layer that holds it.
 Rule = Callable[[str, torch.nn.Module], bool]
@@ -61,18 +61,71 @@ class Student:
         }
 
 
+class LowRankStudent:
+    """A trained low-rank change W + scale · up·down of a few weight matrices (LoRA): up (out, r) zero, down (r, in) drawn.
+
+    ``starts`` (the matrices to change, by name; ``None``: the model's own) lets a stage begin where another one ended.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        names: Sequence[str],
+        rank: int,
+        draws: Draws,
+        scale: float = 1.0,
+        starts: Mapping[str, torch.Tensor] | None = None,
+    ):
+        owners = model.parameter_owners()
+        self._places = {name: owners[name] for name in names}
+        self.starts = {name: (starts or {}).get(name, getattr(*place).detach()) for name, place in self._places.items()}
+        self.scale = scale
+        self.masters: dict[str, torch.nn.Parameter] = {}
+        for name, start in self.starts.items():
+            like = start.detach().float() if start.dtype != torch.float64 else start
+            down = draws.noise(f"{name}:down", (rank, start.shape[1]), like) / rank
+            self.masters[f"{name}:up"] = torch.nn.Parameter(like.new_zeros(start.shape[0], rank))
+            self.masters[f"{name}:down"] = torch.nn.Parameter(down)
+
+    def weight(self, name: str) -> torch.Tensor:
+        """W + scale · up·down (out, in), differentiable in both factors."""
+        start = self.starts[name]
+        return start + (self.scale * self.masters[f"{name}:up"] @ self.masters[f"{name}:down"]).to(start.dtype)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The model computes with the changed matrices inside the block, and gradients reach the factors."""
+        plain = {name: module._parameters[leaf] for name, (module, leaf) in self._places.items()}
+        try:
+            for name, (module, leaf) in self._places.items():
+                module._parameters[leaf] = self.weight(name)
+            yield
+        finally:
+            for name, (module, leaf) in self._places.items():
+                module._parameters[leaf] = plain[name]
+
+
 def train(
-    student: Student,
+    student: Student | LowRankStudent,
     optimizer: torch.optim.Optimizer,
     iterations: int,
     loss: Callable[[], torch.Tensor],
     what: str = "iterations",
+    adjust: Callable[[], None] | None = None,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> None:
-    """``iterations`` times: draw and compute the loss, backward, one optimiser step. Progress is announced."""
+    """``iterations`` times: draw and compute the loss, backward, one optimiser step. Progress is announced.
+
+    ``adjust`` works on the gradients before the step (a mask, clipping); ``schedule`` moves the learning rate after it.
+    """
     with torch.enable_grad():
         for _ in steps(iterations, what):
             optimizer.zero_grad(set_to_none=True)
             value = loss()
             value.backward()
             show(loss=value.detach(), gradients={name: p.grad for name, p in student.masters.items()})
+            if adjust:
+                adjust()
             optimizer.step()
+            if schedule:
+                schedule.step()

@@ -125,6 +125,22 @@ class DiffusionModel:
         """Embeddings (n, tokens, width) of padded ids (n, tokens); differentiable in the encoder's parameters."""
         return self.text_encoder(ids)[0]
 
+    def token_embeddings(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows (n, tokens, width) of the token table for ids (n, tokens), learned words included."""
+        return self.text_encoder.get_input_embeddings()(ids)
+
+    def encode_embeddings(self, embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings (n, tokens, width) of token embeddings (n, tokens, width) put in the place of the table's rows.
+
+        Differentiable in ``embeddings``. ``ids`` (n, tokens) tell the encoder where a prompt ends.
+        """
+        table = self.text_encoder.get_input_embeddings()
+        try:
+            self.text_encoder.set_input_embeddings(GivenEmbeddings(embeddings))
+            return self.encode_ids(ids)
+        finally:
+            self.text_encoder.set_input_embeddings(table)
+
     @contextmanager
     def learned_tokens(self, tokens: dict[str, torch.Tensor]) -> Iterator[None]:
         """Add placeholder words with their input embeddings (width,) for the duration of the block.
@@ -200,6 +216,12 @@ class DiffusionModel:
         return owners
 
     @property
+    def text_encoder_names(self) -> list[str]:
+        """Names of `named_parameters` that belong to the text encoder, in its own order."""
+        denoiser = set(self.denoiser_names)
+        return [name for name in self.parameter_owners() if name not in denoiser]
+
+    @property
     def denoiser_names(self) -> list[str]:
         """Names of `named_parameters` that belong to the denoiser, in its own order."""
         return [name for name, _ in self.unet.named_parameters()]
@@ -259,7 +281,7 @@ class DiffusionModel:
             for start in range(0, len(prompts), batch_size):
                 texts, drawn = prompts[start : start + batch_size], seeds[start : start + batch_size]
                 positive = torch.stack([embeds[text] for text in texts])
-                guidance = self.guidance(self, positive, nothing.expand_as(positive), guidance_scale)
+                guidance = self.guidance(self, positive, nothing.expand_as(positive), guidance_scale, texts)
                 latents = self.denoise(self.noise(drawn, size), guidance, scheduler, steps)
                 images += self.to_images(latents)
                 if on_batch:
@@ -275,6 +297,17 @@ class DiffusionModel:
             scaled = schedule.scale_model_input(latents, timestep)
             latents = schedule.step(guidance(scaled, timestep, step), timestep, latents, return_dict=False)[0]
         return latents
+
+
+class GivenEmbeddings(torch.nn.Module):
+    """Stands in for a token table: answers every lookup with the given embeddings (batch, tokens, width)."""
+
+    def __init__(self, embeddings: torch.Tensor):
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.embeddings
 
 
 class ExtendedTable(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,14 +14,22 @@ if TYPE_CHECKING:
 class Guidance:
     """Classifier-free guidance, e(∅) + w (e(p) − e(∅)); one object a batch of images, so guards may keep state in it.
 
-    ``positive`` and ``negative`` are text embeddings (batch, tokens, width). At w ≤ 1 only the prompt is evaluated.
+    ``positive`` and ``negative`` are text embeddings (batch, tokens, width), ``prompts`` the texts of ``positive`` where
+    there are any (learned embeddings have none). At w ≤ 1 only the prompt is evaluated.
     ``guard`` says what stands in the way, for attacks that adapt to it; plain guidance has none.
     """
 
     guard = ""
 
-    def __init__(self, model: DiffusionModel, positive: torch.Tensor, negative: torch.Tensor, scale: float):
-        self.model, self.scale = model, scale
+    def __init__(
+        self,
+        model: DiffusionModel,
+        positive: torch.Tensor,
+        negative: torch.Tensor,
+        scale: float,
+        prompts: Sequence[str] | None = None,
+    ):
+        self.model, self.scale, self.prompts = model, scale, prompts
         self.positive, self.negative = positive, negative
 
     def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
