@@ -41,7 +41,6 @@ def _to_wandb(wandb, config: Mapping[str, Any], records: pd.DataFrame, folder: s
             name=name,
             config=cell,
             dir=folder,
-            reinit=True,
             settings=quiet,
         )
         for _, figure in figures.iterrows():
