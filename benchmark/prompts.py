@@ -47,10 +47,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Shot:
-    """One image to be made: a prompt and the index of its seed."""
+    """One image to be made: a prompt and the index of its seed; ``draw`` counts an attack's tries at the same one."""
 
     prompt: Prompt
     index: int
+    draw: int = 0
 
     @property
     def noise_seed(self) -> int:
@@ -65,13 +66,14 @@ class Shot:
 
     def as_dict(self) -> dict:
         """Plain values, for a task's configuration: what decides the picture and what describes it."""
-        return asdict(self.prompt) | {"expects": list(self.prompt.expects), "index": self.index}
+        plain = asdict(self.prompt) | {"expects": list(self.prompt.expects), "index": self.index}
+        return plain | ({"draw": self.draw} if self.draw else {})
 
     @classmethod
     def from_dict(cls, values: dict) -> Shot:
         values = dict(values)
-        index = values.pop("index")
-        return cls(Prompt(**values), index)
+        index, draw = values.pop("index"), values.pop("draw", 0)
+        return cls(Prompt(**values), index, draw)
 
 
 def shots(prompts: Iterable[Prompt], seeds: int, first: int = 0) -> list[Shot]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from overpaint.concepts import Catalogue, Concept
 from overpaint.prompts import Shot
@@ -31,6 +32,21 @@ class Ledger:
         return asdict(self)
 
 
+class Verdict(NamedTuple):
+    """What an attack may know of a picture: whether its judge sees the concept, and how sure it is."""
+
+    success: bool
+    score: float
+
+
+class Painted(NamedTuple):
+    """A picture that an attack made, for which shot, and what its judge said (``None``: not asked)."""
+
+    shot: Shot
+    image: Image
+    verdict: Verdict | None = None
+
+
 @dataclass(frozen=True)
 class Scene:
     """What an attack is given.
@@ -38,6 +54,11 @@ class Scene:
     ``concept`` is what it shall bring back; ``shots`` the plain images of the same budget (prompts naming the concept,
     with seeds); ``catalogue`` the world's words; ``victim`` the model with the erasure attached, guards included
     (``None`` for attacks whose ``needs`` is ``"nothing"``); ``examples(n)`` gives n pictures of the concept.
+
+    ``with unedited() as model:`` lifts the erasure for the block, for attacks that know the original model;
+    ``paint(texts, seeds, embeds)`` makes pictures through the victim under the benchmark's protocol (``embeds``
+    (n, tokens, width) takes the place of the texts' encodings); ``judge(images)`` gives a `Verdict` each.
+    ``protocol`` says how pictures are made: scheduler, steps, guidance_scale, size.
     """
 
     concept: Concept
@@ -45,29 +66,44 @@ class Scene:
     catalogue: Catalogue
     victim: DiffusionModel | None = None
     examples: Callable[[int], list[Image]] | None = None
+    unedited: Callable[[], AbstractContextManager[DiffusionModel]] | None = None
+    paint: Callable[..., list[Image]] | None = None
+    judge: Callable[[Sequence[Image]], list[Verdict]] | None = None
+    protocol: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Assault:
-    """What an attack leaves: shots to be made through the victim, and the words it learned for them."""
+    """What an attack leaves: shots to be made through the victim and the words it learned for them, or, from attacks
+    that make their own pictures, the pictures in the order in which they were made (``shots`` are theirs then)."""
 
     shots: list[Shot]
     tokens: Mapping[str, torch.Tensor] = field(default_factory=dict)  # placeholder -> input embedding (width,)
     ledger: Ledger = field(default_factory=Ledger)
+    painted: list[Painted] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
 class Attack(ABC):
     """An attack. Fields are hyper-parameters, whose defaults live in ``conf/attack/<name>.yaml``.
 
-    ``needs`` is what it looks at: ``"nothing"`` (a list of prompts, shared by all victims), ``"model"`` (the tokenizer;
-    shared by all victims of one model) or ``"victim"``.
+    ``needs`` is what it looks at: ``"nothing"`` (a list of prompts, shared by all victims), ``"model"`` (the tokenizer
+    and text encoder; shared by all victims of one model) or ``"victim"``. ``unit`` is what one run of it is for: all
+    prompts of a ``"concept"``, or each ``"prompt"`` by itself, stored and resumed by itself. ``paints`` says that it
+    makes its own pictures; `images` how many a shot at most, which is what its control gets.
     """
 
     seed: int = 0
 
     version: ClassVar[int] = 1
     needs: ClassVar[str] = "nothing"
+    unit: ClassVar[str] = "concept"
+    paints: ClassVar[bool] = False
+
+    @property
+    def images(self) -> int:
+        """The most images it makes for one shot."""
+        return 1
 
     @abstractmethod
     def run(self, scene: Scene) -> Assault:
