@@ -9,18 +9,20 @@ from typing import Any
 
 from overpaint.concepts import Catalogue, Concept, Request, load_catalogue
 from overpaint.errors import UserError, unknown
-from overpaint.registry import component, construct
+from overpaint.registry import check_type, component, construct
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model, from where, and who judges its images."""
+    """Which model, from where, and who judges its images: ``detector`` for figures, ``judge`` for attacks that search
+    with one (another than the detector, so that an attack cannot fit what it is measured by)."""
 
     name: str
     path: str
     precision: str
     preset: str | None
     detector: str | None
+    judge: str | None
     reference: str | None
     catalogue: str | None
 
@@ -73,10 +75,11 @@ class MetricSpec:
 
 @dataclass(frozen=True)
 class ConceptSet:
-    """Concepts to erase and to keep, and the sentences that show them."""
+    """Concepts to erase (``sequential``: one request after the other) and to keep, and the sentences that show them."""
 
     name: str
     request: Request
+    sequential: bool
     near: tuple[Concept, ...]
     catalogue: Catalogue
     templates: tuple[str, ...] | None
@@ -120,11 +123,10 @@ class Cell:
     def label(self) -> str:
         return f"{self.concepts.name} / {self.method.label} / {self.attack.label}"
 
-    def with_attack(self, name: str) -> Cell:
-        """The same cell under another attack at its default setting (a control, say)."""
-        return replace(
-            self, attack=choose("attack", {"name": name}, frozenset(), self.model.preset, self.concepts.kind)
-        )
+    def with_attack(self, name: str, **values: Any) -> Cell:
+        """The same cell under another attack at its default setting (a control, say) but for ``values``."""
+        chosen = choose("attack", {"name": name}, frozenset(), self.model.preset, self.concepts.kind)
+        return replace(self, attack=replace(chosen, values={**chosen.values, **values}))
 
     def unedited(self) -> Cell:
         """The same cell on the unedited model."""
@@ -174,7 +176,7 @@ def choose(
     return Choice(chosen.name, preset, settled, values)
 
 
-SET_KEYS = ("name", "catalogue", "erase", "retain", "near", "anchor", "kind", "templates", "prompts")
+SET_KEYS = ("name", "catalogue", "erase", "sequential", "retain", "near", "anchor", "kind", "templates", "prompts")
 
 
 def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
@@ -194,13 +196,17 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     near = list(dict.fromkeys([near] if isinstance(near, str) else near))
     anchors = config["anchor"]
     request = Request.of(erase, anchors, _concepts(retain, catalogue, config["kind"], "concepts.retain"))
+    check_type(config["sequential"], bool, "concepts: sequential")
+    sequential = config["sequential"] and len(erase) > 1  # one concept is the same request either way
+    name = config["name"] or "+".join(c.name for c in erase)
     templates = config["templates"]
     for template in templates or ():
         if "{}" not in template:
             raise UserError(f"concepts.templates: {template!r} has no {{}} to put the concept in")
     return ConceptSet(
-        config["name"] or "+".join(c.name for c in erase),
+        f"{name} in turn" if sequential else name,
         request,
+        sequential,
         tuple(_concepts(near, catalogue, config["kind"], "concepts.near")),
         catalogue,
         tuple(templates) if templates else None,

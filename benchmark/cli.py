@@ -50,7 +50,7 @@ def plan(context: click.Context, multirun: bool) -> None:
 
 @cli.command(context_settings=OVERRIDES)
 @click.option("--format", "form", default="terminal", help="terminal, md, csv, json or latex.")
-@click.option("--view", default="facets", help="Which columns: facets.")
+@click.option("--view", default="facets", help="facets, or one row a method: methods, robustness, unlearncanvas.")
 @click.pass_context
 def table(context: click.Context, form: str, view: str) -> None:
     """Print tables from stored records: of the grid that the overrides span, or of the whole store."""
@@ -74,14 +74,18 @@ def erase(context: click.Context) -> None:
 @cli.command(context_settings=OVERRIDES)
 @click.pass_context
 def export(context: click.Context) -> None:
-    """A diffusers folder with an erasure applied: overpaint export erasure=FILE model=… out=DIR."""
-    from overpaint.commands import export_pipeline
+    """A diffusers folder with an erasure applied (erasure=FILE model=… out=DIR), or the prompts that an attack found
+    (attack=KEY out=FILE.csv, the key of a stored attack or an attack's name with the overrides of its cell)."""
+    from overpaint.commands import export_pipeline, export_prompts
 
     out, rest = _take(context.args, "out")
     file, overrides = _take(rest, "erasure")
-    if not out or not file:
-        raise click.UsageError("give erasure=FILE.safetensors and out=DIR")
-    export_pipeline(_compose(overrides, default=False), file, out)
+    if out and file:
+        export_pipeline(_compose(overrides, default=False), file, out)
+    elif out and any(o.startswith("attack=") for o in overrides):
+        export_prompts(overrides, out)
+    else:
+        raise click.UsageError("give erasure=FILE.safetensors and out=DIR, or attack=KEY and out=FILE.csv")
 
 
 @cli.command(name="list")

@@ -18,7 +18,7 @@ from overpaint.display import Display, duration
 from overpaint.errors import UserError, unknown
 from overpaint.estimates import Estimates
 from overpaint.planning import Plan, make_plan
-from overpaint.registry import load_attribute
+from overpaint.registry import components, load_attribute
 from overpaint.store import Store
 from overpaint.tables import FORMATS, render, show, stored_records
 from overpaint.tracking import tracker
@@ -139,7 +139,7 @@ def print_table(arguments: Sequence[str], form: str, view: str) -> None:
     if form == "terminal":
         if records.empty:
             raise UserError("no records stored yet for this table: run it first (overpaint run …)")
-        show(records)
+        show(records, view)
         return
     sys.stdout.write(render(records, form, view))
 
@@ -164,9 +164,8 @@ def erase_to_file(composed: Sequence[Composed], out: str) -> None:
         status.start()
     try:
         with watched(lambda done, total, what: status and status.update(f"{cell.method.label}: {done}/{total} {what}")):
-            erasure = erase(
-                model, cell.method.name, request=cell.concepts.request, seed=cell.seed, **dict(cell.method.values)
-            )
+            how = {"request": cell.concepts.request, "sequential": cell.concepts.sequential, "seed": cell.seed}
+            erasure = erase(model, cell.method.name, **how, **cell.method.values)
     finally:
         if status:
             status.stop()
@@ -175,7 +174,7 @@ def erase_to_file(composed: Sequence[Composed], out: str) -> None:
     partial.rename(path)
     cost = erasure.manifest
     ERR.print(
-        f"{path}: {erasure.kind}, {len(erasure.changes) + len(erasure.parts)} tensors, "
+        f"{path}: {erasure.kind}, {len(erasure.names) + len(erasure.parts)} tensors, "
         f"{cost['artefact_bytes'] / 1e6:.3g} MB, {cost['seconds']} s, peak {cost['peak_bytes'] / 1e9:.2f} GB",
         highlight=False,
         soft_wrap=True,
@@ -191,8 +190,11 @@ def export_pipeline(composed: Sequence[Composed], file: str, out: str) -> None:
     if target.exists():
         raise UserError(f"out={out} exists already")
     erasure = load_erasure(file)
-    if erasure.kind == "guard":
-        raise UserError(f"{file} is a {erasure.method} guard: it acts in the sampler and has no weights to export")
+    for part in erasure.sequence:
+        if part.kind != "delta":
+            raise UserError(
+                f"{file} holds a {part.method} {part.kind}, which acts while sampling: no weights can hold it"
+            )
     cell = cell_from(composed[0].config, composed[0].explicit)
     model = load_model(cell.model.path, cell.model.precision)
     with erasure.attached(model):
@@ -200,3 +202,37 @@ def export_pipeline(composed: Sequence[Composed], file: str, out: str) -> None:
         model.pipeline.save_pretrained(partial, safe_serialization=True)
         partial.rename(target)
     ERR.print(f"{target}: {asdict(cell.model)['name']} with {erasure.method} applied", highlight=False, soft_wrap=True)
+
+
+def export_prompts(overrides: Sequence[str], out: str) -> None:
+    """Write what a stored attack settled on as a CSV that ``attack=replay`` and other harnesses read.
+
+    ``attack=`` is the key of a stored attack task (the start of it will do) or an attack's name; then the overrides say
+    the cells, whose attacks must be stored.
+    """
+    from overpaint.attacks.prompt_file import write_prompts
+
+    target = Path(out)
+    if target.suffix != ".csv":
+        raise UserError(f"out={out} must end in .csv")
+    store = Store.chosen(next((o.split("=", 1)[1] for o in overrides if o.startswith("store=")), None))
+    wanted = next(o.split("=", 1)[1] for o in overrides if o.startswith("attack="))
+    if set(wanted.split(",")) <= set(components("attack")):
+        _, plan, store = prepare(compose_cells(overrides))
+        keys = [
+            key
+            for _, task in plan.cells
+            for name, key in task.inputs.items()
+            if name.startswith("images/") and "/assault/" in name
+        ]
+        missing = [key for key in keys if not store.has("attack", key)]
+        if not keys or missing:
+            raise UserError(
+                f"attack={wanted} has {len(missing)} of {len(keys)} attacks not stored in {store.root}: run them first"
+            )
+    else:
+        keys = [key for key in store.keys("attack") if key.startswith(wanted)]
+        if not keys:
+            raise UserError(f"attack={wanted} is neither an attack's name nor the key of one in {store.root}")
+    rows = write_prompts(target, [store.read("attack", key) for key in dict.fromkeys(keys)])
+    ERR.print(f"{target}: {rows} prompts", highlight=False, soft_wrap=True)

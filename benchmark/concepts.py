@@ -60,6 +60,10 @@ class Request:
         """The anchor text of each concept to erase; ``default`` where a concept names none."""
         return [default if c.anchor is None else c.anchor for c in self.erase]
 
+    def singly(self) -> list[Request]:
+        """One request for each concept to erase, in order; the concepts to retain are the same in all."""
+        return [Request((concept,), self.retain) for concept in self.erase]
+
     @classmethod
     def of(cls, erase, anchor=None, retain=(), kind: str = "object") -> Request:
         """From plain names, as the Python API takes them. One anchor serves all; a list gives one each."""

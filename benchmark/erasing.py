@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overpaint.concepts import KINDS, Request
@@ -22,7 +23,8 @@ class Eraser(ABC):
     """A method. Fields are its hyper-parameters, whose defaults live in ``conf/method/<name>.yaml``.
 
     ``version`` is raised in the commit that can change its result; ``families`` and ``kinds`` say what it supports,
-    ``multiple`` whether one request may name several concepts.
+    ``multiple`` whether one request may name several concepts, ``stacks`` whether its guard can be put on a model that
+    has one already (`install` finds it in ``model.guidance``).
     """
 
     seed: int = 0
@@ -31,6 +33,7 @@ class Eraser(ABC):
     families: ClassVar[tuple[str, ...]] = ("sd",)
     kinds: ClassVar[tuple[str, ...]] = KINDS
     multiple: ClassVar[bool] = True
+    stacks: ClassVar[bool] = False
 
     @abstractmethod
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
@@ -65,35 +68,57 @@ def erase(
     request: Request | None = None,
     preset: str | None = None,
     seed: int = 0,
+    sequential: bool = False,
+    before: Erasure | None = None,
     **hyperparameters: Any,
 ) -> Erasure:
     """Erase concepts from a model and return the erasure; the model itself comes back unchanged.
 
-    ``erase`` and ``retain`` are names (or `Concept`\\ s); ``anchor`` is what to paint instead, one for all or one each
-    (``None``: the method's default). ``preset`` picks a documented setting of the method, ``hyperparameters`` override
-    it; their names and defaults are those of ``conf/method/<method>.yaml``.
+    ``erase`` and ``retain`` are names (or `Concept` objects); ``anchor`` is what to paint instead, one for all or one
+    each (``None``: the method's default). ``preset`` picks a documented setting of the method, ``hyperparameters`` override
+    it; their names and defaults are those of ``conf/method/<method>.yaml``. With ``sequential`` every concept is a
+    request of its own, in order, each made on the last one's victim; ``before`` is an erasure, of any method, to start
+    from. Either way the result is one erasure, which holds those below it.
     """
     request = request or Request.of(erase, anchor, retain, kind)
     chosen = component("method", method)
     eraser = chosen.build(hyperparameters, preset, seed=seed)
-    eraser.check(model, request, method)
-    with Meter(str(model.device)) as meter:
+    requests = request.singly() if sequential else [request]
+    for part in requests:
+        eraser.check(model, part, method)
+    for part in requests:
+        before = _erased(model, method, eraser, part, before)
+    return before
+
+
+def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request, before: Erasure | None) -> Erasure:
+    """One request, made on the model with ``before`` on it; costs are those of the whole sequence."""
+    from overpaint.erasure import fingerprint
+
+    with before.attached(model) if before else nullcontext(), Meter(str(model.device)) as meter:
         erasure = eraser.erase(model, request)
+    seconds, peak_bytes = meter.seconds, meter.peak_bytes
+    if before:
+        manifest = dict(before.manifest)
+        seconds += manifest.pop("seconds", 0)
+        peak_bytes = max(peak_bytes, manifest.pop("peak_bytes", 0))
+        whole = {key: value for key, value in manifest.items() if key not in ("base", "artefact_bytes")}
+        erasure = erasure.after(replace(before, manifest=whole))
     erasure.manifest |= {
         "method": method,
         "version": eraser.version,
         "hyperparameters": asdict(eraser) if is_dataclass(eraser) else {},
         "erase": [_plain(c) for c in request.erase],
         "retain": [c.name for c in request.retain],
-        "seconds": round(meter.seconds, 3),
-        "peak_bytes": meter.peak_bytes,
+        "seconds": round(seconds, 3),
+        "peak_bytes": peak_bytes,
         "artefact_bytes": erasure.artefact_bytes,
     }
-    if erasure.changes:
-        from overpaint.erasure import fingerprint
-
+    if erasure.names:
         parameters = model.named_parameters()
-        erasure.manifest["base"] = fingerprint({name: parameters[name].data for name in erasure.changes})
+        erasure.manifest["base"] = fingerprint({name: parameters[name].data for name in erasure.names})
+    if before and erasure.kind == "guard":
+        erasure.attach(model)()  # two guards that do not get along are told now, not while sampling
     return erasure
 
 

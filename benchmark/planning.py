@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 from overpaint.attacks.attack import Attack, Scene
@@ -22,12 +23,12 @@ from overpaint.tasks import Task
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are made and scored together. ``shots`` is ``None`` where an attack decides them."""
+    """Images that are made and scored together. ``shots`` is ``None`` where attacks decide them: the ``assaults``."""
 
     shots: list[Shot] | None
     made: Task
     scored: Task | None
-    assault: Task | None = None
+    assaults: tuple[Task, ...] = ()
 
 
 @dataclass
@@ -68,8 +69,11 @@ def _plan_cell(plan: Plan, cell: Cell) -> None:
     attack = component("attack", cell.attack.name)
     frames = {"images": _batches(plan, cell), "original": _batches(plan, cell.unedited())}
     if cell.attack.name != "none":
+        frames["plain"] = _target_batches(plan, cell)
+        frames["plain_original"] = _target_batches(plan, cell.unedited())
         if attack.config.get("control"):
-            frames["control"] = _batches(plan, cell.with_attack(attack.config["control"]))
+            budget = build_attack(cell.attack, cell.seed).images
+            frames["control"] = _batches(plan, cell.with_attack(attack.config["control"], tries=budget))
         unseen = _unseen(cell)
         if attack.config.get("floor") and unseen:
             frames["floor"] = _batches(plan, cell, unseen)
@@ -94,6 +98,8 @@ def _erase_task(plan: Plan, cell: Cell) -> Task | None:
         "retain": [asdict(c) for c in request.retain],
         "seed": cell.seed,
     }
+    if cell.concepts.sequential:
+        config["sequential"] = True
     version = component("method", cell.method.name).load().version
     label = f"erase {cell.concepts.name} with {cell.method.label}"
     return plan.add(Task("erase", config, {}, {"method": version}, _runtime(cell), label))
@@ -113,36 +119,36 @@ def _batches(plan: Plan, cell: Cell, concept: Concept | None = None) -> list[Bat
             for role, found in roles
             for part in _shards(found, cell.budget.shard)
         ]
-    plain = (
-        unseen_shots(concept, cell.concepts, cell.budget)
-        if concept
-        else role_shots("target", cell.concepts, cell.budget)
-    )
+    plain = unseen_shots(concept, cell.concepts, cell.budget) if concept else _attacked(cell)
     attack = build_attack(cell.attack, cell.seed)
     concept = concept or cell.concepts.request.erase[0]
     if attack.needs == "nothing":
         assault = attack.run(Scene(concept, plain, cell.concepts.catalogue))
         label = f"{subject}, {cell.attack.label}"
         return [_batch(plan, cell, erase, part, label) for part in _shards(assault.shots, cell.budget.shard)]
-    task = _attack_task(plan, cell, attack, concept, plain, erase)
-    return [_batch(plan, cell, erase, None, task.label, task, len(plain))]
+    units = [plain] if attack.unit == "concept" else [list(part) for _, part in groupby(plain, lambda s: s.prompt)]
+    tasks = [_attack_task(plan, cell, attack, concept, unit, erase) for unit in units]
+    if attack.paints:
+        return [Batch(None, task, _score_task(plan, cell, task), (task,)) for task in tasks]
+    label = f"{subject}, {cell.attack.label} for {concept.name}"
+    return [_batch(plan, cell, erase, None, label, tasks, len(plain))]
 
 
-def _batch(plan, cell: Cell, erase: Task | None, found, label: str, assault: Task | None = None, amount=0) -> Batch:
-    protocol = asdict(cell.protocol)
+def _batch(plan, cell: Cell, erase: Task | None, found, label: str, assaults: Sequence[Task] = (), amount=0) -> Batch:
     config = _model_config(cell) | {
-        "protocol": {k: protocol[k] for k in ("scheduler", "steps", "guidance_scale", "size")},
+        "protocol": _protocol(cell),
         "shots": None if found is None else [[s.prompt.text, s.noise_seed, s.prompt.guidance] for s in found],
     }
-    inputs = {name: task.key for name, task in (("erasure", erase), ("assault", assault)) if task}
-    runtime = _runtime(cell) | {"batch_size": cell.protocol.batch_size}
+    inputs = {"erasure": erase.key} if erase else {}
+    inputs |= {f"assault/{index:05}": task.key for index, task in enumerate(assaults)}
     made = plan.add(
-        Task("generate", config, inputs, {"generate": 1}, runtime, f"generate {label}", amount or len(found))
+        Task("generate", config, inputs, {"generate": 1}, _runtime(cell), f"generate {label}", amount or len(found))
     )
-    return Batch(found, made, _score_task(plan, cell, made), assault)
+    return Batch(found, made, _score_task(plan, cell, made), tuple(assaults))
 
 
 def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain: Sequence[Shot], erase) -> Task:
+    """One run of an attack: for a whole concept, or for one prompt of it."""
     config = _model_config(cell) | {
         "attack": cell.attack.name,
         "hyperparameters": dict(cell.attack.values),
@@ -157,18 +163,38 @@ def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain
         if cell.model.reference == "world":
             config["examples"] = "world"
         else:
-            for index, batch in enumerate(_target_batches(plan, cell)):
+            for index, batch in enumerate(_target_batches(plan, cell.unedited())):
                 inputs[f"examples{index}"] = batch.made.key
+    if attack.paints:
+        config["protocol"] = _protocol(cell)
+        judge = cell.model.judge or cell.model.detector
+        if judge:
+            identity = detector_identity(judge)
+            config["judge"] = {"detector": judge, "settings": identity, "threshold": cell.metrics.threshold}
     whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
-    label = f"{whose}{cell.attack.label} for {concept.name}"
-    return plan.add(Task("attack", config, inputs, {"attack": attack.version}, _runtime(cell), label, len(plain)))
+    which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
+    label = f"{whose}{cell.attack.label} for {concept.name}{which}"
+    amount = len(plain) * attack.images
+    return plan.add(Task("attack", config, inputs, {"attack": attack.version}, _runtime(cell), label, amount))
 
 
 def _target_batches(plan: Plan, cell: Cell) -> list[Batch]:
-    """The unedited model's images of the target prompts: an attacker's pictures where there is no renderer."""
+    """The cell's images of plain target prompts: on the unedited model, an attacker's pictures of the concept."""
+    erase = _erase_task(plan, cell)
+    label = f"{cell.concepts.name}, {cell.method.label}, target prompts"
+    return [_batch(plan, cell, erase, part, label) for part in _shards(_attacked(cell), cell.budget.shard)]
+
+
+def _attacked(cell: Cell) -> list[Shot]:
+    """Target shots of the first concept to erase: attacks try to bring back that one, whatever else is erased."""
+    first = cell.concepts.request.erase[0]
     found = role_shots("target", cell.concepts, cell.budget)
-    label = f"{cell.concepts.name}, none, target prompts"
-    return [_batch(plan, cell.unedited(), None, part, label) for part in _shards(found, cell.budget.shard)]
+    return [shot for shot in found if shot.prompt.concept == (first.label or first.name)]
+
+
+def _protocol(cell: Cell) -> dict[str, Any]:
+    """What of the protocol decides pictures."""
+    return {k: v for k, v in asdict(cell.protocol).items() if k in ("scheduler", "steps", "guidance_scale", "size")}
 
 
 def _score_task(plan: Plan, cell: Cell, made: Task) -> Task | None:
@@ -226,8 +252,8 @@ def _measure_task(cell: Cell, frames: Mapping[str, list[Batch]], erase: Task | N
             if batch.scored:
                 inputs[f"{place}/scores"] = batch.scored.key
             inputs[f"{place}/images"] = batch.made.key
-            if batch.assault:
-                inputs[f"{place}/assault"] = batch.assault.key
+            for number, task in enumerate(batch.assaults):
+                inputs[f"{place}/assault/{number:05}"] = task.key
             plain[name].append(None if batch.shots is None else [shot.as_dict() for shot in batch.shots])
     if erase:
         inputs["erasure"] = erase.key
@@ -260,7 +286,7 @@ def _model_config(cell: Cell) -> dict[str, Any]:
 
 
 def _runtime(cell: Cell) -> dict[str, Any]:
-    return {"path": resolve(cell.model.path), "device": None}
+    return {"path": resolve(cell.model.path), "device": None, "batch_size": cell.protocol.batch_size}
 
 
 def with_device(tasks: Iterable[Task], device: str) -> list[Task]:

@@ -134,6 +134,7 @@ def _number(text: str | None, kind: type, where: str):
     if not text:
         return None
     try:
-        return kind(float(text)) if kind is int else kind(text)
+        whole = kind is int and text.lstrip("-").isdigit()  # a float would lose the last digits of a long seed
+        return kind(text) if whole or kind is float else kind(float(text))
     except ValueError:
         raise UserError(f"{where} takes a number, got {text!r}") from None

@@ -47,15 +47,13 @@ def _pictures(tasks: list[Task], plan: Plan, store: Store) -> dict[str, dict[tup
         taken: dict[str, int] = {}
         for index, shots in enumerate(task.config["shots"]["images"]):
             place = f"images/{index}"
-            if shots is None:
-                key = task.inputs[f"{place}/assault"]
-                found = [s.as_dict() for s in read_assault(store.read("attack", key))[0]]
-            else:
-                found = shots
+            assaults = [task.inputs[name] for name in sorted(task.inputs) if name.startswith(f"{place}/assault/")]
+            found = shots or [s.as_dict() for key in assaults for s in read_assault(store.read("attack", key)).shots]
             wanted = _wanted(found, taken, cell["attack"])
             if not wanted:
                 continue
-            images = read_images(store.read("generate", task.inputs[f"{place}/images"]))
+            made = plan.tasks[task.inputs[f"{place}/images"]]
+            images = read_images(store.read(made.stage, made.key))
             for position in wanted:
                 group = found[position]["role"] if cell["attack"] == "none" else cell["attack"]
                 nth = sum(1 for g, _ in row if g == group)
@@ -64,9 +62,11 @@ def _pictures(tasks: list[Task], plan: Plan, store: Store) -> dict[str, dict[tup
 
 
 def _wanted(found: list[Mapping], taken: dict[str, int], attack: str) -> list[int]:
-    """Positions to show: the first picture of distinct prompts, as many as the column has room for."""
+    """Positions to show: one picture of distinct prompts, as many as the column has room for; of many draws, the last."""
     chosen, texts = [], set()
-    for position, shot in enumerate(found):
+    last = {(shot["noise"], shot["index"]): position for position, shot in enumerate(found)}
+    for position in last.values():
+        shot = found[position]
         room = COLUMNS.get(shot["role"], 0) if attack == "none" else 2
         if taken.get(shot["role"], 0) < room and shot["text"] not in texts:
             taken[shot["role"]] = taken.get(shot["role"], 0) + 1

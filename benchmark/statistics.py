@@ -117,6 +117,23 @@ def proportion(
     return Estimate(value, low, high, n=n, failed=failed)
 
 
+def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of independent estimates, each weighing the same; its interval from theirs, half-widths added in squares.
+
+    The two sides of the intervals are added apart, so that bounded figures keep their lopsided ones. Undefined
+    estimates make the mean undefined: a mean over other concepts than the column says would be another figure.
+    """
+    if not estimates or any(e.value is None for e in estimates):
+        return Estimate(None)
+    value = float(np.mean([e.value for e in estimates]))
+    size = {"n": sum(e.n for e in estimates), "failed": sum(e.failed for e in estimates)}
+    if any(e.low is None for e in estimates):
+        return Estimate(value, **size)
+    below = math.sqrt(sum((e.value - e.low) ** 2 for e in estimates)) / len(estimates)
+    above = math.sqrt(sum((e.high - e.value) ** 2 for e in estimates)) / len(estimates)
+    return Estimate(value, value - below, value + above, **size)
+
+
 def mean(
     values: ArrayLike, clusters: ArrayLike | None = None, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
 ) -> Estimate:

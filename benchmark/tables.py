@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
+import yaml
 
 from overpaint.errors import UserError, unknown
 from overpaint.metrics.metric import FACETS
 from overpaint.planning import Plan
+from overpaint.registry import components
 from overpaint.stages.measure import RECORD_COLUMNS
-from overpaint.statistics import holm
+from overpaint.statistics import Estimate, holm, mean_of_estimates
 from overpaint.store import MANIFEST, Store
 
 FORMATS = ("terminal", "md", "csv", "json", "latex")
@@ -105,19 +107,62 @@ LEGEND = (
 )
 
 
+def by_method(records: pd.DataFrame, columns: Mapping[str, Mapping[str, str]]) -> Iterable[tuple[str, pd.DataFrame]]:
+    """One block a model: rows are methods, columns those of a view, each the mean over its concepts."""
+    for model, part in records.groupby("model", sort=False):
+        rows: dict[str, dict[str, str]] = {}
+        titles = {}
+        for title, column in columns.items():
+            chosen = part[(part["metric"] == column["metric"]) & (part["attack"] == column.get("attack", "none"))]
+            if "kind" in column:
+                chosen = chosen[chosen["kind"] == column["kind"]]
+            if chosen.empty:
+                continue
+            arrow = {"up": "↑", "down": "↓"}[chosen["direction"].iloc[0]]
+            titles[title] = f"{title} {arrow}"
+            for method, figures in chosen.groupby("method", sort=False):
+                rows.setdefault(method, {})[titles[title]] = _mean_text(figures)
+        if rows:
+            methods = [method for method in dict.fromkeys(part["method"]) if method in rows]
+            table = pd.DataFrame([{"method": m} | rows[m] for m in methods], columns=["method", *titles.values()])
+            concepts = ", ".join(dict.fromkeys(part["concepts"]))
+            yield f"{model}: mean over {concepts}", table.fillna("")
+
+
+def _mean_text(figures: pd.DataFrame) -> str:
+    estimates = [
+        Estimate(*(None if pd.isna(v) else float(v) for v in (f["value"], f["low"], f["high"])), n=int(f["n"]))
+        for _, f in figures.iterrows()
+    ]
+    mean, unit = mean_of_estimates(estimates), figures["unit"].iloc[0]
+    if mean.value is None:
+        return "⊥"
+    interval = "" if mean.low is None else f" [{number(mean.low, unit)}, {number(mean.high, unit)}]"
+    return number(mean.value, unit) + interval
+
+
+def viewed(records: pd.DataFrame, view: str) -> Iterable[tuple[str, pd.DataFrame]]:
+    """The blocks of a view: ``facets`` (every figure, concept by concept) or one of ``conf/view``."""
+    if view == "facets":
+        return blocks(records)
+    views = components("view")
+    if view not in views:
+        raise unknown("view", view, ["facets", *views])
+    return by_method(records, yaml.safe_load(views[view].read_text(encoding="utf-8"))["columns"])
+
+
 def render(records: pd.DataFrame, form: str, view: str = "facets") -> str:
-    """The table as text in one of `FORMATS` (``terminal`` is printed by `show`)."""
+    """The table as text in one of `FORMATS` (``terminal`` is printed by `show`); csv and json are always the long form."""
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
-    if view != "facets":
-        raise unknown("view", view, ["facets"])
+    found = viewed(records, view)
     if form == "csv":
         return records.to_csv(index=False)
     if form == "json":
         return records.to_json(orient="records", indent=1)
     if records.empty:
         raise UserError("no records stored yet for this table: run it first (overpaint run …)")
-    parts = [(markdown if form == "md" else latex)(title, block) for title, block in blocks(records)]
+    parts = [(markdown if form == "md" else latex)(title, block) for title, block in found]
     return "\n\n".join([*parts, LEGEND if form == "md" else latex_text(LEGEND)]) + "\n"
 
 
@@ -156,15 +201,15 @@ def _once(block: pd.DataFrame) -> Iterable[Sequence[str]]:
         last = row[0]
 
 
-def show(records: pd.DataFrame) -> None:
-    """Print the facets to the terminal."""
+def show(records: pd.DataFrame, view: str = "facets") -> None:
+    """Print a view to the terminal."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    for title, block in blocks(records):
+    for title, block in viewed(records, view):
         table = Table(title=title, title_style="bold", title_justify="left", expand=False, pad_edge=False)
         for index, name in enumerate(block.columns):
             table.add_column(name, style="bold" if index == 0 else None, no_wrap=index > 0)

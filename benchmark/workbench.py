@@ -38,11 +38,23 @@ class Workbench:
         from overpaint.erasure import load_erasure
 
         model = self.model(runtime["path"], task_config["precision"], runtime.get("device"))
-        if erasure is None:
+        self._erasure = load_erasure(erasure / "erasure.safetensors") if erasure else None
+        self._detach = self._erasure.attach(model) if self._erasure else lambda: None
+        try:
             yield model
-            return
-        with load_erasure(erasure / "erasure.safetensors").attached(model):
+        finally:
+            self._detach()
+            self._erasure = None
+
+    @contextmanager
+    def unedited(self) -> Iterator[DiffusionModel]:
+        """Inside a `victim` block: its model without the erasure, which comes back at the end."""
+        model = self._model[1]
+        self._detach()
+        try:
             yield model
+        finally:
+            self._detach = self._erasure.attach(model) if self._erasure else lambda: None
 
     def detector(self, name: str, settings: Mapping[str, Any]) -> Detector:
         from overpaint.registry import component

@@ -51,6 +51,10 @@ CASES = [
     (("erase", "method=uce"), ["out=FILE.safetensors"]),
     (("erase", "method=uce", "out=x.pt"), ["must end in .safetensors"]),
     (("export", "erasure=none.safetensors", "out=d"), ["none.safetensors does not exist"]),
+    (("run", "attack=replay"), ["attack.file=FILE.csv"]),
+    (("run", "attack=replay", "attack.file=missing.csv"), ["prompt file missing.csv does not exist"]),
+    (("export", "attack=abc", "out=x.csv"), ["attack=abc", "neither an attack's name nor the key"]),
+    (("export", "attack=cce", "out=x.txt"), ["must end in .csv"]),
     (("rn",), ["No such command 'rn'"]),
 ]
 

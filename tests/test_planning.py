@@ -46,7 +46,9 @@ def test_sets_share_grid_and_utility_images_of_the_unedited_model():
 def test_an_attack_brings_its_control_floor_and_the_unedited_model():
     (cell, measure), *_ = plan("method=uce", "attack=cce", "budget=smoke").cells
     assert cell.attack.name == "cce"
-    assert {name.split("/")[0] for name in measure.inputs} == {"images", "original", "control", "floor", "erasure"}
+    assert {name.split("/")[0] for name in measure.inputs} == {
+        "images", "original", "plain", "plain_original", "control", "floor", "erasure"
+    }  # fmt: skip
 
 
 def test_threshold_and_metrics_change_measurements_alone():

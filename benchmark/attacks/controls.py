@@ -23,16 +23,26 @@ TRIES = 200
 
 @dataclass(kw_only=True)
 class SeedSearch(Attack):
-    """The same prompts from fresh start noise: seed indices from ``first`` on."""
+    """The same prompts from fresh start noise: seed indices from ``first`` on, ``tries`` for each plain image."""
 
     first: int
+    tries: int
 
     def __post_init__(self):
-        at_least(1, first=self.first)
+        at_least(1, first=self.first, tries=self.tries)
+
+    @property
+    def images(self) -> int:
+        return self.tries
 
     def run(self, scene: Scene) -> Assault:
+        """All tries of a shot, one after the other; none is left out after a success, so that any number can be read off."""
         return Assault(
-            [Shot(replace(s.prompt, role="attacked", variant="fresh seed"), s.index + self.first) for s in scene.shots]
+            [
+                Shot(replace(s.prompt, role="attacked", variant="fresh seed"), s.index + (1 + n) * self.first, n)
+                for s in scene.shots
+                for n in range(self.tries)
+            ]
         )
 
 
@@ -44,22 +54,28 @@ class RandomPrefix(Attack):
     """
 
     tokens: int
+    tries: int
 
     needs: ClassVar[str] = "model"
 
     def __post_init__(self):
-        at_least(1, tokens=self.tokens)
+        at_least(1, tokens=self.tokens, tries=self.tries)
+
+    @property
+    def images(self) -> int:
+        return self.tries
 
     def run(self, scene: Scene) -> Assault:
         found = []
         for shot in scene.shots:
-            text = f"{self.prefix(scene.victim, shot)} {shot.prompt.text}".strip()
-            found.append(attacked(shot, text, scene.concept, "random prefix"))
+            for number in range(self.tries):
+                text = f"{self.prefix(scene.victim, shot, number)} {shot.prompt.text}".strip()
+                found.append(replace(attacked(shot, text, scene.concept, "random prefix"), draw=number))
         return Assault(found)
 
-    def prefix(self, model: DiffusionModel, shot: Shot) -> str:
-        """A prefix that depends on the attack's seed, the prompt's id and the seed index alone."""
-        digest = hashlib.sha256(f"{self.seed}:{shot.prompt.id}:{shot.index}".encode()).digest()
+    def prefix(self, model: DiffusionModel, shot: Shot, number: int = 0) -> str:
+        """A prefix that depends on the attack's seed, the prompt's id, the seed index and the try alone."""
+        digest = hashlib.sha256(f"{self.seed}:{shot.prompt.id}:{shot.index}:{number}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         plain = model.token_ids(shot.prompt.text)[1:-1]
         for length in range(min(self.tokens, model.tokens - 2 - len(plain)), 0, -1):

@@ -6,6 +6,7 @@ import math
 from typing import ClassVar
 
 from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.outcomes import rows
 
 
 class ErasureCost(Metric):
@@ -61,6 +62,41 @@ class LatencyRatio(Metric):
         if here is None or not there:
             return Figure(None, why="seconds per image were not metered for both models")
         return Figure(here / there, n=1, original=1.0, difference=here / there - 1)
+
+
+class AttackCost(Metric):
+    """What an attack spent on one prompt, on average: the more, the harder the concept is to bring back."""
+
+    facet = "robustness"
+    direction = "up"
+    paper = "UnlearnDiffAtk, arXiv 2310.11868"
+    aggregation = "total over prompts"
+    attacks = ("*",)
+    not_attacks = ("synonym", "paraphrase", "multilingual", "implicit", "random_prefix", "seed_search")
+    metered: ClassVar[str]
+
+    def measure(self, evidence: Evidence) -> Figure:
+        spent, attacked = _number(evidence.ledger.get(self.metered)), rows(evidence.images, "attacked")
+        prompts = attacked["prompt_id"].nunique()
+        if spent is None or not prompts:
+            return Figure(None, why=f"the attack's {self.metered} were not metered")
+        return Figure(spent / prompts, n=prompts)
+
+
+class AttackImages(AttackCost):
+    """Images made a prompt, the one it stopped at included."""
+
+    name = "attack_images"
+    unit = "images"
+    metered = "images"
+
+
+class AttackForwards(AttackCost):
+    """Denoiser evaluations a prompt, before any picture that it settled on is made for the table."""
+
+    name = "attack_forwards"
+    unit = "forwards"
+    metered = "forwards"
 
 
 def _number(value: float | None) -> float | None:

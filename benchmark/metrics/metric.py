@@ -13,7 +13,9 @@ from overpaint.concepts import Concept
 FACETS = ("efficacy", "generality", "specificity", "robustness", "utility", "sustainability")
 
 #: Columns that every frame of scored images has, before one column a detector label (its score, NaN where it failed).
-IMAGE_COLUMNS = ("prompt_id", "seed", "prompt", "role", "concept", "expects", "variant", "failed", "features")
+IMAGE_COLUMNS = (
+    "prompt_id", "seed", "prompt", "role", "concept", "expects", "variant", "draw", "verdict", "failed", "features"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,12 @@ class Evidence:
     Frames hold `IMAGE_COLUMNS` and one column a detector label. ``role`` says why the image was made (``target``,
     ``near``, ``grid``, ``in_prompt``, ``utility``, ``attacked``, ``floor``); ``concept`` is the detector label of the
     concept that the prompt is about; ``expects`` the labels of everything the prompt asks for (a list); ``variant``
-    the language, synonym or style used; ``failed`` is true where no score could be had: such a row is neither present
-    nor absent. ``original`` holds the same prompts and seeds made by the unedited model; ``control`` the images of
-    the attack's control at the same image budget on the same victim; ``floor`` the same attack for a concept that the
-    model never saw; ``reference`` real pictures (rows with ``features`` only).
+    the language, synonym or style used; ``draw`` counts an attack's tries at one prompt and seed; ``verdict`` is what
+    the judge that guided the attack said (1, 0, NaN where none was asked); ``failed`` is true where no score could be
+    had: such a row is neither present nor absent. ``original`` holds the same prompts and seeds made by the unedited
+    model; ``control`` the images of the attack's control at the same image budget on the same victim; ``floor`` those of
+    the same attack for a concept that the model never saw; ``plain`` and ``plain_original`` the victim's and the unedited model's images of the plain target
+    prompts, beside an attack; ``reference`` real pictures (rows with ``features`` only).
     """
 
     erased: Sequence[Concept]
@@ -34,6 +38,8 @@ class Evidence:
     original: pd.DataFrame
     control: pd.DataFrame | None = None
     floor: pd.DataFrame | None = None
+    plain: pd.DataFrame | None = None
+    plain_original: pd.DataFrame | None = None
     reference: pd.DataFrame | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)  # detector label -> concept kind
     threshold: float = 0.5
@@ -94,6 +100,11 @@ class Metric:
         if "*" in cls.attacks:
             return attack != "none" and attack not in cls.not_attacks
         return attack in cls.attacks
+
+    @classmethod
+    def relevant(cls, evidence: Evidence) -> bool:
+        """Does this evidence ask for this figure at all? (A figure that is asked for and cannot be had is undefined.)"""
+        return True
 
     def measure(self, evidence: Evidence) -> Figure:
         raise NotImplementedError

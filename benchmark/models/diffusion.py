@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +47,13 @@ class Projection:
         return self.module.weight.data
 
 
+@dataclass(frozen=True)
+class TextLayer(Projection):
+    """The second projection of a text-encoder block's MLP, and the block: what it adds to the residual stream."""
+
+    block: torch.nn.Module
+
+
 class DiffusionModel:
     """A latent diffusion model of the SD 1 / SD 2 family: one CLIP text encoder, a UNet with ``attn2`` cross-attention.
 
@@ -80,9 +89,19 @@ class DiffusionModel:
         return self.tokenizer.model_max_length
 
     @property
+    def pixels_per_latent(self) -> int:
+        """Side in pixels of what one latent stands for (8 for Stable Diffusion)."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
     def image_size(self) -> int:
         """Side of a native image in pixels."""
-        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.unet.config.sample_size * self.pixels_per_latent
+
+    @property
+    def text_encoders(self) -> list[torch.nn.Module]:
+        """Every text encoder; the first one's is the tokenizer."""
+        return [self.text_encoder]
 
     @property
     def alphas_cumprod(self) -> torch.Tensor:
@@ -109,9 +128,9 @@ class DiffusionModel:
         """Position of the last word piece: the number of ids minus two, 0 (the BOS row) for the empty string."""
         return len(self.token_ids(text)) - 2
 
-    def padded_ids(self, texts: Sequence[str]) -> torch.Tensor:
+    def padded_ids(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
         """(n, tokens) ids. A prompt that does not fit is an error: silent truncation changes what is measured."""
-        ids = self.tokenizer(list(texts), padding="max_length", max_length=self.tokens, truncation=False).input_ids
+        ids = self.tokenizer(list(texts), padding="max_length", max_length=self.tokens, truncation=truncate).input_ids
         for text, row in zip(texts, ids):
             if len(row) > self.tokens:
                 raise UserError(f"prompt has {len(row)} tokens, the model takes {self.tokens}: {text!r}")
@@ -121,25 +140,61 @@ class DiffusionModel:
         """Text embeddings (n, tokens, width) after the final layer norm."""
         return self.encode_ids(self.padded_ids(texts))
 
-    def encode_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings (n, tokens, width) of padded ids (n, tokens); differentiable in the encoder's parameters."""
-        return self.text_encoder(ids)[0]
+    def encode_ids(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeddings (n, tokens, width) of padded ids (n, tokens); differentiable in the encoder's parameters.
+
+        ``mask`` (n, tokens) is 1 where a token may be attended to; without one padding is text like any other.
+        """
+        return self.text_encoder(ids, attention_mask=mask)[0]
+
+    def with_text_encoders_of_now(self) -> DiffusionModel:
+        """This model with copies of its text encoders, which stay as they are now; all else it shares with this one."""
+        view = copy(self)
+        for name in ("text_encoder", "text_encoder_2"):
+            if hasattr(self, name):
+                setattr(view, name, deepcopy(getattr(self, name)))
+        return view
+
+    def encoder_ids(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """The padded ids (n, tokens) as each text encoder reads them."""
+        return [ids]
+
+    def unconditional(self, negative_prompt: str = "") -> torch.Tensor:
+        """What a sampler's guidance moves away from, (1, tokens, width): the empty prompt, or a negative one."""
+        return self.encode([negative_prompt])
+
+    @property
+    def token_table(self) -> torch.Tensor:
+        """Input embeddings (words, width) of all words; several encoders' lie side by side."""
+        tables = [encoder.get_input_embeddings().weight for encoder in self.text_encoders]
+        return tables[0] if len(tables) == 1 else torch.cat(tables, dim=-1)
 
     def token_embeddings(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows (n, tokens, width) of the token table for ids (n, tokens), learned words included."""
-        return self.text_encoder.get_input_embeddings()(ids)
+        parts = zip(self.text_encoders, self.encoder_ids(ids))
+        return torch.cat([encoder.get_input_embeddings()(own) for encoder, own in parts], dim=-1)
 
     def encode_embeddings(self, embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, tokens, width) of token embeddings (n, tokens, width) put in the place of the table's rows.
 
         Differentiable in ``embeddings``. ``ids`` (n, tokens) tell the encoder where a prompt ends.
         """
-        table = self.text_encoder.get_input_embeddings()
-        try:
-            self.text_encoder.set_input_embeddings(GivenEmbeddings(embeddings))
+        with self._tables(lambda table, columns: GivenEmbeddings(embeddings[..., columns])):
             return self.encode_ids(ids)
+
+    @contextmanager
+    def _tables(self, stand_in: Callable[[torch.nn.Module, slice], torch.nn.Module]) -> Iterator[None]:
+        """Another module in the place of each encoder's token table, made from it and its columns of `token_table`."""
+        plain, start = [encoder.get_input_embeddings() for encoder in self.text_encoders], 0
+        try:
+            for encoder, table in zip(self.text_encoders, plain):
+                width = table.weight.shape[1]
+                encoder.set_input_embeddings(stand_in(table, slice(start, start + width)))
+                start += width
+            yield
         finally:
-            self.text_encoder.set_input_embeddings(table)
+            for encoder, table in zip(self.text_encoders, plain):
+                encoder.set_input_embeddings(table)
 
     @contextmanager
     def learned_tokens(self, tokens: dict[str, torch.Tensor]) -> Iterator[None]:
@@ -151,15 +206,19 @@ class DiffusionModel:
         if not tokens:
             yield
             return
-        table, tokenizer = self.text_encoder.get_input_embeddings(), self.tokenizer
+        width = sum(encoder.get_input_embeddings().weight.shape[1] for encoder in self.text_encoders)
+        for word, row in tokens.items():
+            if row.shape != (width,):
+                shape = tuple(row.shape)
+                raise UserError(f"the learned word {word!r} has shape {shape}, {self.family} takes ({width},)")
+        tokenizer, rows = self.tokenizer, list(tokens.values())
         extended = extended_tokenizer(tokenizer, list(tokens))
         try:
             self.tokenizer = extended
-            self.text_encoder.set_input_embeddings(ExtendedTable(table.weight, len(tokenizer), list(tokens.values())))
-            yield
+            with self._tables(lambda table, columns: ExtendedTable(table.weight, len(tokenizer), rows, columns)):
+                yield
         finally:
             self.tokenizer = tokenizer
-            self.text_encoder.set_input_embeddings(table)
 
     # --- denoiser ----------------------------------------------------------------------------------------------
 
@@ -170,7 +229,11 @@ class DiffusionModel:
         """
         if isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1:
             timesteps = timesteps.repeat(len(latents) // len(timesteps))
-        return self.unet(latents, timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
+        return self.unet(latents, timesteps, **self.conditioning(latents, embeds), return_dict=False)[0]
+
+    def conditioning(self, latents: torch.Tensor, embeds: torch.Tensor) -> dict[str, Any]:
+        """What the network is told besides latents (b, c, h, w) and timesteps, from text embeddings (b, tokens, width)."""
+        return {"encoder_hidden_states": embeds}
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε for latents and noise (b, c, h, w) and timesteps (b,)."""
@@ -197,27 +260,31 @@ class DiffusionModel:
                     found.append(Projection(f"{name}.weight", role, module))
         return found
 
+    def text_layers(self) -> list[TextLayer]:
+        """The blocks of the text encoder from the first to the last, each with its MLP's second projection."""
+        names = {module: name for name, (module, leaf) in self.parameter_owners().items() if leaf == "weight"}
+        blocks = [m for m in self.text_encoder.modules() if isinstance(getattr(m, "mlp", None), torch.nn.Module)]
+        return [TextLayer(names[block.mlp.fc2], "text", block.mlp.fc2, block) for block in blocks]
+
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Every parameter an erasure may change, under its diffusers state-dict name.
 
-        UNet names are plain; text-encoder names carry ``text_model.`` as in the files on disk.
+        UNet names are plain; text-encoder names carry ``text_model.`` as published files do.
         """
         return {name: getattr(module, leaf) for name, (module, leaf) in self.parameter_owners().items()}
 
     def parameter_owners(self) -> dict[str, tuple[torch.nn.Module, str]]:
         """For every name of `named_parameters`, the module that holds it and what it is called there."""
-        owners = {}
-        for part, prefix in ((self.unet, ""), (self.text_encoder, "text_model.")):
-            for path, module in part.named_modules():
-                for leaf in module._parameters:
-                    name = f"{path}.{leaf}" if path else leaf
-                    if module._parameters[leaf] is not None:
-                        owners[name if name.startswith(prefix) else prefix + name] = (module, leaf)
-        return owners
+        prefix = "text_model."  # published files have it; newer versions of transformers do not
+        text = {
+            name if name.startswith(prefix) else prefix + name: place
+            for name, place in owners(self.text_encoder).items()
+        }
+        return owners(self.unet) | text
 
     @property
     def text_encoder_names(self) -> list[str]:
-        """Names of `named_parameters` that belong to the text encoder, in its own order."""
+        """Names of `named_parameters` that belong to the text encoders, in their own order."""
         denoiser = set(self.denoiser_names)
         return [name for name in self.parameter_owners() if name not in denoiser]
 
@@ -230,12 +297,27 @@ class DiffusionModel:
 
     def to_latents(self, images: Sequence[Image.Image], generator: torch.Generator | None = None) -> torch.Tensor:
         """Scaled latents of PIL images: the posterior mean, or a draw from it when a generator is given."""
-        pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images]) / 127.5 - 1
-        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device, self.vae.dtype)
-        with torch.no_grad():
-            posterior = self.vae.encode(batch).latent_dist
+        return self.pixels_to_latents(self._pixels(images), generator)
+
+    def pixels_to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """`to_latents` of pixels (n, 3, height, width), which the autoencoder knows in [−1, 1]."""
+        posterior = self._posterior(pixels)
         latents = posterior.mean if generator is None else posterior.sample(generator)
-        return latents * self.vae.config.scaling_factor
+        return (latents * self.vae.config.scaling_factor).to(self.dtype)
+
+    def posterior(self, images: Sequence[Image.Image], black: float = -1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation, both (n, c, h, w), of the scaled latents of PIL images, shown from ``black`` to 1."""
+        posterior, scale = self._posterior(self._pixels(images, black)), self.vae.config.scaling_factor
+        return (posterior.mean * scale).to(self.dtype), (posterior.std * scale).to(self.dtype)
+
+    def _pixels(self, images: Sequence[Image.Image], black: float = -1.0) -> torch.Tensor:
+        pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images])
+        pixels = pixels / (255 / (1 - black)) + black
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def _posterior(self, pixels: torch.Tensor):
+        with torch.no_grad():
+            return self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
 
     def to_images(self, latents: torch.Tensor) -> list[Image.Image]:
         """Decode scaled latents to PIL images."""
@@ -246,7 +328,7 @@ class DiffusionModel:
 
     def noise(self, seeds: Sequence[int], size: int | None = None) -> torch.Tensor:
         """Start noise, one CPU generator a seed, so that it depends on nothing but the seed: (n, c, h, w)."""
-        side = (size or self.image_size) // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        side = (size or self.image_size) // self.pixels_per_latent
         shape = (1, self.unet.config.in_channels, side, side)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
         return torch.cat(drawn).to(self.device, self.dtype)
@@ -262,31 +344,37 @@ class DiffusionModel:
         size: int | None = None,
         batch_size: int = 16,
         negative_prompt: str = "",
+        embeds: torch.Tensor | None = None,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[Image.Image]:
         """Images for prompts and seeds (one each). An image depends on its prompt and seed, not on its batch.
 
-        ``seeds`` seed one CPU generator an image; ``on_batch`` is told how many images a batch finished.
+        ``seeds`` seed one CPU generator an image; ``embeds`` (n, tokens, width) stand for the prompts' encodings where
+        they are given; ``on_batch`` is told how many images a batch finished.
         """
         if len(prompts) != len(seeds):
             raise UserError(f"sample() takes one seed a prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
         images: list[Image.Image] = []
         with torch.no_grad():
-            distinct = list(dict.fromkeys(prompts))
-            embeds = {}
-            for start in range(0, len(distinct), batch_size):
-                block = distinct[start : start + batch_size]
-                embeds |= dict(zip(block, self.encode(block)))
-            nothing = self.encode([negative_prompt])
+            if embeds is None:
+                embeds = self._encoded_once(prompts, batch_size)
+            nothing = self.unconditional(negative_prompt)
             for start in range(0, len(prompts), batch_size):
                 texts, drawn = prompts[start : start + batch_size], seeds[start : start + batch_size]
-                positive = torch.stack([embeds[text] for text in texts])
+                positive = embeds[start : start + batch_size]
                 guidance = self.guidance(self, positive, nothing.expand_as(positive), guidance_scale, texts)
                 latents = self.denoise(self.noise(drawn, size), guidance, scheduler, steps)
                 images += self.to_images(latents)
                 if on_batch:
                     on_batch(len(texts))
         return images
+
+    def _encoded_once(self, prompts: Sequence[str], batch_size: int) -> torch.Tensor:
+        """Encodings (n, tokens, width) of prompts, equal ones computed once."""
+        distinct = list(dict.fromkeys(prompts))
+        blocks = [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
+        encoded = torch.cat([self.encode(block) for block in blocks])
+        return encoded[[distinct.index(text) for text in prompts]]
 
     def denoise(self, noise: torch.Tensor, guidance: Guidance, scheduler: str, steps: int, stop: int | None = None):
         """Run the scheduler from unit noise; ``stop`` ends after that many steps. Returns latents like ``noise``."""
@@ -297,6 +385,16 @@ class DiffusionModel:
             scaled = schedule.scale_model_input(latents, timestep)
             latents = schedule.step(guidance(scaled, timestep, step), timestep, latents, return_dict=False)[0]
         return latents
+
+
+def owners(part: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
+    """For every parameter of a network, by its name there: the module that holds it and what it is called there."""
+    found = {}
+    for path, module in part.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                found[f"{path}.{leaf}" if path else leaf] = (module, leaf)
+    return found
 
 
 class GivenEmbeddings(torch.nn.Module):
@@ -311,17 +409,17 @@ class GivenEmbeddings(torch.nn.Module):
 
 
 class ExtendedTable(torch.nn.Module):
-    """A token table with extra rows behind the known ids; only the extra rows can be learned."""
+    """A token table with extra rows behind the known ids; only the extra rows, of which it has ``columns``, can be learned."""
 
-    def __init__(self, weight: torch.nn.Parameter, known: int, rows: Sequence[torch.Tensor]):
+    def __init__(self, weight: torch.nn.Parameter, known: int, rows: Sequence[torch.Tensor], columns: slice):
         super().__init__()
-        self.weight, self.known, self.rows = weight, known, list(rows)
+        self.weight, self.known, self.rows, self.columns = weight, known, list(rows), columns
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings (batch, tokens, width) of ids (batch, tokens)."""
         found = torch.nn.functional.embedding(ids.clamp(max=self.known - 1), self.weight)
         for offset, row in enumerate(self.rows):
-            found = torch.where((ids == self.known + offset)[..., None], row.to(found), found)
+            found = torch.where((ids == self.known + offset)[..., None], row[self.columns].to(found), found)
         return found
 
 

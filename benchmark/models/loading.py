@@ -12,11 +12,14 @@ from transformers.utils import logging as transformers_logging
 
 from overpaint.errors import UserError, unknown
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.sdxl import SDXLModel
 from overpaint.models.sources import resolve
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 #: Pipeline class -> the class that speaks for its family.
-FAMILIES = {"StableDiffusionPipeline": DiffusionModel}
+FAMILIES = {"StableDiffusionPipeline": DiffusionModel, "StableDiffusionXLPipeline": SDXLModel}
+#: Components that are not loaded, where a pipeline has them.
+UNUSED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def load_pipeline(path: str, dtype: str, device: str) -> DiffusionModel:
@@ -29,10 +32,11 @@ def load_pipeline(path: str, dtype: str, device: str) -> DiffusionModel:
         logging.disable_progress_bar()
     options = {}
     if local:
-        name = json.loads((Path(source) / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+        index = json.loads((Path(source) / "model_index.json").read_text(encoding="utf-8"))
+        name = index.get("_class_name")
         if name not in FAMILIES:
             raise unknown("pipeline class", str(name), FAMILIES, f"{path}/model_index.json")
-        options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        options = {key: value for key, value in UNUSED.items() if key in index}
     try:
         pipeline = DiffusionPipeline.from_pretrained(source, use_safetensors=True, local_files_only=local, **options)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Stage *attack*: an attack looks for a way back through the victim; its shots and learned words are the artefact."""
+"""Stage *attack*: an attack looks for a way back through the victim; its shots, words and pictures are the artefact."""
 
 from __future__ import annotations
 
@@ -7,39 +7,91 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from overpaint.attacks.attack import Assault, Ledger, Painted, Scene, Verdict
 from overpaint.concepts import Catalogue, stored_concept
 from overpaint.prompts import Shot
 
 
 def run(task, inputs, folder, bench) -> dict:
-    from safetensors.torch import save_file
-
-    from overpaint.attacks.attack import Scene
     from overpaint.cells import Choice
     from overpaint.planning import build_attack
 
     config = task.config
     attack = build_attack(Choice(config["attack"], None, config["hyperparameters"]), config["seed"])
-    concept = stored_concept(config["concept"])
-    shots = [Shot.from_dict(s) for s in config["shots"]]
     with bench.victim(config, task.runtime, inputs.get("erasure")) as victim:
-        words = Catalogue(templates=config["templates"])
-        scene = Scene(concept, shots, words, victim, lambda n: _examples(config, concept, inputs, n))
+        scene = _scene(task, inputs, bench, victim)
         start = time.perf_counter()
         assault = attack.run(scene)
         assault.ledger.seconds = time.perf_counter() - start
     assault.ledger.images = len(assault.shots)
-    (folder / "shots.json").write_text(json.dumps([s.as_dict() for s in assault.shots]), encoding="utf-8")
-    save_file({k: v.detach().contiguous().cpu() for k, v in assault.tokens.items()}, folder / "tokens.safetensors")
+    write_assault(folder, assault)
     return {"cost": assault.ledger.as_dict()}
 
 
-def read_assault(folder: Path) -> tuple[list[Shot], dict]:
-    """The shots and learned words that an attack left in its folder."""
+def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
+    config = task.config
+    protocol, concept = config.get("protocol", {}), stored_concept(config["concept"])
+
+    def paint(texts: Sequence[str], seeds: Sequence[int], embeds=None, guidance: float | None = None) -> list:
+        return victim.sample(
+            texts,
+            seeds,
+            embeds=embeds,
+            steps=protocol["steps"],
+            guidance_scale=guidance or protocol["guidance_scale"],
+            scheduler=protocol["scheduler"],
+            size=protocol["size"],
+            batch_size=task.runtime["batch_size"],
+        )
+
+    return Scene(
+        concept,
+        [Shot.from_dict(s) for s in config["shots"]],
+        Catalogue(templates=config["templates"]),
+        victim,
+        lambda n: _examples(config, concept, inputs, n),
+        bench.unedited,
+        paint if protocol else None,
+        _judge(config["judge"], concept.label, bench) if "judge" in config else None,
+        protocol,
+    )
+
+
+def _judge(settings: Mapping, label: str | None, bench):
+    """The detector's verdict on one concept; a picture that it fails on counts as not seen."""
+    detector = bench.detector(settings["detector"], settings["settings"])
+
+    def judge(images: Sequence) -> list[Verdict]:
+        scores = detector.score(images)[label].fillna(0.0)
+        return [Verdict(bool(score >= settings["threshold"]), float(score)) for score in scores]
+
+    return judge if label else None
+
+
+def write_assault(folder: Path, assault: Assault) -> None:
+    """``shots.json`` (with the judge's verdicts), ``tokens.safetensors`` and, from attacks that paint, the pictures."""
+    from safetensors.torch import save_file
+
+    verdicts = [p.verdict for p in assault.painted] or [None] * len(assault.shots)
+    rows = [s.as_dict() | ({"verdict": list(v)} if v else {}) for s, v in zip(assault.shots, verdicts)]
+    (folder / "shots.json").write_text(json.dumps(rows), encoding="utf-8")
+    save_file({k: v.detach().contiguous().cpu() for k, v in assault.tokens.items()}, folder / "tokens.safetensors")
+    if assault.painted:
+        from overpaint.stages.generate import write_images
+
+        rows = [{"prompt": p.shot.prompt.text, "noise_seed": p.shot.noise_seed} for p in assault.painted]
+        write_images(folder, [p.image for p in assault.painted], rows)
+
+
+def read_assault(folder: Path) -> Assault:
+    """What an attack left in its folder; its pictures stay on disk (``painted`` holds none of them)."""
     from safetensors.torch import load_file
 
-    shots = [Shot.from_dict(s) for s in json.loads((folder / "shots.json").read_text(encoding="utf-8"))]
-    return shots, load_file(folder / "tokens.safetensors")
+    rows = json.loads((folder / "shots.json").read_text(encoding="utf-8"))
+    verdicts = [Verdict(*row.pop("verdict")) if "verdict" in row else None for row in rows]
+    shots = [Shot.from_dict(row) for row in rows]
+    painted = [Painted(shot, None, verdict) for shot, verdict in zip(shots, verdicts)] if any(verdicts) else []
+    return Assault(shots, load_file(folder / "tokens.safetensors"), Ledger(), painted)
 
 
 def _examples(config: Mapping, concept, inputs: Mapping[str, Path], count: int) -> Sequence:

@@ -14,7 +14,8 @@ def run(task, inputs, folder, bench) -> dict:
         tuple(map(stored_concept, config["erase"])),
         tuple(map(stored_concept, config["retain"])),
     )
-    erasure = erase(model, config["method"], request=request, seed=config["seed"], **config["hyperparameters"])
+    how = {"seed": config["seed"], "sequential": config.get("sequential", False)}
+    erasure = erase(model, config["method"], request=request, **how, **config["hyperparameters"])
     cost = {k: erasure.manifest.pop(k) for k in ("seconds", "peak_bytes")}  # the file itself is the same on every run
     erasure.save(folder / "erasure.safetensors")
     return {"cost": cost | {"artefact_bytes": erasure.artefact_bytes}}

@@ -18,9 +18,12 @@ def run(task, inputs, folder, bench) -> dict:
 
     config, protocol = task.config, task.config["protocol"]
     shots, tokens = config["shots"], {}
-    if "assault" in inputs:
-        planned, tokens = read_assault(inputs["assault"])
-        shots = [[s.prompt.text, s.noise_seed, s.prompt.guidance] for s in planned]
+    if shots is None:
+        shots = []
+        for name in sorted(name for name in inputs if name.startswith("assault")):
+            assault = read_assault(inputs[name])
+            shots += [[s.prompt.text, s.noise_seed, s.prompt.guidance] for s in assault.shots]
+            tokens |= assault.tokens
     groups = defaultdict(list)
     for index, (_, _, guidance) in enumerate(shots):
         groups[guidance or protocol["guidance_scale"]].append(index)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from overpaint.attacks.attack import Assault
 from overpaint.concepts import stored_concept
 from overpaint.metrics.metric import Evidence, Figure, Metric
 from overpaint.prompts import Shot
@@ -36,8 +38,8 @@ def figures(config: Mapping, inputs: Mapping[str, Path]) -> list[dict]:
         metric: Metric = load_attribute(reference)()
         if not metric.applies_to(config["cell"]["attack"].split()[0]):
             continue
-        if metric.roles == ("floor",) and evidence.floor is None:
-            continue  # this attack is run without a floor
+        if not metric.relevant(evidence):
+            continue
         figure = metric.measure(evidence)
         rows.append(_row(config, name, metric, figure, evidence))
     return rows
@@ -63,13 +65,15 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
     frames = {name: _frame(name, batches, inputs) for name, batches in config["shots"].items()}
     empty = _empty()
     made = {name: _costs(inputs, f"{name}/", "/images") for name in ("images", "original")}
-    ledger = [c for c in _costs(inputs, "images/", "/assault") if c]
+    ledger = [_cost(folder) for key, folder in inputs.items() if key.startswith("images/") and "/assault/" in key]
     return Evidence(
         erased=list(map(stored_concept, config["erased"])),
         images=frames.get("images", empty),
         original=frames.get("original", empty),
         control=frames.get("control"),
         floor=frames.get("floor"),
+        plain=frames.get("plain"),
+        plain_original=frames.get("plain_original"),
         reference=frames.get("reference"),
         kinds=config["kinds"],
         threshold=config["threshold"],
@@ -90,17 +94,27 @@ def _frame(name: str, batches: list, inputs: Mapping[str, Path]) -> pd.DataFrame
             continue
         frame = pd.read_parquet(scores / "scores.parquet")
         if name != "reference":
-            found = (
-                [Shot.from_dict(s) for s in shots]
-                if shots is not None
-                else read_assault(inputs[f"{name}/{index}/assault"])[0]
-            )
-            frame = pd.concat([_described(found), frame], axis=1)
+            if shots is not None:
+                described = _described([Shot.from_dict(s) for s in shots])
+            else:
+                found = [
+                    read_assault(inputs[key]) for key in sorted(inputs) if key.startswith(f"{name}/{index}/assault/")
+                ]
+                described = pd.concat([_of_assault(assault) for assault in found], ignore_index=True)
+            frame = pd.concat([described, frame], axis=1)
         parts.append(frame)
     return pd.concat(parts, ignore_index=True) if parts else _empty()
 
 
-def _described(shots: list[Shot]) -> pd.DataFrame:
+def _of_assault(assault: Assault) -> pd.DataFrame:
+    """What an attack's shots are, with the verdicts of the judge that guided it."""
+    frame = _described(assault.shots)
+    if assault.painted:
+        frame["verdict"] = [float(p.verdict.success) if p.verdict else np.nan for p in assault.painted]
+    return frame
+
+
+def _described(shots: Sequence[Shot]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "prompt_id": [s.prompt.noise for s in shots],
@@ -110,6 +124,8 @@ def _described(shots: list[Shot]) -> pd.DataFrame:
             "concept": [s.prompt.concept for s in shots],
             "expects": [list(s.prompt.expects) for s in shots],
             "variant": [s.prompt.variant for s in shots],
+            "draw": [s.draw for s in shots],
+            "verdict": np.nan,
         }
     )
 

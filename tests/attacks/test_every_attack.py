@@ -1,6 +1,7 @@
 """What every attack has to satisfy, run over every ``conf/attack/*.yaml``. A new attack is tested by being there."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,17 @@ from overpaint.attacks.attack import Attack
 from overpaint.registry import DESCRIPTION, component, components, construct
 
 ATTACKS = sorted(components("attack"))
-TINY = {"steps": 2, "batch_size": 2, "pictures": 2}
+LIST = Path(__file__).with_name("prompts.csv")  # a list for attacks that read one
+TINY = {
+    "steps": 2,
+    "batch_size": 2,
+    "pictures": 2,
+    "timesteps": 2,
+    "iterations": 2,
+    "draw_every": 1,
+    "last_images": 1,
+    "file": str(LIST),
+}
 
 
 @pytest.fixture(params=ATTACKS)
@@ -19,9 +30,13 @@ def attack(request):
     return component("attack", request.param)
 
 
-def run(attack, scene, seed=1, **values):
+def built(attack, seed=1, **values):
     budget = {key: value for key, value in TINY.items() if key in attack.defaults}
-    return attack.build(budget | values, seed=seed).run(scene)
+    return attack.build(budget | values, seed=seed)
+
+
+def run(attack, scene, **values):
+    return built(attack, **values).run(scene)
 
 
 def test_two_runs_are_equal_whatever_the_global_seed(attack, scene):
@@ -36,13 +51,18 @@ def test_two_runs_are_equal_whatever_the_global_seed(attack, scene):
 
 
 def test_shots_are_attacked_paired_and_within_budget(attack, scene):
-    shots = run(attack, scene).shots
-    assert len(shots) <= len(scene.shots)
-    assert len({(s.prompt.id, s.prompt.noise, s.index) for s in shots}) == len(shots)
+    ready = built(attack)
+    assault = ready.run(scene)
+    shots = assault.shots
+    assert len(shots) <= len(scene.shots) * ready.images
+    assert len({(s.prompt.id, s.prompt.noise, s.index, s.draw) for s in shots}) == len(shots)
+    if ready.paints:
+        assert [p.shot for p in assault.painted] == shots
     plain = {s.prompt.noise for s in scene.shots}
     for shot in shots:
         assert shot.prompt.role == "attacked" and shot.prompt.concept == "cat"
-        assert shot.prompt.noise in plain, "attacked and plain images start from the same noise"
+        if attack.name != "replay":  # whose list has its own prompts
+            assert shot.prompt.noise in plain, "attacked and plain images start from the same noise"
 
 
 def test_the_victim_is_left_as_it_was(attack, scene, tiny_sd):

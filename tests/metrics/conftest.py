@@ -35,6 +35,8 @@ def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
                     "concept": concept,
                     "expects": list(expects),
                     "variant": "",
+                    "draw": 0,
+                    "verdict": np.nan,
                     "failed": False,
                     "features": features,
                     **scores,
@@ -56,15 +58,27 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
         return badness if label == ERASED else 1 - badness
 
     control = [("attacked", ERASED, (ERASED,))] * prompts
+    images, original = (
+        frame_of(rows, edited, seeds, 1, shift=badness),
+        frame_of(rows, lambda label, role: 0.9, seeds, 2),
+    )
+    fooled = np.random.default_rng(6).random(len(images)) < badness  # a judge that is fooled by what it is shown
+    images["verdict"] = ((images[ERASED] > 0.5) ^ fooled).astype(float).where(images["role"] == "attacked")
+    attacked = images.loc[images["role"] == "attacked", "prompt_id"].to_numpy()
+    plain = frame_of(control, lambda label, role: badness / 2, seeds, 7).assign(role="target", prompt_id=attacked)
+    known = frame_of(control, lambda label, role: 0.9, seeds, 8).assign(role="target", prompt_id=attacked)
     return Evidence(
         erased=[Concept(ERASED, label=ERASED)],
-        images=frame_of(rows, edited, seeds, 1, shift=badness),
-        original=frame_of(rows, lambda label, role: 0.9, seeds, 2),
+        images=images,
+        original=original,
+        plain=plain,
+        plain_original=known,
         control=frame_of(control, lambda label, role: badness / 2, seeds, 3),
         floor=frame_of([("floor", "unicorn", ("unicorn",))] * prompts, lambda label, role: badness, seeds, 4),
         reference=pd.DataFrame({"features": list(np.random.default_rng(5).normal(size=(60, 6)))}),
         kinds=KINDS,
         erasure={"seconds": 1 + badness, "peak_bytes": 100 * (1 + badness), "artefact_bytes": 10 * (1 + badness)},
+        ledger={"images": 100 * (2 - badness), "forwards": 1000 * (2 - badness)},
         seconds_per_image=1 + badness,
         original_seconds_per_image=1.0,
     )

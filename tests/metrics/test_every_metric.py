@@ -12,7 +12,7 @@ from overpaint.metrics.metric import FACETS, Metric
 from overpaint.shipped import shipped
 
 LISTED = yaml.safe_load((shipped("conf") / "metrics" / "facets.yaml").read_text(encoding="utf-8"))["metrics"]
-FRAMES = ("images", "original", "control", "floor", "reference")
+FRAMES = ("images", "original", "control", "floor", "plain", "plain_original", "reference")
 ROLES = {"target", "near", "grid", "in_prompt", "utility", "attacked", "floor"}
 
 
@@ -71,7 +71,7 @@ def test_facets_are_listed_in_display_order():
 
 
 def test_worse_erasure_moves_it_the_documented_way(metric, evidence_of):
-    values = [metric.measure(evidence_of(badness)).value for badness in (0.05, 0.5, 0.95)]
+    values = [metric.measure(evidence_of(badness, prompts=48)).value for badness in (0.05, 0.5, 0.95)]
     worsening = -1 if metric.direction == "up" else 1
     assert np.all(np.diff(values) * worsening > 0)
 
@@ -113,7 +113,7 @@ def test_nothing_to_measure_is_undefined(metric, evidence_of, columns):
     empty = {name: getattr(evidence, name).iloc[:0] if columns else pd.DataFrame() for name in FRAMES}
     if not columns:
         empty |= dict.fromkeys(("control", "floor", "reference"))
-    bare = replace(evidence, **empty, erasure={}, seconds_per_image=None, original_seconds_per_image=None)
+    bare = replace(evidence, **empty, erasure={}, ledger={}, seconds_per_image=None, original_seconds_per_image=None)
     figure = metric.measure(bare)
     assert figure.value is None and figure.low is None and figure.difference is None
     assert figure.why
@@ -133,7 +133,7 @@ def test_all_failed_is_undefined(of_images, evidence_of):
 
 
 def test_few_failures_are_counted_and_left_out(of_images, evidence_of):
-    evidence = replace(evidence_of(0.5, prompts=20), failure_limit=0.2)
+    evidence = replace(evidence_of(0.5, prompts=20), failure_limit=0.5)
     whole, holed = of_images.measure(evidence), of_images.measure(failing(evidence, 0.1))
     assert holed.failed > whole.failed == 0
     assert holed.n < whole.n
@@ -145,7 +145,7 @@ def test_few_failures_are_counted_and_left_out(of_images, evidence_of):
 def test_failed_is_not_absent(name, evidence_of):
     """Failing every image without the concept must leave only images with it, not fewer of them."""
     shares = load(LISTED[name])
-    evidence = evidence_of(0.5, failure_limit=1.0)
+    evidence = evidence_of(0.5, prompts=40, seeds=2, failure_limit=1.0)
     holed = {
         frame: getattr(evidence, frame).assign(failed=lambda f: f[["church", "unicorn"]].max(axis=1) < 0.5)
         for frame in ("images", "floor")
@@ -162,13 +162,14 @@ def test_the_original_against_itself_shows_no_difference(of_images, evidence_of)
         assert figure.value == pytest.approx(0, abs=1e-9)
     elif of_images.name == "kid_original":
         assert figure.value <= 0
-    elif of_images.name != "attack_floor":
+    elif of_images.name not in ("attack_floor", "judge_agreement"):
         assert figure.difference == 0 and figure.p_value == 1
         assert getattr(figure, figure.against) == figure.value
 
 
 def test_attacks_of_a_metric():
-    robust = [load(path) for path in LISTED.values() if load(path).facet == "robustness"]
+    shown = [load(path) for path in LISTED.values()]
+    robust = [metric for metric in shown if metric.facet == "robustness" and metric.unit == "fraction"]
     for metric in robust:
         assert metric.applies_to("uda") and metric.applies_to("seed_search")
         assert not metric.applies_to("none") and not metric.applies_to("synonym") and not metric.applies_to("implicit")

@@ -1,0 +1,72 @@
+"""Prompts out of a store and back in: the same texts, seeds and guidance."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import overpaint
+from overpaint.attacks.attack import Assault, Painted, Verdict
+from overpaint.attacks.prompt_file import Replay, write_prompts
+from overpaint.prompts import Prompt, Shot
+from overpaint.stages.attack import read_assault, write_assault
+from overpaint.store import MANIFEST
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A folder as the attack stage leaves it."""
+
+    def store(assault, name="attack"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_assault(folder, assault)
+        config = {"attack": "uda", "concept": {"name": "cat"}}
+        (folder / MANIFEST).write_text(json.dumps({"config": config}))
+        return folder
+
+    return store
+
+
+def painted(scene, texts, successes):
+    plain = scene.shots[0]
+    (image,) = scene.examples(1)
+    shots = [
+        replace(plain, prompt=replace(plain.prompt, text=t, id="", role="attacked", guidance=3.5), draw=n)
+        for n, t in enumerate(texts)
+    ]
+    found = [Painted(shot, image, Verdict(bool(s), float(s))) for shot, s in zip(shots, successes)]
+    return Assault(shots, painted=found)
+
+
+def test_what_was_settled_on_comes_back_with_seed_and_guidance(scene, stored, tmp_path):
+    assault = painted(scene, ["a cat", "x a cat", "y a cat"], [0, 0, 1])
+    assert write_prompts(tmp_path / "list.csv", [stored(assault)]) == 1
+    (shot,) = Replay(file=str(tmp_path / "list.csv"), most=None).run(scene).shots
+    assert shot.prompt.text == "y a cat" and shot.prompt.guidance == 3.5
+    assert shot.noise_seed == scene.shots[0].noise_seed
+    assert "1" in (tmp_path / "list.csv").read_text().splitlines()[1].split(",")
+
+
+def test_verdicts_and_pictures_survive_the_store(scene, stored):
+    assault = painted(scene, ["a cat", "x a cat"], [0, 1])
+    folder = stored(assault)
+    read = read_assault(folder)
+    assert read.shots == assault.shots
+    assert [p.verdict for p in read.painted] == [p.verdict for p in assault.painted]
+    from overpaint.stages.generate import read_images
+
+    assert [i.tobytes() for i in read_images(folder)] == [p.image.tobytes() for p in assault.painted]
+
+
+def test_learned_words_are_no_list(scene, stored, tmp_path):
+    assault = Assault([Shot(Prompt("a <c>", "attacked"), 0)], {"<c>": torch.zeros(4)})
+    with pytest.raises(overpaint.UserError, match="learned words"):
+        write_prompts(tmp_path / "list.csv", [stored(assault)])
+    assert not (tmp_path / "list.csv").exists()
+
+
+def test_a_replay_without_a_file_says_what_to_give(scene):
+    with pytest.raises(overpaint.UserError, match=r"attack\.file"):
+        Replay(file=None, most=None).run(scene)
