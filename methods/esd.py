@@ -6,22 +6,24 @@ With e0 the frozen network, e the student, c the concept's prompt, ∅ the empty
     target = e0(x_t, b) − η (e0(x_t, c) − e0(x_t, ∅))
     loss   = mean (e(x_t, f) − target)²                      Adam on one group of parameters, x_t (batch, 4, h, w)
 
-Three official codes carry the name:
+Four official codes carry the name:
 
             base b   prompt f     x_t from                     defaults
 ``legacy``  ∅        c            student, DDIM 50, s_g = 3    η 1, lr 1e-5, 1000 iterations (the paper's code)
 ``current`` f        erase_from   base, PNDM 50, s_g = 3       η 2, lr 5e-5, 200 iterations (the repository since 2025)
 ``alt``     ∅ or f   erase_from   student, DDIM 50, s_g = 3    η 2, lr 2e-5, 200 iterations (b = ∅ where f = c)
+``sdxl``    f        erase_from   base, Euler 50, s_g = 2      η 1, lr 2e-4 (u, full: 1e-5), 200 iterations
 
 ``erase_from`` defaults to c; then ``current`` at η equals ``legacy``'s target at η − 1. One concept is drawn an
 iteration. ``legacy`` and ``alt`` feed timesteps that do not match the noise level of x_t: ``compat: official`` does too,
-``intended`` aligns them. Not reproduced: ``current`` rolls out at 1024 pixels whatever the model's own size.
+``intended`` aligns them. Not reproduced: ``current`` rolls out at 1024 pixels whatever the model's own size; ``sdxl``
+feeds Euler's latents as they are, √(1+σ²) times what the network knows at t.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -45,6 +47,10 @@ def _outside(name: str) -> bool:
     return name.startswith(("time_embedding.", "conv_norm_out.", "conv_out."))
 
 
+def _in_blocks(name: str, module: torch.nn.Module) -> bool:
+    return _layer(module) and "block" in name and "emb" not in name
+
+
 #: ``train`` -> which parameters: ESD-x, ESD-x-strict (keys and values), self-attention, ESD-u, everything.
 GROUPS: dict[str, Rule] = {
     "x": lambda name, module: "attn2" in name,
@@ -58,6 +64,11 @@ CURRENT_GROUPS: dict[str, Rule] = GROUPS | {
     "u": lambda name, module: "attn2" not in name and _layer(module),
     "full": lambda name, module: _layer(module),
 }
+#: SDXL's script: layers of the blocks, without their time embeddings.
+SDXL_GROUPS: dict[str, Rule] = CURRENT_GROUPS | {
+    "u": lambda name, module: "attn2" not in name and _in_blocks(name, module),
+    "full": lambda name, module: _in_blocks(name, module),
+}
 
 
 #: What each official code runs with, where the YAML leaves it to the variant.
@@ -65,6 +76,7 @@ OFFICIAL = {
     "legacy": {"negative_guidance": 1.0, "learning_rate": 1e-5, "iterations": 1000},
     "current": {"negative_guidance": 2.0, "learning_rate": 5e-5, "iterations": 200},
     "alt": {"negative_guidance": 2.0, "learning_rate": 2e-5, "iterations": 200},
+    "sdxl": {"negative_guidance": 1.0, "learning_rate": 2e-4, "iterations": 200},
 }
 
 
@@ -72,7 +84,7 @@ OFFICIAL = {
 class ESD(Eraser):
     """Hyper-parameters of ESD; ``conf/method/esd.yaml`` says what each means."""
 
-    variant: Literal["legacy", "current", "alt"]
+    variant: Literal["legacy", "current", "alt", "sdxl"]
     compat: Literal["intended", "official"]
     train: Literal["x", "u", "strict", "selfattn", "full"]
     erase_from: str | None
@@ -83,7 +95,11 @@ class ESD(Eraser):
     learning_rate: float | None
     batch_size: int
 
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+
     def __post_init__(self):
+        if self.variant == "sdxl" and self.train not in ("x", "strict") and self.learning_rate is None:
+            self.learning_rate = 1e-5
         for name, value in OFFICIAL[self.variant].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -92,16 +108,17 @@ class ESD(Eraser):
         at_least(0, learning_rate=self.learning_rate)
         if self.variant == "legacy" and self.erase_from is not None:
             raise UserError(
-                f"erase_from={self.erase_from!r} needs variant=current or alt: the paper's code has no such prompt"
+                f"erase_from={self.erase_from!r} needs variant=current, alt or sdxl: the paper's code has no such prompt"
             )
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
-        groups = CURRENT_GROUPS if self.variant == "current" else GROUPS
+        groups = {"current": CURRENT_GROUPS, "sdxl": SDXL_GROUPS}.get(self.variant, GROUPS)
         student = Student(model, parameter_group(model, groups[self.train]))
         concepts = [c.name for c in request.erase]
         texts = ["", *concepts, *([self.erase_from] if self.erase_from is not None else [])]
         with torch.no_grad():
             embeds = {text: model.encode([text]) for text in dict.fromkeys(texts)}
+            nothing = model.unconditional()
         draws = Draws(self.seed)
         shape = (self.batch_size, *model.noise([0]).shape[1:])
 
@@ -109,11 +126,11 @@ class ESD(Eraser):
             concept = concepts[draws.integer("concept", 0, len(concepts))]
             source = concept if self.erase_from is None else self.erase_from
             start = draws.noise("x_T", shape, embeds[""])
-            latents, t = self.noised(model, student, start, embeds, concept, source, draws)
-            nothing, unwanted, base = self.predictions(model, latents, t, [embeds[""], embeds[concept], embeds[source]])
+            latents, t = self.noised(model, student, start, embeds, nothing, concept, source, draws)
+            empty, unwanted, base = self.predictions(model, latents, t, [embeds[""], embeds[concept], embeds[source]])
             if self.variant == "legacy" or (self.variant == "alt" and source == concept):
-                base = nothing
-            target = base - self.negative_guidance * (unwanted - nothing)
+                base = empty
+            target = base - self.negative_guidance * (unwanted - empty)
             with student.active():
                 predicted = model.predict(latents, t, embeds[source].expand(self.batch_size, -1, -1))
             show(x_t=latents, t=t, target=target, pred=predicted.detach())
@@ -131,15 +148,16 @@ class ESD(Eraser):
         found = {id(e): part for e, part in zip(distinct, parts)}
         return [found[id(e)] for e in embeds]
 
-    def noised(self, model, student: Student, start, embeds, concept: str, source: str, draws: Draws) -> Noised:
-        """x_t and t of one iteration."""
-        steps = self.rollout_steps
-        prompt = source if self.variant == "current" else concept
-        nothing, positive = (embeds[text].expand(len(start), -1, -1) for text in ("", prompt))
-        guidance = Guidance(model, positive, nothing, self.start_guidance)
+    def noised(
+        self, model, student: Student, start, embeds, nothing, concept: str, source: str, draws: Draws
+    ) -> Noised:
+        """x_t and t of one iteration; guidance is the sampler's own, from its unconditional embeddings."""
+        steps, scheduler = self.rollout_steps, {"current": "pndm", "sdxl": "euler"}.get(self.variant)
+        positive = embeds[source if scheduler else concept]
+        guidance = Guidance(model, *(e.expand(len(start), -1, -1) for e in (positive, nothing)), self.start_guidance)
         k = draws.integer("k", 1, steps - 1) if self.variant == "alt" else draws.integer("k", 0, steps)
-        if self.variant == "current":
-            return rollout(model, start, guidance, "pndm", steps, k)
+        if scheduler:  # the base rolls out
+            return rollout(model, start, guidance, scheduler, steps, k)
         with student.active():
             if self.variant == "legacy" and self.compat == "official":
                 return compvis_rollout(model, start, guidance, steps, k, draws)

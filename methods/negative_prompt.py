@@ -8,20 +8,21 @@ scale and e the network's prediction:
                                                               arXiv 2206.01714; as a guard: TraSCE, arXiv 2412.07658
 
 ``replace`` degenerates where p says no more than n: at n = p it is e(p), at any w. Without guidance (w ≤ 1) ``replace``
-does nothing.
+does nothing. On top of another negative prompt of the same form and weight, n is both texts, joined by a comma.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 
 from overpaint.concepts import Request
 from overpaint.erasing import Eraser
 from overpaint.erasure import Erasure
+from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 
@@ -34,15 +35,20 @@ class NegativePrompt(Eraser):
     weight: float
     text: str | None
 
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    stacks: ClassVar[bool] = True
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         text = ", ".join(c.name for c in request.erase) if self.text is None else self.text
-        model.padded_ids([text])  # a text that does not fit is told now, not while sampling
-        return Erasure("negative_prompt", "guard", settings={"text": text, "form": self.form, "weight": self.weight})
+        settings = {"text": text, "form": self.form, "weight": self.weight}
+        guard = NegativePromptGuard(**settings).on(model.guidance)
+        model.padded_ids([guard.text])  # a text that does not fit is told now, not while sampling
+        return Erasure("negative_prompt", "guard", settings=settings)
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
         plain = model.guidance
-        model.guidance = NegativePromptGuard(**erasure.settings)
+        model.guidance = NegativePromptGuard(**erasure.settings).on(plain)
 
         def remove() -> None:
             model.guidance = plain
@@ -58,6 +64,16 @@ class NegativePromptGuard:
     form: str
     weight: float
     guard: str = "negative_prompt"
+
+    def on(self, guidance) -> NegativePromptGuard:
+        """This guard for a model with that guidance: one guard with both texts, if it is another of its own sort."""
+        if guidance is Guidance:
+            return self
+        if not isinstance(guidance, NegativePromptGuard) or replace(guidance, text=self.text) != self:
+            raise UserError(
+                "a negative prompt goes on top of another of the same form and weight, not on another guard"
+            )
+        return replace(self, text=f"{guidance.text}, {self.text}")
 
     def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
         with torch.no_grad():

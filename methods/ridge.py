@@ -42,12 +42,16 @@ class Ridge:
 
     def change(self, residual: torch.Tensor, projection: Projection) -> LowRank | Replacement:
         """W' for residuals R (n, o) of the edited rows: as factors, or whole where the factors would be larger."""
-        kind = torch.float64 if projection.weight.dtype == torch.float64 else torch.float32
-        change = LowRank(residual.T.to(kind).contiguous(), self.down.to(kind).contiguous())
-        (outputs, width), rows = projection.weight.shape, len(self.down)
-        if rows * (outputs + width) < outputs * width:
-            return change
-        return Replacement(LowRank(residual.T, self.down).apply(projection.weight))
+        return stored(LowRank(residual.T, self.down), projection.weight)
+
+
+def stored(change: LowRank, weight: torch.Tensor) -> LowRank | Replacement:
+    """A float64 change of a weight (o, d) as an erasure keeps it: in float32 (float64 where the weight is)."""
+    kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    (outputs, width), rows = weight.shape, change.up.shape[1]
+    if rows * (outputs + width) < outputs * width:
+        return LowRank(change.up.to(kind).contiguous(), change.down.to(kind).contiguous())
+    return Replacement(change.apply(weight))
 
 
 def gram(rows: Iterable[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
@@ -65,16 +69,22 @@ def factor(
     width = edited.shape[1]
     whole = ridge * torch.eye(width, dtype=torch.float64, device=edited.device)
     whole += edit_weight * edited.T @ edited + keep_weight * kept
-    eigenvalues = torch.linalg.eigvalsh(whole)
+    cholesky, condition = factored(
+        whole,
+        f"lamb={ridge:g} leaves the closed-form edit singular: the text rows do not "
+        f"span the text space of width {width}; take lamb > 0 (0.5 is UCE's value) or keep more texts",
+    )
+    down = edit_weight * torch.cholesky_solve(edited.T, cholesky).T
+    return Ridge(down, cholesky, condition)
+
+
+def factored(A: torch.Tensor, singular: str) -> tuple[torch.Tensor, float]:
+    """Cholesky factor and condition number of a symmetric A (d, d); what to say to the user if it is ``singular``."""
+    eigenvalues = torch.linalg.eigvalsh(A)
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
     if smallest <= largest / LARGEST_CONDITION:
-        raise UserError(
-            f"lamb={ridge:g} leaves the closed-form edit singular: the text rows do not span the "
-            f"text space of width {width}; take lamb > 0 (0.5 is the published value) or retain more concepts"
-        )
-    cholesky = torch.linalg.cholesky(whole)
-    down = edit_weight * torch.cholesky_solve(edited.T, cholesky).T
-    return Ridge(down, cholesky, largest / smallest)
+        raise UserError(singular)
+    return torch.linalg.cholesky(A), largest / smallest
 
 
 def edit(

@@ -18,12 +18,12 @@ Noised = tuple[torch.Tensor, int]
 def rollout(
     model: DiffusionModel, start: torch.Tensor, guidance: Guidance, scheduler: str, steps: int, k: int
 ) -> Noised:
-    """k of S scheduler steps from unit noise; t is the timestep whose level the result has."""
+    """k of S scheduler steps from unit noise, scaled as the network reads them; t is the timestep of their noise level."""
     schedule = model.scheduler(scheduler)
     schedule.set_timesteps(steps)
     with torch.no_grad():
         latents = model.denoise(start, guidance, scheduler, steps, stop=k)
-    return latents, int(schedule.timesteps[k])
+    return schedule.scale_model_input(latents, schedule.timesteps[k]), int(schedule.timesteps[k])
 
 
 def compvis_rollout(
@@ -45,6 +45,21 @@ def compvis_rollout(
             latents = ddim_step(latents, noise, alphas[grid[i]], alphas[previous[i]])
     low, high = round(k / steps * total), round((k + 1) / steps * total)
     return latents, draws.integer("t", low, high)
+
+
+def leco_rollout(model: DiffusionModel, start: torch.Tensor, guidance: Guidance, steps: int, k: int) -> Noised:
+    """The DDIM loop of LECO, whose descendants are SPM, Concept Sliders and ACE: a grid c·i, c = ⌊T/S⌋, without offset.
+
+    After k steps x has level c·(S − 1 − k) while t = T − 1 − ⌊k·T/S⌋: x is cleaner than t says (by 42 to 33 at S = 30).
+    """
+    plain = model.scheduler("ddim")
+    schedule = type(plain).from_config(plain.config, steps_offset=0, timestep_spacing="leading")
+    schedule.set_timesteps(steps, device=start.device)
+    latents, total = start, len(model.alphas_cumprod)
+    with torch.no_grad():
+        for step, level in enumerate(schedule.timesteps[:k]):
+            latents = schedule.step(guidance(latents, level, step), level, latents, return_dict=False)[0]
+    return latents, total - 1 - total * k // steps
 
 
 def ddim_step(latents: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, alpha_previous: torch.Tensor):

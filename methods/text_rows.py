@@ -27,8 +27,8 @@ class TextRows:
             self._encoded |= dict(zip(ids, embeds))
 
     def all(self, text: str) -> torch.Tensor:
-        """Every position, padding included: (tokens, width)."""
-        return self._encoded[self._ids[text]].double()
+        """Every position, padding included: (tokens, width). A pooled vector behind them is no row of the text."""
+        return self._encoded[self._ids[text]][: self.model.tokens].double()
 
     def last_subject(self, text: str) -> torch.Tensor:
         """The row of the last word piece, (1, width); of the empty text, the BOS row."""

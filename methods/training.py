@@ -17,10 +17,10 @@ from overpaint.replay import Draws, show
 Rule = Callable[[str, torch.nn.Module], bool]
 
 
-def parameter_group(model: DiffusionModel, rule: Rule) -> list[str]:
-    """Names of the denoiser's parameters that a rule picks, in state-dict order; none is an error, not a silent no-op."""
+def parameter_group(model: DiffusionModel, rule: Rule, part: Sequence[str] | None = None) -> list[str]:
+    """Names that a rule picks from a part of the model (``None``: the denoiser), in its order; none is an error."""
     owners = model.parameter_owners()
-    names = [name for name in model.denoiser_names if rule(name, owners[name][0])]
+    names = [name for name in (model.denoiser_names if part is None else part) if rule(name, owners[name][0])]
     if not names:
         raise UserError("this group of parameters is empty on this model: nothing would be trained")
     return names

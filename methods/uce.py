@@ -16,6 +16,14 @@ All concepts are solved for at once. Two official codes carry the name, and they
 ``current``  (the repository since 2025) one row a concept, that of the last word piece; β = 1. Nothing protects the
              rows of the end and begin tokens, and the empty anchor means the output of the begin token.
 
+With ``attributes`` a concept is not erased but balanced between them (debiasing, as in ``current``): what its row is
+mapped to is W k_i + Σ_a s_ia W u_a, u_a the last word piece's row of attribute a, so that
+
+    R = S U Wᵀ,    s_ia ← s_ia + η (desired_a − share_a)                  S (n, a) from zero, U (a, d), η ``step_size``
+
+where share_a is measured on images of the concept that the model paints with the last W', until every gap of every
+concept is below ``tolerance``; a concept whose gaps are takes no step. The solve always starts from W.
+
 Both codes invert A in float32 for every layer; here it is factored once in float64.
 """
 
@@ -23,17 +31,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from overpaint.concepts import Request
+from overpaint.detectors.attributes import Classifier, attribute_classifier
 from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure
-from overpaint.errors import at_least
-from overpaint.methods.ridge import edit, factor, gram
+from overpaint.erasure import Erasure, LowRank, Replacement
+from overpaint.errors import UserError, at_least
+from overpaint.methods.ridge import Ridge, edit, factor, gram
 from overpaint.methods.text_rows import TextRows
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.progress import steps
+from overpaint.replay import Draws, show
+
+#: Key rows K (n, d) of a text to edit and the rows G (n, d) of what it is mapped to.
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 PHRASES = {
     "off": (),
@@ -53,11 +67,77 @@ class UCE(Eraser):
     lamb: float
     expand_prompts: Literal["off", "art", "object"]
     default_anchor: str
+    attributes: list[str] | None
+    desired: list[float] | None
+    classifier: str
+    iterations: int
+    tolerance: float
+    step_size: float
+    images: int
+    steps: int
+    guidance_scale: float
+
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
 
     def __post_init__(self):
         at_least(0, lamb=self.lamb, erase_scale=self.erase_scale, preserve_scale=self.preserve_scale or 0)
+        at_least(1, iterations=self.iterations, images=self.images, steps=self.steps)
+        if self.attributes is not None:
+            self.check_balance(self.attributes)
+
+    def check_balance(self, attributes: list[str]) -> None:
+        """Refuse shares that do not fit the attributes, and settings that debiasing has no use for."""
+        if len(attributes) < 2:
+            raise UserError(f"attributes takes at least two to balance, got {attributes}")
+        if self.variant == "legacy":
+            raise UserError("attributes needs variant=current: the paper's script debiases by another rule, not here")
+        if self.technique != "replace" or self.expand_prompts != "off":
+            raise UserError("attributes leaves no choice of technique and expand_prompts")
+        shares = self.desired if self.desired is not None else [1 / len(attributes)] * len(attributes)
+        if len(shares) != len(attributes) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise UserError(f"desired takes a share for each of {', '.join(attributes)}, 1 in all, got {self.desired}")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        if self.attributes is not None:
+            return self.debias(model, request, attribute_classifier(self.classifier, self.attributes, model.device))
+        _, edited, shared = self.problem(model, request)
+        changes = edit(model.projections("key", "value"), shared, lambda W: self.residual(W, edited))
+        return Erasure("uce", changes=changes, manifest={"condition": shared.condition, "rows": len(shared.down)})
+
+    def debias(self, model: DiffusionModel, request: Request, classify: Classifier) -> Erasure:
+        """Balance the concepts between the attributes as ``classify`` sees them in what the model paints."""
+        _, pairs, shared = self.problem(model, request)
+        rows, projections = TextRows(model, self.attributes), model.projections("key", "value")
+        U = torch.cat([rows.last_subject(attribute) for attribute in self.attributes])
+        S = U.new_zeros(len(pairs), len(U))
+        draws, gaps = Draws(self.seed), []
+
+        def changes() -> dict[str, LowRank | Replacement]:
+            return edit(projections, shared, lambda W: S @ U @ W.T)
+
+        for _ in steps(self.iterations, "rounds of balancing"):
+            with Erasure("uce", changes=changes()).attached(model):
+                gap = torch.stack([self.gap(model, concept.name, classify, draws) for concept in request.erase]).to(S)
+            show(gap=gap, weights=S.clone())
+            gaps.append(gap.tolist())
+            if not gap.any():
+                break
+            S += self.step_size * gap
+        manifest = {"condition": shared.condition, "rows": len(pairs), "gaps": gaps, "weights": S.tolist()}
+        return Erasure("uce", changes=changes(), manifest=manifest)
+
+    def gap(self, model: DiffusionModel, concept: str, classify: Classifier, draws: Draws) -> torch.Tensor:
+        """Desired minus found share of each attribute (a,) in images of a concept; zero where all are tolerable."""
+        seeds = [draws.integer("seed", 0, 2**31) for _ in range(self.images)]
+        how = {"steps": self.steps, "guidance_scale": self.guidance_scale, "scheduler": "pndm"}
+        shown = torch.tensor(classify(model.sample([concept] * self.images, seeds, **how)))
+        share = torch.bincount(shown, minlength=len(self.attributes)).double() / self.images
+        desired = torch.full_like(share, 1 / len(share)) if self.desired is None else share.new_tensor(self.desired)
+        gap = desired - share
+        return gap if gap.abs().max() >= self.tolerance else torch.zeros_like(gap)
+
+    def problem(self, model: DiffusionModel, request: Request) -> tuple[TextRows, list[Pair], Ridge]:
+        """The texts' rows, (K, G) of each pair of texts, and A, factored."""
         pairs = self.pairs(request)
         preserved = [c.name for c in request.retain]
         if self.variant == "legacy":
@@ -66,10 +146,7 @@ class UCE(Eraser):
         edited = [rows.tails(*p) if self.variant == "legacy" else tuple(map(rows.last_subject, p)) for p in pairs]
         kept = (rows.all(t) if self.variant == "legacy" else rows.last_subject(t) for t in preserved)
         K = torch.cat([key for key, _ in edited])
-
-        shared = factor(K, gram(kept, K), self.lamb, self.erase_scale, self.preserving(len(preserved)))
-        changes = edit(model.projections("key", "value"), shared, lambda W: self.residual(W, edited))
-        return Erasure("uce", changes=changes, manifest={"condition": shared.condition, "rows": len(K)})
+        return rows, edited, factor(K, gram(kept, K), self.lamb, self.erase_scale, self.preserving(len(preserved)))
 
     def pairs(self, request: Request) -> list[tuple[str, str]]:
         """(concept, anchor) texts, with the expanded phrases of both behind each."""
@@ -85,7 +162,7 @@ class UCE(Eraser):
             return self.preserve_scale
         return max(0.1, 1 / texts) if self.variant == "legacy" else 1.0
 
-    def residual(self, W: torch.Tensor, edited: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    def residual(self, W: torch.Tensor, edited: Sequence[Pair]) -> torch.Tensor:
         """R (n, o): wanted minus present outputs of the edited rows."""
         if self.technique == "replace":
             return torch.cat([(G - K) @ W.T for K, G in edited])

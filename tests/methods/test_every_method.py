@@ -17,6 +17,10 @@ from overpaint.registry import DESCRIPTION, component, components, construct
 METHODS = sorted(components("method"))
 #: What makes any method small enough for the tiny model; keys that a method does not have are left out.
 TINY = {"iterations": 2, "steps": 2, "rollout_steps": 4, "batch_size": 2, "epochs": 1, "learning_rate": 1e-3}
+TINY |= {"warmup_steps": 0}
+TINY |= {"prior_captions": ["a dog on the ground", "a church by the sky", "a black and white photo of a ship"]}
+TINY |= {"pictures": 2, "retain_pictures": 2, "picture_steps": 2}
+TINY |= {"inner_steps": 2, "attack_steps": 2, "warmup": 1}
 
 
 @pytest.fixture(params=METHODS)
@@ -105,6 +109,27 @@ def test_save_load_attach_gives_the_same_picture(tiny_sd, method, tmp_path):
         assert np.array_equal(picture(tiny_sd), ours)
 
 
+def test_one_request_after_the_other(tiny_sd, method, tmp_path):
+    before = snapshot(tiny_sd)
+    try:
+        erasure = erased(tiny_sd, method, erase=["dog", "bird"], sequential=True)
+    except overpaint.UserError as error:
+        assert "on top of" in str(error) and not method.load().stacks
+        return
+    assert_unchanged(tiny_sd, before)
+    assert [[c["name"] for c in e.manifest["erase"]] for e in erasure.sequence] == [["dog"], ["bird"]]
+    with erasure.attached(tiny_sd):
+        ours, parameters = picture(tiny_sd), tiny_sd.named_parameters()
+        changed = {name for name, tensor in before[0].items() if not torch.equal(parameters[name].data, tensor)}
+        assert changed <= set(erasure.names)
+    assert_unchanged(tiny_sd, before)
+    erasure.save(tmp_path / "erasure.safetensors")
+    loaded = overpaint.load_erasure(tmp_path / "erasure.safetensors")
+    assert equal(erasure, loaded) and loaded.manifest == erasure.manifest
+    with loaded.attached(tiny_sd):
+        assert np.array_equal(picture(tiny_sd), ours)
+
+
 def test_the_manifest_is_complete(tiny_sd, method):
     manifest = erased(tiny_sd, method, retain=["ship", "bird"]).manifest
     assert manifest["method"] == method.name and manifest["version"] == method.load().version
@@ -141,6 +166,18 @@ def test_other_architectures_are_refused(tiny_sd, method):
     other.family = "sculpture"
     with pytest.raises(overpaint.UserError, match="not on sculpture"):
         erased(other, method)
+
+
+def test_on_sdxl_it_works_or_says_that_it_does_not(tiny_sdxl, method):
+    before = snapshot(tiny_sdxl)
+    if "sdxl" not in method.load().families:
+        with pytest.raises(overpaint.UserError, match="not on sdxl"):
+            erased(tiny_sdxl, method)
+        return
+    plain = picture(tiny_sdxl)
+    with erased(tiny_sdxl, method).attached(tiny_sdxl):
+        assert np.array_equal(picture(tiny_sdxl), plain) == (method.name == "none")
+    assert_unchanged(tiny_sdxl, before)
 
 
 def test_kinds_it_does_not_erase_are_refused(tiny_sd, method):

@@ -1,0 +1,263 @@
+"""AdvUnlearn: the text encoder unlearns a concept while an adversary looks for a prefix that brings it back.
+
+Zhang, Chen, Jia, Zhang, Fan, Liu, Hong, Ding and Liu, "Defensive Unlearning with Adversarial Training for Robust Concept
+Erasure in Diffusion Models", NeurIPS 2024, arXiv 2405.15234. With T0, e0 the frozen text encoder and network, T, e the
+students of which one is trained, c the concept's prompt, r retained prompts, δ free token embeddings put into c
+(`soft_prompts`), and x_t a roll-out by e for the prompt's T0 encoding, (batch, 4, h, w):
+
+    δ      = argmin mean (e(x_t, T(c ⊕ δ)) − e0(x_t, T0(c)))²               ``attack_steps`` of Adam; none in the warm-up
+    target = e0(x_t, T0(∅)) − η (e0(x_t, T0(c)) − e0(x_t, T0(∅)))
+    erase  = mean (e(x_t, T(c ⊕ δ)) − target)²
+    retain = mean (e(x_t, T(r)) − e0(x_t, T0(r)))²
+
+``retain_train: reg`` steps on erase + γ retain (γ ``retain_weight``) at one t, ``iter`` on erase and then, with the same
+Adam, ``retain_steps`` times on retain alone. Prompts are dealt from a list without replacement.
+
+``compat: official`` is what the released code computes: c counted in words between spaces, gradients of δ summed over the
+attack and its last step dropped (`soft_prompts`); after the first round, ``attack_init: latest`` starts from rows 1…k of
+the last prompt, which are the concept's own under ``suffix_k``; timesteps that do not match the noise level of x_t; and a
+list of encoder layers with 1 in it has 10 and 11 too. ``intended`` does none of it. Not reproduced:
+``condition_embd`` (token embeddings given to the network unencoded), groups of single UNet layers, and the list of 243
+objects, picked by a language model, that is replaced by the request's retained concepts or the objects of COCO.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal
+
+import torch
+from torch.nn.functional import mse_loss
+
+from overpaint.concepts import Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure
+from overpaint.errors import UserError, at_least
+from overpaint.methods import soft_prompts
+from overpaint.methods.esd import GROUPS
+from overpaint.methods.rollouts import Noised, compvis_rollout, rollout
+from overpaint.methods.soft_prompts import SoftPrompt
+from overpaint.methods.training import Rule, Student, parameter_group, train
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+from overpaint.replay import Draws, show
+
+#: ``train`` -> which parameters of the UNet, where it is not the text encoder.
+UNET_GROUPS: dict[str, Rule] = {
+    "xattn": GROUPS["x"],
+    "selfattn": GROUPS["selfattn"],
+    "noxattn": GROUPS["u"],
+    "notime": lambda name, module: GROUPS["u"](name, module) or GROUPS["x"](name, module),
+    "full": GROUPS["full"],
+}
+
+#: The object categories of COCO (Lin et al., 2014): what is retained where a request retains nothing.
+COCO = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,"
+    "bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,"
+    "snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,"
+    "knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,"
+    "dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,"
+    "vase,scissors,teddy bear,hair drier,toothbrush"
+).split(",")
+
+
+@dataclass(kw_only=True)
+class AdvUnlearn(Eraser):
+    """Hyper-parameters of AdvUnlearn; ``conf/method/advunlearn.yaml`` says what each means."""
+
+    compat: Literal["intended", "official"]
+    train: Literal["text_encoder", "xattn", "selfattn", "noxattn", "notime", "full"]
+    layers: list[int] | None
+    sublayers: Literal["all", "ffn", "attn"]
+    train_norm: bool
+    negative_guidance: float
+    start_guidance: float
+    rollout_steps: int
+    iterations: int
+    learning_rate: float
+    batch_size: int
+    retain_train: Literal["reg", "iter"]
+    retain_prompts: list[str] | None
+    retain_batch: int
+    retain_weight: float
+    retain_steps: int
+    warmup: int
+    attack_every: int
+    attack_method: Literal["pgd", "fast_at"]
+    attack_type: soft_prompts.Place
+    attack_tokens: int
+    attack_init: Literal["random", "latest"]
+    attack_steps: int
+    attack_learning_rate: float
+
+    def __post_init__(self):
+        at_least(0, learning_rate=self.learning_rate, attack_learning_rate=self.attack_learning_rate)
+        at_least(0, retain_weight=self.retain_weight, retain_steps=self.retain_steps, warmup=self.warmup)
+        at_least(1, iterations=self.iterations, batch_size=self.batch_size, retain_batch=self.retain_batch)
+        at_least(1, attack_steps=self.attack_steps, attack_tokens=self.attack_tokens, attack_every=self.attack_every)
+        at_least(2, rollout_steps=self.rollout_steps)
+        if self.retain_prompts is not None and not all(isinstance(p, str) for p in self.retain_prompts or [None]):
+            raise UserError(f"retain_prompts takes a list of texts, got {self.retain_prompts!r}")
+        if self.train != "text_encoder" and (self.layers is not None or self.sublayers != "all" or self.train_norm):
+            raise UserError(
+                f"layers, sublayers and train_norm choose within the text encoder, not with train={self.train}"
+            )
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        student = Student(model, self.group(model))
+        concepts = [c.name for c in request.erase]
+        run = Run(self, model, student, self.retained(request), Draws(self.seed))
+        turns = 1 + (self.retain_steps if self.retain_train == "iter" else 0)
+        step = count()
+
+        def loss() -> torch.Tensor:
+            iteration, turn = divmod(next(step), turns)
+            if turn:
+                return run.retain()
+            if iteration % self.attack_every == 0:
+                concept = concepts[run.draws.integer("concept", 0, len(concepts))]
+                run.turn_to(concept, attacked=iteration >= self.warmup)
+            return run.erase()
+
+        train(student, torch.optim.Adam(student.masters.values(), lr=self.learning_rate), self.iterations * turns, loss)
+        return Erasure("advunlearn", changes=student.changes())
+
+    def group(self, model: DiffusionModel) -> list[str]:
+        """Names of the trained parameters."""
+        if self.train != "text_encoder":
+            return parameter_group(model, UNET_GROUPS[self.train])
+        return parameter_group(model, self.in_text_encoder, model.text_encoder_names)
+
+    def in_text_encoder(self, name: str, module: torch.nn.Module) -> bool:
+        """Layers of the encoder and the norm behind them, never the embeddings."""
+        name = name.removeprefix("text_model.")
+        if name.startswith("final_layer_norm."):
+            return self.train_norm or (self.layers is None and self.sublayers == "all")
+        end = "" if self.compat == "official" else "."
+        layers = ("",) if self.layers is None else tuple(f"{n}{end}" for n in self.layers)
+        part = {"all": "", "ffn": ".mlp.", "attn": ".self_attn."}[self.sublayers]
+        return name.startswith(tuple(f"encoder.layers.{layer}" for layer in layers)) and part in name
+
+    def retained(self, request: Request) -> list[str]:
+        """The prompts to retain: as given, else of the retained concepts, else of COCO's objects that share no word."""
+        if self.retain_prompts is not None or request.retain:
+            sentences = {"style": "a picture in {} style"}
+            named = [sentences.get(c.kind, "a photo of {}").format(c.phrase) for c in request.retain]
+            return named if self.retain_prompts is None else self.retain_prompts
+        erased = {word for c in request.erase for text in (c.name, *c.synonyms) for word in text.lower().split()}
+        return [f"a photo of {name}" for name in COCO if not erased & set(name.split())]
+
+
+class Run:
+    """One training: the concept in turn, the adversary's rows for it, and the two losses."""
+
+    def __init__(self, method: AdvUnlearn, model: DiffusionModel, student: Student, prompts: list[str], draws: Draws):
+        self.method, self.model, self.student, self.draws = method, model, student, draws
+        self.deck = Deck(prompts, method.retain_batch, draws)
+        self.nothing = self.encoded([""])
+        self.latest: torch.Tensor | None = None
+
+    def turn_to(self, concept: str, attacked: bool) -> None:
+        """Take up a concept, with the adversary's δ in its prompt or without."""
+        method, official = self.method, self.method.compat == "official"
+        self.named = self.encoded([concept]).expand(method.batch_size, -1, -1)
+        self.prompt = SoftPrompt(self.model, concept, method.attack_type, method.attack_tokens, official)
+        self.ids, self.rows = self.model.padded_ids([concept]), self.prompt.plain
+        if attacked:
+            free = soft_prompts.attack(
+                self.prompt, self.start(), self.attack, method.attack_steps, method.attack_learning_rate,
+                method.attack_method, official,
+            )  # fmt: skip
+            self.ids, self.rows = self.prompt.ids, self.prompt.rows(free)
+            self.latest = self.rows[:, 1:] if official else free
+            show(adversarial=self.rows, ids=self.ids)
+
+    def start(self) -> torch.Tensor:
+        """The free rows (1, k, width) that an attack starts from."""
+        k = self.prompt.size
+        if self.method.attack_init == "random" or self.latest is None or self.latest.shape[1] < k:
+            return self.prompt.random_start(self.draws)
+        return self.latest[:, :k]
+
+    def attack(self, rows: torch.Tensor) -> torch.Tensor:
+        """How far the student under these token embeddings is from what the base says of the concept."""
+        x_t, t = self.noised(self.named)
+        with torch.no_grad():
+            wanted = self.model.predict(x_t, t, self.named)
+        with self.student.active():
+            predicted = self.model.predict(x_t, t, self.asked(rows, self.prompt.ids))
+        return mse_loss(predicted.float(), wanted.float())
+
+    def erase(self) -> torch.Tensor:
+        """The erasing loss on the prompt of the turn; in ``reg`` mode with retained prompts at the same t."""
+        method, model, size = self.method, self.model, self.method.batch_size
+        kept = self.deck.deal() if method.retain_train == "reg" else []
+        wanted = [self.named, self.encoded(kept)] if kept else [self.named]
+        x_t, t = self.noised(*wanted)
+        with torch.no_grad():
+            base = model.predict(x_t, t, torch.cat(wanted))
+            nothing = model.predict(x_t[:size], t, self.nothing.expand_as(self.named))
+        target = nothing - method.negative_guidance * (base[:size] - nothing)
+        with self.student.active():
+            asked = [self.asked(self.rows, self.ids), *([model.encode(kept)] if kept else [])]
+            predicted = model.predict(x_t, t, torch.cat(asked))
+        erase = mse_loss(predicted[:size].float(), target.float())
+        retain = mse_loss(predicted[size:].float(), base[size:].float()) if kept else erase.new_zeros(())
+        show(x_t=x_t, t=t, erase=erase.detach(), retain=retain.detach())
+        return erase + method.retain_weight * retain
+
+    def retain(self) -> torch.Tensor:
+        """The retaining loss alone."""
+        kept = self.deck.deal()
+        wanted = self.encoded(kept)
+        x_t, t = self.noised(wanted)
+        with torch.no_grad():
+            base = self.model.predict(x_t, t, wanted)
+        with self.student.active():
+            loss = mse_loss(self.model.predict(x_t, t, self.model.encode(kept)).float(), base.float())
+        show(x_t=x_t, t=t, retain=loss.detach())
+        return loss
+
+    def encoded(self, texts: list[str]) -> torch.Tensor:
+        """The base's encodings (n, tokens, width)."""
+        with torch.no_grad():
+            return self.model.encode(texts)
+
+    def asked(self, rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """The encoding of token embeddings (1, tokens, width), once a latent: (batch, tokens, width)."""
+        return self.model.encode_embeddings(rows, ids).expand_as(self.named)
+
+    def noised(self, *prompts: torch.Tensor) -> Noised:
+        """x_t for the encodings (b, tokens, width) of each group of prompts, all at one t."""
+        method, model = self.method, self.model
+        k = self.draws.integer("k", 0, method.rollout_steps)
+        shape = model.noise([0]).shape[1:]
+        start = torch.cat([self.draws.noise("x_T", (len(p), *shape), p) for p in prompts])
+        positive = torch.cat(prompts)
+        guidance = Guidance(model, positive, self.nothing.expand_as(positive), method.start_guidance)
+        with self.student.active():
+            if method.compat == "official":
+                return compvis_rollout(model, start, guidance, method.rollout_steps, k, self.draws)
+            return rollout(model, start, guidance, "ddim", method.rollout_steps, k)
+
+
+class Deck:
+    """Prompts dealt without replacement; all come back once fewer are left than a hand takes."""
+
+    def __init__(self, prompts: list[str], hand: int, draws: Draws):
+        self.prompts, self.hand, self.draws = prompts, min(hand, len(prompts)), draws
+        self.left: list[str] = []
+
+    def deal(self) -> list[str]:
+        return self.draws.take("retain", self._deal)
+
+    def _deal(self, generator: torch.Generator) -> list[str]:
+        if len(self.left) < self.hand:
+            self.left = list(self.prompts)
+        order = torch.randperm(len(self.left), generator=generator).tolist()
+        hand, self.left = [
+            [self.left[i] for i in chosen] for chosen in (order[: self.hand], sorted(order[self.hand :]))
+        ]
+        return hand

@@ -1,0 +1,352 @@
+"""CA (also AC): a concept's captions get the predictions that the network has for its anchor's, on pictures of the anchor.
+
+Kumari, Zhang, Wang, Shechtman, Zhang and Zhu, "Ablating Concepts in Text-to-Image Diffusion Models", ICCV 2023,
+arXiv 2303.13516. The model paints pictures of an anchor ("a photo of a cat"). With x_t a noised latent (b, 4, h, w) of one,
+c_a its caption, c* the same caption made to name the concept ("a photo of a grumpy cat"), e the student and M the cells
+of the latent that show the picture:
+
+    ablation = mean_i [ Σ_{chw} M (e(x_t, c*) − y)² / Σ_{hw} M ]
+    y        = e(x_t, c_a)  without gradient (``loss: model``), or the true noise ε (``loss: noise``)
+    loss     = ablation + prior_weight · mean (e(x'_t, c_a) − ε')²        the second term with ``prior`` only
+
+AdamW, gradients clipped to norm ``max_norm``. The teacher is the student of the same iteration, not the base. In
+cross-attention no gradient flows through the keys and values of the begin token. The sum over channels makes the ablation
+term four times a plain mean: it decides the balance with the prior and when clipping acts.
+
+Two official codes, both by the authors; ``OFFICIAL`` has their constants:
+
+``diffusers``  the repository's present code, which could be run and compared.
+``compvis``    the code behind the paper's figures, by reading only: a third caption form for styles, the artist's name
+               doubled half of the time, no clipping, no doubled rate with the prior, little shrunken pictures left at
+               full size. Its pictures come from stochastic DDIM (η = 1), here from DDIM; its prior is augmented, too.
+
+``compat: official`` masks a border of one cell in pictures that fill the frame, as ``diffusers`` does (``compvis`` does not);
+``intended`` masks only around pasted pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from PIL import Image, ImageOps
+
+from overpaint.concepts import Concept, Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure
+from overpaint.errors import UserError, at_least
+from overpaint.methods.image_bank import THINGS, ImageBank, diffused, paint, shuffled, with_article
+from overpaint.methods.templates import OBJECT, phrase_templates
+from overpaint.methods.training import Rule, Student, parameter_group, train
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.prompts import read_prompts
+from overpaint.replay import Draws, show
+
+#: What each official code runs with, where the YAML leaves it to the variant; ``max_norm`` 0 is no clipping. The weight 0.2
+#: of ``compvis`` stands before a sum over four channels.
+OFFICIAL = {
+    "diffusers": {"prior_weight": 1.0, "max_norm": 1.0, "picture_scheduler": "dpm", "picture_steps": 25},
+    "compvis": {"prior_weight": 0.8, "max_norm": 0.0, "picture_scheduler": "ddim", "picture_steps": 200},
+}
+
+#: ``train`` -> which parameters of the denoiser; ``embedding`` are token rows of the text encoder.
+GROUPS: dict[str, Rule] = {
+    "kv": lambda name, module: "attn2.to_k" in name or "attn2.to_v" in name,
+    "attn": lambda name, module: any(f".to_{part}." in name for part in ("q", "k", "v", "out")),
+    "full": lambda name, module: True,
+}
+
+#: Kind of a concept -> how its captions are made from its anchor's.
+RULES = {"style": "style", "unsafe": "unsafe", "mark": "unsafe"}
+
+#: How c* is made of a caption c and the concept's name: one of three forms, drawn evenly.
+FORMS = {
+    "style": ("{c}, in the style of {name}", "in {name}'s style, {c}", "in {name}'s style, {c}"),
+    "style compvis": ("{c}, in the style of {name}", "in {name}'s style, {c}", "{name} inspired painting, {c}"),
+    "unsafe": ("{name}, {c}", "in {name} style, {c}", "{c}, {name}"),
+    "memorization": ("{name}",) * 3,
+}
+
+#: Where the things of a style's anchor captions are.
+PLACES = ("", " at night", " in the meadow", " at dusk", " under a blue sky", " in the desert")
+
+
+@dataclass(kw_only=True)
+class CA(Eraser):
+    """Hyper-parameters of CA; ``conf/method/ca.yaml`` says what each means."""
+
+    variant: Literal["diffusers", "compvis"]
+    compat: Literal["intended", "official"]
+    loss: Literal["model", "noise"]
+    train: Literal["kv", "attn", "full", "embedding"]
+    rule: Literal["style", "object", "unsafe", "memorization"] | None
+    default_anchor: str
+    templates: list | None
+    captions: str | None
+    pictures: int
+    picture_scheduler: str | None
+    picture_steps: int | None
+    picture_guidance: float
+    negative_prompt: str | None
+    augment: bool
+    flip: bool
+    prior: bool
+    prior_weight: float | None
+    iterations: int
+    learning_rate: float
+    scale_learning_rate: bool
+    batch_size: int
+    weight_decay: float
+    max_norm: float | None
+
+    def __post_init__(self):
+        for name, value in OFFICIAL[self.variant].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        at_least(1, pictures=self.pictures, picture_steps=self.picture_steps, iterations=self.iterations)
+        at_least(1, batch_size=self.batch_size)
+        at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, max_norm=self.max_norm)
+        at_least(0, prior_weight=self.prior_weight)
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        draws = Draws(self.seed)
+        targets = list(zip(request.erase, request.anchors(self.default_anchor)))
+        bank = self.bank(model, targets, draws)
+        student, learns = self.student(model, targets)
+        optimizer = torch.optim.AdamW(student.masters.values(), lr=self.rate, weight_decay=self.decay)
+        ablated = shuffled(draws, "pictures", len(bank), self.batch_size)
+        preserved = shuffled(draws, "prior_pictures", len(bank), self.batch_size)
+
+        def loss() -> torch.Tensor:
+            prior_rows = next(preserved) if self.prior else []
+            batch = self.batch(model, bank, targets, next(ablated), prior_rows, draws)
+            x_t, t, noise = diffused(model, batch.latents, draws)
+            truth, rows = model.denoising_target(batch.latents, noise, t), len(batch.anchor_ids)
+            with student.active():
+                predicted = model.predict(x_t, t, model.encode_ids(batch.ids))
+                target = truth[:rows]
+                if self.loss == "model":
+                    with torch.no_grad():
+                        target = model.predict(x_t[:rows], t[:rows], model.encode_ids(batch.anchor_ids))
+            show(x_t=x_t, t=t, target=target, pred=predicted.detach())
+            ablation = masked_error(predicted[:rows], target, batch.mask[:rows])
+            if not self.prior:
+                return ablation
+            return ablation + self.prior_weight * torch.nn.functional.mse_loss(
+                predicted[rows:].float(), truth[rows:].float()
+            )
+
+        def adjust() -> None:
+            for name, rows in learns.items():
+                student.masters[name].grad[~rows] = 0
+            if self.max_norm:
+                show(clip_norm=torch.nn.utils.clip_grad_norm_(student.masters.values(), self.max_norm))
+
+        with detached_begin(model):
+            train(student, optimizer, self.iterations, loss, adjust=adjust)
+        return Erasure("ca", changes=student.changes(), manifest={"pictures": len(bank)})
+
+    @property
+    def rate(self) -> float:
+        """The optimiser's learning rate: official base rates are multiplied by batch and, with the prior, by two."""
+        if not self.scale_learning_rate:
+            return self.learning_rate
+        return self.learning_rate * self.batch_size * (2 if self.prior and self.variant == "diffusers" else 1)
+
+    @property
+    def decay(self) -> float:
+        """Weight decay; none for token rows, where it would shrink every other word as well."""
+        return 0.0 if self.train == "embedding" else self.weight_decay
+
+    def student(self, model: DiffusionModel, targets) -> tuple[Student, dict[str, torch.Tensor]]:
+        """What learns, and for a token table which of its rows (words,) do: the concepts' word pieces, not the anchors'."""
+        if self.train != "embedding":
+            return Student(model, parameter_group(model, GROUPS[self.train])), {}
+        pieces, kept = (
+            {piece for text in texts for piece in model.token_ids(text)[1:-1]}
+            for texts in ([concept.name for concept, _ in targets], [anchor for _, anchor in targets])
+        )
+        if not pieces - kept:
+            raise UserError("train=embedding has nothing to learn: the anchors hold every word of the concepts")
+        names = [name for name in model.text_encoder_names if name.endswith("token_embedding.weight")]
+        student = Student(model, names)
+        rows = torch.zeros(len(student.masters[names[0]]), dtype=torch.bool)
+        rows[sorted(pieces - kept)] = True
+        return student, {name: rows for name in names}
+
+    # --- captions and pictures ---------------------------------------------------------------------------------
+
+    def rule_of(self, concept: Concept) -> str:
+        return self.rule or RULES.get(concept.kind, "object")
+
+    def bank(self, model: DiffusionModel, targets: list[tuple[Concept, str]], draws: Draws) -> ImageBank:
+        """Pictures of the anchors; picture i belongs to concept i mod n."""
+        each = [self.anchor_captions(concept, anchor) for concept, anchor in targets]
+        rows = [next(shuffled(draws, "captions", len(captions), self.pictures)) for captions in each]
+        captions = [each[i % len(each)][rows[i % len(each)][i // len(each)]] for i in range(self.pictures)]
+        unwanted = ", ".join(concept.name for concept, _ in targets if self.rule_of(concept) == "unsafe")
+        return paint(
+            model,
+            captions,
+            draws,
+            scheduler=self.picture_scheduler,
+            steps=self.picture_steps,
+            guidance_scale=self.picture_guidance,
+            negative_prompt=unwanted if self.negative_prompt is None else self.negative_prompt,
+        )
+
+    def anchor_captions(self, concept: Concept, anchor: str) -> list[str]:
+        """Captions of a concept's anchor; where its word is to be replaced, those that have it."""
+        if self.captions:
+            captions = [prompt.text for prompt in read_prompts(self.captions, "anchor")]
+        else:
+            captions = self.sentences(concept, anchor)
+        if self.rule_of(concept) == "object":
+            captions = [c for c in captions if anchor and target_caption("object", concept.name, c, 0, anchor) != c]
+        if not captions:
+            raise UserError(f"rule=object replaces the anchor's word, and no caption has the anchor {anchor!r}")
+        return captions
+
+    def sentences(self, concept: Concept, anchor: str) -> list[str]:
+        """Our own captions. A style's anchor is a medium ("painting of a house"), an unsafe concept's a list of things."""
+        if self.rule_of(concept) == "style" and self.templates is None:
+            return [f"{anchor} of {thing}{place}" for place in PLACES for thing in THINGS]
+        templates = phrase_templates(concept.kind, len(OBJECT), self.templates)
+        if concept.kind == "style":
+            return [template.format(anchor) for template in templates]
+        things = [with_article(thing.strip()) for thing in anchor.split(",") if thing.strip()]
+        return [template.format(thing) for template in templates for thing in things or THINGS]
+
+    def batch(self, model: DiffusionModel, bank: ImageBank, targets, rows, prior_rows, draws: Draws) -> Batch:
+        """Pictures with the concept's and the anchor's caption; behind them, those of the prior with their own."""
+        size, cells = model.image_size, model.image_size // model.pixels_per_latent
+        images, masks, captions = [], [], []
+        for row in rows:
+            concept, anchor = targets[row % len(targets)]
+            placement = self.placement(size, draws)
+            image, mask = place(self.flipped(bank.images[row], draws), placement, cells, self.bordered)
+            named = self.named(concept, anchor, bank.captions[row], draws)
+            images.append(image)
+            masks.append(mask)
+            captions.append(size_prefix(placement.scale / size, draws) + named)
+        for row in prior_rows:
+            images.append(self.flipped(bank.images[row], draws))
+            masks.append(torch.ones(1, cells, cells))
+            captions.append(bank.captions[row])
+        anchor_captions = [bank.captions[row] for row in rows]
+        show(captions=captions, anchor_captions=anchor_captions)
+        return Batch(
+            draws.take("z", lambda g: model.to_latents(images, g)).to(model.device, model.dtype),
+            draws.take("mask", lambda g: torch.stack(masks)).to(model.device),
+            draws.take("input_ids", lambda g: model.padded_ids(captions)).to(model.device),
+            draws.take("anchor_ids", lambda g: model.padded_ids(anchor_captions)).to(model.device),
+        )
+
+    def flipped(self, image: Image.Image, draws: Draws) -> Image.Image:
+        return ImageOps.mirror(image) if self.flip and draws.integer("flip", 0, 2) else image
+
+    def placement(self, size: int, draws: Draws) -> Placement:
+        """Where a picture goes in its frame: two in three are shrunken and pasted, the others zoomed into."""
+        if not self.augment:
+            return Placement(size, 0, 0)
+        if draws.integer("percent", 0, 100) < 66:
+            scale = draws.integer("scale", size // 3, size + 1)
+        else:
+            scale = draws.integer("scale", int(1.2 * size), int(1.4 * size))
+        if self.variant == "compvis" and 0.6 * size <= scale <= size:
+            scale = size
+        return Placement(scale, *(draws.integer(side, 0, abs(size - scale) + 1) for side in ("top", "left")))
+
+    @property
+    def bordered(self) -> bool:
+        """Whether the mask leaves a border in pictures that fill the frame, too."""
+        return self.variant == "diffusers" and self.compat == "official"
+
+    def named(self, concept: Concept, anchor: str, caption: str, draws: Draws) -> str:
+        """c*: the anchor's caption made to name the concept."""
+        rule, name = self.rule_of(concept), concept.name
+        if (rule, self.variant) == ("style", "compvis"):
+            rule, name = "style compvis", " ".join([name] * draws.integer("names", 1, 3))
+        return target_caption(rule, name, caption, draws.integer("form", 0, 3), anchor)
+
+
+class Batch(NamedTuple):
+    """Latents (b, 4, h, w), masks (b, 1, h, w) and ids (b, tokens); the anchor's ids have no rows for the prior."""
+
+    latents: torch.Tensor
+    mask: torch.Tensor
+    ids: torch.Tensor
+    anchor_ids: torch.Tensor
+
+
+class Placement(NamedTuple):
+    """Side of the resized picture, and its corner in the frame (or, if it is larger, the frame's corner in it), in pixels."""
+
+    scale: int
+    top: int
+    left: int
+
+
+def place(image: Image.Image, at: Placement, cells: int, bordered: bool) -> tuple[Image.Image, torch.Tensor]:
+    """The picture pasted on grey or cropped, and the mask (1, cells, cells) of latents that show it.
+
+    A pasted picture loses a cell on every side, since its outermost latents have seen the grey, too.
+    """
+    size = image.width
+    if at.scale == size and not bordered:
+        return image, torch.ones(1, cells, cells)
+    resized = image.resize((at.scale, at.scale), Image.Resampling.BILINEAR)
+    if at.scale > size:
+        return resized.crop((at.left, at.top, at.left + size, at.top + size)), torch.ones(1, cells, cells)
+    frame = Image.new("RGB", (size, size), (128, 128, 128))
+    frame.paste(resized, (at.left, at.top))
+    cell, mask = size // cells, torch.zeros(1, cells, cells)
+    rows, columns = (slice(low // cell + 1, (low + at.scale) // cell - 1) for low in (at.top, at.left))
+    mask[:, rows, columns] = 1
+    return frame, mask
+
+
+def size_prefix(scale: float, draws: Draws) -> str:
+    """What the concept's caption says of a picture at this share of the frame; the anchor's caption says nothing."""
+    if 0.6 <= scale <= 1:
+        return ""
+    words = ("a far away ", "very small ") if scale < 1 else ("zoomed in ", "close up ")
+    return words[draws.integer("prefix", 0, 2)]
+
+
+def target_caption(rule: str, name: str, caption: str, form: int, anchor: str = "") -> str:
+    """c*: an anchor's caption made to name the concept, in one of three forms.
+
+    >>> target_caption("object", "grumpy cat", "a photo of a cat", 0, "cat")
+    'a photo of a grumpy cat'
+    >>> target_caption("style", "van gogh", "a tree at sunset", 1)
+    "in van gogh's style, a tree at sunset"
+    """
+    if rule == "object":
+        return re.sub(rf"\b{re.escape(anchor)}", lambda match: name, caption)
+    return FORMS[rule][form].format(name=name, c=caption)
+
+
+def masked_error(predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Squared errors (b, 4, h, w), summed over channels and averaged over the masked cells, then over the batch."""
+    errors = (predicted.float() - target.float()).square() * mask
+    return (errors.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)).mean()
+
+
+@contextmanager
+def detached_begin(model: DiffusionModel) -> Iterator[None]:
+    """No gradient flows through the keys and values of the begin token inside the block; outputs are the same bits."""
+
+    def detach(module, inputs, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+
+    hooks = [layer.module.register_forward_hook(detach) for layer in model.projections("key", "value")]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

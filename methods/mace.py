@@ -1,0 +1,277 @@
+"""MACE: what a concept's prompts leave behind is refined away, its attention is trained down, both are fused.
+
+Lu, Wang, Li, Liu and Kong, "MACE: Mass Concept Erasure in Diffusion Models", CVPR 2024, arXiv 2403.06135. For every
+cross-attention key and value projection W0 (o, d) and a concept c with anchor m, put into 30 sentences each:
+
+    refine   T = [Σ (G − K)ᵀ K] (λI + Σ KᵀK + s B)⁻¹                      (d, d), the same for all layers
+             W1 = W0 + W0 T                        K, G (n, d) rows of c's and m's sentences but for their own words
+    learn    loss = Σ_l ‖A_l[pixels of c, tokens S]‖_F                    a rank-1 change U D of W1, one a concept
+    fuse     W = W1 + [Σ_i U_i D_i C_i + s (W0 − W1) B] (λI + Σ_i C_i + s B)⁻¹,   C_i = Σ EᵀE over all rows of c_i
+
+B = Σ EᵀE over all rows of many captions, plus ``domain_weight`` times that of the retained concepts: their outputs under
+W0 are to stay. A_l (heads, pixels, tokens) are a layer's attention maps for one of c's sentences over a noised picture of
+c, S the positions of c's word pieces and (``end_tokens``) of every end token, and with SD 1.x of the padding, which is one.
+t follows p(t) ∝ σ(0.05 (t − 200)) − σ(0.05 (t − 400)) (``importance``), where a picture's content is decided. The rows
+K and G are paired from both ends: common first ids, common last ids, padding; ``all_words`` pairs all positions.
+
+The official code multiplies B by s twice in ``refine``, and shows the autoencoder pictures normalised by ImageNet's mean
+and deviation, which it was not trained on; ``compat: official`` does too. It sums and inverts in float32 for each layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from overpaint.concepts import Concept, Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure, LowRank, Replacement
+from overpaint.errors import UserError, at_least
+from overpaint.methods.attention import attention_maps
+from overpaint.methods.concept_masks import Segmenter, attention_masks
+from overpaint.methods.image_bank import ImageBank, paint
+from overpaint.methods.prior import Captions, caption_statistics, read_captions
+from overpaint.methods.ridge import Ridge, factor
+from overpaint.methods.templates import phrase_templates
+from overpaint.methods.text_rows import TextRows
+from overpaint.methods.training import LowRankStudent, train
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.replay import Draws, show
+
+#: What the official code normalises training pictures by, instead of to [−1, 1].
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Weights = Mapping[str, torch.Tensor]
+
+
+@dataclass(kw_only=True)
+class MACE(Eraser):
+    """Hyper-parameters of MACE; ``conf/method/mace.yaml`` says what each means."""
+
+    compat: Literal["intended", "official"]
+    default_anchor: str
+    templates: list | None
+    phrases: int
+    all_words: bool
+    lamb: float
+    preserve_scale: float
+    fuse_preserve_scale: float
+    prior_captions: Captions
+    domain_weight: float
+    pictures: int
+    picture_steps: int
+    picture_guidance: float
+    masks: Literal["all", "attention", "segmenter"]
+    attention_threshold: float
+    box_threshold: float
+    detector: str
+    segmenter: str
+    rank: int
+    learning_rate: float
+    iterations: int
+    importance: bool
+    end_tokens: bool
+
+    def __post_init__(self):
+        at_least(1, phrases=self.phrases, pictures=self.pictures, picture_steps=self.picture_steps)
+        at_least(1, rank=self.rank, iterations=self.iterations)
+        at_least(0, lamb=self.lamb, preserve_scale=self.preserve_scale, fuse_preserve_scale=self.fuse_preserve_scale)
+        at_least(0, learning_rate=self.learning_rate, domain_weight=self.domain_weight)
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        segmenter = self.load_segmenter(model, request)
+        templates = [phrase_templates(c.kind, self.phrases, self.templates) for c in request.erase]
+        sentences = [[t.format(c.name) for t in own] for c, own in zip(request.erase, templates)]
+        anchored = [[t.format(m) for t in own] for m, own in zip(request.anchors(self.default_anchor), templates)]
+
+        B = self.prior(model, request)
+        s = self.preserve_scale**2 if self.compat == "official" else self.preserve_scale
+        pairs = [list(zip(*both)) for both in zip(sentences, anchored)]
+        refined = refine(model, pairs, s * B, self.lamb, self.all_words)
+        draws, changes = Draws(self.seed), []
+        for concept, own in zip(request.erase, sentences):
+            pictures = self.paint(model, concept, draws)
+            masks = self.masked(concept, pictures, segmenter, draws)
+            changes.append(self.learn(model, concept, own, pictures, masks, refined, draws))
+        fused = fuse(model, sentences, changes, refined, self.fuse_preserve_scale * B, self.lamb)
+        kinds = {p.name: p.weight.dtype for p in model.projections("key", "value")}
+        return Erasure("mace", changes={name: Replacement(W.to(kinds[name])) for name, W in fused.items()})
+
+    def prior(self, model: DiffusionModel, request: Request) -> torch.Tensor:
+        """B (d, d): captions and, ``domain_weight`` times, the retained concepts. Nothing is read where s is 0."""
+        used = self.preserve_scale or self.fuse_preserve_scale
+        captions, _ = caption_statistics(model, read_captions(self.prior_captions) if used else [])
+        domain, _ = caption_statistics(model, [c.name for c in request.retain] if used else [])
+        return captions + self.domain_weight * domain
+
+    # --- learn -------------------------------------------------------------------------------------------------
+
+    def paint(self, model: DiffusionModel, concept: Concept, draws: Draws) -> ImageBank:
+        """Pictures of the concept by the unedited model."""
+        prompt = "a photo in the style of {}" if concept.kind == "style" else "a photo of the {}"
+        steps, scale = self.picture_steps, self.picture_guidance
+        prompts = [prompt.format(concept.name)] * self.pictures
+        return paint(model, prompts, draws, scheduler="dpm", steps=steps, guidance_scale=scale)
+
+    def load_segmenter(self, model: DiffusionModel, request: Request) -> Segmenter | None:
+        """The two networks, if anything is to be segmented: what is missing is told before hours of work."""
+        needed = self.masks == "segmenter" and any(c.kind != "style" for c in request.erase)
+        return Segmenter(self.detector, self.segmenter, self.box_threshold, model.device) if needed else None
+
+    def masked(self, concept: Concept, pictures: ImageBank, segmenter, draws: Draws) -> Sequence[torch.Tensor]:
+        """Where each picture shows the concept, (h, w) boolean each; a style is everywhere."""
+        model = pictures.model
+        if concept.kind == "style" or self.masks == "all":
+            return torch.ones(len(pictures), 1, 1, dtype=torch.bool, device=model.device)
+        if self.masks == "segmenter":
+            return [segmenter(image, concept.name) for image in pictures.images]
+        tokens = concept_tokens(model, pictures.captions[0], concept.name, end_tokens=False)
+        latents, _ = pictures.posterior
+        return attention_masks(model, latents, pictures.captions[0], tokens, self.attention_threshold, draws)
+
+    def learn(
+        self,
+        model: DiffusionModel,
+        concept: Concept,
+        sentences: Sequence[str],
+        pictures: ImageBank,
+        masks: Sequence[torch.Tensor],
+        refined: Weights,
+        draws: Draws,
+    ) -> dict[str, LowRank]:
+        """U D of every projection, trained on top of W1 (``refined``)."""
+        starts = {p.name: refined[p.name].to(p.weight.dtype) for p in model.projections("key", "value")}
+        student = LowRankStudent(model, list(starts), self.rank, draws, starts=starts)
+        with torch.no_grad():
+            embeds = model.encode(sentences)
+        tokens = [concept_tokens(model, sentence, concept.name, self.end_tokens) for sentence in sentences]
+        timesteps = len(model.alphas_cumprod)
+        likely = focal_timesteps(timesteps) if self.importance else torch.ones(timesteps)
+        latents = official_latents if self.compat == "official" else ImageBank.latents
+
+        def loss() -> torch.Tensor:
+            image, n = draws.integer("image", 0, len(pictures)), draws.integer("sentence", 0, len(sentences))
+            x_0 = latents(pictures, [image], draws, "x_0")
+            t = draws.take("t", lambda g: torch.multinomial(likely, 1, generator=g)).to(model.device)
+            x_t = model.add_noise(x_0, draws.noise("noise", x_0.shape, x_0), t)
+            with student.active(), attention_maps(model) as maps:
+                model.predict(x_t, t, embeds[n : n + 1])
+            show(x_t=x_t, t=t, tokens=tokens[n], mask=masks[image])
+            return attention_loss(maps.values(), tokens[n], masks[image])
+
+        def clip() -> None:
+            torch.nn.utils.clip_grad_norm_(student.masters.values(), 1.0)
+
+        optimizer = torch.optim.AdamW(student.masters.values(), lr=self.learning_rate)
+        train(student, optimizer, self.iterations, loss, adjust=clip)
+        factors = {name: master.detach() for name, master in student.masters.items()}
+        return {name: LowRank(factors[f"{name}:up"], factors[f"{name}:down"]) for name in starts}
+
+
+# --- the two closed forms --------------------------------------------------------------------------------------
+
+
+def refine(
+    model: DiffusionModel, pairs: Iterable[Sequence[tuple[str, str]]], prior: torch.Tensor, lamb: float, all_words: bool
+) -> dict[str, torch.Tensor]:
+    """W1 (o, d), float64, of every projection, for the (old, new) sentences of each concept and the weighted prior s B."""
+    grams, moved = torch.zeros_like(prior), torch.zeros_like(prior)
+    everything = list(range(model.tokens))
+    for sentences in pairs:
+        rows = TextRows(model, [text for pair in sentences for text in pair])
+        for old, new in sentences:
+            i, j = (everything, everything) if all_words else aligned(model, old, new)
+            K, G = rows.all(old)[i], rows.all(new)[j]
+            grams += K.T @ K
+            moved += (G - K).T @ K
+    T = shared_factor(grams + prior, lamb).solve(moved)
+    return {p.name: p.weight.double() + p.weight.double() @ T for p in model.projections("key", "value")}
+
+
+def fuse(
+    model: DiffusionModel,
+    sentences: Sequence[Sequence[str]],
+    changes: Sequence[Mapping[str, LowRank]],
+    refined: Weights,
+    prior: torch.Tensor,
+    lamb: float,
+) -> dict[str, torch.Tensor]:
+    """W (o, d), float64, that answers each concept's sentences as W1 + U_i D_i does and captions (s B) as W0 does."""
+    C = [caption_statistics(model, own)[0] for own in sentences]
+    shared = shared_factor(sum(C) + prior, lamb)
+    fused = {}
+    for p in model.projections("key", "value"):
+        W0, W1 = p.weight.double(), refined[p.name].double()
+        wanted = sum(
+            change[p.name].up.double() @ (change[p.name].down.double() @ C_i) for change, C_i in zip(changes, C)
+        )
+        fused[p.name] = W1 + shared.solve(wanted + (W0 - W1) @ prior)
+    return fused
+
+
+def shared_factor(grams: torch.Tensor, lamb: float) -> Ridge:
+    """λI + grams (d, d), factored. Rows come already summed: 100 concepts have 200,000 of them."""
+    return factor(grams.new_empty(0, len(grams)), grams, lamb)
+
+
+def aligned(model: DiffusionModel, old: str, new: str) -> tuple[list[int], list[int]]:
+    """Positions of two sentences that differ in one phrase: common first ids, common last ids, and as many of padding."""
+    a, b = model.token_ids(old), model.token_ids(new)
+    first = common(a, b)
+    last = common(a[first:][::-1], b[first:][::-1])
+    padding = model.tokens - max(len(a), len(b))
+    return tuple([*range(first), *range(len(ids) - last, len(ids) + padding)] for ids in (a, b))
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two lists have in common before they first differ."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+# --- what the changes learn from -------------------------------------------------------------------------------
+
+
+def attention_loss(maps: Iterable[torch.Tensor], tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Σ_l ‖A_l[pixels, tokens]‖_F of maps (…, heads, pixels, all tokens).
+
+    ``tokens`` (all tokens,) and ``mask`` (h, w) are boolean; the mask is read at each layer's pixels, nearest first.
+    """
+    total = 0
+    for A in maps:
+        side = math.isqrt(A.shape[-2])
+        inside = torch.nn.functional.interpolate(mask[None, None].float(), (side, side), mode="nearest") > 0.5
+        chosen = A[..., inside.flatten(), :][..., tokens]
+        total = total + torch.linalg.vector_norm(chosen, dtype=torch.promote_types(A.dtype, torch.float32))
+    return total
+
+
+def concept_tokens(model: DiffusionModel, prompt: str, concept: str, end_tokens: bool) -> torch.Tensor:
+    """S (tokens,), boolean: where the concept's word pieces stand in the prompt; with ``end_tokens`` every end token too."""
+    ids = model.padded_ids([prompt])[0].tolist()
+    _, *word, end = model.token_ids(concept)
+    found = [end_tokens and i == end for i in ids]
+    for start in range(len(ids)):
+        if ids[start : start + len(word)] == word:
+            found[start : start + len(word)] = [True] * len(word)
+    if not any(found):
+        raise UserError(f"the words of {concept!r} are not in {prompt!r} as the tokenizer reads it: change templates")
+    return torch.tensor(found, device=model.device)
+
+
+def focal_timesteps(total: int) -> torch.Tensor:
+    """p(t) for t = 0 … total − 1, float64: a plateau around 300 of 1000, where a picture's content is decided."""
+    t = torch.arange(total, dtype=torch.float64)
+    likely = torch.sigmoid(0.05 * (t - 200)) - torch.sigmoid(0.05 * (t - 400))
+    return likely / likely.sum()
+
+
+def official_latents(pictures: ImageBank, rows: Sequence[int], draws: Draws, name: str) -> torch.Tensor:
+    """`ImageBank.latents` of pictures normalised for an ImageNet classifier."""
+    pixels = torch.from_numpy(np.stack([np.asarray(pictures.images[row], dtype=np.float32) for row in rows]) / 255)
+    normalised = (pixels - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_DEVIATION)
+    return draws.take(name, lambda g: pictures.model.pixels_to_latents(normalised.permute(0, 3, 1, 2), g))

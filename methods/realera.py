@@ -1,0 +1,211 @@
+"""RealEra: not only a concept's text row is erased, but a neighbourhood of it, in which its relatives are expected.
+
+Liu, An, Zhang, Li, Wu, Gu, Lin and Wang, "RealEra: Semantic-level Concept Erasure via Neighbor-Concept Mining", arXiv
+2410.09140. There is no official code, and every number here is ours: this is a method of RealEra's kind. e (d,) is the
+row of a concept's last word piece, m that of its anchor. Neighbours of e, the mined concepts, are
+
+    e + η,  η = r u,  u even on the unit sphere,  r even on (0, D₁],  kept if S₁ ≤ cos(e, e + η) ≤ S₂
+
+with D₁ = ``radius`` ‖e‖. In many dimensions η is almost orthogonal to e, cos ≈ 1/√(1 + r²/‖e‖²): the two conditions say
+much the same. For every cross-attention key and value matrix W (o, d), e and its neighbours e_0 … e_K are all mapped to m:
+
+    R_k = (m − e_k) Wᵀ                                    and R = (G − E) Wᵀ for the rows behind, to the end of the padding
+    W₁ = W + Σ w Rᵀ E (λI + Σ w EᵀE + β Σ PᵀP)⁻¹          w = 1/(K + 1) for the e_k, 1 for the rows behind
+
+P are the rows *beyond* the concept, whose outputs stay: all those of "" and of every retained concept, and
+``beyond_samples`` rows at distances between D₁ and D₂ = ``beyond_radius`` ‖e‖ (weight β/their number). They are
+indispensable: over many neighbours Σ w e_kᵀe_k grows by σ²I, so that without them the edit shrinks W in all directions.
+At D₁ = 0 and K = 0 this is UCE.
+
+Then a low-rank change of the same matrices is trained. T(c + η) is the concept's encoding with a fresh η in its row, r a
+retained concept (or ""), x_t a noised picture of the concept, e0 the unedited network:
+
+    loss = mean (e(x_t, T(c + η)) − e0(x_t, T(m)))² + β' mean (e(x_t, T(r)) − e0(x_t, T(r)))²              Adam
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from overpaint.concepts import Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure, LowRank
+from overpaint.errors import UserError, at_least
+from overpaint.methods.image_bank import ImageBank, diffused, paint
+from overpaint.methods.ridge import Ridge, factor, gram, stored
+from overpaint.methods.text_rows import TextRows
+from overpaint.methods.training import LowRankStudent, train
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.replay import Draws, show
+
+#: Rounds in which refused neighbours are drawn again before a request is called impossible.
+ROUNDS = 100
+#: Where a cosine of 1 is computed as a little more or less.
+ROUNDING = 1e-12
+
+mse = torch.nn.functional.mse_loss
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Perturbed rows e + η of a row e: ‖η‖ between two multiples of ‖e‖, cos(e, e + η) between two bounds."""
+
+    nearest: float
+    farthest: float
+    lowest: float
+    highest: float
+
+    def sample(self, e: torch.Tensor, count: int, draws: Draws, name: str) -> torch.Tensor:
+        """``count`` rows (count, d) around e (d,)."""
+        return draws.take(name, lambda g: self._draw(e.double(), count, g)).to(e)
+
+    def _draw(self, e: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        rows = e.new_empty(0, len(e))
+        for _ in range(ROUNDS):
+            if len(rows) >= count:
+                return rows[:count]
+            u = torch.randn(count, len(e), generator=generator, dtype=e.dtype).to(e.device)
+            r = torch.rand(count, 1, generator=generator, dtype=e.dtype).to(e.device)
+            distance = (self.farthest - r * (self.farthest - self.nearest)) * e.norm()
+            drawn = e + distance * torch.nn.functional.normalize(u, dim=1)
+            cosine = torch.nn.functional.cosine_similarity(drawn, e[None])
+            rows = torch.cat([rows, drawn[(cosine >= self.lowest - ROUNDING) & (cosine <= self.highest + ROUNDING)]])
+        raise UserError(
+            f"radius={self.farthest:g} hardly ever meets min_cosine={self.lowest:g} and max_cosine={self.highest:g}: at "
+            f"that distance the cosine is about {(1 + self.farthest**2) ** -0.5:.3f}"
+        )
+
+
+@dataclass(kw_only=True)
+class RealEra(Eraser):
+    """Hyper-parameters of RealEra; ``conf/method/realera.yaml`` says what each means."""
+
+    default_anchor: str
+    neighbours: int
+    radius: float
+    min_cosine: float
+    max_cosine: float
+    preserve_scale: float | None
+    beyond_samples: int
+    beyond_radius: float
+    lamb: float
+    iterations: int
+    learning_rate: float
+    rank: int
+    batch_size: int
+    beyond_weight: float
+    pictures: int
+    picture_steps: int
+
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+
+    def __post_init__(self):
+        at_least(0, neighbours=self.neighbours, radius=self.radius, beyond_samples=self.beyond_samples)
+        at_least(0, preserve_scale=self.preserve_scale or 0, lamb=self.lamb, iterations=self.iterations)
+        at_least(0, learning_rate=self.learning_rate, beyond_weight=self.beyond_weight)
+        at_least(
+            1, rank=self.rank, batch_size=self.batch_size, pictures=self.pictures, picture_steps=self.picture_steps
+        )
+        at_least(self.radius, beyond_radius=self.beyond_radius)
+        if not -1 <= self.min_cosine <= self.max_cosine <= 1:
+            raise UserError(
+                f"min_cosine and max_cosine take -1 to 1 in this order, got {self.min_cosine:g} and {self.max_cosine:g}"
+            )
+
+    @property
+    def neighbourhood(self) -> Neighbourhood:
+        return Neighbourhood(0.0, self.radius, self.min_cosine, self.max_cosine)
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        draws = Draws(self.seed)
+        pairs = [(c.name, anchor) for c, anchor in zip(request.erase, request.anchors(self.default_anchor))]
+        retained = list(dict.fromkeys(["", *(c.name for c in request.retain)]))
+        shared, G, E = self.aligned(model, pairs, retained, draws)
+        closed = {
+            p.name: LowRank(p.weight.double() @ (G - E).T, shared.down) for p in model.projections("key", "value")
+        }
+        manifest = {"condition": shared.condition, "rows": len(E)}
+
+        bases = {p.name: p.weight for p in model.projections("key", "value")}
+        starts = {name: change.apply(bases[name]) for name, change in closed.items()}
+        student = LowRankStudent(model, list(closed), self.rank, draws, starts=starts)
+        if self.iterations:
+            self.train(model, student, pairs, retained, draws)
+        changes = {name: stored(joined(change, student, name), bases[name]) for name, change in closed.items()}
+        return Erasure("realera", changes=changes, manifest=manifest)
+
+    # --- closed form -------------------------------------------------------------------------------------------
+
+    def aligned(
+        self, model: DiffusionModel, pairs: list[tuple[str, str]], retained: list[str], draws: Draws
+    ) -> tuple[Ridge, torch.Tensor, torch.Tensor]:
+        """The factored problem, and rows G and E (n, d), both scaled by the square root of their weights."""
+        rows = TextRows(model, [text for pair in pairs for text in pair] + retained)
+        wanted, edited, beyond = [], [], []
+        ring = Neighbourhood(self.radius, self.beyond_radius, -1.0, 1.0)
+        for name, anchor in pairs:
+            E, G = rows.tails(name, anchor)
+            near = torch.cat([E[:1], self.neighbourhood.sample(E[0], self.neighbours, draws, "neighbours")])
+            weight = len(near) ** -0.5
+            edited += [near * weight, E[1:]]
+            wanted += [G[:1].expand_as(near) * weight, G[1:]]
+            if self.beyond_samples:
+                beyond.append(ring.sample(E[0], self.beyond_samples, draws, "beyond") / self.beyond_samples**0.5)
+        E, G = torch.cat(edited), torch.cat(wanted)
+        kept = gram([*map(rows.all, retained), *beyond], E)
+        scale = max(0.1, 1 / len(retained)) if self.preserve_scale is None else self.preserve_scale
+        return factor(E, kept, self.lamb, keep_weight=scale), G, E
+
+    # --- prediction-noise alignment ----------------------------------------------------------------------------
+
+    def train(
+        self,
+        model: DiffusionModel,
+        student: LowRankStudent,
+        pairs: list[tuple[str, str]],
+        retained: list[str],
+        draws: Draws,
+    ) -> None:
+        banks = [self.paint(model, name, draws) for name, _ in pairs]
+        with torch.no_grad():
+            embeds = {text: model.encode([text]) for text in [text for pair in pairs for text in pair] + retained}
+
+        def loss() -> torch.Tensor:
+            which = draws.integer("concept", 0, len(pairs))
+            (name, anchor), other = pairs[which], retained[draws.integer("retained", 0, len(retained))]
+            rows = [draws.integer("picture_of", 0, self.pictures) for _ in range(self.batch_size)]
+            x_t, t, _ = diffused(model, banks[which].latents(rows, draws, "x0"), draws)
+            anchored, beyond = (embeds[text].expand(self.batch_size, -1, -1) for text in (anchor, other))
+            near = self.near(model, name, embeds[name], draws)
+            with torch.no_grad():
+                targets = model.predict(torch.cat([x_t, x_t]), t, torch.cat([anchored, beyond]))
+            with student.active():
+                predicted = model.predict(torch.cat([x_t, x_t]), t, torch.cat([near, beyond]))
+            erased, kept = (
+                mse(ours.float(), target.float()) for ours, target in zip(predicted.chunk(2), targets.chunk(2))
+            )
+            show(erased=erased.detach(), kept=kept.detach())
+            return erased + self.beyond_weight * kept
+
+        train(student, torch.optim.Adam(student.masters.values(), lr=self.learning_rate), self.iterations, loss)
+
+    def paint(self, model: DiffusionModel, name: str, draws: Draws) -> ImageBank:
+        options = {"scheduler": "ddim", "steps": self.picture_steps, "guidance_scale": 7.5}
+        return paint(model, [name] * self.pictures, draws, **options)
+
+    def near(self, model: DiffusionModel, name: str, embeds: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """T(c + η) (batch, tokens, width): a neighbour of its own in the place of the last word piece, for each latent."""
+        position = model.last_subject_token(name)
+        rows = self.neighbourhood.sample(embeds[0, position], self.batch_size, draws, "eta")
+        placed = embeds.repeat(self.batch_size, 1, 1)
+        placed[:, position] = rows
+        return placed
+
+
+def joined(change: LowRank, student: LowRankStudent, name: str) -> LowRank:
+    """The closed form's factors and the trained ones side by side."""
+    up, down = (student.masters[f"{name}:{side}"].detach().double() for side in ("up", "down"))
+    return LowRank(torch.cat([change.up, student.scale * up], dim=1), torch.cat([change.down, down]))

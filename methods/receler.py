@@ -1,0 +1,262 @@
+"""Receler: small adapters behind the cross-attention learn to take a concept out again, where it is looked for.
+
+Huang, Chang, Tsai, Lai, Yang and Wang, "Reliable Concept Erasing of Text-to-Image Diffusion Models via Lightweight
+Erasers", ECCV 2024, arXiv 2311.17717. In every transformer block the output o (pixels, d) of cross-attention becomes
+o + A(o), with an eraser of rank r whose U and u start at zero; the base stays as it is:
+
+    A(o) = GELU(o Dᵀ + d) Uᵀ + u                                                D (r, d), U (d, r)
+
+With e0 the base, e the network with erasers, c the concept's prompt, ∅ the empty one, x_t a roll-out by e for c
+(batch, 4, h, w), and v (k, width) vectors written over the positions behind the concept's tokens in its *encoding*:
+
+    M      = the base's attention to the concept's tokens while it computes e0(x_t, c), min–max scaled, ≥ ``mask_threshold``
+    v      ← Adam on mean (e(x_t, c ⊕ v) − e0(x_t, c))²                          ``inner_steps`` times; v is kept
+    target = e0(x_t, ∅) − η (e0(x_t, c) − e0(x_t, ∅))
+    loss   = mean (e(x_t, c ⊕ v) − target)² + λ · mean over blocks of Σ (A ⊙ (1 − M))² / Σ (1 − M)
+
+The loss takes the last inner step's prediction. The mask is made from the maps of 16 × 16 pixels and resized to the other
+layers; a network without such maps lends those whose side is nearest to 16 (SD 2.1 at 768 pixels: 12).
+
+The released code writes v into a copy, so that e is always evaluated on plain c, all inner steps are alike and v trains
+nothing: ``compat: official``. It also feeds timesteps that do not match the noise level of x_t. ``intended`` writes v
+into the prompt and aligns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import isqrt
+from typing import Literal
+
+import torch
+from torch.nn.functional import gelu, interpolate, linear, mse_loss
+
+from overpaint.concepts import Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure
+from overpaint.errors import UserError, at_least
+from overpaint.methods.attention import attention_maps
+from overpaint.methods.rollouts import Noised, compvis_rollout, rollout
+from overpaint.methods.training import train
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+from overpaint.replay import Draws, show
+
+#: Side of the attention maps that a mask is made from, as in MasaCtrl.
+MASK_SIDE = 16
+
+
+@dataclass(kw_only=True)
+class Receler(Eraser):
+    """Hyper-parameters of Receler; ``conf/method/receler.yaml`` says what each means."""
+
+    compat: Literal["intended", "official"]
+    rank: int
+    negative_guidance: float
+    start_guidance: float
+    rollout_steps: int
+    iterations: int
+    learning_rate: float
+    batch_size: int
+    mask_threshold: float
+    regulariser: float
+    inner_steps: int
+    vectors: int
+    vector_learning_rate: float
+    vector_weight_decay: float
+
+    def __post_init__(self):
+        at_least(
+            1, rank=self.rank, iterations=self.iterations, batch_size=self.batch_size, inner_steps=self.inner_steps
+        )
+        at_least(2, rollout_steps=self.rollout_steps)
+        at_least(0, learning_rate=self.learning_rate, regulariser=self.regulariser, vectors=self.vectors)
+        at_least(0, vector_learning_rate=self.vector_learning_rate, vector_weight_decay=self.vector_weight_decay)
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        draws = Draws(self.seed)
+        erasers = Erasers.drawn(model, self.rank, draws)
+        adversaries = [Adversary(self, model, c.name, draws) for c in request.erase]
+        with torch.no_grad():
+            nothing = model.encode([""]).expand(self.batch_size, -1, -1)
+
+        def loss() -> torch.Tensor:
+            adversary = adversaries[draws.integer("concept", 0, len(adversaries))]
+            c = adversary.plain.expand_as(nothing)
+            x_t, t = self.noised(model, erasers, c, nothing, draws)
+            e_c, e_0, masks = self.base(model, x_t, t, c, nothing, adversary.words)
+            target = e_0 - self.negative_guidance * (e_c - e_0)
+            for _ in range(self.inner_steps):
+                with erasers.active() as added:
+                    predicted = model.predict(x_t, t, adversary.prompt().expand_as(nothing))
+                adversary.step(mse_loss(predicted.float(), e_c.float()))
+            erase = mse_loss(predicted.float(), target.float())
+            show(x_t=x_t, t=t, target=target, pred=predicted.detach(), erase=erase.detach(), masks=masks)
+            show(added={block: A.detach() for block, A in added.items()})
+            return erase + self.regulariser * outside(added, masks)
+
+        train(erasers, torch.optim.Adam(erasers.masters.values(), lr=self.learning_rate), self.iterations, loss)
+        return Erasure("receler", "adapter", parts=erasers.parts(model.dtype))
+
+    def noised(self, model: DiffusionModel, erasers: Erasers, c, nothing, draws: Draws) -> Noised:
+        """x_t and t of one iteration."""
+        k = draws.integer("k", 0, self.rollout_steps)
+        start = draws.noise("x_T", (self.batch_size, *model.noise([0]).shape[1:]), c)
+        guidance = Guidance(model, c, nothing, self.start_guidance)
+        with erasers.active():
+            if self.compat == "official":
+                return compvis_rollout(model, start, guidance, self.rollout_steps, k, draws)
+            return rollout(model, start, guidance, "ddim", self.rollout_steps, k)
+
+    def base(self, model: DiffusionModel, x_t: torch.Tensor, t: int, c, nothing, words: slice):
+        """e0(c), e0(∅) (batch, 4, h, w) and the masks of every block."""
+        with torch.no_grad(), attention_maps(model) as maps:
+            e_c, e_0 = model.predict(x_t.repeat(2, 1, 1, 1), t, torch.cat([c, nothing])).chunk(2)
+        maps = {name.removesuffix(".attn2"): found[: len(c)] for name, found in maps.items()}
+        show(attention=maps)
+        return e_c, e_0, concept_masks(maps, words, self.mask_threshold)
+
+    @classmethod
+    def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
+        return Erasers(
+            model, {name: part.to(model.device, model.dtype) for name, part in erasure.parts.items()}
+        ).put_on()
+
+
+class Erasers:
+    """An eraser behind the cross-attention of every block: tensors ``<block>.{down,up}.{weight,bias}``."""
+
+    def __init__(self, model: DiffusionModel, masters: Mapping[str, torch.Tensor]):
+        self.layers, self.masters = attention_layers(model), dict(masters)
+        given = {name: tuple(tensor.shape) for name, tensor in masters.items()}
+        rank = next((shape[0] for name, shape in given.items() if name.endswith("down.bias")), 0)
+        if given != {name: shape for block, layer in self.layers.items() for name, shape in shapes(block, layer, rank)}:
+            raise UserError("these erasers do not fit the model: its cross-attention has other layers or widths")
+
+    @classmethod
+    def drawn(cls, model: DiffusionModel, rank: int, draws: Draws) -> Erasers:
+        """Fresh ones, at least in float32: D and d uniform within ±1/√width, as a linear layer's, U and u zero."""
+        like = torch.empty((), device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
+        masters = {}
+        for block, layer in attention_layers(model).items():
+            for name, shape in shapes(block, layer, rank):
+                bound = 0.0 if ".up." in name else width(layer) ** -0.5
+                drawn = draws.take(f"start.{name}", partial(_uniform, shape, bound)).to(like)
+                masters[name] = torch.nn.Parameter(drawn.clone())
+        return cls(model, masters)
+
+    def put_on(self, added: dict[str, torch.Tensor] | None = None) -> Callable[[], None]:
+        """Let each layer's output pass its eraser; ``added`` collects A(o) by block. Returns what takes them off."""
+        hooks = [layer.register_forward_hook(partial(self._pass, block, added)) for block, layer in self.layers.items()]
+
+        def take_off() -> None:
+            for hook in hooks:
+                hook.remove()
+
+        return take_off
+
+    @contextmanager
+    def active(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Erasers work inside the block; yields A(o) (batch, pixels, d) of the last forward by block."""
+        added: dict[str, torch.Tensor] = {}
+        take_off = self.put_on(added)
+        try:
+            yield added
+        finally:
+            take_off()
+
+    def _pass(self, block: str, added: dict | None, layer: torch.nn.Module, inputs, o: torch.Tensor) -> torch.Tensor:
+        D, d, U, u = (self.masters[f"{block}.{part}"].to(o) for part in PARTS)
+        A = linear(gelu(linear(o, D, d)), U, u)
+        if added is not None:
+            added[block] = A
+        return o + A
+
+    def parts(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The tensors to store."""
+        return {name: master.detach().to(dtype).clone() for name, master in self.masters.items()}
+
+
+def attention_layers(model: DiffusionModel) -> dict[str, torch.nn.Module]:
+    """Cross-attention layers by the name of the transformer block that holds them."""
+    named = model.unet.named_modules()
+    return {name.removesuffix(".attn2"): layer for name, layer in named if name.endswith(".attn2")}
+
+
+PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
+
+
+def shapes(block: str, layer: torch.nn.Module, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of one eraser's tensors, in the order of ``PARTS``."""
+    d = width(layer)
+    return zip((f"{block}.{part}" for part in PARTS), ((rank, d), (rank,), (d, rank), (d,)))
+
+
+def width(layer: torch.nn.Module) -> int:
+    """d, the width of a cross-attention layer's output."""
+    return layer.to_out[0].out_features
+
+
+def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
+    return bound * (2 * torch.rand(shape, generator=generator) - 1)
+
+
+class Adversary:
+    """v (1, k, width) behind a concept's tokens in its encoding (1, tokens, width), and the optimiser that it keeps."""
+
+    def __init__(self, method: Receler, model: DiffusionModel, concept: str, draws: Draws):
+        with torch.no_grad():
+            self.plain = model.encode([concept])
+        first = 1 + model.last_subject_token(concept)
+        last = first + method.vectors
+        if last > model.tokens:
+            raise UserError(
+                f"vectors={method.vectors} and {concept!r} do not fit the {model.tokens} positions of a prompt"
+            )
+        self.words, self.places, self.written = slice(1, first), slice(first, last), method.compat == "intended"
+        shape = (1, method.vectors, self.plain.shape[2])
+        start = draws.take("vectors", lambda g: torch.rand(shape, generator=g))
+        self.v = torch.nn.Parameter(start.to(self.plain.device, torch.promote_types(self.plain.dtype, torch.float32)))
+        rates = {"lr": method.vector_learning_rate, "weight_decay": method.vector_weight_decay}
+        self.optimizer = torch.optim.Adam([self.v], **rates)
+
+    def prompt(self) -> torch.Tensor:
+        """c ⊕ v (1, tokens, width). As released, c itself: gradients reach v, its values go nowhere."""
+        v, c, places = self.v.to(self.plain.dtype), self.plain, self.places
+        if not self.written:
+            v = c[:, places] + (v - v.detach())
+        return torch.cat([c[:, : places.start], v, c[:, places.stop :]], 1)
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One step of v down the loss, whose graph stays for the erasers' own step."""
+        (self.v.grad,) = torch.autograd.grad(loss, self.v, retain_graph=True)
+        show(adversary_loss=loss.detach(), adversary_gradient=self.v.grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def concept_masks(maps: Mapping[str, torch.Tensor], words: slice, threshold: float) -> dict[str, torch.Tensor]:
+    """Where the concept's tokens are looked for: 0 or 1 (batch, side, side) by block.
+
+    ``maps`` are attention probabilities (batch, heads, pixels, tokens) by block. Those nearest to 16 × 16 pixels are
+    averaged over heads, tokens and layers, scaled to 0 … 1 in each picture, cut at the threshold, and resized.
+    """
+    sides = {block: isqrt(found.shape[2]) for block, found in maps.items()}
+    side = min(sides.values(), key=lambda side: abs(side - MASK_SIDE))
+    looked = [maps[block][..., words].mean((1, 3)) for block in maps if sides[block] == side]
+    mean = torch.stack(looked).mean(0).unflatten(1, (side, side))
+    low, high = mean.amin((1, 2), keepdim=True), mean.amax((1, 2), keepdim=True)
+    mask = ((mean - low) / (high - low) >= threshold).to(mean)
+    return {block: interpolate(mask[None], (side, side))[0] for block, side in sides.items()}
+
+
+def outside(added: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What erasers add (batch, pixels, d) outside the masks (batch, side, side): mean square a channel and pixel there."""
+    terms = []
+    for block, A in added.items():
+        beyond = 1 - masks[block].flatten(1)
+        terms.append((A.square().mean(-1) * beyond).sum() / (beyond.sum() + 1e-9))
+    return torch.stack(terms).mean()

@@ -1,0 +1,218 @@
+"""SalUn: the weights that matter most to a concept learn to answer its name with another concept's predictions.
+
+Fan, Liu, Zhang, Wong, Wei and Liu, "SalUn: Empowering Machine Unlearning via Gradient-Based Weight Saliency in Both Image
+Classification and Generation", ICLR 2024, arXiv 2310.12508. D_f are pictures of the concept with caption c, D_r pictures
+of what is retained with captions c_r, c_p is the caption of a stand-in, x_t a noised latent (b, 4, h, w), e the student:
+
+    g    = |Σ_batches ∇_θ mean (ε − (1 + w) e(x_t, c) + w e(x_t, ∅))²|     over D_f, at the base; w ``saliency_guidance``
+    m    = 1 for the share ``density`` of all the denoiser's weights with the largest g, else 0
+    loss = mean (e(x_t, c) − y)² + α mean (e(x_r, c_r) − ε_r)²,            y = e(x_t, c_p) without gradient
+    θ   ← Adam with the gradient m ⊙ ∇loss                                  weights with m = 0 keep every bit
+
+The gradient of g flows through both predictions. The teacher is the student of the same iteration. Forget and retain
+batches have timesteps and noise of their own.
+
+The stand-in of a concept is its anchor, or else the next of the retained concepts (official: the next class of ten), or
+else the default anchor. Official code trains on Imagenette's photographs for objects and on 800 + 800 painted pictures
+for nudity; here ``folder`` holds pictures, or the model paints them.
+
+``compat: official`` draws the latent of y's x_t apart from the student's (same t and ε), ``intended`` uses one latent for
+both. ``saliency: abs`` sums |∇| over batches instead, which keeps weights whose gradients cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from overpaint.concepts import Concept, Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure
+from overpaint.errors import UserError, at_least
+from overpaint.methods.image_bank import (
+    THINGS,
+    ImageBank,
+    diffused,
+    paint,
+    read_folder,
+    shuffled,
+    with_article,
+)
+from overpaint.methods.training import Rule, Student, parameter_group, train
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.progress import steps
+from overpaint.replay import Draws, show
+
+#: ``train`` -> which parameters learn, of those that the mask leaves.
+GROUPS: dict[str, Rule] = {
+    "full": lambda name, module: True,
+    "xattn": lambda name, module: "attn2" in name,
+}
+
+#: Kind of a concept -> the caption of its pictures; the others are "an image of …".
+CAPTIONS = {"style": "an image of {thing} in {name} style", "unsafe": "a photo of {name}"}
+
+
+@dataclass(kw_only=True)
+class SalUn(Eraser):
+    """Hyper-parameters of SalUn; ``conf/method/salun.yaml`` says what each means."""
+
+    compat: Literal["intended", "official"]
+    train: Literal["full", "xattn"]
+    density: float
+    saliency: Literal["sum", "abs"]
+    saliency_guidance: float
+    retain_weight: float
+    default_anchor: str
+    template: str | None
+    folder: str | None
+    pictures: int
+    retain_pictures: int
+    picture_scheduler: str
+    picture_steps: int
+    picture_guidance: float
+    epochs: int
+    learning_rate: float
+    batch_size: int
+
+    def __post_init__(self):
+        at_least(1, pictures=self.pictures, retain_pictures=self.retain_pictures, picture_steps=self.picture_steps)
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        at_least(0, saliency_guidance=self.saliency_guidance, retain_weight=self.retain_weight)
+        at_least(0, learning_rate=self.learning_rate)
+        if not 0 < self.density <= 1:
+            raise UserError(f"density takes a number above 0 and up to 1, got {self.density!r}")
+        if self.template is not None and "{}" not in self.template:
+            raise UserError(f"template takes a sentence with {{}} for the concept, got {self.template!r}")
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        draws = Draws(self.seed)
+        stand_ins = [self.stand_in(request, index) for index in range(len(request.erase))]
+        retained = request.retain or [concept for concept in stand_ins if concept] or [None]
+        forget, owners = self.bank(model, request.erase, self.pictures, draws)
+        retain, _ = self.bank(model, retained, self.retain_pictures, draws)
+        pseudo = [self.caption(stand_ins[owner], index) for index, owner in enumerate(owners)]
+        embeds = encoded(model, ["", *forget.captions, *retain.captions, *pseudo])
+
+        mask = self.mask(model, forget, embeds, draws) if self.density < 1 else {}
+        student = Student(model, parameter_group(model, GROUPS[self.train]))
+        forget_rows = shuffled(draws, "forget", len(forget), self.batch_size)
+        retain_rows = shuffled(draws, "retain", len(retain), self.batch_size)
+
+        def loss() -> torch.Tensor:
+            rows, kept = next(forget_rows), next(retain_rows)
+            z_r = retain.latents(kept, draws, "z_remain")
+            x_r, t_r, noise_r = diffused(model, z_r, draws, "_remain")
+            z = forget.latents(rows, draws, "z_forget")
+            x_t, t, noise = diffused(model, z, draws)
+            x_p = x_t
+            if self.compat == "official":
+                x_p = model.add_noise(forget.latents(rows, draws, "z_pseudo"), noise, t)
+            with student.active():
+                predicted = model.predict(x_t, t, embeds(forget.captions[row] for row in rows))
+                with torch.no_grad():
+                    target = model.predict(x_p, t, embeds(pseudo[row] for row in rows))
+                remembered = model.predict(x_r, t_r, embeds(retain.captions[row] for row in kept))
+            forgetting = mean_square(predicted, target)
+            show(x_t=x_t, t=t, target=target, pred=predicted.detach(), forget_loss=forgetting.detach())
+            return forgetting + self.retain_weight * mean_square(remembered, model.denoising_target(z_r, noise_r, t_r))
+
+        def adjust() -> None:
+            for name, parameter in student.masters.items():
+                if name in mask:
+                    parameter.grad *= mask[name]
+
+        batches = -(-len(forget) // self.batch_size)
+        optimizer = torch.optim.Adam(student.masters.values(), lr=self.learning_rate)
+        train(student, optimizer, self.epochs * batches, loss, adjust=adjust)
+        return Erasure("salun", changes=student.changes(), manifest={"pictures": [len(forget), len(retain)]})
+
+    def mask(self, model: DiffusionModel, bank: ImageBank, embeds: Encoded, draws: Draws) -> dict[str, torch.Tensor]:
+        """m for every parameter of the denoiser, by name: booleans of its shape."""
+        base = Student(model, parameter_group(model, GROUPS["full"]))
+        total: dict[str, torch.Tensor] = {}
+        w = self.saliency_guidance
+        for batch in steps(-(-len(bank) // self.batch_size), "saliency"):
+            rows = range(len(bank))[batch * self.batch_size : (batch + 1) * self.batch_size]
+            z = bank.latents(rows, draws, "z")
+            x_t, t, noise = diffused(model, z, draws)
+            with torch.enable_grad(), base.active():
+                named = model.predict(x_t, t, embeds(bank.captions[row] for row in rows))
+                nothing = model.predict(x_t, t, embeds("" for row in rows))
+                error = mean_square((1 + w) * named - w * nothing, model.denoising_target(z, noise, t))
+                error.backward()
+            show(saliency_loss=error.detach())
+            for name, parameter in base.masters.items():
+                gradient = parameter.grad if self.saliency == "sum" else parameter.grad.abs_()
+                total[name] = gradient if name not in total else total[name].add_(gradient)
+                parameter.grad = None
+        mask = largest({name: gradient.abs_() for name, gradient in total.items()}, self.density)
+        show(mask=mask)
+        return mask
+
+    # --- pictures ----------------------------------------------------------------------------------------------
+
+    def stand_in(self, request: Request, index: int) -> Concept | None:
+        """What the index-th erased concept is taken for; ``None`` for the empty anchor, the unconditional prompt."""
+        concept = request.erase[index]
+        if concept.anchor is None and request.retain:
+            return request.retain[index % len(request.retain)]
+        name = self.default_anchor if concept.anchor is None else concept.anchor
+        known = {retained.name: retained for retained in request.retain}
+        return known.get(name) or (replace(concept, name=name, article="", anchor=None) if name else None)
+
+    def bank(self, model: DiffusionModel, concepts, count: int, draws: Draws) -> tuple[ImageBank, list[int]]:
+        """Pictures of concepts, and the concept's number for each: all of a folder, or ``count`` painted ones in turn."""
+        if self.folder is None:
+            owners = [index % len(concepts) for index in range(count)]
+            captions = [self.caption(concepts[owner], index) for index, owner in enumerate(owners)]
+            options = {"scheduler": self.picture_scheduler, "steps": self.picture_steps}
+            return paint(model, captions, draws, guidance_scale=self.picture_guidance, **options), owners
+        found = [read_folder(model, Path(self.folder) / (concept.name if concept else "")) for concept in concepts]
+        owners = [owner for owner, images in enumerate(found) for _ in images]
+        captions = [self.caption(concepts[owner], index) for index, owner in enumerate(owners)]
+        return ImageBank(model, [image for images in found for image in images], captions), owners
+
+    def caption(self, concept: Concept | None, index: int) -> str:
+        """What the index-th picture of a bank is called if it shows this concept; nothing is the empty prompt."""
+        if concept is None:
+            return ""
+        name = concept.phrase
+        if concept.kind in ("object", "mark") and not concept.article:
+            name = with_article(name)
+        if self.template is not None:
+            return self.template.format(concept.name)
+        thing = THINGS[index % len(THINGS)]
+        return CAPTIONS.get(concept.kind, "an image of {name}").format(name=name, thing=thing)
+
+
+#: Embeddings (b, tokens, width) of some of the texts known to it.
+Encoded = Callable[[Iterable[str]], torch.Tensor]
+
+
+def encoded(model: DiffusionModel, texts: Sequence[str]) -> Encoded:
+    """Encode each text once."""
+    distinct = list(dict.fromkeys(texts))
+    with torch.no_grad():
+        rows = model.encode(distinct)
+    place = {text: row for row, text in enumerate(distinct)}
+    return lambda wanted: rows[[place[text] for text in wanted]]
+
+
+def mean_square(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.mse_loss(one.float(), other.float())
+
+
+def largest(scores: Mapping[str, torch.Tensor], density: float) -> dict[str, torch.Tensor]:
+    """The share ``density`` of all scores, by rank over all tensors together; the first of equal ones at the border."""
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    count = max(1, int(density * len(flat)))
+    level = flat.kthvalue(len(flat) - count + 1).values
+    chosen = flat > level
+    chosen[(flat == level).nonzero().flatten()[: count - int(chosen.sum())]] = True
+    parts = chosen.split([score.numel() for score in scores.values()])
+    return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts)}

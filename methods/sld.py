@@ -1,0 +1,143 @@
+"""SLD: while sampling, the prediction is pushed away from a text wherever the prompt pulls towards it.
+
+Schramowski, Brack, Deiseroth and Kersting, "Safe Latent Diffusion: Mitigating Inappropriate Degeneration in Diffusion
+Models", CVPR 2023, arXiv 2211.05105; no weight changes. With e_∅, e_p and e_S the network's outputs for the empty (or
+negative) prompt, the prompt and the unwanted text S, all (batch, c, h, w) and every operation elementwise, at the
+scheduler's step i with ν_0 = 0:
+
+    μ       = min(1, s_S |e_p − e_S|)  where e_p − e_S < λ, else 0
+    γ       = μ (e_S − e_∅) + s_m ν_i
+    ν_{i+1} = β_m ν_i + (1 − β_m) γ                                  during the warm-up, too
+    e       = e_∅ + w (e_p − e_∅ − γ)                                without γ for i < δ
+
+The threshold λ is signed, and w multiplies γ as well. δ counts calls of the network, of which PNDM makes one more than
+steps. Two official codes differ in when they do nothing: at s_S ≤ 1 (``diffusers``) or s_S < 1 (``original``). Neither
+acts without guidance (w ≤ 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+
+from overpaint.concepts import Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure
+from overpaint.errors import UserError, at_least
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+
+
+@dataclass(kw_only=True)
+class SLD(Eraser):
+    """Hyper-parameters of SLD; ``conf/method/sld.yaml`` says what each means."""
+
+    compat: Literal["diffusers", "original"]
+    text: str | None
+    unsafe_text: str | None
+    warmup_steps: int
+    safety_scale: float
+    threshold: float
+    momentum_scale: float
+    momentum_beta: float
+
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    stacks: ClassVar[bool] = True
+
+    def __post_init__(self):
+        at_least(0, warmup_steps=self.warmup_steps, safety_scale=self.safety_scale, momentum_scale=self.momentum_scale)
+        if not 0 <= self.momentum_beta <= 1:
+            raise UserError(f"momentum_beta takes a number from 0 to 1, got {self.momentum_beta!r}")
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        settings = {
+            "text": self.unwanted(request),
+            "warmup_steps": self.warmup_steps,
+            "scale": self.safety_scale,
+            "threshold": self.threshold,
+            "momentum_scale": self.momentum_scale,
+            "momentum_beta": self.momentum_beta,
+            "active": self.safety_scale > 1 or (self.safety_scale == 1 and self.compat == "original"),
+        }
+        guard = SafetyGuard(**settings).on(model.guidance)
+        model.padded_ids([guard.text])  # a text that does not fit is told now, not while sampling
+        return Erasure("sld", "guard", settings=settings)
+
+    def unwanted(self, request: Request) -> str:
+        """S: the given text; for unsafe concepts what is unsafe in general; else the erased concepts' names."""
+        if self.text is not None:
+            return self.text
+        if self.unsafe_text is not None and all(c.kind == "unsafe" for c in request.erase):
+            return self.unsafe_text
+        return ", ".join(c.name for c in request.erase)
+
+    @classmethod
+    def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
+        plain = model.guidance
+        model.guidance = SafetyGuard(**erasure.settings).on(plain)
+
+        def remove() -> None:
+            model.guidance = plain
+
+        return remove
+
+
+@dataclass(frozen=True)
+class SafetyGuard:
+    """Makes the `Guidance` of each batch of images."""
+
+    text: str
+    warmup_steps: int
+    scale: float
+    threshold: float
+    momentum_scale: float
+    momentum_beta: float
+    active: bool
+    guard: str = "sld"
+
+    def on(self, guidance) -> SafetyGuard:
+        """This guard for a model with that guidance: one guard with both texts, if it is another with the same settings."""
+        if guidance is Guidance:
+            return self
+        if not isinstance(guidance, SafetyGuard) or replace(guidance, text=self.text) != self:
+            raise UserError("SLD goes on top of another SLD with the same settings, not on another guard")
+        return replace(self, text=f"{guidance.text}, {self.text}")
+
+    def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
+        if not self.active or scale <= 1:
+            return Guidance(model, positive, negative, scale, prompts)
+        with torch.no_grad():
+            unwanted = model.encode([self.text]).expand_as(positive)
+        return SafeGuidance(self, unwanted, model, positive, negative, scale, prompts)
+
+    def steer(self, nothing: torch.Tensor, wanted: torch.Tensor, unwanted: torch.Tensor, momentum):
+        """γ and the next ν from e_∅, e_p, e_S (batch, c, h, w) and ν."""
+        towards = wanted - unwanted
+        mu = torch.where(towards < self.threshold, (towards.abs() * self.scale).clamp(max=1.0), 0.0)
+        gamma = mu * (unwanted - nothing) + self.momentum_scale * momentum
+        return gamma, self.momentum_beta * momentum + (1 - self.momentum_beta) * gamma
+
+
+class SafeGuidance(Guidance):
+    """Guidance towards the prompt and away from the unwanted text; keeps the momentum ν of its batch of images."""
+
+    guard = "sld"
+
+    def __init__(self, settings: SafetyGuard, unwanted: torch.Tensor, *guidance):
+        super().__init__(*guidance)
+        self.settings, self.unwanted = settings, unwanted
+        self.momentum: torch.Tensor | float = 0.0
+
+    def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
+        if step == 0:
+            self.momentum = 0.0  # these images are started anew
+        embeds = torch.cat([self.negative, self.positive, self.unwanted])
+        nothing, wanted, unwanted = self.model.predict(torch.cat([latents] * 3), timestep, embeds).chunk(3)
+        gamma, self.momentum = self.settings.steer(nothing, wanted, unwanted, self.momentum)
+        direction = wanted - nothing
+        if step >= self.settings.warmup_steps:
+            direction = direction - gamma
+        return nothing + self.scale * direction

@@ -1,0 +1,192 @@
+"""SPEED: the edit lives in the null space of what is to be retained, so that retained outputs cannot move.
+
+Li, Wang, Hu, Jiang, Liang, Hao, Ma and Feng, "SPEED: Scalable, Precise, and Efficient Concept Erasure for Diffusion
+Models", ICLR 2026, arXiv 2503.07392. X (n, d) are rows of the concepts, A (n, d) those of their anchors, all divided by
+the square root of the number of concepts, and S (m, d) rows to retain. For every cross-attention value matrix W (o, d):
+
+    min over Δ  ‖(A − X) Wᵀ − X Δᵀ‖² + ρ ‖Δ‖²   subject to  Δ = ΔP and Δ Eᵀ = 0
+
+    P (d, d)  projector onto the eigenvectors of SᵀS/m with eigenvalues below ``threshold``; ρ ``retain_scale``
+    E (4, d)  the BOS row and three cluster centres of the other rows of the empty prompt; λ ``lamb`` relaxes Δ Eᵀ = 0
+
+With X̃ = XP, Ẽ = EP and H⁻¹ = (X̃ᵀX̃ + ρI)⁻¹, which needs no more than a system of n rows, the solution is
+
+    Δ = W (A − X)ᵀ · X̃ [H⁻¹ − H⁻¹ Ẽᵀ (Ẽ H⁻¹ Ẽᵀ + λI)⁻¹ Ẽ H⁻¹]               of rank n, and kept as factors
+
+S differs from layer to layer. With the unconstrained edit Δ₀ = W (A − X)ᵀ X (I + XᵀX)⁻¹ as the measure of influence,
+
+    filter      keeps of the retained rows r those with ‖Δ₀ r‖ not below the mean: the others are *not* protected
+    augment     adds rows r + s v, s ~ N(0, 1), v the right singular vector of W with the smallest singular value of its
+                thin SVD, ``aug_num`` a row, and keeps those above the mean of ‖Δ₀ ·‖ (in blocks of 128 rows)
+
+The official code inverts d × d matrices in float32 and measures the threshold in the model's own units, ‖row‖²: it does
+not carry over to encoders of another scale, which is why the manifest reports the null space that it left. It drops
+every retained text that contains a concept as a whole word, and so does this file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from scipy.cluster.vq import kmeans2
+
+from overpaint.concepts import Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure, LowRank
+from overpaint.errors import UserError, at_least
+from overpaint.methods.ridge import stored
+from overpaint.methods.text_rows import BATCH, TextRows
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.progress import steps
+from overpaint.replay import Draws
+
+ROLES = {"V": ("value",), "K": ("key",), "KV": ("key", "value")}
+#: Retained rows that are augmented together: the mean that augmentations are held against is that of a block.
+BLOCK = 128
+CENTRES = 3
+
+
+@dataclass(kw_only=True)
+class SPEED(Eraser):
+    """Hyper-parameters of SPEED; ``conf/method/speed.yaml`` says what each means."""
+
+    params: Literal["V", "K", "KV"]
+    tokens: Literal["auto", "last", "all"]
+    threshold: float
+    retain_scale: float
+    lamb: float
+    aug_num: int
+    disable_filter: bool
+    default_anchor: str
+
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+
+    def __post_init__(self):
+        at_least(0, lamb=self.lamb, aug_num=self.aug_num)
+        if self.retain_scale <= 0 or self.threshold <= 0:
+            raise UserError(
+                f"retain_scale and threshold take numbers above 0, got {self.retain_scale:g} and {self.threshold:g}"
+            )
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        draws = Draws(self.seed)
+        X, A = self.pairs(model, request)
+        E = invariant_rows(model, draws)
+        retained = self.retained_rows(model, request)
+        retained = retained[draws.take("retain_perm", lambda g: torch.randperm(len(retained), generator=g))]
+
+        changes, spaces = {}, {}
+        projections = model.projections(*ROLES[self.params])
+        for index in steps(len(projections), "layers"):
+            projection = projections[index]
+            W = projection.weight.double()
+            U, spaces[projection.name] = occupied(self.protected(W, X, A, retained, draws), self.threshold)
+            free_X, free_E = (rows - rows @ U @ U.T for rows in (X, E))
+            down = constrained(free_X, free_E, self.retain_scale, self.lamb)
+            changes[projection.name] = stored(LowRank(W @ (A - X).T, down), projection.weight)
+        return Erasure("speed", changes=changes, manifest={"retained": len(retained), "null_spaces": spaces})
+
+    def pairs(self, model: DiffusionModel, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+        """X and A (n, d): of each concept the last word piece's row, or every row but BOS, over √(number of concepts)."""
+        names, anchors = [c.name for c in request.erase], request.anchors(self.default_anchor)
+        rows = TextRows(model, [*names, *anchors])
+        every = self.tokens == "all" or (self.tokens == "auto" and names == ["nudity"])
+        chosen = (lambda text: rows.all(text)[1:]) if every else rows.last_subject
+        X, A = (torch.cat([chosen(text) for text in texts]) / len(names) ** 0.5 for texts in (names, anchors))
+        return X, A
+
+    def retained_rows(self, model: DiffusionModel, request: Request) -> torch.Tensor:
+        """The last word piece's row of each retained text (m, d); without any, all rows of "" but BOS."""
+        erased = re.compile("|".join(rf"\b{re.escape(c.name)}\b" for c in request.erase), re.IGNORECASE)
+        texts = [c.name for c in request.retain if not erased.search(c.name)]
+        if not texts:
+            return TextRows(model, [""]).all("")[1:]
+        blocks = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+        encoded = (TextRows(model, block) for block in blocks)
+        return torch.cat([rows.last_subject(text) for rows, block in zip(encoded, blocks) for text in block])
+
+    def protected(
+        self, W: torch.Tensor, X: torch.Tensor, A: torch.Tensor, retained: torch.Tensor, draws: Draws
+    ) -> torch.Tensor:
+        """S (m, d) of one layer: what the filter leaves of the retained rows, and augmentations of that."""
+        if not self.aug_num:
+            return retained
+        influence = Influence(W, X, A)
+        if not self.disable_filter:
+            retained = retained[above_mean(influence(retained))]
+        v = directions(W)[1][:, 0]
+
+        def augmentations(block: torch.Tensor) -> torch.Tensor:
+            def draw(generator: torch.Generator) -> torch.Tensor:
+                s = torch.randn(len(block), self.aug_num, 1, generator=generator, dtype=torch.float64).to(v.device)
+                candidates = (block[:, None] + s * v).flatten(0, 1)
+                return candidates[above_mean(influence(candidates))]
+
+            return draws.take("aug", draw).to(block).flatten(0, -2)
+
+        return torch.cat([part for block in retained.split(BLOCK) for part in (block, augmentations(block))])
+
+
+class Influence:
+    """‖Δ₀ r‖ of rows (m, d): how much an edit without constraints, Δ₀ = W (A − X)ᵀ X (I + XᵀX)⁻¹, moves each."""
+
+    def __init__(self, W: torch.Tensor, X: torch.Tensor, A: torch.Tensor):
+        # X (I + XᵀX)⁻¹ = (I + XXᵀ)⁻¹ X, which is a system of n rows instead of d
+        self.down = torch.linalg.solve(identity(len(X), X) + X @ X.T, X)
+        self.up = W @ (A - X).T
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return (rows @ self.down.T @ self.up.T).norm(dim=1)
+
+
+def above_mean(scores: torch.Tensor) -> torch.Tensor:
+    """Which of the scores are not below their mean; a lone one, or all of equals, stay."""
+    return scores >= scores.mean()
+
+
+def invariant_rows(model: DiffusionModel, draws: Draws) -> torch.Tensor:
+    """E (4, d), whose outputs must not move: the BOS row and k-means centres of the other rows of the empty prompt."""
+    rows = TextRows(model, [""]).all("")
+
+    def centres(generator: torch.Generator) -> torch.Tensor:
+        points = rows[1:].cpu().numpy()
+        start = points[torch.randperm(len(points), generator=generator)[:CENTRES].numpy()]
+        return torch.from_numpy(kmeans2(points, start, iter=100, minit="matrix")[0])
+
+    return torch.cat([rows[:1], draws.take("kmeans_centres", centres).to(rows)])
+
+
+def directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared singular values (r,) of rows (m, d) from the smallest up, and right singular vectors (d, r), r = min(m, d)."""
+    if len(rows) >= rows.shape[1]:
+        return torch.linalg.eigh(rows.T @ rows)
+    values, left = torch.linalg.eigh(rows @ rows.T)
+    return values, torch.nn.functional.normalize(rows.T @ left, dim=0)
+
+
+def occupied(S: torch.Tensor, threshold: float) -> tuple[torch.Tensor, dict]:
+    """U (d, r): eigenvectors of SᵀS/m that the threshold does not count as null space; and how clear the cut is."""
+    values, vectors = directions(S / len(S) ** 0.5)
+    taken = values >= threshold
+    free = S.shape[1] - int(taken.sum())
+    if not free:
+        raise UserError(f"threshold={threshold:g} leaves no direction free: {len(S)} retained rows fill the text space")
+    edges = {"below": values[~taken][-1:], "above": values[taken][:1]}
+    return vectors[:, taken], {"dimension": free} | {name: float(edge) for name, edge in edges.items() if len(edge)}
+
+
+def constrained(X: torch.Tensor, E: torch.Tensor, ridge: float, relax: float) -> torch.Tensor:
+    """X [H⁻¹ − H⁻¹Eᵀ (E H⁻¹ Eᵀ + λI)⁻¹ E H⁻¹] (n, d) with H = XᵀX + ρI, for X (n, d) and E (4, d)."""
+    # X H⁻¹ = (XXᵀ + ρI)⁻¹ X, and E H⁻¹ = (E − E Xᵀ · X H⁻¹)/ρ
+    XH = torch.linalg.solve(X @ X.T + ridge * identity(len(X), X), X)
+    EH = (E - E @ X.T @ XH) / ridge
+    # a constraint that the null space meets by itself leaves a row of zeros: a pseudo-inverse passes over it
+    inner = torch.linalg.pinv(E @ EH.T + relax * identity(len(E), E), hermitian=True)
+    return XH - X @ EH.T @ inner @ EH
+
+
+def identity(size: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)

@@ -1,0 +1,252 @@
+"""SPM: a one-dimensional adapter unlearns the concept and opens only for prompts that come close to it.
+
+Lyu, Yang, Hong, Chen, Jin, He, Xue, Han and Ding, "One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models
+and Erasing Applications", CVPR 2024, arXiv 2312.16145. A semi-permeable membrane adds γ up down x, with down (1, in) and
+up (out, 1), to every Linear and Conv2d layer of the network's transformers; no weight changes. With e0 the plain network,
+e the one with its membrane at γ = 1, c the concept, n what is painted instead (∅ unless there is an anchor), p the prompt
+to negate (c), x_t a partly denoised latent and v_j embeddings (tokens, width) that stand for every other prompt:
+
+    target    = e0(x_t, n) − η (e0(x_t, p) − e0(x_t, n))
+    erasing   = mean (e(x_t, c) − target)²
+    anchoring = mean_j (e(x_t, v_j) − e0(x_t, v_j))²         v_j = r_j ‖E(c)‖ g_j / ‖g_j‖, r_j ~ U(0.8, 1.2), g_j ~ N(0, I)
+    loss      = erasing + ``anchor_strength`` · anchoring                                            AdamW, cosine restarts
+
+A direction g_j is kept with probability 1 − cos(g_j, E(c)); in so many dimensions that is nearly always. Each concept of a
+request has its own membrane, trained alone. A prompt q is drawn with
+
+    γ_i = max(cos(E(q), E(c_i)), |tokens(q) ∩ tokens(c_i)| / |tokens(c_i)|),       adding Σ_i γ_i up_i down_i x
+
+What the released code does differently: ``compat: official`` rolls out on a grid that does not match t, and anchors to
+(∅, v_3, ∅, v_4) in place of (v_1, …, v_4), a slip in how rows are split; ``transport: released`` multiplies both factors by
+γ and sums them apart, (Σ_i γ_i up_i)(Σ_j γ_j down_j x), so that one membrane acts with γ² and several act on each other.
+It trains with 8-bit AdamW; here its states are in full precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
+from torch.nn.functional import cosine_similarity, mse_loss
+
+from overpaint.concepts import Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure
+from overpaint.errors import UserError, at_least
+from overpaint.methods.adapters import Branches, fresh_factors, side_by_side
+from overpaint.methods.rollouts import Noised, leco_rollout, rollout
+from overpaint.methods.training import parameter_group, train
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+from overpaint.replay import Draws, show
+
+#: Shortest and longest anchor, in lengths of the concept's embedding.
+LENGTHS = (0.8, 1.2)
+
+
+@dataclass(kw_only=True)
+class SPM(Eraser):
+    """Hyper-parameters of SPM; ``conf/method/spm.yaml`` says what each means."""
+
+    compat: Literal["intended", "official"]
+    rank: int
+    alpha: float
+    default_anchor: str
+    negated: str | None
+    negative_guidance: float
+    anchor_strength: float
+    anchors: int
+    start_guidance: float
+    rollout_steps: int
+    dynamic_resolution: bool
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    restarts: int
+    transport: Literal["linear", "released"]
+    matching: Literal["clipcos_tokenuni", "clipcos", "tokenuni", "allone"]
+
+    def __post_init__(self):
+        at_least(1, rank=self.rank, iterations=self.iterations, batch_size=self.batch_size, restarts=self.restarts)
+        at_least(1, anchors=self.anchors)
+        at_least(2, rollout_steps=self.rollout_steps)
+        at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        at_least(0, alpha=self.alpha, anchor_strength=self.anchor_strength)
+        if self.warmup_steps >= self.iterations:
+            raise UserError(f"warmup_steps={self.warmup_steps} leaves nothing of {self.iterations} iterations")
+
+    @property
+    def scale(self) -> float:
+        return (self.alpha or self.rank) / self.rank
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        names, parts = [c.name for c in request.erase], {}
+        for number, (name, anchor) in enumerate(zip(names, request.anchors(self.default_anchor))):
+            parts |= {f"{number}.{key}": tensor for key, tensor in self.membrane(model, name, anchor).items()}
+        settings = {
+            "concepts": names,
+            "scale": self.scale,
+            "transport": self.transport,
+            "matching": self.matching,
+        }
+        return Erasure("spm", "adapter", parts=parts, settings=settings)
+
+    def membrane(self, model: DiffusionModel, concept: str, anchor: str) -> dict[str, torch.Tensor]:
+        """The trained factors of one concept's membrane."""
+        draws = Draws(self.seed)
+        start = draws.take("init", lambda g: fresh_factors(model, transformer_layers(model), self.rank, g))
+        factors = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in start.items()}
+        student = Branches(model, factors, scale=self.scale)
+        with torch.no_grad():
+            texts = ["", concept, anchor, concept if self.negated is None else self.negated]
+            nothing, named, neutral, negated = model.encode(texts)[:, None]
+
+        def loss() -> torch.Tensor:
+            x, t = self.noised(model, student, named, nothing, draws)
+            others = self.anchored(named, nothing, draws)
+            again = x[torch.arange(len(others)) % len(x)]  # the latents that the anchors are shown
+            rows = (len(x), len(x), len(others))
+            with torch.no_grad():
+                embeds = torch.cat([neutral.expand(len(x), -1, -1), negated.expand(len(x), -1, -1), others])
+                e0_n, e0_p, e0_v = model.predict(torch.cat([x, x, again]), t, embeds).split(rows)
+            with student.active():
+                embeds = torch.cat([named.expand(len(x), -1, -1), others])
+                e_c, e_v = model.predict(torch.cat([x, again]), t, embeds).split(rows[1:])
+            erasing = mse_loss(e_c.float(), (e0_n - self.negative_guidance * (e0_p - e0_n)).float())
+            anchoring = mse_loss(e_v.float(), e0_v.float()) if len(others) else erasing.new_zeros(())
+            show(x_t=x, t=t, pred=e_c.detach(), neutral=e0_n, positive=e0_p)
+            show(loss_erase=erasing.detach(), loss_anchor=anchoring.detach())
+            return erasing + self.anchor_strength * anchoring
+
+        optimizer = torch.optim.AdamW(factors.values(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        schedule = get_cosine_with_hard_restarts_schedule_with_warmup(
+            optimizer, self.warmup_steps, self.iterations, self.restarts
+        )
+        train(student, optimizer, self.iterations, loss, schedule=schedule)
+        return {name: tensor.detach() for name, tensor in factors.items()}
+
+    def noised(self, model: DiffusionModel, student: Branches, named, nothing, draws: Draws) -> Noised:
+        """x_t and t of one iteration, from the student's own roll-out."""
+        k = draws.integer("k", 1, self.rollout_steps)
+        channels, *sides = model.noise([0]).shape[1:]
+        if self.dynamic_resolution:
+            sides = [sizes[draws.integer("size", 0, len(sizes))] for sizes in map(resolutions, sides)]
+        start = draws.noise("x_T", (self.batch_size, channels, *sides), nothing)
+        guidance = Guidance(
+            model, named.expand(len(start), -1, -1), nothing.expand(len(start), -1, -1), self.start_guidance
+        )
+        with student.active():
+            if self.compat == "official":
+                return leco_rollout(model, start, guidance, self.rollout_steps, k)
+            return rollout(model, start, guidance, "ddim", self.rollout_steps, k)
+
+    def anchored(self, named: torch.Tensor, nothing: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """What is anchored in one iteration: embeddings (n, tokens, width), none at strength 0."""
+        if not self.anchor_strength:
+            return named[:0]
+        drawn = draws.take("anchors", lambda g: anchors(named[0], self.anchors, g)).to(named)
+        if self.compat == "intended":
+            return drawn
+        return torch.stack([nothing.expand_as(drawn), drawn], dim=1).flatten(0, 1)[len(drawn) :]
+
+    @classmethod
+    def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
+        settings = erasure.settings
+        count, kind = len(settings["concepts"]), model.dtype
+        membranes: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
+        for key, tensor in erasure.parts.items():
+            number, _, name = key.partition(".")
+            membranes[int(number)][name] = tensor.to(model.device, kind)
+        branches = Branches(model, side_by_side(membranes), count, settings["scale"])
+        plain, gate = model.guidance, Gate(branches, settings, model.guidance)
+        branches.mix(gate.mixing(torch.ones(1, count)))
+        detach, model.guidance = branches.attach(), gate
+
+        def remove() -> None:
+            detach()
+            model.guidance = plain
+
+        return remove
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Makes the guidance of each batch of images: every image opens the membranes by its own prompt.
+
+    Without prompts (an attack's learned embeddings, or predictions outside any guidance) they are fully on.
+    """
+
+    branches: Branches
+    settings: Mapping[str, Any]
+    plain: Callable[..., Guidance]
+
+    @property
+    def guard(self) -> str:
+        return getattr(self.plain, "guard", "")
+
+    def mixing(self, gamma: torch.Tensor) -> torch.Tensor:
+        """m (images, n, n) of strengths γ (images, n)."""
+        if self.settings["transport"] == "released":
+            return gamma[:, :, None] * gamma[:, None, :]
+        return torch.diag_embed(gamma)
+
+    def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None):
+        guidance = self.plain(model, positive, negative, scale, prompts)
+        if prompts is None:
+            return guidance
+        gamma = permeability(model, prompts, positive, self.settings["concepts"], self.settings["matching"])
+
+        def opened(latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
+            with self.branches.at(self.mixing(gamma)):
+                return guidance(latents, timestep, step)
+
+        return opened
+
+
+def transformer_layers(model: DiffusionModel) -> list[str]:
+    """Names of the Linear and Conv2d layers inside the denoiser's transformers, in state-dict order."""
+
+    def inside(name: str, module: torch.nn.Module) -> bool:
+        layer = isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+        return layer and ".attentions." in name and name.endswith(".weight")
+
+    return [name.removesuffix(".weight") for name in parameter_group(model, inside)]
+
+
+def resolutions(side: int) -> range:
+    """Sides in latents from half of the model's own up to below it, 8 latents (64 pixels) apart or an eighth."""
+    return range(side // 2, side, max(1, min(8, side // 8)))
+
+
+def anchors(embedding: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """``count`` random embeddings (count, tokens, width) about as long as the concept's (tokens, width), rarely near it."""
+    kept: list[torch.Tensor] = []
+    like = embedding.detach().double().cpu()
+    while len(kept) < count:
+        direction = torch.randn(like.shape, generator=generator, dtype=like.dtype)
+        direction /= direction.norm()
+        if torch.rand((), generator=generator) < 1 - (direction * like).sum() / like.norm():
+            kept.append(direction)
+    low, high = LENGTHS
+    lengths = low + (high - low) * torch.rand(count, 1, 1, generator=generator, dtype=like.dtype)
+    return torch.stack(kept) * lengths * like.norm()
+
+
+def permeability(
+    model: DiffusionModel, prompts: Sequence[str], embeds: torch.Tensor, concepts: Sequence[str], matching: str
+) -> torch.Tensor:
+    """γ (prompts, concepts): how close each prompt, with its embedding (prompts, tokens, width), comes to each concept."""
+    if matching == "allone":
+        return torch.ones(len(prompts), len(concepts))
+    with torch.no_grad():
+        erased = model.encode(concepts).flatten(1).double()
+        cosine = cosine_similarity(embeds.detach().flatten(1).double()[:, None], erased[None], dim=-1).cpu()
+    special = set(model.tokenizer.all_special_ids)
+    said, named = ([set(model.token_ids(text)) - special for text in texts] for texts in (prompts, concepts))
+    shared = torch.tensor([[len(p & c) / max(1, len(c)) for c in named] for p in said], dtype=cosine.dtype)
+    return {"clipcos": cosine, "tokenuni": shared, "clipcos_tokenuni": torch.maximum(cosine, shared)}[matching]

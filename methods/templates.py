@@ -1,0 +1,89 @@
+"""Sentences that put a concept's name into the places it may stand in a prompt.
+
+Official codes bring their own lists; these are ours, so that methods which train or edit on phrases share one set. Each
+takes the first few: MACE 30, TRCE 15, EMCID 3. A method's YAML can give its own list instead (``templates``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from overpaint.errors import UserError
+
+OBJECT = (
+    "a photo of {}",
+    "an image of {}",
+    "{}",
+    "a picture of {} outdoors",
+    "a drawing of {}",
+    "{} in the morning light",
+    "a close-up of {}",
+    "an oil painting of {} on canvas",
+    "{} at night",
+    "a black and white photo of {}",
+    "a sketch of {} in pencil",
+    "{} in front of a white wall",
+    "a blurred snapshot of {}",
+    "a print of {} on a poster",
+    "{} seen from far away",
+    "a sculpture of {}",
+    "a cartoon of {}",
+    "{} in the middle of the picture",
+    "a watercolor of {} on paper",
+    "a detailed rendering of {}",
+    "{} under a cloudy sky",
+    "an old photograph of {}",
+    "a film still with {}",
+    "{} in a quiet room",
+    "a mosaic that shows {}",
+    "a magazine cover with {}",
+    "{} on a rainy day",
+    "a studio shot of {}",
+    "a small figure of {} made of clay",
+    "{} on a stamp",
+    "a mural of {} in the street",
+    "a child's drawing of {}",
+)
+
+STYLE = (
+    "a picture in the style of {}",
+    "a painting by {}",
+    "{} style",
+    "an artwork by {}",
+    "a landscape in the style of {}",
+    "{} style artwork",
+    "a portrait by {}",
+    "the well known works of {}",
+    "a still life in the style of {}",
+    "a scene as {} would paint it",
+    "a drawing by {}",
+    "a city street in the style of {}",
+    "an exhibition of {}",
+    "a print after {}",
+    "trees and a river by {}",
+    "a canvas by {} in a museum",
+    "an interior in the style of {}",
+    "a study by {}",
+    "the colours of {}",
+    "a house in the style of {}",
+    "a mural inspired by {}",
+    "a poster in {} style",
+    "a sketch by {}",
+    "a night sky by {}",
+    "an animal in the style of {}",
+    "a bowl of fruit by {}",
+    "a reproduction of a work by {}",
+    "people in the style of {}",
+    "the brush of {}",
+    "a harbour by {}",
+    "a catalogue of pictures by {}",
+    "a garden in the style of {}",
+)
+
+
+def phrase_templates(kind: str, count: int, own: Sequence[str] | None = None) -> list[str]:
+    """The first ``count`` sentences for a concept's kind, or for all kinds those of the user (``templates``)."""
+    chosen = list(own if own is not None else STYLE if kind == "style" else OBJECT)
+    if not chosen or not all(isinstance(t, str) and t.count("{}") == 1 for t in chosen):
+        raise UserError(f"templates takes sentences with one {{}} each, got {chosen!r}")
+    return chosen[:count]

@@ -1,0 +1,307 @@
+"""TRCE: sentences with the concept get the end row of safe sentences; then early denoising is turned towards safe ones.
+
+Chen, Guo, Wang, Zhang, Nie and Liu, "TRCE: Towards Reliable Malicious Concept Erasure in Text-to-Image Diffusion Models",
+ICCV 2025, arXiv 2503.07389.
+
+Stage 1, closed form. o = template(concept), n = template(anchor) for N = concepts × templates pairs of sentences, whose
+encodings have 77 rows of width d. Four kinds of rows are mapped, each with its weight w in ``token_weights``; the released
+settings map the second alone:
+
+    begin → begin        first end token → first end token        last position → last, times the length of the padding
+    the concept's words in o → last position of n
+
+    R = (G − K) Wᵀ                                                          (m, o)   K (m, d) rows of o, G of n
+    W' = W + (1/N) (√w R)ᵀ (√w K) A⁻¹,   A = λI + (1/N) Σ w KᵀK + p B        B = Σ EᵀE over a caption collection (d, d)
+
+Stage 2, training. e0 is the base, e1 the network after stage 1, e the student: e1 with its self-attention and
+cross-attention queries trained. x_t are steps s ≤ ``early`` · S of the base's DDIM roll-outs for o:
+
+    P = e0(n) + γ (e0(n) − e0(∅)),   R = e0(o) + γ (e0(o) − e0(∅))           γ ``contrast``, all at (x_t, t)
+    hinge = mean over u ∈ {e(o), e(∅)} of max(0, β (mean (u − P)² − mean (u − R)² + m))      m ``margin``
+    loss  = hinge + ``regular_weight`` · mean (e(x'_t, ∅) − e1(x'_t, ∅))²    AdamW; x'_t from unconditional roll-outs
+
+What will be visited is drawn first, so that the base is rolled out once and only as far as needed, before stage 1 is on.
+
+``compat: official`` is the released code, whose constants presuppose its slips: p = s²/30000, the preserve scale s being
+multiplied twice; positions found by counting words, which falls inside a word of several pieces; the first word alone of
+a concept; x_t one step cleaner than t says (in the regulariser, up to one); gradients that are never set to zero, so that
+they add up. In ``intended`` p = s/30000, positions are counted in tokens, levels agree, a step has its own gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from math import sqrt
+from typing import ClassVar, Literal
+
+import torch
+
+from overpaint.concepts import Request
+from overpaint.erasing import Eraser
+from overpaint.erasure import Erasure, LowRank, Replacement
+from overpaint.errors import UserError, at_least
+from overpaint.methods.prior import Captions, caption_statistics, read_captions
+from overpaint.methods.ridge import edit, factor
+from overpaint.methods.templates import phrase_templates
+from overpaint.methods.text_rows import TextRows
+from overpaint.methods.training import Student, parameter_group, train
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+from overpaint.replay import Draws, show
+
+#: Trajectories that the base rolls out, or latents that it predicts on, in one forward.
+BATCH = 16
+#: (o, n, concept): a sentence with the concept, the same with its anchor, the concept's words.
+Sentences = list[tuple[str, str, str]]
+Changes = dict[str, LowRank | Replacement]
+
+
+@dataclass(kw_only=True)
+class TRCE(Eraser):
+    """Hyper-parameters of TRCE; ``conf/method/trce.yaml`` says what each means."""
+
+    compat: Literal["official", "intended"]
+    default_anchor: str
+    synonyms: bool
+    templates: list | None
+    template_count: int
+    token_weights: list
+    lamb: float
+    prior_captions: Captions
+    preserve_scale: float
+    prior_size: int | None
+    epochs: int
+    trajectory_template: str | None
+    trajectories: int
+    rollout_steps: int
+    rollout_guidance: float
+    early: float
+    contrast: float
+    margin: float
+    beta: float
+    regular_weight: float
+    regular_trajectories: int
+    regular_batch: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+
+    def __post_init__(self):
+        at_least(0, lamb=self.lamb, preserve_scale=self.preserve_scale, epochs=self.epochs, early=self.early)
+        at_least(0, beta=self.beta, regular_weight=self.regular_weight)
+        at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        at_least(1, template_count=self.template_count, trajectories=self.trajectories, batch_size=self.batch_size)
+        at_least(1, regular_trajectories=self.regular_trajectories, regular_batch=self.regular_batch)
+        at_least(1, rollout_steps=self.rollout_steps, prior_size=1 if self.prior_size is None else self.prior_size)
+        if len(self.token_weights) != 4 or not all(isinstance(w, int | float) and w >= 0 for w in self.token_weights):
+            kinds = "begin, first end, last position, the concept's words"
+            raise UserError(f"token_weights takes four numbers from 0 up ({kinds}), got {self.token_weights!r}")
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        changes, condition = self.mapped(model, self.sentences(request, self.template_count, self.templates))
+        if self.epochs:
+            own = self.templates if self.trajectory_template is None else [self.trajectory_template]
+            changes |= self.steered(model, changes, self.sentences(request, 1, own))
+        return Erasure("trce", changes=changes, manifest={"condition": condition})
+
+    def sentences(self, request: Request, count: int, own: list | None) -> Sentences:
+        """The first ``count`` templates (our own, or ``own``) around every concept and around its anchor."""
+        return [
+            (template.format(name), template.format(anchor), name)
+            for concept, anchor in zip(request.erase, request.anchors(self.default_anchor))
+            for name in (concept.name, *(concept.synonyms if self.synonyms else ()))
+            for template in phrase_templates(concept.kind, count, own)
+        ]
+
+    # --- stage 1 -----------------------------------------------------------------------------------------------
+
+    def mapped(self, model: DiffusionModel, sentences: Sentences) -> tuple[Changes, float]:
+        """W' of every key and value matrix, and the condition of A."""
+        captions = read_captions(self.prior_captions)
+        if not captions and not self.lamb:
+            raise UserError(
+                "trce needs prior_captions, whose outputs it keeps: a CSV file with a prompt column (the official "
+                "code takes COCO's captions) or a list; without any, lamb > 0"
+            )
+        B, number = caption_statistics(model, captions)
+        rows = TextRows(model, [text for sentence in sentences for text in sentence[:2]])
+        found = [
+            (rows.all(old)[i], rows.all(new)[j], sqrt(weight))
+            for old, new, concept in sentences
+            for i, j, weight in self.positions(model, old, new, concept)
+        ]
+        K, G = (torch.stack([row[side] for row in found]) if found else B[:0] for side in (0, 1))
+        root = B.new_tensor([weight for *_, weight in found])[:, None]
+        scale = self.preserve_scale**2 if self.compat == "official" else self.preserve_scale
+        p = scale / (self.prior_size or max(number, 1))
+        shared = factor(root * K, B, self.lamb, 1 / len(sentences), p)
+        changes = edit(model.projections("key", "value"), shared, lambda W: root * (G - K) @ W.T)
+        return changes, shared.condition
+
+    def positions(self, model: DiffusionModel, old: str, new: str, concept: str) -> Iterator[tuple[int, int, float]]:
+        """(position in o, position in n, weight) of the rows to map, without those of no weight."""
+        last = model.tokens - 1
+        if self.compat == "official":
+            ends = [min(len(text.split()) + 1, last) for text in (old, new)]
+            words = [n for n, word in enumerate(old.split(), 1) if word == concept.split()[0]][:1]
+        else:
+            ends = [model.last_subject_token(text) + 1 for text in (old, new)]
+            words = _pieces(model, old, concept)
+        begin, end, padding, word = self.token_weights
+        rows = [(0, 0, begin), (*ends, end), (last, last, padding * (last - ends[0]))]
+        return (row for row in [*rows, *((i, last, word) for i in words)] if row[2] > 0)
+
+    # --- stage 2 -----------------------------------------------------------------------------------------------
+
+    def steered(self, model: DiffusionModel, stage1: Changes, sentences: Sentences) -> Changes:
+        """Self-attention and queries, trained on top of stage 1."""
+        draws = Draws(self.seed)
+        with torch.no_grad():
+            old = model.encode([o for o, _, _ in sentences]).repeat_interleave(self.trajectories, 0)
+            new = model.encode([n for _, n, _ in sentences]).repeat_interleave(self.trajectories, 0)
+            nothing = model.unconditional()
+            chosen, x, t = self.concept_latents(model, old, nothing, draws)
+            P, R = self.targets(model, x, t, old[chosen], new[chosen], nothing)
+            iterations = -(-len(x) // self.batch_size)
+            x_regular, t_regular = self.regular_latents(model, nothing, iterations, draws)
+
+        student = Student(model, parameter_group(model, lambda name, _: "attn1" in name or "attn2.to_q" in name))
+        optimizer = torch.optim.AdamW(student.masters.values(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        turn = count()
+
+        def loss() -> torch.Tensor:
+            n = next(turn)
+            now, also = (slice(n * size, (n + 1) * size) for size in (self.batch_size, self.regular_batch))
+            asked, empty = old[chosen[now]], nothing.expand(self.regular_batch, -1, -1)
+            with torch.no_grad():
+                kept = model.predict(x_regular[also], t_regular[also], empty)
+            latents = torch.cat([x[now], x[now], x_regular[also]])
+            times = torch.cat([t[now], t[now], t_regular[also]])
+            with student.active():
+                predicted = model.predict(latents, times, torch.cat([asked, nothing.expand_as(asked), empty]))
+            u, regular = predicted.float().split([2 * len(asked), self.regular_batch])
+            hinge = self.hinge(u, P[now].repeat(2, 1, 1, 1), R[now].repeat(2, 1, 1, 1))
+            drift = torch.nn.functional.mse_loss(regular, kept.float())
+            show(hinge=hinge.detach(), drift=drift.detach())
+            return hinge + self.regular_weight * drift
+
+        adjust = _accumulate(student) if self.compat == "official" else None
+        with Erasure("trce", changes=stage1).attached(model):
+            train(student, optimizer, iterations, loss, adjust=adjust)
+        return student.changes()
+
+    def concept_latents(
+        self, model: DiffusionModel, old: torch.Tensor, nothing: torch.Tensor, draws: Draws
+    ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+        """Every roll-out once an epoch, at a random early step: its index, x_t (n, c, h, w), t (n,)."""
+        noises = draws.noise("x_T", (len(old), *model.noise([0]).shape[1:]), nothing)
+        rollouts = Rollouts(model, noises, old, nothing, self.rollout_guidance, self.rollout_steps)
+        orders = [draws.take("order", lambda g: torch.randperm(len(old), generator=g)) for _ in range(self.epochs)]
+        chosen = torch.cat(orders).tolist()
+        last = min(int(self.early * self.rollout_steps), self.rollout_steps - 1)
+        visits = [(j, draws.integer("s", 0, last + 1)) for j in chosen]
+        return chosen, rollouts.at(visits, self.late), rollouts.times(visits)
+
+    def regular_latents(
+        self, model: DiffusionModel, nothing: torch.Tensor, iterations: int, draws: Draws
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x'_t and t', ``regular_batch`` an iteration, at any step of any unconditional roll-out."""
+        number, steps = self.regular_trajectories, self.rollout_steps
+        noises = draws.noise("regular_x_T", (number, *model.noise([0]).shape[1:]), nothing)
+        rollouts = Rollouts(model, noises, nothing.expand(number, -1, -1), nothing, 1.0, steps)
+        visits = [
+            (draws.integer("regular", 0, number), draws.integer("regular_s", 0, steps))
+            for _ in range(iterations * self.regular_batch)
+        ]
+        t = rollouts.times(visits)
+        if self.compat == "official":
+            spacing = len(model.alphas_cumprod) // steps
+            t = (t + t.new_tensor([draws.integer("within", 0, spacing) for _ in visits])).clamp(max=spacing * steps - 1)
+        return rollouts.at(visits, self.late), t
+
+    @property
+    def late(self) -> int:
+        """How many steps after t the official code reads x_t."""
+        return 1 if self.compat == "official" else 0
+
+    def targets(self, model: DiffusionModel, x, t, old, new, nothing) -> tuple[torch.Tensor, torch.Tensor]:
+        """P and R (n, c, h, w), float32, from the base."""
+        pairs = []
+        for rows in torch.arange(len(x)).split(BATCH):
+            embeds = torch.cat([new[rows], old[rows], nothing.expand_as(old[rows])])
+            safe, unsafe, plain = model.predict(x[rows].repeat(3, 1, 1, 1), t[rows], embeds).float().chunk(3)
+            pairs.append([e + self.contrast * (e - plain) for e in (safe, unsafe)])
+        P, R = (torch.cat(side) for side in zip(*pairs))
+        return P, R
+
+    def hinge(self, u: torch.Tensor, P: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
+        """Mean over rows of max(0, β (mean (u − P)² − mean (u − R)² + m)) for predictions u (n, c, h, w)."""
+        closer = ((u - P) ** 2 - (u - R) ** 2).flatten(1).mean(1)
+        return (self.beta * (closer + self.margin)).clamp(min=0).mean()
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """DDIM roll-outs of the base from noises (n, c, h, w) for embeddings (n, tokens, width), run as far as is asked."""
+
+    model: DiffusionModel
+    noises: torch.Tensor
+    positive: torch.Tensor
+    nothing: torch.Tensor
+    scale: float
+    steps: int
+
+    def at(self, visits: list[tuple[int, int]], late: int = 0) -> torch.Tensor:
+        """x (m, c, h, w) of every visit (j, s): roll-out j before step s, or ``late`` steps after that."""
+        wanted, found = {(j, s + late) for j, s in visits}, {}
+        distinct = sorted({j for j, _ in visits})
+        for first in range(0, len(distinct), BATCH):
+            block = distinct[first : first + BATCH]
+            last = max(s for j, s in wanted if j in block)
+            for s, latents in zip(range(last + 1), self.path(block)):
+                found |= {(j, s): x.clone() for j, x in zip(block, latents) if (j, s) in wanted}
+        return torch.stack([found[j, s + late] for j, s in visits])
+
+    def path(self, block: list[int]) -> Iterator[torch.Tensor]:
+        """Latents of some roll-outs before every step, and after the last one."""
+        positive = self.positive[block]
+        guidance = Guidance(self.model, positive, self.nothing.expand_as(positive), self.scale)
+        schedule = self.schedule()
+        latents = self.noises[block] * schedule.init_noise_sigma
+        yield latents
+        for step, timestep in enumerate(schedule.timesteps):
+            noise = guidance(schedule.scale_model_input(latents, timestep), timestep, step)
+            latents = schedule.step(noise, timestep, latents, return_dict=False)[0]
+            yield latents
+
+    def times(self, visits: list[tuple[int, int]]) -> torch.Tensor:
+        """t (m,) whose noise level x has before step s."""
+        return self.schedule().timesteps[[s for _, s in visits]]
+
+    def schedule(self):
+        schedule = self.model.scheduler("ddim")
+        schedule.set_timesteps(self.steps, device=self.noises.device)
+        return schedule
+
+
+def _pieces(model: DiffusionModel, text: str, word: str) -> list[int]:
+    """Positions of a word's pieces where they first stand in a text."""
+    ids, own = model.token_ids(text), model.token_ids(word)[1:-1]
+    starts = [i for i in range(len(ids)) if own and ids[i : i + len(own)] == own]
+    return list(range(starts[0], starts[0] + len(own))) if starts else []
+
+
+def _accumulate(student: Student) -> Callable[[], None]:
+    """What to do to gradients that are never set to zero: put all earlier ones on top."""
+    total: dict[str, torch.Tensor] = {}
+
+    def add() -> None:
+        for name, parameter in student.masters.items():
+            if parameter.grad is not None:
+                total[name] = parameter.grad = parameter.grad + total.get(name, 0)
+
+    return add

@@ -1,0 +1,192 @@
+"""RECE against tensors written by its official code, and against its identities."""
+
+import json
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import overpaint
+from overpaint.methods import rece
+from overpaint.methods.rece import RECE, Path
+from overpaint.registry import component
+from overpaint.replay import traced
+
+RUNS = {
+    "object": {"erase": ["church"], "anchor": " ", "preset": "object"},
+    "multi": {"erase": ["dog", "ship"], "anchor": " ", "preset": "unsafe"},
+}
+#: Official code inverts in the precision it runs in.
+TOLERANCE = {"f32": 2e-3, "f64": 1e-9}
+
+
+def changed(model, method="rece", **arguments):
+    erasure = overpaint.erase(model, method, **arguments)
+    with erasure.attached(model):
+        return {name: model.named_parameters()[name].data.clone() for name in erasure.changes}
+
+
+def eraser(**values) -> RECE:
+    return component("method", "rece").build(values)
+
+
+@pytest.mark.parametrize(("tag", "precision"), [("object", "f64"), ("multi", "f64"), ("multi", "f32")])
+def test_official_code(tag, precision, goldens, request):
+    model = request.getfixturevalue({"f32": "tiny_sd", "f64": "tiny_sd_float64"}[precision])
+    official = load_file(goldens / "rece" / precision / f"rece_{tag}.safetensors")
+    ours = changed(model, **RUNS[tag])
+    assert ours.keys() == official.keys()
+    for name, tensor in official.items():
+        base = model.named_parameters()[name].data.double()
+        error = (ours[name].double() - tensor.double()).norm() / (tensor.double() - base).norm()
+        assert error < TOLERANCE[precision], name
+
+
+@pytest.mark.parametrize("tag", RUNS)
+def test_official_adversarial_rows(tag, goldens, tiny_sd_float64):
+    official = load_file(goldens / "rece" / "f64" / f"rece_{tag}.extra.safetensors")
+    meta = json.loads((goldens / "rece" / "f64" / f"rece_{tag}.json").read_text())["meta"]
+    seen = {}
+    with traced(lambda **values: seen.update(values)):
+        overpaint.erase(tiny_sd_float64, "rece", **RUNS[tag])
+    expected = {name for name in official if name.startswith("adv.")}
+    assert seen.keys() >= expected and len(expected) == meta["epochs"] * len(meta["concepts"])
+    for name in expected:
+        assert (seen[name] - official[name]).norm() / official[name].norm() < 1e-9, name
+
+
+def test_no_epochs_is_uce_to_the_bit(tiny_sd):
+    request = {"erase": ["dog", "snoopy"], "anchor": ["cat", ""], "retain": ["bird"]}
+    ours, uce = changed(tiny_sd, epochs=0, **request), changed(tiny_sd, "uce", **request)
+    assert all(torch.equal(ours[name], uce[name]) for name in uce)
+
+
+def test_the_adversary_of_an_unedited_model_is_the_concept(tiny_sd_float64):
+    path = Path(tiny_sd_float64.projections("key", "value"))
+    E = tiny_sd_float64.encode(["dog"])[0]
+    (A,) = eraser(r=0.0).adversaries([E], path, None)
+    torch.testing.assert_close(A, E, rtol=0, atol=1e-9)
+    (A,) = eraser(r=1e9).adversaries([E], path, None)
+    assert A.norm() < 1e-5 * E.norm()
+
+
+@pytest.fixture
+def edited(tiny_sd_float64):
+    """The matrices after a UCE edit of dog, and E(dog), E(cat)."""
+    path = Path(tiny_sd_float64.projections("key", "value"))
+    for name, tensor in changed(tiny_sd_float64, "uce", erase=["dog"], anchor="cat").items():
+        path.now[name] = tensor
+    return path, *tiny_sd_float64.encode(["dog", "cat"])
+
+
+def objective(path, E, terms):
+    """Σ ‖W A − W° E‖² plus ``terms(A)``, and its gradient at A."""
+
+    def gradient(A):
+        A = A.clone().requires_grad_()
+        total = sum(((A @ W.T - E @ path.base[name].T) ** 2).sum() for name, W in path.now.items())
+        (total + terms(A)).backward()
+        return A.grad, float(total.detach())
+
+    return gradient
+
+
+def test_adversarial_rows_minimise_what_they_should(edited):
+    path, E, T = edited
+    r = 0.1
+    now = list(path.now.values())
+    terms = {
+        "zero": lambda A: r * (A**2).sum(),
+        "standard": lambda A: r * ((A - T) ** 2).sum(),
+        "first": lambda A: r * sum((((A - E) @ W.T) ** 2).sum() for W in now),
+        "second": lambda A: r * ((A - E) ** 2).sum(),
+    }
+    terms["both"] = lambda A: terms["first"](A) + terms["second"](A)
+    for regulariser, term in terms.items():
+        (A,) = eraser(regulariser=regulariser, r=r).adversaries([E], path, T)
+        gradient = objective(path, E, term)
+        assert gradient(A)[0].abs().max() < 1e-9, regulariser
+        assert gradient(A)[1] < gradient(E)[1], "adversarial rows come closer to the old outputs than the concept's own"
+
+
+def test_the_standard_regulariser_pulls_to_its_text(tiny_sd):
+    request = {"erase": ["dog"], "anchor": "", "regulariser": "standard"}
+    plain = changed(tiny_sd, **request)
+    named = changed(tiny_sd, regulariser_text="dog", **request)
+    other = changed(tiny_sd, regulariser_text="cat", **request)
+    assert all(torch.allclose(plain[n], named[n], atol=1e-6) for n in plain)
+    assert not all(torch.allclose(plain[n], other[n], atol=1e-4) for n in plain)
+
+
+def test_the_empty_text_retained_once_a_concept_weighs_as_often(tiny_sd_float64):
+    one = changed(tiny_sd_float64, erase=["dog", "ship"], empty_texts="one_a_concept")
+    two = changed(tiny_sd_float64, erase=["dog", "ship"], retain_scale=0.2)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-10)
+
+
+def test_each_concept_has_its_own_anchor_and_order_does_not_matter(tiny_sd_float64):
+    one = changed(tiny_sd_float64, erase=["dog", "snoopy"], anchor=["cat", ""], retain=["bird", "ship"])
+    two = changed(tiny_sd_float64, erase=["snoopy", "dog"], anchor=["", "cat"], retain=["ship", "bird"])
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-9)
+
+
+def test_few_rows_are_kept_as_factors(tiny_sd):
+    path = Path(tiny_sd.projections("key", "value"))
+    (name, W), *_ = path.now.items()
+
+    class Shared:
+        down = torch.ones(2, W.shape[1], dtype=torch.float64)
+
+    for _ in range(3):
+        path.step(Shared, lambda W: W[:, :2].T)
+    assert path.changes(0)[name].up.shape[1] == 2 and path.changes(2)[name].up.shape[1] == 6
+    torch.testing.assert_close(path.changes(2)[name].apply(W), path.now[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture
+def eye(monkeypatch):
+    """A detector named ``eye`` that sees a dog in as many pictures as the test says, batch by batch."""
+    rates = []
+
+    class Eye:
+        def score(self, images):
+            seen = rates.pop(0)
+            return pd.DataFrame({"dog": [1.0] * seen + [0.0] * (len(images) - seen), "failed": False})
+
+    def find(kind, name):
+        return SimpleNamespace(build=Eye) if kind == "detector" else component(kind, name)
+
+    monkeypatch.setattr(rece, "component", find)
+    return rates
+
+
+def test_validation_takes_the_first_epoch_with_the_lowest_rate(tiny_sd, eye):
+    eye += [2, 1, 1]
+    found = overpaint.erase(
+        tiny_sd, "rece", erase=["dog"], epochs=2, select="validation", validation_detector="eye", validation_images=2
+    )
+    assert found.manifest["epoch"] == 1 and found.manifest["rates"] == [1.0, 0.5, 0.5]
+    expected = changed(tiny_sd, erase=["dog"], epochs=1)
+    with found.attached(tiny_sd):
+        assert all(torch.equal(tiny_sd.named_parameters()[n].data, expected[n]) for n in expected)
+
+
+def test_validation_needs_a_detector_that_knows_the_concept(tiny_sd, eye):
+    with pytest.raises(overpaint.UserError, match="validation_detector"):
+        overpaint.erase(tiny_sd, "rece", erase=["dog"], select="validation")
+    eye += [0]
+    with pytest.raises(overpaint.UserError, match=r"unknown label 'dogs'.*did you mean 'dog'"):
+        overpaint.erase(
+            tiny_sd, "rece", erase=["dogs"], select="validation", validation_detector="eye", validation_images=1
+        )
+
+
+def test_bad_values_are_refused(tiny_sd):
+    with pytest.raises(overpaint.UserError, match="epochs takes a number from 0 up"):
+        overpaint.erase(tiny_sd, "rece", erase=["dog"], epochs=-1)
+    with pytest.raises(overpaint.UserError, match=r"lamb=0.*singular"):
+        overpaint.erase(tiny_sd, "rece", erase=["dog"], lamb=0, retain_scale=0, erase_scale=0)

@@ -1,0 +1,145 @@
+"""UCE's debiasing under a scripted classifier, against its update written out, and what tells attributes apart."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import overpaint
+from overpaint.concepts import Request
+from overpaint.detectors.attributes import attribute_classifier
+from overpaint.registry import component
+from overpaint.replay import traced
+
+SMALL = {"variant": "current", "images": 4, "steps": 2, "attributes": ["ship", "the cat"], "tolerance": 0.05}
+
+
+def debiased(model, shown, erase=("dog",), retain=("bird",), **values):
+    """The erasure made with a classifier that answers with ``shown``, one answer a concept and round, and each round."""
+    answers, rounds = iter(shown), []
+    uce = component("method", "uce").build(SMALL | {"iterations": 5} | values)
+    with traced(lambda **seen: rounds.append(seen)):
+        erasure = uce.debias(model, Request.of(list(erase), None, list(retain)), lambda images: next(answers))
+    return erasure, rounds
+
+
+def row(model, text):
+    return model.encode([text])[0, model.last_subject_token(text)].double()
+
+
+def test_steps_add_up_and_every_solve_starts_from_the_models_own_weights(tiny_sd_float64):
+    model = tiny_sd_float64
+    erasure, rounds = debiased(model, [[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 1]], lamb=0.3, step_size=0.5)
+    gaps = torch.tensor([[-0.25, 0.25], [-0.5, 0.5], [0.0, 0.0]]).double()
+    torch.testing.assert_close(torch.stack([seen["gap"][0] for seen in rounds]), gaps)
+    s = 0.5 * (gaps[0] + gaps[1])
+    k, p, ship, cat = (row(model, text) for text in ("dog", "bird", "ship", "the cat"))
+    A = 0.3 * torch.eye(len(k)) + torch.outer(k, k) + torch.outer(p, p)
+    with erasure.attached(model):
+        for name, tensor in erasure.tensors.items():
+            W = erasure.base[name]
+            wanted = W @ (k + s[0] * ship + s[1] * cat)  # v*, whose residual is its distance from W k
+            torch.testing.assert_close(
+                tensor, W + torch.outer(wanted - W @ k, torch.linalg.solve(A, k)), rtol=0, atol=1e-10
+            )
+
+
+def test_a_balanced_concept_changes_no_bit(tiny_sd):
+    erasure, rounds = debiased(tiny_sd, [[0, 1, 1, 0]])
+    assert len(rounds) == 1 and erasure.manifest["weights"] == [[0, 0]]
+    with erasure.attached(tiny_sd):
+        assert all(torch.equal(tensor, erasure.base[name]) for name, tensor in erasure.tensors.items())
+
+
+def test_a_gap_below_the_tolerance_is_none(tiny_sd):
+    shown, values = [0] * 11 + [1] * 9, {"images": 20}  # a gap of 0.05, which floating point sees as a little more
+    assert len(debiased(tiny_sd, [shown], tolerance=0.06, **values)[1]) == 1
+    assert len(debiased(tiny_sd, [shown, [0, 1] * 10], tolerance=0.04, **values)[1]) == 2
+
+
+def test_only_concepts_with_a_gap_take_a_step(tiny_sd):
+    erasure, _ = debiased(
+        tiny_sd, [[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 1]], erase=("dog", "mouse"), iterations=2
+    )
+    assert erasure.manifest["weights"] == [[0.5, -0.5], [-0.5, 0.5]]
+
+
+def test_desired_shares_and_the_last_round(tiny_sd):
+    erasure, rounds = debiased(tiny_sd, [[0, 0, 1, 1]] * 3, desired=[0.75, 0.25], iterations=3)
+    assert len(rounds) == 3 and erasure.manifest["weights"] == [[0.75, -0.75]]  # the last step is taken unseen
+    assert len(debiased(tiny_sd, [[0, 0, 0, 1]], desired=[0.75, 0.25])[1]) == 1
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"variant": "legacy"}, "variant=current"),
+        ({"attributes": ["ship"]}, "at least two"),
+        ({"desired": [0.5, 0.4]}, "desired"),
+        ({"desired": [1.0]}, "desired"),
+        ({"technique": "tensor"}, "technique"),
+        ({"images": 0}, "images"),
+        ({"classifier": "oracle", "attributes": ["ship", "cat"]}, "attribute 'ship' in detector oracle"),
+        ({"classifier": "./nowhere"}, "cannot load the CLIP model"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tiny_sd, values, said, monkeypatch):
+    blank = [Image.new("RGB", (64, 64))]
+    monkeypatch.setattr(type(tiny_sd), "sample", lambda self, prompts, *_, **__: blank * len(prompts))
+    with pytest.raises(overpaint.UserError, match=said):
+        overpaint.erase(tiny_sd, "uce", erase=["dog"], **(SMALL | values))
+
+
+# --- classifiers -----------------------------------------------------------------------------------------------
+
+
+def test_a_detectors_labels_are_attributes():
+    from overpaint.testbed.world import draw_concept
+
+    pictures = [*draw_concept("cat", 3, seed=1), *draw_concept("fish", 2, seed=1)]
+    assert attribute_classifier("oracle", ["fish", "cat"], torch.device("cpu"))(pictures) == [1, 1, 1, 0, 0]
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory, goldens):
+    """The folder of a random CLIP model with ``tiny_sd``'s tokenizer."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(goldens / "tiny_sd" / "tokenizer")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = CLIPModel(
+            CLIPConfig(
+                text_config=sizes | ends | {"vocab_size": len(tokenizer)},
+                vision_config=sizes | {"image_size": 32, "patch_size": 8},
+                projection_dim=8,
+            )
+        )
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    model.save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessor(**size), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_clip_classifies_as_transformers_does(tiny_clip):
+    from transformers import pipeline
+
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)) for _ in range(12)]
+    pictures += [Image.new("RGB", (32, 32), tuple(rng.integers(0, 256, 3).tolist())) for _ in range(12)]
+    words = ["male", "female", "a ship"]
+    official = pipeline("zero-shot-image-classification", model=str(tiny_clip), device="cpu")
+    theirs = [words.index(answer[0]["label"]) for answer in official(pictures, candidate_labels=words)]
+    ours = attribute_classifier(str(tiny_clip), words, torch.device("cpu"))(pictures)
+    assert ours == theirs and len(set(ours)) > 1
+
+
+def test_the_testbed_is_balanced_by_its_oracle():
+    """From `overpaint.erase` to painted and counted pictures: churches are flat unless told otherwise."""
+    small = {"variant": "current", "images": 2, "steps": 4, "iterations": 1, "guidance_scale": 4.0}
+    values = small | {"classifier": "oracle", "attributes": ["flat", "sketch"]}
+    erasure = overpaint.erase(overpaint.load_model("testbed"), "uce", erase=["church"], **values)
+    assert erasure.manifest["gaps"] == [[[-0.5, 0.5]]] and erasure.changes
