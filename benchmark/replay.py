@@ -6,6 +6,7 @@ Reference runs of official code come with every draw they made. Replaying them h
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,12 @@ class Draws:
     def __init__(self, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
         self._count: Counter[str] = Counter()
+
+    @classmethod
+    def of(cls, *parts: object) -> Draws:
+        """Draws that depend on the given values alone, whatever else is drawn elsewhere."""
+        digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+        return cls(int.from_bytes(digest[:8], "big") >> 1)
 
     def take(self, name: str, draw: Callable[[torch.Generator], Any]) -> Any:
         """What ``draw`` makes of the generator, or the recorded value in its place."""

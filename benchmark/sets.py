@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import product, zip_longest
 
 from overpaint.cells import Budget, ConceptSet
 from overpaint.concepts import Concept
@@ -108,17 +108,22 @@ def _side(concepts: ConceptSet, kinds: tuple[str, ...], count: int) -> list[Conc
 
 
 def _in_prompt(concepts: ConceptSet, budget: Budget) -> list[Prompt]:
-    """Prompts that ask for an erased concept and for something else, which has to stay."""
-    found = []
-    for concept in concepts.request.erase:
-        if not concept.label:
-            continue
-        partner, sentence = _PAIRS.get(concept.kind, _PAIRS["object"])
-        for other in concepts.catalogue.of_kind(partner):
-            if other.label and other != concept:
-                text = sentence.format(concept=concept.phrase, name=concept.name, other=other.phrase, style=other.name)
-                found.append(Prompt(text, "in_prompt", concept.label, (other.label, concept.label), "en"))
-    return found[: budget.in_prompt]
+    """Prompts that ask for an erased concept and for something else, which has to stay: each concept in turn."""
+    erased = concepts.request.erase
+    found = [[_beside(c, other) for other in _partners(c, concepts)] for c in erased if c.label]
+    return [prompt for turn in zip_longest(*found) for prompt in turn if prompt][: budget.in_prompt]
+
+
+def _partners(concept: Concept, concepts: ConceptSet) -> list[Concept]:
+    """What can stand beside an erased concept and stays."""
+    kind, _ = _PAIRS.get(concept.kind, _PAIRS["object"])
+    return [c for c in concepts.catalogue.of_kind(kind) if c.label and c not in concepts.request.erase]
+
+
+def _beside(concept: Concept, other: Concept) -> Prompt:
+    _, sentence = _PAIRS.get(concept.kind, _PAIRS["object"])
+    text = sentence.format(concept=concept.phrase, name=concept.name, other=other.phrase, style=other.name)
+    return Prompt(text, "in_prompt", concept.label, (other.label, concept.label), "en")
 
 
 #: Kind of the erased concept → kind of what stands beside it, and the sentence that asks for both.

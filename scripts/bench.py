@@ -67,6 +67,66 @@ def images_per_second(batch_size: int = 32, batches: int = 3, rounds: int = 5) -
     }
 
 
+#: What the official scripts and a 20-line reference take on weights of this shape, for the reader.
+CLOSED_FORM = {
+    "uce current": ("uce", {"variant": "current"}),
+    "uce legacy": ("uce", {"variant": "legacy"}),
+    "rece": ("rece", {}),
+    "speed": ("speed", {}),
+}
+
+
+def closed_form_seconds(retained: int = 100) -> dict[str, dict[str, float]]:
+    """Closed-form edits on random weights of Stable Diffusion 1.4's shape (860 M UNet, 32 key and value matrices).
+
+    One concept with ``retained`` others, then a hundred concepts at once. ``encode`` is the time spent in the text
+    encoder, ``solve`` the rest.
+    """
+    from build_random_sd import random_pipeline
+
+    import overpaint
+    from overpaint.meter import Meter
+    from overpaint.models.diffusion import DiffusionModel
+
+    model = DiffusionModel(random_pipeline())
+    names = [f"concept {first}{second}" for first in "abcdefghijklmno" for second in "abcdefghijklmno"]
+    clock = _Encoding(model)
+    found: dict[str, dict[str, float]] = {}
+    for label, (method, values) in CLOSED_FORM.items():
+        for count in (1, 100):
+            clock.seconds = 0.0
+            with Meter("cpu") as before:
+                pass
+            start = time.perf_counter()
+            erasure = overpaint.erase(
+                model, method, erase=names[:count], anchor="art", retain=names[100 : 100 + retained], **values
+            )
+            total = time.perf_counter() - start
+            found[f"{label}, {count} concept{'s' * (count > 1)}, {retained} retained"] = {
+                "encode_seconds": clock.seconds,
+                "solve_seconds": total - clock.seconds,
+                "megabytes": erasure.artefact_bytes / 1e6,
+                "peak_gigabytes_above_model": (erasure.manifest["peak_bytes"] - before.peak_bytes) / 1e9,
+            }
+    return found
+
+
+class _Encoding:
+    """Counts the seconds that a model spends in its text encoder."""
+
+    def __init__(self, model):
+        self.seconds, encode = 0.0, model.encode_ids
+
+        def timed(*arguments, **options):
+            start = time.perf_counter()
+            try:
+                return encode(*arguments, **options)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        model.encode_ids = timed
+
+
 def start_up(*arguments: str, rounds: int = 7) -> float:
     """Median seconds of a command line from start to exit."""
     command = [str(Path(sys.executable).parent / "overpaint"), *arguments]
@@ -85,6 +145,8 @@ def main() -> None:
         **images_per_second(),
     }
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}, indent=1))
+    for name, measured in closed_form_seconds().items():
+        print(name, json.dumps({key: round(value, 3) for key, value in measured.items()}))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ def byte_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
 
 
-def build(target: Path, seed: int = 0) -> None:
-    """Write the folder in half precision (2 GB)."""
+def random_pipeline(seed: int = 0) -> StableDiffusionPipeline:
+    """The pipeline in single precision."""
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = byte_tokenizer(Path(folder))
@@ -52,7 +52,7 @@ def build(target: Path, seed: int = 0) -> None:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    pipeline = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
@@ -62,8 +62,13 @@ def build(target: Path, seed: int = 0) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def build(target: Path, seed: int = 0) -> None:
+    """Write the folder in half precision (2 GB)."""
+    pipeline = random_pipeline(seed)
     pipeline.to(torch.float16).save_pretrained(target)
-    print(f"{target}: {sum(p.numel() for p in unet.parameters()):,} UNet parameters")
+    print(f"{target}: {sum(p.numel() for p in pipeline.unet.parameters()):,} UNet parameters")
 
 
 if __name__ == "__main__":

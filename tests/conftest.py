@@ -1,13 +1,16 @@
 """The tiny pipeline that official code was run on, and the folder of what it wrote."""
 
 import json
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import overpaint
-from overpaint.attacks.attack import Scene
+from overpaint.attacks.attack import Scene, Verdict
 from overpaint.concepts import Catalogue, Concept
 from overpaint.prompts import Prompt, shots
 
@@ -28,6 +31,57 @@ def tiny_sd():
 @pytest.fixture(scope="session")
 def tiny_sd_float64():
     return overpaint.load_model(str(GOLDENS / "tiny_sd"), dtype="float64")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_folder(tmp_path_factory):
+    """A random SDXL-layout pipeline with ``tiny_sd``'s tokenizer, whose second one pads with another word."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    first, second = (CLIPTokenizer.from_pretrained(GOLDENS / "tiny_sd" / "tokenizer") for _ in range(2))
+    second.pad_token = "!"
+    words = {"bos_token_id": first.bos_token_id, "eos_token_id": first.eos_token_id, "vocab_size": len(first)}
+
+    def text(width, layers):
+        sizes = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": 24, "num_attention_heads": 4}
+        return CLIPTextConfig(num_hidden_layers=layers, max_position_embeddings=77, **sizes, **words)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline = StableDiffusionXLPipeline(
+            vae=AutoencoderKL.from_pretrained(GOLDENS / "tiny_sd" / "vae"),
+            text_encoder=CLIPTextModel(text(16, 2)),
+            text_encoder_2=CLIPTextModelWithProjection(text(32, 3)),
+            tokenizer=first,
+            tokenizer_2=second,
+            unet=UNet2DConditionModel(
+                sample_size=16,
+                block_out_channels=(32, 64),
+                norm_num_groups=8,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                layers_per_block=1,
+                transformer_layers_per_block=(1, 2),
+                attention_head_dim=(4, 8),
+                cross_attention_dim=48,
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=6 * 8 + 24,
+            ),
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+            ),
+        )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny_sdxl")
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tiny_sdxl_folder):
+    return overpaint.load_model(str(tiny_sdxl_folder))
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +110,7 @@ def cat():
 
 
 @pytest.fixture
-def scene(tiny_sd, cat):
+def scene(tiny_sd, cat, judge):
     """A cat in front of the tiny model: two prompts, three seeds each."""
     catalogue = Catalogue(
         {"cat": cat},
@@ -68,4 +122,63 @@ def scene(tiny_sd, cat):
         Prompt("a cat and a ship", "target", "cat", ("cat",)),
     ]
     pictures = tiny_sd.sample(["cat"] * 2, [0, 1], steps=1, guidance_scale=1)
-    return Scene(cat, shots(plain, 3), catalogue, tiny_sd, lambda n: pictures[:n])
+    protocol = {"scheduler": "ddim", "steps": 1, "guidance_scale": 7.5, "size": 32}
+
+    def paint(texts, seeds, embeds=None, guidance=None):
+        scale = guidance or protocol["guidance_scale"]
+        return tiny_sd.sample(texts, seeds, embeds=embeds, **protocol | {"guidance_scale": scale})
+
+    return Scene(
+        cat,
+        shots(plain, 3),
+        catalogue,
+        tiny_sd,
+        lambda n: pictures[:n],
+        unedited=lambda: nullcontext(tiny_sd),
+        paint=paint,
+        judge=judge,
+        protocol=protocol,
+        features=lambda images: torch.stack([torch.tensor(list(image.tobytes())).float() for image in images]),
+    )
+
+
+class ScriptedJudge:
+    """Sees the concept in those of the pictures it is shown whose numbers, counted from 0, are in ``fires``."""
+
+    def __init__(self):
+        self.fires, self.seen = (), []
+
+    def __call__(self, images):
+        numbers = range(len(self.seen), len(self.seen) + len(images))
+        self.seen += images
+        return [Verdict(n in self.fires, float(n in self.fires)) for n in numbers]
+
+
+@pytest.fixture
+def judge():
+    return ScriptedJudge()
+
+
+@pytest.fixture
+def erased(scene, tiny_sd):
+    """``with erased(erasure) as scene:`` the scene with an erasure on its victim, which ``scene.unedited`` lifts."""
+
+    @contextmanager
+    def attached(erasure):
+        detach = erasure.attach(tiny_sd)
+
+        @contextmanager
+        def unedited():
+            nonlocal detach
+            detach()
+            try:
+                yield tiny_sd
+            finally:
+                detach = erasure.attach(tiny_sd)
+
+        try:
+            yield replace(scene, unedited=unedited)
+        finally:
+            detach()
+
+    return attached

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -30,6 +30,26 @@ class Ledger:
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
+
+    @contextmanager
+    def counting(self, model: DiffusionModel) -> Iterator[None]:
+        """Count what the model evaluates inside the block, behind pictures too; a recorded forward has its backward."""
+        import torch
+
+        def denoised(module, inputs) -> None:
+            self.forwards += len(inputs[0])
+            self.backwards += len(inputs[0]) * torch.is_grad_enabled()
+
+        def read(module, inputs) -> None:
+            self.text_forwards += len(inputs[0])
+
+        watched = [(model.unet, denoised), (model.text_encoder, read)]
+        hooks = [part.register_forward_pre_hook(hook) for part, hook in watched]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 class Verdict(NamedTuple):
@@ -58,7 +78,8 @@ class Scene:
     ``with unedited() as model:`` lifts the erasure for the block, for attacks that know the original model;
     ``paint(texts, seeds, embeds)`` makes pictures through the victim under the benchmark's protocol (``embeds``
     (n, tokens, width) takes the place of the texts' encodings); ``judge(images)`` gives a `Verdict` each.
-    ``protocol`` says how pictures are made: scheduler, steps, guidance_scale, size.
+    ``protocol`` says how pictures are made: scheduler, steps, guidance_scale, size. ``features(images)`` (n, width), where
+    there is an image encoder, tells how alike pictures are.
     """
 
     concept: Concept
@@ -70,6 +91,7 @@ class Scene:
     paint: Callable[..., list[Image]] | None = None
     judge: Callable[[Sequence[Image]], list[Verdict]] | None = None
     protocol: Mapping[str, object] = field(default_factory=dict)
+    features: Callable[[Sequence[Image]], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class ConceptInversion(Attack):
 
     def start(self, victim: DiffusionModel, draws: Draws) -> torch.Tensor:
         """v (width,): the initial word's last row of the victim's table, or noise of the table's own spread."""
-        table = victim.text_encoder.get_input_embeddings().weight.detach().float()
+        table = victim.token_table.detach().float()
         if self.initial_word is not None:
             return table[victim.token_ids(self.initial_word)[-2]].clone()
         return table.std() * draws.noise("start", (table.shape[1],), table)

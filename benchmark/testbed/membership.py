@@ -38,3 +38,8 @@ def example(index: int, seed: int = SEED) -> tuple[Scene, str]:
 
     shown = scene(index, seed)
     return shown, caption(shown, Random(f"caption/{seed}/{original(index)}"))
+
+
+def held_out_captions(count: int) -> list[str]:
+    """Captions of the first examples after the training set; ``datasets/testbed/captions.csv`` holds 500 of them."""
+    return [example(TRAINING_SIZE + index)[1] for index in range(count)]

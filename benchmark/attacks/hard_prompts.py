@@ -1,0 +1,101 @@
+"""PEZ: hard prompts by gradient. Words whose text feature is that of a picture, or of another text; no diffusion model.
+
+Wen, Jain, Kirchenbauer, Goldblum, Geiping and Goldstein, "Hard Prompts Made Easy: Gradient-Based Discrete Optimization for
+Prompt Tuning and Discovery", NeurIPS 2023, arXiv 2302.03668. With F a text encoder's feature at the end token, y_1 … y_n
+target features, and Z (prompts, k, width) read as its nearest words w (`token_variables`), each step:
+
+    loss = λ (1 − mean cos(F(w), y)),   Z ← AdamW(Z, ∂loss at the nearest words)     y from a random batch of the targets
+
+The prompt that is kept is the one of all steps whose mean cosine to all targets, times λ, is largest; λ < 0 leads away
+from them. As an attack it needs no victim: words that never name a concept and yet mean it may pass what erased its name.
+Targets are pictures of the concept, where there is a CLIP model, or the text of the prompt that is attacked.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import groupby
+from typing import ClassVar, Literal
+
+import torch
+from torch.nn.functional import normalize
+
+from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
+from overpaint.attacks.clip import Clip, OwnTower, Tower
+from overpaint.attacks.prompt_lists import attacked
+from overpaint.attacks.token_variables import Nearest, descend
+from overpaint.errors import UserError, at_least
+from overpaint.replay import Draws, show
+
+
+@dataclass(kw_only=True)
+class HardPrompts(Attack):
+    """Hyper-parameters; ``conf/attack/pez.yaml`` says what each means."""
+
+    clip: str | None
+    target: Literal["auto", "pictures", "text"]
+    pictures: int
+    tokens: int
+    prompts: int
+    steps: int
+    batch_size: int | None
+    learning_rate: float
+    weight_decay: float
+    loss_weight: float
+
+    needs: ClassVar[str] = "model"
+    unit: ClassVar[str] = "prompt"
+
+    def __post_init__(self):
+        at_least(1, pictures=self.pictures, tokens=self.tokens, prompts=self.prompts, steps=self.steps)
+        at_least(1, batch_size=1 if self.batch_size is None else self.batch_size)
+        at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        if self.target == "pictures" and self.clip is None:
+            raise UserError("attack=pez: target=pictures needs a CLIP model (clip=FOLDER or a hub id)")
+
+    def run(self, scene: Scene) -> Assault:
+        """One search a prompt; its words are drawn from the start noise of each of the prompt's plain images."""
+        started, ledger, found = time.perf_counter(), Ledger(), []
+        tower = OwnTower(scene.victim) if self.clip is None else Clip.load(self.clip, scene.victim.device)
+        for prompt, shots in groupby(scene.shots, key=lambda shot: shot.prompt):
+            text = self.invert(tower, self.targets(scene, tower, prompt.text), Draws.of(self.seed, prompt.id))
+            ledger.text_forwards += self.steps * self.prompts
+            found += [attacked(shot, text, scene.concept, "hard prompt") for shot in shots]
+        ledger.seconds = time.perf_counter() - started
+        return Assault(found, ledger=ledger)
+
+    def targets(self, scene: Scene, tower: Tower, text: str) -> torch.Tensor:
+        """y (n, d): features of pictures of the concept, or of the text."""
+        if self.target == "text" or self.clip is None:
+            return tower.text_features([text])
+        pictures = list(scene.examples(self.pictures)) if scene.examples else []
+        if not pictures:
+            raise UserError(f"attack=pez needs pictures of {scene.concept.name!r}, and there are none (or target=text)")
+        return tower.image_features(pictures)
+
+    def invert(self, tower: Tower, targets: torch.Tensor, draws: Draws) -> str:
+        """The text of the best words for target features (n, d)."""
+        size = (self.prompts, self.tokens)
+        ids = draws.take("init_ids", lambda g: torch.randint(len(tower.table), size, generator=g))
+        variable = Nearest(tower.table, ids)
+        optimizer = torch.optim.AdamW([variable.parameter], lr=self.learning_rate, weight_decay=self.weight_decay)
+        targets, cosines = normalize(targets.float(), dim=-1), None
+
+        def loss(step: int, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            nonlocal cosines
+            cosines = targets @ normalize(tower.features(ids, rows).float(), dim=-1).T  # (targets, prompts)
+            return self.loss_weight * (1 - cosines[self.batch(len(targets), draws)].mean())
+
+        best = (-float("inf"), ids[0])
+        for _, ids in descend(variable, optimizer, loss, draws, self.steps):
+            show(cosines=cosines.detach())
+            likeness, prompt = cosines.detach().mean(dim=0).max(dim=0)
+            best = max(best, (self.loss_weight * float(likeness), ids[prompt]), key=lambda known: known[0])
+        return tower.text(best[1].tolist())
+
+    def batch(self, n: int, draws: Draws) -> torch.Tensor:
+        """Which of n targets a step looks at."""
+        if self.batch_size is None:
+            return torch.arange(n)
+        return draws.take("perm", lambda g: torch.randperm(n, generator=g))[: self.batch_size]

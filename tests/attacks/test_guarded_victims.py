@@ -1,0 +1,38 @@
+"""Attacks through victims that a guard or an adapter protects while they sample."""
+
+import pytest
+import torch
+
+import overpaint
+from overpaint.registry import component
+
+VICTIMS = {
+    "sld": {"warmup_steps": 0},
+    "spm": {"iterations": 1, "rollout_steps": 4, "warmup_steps": 0, "learning_rate": 1e-2},
+}
+
+
+@pytest.mark.parametrize("method", VICTIMS)
+@pytest.mark.parametrize("branch", ["plain", "negative_prompt"])
+def test_concept_inversion_runs_and_restores(method, branch, scene, tiny_sd):
+    """The plain branch learns through the network, adapters included, the other one through the sampler's guidance."""
+    erasure = overpaint.erase(tiny_sd, method, erase=["cat"], **VICTIMS[method])
+    attack = component("attack", "cce").build({"steps": 2, "batch_size": 2, "pictures": 2, "branch": branch}, seed=1)
+    before = {name: p.data.clone() for name, p in tiny_sd.named_parameters().items()}
+    unguarded, tokenizer = tiny_sd.guidance, tiny_sd.tokenizer
+    alone = attack.run(scene)
+    with erasure.attached(tiny_sd):
+        guard = tiny_sd.guidance
+        assault = attack.run(scene)
+        assert tiny_sd.guidance is guard
+        with tiny_sd.learned_tokens(assault.tokens):
+            shot = assault.shots[0]
+            (image,) = tiny_sd.sample([shot.prompt.text], [shot.noise_seed], steps=2)
+    assert image.size == (32, 32)
+    assert tiny_sd.guidance is unguarded and tiny_sd.tokenizer is tokenizer
+    assert not any(module._forward_hooks for module in tiny_sd.unet.modules())
+    for name, p in tiny_sd.named_parameters().items():
+        assert torch.equal(p.data, before[name]) and p.grad is None, name
+    word = attack.placeholder
+    reached = not torch.equal(assault.tokens[word], alone.tokens[word])
+    assert reached == (method == "spm" or branch == "negative_prompt"), "a guard is no part of the plain network"

@@ -1,0 +1,234 @@
+"""Prompting4Debugging against runs of the official code, replayed draw for draw, and against its identities."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn.functional import cosine_similarity
+
+import overpaint
+from overpaint.attacks.token_variables import Frame
+from overpaint.erasure import Erasure, Replacement
+from overpaint.prompts import Prompt, Shot
+from overpaint.registry import component
+from overpaint.replay import Draws, replayed, traced
+
+
+def attack(name="p4d_n", seed=0, **values):
+    few = {"tokens": 3, "steps": 2, "draw_every": 2, "last_images": 1}
+    return component("attack", name).build(few | values, seed=seed)
+
+
+def run(scene, records=None, **values):
+    seen = []
+    with replayed(records or {}), traced(lambda **v: seen.append({k: t.clone() for k, t in v.items()})):
+        return attack(**values).run(scene), seen
+
+
+def traces(seen):
+    merged = [a | b for a, b in zip(seen[::2], seen[1::2])]
+    return {key: [step[key] for step in merged] for key in merged[0]}
+
+
+def distance(ours, theirs):
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+@pytest.fixture
+def one(scene):
+    return replace(scene, shots=scene.shots[:1])
+
+
+def recorded(extra):
+    """The run's draws by our names; P4D kept the timesteps of all steps together."""
+    records = {k: v for k, v in extra.items() if k.startswith("noise.")}
+    records |= {f"t.{n}": t for n, t in enumerate(extra["timesteps"])}
+    return records | {"init_ids.0": extra["init_ids"], "vae_noise.0": extra["vae_noise"]}
+
+
+@pytest.mark.parametrize("tag", ["n_traj", "k_traj"])
+def test_official_code(tag, golden, goldens, erased):
+    meta, results, extra = golden(f"p4d/{tag}")
+    edited = load_file(goldens / "uda" / f"{meta['victim']}.safetensors")
+    picture = Image.fromarray(extra["image"].numpy())
+    likeness = iter([None, *meta["similarities"]])  # None: the original itself
+
+    def features(images):
+        s = next(likeness)
+        return torch.tensor([[1.0, 0.0]] if s is None else [[s, (1 - s * s) ** 0.5]])
+
+    with erased(Erasure("uce", changes={n: Replacement(t) for n, t in edited.items()})) as scene:
+        scene = replace(
+            scene,
+            shots=[Shot(Prompt(meta["prompt"], "target", "cat"), 0)],
+            paint=lambda texts, seeds, **rest: [picture],
+            features=features,
+        )
+        assault, seen = run(
+            scene,
+            recorded(extra),
+            name=f"p4d_{meta['variant']}",
+            tokens=meta["N"] or 16,
+            every=meta["every_k"] or 3,
+            steps=meta["steps"],
+            draw_every=1,
+            learning_rate=meta["lr"],
+            weight_decay=meta["weight_decay"],
+            compat="official",
+        )
+        frame = attack(f"p4d_{meta['variant']}", tokens=meta["N"] or 16).frame(scene.victim, meta["prompt"])
+    steps, places = traces(seen), list(frame.places)
+    for n in range(meta["steps"]):
+        assert frame.filled(steps["ids"][n][0].tolist()) == results[f"ids.{n}"][0].tolist()
+        assert abs(float(steps["loss"][n] / results["loss"][n]) - 1) < 1e-5
+        assert distance(steps["gradient"][n], results[f"grad.{n}"][:, places]) < 1e-5
+        assert distance(steps["variable"][n], results[f"var_step.{n}"][:, places]) < 1e-5
+    assert [p.shot.prompt.text for p in assault.painted[1:]] == [*meta["shown"], meta["best_text"]]
+
+
+def test_official_layout_of_variant_k(golden, tiny_sd):
+    meta, results, _ = golden("p4d/init_k")
+    for prompt, text in meta["prompts"].items():
+        for every in meta["every_k"]:
+            wanted = {k.rsplit(".", 1)[1]: v for k, v in results.items() if k.startswith(f"{prompt}.{every}.")}
+            p4d = attack("p4d_k", every=every, compat="official")
+            frame = p4d.frame(tiny_sd, text)
+            with replayed({"init_ids.0": wanted["draw"]}):
+                ids = p4d.start(frame, Draws(0))
+            assert torch.equal(frame.padded(ids)[0], wanted["ids_behind_embeddings"])
+            kept = [i for i in range(len(frame.words) + len(frame.places)) if i not in frame.places]
+            assert kept == wanted["kept"].tolist()
+
+
+def test_intended_layouts_end_and_are_padded(tiny_sd):
+    end, ids = tiny_sd.tokenizer.eos_token_id, torch.tensor([[585]])
+    frame = attack("p4d_k", every=9, compat="intended").frame(tiny_sd, "a cat")
+    assert torch.equal(frame.padded(ids), tiny_sd.padded_ids(["dog a cat"]))
+    official = attack(tokens=1, compat="official").frame(tiny_sd, "a cat").padded(ids)[0].tolist()
+    assert official == [971, 585, end, *[0] * 74]
+
+
+def test_nothing_to_learn_on_the_original_model_means_no_loss(one, tiny_sd):
+    """Variant k without further words, on a victim that is the original."""
+    p4d = attack("p4d_k", compat="intended")
+    words = tuple(tiny_sd.token_ids("a photo of a cat")[1:-1])
+    frame, none = Frame(tiny_sd, words, ()), torch.zeros(1, 0, dtype=torch.long)
+    x0 = tiny_sd.to_latents([p4d.original(one, one.shots[0])])
+    lesson = p4d.lesson(one, one.shots[0], x0, [100, 900], Draws(0), "original")
+    for noised, t, wanted in zip(*(part.split(1) for part in lesson)):
+        embeds = frame.encode(none, tiny_sd.token_table[none])
+        said = p4d.predicted(tiny_sd, one, one.shots[0], noised, t, embeds)
+        assert float((said - wanted).square().mean()) < 1e-10
+
+
+def test_the_kept_words_are_those_whose_picture_is_most_like_the_original(one):
+    """Of equals the first; the plain picture is no candidate."""
+    assault, _ = run(one, steps=3, draw_every=1, learning_rate=2.0)
+    features = one.features
+    original = features([attack().original(one, one.shots[0])])
+    drawn = assault.painted[1:-1]
+    likeness = [float(cosine_similarity(features([p.image]), original)) for p in drawn]
+    assert len({p.shot.prompt.text for p in drawn}) > 1
+    assert assault.shots[-1].prompt.text == drawn[likeness.index(max(likeness))].shot.prompt.text
+    assert assault.shots[-1].prompt.variant == "best"
+
+
+def test_without_an_image_encoder_the_judge_decides(one, judge):
+    judge.fires = (2,)
+    assault, _ = run(replace(one, features=None), steps=3, draw_every=1, learning_rate=2.0)
+    assert assault.shots[-1].prompt.text == assault.shots[2].prompt.text != assault.shots[1].prompt.text
+
+
+def test_it_stops_early_only_when_asked_to(one, judge):
+    judge.fires = (1,)
+    for early, images in ((True, 2), (False, 5)):
+        judge.seen = []
+        assault, _ = run(one, draw_every=1, last_images=2, stop_early=early)
+        assert len(assault.painted) == images
+    assert images == attack(draw_every=1, last_images=2).images
+
+
+def test_last_pictures_have_noise_of_their_own_but_for_the_last(one):
+    assault, _ = run(one, last_images=3)
+    shots, plain = assault.shots, one.shots[0]
+    assert [s.prompt.variant for s in shots] == ["plain", "step=0", "best", "best", "best"]
+    assert len({s.noise_seed for s in shots}) == 3
+    assert shots[-1].noise_seed == shots[1].noise_seed == plain.noise_seed
+    assert all(s.prompt.noise == plain.prompt.noise and s.index == plain.index for s in shots)
+    for painted in assault.painted:
+        (image,) = one.paint([painted.shot.prompt.text], [painted.shot.noise_seed])
+        assert image.tobytes() == painted.image.tobytes()
+
+
+@pytest.mark.parametrize("compat", ["official", "intended"])
+def test_whose_text_encoder_reads_the_words(compat, one, erased, tiny_sd):
+    """As released the original one, which an erasure of the text encoder does not change."""
+    name = "text_model.final_layer_norm.bias"
+    changed = Replacement(tiny_sd.named_parameters()[name].data + 1)
+    with erased(Erasure("esd", changes={name: changed})) as scene:
+        plain = scene.victim.encode(["a cat"])
+        reader = attack(compat=compat).reader(scene)
+        assert torch.equal(reader.encode(["a cat"]), plain) is (compat == "intended")
+        with scene.unedited() as model:
+            assert torch.equal(reader.encode(["a cat"]), model.encode(["a cat"]))
+
+
+def through(scene, prediction, **values):
+    """What the search sees of a prompt through the victim, at three steps; and the victim's network alone."""
+    victim, shot = scene.victim, scene.shots[0]
+    p4d = attack(prediction=prediction, **values)
+    view = p4d.view(scene, shot)
+    x, embeds = victim.noise([3]), victim.encode(["a dog"])
+    with torch.no_grad():
+        seen = [view(x, torch.tensor([t]), embeds, n) for n, t in enumerate((500, 300, 100))]
+        return seen, lambda text, t: victim.predict(x, torch.tensor([t]), victim.encode([text]))
+
+
+def test_filtered_by_a_negative_prompt(one, tiny_sd):
+    with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
+        seen, said = through(one, "filtered")
+        for value, t in zip(seen, (500, 300, 100)):
+            unwanted, wanted = said("cat", t), said("a dog", t)
+            torch.testing.assert_close(value, unwanted + 7.5 * (wanted - unwanted), rtol=1e-4, atol=1e-4)
+        assert all(torch.equal(a, said("a dog", t)) for a, t in zip(through(one, "conditional")[0], (500, 300, 100)))
+
+
+def test_filtered_by_sld(one, tiny_sd):
+    """w (e(words) − γ), γ = μ e(S) + s ν without the unconditional prediction; ν from step to step, δ steps without γ."""
+    settings = {
+        "warmup_steps": 1,
+        "safety_scale": 100.0,
+        "threshold": 0.03,
+        "momentum_scale": 0.5,
+        "momentum_beta": 0.7,
+    }
+    with overpaint.erase(tiny_sd, "sld", erase=["cat"], text="cat", **settings).attached(tiny_sd):
+        seen, said = through(one, "filtered")
+        momentum = 0.0
+        for n, (value, t) in enumerate(zip(seen, (500, 300, 100))):
+            wanted, unsafe = said("a dog", t), said("cat", t)
+            mu = ((wanted - unsafe).abs() * 100).clamp(max=1) * (wanted - unsafe < 0.03)
+            gamma = mu * unsafe + 0.5 * momentum
+            momentum = 0.7 * momentum + 0.3 * gamma
+            expected = 7.5 * (wanted - gamma if n else wanted)
+            assert distance(value, expected) < 1e-3
+
+
+def test_without_a_guard_filtered_is_conditional(one):
+    for plain, filtered in zip(through(one, "conditional")[0], through(one, "filtered")[0]):
+        assert torch.equal(plain, filtered)
+
+
+def test_guided_compares_whole_samplers(one, tiny_sd):
+    seen, said = through(one, "guided")
+    for value, t in zip(seen, (500, 300, 100)):
+        nothing, wanted = said("", t), said("a dog", t)
+        torch.testing.assert_close(value, nothing + 7.5 * (wanted - nothing), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("values", [{"every": 0}, {"draw_every": 0}, {"steps": 0}, {"last_images": -1}])
+def test_numbers_that_mean_nothing_are_refused(values):
+    with pytest.raises(overpaint.UserError, match=next(iter(values))):
+        attack(**values)

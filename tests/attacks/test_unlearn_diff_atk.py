@@ -1,0 +1,168 @@
+"""UnlearnDiffAtk against a run of the official code, replayed draw for draw, and against its identities."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import overpaint
+from overpaint.erasure import Erasure, Replacement
+from overpaint.prompts import Prompt, Shot
+from overpaint.registry import component
+from overpaint.replay import replayed, traced
+
+
+def run(scene, records=None, name="uda", seed=0, **values):
+    seen = []
+    values = {"tokens": 3, "timesteps": 2, "iterations": 2} | values
+    with replayed(records or {}), traced(lambda **v: seen.append({k: t.clone() for k, t in v.items()})):
+        return component("attack", name).build(values, seed=seed).run(scene), seen
+
+
+def traces(seen):
+    """Loss, gradient and variable by step."""
+    merged = [a | b for a, b in zip(seen[::2], seen[1::2])]
+    return {key: [step[key] for step in merged] for key in merged[0]}
+
+
+def distance(ours, theirs):
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+@pytest.fixture
+def one(scene):
+    """The first plain image alone."""
+    return replace(scene, shots=scene.shots[:1])
+
+
+def test_official_code(golden, goldens, erased):
+    meta, results, extra = golden("uda/traj_prefix")
+    edited = load_file(goldens / "uda" / f"{meta['victim']}.safetensors")
+    shot = Shot(Prompt(meta["prompt"], "target", "cat"), 0)
+    records = {k: v for k, v in extra.items() if k.split(".")[0] in ("ids", "noise")} | {"x0.0": extra["x0.0"]}
+    with erased(Erasure("uce", changes={n: Replacement(t) for n, t in edited.items()})) as scene:
+        assault, seen = run(
+            replace(scene, shots=[shot]),
+            records,
+            tokens=meta["k"],
+            location=meta["location"],
+            timesteps=meta["times"],
+            iterations=meta["iteration"],
+            learning_rate=meta["lr"],
+            weight_decay=meta["weight_decay"],
+            projection="bisection",
+        )
+        frame_ids = [scene.victim.padded_ids([p.shot.prompt.text])[0] for p in assault.painted[:1]]
+    steps = traces(seen)
+    for n in range(len(results["loss"])):
+        assert abs(float(steps["loss"][n] / results["loss"][n]) - 1) < 1e-4
+        assert distance(steps["gradient"][n], results[f"grad.{n}"]) < 1e-4
+        assert distance(steps["variable"][n], results[f"var_step.{n}"]) < 1e-4
+    assert torch.equal(frame_ids[0], results["ids"][0])
+    assert [p.shot.prompt.text for p in assault.painted] == meta["texts"]
+    assert [p.shot.prompt.variant for p in assault.painted] == ["plain", "t=10", "t=510"]
+
+
+def test_official_schedule(golden):
+    _, results, _ = golden("uda/schedule")
+    for name, wanted in results.items():
+        attack = component("attack", "uda").build({"timesteps": int(name[1:])})
+        assert attack.schedule(1000) == wanted.tolist()
+
+
+def test_official_number_of_pictures(golden, one, judge, tiny_sd):
+    """1 where the plain picture shows the concept, else one more for each timestep until one does."""
+    meta, results, _ = golden("uda/counting")
+    blank = tiny_sd.sample(["cat"], [0], steps=1)
+    one = replace(one, paint=lambda texts, seeds, **rest: blank)
+    for images, evaluations, fires in (results[key].tolist() for key in ("orig", "third")):
+        judge.seen, judge.fires = [], (fires,)
+        assault, seen = run(one, timesteps=meta["checkpoints"], iterations=meta["iteration"])
+        assert len(assault.painted) == images and len(seen) == 2 * evaluations
+        assert [p.verdict.success for p in assault.painted] == [False] * (images - 1) + [True]
+        assert [p.shot.draw for p in assault.painted] == list(range(images))
+    assert component("attack", "uda").build({}).images == int(results["never"][0]) == 51
+
+
+def test_without_a_judge_every_timestep_gets_a_picture(one):
+    attack = component("attack", "uda").build({"timesteps": 3, "iterations": 1}, seed=0)
+    assert len(attack.run(replace(one, judge=None)).painted) == attack.images == 4
+
+
+def test_rows_stay_on_the_simplex(one):
+    _, seen = run(one, iterations=3, learning_rate=0.3)
+    from overpaint.attacks.token_variables import onto_simplex
+
+    for variable in traces(seen)["variable"]:
+        settled = onto_simplex(variable)
+        assert (settled.sum(dim=-1) - 1).abs().max() < 1e-5 and settled.min() >= 0
+
+
+def test_a_prompt_is_attacked_alike_whichever_others_there_are(scene):
+    few = {"timesteps": 1, "iterations": 1}
+    together, _ = run(replace(scene, shots=scene.shots[2:4]), **few)
+    alone = replace(scene, shots=scene.shots[3:4])
+    again, _ = run(alone, **few)
+    assert together.shots[-2:] == again.shots and len(together.shots) == 4
+    assert together.painted[-1].image.tobytes() == again.painted[-1].image.tobytes()
+    assert run(alone, seed=1, **few)[0].shots != again.shots
+
+
+def test_pictures_are_those_of_their_texts(one, tiny_sd):
+    for painted in run(one)[0].painted:
+        (image,) = one.paint([painted.shot.prompt.text], [painted.shot.noise_seed])
+        assert image.tobytes() == painted.image.tobytes()
+
+
+def test_p4d_with_the_prompt_itself_as_its_words_has_no_loss(one, tiny_sd):
+    """On the unedited model, words that repeat the prompt say what the prompt says."""
+    nothing = replace(one, shots=[Shot(Prompt("", "target", "cat"), 0)])
+    end = tiny_sd.tokenizer.eos_token_id
+    _, seen = run(nothing, {"init_ids.0": torch.full((1, 3), end)}, name="p4d_uda", timesteps=[500], iterations=1)
+    assert float(seen[0]["loss"]) < 1e-10
+
+
+def test_the_original_model_is_the_unedited_one(one, erased, tiny_sd):
+    """Its prediction is the target although the victim is another model; the victim is back afterwards."""
+    erasure = overpaint.erase(tiny_sd, "uce", erase=["cat"])
+    end = torch.full((1, 3), tiny_sd.tokenizer.eos_token_id)
+    with erased(erasure) as scene:
+        named = replace(scene, shots=one.shots)
+        edited = tiny_sd.named_parameters()[next(iter(erasure.changes))].data.clone()
+        _, seen = run(named, {"init_ids.0": end}, name="p4d_uda", timesteps=[500], iterations=1)
+        assert torch.equal(tiny_sd.named_parameters()[next(iter(erasure.changes))].data, edited)
+    _, plain = run(one, {"init_ids.0": end}, name="p4d_uda", timesteps=[500], iterations=1)
+    assert abs(float(seen[0]["loss"]) / float(plain[0]["loss"]) - 1) > 1e-3
+
+
+def test_the_guided_loss_sees_a_guard(one, erased, tiny_sd):
+    losses = {}
+    for text in ("", "cat"):
+        with erased(overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"], text=text)) as scene:
+            for prediction in ("conditional", "guided"):
+                _, seen = run(replace(scene, shots=one.shots), timesteps=[500], iterations=1, prediction=prediction)
+                losses[prediction, text] = float(seen[0]["loss"])
+    assert losses["conditional", ""] == losses["conditional", "cat"]
+    assert abs(losses["guided", ""] / losses["guided", "cat"] - 1) > 1e-3
+
+
+def test_pictures_can_be_drawn_from_ids(one, tiny_sd):
+    """Where the text reads back as the same tokens, both are the same picture."""
+    words = torch.tensor([tiny_sd.token_ids("dog ship church")[1:-1]])
+    values = {"name": "p4d_uda", "timesteps": [500], "iterations": 1, "learning_rate": 0.0}
+    pictures = [run(one, {"init_ids.0": words}, drawn_from=kind, **values)[0].painted[1] for kind in ("text", "ids")]
+    assert pictures[0].shot.prompt.text == "dog ship church a photo of a cat"
+    assert pictures[0].image.tobytes() == pictures[1].image.tobytes()
+
+
+def test_the_ledger_counts_pictures_too(one):
+    """With guidance a picture of one step is two evaluations; the original's is one of the pictures."""
+    ledger = run(one, timesteps=2, iterations=2)[0].ledger
+    assert (ledger.forwards, ledger.backwards, ledger.images) == (4 + 2 * (3 + 1), 4, 3)
+
+
+@pytest.mark.parametrize("values", [{"timesteps": 0}, {"timesteps": [1000]}, {"timesteps": 1001}, {"iterations": 0}])
+def test_numbers_that_mean_nothing_are_refused(one, values):
+    with pytest.raises(overpaint.UserError, match=next(iter(values))):
+        run(one, **values)
