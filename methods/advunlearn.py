@@ -115,11 +115,11 @@ class AdvUnlearn(Eraser):
         def loss() -> torch.Tensor:
             iteration, turn = divmod(next(step), turns)
             if turn:
-                return run.retain()
+                return run.retain_loss()
             if iteration % self.attack_every == 0:
                 concept = concepts[run.draws.integer("concept", 0, len(concepts))]
                 run.turn_to(concept, attacked=iteration >= self.warmup)
-            return run.erase()
+            return run.erase_loss()
 
         train(student, torch.optim.Adam(student.masters.values(), lr=self.learning_rate), self.iterations * turns, loss)
         return Erasure("advunlearn", changes=student.changes())
@@ -142,10 +142,11 @@ class AdvUnlearn(Eraser):
 
     def retained(self, request: Request) -> list[str]:
         """The prompts to retain: as given, else of the retained concepts, else of COCO's objects that share no word."""
-        if self.retain_prompts is not None or request.retain:
-            sentences = {"style": "a picture in {} style"}
-            named = [sentences.get(c.kind, "a photo of {}").format(c.phrase) for c in request.retain]
-            return named if self.retain_prompts is None else self.retain_prompts
+        if self.retain_prompts is not None:
+            return self.retain_prompts
+        if request.retain:
+            sentence = {"style": "a picture in {} style"}
+            return [sentence.get(c.kind, "a photo of {}").format(c.phrase) for c in request.retain]
         erased = {word for c in request.erase for text in (c.name, *c.synonyms) for word in text.lower().split()}
         return [f"a photo of {name}" for name in COCO if not erased & set(name.split())]
 
@@ -167,7 +168,7 @@ class Run:
         self.ids, self.rows = self.model.padded_ids([concept]), self.prompt.plain
         if attacked:
             free = soft_prompts.attack(
-                self.prompt, self.start(), self.attack, method.attack_steps, method.attack_learning_rate,
+                self.prompt, self.start(), self.attack_loss, method.attack_steps, method.attack_learning_rate,
                 method.attack_method, official,
             )  # fmt: skip
             self.ids, self.rows = self.prompt.ids, self.prompt.rows(free)
@@ -181,7 +182,7 @@ class Run:
             return self.prompt.random_start(self.draws)
         return self.latest[:, :k]
 
-    def attack(self, rows: torch.Tensor) -> torch.Tensor:
+    def attack_loss(self, rows: torch.Tensor) -> torch.Tensor:
         """How far the student under these token embeddings is from what the base says of the concept."""
         x_t, t = self.noised(self.named)
         with torch.no_grad():
@@ -190,7 +191,7 @@ class Run:
             predicted = self.model.predict(x_t, t, self.asked(rows, self.prompt.ids))
         return mse_loss(predicted.float(), wanted.float())
 
-    def erase(self) -> torch.Tensor:
+    def erase_loss(self) -> torch.Tensor:
         """The erasing loss on the prompt of the turn; in ``reg`` mode with retained prompts at the same t."""
         method, model, size = self.method, self.model, self.method.batch_size
         kept = self.deck.deal() if method.retain_train == "reg" else []
@@ -208,7 +209,7 @@ class Run:
         show(x_t=x_t, t=t, erase=erase.detach(), retain=retain.detach())
         return erase + method.retain_weight * retain
 
-    def retain(self) -> torch.Tensor:
+    def retain_loss(self) -> torch.Tensor:
         """The retaining loss alone."""
         kept = self.deck.deal()
         wanted = self.encoded(kept)
@@ -257,7 +258,6 @@ class Deck:
         if len(self.left) < self.hand:
             self.left = list(self.prompts)
         order = torch.randperm(len(self.left), generator=generator).tolist()
-        hand, self.left = [
-            [self.left[i] for i in chosen] for chosen in (order[: self.hand], sorted(order[self.hand :]))
-        ]
-        return hand
+        dealt = [self.left[i] for i in order[: self.hand]]
+        self.left = [self.left[i] for i in order[self.hand :]]
+        return dealt

@@ -129,9 +129,8 @@ class EMCID(Eraser):
         def loss() -> torch.Tensor:
             with shift.active():
                 encoded = source.encode(model, anchored)
-            value = self.weight_decay * shift.size() + self.text_weight * self.text_loss(
-                source, anchored, encoded, wanted
-            )
+            texts = self.text_loss(source, anchored, encoded, wanted)
+            value = self.text_weight * texts + self.weight_decay * shift.size()
             if bank:
                 x_t, t = self.noised(bank, len(source.texts), draws)
                 with torch.no_grad():
@@ -261,7 +260,7 @@ class Shift:
             hook.remove()
 
     def size(self) -> torch.Tensor:
-        """‖δ‖/‖h‖², the mean over positions; its slope at δ = 0 is taken as 0."""
+        """‖δ‖/‖h‖², the mean over positions."""
         return (self.delta.norm(dim=1) / self.h.norm(dim=1) ** 2).mean()
 
     def project(self, clamp: float) -> None:

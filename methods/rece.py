@@ -74,47 +74,54 @@ class RECE(Eraser):
         at_least(1, validation_images=self.validation_images)
         if self.select == "validation" and not self.validation_detector:
             raise UserError("select=validation needs validation_detector: the name of what looks at the pictures")
+        if self.regulariser_text is not None and self.regulariser != "standard":
+            raise UserError(f"regulariser_text needs regulariser=standard, which pulls to it; got {self.regulariser}")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
-        uce: UCE = component("method", "uce").build(
-            {
-                "variant": "legacy",
-                "technique": "replace",
-                "erase_scale": self.uce_erase_scale,
-                "preserve_scale": self.uce_preserve_scale,
-                "lamb": self.uce_lamb,
-                "expand_prompts": "off",
-                "default_anchor": self.default_anchor,
-            }
-        )
+        uce = self.uce()
         rows, edited, shared = uce.problem(model, request)
-        path = Path(model.projections("key", "value"))
-        path.step(shared, lambda W: uce.residual(W, edited))
+        matrices = Matrices(model.projections("key", "value"))
+        matrices.step(shared, lambda W: uce.residual(W, edited))
 
-        concepts = [c.name for c in request.erase]
+        concepts = [rows.all(c.name) for c in request.erase]
         anchors = torch.cat([rows.all(text) for text in request.anchors(self.default_anchor)])
         empty = [""] * (len(concepts) if self.empty_texts == "one_a_concept" else 1)
         kept = gram((rows.all(text) for text in [*empty, *(c.name for c in request.retain)]), anchors)
         text = self.regulariser_text
         pull = None if text is None else TextRows(model, [text]).all(text)
         for epoch in range(self.epochs):
-            found = self.adversaries([rows.all(c) for c in concepts], path, pull)
+            found = self.adversaries(concepts, matrices, pull)
             show(**{f"adv.{epoch}.{n}": A for n, A in enumerate(found)})
             A = torch.cat(found)
             shared = factor(A, kept, self.lamb, self.erase_scale, self.retain_scale)
-            path.step(shared, lambda W, A=A: (anchors - A) @ W.T)
+            matrices.step(shared, lambda W, A=A: (anchors - A) @ W.T)
 
-        chosen, rates = self.epochs, None
+        epoch, manifest = self.epochs, {"condition": shared.condition}
         if self.select == "validation":
-            rates = [self.rate(model, request, path.changes(epoch)) for epoch in range(self.epochs + 1)]
-            chosen = rates.index(min(rates))
-        manifest = {"condition": shared.condition, "epoch": chosen, "rates": rates}
-        return Erasure("rece", changes=path.changes(chosen), manifest=manifest)
+            rates = [self.rate(model, request, matrices.changes(epoch)) for epoch in range(self.epochs + 1)]
+            epoch = rates.index(min(rates))
+            manifest |= {"epoch": epoch, "rates": rates}
+        return Erasure("rece", changes=matrices.changes(epoch), manifest=manifest)
 
-    def adversaries(self, embeds: list[torch.Tensor], path: Path, pull: torch.Tensor | None) -> list[torch.Tensor]:
+    def uce(self) -> UCE:
+        """What makes the start."""
+        settings = {
+            "variant": "legacy",
+            "technique": "replace",
+            "expand_prompts": "off",
+            "erase_scale": self.uce_erase_scale,
+            "preserve_scale": self.uce_preserve_scale,
+            "lamb": self.uce_lamb,
+            "default_anchor": self.default_anchor,
+        }
+        return component("method", "uce").build(settings)
+
+    def adversaries(
+        self, embeds: list[torch.Tensor], matrices: Matrices, pull: torch.Tensor | None
+    ) -> list[torch.Tensor]:
         """A (77, d) for the rows E(c) (77, d) of each concept; ``pull`` are E(text), ``None`` stands for E(c)."""
-        G = sum(W.T @ W for W in path.now.values())
-        H = sum(W.T @ path.base[name] for name, W in path.now.items())
+        G = sum(W.T @ W for W in matrices.now.values())
+        H = sum(W.T @ matrices.base[name] for name, W in matrices.now.items())
         rI = self.r * torch.eye(len(G), dtype=G.dtype, device=G.device)
         left, right = G + rI, H
         if self.regulariser in ("first", "both"):
@@ -153,8 +160,8 @@ class RECE(Eraser):
         return sum(seen) / len(seen)
 
 
-class Path:
-    """The matrices from W° on, solve by solve: ``base`` and ``now`` (o, d) in float64, by name."""
+class Matrices:
+    """Keys and values from W° on, solve by solve: ``base`` and ``now`` (o, d), float64, by name."""
 
     def __init__(self, projections: list[Projection]):
         self.projections = projections

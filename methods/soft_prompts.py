@@ -12,10 +12,10 @@ has n words and rows [BOS, words, rest]; k free rows δ (1, k, width) go among t
     pgd       δ ← Adam(δ, g)           g = ∇_δ loss(rows(δ)); each step draws its own latents and timestep
     fast_at   δ ← Adam(δ, sign g)
 
-As released, n is the number of words between spaces, so that a word of several pieces is torn and its last pieces are
-dropped; g is a running sum of gradients (of signs and a gradient), never zeroed; and the δ returned is that before the
-last step. ``released`` does all that; without it n counts word pieces, the last rows of the padding are dropped, and
-neither happens.
+As released, n is the number of words between spaces and the k rows behind them are dropped, which are pieces of a longer
+word (of six pieces, under prefix_k with k = 1, the second); g is a running sum of gradients (of signs and a gradient),
+never zeroed; and the δ returned is that before the last step. ``released`` does all that; without it n counts word
+pieces, rows are dropped at the end of the padding, g is the step's own and δ the last.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def attack(
 ) -> torch.Tensor:
     """The free rows (1, k, width) that Adam finds from ``start`` for ``loss(rows)``, at least in float32.
 
-    ``loss`` takes token embeddings (1, tokens, width) and draws what it needs anew at each call.
+    ``loss`` takes token embeddings (1, tokens, width) and draws what it needs anew at each call. On a victim it is, say,
+    the distance of ``victim.predict(x_t, t, victim.encode_embeddings(rows, prompt.ids))`` from the original's prediction.
     """
     free = torch.nn.Parameter(start.detach().to(torch.promote_types(start.dtype, torch.float32), copy=True))
     optimizer = torch.optim.Adam([free], lr=learning_rate)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import overpaint
 from overpaint.methods import rece
-from overpaint.methods.rece import RECE, Path
+from overpaint.methods.rece import RECE, Matrices
 from overpaint.registry import component
 from overpaint.replay import traced
 
@@ -64,29 +64,29 @@ def test_no_epochs_is_uce_to_the_bit(tiny_sd):
 
 
 def test_the_adversary_of_an_unedited_model_is_the_concept(tiny_sd_float64):
-    path = Path(tiny_sd_float64.projections("key", "value"))
+    matrices = Matrices(tiny_sd_float64.projections("key", "value"))
     E = tiny_sd_float64.encode(["dog"])[0]
-    (A,) = eraser(r=0.0).adversaries([E], path, None)
+    (A,) = eraser(r=0.0).adversaries([E], matrices, None)
     torch.testing.assert_close(A, E, rtol=0, atol=1e-9)
-    (A,) = eraser(r=1e9).adversaries([E], path, None)
+    (A,) = eraser(r=1e9).adversaries([E], matrices, None)
     assert A.norm() < 1e-5 * E.norm()
 
 
 @pytest.fixture
 def edited(tiny_sd_float64):
     """The matrices after a UCE edit of dog, and E(dog), E(cat)."""
-    path = Path(tiny_sd_float64.projections("key", "value"))
+    matrices = Matrices(tiny_sd_float64.projections("key", "value"))
     for name, tensor in changed(tiny_sd_float64, "uce", erase=["dog"], anchor="cat").items():
-        path.now[name] = tensor
-    return path, *tiny_sd_float64.encode(["dog", "cat"])
+        matrices.now[name] = tensor
+    return matrices, *tiny_sd_float64.encode(["dog", "cat"])
 
 
-def objective(path, E, terms):
+def objective(matrices, E, terms):
     """Σ ‖W A − W° E‖² plus ``terms(A)``, and its gradient at A."""
 
     def gradient(A):
         A = A.clone().requires_grad_()
-        total = sum(((A @ W.T - E @ path.base[name].T) ** 2).sum() for name, W in path.now.items())
+        total = sum(((A @ W.T - E @ matrices.base[name].T) ** 2).sum() for name, W in matrices.now.items())
         (total + terms(A)).backward()
         return A.grad, float(total.detach())
 
@@ -94,9 +94,9 @@ def objective(path, E, terms):
 
 
 def test_adversarial_rows_minimise_what_they_should(edited):
-    path, E, T = edited
+    matrices, E, T = edited
     r = 0.1
-    now = list(path.now.values())
+    now = list(matrices.now.values())
     terms = {
         "zero": lambda A: r * (A**2).sum(),
         "standard": lambda A: r * ((A - T) ** 2).sum(),
@@ -105,8 +105,8 @@ def test_adversarial_rows_minimise_what_they_should(edited):
     }
     terms["both"] = lambda A: terms["first"](A) + terms["second"](A)
     for regulariser, term in terms.items():
-        (A,) = eraser(regulariser=regulariser, r=r).adversaries([E], path, T)
-        gradient = objective(path, E, term)
+        (A,) = eraser(regulariser=regulariser, r=r).adversaries([E], matrices, T)
+        gradient = objective(matrices, E, term)
         assert gradient(A)[0].abs().max() < 1e-9, regulariser
         assert gradient(A)[1] < gradient(E)[1], "adversarial rows come closer to the old outputs than the concept's own"
 
@@ -135,16 +135,16 @@ def test_each_concept_has_its_own_anchor_and_order_does_not_matter(tiny_sd_float
 
 
 def test_few_rows_are_kept_as_factors(tiny_sd):
-    path = Path(tiny_sd.projections("key", "value"))
-    (name, W), *_ = path.now.items()
+    matrices = Matrices(tiny_sd.projections("key", "value"))
+    (name, W), *_ = matrices.now.items()
 
     class Shared:
         down = torch.ones(2, W.shape[1], dtype=torch.float64)
 
     for _ in range(3):
-        path.step(Shared, lambda W: W[:, :2].T)
-    assert path.changes(0)[name].up.shape[1] == 2 and path.changes(2)[name].up.shape[1] == 6
-    torch.testing.assert_close(path.changes(2)[name].apply(W), path.now[name], rtol=1e-6, atol=1e-6)
+        matrices.step(Shared, lambda W: W[:, :2].T)
+    assert matrices.changes(0)[name].up.shape[1] == 2 and matrices.changes(2)[name].up.shape[1] == 6
+    torch.testing.assert_close(matrices.changes(2)[name].apply(W), matrices.now[name], rtol=1e-6, atol=1e-6)
 
 
 @pytest.fixture
@@ -190,3 +190,5 @@ def test_bad_values_are_refused(tiny_sd):
         overpaint.erase(tiny_sd, "rece", erase=["dog"], epochs=-1)
     with pytest.raises(overpaint.UserError, match=r"lamb=0.*singular"):
         overpaint.erase(tiny_sd, "rece", erase=["dog"], lamb=0, retain_scale=0, erase_scale=0)
+    with pytest.raises(overpaint.UserError, match="regulariser_text needs regulariser=standard"):
+        overpaint.erase(tiny_sd, "rece", erase=["dog"], regulariser_text="cat")
