@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from overpaint.attacks.attack import Attack, Scene
@@ -17,7 +18,8 @@ from overpaint.models.sources import fingerprint_model, resolve
 from overpaint.prompts import Shot
 from overpaint.registry import component, construct, load_attribute
 from overpaint.sets import ROLES, role_shots, unseen_shots
-from overpaint.store import Store
+from overpaint.shipped import shipped
+from overpaint.store import Store, file_hash
 from overpaint.tasks import Task
 
 
@@ -100,9 +102,23 @@ def _erase_task(plan: Plan, cell: Cell) -> Task | None:
     }
     if cell.concepts.sequential:
         config["sequential"] = True
+    files = _named_files(cell.method.values)
+    if files:
+        config["files"] = files
     version = component("method", cell.method.name).load().version
     label = f"erase {cell.concepts.name} with {cell.method.label}"
     return plan.add(Task("erase", config, {}, {"method": version}, _runtime(cell), label))
+
+
+def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files that hyper-parameters name (a caption collection, say): their content decides the result."""
+    found = {}
+    for key, value in values.items():
+        places = (shipped("datasets") / f"{value}.csv", Path(value).expanduser()) if isinstance(value, str) else ()
+        path = next((place for place in places if value and place.is_file()), None)
+        if path:
+            found[key] = file_hash(path)
+    return found
 
 
 # --- attack, generate, score -----------------------------------------------------------------------------------

@@ -113,3 +113,15 @@ def test_every_catalogue_anchor_and_neighbour_is_known():
     for concept in catalogue.concepts.values():
         assert set(concept.neighbours) <= set(catalogue.concepts)
         assert concept.name not in concept.neighbours
+
+
+def test_the_content_of_a_named_file_decides_the_erasure(tmp_path):
+    captions = tmp_path / "captions.csv"
+
+    def key(text):
+        captions.write_text(text)
+        found = plan("method=mace", f"method.prior_captions={captions}", "method.preserve_scale=1", "budget=smoke")
+        return next(task.key for task in found.tasks.values() if task.stage == "erase")
+
+    one = key("prompt\na tree\n")
+    assert key("prompt\na tree\n") == one != key("prompt\na boat\n")

@@ -30,8 +30,11 @@ class Tower(Protocol):
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Features (n, d) of texts."""
 
+    def ids(self, text: str) -> list[int]:
+        """The words of a text, without start and end."""
+
     def text(self, ids: Sequence[int]) -> str:
-        """What ids read as."""
+        """What words read as."""
 
 
 class OwnTower:
@@ -48,6 +51,9 @@ class OwnTower:
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         ends = [len(self.model.token_ids(text)) - 1 for text in texts]
         return self.model.encode(texts)[torch.arange(len(ends)), ends]
+
+    def ids(self, text: str) -> list[int]:
+        return self.model.token_ids(text)[1:-1]
 
     def text(self, ids: Sequence[int]) -> str:
         return Frame(self.model, (), tuple(range(len(ids)))).text(ids)
@@ -95,8 +101,7 @@ class Clip:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        rows = [self.tokenizer(text, truncation=True).input_ids[1:-1] for text in texts]
-        ids = [torch.tensor([row], device=self.table.device, dtype=torch.long) for row in rows]
+        ids = [torch.tensor([self.ids(text)], device=self.table.device, dtype=torch.long) for text in texts]
         return torch.cat([self.features(row, self.table[row]) for row in ids])
 
     @torch.no_grad()
@@ -104,6 +109,9 @@ class Clip:
         pixels = self.processor(images=list(images), return_tensors="pt").pixel_values
         states = self.model.vision_model(pixels.to(self.table)).pooler_output
         return self.model.visual_projection(states)
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, truncation=True).input_ids[1:-1]
 
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode([i for i in ids if i not in self.tokenizer.all_special_ids]).strip()

@@ -43,6 +43,7 @@ class HardPrompts(Attack):
     learning_rate: float
     weight_decay: float
     loss_weight: float
+    without_name: bool
 
     needs: ClassVar[str] = "model"
     unit: ClassVar[str] = "prompt"
@@ -59,7 +60,8 @@ class HardPrompts(Attack):
         started, ledger, found = time.perf_counter(), Ledger(), []
         tower = OwnTower(scene.victim) if self.clip is None else Clip.load(self.clip, scene.victim.device)
         for prompt, shots in groupby(scene.shots, key=lambda shot: shot.prompt):
-            text = self.invert(tower, self.targets(scene, tower, prompt.text), Draws.of(self.seed, prompt.id))
+            targets, draws = self.targets(scene, tower, prompt.text), Draws.of(self.seed, prompt.id)
+            text = self.invert(tower, targets, draws, scene.concept.name if self.without_name else "")
             ledger.text_forwards += self.steps * self.prompts
             found += [attacked(shot, text, scene.concept, "hard prompt") for shot in shots]
         ledger.seconds = time.perf_counter() - started
@@ -74,11 +76,11 @@ class HardPrompts(Attack):
             raise UserError(f"attack=pez needs pictures of {scene.concept.name!r}, and there are none (or target=text)")
         return tower.image_features(pictures)
 
-    def invert(self, tower: Tower, targets: torch.Tensor, draws: Draws) -> str:
-        """The text of the best words for target features (n, d)."""
+    def invert(self, tower: Tower, targets: torch.Tensor, draws: Draws, without: str = "") -> str:
+        """The text of the best words for target features (n, d), ``without`` the words of a text."""
         size = (self.prompts, self.tokens)
         ids = draws.take("init_ids", lambda g: torch.randint(len(tower.table), size, generator=g))
-        variable = Nearest(tower.table, ids)
+        variable = Nearest(tower.table, ids, tower.ids(without))
         optimizer = torch.optim.AdamW([variable.parameter], lr=self.learning_rate, weight_decay=self.weight_decay)
         targets, cosines = normalize(targets.float(), dim=-1), None
 

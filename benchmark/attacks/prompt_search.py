@@ -99,9 +99,9 @@ class PromptSearch(Attack):
         """A picture of the frame filled with words (1, k)."""
         victim, text, embeds = tries.scene.victim, frame.text(ids[0].tolist()), None
         if self.drawn_from == "ids":
-            known = Frame(victim, frame.words, frame.places)
+            ended = Frame(victim, frame.words, frame.places)  # and padded as the sampler does
             with torch.no_grad():
-                embeds = known.encode(ids, victim.token_table[ids])
+                embeds = ended.encode(ids, victim.token_table[ids])
         return tries.make(text, variant, embeds, seed)
 
     def original(self, scene: Scene, shot: Shot) -> Image:

@@ -64,10 +64,13 @@ class Simplex:
 
 
 class Nearest:
-    """n prompts of k free embeddings, each read as the nearest word; they start at the words ``ids`` (n, k)."""
+    """n prompts of k free embeddings, each read as the nearest word; they start at the words ``ids`` (n, k).
 
-    def __init__(self, table: torch.Tensor, ids: torch.Tensor):
-        self.table = full(table)
+    ``forbidden`` words are never read.
+    """
+
+    def __init__(self, table: torch.Tensor, ids: torch.Tensor, forbidden: Sequence[int] = ()):
+        self.table, self.forbidden = full(table), list(forbidden)
         self.directions = normalize(self.table, dim=-1)
         self.parameter = torch.nn.Parameter(self.table[ids.to(self.table.device)])
 
@@ -76,7 +79,9 @@ class Nearest:
         return ids, StraightThrough.apply(self.parameter, self.table[ids], None)
 
     def ids(self) -> torch.Tensor:
-        return (normalize(self.parameter.detach(), dim=-1) @ self.directions.T).argmax(dim=-1)
+        cosines = normalize(self.parameter.detach(), dim=-1) @ self.directions.T
+        cosines[..., self.forbidden] = -float("inf")
+        return cosines.argmax(dim=-1)
 
     def settle(self) -> None:
         pass

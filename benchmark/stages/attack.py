@@ -44,28 +44,35 @@ def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
             batch_size=task.runtime["batch_size"],
         )
 
+    judge, features = _judge(config["judge"], concept.label, bench) if "judge" in config else (None, None)
     return Scene(
         concept,
         [Shot.from_dict(s) for s in config["shots"]],
         Catalogue(templates=config["templates"]),
         victim,
-        lambda n: _examples(config, concept, inputs, n),
-        bench.unedited,
-        paint if protocol else None,
-        _judge(config["judge"], concept.label, bench) if "judge" in config else None,
-        protocol,
+        examples=lambda n: _examples(config, concept, inputs, n),
+        unedited=bench.unedited,
+        paint=paint if protocol else None,
+        judge=judge,
+        features=features,
+        protocol=protocol,
     )
 
 
 def _judge(settings: Mapping, label: str | None, bench):
-    """The detector's verdict on one concept; a picture that it fails on counts as not seen."""
+    """The detector's verdict on one concept, and its features; a picture that it fails on counts as not seen."""
+    import torch
+
     detector = bench.detector(settings["detector"], settings["settings"])
 
     def judge(images: Sequence) -> list[Verdict]:
         scores = detector.score(images)[label].fillna(0.0)
         return [Verdict(bool(score >= settings["threshold"]), float(score)) for score in scores]
 
-    return judge if label else None
+    def features(images: Sequence) -> torch.Tensor:
+        return torch.tensor(detector.score(images)["features"].tolist())
+
+    return (judge if label else None), features
 
 
 def write_assault(folder: Path, assault: Assault) -> None:

@@ -17,9 +17,9 @@ TINY = {
     "steps": 2,
     "batch_size": 2,
     "pictures": 2,
-    "timesteps": 2,
-    "iterations": 2,
-    "draw_every": 1,
+    "timesteps": 1,
+    "iterations": 1,
+    "draw_every": 2,
     "last_images": 1,
     "file": str(LIST),
 }

@@ -90,7 +90,9 @@ def test_the_kept_prompt_is_the_best_of_all_steps_and_prompts(tiny_sd):
 def test_it_finds_a_word_again(tiny_sd):
     tower = OwnTower(tiny_sd)
     attack = pez(tokens=1, steps=150, learning_rate=0.3)
-    assert attack.invert(tower, tower.text_features(["dog"]), Draws(1)) == "dog"
+    target = tower.text_features(["dog"])
+    assert attack.invert(tower, target, Draws(1)) == "dog"
+    assert attack.invert(tower, target, Draws(1), without="a dog") not in ("dog", "a")
 
 
 def test_features_of_words_are_those_of_their_text(tiny_sd, clip):
