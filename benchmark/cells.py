@@ -93,7 +93,7 @@ class ConceptSet:
 
 @dataclass(frozen=True)
 class Choice:
-    """A method or an attack with its settled hyper-parameters; ``given`` are those set by hand, which its label shows."""
+    """A method or an attack with its settled hyper-parameters; ``given`` is what was set by hand, which its label shows."""
 
     name: str
     preset: str | None
@@ -173,6 +173,8 @@ def choose(
     values = {k: config[k] for k in given if k in chosen.defaults and k in config}
     settled = chosen.settle(values, preset)
     construct(chosen.load(), settled, f"{kind}={chosen.name}")  # a wrong type or value is told before anything runs
+    if "preset" in given and preset:
+        values = {"preset": preset, **values}
     return Choice(chosen.name, preset, settled, values)
 
 

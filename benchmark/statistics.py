@@ -131,7 +131,8 @@ def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
         return Estimate(value, **size)
     below = math.sqrt(sum((e.value - e.low) ** 2 for e in estimates)) / len(estimates)
     above = math.sqrt(sum((e.high - e.value) ** 2 for e in estimates)) / len(estimates)
-    return Estimate(value, value - below, value + above, **size)
+    lowest, highest = min(e.low for e in estimates), max(e.high for e in estimates)
+    return Estimate(value, max(value - below, lowest), min(value + above, highest), **size)
 
 
 def mean(
