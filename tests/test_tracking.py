@@ -1,6 +1,7 @@
 """Weights & Biases gets one run a cell, written offline without an account."""
 
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -22,7 +23,11 @@ def records():
 def test_one_offline_run_a_cell_with_its_figures(records, tmp_path):
     pytest.importorskip("wandb")
     tracker(OFFLINE)(records, str(tmp_path))
-    written = [path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
+    for _ in range(100):  # wandb's own process writes the last blocks after `finish` has returned
+        written = [path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
+        if len(written) == 2 and all(b"efficacy/target_proportion/low" in log for log in written):
+            break
+        time.sleep(0.1)
     assert len(written) == 2
     assert all(b"efficacy/target_proportion/low" in log for log in written)
     assert sum(b"x / x / uce / x" in log for log in written) == 1

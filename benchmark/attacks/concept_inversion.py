@@ -2,24 +2,29 @@
 
 Pham, Marshall, Cohen, Mittal and Hegde, "Circumventing Concept Erasure Methods for Text-to-Image Generative Models",
 ICLR 2024, arXiv 2308.01508: textual inversion on the victim. Only v (width,), the input embedding of one placeholder
-token, is learned; with x_0 latents of pictures, captions S built from templates around the placeholder, E the victim's
-text encoder and e its network, adapters included:
+token, is learned, by AdamW; with x_0 latents of pictures, captions S around the placeholder, E the victim's text encoder
+and e its network, adapters included:
 
     plain              loss = mean (ε − e(x_t, t, E_v(S)))²                                     x_t = √ᾱ x_0 + √(1−ᾱ) ε
-    negative_prompt    loss = mean (g(x_t, t, E_v(S)) − c(x_t, t, E(concept)))²                 AdamW on v
+    negative_prompt    loss = mean (g(x_t, t, E_v(S)) − c(x_t, t, E(concept)))²
+    sld                the same at t_k, where g(·, t_1), …, g(·, t_k) share the guard's momentum, t_1 > … > t_k
 
 where g is the guarded and c the unguarded classifier-free guidance of the sampler, at ``guidance_scale``: the word
-learns to cancel the guard. The official code encodes each picture anew in every step and draws from the posterior; here
-the posterior means, and their mirror images, are computed once. Its learning rate of 5e-3 is multiplied by batch size
-and accumulation steps (4 × 4), which makes 0.08. It restores the other rows of the table after each step; here they
-cannot change at all.
+learns to cancel the guard. For ``sld``, n is drawn from window … T − 1 and the t_i are ``visits`` different timesteps of
+n − window … n − 1, all with the same ε; the earlier ones enter the loss through the momentum, and so does their gradient.
+
+``captions`` are sentences for the concept (S = "a photo of v"), or prompts (I2P mode: S = "v" before a prompt, which then
+takes the concept's place in c). The official code encodes each picture anew in every step and draws from the posterior;
+here the posterior means, and their mirror images, are computed once. Its learning rate of 5e-3 is multiplied by batch
+size and accumulation steps, which makes 0.08 (4 × 4), and 0.02 for SLD (1 × 4). It restores the other rows of the table
+after each step; here they cannot change at all. It compares SLD's warm-up with the number of the batch; here the guard is
+told of a sampler with as many steps as there are timesteps.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from PIL import ImageOps
@@ -35,6 +40,18 @@ from overpaint.progress import steps
 from overpaint.replay import Draws, show
 
 
+class Lesson(NamedTuple):
+    """Embeddings (batch, tokens, width) of captions with the placeholder, their texts, the texts they stand for; x_0 and
+    ε (batch, c, h, w) and timesteps (batch,)."""
+
+    embeds: torch.Tensor
+    captions: list[str]
+    asked: list[str]
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+
+
 @dataclass(kw_only=True)
 class ConceptInversion(Attack):
     """Hyper-parameters; ``conf/attack/cce.yaml`` says what each means."""
@@ -43,35 +60,50 @@ class ConceptInversion(Attack):
     initial_word: str | None
     pictures: int
     mirror: bool
+    captions: Literal["sentences", "prompts"]
     steps: int
     batch_size: int
     learning_rate: float
     weight_decay: float
-    branch: Literal["auto", "plain", "negative_prompt"]
+    branch: Literal["auto", "plain", "negative_prompt", "sld"]
     guidance_scale: float
+    window: int
+    visits: int
 
     needs: ClassVar[str] = "victim"
 
     def __post_init__(self):
         at_least(0, steps=self.steps, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
-        at_least(1, pictures=self.pictures, batch_size=self.batch_size)
+        at_least(1, pictures=self.pictures, batch_size=self.batch_size, visits=self.visits)
+        at_least(self.visits, window=self.window)
 
     def run(self, scene: Scene) -> Assault:
-        victim, started = scene.victim, time.perf_counter()
-        draws, ledger = Draws(self.seed), Ledger()
+        victim, draws, ledger = scene.victim, Draws(self.seed), Ledger()
+        branch = self.chosen_branch(victim)
+        if branch == "sld":
+            self.check_window(victim)
         latents = self.latents(scene)
         v = torch.nn.Parameter(self.start(victim, draws))
         optimizer = torch.optim.AdamW([v], lr=self.learning_rate, weight_decay=self.weight_decay)
-        loss = self.through_guard if self.chosen_branch(victim) == "negative_prompt" else self.plain
         with victim.learned_tokens({self.placeholder: v}), torch.enable_grad():
             for _ in steps(self.steps, "inversion steps"):
                 optimizer.zero_grad(set_to_none=True)
-                value = loss(scene, latents, draws, ledger)
+                lesson = self.lesson(scene, latents, draws, lowest=self.window if branch == "sld" else 0)
+                if branch == "plain":
+                    value = self.plain(victim, lesson, ledger)
+                elif branch == "negative_prompt":
+                    value = self.through_guard(victim, lesson, lesson.timesteps[None], ledger)
+                else:
+                    value = self.through_guard(victim, lesson, self.visited(lesson.timesteps, draws), ledger)
                 value.backward()
                 show(loss=value.detach(), gradient=v.grad, row=v.detach().clone())
                 optimizer.step()
-        ledger.seconds = time.perf_counter() - started
         return Assault(self.shots(scene), {self.placeholder: v.detach().clone()}, ledger)
+
+    def check_window(self, victim: DiffusionModel) -> None:
+        total = len(victim.alphas_cumprod)
+        if self.window >= total:
+            raise UserError(f"window takes fewer than the model's {total} timesteps, got {self.window}")
 
     def latents(self, scene: Scene) -> torch.Tensor:
         """Latents (n, c, h, w) of the concept's pictures, mirror images behind them."""
@@ -93,43 +125,64 @@ class ConceptInversion(Attack):
     def chosen_branch(self, victim: DiffusionModel) -> str:
         if self.branch != "auto":
             return self.branch
-        return "negative_prompt" if getattr(victim.guidance, "guard", "") == "negative_prompt" else "plain"
+        guard = getattr(victim.guidance, "guard", "")
+        return guard if guard in ("negative_prompt", "sld") else "plain"
 
-    def plain(self, scene: Scene, latents: torch.Tensor, draws: Draws, ledger: Ledger) -> torch.Tensor:
+    def plain(self, victim: DiffusionModel, lesson: Lesson, ledger: Ledger) -> torch.Tensor:
         """The denoising loss of the prompted prediction, without guidance."""
-        victim = scene.victim
-        embeds, x0, noise, t = self.batch(scene, latents, draws)
+        embeds, _, _, x0, noise, t = lesson
         predicted = victim.predict(victim.add_noise(x0, noise, t), t, embeds)
         self.spend(ledger, forwards=1, backwards=1)
         return mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
 
-    def through_guard(self, scene: Scene, latents: torch.Tensor, draws: Draws, ledger: Ledger) -> torch.Tensor:
-        """The distance from the guarded prediction for the placeholder to the unguarded one for the concept."""
-        victim, w = scene.victim, self.guidance_scale
-        embeds, x0, noise, t = self.batch(scene, latents, draws)
-        noised = victim.add_noise(x0, noise, t)
+    def through_guard(
+        self, victim: DiffusionModel, lesson: Lesson, visits: torch.Tensor, ledger: Ledger
+    ) -> torch.Tensor:
+        """The distance from the guarded prediction for the placeholder to the unguarded one for what it stands for,
+        at the last of the timesteps ``visits`` (k, batch); the guard keeps its state from one to the next."""
+        embeds, captions, asked, x0, noise, _ = lesson
+        w, total = self.guidance_scale, len(victim.alphas_cumprod)
         with torch.no_grad():
-            named, nothing = (e.expand_as(embeds) for e in victim.encode([scene.concept.name, ""])[:, None])
-            wanted = Guidance(victim, named, nothing, w)(noised, t, 0)
-        predicted = victim.guidance(victim, embeds, nothing, w)(noised, t, 0)
-        self.spend(ledger, forwards=4, backwards=2)
-        return mse_loss(predicted.float(), wanted.float())
+            wanted, nothing = victim.encode(asked), victim.unconditional().expand_as(embeds)
+        guarded = victim.guidance(victim, embeds, nothing, w, captions)
+        for t in visits:
+            noised = victim.add_noise(x0, noise, t)
+            predicted = guarded(noised, t, total - int(t[0]))
+        with torch.no_grad():
+            goal = Guidance(victim, wanted, nothing, w)(noised, t, 0)
+        self.spend(ledger, forwards=2 * len(visits) + 2, backwards=2 * len(visits))
+        return mse_loss(predicted.float(), goal.float())
 
-    def batch(self, scene: Scene, latents: torch.Tensor, draws: Draws):
-        """Caption embeddings, x_0, ε and t (b,) of one step: everything that is drawn."""
+    def visited(self, ends: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """``visits`` timesteps (visits, batch) in descending order out of the window before each of ``ends`` (batch,)."""
+        orders = [draws.take("perm", lambda g: torch.randperm(self.window, generator=g)) for _ in ends]
+        offsets = torch.stack(orders, dim=1)[: self.visits].sort(dim=0, descending=True).values
+        return ends - self.window + offsets.to(ends.device)
+
+    def lesson(self, scene: Scene, latents: torch.Tensor, draws: Draws, lowest: int) -> Lesson:
+        """What one step learns from: everything that is drawn, timesteps from ``lowest`` on."""
         victim, size = scene.victim, self.batch_size
-        lines = sentences(scene.concept, scene.catalogue)
-        words = f"{scene.concept.article} {self.placeholder}".strip()
-
-        def captions(generator: torch.Generator) -> torch.Tensor:
-            chosen = torch.randint(0, len(lines), (size,), generator=generator).tolist()
-            return victim.padded_ids([lines[i].format(words) for i in chosen])
-
-        ids = draws.take("ids", captions)
+        texts = {"sentences": self.sentences, "prompts": self.prompts}[self.captions]
+        lines, asked = texts(scene)
+        chosen = draws.take("captions", lambda g: torch.randint(0, len(lines), (size,), generator=g)).tolist()
         x0 = draws.take("x0", lambda g: latents[torch.randint(0, len(latents), (size,), generator=g)])
         noise = draws.noise("noise", tuple(x0.shape), x0)
-        t = draws.take("t", lambda g: torch.randint(0, len(victim.alphas_cumprod), (size,), generator=g)).to(x0.device)
-        return victim.encode_ids(ids), x0, noise, t
+        total = len(victim.alphas_cumprod)
+        t = draws.take("t", lambda g: torch.randint(lowest, total, (size,), generator=g)).to(x0.device)
+        captions = [lines[i] for i in chosen]
+        ids = draws.take("ids", lambda g: victim.padded_ids(captions))
+        return Lesson(victim.encode_ids(ids), captions, [asked[i] for i in chosen], x0, noise, t)
+
+    def sentences(self, scene: Scene) -> tuple[list[str], list[str]]:
+        """Captions with the placeholder, and what they stand for: the concept, whatever the sentence."""
+        words = f"{scene.concept.article} {self.placeholder}".strip()
+        lines = [line.format(words) for line in sentences(scene.concept, scene.catalogue)]
+        return lines, [scene.concept.name] * len(lines)
+
+    def prompts(self, scene: Scene) -> tuple[list[str], list[str]]:
+        """The scene's prompts behind the placeholder, and the prompts: as I2P's, which do not name the concept."""
+        texts = [shot.prompt.text for shot in scene.shots]
+        return [f"{self.placeholder} {text}" for text in texts], texts
 
     def spend(self, ledger: Ledger, forwards: int, backwards: int) -> None:
         ledger.forwards += forwards * self.batch_size

@@ -68,12 +68,8 @@ class Lesson(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class PromptSearch(Attack):
-    """What the searches share; ``drawn_from`` says whether pictures are drawn from the found words' text, which can
-    read back as other tokens, or from the tokens themselves."""
-
-    prediction: Literal["conditional", "guided"]
-    drawn_from: Literal["text", "ids"]
+class Search(Attack):
+    """An attack that draws the plain image first, and searches only where it does not show the concept."""
 
     needs: ClassVar[str] = "victim"
     unit: ClassVar[str] = "prompt"
@@ -81,7 +77,7 @@ class PromptSearch(Attack):
 
     @abstractmethod
     def search(self, scene: Scene, tries: Tries, draws: Draws) -> None:
-        """Search words for ``tries.shot`` and make pictures of them."""
+        """Search for ``tries.shot`` and make pictures of what is found."""
 
     def run(self, scene: Scene) -> Assault:
         started, ledger, painted = time.perf_counter(), Ledger(), []
@@ -94,6 +90,15 @@ class PromptSearch(Attack):
                 painted += tries.painted
         ledger.images, ledger.seconds = len(painted), time.perf_counter() - started
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
+
+
+@dataclass(kw_only=True)
+class PromptSearch(Search):
+    """What the searches for words share; ``drawn_from`` says whether pictures are drawn from the found words' text,
+    which can read back as other tokens, or from the tokens themselves."""
+
+    prediction: Literal["conditional", "guided"]
+    drawn_from: Literal["text", "ids"]
 
     def draw(self, tries: Tries, frame: Frame, ids: torch.Tensor, variant: str, seed: int | None = None) -> Painted:
         """A picture of the frame filled with words (1, k)."""

@@ -14,12 +14,12 @@ from overpaint.concepts import Catalogue, Concept
 from overpaint.erasure import Erasure, Replacement
 from overpaint.prompts import Prompt, shots
 from overpaint.registry import component
-from overpaint.replay import replayed, traced
+from overpaint.replay import Draws, replayed, traced
 
 
 def invert(scene, records=None, **values):
     seen = []
-    values = {"pictures": 2, "steps": 2, "batch_size": 2} | values
+    values = {"pictures": 2, "steps": 2, "batch_size": 2, "visits": 3} | values
     with replayed(records or {}), traced(lambda **v: seen.append({k: t.clone() for k, t in v.items()})):
         return component("attack", "cce").build(values, seed=0).run(scene), seen
 
@@ -28,15 +28,25 @@ def distance(ours, theirs):
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
-@pytest.mark.parametrize("tag", ["cce_plain", "cce_np"])
-def test_official_code(tag, tiny_sd, golden, goldens):
+SLD_MAX = {"warmup_steps": 0, "safety_scale": 5000.0, "threshold": 1.0, "momentum_scale": 0.5, "momentum_beta": 0.7}
+
+
+@pytest.mark.parametrize(("tag", "bound"), [("cce_plain", 2e-5), ("cce_np", 2e-5), ("cce_sld", 1e-3)])
+def test_official_code(tag, bound, tiny_sd, tiny_sd_float64, golden, goldens):
     meta, results, extra = golden(f"cce/{tag}")
-    guarded = meta["branch"] == "np"
-    records = {key: value for key, value in extra.items() if key.split(".")[0] in ("x0", "noise", "t")}
+    if (
+        meta["branch"] == "sld"
+    ):  # a few values near the guard's switches make most of its gradient: no place for rounding
+        tiny_sd = tiny_sd_float64
+    guarded = meta["branch"] in ("np", "sld")
+    records = {key: value for key, value in extra.items() if key.split(".")[0] in ("x0", "noise", "t", "perm")}
+    records |= {key: value.to(tiny_sd.dtype) for key, value in records.items() if value.is_floating_point()}
     stride = 2 if guarded else 1  # the guarded branch also encodes its fixed texts, every second call
     records |= {f"ids.{n}": extra[f"enc_ids.{stride * n}"] for n in range(meta["steps"])}
-    if guarded:
+    if meta["branch"] == "np":
         erasure = overpaint.erase(tiny_sd, "negative_prompt", erase=["Van Gogh"])
+    elif guarded:
+        erasure = overpaint.erase(tiny_sd, "sld", erase=["Van Gogh"], **SLD_MAX)
     else:
         edited = load_file(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
         erasure = Erasure("uce", changes={name: Replacement(tensor) for name, tensor in edited.items()})
@@ -57,12 +67,13 @@ def test_official_code(tag, tiny_sd, golden, goldens):
             batch_size=meta["batch"],
             learning_rate=meta["lr_used"],
             weight_decay=meta["weight_decay"],
+            visits=5,
         )
     for n, step in enumerate(seen):
-        assert distance(step["row"], extra[f"row_used.{stride * n}"]) < 2e-5
-        assert abs(float(step["loss"] / results["loss"][n]) - 1) < 2e-5
-        assert distance(step["gradient"], results[f"row_grad.{n}"]) < 2e-5
-    assert distance(assault.tokens[meta["placeholder"]], results["learned"]) < 2e-5
+        assert distance(step["row"], extra[f"row_used.{stride * n}"]) < bound
+        assert abs(float(step["loss"] / results["loss"][n]) - 1) < bound
+        assert distance(step["gradient"], results[f"row_grad.{n}"]) < bound
+    assert distance(assault.tokens[meta["placeholder"]], results["learned"]) < bound
     assert assault.shots[0].prompt.text == f"a painting by {meta['placeholder']}"
 
 
@@ -94,7 +105,9 @@ def test_the_loss_falls_on_what_it_learns_from(scene):
 
 
 def test_the_branch_follows_the_guard(scene, tiny_sd):
-    """The guarded loss costs four network evaluations an image; the plain one can still be asked for."""
+    """The guarded loss costs four network evaluations an image, with momentum two a visit and two; the plain one one."""
+    with overpaint.erase(tiny_sd, "sld", erase=["cat"]).attached(tiny_sd):
+        assert invert(scene)[0].ledger.forwards == 32
     for hyperparameters, forwards in (({}, 16), ({"branch": "plain"}, 4)):
         with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
             assert invert(scene, **hyperparameters)[0].ledger.forwards == forwards
@@ -113,6 +126,50 @@ def test_a_guard_of_no_strength_is_the_unguarded_sampler(scene, tiny_sd):
             records = {"ids.0": tiny_sd.padded_ids(["<concept>"] * 2)}
         _, (seen,) = invert(scene, records, steps=1, initial_word="cat")
     assert float(seen["loss"]) < 1e-9
+
+
+def test_momentum_starts_anew_in_every_window_and_reaches_the_last_visit(scene, tiny_sd):
+    """Equal draws give equal losses, whatever came before; the first visit moves the loss through the momentum alone."""
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    # offsets 80, 40, 0 of the window, and one whose first visit alone is another
+    orders = [torch.tensor([80, 40, 0]), torch.tensor([80, 40, 0]), torch.tensor([60, 40, 0])]
+    records = {f"noise.{n}": noise for n in range(3)} | {f"t.{n}": torch.tensor([300, 600]) for n in range(3)}
+    records |= {f"captions.{n}": torch.tensor([0, 1]) for n in range(3)}
+    records |= {f"x0.{n}": torch.zeros_like(noise) for n in range(3)}
+    records |= {f"perm.{2 * n + row}": orders[n] for n in range(3) for row in range(2)}
+    with overpaint.erase(tiny_sd, "sld", erase=["cat"], **SLD_MAX).attached(tiny_sd):
+        assault, (first, again, other) = invert(scene, records, steps=3, learning_rate=0.0)
+    assert torch.equal(first["loss"], again["loss"]) and torch.equal(first["gradient"], again["gradient"])
+    assert not torch.equal(first["loss"], other["loss"])
+    assert assault.ledger.forwards == 3 * 2 * (2 * 3 + 2)
+
+
+def test_visits_are_different_timesteps_of_the_window(scene):
+    attack = component("attack", "cce").build({"window": 20, "visits": 20})
+    ends = torch.tensor([20, 999])
+    times = attack.visited(ends, Draws(0))
+    assert torch.equal(times[:, 0], torch.arange(19, -1, -1)) and torch.equal(times[:, 1], torch.arange(998, 978, -1))
+    one = component("attack", "cce").build({"window": 20, "visits": 1}).visited(ends, Draws(0))
+    assert one.shape == (1, 2) and bool(((one < ends) & (one >= ends - 20)).all())
+
+
+@pytest.mark.parametrize("branch", ["negative_prompt", "sld"])
+def test_prompts_are_learned_behind_the_new_word_and_are_what_the_guard_shall_not_see(branch, scene, tiny_sd):
+    """Without a guard, and with the word left out of the captions, there is nothing to cancel: loss zero."""
+    asked = [shot.prompt.text for shot in scene.shots]
+    attack = component("attack", "cce").build({"captions": "prompts"})
+    assert attack.prompts(scene) == ([f"<concept> {text}" for text in asked], asked)
+    records = {"captions.0": torch.tensor([0, 3]), "ids.0": tiny_sd.padded_ids([asked[0], asked[3]])}
+    _, (seen,) = invert(scene, records, steps=1, branch=branch, captions="prompts", learning_rate=0.0)
+    assert float(seen["loss"]) < 1e-9
+    _, (seen,) = invert(scene, {}, steps=1, branch=branch, captions="prompts", learning_rate=0.0)
+    assert float(seen["loss"]) > 1e-6
+
+
+@pytest.mark.parametrize("values", [{"window": 2, "visits": 3}, {"window": 1000, "branch": "sld"}])
+def test_a_window_that_does_not_fit_is_an_error(values, scene):
+    with pytest.raises(overpaint.UserError, match="window takes"):
+        invert(scene, **values)
 
 
 def test_no_pictures_is_an_error(scene):

@@ -21,6 +21,12 @@ TINY = {
     "iterations": 1,
     "draw_every": 2,
     "last_images": 1,
+    "generations": 2,
+    "population": 4,
+    "candidates": 8,
+    "restarts": 1,
+    "rollout_steps": 2,
+    "curve": [0, 1],
     "file": str(LIST),
 }
 
