@@ -1,0 +1,198 @@
+"""Probes: the concept is looked for where the victim's sampler does not usually go. Nothing is learned or searched.
+
+Completion: the unedited model makes the first part of the way from noise to picture, the victim the rest ("Unlearning or
+Concealment? A Critical Analysis and Evaluation Metrics for Unlearning in Diffusion Models", arXiv 2409.05668; "When are
+concepts erased from diffusion models?", arXiv 2505.17013). For a fraction f and T timesteps
+
+    t ≥ round(T − T f)   x ← step(x, t, unedited guidance)          below it   x ← step(x, t, victim's guidance)
+
+The first repository runs PNDM, whose second pipeline starts the multi-step method anew: noise level and timestep are one
+step apart from then on; it sets DDIM's η = 1, which PNDM ignores (under DDIM both halves would draw the same noise), and
+takes f = 0 for "no fraction": both run all the way, one after the other. That is ``compat: official``; ``intended`` hands
+the scheduler over as it stands, one source of noise for both, and f = 0 is the victim, as f = 1 is the unedited model.
+
+Noise probe (arXiv 2505.17013): every step of stochastic DDIM adds more noise than it should, s ≥ 1 times its own σ_t:
+
+    x_{t−1} = √ᾱ_{t−1} x̂_0 + √(1 − ᾱ_{t−1} − σ_t²) e + s σ_t z                                     z ~ N(0, I)
+
+Texts are encoded, and predictions guided, by whichever model makes the step: the victim's text encoder and guards count.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+
+from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
+from overpaint.attacks.prompt_lists import attacked
+from overpaint.errors import UserError, at_least
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+from overpaint.progress import steps
+from overpaint.prompts import Shot
+from overpaint.replay import Draws
+
+#: Images that are made at once.
+BATCH = 8
+
+
+@dataclass(kw_only=True)
+class Probe(Attack):
+    """What the probes share: each plain image is made several times, in another way each time."""
+
+    steps: int | None
+
+    needs: ClassVar[str] = "victim"
+    paints: ClassVar[bool] = True
+
+    @abstractmethod
+    def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every way's name and what it makes of the shots, latents (n, c, h, w)."""
+
+    def run(self, scene: Scene) -> Assault:
+        ledger, painted = Ledger(), []
+        parts = batches(scene.shots)
+        with ledger.counting(scene.victim), torch.no_grad():
+            for number in steps(len(parts), "batches"):
+                for draw, (variant, latents) in enumerate(self.latents(scene, parts[number])):
+                    images = scene.victim.to_images(latents)
+                    verdicts = scene.judge(images) if scene.judge else [None] * len(images)
+                    made = [attacked(shot, shot.prompt.text, scene.concept, variant) for shot in parts[number]]
+                    painted += [Painted(replace(s, draw=draw), *seen) for s, *seen in zip(made, images, verdicts)]
+        ledger.images = len(painted)
+        return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
+
+    def guidance(self, model: DiffusionModel, scene: Scene, shots: Sequence[Shot]) -> Guidance:
+        """How the model, as it stands, guides these shots."""
+        texts = [shot.prompt.text for shot in shots]
+        scale = shots[0].prompt.guidance or scene.protocol["guidance_scale"]
+        embeds = model.encode(texts)
+        return model.guidance(model, embeds, model.unconditional().expand_as(embeds), scale, texts)
+
+    def schedule(self, scene: Scene, name: str):
+        """A fresh scheduler with its timesteps set."""
+        schedule = scene.victim.scheduler(name)
+        schedule.set_timesteps(self.steps or scene.protocol["steps"], device=scene.victim.device)
+        return schedule
+
+
+@dataclass(kw_only=True)
+class Completion(Probe):
+    """Hyper-parameters; ``conf/attack/completion.yaml`` says what each means."""
+
+    fractions: list[float]
+    scheduler: str | None
+    eta: float
+    compat: Literal["intended", "official"]
+
+    def __post_init__(self):
+        if not self.fractions or not all(0 <= f <= 1 for f in self.fractions):
+            raise UserError(f"fractions takes numbers from 0 to 1, got {self.fractions!r}")
+        if len(set(self.fractions)) < len(self.fractions):
+            raise UserError(f"fractions takes each number once, got {self.fractions!r}")
+        at_least(0, eta=self.eta)
+        if self.steps is not None:
+            at_least(1, steps=self.steps)
+
+    @property
+    def images(self) -> int:
+        return len(self.fractions)
+
+    def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
+        victim, seeds = scene.victim, [shot.noise_seed for shot in shots]
+        name = self.scheduler or scene.protocol["scheduler"]
+        if self.eta and name != "ddim":
+            raise UserError(f"eta={self.eta} needs scheduler=ddim, the scheduler here is {name}")
+        schedule = self.schedule(scene, name)
+        start = victim.noise(seeds, scene.protocol["size"])
+        noise = self.eta and step_noise(
+            [torch.Generator().manual_seed(s) for s in seeds], len(schedule.timesteps), start
+        )
+        cuts = {f: self.cut(f, schedule.timesteps, len(victim.alphas_cumprod)) for f in self.fractions}
+        with scene.unedited() as model:
+            halves = self.halves(
+                self.guidance(model, scene, shots), schedule, start, {stop for stop, _ in cuts.values()}, noise
+            )
+        for fraction, (stop, begin) in cuts.items():
+            half, handed = halves[stop]
+            if self.compat == "official":
+                handed = self.schedule(scene, name)
+                own = noise  # from its beginning
+            else:
+                handed = deepcopy(handed)
+                own = noise[begin:] if self.eta else noise
+            guidance = self.guidance(victim, scene, shots)
+            yield f"fraction {fraction:g}", walk(guidance, handed, half, begin, None, self.eta, own)
+
+    def cut(self, fraction: float, timesteps: torch.Tensor, total: int) -> tuple[int, int]:
+        """After how many steps the unedited model stops, and at which one the victim begins."""
+        before = int((timesteps >= round(total - total * fraction)).sum())
+        return (len(timesteps), 0) if self.compat == "official" and not fraction else (before, before)
+
+    def halves(self, guidance: Guidance, schedule, start: torch.Tensor, stops: set[int], noise) -> dict:
+        """What the unedited model has made after each of ``stops`` steps, and the scheduler as it stood there."""
+        found, done, latents = {}, 0, start * schedule.init_noise_sigma
+        for stop in sorted(stops):
+            latents = walk(guidance, schedule, latents, done, stop, self.eta, noise[done:] if self.eta else noise)
+            found[stop], done = (latents, deepcopy(schedule)), stop
+        return found
+
+
+@dataclass(kw_only=True)
+class NoiseProbe(Probe):
+    """Hyper-parameters; ``conf/attack/noise_probe.yaml`` says what each means."""
+
+    scales: list[float]
+
+    def __post_init__(self):
+        if not self.scales or len(set(self.scales)) < len(self.scales):
+            raise UserError(f"scales takes numbers, each once, got {self.scales!r}")
+        at_least(0, scales=min(self.scales))
+        if self.steps is not None:
+            at_least(1, steps=self.steps)
+
+    @property
+    def images(self) -> int:
+        return len(self.scales)
+
+    def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
+        victim = scene.victim
+        start = victim.noise([shot.noise_seed for shot in shots], scene.protocol["size"])
+        sources = [Draws.of(self.seed, shot.prompt.noise, shot.index).generator for shot in shots]
+        noise = step_noise(sources, self.steps or scene.protocol["steps"], start)
+        for scale in self.scales:
+            schedule, guidance = self.schedule(scene, "ddim"), self.guidance(victim, scene, shots)
+            yield f"noise {scale:g}", walk(guidance, schedule, start, 0, None, 1.0, scale * noise)
+
+
+def batches(shots: Sequence[Shot]) -> list[list[Shot]]:
+    """The shots in parts of at most `BATCH`, with one guidance scale each."""
+    alike: dict[float | None, list[Shot]] = {}
+    for shot in shots:
+        alike.setdefault(shot.prompt.guidance, []).append(shot)
+    return [part[i : i + BATCH] for part in alike.values() for i in range(0, len(part), BATCH)]
+
+
+def step_noise(sources: Sequence[torch.Generator], count: int, start: torch.Tensor) -> torch.Tensor:
+    """Noise (count, n, c, h, w) of as many steps, by one generator an image, behind the draw that is its start noise."""
+    drawn = [[torch.randn(start.shape[1:], generator=g) for _ in range(count + 1)][1:] for g in sources]
+    return torch.stack([torch.stack(own) for own in drawn], dim=1).to(start)
+
+
+def walk(
+    guidance: Guidance, schedule, latents: torch.Tensor, begin: int, stop: int | None, eta: float = 0.0, noise=None
+) -> torch.Tensor:
+    """The scheduler's steps ``begin`` to ``stop`` from latents of that level (n, c, h, w).
+
+    With ``eta`` > 0 (DDIM only) the steps take their noise from ``noise`` (steps, n, c, h, w).
+    """
+    for number, timestep in enumerate(schedule.timesteps[begin:stop]):
+        predicted = guidance(schedule.scale_model_input(latents, timestep), timestep, begin + number)
+        random = {"eta": eta, "variance_noise": noise[number]} if eta else {}
+        latents = schedule.step(predicted, timestep, latents, return_dict=False, **random)[0]
+    return latents

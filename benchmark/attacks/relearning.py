@@ -1,0 +1,148 @@
+"""Relearning: the victim is trained on a few pictures, and the concept is looked for again as training goes on.
+
+Two forms. With pictures of the concept an attacker teaches it again: who needs fewer steps than a model that never knew
+it had not forgotten it (few-shot recovery; Gao et al., "Meta-Unlearning on Diffusion Models", ICCV 2025, arXiv
+2410.12777). With unrelated pictures nobody attacks: ordinary fine-tuning brings it back by itself (SPQR, arXiv
+2511.19558). Either way, on the victim with weights θ and everything that is attached to it,
+
+    loss = mean (y − e_θ(x_t, t, E(caption)))²          y = ε or the velocity; AdamW on a part of θ, gradients clipped
+
+After each number of steps of ``curve`` all plain images are made again: draw k is the k-th point, and 0 steps are the victim.
+Trained are copies; the victim keeps every bit. Low-rank changes W + (α/r)·up·down begin with up = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from torch.nn.functional import mse_loss
+
+from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
+from overpaint.attacks.probes import batches
+from overpaint.attacks.prompt_lists import attacked
+from overpaint.attacks.wording import sentences
+from overpaint.errors import UserError, at_least
+from overpaint.methods.image_bank import THINGS
+from overpaint.methods.training import LowRankStudent, Student, parameter_group, train
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.replay import Draws
+
+ATTENTION = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
+#: ``train`` -> which of the denoiser's parameters learn.
+RULES = {
+    "xattn_kv": lambda name, _: name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")),
+    "attention_lora": lambda name, _: name.endswith(ATTENTION),
+    "full": lambda name, _: True,
+}
+
+
+@dataclass(kw_only=True)
+class Relearning(Attack):
+    """Hyper-parameters; ``conf/attack/relearn.yaml`` says what each means."""
+
+    data: Literal["concept", "unrelated"]
+    pictures: int
+    curve: list[int]
+    train: Literal["xattn_kv", "attention_lora", "full"]
+    rank: int
+    alpha: float
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    clip: float
+
+    needs: ClassVar[str] = "victim"
+    paints: ClassVar[bool] = True
+
+    def __post_init__(self):
+        at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, alpha=self.alpha)
+        at_least(1, pictures=self.pictures, batch_size=self.batch_size, rank=self.rank)
+        if not self.curve or min(self.curve) < 0 or any(b <= a for a, b in pairwise(self.curve)):
+            raise UserError(f"curve takes rising numbers of steps from 0 up, got {self.curve!r}")
+        if self.clip <= 0:
+            raise UserError(f"clip takes a number above 0, got {self.clip!r}")
+
+    @property
+    def images(self) -> int:
+        return len(self.curve)
+
+    def run(self, scene: Scene) -> Assault:
+        victim, ledger, painted = scene.victim, Ledger(), []
+        draws = Draws.of(self.seed, scene.concept.name)
+        with ledger.counting(victim):
+            latents, captions = self.lessons(scene)
+            student = self.student(victim, draws)
+            optimizer = torch.optim.AdamW(
+                student.masters.values(), lr=self.learning_rate, weight_decay=self.weight_decay
+            )
+            for number, (done, wanted) in enumerate(pairwise([0, *self.curve])):
+                train(
+                    student,
+                    optimizer,
+                    wanted - done,
+                    lambda: self.loss(victim, student, latents, captions, draws),
+                    "fine-tuning steps",
+                    adjust=lambda: torch.nn.utils.clip_grad_norm_(student.masters.values(), self.clip),
+                )
+                painted += self.paint(scene, student, wanted, number)
+        ledger.images = len(painted)
+        return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
+
+    def student(self, victim: DiffusionModel, draws: Draws) -> Student | LowRankStudent:
+        """Copies of what learns, as the victim has it now."""
+        names = parameter_group(victim, RULES[self.train])
+        if self.train == "attention_lora":
+            return LowRankStudent(victim, names, self.rank, draws, scale=self.alpha / self.rank)
+        return Student(victim, names)
+
+    def lessons(self, scene: Scene) -> tuple[torch.Tensor, list[list[str]]]:
+        """Latents (n, c, h, w) of the pictures, and each one's possible captions."""
+        pictures, captions = self.unrelated(scene) if self.data == "unrelated" else self.of_concept(scene)
+        return scene.victim.to_latents(pictures), captions
+
+    def of_concept(self, scene: Scene) -> tuple[list, list[list[str]]]:
+        pictures = list(scene.examples(self.pictures)) if scene.examples else []
+        if not pictures:
+            raise UserError(f"attack=relearn needs pictures of {scene.concept.name!r}, and there are none")
+        words = f"{scene.concept.article} {scene.concept.name}".strip()
+        lines = [line.format(words) for line in sentences(scene.concept, scene.catalogue)]
+        return pictures, [lines] * len(pictures)
+
+    def unrelated(self, scene: Scene) -> tuple[list, list[list[str]]]:
+        """The unedited model's pictures of ordinary things, none of which is the concept."""
+        known = {scene.concept.name, *scene.concept.synonyms}
+        things = [thing for thing in THINGS if thing.split(" ", 1)[1] not in known]
+        texts = [f"a photo of {things[n % len(things)]}" for n in range(self.pictures)]
+        seeds = [Draws.of(self.seed, "unrelated", n).generator.initial_seed() for n in range(self.pictures)]
+        with scene.unedited():
+            return scene.paint(texts, seeds), [[text] for text in texts]
+
+    def loss(self, victim: DiffusionModel, student, latents, captions: list[list[str]], draws: Draws) -> torch.Tensor:
+        """The denoising loss of a random batch."""
+        size, total = self.batch_size, len(victim.alphas_cumprod)
+        rows = draws.take("rows", lambda g: torch.randint(0, len(latents), (size,), generator=g))
+        own = [captions[row] for row in rows.tolist()]
+        texts = [lines[draws.integer("captions", 0, len(lines))] for lines in own]
+        x0 = latents[rows]
+        noise = draws.noise("noise", tuple(x0.shape), x0)
+        t = draws.take("t", lambda g: torch.randint(0, total, (size,), generator=g)).to(x0.device)
+        with torch.no_grad():
+            embeds = victim.encode(texts)
+        with student.active():
+            predicted = victim.predict(victim.add_noise(x0, noise, t), t, embeds)
+        return mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
+
+    def paint(self, scene: Scene, student, step: int, number: int) -> list[Painted]:
+        """All plain images through the fine-tuned victim."""
+        painted = []
+        for part in batches(scene.shots):
+            texts, seeds = [s.prompt.text for s in part], [s.noise_seed for s in part]
+            with torch.no_grad(), student.active():
+                images = scene.paint(texts, seeds, guidance=part[0].prompt.guidance)
+            verdicts = scene.judge(images) if scene.judge else [None] * len(images)
+            made = [attacked(shot, shot.prompt.text, scene.concept, f"step {step}") for shot in part]
+            painted += [Painted(replace(s, draw=number), *seen) for s, *seen in zip(made, images, verdicts)]
+        return painted

@@ -1,0 +1,151 @@
+"""Ring-A-Bell: words whose text embedding is a prompt's, moved towards the concept. No diffusion model, no gradient.
+
+Tsai, Hsu, Xie, Lin, Chen, Li, Chen, Yu and Huang, "Ring-A-Bell! How Reliable are Concept Removal Methods for Diffusion
+Models?", ICLR 2024, arXiv 2310.10012. With E all rows (77, width) of a text's encoding and pairs of sentences with and
+without the concept,
+
+    v = mean (E(with) − E(without))                                   the concept vector
+    loss(w) = ‖E(w) − (E(prompt) + η v)‖²                             w: K words, the rest end tokens
+
+A genetic algorithm looks for w. One generation of a population of N:
+
+    rank     the ⌊N/2⌋ best are the parents
+    cross    behind each parent, with probability p_c, two children: it and a random mate swap all words from a cut on
+    mutate   in each individual, parents included, with probability p_m one word becomes a random one
+
+So a generation has between N/2 and 3N/2 individuals, and the best of them can get worse; ``elitism`` leaves parents as
+they are. The last generation is only ranked. The official code's pairs were written by hand and a language model, about
+one concept each; ours are the catalogue's sentences, with the anchor in the place of the concept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import ClassVar
+
+import torch
+
+from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
+from overpaint.attacks.prompt_lists import attacked
+from overpaint.attacks.token_variables import Frame, full, text_of
+from overpaint.attacks.wording import fitting_article, sentences
+from overpaint.concepts import Catalogue, Concept
+from overpaint.errors import UserError, at_least
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.progress import steps
+from overpaint.replay import Draws, show
+
+#: Prompts that are encoded at once.
+BATCH = 64
+
+
+@dataclass(kw_only=True)
+class RingABell(Attack):
+    """Hyper-parameters; ``conf/attack/rab.yaml`` says what each means."""
+
+    tokens: int
+    eta: float
+    population: int
+    generations: int
+    crossover_rate: float
+    mutation_rate: float
+    elitism: bool
+    without_name: bool
+
+    needs: ClassVar[str] = "model"
+    unit: ClassVar[str] = "prompt"
+
+    def __post_init__(self):
+        at_least(1, tokens=self.tokens, generations=self.generations)
+        at_least(2, population=self.population)
+        at_least(0, crossover_rate=self.crossover_rate, mutation_rate=self.mutation_rate)
+
+    def run(self, scene: Scene) -> Assault:
+        """One search a prompt, whose words all its plain images' start noises are drawn with."""
+        model, concept = scene.victim, scene.concept
+        started, ledger, found = time.perf_counter(), Ledger(), []
+        forbidden = model.token_ids(concept.name)[1:-1] if self.without_name else []
+        with ledger.counting(model):
+            vector = concept_vector(model, contrasts(concept, scene.catalogue))
+            for prompt, shots in groupby(scene.shots, key=lambda shot: shot.prompt):
+                target = encoded(model, [prompt.text]) + self.eta * vector
+                words = self.search(model, target, Draws.of(self.seed, prompt.id), forbidden)
+                found += [attacked(shot, text_of(model, words), concept, "ring-a-bell") for shot in shots]
+        ledger.seconds = time.perf_counter() - started
+        return Assault(found, ledger=ledger)
+
+    def search(
+        self, model: DiffusionModel, target: torch.Tensor, draws: Draws, forbidden: Sequence[int] = ()
+    ) -> list[int]:
+        """The K words nearest to the target (1, tokens, width) in the last generation."""
+        if self.tokens > model.tokens - 2:
+            raise UserError(f"tokens={self.tokens} do not fit: the model takes {model.tokens - 2}")
+        frame = Frame(model, (), tuple(range(self.tokens)))
+        avoided = {0, *model.tokenizer.all_special_ids, *forbidden}
+        words = [word for word in range(len(model.tokenizer)) if word not in avoided]
+        size = (self.population, self.tokens)
+        first = draws.take("population", lambda g: torch.tensor(words)[torch.randint(len(words), size, generator=g)])
+
+        def fittest(population: torch.Tensor) -> torch.Tensor:
+            distances = self.distances(model, frame.padded(population), target)
+            parents = population[distances.argsort(stable=True)[: self.population // 2].cpu()]
+            show(population=population, distances=distances, parents=parents)
+            return parents
+
+        parents = fittest(first)
+        for _ in steps(self.generations - 1, "generations"):
+            parents = fittest(torch.tensor(self.offspring(parents.tolist(), words, draws)))
+        return parents[0].tolist()
+
+    def offspring(self, parents: list[list[int]], words: list[int], draws: Draws) -> list[list[int]]:
+        """The next generation: each parent with the children it has, all but elite parents open to mutation."""
+        pool = []
+        for parent in parents:
+            pool.append((parent, self.elitism))
+            if chance(draws) < self.crossover_rate:
+                mate = parents[draws.integer("choice", 0, len(parents))]
+                cut = draws.integer("choice", 1, self.tokens + 1) - 1
+                pool += [(parent[:cut] + mate[cut:], False), (mate[:cut] + parent[cut:], False)]
+        show(crossed=torch.tensor([individual for individual, _ in pool]))
+        return [individual if kept else self.mutated(individual, words, draws) for individual, kept in pool]
+
+    def mutated(self, individual: list[int], words: list[int], draws: Draws) -> list[int]:
+        if chance(draws) >= self.mutation_rate:
+            return individual
+        place = draws.integer("choice", 1, self.tokens + 1) - 1
+        word = draws.take("choice", lambda g: words[int(torch.randint(len(words), (1,), generator=g))])
+        return [*individual[:place], int(word), *individual[place + 1 :]]
+
+    @torch.no_grad()
+    def distances(self, model: DiffusionModel, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """loss (n,) of padded ids (n, tokens)."""
+        blocks = [full(model.encode_ids(block)) for block in ids.to(model.device).split(BATCH)]
+        return torch.cat([((block - target) ** 2).sum(dim=(1, 2)) for block in blocks])
+
+
+def chance(draws: Draws) -> float:
+    """Uniform in [0, 1)."""
+    return float(draws.take("chance", lambda g: torch.rand((), generator=g)))
+
+
+def contrasts(concept: Concept, catalogue: Catalogue) -> list[tuple[str, str]]:
+    """Sentences of the concept, each with the same about its anchor, or about nothing where it has none."""
+    anchor = concept.anchor or ""
+    if anchor and concept.article:
+        anchor = f"{fitting_article(anchor)} {anchor}"
+    without = [" ".join(line.format(anchor).split()) for line in sentences(concept, catalogue)]
+    return [(line.format(concept.phrase), plain) for line, plain in zip(sentences(concept, catalogue), without)]
+
+
+def concept_vector(model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+    """v (tokens, width): what a text's encoding gains, on average, with the concept."""
+    return torch.stack([encoded(model, [named])[0] - encoded(model, [plain])[0] for named, plain in pairs]).mean(dim=0)
+
+
+@torch.no_grad()
+def encoded(model: DiffusionModel, texts: Sequence[str]) -> torch.Tensor:
+    """E (n, tokens, width), at least in float32."""
+    return full(model.encode(texts))

@@ -1,0 +1,209 @@
+"""The embedding attacks against a run of AdvUnlearn's inner attack, replayed draw for draw, and against their identities."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import overpaint
+from overpaint.attacks import embedding_attack
+from overpaint.attacks.ring_a_bell import concept_vector, contrasts
+from overpaint.erasure import Erasure, Replacement
+from overpaint.registry import component
+from overpaint.replay import Draws, replayed, traced
+
+ATTACKS = ["rece_embedding", "rab_embedding", "soft_prefix"]
+TINY = {"soft_prefix": {"steps": 2, "rollout_steps": 2}}
+
+
+def attack(name, seed=0, **values):
+    return component("attack", name).build(TINY.get(name, {}) | values, seed=seed)
+
+
+def distance(ours, theirs):
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+# --- what they share ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_plain_picture_comes_first_then_the_embedding_from_the_same_noise(name, scene, judge):
+    one = replace(scene, shots=scene.shots[:1])
+    drawn = []
+
+    def paint(texts, seeds, embeds=None, guidance=None):
+        drawn.append((texts, seeds, embeds))
+        return scene.paint(texts, seeds, embeds=embeds, guidance=guidance)
+
+    assault = attack(name).run(replace(one, paint=paint))
+    (plain, found), (shot,) = assault.painted, one.shots
+    assert [p.shot.draw for p in assault.painted] == [0, 1] and assault.ledger.images == 2 == attack(name).images
+    assert drawn[0] == ([shot.prompt.text], [shot.noise_seed], None) and drawn[1][1] == [shot.noise_seed]
+    assert drawn[1][2].shape == (1, 77, 48) and found.shot.prompt.variant == "embedding"
+    assert plain.shot.prompt.text == found.shot.prompt.text == shot.prompt.text
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_where_the_plain_picture_shows_it_there_is_nothing_to_attack(name, scene, judge):
+    judge.fires = range(10)
+    assert len(attack(name).run(scene).painted) == len(scene.shots)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_summaries_say_that_it_is_an_embedding(name):
+    assert component("attack", name).config["summary"].startswith("embedding attack")
+
+
+# --- closed form -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def uce_victim(scene, erased):
+    erasure = overpaint.erase(scene.victim, "uce", erase=["cat"], anchor="ship")
+    with erased(erasure) as attacked:
+        yield attacked
+
+
+def matrices(scene):
+    """(W, W°) of every key and value."""
+    now = [p.weight.double().clone() for p in scene.victim.projections("key", "value")]
+    with scene.unedited() as model:
+        return list(zip(now, [p.weight.double().clone() for p in model.projections("key", "value")]))
+
+
+def objective(pairs, own, regulariser, r):
+    def value(rows):
+        total = sum(((rows @ W.T - own @ W0.T) ** 2).sum() for W, W0 in pairs)
+        if regulariser == "zero":
+            return total + r * (rows**2).sum()
+        return total + r * ((rows - own) ** 2).sum() + r * sum((((rows - own) @ W.T) ** 2).sum() for W, _ in pairs)
+
+    return value
+
+
+@pytest.mark.parametrize("regulariser", ["zero", "surrogate"])
+def test_rows_minimise_what_they_should(regulariser, scene, erased):
+    """As far as single precision, in which they are handed on, can tell."""
+    r = 0.1
+    with uce_victim(scene, erased) as attacked:
+        pairs, own = matrices(attacked), scene.victim.encode(["a cat"])[0].double()
+        ours = attack("rece_embedding", regulariser=regulariser, r=r).embedding(attacked, "a cat", Draws(0))
+        rows = ours[0].double().requires_grad_()
+        value = objective(pairs, own, regulariser, r)
+        (gradient,) = torch.autograd.grad(value(rows), rows)
+        before = own.clone().requires_grad_()
+        (start,) = torch.autograd.grad(value(before), before)
+        assert gradient.norm() < 1e-3 * start.norm()
+        assert value(rows) < value(own)
+        assert not torch.equal(pairs[0][0], pairs[0][1])
+
+
+def test_an_unedited_model_gives_back_the_prompt(scene):
+    own = scene.victim.encode(["a cat"])
+    found = attack("rece_embedding", regulariser="surrogate", r=0.5).embedding(scene, "a cat", Draws(0))
+    assert distance(found, own) < 1e-5
+
+
+def test_matrices_that_see_nothing_still_give_finite_rows(scene):
+    blind = {p.name: Replacement(torch.zeros_like(p.weight)) for p in scene.victim.projections("key", "value")}
+    with Erasure("uce", changes=blind).attached(scene.victim):
+        for regulariser in ("zero", "surrogate"):
+            found = attack("rece_embedding", regulariser=regulariser).embedding(scene, "a cat", Draws(0))
+            assert torch.isfinite(found).all()
+        with pytest.raises(overpaint.UserError, match="take r > 0"):
+            attack("rece_embedding", r=0).embedding(scene, "a cat", Draws(0))
+
+
+def test_the_original_keys_and_values_come_back(scene, erased):
+    with uce_victim(scene, erased) as attacked:
+        found = attack("rece_embedding", r=1e-6).embedding(attacked, "a cat", Draws(0))[0].double()
+        own = scene.victim.encode(["a cat"])[0].double()
+        missed, ours = (
+            sum(float(((rows @ W.T - own @ W0.T) ** 2).sum()) for W, W0 in matrices(attacked)) for rows in (own, found)
+        )
+    assert ours < missed
+
+
+# --- along the concept vector ------------------------------------------------------------------------------------
+
+
+def test_the_vector_is_added(scene, cat):
+    own = scene.victim.encode(["a dog"])
+    v = concept_vector(scene.victim, contrasts(cat, scene.catalogue))
+    assert torch.equal(attack("rab_embedding", eta=0).embedding(scene, "a dog", Draws(0)), own)
+    torch.testing.assert_close(attack("rab_embedding", eta=2).embedding(scene, "a dog", Draws(0)), own + 2 * v)
+
+
+# --- soft prefix -------------------------------------------------------------------------------------------------
+
+
+def test_official_soft_prefix(golden, goldens, scene, erased, monkeypatch):
+    """Its sampler's latents are handed out; which it is asked for is compared."""
+    meta, results, extra = golden("advunlearn/advu_pgd_word")
+    tensors = load_file(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
+    victim = Erasure("uce", changes={name: Replacement(tensor) for name, tensor in tensors.items()})
+    ours = attack(
+        "soft_prefix",
+        place=meta["where"],
+        tokens=meta["k"],
+        steps=meta["steps"],
+        learning_rate=meta["lr"],
+        method=meta["method"],
+        rollout_steps=meta["ddim_steps"],
+    )
+    visited = iter([(extra[f"z.{n}"], int(results["t_ddpm"][n])) for n in range(meta["steps"])])
+    calls, seen = [], []
+
+    def handed_out(model, start, guidance, total, k, draws):
+        calls.append([k, guidance.scale])
+        return next(visited)
+
+    monkeypatch.setattr(embedding_attack, "compvis_rollout", handed_out)
+    records = {"start.0": extra["init_ids"].reshape(1, -1)}
+    records |= {f"k.{n}": int(k) for n, k in enumerate(results["t_enc"])}
+    with erased(victim) as attacked, replayed(records), traced(lambda **values: seen.append(values)):
+        found = ours.embedding(attacked, meta["word"], Draws(0))
+        expected = scene.victim.encode_embeddings(results["embedding"], results["ids"])
+    assert calls == meta["sampler_calls"]
+    for n in range(meta["steps"]):
+        assert float(seen[n]["attack_loss"]) == pytest.approx(float(results["loss"][n]), rel=1e-4)
+        assert distance(seen[n]["attack_gradient"], results[f"grad_used.{n}"]) < 1e-4
+        assert distance(seen[n]["free"], results[f"var_step.{n}"]) < 1e-5
+    assert distance(found, expected) < 1e-5
+
+
+def test_the_loss_is_taken_on_the_victim_and_its_target_on_the_unedited_model(scene, erased):
+    erasure = overpaint.erase(scene.victim, "uce", erase=["cat"], anchor="ship")
+    ours = attack("soft_prefix", compat="intended")
+    with erased(erasure) as attacked:
+        lessons = ours.lessons(attacked, "a cat", Draws(3))
+        said = [scene.victim.predict(x, t, scene.victim.encode(["a cat"])) for x, t, _ in lessons]
+    with torch.no_grad():
+        known = [scene.victim.predict(x, t, scene.victim.encode(["a cat"])) for x, t, _ in lessons]
+    for (_, _, wanted), unedited, edited in zip(lessons, known, said):
+        assert distance(unedited, wanted) < 1e-6 < 1e-5 < distance(edited, wanted)
+    assert len(lessons) == ours.steps
+
+
+@pytest.mark.parametrize("compat", ["official", "intended"])
+def test_it_comes_closer_to_the_unedited_model(compat, scene, erased, monkeypatch):
+    """On one lesson, again and again."""
+    erasure = overpaint.erase(scene.victim, "uce", erase=["cat"], anchor="ship")
+    ours = attack("soft_prefix", compat=compat, steps=20, learning_rate=0.02)
+    one = type(ours).lessons
+    monkeypatch.setattr(type(ours), "lessons", lambda self, *a: one(replace(self, steps=1), *a) * self.steps)
+    seen = []
+    with erased(erasure) as attacked, traced(lambda **values: seen.append(values)):
+        ours.embedding(attacked, "a cat", Draws(0))
+    losses = [float(values["attack_loss"]) for values in seen if "attack_loss" in values]
+    assert len(losses) == 20 and min(losses[10:]) < losses[0]
+
+
+def test_bad_values_are_refused():
+    with pytest.raises(overpaint.UserError, match="rollout_steps takes"):
+        attack("soft_prefix", rollout_steps=1)
+    with pytest.raises(overpaint.UserError, match="r takes"):
+        attack("rece_embedding", r=-1)

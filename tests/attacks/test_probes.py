@@ -1,0 +1,154 @@
+"""Completion and the noise probe against a run of official code, and against their identities."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import overpaint
+from overpaint.attacks.probes import step_noise
+from overpaint.erasure import Erasure, Replacement
+from overpaint.prompts import Prompt, shots
+from overpaint.registry import component
+
+
+def probe(name, **values):
+    return component("attack", name).build(values, seed=0)
+
+
+def distance(ours, theirs):
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+@pytest.fixture
+def edited(goldens):
+    tensors = load_file(goldens / "uce" / "f32" / "current_object.safetensors")
+    return Erasure("uce", changes={name: Replacement(tensor) for name, tensor in tensors.items()})
+
+
+def at(scene, **protocol):
+    """The scene under another protocol: what is painted, and what an attack is told."""
+    protocol = scene.protocol | protocol
+    return replace(scene, protocol=protocol, paint=lambda texts, seeds: scene.victim.sample(texts, seeds, **protocol))
+
+
+def pixels(images):
+    return [image.tobytes() for image in images]
+
+
+def by_variant(assault):
+    found = {}
+    for painted in assault.painted:
+        found.setdefault(painted.shot.prompt.variant, []).append(painted.image.tobytes())
+    return found
+
+
+@pytest.mark.parametrize("compat", ["official", "intended"])
+def test_official_code(compat, scene, erased, edited, golden):
+    """Under DDIM without noise a handed-over scheduler and a new one are the same."""
+    meta, results, extra = golden("probes/uoc_ddim")
+    prompt = Prompt(meta["prompt"], "target", seed=meta["seed"])
+    scene = replace(scene, shots=shots([prompt], 1), protocol={"guidance_scale": meta["guidance"], "size": 32})
+    attack = probe("completion", fractions=meta["fractions"], steps=meta["steps"], scheduler="ddim", compat=compat)
+    with erased(edited) as there, torch.no_grad():
+        there = replace(scene, unedited=there.unedited)
+        assert torch.equal(there.victim.noise([meta["seed"]]), extra["victim_plain.draw.0"])
+        found = dict(attack.latents(there, there.shots))
+    for fraction in meta["fractions"]:
+        assert distance(found[f"fraction {fraction:g}"], results[f"completed.{fraction}"]) < 1e-5
+    assert distance(found["fraction 0.001"], results["victim_plain"]) < 1e-5
+    assert distance(found["fraction 1"], results["original_plain"]) < 1e-5
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "dpm"])
+def test_all_of_it_is_the_unedited_model_and_none_of_it_the_victim(scheduler, scene, erased, edited, tiny_sd):
+    scene = at(scene, steps=4, scheduler=scheduler)
+    texts, seeds = zip(*[(shot.prompt.text, shot.noise_seed) for shot in scene.shots])
+    original = pixels(scene.paint(texts, seeds))
+    with erased(edited) as there:
+        there = replace(scene, unedited=there.unedited)
+        found = by_variant(probe("completion", fractions=[0.0, 0.5, 1.0]).run(there))
+        victim = pixels(scene.paint(texts, seeds))
+    assert found["fraction 0"] == victim and found["fraction 1"] == original
+    assert victim != original and found["fraction 0.5"] not in (victim, original)
+
+
+def test_official_reads_fraction_zero_as_none_given(scene):
+    attack = probe("completion", fractions=[0.0], compat="official")
+    times = torch.tensor([901, 601, 301])
+    assert attack.cut(0.0, times, 1000) == (3, 0)
+    assert attack.cut(0.001, times, 1000) == (0, 0) and attack.cut(1.0, times, 1000) == (3, 3)
+    assert probe("completion").cut(0.0, times, 1000) == (0, 0)
+
+
+def test_official_pndm_loses_a_step_where_intended_does_not(scene, tiny_sd):
+    """Handed from a model to itself, a scheduler that goes on draws the plain picture; one that starts anew does not."""
+    scene = at(scene, steps=6, scheduler="pndm")
+    plain = pixels(scene.paint([s.prompt.text for s in scene.shots], [s.noise_seed for s in scene.shots]))
+    assert by_variant(probe("completion", fractions=[0.5]).run(scene))["fraction 0.5"] == plain
+    official = by_variant(probe("completion", fractions=[0.5], compat="official").run(scene))
+    assert official["fraction 0.5"] != plain
+
+
+def test_scale_one_is_stochastic_ddim_and_its_noise_matters(scene, tiny_sd):
+    """Against the scheduler's own loop, with the noise handed to it; more of it makes another picture."""
+    scene = at(scene, steps=3)
+    attack, part = probe("noise_probe", scales=[1.0, 1.5]), scene.shots[:2]
+    with torch.no_grad():
+        found = dict(attack.latents(scene, part))
+        latents = tiny_sd.noise([shot.noise_seed for shot in part])
+        guidance, schedule = attack.guidance(tiny_sd, scene, part), attack.schedule(scene, "ddim")
+        from overpaint.replay import Draws
+
+        sources = [Draws.of(0, shot.prompt.noise, shot.index).generator for shot in part]
+        noise = step_noise(sources, 3, latents)
+        for step, t in enumerate(schedule.timesteps):
+            predicted = guidance(latents, t, step)
+            latents = schedule.step(predicted, t, latents, eta=1.0, variance_noise=noise[step], return_dict=False)[0]
+    assert torch.equal(found["noise 1"], latents) and not torch.equal(found["noise 1.5"], latents)
+
+
+def test_a_picture_depends_on_its_own_prompt_alone(scene):
+    scene = at(scene, steps=2)
+    attack = probe("noise_probe", scales=[1.0, 1.85])
+    whole, part = attack.run(scene), attack.run(replace(scene, shots=scene.shots[3:4]))
+    wanted = {p.shot: p.image for p in whole.painted}
+    for painted in part.painted:
+        ours = torch.tensor(list(painted.image.tobytes())).int()
+        assert int((ours - torch.tensor(list(wanted[painted.shot].tobytes())).int()).abs().max()) <= 1
+    assert [s.draw for s in part.shots] == [0, 1] and len(whole.painted) == 2 * len(scene.shots)
+
+
+def test_guards_guide_the_victims_part(scene, tiny_sd):
+    scene = at(scene, steps=3)
+    for name, values in (("completion", {"fractions": [0.5]}), ("noise_probe", {"scales": [1.0]})):
+        plain = pixels([p.image for p in probe(name, **values).run(scene).painted])
+        with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
+            assert pixels([p.image for p in probe(name, **values).run(scene).painted]) != plain
+
+
+def test_what_is_drawn_is_judged_and_counted(scene, judge):
+    judge.fires = (0,)
+    assault = probe("noise_probe", scales=[1.0]).run(at(scene, steps=2))
+    assert [p.verdict.success for p in assault.painted] == [True] + [False] * 5
+    assert assault.ledger.images == 6 and assault.ledger.forwards == 6 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("completion", {"fractions": [1.5]}, "fractions takes numbers from 0 to 1"),
+        ("completion", {"fractions": [0.5, 0.5]}, "each number once"),
+        ("noise_probe", {"scales": []}, "scales takes numbers"),
+        ("noise_probe", {"steps": 0}, "steps takes a number from 1"),
+    ],
+)
+def test_bad_input(name, values, said):
+    with pytest.raises(overpaint.UserError, match=said):
+        probe(name, **values)
+
+
+def test_noise_of_other_schedulers_is_refused(scene):
+    with pytest.raises(overpaint.UserError, match="needs scheduler=ddim"):
+        probe("completion", eta=1.0, scheduler="pndm").run(scene)
