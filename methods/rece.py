@@ -24,7 +24,6 @@ least of it to a detector (``select: validation``). It inverts in float32 for ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -35,10 +34,10 @@ from overpaint.erasing import Eraser
 from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import UserError, at_least, unknown
 from overpaint.methods.prior import Captions, read_captions
-from overpaint.methods.ridge import Ridge, factor, factored, gram, stored
+from overpaint.methods.ridge import Ridge, factor, factored, gram, reduced, stored
 from overpaint.methods.templates import phrase_templates
 from overpaint.methods.text_rows import TextRows
-from overpaint.methods.uce import UCE
+from overpaint.methods.uce import UCE, shifts
 from overpaint.models.diffusion import DiffusionModel, Projection
 from overpaint.registry import component
 from overpaint.replay import Draws, show
@@ -81,7 +80,7 @@ class RECE(Eraser):
         uce = self.uce()
         rows, edited, shared = uce.problem(model, request)
         matrices = Matrices(model.projections("key", "value"))
-        matrices.step(shared, lambda W: uce.residual(W, edited))
+        matrices.step(shared, shifts(edited))
 
         concepts = [rows.all(c.name) for c in request.erase]
         anchors = torch.cat([rows.all(text) for text in request.anchors(self.default_anchor)])
@@ -94,7 +93,7 @@ class RECE(Eraser):
             show(**{f"adv.{epoch}.{n}": A for n, A in enumerate(found)})
             A = torch.cat(found)
             shared = factor(A, kept, self.lamb, self.erase_scale, self.retain_scale)
-            matrices.step(shared, lambda W, A=A: (anchors - A) @ W.T)
+            matrices.step(shared, anchors - A)
 
         epoch, manifest = self.epochs, {"condition": shared.condition}
         if self.select == "validation":
@@ -170,13 +169,14 @@ class Matrices:
         self._ups: dict[str, list[torch.Tensor]] = {p.name: [] for p in projections}
         self._downs: list[torch.Tensor] = []
 
-    def step(self, shared: Ridge, residual: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Add Rᵀ·down to every W, where ``residual(W)`` gives R (n, o)."""
-        self._downs.append(shared.down)
+    def step(self, shared: Ridge, shift: torch.Tensor) -> None:
+        """Add W Sᵀ·down to every W, for a shift S (n, d) of the edited rows."""
+        shift, down = reduced(shift, shared.down)
+        self._downs.append(down)
         for name, W in self.now.items():
-            up = residual(W).T
+            up = W @ shift.T
             self._ups[name].append(up)
-            self.now[name] = W + up @ shared.down
+            self.now[name] = W + up @ down
 
     def changes(self, epoch: int) -> dict[str, LowRank | Replacement]:
         """What the first solve and ``epoch`` others after it make of the matrices."""

@@ -92,3 +92,16 @@ def edit(
 ) -> dict[str, LowRank | Replacement]:
     """The change of every projection; ``residual(W)`` gives R (n, o) for its weight W (o, d) in float64."""
     return {p.name: shared.change(residual(p.weight.double()), p) for p in projections}
+
+
+def edit_rows(projections: list[Projection], shared: Ridge, shift: torch.Tensor) -> dict[str, LowRank | Replacement]:
+    """`edit` where the wanted outputs are those of other rows, R = S Wᵀ for a shift S (n, d) of the edited ones."""
+    shift, down = reduced(shift, shared.down)
+    return {p.name: stored(LowRank(p.weight.double() @ shift.T, down), p.weight) for p in projections}
+
+
+def reduced(shift: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Another S and ``down`` with the same Sᵀ·down (d, d) and at most d rows: a hundred concepts cost no more than ten."""
+    if len(shift) <= shift.shape[1]:
+        return shift, down
+    return torch.eye(shift.shape[1], dtype=shift.dtype, device=shift.device), shift.T @ down

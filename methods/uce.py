@@ -40,7 +40,7 @@ from overpaint.detectors.attributes import Classifier, attribute_classifier
 from overpaint.erasing import Eraser
 from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import UserError, at_least
-from overpaint.methods.ridge import Ridge, edit, factor, gram
+from overpaint.methods.ridge import Ridge, edit, edit_rows, factor, gram
 from overpaint.methods.text_rows import TextRows
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.progress import steps
@@ -101,7 +101,11 @@ class UCE(Eraser):
         if self.attributes is not None:
             return self.debias(model, request, attribute_classifier(self.classifier, self.attributes, model.device))
         _, edited, shared = self.problem(model, request)
-        changes = edit(model.projections("key", "value"), shared, lambda W: self.residual(W, edited))
+        projections = model.projections("key", "value")
+        if self.technique == "replace":
+            changes = edit_rows(projections, shared, shifts(edited))
+        else:
+            changes = edit(projections, shared, lambda W: projected_residuals(W, edited))
         return Erasure("uce", changes=changes, manifest={"condition": shared.condition, "rows": len(shared.down)})
 
     def debias(self, model: DiffusionModel, request: Request, classify: Classifier) -> Erasure:
@@ -113,7 +117,7 @@ class UCE(Eraser):
         draws, gaps = Draws(self.seed), []
 
         def changes() -> dict[str, LowRank | Replacement]:
-            return edit(projections, shared, lambda W: S @ U @ W.T)
+            return edit_rows(projections, shared, S @ U)
 
         for _ in steps(self.iterations, "rounds of balancing"):
             with Erasure("uce", changes=changes()).attached(model):
@@ -162,11 +166,15 @@ class UCE(Eraser):
             return self.preserve_scale
         return max(0.1, 1 / texts) if self.variant == "legacy" else 1.0
 
-    def residual(self, W: torch.Tensor, edited: Sequence[Pair]) -> torch.Tensor:
-        """R (n, o): wanted minus present outputs of the edited rows."""
-        if self.technique == "replace":
-            return torch.cat([(G - K) @ W.T for K, G in edited])
-        return torch.cat([_away_from(K @ W.T, G @ W.T) for K, G in edited])
+
+def shifts(edited: Sequence[Pair]) -> torch.Tensor:
+    """G − K (n, d) of all pairs: what the edited rows have to change by, before the projection."""
+    return torch.cat([G - K for K, G in edited])
+
+
+def projected_residuals(W: torch.Tensor, edited: Sequence[Pair]) -> torch.Tensor:
+    """R (n, o) of ``technique: tensor``: each pair's new outputs without their component along the old ones, minus the old."""
+    return torch.cat([_away_from(K @ W.T, G @ W.T) for K, G in edited])
 
 
 def _away_from(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

@@ -142,7 +142,7 @@ def test_few_rows_are_kept_as_factors(tiny_sd):
         down = torch.ones(2, W.shape[1], dtype=torch.float64)
 
     for _ in range(3):
-        matrices.step(Shared, lambda W: W[:, :2].T)
+        matrices.step(Shared, torch.eye(W.shape[1], dtype=torch.float64)[:2])
     assert matrices.changes(0)[name].up.shape[1] == 2 and matrices.changes(2)[name].up.shape[1] == 6
     torch.testing.assert_close(matrices.changes(2)[name].apply(W), matrices.now[name], rtol=1e-6, atol=1e-6)
 

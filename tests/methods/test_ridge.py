@@ -5,7 +5,7 @@ import torch
 
 from overpaint.erasure import LowRank, Replacement
 from overpaint.errors import UserError
-from overpaint.methods.ridge import edit, factor, gram
+from overpaint.methods.ridge import edit, edit_rows, factor, gram
 from overpaint.models.diffusion import Projection
 
 
@@ -81,3 +81,13 @@ def test_a_singular_problem_is_refused():
     with pytest.raises(UserError, match=r"lamb=0.*singular"):
         factor(K, gram([], K), 0.0)
     factor(K, gram([rows(40, seed=3)], K), 0.0)
+
+
+@pytest.mark.parametrize("n", [3, 12, 40])
+def test_shifted_rows_are_the_plain_edit_however_many(n):
+    K, G, layer = rows(n), rows(n, seed=1), projection()
+    shared = factor(K, gram([rows(4, seed=2)], K), 0.5)
+    plain = edit([layer], shared, lambda W: (G - K) @ W.T)["w"].apply(layer.weight)
+    torch.testing.assert_close(
+        edit_rows([layer], shared, G - K)["w"].apply(layer.weight), plain, rtol=1e-11, atol=1e-11
+    )
