@@ -28,9 +28,10 @@ class Evidence:
     the language, synonym or style used; ``draw`` counts an attack's tries at one prompt and seed; ``verdict`` is what
     the judge that guided the attack said (1, 0, NaN where none was asked); ``failed`` is true where no score could be
     had: such a row is neither present nor absent. ``original`` holds the same prompts and seeds made by the unedited
-    model; ``control`` the images of the attack's control at the same image budget on the same victim; ``floor`` those of
-    the same attack for a concept that the model never saw; ``plain`` and ``plain_original`` the victim's and the unedited model's images of the plain target
-    prompts, beside an attack; ``reference`` real pictures (rows with ``features`` only).
+    model; ``control`` the images of the attack's control at the same image budget on the same victim; ``floor``
+    those of the same attack for a concept that the model never saw; ``plain`` and ``plain_original`` the victim's
+    and the unedited model's images of the plain target prompts, beside an attack; ``reference`` real pictures (rows
+    with ``features`` only).
     """
 
     erased: Sequence[Concept]
