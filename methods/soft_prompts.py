@@ -33,7 +33,7 @@ Place = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words", "rep
 PLACES: tuple[str, ...] = get_args(Place)
 
 #: Behind how many of n words each of k rows goes.
-_BEHIND: dict[str, Callable[[int, int], list[int]]] = {
+BEHIND: dict[str, Callable[[int, int], list[int]]] = {
     "prefix_k": lambda n, k: [0] * k,
     "replace_k": lambda n, k: [0] * k,
     "mid_k": lambda n, k: [n // 2] * k,
@@ -79,7 +79,7 @@ class SoftPrompt:
             words, free = words + free, rest[:, [0] * k]
         elif self.place == "replace_k":
             words = rest[:, [0] * n]
-        place = [*range(1, n + 1), *(behind + 0.5 for behind in _BEHIND[self.place](n, k))]
+        place = [*range(1, n + 1), *(behind + 0.5 for behind in BEHIND[self.place](n, k))]
         order = sorted(range(n + k), key=place.__getitem__)
         return torch.cat([own[:, :1], torch.cat([words, free], 1)[:, order], rest], 1)
 

@@ -13,7 +13,6 @@ Targets are pictures of the concept, where there is a CLIP model, or the text of
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar, Literal
@@ -57,14 +56,13 @@ class HardPrompts(Attack):
 
     def run(self, scene: Scene) -> Assault:
         """One search a prompt; its words are drawn from the start noise of each of the prompt's plain images."""
-        started, ledger, found = time.perf_counter(), Ledger(), []
+        ledger, found = Ledger(), []
         tower = OwnTower(scene.victim) if self.clip is None else Clip.load(self.clip, scene.victim.device)
         for prompt, shots in groupby(scene.shots, key=lambda shot: shot.prompt):
             targets, draws = self.targets(scene, tower, prompt.text), Draws.of(self.seed, prompt.id)
             text = self.invert(tower, targets, draws, scene.concept.name if self.without_name else "")
             ledger.text_forwards += self.steps * self.prompts
             found += [attacked(shot, text, scene.concept, "hard prompt") for shot in shots]
-        ledger.seconds = time.perf_counter() - started
         return Assault(found, ledger=ledger)
 
     def targets(self, scene: Scene, tower: Tower, text: str) -> torch.Tensor:

@@ -17,7 +17,6 @@ Where no copy passes, the official code breaks; here the state stays, and others
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -60,7 +59,7 @@ class MMA(Attack):
 
     def run(self, scene: Scene) -> Assault:
         """One search a prompt and restart; the best one's words serve all the prompt's plain images' start noises."""
-        model, started, ledger, found = scene.victim, time.perf_counter(), Ledger(), []
+        model, ledger, found = scene.victim, Ledger(), []
         forbidden = banned(model, scene.concept)
         with ledger.counting(model):
             for prompt, shots in groupby(scene.shots, key=lambda shot: shot.prompt):
@@ -71,7 +70,6 @@ class MMA(Attack):
                 ]
                 text, _ = min(tries, key=lambda known: known[1])
                 found += [attacked(shot, text, scene.concept, "mma") for shot in shots]
-        ledger.seconds = time.perf_counter() - started
         return Assault(found, ledger=ledger)
 
     def start(self, model: DiffusionModel, forbidden: Sequence[int], draws: Draws) -> str:

@@ -12,7 +12,6 @@ make the victim's network e denoise that picture's latents x_0, noised to x_t, a
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +79,7 @@ class Search(Attack):
         """Search for ``tries.shot`` and make pictures of what is found."""
 
     def run(self, scene: Scene) -> Assault:
-        started, ledger, painted = time.perf_counter(), Ledger(), []
+        ledger, painted = Ledger(), []
         with ledger.counting(scene.victim):
             for shot in scene.shots:
                 tries = Tries(scene, shot)
@@ -88,7 +87,7 @@ class Search(Attack):
                 if not tries.succeeded:
                     self.search(scene, tries, Draws.of(self.seed, shot.prompt.id, shot.index))
                 painted += tries.painted
-        ledger.images, ledger.seconds = len(painted), time.perf_counter() - started
+        ledger.images = len(painted)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
 

@@ -20,7 +20,6 @@ one concept each; ours are the catalogue's sentences, with the anchor in the pla
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -66,7 +65,7 @@ class RingABell(Attack):
     def run(self, scene: Scene) -> Assault:
         """One search a prompt, whose words all its plain images' start noises are drawn with."""
         model, concept = scene.victim, scene.concept
-        started, ledger, found = time.perf_counter(), Ledger(), []
+        ledger, found = Ledger(), []
         forbidden = model.token_ids(concept.name)[1:-1] if self.without_name else []
         with ledger.counting(model):
             vector = concept_vector(model, contrasts(concept, scene.catalogue))
@@ -74,7 +73,6 @@ class RingABell(Attack):
                 target = encoded(model, [prompt.text]) + self.eta * vector
                 words = self.search(model, target, Draws.of(self.seed, prompt.id), forbidden)
                 found += [attacked(shot, text_of(model, words), concept, "ring-a-bell") for shot in shots]
-        ledger.seconds = time.perf_counter() - started
         return Assault(found, ledger=ledger)
 
     def search(

@@ -20,6 +20,7 @@ import torch
 from torch.nn.functional import normalize, one_hot
 
 from overpaint.errors import UserError, unknown
+from overpaint.methods.soft_prompts import BEHIND
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.progress import steps
 from overpaint.replay import Draws, show
@@ -142,21 +143,18 @@ Location = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
 LOCATIONS: tuple[str, ...] = get_args(Location)
 
 
+#: The layouts of `BEHIND` that insert words and leave the prompt's own as they are.
+LOCATIONS = ("prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words")
+
+
 def places(location: str, words: int, k: int) -> tuple[int, ...]:
     """Where, counted from the first position behind the start token, k further words stand in a prompt of some words.
 
     ``insert_k`` puts one behind every ⌊words / (k + 1)⌋ words, ``per_k_words`` one before words 0, 3, 6, …
     """
-    before = {
-        "prefix_k": lambda j: 0,
-        "suffix_k": lambda j: words,
-        "mid_k": lambda j: words // 2,
-        "insert_k": lambda j: (j + 1) * (words // (k + 1)),
-        "per_k_words": lambda j: min(3 * j, words),
-    }
-    if location not in before:
-        raise unknown("location", location, before)
-    return tuple(before[location](j) + j for j in range(k))
+    if location not in LOCATIONS:
+        raise unknown("location", location, LOCATIONS)
+    return tuple(behind + j for j, behind in enumerate(BEHIND[location](words, k)))
 
 
 @dataclass(frozen=True)
