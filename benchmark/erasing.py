@@ -24,7 +24,8 @@ class Eraser(ABC):
 
     ``version`` is raised in the commit that can change its result; ``families`` and ``kinds`` say what it supports,
     ``multiple`` whether one request may name several concepts, ``stacks`` whether its guard can be put on a model that
-    has one already (`install` finds it in ``model.guidance``).
+    has one already (`install` finds it in ``model.guidance``), ``acts_on`` where on a prompt's way into the picture it
+    stands (`overpaint.scope.STAGES`; a property where settings decide).
     """
 
     seed: int = 0
@@ -34,6 +35,7 @@ class Eraser(ABC):
     kinds: ClassVar[tuple[str, ...]] = KINDS
     multiple: ClassVar[bool] = True
     stacks: ClassVar[bool] = False
+    acts_on: ClassVar[str] = "denoiser"
 
     @abstractmethod
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:

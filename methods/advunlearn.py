@@ -105,6 +105,10 @@ class AdvUnlearn(Eraser):
                 f"layers, sublayers and train_norm choose within the text encoder, not with train={self.train}"
             )
 
+    @property
+    def acts_on(self) -> str:
+        return "text_encoder" if self.train == "text_encoder" else "denoiser"
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         student = Student(model, self.group(model))
         concepts = [c.name for c in request.erase]

@@ -112,6 +112,10 @@ class CA(Eraser):
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, max_norm=self.max_norm)
         at_least(0, prior_weight=self.prior_weight)
 
+    @property
+    def acts_on(self) -> str:
+        return {"kv": "conditioning", "embedding": "text_encoder"}.get(self.train, "denoiser")
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)
         targets = list(zip(request.erase, request.anchors(self.default_anchor)))

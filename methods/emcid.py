@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from PIL import ImageOps
@@ -75,6 +75,8 @@ class EMCID(Eraser):
     edit_weight: float
     mom2_captions: Captions
     default_anchor: str
+
+    acts_on: ClassVar[str] = "text_encoder"
 
     def __post_init__(self):
         at_least(0, iterations=self.iterations, z_learning_rate=self.z_learning_rate, text_weight=self.text_weight)

@@ -111,6 +111,10 @@ class ESD(Eraser):
                 f"erase_from={self.erase_from!r} needs variant=current, alt or sdxl: the paper's code has no such prompt"
             )
 
+    @property
+    def acts_on(self) -> str:
+        return "conditioning" if self.train == "strict" else "denoiser"
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         groups = {"current": CURRENT_GROUPS, "sdxl": SDXL_GROUPS}.get(self.variant, GROUPS)
         student = Student(model, parameter_group(model, groups[self.train]))

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -76,6 +76,8 @@ class MACE(Eraser):
     iterations: int
     importance: bool
     end_tokens: bool
+
+    acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
         at_least(1, phrases=self.phrases, pictures=self.pictures, picture_steps=self.picture_steps)

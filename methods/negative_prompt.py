@@ -36,6 +36,7 @@ class NegativePrompt(Eraser):
     text: str | None
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    acts_on: ClassVar[str] = "conditioning"
     stacks: ClassVar[bool] = True
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:

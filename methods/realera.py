@@ -101,6 +101,7 @@ class RealEra(Eraser):
     picture_steps: int
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
         at_least(0, neighbours=self.neighbours, radius=self.radius, beyond_samples=self.beyond_samples)

@@ -66,6 +66,7 @@ class RECE(Eraser):
     validation_images: int
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
         at_least(0, epochs=self.epochs, r=self.r, erase_scale=self.erase_scale, retain_scale=self.retain_scale)

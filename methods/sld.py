@@ -45,6 +45,7 @@ class SLD(Eraser):
     momentum_beta: float
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    acts_on: ClassVar[str] = "conditioning"
     stacks: ClassVar[bool] = True
 
     def __post_init__(self):

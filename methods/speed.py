@@ -63,6 +63,7 @@ class SPEED(Eraser):
     default_anchor: str
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
         at_least(0, lamb=self.lamb, aug_num=self.aug_num)

@@ -78,6 +78,7 @@ class UCE(Eraser):
     guidance_scale: float
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
         at_least(0, lamb=self.lamb, erase_scale=self.erase_scale, preserve_scale=self.preserve_scale or 0)

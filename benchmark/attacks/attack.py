@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from overpaint.models.diffusion import DiffusionModel
 
 
+#: Roles of pictures that an attack makes beside its own: of the concept's pictures scrambled, of ordinary pictures.
+COMPARISONS = ("scrambled", "ordinary")
+
+
 @dataclass
 class Ledger:
     """What an attack spent. ``forwards`` and ``backwards`` count denoiser evaluations, one an image in the batch."""
@@ -60,11 +64,13 @@ class Verdict(NamedTuple):
 
 
 class Painted(NamedTuple):
-    """A picture that an attack made, for which shot, and what its judge said (``None``: not asked)."""
+    """A picture that an attack made, for which shot, what its judge said (``None``: not asked), and what the attack
+    itself measured on the way (by name; see `overpaint.metrics.inversion`)."""
 
     shot: Shot
     image: Image
     verdict: Verdict | None = None
+    readings: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ class Scene:
 
     ``concept`` is what it shall bring back; ``shots`` the plain images of the same budget (prompts naming the concept,
     with seeds); ``catalogue`` the world's words; ``victim`` the model with the erasure attached, guards included
-    (``None`` for attacks whose ``needs`` is ``"nothing"``); ``examples(n)`` gives n pictures of the concept.
+    (``None`` for attacks whose ``needs`` is ``"nothing"``); ``examples(n)`` gives n pictures of the concept,
+    ``ordinary(n)`` n pictures of other things and their captions, if any.
 
     ``with unedited() as model:`` lifts the erasure for the block, for attacks that know the original model;
     ``paint(texts, seeds, embeds)`` makes pictures through the victim under the benchmark's protocol (``embeds``
@@ -87,6 +94,7 @@ class Scene:
     catalogue: Catalogue
     victim: DiffusionModel | None = None
     examples: Callable[[int], list[Image]] | None = None
+    ordinary: Callable[[int], list[tuple[Image, str]]] | None = None
     unedited: Callable[[], AbstractContextManager[DiffusionModel]] | None = None
     paint: Callable[..., list[Image]] | None = None
     judge: Callable[[Sequence[Image]], list[Verdict]] | None = None
@@ -112,7 +120,8 @@ class Attack(ABC):
     ``needs`` is what it looks at: ``"nothing"`` (a list of prompts, shared by all victims), ``"model"`` (the tokenizer
     and text encoder; shared by all victims of one model) or ``"victim"``. ``unit`` is what one run of it is for: all
     prompts of a ``"concept"``, or each ``"prompt"`` by itself, stored and resumed by itself. ``paints`` says that it
-    makes its own pictures; `images` how many a shot at most, which is what its control gets.
+    makes its own pictures; `images` how many a shot at most, which is what its control gets; `ordinary` how many pictures
+    of other things it looks at beside. ``enters_by`` is where it comes in (`overpaint.scope.ENTRIES`).
     """
 
     seed: int = 0
@@ -121,12 +130,21 @@ class Attack(ABC):
     needs: ClassVar[str] = "nothing"
     unit: ClassVar[str] = "concept"
     paints: ClassVar[bool] = False
+    enters_by: ClassVar[str] = "prompt"
 
     @property
     def images(self) -> int:
         """The most images it makes for one shot."""
         return 1
 
+    @property
+    def ordinary(self) -> int:
+        """How many of the scene's ordinary pictures it asks for."""
+        return 0
+
     @abstractmethod
     def run(self, scene: Scene) -> Assault:
-        """Attack; the same scene and seed give the same assault. Shots have role ``attacked``."""
+        """Attack; the same scene and seed give the same assault.
+
+        Shots have role ``attacked``; what an attack makes only to compare has one of `COMPARISONS`.
+        """

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch.nn.functional import mse_loss
@@ -64,6 +64,8 @@ class ReceEmbedding(EmbeddingAttack):
     regulariser: Literal["zero", "surrogate"]
     r: float
 
+    enters_by: ClassVar[str] = "embedding"
+
     def __post_init__(self):
         at_least(0, r=self.r)
 
@@ -85,6 +87,8 @@ class RabEmbedding(EmbeddingAttack):
     """Hyper-parameters; ``conf/attack/rab_embedding.yaml`` says what each means."""
 
     eta: float
+
+    enters_by: ClassVar[str] = "embedding"
 
     def embedding(self, scene: Scene, text: str, draws: Draws) -> torch.Tensor:
         with scene.unedited() as model, torch.no_grad():

@@ -90,6 +90,8 @@ class Completion(Probe):
     eta: float
     compat: Literal["intended", "official"]
 
+    enters_by: ClassVar[str] = "image"
+
     def __post_init__(self):
         if not self.fractions or not all(0 <= f <= 1 for f in self.fractions):
             raise UserError(f"fractions takes numbers from 0 to 1, got {self.fractions!r}")
@@ -148,6 +150,8 @@ class NoiseProbe(Probe):
     """Hyper-parameters; ``conf/attack/noise_probe.yaml`` says what each means."""
 
     scales: list[float]
+
+    enters_by: ClassVar[str] = "image"
 
     def __post_init__(self):
         if not self.scales or len(set(self.scales)) < len(self.scales):
