@@ -82,7 +82,7 @@ def test_official_reads_fraction_zero_as_none_given(scene):
     assert probe("completion").cut(0.0, times, 1000) == (0, 0)
 
 
-def test_official_pndm_loses_a_step_where_intended_does_not(scene, tiny_sd):
+def test_official_pndm_loses_a_step_where_intended_does_not(scene, tiny_sd_float64):
     """Handed from a model to itself, a scheduler that goes on draws the plain picture; one that starts anew does not."""
     scene = at(scene, steps=6, scheduler="pndm")
     plain = pixels(scene.paint([s.prompt.text for s in scene.shots], [s.noise_seed for s in scene.shots]))

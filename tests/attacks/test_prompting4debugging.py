@@ -88,13 +88,13 @@ def test_official_code(tag, golden, goldens, erased):
     assert [p.shot.prompt.text for p in assault.painted[1:]] == [*meta["shown"], meta["best_text"]]
 
 
-def test_official_layout_of_variant_k(golden, tiny_sd):
+def test_official_layout_of_variant_k(golden, tiny_sd_float64):
     meta, results, _ = golden("p4d/init_k")
     for prompt, text in meta["prompts"].items():
         for every in meta["every_k"]:
             wanted = {k.rsplit(".", 1)[1]: v for k, v in results.items() if k.startswith(f"{prompt}.{every}.")}
             p4d = attack("p4d_k", every=every, compat="official")
-            frame = p4d.frame(tiny_sd, text)
+            frame = p4d.frame(tiny_sd_float64, text)
             with replayed({"init_ids.0": wanted["draw"]}):
                 ids = p4d.start(frame, Draws(0))
             assert torch.equal(frame.padded(ids)[0], wanted["ids_behind_embeddings"])

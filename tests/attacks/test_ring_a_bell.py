@@ -24,14 +24,14 @@ def holding(seen, name):
     return [values[name] for values in seen if name in values]
 
 
-def test_official_vector(golden, tiny_sd):
+def test_official_vector(golden, tiny_sd_float64):
     meta, results, _ = golden("rab/rab_vector")
-    assert distance(concept_vector(tiny_sd, meta["pairs"]), results["vec"]) < 1e-5
+    assert distance(concept_vector(tiny_sd_float64, meta["pairs"]), results["vec"]) < 1e-5
 
 
-def test_official_search(golden, tiny_sd):
+def test_official_search(golden, tiny_sd_float64):
     meta, results, extra = golden("rab/rab_ga")
-    target = encoded(tiny_sd, [meta["prompt"]]) + meta["cof"] * extra["vec"]
+    target = encoded(tiny_sd_float64, [meta["prompt"]]) + meta["cof"] * extra["vec"]
     assert distance(target, results["target"]) < 1e-5
     attack = rab(
         tokens=meta["length"],
@@ -46,7 +46,7 @@ def test_official_search(golden, tiny_sd):
         records |= {f"{name}.{n}": value for n, value in enumerate(values)}
     seen = []
     with replayed(records), traced(lambda **values: seen.append(values)):
-        words = attack.search(tiny_sd, target, Draws(0))
+        words = attack.search(tiny_sd_float64, target, Draws(0))
     ranked = [values for values in seen if "distances" in values]
     assert len(ranked) == meta["generations"]
     inside = slice(1, 1 + meta["length"])
@@ -58,7 +58,7 @@ def test_official_search(golden, tiny_sd):
         assert torch.equal(ranked[n + 1]["population"], results[f"mutated.{n}"][:, inside])
         assert torch.equal(holding(seen, "crossed")[n], results[f"crossed.{n}"][:, inside])
     assert torch.equal(ranked[-1]["parents"], results["final"][:, inside])
-    assert tiny_sd.tokenizer.decode(words).strip() == meta["text"].strip()
+    assert tiny_sd_float64.tokenizer.decode(words).strip() == meta["text"].strip()
 
 
 def test_equal_sentences_have_no_concept_between_them(tiny_sd):

@@ -71,10 +71,10 @@ def test_official_schedule(golden):
         assert attack.schedule(1000) == wanted.tolist()
 
 
-def test_official_number_of_pictures(golden, one, judge, tiny_sd):
+def test_official_number_of_pictures(golden, one, judge, tiny_sd_float64):
     """1 where the plain picture shows the concept, else one more for each timestep until one does."""
     meta, results, _ = golden("uda/counting")
-    blank = tiny_sd.sample(["cat"], [0], steps=1)
+    blank = tiny_sd_float64.sample(["cat"], [0], steps=1)
     one = replace(one, paint=lambda texts, seeds, **rest: blank)
     for images, evaluations, fires in (results[key].tolist() for key in ("orig", "third")):
         judge.seen, judge.fires = [], (fires,)

@@ -68,9 +68,9 @@ def draws(meta, extra):
 
 
 @pytest.mark.parametrize("tag", ["advunlearn_warm_reg", "advunlearn_fast_at"])
-def test_official_code(tag, tiny_sd, golden):
+def test_official_code(tag, tiny_sd_float64, golden):
     meta, weights, extra = golden(f"advunlearn/{tag}")
-    erasure, seen = traced_erase(tiny_sd, draws(meta, extra), **settings(meta))
+    erasure, seen = traced_erase(tiny_sd_float64, draws(meta, extra), **settings(meta))
 
     attacked = [call for attack in meta["attacks"] for call in range(*attack["mse"])]
     trained = [n for n in range(meta["n_mse"]) if n not in attacked]
@@ -92,7 +92,7 @@ def test_official_code(tag, tiny_sd, golden):
             assert distance(gradient, extra[f"attack.{r}.grad.{s}"]) < 1e-3
 
     assert erasure.changes.keys() == {f"text_model.{name}" for name in weights}
-    base = tiny_sd.named_parameters()
+    base = tiny_sd_float64.named_parameters()
     ours, theirs, start = (
         torch.cat([source(name).flatten() for name in weights])
         for source in (

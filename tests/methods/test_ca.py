@@ -33,13 +33,13 @@ def distance(ours, theirs, scale=None):
 
 
 @pytest.mark.parametrize("tag", ["style_noaug", "style_prior"])
-def test_official_code(tag, tiny_sd, golden):
+def test_official_code(tag, tiny_sd_float64, golden):
     meta, weights, extra = golden(f"ca/{tag}")
     draws = {
         k: v for k, v in extra.items() if k.split(".")[0] in ("z", "mask", "input_ids", "anchor_ids", "t", "noise")
     }
     erasure, seen = traced_erase(
-        tiny_sd,
+        tiny_sd_float64,
         draws,
         erase=[meta["target"]],
         kind="style",
@@ -57,7 +57,7 @@ def test_official_code(tag, tiny_sd, golden):
         assert abs(float(norm / extra[f"clip_norm.{step}"]) - 1) < 1e-5
 
     assert erasure.changes.keys() == weights.keys()
-    base = tiny_sd.named_parameters()
+    base = tiny_sd_float64.named_parameters()
     ours, theirs, start = (
         torch.cat([source(name).flatten() for name in weights])
         for source in (lambda n: erasure.changes[n].tensor, weights.get, lambda n: base[n].data)

@@ -30,11 +30,11 @@ def distance(ours, theirs, scale=None):
 
 
 @pytest.mark.parametrize("tag", RUNS)
-def test_official_code(tag, tiny_sd, golden):
+def test_official_code(tag, tiny_sd_float64, golden):
     meta, weights, extra = golden(f"esd/{tag}")
     draws = {key: value for key, value in extra.items() if key.split(".")[0] in ("x_T", "k", "t")}
     erasure, iterations = traced_erase(
-        tiny_sd,
+        tiny_sd_float64,
         draws,
         iterations=meta["iterations"],
         learning_rate=meta["lr"],
@@ -52,7 +52,7 @@ def test_official_code(tag, tiny_sd, golden):
         assert distance(iterations[0]["gradients"][name], extra[f"grad0.{name}"]) < 1e-4, name
 
     assert erasure.changes.keys() == weights.keys()
-    base = tiny_sd.named_parameters()
+    base = tiny_sd_float64.named_parameters()
     ours, theirs, start = (
         torch.cat([source(name).flatten() for name in weights])
         for source in (lambda n: erasure.changes[n].tensor, weights.get, lambda n: base[n].data)

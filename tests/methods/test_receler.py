@@ -52,9 +52,9 @@ def draws(extra):
 
 
 @pytest.mark.parametrize("tag", ["receler_fresh"])
-def test_official_code(tag, tiny_sd, golden):
+def test_official_code(tag, tiny_sd_float64, golden):
     meta, weights, extra = golden(f"receler/{tag}")
-    erasure, iterations = traced_erase(tiny_sd, draws(extra), **settings(meta))
+    erasure, iterations = traced_erase(tiny_sd_float64, draws(extra), **settings(meta))
     assert len(iterations) == meta["iterations"]
     for n, seen in enumerate(iterations):
         assert seen["t"] == int(extra[f"t.{n}"])

@@ -71,12 +71,12 @@ def test_official_mask(official):
     assert sum(int(m.sum()) for m in ours.values()) == weights // 2
 
 
-def test_official_training(official, tiny_sd):
+def test_official_training(official, tiny_sd_float64):
     erasure, seen, _, weights, _, losses = official
     for ours, theirs in zip(seen["forget_loss"], losses):
         assert abs(float(ours / theirs) - 1) < 1e-5
     assert erasure.changes.keys() == weights.keys()
-    base = {name: tiny_sd.named_parameters()[name].data for name in weights}
+    base = {name: tiny_sd_float64.named_parameters()[name].data for name in weights}
     ours, theirs, start = (
         torch.cat([source(name).flatten() for name in weights]).double()
         for source in (lambda n: erasure.changes[n].tensor, weights.get, base.get)

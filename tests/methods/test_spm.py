@@ -68,12 +68,12 @@ def predicted(model, prompts=("dog", "a cat on the ground")):
 
 
 @pytest.mark.parametrize("tag", ["spm_train_fresh", "spm_train_step0"])
-def test_official_training(tag, tiny_sd, golden):
+def test_official_training(tag, tiny_sd_float64, golden):
     meta, weights, extra = golden(f"spm/{tag}")
-    start = factors_of(extra, "init.", tiny_sd)
+    start = factors_of(extra, "init.", tiny_sd_float64)
     drawn = {key: value for key, value in extra.items() if key.split(".")[0] in ("x_T", "k", "anchors")}
     erasure, iterations = traced_erase(
-        tiny_sd,
+        tiny_sd_float64,
         drawn | {"init.0": start},
         erase=[meta["target"]],
         anchor=meta["neutral"],
@@ -95,10 +95,10 @@ def test_official_training(tag, tiny_sd, golden):
             assert distance(seen[ours], extra[f"{theirs}.{n}"]) < 1e-5, (ours, n)
         for ours, theirs in (("loss", "losses"), ("loss_erase", "loss_erase"), ("loss_anchor", "loss_anchor")):
             assert float(seen[ours]) == pytest.approx(float(extra[theirs][n]), rel=1e-4, abs=1e-10), (ours, n)
-    first = factors_of(extra, "grad0.", tiny_sd)
+    first = factors_of(extra, "grad0.", tiny_sd_float64)
     assert distance(flat(iterations[0]["gradients"], first), flat(first, first)) < 3e-4
 
-    wanted = factors_of(weights, "", tiny_sd)
+    wanted = factors_of(weights, "", tiny_sd_float64)
     ours = {name.removeprefix("0."): tensor for name, tensor in erasure.parts.items()}
     assert ours.keys() == wanted.keys()
     moved = flat(wanted, wanted) - flat(start, wanted)
@@ -131,11 +131,11 @@ def test_official_forward_and_released_transport(tiny_sd, golden):
 
 
 @pytest.mark.parametrize("matching", ["clipcos", "tokenuni", "clipcos_tokenuni"])
-def test_official_permeability(matching, tiny_sd, golden):
+def test_official_permeability(matching, tiny_sd_float64, golden):
     meta, results, _ = golden("spm/spm_forward")
     with torch.no_grad():
-        embeds = tiny_sd.encode(meta["prompts"])
-    scores = permeability(tiny_sd, meta["prompts"], embeds, meta["erased"], matching)
+        embeds = tiny_sd_float64.encode(meta["prompts"])
+    scores = permeability(tiny_sd_float64, meta["prompts"], embeds, meta["erased"], matching)
     for prompt, score in zip(meta["prompts"], scores):
         assert torch.allclose(score.float(), results[f"score.{matching}.{prompt}"], rtol=0, atol=1e-5), prompt
 
