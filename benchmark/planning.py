@@ -17,6 +17,7 @@ from overpaint.detectors import detector_identity
 from overpaint.models.sources import fingerprint_model, resolve
 from overpaint.prompts import Shot
 from overpaint.registry import component, construct, load_attribute
+from overpaint.scope import scope
 from overpaint.sets import ROLES, role_shots, unseen_shots
 from overpaint.shipped import shipped
 from overpaint.store import Store, file_hash
@@ -40,6 +41,15 @@ class Plan:
     cells: list[tuple[Cell, Task]] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
     asked: Counter = field(default_factory=Counter)  # tasks by stage before de-duplication
+    bundles: dict[str, list[Task]] = field(
+        default_factory=dict
+    )  # task key -> tasks that are made in one go, itself too
+
+    def bundle(self, tasks: Sequence[Task], size: int) -> None:
+        """Let tasks that differ in their shots alone be made ``size`` at a time; where that was said before, it stands."""
+        free = [task for task in tasks if task.key not in self.bundles]
+        for part in _shards(free, size):
+            self.bundles |= {task.key: part for task in part}
 
     def add(self, task: Task) -> Task:
         self.asked[task.stage] += 1
@@ -144,6 +154,8 @@ def _batches(plan: Plan, cell: Cell, concept: Concept | None = None) -> list[Bat
         return [_batch(plan, cell, erase, part, label) for part in _shards(assault.shots, cell.budget.shard)]
     units = [plain] if attack.unit == "concept" else [list(part) for _, part in groupby(plain, lambda s: s.prompt)]
     tasks = [_attack_task(plan, cell, attack, concept, unit, erase) for unit in units]
+    if attack.together > 1:
+        plan.bundle(tasks, max(1, min(attack.together, cell.protocol.batch_size) // max(map(len, units), default=1)))
     if attack.paints:
         return [Batch(None, task, _score_task(plan, cell, task), (task,)) for task in tasks]
     label = f"{subject}, {cell.attack.label} for {concept.name}"
@@ -181,6 +193,8 @@ def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain
         else:
             for index, batch in enumerate(_target_batches(plan, cell.unedited())):
                 inputs[f"examples{index}"] = batch.made.key
+    if attack.ordinary and cell.model.reference not in (None, "world"):
+        inputs["ordinary"] = _reference_task(plan, cell.model.reference, attack.ordinary).key
     if attack.paints:
         config["protocol"] = _protocol(cell)
         judge = cell.model.judge or cell.model.detector
@@ -228,10 +242,13 @@ def _reference(plan: Plan, cell: Cell) -> Batch | None:
     source = cell.model.reference
     if not source or not cell.model.detector or cell.attack.name != "none":
         return None
-    count = cell.budget.reference_images
-    config = {"source": "world", "n": count, "seed": 1} if source == "world" else {"files": _image_files(source, count)}
-    made = plan.add(Task("reference", config, {}, {"reference": 1}, {"folder": source}, "reference pictures", count))
+    made = _reference_task(plan, source, cell.budget.reference_images)
     return Batch([], made, _score_task(plan, cell, made))
+
+
+def _reference_task(plan: Plan, source: str, count: int) -> Task:
+    config = {"source": "world", "n": count, "seed": 1} if source == "world" else {"files": _image_files(source, count)}
+    return plan.add(Task("reference", config, {}, {"reference": 1}, {"folder": source}, "reference pictures", count))
 
 
 @cache
@@ -251,7 +268,7 @@ def build_attack(choice: Choice, seed: int) -> Attack:
     return construct(component("attack", choice.name).load(), {**choice.values, "seed": seed}, f"attack={choice.name}")
 
 
-def _shards(found: list[Shot], size: int) -> list[list[Shot]]:
+def _shards(found: list, size: int) -> list[list]:
     return [found[start : start + size] for start in range(0, len(found), size)]
 
 
@@ -286,6 +303,7 @@ def _measure_task(cell: Cell, frames: Mapping[str, list[Batch]], erase: Task | N
             "seed": cell.seed,
         },
         "presets": {"method": cell.method.preset, "attack": cell.attack.preset},
+        "scope": _scope(cell),
         "erased": [asdict(c) for c in cell.concepts.request.erase],
         "kinds": {c.label: c.kind for c in cell.concepts.catalogue.concepts.values() if c.label},
         "shots": plain,
@@ -295,6 +313,15 @@ def _measure_task(cell: Cell, frames: Mapping[str, list[Batch]], erase: Task | N
     }
     versions = {name: load_attribute(reference).version for name, reference in metrics.items()}
     return Task("measure", config, inputs, versions, {}, f"measure {cell.label}")
+
+
+def _scope(cell: Cell) -> str:
+    """Whether the cell's attack goes round its defence; the unedited model has none."""
+    if cell.method.name == "none":
+        return ""
+    method = component("method", cell.method.name).load()
+    eraser = construct(method, {**cell.method.values, "seed": cell.seed}, f"method={cell.method.name}")
+    return scope(eraser.acts_on, build_attack(cell.attack, cell.seed).enters_by)
 
 
 def _model_config(cell: Cell) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from overpaint.attacks.attack import COMPARISONS
 from overpaint.planning import Plan
 from overpaint.stages.attack import read_assault
 from overpaint.stages.generate import read_images
@@ -64,9 +65,11 @@ def _pictures(tasks: list[Task], plan: Plan, store: Store) -> dict[str, dict[tup
 def _wanted(found: list[Mapping], taken: dict[str, int], attack: str) -> list[int]:
     """Positions to show: one picture of distinct prompts, as many as the column has room for; of many draws, the last."""
     chosen, texts = [], set()
-    last = {(shot["noise"], shot["index"]): position for position, shot in enumerate(found)}
+    last = {(shot["role"], shot["noise"], shot["index"]): position for position, shot in enumerate(found)}
     for position in last.values():
         shot = found[position]
+        if shot["role"] in COMPARISONS:
+            continue
         room = COLUMNS.get(shot["role"], 0) if attack == "none" else 2
         if taken.get(shot["role"], 0) < room and shot["text"] not in texts:
             taken[shot["role"]] = taken.get(shot["role"], 0) + 1

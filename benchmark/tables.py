@@ -11,6 +11,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.metrics.metric import FACETS
 from overpaint.planning import Plan
 from overpaint.registry import components
+from overpaint.scope import OUTSIDE
 from overpaint.stages.measure import RECORD_COLUMNS
 from overpaint.statistics import Estimate, holm, mean_of_estimates
 from overpaint.store import MANIFEST, Store
@@ -34,6 +35,7 @@ def stored_records(store: Store, plan: Plan | None = None) -> pd.DataFrame:
     frames = [pd.read_parquet(store.read("measure", key) / "records.parquet") for key in dict.fromkeys(keys)]
     frames = [f for f in frames if len(f)]
     records = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(RECORD_COLUMNS))
+    records = records.reindex(columns=list(RECORD_COLUMNS))  # an older store's records have fewer
     records = records.drop_duplicates([*CELL, "metric"], keep="last")
     return corrected(records).reset_index(drop=True)
 
@@ -75,7 +77,8 @@ def blocks(records: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
 
 
 def cell_text(figure: pd.Series) -> str:
-    """``0.04 [0.01, 0.12]``; ≈ where it is not distinguishable from what it is compared to; ⊥ where undefined."""
+    """``0.04 [0.01, 0.12]``; ≈ where it is not distinguishable from what it is compared to; † where the attack goes round
+    the defence; ⊥ where undefined."""
     if pd.isna(figure["value"]):
         return "⊥"
     text = number(figure["value"], figure["unit"])
@@ -83,6 +86,7 @@ def cell_text(figure: pd.Series) -> str:
         text += f" [{number(figure['low'], figure['unit'])}, {number(figure['high'], figure['unit'])}]"
     if figure["distinguishable"] is False:
         text += " ≈"
+    text += _mark(figure["scope"])
     if not pd.isna(figure["control"]):
         text += f" (control {number(figure['control'], figure['unit'])})"
     return text
@@ -98,13 +102,26 @@ def number(value: float, unit: str) -> str:
         return f"{value:.3g} GB"
     if unit == "seconds":
         return f"{value:.3g} s"
+    if unit == "dB":
+        return f"{value:.1f} dB"
     return f"{value:.2f}" if unit in ("fraction", "ratio") else f"{value:.3g}"
+
+
+def _mark(scope: str) -> str:
+    return " †" if scope == OUTSIDE else ""
 
 
 LEGEND = (
     "Figures with 95 % intervals. ≈ not distinguishable (Holm-corrected over the table, 5 %) from the unedited model, "
     "or from the attack's control where one is given. ⊥ undefined. ↑ higher is better, ↓ lower is better."
 )
+FOOTNOTE = f"† {OUTSIDE}: the attack comes in behind the place where the defence acts, and so is no test of it."
+
+
+def legend(shown: Iterable[tuple[str, pd.DataFrame]]) -> str:
+    """What the marks in these blocks mean."""
+    marked = any("†" in str(text) for _, block in shown for text in block.to_numpy().ravel())
+    return f"{LEGEND} {FOOTNOTE}" if marked else LEGEND
 
 
 def by_method(records: pd.DataFrame, columns: Mapping[str, Mapping[str, str]]) -> Iterable[tuple[str, pd.DataFrame]]:
@@ -138,7 +155,7 @@ def _mean_text(figures: pd.DataFrame) -> str:
     if mean.value is None:
         return "⊥"
     interval = "" if mean.low is None else f" [{number(mean.low, unit)}, {number(mean.high, unit)}]"
-    return number(mean.value, unit) + interval
+    return number(mean.value, unit) + interval + max(map(_mark, figures["scope"]))
 
 
 def viewed(records: pd.DataFrame, view: str) -> Iterable[tuple[str, pd.DataFrame]]:
@@ -155,7 +172,7 @@ def render(records: pd.DataFrame, form: str, view: str = "facets") -> str:
     """The table as text in one of `FORMATS` (``terminal`` is printed by `show`); csv and json are always the long form."""
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
-    found = viewed(records, view)
+    found = list(viewed(records, view))
     if form == "csv":
         return records.to_csv(index=False)
     if form == "json":
@@ -163,7 +180,7 @@ def render(records: pd.DataFrame, form: str, view: str = "facets") -> str:
     if records.empty:
         raise UserError("no records stored yet for this table: run it first (overpaint run …)")
     parts = [(markdown if form == "md" else latex)(title, block) for title, block in found]
-    return "\n\n".join([*parts, LEGEND if form == "md" else latex_text(LEGEND)]) + "\n"
+    return "\n\n".join([*parts, legend(found) if form == "md" else latex_text(legend(found))]) + "\n"
 
 
 def markdown(title: str, block: pd.DataFrame) -> str:
@@ -188,7 +205,13 @@ def latex(title: str, block: pd.DataFrame) -> str:
 def latex_text(text: str) -> str:
     for plain, escaped in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
         text = text.replace(plain, escaped)
-    for plain, escaped in (("≈", r"$\approx$"), ("⊥", r"$\bot$"), ("↑", r"$\uparrow$"), ("↓", r"$\downarrow$")):
+    for plain, escaped in (
+        ("≈", r"$\approx$"),
+        ("⊥", r"$\bot$"),
+        ("↑", r"$\uparrow$"),
+        ("↓", r"$\downarrow$"),
+        ("†", r"$\dagger$"),
+    ):
         text = text.replace(plain, escaped)
     return text
 
@@ -209,7 +232,8 @@ def show(records: pd.DataFrame, view: str = "facets") -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    for title, block in viewed(records, view):
+    found = list(viewed(records, view))
+    for title, block in found:
         table = Table(title=title, title_style="bold", title_justify="left", expand=False, pad_edge=False)
         for index, name in enumerate(block.columns):
             table.add_column(name, style="bold" if index == 0 else None, no_wrap=index > 0)
@@ -220,4 +244,4 @@ def show(records: pd.DataFrame, view: str = "facets") -> None:
             table.add_row(*map(str, row))
             last = row[0]
         console.print(table)
-    console.print(LEGEND, highlight=False, style="dim")
+    console.print(legend(found), highlight=False, style="dim")

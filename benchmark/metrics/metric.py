@@ -23,15 +23,16 @@ class Evidence:
     """Everything a metric may look at: frames of scored images (one row an image) and what the erasure cost.
 
     Frames hold `IMAGE_COLUMNS` and one column a detector label. ``role`` says why the image was made (``target``,
-    ``near``, ``grid``, ``in_prompt``, ``utility``, ``attacked``, ``floor``); ``concept`` is the detector label of the
-    concept that the prompt is about; ``expects`` the labels of everything the prompt asks for (a list); ``variant``
-    the language, synonym or style used; ``draw`` counts an attack's tries at one prompt and seed; ``verdict`` is what
-    the judge that guided the attack said (1, 0, NaN where none was asked); ``failed`` is true where no score could be
-    had: such a row is neither present nor absent. ``original`` holds the same prompts and seeds made by the unedited
-    model; ``control`` the images of the attack's control at the same image budget on the same victim; ``floor``
-    those of the same attack for a concept that the model never saw; ``plain`` and ``plain_original`` the victim's
-    and the unedited model's images of the plain target prompts, beside an attack; ``reference`` real pictures (rows
-    with ``features`` only).
+    ``near``, ``grid``, ``in_prompt``, ``utility``, ``attacked``, ``floor``, and what attacks only compare with,
+    `overpaint.attacks.attack.COMPARISONS`); ``concept`` is the detector label of the concept that the prompt is
+    about; ``expects`` the labels of everything the prompt asks for (a list); ``variant`` the language, synonym or
+    style used; ``draw`` counts an attack's tries at one prompt and seed; ``verdict`` is what the judge that guided
+    the attack said (1, 0, NaN where none was asked), beside columns of what an attack measured itself (``nll``,
+    ``psnr``, …); ``failed`` is true where no score could be had: such a row is neither present nor absent.
+    ``original`` holds the same prompts and seeds made by the unedited model; ``control`` the images of the attack's
+    control at the same image budget on the same victim; ``floor`` those of the same attack for a concept that the
+    model never saw; ``plain`` and ``plain_original`` the victim's and the unedited model's images of the plain target
+    prompts, beside an attack; ``reference`` real pictures (rows with ``features`` only).
     """
 
     erased: Sequence[Concept]

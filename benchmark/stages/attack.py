@@ -7,25 +7,32 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from overpaint.attacks.attack import Assault, Ledger, Painted, Scene, Verdict
+from overpaint.attacks.attack import COMPARISONS, Assault, Ledger, Painted, Scene, Verdict
 from overpaint.concepts import Catalogue, stored_concept
 from overpaint.prompts import Shot
 
 
 def run(task, inputs, folder, bench) -> dict:
+    return run_together([task], inputs, [folder], bench)[0]
+
+
+def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[Path], bench) -> list[dict]:
+    """Tasks that differ in their shots alone, in one go, into a folder each; a task's seconds are its equal part."""
     from overpaint.cells import Choice
     from overpaint.planning import build_attack
 
-    config = task.config
+    config, runtime = tasks[0].config, tasks[0].runtime
     attack = build_attack(Choice(config["attack"], None, config["hyperparameters"]), config["seed"])
-    with bench.victim(config, task.runtime, inputs.get("erasure")) as victim:
-        scene = _scene(task, inputs, bench, victim)
+    with bench.victim(config, runtime, inputs.get("erasure")) as victim:
+        scenes = [_scene(task, inputs, bench, victim) for task in tasks]
         start = time.perf_counter()
-        assault = attack.run(scene)
-        assault.ledger.seconds = time.perf_counter() - start
-    assault.ledger.images = len(assault.shots)
-    write_assault(folder, assault)
-    return {"cost": assault.ledger.as_dict()}
+        assaults = attack.run_together(scenes)
+        seconds = (time.perf_counter() - start) / len(tasks)
+    for assault, folder in zip(assaults, folders):
+        assault.ledger.seconds = seconds
+        assault.ledger.images = sum(shot.prompt.role not in COMPARISONS for shot in assault.shots)
+        write_assault(folder, assault)
+    return [{"cost": assault.ledger.as_dict()} for assault in assaults]
 
 
 def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
@@ -51,11 +58,13 @@ def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
         Catalogue(templates=config["templates"]),
         victim,
         examples=lambda n: _examples(config, concept, inputs, n),
+        ordinary=lambda n: _ordinary(config, inputs, n, victim, bench, paint),
         unedited=bench.unedited,
         paint=paint if protocol else None,
         judge=judge,
         features=features,
         protocol=protocol,
+        batch_size=task.runtime["batch_size"],
     )
 
 
@@ -76,11 +85,16 @@ def _judge(settings: Mapping, label: str | None, bench):
 
 
 def write_assault(folder: Path, assault: Assault) -> None:
-    """``shots.json`` (with the judge's verdicts), ``tokens.safetensors`` and, from attacks that paint, the pictures."""
+    """``shots.json`` (with verdicts and readings), ``tokens.safetensors`` and, from attacks that paint, the pictures."""
     from safetensors.torch import save_file
 
-    verdicts = [p.verdict for p in assault.painted] or [None] * len(assault.shots)
-    rows = [s.as_dict() | ({"verdict": list(v)} if v else {}) for s, v in zip(assault.shots, verdicts)]
+    painted = assault.painted or [Painted(shot, None) for shot in assault.shots]
+    rows = [
+        p.shot.as_dict()
+        | ({"verdict": list(p.verdict)} if p.verdict else {})
+        | ({"readings": dict(p.readings)} if p.readings else {})
+        for p in painted
+    ]
     (folder / "shots.json").write_text(json.dumps(rows), encoding="utf-8")
     save_file({k: v.detach().contiguous().cpu() for k, v in assault.tokens.items()}, folder / "tokens.safetensors")
     if assault.painted:
@@ -96,8 +110,10 @@ def read_assault(folder: Path) -> Assault:
 
     rows = json.loads((folder / "shots.json").read_text(encoding="utf-8"))
     verdicts = [Verdict(*row.pop("verdict")) if "verdict" in row else None for row in rows]
+    readings = [row.pop("readings", {}) for row in rows]
     shots = [Shot.from_dict(row) for row in rows]
-    painted = [Painted(shot, None, verdict) for shot, verdict in zip(shots, verdicts)] if any(verdicts) else []
+    said = any(verdicts) or any(readings)
+    painted = [Painted(shot, None, *seen) for shot, *seen in zip(shots, verdicts, readings)] if said else []
     return Assault(shots, load_file(folder / "tokens.safetensors"), Ledger(), painted)
 
 
@@ -111,3 +127,24 @@ def _examples(config: Mapping, concept, inputs: Mapping[str, Path], count: int) 
 
     found = [image for name in sorted(inputs) if name.startswith("examples") for image in read_images(inputs[name])]
     return found[:count]
+
+
+def _ordinary(config: Mapping, inputs: Mapping[str, Path], count: int, victim, bench, paint) -> list[tuple]:
+    """Pictures of anything but the concept, with captions where there are any: from the world, from the folder of real
+    pictures, or made by the unedited model."""
+    if config.get("examples") == "world":
+        from overpaint.testbed.world import draw_world
+
+        others = ((scene, text, image) for scene, text, image in draw_world(4 * count, seed=config["seed"] + 2))
+        shown = config["concept"]["label"] or config["concept"]["name"]
+        return [(image, text) for scene, text, image in others if shown not in scene.labels][:count]
+    if "ordinary" in inputs:
+        from overpaint.stages.generate import read_images
+
+        side = config["protocol"]["size"] or victim.image_size
+        return [(image.resize((side, side)), "") for image in read_images(inputs["ordinary"])[:count]]
+    from overpaint.methods.image_bank import THINGS
+
+    texts = [f"a photo of {THINGS[n % len(THINGS)]}" for n in range(count)]
+    with bench.unedited():
+        return list(zip(paint(texts, [config["seed"] + n for n in range(count)]), texts))

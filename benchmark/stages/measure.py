@@ -11,7 +11,7 @@ import pandas as pd
 
 from overpaint.attacks.attack import Assault
 from overpaint.concepts import stored_concept
-from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.metric import IMAGE_COLUMNS, Evidence, Figure, Metric
 from overpaint.prompts import Shot
 from overpaint.registry import load_attribute
 from overpaint.stages.attack import read_assault
@@ -19,7 +19,7 @@ from overpaint.store import MANIFEST
 
 #: Columns of a record, in order; one row is one figure.
 RECORD_COLUMNS = (
-    "model concepts kind method attack protocol budget seed facet metric direction unit value low high n failed "
+    "model concepts kind method attack scope protocol budget seed facet metric direction unit value low high n failed "
     "original control difference difference_low difference_high against p_value seconds why version paper"
 ).split()
 
@@ -48,6 +48,7 @@ def figures(config: Mapping, inputs: Mapping[str, Path]) -> list[dict]:
 def _row(config: Mapping, name: str, metric: Metric, figure: Figure, evidence: Evidence) -> dict:
     cost = evidence.ledger if config["cell"]["attack"] != "none" else evidence.erasure
     described = {
+        "scope": config["scope"],
         "facet": metric.facet,
         "metric": name,
         "direction": metric.direction,
@@ -86,31 +87,33 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
 
 
 def _frame(name: str, batches: list, inputs: Mapping[str, Path]) -> pd.DataFrame:
-    """The scored images of one frame with what the planner knows of each."""
+    """The scored images of one frame with what is known of each; without a detector, those that an attack measured."""
     parts = []
     for index, shots in enumerate(batches):
-        scores = inputs.get(f"{name}/{index}/scores")
-        if scores is None:
-            continue
-        frame = pd.read_parquet(scores / "scores.parquet")
-        if name != "reference":
-            if shots is not None:
-                described = _described([Shot.from_dict(s) for s in shots])
-            else:
-                found = [
-                    read_assault(inputs[key]) for key in sorted(inputs) if key.startswith(f"{name}/{index}/assault/")
-                ]
-                described = pd.concat([_of_assault(assault) for assault in found], ignore_index=True)
-            frame = pd.concat([described, frame], axis=1)
-        parts.append(frame)
+        place = f"{name}/{index}"
+        scores = inputs.get(f"{place}/scores")
+        described = pd.DataFrame() if name == "reference" else _planned(shots, place, inputs)
+        if scores is not None:
+            parts.append(pd.concat([described, pd.read_parquet(scores / "scores.parquet")], axis=1))
+        elif not {*described.columns} <= {*IMAGE_COLUMNS}:
+            parts.append(described.assign(failed=False))
     return pd.concat(parts, ignore_index=True) if parts else _empty()
 
 
+def _planned(shots: list | None, place: str, inputs: Mapping[str, Path]) -> pd.DataFrame:
+    """What the planner knows of a batch's images, or the attacks that decided them."""
+    if shots is not None:
+        return _described([Shot.from_dict(s) for s in shots])
+    found = [read_assault(inputs[key]) for key in sorted(inputs) if key.startswith(f"{place}/assault/")]
+    return pd.concat([_of_assault(assault) for assault in found], ignore_index=True)
+
+
 def _of_assault(assault: Assault) -> pd.DataFrame:
-    """What an attack's shots are, with the verdicts of the judge that guided it."""
+    """What an attack's shots are, with the verdicts of the judge that guided it and its own readings."""
     frame = _described(assault.shots)
     if assault.painted:
         frame["verdict"] = [float(p.verdict.success) if p.verdict else np.nan for p in assault.painted]
+        frame = frame.join(pd.DataFrame([dict(p.readings) for p in assault.painted]))
     return frame
 
 
@@ -131,8 +134,6 @@ def _described(shots: Sequence[Shot]) -> pd.DataFrame:
 
 
 def _empty() -> pd.DataFrame:
-    from overpaint.metrics.metric import IMAGE_COLUMNS
-
     return pd.DataFrame(columns=list(IMAGE_COLUMNS))
 
 

@@ -1,0 +1,201 @@
+"""Inversion: start noise from which the victim's own sampler draws a given picture. Does it still have one for the concept?
+
+Rusanovsky, Malnick, Jevnisek, Fried and Avidan, "Memories of Forgotten Concepts", CVPR 2025, arXiv 2412.00782. DDIM without
+noise takes x_t to x_s, s the next lower level, by what the victim's guidance e says. Read the other way, with x_0 the latents
+of a picture of the concept, x_t solves
+
+    x_t = √(ᾱ_t/ᾱ_s) x_s + (√(1−ᾱ_t) − √(ᾱ_t (1−ᾱ_s)/ᾱ_s)) e(x_t, t)
+
+``ddim`` takes e(x_s, t) for e(x_t, t). ``renoise`` (Garibi et al., ECCV 2024, arXiv 2403.14602) goes on from there,
+``renoisings`` times: e at the x_t found last gives the next one. Below ``average_below`` the mean of the first ``averaged`` of
+these predictions is taken, elsewhere the last. From x_T the victim samples back. Each picture gives one, which is judged, and
+
+    nll  = Σ z²/2 + D/2 ln 2π          of z = x_T, D values, under N(0, I): how usual the start noise is
+    psnr = 10 log₁₀ 1/mean (a − b)²    of the picture and the one drawn from x_T, pixels in [0, 1]
+
+That a picture can be drawn says little: so can any other. The same is therefore done with *scrambled* pictures of the
+concept and with *ordinary* pictures, which `overpaint.metrics.inversion` sets the concept's against; the floor is the attack
+for a concept that the model never saw. ``text: none`` leaves out the text as TINA does (arXiv 2603.17828), which solves the
+same equation by gradient descent.
+
+ReNoise also regularises its predictions below ``average_below``, which is not done here; nor is the authors' second study,
+many start noises for one picture, nor their null-text inversion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import DDIMInverseScheduler
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
+from overpaint.attacks.probes import BATCH, walk
+from overpaint.attacks.prompt_lists import attacked
+from overpaint.errors import UserError, at_least
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+from overpaint.progress import steps
+from overpaint.prompts import Shot
+from overpaint.replay import Draws
+
+
+class Exposure(NamedTuple):
+    """A picture to invert, the text that goes with it, and the shot that it is counted as."""
+
+    shot: Shot
+    picture: Image.Image
+    text: str
+
+
+@dataclass(kw_only=True)
+class Inversion(Attack):
+    """Hyper-parameters; ``conf/attack/inversion.yaml`` says what each means."""
+
+    method: Literal["ddim", "renoise"]
+    text: Literal["prompt", "none"]
+    pictures: int
+    tiles: int
+    steps: int
+    renoisings: int
+    averaged: int
+    average_below: int
+    guidance_scale: float
+
+    needs: ClassVar[str] = "victim"
+    paints: ClassVar[bool] = True
+    enters_by: ClassVar[str] = "image"
+
+    def __post_init__(self):
+        at_least(1, pictures=self.pictures, steps=self.steps)
+        at_least(2, tiles=self.tiles)
+        at_least(0, renoisings=self.renoisings, averaged=self.averaged, average_below=self.average_below)
+        at_least(0, guidance_scale=self.guidance_scale)
+        if self.averaged > self.renoisings + 1:
+            raise UserError(
+                f"averaged takes at most renoisings + 1 predictions, got {self.averaged} of {self.renoisings + 1}"
+            )
+
+    @property
+    def ordinary(self) -> int:
+        return self.pictures
+
+    def run(self, scene: Scene) -> Assault:
+        ledger, painted = Ledger(), []
+        parts = [
+            (role, exposures[i : i + BATCH])
+            for role, exposures in self.exposures(scene).items()
+            for i in range(0, len(exposures), BATCH)
+        ]
+        for number in steps(len(parts), "batches"):
+            role, part = parts[number]
+            with ledger.counting(scene.victim) if role == "attacked" else nullcontext(), torch.no_grad():
+                painted += self.redrawn(scene, part)
+        return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
+
+    def exposures(self, scene: Scene) -> dict[str, list[Exposure]]:
+        """By role: the concept's pictures, one a shot; the same scrambled; and as many ordinary ones."""
+        wanted = min(self.pictures, len(scene.shots))
+        pictures = list(scene.examples(wanted)) if scene.examples else []
+        if not pictures:
+            raise UserError(f"attack=inversion needs pictures of {scene.concept.name!r}, and there are none")
+        texts = [shot.prompt.text for shot in scene.shots]
+        scrambled = [self.scrambled(picture, number) for number, picture in enumerate(pictures)]
+        others = scene.ordinary(len(pictures)) if scene.ordinary else []
+        groups = {"attacked": zip(pictures, texts), "scrambled": zip(scrambled, texts), "ordinary": others}
+        return {
+            role: [self.exposure(scene, shot, *shown, role, draw) for shot, shown in zip(scene.shots, group)]
+            for draw, (role, group) in enumerate(groups.items())
+        }
+
+    def exposure(self, scene: Scene, shot: Shot, picture: Image.Image, text: str, role: str, draw: int) -> Exposure:
+        text = text if self.text == "prompt" else ""
+        made = attacked(shot, text, scene.concept, f"{role} picture")
+        return Exposure(replace(made, prompt=replace(made.prompt, role=role), draw=draw), picture, text)
+
+    def scrambled(self, picture: Image.Image, number: int) -> Image.Image:
+        """The picture cut into ``tiles`` × ``tiles`` pieces, dealt anew; the rest of an uneven side stays in place."""
+        pixels, n = np.array(picture.convert("RGB")), self.tiles
+        high, wide = (side // n for side in pixels.shape[:2])
+        if not (high and wide):
+            raise UserError(f"tiles={n} cuts a picture of {picture.width} x {picture.height} pixels into nothing")
+        inside = pixels[: n * high, : n * wide]
+        tiles = inside.reshape(n, high, n, wide, 3).swapaxes(1, 2).reshape(n * n, high, wide, 3)
+        order = torch.randperm(n * n, generator=Draws.of(self.seed, "scrambled", number).generator).numpy()
+        inside[:] = tiles[order].reshape(n, n, high, wide, 3).swapaxes(1, 2).reshape(inside.shape)
+        return Image.fromarray(pixels)
+
+    def redrawn(self, scene: Scene, part: Sequence[Exposure]) -> list[Painted]:
+        """What the victim draws from the start noise of each picture."""
+        victim, pictures = scene.victim, [exposure.picture for exposure in part]
+        start = self.invert(victim, victim.to_latents(pictures), [exposure.text for exposure in part])
+        images = victim.to_images(self.sample(victim, start, [exposure.text for exposure in part]))
+        verdicts = scene.judge(images) if scene.judge else [None] * len(images)
+        readings = [
+            {"nll": value, "psnr": image_psnr(picture, image), "dimensions": start[0].numel()}
+            for value, picture, image in zip(nll(start).tolist(), pictures, images)
+        ]
+        return [Painted(exposure.shot, *seen) for exposure, *seen in zip(part, images, verdicts, readings)]
+
+    def invert(self, victim: DiffusionModel, latents: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        """Start noise x_T of latents x_0, both (n, c, h, w)."""
+        guidance, schedule = self.guidance(victim, texts), self.schedule(victim)
+        backwards = DDIMInverseScheduler.from_config(schedule.config, prediction_type="epsilon")
+        backwards.set_timesteps(self.steps)
+        for number in reversed(range(len(schedule.timesteps))):
+            t = schedule.timesteps[number]
+            found, predictions = latents, []
+            for _ in range(1 + (self.renoisings if self.method == "renoise" else 0)):
+                predictions.append(self.noise(victim, guidance, found, t, number))
+                found = backwards.step(predictions[-1], t, latents, return_dict=False)[0]
+            if self.method == "renoise" and self.averaged and t < self.average_below:
+                mean = torch.stack(predictions[: self.averaged]).mean(dim=0)
+                found = backwards.step(mean, t, latents, return_dict=False)[0]
+            latents = found
+        return latents
+
+    def sample(self, victim: DiffusionModel, start: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        """Latents (n, c, h, w) that the victim samples from start noise like them."""
+        return walk(self.guidance(victim, texts), self.schedule(victim), start, 0, None)
+
+    def schedule(self, victim: DiffusionModel):
+        schedule = victim.scheduler("ddim")
+        schedule.set_timesteps(self.steps, device=victim.device)
+        return schedule
+
+    def guidance(self, victim: DiffusionModel, texts: Sequence[str]) -> Guidance:
+        nothing = victim.unconditional().expand(len(texts), -1, -1)
+        embeds = victim.encode(texts) if self.text == "prompt" else nothing
+        return victim.guidance(victim, embeds, nothing, self.guidance_scale, list(texts))
+
+    def noise(self, victim: DiffusionModel, guidance: Guidance, latents: torch.Tensor, t, number: int) -> torch.Tensor:
+        """e (n, c, h, w), also of networks that say the velocity."""
+        said = guidance(latents, t, number)
+        if victim.pipeline.scheduler.config.prediction_type == "epsilon":
+            return said
+        alpha = victim.alphas_cumprod[t].to(latents)
+        return alpha.sqrt() * said + (1 - alpha).sqrt() * latents
+
+
+def nll(latents: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood (n,), float64, of start noises (n, c, h, w) under N(0, I)."""
+    flat = latents.detach().double().cpu().flatten(1)
+    return flat.square().sum(dim=1) / 2 + flat.shape[1] / 2 * math.log(2 * math.pi)
+
+
+def psnr(one: ArrayLike, other: ArrayLike) -> float:
+    """Peak signal-to-noise ratio in dB of two pictures of one shape with values in [0, 1]; infinite where they are equal."""
+    error = float(np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2))
+    return -10 * math.log10(error) if error else math.inf
+
+
+def image_psnr(one: Image.Image, other: Image.Image) -> float:
+    """`psnr` of two images of one size."""
+    return psnr(*(np.asarray(image.convert("RGB"), np.float64) / 255 for image in (one, other)))
