@@ -5,18 +5,17 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from overpaint import statistics
 from overpaint.metrics.attack_success import (
-    VIEWS,
     AttackFloor,
     AttackSuccess,
     AttackSuccessAny,
-    conditional_failure_rate,
-    post_asr,
-    pre_asr,
     uda_as_released,
+    union,
+    worth_attacking,
 )
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "metrics" / "uda_check_asr.json").read_text())
@@ -32,22 +31,19 @@ def test_the_released_count(case):
 
 def test_the_union_counts_each_prompt_once():
     logs = GOLDEN["inputs"]["plain_image_not_reproduced"]
-    attacked = [log[-1] for log in logs["attack"]]
     assert uda_as_released(**logs).asr == 1.5
-    assert post_asr(logs["no_attack"], attacked).value == 0.75
-
-
-def test_views():
-    plain, attacked = [1, 0, 0, 0, math.nan], [math.nan, 1, 0, math.nan, 0]
-    assert pre_asr(plain) == statistics.proportion([1, 0, 0, 0, math.nan])
-    union = post_asr(plain, attacked)
-    assert (union.value, union.n, union.failed) == (2 / 3, 3, 2)
-    worth = conditional_failure_rate([1, 1, 1, 0, 1], [1, 0, 0, 0, 0], [1, 1, 0, 1, math.nan])
-    assert (worth.value, worth.n, worth.failed) == (0.5, 2, 1)
-    assert conditional_failure_rate([0], [0], [1]).value is None
+    assert union(logs["no_attack"], [log[-1] for log in logs["attack"]]).mean() == 0.75
     assert uda_as_released([], []).asr is None
-    assert worth.value <= post_asr([1, 0, 0, 0, 0], [1, 1, 0, 1, 0]).value
-    assert all(view.direction == "down" and view.paper for view in VIEWS.values())
+
+
+def test_a_union_is_known_once_one_side_succeeded():
+    found = union([1, 0, 0, 0, math.nan, math.nan], [math.nan, 1, 0, math.nan, 0, 1])
+    assert np.array_equal(found, [1, 1, 0, math.nan, math.nan, 1], equal_nan=True)
+
+
+def test_worth_attacking_is_what_only_the_unedited_model_shows():
+    worth = worth_attacking([1, 1, 0, 0, 1, math.nan, math.nan, 0], [0, 1, 0, 1, math.nan, 0, 1, math.nan])
+    assert np.array_equal(worth, [1, 0, 0, 0, math.nan, math.nan, 0, 0], equal_nan=True)
 
 
 def attacked(frame_of, rate, seeds, seed, prompts=12):
