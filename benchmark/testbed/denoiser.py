@@ -1,5 +1,6 @@
 """The UNet and its text encoder, trained together to predict noise in the autoencoder's latents."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ WIDTH = 128
 TIMESTEPS = 1000
 CAPTION_DROPOUT = 0.1
 MIN_SNR = 5.0
-SCHEDULE = Schedule(images=370_000, stop=312_000, batch=32, peak=1.2e-3, ema=0.998, warm_up_steps=200, save_every=250)
-WORDY_SCHEDULE = Schedule(images=124_000, batch=32, peak=6e-4, ema=0.997, warm_up_steps=100, save_every=250)
+FIRST = partial(Schedule, batch=32, peak=1.2e-3, ema=0.998, warm_up_steps=200, save_every=250)
+WORDY = partial(Schedule, batch=32, peak=6e-4, ema=0.997, warm_up_steps=100, save_every=250)
+#: Legs of the run that made the shipped weights: each goes on where the one before stopped, on another cosine.
+FIRST_LEGS = (FIRST(320_000, stop=16_000), FIRST(200_000, stop=24_000), FIRST(369_984, stop=312_000))
+WORDY_LEGS = (WORDY(96_000, stop=48_000), WORDY(124_000))
 WORD_WEIGHT = 0.002
 NOISY_WEIGHT = 8.0  # under much noise, where words decide, count the error in the picture rather than in the noise
 RARE_WORDS = ("watermark", "stamp", "logo", "corner", "agua", "wasserzeichen")
@@ -134,13 +138,15 @@ def start(module: Denoiser, latents: str, tokens: str, empty: list[int]):
     return loss
 
 
-def start_wordy(module: WordyDenoiser, latents: str, tokens: str, empty: list[int], rare: list[int]):
+def start_wordy(
+    module: WordyDenoiser, latents: str, tokens: str, empty: list[int], rare: list[int], noisy_weight: float
+):
     """The same loss, plus reading the words back; captions with one of the `rare` tokens are drawn more often."""
     torch.backends.cuda.enable_flash_sdp(False)
     data, captions = torch.from_numpy(np.load(latents)), torch.from_numpy(np.load(tokens)).long()
     kept = build_scheduler().alphas_cumprod
     ratio = kept / (1 - kept)
-    weights = ratio.clamp(max=MIN_SNR) / ratio * (1 + (1 / ratio).clamp(max=NOISY_WEIGHT))
+    weights = ratio.clamp(max=MIN_SNR) / ratio * (1 + (1 / ratio).clamp(max=noisy_weight))
     nothing = torch.tensor(empty)
     uncommon = torch.isin(captions, torch.tensor(rare)).any(1).nonzero()[:, 0]
 
@@ -173,20 +179,14 @@ def train_denoiser(folder: Path, tokenizer: CLIPTokenizer, workers: int, seed: i
     """First the denoising loss alone, then on from there with the word head."""
     words, empty = len(tokenizer), encode(tokenizer, [""])[0].tolist()
     inputs = {"latents": str(folder / "latents.npy"), "tokens": str(folder / "tokens.npy"), "empty": empty}
-    first = train(Builder(Denoiser, words), start, SCHEDULE, folder, "denoiser", workers, seed, **inputs)
-    rare = [tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in RARE_WORDS]
-    return train(
-        Builder(WordyDenoiser, words),
-        start_wordy,
-        WORDY_SCHEDULE,
-        folder,
-        "denoiser_wordy",
-        workers,
-        seed + 1,
-        initial=first.state_dict(),
-        **inputs,
-        rare=rare,
-    )
+    for leg in FIRST_LEGS:
+        first = train(Builder(Denoiser, words), start, leg, folder, "denoiser", workers, seed, **inputs)
+    inputs["rare"] = [tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in RARE_WORDS]
+    build, initial = Builder(WordyDenoiser, words), first.state_dict()
+    for leg, noisy_weight in zip(WORDY_LEGS, (0.0, NOISY_WEIGHT)):
+        inputs["noisy_weight"] = noisy_weight
+        last = train(build, start_wordy, leg, folder, "denoiser_wordy", workers, seed + 1, initial, **inputs)
+    return last
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from overpaint.shipped import shipped
+
 from . import membership
 from .agreement import (
     THRESHOLD,
@@ -28,7 +30,7 @@ from .denoiser import encode_pictures, train_denoiser
 from .exporting import export_pipeline, load_pipeline
 from .oracle import FEATURES, FILES, load_oracle
 from .oracle_training import ROUND_TRIPS, round_trips_of, save_oracle, train_oracle, training_labels, unseen_pictures
-from .tokenizer import build_tokenizer, encode, vocabulary
+from .tokenizer import encode, tokenizer_of, vocabulary
 from .world import render
 
 
@@ -61,7 +63,7 @@ def _latents_of(arguments: tuple[Path, int, int]) -> np.ndarray:
 def latents(out: Path, to: Path, workers: int, seed: int) -> None:
     """Latents and token ids of the training set."""
     if not (out / "tokens.npy").exists():
-        tokenizer = build_tokenizer(vocabulary())
+        tokenizer = tokenizer_of(vocabulary(), shipped("datasets") / "testbed" / "pipeline" / "tokenizer")
         tokenizer.save_pretrained(out / "tokenizer")
         captions = [membership.example(index)[1] for index in range(membership.TRAINING_SIZE)]
         _save_array(out / "tokens.npy", encode(tokenizer, captions).numpy().astype(np.int16))

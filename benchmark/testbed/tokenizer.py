@@ -21,6 +21,18 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
+def tokenizer_of(words: list[str], known: Path) -> CLIPTokenizer:
+    """The tokenizer in folder `known` if each of `words` is one token of it, else a new one.
+
+    Byte-pair training breaks ties by chance, so a new one numbers the words otherwise, and training with it gives
+    other weights."""
+    if known.is_dir():
+        tokenizer = CLIPTokenizer.from_pretrained(known)
+        if not split_words(tokenizer, words):
+            return tokenizer
+    return build_tokenizer(words)
+
+
 def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     """Byte-pair merges enough to join each of `words` into a single token."""
     words = list(words)
@@ -49,10 +61,6 @@ def encode(tokenizer: CLIPTokenizer, texts: list[str]):
     return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
-def one_token_each(tokenizer: CLIPTokenizer, words: Iterable[str]) -> list[str]:
+def split_words(tokenizer: CLIPTokenizer, words: Iterable[str]) -> list[str]:
     """The words that are not exactly one token."""
     return [word for word in words if len(tokenizer(word).input_ids) != 3]
-
-
-def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    tokenizer.save_pretrained(folder)

@@ -10,7 +10,7 @@ from overpaint.shipped import shipped
 from overpaint.testbed.exporting import weight_bytes
 from overpaint.testbed.membership import example
 from overpaint.testbed.oracle import load_oracle
-from overpaint.testbed.tokenizer import MAX_TOKENS, one_token_each
+from overpaint.testbed.tokenizer import MAX_TOKENS, split_words
 from overpaint.testbed.world import LABELLED, draw_concept, draw_world
 
 FOLDER = shipped("datasets") / "testbed"
@@ -39,18 +39,18 @@ def catalogue_prompts(catalogue):
 
 def test_every_caption_word_is_one_token_and_captions_fit(tokenizer):
     captions = [example(index)[1] for index in range(3000)]
-    assert one_token_each(tokenizer, sorted({word for text in captions for word in text.split()})) == []
+    assert split_words(tokenizer, sorted({word for text in captions for word in text.split()})) == []
     assert max(len(ids) for ids in tokenizer(captions).input_ids) <= MAX_TOKENS == tokenizer.model_max_length
 
 
 def test_every_catalogue_word_is_one_token_and_prompts_fit(tokenizer, catalogue):
     prompts = list(catalogue_prompts(catalogue))
-    assert one_token_each(tokenizer, sorted({word for text in prompts for word in text.split()})) == []
+    assert split_words(tokenizer, sorted({word for text in prompts for word in text.split()})) == []
     assert max(len(ids) for ids in tokenizer(prompts).input_ids) <= MAX_TOKENS
 
 
 def test_unseen_words_are_no_tokens_and_not_in_the_catalogue(tokenizer, catalogue):
-    assert set(one_token_each(tokenizer, ["rocket", "snowman"])) == {"rocket", "snowman"} == set(catalogue["unseen"])
+    assert set(split_words(tokenizer, ["rocket", "snowman"])) == {"rocket", "snowman"} == set(catalogue["unseen"])
     assert not set(catalogue["unseen"]) & set(catalogue["concepts"])
 
 
