@@ -6,13 +6,15 @@ import errno
 import platform
 import time
 import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from overpaint.errors import UserError
-from overpaint.planning import Plan
+from overpaint.planning import Plan, with_device
 from overpaint.progress import watched
-from overpaint.stages import stage
+from overpaint.stages import stage, stage_together
 from overpaint.store import CorruptArtefact, Store
 from overpaint.tasks import Task
 from overpaint.workbench import Workbench
@@ -35,6 +37,7 @@ class Outcome:
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)
+    apart: set[str] = field(default_factory=set)  # whose bundle failed, so that they are tried one by one
 
 
 def run_tasks(plan: Plan, store: Store, device: str, watcher: Watcher) -> Outcome:
@@ -60,10 +63,16 @@ def run_tasks(plan: Plan, store: Store, device: str, watcher: Watcher) -> Outcom
 
 
 def _attempt(task: Task, plan: Plan, store: Store, bench: Workbench, device: str, watcher, outcome: Outcome) -> bool:
-    """Run one task if its inputs are there and nobody else is at it. True if it has to be waited for."""
+    """Run one task if its inputs are there and nobody else is at it. True if it has to be waited for.
+
+    Its bundle is made with it, always whole: what is made does not depend on what a run before left behind.
+    """
+    if task.key in outcome.failed:
+        return False
+    bundle = [task] if task.key in outcome.apart else plan.bundles.get(task.key, [task])
     if not all(store.has(plan.tasks[key].stage, key) for key in task.inputs.values()):
         return not any(key in outcome.failed or key in outcome.blocked for key in task.inputs.values())
-    with store.claim(task.key) as mine:
+    with store.claim(bundle[0].key) as mine:
         if not mine:
             return True
         if store.has(task.stage, task.key):
@@ -71,39 +80,54 @@ def _attempt(task: Task, plan: Plan, store: Store, bench: Workbench, device: str
         watcher.started(task)
         start = time.perf_counter()
         try:
-            execute(task, plan, store, bench, device, watcher)
+            made = execute(bundle, plan, store, bench, device, watcher)
         except CorruptArtefact as error:
             watcher.failed(task, str(error))
             return False
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
                 raise UserError(f"cannot write to the store {store.root}: {error.strerror}") from error
+            if len(bundle) > 1:
+                outcome.apart.update(other.key for other in bundle)
+                return False
             outcome.failed[task.key] = reason = f"{type(error).__name__}: {error}"
             path = store.record_failure(task.key, task.label, traceback.format_exc())
             watcher.failed(task, f"{reason} (traceback in {path})")
             return False
-        outcome.done += 1
-        watcher.finished(task, time.perf_counter() - start)
+        outcome.done += len(made)
+        for other in made:
+            watcher.finished(other, (time.perf_counter() - start) / len(made))
         return False
 
 
-def execute(task: Task, plan: Plan, store: Store, bench: Workbench, device: str, watcher: Watcher) -> None:
-    """Do one task and publish its artefact."""
-    inputs = {name: store.read(plan.tasks[key].stage, key) for name, key in task.inputs.items()}
-    located = Task(
-        task.stage, task.config, task.inputs, task.versions, {**task.runtime, "device": device}, task.label, task.amount
-    )
-    start = time.perf_counter()
-    with store.workspace() as folder, watched(watcher.stepped):
-        extra = stage(task.stage)(located, inputs, folder, bench)
-        manifest = {
-            "stage": task.stage,
-            "label": task.label,
-            "config": task.config,
-            "inputs": task.inputs,
-            "versions": task.versions,
-            "libraries": bench.versions,
-            "host": {"machine": platform.machine(), "system": platform.system(), "device": device},
-            "seconds": round(time.perf_counter() - start, 3),
-        }
-        store.publish(task.stage, task.key, folder, manifest | extra)
+def execute(
+    bundle: Sequence[Task], plan: Plan, store: Store, bench: Workbench, device: str, watcher: Watcher
+) -> list[Task]:
+    """Do one task, or a bundle at once, and publish what is not stored yet; returns the tasks of which that is."""
+    stage_name, needs = bundle[0].stage, bundle[0].inputs
+    inputs = {name: store.read(plan.tasks[key].stage, key) for name, key in needs.items()}
+    located, start = with_device(bundle, device), time.perf_counter()
+    with ExitStack() as stack:
+        folders = [stack.enter_context(store.workspace()) for _ in bundle]
+        stack.enter_context(watched(watcher.stepped))
+        if len(bundle) > 1:
+            extras = stage_together(stage_name)(located, inputs, folders, bench)
+        else:
+            extras = [stage(stage_name)(located[0], inputs, folders[0], bench)]
+        seconds, made = (time.perf_counter() - start) / len(bundle), []
+        for task, folder, extra in zip(bundle, folders, extras):
+            if store.has(stage_name, task.key):
+                continue
+            manifest = {
+                "stage": stage_name,
+                "label": task.label,
+                "config": task.config,
+                "inputs": task.inputs,
+                "versions": task.versions,
+                "libraries": bench.versions,
+                "host": {"machine": platform.machine(), "system": platform.system(), "device": device},
+                "seconds": round(seconds, 3),
+            }
+            store.publish(stage_name, task.key, folder, manifest | extra)
+            made.append(task)
+    return made

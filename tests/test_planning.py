@@ -125,3 +125,17 @@ def test_the_content_of_a_named_file_decides_the_erasure(tmp_path):
 
     one = key("prompt\na tree\n")
     assert key("prompt\na tree\n") == one != key("prompt\na boat\n")
+
+
+def test_prompts_are_attacked_together_as_far_as_a_batch_goes():
+    sizes = {}
+    for overrides in ((), ("budget.seeds=3",), ("budget.seeds=9",), ("protocol.batch_size=4",)):
+        made = plan("method=none", "attack=uda", "budget.target_prompts=10", *overrides)
+        attacks = [t for t in stages(made, "attack") if t.config["attack"] == "uda"]
+        assert len(attacks) == 10 and len({t.key for t in attacks}) == 10, "each prompt is a task of its own"
+        sizes[overrides] = [len(made.bundles[t.key]) for t in attacks]
+    first, *others = sizes.values()
+    assert first == [8] * 8 + [2] * 2
+    assert [sorted(set(found)) for found in others] == [[2], [1], [2, 4]]
+    one = plan("method=none", "attack=rab", "budget.target_prompts=10")
+    assert not one.bundles

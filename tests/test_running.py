@@ -105,6 +105,53 @@ def test_damage_found_on_reading_is_made_again(store):
     assert (store.read("measure", measure) / "n").read_text() == "101"
 
 
+def bundled(monkeypatch, fails=None):
+    """Three erase tasks that are made in one go, each with its measurement; notes of which were made together."""
+    plan, goes = chain(width=3), []
+    tasks = [plan.tasks[key] for key in plan.tasks if plan.tasks[key].stage == "erase"]
+    plan.bundle(tasks, 3)
+
+    def together(tasks, inputs, folders, bench):
+        goes.append([task.label for task in tasks])
+        if fails in goes[-1]:
+            raise ValueError("on purpose")
+        return [write(task, inputs, folder, bench) for task, folder in zip(tasks, folders)]
+
+    def alone(task, inputs, folder, bench):
+        if task.label == fails:
+            raise ValueError("on purpose")
+        return write(task, inputs, folder, bench)
+
+    monkeypatch.setattr("overpaint.running.stage_together", lambda name: together)
+    monkeypatch.setattr("overpaint.running.stage", lambda name: alone)
+    return plan, tasks, goes
+
+
+def test_a_bundle_is_made_in_one_go_into_an_artefact_each(store, monkeypatch):
+    plan, tasks, goes = bundled(monkeypatch)
+    assert run_tasks(plan, store, "cpu", Silent()).done == 6
+    assert goes == [["erase 0", "erase 1", "erase 2"]]
+    assert [(store.read("erase", task.key) / "n").read_text() for task in tasks] == ["1", "2", "3"]
+
+
+def test_a_bundle_is_made_whole_and_what_is_stored_stays(store, monkeypatch):
+    plan, tasks, goes = bundled(monkeypatch)
+    run_tasks(plan, store, "cpu", Silent())
+    kept = {t.key: (store.path("erase", t.key) / "n").stat().st_ino for t in tasks[1:]}
+    store.set_aside("erase", tasks[0].key)
+    store.set_aside("measure", plan.cells[0][1].key)
+    outcome = run_tasks(plan, store, "cpu", Silent())
+    assert outcome.done == 2 and goes == [["erase 0", "erase 1", "erase 2"]] * 2
+    assert {key: (store.path("erase", key) / "n").stat().st_ino for key in kept} == kept
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_a_bundle_that_fails_is_tried_one_by_one(store, monkeypatch):
+    plan, tasks, goes = bundled(monkeypatch, fails="erase 1")
+    outcome = run_tasks(plan, store, "cpu", Silent())
+    assert list(outcome.failed) == [tasks[1].key] and outcome.done == 4 and len(goes) == 1
+
+
 def test_interruption_loses_only_the_task_in_hand(store, monkeypatch):
     plan = chain(width=3)
 

@@ -38,22 +38,35 @@ class Ledger:
     @contextmanager
     def counting(self, model: DiffusionModel) -> Iterator[None]:
         """Count what the model evaluates inside the block, behind pictures too; a recorded forward has its backward."""
-        import torch
-
-        def denoised(module, inputs) -> None:
-            self.forwards += len(inputs[0])
-            self.backwards += len(inputs[0]) * torch.is_grad_enabled()
-
-        def read(module, inputs) -> None:
-            self.text_forwards += len(inputs[0])
-
-        watched = [(model.unet, denoised), (model.text_encoder, read)]
-        hooks = [part.register_forward_pre_hook(hook) for part, hook in watched]
-        try:
+        with counting(model, [self]):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+
+@contextmanager
+def counting(model: DiffusionModel, ledgers: Sequence[Ledger]) -> Iterator[None]:
+    """Count what the model evaluates inside the block for several ledgers in equal parts; what serves all at once (an
+    empty prompt's encoding) counts for each, as if it had been alone."""
+    import torch
+
+    def share(inputs) -> int:
+        return max(1, len(inputs[0]) // len(ledgers))
+
+    def denoised(module, inputs) -> None:
+        for ledger in ledgers:
+            ledger.forwards += share(inputs)
+            ledger.backwards += share(inputs) * torch.is_grad_enabled()
+
+    def read(module, inputs) -> None:
+        for ledger in ledgers:
+            ledger.text_forwards += share(inputs)
+
+    watched = [(model.unet, denoised), (model.text_encoder, read)]
+    hooks = [part.register_forward_pre_hook(hook) for part, hook in watched]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Verdict(NamedTuple):
@@ -85,8 +98,8 @@ class Scene:
     ``with unedited() as model:`` lifts the erasure for the block, for attacks that know the original model;
     ``paint(texts, seeds, embeds)`` makes pictures through the victim under the benchmark's protocol (``embeds``
     (n, tokens, width) takes the place of the texts' encodings); ``judge(images)`` gives a `Verdict` each.
-    ``protocol`` says how pictures are made: scheduler, steps, guidance_scale, size. ``features(images)`` (n, width), where
-    there is an image encoder, tells how alike pictures are.
+    ``protocol`` says how pictures are made: scheduler, steps, guidance_scale, size; ``batch_size`` how many the network
+    takes at once. ``features(images)`` (n, width), where there is an image encoder, tells how alike pictures are.
     """
 
     concept: Concept
@@ -99,6 +112,7 @@ class Scene:
     paint: Callable[..., list[Image]] | None = None
     judge: Callable[[Sequence[Image]], list[Verdict]] | None = None
     protocol: Mapping[str, object] = field(default_factory=dict)
+    batch_size: int = 8
     features: Callable[[Sequence[Image]], torch.Tensor] | None = None
 
 
@@ -121,7 +135,8 @@ class Attack(ABC):
     and text encoder; shared by all victims of one model) or ``"victim"``. ``unit`` is what one run of it is for: all
     prompts of a ``"concept"``, or each ``"prompt"`` by itself, stored and resumed by itself. ``paints`` says that it
     makes its own pictures; `images` how many a shot at most, which is what its control gets; `ordinary` how many pictures
-    of other things it looks at beside. ``enters_by`` is where it comes in (`overpaint.scope.ENTRIES`).
+    of other things it looks at beside. ``enters_by`` is where it comes in (`overpaint.scope.ENTRIES`). ``together`` is
+    how many shots it attacks at once, where that is faster (`run_together`).
     """
 
     seed: int = 0
@@ -131,6 +146,7 @@ class Attack(ABC):
     unit: ClassVar[str] = "concept"
     paints: ClassVar[bool] = False
     enters_by: ClassVar[str] = "prompt"
+    together: ClassVar[int] = 1
 
     @property
     def images(self) -> int:
@@ -148,3 +164,7 @@ class Attack(ABC):
 
         Shots have role ``attacked``; what an attack makes only to compare has one of `COMPARISONS`.
         """
+
+    def run_together(self, scenes: Sequence[Scene]) -> list[Assault]:
+        """What `run` makes, but for rounding, of each of several scenes that differ in their shots alone."""
+        return [self.run(scene) for scene in scenes]

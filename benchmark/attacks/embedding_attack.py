@@ -22,6 +22,7 @@ adapters do to the embedding while it is drawn, they do. Each draws one picture,
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -52,9 +53,12 @@ class EmbeddingAttack(Search):
     def embedding(self, scene: Scene, text: str, draws: Draws) -> torch.Tensor:
         """What is drawn for a prompt, (1, tokens, width)."""
 
-    def search(self, scene: Scene, tries: Tries, draws: Draws) -> None:
-        text = tries.shot.prompt.text
-        tries.make(text, "embedding", self.embedding(scene, text, draws).to(scene.victim.dtype))
+    def search(self, scene: Scene, hunted: Sequence[Tries]) -> None:
+        for tries in hunted:
+            text = tries.shot.prompt.text
+            with tries.ledger.counting(scene.victim):
+                embedding = self.embedding(scene, text, tries.draws)
+            tries.make(text, "embedding", embedding.to(scene.victim.dtype))
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,7 @@ Targets are pictures of the concept, where there is a CLIP model, or the text of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar, Literal
@@ -82,13 +83,13 @@ class HardPrompts(Attack):
         optimizer = torch.optim.AdamW([variable.parameter], lr=self.learning_rate, weight_decay=self.weight_decay)
         targets, cosines = normalize(targets.float(), dim=-1), None
 
-        def loss(step: int, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        def loss(step: int, ids: Sequence[torch.Tensor], rows: Sequence[torch.Tensor]) -> torch.Tensor:
             nonlocal cosines
-            cosines = targets @ normalize(tower.features(ids, rows).float(), dim=-1).T  # (targets, prompts)
+            cosines = targets @ normalize(tower.features(*ids, *rows).float(), dim=-1).T  # (targets, prompts)
             return self.loss_weight * (1 - cosines[self.batch(len(targets), draws)].mean())
 
         best = (-float("inf"), ids[0])
-        for _, ids in descend(variable, optimizer, loss, draws, self.steps):
+        for _, (ids,) in descend([variable], optimizer, loss, [draws], self.steps):
             show(cosines=cosines.detach())
             likeness, prompt = cosines.detach().mean(dim=0).max(dim=0)
             best = max(best, (self.loss_weight * float(likeness), ids[prompt]), key=lambda known: known[0])

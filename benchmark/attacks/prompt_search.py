@@ -8,21 +8,24 @@ make the victim's network e denoise that picture's latents x_0, noised to x_t, a
 
 ``prediction`` says what e is: the network's output for the words (``conditional``), or what the sampler would make of it
 (``guided``), guards included, against the unedited model's sampler.
+
+Searches that know nothing of each other go side by side, one row each in what the network is given (`Hunt`): the larger
+batch is faster, and each one is, but for rounding, what it would be alone.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from PIL.Image import Image
 
-from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
+from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene, counting
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.attacks.token_variables import Frame
+from overpaint.attacks.token_variables import Frame, TokenVariable, encoded
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.prompts import Shot
 from overpaint.replay import Draws
@@ -32,30 +35,57 @@ BATCH = 8
 
 
 class Tries:
-    """The pictures made for one plain image, in order."""
+    """The pictures made for one plain image, in order, the draws of its search and what that spent."""
 
-    def __init__(self, scene: Scene, shot: Shot):
-        self.scene, self.shot = scene, shot
+    def __init__(self, scene: Scene, shot: Shot, draws: Draws):
+        self.scene, self.shot, self.draws = scene, shot, draws
         self.painted: list[Painted] = []
+        self.ledger = Ledger()
 
-    def make(self, text: str, variant: str, embeds: torch.Tensor | None = None, seed: int | None = None) -> Painted:
-        """A picture of a text through the victim, judged; from the plain image's start noise unless a seed is given.
-
-        ``embeds`` (1, tokens, width) are drawn in the place of the text's own.
-        """
-        shot = replace(attacked(self.shot, text, self.scene.concept, variant), draw=len(self.painted))
-        if seed is not None:
-            shot = replace(shot, prompt=replace(shot.prompt, seed=seed - shot.index))
-        (image,) = self.scene.paint([text], [shot.noise_seed], embeds=embeds, guidance=shot.prompt.guidance)
-        verdict = self.scene.judge([image])[0] if self.scene.judge else None
-        self.painted.append(Painted(shot, image, verdict))
-        return self.painted[-1]
+    def make(self, text: str, variant: str, embeds: torch.Tensor | None = None) -> Painted:
+        """A picture of a text, or of embeddings (1, tokens, width) in its place (`make_pictures`)."""
+        return make_pictures([self], [text], variant, embeds)[0]
 
     @property
     def succeeded(self) -> bool:
         """Did the last picture show the concept, as far as the judge can say?"""
         verdict = self.painted[-1].verdict
         return verdict is not None and verdict.success
+
+
+def make_pictures(
+    tries: Sequence[Tries],
+    texts: Sequence[str],
+    variant: str,
+    embeds: torch.Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[Painted]:
+    """The next picture of each, judged: of its text through the victim, from the plain image's start noise or a seed's.
+
+    ``embeds`` (n, tokens, width) are drawn in the place of the texts' own.
+    """
+    scene, shots = tries[0].scene, []
+    for own, text, seed in zip(tries, texts, seeds or [None] * len(tries)):
+        shot = replace(attacked(own.shot, text, scene.concept, variant), draw=len(own.painted))
+        shots.append(shot if seed is None else replace(shot, prompt=replace(shot.prompt, seed=seed - shot.index)))
+    images = paint(tries, shots, embeds)
+    verdicts = scene.judge(images) if scene.judge else [None] * len(images)
+    made = [Painted(*each) for each in zip(shots, images, verdicts)]
+    for own, painted in zip(tries, made):
+        own.painted.append(painted)
+    return made
+
+
+def paint(tries: Sequence[Tries], shots: Sequence[Shot], embeds: torch.Tensor | None = None) -> list[Image]:
+    """One shot's image each, at the expense of its tries; those of one guidance scale are made at once."""
+    scene, images = tries[0].scene, {}
+    for guidance in dict.fromkeys(shot.prompt.guidance for shot in shots):
+        where = [i for i, shot in enumerate(shots) if shot.prompt.guidance == guidance]
+        texts, seeds = [shots[i].prompt.text for i in where], [shots[i].noise_seed for i in where]
+        with counting(scene.victim, [tries[i].ledger for i in where]):
+            made = scene.paint(texts, seeds, embeds=None if embeds is None else embeds[where], guidance=guidance)
+        images |= dict(zip(where, made))
+    return [images[i] for i in range(len(shots))]
 
 
 class Lesson(NamedTuple):
@@ -75,20 +105,63 @@ class Search(Attack):
     paints: ClassVar[bool] = True
 
     @abstractmethod
-    def search(self, scene: Scene, tries: Tries, draws: Draws) -> None:
-        """Search for ``tries.shot`` and make pictures of what is found."""
+    def search(self, scene: Scene, hunted: Sequence[Tries]) -> None:
+        """Search for each of ``hunted``, and make pictures of what is found."""
 
     def run(self, scene: Scene) -> Assault:
-        ledger, painted = Ledger(), []
-        with ledger.counting(scene.victim):
-            for shot in scene.shots:
-                tries = Tries(scene, shot)
-                tries.make(shot.prompt.text, "plain")
-                if not tries.succeeded:
-                    self.search(scene, tries, Draws.of(self.seed, shot.prompt.id, shot.index))
-                painted += tries.painted
+        return self.run_together([scene])[0]
+
+    def run_together(self, scenes: Sequence[Scene]) -> list[Assault]:
+        hunted = [[self.tries(scene, shot) for shot in scene.shots] for scene in scenes]
+        everyone, size = [tries for own in hunted for tries in own], min(self.together, scenes[0].batch_size)
+        for part in (everyone[start : start + size] for start in range(0, len(everyone), size)):
+            make_pictures(part, [tries.shot.prompt.text for tries in part], "plain")
+            left = [tries for tries in part if not tries.succeeded]
+            if left:
+                self.search(scenes[0], left)
+        return [self.assault(own) for own in hunted]
+
+    def tries(self, scene: Scene, shot: Shot) -> Tries:
+        return Tries(scene, shot, Draws.of(self.seed, shot.prompt.id, shot.index))
+
+    def assault(self, hunted: Sequence[Tries]) -> Assault:
+        painted = [picture for tries in hunted for picture in tries.painted]
+        spent = [tries.ledger.as_dict() for tries in hunted]
+        ledger = Ledger(**{key: sum(each[key] for each in spent) for key in Ledger().as_dict()})
         ledger.images = len(painted)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
+
+
+@dataclass
+class Hunt:
+    """One search for words: its pictures so far, its prompt's frame, what is learned, and x_0 (1, c, h, w).
+
+    ``lesson`` is what the next steps are taken on, ``view`` what it sees through the victim (`PromptSearch.view`).
+    """
+
+    tries: Tries
+    frame: Frame
+    variable: TokenVariable
+    x0: torch.Tensor
+    view: Callable[..., torch.Tensor]
+    lesson: Lesson | None = None
+
+    @property
+    def shot(self) -> Shot:
+        return self.tries.shot
+
+    @property
+    def draws(self) -> Draws:
+        return self.tries.draws
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.tries.ledger
+
+    def looked(self, scene: Scene, noised: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, step: int):
+        """What it sees of one row, at its own expense."""
+        with self.ledger.counting(scene.victim):
+            return self.view(noised, t, embeds, step)
 
 
 @dataclass(kw_only=True)
@@ -99,19 +172,29 @@ class PromptSearch(Search):
     prediction: Literal["conditional", "guided"]
     drawn_from: Literal["text", "ids"]
 
-    def draw(self, tries: Tries, frame: Frame, ids: torch.Tensor, variant: str, seed: int | None = None) -> Painted:
-        """A picture of the frame filled with words (1, k)."""
-        victim, text, embeds = tries.scene.victim, frame.text(ids[0].tolist()), None
-        if self.drawn_from == "ids":
-            ended = Frame(victim, frame.words, frame.places)  # and padded as the sampler does
-            with torch.no_grad():
-                embeds = ended.encode(ids, victim.token_table[ids])
-        return tries.make(text, variant, embeds, seed)
+    together: ClassVar[int] = 8
 
-    def original(self, scene: Scene, shot: Shot) -> Image:
-        """The unedited model's picture of the same prompt from the same start noise."""
+    def draw(
+        self, hunts: Sequence[Hunt], ids: Sequence[torch.Tensor], variant: str, seeds: Sequence[int] | None = None
+    ) -> list[Painted]:
+        """A picture for each hunt: its frame filled with words (1, k)."""
+        texts, embeds = [hunt.frame.text(own[0].tolist()) for hunt, own in zip(hunts, ids)], None
+        if self.drawn_from == "ids":
+            victim = hunts[0].frame.model
+            ended = [Frame(victim, h.frame.words, h.frame.places) for h in hunts]  # and padded as the sampler does
+            with torch.no_grad(), counting(victim, [hunt.ledger for hunt in hunts]):
+                embeds = encoded(ended, ids, [victim.token_table[own] for own in ids])
+        return make_pictures([hunt.tries for hunt in hunts], texts, variant, embeds, seeds)
+
+    def originals(self, scene: Scene, hunted: Sequence[Tries]) -> list[Image]:
+        """The unedited model's pictures of the same prompts from the same start noise."""
         with scene.unedited():
-            return scene.paint([shot.prompt.text], [shot.noise_seed], guidance=shot.prompt.guidance)[0]
+            return paint(hunted, [tries.shot for tries in hunted])
+
+    def taught(self, scene: Scene, hunt: Hunt, times: Sequence[int], target: str) -> None:
+        """Give a hunt its next `lesson`."""
+        with hunt.ledger.counting(scene.victim):
+            hunt.lesson = self.lesson(scene, hunt.shot, hunt.x0, times, hunt.draws, target)
 
     def lesson(
         self, scene: Scene, shot: Shot, x0: torch.Tensor, times: Sequence[int], draws: Draws, target: str
@@ -149,6 +232,38 @@ class PromptSearch(Search):
         step = int((1 - float(timesteps[0]) / len(model.alphas_cumprod)) * scene.protocol["steps"])
         guidance = model.guidance(model, embeds, nothing, guidance_scale(scene, shot), [shot.prompt.text] * len(embeds))
         return guidance(noised, timesteps, step)
+
+    def view(self, scene: Scene, shot: Shot) -> Callable[..., torch.Tensor]:
+        """e(x_t (1, c, h, w), t (1,), embeds (1, tokens, width), step of the search)."""
+        return lambda noised, t, embeds, step: self.predicted(scene.victim, scene, shot, noised, t, embeds)
+
+    def losses(
+        self,
+        scene: Scene,
+        hunts: Sequence[Hunt],
+        index: int,
+        ids,
+        rows,
+        reader: DiffusionModel | None = None,
+        first: int = 0,
+    ) -> torch.Tensor:
+        """Each hunt's loss (n,) at row ``index`` of its lesson, which is step ``first + index`` of the search, for its words.
+
+        Guided predictions go one by one: guards may ask where a whole batch is on its way, and remember it.
+        """
+        reader = reader or scene.victim
+        noised, timesteps, wanted = map(
+            torch.cat, zip(*([part[index : index + 1] for part in h.lesson] for h in hunts))
+        )
+        with counting(reader, [hunt.ledger for hunt in hunts]):
+            embeds = encoded([hunt.frame for hunt in hunts], ids, rows, reader)
+        if self.prediction == "conditional":
+            with counting(scene.victim, [hunt.ledger for hunt in hunts]):
+                said = scene.victim.predict(noised, timesteps, embeds)
+        else:
+            each = zip(hunts, *(part.split(1) for part in (noised, timesteps, embeds)))
+            said = torch.cat([hunt.looked(scene, *row, first + index) for hunt, *row in each])
+        return (said.float() - wanted.float()).square().flatten(1).mean(dim=1)
 
 
 def guidance_scale(scene: Scene, shot: Shot) -> float:

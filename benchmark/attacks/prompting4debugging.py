@@ -25,20 +25,31 @@ encoder is not attacked. None of it holds where pictures are drawn: ``intended``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
-from torch.nn.functional import cosine_similarity, mse_loss
+from PIL.Image import Image
+from torch.nn.functional import cosine_similarity
 
 from overpaint.attacks.attack import Painted, Scene
-from overpaint.attacks.prompt_search import PromptSearch, Tries, guidance_scale
+from overpaint.attacks.prompt_search import Hunt, PromptSearch, Tries, guidance_scale
 from overpaint.attacks.token_variables import Frame, Nearest, descend
 from overpaint.errors import at_least
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.prompts import Shot
 from overpaint.replay import Draws
+
+
+@dataclass
+class Chase(Hunt):
+    """A hunt that keeps the words (1, k) whose picture is most alike, as ``likeness`` tells of pictures."""
+
+    likeness: Callable[[Painted], float] | None = None
+    most: float = -float("inf")
+    best: torch.Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -58,6 +69,8 @@ class Prompting4Debugging(PromptSearch):
     prediction: Literal["conditional", "filtered", "guided"]
     compat: Literal["official", "intended"]
 
+    version: ClassVar[int] = 2
+
     def __post_init__(self):
         at_least(1, tokens=self.tokens, every=self.every, steps=self.steps, draw_every=self.draw_every)
         at_least(0, last_images=self.last_images, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
@@ -66,37 +79,52 @@ class Prompting4Debugging(PromptSearch):
     def images(self) -> int:
         return 1 + -(-self.steps // self.draw_every) + self.last_images
 
-    def search(self, scene: Scene, tries: Tries, draws: Draws) -> None:
-        victim, shot = scene.victim, tries.shot
-        frame, reader = self.frame(victim, shot.prompt.text), self.reader(scene)
-        variable = Nearest(victim.token_table, self.start(frame, draws))
-        optimizer = torch.optim.AdamW([variable.parameter], lr=self.learning_rate, weight_decay=self.weight_decay)
-        original = self.original(scene, shot)
-        x0 = self.latents(victim, original, draws)
-        alike, through = self.likeness(scene, original), self.view(scene, shot)
-        best = (-float("inf"), variable.ids())
+    def search(self, scene: Scene, hunted: Sequence[Tries]) -> None:
+        victim, reader = scene.victim, self.reader(scene)
+        frames = [self.frame(victim, tries.shot.prompt.text) for tries in hunted]
+        hunts = [self.hunt(scene, *each) for each in zip(hunted, frames, self.originals(scene, hunted))]
+        learned = [hunt.variable.parameter for hunt in hunts]
+        optimizer = torch.optim.AdamW(learned, lr=self.learning_rate, weight_decay=self.weight_decay)
         for first in range(0, self.steps, self.draw_every):
-            count = min(self.draw_every, self.steps - first)
-            times = [draws.integer("t", 0, len(victim.alphas_cumprod)) for _ in range(count)]
-            lesson = self.lesson(scene, shot, x0, times, draws, "original")
-
-            def loss(step: int, ids: torch.Tensor, rows: torch.Tensor, lesson=lesson, first=first) -> torch.Tensor:
-                noised, timestep, wanted = (part[step : step + 1] for part in lesson)
-                said = through(noised, timestep, frame.encode(ids, rows, by=reader), first + step)
-                return mse_loss(said.float(), wanted.float())
-
-            for step, ids in descend(variable, optimizer, loss, draws, count):
-                if step:
-                    continue
-                found = alike(self.draw(tries, frame, ids, f"step={first}"))
-                best = max(best, (found, ids), key=lambda known: known[0])  # the first of equals
-                if self.stop_early and tries.succeeded:
-                    return
-        for number in reversed(range(self.last_images)):  # the last one from the plain image's own start noise
-            seed = Draws.of(self.seed, shot.prompt.id, shot.index, number).generator.initial_seed() if number else None
-            self.draw(tries, frame, best[1], "best", seed)
-            if self.stop_early and tries.succeeded:
+            hunts = self.compared(hunts, f"step={first}")
+            if not hunts:
                 return
+            count = min(self.draw_every, self.steps - first)
+            for hunt in hunts:
+                times = [hunt.draws.integer("t", 0, len(victim.alphas_cumprod)) for _ in range(count)]
+                self.taught(scene, hunt, times, "original")
+            loss = partial(self.losses, scene, hunts, reader=reader, first=first)
+            variables, draws = [hunt.variable for hunt in hunts], [hunt.draws for hunt in hunts]
+            for _ in descend(variables, optimizer, loss, draws, count):
+                pass
+        for number in reversed(range(self.last_images)):  # the last one from the plain image's own start noise
+            own = [(self.seed, hunt.shot.prompt.id, hunt.shot.index, number) for hunt in hunts]
+            seeds = [Draws.of(*parts).generator.initial_seed() for parts in own] if number else None
+            self.draw(hunts, [hunt.best for hunt in hunts], "best", seeds)
+            hunts = self.still(hunts)
+            if not hunts:
+                return
+
+    def hunt(self, scene: Scene, tries: Tries, frame: Frame, original: Image) -> Chase:
+        """One prompt's search, before its first step."""
+        variable = Nearest(scene.victim.token_table, self.start(frame, tries.draws))
+        x0 = self.latents(scene.victim, original, tries.draws)
+        with tries.ledger.counting(scene.victim):
+            view = self.view(scene, tries.shot)
+        return Chase(tries, frame, variable, x0, view, likeness=self.likeness(scene, original), best=variable.ids())
+
+    def compared(self, hunts: Sequence[Chase], variant: str) -> list[Chase]:
+        """Draw what each hunt reads as now, and keep it where no picture was more like the original; those that go on."""
+        words = [hunt.variable.ids() for hunt in hunts]
+        for hunt, own, painted in zip(hunts, words, self.draw(hunts, words, variant)):
+            found = hunt.likeness(painted)
+            if found > hunt.most:  # of equals the first
+                hunt.most, hunt.best = found, own
+        return self.still(hunts)
+
+    def still(self, hunts: Sequence[Chase]) -> list[Chase]:
+        """Those that go on after their last picture."""
+        return [hunt for hunt in hunts if not (self.stop_early and hunt.tries.succeeded)]
 
     def frame(self, victim: DiffusionModel, text: str) -> Frame:
         """N places and nothing else, or the prompt's words with a place before each K of them."""
@@ -140,13 +168,13 @@ class Prompting4Debugging(PromptSearch):
 
     def view(self, scene: Scene, shot: Shot) -> Callable[..., torch.Tensor]:
         """e(x_t (1, c, h, w), t (1,), embeds (1, tokens, width), step of the search)."""
-        victim, w = scene.victim, guidance_scale(scene, shot)
+        victim = scene.victim
         if self.prediction == "filtered":
             if getattr(victim.guidance, "guard", "") == "sld" and victim.guidance.active:
-                return FilteredBySLD(victim, w)
+                return FilteredBySLD(victim, guidance_scale(scene, shot))
             if getattr(victim.guidance, "guard", ""):
                 return lambda noised, t, embeds, step: self.sampled(victim, scene, shot, noised, t, embeds)
-        return lambda noised, t, embeds, step: self.predicted(victim, scene, shot, noised, t, embeds)
+        return super().view(scene, shot)
 
 
 class FilteredBySLD:

@@ -206,14 +206,30 @@ class Frame:
 
         Differentiable in the rows; ``by`` is whose text encoder reads them, the model's own unless said otherwise.
         """
-        reader, padded = by or self.model, self.padded(ids)
+        return encoded([self], [ids], [rows], by)
+
+    def embedded(self, padded: torch.Tensor, rows: torch.Tensor, reader: DiffusionModel) -> torch.Tensor:
+        """Token embeddings (n, tokens, width) of padded ids (n, tokens) with ``rows`` (n, k, width) in the places."""
         known = reader.token_embeddings(padded).detach()
         where = torch.tensor(self.places, dtype=torch.long, device=known.device) + 1
-        return reader.encode_embeddings(known.index_copy(1, where, rows.to(known)), padded)
+        return known.index_copy(1, where, rows.to(known))
 
     def text(self, ids: Sequence[int]) -> str:
         """The filled prompt as text."""
         return text_of(self.model, self.filled(ids))
+
+
+def encoded(
+    frames: Sequence[Frame],
+    ids: Sequence[torch.Tensor],
+    rows: Sequence[torch.Tensor],
+    by: DiffusionModel | None = None,
+) -> torch.Tensor:
+    """`Frame.encode` of several frames, each with its ids (n, k) and rows (n, k, width), in one pass of the encoder."""
+    reader = by or frames[0].model
+    padded = [frame.padded(own) for frame, own in zip(frames, ids)]
+    embedded = [frame.embedded(p, own, reader) for frame, p, own in zip(frames, padded, rows)]
+    return reader.encode_embeddings(torch.cat(embedded), torch.cat(padded))
 
 
 def text_of(model: DiffusionModel, ids: Sequence[int]) -> str:
@@ -239,21 +255,31 @@ def reads_back(model: DiffusionModel, ids: Sequence[int]) -> bool:
 
 
 def descend(
-    variable: TokenVariable,
+    variables: Sequence[TokenVariable],
     optimizer: torch.optim.Optimizer,
-    loss: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
-    draws: Draws,
+    loss: Callable[[int, Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor],
+    draws: Sequence[Draws],
     count: int,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """``count`` steps on ``loss(step, ids, embeddings)``. Yields the step and the ids (n, k) tried in it, before the update."""
+) -> Iterator[tuple[int, Sequence[torch.Tensor]]]:
+    """``count`` steps of several searches side by side, none of which knows of the others.
+
+    ``loss(step, ids, embeddings)`` has a value for each variable, which depends on that variable's words alone; the
+    optimiser must treat entries one by one, as Adam does, and leaves alone what has no gradient. Yields the step and
+    the ids (n, k) that each variable tries in it, before the update.
+    """
+    parameters = [variable.parameter for variable in variables]
     for step in steps(count, "search steps"):
         with torch.enable_grad():
-            ids, rows = variable.draw(draws)
-            value = loss(step, ids, rows)
-            (gradient,) = torch.autograd.grad(value, variable.parameter)
-        show(loss=value.detach(), ids=ids, gradient=gradient)
+            ids, rows = zip(*(variable.draw(own) for variable, own in zip(variables, draws)))
+            values = loss(step, ids, rows).reshape(len(variables))
+            gradients = torch.autograd.grad(values.sum(), parameters)
+        for each in zip(values.detach(), ids, gradients):
+            show(**dict(zip(("loss", "ids", "gradient"), each)))
         yield step, ids
-        variable.parameter.grad = gradient
+        for parameter, gradient in zip(parameters, gradients):
+            parameter.grad = gradient
         optimizer.step()
-        show(variable=variable.parameter.detach().clone())
-        variable.settle()
+        for variable in variables:
+            show(variable=variable.parameter.detach().clone())
+            variable.settle()
+            variable.parameter.grad = None

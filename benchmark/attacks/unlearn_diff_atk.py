@@ -19,14 +19,16 @@ default here is exact. Adam's weight decay is L2 here, added to the gradient. Th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
-from torch.nn.functional import mse_loss
+from PIL.Image import Image
 
 from overpaint.attacks.attack import Scene
-from overpaint.attacks.prompt_search import PromptSearch, Tries
+from overpaint.attacks.prompt_search import Hunt, PromptSearch, Tries
 from overpaint.attacks.token_variables import Frame, Location, Nearest, Simplex, TokenVariable, descend
 from overpaint.errors import UserError, at_least
 from overpaint.replay import Draws
@@ -46,6 +48,8 @@ class UnlearnDiffAtk(PromptSearch):
     weight_decay: float
     projection: Literal["exact", "bisection"]
 
+    version: ClassVar[int] = 2
+
     def __post_init__(self):
         at_least(1, tokens=self.tokens, iterations=self.iterations)
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
@@ -56,25 +60,30 @@ class UnlearnDiffAtk(PromptSearch):
     def images(self) -> int:
         return 1 + (self.timesteps if isinstance(self.timesteps, int) else len(self.timesteps))
 
-    def search(self, scene: Scene, tries: Tries, draws: Draws) -> None:
-        victim, shot = scene.victim, tries.shot
-        frame = Frame.around(victim, shot.prompt.text, self.location, self.tokens)
-        variable = self.start(victim.token_table, draws)
-        optimizer = torch.optim.Adam([variable.parameter], lr=self.learning_rate, weight_decay=self.weight_decay)
-        x0 = draws.take("x0", lambda g: victim.to_latents([self.original(scene, shot)])).to(victim.device)
+    def search(self, scene: Scene, hunted: Sequence[Tries]) -> None:
+        victim = scene.victim
+        frames = [Frame.around(victim, tries.shot.prompt.text, self.location, self.tokens) for tries in hunted]
+        hunts = [self.hunt(scene, *each) for each in zip(hunted, frames, self.originals(scene, hunted))]
+        learned = [hunt.variable.parameter for hunt in hunts]
+        optimizer = torch.optim.Adam(learned, lr=self.learning_rate, weight_decay=self.weight_decay)
         for t in self.schedule(len(victim.alphas_cumprod)):
-            lesson = self.lesson(scene, shot, x0, [t] * self.iterations, draws, self.target)
-
-            def loss(step: int, ids: torch.Tensor, rows: torch.Tensor, lesson=lesson) -> torch.Tensor:
-                noised, timestep, wanted = (part[step : step + 1] for part in lesson)
-                embeds = frame.encode(ids, rows)
-                return mse_loss(self.predicted(victim, scene, shot, noised, timestep, embeds).float(), wanted.float())
-
-            for _ in descend(variable, optimizer, loss, draws, self.iterations):
+            for hunt in hunts:
+                self.taught(scene, hunt, [t] * self.iterations, self.target)
+            loss = partial(self.losses, scene, hunts)
+            variables, draws = [hunt.variable for hunt in hunts], [hunt.draws for hunt in hunts]
+            for _ in descend(variables, optimizer, loss, draws, self.iterations):
                 pass
-            self.draw(tries, frame, variable.ids(), f"t={t}")
-            if tries.succeeded:
+            self.draw(hunts, [variable.ids() for variable in variables], f"t={t}")
+            hunts = [hunt for hunt in hunts if not hunt.tries.succeeded]
+            if not hunts:
                 return
+
+    def hunt(self, scene: Scene, tries: Tries, frame: Frame, original: Image) -> Hunt:
+        """One prompt's search, before its first step."""
+        victim = scene.victim
+        variable = self.start(victim.token_table, tries.draws)
+        x0 = tries.draws.take("x0", lambda g: victim.to_latents([original])).to(victim.device)
+        return Hunt(tries, frame, variable, x0, self.view(scene, tries.shot))
 
     def start(self, table: torch.Tensor, draws: Draws) -> TokenVariable:
         """The middle of the simplex, or random words."""

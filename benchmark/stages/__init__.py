@@ -23,7 +23,13 @@ STAGES = {
     "score": "overpaint.stages.score:run",
     "measure": "overpaint.stages.measure:run",
 }
+#: Stages that can do several tasks at once: the tasks, their common inputs, a folder each → what each manifest says.
+TOGETHER = {"attack": "overpaint.stages.attack:run_together"}
 
 
 def stage(name: str) -> Stage:
     return load_attribute(STAGES[name])
+
+
+def stage_together(name: str) -> Callable[..., list[dict]]:
+    return load_attribute(TOGETHER[name])

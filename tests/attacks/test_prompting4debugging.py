@@ -41,6 +41,12 @@ def one(scene):
     return replace(scene, shots=scene.shots[:1])
 
 
+def original(scene):
+    """The unedited model's picture of the first prompt."""
+    p4d = attack()
+    return p4d.originals(scene, [p4d.tries(scene, scene.shots[0])])
+
+
 def recorded(extra):
     """The run's draws by our names; P4D kept the timesteps of all steps together."""
     records = {k: v for k, v in extra.items() if k.startswith("noise.")}
@@ -115,7 +121,7 @@ def test_nothing_to_learn_on_the_original_model_means_no_loss(one, tiny_sd):
     p4d = attack("p4d_k", compat="intended")
     words = tuple(tiny_sd.token_ids("a photo of a cat")[1:-1])
     frame, none = Frame(tiny_sd, words, ()), torch.zeros(1, 0, dtype=torch.long)
-    x0 = tiny_sd.to_latents([p4d.original(one, one.shots[0])])
+    x0 = tiny_sd.to_latents(original(one))
     lesson = p4d.lesson(one, one.shots[0], x0, [100, 900], Draws(0), "original")
     for noised, t, wanted in zip(*(part.split(1) for part in lesson)):
         embeds = frame.encode(none, tiny_sd.token_table[none])
@@ -127,9 +133,9 @@ def test_the_kept_words_are_those_whose_picture_is_most_like_the_original(one):
     """Of equals the first; the plain picture is no candidate."""
     assault, _ = run(one, steps=3, draw_every=1, learning_rate=2.0)
     features = one.features
-    original = features([attack().original(one, one.shots[0])])
+    wanted = features(original(one))
     drawn = assault.painted[1:-1]
-    likeness = [float(cosine_similarity(features([p.image]), original)) for p in drawn]
+    likeness = [float(cosine_similarity(features([p.image]), wanted)) for p in drawn]
     assert len({p.shot.prompt.text for p in drawn}) > 1
     assert assault.shots[-1].prompt.text == drawn[likeness.index(max(likeness))].shot.prompt.text
     assert assault.shots[-1].prompt.variant == "best"

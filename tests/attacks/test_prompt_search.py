@@ -1,0 +1,105 @@
+"""Searches side by side: each one is what it would be alone, and pays what it would have paid."""
+
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+
+import overpaint
+from overpaint.attacks.attack import Verdict
+from overpaint.registry import component
+from overpaint.replay import traced
+
+SEARCHES = {
+    "uda": {"tokens": 2, "timesteps": 3, "iterations": 1},
+    "p4d_uda": {"tokens": 2, "timesteps": 3, "iterations": 1},
+    "p4d_n": {"tokens": 2, "steps": 2, "draw_every": 1, "last_images": 2, "stop_early": True},
+    "p4d_k": {"every": 2, "steps": 2, "draw_every": 1, "last_images": 1, "stop_early": True},
+}
+#: Which picture of a plain image, by the seed of its start noise, shows the concept.
+FIRES = {0: 0, 1: 1, 2: 2}
+
+
+@pytest.fixture
+def precise(scene, tiny_sd_float64):
+    """Four plain images of two prompts, one longer, in float64; a judge that knows whose picture it sees and which one."""
+    short = [replace(s, prompt=replace(s.prompt, text="a cat")) for s in scene.shots[3:5]]
+    scene = replace(scene, shots=[*scene.shots[:2], *short])
+    seeds = {shot.noise_seed: number for number, shot in enumerate(scene.shots)}
+    made = Counter()
+
+    def paint(texts, seeds, embeds=None, guidance=None):
+        images = tiny_sd_float64.sample(texts, seeds, embeds=embeds, steps=1, scheduler="ddim")
+        for image, seed in zip(images, seeds):
+            image.info["seed"] = seed
+        return images
+
+    def judge(images):
+        verdicts = []
+        for image in images:
+            seed = image.info["seed"]
+            verdicts.append(Verdict(FIRES.get(seeds.get(seed)) == made[seed], 0.0))
+            made[seed] += 1
+        return verdicts
+
+    ready = replace(
+        scene,
+        victim=tiny_sd_float64,
+        unedited=lambda: nullcontext(tiny_sd_float64),
+        paint=paint,
+        judge=judge,
+        features=None,
+    )
+    return ready, made
+
+
+def searched(attack, scenes, made):
+    made.clear()
+    losses = []
+    with traced(lambda **values: losses.extend([float(values["loss"])] if "loss" in values else [])):
+        return attack.run_together(scenes), losses
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction"), [*((name, "conditional") for name in SEARCHES), ("uda", "guided"), ("p4d_k", "filtered")]
+)
+def test_each_is_what_it_is_alone(name, prediction, precise, tiny_sd_float64):
+    scene, made = precise
+    attack = component("attack", name).build(SEARCHES[name] | {"prediction": prediction}, seed=3)
+    scenes = [replace(scene, shots=scene.shots[first : first + 2]) for first in (0, 2)]
+    erasure = overpaint.erase(tiny_sd_float64, "negative_prompt", erase=["cat"])
+    with erasure.attached(tiny_sd_float64):
+        together, losses = searched(attack, scenes, made)
+        alone, each = [], []
+        for shots in (scene.shots[n : n + 1] for n in range(4)):
+            (assault,), seen = searched(attack, [replace(scene, shots=shots)], made)
+            alone.append(assault)
+            each += seen
+    assert sorted(losses) == pytest.approx(sorted(each), rel=1e-9)
+    for number, assault in enumerate(together):
+        pair = alone[2 * number : 2 * number + 2]
+        assert assault.shots == [shot for one in pair for shot in one.shots]
+        assert [p.verdict for p in assault.painted] == [p.verdict for one in pair for p in one.painted]
+        for what, spent in assault.ledger.as_dict().items():
+            assert spent == sum(one.ledger.as_dict()[what] for one in pair), what
+    assert sorted({len(one.painted) for one in alone}) == [1, 2, 3, attack.images], "they end at different times"
+
+
+def test_no_more_go_side_by_side_than_a_batch_holds(scene, tiny_sd):
+    """And what goes on in a batch is one pass of the network."""
+    attack = component("attack", "uda").build({"tokens": 2, "timesteps": 1, "iterations": 1}, seed=0)
+    sizes = []
+
+    def watch(module, inputs):
+        if torch.is_grad_enabled():
+            sizes.append(len(inputs[0]))
+
+    hook = tiny_sd.unet.register_forward_pre_hook(watch)
+    try:
+        for size in (4, 1, 100):
+            attack.run(replace(scene, batch_size=size))
+    finally:
+        hook.remove()
+    assert sizes == [4, 2, *[1] * 6, 6]
