@@ -8,8 +8,9 @@ import torch
 import yaml
 
 import overpaint
-from overpaint.attacks.attack import Attack
+from overpaint.attacks.attack import COMPARISONS, Attack
 from overpaint.registry import DESCRIPTION, component, components, construct
+from overpaint.scope import ENTRIES
 
 ATTACKS = sorted(components("attack"))
 LIST = Path(__file__).with_name("prompts.csv")  # a list for attacks that read one
@@ -59,11 +60,11 @@ def test_two_runs_are_equal_whatever_the_global_seed(attack, scene):
 def test_shots_are_attacked_paired_and_within_budget(attack, scene):
     ready = built(attack)
     assault = ready.run(scene)
-    shots = assault.shots
+    shots = [s for s in assault.shots if s.prompt.role not in COMPARISONS]
     assert len(shots) <= len(scene.shots) * ready.images
-    assert len({(s.prompt.id, s.prompt.noise, s.index, s.draw) for s in shots}) == len(shots)
+    assert len({(s.prompt.id, s.prompt.noise, s.index, s.draw) for s in assault.shots}) == len(assault.shots)
     if ready.paints:
-        assert [p.shot for p in assault.painted] == shots
+        assert [p.shot for p in assault.painted] == assault.shots
     plain = {s.prompt.noise for s in scene.shots}
     for shot in shots:
         assert shot.prompt.role == "attacked" and shot.prompt.concept == "cat"
@@ -130,3 +131,7 @@ def test_every_preset_can_be_built(attack):
     assert issubclass(attack.load(), Attack)
     for preset in [None, *attack.config["presets"]]:
         construct(attack.load(), attack.settle({}, preset), attack.name)
+
+
+def test_it_says_where_it_comes_in(attack):
+    assert attack.load().enters_by in ENTRIES

@@ -1,0 +1,115 @@
+"""Concept arithmetic: what an eraser took from one prompt is put together again from the predictions for several.
+
+Petsiuk and Saenko, "Concept Arithmetics for Circumventing Concept Inhibition in Diffusion Models", ECCV 2024, arXiv
+2404.13706: a sampler that composes prompts can add and subtract what they stand for. With w the guidance scale, p_i prompts
+of weights r_i and e what the victim's network says,
+
+    e(x_t) = e(∅) + w Σ r_i (e(p_i) − e(∅))
+
+so that one prompt of weight 1 is the ordinary sampler. The prompts are the plain one with something in the concept's place:
+
+    name         the concept's own name                anchor     what it is to be painted as
+    synonym      its first synonym                     other      a neighbour of the concept, or an ordinary thing
+    paraphrase   its first description                 beside     the concept and the other
+    translation  its word in the first language        nothing    the empty prompt, which adds nothing
+
+A guard is part of the victim: each prompt is guided by it, as it would be alone, to g_i, and the sum is Σ r_i g_i +
+(1 − Σ r_i) e(∅), the same where there is no guard. Written from the paper's abstract: its own prompts and weights are not
+known to us, so that recipes and weights are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from overpaint.attacks.attack import Scene
+from overpaint.attacks.probes import Probe, walk
+from overpaint.attacks.wording import renamed
+from overpaint.concepts import Concept
+from overpaint.errors import UserError, at_least, unknown
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import Guidance
+from overpaint.prompts import Shot
+
+PLACES = ("name", "synonym", "paraphrase", "translation", "anchor", "other", "beside", "nothing")
+#: Kind of a concept -> what else there is, for concepts that come without neighbours.
+OTHERS = {"object": ("tree", "house"), "style": ("watercolor", "charcoal")}
+
+
+@dataclass(kw_only=True)
+class ConceptArithmetic(Probe):
+    """Hyper-parameters; ``conf/attack/concept_arithmetic.yaml`` says what each means."""
+
+    recipes: dict
+
+    def __post_init__(self):
+        where = "attack=concept_arithmetic: recipes"
+        if not self.recipes:
+            raise UserError(f"{where} takes at least one way to put prompts together, got none")
+        for name, terms in self.recipes.items():
+            if not isinstance(terms, Mapping) or not terms:
+                raise UserError(f"{where} takes weights of {', '.join(PLACES)}, got {terms!r} for {name}")
+            for place, weight in terms.items():
+                if place not in PLACES:
+                    raise unknown("place", place, PLACES, where)
+                if isinstance(weight, bool) or not isinstance(weight, int | float):
+                    raise UserError(f"{where} takes numbers as weights, got {weight!r} for {place} of {name}")
+        if self.steps is not None:
+            at_least(1, steps=self.steps)
+
+    @property
+    def images(self) -> int:
+        return len(self.recipes)
+
+    def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every recipe's name and latents; recipes that need words which the concept has not are left out."""
+        words, victim = words_for(scene.concept), scene.victim
+        possible = {name: terms for name, terms in self.recipes.items() if terms.keys() <= words.keys()}
+        if not possible:
+            raise UserError(f"no recipe can be told of {scene.concept.name!r}, which has {', '.join(words)} alone")
+        noise = victim.noise([shot.noise_seed for shot in shots], scene.protocol["size"])
+        for name, terms in possible.items():
+            schedule = self.schedule(scene, scene.protocol["scheduler"])
+            parts = [
+                (self.guidance(victim, scene, [placed(shot, scene.concept, place, words[place]) for shot in shots]), r)
+                for place, r in terms.items()
+                if r
+            ]
+            yield name, walk(Composition(victim, parts), schedule, noise * schedule.init_noise_sigma, 0, None)
+
+
+class Composition:
+    """Guidance by several prompts at once: the weighted sum of what the victim makes of each."""
+
+    def __init__(self, model: DiffusionModel, parts: Sequence[tuple[Guidance, float]]):
+        self.model, self.parts = model, parts
+        self.rest = 1 - sum(weight for _, weight in parts)
+
+    def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
+        """The composed prediction for ``latents`` (batch, channels, height, width) at scheduler step ``step``."""
+        total = sum(weight * guidance(latents, timestep, step) for guidance, weight in self.parts)
+        if abs(self.rest) < 1e-9:
+            return total
+        nothing = self.model.unconditional().expand(len(latents), -1, -1)
+        return total + self.rest * self.model.predict(latents, timestep, nothing)
+
+
+def words_for(concept: Concept) -> dict[str, str]:
+    """What can stand in the concept's place, of `PLACES`; what the concept has not is missing."""
+    others = (*concept.neighbours, *OTHERS.get(concept.kind, OTHERS["object"]))
+    other = next(thing for thing in others if thing not in (concept.name, concept.anchor))
+    found = {"name": concept.name, "other": other, "beside": f"{concept.name} and {other}", "nothing": ""}
+    lists = {"synonym": concept.synonyms, "paraphrase": concept.paraphrases}
+    lists["translation"] = next(iter(concept.translations.values()), ())
+    found |= {place: options[0] for place, options in lists.items() if options}
+    return found | ({"anchor": concept.anchor} if concept.anchor else {})
+
+
+def placed(shot: Shot, concept: Concept, place: str, words: str) -> Shot:
+    """The shot with these words in the concept's place, behind its prompt where that does not name the concept."""
+    plain, whole = shot.prompt.text, place in ("paraphrase", "translation")
+    text = (renamed(plain, concept, words, whole) or f"{plain}, {words}") if words else ""
+    return replace(shot, prompt=replace(shot.prompt, text=text))
