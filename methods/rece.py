@@ -24,6 +24,7 @@ least of it to a detector (``select: validation``). It inverts in float32 for ev
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -34,11 +35,11 @@ from overpaint.erasing import Eraser
 from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import UserError, at_least, unknown
 from overpaint.methods.prior import Captions, read_captions
-from overpaint.methods.ridge import Ridge, factor, factored, gram, reduced, stored
+from overpaint.methods.ridge import factor, factored, gram
 from overpaint.methods.templates import phrase_templates
 from overpaint.methods.text_rows import TextRows
 from overpaint.methods.uce import UCE, shifts
-from overpaint.models.diffusion import DiffusionModel, Projection
+from overpaint.models.diffusion import DiffusionModel
 from overpaint.registry import component
 from overpaint.replay import Draws, show
 
@@ -80,28 +81,29 @@ class RECE(Eraser):
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         uce = self.uce()
         rows, edited, shared = uce.problem(model, request)
-        matrices = Matrices(model.projections("key", "value"))
-        matrices.step(shared, shifts(edited))
+        maps = [shared.text_map(shifts(edited))]
 
-        concepts = [rows.all(c.name) for c in request.erase]
-        anchors = torch.cat([rows.all(text) for text in request.anchors(self.default_anchor)])
-        empty = [""] * (len(concepts) if self.empty_texts == "one_a_concept" else 1)
-        kept = gram((rows.all(text) for text in [*empty, *(c.name for c in request.retain)]), anchors)
+        E = torch.stack([rows.all(c.name) for c in request.erase])
+        anchors = torch.stack([rows.all(text) for text in request.anchors(self.default_anchor)])
+        empty = [""] * (len(E) if self.empty_texts == "one_a_concept" else 1)
+        kept = gram((rows.all(text) for text in [*empty, *(c.name for c in request.retain)]), E[0])
         text = self.regulariser_text
         pull = None if text is None else TextRows(model, [text]).all(text)
+        projections = model.projections("key", "value")
+        base = gram((p.weight.double() for p in projections), E[0])
         for epoch in range(self.epochs):
-            found = self.adversaries(concepts, matrices, pull)
-            show(**{f"adv.{epoch}.{n}": A for n, A in enumerate(found)})
-            A = torch.cat(found)
-            shared = factor(A, kept, self.lamb, self.erase_scale, self.retain_scale)
-            matrices.step(shared, anchors - A)
+            P = maps[-1].matrix
+            A = self.nearest_rows(E, P.T @ base @ P, P.T @ base, pull)
+            show(**{f"adv.{epoch}.{n}": found for n, found in enumerate(A)})
+            shared = factor(A.flatten(0, 1), kept, self.lamb, self.erase_scale, self.retain_scale)
+            maps.append(maps[-1].then(shared.text_map((anchors - A).flatten(0, 1))))
 
         epoch, manifest = self.epochs, {"condition": shared.condition}
         if self.select == "validation":
-            rates = [self.rate(model, request, matrices.changes(epoch)) for epoch in range(self.epochs + 1)]
+            rates = [self.rate(model, request, start.changes(projections)) for start in maps]
             epoch = rates.index(min(rates))
             manifest |= {"epoch": epoch, "rates": rates}
-        return Erasure("rece", changes=matrices.changes(epoch), manifest=manifest)
+        return Erasure("rece", changes=maps[epoch].changes(projections), manifest=manifest)
 
     def uce(self) -> UCE:
         """What makes the start."""
@@ -116,28 +118,23 @@ class RECE(Eraser):
         }
         return component("method", "uce").build(settings)
 
-    def adversaries(
-        self, embeds: list[torch.Tensor], matrices: Matrices, pull: torch.Tensor | None
-    ) -> list[torch.Tensor]:
-        """A (77, d) for the rows E(c) (77, d) of each concept; ``pull`` are E(text), ``None`` stands for E(c)."""
-        G = sum(W.T @ W for W in matrices.now.values())
-        H = sum(W.T @ matrices.base[name] for name, W in matrices.now.items())
+    def nearest_rows(
+        self, E: torch.Tensor, G: torch.Tensor, H: torch.Tensor, pull: torch.Tensor | None
+    ) -> torch.Tensor:
+        """A (…, 77, d) for all rows E of each concept, from `overlaps` G and H; ``pull`` are E(text), ``None`` E itself."""
         rI = self.r * torch.eye(len(G), dtype=G.dtype, device=G.device)
-        left, right = G + rI, H
+        left, right, rest = G + rI, H, None
         if self.regulariser in ("first", "both"):
             left, right = (1 + self.r) * G, H + self.r * G
-        if self.regulariser == "second":
-            right = H + rI
         if self.regulariser == "both":
             left, right = left + rI, right + rI
+        if self.regulariser == "second" or (self.regulariser == "standard" and pull is None):
+            right = H + rI
+        elif self.regulariser == "standard":
+            rest = self.r * pull
         cholesky, _ = factored(left, f"r={self.r:g} leaves the adversarial rows undetermined; take r > 0")
-        found = []
-        for E in embeds:
-            wanted = E @ right.T
-            if self.regulariser == "standard":
-                wanted = wanted + self.r * (E if pull is None else pull)
-            found.append(torch.cholesky_solve(wanted.T, cholesky).T)
-        return found
+        A = E @ torch.cholesky_solve(right, cholesky).T
+        return A if rest is None else A + torch.cholesky_solve(rest.T, cholesky).T
 
     def rate(self, model: DiffusionModel, request: Request, changes: dict[str, LowRank | Replacement]) -> float:
         """The share of validation pictures in which the detector still sees the concept that was asked for."""
@@ -160,27 +157,7 @@ class RECE(Eraser):
         return sum(seen) / len(seen)
 
 
-class Matrices:
-    """Keys and values from W° on, solve by solve: ``base`` and ``now`` (o, d), float64, by name."""
-
-    def __init__(self, projections: list[Projection]):
-        self.projections = projections
-        self.base = {p.name: p.weight.double() for p in projections}
-        self.now = dict(self.base)
-        self._ups: dict[str, list[torch.Tensor]] = {p.name: [] for p in projections}
-        self._downs: list[torch.Tensor] = []
-
-    def step(self, shared: Ridge, shift: torch.Tensor) -> None:
-        """Add W Sᵀ·down to every W, for a shift S (n, d) of the edited rows."""
-        shift, down = reduced(shift, shared.down)
-        self._downs.append(down)
-        for name, W in self.now.items():
-            up = W @ shift.T
-            self._ups[name].append(up)
-            self.now[name] = W + up @ down
-
-    def changes(self, epoch: int) -> dict[str, LowRank | Replacement]:
-        """What the first solve and ``epoch`` others after it make of the matrices."""
-        down = torch.cat(self._downs[: epoch + 1])
-        factors = {p.name: LowRank(torch.cat(self._ups[p.name][: epoch + 1], dim=1), down) for p in self.projections}
-        return {p.name: stored(factors[p.name], p.weight) for p in self.projections}
+def overlaps(edited: Iterable[torch.Tensor], base: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """G = Σ WᵀW and H = Σ WᵀW° (d, d) over edited matrices W and what they were, W°, (o, d) in the same order."""
+    pairs = [(W.double(), W0.double()) for W, W0 in zip(edited, base, strict=True)]
+    return sum(W.T @ W for W, _ in pairs), sum(W.T @ W0 for W, W0 in pairs)

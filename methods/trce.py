@@ -43,7 +43,7 @@ from overpaint.erasing import Eraser
 from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import UserError, at_least
 from overpaint.methods.prior import Captions, caption_statistics, read_captions
-from overpaint.methods.ridge import edit_rows, factor
+from overpaint.methods.ridge import factor
 from overpaint.methods.templates import phrase_templates
 from overpaint.methods.text_rows import TextRows
 from overpaint.methods.training import Student, parameter_group, train
@@ -139,7 +139,7 @@ class TRCE(Eraser):
         scale = self.preserve_scale**2 if self.compat == "official" else self.preserve_scale
         p = scale / (self.prior_size or max(number, 1))
         shared = factor(root * K, B, self.lamb, 1 / len(sentences), p)
-        changes = edit_rows(model.projections("key", "value"), shared, root * (G - K))
+        changes = shared.text_map(root * (G - K)).changes(model.projections("key", "value"))
         return changes, shared.condition
 
     def positions(self, model: DiffusionModel, old: str, new: str, concept: str) -> Iterator[tuple[int, int, float]]:

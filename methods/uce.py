@@ -40,7 +40,7 @@ from overpaint.detectors.attributes import Classifier, attribute_classifier
 from overpaint.erasing import Eraser
 from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import UserError, at_least
-from overpaint.methods.ridge import Ridge, edit, edit_rows, factor, gram
+from overpaint.methods.ridge import Ridge, edit, factor, gram
 from overpaint.methods.text_rows import TextRows
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.progress import steps
@@ -104,10 +104,10 @@ class UCE(Eraser):
         _, edited, shared = self.problem(model, request)
         projections = model.projections("key", "value")
         if self.technique == "replace":
-            changes = edit_rows(projections, shared, shifts(edited))
+            changes = shared.text_map(shifts(edited)).changes(projections)
         else:
             changes = edit(projections, shared, lambda W: projected_residuals(W, edited))
-        return Erasure("uce", changes=changes, manifest={"condition": shared.condition, "rows": len(shared.down)})
+        return Erasure("uce", changes=changes, manifest={"condition": shared.condition, "rows": len(shared.edited)})
 
     def debias(self, model: DiffusionModel, request: Request, classify: Classifier) -> Erasure:
         """Balance the concepts between the attributes as ``classify`` sees them in what the model paints."""
@@ -118,7 +118,7 @@ class UCE(Eraser):
         draws, gaps = Draws(self.seed), []
 
         def changes() -> dict[str, LowRank | Replacement]:
-            return edit_rows(projections, shared, S @ U)
+            return shared.text_map(S @ U).changes(projections)
 
         for _ in steps(self.iterations, "rounds of balancing"):
             with Erasure("uce", changes=changes()).attached(model):

@@ -34,7 +34,7 @@ from overpaint.attacks.prompt_search import Lesson, Search, Tries
 from overpaint.attacks.ring_a_bell import concept_vector, contrasts
 from overpaint.errors import at_least
 from overpaint.methods import soft_prompts
-from overpaint.methods.rece import Matrices
+from overpaint.methods.rece import overlaps
 from overpaint.methods.rollouts import compvis_rollout, rollout
 from overpaint.methods.soft_prompts import SoftPrompt
 from overpaint.registry import component
@@ -76,13 +76,13 @@ class ReceEmbedding(EmbeddingAttack):
     def embedding(self, scene: Scene, text: str, draws: Draws) -> torch.Tensor:
         victim = scene.victim
         with scene.unedited() as model, torch.no_grad():
-            plain, matrices = model.encode([text]), Matrices(model.projections("key", "value"))
-        matrices.now = {p.name: p.weight.double() for p in victim.projections("key", "value")}
+            plain, base = model.encode([text]), [p.weight.double() for p in model.projections("key", "value")]
+        G, H = overlaps((p.weight for p in victim.projections("key", "value")), base)
         rece = component("method", "rece").build(
             {"regulariser": {"zero": "zero", "surrogate": "both"}[self.regulariser], "r": self.r}
         )
         rows = plain[0, : victim.tokens]  # what some families put behind them, no key or value sees
-        (found,) = rece.adversaries([rows.double()], matrices, None)
+        found = rece.nearest_rows(rows.double(), G, H, None)
         return torch.cat([found.to(plain)[None], plain[:, victim.tokens :]], dim=1)
 
 

@@ -22,6 +22,7 @@ WORDY = partial(Schedule, batch=32, peak=6e-4, ema=0.997, warm_up_steps=100, sav
 #: Legs of the run that made the shipped weights: each goes on where the one before stopped, on another cosine.
 FIRST_LEGS = (FIRST(320_000, stop=16_000), FIRST(200_000, stop=24_000), FIRST(369_984, stop=312_000))
 WORDY_LEGS = (WORDY(96_000, stop=48_000), WORDY(124_000))
+FIRST_FLASH = (True, False, False)  # flash attention rounds otherwise: the first leg ran with it
 WORD_WEIGHT = 0.002
 NOISY_WEIGHT = 8.0  # under much noise, where words decide, count the error in the picture rather than in the noise
 RARE_WORDS = ("watermark", "stamp", "logo", "corner", "agua", "wasserzeichen")
@@ -115,8 +116,8 @@ class Builder:
         return self.kind(self.words)
 
 
-def start(module: Denoiser, latents: str, tokens: str, empty: list[int]):
-    torch.backends.cuda.enable_flash_sdp(False)  # also governs the CPU, where plain attention is a fifth faster here
+def start(module: Denoiser, latents: str, tokens: str, empty: list[int], flash: bool):
+    torch.backends.cuda.enable_flash_sdp(flash)  # also governs the CPU, where plain attention is a fifth faster here
     data, captions = torch.from_numpy(np.load(latents)), torch.from_numpy(np.load(tokens)).long()
     kept = build_scheduler().alphas_cumprod
     ratio = kept / (1 - kept)
@@ -179,8 +180,10 @@ def train_denoiser(folder: Path, tokenizer: CLIPTokenizer, workers: int, seed: i
     """First the denoising loss alone, then on from there with the word head."""
     words, empty = len(tokenizer), encode(tokenizer, [""])[0].tolist()
     inputs = {"latents": str(folder / "latents.npy"), "tokens": str(folder / "tokens.npy"), "empty": empty}
-    for leg in FIRST_LEGS:
+    for leg, flash in zip(FIRST_LEGS, FIRST_FLASH):
+        inputs["flash"] = flash
         first = train(Builder(Denoiser, words), start, leg, folder, "denoiser", workers, seed, **inputs)
+    del inputs["flash"]
     inputs["rare"] = [tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in RARE_WORDS]
     build, initial = Builder(WordyDenoiser, words), first.state_dict()
     for leg, noisy_weight in zip(WORDY_LEGS, (0.0, NOISY_WEIGHT)):

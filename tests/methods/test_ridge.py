@@ -5,7 +5,7 @@ import torch
 
 from overpaint.erasure import LowRank, Replacement
 from overpaint.errors import UserError
-from overpaint.methods.ridge import edit, edit_rows, factor, gram
+from overpaint.methods.ridge import edit, factor, gram
 from overpaint.models.diffusion import Projection
 
 
@@ -88,6 +88,20 @@ def test_shifted_rows_are_the_plain_edit_however_many(n):
     K, G, layer = rows(n), rows(n, seed=1), projection()
     shared = factor(K, gram([rows(4, seed=2)], K), 0.5)
     plain = edit([layer], shared, lambda W: (G - K) @ W.T)["w"].apply(layer.weight)
-    torch.testing.assert_close(
-        edit_rows([layer], shared, G - K)["w"].apply(layer.weight), plain, rtol=1e-11, atol=1e-11
-    )
+    shifted = shared.text_map(G - K).changes([layer])["w"]
+    torch.testing.assert_close(shifted.apply(layer.weight), plain, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 3), (2, 40), (40, 2), (7, 7)])
+def test_one_map_after_another_is_both_edits_in_turn(first, second):
+    layer = projection()
+    maps = [
+        factor(rows(n), gram([rows(4, seed=2)], rows(n)), 0.5).text_map(rows(n, seed=1) - rows(n))
+        for n in (first, second)
+    ]
+    W = layer.weight
+    for each in maps:
+        W = W + W @ each.T
+    both = maps[0].then(maps[1])
+    torch.testing.assert_close(both.changes([layer])["w"].apply(layer.weight), W, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(layer.weight @ both.matrix, W, rtol=1e-11, atol=1e-11)
