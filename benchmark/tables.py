@@ -124,38 +124,57 @@ def legend(shown: Iterable[tuple[str, pd.DataFrame]]) -> str:
     return f"{LEGEND} {FOOTNOTE}" if marked else LEGEND
 
 
-def by_method(records: pd.DataFrame, columns: Mapping[str, Mapping[str, str]]) -> Iterable[tuple[str, pd.DataFrame]]:
-    """One block a model: rows are methods, columns those of a view, each the mean over its concepts."""
-    for model, part in records.groupby("model", sort=False):
+#: What a view's rows are -> what its blocks are, beside the model.
+BLOCKS = {"method": [], "attack": ["method"]}
+
+
+def averaged(records: pd.DataFrame, row: str, columns: Mapping[str, Mapping]) -> Iterable[tuple[str, pd.DataFrame]]:
+    """One block a model, and a method where rows are attacks; columns are those of a view, means over the concepts."""
+    for (model, *method), part in records.groupby(["model", *BLOCKS[row]], sort=False):
         rows: dict[str, dict[str, str]] = {}
         titles = {}
         for title, column in columns.items():
-            chosen = part[(part["metric"] == column["metric"]) & (part["attack"] == column.get("attack", "none"))]
+            chosen = part[part["metric"] == column["metric"]]
+            if row == "method":
+                chosen = chosen[chosen["attack"] == column.get("attack", "none")]
             if "kind" in column:
                 chosen = chosen[chosen["kind"] == column["kind"]]
             if chosen.empty:
                 continue
             arrow = {"up": "↑", "down": "↓"}[chosen["direction"].iloc[0]]
             titles[title] = f"{title} {arrow}"
-            for method, figures in chosen.groupby("method", sort=False):
-                rows.setdefault(method, {})[titles[title]] = _mean_text(figures)
+            for name, figures in chosen.groupby(row, sort=False):
+                rows.setdefault(name, {})[titles[title]] = _mean_text(figures, column.get("field", "value"))
         if rows:
-            methods = [method for method in dict.fromkeys(part["method"]) if method in rows]
-            table = pd.DataFrame([{"method": m} | rows[m] for m in methods], columns=["method", *titles.values()])
+            names = [name for name in dict.fromkeys(part[row]) if name in rows]
+            table = pd.DataFrame([{row: name} | rows[name] for name in names], columns=[row, *titles.values()])
             concepts = ", ".join(dict.fromkeys(part["concepts"]))
-            yield f"{model}: mean over {concepts}", table.fillna("")
+            yield " on ".join([*method, model]) + f": mean over {concepts}", table.fillna("")
 
 
-def _mean_text(figures: pd.DataFrame) -> str:
+#: What a view's column shows of its records -> where they keep it, with its interval.
+FIELDS = {
+    "value": ("value", "low", "high"),
+    "control": ("control",),
+    "difference": ("difference", "difference_low", "difference_high"),
+    "original": ("original",),
+}
+
+
+def _mean_text(figures: pd.DataFrame, field: str) -> str:
     estimates = [
-        Estimate(*(None if pd.isna(v) else float(v) for v in (f["value"], f["low"], f["high"])), n=int(f["n"]))
-        for _, f in figures.iterrows()
+        Estimate(*(None if pd.isna(v) else float(v) for v in found), n=int(n))
+        for *found, n in figures[[*FIELDS[field], "n"]].itertuples(index=False)
     ]
     mean, unit = mean_of_estimates(estimates), figures["unit"].iloc[0]
     if mean.value is None:
-        return "⊥"
-    interval = "" if mean.low is None else f" [{number(mean.low, unit)}, {number(mean.high, unit)}]"
-    return number(mean.value, unit) + interval + max(map(_mark, figures["scope"]))
+        return "" if field in ("control", "difference") else "⊥"
+    text = number(mean.value, unit)
+    if mean.low is not None:
+        text += f" [{number(mean.low, unit)}, {number(mean.high, unit)}]"
+    if field == "difference" and all(found is False for found in figures["distinguishable"]):
+        text += " ≈"
+    return text + (max(map(_mark, figures["scope"])) if field in ("value", "difference") else "")
 
 
 def viewed(records: pd.DataFrame, view: str) -> Iterable[tuple[str, pd.DataFrame]]:
@@ -165,7 +184,8 @@ def viewed(records: pd.DataFrame, view: str) -> Iterable[tuple[str, pd.DataFrame
     views = components("view")
     if view not in views:
         raise unknown("view", view, ["facets", *views])
-    return by_method(records, yaml.safe_load(views[view].read_text(encoding="utf-8"))["columns"])
+    chosen = yaml.safe_load(views[view].read_text(encoding="utf-8"))
+    return averaged(records, chosen["rows"], chosen["columns"])
 
 
 def render(records: pd.DataFrame, form: str, view: str = "facets") -> str:

@@ -5,15 +5,23 @@ import pytest
 
 import overpaint
 from overpaint.registry import components
+from overpaint.scope import OUTSIDE
 from overpaint.statistics import Estimate, mean_of_estimates
-from overpaint.tables import corrected, render
+from overpaint.tables import BLOCKS, FIELDS, corrected, render
 
 
 def record(method, concepts, kind, metric, value, low, high, attack="none", unit="fraction"):
     cell = {"model": "m", "concepts": concepts, "kind": kind, "method": method, "attack": attack}
     cell |= {"protocol": "p", "budget": "b", "seed": 0, "facet": "efficacy", "metric": metric, "direction": "down"}
-    rest = {"unit": unit, "value": value, "low": low, "high": high, "n": 10, "failed": 0, "original": 1.0}
+    rest = {"unit": unit, "value": value, "low": low, "high": high, "n": 10, "failed": 0, "original": 1.0, "scope": ""}
     return cell | rest | {"control": None, "against": "original", "p_value": None}
+
+
+def attack(method, concepts, name, value, control, difference, p_value, scope=""):
+    found = record(method, concepts, "object", "attack_success", value, None, None, attack=name)
+    low, high = difference - 0.1, difference + 0.1
+    found |= {"control": control, "difference": difference, "difference_low": low, "difference_high": high}
+    return found | {"p_value": p_value, "against": "control", "scope": scope}
 
 
 @pytest.fixture
@@ -36,6 +44,28 @@ def test_one_row_a_method_and_the_mean_over_concepts(records):
     assert "⊥" in esd, "a mean over fewer concepts would be another figure"
 
 
+def test_one_row_an_attack_beside_its_control():
+    rows = [
+        attack("uce", "church", "cce", 0.9, 0.1, 0.8, 1e-6),
+        attack("uce", "car", "cce", 0.7, 0.1, 0.6, 1e-6),
+        attack("uce", "church", "uda", 0.2, 0.1, 0.1, 0.4),
+        attack("uce", "car", "uda", 0.2, 0.1, 0.1, 0.4),
+        attack("esd", "church", "cce", 0.5, 0.5, 0.0, 0.9, scope=OUTSIDE),
+        attack("esd", "church", "random_prefix", 0.5, None, 0.0, None),
+    ]
+    text = render(corrected(pd.DataFrame(rows)), "md", "redteam")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert "### uce on m: mean over church, car" in text and "### esd on m: mean over church" in text
+    assert [name.split(" ↓")[0] for name in table[0][:5]] == (
+        ["attack", "attacked", "control", "attacked − control", "unedited model"]
+    )
+    found = {(row[0], row[1]): row[2:4] for row in table}
+    assert found["cce", "0.80"] == ["0.10", "0.70 [0.63, 0.77]"]
+    assert found["uda", "0.20"] == ["0.10", "0.10 [0.03, 0.17] ≈"], "not distinguishable from its control"
+    assert found["cce", "0.50 †"][1].endswith("≈ †") and OUTSIDE in text
+    assert found["random_prefix", "0.50"][0] == "", "it is a control and has none"
+
+
 def test_an_unknown_view_names_the_known(records):
     with pytest.raises(overpaint.UserError, match="did you mean 'methods'"):
         render(records, "md", "method")
@@ -46,7 +76,9 @@ def test_every_view_asks_for_metrics_that_exist(view):
     import yaml
 
     known = yaml.safe_load(components("metrics")["facets"].read_text())["metrics"]
-    columns = yaml.safe_load(components("view")[view].read_text())["columns"]
+    chosen = yaml.safe_load(components("view")[view].read_text())
+    columns = chosen["columns"]
+    assert chosen["rows"] in BLOCKS and {column.get("field", "value") for column in columns.values()} <= FIELDS.keys()
     assert {column["metric"] for column in columns.values()} <= known.keys()
     assert {column.get("attack", "none") for column in columns.values()} <= components("attack").keys()
 
