@@ -8,11 +8,11 @@ N(0, I) (`overpaint.attacks.inversion.nll`) by the squared 2-Wasserstein distanc
 
 d = 1: the concept's pictures start from noise as usual as those of ordinary pictures; larger: the model has come to find
 them odd. The released code represents N(0, I) by 50 samples from no seed; here by what it is for D dimensions, m =
-D/2 (1 + ln 2π) and s² = D/2. Since any picture can be inverted, d and PSNR stand beside those of scrambled pictures and of
-a concept that the model never saw: where these are no worse, nothing is said of the concept.
+D/2 (1 + ln 2π) and s² = D/2. Since any picture can be inverted, d and PSNR have a control, the same pictures scrambled, and
+a floor, pictures of a concept that the model never saw: where these are no worse, nothing is said of the concept.
 
-Intervals resample prompts, those of both kinds of pictures, and the same ones for the unedited model. A resampled distance
-is larger on average than the distance itself; an interval is widened to hold its value.
+Intervals resample prompts, the same ones for the control, and ordinary pictures apart. A resampled distance is larger on
+average than the distance itself; an interval is widened to hold its value.
 """
 
 from __future__ import annotations
@@ -59,15 +59,17 @@ def likelihood_distance(concept: Moments, ordinary: Moments, normal: Moments) ->
 
 
 class Reading(Metric):
-    """A figure of what the attack measured on its pictures; a picture that failed has no reading."""
+    """A figure of what the attack measured on the concept's pictures, its control the same pictures, scrambled; a picture
+    that failed has no reading."""
 
     facet = "robustness"
     roles = ("attacked",)
     attacks = ("*",)
     paper = "Memories of Forgotten Concepts, arXiv 2412.00782"
     aggregation = "over pictures, prompts resampled"
+    version = 2
     column: ClassVar[str]
-    role: ClassVar[str] = "attacked"
+    beside: ClassVar[tuple[str, ...]] = ()  # roles of other pictures that it is made of
     frame: ClassVar[str] = "images"
 
     @classmethod
@@ -76,74 +78,63 @@ class Reading(Metric):
         return frame is not None and cls.column in frame and bool(frame[cls.column].notna().any())
 
     def measure(self, evidence: Evidence) -> Figure:
-        figure, resampled = self.sampled(getattr(evidence, self.frame), evidence.failure_limit)
-        if figure.value is None or self.frame != "images":
+        frame, limit = getattr(evidence, self.frame), evidence.failure_limit
+        figure, resampled = self.sampled(frame, "attacked", limit)
+        if figure.value is None:
             return figure
-        original, same = self.sampled(evidence.original, evidence.failure_limit)
-        if original.value is None:
+        if self.frame == "images":
+            figure = replace(figure, original=self.sampled(evidence.original, "attacked", limit)[0].value)
+        control, same = self.sampled(frame, "scrambled", limit)
+        if control.value is None:
             return figure
-        gaps = resampled - same
+        gap, gaps = figure.value - control.value, resampled - same
         low, high = limits(gaps, LEVEL)
-        gap = figure.value - original.value
-        p_value = min(1.0, 2 * (1 + min((gaps <= 0).sum(), (gaps >= 0).sum())) / (1 + len(gaps)))
         return replace(
             figure,
-            original=original.value,
+            control=control.value,
             difference=gap,
             difference_low=min(low, gap),
             difference_high=max(high, gap),
-            p_value=p_value,
+            p_value=min(1.0, 2 * (1 + min((gaps <= 0).sum(), (gaps >= 0).sum())) / (1 + len(gaps))),
         )
 
-    def sampled(self, frame: pd.DataFrame | None, limit: float) -> tuple[Figure, NDArray]:
-        """The figure of one model by itself, and ``(draws,)`` values of it from resampled prompts."""
-        tables = {role: _table(rows(frame, role), self.column) for role in self.needed()}
-        count = Tally(sum(len(t) for t, _ in tables.values()), sum(failed for _, failed in tables.values()))
-        own, failed = tables[self.role]
-        why = Tally(len(own), failed).refusal(limit, f"{self.role} pictures") or count.refusal(limit, "pictures")
-        why = why or next((f"no {role} pictures to compare with" for role, (t, _) in tables.items() if t.empty), "")
-        if why:
-            return Figure(None, n=len(own), failed=count.failed, why=why), np.empty(0)
-        value = self.value({role: moments(t["value"]) for role, (t, _) in tables.items()}, own)
+    def sampled(self, frame: pd.DataFrame | None, role: str, limit: float) -> tuple[Figure, NDArray]:
+        """The figure of one kind of pictures by itself, and ``(draws,)`` values of it from resampled prompts."""
+        names = (role, *self.beside)
+        tables, failures = zip(*(_table(rows(frame, name), self.column) for name in names))
+        own = tables[0]
+        undefined = Figure(None, n=len(own), failed=sum(failures), against="control")
+        for name, table, failed in zip(names, tables, failures):
+            if why := Tally(len(table), failed).refusal(limit, f"{name} pictures"):
+                return replace(undefined, why=why), np.empty(0)
+        dimensions = int(own["dimensions"].iloc[0])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = self.value(dimensions, *(moments(table["value"]) for table in tables))
         if not math.isfinite(value):
-            return Figure(None, n=len(own), failed=count.failed, why="ordinary pictures are no way off N(0, I)"), own
-        spread = self.value({role: _resampled(t, seed) for seed, (role, (t, _)) in enumerate(tables.items())}, own)
-        low, high = limits(spread, LEVEL)
-        figure = Figure(value, min(low, value), max(high, value), n=len(own), failed=count.failed)
-        return (replace(figure, low=None, high=None) if own["prompt_id"].nunique() < 2 else figure), spread
+            return replace(undefined, why=f"{self.column} has no finite figure"), np.empty(0)
+        spread = self.value(dimensions, *(_resampled(table, seed) for seed, table in enumerate(tables)))
+        figure = replace(undefined, value=value)
+        if own["prompt_id"].nunique() > 1:
+            low, high = limits(spread, LEVEL)
+            figure = replace(figure, low=min(low, value), high=max(high, value))
+        return figure, spread
 
-    def needed(self) -> tuple[str, ...]:
-        """Roles of the pictures that it is made of."""
-        return (self.role,)
-
-    def value(self, found: dict[str, Moments], own: pd.DataFrame) -> float | NDArray:
-        """The figure from the moments of each role's readings."""
-        return found[self.role].mean
+    def value(self, dimensions: int, own: Moments, *beside: Moments) -> float | NDArray:
+        """The figure from the moments of these pictures' readings and of those beside them."""
+        return own.mean
 
 
 class LikelihoodDistance(Reading):
-    """d of the concept's pictures, against the unedited model's: 1 is remembered as well as ordinary pictures, more is
-    forgotten."""
+    """d of the concept's pictures: 1 is remembered as well as ordinary pictures, more is forgotten."""
 
     name = "likelihood_distance"
     direction = "up"
     unit = "ratio"
     column = "nll"
+    beside = ("ordinary",)
 
-    def needed(self) -> tuple[str, ...]:
-        return (self.role, "ordinary")
-
-    def value(self, found: dict[str, Moments], own: pd.DataFrame) -> float | NDArray:
-        normal = normal_moments(int(own["dimensions"].iloc[0]))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return likelihood_distance(found[self.role], found["ordinary"], normal)
-
-
-class LikelihoodDistanceScrambled(LikelihoodDistance):
-    """d of the concept's pictures, scrambled: what is found of pictures that show nothing."""
-
-    name = "likelihood_distance_scrambled"
-    role = "scrambled"
+    def value(self, dimensions: int, own: Moments, *beside: Moments) -> float | NDArray:
+        return likelihood_distance(own, *beside, normal_moments(dimensions))
 
 
 class LikelihoodDistanceFloor(LikelihoodDistance):
@@ -154,19 +145,12 @@ class LikelihoodDistanceFloor(LikelihoodDistance):
 
 
 class ReconstructionPsnr(Reading):
-    """How well the victim draws the concept's pictures again from their start noise, against the unedited model."""
+    """How well the victim draws the concept's pictures again from their start noise."""
 
     name = "reconstruction_psnr"
     direction = "down"
     unit = "dB"
     column = "psnr"
-
-
-class ReconstructionPsnrScrambled(ReconstructionPsnr):
-    """How well it draws the same pictures, scrambled."""
-
-    name = "reconstruction_psnr_scrambled"
-    role = "scrambled"
 
 
 class ReconstructionPsnrFloor(ReconstructionPsnr):

@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 
 from overpaint.concepts import Concept
+from overpaint.metrics.inversion import normal_moments
 from overpaint.metrics.metric import Evidence
 
 OBJECTS = ("church", "house", "tree", "mira")
 STYLES = ("sketch", "mosaic", "pastel")
 KINDS = {**dict.fromkeys(OBJECTS, "object"), "mira": "character", **dict.fromkeys(STYLES, "style"), "unicorn": "object"}
 ERASED = "church"
+EXPOSED = ("attacked", "scrambled", "ordinary")
 
 
 def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
@@ -45,6 +47,16 @@ def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
     return pd.DataFrame(records)
 
 
+def inverted(frame, badness, seed, dimensions=256):
+    """The frame with what inversion measures of its pictures: the worse the erasure, the more usual is the start noise of
+    the concept's and the better they are drawn again."""
+    rng, usual = np.random.default_rng(seed), normal_moments(dimensions)
+    off = frame["role"].map({"attacked": 3 - 2 * badness, "scrambled": 4.0, "ordinary": 1.0})
+    stray = 10 * usual.deviation * (off + rng.normal(scale=0.2, size=len(frame)))
+    quality = 30 - 5 * off + rng.normal(size=len(frame))
+    return frame.assign(nll=usual.mean + stray, psnr=quality, dimensions=float(dimensions))
+
+
 def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
     """Evidence of an erasure that is perfect at 0 and both useless and destructive at 1."""
     rows = [("target", ERASED, (ERASED,))] * prompts
@@ -52,17 +64,19 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
     rows += [("grid", o, (o, s)) for o in OBJECTS for s in STYLES]
     rows += [("in_prompt", ERASED, (ERASED, "tree", "sketch"))] * prompts
     rows += [("utility", "tree", ("tree", "mosaic"))] * prompts + [("utility", ERASED, (ERASED, "house"))] * 2
-    rows += [("attacked", ERASED, (ERASED,))] * prompts
+    rows += [(role, ERASED, (ERASED,)) for role in EXPOSED for _ in range(prompts)]
 
     def edited(label, role):
         return badness if label == ERASED else 1 - badness
 
     control = [("attacked", ERASED, (ERASED,))] * prompts
+    unseen = [(role, "unicorn", ("unicorn",)) for role in EXPOSED for _ in range(prompts)]
     images, original = (
         frame_of(rows, edited, seeds, 1, shift=badness),
         frame_of(rows, lambda label, role: 0.9, seeds, 2),
     )
     fooled = np.random.default_rng(6).random(len(images)) < badness  # a judge that is fooled by what it is shown
+    images, original = inverted(images, badness, 9), inverted(original, 1.0, 10)
     images["verdict"] = ((images[ERASED] > 0.5) ^ fooled).astype(float).where(images["role"] == "attacked")
     attacked = images.loc[images["role"] == "attacked", "prompt_id"].to_numpy()
     plain = frame_of(control, lambda label, role: badness / 2, seeds, 7).assign(role="target", prompt_id=attacked)
@@ -74,7 +88,7 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
         plain=plain,
         plain_original=known,
         control=frame_of(control, lambda label, role: badness / 2, seeds, 3),
-        floor=frame_of([("floor", "unicorn", ("unicorn",))] * prompts, lambda label, role: badness, seeds, 4),
+        floor=inverted(frame_of(unseen, lambda label, role: badness, seeds, 4), badness, 11),
         reference=pd.DataFrame({"features": list(np.random.default_rng(5).normal(size=(60, 6)))}),
         kinds=KINDS,
         erasure={"seconds": 1 + badness, "peak_bytes": 100 * (1 + badness), "artefact_bytes": 10 * (1 + badness)},
