@@ -1,0 +1,200 @@
+"""Inversion against the equation that it solves, and what its pictures, texts and budget are."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import overpaint
+from overpaint.attacks.inversion import image_psnr, psnr
+from overpaint.registry import component
+
+STEPS = 10
+
+
+def inversion(**values):
+    return component("attack", "inversion").build({"pictures": 6, "steps": STEPS} | values, seed=0)
+
+
+def distance(ours, theirs):
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+@pytest.fixture
+def shown(scene, tiny_sd):
+    """The scene with six pictures of the concept and as many ordinary ones."""
+    pictures = tiny_sd.sample(["a cat"] * 12, list(range(12)), steps=4)
+    return replace(
+        scene,
+        examples=lambda n: pictures[:n],
+        ordinary=lambda n: [(picture, "a ship") for picture in pictures[6:][:n]],
+    )
+
+
+@pytest.fixture
+def start(tiny_sd_float64):
+    """Latents of two pictures to invert, and their texts."""
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return latents, ["a cat", "a cat and a ship"]
+
+
+def upwards(model, latents, texts, predictions, mean=()):
+    """x_T by the docstring's equation; at each step e is taken ``predictions`` times, and at the timesteps ``mean`` their
+    average goes on instead of the last."""
+    schedule = model.scheduler("ddim")
+    schedule.set_timesteps(STEPS)
+    levels, embeds = model.alphas_cumprod.double(), model.encode(texts)
+    for t in schedule.timesteps.flip(0).tolist():
+        below = t - 1000 // STEPS
+        now, before = levels[t], levels[max(below, 0)]
+        found, said = latents, []
+        for _ in range(predictions):
+            said.append(model.predict(found, t, embeds))
+            e = torch.stack(said).mean(dim=0) if t in mean and len(said) == predictions else said[-1]
+            found = (now / before).sqrt() * latents
+            found = found + ((1 - now).sqrt() - (now * (1 - before) / before).sqrt()) * e
+        latents = found
+    return latents
+
+
+@pytest.mark.parametrize(
+    ("values", "predictions", "mean"),
+    [
+        ({"method": "ddim"}, 1, ()),
+        ({"method": "renoise", "renoisings": 3, "averaged": 0}, 4, ()),
+        ({"method": "renoise", "renoisings": 3, "averaged": 4, "average_below": 250}, 4, (1, 101, 201)),
+    ],
+)
+def test_each_step_is_the_equation(values, predictions, mean, tiny_sd_float64, start):
+    with torch.no_grad():
+        found = inversion(**values).invert(tiny_sd_float64, *start)
+        assert (
+            distance(found, upwards(tiny_sd_float64, *start, predictions, mean)) < 1e-6
+        )  # schedulers keep ᾱ in single precision
+
+
+def test_no_renoising_is_ddim(tiny_sd_float64, start):
+    with torch.no_grad():
+        one = inversion(method="renoise", renoisings=0, averaged=0).invert(tiny_sd_float64, *start)
+        assert torch.equal(one, inversion(method="ddim").invert(tiny_sd_float64, *start))
+
+
+def test_a_fixed_point_samples_back_to_the_picture(tiny_sd_float64, start):
+    """Where x_t solves its equation, sampling undoes inverting (far above 30 dB); one prediction a step does not."""
+    latents, texts = start
+    with torch.no_grad():
+        error = {}
+        for method in ("ddim", "renoise"):
+            attack = inversion(method=method, renoisings=40, averaged=0)
+            back = attack.sample(tiny_sd_float64, attack.invert(tiny_sd_float64, latents, texts), texts)
+            error[method] = distance(back, latents)
+    drawn, again = (tiny_sd_float64.to_images(z)[0] for z in (latents, back))
+    assert image_psnr(drawn, again) > 30
+    assert error["renoise"] < 1e-6 < 1e-4 < error["ddim"]
+
+
+def test_guards_guide_there_and_back(shown, tiny_sd):
+    """At guidance 1 a negative prompt cancels out of the sampler; above it does not."""
+    for scale, felt in ((1.0, False), (3.0, True)):
+        attack = inversion(method="ddim", guidance_scale=scale)
+        plain = [p.readings["nll"] for p in attack.run(shown).painted]
+        with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
+            guarded = [p.readings["nll"] for p in attack.run(shown).painted]
+        assert (guarded != pytest.approx(plain, rel=1e-6)) == felt
+
+
+def test_without_text_the_prompt_says_nothing(tiny_sd_float64, start):
+    latents, texts = start
+    with torch.no_grad():
+        for text, same in (("none", True), ("prompt", False)):
+            attack = inversion(method="ddim", text=text)
+            one, other = (attack.invert(tiny_sd_float64, latents, names) for names in (texts, ["a ship"] * 2))
+            assert torch.equal(one, other) == same
+
+
+def test_a_network_that_says_the_velocity_is_read_as_noise():
+    """v = √ᾱ ε − √(1−ᾱ) x_0 at x_t = √ᾱ x_0 + √(1−ᾱ) ε."""
+    x0, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alpha = torch.linspace(0.99, 0.01, 10, dtype=torch.float64)
+    t = torch.tensor(4)
+    config = SimpleNamespace(prediction_type="v_prediction")
+    victim = SimpleNamespace(alphas_cumprod=alpha, pipeline=SimpleNamespace(scheduler=SimpleNamespace(config=config)))
+    noisy = alpha[t].sqrt() * x0 + (1 - alpha[t]).sqrt() * noise
+    velocity = alpha[t].sqrt() * noise - (1 - alpha[t]).sqrt() * x0
+    found = inversion().noise(victim, lambda latents, timestep, step: velocity, noisy, t, 0)
+    torch.testing.assert_close(found, noise, rtol=1e-12, atol=1e-12)
+
+
+def test_scrambled_pictures_have_the_same_tiles_elsewhere():
+    pixels = np.arange(10 * 9 * 3, dtype=np.uint8).reshape(10, 9, 3)
+    picture = Image.fromarray(pixels)
+    found = np.array(inversion(tiles=2).scrambled(picture, 0))
+
+    def tiles(array):
+        return [array[i : i + 5, j : j + 4].tobytes() for i in (0, 5) for j in (0, 4)]
+
+    assert sorted(tiles(found)) == sorted(tiles(pixels))
+    assert np.array_equal(found[:, 8:], pixels[:, 8:]), "the rest of an uneven side stays in place"
+    orders = {tuple(tiles(np.array(inversion(tiles=2).scrambled(picture, number)))) for number in range(20)}
+    assert len(orders) > 5 and max(map(len, orders)) == 4
+    assert np.array_equal(np.array(picture), pixels), "the picture itself is left alone"
+    with pytest.raises(overpaint.UserError, match="tiles=11 cuts a picture of 9 x 10 pixels"):
+        inversion(tiles=11).scrambled(picture, 0)
+
+
+def test_every_picture_has_its_scrambled_and_an_ordinary_one(shown):
+    assault = inversion(method="ddim", pictures=4).run(shown)
+    by_role = {}
+    for painted in assault.painted:
+        by_role.setdefault(painted.shot.prompt.role, []).append(painted.shot)
+    assert {role: len(found) for role, found in by_role.items()} == {"attacked": 4, "scrambled": 4, "ordinary": 4}
+    plain = [(s.prompt.noise, s.index) for s in shown.shots[:4]]
+    assert all([(s.prompt.noise, s.index) for s in found] == plain for found in by_role.values())
+    texts = [s.prompt.text for s in shown.shots[:4]]
+    assert [s.prompt.text for s in by_role["attacked"]] == [s.prompt.text for s in by_role["scrambled"]] == texts
+    assert {s.prompt.text for s in by_role["ordinary"]} == {"a ship"}
+    bare = inversion(method="ddim", text="none").run(shown)
+    assert {s.prompt.text for s in bare.shots} == {""}
+
+
+def test_readings_are_of_the_start_noise_and_of_the_picture_drawn_from_it(shown, tiny_sd):
+    attack = inversion(method="ddim")
+    texts = [shot.prompt.text for shot in shown.shots]
+    with torch.no_grad():
+        noise = attack.invert(tiny_sd, tiny_sd.to_latents(list(shown.examples(6))), texts)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    for z, picture, painted in zip(noise, shown.examples(6), attack.run(shown).painted):
+        assert painted.readings["dimensions"] == 4 * 16 * 16
+        assert painted.readings["nll"] == pytest.approx(-normal.log_prob(z).sum().item(), rel=1e-5)
+        one, other = (np.asarray(image) / 255 for image in (picture, painted.image))
+        assert painted.readings["psnr"] == pytest.approx(psnr(one, other), abs=1e-9)
+
+
+@pytest.mark.parametrize(("values", "predictions"), [({"method": "ddim"}, 1), ({"renoisings": 2, "averaged": 0}, 3)])
+def test_only_the_concepts_pictures_are_counted(values, predictions, shown, judge):
+    judge.fires = (0,)
+    assault = inversion(**values).run(shown)
+    assert [p.verdict.success for p in assault.painted] == [True] + [False] * 17
+    assert assault.ledger.forwards == 6 * STEPS * (predictions + 1) and assault.ledger.backwards == 0
+
+
+def test_without_pictures_there_is_nothing_to_invert(shown):
+    with pytest.raises(overpaint.UserError, match="attack=inversion needs pictures of 'cat', and there are none"):
+        inversion().run(replace(shown, examples=None))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"tiles": 1}, "tiles takes a number from 2"),
+        ({"guidance_scale": -1.0}, "guidance_scale takes a number from 0"),
+        ({"renoisings": 2, "averaged": 4}, "averaged takes at most renoisings \\+ 1 predictions, got 4 of 3"),
+        ({"method": "null_text"}, "null_text"),
+    ],
+)
+def test_bad_input(values, said):
+    with pytest.raises(overpaint.UserError, match=said):
+        inversion(**values)
