@@ -71,7 +71,7 @@ class Workbench:
         from importlib.metadata import PackageNotFoundError, version
 
         found = {}
-        for name in ("overpaint", "torch", "diffusers", "transformers", "numpy", "safetensors"):
+        for name in ("overpaint", "torch", "diffusers", "peft", "transformers", "numpy", "safetensors"):
             try:
                 found[name] = version(name)
             except PackageNotFoundError:

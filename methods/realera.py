@@ -209,4 +209,4 @@ class RealEra(Eraser):
 def joined(change: LowRank, student: LowRankStudent, name: str) -> LowRank:
     """The closed form's factors and the trained ones side by side."""
     up, down = (student.masters[f"{name}:{side}"].detach().double() for side in ("up", "down"))
-    return LowRank(torch.cat([change.up, student.scale * up], dim=1), torch.cat([change.down, down]))
+    return LowRank(torch.cat([change.up, up], dim=1), torch.cat([change.down, down]))

@@ -62,7 +62,7 @@ class Student:
 
 
 class LowRankStudent:
-    """A trained low-rank change W + scale · up·down of a few weight matrices (LoRA): up (out, r) zero, down (r, in) drawn.
+    """A trained low-rank change W + up·down of a few weight matrices (LoRA): up (out, r) zero, down (r, in) drawn.
 
     ``starts`` (the matrices to change, by name; ``None``: the model's own) lets a stage begin where another one ended.
     """
@@ -73,13 +73,11 @@ class LowRankStudent:
         names: Sequence[str],
         rank: int,
         draws: Draws,
-        scale: float = 1.0,
         starts: Mapping[str, torch.Tensor] | None = None,
     ):
         owners = model.parameter_owners()
         self._places = {name: owners[name] for name in names}
         self.starts = {name: (starts or {}).get(name, getattr(*place).detach()) for name, place in self._places.items()}
-        self.scale = scale
         self.masters: dict[str, torch.nn.Parameter] = {}
         for name, start in self.starts.items():
             like = start.detach().float() if start.dtype != torch.float64 else start
@@ -88,9 +86,9 @@ class LowRankStudent:
             self.masters[f"{name}:down"] = torch.nn.Parameter(down)
 
     def weight(self, name: str) -> torch.Tensor:
-        """W + scale · up·down (out, in), differentiable in both factors."""
+        """W + up·down (out, in), differentiable in both factors."""
         start = self.starts[name]
-        return start + (self.scale * self.masters[f"{name}:up"] @ self.masters[f"{name}:down"]).to(start.dtype)
+        return start + (self.masters[f"{name}:up"] @ self.masters[f"{name}:down"]).to(start.dtype)
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -8,11 +8,14 @@ it had not forgotten it (few-shot recovery; Gao et al., "Meta-Unlearning on Diff
     loss = mean (y − e_θ(x_t, t, E(caption)))²          y = ε or the velocity; AdamW on a part of θ, gradients clipped
 
 After each number of steps of ``curve`` all plain images are made again: draw k is the k-th point, and 0 steps are the victim.
-Trained are copies; the victim keeps every bit. Low-rank changes W + (α/r)·up·down begin with up = 0.
+Trained are copies; the victim keeps every bit. Low-rank changes W + (α/r)·up·down, put in and taken out by peft, begin with
+up = 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -26,7 +29,7 @@ from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import sentences
 from overpaint.errors import UserError, at_least
 from overpaint.methods.image_bank import THINGS
-from overpaint.methods.training import LowRankStudent, Student, parameter_group, train
+from overpaint.methods.training import Student, parameter_group, train
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.replay import Draws
 
@@ -37,6 +40,28 @@ RULES = {
     "attention_lora": lambda name, _: name.endswith(ATTENTION),
     "full": lambda name, _: True,
 }
+
+
+class Adapter:
+    """A trained low-rank change W + (alpha/rank)·up·down of linear layers, by peft: their weight matrices' names."""
+
+    def __init__(self, victim: DiffusionModel, names: Sequence[str], rank: int, alpha: float, draws: Draws):
+        from peft import LoraConfig
+
+        self.unet = victim.unet
+        layers = [name.removesuffix(".weight") for name in names]
+        with torch.random.fork_rng(devices=[] if victim.device.type == "cpu" else [victim.device]):
+            torch.manual_seed(draws.integer("adapter", 0, 2**31))  # peft draws from the global generator
+            self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers))
+        self.masters = {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+
+    def active(self) -> AbstractContextManager[None]:
+        """It is on all the time."""
+        return nullcontext()
+
+    def remove(self) -> None:
+        """The layers that were there before take their places again."""
+        self.unet.unload_lora()
 
 
 @dataclass(kw_only=True)
@@ -56,6 +81,7 @@ class Relearning(Attack):
 
     needs: ClassVar[str] = "victim"
     paints: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     def __post_init__(self):
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, alpha=self.alpha)
@@ -74,29 +100,34 @@ class Relearning(Attack):
         draws = Draws.of(self.seed, scene.concept.name)
         with ledger.counting(victim):
             latents, captions = self.lessons(scene)
-            student = self.student(victim, draws)
-            optimizer = torch.optim.AdamW(
-                student.masters.values(), lr=self.learning_rate, weight_decay=self.weight_decay
-            )
-            for number, (done, wanted) in enumerate(pairwise([0, *self.curve])):
-                train(
-                    student,
-                    optimizer,
-                    wanted - done,
-                    lambda: self.loss(victim, student, latents, captions, draws),
-                    "fine-tuning steps",
-                    adjust=lambda: torch.nn.utils.clip_grad_norm_(student.masters.values(), self.clip),
-                )
-                painted += self.paint(scene, student, wanted, number)
+            with self.student(victim, draws) as student:
+                learning = list(student.masters.values())
+                optimizer = torch.optim.AdamW(learning, lr=self.learning_rate, weight_decay=self.weight_decay)
+                for number, (done, wanted) in enumerate(pairwise([0, *self.curve])):
+                    train(
+                        student,
+                        optimizer,
+                        wanted - done,
+                        lambda: self.loss(victim, student, latents, captions, draws),
+                        "fine-tuning steps",
+                        adjust=lambda: torch.nn.utils.clip_grad_norm_(learning, self.clip),
+                    )
+                    painted += self.paint(scene, student, wanted, number)
         ledger.images = len(painted)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
-    def student(self, victim: DiffusionModel, draws: Draws) -> Student | LowRankStudent:
-        """Copies of what learns, as the victim has it now."""
+    @contextmanager
+    def student(self, victim: DiffusionModel, draws: Draws) -> Iterator[Student | Adapter]:
+        """Copies of what learns, as the victim has it now, or low-rank changes, which stay on it to the end of the block."""
         names = parameter_group(victim, RULES[self.train])
-        if self.train == "attention_lora":
-            return LowRankStudent(victim, names, self.rank, draws, scale=self.alpha / self.rank)
-        return Student(victim, names)
+        if self.train != "attention_lora":
+            yield Student(victim, names)
+            return
+        adapter = Adapter(victim, names, self.rank, self.alpha, draws)
+        try:
+            yield adapter
+        finally:
+            adapter.remove()
 
     def lessons(self, scene: Scene) -> tuple[torch.Tensor, list[list[str]]]:
         """Latents (n, c, h, w) of the pictures, and each one's possible captions."""
@@ -144,5 +175,6 @@ class Relearning(Attack):
                 images = scene.paint(texts, seeds, guidance=part[0].prompt.guidance)
             verdicts = scene.judge(images) if scene.judge else [None] * len(images)
             made = [attacked(shot, shot.prompt.text, scene.concept, f"step {step}") for shot in part]
-            painted += [Painted(replace(s, draw=number), *seen) for s, *seen in zip(made, images, verdicts)]
+            seen = zip(made, images, verdicts)
+            painted += [Painted(replace(shot, draw=number), *each, {"steps": step}) for shot, *each in seen]
         return painted
