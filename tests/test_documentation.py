@@ -1,0 +1,45 @@
+"""Every method and every attack has a page, and pages lead to what is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from overpaint.registry import components
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def documented(kind):
+    """The components whose YAML a page names as its own: ``conf/attack/{uda,p4d_uda}.yaml``."""
+    for page in (ROOT / "docs" / f"{kind}s").glob("*.md"):
+        for names in re.findall(rf"`conf/{kind}/(\w+|{{[\w,]+}})\.yaml`", page.read_text(encoding="utf-8")):
+            yield from names.strip("{}").split(",")
+
+
+@pytest.mark.parametrize("kind", ["method", "attack"])
+def test_every_one_has_one_page(kind):
+    assert sorted(documented(kind)) == sorted(components(kind))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_exist(page):
+    """Those named by their whole path, as `methods/ridge.py`."""
+    named = re.findall(
+        r"`((?:benchmark|conf|datasets|methods|scripts|tests)/[\w./]+\.\w+)`", page.read_text(encoding="utf-8")
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_names_them_all():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind in ("method", "attack"):
+        (row,) = re.findall(rf"^\| {kind}s \| (.+) \|$", text, re.M)
+        assert set(components(kind)) - {"none"} <= set(re.findall(r"`(\w+)`", row))
