@@ -93,8 +93,8 @@ class SPEED(Eraser):
     def pairs(self, model: DiffusionModel, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
         """X and A (n, d): of each concept the last word piece's row, or every row but BOS, over √(number of concepts)."""
         names, anchors = [c.name for c in request.erase], request.anchors(self.default_anchor)
-        rows = TextRows(model, [*names, *anchors])
         every = self.tokens == "all" or (self.tokens == "auto" and names == ["nudity"])
+        rows = TextRows(model, [*names, *anchors], padding=every)
         chosen = (lambda text: rows.all(text)[1:]) if every else rows.last_subject
         X, A = (torch.cat([chosen(text) for text in texts]) / len(names) ** 0.5 for texts in (names, anchors))
         return X, A
@@ -106,7 +106,7 @@ class SPEED(Eraser):
         if not texts:
             return TextRows(model, [""]).all("")[1:]
         blocks = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-        encoded = (TextRows(model, block) for block in blocks)
+        encoded = (TextRows(model, block, padding=False) for block in blocks)
         return torch.cat([rows.last_subject(text) for rows, block in zip(encoded, blocks) for text in block])
 
     def protected(

@@ -13,27 +13,34 @@ BATCH = 32
 
 
 class TextRows:
-    """Encodings (tokens, width) of texts, read in float64. Texts with equal ids share one, so that equal rows are equal bits."""
+    """Encodings (tokens, width) of texts, read in float64. Texts with equal ids share one, so that equal rows are equal bits.
 
-    def __init__(self, model: DiffusionModel, texts: Sequence[str]):
-        self.model = model
+    Text encoders are causal: a row does not depend on what comes behind it. Without ``padding`` texts are encoded to the
+    end of the longest of each batch only, which `last_subject` needs no more than.
+    """
+
+    def __init__(self, model: DiffusionModel, texts: Sequence[str], padding: bool = True):
+        self.model, self.padding = model, padding
         self._ids = {text: tuple(model.padded_ids([text])[0].tolist()) for text in texts}
-        distinct = list(dict.fromkeys(self._ids.values()))
+        lengths = {self._ids[text]: model.tokens if padding else len(model.token_ids(text)) for text in texts}
+        distinct = list(lengths)
         self._encoded = {}
         for start in range(0, len(distinct), BATCH):
             ids = distinct[start : start + BATCH]
             with torch.no_grad():
-                embeds = model.encode_ids(torch.tensor(ids, device=model.device))
-            self._encoded |= dict(zip(ids, embeds))
+                cut = torch.tensor(ids, device=model.device)[:, : max(lengths[own] for own in ids)]
+                self._encoded |= dict(zip(ids, model.encode_ids(cut)))
 
     def all(self, text: str) -> torch.Tensor:
         """Every position, padding included: (tokens, width). A pooled vector behind them is no row of the text."""
+        if not self.padding:
+            raise ValueError("these texts were encoded without their padding")
         return self._encoded[self._ids[text]][: self.model.tokens].double()
 
     def last_subject(self, text: str) -> torch.Tensor:
         """The row of the last word piece, (1, width); of the empty text, the BOS row."""
         position = self.model.last_subject_token(text)
-        return self.all(text)[position : position + 1]
+        return self._encoded[self._ids[text]][position : position + 1].double()
 
     def tails(self, old: str, new: str) -> tuple[torch.Tensor, torch.Tensor]:
         """From the last word piece to the end, both cut to the shorter one: (n, width) each.

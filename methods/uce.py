@@ -112,7 +112,7 @@ class UCE(Eraser):
     def debias(self, model: DiffusionModel, request: Request, classify: Classifier) -> Erasure:
         """Balance the concepts between the attributes as ``classify`` sees them in what the model paints."""
         _, pairs, shared = self.problem(model, request)
-        rows, projections = TextRows(model, self.attributes), model.projections("key", "value")
+        rows, projections = TextRows(model, self.attributes, padding=False), model.projections("key", "value")
         U = torch.cat([rows.last_subject(attribute) for attribute in self.attributes])
         S = U.new_zeros(len(pairs), len(U))
         draws, gaps = Draws(self.seed), []
@@ -147,7 +147,8 @@ class UCE(Eraser):
         preserved = [c.name for c in request.retain]
         if self.variant == "legacy":
             preserved = list(dict.fromkeys(["", *preserved]))
-        rows = TextRows(model, [text for pair in pairs for text in pair] + preserved)
+        texts = [text for pair in pairs for text in pair] + preserved
+        rows = TextRows(model, texts, padding=self.variant == "legacy")
         edited = [rows.tails(*p) if self.variant == "legacy" else tuple(map(rows.last_subject, p)) for p in pairs]
         kept = (rows.all(t) if self.variant == "legacy" else rows.last_subject(t) for t in preserved)
         K = torch.cat([key for key, _ in edited])

@@ -77,11 +77,11 @@ class DiffusionModel:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return next(self.unet.parameters()).device  # the network's own property searches all its modules for hooks
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype
 
     @property
     def tokens(self) -> int:

@@ -1,5 +1,6 @@
 """Which rows of a prompt's encoding an edit touches."""
 
+import pytest
 import torch
 
 from overpaint.methods.text_rows import TextRows
@@ -30,3 +31,15 @@ def test_encodings_match_the_recorded_ones(tiny_sd):
         assert tiny_sd.last_subject_token(text) == position
         assert abs(float(rows.last_subject(text)[0, 0]) - first) < 1e-5
         assert abs(float(rows.all(text).norm()) - norm) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["tiny_sd_float64", "tiny_sdxl"])
+def test_a_last_word_is_the_same_without_what_follows(request, name):
+    """Text encoders are causal, so the padding need not be encoded for the rows before it."""
+    model = request.getfixturevalue(name)
+    texts = ["dog", "a photo of snoopy", "", "dog"]
+    padded, short = TextRows(model, texts), TextRows(model, texts, padding=False)
+    for text in texts:
+        torch.testing.assert_close(short.last_subject(text), padded.last_subject(text), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="without their padding"):
+        short.all("dog")
