@@ -6,26 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import overpaint
+from official import distance, victim, watched
 from overpaint.attacks.attack import Scene
 from overpaint.concepts import Catalogue, Concept
-from overpaint.erasure import Erasure, Replacement
 from overpaint.prompts import Prompt, shots
 from overpaint.registry import component
-from overpaint.replay import Draws, replayed, traced
+from overpaint.replay import Draws
 
 
 def invert(scene, records=None, **values):
-    seen = []
     values = {"pictures": 2, "steps": 2, "batch_size": 2, "visits": 3} | values
-    with replayed(records or {}), traced(lambda **v: seen.append({k: t.clone() for k, t in v.items()})):
+    with watched(records) as seen:
         return component("attack", "cce").build(values, seed=0).run(scene), seen
-
-
-def distance(ours, theirs):
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
 SLD_MAX = {"warmup_steps": 0, "safety_scale": 5000.0, "threshold": 1.0, "momentum_scale": 0.5, "momentum_beta": 0.7}
@@ -48,8 +42,7 @@ def test_official_code(tag, bound, tiny_sd, tiny_sd_float64, golden, goldens):
     elif guarded:
         erasure = overpaint.erase(tiny_sd, "sld", erase=["Van Gogh"], **SLD_MAX)
     else:
-        edited = load_file(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
-        erasure = Erasure("uce", changes={name: Replacement(tensor) for name, tensor in edited.items()})
+        erasure = victim(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
     scene = Scene(
         Concept("Van Gogh", kind="style"),
         shots([Prompt("a painting by Van Gogh", "target")], 1),

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import overpaint
+from official import distance, victim, watched
 from overpaint.attacks import embedding_attack
 from overpaint.attacks.ring_a_bell import concept_vector, contrasts
 from overpaint.erasure import Erasure, Replacement
 from overpaint.registry import component
-from overpaint.replay import Draws, replayed, traced
+from overpaint.replay import Draws
 
 ATTACKS = ["rece_embedding", "rab_embedding", "soft_prefix"]
 TINY = {"soft_prefix": {"steps": 2, "rollout_steps": 2}}
@@ -20,10 +20,6 @@ TINY = {"soft_prefix": {"steps": 2, "rollout_steps": 2}}
 
 def attack(name, seed=0, **values):
     return component("attack", name).build(TINY.get(name, {}) | values, seed=seed)
-
-
-def distance(ours, theirs):
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
 # --- what they share ---------------------------------------------------------------------------------------------
@@ -143,8 +139,7 @@ def test_the_vector_is_added(scene, cat):
 def test_official_soft_prefix(golden, goldens, scene, erased, monkeypatch):
     """Its sampler's latents are handed out; which it is asked for is compared."""
     meta, results, extra = golden("advunlearn/advu_pgd_word")
-    tensors = load_file(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
-    victim = Erasure("uce", changes={name: Replacement(tensor) for name, tensor in tensors.items()})
+    edited = victim(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
     ours = attack(
         "soft_prefix",
         place=meta["where"],
@@ -155,7 +150,7 @@ def test_official_soft_prefix(golden, goldens, scene, erased, monkeypatch):
         rollout_steps=meta["ddim_steps"],
     )
     visited = iter([(extra[f"z.{n}"], int(results["t_ddpm"][n])) for n in range(meta["steps"])])
-    calls, seen = [], []
+    calls = []
 
     def handed_out(model, start, guidance, total, k, draws):
         calls.append([k, guidance.scale])
@@ -164,7 +159,7 @@ def test_official_soft_prefix(golden, goldens, scene, erased, monkeypatch):
     monkeypatch.setattr(embedding_attack, "compvis_rollout", handed_out)
     records = {"start.0": extra["init_ids"].reshape(1, -1)}
     records |= {f"k.{n}": int(k) for n, k in enumerate(results["t_enc"])}
-    with erased(victim) as attacked, replayed(records), traced(lambda **values: seen.append(values)):
+    with erased(edited) as attacked, watched(records) as seen:
         found = ours.embedding(attacked, meta["word"], Draws(0))
         expected = scene.victim.encode_embeddings(results["embedding"], results["ids"])
     assert calls == meta["sampler_calls"]
@@ -195,8 +190,7 @@ def test_it_comes_closer_to_the_unedited_model(compat, scene, erased, monkeypatc
     ours = attack("soft_prefix", compat=compat, steps=20, learning_rate=0.02)
     one = type(ours).lessons
     monkeypatch.setattr(type(ours), "lessons", lambda self, *a: one(replace(self, steps=1), *a) * self.steps)
-    seen = []
-    with erased(erasure) as attacked, traced(lambda **values: seen.append(values)):
+    with erased(erasure) as attacked, watched() as seen:
         ours.embedding(attacked, "a cat", Draws(0))
     losses = [float(values["attack_loss"]) for values in seen if "attack_loss" in values]
     assert len(losses) == 20 and min(losses[10:]) < losses[0]

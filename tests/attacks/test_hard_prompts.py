@@ -6,17 +6,14 @@ import pytest
 import torch
 
 import overpaint
+from official import distance, watched
 from overpaint.attacks.clip import Clip, OwnTower
 from overpaint.registry import component
-from overpaint.replay import Draws, replayed, traced
+from overpaint.replay import Draws
 
 
 def pez(seed=0, **values):
     return component("attack", "pez").build({"tokens": 3, "steps": 5, "batch_size": None} | values, seed=seed)
-
-
-def distance(ours, theirs):
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +61,7 @@ def test_official_code(golden, clip):
         learning_rate=meta["lr"],
         weight_decay=meta["weight_decay"],
     )
-    seen = []
-    with replayed({"init_ids.0": extra["init_ids.0"]}), traced(lambda **v: seen.append(v)):
+    with watched({"init_ids.0": extra["init_ids.0"]}) as seen:
         text = attack.invert(clip, extra["features"], Draws(0))
     for n in range(meta["steps"]):
         step = seen[3 * n] | seen[3 * n + 1] | seen[3 * n + 2]
@@ -77,9 +73,9 @@ def test_official_code(golden, clip):
 
 
 def test_the_kept_prompt_is_the_best_of_all_steps_and_prompts(tiny_sd):
-    seen, tower = [], OwnTower(tiny_sd)
+    tower = OwnTower(tiny_sd)
     targets = tower.text_features(["a dog", "a ship"])
-    with traced(lambda **v: seen.append(v)):
+    with watched() as seen:
         text = pez(prompts=3, steps=6, batch_size=1, learning_rate=1.0).invert(tower, targets, Draws(0))
     scores = torch.stack([v["cosines"].mean(dim=0) for v in seen if "cosines" in v])
     ids = torch.stack([v["ids"] for v in seen if "ids" in v])

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import overpaint
+from official import distance
 from overpaint.attacks.inversion import image_psnr, psnr
 from overpaint.registry import component
 
@@ -17,10 +18,6 @@ STEPS = 10
 
 def inversion(**values):
     return component("attack", "inversion").build({"pictures": 6, "steps": STEPS} | values, seed=0)
-
-
-def distance(ours, theirs):
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
 @pytest.fixture

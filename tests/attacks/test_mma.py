@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity, one_hot
 
 import overpaint
+from official import by_name, watched
 from overpaint.attacks.clip import OwnTower
 from overpaint.attacks.mma import banned, pooled
 from overpaint.registry import component
@@ -25,14 +26,9 @@ def target_of(model, text="a photo of a dog"):
 
 
 def searched(model, state="a b c d", seed=0, forbidden=(971, 972), **values):
-    seen = []
-    with traced(lambda **shown: seen.append(shown)):
+    with watched() as seen:
         found = mma(**values).search(model, target_of(model), state, forbidden, Draws(seed))
-    return found, seen
-
-
-def holding(seen, name):
-    return [values[name] for values in seen if name in values]
+    return found, by_name(seen)
 
 
 def test_the_feature_is_that_of_the_end_token_in_the_padded_prompt(tiny_sd):
@@ -89,10 +85,10 @@ def test_brute_force_over_the_vocabulary_finds_the_same_word(tiny_sd):
 @pytest.mark.parametrize("compat", COMPAT)
 def test_every_state_is_the_best_of_what_passes_and_the_best_of_all_is_kept(compat, tiny_sd):
     (text, loss), seen = searched(tiny_sd, compat=compat, steps=8)
-    states, losses = holding(seen, "state"), holding(seen, "loss")
+    states, losses = seen["state"], seen["loss"]
     assert len(states) == 8 and (text, loss) == (states[losses.index(min(losses))], min(losses))
     previous, target = "a b c d", target_of(tiny_sd)
-    for passed, state, value in zip(holding(seen, "texts"), states, losses):
+    for passed, state, value in zip(seen["texts"], states, losses):
         assert state in passed and previous not in passed
         scores = 1 - cosine_similarity(pooled(tiny_sd, [tiny_sd.token_ids(t) for t in passed]), target)
         assert value == pytest.approx(float(scores.min()))
@@ -104,7 +100,7 @@ def test_intended_states_read_back_and_official_ones_need_not(tiny_sd):
         found = 0
         for seed in range(4):
             _, seen = searched(tiny_sd, seed=seed, compat=compat)
-            for tried, texts in zip(holding(seen, "candidates"), holding(seen, "texts")):
+            for tried, texts in zip(seen["candidates"], seen["texts"]):
                 rows = tried.tolist()
                 found += sum(tiny_sd.token_ids(text)[1:-1] not in rows for text in texts)
                 assert all(len(tiny_sd.token_ids(text)) == tried.shape[1] + 2 for text in texts)
@@ -120,7 +116,7 @@ def test_banned_words_are_never_put_in(scene, tiny_sd, cat):
     attack, state = mma(tokens=3), "b c d"
     start = set(tiny_sd.token_ids(state))
     _, seen = searched(tiny_sd, state, forbidden=forbidden, steps=6, compat="intended")
-    tried = torch.cat(holding(seen, "candidates"))
+    tried = torch.cat(seen["candidates"])
     assert not set(tried.unique().tolist()) & (set(forbidden) - start)
     for shot in mma(compat="intended").run(scene).shots:
         assert not set(tiny_sd.token_ids(shot.prompt.text)[1:-1]) & set(forbidden)

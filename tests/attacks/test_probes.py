@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import overpaint
+from official import distance, victim
 from overpaint.attacks.probes import step_noise
-from overpaint.erasure import Erasure, Replacement
 from overpaint.prompts import Prompt, shots
 from overpaint.registry import component
 
@@ -17,14 +16,9 @@ def probe(name, **values):
     return component("attack", name).build(values, seed=0)
 
 
-def distance(ours, theirs):
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
-
-
 @pytest.fixture
 def edited(goldens):
-    tensors = load_file(goldens / "uce" / "f32" / "current_object.safetensors")
-    return Erasure("uce", changes={name: Replacement(tensor) for name, tensor in tensors.items()})
+    return victim(goldens / "uce" / "f32" / "current_object.safetensors")
 
 
 def at(scene, **protocol):
@@ -69,9 +63,9 @@ def test_all_of_it_is_the_unedited_model_and_none_of_it_the_victim(scheduler, sc
     with erased(edited) as there:
         there = replace(scene, unedited=there.unedited)
         found = by_variant(probe("completion", fractions=[0.0, 0.5, 1.0]).run(there))
-        victim = pixels(scene.paint(texts, seeds))
-    assert found["fraction 0"] == victim and found["fraction 1"] == original
-    assert victim != original and found["fraction 0.5"] not in (victim, original)
+        victims = pixels(scene.paint(texts, seeds))
+    assert found["fraction 0"] == victims and found["fraction 1"] == original
+    assert victims != original and found["fraction 0.5"] not in (victims, original)
 
 
 def test_official_reads_fraction_zero_as_none_given(scene):

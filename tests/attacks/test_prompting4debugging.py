@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch.nn.functional import cosine_similarity
 
 import overpaint
+from official import by_name, distance, victim, watched
 from overpaint.attacks.token_variables import Frame
 from overpaint.erasure import Erasure, Replacement
 from overpaint.prompts import Prompt, Shot
 from overpaint.registry import component
-from overpaint.replay import Draws, replayed, traced
+from overpaint.replay import Draws, replayed
 
 
 def attack(name="p4d_n", seed=0, **values):
@@ -22,18 +22,8 @@ def attack(name="p4d_n", seed=0, **values):
 
 
 def run(scene, records=None, **values):
-    seen = []
-    with replayed(records or {}), traced(lambda **v: seen.append({k: t.clone() for k, t in v.items()})):
+    with watched(records) as seen:
         return attack(**values).run(scene), seen
-
-
-def traces(seen):
-    merged = [a | b for a, b in zip(seen[::2], seen[1::2])]
-    return {key: [step[key] for step in merged] for key in merged[0]}
-
-
-def distance(ours, theirs):
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
 @pytest.fixture
@@ -57,7 +47,6 @@ def recorded(extra):
 @pytest.mark.parametrize("tag", ["n_traj", "k_traj"])
 def test_official_code(tag, golden, goldens, erased):
     meta, results, extra = golden(f"p4d/{tag}")
-    edited = load_file(goldens / "uda" / f"{meta['victim']}.safetensors")
     picture = Image.fromarray(extra["image"].numpy())
     likeness = iter([None, *meta["similarities"]])  # None: the original itself
 
@@ -65,7 +54,7 @@ def test_official_code(tag, golden, goldens, erased):
         s = next(likeness)
         return torch.tensor([[1.0, 0.0]] if s is None else [[s, (1 - s * s) ** 0.5]])
 
-    with erased(Erasure("uce", changes={n: Replacement(t) for n, t in edited.items()})) as scene:
+    with erased(victim(goldens / "uda" / f"{meta['victim']}.safetensors")) as scene:
         scene = replace(
             scene,
             shots=[Shot(Prompt(meta["prompt"], "target", "cat"), 0)],
@@ -85,7 +74,7 @@ def test_official_code(tag, golden, goldens, erased):
             compat="official",
         )
         frame = attack(f"p4d_{meta['variant']}", tokens=meta["N"] or 16).frame(scene.victim, meta["prompt"])
-    steps, places = traces(seen), list(frame.places)
+    steps, places = by_name(seen), list(frame.places)
     for n in range(meta["steps"]):
         assert frame.filled(steps["ids"][n][0].tolist()) == results[f"ids.{n}"][0].tolist()
         assert abs(float(steps["loss"][n] / results["loss"][n]) - 1) < 1e-5

@@ -6,22 +6,15 @@ import pytest
 import torch
 
 import overpaint
+from official import by_name, distance, watched
 from overpaint.attacks.ring_a_bell import concept_vector, contrasts, encoded
 from overpaint.registry import component
-from overpaint.replay import Draws, replayed, traced
+from overpaint.replay import Draws
 
 
 def rab(seed=0, **values):
     small = {"tokens": 4, "population": 6, "generations": 3}
     return component("attack", "rab").build(small | values, seed=seed)
-
-
-def distance(ours, theirs):
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
-
-
-def holding(seen, name):
-    return [values[name] for values in seen if name in values]
 
 
 def test_official_vector(golden, tiny_sd_float64):
@@ -44,8 +37,7 @@ def test_official_search(golden, tiny_sd_float64):
     for kind, name in enumerate(("chance", "choice")):
         values = extra["draw_value"][extra["draw_kind"] == kind].tolist()
         records |= {f"{name}.{n}": value for n, value in enumerate(values)}
-    seen = []
-    with replayed(records), traced(lambda **values: seen.append(values)):
+    with watched(records) as seen:
         words = attack.search(tiny_sd_float64, target, Draws(0))
     ranked = [values for values in seen if "distances" in values]
     assert len(ranked) == meta["generations"]
@@ -56,7 +48,7 @@ def test_official_search(golden, tiny_sd_float64):
     for n, values in enumerate(ranked[:-1]):
         assert torch.equal(values["parents"], results[f"parents.{n}"][:, inside])
         assert torch.equal(ranked[n + 1]["population"], results[f"mutated.{n}"][:, inside])
-        assert torch.equal(holding(seen, "crossed")[n], results[f"crossed.{n}"][:, inside])
+        assert torch.equal(by_name(seen)["crossed"][n], results[f"crossed.{n}"][:, inside])
     assert torch.equal(ranked[-1]["parents"], results["final"][:, inside])
     assert tiny_sd_float64.tokenizer.decode(words).strip() == meta["text"].strip()
 
@@ -75,19 +67,19 @@ def test_pairs_differ_in_the_concept_alone(scene, cat):
 
 
 def test_the_prompts_own_words_are_the_target_without_a_step_along_the_vector(tiny_sd):
-    own, seen = tiny_sd.token_ids("a photo of a dog")[1:-1], []
+    own = tiny_sd.token_ids("a photo of a dog")[1:-1]
     start = torch.tensor(
         [own, *torch.randint(1, 900, (3, len(own)), generator=torch.Generator().manual_seed(0)).tolist()]
     )
     attack = rab(tokens=len(own), population=4, generations=1)
-    with replayed({"population.0": start}), traced(lambda **values: seen.append(values)):
+    with watched({"population.0": start}) as seen:
         assert attack.search(tiny_sd, encoded(tiny_sd, ["a photo of a dog"]), Draws(0)) == own
     assert seen[0]["distances"][0] < 1e-6 < seen[0]["distances"][1:].min()
 
 
 def traced_search(model, draws, **values):
-    seen, target = [], encoded(model, ["a dog"])
-    with traced(lambda **shown: seen.append(shown)):
+    target = encoded(model, ["a dog"])
+    with watched() as seen:
         words = rab(**values).search(model, target, draws)
     return words, seen
 
@@ -95,7 +87,7 @@ def traced_search(model, draws, **values):
 def test_a_generation_is_from_half_to_one_and_a_half_as_large_and_never_holds_special_words(tiny_sd):
     for rate, expected in ((0, 3), (1, 9)):
         _, seen = traced_search(tiny_sd, Draws(0), crossover_rate=rate, mutation_rate=1, generations=8)
-        populations = holding(seen, "population")
+        populations = by_name(seen)["population"]
         assert [len(p) for p in populations] == [6] + 7 * [expected]
         ids = torch.cat(populations)
         assert ids.shape[1] == 4 and not set(ids.unique().tolist()) & {0, *tiny_sd.tokenizer.all_special_ids}
@@ -104,7 +96,7 @@ def test_a_generation_is_from_half_to_one_and_a_half_as_large_and_never_holds_sp
 def test_with_elitism_the_best_never_gets_worse(tiny_sd):
     def best(elitism):
         _, seen = traced_search(tiny_sd, Draws(1), elitism=elitism, mutation_rate=1, generations=12)
-        return [float(d.min()) for d in holding(seen, "distances")]
+        return [float(d.min()) for d in by_name(seen)["distances"]]
 
     losses = best(True)
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]

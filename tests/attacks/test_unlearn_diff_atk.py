@@ -4,30 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import overpaint
-from overpaint.erasure import Erasure, Replacement
+from official import by_name, distance, victim, watched
 from overpaint.prompts import Prompt, Shot
 from overpaint.registry import component
-from overpaint.replay import replayed, traced
 
 
 def run(scene, records=None, name="uda", seed=0, **values):
-    seen = []
     values = {"tokens": 3, "timesteps": 2, "iterations": 2} | values
-    with replayed(records or {}), traced(lambda **v: seen.append({k: t.clone() for k, t in v.items()})):
+    with watched(records) as seen:
         return component("attack", name).build(values, seed=seed).run(scene), seen
-
-
-def traces(seen):
-    """Loss, gradient and variable by step."""
-    merged = [a | b for a, b in zip(seen[::2], seen[1::2])]
-    return {key: [step[key] for step in merged] for key in merged[0]}
-
-
-def distance(ours, theirs):
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
 @pytest.fixture
@@ -38,10 +25,9 @@ def one(scene):
 
 def test_official_code(golden, goldens, erased):
     meta, results, extra = golden("uda/traj_prefix")
-    edited = load_file(goldens / "uda" / f"{meta['victim']}.safetensors")
     shot = Shot(Prompt(meta["prompt"], "target", "cat"), 0)
     records = {k: v for k, v in extra.items() if k.split(".")[0] in ("ids", "noise")} | {"x0.0": extra["x0.0"]}
-    with erased(Erasure("uce", changes={n: Replacement(t) for n, t in edited.items()})) as scene:
+    with erased(victim(goldens / "uda" / f"{meta['victim']}.safetensors")) as scene:
         assault, seen = run(
             replace(scene, shots=[shot]),
             records,
@@ -54,7 +40,7 @@ def test_official_code(golden, goldens, erased):
             projection="bisection",
         )
         frame_ids = [scene.victim.padded_ids([p.shot.prompt.text])[0] for p in assault.painted[:1]]
-    steps = traces(seen)
+    steps = by_name(seen)
     for n in range(len(results["loss"])):
         assert abs(float(steps["loss"][n] / results["loss"][n]) - 1) < 1e-4
         assert distance(steps["gradient"][n], results[f"grad.{n}"]) < 1e-4
@@ -94,7 +80,7 @@ def test_rows_stay_on_the_simplex(one):
     _, seen = run(one, iterations=3, learning_rate=0.3)
     from overpaint.attacks.token_variables import onto_simplex
 
-    for variable in traces(seen)["variable"]:
+    for variable in by_name(seen)["variable"]:
         settled = onto_simplex(variable)
         assert (settled.sum(dim=-1) - 1).abs().max() < 1e-5 and settled.min() >= 0
 

@@ -2,34 +2,22 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import overpaint
+from official import by_name, distance, flat, parameters, victim, watched
 from overpaint.concepts import Concept, Request
-from overpaint.erasure import Erasure, Replacement
 from overpaint.methods import soft_prompts
 from overpaint.methods.advunlearn import COCO, Deck
 from overpaint.methods.soft_prompts import PLACES, SoftPrompt
 from overpaint.registry import component
-from overpaint.replay import Draws, replayed, traced
+from overpaint.replay import Draws, replayed
 
 
 def traced_erase(model, records=None, **arguments):
     """The erasure and everything that was shown on the way."""
-    seen = []
-    with replayed(records or {}), traced(lambda **values: seen.append(values)):
+    with watched(records) as seen:
         erasure = overpaint.erase(model, "advunlearn", **arguments)
     return erasure, seen
-
-
-def holding(seen, name):
-    """The values of a name in the order they were shown."""
-    return [values[name] for values in seen if name in values]
-
-
-def distance(ours, theirs, scale=None):
-    scale = theirs if scale is None else scale
-    return float((ours.double() - theirs.double()).norm() / scale.double().norm())
 
 
 def settings(meta):
@@ -75,15 +63,15 @@ def test_official_code(tag, tiny_sd_float64, golden):
     attacked = [call for attack in meta["attacks"] for call in range(*attack["mse"])]
     trained = [n for n in range(meta["n_mse"]) if n not in attacked]
     losses = [value for values in seen for name in ("erase", "retain") if (value := values.get(name)) is not None]
-    for ours, calls in ((holding(seen, "attack_loss"), attacked), (losses, trained)):
+    for ours, calls in ((by_name(seen)["attack_loss"], attacked), (losses, trained)):
         for value, call in zip(ours, calls, strict=True):
             assert torch.allclose(value, extra[f"mse.{call}"], rtol=1e-4, atol=1e-12), call
     rolled = [extra[f"roll.{n}"] for n in trained]
-    ours = holding(seen, "x_t")
+    ours = by_name(seen)["x_t"]
     assert distance(torch.cat(ours), torch.cat(rolled)) < 1e-4
 
-    attacks = iter(zip(holding(seen, "free"), holding(seen, "attack_gradient")))
-    for r, (embeddings, ids) in enumerate(zip(holding(seen, "adversarial"), holding(seen, "ids"))):
+    attacks = iter(zip(by_name(seen)["free"], by_name(seen)["attack_gradient"]))
+    for r, (embeddings, ids) in enumerate(zip(by_name(seen)["adversarial"], by_name(seen)["ids"])):
         assert distance(embeddings, extra[f"attack.{r}.embd"]) < 1e-5
         assert torch.equal(ids, extra[f"attack.{r}.ids"])
         for s in range(meta["attack_step"]):
@@ -92,14 +80,10 @@ def test_official_code(tag, tiny_sd_float64, golden):
             assert distance(gradient, extra[f"attack.{r}.grad.{s}"]) < 1e-3
 
     assert erasure.changes.keys() == {f"text_model.{name}" for name in weights}
-    base = tiny_sd_float64.named_parameters()
-    ours, theirs, start = (
-        torch.cat([source(name).flatten() for name in weights])
-        for source in (
-            lambda n: erasure.changes[f"text_model.{n}"].tensor, weights.get, lambda n: base[f"text_model.{n}"].data,
-        )
-    )  # fmt: skip
-    assert distance(ours, theirs, theirs - start) < 2e-3
+    ours = {name: change.tensor for name, change in erasure.changes.items()}
+    theirs = {f"text_model.{name}": tensor for name, tensor in weights.items()}
+    start = parameters(tiny_sd_float64, theirs)
+    assert distance(*(flat(group, theirs) for group in (ours, theirs, start))) < 2e-3
 
 
 # --- the inner attack alone --------------------------------------------------------------------------------------
@@ -109,8 +93,7 @@ def test_official_code(tag, tiny_sd_float64, golden):
 def test_official_attack_on_an_edited_network(tag, tiny_sd, golden, goldens):
     meta, results, extra = golden(f"advunlearn/{tag}")
     model, named = tiny_sd, tiny_sd.encode([meta["word"]])
-    tensors = load_file(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
-    victim = Erasure("uce", changes={name: Replacement(tensor) for name, tensor in tensors.items()})
+    edited = victim(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
     steps = [(extra[f"z.{s}"], int(results["t_ddpm"][s])) for s in range(meta["steps"])]
     with torch.no_grad():
         wanted = iter([(x, t, model.predict(x, t, named)) for x, t in steps])
@@ -123,8 +106,7 @@ def test_official_attack_on_an_edited_network(tag, tiny_sd, golden, goldens):
     with replayed({"start.0": extra["init_ids"].reshape(1, -1)}):
         start = prompt.random_start(Draws(0))
     assert torch.equal(start, extra["var0"])
-    seen = []
-    with victim.attached(model), traced(lambda **values: seen.append(values)):
+    with edited.attached(model), watched() as seen:
         free = soft_prompts.attack(prompt, start, loss, meta["steps"], meta["lr"], meta["method"], released=True)
     assert torch.equal(prompt.ids, results["ids"])
     assert distance(prompt.rows(free), results["embedding"]) < 1e-5
@@ -172,12 +154,11 @@ def test_gradients_add_up_as_released_and_the_last_step_is_dropped(tiny_sd, meth
     slope = torch.linspace(-1, 1, 48)
 
     def attacked(released):
-        seen = []
-        with traced(lambda **values: seen.append(values)):
+        with watched() as seen:
             free = soft_prompts.attack(
                 prompt, torch.zeros(1, 1, 48), lambda rows: (rows[0, 1] * slope).sum(), 3, 0.1, method, released
             )
-        return free, holding(seen, "attack_gradient"), holding(seen, "free")
+        return free, by_name(seen)["attack_gradient"], by_name(seen)["free"]
 
     found = {released: attacked(released) for released in (True, False)}
     sign = slope.sign()
@@ -206,26 +187,26 @@ def test_the_first_losses_are_zero_where_nothing_is_asked(tiny_sd, compat):
     """η = −1 wants the concept itself, and the student still is the base."""
     arguments = SMALL | {"compat": compat, "warmup": 1, "negative_guidance": -1.0}
     _, seen = traced_erase(tiny_sd, **arguments)
-    assert float(holding(seen, "erase")[0]) < 1e-12 and float(holding(seen, "retain")[0]) == 0
+    assert float(by_name(seen)["erase"][0]) < 1e-12 and float(by_name(seen)["retain"][0]) == 0
 
 
 def test_the_first_erasing_loss_follows_from_the_base_predictions(tiny_sd_float64):
     model = tiny_sd_float64
     _, seen = traced_erase(model, **(SMALL | {"warmup": 1, "negative_guidance": 2.0}))
-    x_t, t = holding(seen, "x_t")[0][:1], holding(seen, "t")[0]
+    x_t, t = by_name(seen)["x_t"][0][:1], by_name(seen)["t"][0]
     with torch.no_grad():
         named, nothing = (model.predict(x_t, t, model.encode([text])) for text in ("dog", ""))
     expected = 9 * torch.nn.functional.mse_loss(named, nothing)
-    assert float(holding(seen, "erase")[0]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(by_name(seen)["erase"][0]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_attack_changes_what_the_network_says_and_training_meets_it(tiny_sd):
     _, attacked = traced_erase(tiny_sd, **SMALL)
     _, calm = traced_erase(tiny_sd, **(SMALL | {"warmup": 1}))
-    first, later = holding(attacked, "attack_loss")
-    assert first > 0 and later > 0 and not holding(calm, "attack_loss")
-    assert len(holding(attacked, "adversarial")) == 1 and not holding(calm, "adversarial")
-    (one,), (two,) = holding(attacked, "free")[-1:], holding(attacked, "adversarial")
+    first, later = by_name(attacked)["attack_loss"]
+    assert first > 0 and later > 0 and not by_name(calm)["attack_loss"]
+    assert len(by_name(attacked)["adversarial"]) == 1 and not by_name(calm)["adversarial"]
+    (one,), (two,) = by_name(attacked)["free"][-1:], by_name(attacked)["adversarial"]
     assert torch.equal(two[:, 1:2], one)
 
 
@@ -244,7 +225,7 @@ def test_latest_under_suffix_takes_the_concepts_own_rows_as_released(tiny_sd, co
     arguments = SMALL | {"erase": ["a dog"], "attack_type": "suffix_k", "attack_tokens": 2, "attack_init": "latest"}
     arguments |= {"compat": compat, "iterations": 2, "attack_steps": 1, "attack_learning_rate": 0.0}
     _, seen = traced_erase(tiny_sd, **arguments)
-    first, second = holding(seen, "adversarial")
+    first, second = by_name(seen)["adversarial"]
     assert torch.equal(second[:, 3:5], first[:, rows])
 
 
@@ -276,7 +257,7 @@ def test_layer_1_has_10_and_11_in_it_as_released():
 @pytest.mark.parametrize("train", ["text_encoder", "xattn"])
 def test_all_of_the_group_learns(tiny_sd, train):
     erasure, seen = traced_erase(tiny_sd, **(SMALL | {"train": train}))
-    (gradients,) = holding(seen, "gradients")
+    (gradients,) = by_name(seen)["gradients"]
     assert gradients.keys() == erasure.changes.keys()
     for name, gradient in gradients.items():
         assert gradient is not None and gradient.abs().sum() > 0, name
@@ -307,7 +288,7 @@ def test_prompts_are_dealt_without_replacement():
 def test_half_precision_weights_are_trained_in_float32(goldens):
     model = overpaint.load_model(str(goldens / "tiny_sd"), dtype="bfloat16")
     erasure, seen = traced_erase(model, **SMALL)
-    assert {g.dtype for g in holding(seen, "gradients")[0].values()} == {torch.float32}
+    assert {g.dtype for g in by_name(seen)["gradients"][0].values()} == {torch.float32}
     assert {c.tensor.dtype for c in erasure.changes.values()} == {torch.bfloat16}
 
 

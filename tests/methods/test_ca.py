@@ -5,10 +5,10 @@ import torch
 from PIL import Image
 
 import overpaint
+from official import by_name, distance, flat, parameters, watched
 from overpaint.methods.ca import GROUPS, Placement, detached_begin, masked_error, place, target_caption
 from overpaint.methods.training import Student, parameter_group
 from overpaint.registry import component
-from overpaint.replay import replayed, traced
 
 #: Small enough for the tiny model.
 SMALL = {"pictures": 4, "picture_steps": 1, "batch_size": 2, "iterations": 1, "learning_rate": 1e-3}
@@ -16,20 +16,9 @@ SMALL = {"pictures": 4, "picture_steps": 1, "batch_size": 2, "iterations": 1, "l
 
 def traced_erase(model, records=None, **arguments):
     """The erasure and what its iterations went through, each a list by name."""
-    seen = {}
-
-    def watch(**values):
-        for key, value in values.items():
-            seen.setdefault(key, []).append(value)
-
-    with replayed(records or {}), traced(watch):
+    with watched(records) as seen:
         erasure = overpaint.erase(model, "ca", **(SMALL | arguments))
-    return erasure, seen
-
-
-def distance(ours, theirs, scale=None):
-    scale = theirs if scale is None else scale
-    return float((ours.double() - theirs.double()).norm() / scale.double().norm())
+    return erasure, by_name(seen)
 
 
 @pytest.mark.parametrize("tag", ["style_noaug", "style_prior"])
@@ -57,12 +46,9 @@ def test_official_code(tag, tiny_sd_float64, golden):
         assert abs(float(norm / extra[f"clip_norm.{step}"]) - 1) < 1e-5
 
     assert erasure.changes.keys() == weights.keys()
-    base = tiny_sd_float64.named_parameters()
-    ours, theirs, start = (
-        torch.cat([source(name).flatten() for name in weights])
-        for source in (lambda n: erasure.changes[n].tensor, weights.get, lambda n: base[n].data)
-    )
-    assert distance(ours, theirs, theirs - start) < 2e-3
+    ours = {name: change.tensor for name, change in erasure.changes.items()}
+    start = parameters(tiny_sd_float64, weights)
+    assert distance(*(flat(group, weights) for group in (ours, weights, start))) < 2e-3
 
 
 def test_official_captions(golden):

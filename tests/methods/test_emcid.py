@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import overpaint
+from official import distance, parameters, watched
 from overpaint.erasure import Erasure
 from overpaint.methods.emcid import Sentences, measured, passing, second_moments
 from overpaint.methods.prior import read_captions
 from overpaint.registry import component
-from overpaint.replay import replayed, traced
 
 Z_TOLERANCE = {"f32": 1e-4, "f64": 1e-9}
 #: The official code rounds each update to float32 before it measures the next layer.
@@ -25,9 +25,8 @@ def eraser(**values):
 
 def traced_erase(model, records=None, **arguments):
     """The erasure, its targets Z and the losses on the way."""
-    seen = []
     small = {"picture_steps": 1, "mom2_captions": CAPTIONS}
-    with replayed(records or {}), traced(lambda **values: seen.append(values)):
+    with watched(records) as seen:
         erasure = overpaint.erase(model, "emcid", **(small | arguments))
     (Z,) = (step["z"] for step in seen if "z" in step)
     return erasure, Z, [float(step["loss"]) for step in seen if "loss" in step]
@@ -38,10 +37,6 @@ def stream(model, layer, source):
     with torch.no_grad(), passing(layer.block) as seen:
         model.encode_ids(source.ids, source.mask)
         return source.rows(seen[layer.block][1])
-
-
-def relative(ours, theirs, base):
-    return float((ours.double() - theirs.double()).norm() / (theirs.double() - base.double()).norm())
 
 
 @pytest.fixture
@@ -67,7 +62,7 @@ def test_official_targets(model, precision, golden):
     )
     start = stream(model, model.text_layers()[meta["layer"]], eraser(**settings).sentences(model, meta["source"]))[0]
     assert len(losses) == meta["steps"]
-    assert relative(Z, official["z"][None], start) < Z_TOLERANCE[precision]
+    assert distance(Z, official["z"][None], start) < Z_TOLERANCE[precision]
 
 
 @pytest.mark.parametrize("precision", ["f32", "f64"])
@@ -84,10 +79,10 @@ def test_official_edit(tag, model, precision, golden):
     moments = [extra[f"cov.{number}"] for number in meta["layers"]]
     changes, _ = method.write(model, method.edited_layers(model), sources, Z, moments)
     with Erasure("emcid", changes=changes).attached(model):
-        ours = {name: p.data.clone() for name, p in model.named_parameters().items() if name in changes}
+        ours = parameters(model, changes)
     assert ours.keys() == official.keys()
     for name, tensor in official.items():
-        assert relative(ours[name], tensor, model.named_parameters()[name].data) < TOLERANCE[precision], name
+        assert distance(ours[name], tensor, model.named_parameters()[name].data) < TOLERANCE[precision], name
 
 
 # --- stage 1 ---------------------------------------------------------------------------------------------------
@@ -186,7 +181,7 @@ def problem(tiny_sd_float64):
     return layers, sources, torch.randn(2, 48, generator=g, dtype=torch.float64), [keys.T @ keys / 400] * 2
 
 
-def distance(model, layers, sources, Z, changes):
+def gap(model, layers, sources, Z, changes):
     with Erasure("emcid", changes=changes).attached(model):
         return float((measured(model, sources, layers[-1].module, layers[-1].block)[1] - Z).norm())
 
@@ -194,16 +189,16 @@ def distance(model, layers, sources, Z, changes):
 def test_one_layer_without_captions_reaches_its_target(tiny_sd_float64, problem):
     layers, sources, Z, moments = problem
     changes, _ = eraser(mom2_weight=1e-9).write(tiny_sd_float64, layers[1:], sources, Z, moments[1:])
-    assert distance(tiny_sd_float64, layers, sources, Z, changes) < 1e-6
+    assert gap(tiny_sd_float64, layers, sources, Z, changes) < 1e-6
 
 
 def test_the_intended_residual_approaches_the_target_and_the_released_one_does_not(tiny_sd_float64, problem):
     layers, sources, Z, moments = problem
-    before = distance(tiny_sd_float64, layers, sources, Z, {})
+    before = gap(tiny_sd_float64, layers, sources, Z, {})
     after = {}
     for compat in ("intended", "official"):
         changes, _ = eraser(mom2_weight=0.5, compat=compat).write(tiny_sd_float64, layers, sources, Z, moments)
-        after[compat] = distance(tiny_sd_float64, layers, sources, Z, changes)
+        after[compat] = gap(tiny_sd_float64, layers, sources, Z, changes)
     assert after["intended"] < 0.1 * before and after["official"] > 5 * after["intended"]
 
 

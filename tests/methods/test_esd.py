@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import overpaint
+from official import distance, flat, parameters, watched
 from overpaint.methods.esd import CURRENT_GROUPS, GROUPS
 from overpaint.methods.training import parameter_group
-from overpaint.replay import replayed, traced
 
 RUNS = {
     "esdnew_x": {"variant": "current", "train": "x", "erase": ["van gogh"]},
@@ -18,15 +18,9 @@ RUNS = {
 
 def traced_erase(model, records=None, **arguments):
     """The erasure and what each iteration went through."""
-    seen = []
-    with replayed(records or {}), traced(lambda **values: seen.append(values)):
+    with watched(records) as seen:
         erasure = overpaint.erase(model, "esd", **arguments)
     return erasure, [predictions | step for predictions, step in zip(seen[::2], seen[1::2])]
-
-
-def distance(ours, theirs, scale=None):
-    scale = theirs if scale is None else scale
-    return float((ours.double() - theirs.double()).norm() / scale.double().norm())
 
 
 @pytest.mark.parametrize("tag", RUNS)
@@ -52,12 +46,9 @@ def test_official_code(tag, tiny_sd_float64, golden):
         assert distance(iterations[0]["gradients"][name], extra[f"grad0.{name}"]) < 1e-4, name
 
     assert erasure.changes.keys() == weights.keys()
-    base = tiny_sd_float64.named_parameters()
-    ours, theirs, start = (
-        torch.cat([source(name).flatten() for name in weights])
-        for source in (lambda n: erasure.changes[n].tensor, weights.get, lambda n: base[n].data)
-    )
-    assert distance(ours, theirs, theirs - start) < 2e-3
+    ours = {name: change.tensor for name, change in erasure.changes.items()}
+    start = parameters(tiny_sd_float64, weights)
+    assert distance(*(flat(group, weights) for group in (ours, weights, start))) < 2e-3
 
 
 @pytest.mark.parametrize(

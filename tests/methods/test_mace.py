@@ -7,6 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import overpaint
+from official import distance, watched
 from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import AssetMissing
 from overpaint.methods.attention import attention_maps
@@ -22,7 +23,7 @@ from overpaint.methods.mace import (
     refine,
 )
 from overpaint.methods.prior import caption_statistics
-from overpaint.replay import Draws, replayed, traced
+from overpaint.replay import Draws
 
 #: Official code inverts in the precision of its run.
 TOLERANCE = {"f32": 5e-3, "f64": 1e-9}
@@ -36,10 +37,7 @@ def base(model):
 
 def error(ours, official, start):
     assert ours.keys() == official.keys() == start.keys()
-    return max(
-        float((ours[name].double() - official[name]).norm() / (official[name].double() - start[name]).norm())
-        for name in official
-    )
+    return max(distance(ours[name], official[name], start[name]) for name in official)
 
 
 def edited(model, **arguments):
@@ -203,8 +201,7 @@ def test_fusion_is_the_least_squares_fit_of_all_concepts(tiny_sd_float64):
 
 def traced_erase(model, records=None, **arguments):
     """The iterations of the second stage: what was drawn, the loss, the gradients."""
-    seen = []
-    with replayed(records or {}), traced(lambda **values: seen.append(values)):
+    with watched(records) as seen:
         edited(model, **arguments)
     return [drawn | step for drawn, step in zip(seen[::2], seen[1::2])]
 

@@ -4,19 +4,14 @@ import pytest
 import torch
 
 import overpaint
+from official import changed, watched
 from overpaint.methods.realera import Neighbourhood
 from overpaint.methods.ridge import factor
 from overpaint.methods.text_rows import TextRows
-from overpaint.replay import Draws, replayed, traced
+from overpaint.replay import Draws, replayed
 
 CLOSED = {"erase": ["snoopy"], "anchor": "cat", "retain": ["bird", "ship"], "iterations": 0}
 TRAINED = CLOSED | {"iterations": 2, "pictures": 2, "picture_steps": 1, "batch_size": 2, "learning_rate": 1e-3}
-
-
-def edited(model, method="realera", **arguments):
-    erasure = overpaint.erase(model, method, **arguments)
-    with erasure.attached(model):
-        return {name: model.named_parameters()[name].data.clone() for name in erasure.changes}
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +58,8 @@ def test_no_neighbour_anywhere_is_an_error(row):
 
 @pytest.mark.parametrize("values", [{"neighbours": 0}, {"radius": 0.0}, {"radius": 0.0, "beyond_radius": 0.0}])
 def test_without_neighbours_it_is_uce(tiny_sd_float64, values):
-    ours = edited(tiny_sd_float64, **CLOSED, **values)
-    uce = edited(tiny_sd_float64, "uce", variant="legacy", **{k: v for k, v in CLOSED.items() if k != "iterations"})
+    ours = changed(tiny_sd_float64, "realera", **CLOSED, **values)
+    uce = changed(tiny_sd_float64, "uce", variant="legacy", **{k: v for k, v in CLOSED.items() if k != "iterations"})
     assert ours.keys() == uce.keys()
     for name in uce:
         torch.testing.assert_close(ours[name], uce[name], rtol=0, atol=1e-10)
@@ -75,7 +70,7 @@ def test_the_closed_form_is_least_squares_over_the_neighbourhood(tiny_sd_float64
     model = tiny_sd_float64
     near, beyond = (torch.randn(n, 48, dtype=torch.float64) for n in (2, 5))
     with replayed({"neighbours.0": near, "beyond.0": beyond}):
-        ours = edited(model, neighbours=2, beyond_samples=5, preserve_scale=0.2, lamb=0.3, **CLOSED)
+        ours = changed(model, "realera", neighbours=2, beyond_samples=5, preserve_scale=0.2, lamb=0.3, **CLOSED)
     rows = TextRows(model, ["snoopy", "cat", "", "bird", "ship"])
     E, G = rows.tails("snoopy", "cat")
     kept = torch.cat([rows.all(text) for text in ("", "bird", "ship")])
@@ -105,7 +100,7 @@ def test_neighbours_alone_shrink_the_matrix(row):
 
 def test_a_great_weight_beyond_keeps_those_outputs(tiny_sd_float64):
     model = tiny_sd_float64
-    ours = edited(model, preserve_scale=1e9, **CLOSED)
+    ours = changed(model, "realera", preserve_scale=1e9, **CLOSED)
     rows = torch.cat([model.encode([text])[0] for text in ("", "bird", "ship")])
     for projection in model.projections("key", "value"):
         before = rows @ projection.weight.T
@@ -114,20 +109,20 @@ def test_a_great_weight_beyond_keeps_those_outputs(tiny_sd_float64):
 
 def test_training_starts_from_the_closed_form(tiny_sd_float64):
     """The trained factor is zero to begin with, so no learning is the closed form alone."""
-    idle = edited(tiny_sd_float64, **(TRAINED | {"learning_rate": 0}))
-    closed = edited(tiny_sd_float64, **CLOSED)
-    moved = edited(tiny_sd_float64, **TRAINED)
+    idle = changed(tiny_sd_float64, "realera", **(TRAINED | {"learning_rate": 0}))
+    closed = changed(tiny_sd_float64, "realera", **CLOSED)
+    moved = changed(tiny_sd_float64, "realera", **TRAINED)
     for name in closed:
         torch.testing.assert_close(idle[name], closed[name], rtol=0, atol=1e-12)
     assert any(not torch.equal(moved[name], closed[name]) for name in closed)
 
 
 def test_the_first_loss_follows_from_the_predictions(tiny_sd_float64):
-    model, seen = tiny_sd_float64, []
+    model = tiny_sd_float64
     settings = TRAINED | {"iterations": 1, "retain": []}
     x0, noise, t = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16), torch.tensor([100, 800])
     eta = torch.randn(2, 48, dtype=torch.float64)
-    with replayed({"x0.0": x0, "noise.0": noise, "t.0": t, "eta.0": eta}), traced(lambda **v: seen.append(v)):
+    with watched({"x0.0": x0, "noise.0": noise, "t.0": t, "eta.0": eta}) as seen:
         overpaint.erase(model, "realera", **settings, beyond_weight=3.0)
     x_t = model.add_noise(x0.double(), noise.double(), t)
     closed = overpaint.erase(model, "realera", **(CLOSED | {"retain": []}))

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 import overpaint
+from official import distance, flat, watched
 from overpaint.methods.receler import Adversary, Erasers, attention_layers, concept_masks, outside
 from overpaint.registry import component
-from overpaint.replay import Draws, replayed, traced
+from overpaint.replay import Draws
 
 
 def traced_erase(model, records=None, **arguments):
     """The erasure and what each iteration went through; each inner step's values as lists."""
-    iterations, seen = [], []
-    with replayed(records or {}), traced(lambda **values: seen.append(values)):
+    iterations = []
+    with watched(records) as seen:
         erasure = overpaint.erase(model, "receler", **arguments)
     for values in seen:
         if "attention" in values:
@@ -21,11 +22,6 @@ def traced_erase(model, records=None, **arguments):
             kept = iterations[-1].get(name)
             kept.append(value) if isinstance(kept, list) else iterations[-1].update({name: value})
     return erasure, iterations
-
-
-def distance(ours, theirs, scale=None):
-    scale = theirs if scale is None else scale
-    return float((ours.double() - theirs.double()).norm() / scale.double().norm())
 
 
 def settings(meta):
@@ -71,11 +67,8 @@ def test_official_code(tag, tiny_sd_float64, golden):
                 assert distance(seen[kind][block], extra[key]) < {"attention": 1e-4, "added": 1e-3}[kind], key
 
     assert erasure.parts.keys() == weights.keys()
-    ours, theirs, start = (
-        torch.cat([source[name].flatten() for name in weights])
-        for source in (erasure.parts, weights, {name.removeprefix("start."): value for name, value in extra.items()})
-    )
-    assert distance(ours, theirs, theirs - start) < 1e-3
+    start = {name.removeprefix("start."): value for name, value in extra.items()}
+    assert distance(*(flat(group, weights) for group in (erasure.parts, weights, start))) < 1e-3
 
 
 def compared(meta, n):

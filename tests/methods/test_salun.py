@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import overpaint
+from official import by_name, distance, flat, parameters, watched
 from overpaint.methods.salun import largest
-from overpaint.replay import replayed, traced
 
 #: Small enough for the tiny model.
 SMALL = {
@@ -17,15 +17,9 @@ SMALL = {
 
 def traced_erase(model, records=None, **arguments):
     """The erasure and what it went through, each a list by name."""
-    seen = {}
-
-    def watch(**values):
-        for key, value in values.items():
-            seen.setdefault(key, []).append(value)
-
-    with replayed(records or {}), traced(watch):
+    with watched(records) as seen:
         erasure = overpaint.erase(model, "salun", **(SMALL | arguments))
-    return erasure, seen
+    return erasure, by_name(seen)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +70,9 @@ def test_official_training(official, tiny_sd_float64):
     for ours, theirs in zip(seen["forget_loss"], losses):
         assert abs(float(ours / theirs) - 1) < 1e-5
     assert erasure.changes.keys() == weights.keys()
-    base = {name: tiny_sd_float64.named_parameters()[name].data for name in weights}
-    ours, theirs, start = (
-        torch.cat([source(name).flatten() for name in weights]).double()
-        for source in (lambda n: erasure.changes[n].tensor, weights.get, base.get)
-    )
-    assert (ours - theirs).norm() / (theirs - start).norm() < 3e-3
+    ours = {name: change.tensor for name, change in erasure.changes.items()}
+    base = parameters(tiny_sd_float64, weights)
+    assert distance(*(flat(group, weights) for group in (ours, weights, base))) < 3e-3
     (mask,) = seen["mask"]
     for name in weights:
         assert torch.equal(erasure.changes[name].tensor[~mask[name]], base[name][~mask[name]]), name

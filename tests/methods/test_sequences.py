@@ -4,14 +4,11 @@ import pytest
 import torch
 
 import overpaint
+from official import parameters
 from overpaint.concepts import Request
 from overpaint.models.guidance import Guidance
 
 ESD = {"iterations": 1, "rollout_steps": 4, "learning_rate": 1e-3, "train": "strict"}
-
-
-def weights(model, names):
-    return {name: model.named_parameters()[name].data.clone() for name in names}
 
 
 def test_every_request_is_made_on_the_last_ones_victim(tiny_sd):
@@ -19,13 +16,13 @@ def test_every_request_is_made_on_the_last_ones_victim(tiny_sd):
     with first.attached(tiny_sd):
         second = overpaint.erase(tiny_sd, "uce", erase=["bird"], anchor="ship")
         with second.attached(tiny_sd):
-            expected = weights(tiny_sd, first.changes)
+            expected = parameters(tiny_sd, first.changes)
     sequence = overpaint.erase(tiny_sd, "uce", erase=["dog", "bird"], anchor=["cat", "ship"], sequential=True)
     continued = overpaint.erase(tiny_sd, "uce", erase=["bird"], anchor="ship", before=first)
     joint = overpaint.erase(tiny_sd, "uce", erase=["dog", "bird"], anchor=["cat", "ship"])
     for erasure, same in ((sequence, True), (continued, True), (joint, False)):
         with erasure.attached(tiny_sd):
-            found = weights(tiny_sd, first.changes)
+            found = parameters(tiny_sd, first.changes)
             assert all(torch.equal(erasure.tensors[name], tensor) for name, tensor in found.items())
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()) == same
 
@@ -50,7 +47,7 @@ def test_what_a_later_request_replaces_is_not_kept(tiny_sd):
     mixed = overpaint.erase(tiny_sd, "uce", erase=["bird"], before=two, variant="current")
     assert mixed.artefact_bytes > two.artefact_bytes
     with two.attached(tiny_sd):
-        start = weights(tiny_sd, mixed.changes)
+        start = parameters(tiny_sd, mixed.changes)
     with mixed.attached(tiny_sd):
         name, change = next(iter(mixed.changes.items()))
         torch.testing.assert_close(tiny_sd.named_parameters()[name].data, start[name] + change.up @ change.down)
@@ -95,7 +92,7 @@ def test_a_guard_may_follow_weights_and_weights_a_guard(tiny_sd):
 def test_an_erasure_that_cannot_be_attached_leaves_nothing_behind(tiny_sd):
     first = overpaint.erase(tiny_sd, "uce", erase=["dog"])
     sequence = overpaint.erase(tiny_sd, "negative_prompt", erase=["bird"], before=first)
-    plain, tiny_sd.guidance = weights(tiny_sd, first.changes), lambda *_: None
+    plain, tiny_sd.guidance = parameters(tiny_sd, first.changes), lambda *_: None
     try:
         with pytest.raises(overpaint.UserError, match="not on another guard"):
             sequence.attach(tiny_sd)

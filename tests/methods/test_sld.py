@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import overpaint
+from official import distance
 from overpaint.concepts import Concept, Request
 from overpaint.models.guidance import Guidance
 from overpaint.registry import component
@@ -39,10 +40,6 @@ def denoised(model, *arguments, start=None, steps=4, scheduler="ddim", **hyperpa
     start = model.noise([0]) if start is None else start
     with torch.no_grad():
         return model.denoise(start, guidance(model, *arguments, **hyperparameters), scheduler, steps)
-
-
-def distance(ours, theirs):
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 @pytest.mark.parametrize("tag", TAGS)

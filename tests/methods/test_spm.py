@@ -6,25 +6,16 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import overpaint
+from official import distance, flat, watched
 from overpaint.commands import export_pipeline
 from overpaint.methods.adapters import Branches, fresh_factors, side_by_side
 from overpaint.methods.spm import anchors, permeability, resolutions, transformer_layers
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
-from overpaint.replay import replayed, traced
 
 SMALL = {
     "iterations": 1, "rollout_steps": 4, "learning_rate": 1e-2, "warmup_steps": 0, "dynamic_resolution": False,
 }  # fmt: skip
-
-
-def distance(ours, theirs, scale=None):
-    scale = theirs if scale is None else scale
-    return float((ours.double() - theirs.double()).norm() / scale.double().norm())
-
-
-def flat(tensors, names):
-    return torch.cat([tensors[name].flatten() for name in names])
 
 
 def factors_of(tensors, prefix, model):
@@ -44,8 +35,7 @@ def random_factors(model, seed=0, spread=0.2):
 
 def traced_erase(model, records=None, **arguments):
     """The erasure and what each iteration went through."""
-    seen = []
-    with replayed(records or {}), traced(lambda **values: seen.append(values)):
+    with watched(records) as seen:
         erasure = overpaint.erase(model, "spm", **arguments)
     return erasure, [
         predictions | losses | step for predictions, losses, step in zip(seen[::3], seen[1::3], seen[2::3])
@@ -101,8 +91,7 @@ def test_official_training(tag, tiny_sd_float64, golden):
     wanted = factors_of(weights, "", tiny_sd_float64)
     ours = {name.removeprefix("0."): tensor for name, tensor in erasure.parts.items()}
     assert ours.keys() == wanted.keys()
-    moved = flat(wanted, wanted) - flat(start, wanted)
-    assert distance(flat(ours, wanted), flat(wanted, wanted), moved) < 2e-3
+    assert distance(*(flat(group, wanted) for group in (ours, wanted, start))) < 2e-3
 
 
 def test_official_layers_and_their_order(tiny_sd, golden):

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import overpaint
+from official import changed, distance, parameters
 
 RUNS = {
     "current_object": {"variant": "current", "erase": ["dog"], "anchor": ""},
@@ -18,32 +19,21 @@ RUNS = {
 TOLERANCE = {("f32", "current"): 5e-4, ("f32", "legacy"): 5e-4, ("f64", "current"): 5e-4, ("f64", "legacy"): 1e-9}
 
 
-def changed(model, **arguments):
-    erasure = overpaint.erase(model, "uce", **arguments)
-    with erasure.attached(model):
-        return {name: model.named_parameters()[name].data.clone() for name in erasure.changes}
-
-
-def weights(model, names):
-    return {name: model.named_parameters()[name].data for name in names}
-
-
 @pytest.mark.parametrize("precision", ["f32", "f64"])
 @pytest.mark.parametrize("tag", RUNS)
 def test_official_code(tag, precision, goldens, request):
     model = request.getfixturevalue({"f32": "tiny_sd", "f64": "tiny_sd_float64"}[precision])
     official = load_file(goldens / "uce" / precision / f"{tag}.safetensors")
-    ours, base = changed(model, **RUNS[tag]), weights(model, official)
+    ours, base = changed(model, "uce", **RUNS[tag]), parameters(model, official)
     assert ours.keys() == official.keys()
     for name, tensor in official.items():
-        error = (ours[name].double() - tensor.double()).norm() / (tensor.double() - base[name].double()).norm()
-        assert error < TOLERANCE[precision, RUNS[tag]["variant"]], name
+        assert distance(ours[name], tensor, base[name]) < TOLERANCE[precision, RUNS[tag]["variant"]], name
 
 
 @pytest.mark.parametrize("variant", ["legacy", "current"])
 def test_mapping_a_concept_to_itself_changes_no_bit(tiny_sd, variant):
-    ours = changed(tiny_sd, variant=variant, erase=["Van Gogh"], anchor="van gogh", retain=["cat"])
-    for name, tensor in weights(tiny_sd, ours).items():
+    ours = changed(tiny_sd, "uce", variant=variant, erase=["Van Gogh"], anchor="van gogh", retain=["cat"])
+    for name, tensor in parameters(tiny_sd, ours).items():
         assert torch.equal(ours[name], tensor)
 
 
@@ -78,8 +68,8 @@ def test_expanded_prompts_add_five_phrases_a_concept(tiny_sd):
 
 def test_preserving_follows_the_number_of_retained_texts(tiny_sd):
     retain = ["cat", "ship", "bird"]
-    ruled = changed(tiny_sd, erase=["dog"], retain=retain)
-    given = changed(tiny_sd, erase=["dog"], retain=retain, preserve_scale=0.25)  # 1 / (three and the empty text)
+    ruled = changed(tiny_sd, "uce", erase=["dog"], retain=retain)
+    given = changed(tiny_sd, "uce", erase=["dog"], retain=retain, preserve_scale=0.25)  # 1 / (three and the empty text)
     assert all(torch.equal(ruled[name], given[name]) for name in ruled)
 
 

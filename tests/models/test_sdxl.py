@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import overpaint
+from official import watched
 from overpaint.cli import main
 from overpaint.models.guidance import Guidance
-from overpaint.replay import replayed, traced
 
 PROMPTS = ["a photo of a dog", "a ship, at night"]
 
@@ -131,10 +131,10 @@ def test_uce_maps_the_concept_to_itself_or_by_one_pairs_closed_form(tiny_sdxl, v
 @pytest.mark.parametrize("train", ["x", "strict", "u", "full"])
 def test_esd_trains_as_its_sdxl_script(tiny_sdxl, train):
     """x_t is one guided Euler step of the base, as the network reads it; the first loss is η² MSE(e0(c), e0(∅))."""
-    seen, noise, scheduler = [], tiny_sdxl.noise([7]), tiny_sdxl.scheduler("euler")
+    noise, scheduler = tiny_sdxl.noise([7]), tiny_sdxl.scheduler("euler")
     scheduler.set_timesteps(4)
     small = {"iterations": 1, "rollout_steps": 4, "learning_rate": 1e-3, "negative_guidance": 0.5}
-    with replayed({"k.0": torch.tensor([1]), "x_T.0": noise}), traced(lambda **values: seen.append(values)):
+    with watched({"k.0": torch.tensor([1]), "x_T.0": noise}) as seen:
         erasure = overpaint.erase(tiny_sdxl, "esd", variant="sdxl", train=train, erase=["dog"], **small)
     x_t, t, loss = seen[0]["x_t"], seen[0]["t"], seen[1]["loss"]
     assert t == scheduler.timesteps[1]
