@@ -78,10 +78,10 @@ def blocks(records: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
 
 def cell_text(figure: pd.Series) -> str:
     """``0.04 [0.01, 0.12]``; ≈ where it is not distinguishable from what it is compared to; † where the attack goes round
-    the defence; ⊥ where undefined."""
+    the defence; ≥ where it is only a lower bound; ⊥ where undefined."""
     if pd.isna(figure["value"]):
         return "⊥"
-    text = number(figure["value"], figure["unit"])
+    text = _bound(figure["why"]) + number(figure["value"], figure["unit"])
     if not pd.isna(figure["low"]):
         text += f" [{number(figure['low'], figure['unit'])}, {number(figure['high'], figure['unit'])}]"
     if figure["distinguishable"] is False:
@@ -111,17 +111,25 @@ def _mark(scope: str) -> str:
     return " †" if scope == OUTSIDE else ""
 
 
+def _bound(why: str | None) -> str:
+    """A value that has a reason is only a lower bound."""
+    return "≥ " if isinstance(why, str) and why else ""
+
+
 LEGEND = (
     "Figures with 95 % intervals. ≈ not distinguishable (Holm-corrected over the table, 5 %) from the unedited model, "
     "or from the attack's control where one is given. ⊥ undefined. ↑ higher is better, ↓ lower is better."
 )
-FOOTNOTE = f"† {OUTSIDE}: the attack comes in behind the place where the defence acts, and so is no test of it."
+FOOTNOTES = {
+    "†": f"† {OUTSIDE}: the attack comes in behind the place where the defence acts, and so is no test of it.",
+    "≥": "≥ a lower bound: the most that was measured.",
+}
 
 
 def legend(shown: Iterable[tuple[str, pd.DataFrame]]) -> str:
     """What the marks in these blocks mean."""
-    marked = any("†" in str(text) for _, block in shown for text in block.to_numpy().ravel())
-    return f"{LEGEND} {FOOTNOTE}" if marked else LEGEND
+    text = " ".join(str(text) for _, block in shown for text in block.to_numpy().ravel())
+    return " ".join([LEGEND, *(said for mark, said in FOOTNOTES.items() if mark in text)])
 
 
 #: What a view's rows are -> what its blocks are, beside the model.
@@ -169,7 +177,7 @@ def _mean_text(figures: pd.DataFrame, field: str) -> str:
     mean, unit = mean_of_estimates(estimates), figures["unit"].iloc[0]
     if mean.value is None:
         return "" if field in ("control", "difference") else "⊥"
-    text = number(mean.value, unit)
+    text = (max(map(_bound, figures["why"])) if field == "value" else "") + number(mean.value, unit)
     if mean.low is not None:
         text += f" [{number(mean.low, unit)}, {number(mean.high, unit)}]"
     if field == "difference" and all(found is False for found in figures["distinguishable"]):
@@ -231,6 +239,7 @@ def latex_text(text: str) -> str:
         ("↑", r"$\uparrow$"),
         ("↓", r"$\downarrow$"),
         ("†", r"$\dagger$"),
+        ("≥", r"$\geq$"),
     ):
         text = text.replace(plain, escaped)
     return text

@@ -14,7 +14,7 @@ def record(method, concepts, kind, metric, value, low, high, attack="none", unit
     cell = {"model": "m", "concepts": concepts, "kind": kind, "method": method, "attack": attack}
     cell |= {"protocol": "p", "budget": "b", "seed": 0, "facet": "efficacy", "metric": metric, "direction": "down"}
     rest = {"unit": unit, "value": value, "low": low, "high": high, "n": 10, "failed": 0, "original": 1.0, "scope": ""}
-    return cell | rest | {"control": None, "against": "original", "p_value": None}
+    return cell | rest | {"control": None, "against": "original", "p_value": None, "why": "" if value else "no images"}
 
 
 def attack(method, concepts, name, value, control, difference, p_value, scope=""):
@@ -64,6 +64,13 @@ def test_one_row_an_attack_beside_its_control():
     assert found["uda", "0.20"] == ["0.10", "0.10 [0.03, 0.17] ≈"], "not distinguishable from its control"
     assert found["cce", "0.50 †"][1].endswith("≈ †") and OUTSIDE in text
     assert found["random_prefix", "0.50"][0] == "", "it is a control and has none"
+
+
+def test_a_lower_bound_is_marked():
+    row = record("uce", "church", "object", "relearn_steps_to_half", 40, 20, 40, attack="relearn", unit="steps")
+    free, bound = (render(corrected(pd.DataFrame([row | {"why": why}])), "md") for why in ("", "censored: not back"))
+    assert "| 40 [20, 40] |" in free and "≥" not in free
+    assert "| ≥ 40 [20, 40] |" in bound and "≥ a lower bound" in bound
 
 
 def test_an_unknown_view_names_the_known(records):

@@ -60,8 +60,8 @@ class Evidence:
 @dataclass(frozen=True)
 class Figure:
     """One value with everything that must stand beside it. ``value`` is ``None`` when it is undefined; ``why`` says
-    the reason then. ``difference`` is this model minus the original on the same prompts and seeds (for attacks: minus
-    the control, see ``against``), with its two-sided ``p_value``."""
+    the reason then, and beside a value why it is only a lower bound. ``difference`` is this model minus the original on
+    the same prompts and seeds (for attacks: minus the control, see ``against``), with its two-sided ``p_value``."""
 
     value: float | None
     low: float | None = None

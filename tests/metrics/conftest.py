@@ -57,6 +57,17 @@ def inverted(frame, badness, seed, dimensions=256):
     return frame.assign(nll=usual.mean + stray, psnr=quality, dimensions=float(dimensions))
 
 
+def relearnt(frame, badness=None, seed=13):
+    """The frame as training leaves it, whose seeds stand for its steps: attacked pictures show the concept more
+    rarely before it, and more often after it, unless they are left alone."""
+    attacked, rng = frame["role"] == "attacked", np.random.default_rng(seed)
+    frame = frame.assign(steps=(frame["seed"] % 3).map({0: 0.0, 1: 10.0, 2: 40.0}).where(attacked))
+    if badness is not None:
+        shown = rng.random(len(frame)) < badness**2.0 ** (1 - frame["seed"] % 3)
+        frame[ERASED] = frame[ERASED].mask(attacked, np.where(shown, 0.9, 0.1))
+    return frame
+
+
 def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
     """Evidence of an erasure that is perfect at 0 and both useless and destructive at 1."""
     rows = [("target", ERASED, (ERASED,))] * prompts
@@ -77,6 +88,7 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
     )
     fooled = np.random.default_rng(6).random(len(images)) < badness  # a judge that is fooled by what it is shown
     images, original = inverted(images, badness, 9), inverted(original, 1.0, 10)
+    images, original = relearnt(images, badness), relearnt(original)
     images["verdict"] = ((images[ERASED] > 0.5) ^ fooled).astype(float).where(images["role"] == "attacked")
     attacked = images.loc[images["role"] == "attacked", "prompt_id"].to_numpy()
     plain = frame_of(control, lambda label, role: badness / 2, seeds, 7).assign(role="target", prompt_id=attacked)

@@ -1,0 +1,96 @@
+"""Figures of the curve that relearning leaves, on curves made by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from overpaint.metrics.relearning import RelearnArea, RelearnStepsToHalf, area, steps_to_half
+
+STEPS = np.array([0.0, 10.0, 40.0])
+
+
+@pytest.mark.parametrize(
+    ("shares", "known", "half", "mean"),
+    [
+        ([0.0, 0.0, 0.0], 1.0, 40, 0.0),
+        ([0.0, 0.5, 1.0], 1.0, 10, (2.5 + 22.5) / 40),
+        ([0.0, 0.2, 0.8], 0.8, 10 + 30 / 3, (1 + 15) / 40),
+        ([0.0, 1.0, 0.0], 0.6, 3, 20 / 40),
+        ([0.5, 0.4, 0.6], 0.9, 0, (4.5 + 15) / 40),
+        ([1.0, 1.0, 1.0], 1.0, 0, 1.0),
+        ([0.0, 0.0, 0.4], 0.8, 40, 6 / 40),
+    ],
+)
+def test_closed_form(shares, known, half, mean):
+    assert steps_to_half(np.array([shares]), STEPS, np.array([known])) == pytest.approx([half])
+    assert area(np.array([shares]), STEPS) == pytest.approx([mean])
+
+
+def test_what_is_not_known_has_no_half():
+    curves, known = np.array([[0.0, 0.5, 1.0], [0.0, np.nan, 1.0], [0.0, 0.5, 1.0]]), np.array([0.0, 1.0, np.nan])
+    assert np.isnan(steps_to_half(curves, STEPS, known)).all()
+
+
+def scored(hits, role="attacked", steps=STEPS):
+    """Images of the given outcomes (prompts, points), made after so many steps."""
+    hits = np.asarray(hits, float)
+    prompts, points = np.indices(hits.shape).reshape(2, -1)
+    return pd.DataFrame(
+        {
+            "prompt_id": [f"p{n}" for n in prompts],
+            "seed": 0,
+            "draw": points,
+            "role": role,
+            "concept": "church",
+            "steps": np.asarray(steps)[points],
+            "failed": np.isnan(hits.ravel()),
+            "church": hits.ravel(),
+        }
+    )
+
+
+def knowing(evidence_of, hits, original=((1, 1, 1),) * 4, plain=((1,),) * 4):
+    plain = scored(plain, "target", [0]).drop(columns="steps")
+    return evidence_of(0.5, images=scored(hits), original=scored(original), plain_original=plain, failure_limit=0.5)
+
+
+def test_figures_of_four_prompts(evidence_of):
+    evidence = knowing(evidence_of, [(0, 0, 1), (0, 0, 1), (0, 1, 1), (0, 0, 0)])
+    half, whole = RelearnStepsToHalf().measure(evidence), RelearnArea().measure(evidence)
+    assert half.value == pytest.approx(10 + 30 * 0.25 / 0.5) and half.why == "" and half.n == whole.n == 12
+    assert whole.value == pytest.approx((10 * 0.125 + 30 * 0.5) / 40)
+    assert (half.original, whole.original) == (0, 1)
+    assert half.difference == half.value and whole.difference == pytest.approx(whole.value - 1)
+    assert whole.p_value == pytest.approx(2 / 2**4, abs=0.01), "all four prompts part the same way"
+
+
+def test_half_that_is_not_back_is_a_bound_and_says_so(evidence_of):
+    figure = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 1)]))
+    assert figure.value == 40 and figure.why.startswith("censored")
+    assert figure.high == 40 and figure.low < 40, "some resampled prompts do come back"
+    never = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0)] * 4))
+    assert (never.value, never.low, never.high) == (40, None, None) and "censored" in never.why
+
+
+def test_a_concept_that_the_unedited_model_does_not_show_has_no_half(evidence_of):
+    evidence = knowing(evidence_of, [(0, 0, 1)] * 4, plain=[(0,)] * 4)
+    assert RelearnStepsToHalf().measure(evidence).value is None
+    assert RelearnArea().measure(evidence).value == pytest.approx(15 / 40)
+
+
+def test_a_step_without_a_judged_image_leaves_a_hole(evidence_of):
+    evidence = knowing(evidence_of, [(0, np.nan, 1)] * 4)
+    for metric in (RelearnStepsToHalf(), RelearnArea()):
+        figure = metric.measure(evidence)
+        assert figure.value is None and figure.failed == 4 and "step" in figure.why
+    holed = RelearnArea().measure(knowing(evidence_of, [(0, np.nan, 1), (0, 1, 1)] * 2))
+    assert holed.value == pytest.approx((5 + 30) / 40), "a step's share is that of the images it has"
+
+
+def test_other_attacks_leave_no_curve(evidence_of):
+    evidence = evidence_of(0.5)
+    assert RelearnArea.relevant(evidence)
+    assert not RelearnArea.relevant(replace(evidence, images=evidence.images.drop(columns="steps")))
+    assert not RelearnArea.relevant(replace(evidence, images=evidence.images.assign(steps=np.nan)))
