@@ -40,10 +40,10 @@ def test_mapping_a_concept_to_itself_changes_no_bit(tiny_sd, variant):
 @pytest.mark.parametrize("variant", ["legacy", "current"])
 def test_the_order_of_concepts_does_not_matter(tiny_sd_float64, variant):
     one = changed(
-        tiny_sd_float64, variant=variant, erase=["dog", "snoopy"], anchor=["cat", ""], retain=["bird", "ship"]
+        tiny_sd_float64, "uce", variant=variant, erase=["dog", "snoopy"], anchor=["cat", ""], retain=["bird", "ship"]
     )
     two = changed(
-        tiny_sd_float64, variant=variant, erase=["snoopy", "dog"], anchor=["", "cat"], retain=["ship", "bird"]
+        tiny_sd_float64, "uce", variant=variant, erase=["snoopy", "dog"], anchor=["", "cat"], retain=["ship", "bird"]
     )
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-12)
