@@ -19,6 +19,9 @@ OVERPAINT = str(Path(sys.executable).parent / "overpaint")
 COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
 #: The demo's methods and two of its attacks, on one concept at the smallest budget.
 GRID = ["method=none,negative_prompt,uce,esd", "attack=none,synonym,random_prefix", "budget=smoke"]
+#: An attack that searches six prompts, two side by side.
+SEARCH = ["method=uce", "attack=uda", "attack.timesteps=2", "budget=smoke", "budget.target_prompts=6"]
+SEARCH += ["protocol.batch_size=2"]
 
 
 def start(store, *grid):
@@ -54,6 +57,35 @@ def test_killed_five_times_and_resumed(tmp_path):
         process.communicate()
         assert process.returncode == 0
     assert seen.items() <= made(killed).items()
+    pd.testing.assert_frame_equal(table(killed), table(whole), check_exact=True)
+
+
+def test_killed_in_the_middle_of_an_attack(tmp_path):
+    """Prompts that were finished are kept, file by file, and the others come out as if nothing had happened."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+
+    def found(store):
+        places = (store / "artefacts" / "attack").glob("*/*")
+        return {p.relative_to(store): (p.stat().st_ino, p.stat().st_mtime_ns) for p in places if p.is_file()}
+
+    process = start(killed, *SEARCH)
+    while process.poll() is None and not found(killed):
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = found(killed)
+    for store in (killed, whole):
+        process = start(store, *SEARCH)
+        process.communicate()
+        assert process.returncode == 0
+    made, wanted = found(killed), found(whole)
+    assert kept and kept.items() < made.items(), "finished prompts stay, and the attack was not over"
+    assert made.keys() == wanted.keys()
+    for path in made:
+        if path.name != "manifest.json":
+            assert (killed / path).read_bytes() == (whole / path).read_bytes(), path
     pd.testing.assert_frame_equal(table(killed), table(whole), check_exact=True)
 
 
