@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import overpaint
+from official import by_name, watched
 from overpaint.attacks.relearning import RULES, Adapter
 from overpaint.erasure import Erasure, LowRank
 from overpaint.methods.training import parameter_group
 from overpaint.registry import component
-from overpaint.replay import Draws, traced
+from overpaint.replay import Draws
 
 
 def relearn(**values):
@@ -45,8 +46,7 @@ def test_no_steps_and_no_learning_rate_are_the_victim(train, scene, tiny_sd):
 @pytest.mark.parametrize("train", RULES)
 def test_only_what_is_chosen_learns(train, scene, tiny_sd):
     chosen = parameter_group(tiny_sd, RULES[train])
-    seen = []
-    with traced(lambda **values: seen.append(values)):
+    with watched() as seen:
         relearn(train=train, curve=[1]).run(replace(scene, shots=scene.shots[:1]))
     (step,) = seen
     gradients = step["gradients"]
@@ -89,12 +89,13 @@ def test_a_low_rank_change_is_what_it_says_and_leaves_the_layers_that_were_there
 
 def test_the_loss_falls(scene, monkeypatch):
     """On batches that are all alike: the same picture, caption, noise and time."""
-    attack, seen = relearn(train="full", learning_rate=1e-3, curve=[15], pictures=1), []
+    attack = relearn(train="full", learning_rate=1e-3, curve=[15], pictures=1)
     draw = type(attack).loss
     monkeypatch.setattr(type(attack), "loss", lambda self, *given: draw(self, *given[:-1], Draws(3)))
-    with traced(lambda **values: seen.append(float(values["loss"]))):
+    with watched() as seen:
         attack.run(replace(scene, shots=scene.shots[:1]))
-    assert seen[-1] < 0.9 * seen[0]
+    losses = by_name(seen)["loss"]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_a_longer_curve_begins_as_a_shorter_one(scene):

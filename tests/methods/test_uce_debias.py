@@ -6,19 +6,19 @@ import torch
 from PIL import Image
 
 import overpaint
+from official import watched
 from overpaint.concepts import Request
 from overpaint.detectors.attributes import attribute_classifier
 from overpaint.registry import component
-from overpaint.replay import traced
 
 SMALL = {"variant": "current", "images": 4, "steps": 2, "attributes": ["ship", "the cat"], "tolerance": 0.05}
 
 
 def debiased(model, shown, erase=("dog",), retain=("bird",), **values):
     """The erasure made with a classifier that answers with ``shown``, one answer a concept and round, and each round."""
-    answers, rounds = iter(shown), []
+    answers = iter(shown)
     uce = component("method", "uce").build(SMALL | {"iterations": 5} | values)
-    with traced(lambda **seen: rounds.append(seen)):
+    with watched() as rounds:
         erasure = uce.debias(model, Request.of(list(erase), None, list(retain)), lambda images: next(answers))
     return erasure, rounds
 
