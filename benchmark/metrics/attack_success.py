@@ -45,6 +45,7 @@ class AttackSuccess(Metric):
     roles = ("attacked",)
     attacks = ("*",)
     not_attacks = PROMPT_LISTS
+    version = 2
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence, settled: bool = True) -> pd.DataFrame:
         """Outcomes of the shots' last images (``settled``) or first ones."""
@@ -154,11 +155,15 @@ def _plain(attacked: pd.DataFrame, frame: pd.DataFrame, evidence: Evidence) -> p
 
 
 def _one_a_shot(frame: pd.DataFrame, keep: str) -> pd.DataFrame:
-    """One row a prompt and plain image: its first or last draw. Seeds are numbered within their prompt, so that the
-    images of an attack from the plain noise and those of a control from fresh noise make pairs."""
+    """One row a prompt and plain image: its last draw, or the first one of a control, which may take another seed for
+    each. Seeds are numbered within their prompt, so that the images of an attack from the plain noise and those of a
+    control from fresh noise make pairs."""
     if "draw" not in frame or frame.empty:
         return frame
-    draws = frame.groupby(["prompt_id", "seed"])["draw"].transform("max" if keep == "last" else "min")
+    if keep == "last":
+        draws = frame.groupby(["prompt_id", "seed"])["draw"].transform("max")
+    else:
+        draws = frame.groupby("prompt_id")["draw"].transform("min")
     chosen = frame[frame["draw"] == draws].sort_values(["prompt_id", "seed"]).reset_index(drop=True)
     return chosen.assign(seed=chosen.groupby("prompt_id").cumcount())
 

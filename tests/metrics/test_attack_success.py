@@ -60,6 +60,16 @@ def test_control_is_paired_where_prompts_and_seeds_match(frame_of, evidence_of):
     assert figure.p_value == statistics.mcnemar(int((a & ~b).sum()), int((b & ~a).sum())).p_value
 
 
+def test_the_controls_first_images_are_compared_however_many_it_may_make(frame_of, evidence_of):
+    """A seed search takes another seed for every try; its control is one image for each of the attack's."""
+    images = attacked(frame_of, 0.8, 1, 0).assign(draw=3)
+    control = attacked(frame_of, 0.3, 4, 1).assign(draw=lambda f: f["seed"])
+    first = control[control["draw"] == 0]
+    figure = AttackSuccess().measure(evidence_of(0.5, images=images, control=control))
+    assert (figure.value, figure.control) == ((images["church"] > 0.5).mean(), (first["church"] > 0.5).mean())
+    assert figure.difference == pytest.approx(figure.value - figure.control)
+
+
 def test_control_with_other_prompts_is_unpaired(frame_of, evidence_of):
     images = attacked(frame_of, 0.8, 2, 0)
     control = attacked(frame_of, 0.3, 2, 1).assign(prompt_id=lambda f: "other-" + f["prompt_id"])
