@@ -24,7 +24,7 @@ from overpaint.metrics.attack_success import PROMPT_LISTS
 from overpaint.metrics.metric import Evidence, Figure, Metric
 from overpaint.metrics.outcomes import own_concept, rows, tally
 from overpaint.resampling import limits
-from overpaint.statistics import DRAWS, LEVEL
+from overpaint.statistics import DRAWS, LEVEL, wilson
 
 
 def steps_to_half(shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
@@ -66,6 +66,10 @@ class Relearning(Metric):
         """Why the figure of a curve (points,) is only a bound, or an empty string."""
         return ""
 
+    def interval(self, values: NDArray, prompts: int) -> tuple[float | None, float | None]:
+        """The interval of the first value, which is the figure itself, from its resampled others."""
+        return _held(values)
+
     def measure(self, evidence: Evidence) -> Figure:
         own, other = (_relearnt(frame, evidence.threshold) for frame in (evidence.images, evidence.original))
         plain = own_concept(rows(evidence.plain_original, "target"), evidence.threshold).assign(steps=0.0)
@@ -86,13 +90,12 @@ class Relearning(Metric):
         values = self.value(shares, steps, known)
         if np.isnan(values[0]):
             return replace(figure, why="a step has no judged image, or the unedited model none with the concept")
-        figure = replace(figure, value=float(values[0]), why=self.bound(shares[0], known[0]))
-        low, high = _interval(values)
-        figure = replace(figure, low=low, high=high)
+        low, high = self.interval(values, len(np.unique(own["prompt_id"])))
+        figure = replace(figure, value=float(values[0]), low=low, high=high, why=self.bound(shares[0], known[0]))
         original = self.value(_ratio(counts @ theirs), steps, known)
         if tally(other).refusal(limit, "attacked images") or np.isnan(original[0]):
             return figure
-        low, high = _interval(values - original)
+        low, high = _held(values - original)
         return replace(
             figure,
             original=float(original[0]),
@@ -135,6 +138,11 @@ class RelearnArea(Relearning):
     def value(self, shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
         return area(shares, steps)
 
+    def interval(self, values: NDArray, prompts: int) -> tuple[float, float]:
+        """Where resampled areas are all alike, Wilson's interval with prompts as observations, as for other shares."""
+        low, high = _held(values)
+        return wilson(float(values[0]) * prompts, prompts) if low is None else (low, high)
+
 
 def _relearnt(frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Outcomes of the attacked images that say after how many ``steps`` they were made."""
@@ -167,7 +175,7 @@ def _resampled(prompts: int) -> NDArray:
     return np.vstack([np.ones((1, prompts), int), drawn])
 
 
-def _interval(values: NDArray) -> tuple[float | None, float | None]:
-    """Limits that hold the first value, which is the figure itself, of the resampled others; none where all are alike."""
+def _held(values: NDArray) -> tuple[float | None, float | None]:
+    """Limits of resampled values that hold the first one; none where all are alike."""
     low, high = limits(values[~np.isnan(values)], LEVEL)
     return (None, None) if low == high else (min(low, float(values[0])), max(high, float(values[0])))

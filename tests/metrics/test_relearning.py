@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from overpaint.metrics.relearning import RelearnArea, RelearnStepsToHalf, area, steps_to_half
+from overpaint.statistics import wilson
 
 STEPS = np.array([0.0, 10.0, 40.0])
 
@@ -72,6 +73,8 @@ def test_half_that_is_not_back_is_a_bound_and_says_so(evidence_of):
     assert figure.high == 40 and figure.low < 40, "some resampled prompts do come back"
     never = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0)] * 4))
     assert (never.value, never.low, never.high) == (40, None, None) and "censored" in never.why
+    flat = RelearnArea().measure(knowing(evidence_of, [(0, 0, 0)] * 4))
+    assert (flat.value, flat.low, flat.high) == (0, *wilson(0, 4))
 
 
 def test_a_concept_that_the_unedited_model_does_not_show_has_no_half(evidence_of):
