@@ -52,7 +52,7 @@ def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
-    return float(low), float(high)
+    return (float(low) if successes else 0.0), (float(high) if successes < n else 1.0)  # to the last bit
 
 
 def clopper_pearson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:

@@ -140,9 +140,15 @@ def start(module: Denoiser, latents: str, tokens: str, empty: list[int], flash: 
 
 
 def start_wordy(
-    module: WordyDenoiser, latents: str, tokens: str, empty: list[int], rare: list[int], noisy_weight: float
+    module: WordyDenoiser,
+    latents: str,
+    tokens: str,
+    empty: list[int],
+    rare: list[int],
+    rare_share: float,
+    noisy_weight: float,
 ):
-    """The same loss, plus reading the words back; captions with one of the `rare` tokens are drawn more often."""
+    """The same loss, plus reading the words back; `rare_share` is how many captions are drawn for a `rare` token."""
     torch.backends.cuda.enable_flash_sdp(False)
     data, captions = torch.from_numpy(np.load(latents)), torch.from_numpy(np.load(tokens)).long()
     kept = build_scheduler().alphas_cumprod
@@ -153,8 +159,9 @@ def start_wordy(
 
     def loss(generator: torch.Generator, count: int) -> Tensor:
         chosen = torch.randint(len(data), (count,), generator=generator)
-        often = torch.rand(count, generator=generator) < RARE_SHARE
-        chosen[often] = uncommon[torch.randint(len(uncommon), (int(often.sum()),), generator=generator)]
+        if rare_share:
+            often = torch.rand(count, generator=generator) < rare_share
+            chosen[often] = uncommon[torch.randint(len(uncommon), (int(often.sum()),), generator=generator)]
         clean, words = data[chosen].float(), captions[chosen]
         words[torch.rand(count, generator=generator) < CAPTION_DROPOUT] = nothing
         strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -186,8 +193,8 @@ def train_denoiser(folder: Path, tokenizer: CLIPTokenizer, workers: int, seed: i
     del inputs["flash"]
     inputs["rare"] = [tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in RARE_WORDS]
     build, initial = Builder(WordyDenoiser, words), first.state_dict()
-    for leg, noisy_weight in zip(WORDY_LEGS, (0.0, NOISY_WEIGHT)):
-        inputs["noisy_weight"] = noisy_weight
+    for leg, rare_share, noisy_weight in zip(WORDY_LEGS, (0.0, RARE_SHARE), (0.0, NOISY_WEIGHT)):
+        inputs |= {"rare_share": rare_share, "noisy_weight": noisy_weight}
         last = train(build, start_wordy, leg, folder, "denoiser_wordy", workers, seed + 1, initial, **inputs)
     return last
 
