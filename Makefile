@@ -25,7 +25,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: setup  ## speed against a bare diffusers loop, and start-up times
+bench: setup  ## speed against a bare diffusers loop, of attacks side by side, and start-up times
 	$(BIN)/python scripts/bench.py
 
 clean:

@@ -9,12 +9,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
+from overpaint.commands import prepare
+from overpaint.composition import compose_cells
 from overpaint.models.loading import load_pipeline
 from overpaint.models.sources import resolve
+from overpaint.running import execute
 from overpaint.stages import generate
+from overpaint.store import MANIFEST
 from overpaint.tasks import Task
 from overpaint.workbench import Workbench
 
@@ -127,6 +132,56 @@ class _Encoding:
         model.encode_ids = timed
 
 
+def attack_seconds(prompts: int = 20, alone: int = 3) -> dict[str, float]:
+    """UnlearnDiffAtk (testbed preset, UCE's victim) on all prompts in one process, against a fresh process for each of a
+    few: wall-clock seconds a prompt from start to exit, and denoiser evaluations a prompt, of both."""
+    with tempfile.TemporaryDirectory() as folder:
+        stores = [f"{folder}/together", f"{folder}/alone"]
+        for store in stores:
+            _in_a_process(store, prompts, "none")  # the erasure is there before
+        together = _in_a_process(stores[0], prompts, "all")
+        one_by_one = [_in_a_process(stores[1], prompts, str(n * prompts // alone)) for n in range(alone)]
+    apart = {key: statistics.mean(found[key] for found in one_by_one) for key in together}
+    return {
+        "prompts": prompts,
+        "model_loads": together["loads"],
+        "together_seconds_per_prompt": together["seconds"] / prompts,
+        "alone_seconds_per_prompt": apart["seconds"],
+        "ratio": apart["seconds"] * prompts / together["seconds"],
+        "together_forwards_per_prompt": together["forwards"] / prompts,
+        "alone_forwards_per_prompt": apart["forwards"],
+    }
+
+
+def _in_a_process(store: str, prompts: int, which: str) -> dict[str, float]:
+    """`attack_prompts` in a process of its own, with the seconds that it took."""
+    start = time.perf_counter()
+    command = [sys.executable, __file__, "attack", store, str(prompts), which]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout) | {"seconds": time.perf_counter() - start}
+
+
+def attack_prompts(store: str, prompts: int, which: str) -> dict[str, float]:
+    """Attack none, all or the n-th of so many prompts, as `overpaint run` does; how often weights were read, and what
+    forwards were spent."""
+    overrides = ["method=uce", "attack=uda", "concepts=church", f"budget.target_prompts={prompts}", f"store={store}"]
+    _, plan, place = prepare(compose_cells(overrides))
+    place.prepare()
+    bench, quiet = Workbench(), SimpleNamespace(stepped=lambda *step: None)
+    erased = [t for t in plan.tasks.values() if t.stage == "attack" and "erasure" in t.inputs]
+    wanted = [t for t in erased if t.config["concept"]["name"] == "church"]
+    erase = plan.tasks[wanted[0].inputs["erasure"]]
+    if which == "none":
+        bundles = [[erase]]
+    elif which == "all":
+        bundles = [plan.bundles[t.key] for t in wanted if t is plan.bundles[t.key][0]]
+    else:
+        bundles = [[wanted[int(which)]]]
+    made = [task for bundle in bundles for task in execute(bundle, plan, place, bench, "cpu", quiet)]
+    costs = [json.loads((place.path(t.stage, t.key) / MANIFEST).read_text())["cost"] for t in made]
+    return {"loads": bench.loads, "forwards": sum(cost.get("forwards", 0) for cost in costs)}
+
+
 def start_up(*arguments: str, rounds: int = 7) -> float:
     """Median seconds of a command line from start to exit."""
     command = [str(Path(sys.executable).parent / "overpaint"), *arguments]
@@ -145,9 +200,13 @@ def main() -> None:
         **images_per_second(),
     }
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}, indent=1))
+    print("attack", json.dumps({name: round(value, 3) for name, value in attack_seconds().items()}))
     for name, measured in closed_form_seconds().items():
         print(name, json.dumps({key: round(value, 3) for key, value in measured.items()}))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["attack"]:
+        print(json.dumps(attack_prompts(sys.argv[2], int(sys.argv[3]), sys.argv[4])))
+    else:
+        main()
