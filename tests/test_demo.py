@@ -50,8 +50,8 @@ def test_killed_five_times_and_resumed(tmp_path):
         process.communicate()
         now = made(killed)
         assert seen.items() <= now.items(), "an artefact was made twice"
-        assert len(now) > len(seen), "killed before anything was made"
         seen = now
+    assert seen, "killed before anything was made"
     for store in (killed, whole):
         process = start(store)
         process.communicate()
