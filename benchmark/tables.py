@@ -149,15 +149,16 @@ def averaged(records: pd.DataFrame, row: str, columns: Mapping[str, Mapping]) ->
                 chosen = chosen[chosen["kind"] == column["kind"]]
             if chosen.empty:
                 continue
-            arrow = {"up": "↑", "down": "↓"}[chosen["direction"].iloc[0]]
-            titles[title] = f"{title} {arrow}"
+            field, arrow = column.get("field", "value"), {"up": "↑", "down": "↓"}[chosen["direction"].iloc[0]]
+            titles[title] = f"{title} {arrow}" if field == "value" else title
             for name, figures in chosen.groupby(row, sort=False):
-                rows.setdefault(name, {})[titles[title]] = _mean_text(figures, column.get("field", "value"))
+                rows.setdefault(name, {})[titles[title]] = _mean_text(figures, field)
         if rows:
             names = [name for name in dict.fromkeys(part[row]) if name in rows]
             table = pd.DataFrame([{row: name} | rows[name] for name in names], columns=[row, *titles.values()])
-            concepts = ", ".join(dict.fromkeys(part["concepts"]))
-            yield " on ".join([*method, model]) + f": mean over {concepts}", table.fillna("")
+            concepts = list(dict.fromkeys(part["concepts"]))
+            over = ("mean over " if len(concepts) > 1 else "") + ", ".join(concepts)
+            yield f"{' on '.join([*method, model])}: {over}", table.fillna("")
 
 
 #: What a view's column shows of its records -> where they keep it, with its interval.
@@ -193,7 +194,9 @@ def viewed(records: pd.DataFrame, view: str) -> Iterable[tuple[str, pd.DataFrame
     if view not in views:
         raise unknown("view", view, ["facets", *views])
     chosen = yaml.safe_load(views[view].read_text(encoding="utf-8"))
-    return averaged(records, chosen["rows"], chosen["columns"])
+    compared = {column["metric"] for column in chosen["columns"].values() if column.get("field") == "difference"}
+    shown = records["metric"].isin(compared)  # Holm's family are the comparisons that the view shows
+    return averaged(pd.concat([corrected(records[shown]), records[~shown]]), chosen["rows"], chosen["columns"])
 
 
 def render(records: pd.DataFrame, form: str, view: str = "facets") -> str:

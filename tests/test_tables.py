@@ -46,21 +46,22 @@ def test_one_row_a_method_and_the_mean_over_concepts(records):
 
 def test_one_row_an_attack_beside_its_control():
     rows = [
-        attack("uce", "church", "cce", 0.9, 0.1, 0.8, 1e-6),
-        attack("uce", "car", "cce", 0.7, 0.1, 0.6, 1e-6),
+        attack("uce", "church", "cce", 0.9, 0.1, 0.8, 1e-5),
+        attack("uce", "car", "cce", 0.7, 0.1, 0.6, 1e-5),
         attack("uce", "church", "uda", 0.2, 0.1, 0.1, 0.4),
         attack("uce", "car", "uda", 0.2, 0.1, 0.1, 0.4),
         attack("esd", "church", "cce", 0.5, 0.5, 0.0, 0.9, scope=OUTSIDE),
         attack("esd", "church", "random_prefix", 0.5, None, 0.0, None),
     ]
-    text = render(corrected(pd.DataFrame(rows)), "md", "redteam")
+    others = [record("uce", str(n), "object", "fid", 1.0, None, None) | {"p_value": 0.9} for n in range(10**4)]
+    text = render(corrected(pd.DataFrame(rows + others)), "md", "redteam")
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert "### uce on m: mean over church, car" in text and "### esd on m: mean over church" in text
+    assert "### uce on m: mean over church, car" in text and "### esd on m: church" in text
     assert [name.split(" ↓")[0] for name in table[0][:5]] == (
         ["attack", "attacked", "control", "attacked − control", "unedited model"]
     )
     found = {(row[0], row[1]): row[2:4] for row in table}
-    assert found["cce", "0.80"] == ["0.10", "0.70 [0.63, 0.77]"]
+    assert found["cce", "0.80"] == ["0.10", "0.70 [0.63, 0.77]"], "corrected over what the view shows"
     assert found["uda", "0.20"] == ["0.10", "0.10 [0.03, 0.17] ≈"], "not distinguishable from its control"
     assert found["cce", "0.50 †"][1].endswith("≈ †") and OUTSIDE in text
     assert found["random_prefix", "0.50"][0] == "", "it is a control and has none"
