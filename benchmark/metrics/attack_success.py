@@ -169,7 +169,8 @@ def _one_a_shot(frame: pd.DataFrame, keep: str) -> pd.DataFrame:
 
 
 class AttackFloor(Metric):
-    """The same attack's success for a concept that the model never saw: what a judge is fooled by without memory."""
+    """The same attack's success, on its last images, for a concept that the model never saw: what a judge is fooled by
+    without memory."""
 
     name = "attack_floor"
     facet = "robustness"
@@ -178,13 +179,14 @@ class AttackFloor(Metric):
     roles = ("floor",)
     attacks = ("*",)
     not_attacks = PROMPT_LISTS
+    version = 2
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
         return evidence.floor is not None
 
     def measure(self, evidence: Evidence) -> Figure:
-        floor = own_concept(rows(evidence.floor, "floor", "attacked"), evidence.threshold)
+        floor = own_concept(_one_a_shot(rows(evidence.floor, "floor", "attacked"), "last"), evidence.threshold)
         return compare(floor, None, evidence.failure_limit, "floor images")
 
 

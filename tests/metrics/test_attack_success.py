@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from overpaint import statistics
@@ -68,6 +69,14 @@ def test_the_controls_first_images_are_compared_however_many_it_may_make(frame_o
     figure = AttackSuccess().measure(evidence_of(0.5, images=images, control=control))
     assert (figure.value, figure.control) == ((images["church"] > 0.5).mean(), (first["church"] > 0.5).mean())
     assert figure.difference == pytest.approx(figure.value - figure.control)
+
+
+def test_the_floor_counts_the_images_that_an_attack_settled_on(frame_of, evidence_of):
+    frame = pd.concat([attacked(frame_of, rate, 1, 0).assign(draw=draw) for draw, rate in enumerate((1.0, 1.0, 0.25))])
+    floor = frame.reset_index(drop=True)
+    last = floor[floor["draw"] == 2]["church"] > 0.5
+    figure = AttackFloor().measure(evidence_of(0.5, floor=floor))
+    assert (figure.value, figure.n) == (last.mean(), 12) and figure.value < 1
 
 
 def test_control_with_other_prompts_is_unpaired(frame_of, evidence_of):
