@@ -9,7 +9,7 @@ from typing import Any
 
 from overpaint.concepts import Catalogue, Concept, Request, load_catalogue
 from overpaint.errors import UserError, unknown
-from overpaint.registry import check_type, component, construct
+from overpaint.registry import check_type, checked, component, construct
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def choose(
         preset = next((name for name in wanted if name in presets), None)
     given = {k.split(".", 1)[1] for k in explicit if k.startswith(f"{kind}.")}
     values = {k: config[k] for k in given if k in chosen.defaults and k in config}
-    settled = chosen.settle(values, preset)
-    construct(chosen.load(), settled, f"{kind}={chosen.name}")  # a wrong type or value is told before anything runs
+    settled = checked(chosen.load(), chosen.settle(values, preset), f"{kind}={chosen.name}")
+    chosen.load()(**settled)  # a wrong value is told before anything runs
     if "preset" in given and preset:
         values = {"preset": preset, **values}
     return Choice(chosen.name, preset, settled, values)

@@ -94,6 +94,11 @@ def component(kind: str, name: str) -> Component:
 
 def construct(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """``cls(**values)`` with every value checked against the dataclass field it fills."""
+    return cls(**checked(cls, values, where))
+
+
+def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values that fill the fields of a dataclass, each as its field has it: 10 for a float is 10.0."""
     hints = get_type_hints(cls)
     names = {f.name for f in fields(cls) if f.init}
     for key, value in values.items():
@@ -103,7 +108,13 @@ def construct(cls: type, values: Mapping[str, Any], where: str) -> Any:
     missing = [f.name for f in fields(cls) if f.name not in values and _required(f)]
     if missing:
         raise UserError(f"{where}: no value for {', '.join(missing)}")
-    return cls(**{k: float(v) if hints[k] is float else v for k, v in values.items()})
+    return {key: _as_field(value, hints[key]) for key, value in values.items()}
+
+
+def _as_field(value: Any, hint: Any) -> Any:
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and float in options and int not in options else value
 
 
 def _required(f) -> bool:

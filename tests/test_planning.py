@@ -57,6 +57,19 @@ def test_threshold_and_metrics_change_measurements_alone():
     assert changed == {"measure"}
 
 
+@pytest.mark.parametrize(
+    "whole, real",
+    [
+        ("method=uce method.lamb=1", "method.lamb=1.0"),
+        ("method=advunlearn method.retain_weight=10", "method.retain_weight=10.0"),
+    ],
+)
+def test_a_whole_number_is_the_same_hyperparameter_as_a_real_one(whole, real):
+    method, value = whole.split()
+    keys = [[t.key for t in stages(plan(method, given, "budget=smoke"), "erase")] for given in (value, real)]
+    assert keys[0] == keys[1]
+
+
 def test_batch_size_and_shard_size_name_no_image():
     small, large = plan("budget=smoke", "protocol.batch_size=1"), plan("budget=smoke", "protocol.batch_size=32")
     assert set(small.tasks) == set(large.tasks)
