@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.integrate import trapezoid
 
 from overpaint.metrics.attack_success import PROMPT_LISTS
 from overpaint.metrics.metric import Evidence, Figure, Metric
@@ -41,7 +42,7 @@ def steps_to_half(shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
 
 def area(shares: NDArray, steps: NDArray) -> NDArray:
     """``(n,)`` areas under curves ``shares`` (n, points) over ``steps`` (points,), 1 where a share is 1 all the way."""
-    return np.trapezoid(shares, steps, axis=1) / (steps[-1] - steps[0])
+    return trapezoid(shares, steps, axis=1) / (steps[-1] - steps[0])
 
 
 class Relearning(Metric):
