@@ -81,9 +81,7 @@ def cell_text(figure: pd.Series) -> str:
     the defence; ≥ where it is only a lower bound; ⊥ where undefined."""
     if pd.isna(figure["value"]):
         return "⊥"
-    text = _bound(figure["why"]) + number(figure["value"], figure["unit"])
-    if not pd.isna(figure["low"]):
-        text += f" [{number(figure['low'], figure['unit'])}, {number(figure['high'], figure['unit'])}]"
+    text = _bound(figure["why"]) + _ranged(figure["value"], figure["low"], figure["high"], figure["unit"])
     if figure["distinguishable"] is False:
         text += " ≈"
     text += _mark(figure["scope"])
@@ -105,6 +103,12 @@ def number(value: float, unit: str) -> str:
     if unit == "dB":
         return f"{value:.1f} dB"
     return f"{value:.2f}" if unit in ("fraction", "ratio") else f"{value:.3g}"
+
+
+def _ranged(value: float, low: float | None, high: float | None, unit: str) -> str:
+    """``0.04 [0.01, 0.12]``, or the figure alone where it has no interval."""
+    interval = "" if pd.isna(low) else f" [{number(low, unit)}, {number(high, unit)}]"
+    return number(value, unit) + interval
 
 
 def _mark(scope: str) -> str:
@@ -175,12 +179,11 @@ def _mean_text(figures: pd.DataFrame, field: str) -> str:
         Estimate(*(None if pd.isna(v) else float(v) for v in found), n=int(n))
         for *found, n in figures[[*FIELDS[field], "n"]].itertuples(index=False)
     ]
-    mean, unit = mean_of_estimates(estimates), figures["unit"].iloc[0]
+    mean = mean_of_estimates(estimates)
     if mean.value is None:
         return "" if field in ("control", "difference") else "⊥"
-    text = (max(map(_bound, figures["why"])) if field == "value" else "") + number(mean.value, unit)
-    if mean.low is not None:
-        text += f" [{number(mean.low, unit)}, {number(mean.high, unit)}]"
+    text = max(map(_bound, figures["why"])) if field == "value" else ""
+    text += _ranged(mean.value, mean.low, mean.high, figures["unit"].iloc[0])
     if field == "difference" and all(found is False for found in figures["distinguishable"]):
         text += " ≈"
     return text + (max(map(_mark, figures["scope"])) if field in ("value", "difference") else "")

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from overpaint import statistics
 from overpaint.metrics.metric import Evidence, Figure, Metric
-from overpaint.metrics.outcomes import compare, own_concept, rows, share
+from overpaint.metrics.outcomes import compare, has_readings, own_concept, rows, share
 
 #: Attacks that are lists of other prompts: they measure generality or efficacy, and no robustness.
 PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
@@ -122,7 +122,7 @@ class JudgeAgreement(Metric):
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
-        return "verdict" in evidence.images and bool(evidence.images["verdict"].notna().any())
+        return has_readings(evidence.images, "verdict")
 
     def measure(self, evidence: Evidence) -> Figure:
         frame = rows(evidence.images, "attacked")

@@ -26,7 +26,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from overpaint.metrics.metric import Evidence, Figure, Metric
-from overpaint.metrics.outcomes import Tally, rows
+from overpaint.metrics.outcomes import Tally, has_readings, rows
 from overpaint.resampling import limits
 from overpaint.statistics import DRAWS, LEVEL
 
@@ -74,8 +74,7 @@ class Reading(Metric):
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
-        frame = getattr(evidence, cls.frame)
-        return frame is not None and cls.column in frame and bool(frame[cls.column].notna().any())
+        return has_readings(getattr(evidence, cls.frame), cls.column)
 
     def measure(self, evidence: Evidence) -> Figure:
         frame, limit = getattr(evidence, self.frame), evidence.failure_limit

@@ -44,6 +44,11 @@ def rows(frame: pd.DataFrame | None, *roles: str) -> pd.DataFrame:
     return frame[frame["role"].isin(roles)].reset_index(drop=True)
 
 
+def has_readings(frame: pd.DataFrame | None, column: str) -> bool:
+    """Whether any image of the frame has a value in this column, which only some attacks leave."""
+    return frame is not None and column in frame and bool(frame[column].notna().any())
+
+
 def outcomes(frame: pd.DataFrame, labels: Iterable[Collection[str | None]], threshold: float) -> pd.DataFrame:
     """Whether each image shows each of the labels asked about it (one collection for each row of ``frame``).
 

@@ -23,7 +23,7 @@ from scipy.integrate import trapezoid
 
 from overpaint.metrics.attack_success import PROMPT_LISTS
 from overpaint.metrics.metric import Evidence, Figure, Metric
-from overpaint.metrics.outcomes import own_concept, rows, tally
+from overpaint.metrics.outcomes import has_readings, own_concept, rows, tally
 from overpaint.resampling import limits
 from overpaint.statistics import DRAWS, LEVEL, wilson
 
@@ -57,7 +57,7 @@ class Relearning(Metric):
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
-        return "steps" in evidence.images and bool(evidence.images["steps"].notna().any())
+        return has_readings(evidence.images, "steps")
 
     @abstractmethod
     def value(self, shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
