@@ -1,4 +1,4 @@
-"""What tests share that hold ours to what official code wrote."""
+"""What tests share: to hold ours to what official code wrote, and to look at what attacks made."""
 
 from collections import defaultdict
 from contextlib import contextmanager
@@ -58,3 +58,11 @@ def by_name(seen):
         for name, value in values.items():
             found[name].append(value)
     return found
+
+
+def by_variant(assault):
+    """The bytes of an attack's pictures, a list a variant."""
+    found = defaultdict(list)
+    for painted in assault.painted:
+        found[painted.shot.prompt.variant].append(painted.image.tobytes())
+    return dict(found)

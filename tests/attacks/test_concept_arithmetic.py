@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import overpaint
+from official import by_variant
 from overpaint.attacks.concept_arithmetic import Composition, placed, words_for
 from overpaint.concepts import Concept
 from overpaint.prompts import Prompt, Shot
@@ -14,13 +15,6 @@ from overpaint.registry import component
 
 def arithmetic(**values):
     return component("attack", "concept_arithmetic").build(values, seed=0)
-
-
-def pictures(assault):
-    found = {}
-    for painted in assault.painted:
-        found.setdefault(painted.shot.prompt.variant, []).append(painted.image.tobytes())
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +74,7 @@ def test_equal_prompts_cancel(predictions):
 def test_the_name_alone_draws_the_plain_pictures_and_a_weight_of_zero_is_no_term(scene, tiny_sd):
     scene = replace(scene, protocol=scene.protocol | {"steps": 2, "scheduler": "pndm"})
     recipes = {"plain": {"name": 1.0}, "zero": {"name": 1.0, "synonym": 0.0}, "more": {"name": 1.0, "synonym": 0.5}}
-    found = pictures(arithmetic(recipes=recipes).run(scene))
+    found = by_variant(arithmetic(recipes=recipes).run(scene))
     texts, seeds = [s.prompt.text for s in scene.shots], [s.noise_seed for s in scene.shots]
     plain = [image.tobytes() for image in tiny_sd.sample(texts, seeds, **scene.protocol)]
     assert found["plain"] == plain == found["zero"] != found["more"]
@@ -91,11 +85,11 @@ def test_every_prompt_passes_the_guard(method, scene, tiny_sd):
     scene = replace(scene, protocol=scene.protocol | {"steps": 3})
     attack = arithmetic(recipes={"plain": {"name": 1.0}, "sum": {"synonym": 1.0, "name": 0.5, "other": -0.5}})
     settings = {"warmup_steps": 0} if method == "sld" else {}
-    free = pictures(attack.run(scene))
+    free = by_variant(attack.run(scene))
     with overpaint.erase(tiny_sd, method, erase=["cat"], **settings).attached(tiny_sd):
         texts, seeds = [s.prompt.text for s in scene.shots], [s.noise_seed for s in scene.shots]
         guarded = [image.tobytes() for image in tiny_sd.sample(texts, seeds, **scene.protocol)]
-        found = pictures(attack.run(scene))
+        found = by_variant(attack.run(scene))
     assert found["plain"] == guarded and found["sum"] != free["sum"]
 
 
@@ -120,7 +114,7 @@ def test_prompts_of_a_recipe(cat):
 
 def test_recipes_that_cannot_be_told_are_left_out(scene):
     bare = replace(scene, concept=Concept("cat", article="a", label="cat"))
-    found = pictures(arithmetic().run(bare))
+    found = by_variant(arithmetic().run(bare))
     assert set(found) == {"beside"} and len(found["beside"]) == len(scene.shots)
     with pytest.raises(overpaint.UserError, match="no recipe can be told of 'cat', which has name"):
         arithmetic(recipes={"a": {"synonym": 1.0}}).run(bare)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import overpaint
-from official import distance, victim
+from official import by_variant, distance, victim
 from overpaint.attacks.probes import step_noise
 from overpaint.prompts import Prompt, shots
 from overpaint.registry import component
@@ -29,13 +29,6 @@ def at(scene, **protocol):
 
 def pixels(images):
     return [image.tobytes() for image in images]
-
-
-def by_variant(assault):
-    found = {}
-    for painted in assault.painted:
-        found.setdefault(painted.shot.prompt.variant, []).append(painted.image.tobytes())
-    return found
 
 
 @pytest.mark.parametrize("compat", ["official", "intended"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import overpaint
-from official import by_name, watched
+from official import by_name, by_variant, watched
 from overpaint.attacks.relearning import RULES, Adapter
 from overpaint.erasure import Erasure, LowRank
 from overpaint.methods.training import parameter_group
@@ -20,13 +20,6 @@ def relearn(**values):
     return component("attack", "relearn").build(values, seed=0)
 
 
-def by_step(assault):
-    found = {}
-    for painted in assault.painted:
-        found.setdefault(painted.shot.prompt.variant, []).append(painted.image.tobytes())
-    return found
-
-
 def plain(scene):
     images = scene.paint([s.prompt.text for s in scene.shots], [s.noise_seed for s in scene.shots])
     return [image.tobytes() for image in images]
@@ -37,8 +30,8 @@ def test_no_steps_and_no_learning_rate_are_the_victim(train, scene, tiny_sd):
     scene = replace(scene, shots=scene.shots[:2])
     with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
         wanted = plain(scene)
-        still = by_step(relearn(train=train, learning_rate=0.0).run(scene))
-        moved = by_step(relearn(train=train, learning_rate=0.1).run(scene))
+        still = by_variant(relearn(train=train, learning_rate=0.0).run(scene))
+        moved = by_variant(relearn(train=train, learning_rate=0.1).run(scene))
     assert still == {"step 0": wanted, "step 2": wanted}
     assert moved["step 0"] == wanted and moved["step 2"] != wanted
 
@@ -100,8 +93,8 @@ def test_the_loss_falls(scene, monkeypatch):
 
 def test_a_longer_curve_begins_as_a_shorter_one(scene):
     scene = replace(scene, shots=scene.shots[:2])
-    short = by_step(relearn(curve=[2], learning_rate=0.01).run(scene))
-    long = by_step(relearn(curve=[1, 2], learning_rate=0.01).run(scene))
+    short = by_variant(relearn(curve=[2], learning_rate=0.01).run(scene))
+    long = by_variant(relearn(curve=[1, 2], learning_rate=0.01).run(scene))
     assert short["step 2"] == long["step 2"]
 
 
