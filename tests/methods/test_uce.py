@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import overpaint
 from official import changed, distance, parameters
+from overpaint.shipped import shipped
 
 RUNS = {
     "current_object": {"variant": "current", "erase": ["dog"], "anchor": ""},
@@ -28,6 +30,15 @@ def test_official_code(tag, precision, goldens, request):
     assert ours.keys() == official.keys()
     for name, tensor in official.items():
         assert distance(ours[name], tensor, base[name]) < TOLERANCE[precision, RUNS[tag]["variant"]], name
+
+
+def test_moderation_by_the_official_words(tiny_sd_float64, golden):
+    """The paper's script with its alias of eleven words, which are of one and of several word pieces."""
+    _, official, _ = golden("uce/f64/legacy_moderation")
+    words = yaml.safe_load((shipped("conf") / "concepts" / "i2g.yaml").read_text(encoding="utf-8"))["erase"]
+    ours = changed(tiny_sd_float64, "uce", variant="legacy", erase=words)
+    for name, base in parameters(tiny_sd_float64, official).items():
+        assert distance(ours[name], official[name], base) < 1e-9, name
 
 
 @pytest.mark.parametrize("variant", ["legacy", "current"])

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import overpaint
-from official import watched
+from official import distance, parameters, watched
 from overpaint.concepts import Request
 from overpaint.detectors.attributes import attribute_classifier
 from overpaint.registry import component
@@ -21,6 +21,38 @@ def debiased(model, shown, erase=("dog",), retain=("bird",), **values):
     with watched() as rounds:
         erasure = uce.debias(model, Request.of(list(erase), None, list(retain)), lambda images: next(answers))
     return erasure, rounds
+
+
+@pytest.mark.parametrize("tag", ["debias_two", "debias_three"])
+def test_official_code(tag, tiny_sd_float64, golden, monkeypatch):
+    """Gaps, the weights that every round paints with, the round that stops and the result, answers replayed."""
+    model = tiny_sd_float64
+    meta, results, painted_with = golden(f"uce/f64/{tag}")
+    name = "up_blocks.2.attentions.1.transformer_blocks.0.attn2.to_v.weight"
+    answers, seen = iter(meta["labels"]), []
+    monkeypatch.setattr(type(model), "sample", lambda self, prompts, *_, **__: [None] * len(prompts))
+
+    def classify(images):
+        seen.append(model.named_parameters()[name].data.clone())
+        return next(answers)
+
+    settings = {"desired", "iterations", "tolerance", "images", "lamb", "preserve_scale"}
+    uce = component("method", "uce").build(
+        {"variant": "current", "attributes": meta["attributes"], "erase_scale": meta["edit_scale"]}
+        | {key: meta[key] for key in settings}
+    )
+    base = parameters(model, results)
+    with watched() as rounds:
+        erasure = uce.debias(model, Request.of(meta["edit"], None, meta["preserve"]), classify)
+    assert torch.stack([shown["gap"] for shown in rounds]).tolist() == meta["gaps"]
+    assert next(answers, None) is None
+    assert torch.equal(seen[0], base[name])
+    for place, weight in enumerate(seen[:: len(meta["edit"])]):
+        if place:
+            assert distance(weight, painted_with[f"painted_with.{place}"], base[name]) < 1e-10
+    with erasure.attached(model):
+        for matrix, ours in parameters(model, results).items():
+            assert distance(ours, results[matrix], base[matrix]) < 1e-10, matrix
 
 
 def row(model, text):
