@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-from overpaint.concepts import Catalogue, Concept, Request, load_catalogue
+from overpaint.concepts import KINDS, Catalogue, Concept, Request, load_catalogue
 from overpaint.errors import UserError, unknown
-from overpaint.registry import check_type, checked, component, construct
+from overpaint.registry import check_type, checked, component, components, construct
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,22 @@ class ModelSpec:
 
     name: str
     path: str
-    precision: str
+    precision: Literal["float32", "float16", "bfloat16", "float64"]
     preset: str | None
     detector: str | None
     judge: str | None
     reference: str | None
     catalogue: str | None
+
+    def __post_init__(self):
+        for key in ("detector", "judge"):
+            name = getattr(self, key)
+            if name and name not in components("detector"):
+                raise unknown("detector", name, components("detector"), f"model.{key}")
+
+
+#: What the models of these families were trained with.
+TIMESTEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -32,16 +43,18 @@ class Protocol:
     """How images are made. ``batch_size`` changes speed only."""
 
     name: str
-    scheduler: str
+    scheduler: Literal["ddim", "pndm", "dpm", "euler", "lms"]
     steps: int
     guidance_scale: float
     size: int | None
     batch_size: int
 
     def __post_init__(self):
-        for key in ("steps", "batch_size"):
-            if getattr(self, key) < 1:
+        for key in ("steps", "size", "batch_size"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise UserError(f"protocol.{key} takes a positive number, got {getattr(self, key)}")
+        if self.steps > TIMESTEPS:
+            raise UserError(f"protocol.steps takes at most the model's {TIMESTEPS} timesteps, got {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -59,18 +72,28 @@ class Budget:
     shard: int
 
     def __post_init__(self):
-        for key in ("seeds", "shard", "target_prompts"):
+        for key in ("seeds", "shard", "target_prompts", "reference_images"):
             if getattr(self, key) < 1:
                 raise UserError(f"budget.{key} takes a positive number, got {getattr(self, key)}")
+        for key in ("near_prompts", "grid", "in_prompt", "utility_prompts"):
+            if getattr(self, key) < 0:
+                raise UserError(f"budget.{key} takes a number from 0 up, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True)
 class MetricSpec:
     """Which figures, and how a score becomes present, absent or failed."""
 
-    metrics: dict[str, str]
+    metrics: dict
     threshold: float
     failure_limit: float
+
+    def __post_init__(self):
+        for name, reference in self.metrics.items():
+            check_type(reference, str, f"metrics.metrics.{name}")
+        for key in ("threshold", "failure_limit"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"metrics.{key} takes a number from 0 to 1, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True)
@@ -133,8 +156,15 @@ class Cell:
         return replace(self, method=Choice("none", None, {}))
 
 
+#: The whole of a configuration: the groups of ``conf/config.yaml``, and what stands beside them.
+KEYS = ("model", "concepts", "method", "attack", "metrics", "protocol", "budget", "engine", "tracker", "seed", "store")
+
+
 def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
     """Check a composed configuration and settle presets."""
+    for key in config:
+        if key not in KEYS:
+            raise unknown("key", key, KEYS, "the configuration")
     model = construct(ModelSpec, config["model"], "model")
     concepts = concept_set(config["concepts"], model.catalogue)
     metrics = {k: v for k, v in config["metrics"].items() if k != "name"}
@@ -154,6 +184,10 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
 class _Seed:
     seed: int
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed takes a number from 0 to 2**63 - 1, got {self.seed}")
+
 
 def choose(
     kind: str, config: Mapping[str, Any], explicit: frozenset[str], family: str | None, concept_kind: str
@@ -164,6 +198,9 @@ def choose(
     ``<concept kind>``, and none of them leaves the defaults.
     """
     chosen = component(kind, config["name"])
+    for key in config:
+        if key not in chosen.config:
+            raise unknown("hyper-parameter", key, chosen.defaults, f"{kind}={chosen.name}")
     presets = chosen.config.get("presets") or {}
     preset = config.get("preset", "auto")
     if preset == "auto":
@@ -171,14 +208,25 @@ def choose(
         preset = next((name for name in wanted if name in presets), None)
     given = {k.split(".", 1)[1] for k in explicit if k.startswith(f"{kind}.")}
     values = {k: config[k] for k in given if k in chosen.defaults and k in config}
-    settled = checked(chosen.load(), chosen.settle(values, preset), f"{kind}={chosen.name}")
-    chosen.load()(**settled)  # a wrong value is told before anything runs
+    where = f"{kind}={chosen.name}"
+    settled = checked(chosen.load(), chosen.settle(values, preset), where)
+    construct(chosen.load(), settled, where)  # a wrong value is told before anything runs
     if "preset" in given and preset:
         values = {"preset": preset, **values}
     return Choice(chosen.name, preset, settled, values)
 
 
 SET_KEYS = ("name", "catalogue", "erase", "sequential", "retain", "near", "anchor", "kind", "templates", "prompts")
+SET_TYPES = {
+    "name": str | None,
+    "catalogue": str | None,
+    "sequential": bool,
+    "near": str | list[str] | None,
+    "anchor": str | list[str] | None,
+    "kind": str,
+    "templates": list[str] | None,
+    "prompts": dict | None,
+}
 
 
 def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
@@ -186,6 +234,12 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     for key in config:
         if key not in SET_KEYS:
             raise unknown("key", key, SET_KEYS, "concepts")
+    for key, hint in SET_TYPES.items():
+        check_type(config[key], hint, f"concepts.{key}")
+    if config["kind"] not in KINDS:
+        raise unknown("kind", config["kind"], KINDS, "concepts.kind")
+    for role, path in (config["prompts"] or {}).items():
+        check_type(path, str | None, f"concepts.prompts.{role}")
     catalogue = load_catalogue(catalogue_of_model if config["catalogue"] == "auto" else config["catalogue"])
     erase = _concepts(config["erase"], catalogue, config["kind"], "concepts.erase")
     names = {c.name for c in erase}
@@ -198,13 +252,14 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     near = list(dict.fromkeys([near] if isinstance(near, str) else near))
     anchors = config["anchor"]
     request = Request.of(erase, anchors, _concepts(retain, catalogue, config["kind"], "concepts.retain"))
-    check_type(config["sequential"], bool, "concepts: sequential")
     sequential = config["sequential"] and len(erase) > 1  # one concept is the same request either way
     name = config["name"] or "+".join(c.name for c in erase)
     templates = config["templates"]
     for template in templates or ():
         if "{}" not in template:
             raise UserError(f"concepts.templates: {template!r} has no {{}} to put the concept in")
+        if re.search(r"[{}]", template.replace("{}", "", 1)):
+            raise UserError(f"concepts.templates: {template!r} has braces besides one {{}} for the concept")
     return ConceptSet(
         f"{name} in turn" if sequential else name,
         request,

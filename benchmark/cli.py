@@ -8,8 +8,6 @@ import sys
 import click
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
-#: Keys that say where and how, not what: with nothing else given, `run` and its kin take the demo's grid.
-CIRCUMSTANCES = ("store", "engine", "tracker")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,8 +109,8 @@ def doctor(context: click.Context) -> None:
 
 
 def _compose(overrides: list[str], default: bool = True):
-    """The cells of a command's overrides."""
-    from overpaint.composition import compose_cells
+    """The cells of a command's overrides; the demo's where they say only where and how."""
+    from overpaint.composition import CIRCUMSTANCES, compose_cells
 
     keys = [o.split("=")[0].lstrip("+~").split(".")[0] for o in overrides]
     if default and all(key in CIRCUMSTANCES for key in keys):

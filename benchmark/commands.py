@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from overpaint.cells import Cell, cell_from
-from overpaint.composition import Composed, compose_cells
+from overpaint.composition import CIRCUMSTANCES, Composed, compose_cells
 from overpaint.display import Display, duration
 from overpaint.errors import UserError, unknown
 from overpaint.estimates import Estimates
@@ -28,6 +28,9 @@ ERR = Console(stderr=True, soft_wrap=True)
 
 def prepare(composed: Sequence[Composed]) -> tuple[list[Cell], Plan, Store]:
     """Check every cell and plan the grid; nothing is written yet."""
+    for key in CIRCUMSTANCES:
+        if any(c.config[key] != composed[0].config[key] for c in composed):
+            raise UserError(f"{key} says where and how a whole grid runs and is no axis of it: give one")
     cells = [cell_from(c.config, c.explicit) for c in composed]
     return cells, make_plan(cells), Store.chosen(composed[0].config["store"])
 
@@ -117,9 +120,10 @@ def describe_plan(composed: Sequence[Composed]) -> None:
         )
     for budget in dict.fromkeys(c.budget for c in cells):
         smallest = smallest_detectable_difference(budget.target_prompts, budget.seeds)
+        found = "no paired difference" if smallest is None else f"a paired difference of about {smallest:.2f}"
         out.print(
-            f"budget {budget.name}: {budget.target_prompts} target prompts × {budget.seeds} images detect a paired "
-            f"difference of about {smallest:.2f} (80 % power, 5 % level)",
+            f"budget {budget.name}: {budget.target_prompts} target prompts × {budget.seeds} images detect {found} "
+            "(80 % power, 5 % level)",
             highlight=False,
         )
 
@@ -137,8 +141,6 @@ def print_table(arguments: Sequence[str], form: str, view: str) -> None:
         raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
     records = stored_records(store, plan)
     if form == "terminal":
-        if records.empty:
-            raise UserError("no records stored yet for this table: run it first (overpaint run …)")
         show(records, view)
         return
     sys.stdout.write(render(records, form, view))

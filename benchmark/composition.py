@@ -19,11 +19,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from overpaint.errors import UserError, unknown
-from overpaint.registry import conf_folders, look_in
+from overpaint.registry import components, conf_folders, look_in
 from overpaint.shipped import shipped
 
 #: Groups whose keys a preset may set, so that keys given on the command line must be known to win over it.
 PRESET_GROUPS = ("method", "attack")
+#: Keys that say where and how a grid runs, not what it is.
+CIRCUMSTANCES = ("store", "engine", "tracker")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def compose_cells(overrides: Sequence[str]) -> list[Composed]:
     with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         given = _with_searchpath(list(overrides))
         try:
+            _check_choices(given)
             return list(_expand(_with_experiment(given)))
         except OverrideParseException as error:
             raise UserError(f"cannot read the override {error.override!r}: {str(error).splitlines()[0]}") from error
@@ -59,6 +62,27 @@ def _with_searchpath(overrides: list[str]) -> list[str]:
             look_in(folder)
     places = ",".join(f"file://{folder}" for folder in conf_folders())
     return [o for o in overrides if o not in asked] + ([f"hydra.searchpath=[{places}]"] if places else [])
+
+
+def _check_choices(overrides: list[str]) -> None:
+    """Refuse what is no choice of an option: lists in brackets (Hydra takes the last option of one), null, ``~method``."""
+    loader = GlobalHydra.instance().config_loader()
+    for o in _parser().parse_overrides(overrides):
+        group = o.key_or_group
+        if not group:
+            raise UserError(f"cannot read the override {o.input_line!r}: there is no key before the =")
+        if group == "hydra" or not loader.get_group_options(group):
+            continue
+        if o.is_delete():
+            raise UserError(f"{o.input_line}: a run needs one option of {group}; choose another, {group}=…")
+        if o.is_sweep_override() and group == "experiment":
+            raise UserError(f"{o.input_line}: an experiment is a grid of its own; run one after the other")
+        values = list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.value()]
+        for value in values:
+            if isinstance(value, list):
+                raise UserError(f"{o.input_line}: {group} takes one option; several without brackets are an axis")
+            if not isinstance(value, str) or value == "null":
+                raise unknown(group, str(value), components(group))
 
 
 def _with_experiment(overrides: list[str]) -> list[str]:
@@ -90,7 +114,7 @@ def _expand(overrides: list[str]):
     base = composed()
     parts = {}
     for key, values in axes.items():
-        path = key.replace("/", ".").split(".")
+        path = key.lstrip("+").replace("/", ".").split(".")
         for value in values:
             node = composed(**{key: value})  # also checks that the key exists
             for name in path:
@@ -125,10 +149,10 @@ def _parser() -> OverridesParser:
 
 def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
     """Hydra's message as one sentence that names the key, the choices and the nearest match."""
-    text = " ".join(str(error).split())
-    option = re.search(r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*)", text)
+    text = " ".join(str(error).split()).partition(" Config search path:")[0]
+    option = re.search(r"Could not find '([^']+)/([^'/]*)' Available options in '[^']+': (.*)", text)
     if option:
-        return unknown(option[1], option[2], option[3].partition("Config search path")[0].split())
+        return unknown(option[1], option[2], option[3].split())
     override = re.search(r"Could not override '([^']+)'", text)
     missing = re.search(r"Missing mandatory value: \S+ full_key: (\S+)", text)
     if missing:

@@ -52,6 +52,10 @@ class Request:
     def __post_init__(self):
         if not self.erase:
             raise UserError("nothing to erase: give at least one concept in concepts.erase")
+        names = [c.name for c in self.erase]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise UserError(f"{', '.join(twice)} cannot be erased twice in one request")
         both = {c.name for c in self.erase} & {c.name for c in self.retain}
         if both:
             raise UserError(f"{', '.join(sorted(both))} cannot be erased and retained in one request")
@@ -114,7 +118,12 @@ def load_catalogue(name: str | None) -> Catalogue:
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         raise unknown("concept catalogue", name, (p.stem for p in folder.glob("*.yaml")))
-    raw = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"concept catalogue {name} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("concepts"), dict):
+        raise UserError(f"concept catalogue {name} has no mapping 'concepts' (name: its kind, label, synonyms …)")
     concepts = {n: concept_from(n, entry or {}, str(path)) for n, entry in raw["concepts"].items()}
     templates = {
         kind: {language: tuple(lines) for language, lines in by_language.items()}

@@ -22,7 +22,7 @@ def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> U
     """
     names = sorted(map(str, allowed))
     near = get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     place = f" in {where}" if where else ""
     return UserError(f"unknown {what} {given!r}{place}{hint} (allowed: {', '.join(names) or 'none'})")
 

@@ -14,6 +14,8 @@ from overpaint.attacks.attack import Attack, Scene
 from overpaint.cells import Cell, Choice
 from overpaint.concepts import Concept
 from overpaint.detectors import detector_identity
+from overpaint.errors import UserError
+from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, resolve
 from overpaint.prompts import Shot
 from overpaint.registry import component, construct, load_attribute
@@ -124,11 +126,19 @@ def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of the files that hyper-parameters name (a caption collection, say): their content decides the result."""
     found = {}
     for key, value in values.items():
-        places = (shipped("datasets") / f"{value}.csv", Path(value).expanduser()) if isinstance(value, str) else ()
-        path = next((place for place in places if value and place.is_file()), None)
-        if path:
-            found[key] = file_hash(path)
+        if isinstance(value, str) and value:
+            path = next(filter(_is_file, (shipped("datasets") / f"{value}.csv", Path(value))), None)
+            if path:
+                found[key] = file_hash(path.expanduser())
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """Any text may be asked about: one that is too long for a path, or ``~nobody``, names none."""
+    try:
+        return path.expanduser().is_file()
+    except (OSError, RuntimeError):
+        return False
 
 
 # --- attack, generate, score -----------------------------------------------------------------------------------
@@ -311,8 +321,18 @@ def _measure_task(cell: Cell, frames: Mapping[str, list[Batch]], erase: Task | N
         "threshold": cell.metrics.threshold,
         "failure_limit": cell.metrics.failure_limit,
     }
-    versions = {name: load_attribute(reference).version for name, reference in metrics.items()}
+    versions = {name: _metric(name, reference).version for name, reference in metrics.items()}
     return Task("measure", config, inputs, versions, {}, f"measure {cell.label}")
+
+
+def _metric(name: str, reference: str) -> type[Metric]:
+    try:
+        metric = load_attribute(reference)
+    except UserError as error:
+        raise UserError(f"metrics.metrics.{name}: {error}") from error
+    if not isinstance(metric, type) or not issubclass(metric, Metric):
+        raise UserError(f"metrics.metrics.{name}: {reference} is no metric (overpaint.metrics.metric:Metric)")
+    return metric
 
 
 def _scope(cell: Cell) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -87,35 +88,38 @@ def read_prompts(
     """Prompts from a CSV with a ``prompt`` column; ids, seeds and guidance under any of the published column names."""
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"prompt file {path} does not exist")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = {name.strip().lower(): name for name in reader.fieldnames or ()}
-        found = {key: next((header[n] for n in names if n in header), None) for key, names in COLUMNS.items()}
-        if not found["prompt"]:
-            given = ", ".join(header) or "none"
-            raise UserError(f"{path} has no 'prompt' column (its columns: {given})")
-        prompts = []
-        for row in reader:
-            text = (row[found["prompt"]] or "").strip()
-            if not text:
-                continue
-            cell = {key: (row[name] or "").strip() for key, name in found.items() if name}
-            where = f"{path} line {reader.line_num}"
-            prompts.append(
-                Prompt(
-                    text,
-                    role,
-                    concept,
-                    tuple(expects),
-                    id=cell.get("id", ""),
-                    seed=_number(cell.get("seed"), int, f"{where}: seed"),
-                    guidance=_number(cell.get("guidance"), float, f"{where}: guidance"),
-                )
-            )
+        raise UserError(f"prompt file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            prompts = _rows(csv.DictReader(file), path, role, concept, tuple(expects))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"prompt file {path} cannot be read as a CSV in UTF-8: {error}") from error
     if not prompts:
         raise UserError(f"{path} has a 'prompt' column but no prompt in it")
     return distinct(prompts)
+
+
+def _rows(reader: csv.DictReader, path: Path, role: str, concept: str, expects: tuple[str, ...]) -> list[Prompt]:
+    header = {name.strip().lower(): name for name in reader.fieldnames or ()}
+    found = {key: next((header[n] for n in names if n in header), None) for key, names in COLUMNS.items()}
+    if not found["prompt"]:
+        given = ", ".join(header) or "none"
+        raise UserError(f"{path} has no 'prompt' column (its columns: {given})")
+    prompts = []
+    for row in reader:
+        text = (row[found["prompt"]] or "").strip()
+        if not text:
+            continue
+        cell = {key: (row[name] or "").strip() for key, name in found.items() if name}
+        where = f"{path} line {reader.line_num}"
+        seed = _number(cell.get("seed"), int, f"{where}: seed")
+        guidance = _number(cell.get("guidance"), float, f"{where}: guidance")
+        if seed is not None and not 0 <= seed < 2**62:
+            raise UserError(f"{where}: seed takes a number from 0 to 2**62 - 1, got {seed}")
+        if guidance is not None and guidance <= 0:
+            raise UserError(f"{where}: guidance takes a number above 0, got {guidance:g}")
+        prompts.append(Prompt(text, role, concept, expects, id=cell.get("id", ""), seed=seed, guidance=guidance))
+    return prompts
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -134,7 +138,11 @@ def _number(text: str | None, kind: type, where: str):
     if not text:
         return None
     try:
-        whole = kind is int and text.lstrip("-").isdigit()  # a float would lose the last digits of a long seed
-        return kind(text) if whole or kind is float else kind(float(text))
+        if kind is int and text.lstrip("-").isdigit():  # a float would lose the last digits of a long seed
+            return int(text)
+        number = float(text)
     except ValueError:
         raise UserError(f"{where} takes a number, got {text!r}") from None
+    if not math.isfinite(number) or (kind is int and not number.is_integer()):
+        raise UserError(f"{where} takes a {'whole' if kind is int else 'finite'} number, got {text!r}")
+    return kind(number)

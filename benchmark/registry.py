@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -30,7 +31,10 @@ class Component:
 
     def load(self) -> type:
         """Import the class (or function) that the YAML's ``component: module:attribute`` names."""
-        return load_attribute(self.config["component"])
+        try:
+            return load_attribute(self.config["component"])
+        except UserError as error:
+            raise UserError(f"{self.kind}={self.name}: component {error}") from error
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -54,7 +58,17 @@ class Component:
 def load_attribute(reference: str) -> Any:
     """The object behind ``module:attribute``."""
     module, _, attribute = reference.partition(":")
-    return getattr(import_module(module), attribute)
+    try:
+        loaded = import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):  # a module of its own lacks something
+            raise
+        raise UserError(f"{reference!r} is no module:attribute that can be imported: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{reference!r} is no module:attribute that can be imported") from error
+    if not hasattr(loaded, attribute):
+        raise unknown("attribute", attribute, (n for n in vars(loaded) if not n.startswith("_")), module)
+    return getattr(loaded, attribute)
 
 
 _asked: list[Path] = []  # folders that this process was told to look in
@@ -94,7 +108,11 @@ def component(kind: str, name: str) -> Component:
 
 def construct(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """``cls(**values)`` with every value checked against the dataclass field it fills."""
-    return cls(**checked(cls, values, where))
+    settled = checked(cls, values, where)
+    try:
+        return cls(**settled)
+    except UserError as error:
+        raise (error if where in str(error) else UserError(f"{where}: {error}")) from None
 
 
 def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -130,27 +148,32 @@ def check_type(value: Any, hint: Any, where: str) -> None:
         if value not in arguments:
             raise unknown("value", str(value), map(str, arguments), where)
         return
-    if origin in (Union, UnionType):
-        if any(_fits(value, option) for option in arguments):
-            return
-        expected = " or ".join(getattr(a, "__name__", str(a)) for a in arguments)
-    elif _fits(value, hint):
-        return
-    else:
-        expected = getattr(origin or hint, "__name__", str(hint))
-    raise UserError(f"{where} takes {expected}, got {value!r}")
+    if not _fits(value, hint):
+        options = arguments if origin in (Union, UnionType) else (hint,)
+        raise UserError(f"{where} takes {' or '.join(map(_said, options))}, got {value!r}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    kind = get_origin(hint) or hint
+    kind, parts = get_origin(hint) or hint, get_args(hint)
     if kind is Any:
         return True
+    if kind in (Union, UnionType):
+        return any(_fits(value, option) for option in parts)
     if kind is Literal:
-        return value in get_args(hint)
+        return value in parts
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind in (list, tuple):
-        return isinstance(value, list | tuple)
+        return isinstance(value, list | tuple) and all(_fits(v, parts[0]) for v in value if parts)
+    if kind is dict and parts:
+        return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
     return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _said(hint: Any) -> str:
+    """A type as an error message names it."""
+    if hint is float:
+        return "a finite number"
+    return "null" if hint is NoneType else str(hint) if get_args(hint) else getattr(hint, "__name__", str(hint))

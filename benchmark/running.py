@@ -90,9 +90,11 @@ def _attempt(task: Task, plan: Plan, store: Store, bench: Workbench, device: str
             if len(bundle) > 1:
                 outcome.apart.update(other.key for other in bundle)
                 return False
-            outcome.failed[task.key] = reason = f"{type(error).__name__}: {error}"
             path = store.record_failure(task.key, task.label, traceback.format_exc())
-            watcher.failed(task, f"{reason} (traceback in {path})")
+            outcome.failed[task.key] = reason = str(error)
+            if not isinstance(error, UserError):  # which says it all in its message
+                reason = f"{type(error).__name__}: {error} (traceback in {path})"
+            watcher.failed(task, reason)
             return False
         outcome.done += len(made)
         for other in made:

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from overpaint.errors import UserError
+from overpaint.registry import check_type
 
 MANIFEST = "manifest.json"
 
@@ -37,6 +38,7 @@ class Store:
     @classmethod
     def chosen(cls, root: str | None) -> Store:
         """The store a command works on: the given folder, else ``$OVERPAINT_STORE``, else ``./outputs``."""
+        check_type(root, str | None, "store")
         return cls(root or os.environ.get("OVERPAINT_STORE") or "outputs")
 
     def prepare(self) -> None:

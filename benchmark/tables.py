@@ -211,10 +211,17 @@ def render(records: pd.DataFrame, form: str, view: str = "facets") -> str:
         return records.to_csv(index=False)
     if form == "json":
         return records.to_json(orient="records", indent=1)
-    if records.empty:
-        raise UserError("no records stored yet for this table: run it first (overpaint run …)")
+    _check_shown(records, found, view)
     parts = [(markdown if form == "md" else latex)(title, block) for title, block in found]
     return "\n\n".join([*parts, legend(found) if form == "md" else latex_text(legend(found))]) + "\n"
+
+
+def _check_shown(records: pd.DataFrame, found: Sequence, view: str) -> None:
+    """An empty table says why it is empty."""
+    if records.empty:
+        raise UserError("no records stored yet for this table: run it first (overpaint run …)")
+    if not found:
+        raise UserError(f"view {view} shows none of the {len(records)} figures stored for this table")
 
 
 def markdown(title: str, block: pd.DataFrame) -> str:
@@ -236,19 +243,15 @@ def latex(title: str, block: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "_%&#${}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    | {"≈": r"$\approx$", "⊥": r"$\bot$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "†": r"$\dagger$", "≥": r"$\geq$"}
+)
+
+
 def latex_text(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
-        text = text.replace(plain, escaped)
-    for plain, escaped in (
-        ("≈", r"$\approx$"),
-        ("⊥", r"$\bot$"),
-        ("↑", r"$\uparrow$"),
-        ("↓", r"$\downarrow$"),
-        ("†", r"$\dagger$"),
-        ("≥", r"$\geq$"),
-    ):
-        text = text.replace(plain, escaped)
-    return text
+    return text.translate(LATEX)
 
 
 def _once(block: pd.DataFrame) -> Iterable[Sequence[str]]:
@@ -268,6 +271,7 @@ def show(records: pd.DataFrame, view: str = "facets") -> None:
     if not console.is_terminal:
         console = Console(width=200)
     found = list(viewed(records, view))
+    _check_shown(records, found, view)
     for title, block in found:
         table = Table(title=title, title_style="bold", title_justify="left", expand=False, pad_edge=False)
         for index, name in enumerate(block.columns):

@@ -33,7 +33,7 @@ CASES = [
     (("run", "budget.seeds=many"), ["budget: seeds takes int, got 'many'"]),
     (("run", "budget.seeds=0"), ["budget.seeds takes a positive number"]),
     (("run", "method=esd", "method.iteratons=5"), ["'iteratons'", "method", "did you mean 'iterations'"]),
-    (("run", "method=uce", "method.lamb=much"), ["method=uce: lamb takes float, got 'much'"]),
+    (("run", "method=uce", "method.lamb=much"), ["method=uce: lamb takes a finite number, got 'much'"]),
     (("run", "method=uce", "method.variant=currnt"), ["'currnt'", "did you mean 'current'"]),
     (("run", "method=esd", "method.preset=tesbed"), ["preset 'tesbed'", "did you mean 'testbed'"]),
     (("run", "concepts.erase=[curch]"), ["concept 'curch'", "did you mean 'church'"]),
@@ -56,6 +56,43 @@ CASES = [
     (("export", "attack=abc", "out=x.csv"), ["attack=abc", "neither an attack's name nor the key"]),
     (("export", "attack=cce", "out=x.txt"), ["must end in .csv"]),
     (("rn",), ["No such command 'rn'"]),
+    # what Hydra itself would take or trip over
+    (("run", "+foo=1"), ["unknown key 'foo' in the configuration", "allowed: attack"]),
+    (("run", "method=uce", "+method.lam=1"), ["unknown hyper-parameter 'lam' in method=uce; did you mean 'lamb'"]),
+    (("run", "~method"), ["a run needs one option of method"]),
+    (("run", "=3"), ["'=3': there is no key before the ="]),
+    (("run", "method="), ["unknown method ''", "uce"]),
+    (("run", "method=null"), ["unknown method 'None'; did you mean 'none'"]),
+    (("run", "concepts=[church,cat]"), ["concepts takes one option; several without brackets are an axis"]),
+    (("run", "experiment=demo,smoke"), ["run one after the other"]),
+    (("plan", "store=a,b", "budget=smoke"), ["store says where and how a whole grid runs"]),
+    (("run", "store=[a]", "budget=smoke"), ["store takes str or null, got ['a']"]),
+    # values out of their range
+    (("run", "seed=-1"), ["seed takes a number from 0 to 2**63 - 1, got -1"]),
+    (("run", "budget.grid=-1"), ["budget.grid takes a number from 0 up, got -1"]),
+    (("run", "protocol.scheduler=ddmi"), ["unknown value 'ddmi' in protocol: scheduler; did you mean 'ddim'"]),
+    (("run", "protocol.steps=2000"), ["protocol.steps takes at most the model's 1000 timesteps, got 2000"]),
+    (("run", "protocol.size=0"), ["protocol.size takes a positive number, got 0"]),
+    (("run", "protocol.guidance_scale=nan"), ["guidance_scale takes a finite number, got nan"]),
+    (("run", "metrics.threshold=2"), ["metrics.threshold takes a number from 0 to 1, got 2.0"]),
+    (("run", "model.precision=float8"), ["unknown value 'float8' in model: precision; did you mean 'float64'"]),
+    (("run", "model.judge=orcale"), ["unknown detector 'orcale' in model.judge; did you mean 'oracle'"]),
+    (("run", "method=uce", "method.lamb=-1"), ["method=uce: lamb takes a number from 0 up, got -1.0"]),
+    (("run", "method=uce", "method.lamb=inf"), ["method=uce: lamb takes a finite number, got inf"]),
+    (("run", "attack=uda", "attack.timesteps=[a]"), ["attack=uda: timesteps takes int or list[int], got ['a']"]),
+    # values of another type
+    (("run", "concepts.near=5"), ["concepts.near takes str or list[str] or null, got 5"]),
+    (("run", "concepts.anchor=[5]"), ["concepts.anchor takes str or list[str] or null, got [5]"]),
+    (("run", "concepts.kind=stile"), ["unknown kind 'stile' in concepts.kind; did you mean 'style'"]),
+    (("run", "concepts.catalogue=5"), ["concepts.catalogue takes str or null, got 5"]),
+    (("run", "concepts.templates=[5]"), ["concepts.templates takes list[str] or null, got [5]"]),
+    (("run", "concepts.templates=['{} {x}']"), ["'{} {x}' has braces besides one {}"]),
+    (("run", "concepts.prompts=x.csv"), ["concepts.prompts takes dict or null, got 'x.csv'"]),
+    (("run", "concepts.prompts.target=5"), ["concepts.prompts.target takes str or null, got 5"]),
+    (("run", "concepts.erase=[church,church]"), ["church cannot be erased twice in one request"]),
+    (("run", "metrics.metrics.ua=3"), ["metrics.metrics.ua takes str, got 3"]),
+    (("run", "metrics.metrics.ua=os:getcwd"), ["metrics.metrics.ua: os:getcwd is no metric"]),
+    (("run", "metrics.metrics.ua=nowhere:X"), ["metrics.metrics.ua: 'nowhere:X'", "No module named 'nowhere'"]),
 ]
 
 
@@ -80,6 +117,36 @@ def test_csv_without_a_prompt(overpaint, tmp_path):
     (tmp_path / "p.csv").write_text("prompt\n\n")
     code, err = overpaint("run", "concepts.prompts.target=p.csv")
     assert code == 2 and "no prompt in it" in err
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"prompt\n\xe9glise\n", "cannot be read as a CSV in UTF-8"),
+        (b"prompt,seed\nhello,inf\n", "line 2: seed takes a whole number, got 'inf'"),
+        (b"prompt,seed\nhello,1.5\n", "line 2: seed takes a whole number, got '1.5'"),
+        (b"prompt,seed\nhello,-1\n", "line 2: seed takes a number from 0 to 2**62 - 1, got -1"),
+        (b"prompt,evaluation_guidance\nhello,nan\n", "line 2: guidance takes a finite number, got 'nan'"),
+        (b"prompt,evaluation_guidance\nhello,0\n", "line 2: guidance takes a number above 0, got 0"),
+    ],
+)
+@pytest.mark.parametrize("key", ["concepts.prompts.target", "attack=replay attack.file"])
+def test_csv_that_cannot_be_used(overpaint, tmp_path, key, content, said):
+    (tmp_path / "p.csv").write_bytes(content)
+    code, err = overpaint("run", *f"{key}=p.csv".split())
+    assert code == 2 and f"p.csv {said}" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_a_catalogue_that_is_none(overpaint, tmp_path):
+    for content, said in (("church: {}\n", "has no mapping 'concepts'"), ("a: [\n", "is no YAML")):
+        (tmp_path / f"{len(content)}.yaml").write_text(content)
+        code, err = overpaint("run", f"concepts.catalogue={len(content)}.yaml")
+        assert code == 2 and said in err
+
+
+def test_plan_of_a_budget_too_small_to_detect_anything(overpaint, capsys):
+    assert overpaint("plan", "budget=smoke") == (0, "")
 
 
 def test_folder_that_is_no_pipeline(overpaint, tmp_path):

@@ -1,10 +1,12 @@
 """The grid composed once an axis value equals Hydra composing every cell; presets and explicit values settle in order."""
 
+from typing import get_args, get_type_hints
+
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from overpaint.cells import cell_from
+from overpaint.cells import ModelSpec, Protocol, cell_from
 from overpaint.composition import compose_cells
 from overpaint.shipped import shipped
 
@@ -55,6 +57,22 @@ def test_inline_concepts():
     assert cell.concepts.request.erase[0].anchor == "house"
     (cell,) = cells("concepts.erase=[van gogh]", "concepts.kind=style", "concepts.catalogue=null")
     assert cell.concepts.request.erase[0].kind == "style"
+
+
+def test_configuration_allows_the_schedulers_and_precisions_that_models_have():
+    """`cells` names them again, so that they can be checked without importing torch."""
+    from overpaint.models.diffusion import SCHEDULERS
+    from overpaint.models.loading import DTYPES
+
+    assert set(get_args(get_type_hints(Protocol)["scheduler"])) == set(SCHEDULERS)
+    assert set(get_args(get_type_hints(ModelSpec)["precision"])) == set(DTYPES)
+
+
+def test_a_metric_of_ones_own_on_the_command_line():
+    name = "overpaint.metrics.proportions:TargetProportion"
+    (one,) = cells(f"+metrics.metrics.mine={name}")
+    assert one.metrics.metrics["mine"] == name
+    assert len(cells(f"+metrics.metrics.mine={name},{name}")) == 2
 
 
 def test_a_method_from_a_folder_of_ones_own(tmp_path, monkeypatch):

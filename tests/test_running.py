@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from overpaint.errors import UserError
 from overpaint.planning import Plan
 from overpaint.running import run_tasks
 from overpaint.stages import STAGES
@@ -38,6 +39,10 @@ def write(task, inputs, folder, bench):
         with open(task.runtime["log"], "a") as log:
             log.write(f"{task.label}\n")
     return {}
+
+
+def refuse(task, inputs, folder, bench):
+    raise UserError("the request cannot be met")
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +95,13 @@ def test_failure_is_recorded_the_rest_goes_on_and_is_tried_again(store):
     again = Silent()
     run_tasks(plan, store, "cpu", again)
     assert again.begun == ["erase 0"]
+
+
+def test_a_users_mistake_that_shows_while_running_is_one_sentence(store, monkeypatch):
+    plan, watcher = chain(), Silent()
+    monkeypatch.setattr("overpaint.running.stage", lambda name: refuse)
+    run_tasks(plan, store, "cpu", watcher)
+    assert watcher.reasons == ["the request cannot be met"]
 
 
 def test_damage_found_on_reading_is_made_again(store):

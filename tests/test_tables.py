@@ -7,7 +7,7 @@ import overpaint
 from overpaint.registry import components
 from overpaint.scope import OUTSIDE
 from overpaint.statistics import Estimate, mean_of_estimates
-from overpaint.tables import BLOCKS, FIELDS, corrected, render
+from overpaint.tables import BLOCKS, FIELDS, corrected, latex_text, render
 
 
 def record(method, concepts, kind, metric, value, low, high, attack="none", unit="fraction"):
@@ -77,6 +77,17 @@ def test_a_lower_bound_is_marked():
 def test_an_unknown_view_names_the_known(records):
     with pytest.raises(overpaint.UserError, match="did you mean 'methods'"):
         render(records, "md", "method")
+
+
+def test_a_view_that_shows_nothing_says_so(records):
+    plain = corrected(records[records["metric"] == "target_proportion"])
+    with pytest.raises(overpaint.UserError, match="view redteam shows none of the"):
+        render(plain, "md", "redteam")
+    assert render(plain, "csv", "redteam").startswith("model,")  # the long form holds everything, whatever the view
+
+
+def test_latex_escapes_what_it_would_read_as_commands():
+    assert latex_text(r"a_b {c} $d \e 50 % ≈") == r"a\_b \{c\} \$d \textbackslash{}e 50 \% $\approx$"
 
 
 @pytest.mark.parametrize("view", sorted(components("view")))
