@@ -114,8 +114,8 @@ def _rows(reader: csv.DictReader, path: Path, role: str, concept: str, expects: 
         where = f"{path} line {reader.line_num}"
         seed = _number(cell.get("seed"), int, f"{where}: seed")
         guidance = _number(cell.get("guidance"), float, f"{where}: guidance")
-        if seed is not None and not 0 <= seed < 2**62:
-            raise UserError(f"{where}: seed takes a number from 0 to 2**62 - 1, got {seed}")
+        if seed is not None and not 0 <= seed < 2**63:
+            raise UserError(f"{where}: seed takes a number from 0 to 2**63 - 1, got {seed}")
         if guidance is not None and guidance <= 0:
             raise UserError(f"{where}: guidance takes a number above 0, got {guidance:g}")
         prompts.append(Prompt(text, role, concept, expects, id=cell.get("id", ""), seed=seed, guidance=guidance))

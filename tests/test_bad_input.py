@@ -125,7 +125,7 @@ def test_csv_without_a_prompt(overpaint, tmp_path):
         (b"prompt\n\xe9glise\n", "cannot be read as a CSV in UTF-8"),
         (b"prompt,seed\nhello,inf\n", "line 2: seed takes a whole number, got 'inf'"),
         (b"prompt,seed\nhello,1.5\n", "line 2: seed takes a whole number, got '1.5'"),
-        (b"prompt,seed\nhello,-1\n", "line 2: seed takes a number from 0 to 2**62 - 1, got -1"),
+        (b"prompt,seed\nhello,-1\n", "line 2: seed takes a number from 0 to 2**63 - 1, got -1"),
         (b"prompt,evaluation_guidance\nhello,nan\n", "line 2: guidance takes a finite number, got 'nan'"),
         (b"prompt,evaluation_guidance\nhello,0\n", "line 2: guidance takes a number above 0, got 0"),
     ],
