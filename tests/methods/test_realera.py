@@ -1,10 +1,11 @@
 """RealEra's identities; there is no official code to hold it to."""
 
+import numpy as np
 import pytest
 import torch
 
 import overpaint
-from official import changed, watched
+from official import changed, distance, watched
 from overpaint.methods.realera import Neighbourhood
 from overpaint.methods.ridge import factor
 from overpaint.methods.text_rows import TextRows
@@ -51,6 +52,50 @@ def test_a_smallest_cosine_is_a_largest_distance(row):
     assert abs(distance.max() - 0.75) < 0.06 and abs(distance.mean() - 0.375) < 0.02
 
 
+def test_accepted_neighbours_follow_the_sampling_rule_in_few_dimensions():
+    """Where η is far from orthogonal to e: with ρ = ‖η‖/‖e‖ even on (0, D₁] and c = cos(η, e), whose density on the sphere
+    is ∝ (1 − c²)^((d − 3)/2), cos(e, e + η) = (1 + ρc)/√(1 + 2ρc + ρ²) is accepted from S₁ to S₂; means on a grid."""
+    d, farthest, lowest, highest = 6, 1.5, 0.7, 0.97
+    e = np.random.default_rng(0).standard_normal(d) * 3
+
+    rho = (np.arange(1500)[:, None] + 0.5) / 1500 * farthest
+    angle = (np.arange(3000)[None] + 0.5) / 3000 * np.pi
+    c = np.cos(angle)
+    cosine = (1 + rho * c) / np.sqrt(1 + 2 * rho * c + rho**2)
+    density = np.sin(angle) ** (d - 2) * ((lowest <= cosine) & (cosine <= highest))  # with dc = sin dθ
+    expected = {"rho": rho, "c": c, "cosine": cosine}
+    drawn = (
+        Neighbourhood(0.0, farthest, lowest, highest).sample(torch.tensor(e), 40_000, Draws(1), "neighbours").numpy()
+    )
+    eta = drawn - e
+    length = np.linalg.norm(e)
+    found = {
+        "rho": np.linalg.norm(eta, axis=1) / length,
+        "c": eta @ e / length / np.linalg.norm(eta, axis=1),
+        "cosine": drawn @ e / length / np.linalg.norm(drawn, axis=1),
+    }
+    for name, values in found.items():
+        mean = (density * expected[name]).sum() / density.sum()
+        assert abs(values.mean() - mean) < 5 * values.std() / len(values) ** 0.5 + 1e-3, name
+    across = np.linalg.svd(e[None])[2][1:]  # (d − 1, d): around e there is no preferred direction
+    spread = (eta @ across.T).T @ (eta @ across.T) / len(eta)
+    assert np.abs(spread - np.eye(d - 1) * np.trace(spread) / (d - 1)).max() < 0.02 * np.trace(spread)
+
+
+def test_unfiltered_neighbours_have_the_variance_that_shrinks():
+    """E ηηᵀ = D₁²‖e‖²/(3d) · I, since E r² = D₁²‖e‖²/3 and directions are even."""
+    e = np.array([2.0, -1.0, 0.5, 3.0])
+    eta = Neighbourhood(0.0, 0.8, -1.0, 1.0).sample(torch.tensor(e), 40_000, Draws(2), "neighbours").numpy() - e
+    variance = 0.8**2 * (e @ e) / (3 * len(e))
+    np.testing.assert_allclose(eta.T @ eta / len(eta), variance * np.eye(len(e)), atol=0.03 * variance)
+
+
+def test_equal_seeds_draw_equal_neighbours(row):
+    around = Neighbourhood(0.0, 0.9, 0.8, 1.0)
+    one, two, other = (around.sample(row, 5, Draws(seed), "neighbours") for seed in (3, 3, 4))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
 def test_no_neighbour_anywhere_is_an_error(row):
     with pytest.raises(overpaint.UserError, match="hardly ever meets min_cosine"):
         Neighbourhood(0.9, 1.0, 0.99, 1.0).sample(row, 5, Draws(0), "neighbours")
@@ -83,6 +128,46 @@ def test_the_closed_form_is_least_squares_over_the_neighbourhood(tiny_sd_float64
         K, V = (torch.cat([term[part].double() * term[2] ** 0.5 for term in terms]) for part in (0, 1))
         expected = torch.linalg.lstsq(K, V).solution.T
         torch.testing.assert_close(ours[projection.name], expected, rtol=0, atol=1e-8)
+
+
+def test_two_concepts_are_solved_for_together(tiny_sd_float64):
+    """(λW + Σ w VᵀK)(λI + Σ w KᵀK)⁻¹ in numpy with the rows cut by hand: each concept's neighbourhood weighs 1 in all, rows
+    to the end of the padding 1 each, retained rows β = 1/3 by UCE's rule, and each concept's rows beyond β in all."""
+    model, d = tiny_sd_float64, 48
+    rng = np.random.default_rng(5)
+    near, beyond = rng.standard_normal((2, 3, d)), rng.standard_normal((2, 4, d))
+    records = {
+        f"{name}.{i}": torch.tensor(rows[i])
+        for name, rows in (("neighbours", near), ("beyond", beyond))
+        for i in (0, 1)
+    }
+    pairs = [("snoopy", "cat"), ("dog", "the old bird")]
+    with replayed(records):
+        ours = changed(
+            model, "realera", erase=[c for c, _ in pairs], anchor=[a for _, a in pairs], retain=["ship", "mouse"],
+            neighbours=3, beyond_samples=4, lamb=0.3, iterations=0,
+        )  # fmt: skip
+    encoded = {
+        text: model.encode([text])[0].double().numpy()
+        for text in ("snoopy", "cat", "dog", "the old bird", "", "ship", "mouse")
+    }
+    last = {text: len(model.tokenizer(text)["input_ids"]) - 2 for text in encoded}
+    beta, terms = 1 / 3, []  # terms: (key rows, rows whose outputs are wanted there, weight)
+    for i, (concept, anchor) in enumerate(pairs):
+        E, G = encoded[concept][last[concept] :], encoded[anchor][last[anchor] :]
+        length = min(len(E), len(G))
+        around = np.vstack([E[:1], near[i]])
+        terms += [
+            (around, np.repeat(G[:1], 4, axis=0), 1 / 4),
+            (E[1:length], G[1:length], 1.0),
+            (beyond[i], beyond[i], beta / 4),
+        ]
+    terms += [(encoded[text], encoded[text], beta) for text in ("", "ship", "mouse")]
+    A = 0.3 * np.eye(d) + sum(w * K.T @ K for K, _, w in terms)
+    for projection in model.projections("key", "value"):
+        W = projection.weight.numpy()
+        expected = (0.3 * W + sum(w * (V @ W.T).T @ K for K, V, w in terms)) @ np.linalg.inv(A)
+        assert distance(ours[projection.name], torch.tensor(expected), projection.weight) < 1e-9
 
 
 def test_neighbours_alone_shrink_the_matrix(row):
