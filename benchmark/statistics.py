@@ -20,6 +20,8 @@ from overpaint.resampling import cluster_tables, distinct, limits, observed, res
 
 LEVEL = 0.95
 DRAWS = 10_000
+#: Resampled shares that differ by no more are one and the same.
+NO_WIDTH = 1e-12
 
 
 class Estimate(NamedTuple):
@@ -98,9 +100,9 @@ def proportion(
     """Share of positive observations with the interval that its design asks for.
 
     Wilson when each cluster has one observation, the cluster bootstrap otherwise. With ``strata`` the value is the
-    mean of the strata's shares, each stratum weighing the same and resampled apart. Where all clusters agree a
-    bootstrap has no width; Wilson's interval is given then with clusters as observations, as if a cluster held no
-    more than one.
+    mean of the strata's shares, each stratum weighing the same and resampled apart. Where all clusters agree, or all
+    of each stratum, a bootstrap has no width; Wilson's interval is given then with clusters as observations, as if a
+    cluster held no more than one.
     """
     kept, groups, failed = observed(hits, clusters, strata)
     n = len(kept)
@@ -114,7 +116,15 @@ def proportion(
         low, high = wilson(value * len(m), len(m), level)
     else:
         low, high = limits(resampled_means(tables, draws, np.random.default_rng(seed)), level)
+        if high - low < NO_WIDTH:
+            worth = _worth(tables)
+            low, high = wilson(value * worth, worth, level)
     return Estimate(value, low, high, n=n, failed=failed)
+
+
+def _worth(tables: Sequence[tuple[NDArray, NDArray]]) -> float:
+    """How many clusters of one stratum would tell as much as these strata, whose shares weigh the same (Kish 1965)."""
+    return len(tables) ** 2 / sum(1 / len(k) for k, _ in tables)
 
 
 def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
@@ -178,6 +188,9 @@ def paired_difference(
         low, high = max(value - width, -1.0), min(value + width, 1.0)
     else:
         low, high = limits(resampled_means(tables, draws, np.random.default_rng(seed)), level)
+        if high - low < NO_WIDTH:
+            width = wilson(0, _worth(tables), level)[1]
+            low, high = max(value - width, -1.0), min(value + width, 1.0)
     if len(tables) == 1 and (m == 1).all() and np.isin(kept, (-1, 0, 1)).all():
         p_value = mcnemar(int((kept == 1).sum()), int((kept == -1).sum())).p_value
     else:

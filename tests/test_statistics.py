@@ -142,6 +142,18 @@ def test_agreeing_clusters_still_have_a_width():
     assert gap.low < 0 < gap.high and gap.p_value == 1
 
 
+def test_strata_that_agree_each_in_itself_still_have_a_width():
+    """One label gone and three untouched: 12 of 16, not a certain 0.75."""
+    labels = np.repeat(list("abcd"), 4)
+    hits = (labels != "a").astype(float)
+    ours = st.proportion(hits, np.arange(16), labels)
+    assert (ours.value, ours.low, ours.high) == pytest.approx((0.75, *st.wilson(12, 16)))
+    gap = st.paired_difference(hits, np.ones(16), np.arange(16), labels)
+    assert gap.value == -0.25 and gap.low < -0.25 < gap.high
+    uneven = st.proportion([1.0] * 30 + [0.0] * 2, np.arange(32), ["a"] * 30 + ["b"] * 2)
+    assert uneven.high - uneven.low > np.subtract(*st.wilson(16, 32)[::-1])  # two images tell little of b
+
+
 def test_strata_of_one_cluster_each():
     hits = [1] * 30 + [0, 1] + [0, 0, 1]
     strata = ["a"] * 30 + ["b"] * 2 + ["c"] * 3

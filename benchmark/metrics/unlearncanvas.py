@@ -33,6 +33,7 @@ class GridAccuracy(Share):
     paper = "UnlearnCanvas, arXiv 2402.11846"
     aggregation = "per label, then mean"
     roles = ("grid",)
+    version = 2
 
     def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
         """Does this label count, where ``inside`` are the axes with an erased concept?"""
