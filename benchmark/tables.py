@@ -18,6 +18,8 @@ from overpaint.store import MANIFEST, Store
 
 FORMATS = ("terminal", "md", "csv", "json", "latex")
 CELL = ["model", "concepts", "kind", "method", "attack", "protocol", "budget", "seed"]
+#: What figures of one block have in common: figures of two budgets, say, are neither compared nor averaged.
+SETTINGS = ["protocol", "budget", "seed"]
 SIGNIFICANCE = 0.05
 
 
@@ -56,9 +58,20 @@ def corrected(records: pd.DataFrame) -> pd.DataFrame:
 # --- the wide form ---------------------------------------------------------------------------------------------
 
 
+def _several(records: pd.DataFrame) -> list[str]:
+    """The settings that these records have more than one of."""
+    return [name for name in SETTINGS if name in records and records[name].nunique() > 1]
+
+
+def _under(settings: Iterable[str], values: Iterable) -> str:
+    """``, budget lite, seed 1``: what tells a block from those of other settings."""
+    return "".join(f", {name} {value}" for name, value in zip(settings, values))
+
+
 def blocks(records: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    """One block a concept set: rows are figures by facet, columns are methods."""
-    for (model, concepts, kind), part in records.groupby(["model", "concepts", "kind"], sort=False):
+    """One block a concept set, and a setting where there are several: rows are figures by facet, columns are methods."""
+    several = _several(records)
+    for (model, concepts, kind, *values), part in records.groupby(["model", "concepts", "kind", *several], sort=False):
         methods = list(dict.fromkeys(part["method"]))
         rows = []
         for facet in FACETS:
@@ -73,7 +86,8 @@ def blocks(records: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
                 row |= {m: cell_text(by_method[m]) if m in by_method else "" for m in methods}
                 rows.append(row)
         if rows:
-            yield f"{concepts} ({kind}) on {model}", pd.DataFrame(rows, columns=["facet", "figure", *methods])
+            title = f"{concepts} ({kind}) on {model}{_under(several, values)}"
+            yield title, pd.DataFrame(rows, columns=["facet", "figure", *methods])
 
 
 def cell_text(figure: pd.Series) -> str:
@@ -141,8 +155,11 @@ BLOCKS = {"method": [], "attack": ["method"]}
 
 
 def averaged(records: pd.DataFrame, row: str, columns: Mapping[str, Mapping]) -> Iterable[tuple[str, pd.DataFrame]]:
-    """One block a model, and a method where rows are attacks; columns are those of a view, means over the concepts."""
-    for (model, *method), part in records.groupby(["model", *BLOCKS[row]], sort=False):
+    """One block a model, a method where rows are attacks, and a setting where there are several; columns are those of a
+    view, means over the concepts. A mean over fewer concepts than others of its column says over how many."""
+    several = _several(records)
+    for (model, *by), part in records.groupby(["model", *BLOCKS[row], *several], sort=False):
+        method, values = by[: len(BLOCKS[row])], by[len(BLOCKS[row]) :]
         rows: dict[str, dict[str, str]] = {}
         titles = {}
         for title, column in columns.items():
@@ -155,14 +172,17 @@ def averaged(records: pd.DataFrame, row: str, columns: Mapping[str, Mapping]) ->
                 continue
             field, arrow = column.get("field", "value"), {"up": "↑", "down": "↓"}[chosen["direction"].iloc[0]]
             titles[title] = f"{title} {arrow}" if field == "value" else title
+            most = chosen["concepts"].nunique()
             for name, figures in chosen.groupby(row, sort=False):
-                rows.setdefault(name, {})[titles[title]] = _mean_text(figures, field)
+                text, count = _mean_text(figures, field), figures["concepts"].nunique()
+                fewer = f" (over {count} of {most} concepts)" if text and count < most else ""
+                rows.setdefault(name, {})[titles[title]] = text + fewer
         if rows:
             names = [name for name in dict.fromkeys(part[row]) if name in rows]
             table = pd.DataFrame([{row: name} | rows[name] for name in names], columns=[row, *titles.values()])
             concepts = list(dict.fromkeys(part["concepts"]))
             over = ("mean over " if len(concepts) > 1 else "") + ", ".join(concepts)
-            yield f"{' on '.join([*method, model])}: {over}", table.fillna("")
+            yield f"{' on '.join([*method, model])}{_under(several, values)}: {over}", table.fillna("")
 
 
 #: What a view's column shows of its records -> where they keep it, with its interval.

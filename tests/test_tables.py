@@ -44,6 +44,21 @@ def test_one_row_a_method_and_the_mean_over_concepts(records):
     assert "⊥" in esd, "a mean over fewer concepts would be another figure"
 
 
+def test_a_mean_over_fewer_concepts_says_so(records):
+    """ESD has no record of the car: its mean would stand beside UCE's as if it were of the same concepts."""
+    fewer = records[~((records["method"] == "esd") & (records["concepts"] == "car"))]
+    _, _, uce, esd = (line for line in render(fewer, "md", "methods").splitlines() if line.startswith("|"))
+    assert "0.00 [0.00, 0.30] (over 1 of 2 concepts)" in esd and " of " not in uce
+
+
+@pytest.mark.parametrize("view", ["facets", "methods"])
+def test_figures_of_two_settings_are_neither_mixed_nor_lost(view):
+    one, two = (record("uce", "church", "object", "target_proportion", v, v - 0.1, v + 0.1) for v in (0.2, 0.4))
+    text = render(corrected(pd.DataFrame([one, two | {"seed": 1}])), "md", view)
+    assert "0.20 [0.10, 0.30]" in text and "0.40 [0.30, 0.50]" in text
+    assert [line.split(", seed ")[1][0] for line in text.splitlines() if line.startswith("###")] == ["0", "1"]
+
+
 def test_one_row_an_attack_beside_its_control():
     rows = [
         attack("uce", "church", "cce", 0.9, 0.1, 0.8, 1e-5),
