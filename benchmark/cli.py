@@ -104,7 +104,10 @@ def doctor(context: click.Context) -> None:
     """Say what this machine has: libraries, devices, assets, the store."""
     from overpaint.doctor import report
 
-    for line in report(_take(context.args, "store")[0]):
+    store, rest = _take(context.args, "store")
+    if rest:
+        raise click.UsageError(f"doctor takes store=DIR alone, got {rest[0]}")
+    for line in report(store):
         click.echo(line)
 
 

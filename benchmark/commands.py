@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -155,11 +156,9 @@ def erase_to_file(composed: Sequence[Composed], out: str) -> None:
     if len(composed) != 1:
         raise UserError(f"erase makes one erasure, these overrides span {len(composed)}")
     cell = cell_from(composed[0].config, composed[0].explicit)
-    path = Path(out)
-    if path.suffix != ".safetensors":
-        raise UserError(f"out={out} must end in .safetensors")
-    if not path.parent.is_dir():
-        raise UserError(f"out={out}: the folder {path.parent} does not exist")
+    if cell.method.name == "none":
+        raise UserError("method=none erases nothing: say which method does, method=…")
+    path = _target(out, ".safetensors")
     model = load_model(cell.model.path, cell.model.precision)
     status = ERR.status(f"{cell.method.label} …") if ERR.is_terminal else None
     if status:
@@ -188,7 +187,7 @@ def export_pipeline(composed: Sequence[Composed], file: str, out: str) -> None:
     from overpaint.erasure import load_erasure
     from overpaint.models import load_model
 
-    target = Path(out)
+    target = _target(out)
     if target.exists():
         raise UserError(f"out={out} exists already")
     erasure = load_erasure(file)
@@ -206,6 +205,18 @@ def export_pipeline(composed: Sequence[Composed], file: str, out: str) -> None:
     ERR.print(f"{target}: {asdict(cell.model)['name']} with {erasure.method} applied", highlight=False, soft_wrap=True)
 
 
+def _target(out: str, suffix: str = "") -> Path:
+    """A place to write to, checked before any work."""
+    path = Path(out).expanduser()
+    if suffix and path.suffix != suffix:
+        raise UserError(f"out={out} must end in {suffix}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"out={out}: the folder {path.parent} does not exist")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise UserError(f"out={out}: the folder {path.parent} cannot be written to")
+    return path
+
+
 def export_prompts(overrides: Sequence[str], out: str) -> None:
     """Write what a stored attack settled on as a CSV that ``attack=replay`` and other harnesses read.
 
@@ -214,9 +225,7 @@ def export_prompts(overrides: Sequence[str], out: str) -> None:
     """
     from overpaint.attacks.prompt_file import write_prompts
 
-    target = Path(out)
-    if target.suffix != ".csv":
-        raise UserError(f"out={out} must end in .csv")
+    target = _target(out, ".csv")
     store = Store.chosen(next((o.split("=", 1)[1] for o in overrides if o.startswith("store=")), None))
     wanted = next(o.split("=", 1)[1] for o in overrides if o.startswith("attack="))
     if set(wanted.split(",")) <= set(components("attack")):
@@ -228,7 +237,11 @@ def export_prompts(overrides: Sequence[str], out: str) -> None:
             if name.startswith("images/") and "/assault/" in name
         ]
         missing = [key for key in keys if not store.has("attack", key)]
-        if not keys or missing:
+        if not keys:
+            raise UserError(
+                f"attack={wanted} finds nothing that a list could hold: its prompts are known without a run"
+            )
+        if missing:
             raise UserError(
                 f"attack={wanted} has {len(missing)} of {len(keys)} attacks not stored in {store.root}: run them first"
             )
@@ -236,5 +249,7 @@ def export_prompts(overrides: Sequence[str], out: str) -> None:
         keys = [key for key in store.keys("attack") if key.startswith(wanted)]
         if not keys:
             raise UserError(f"attack={wanted} is neither an attack's name nor the key of one in {store.root}")
+        if len(keys) > 1:
+            raise UserError(f"attack={wanted} is the start of {len(keys)} keys in {store.root}: give more of it")
     rows = write_prompts(target, [store.read("attack", key) for key in dict.fromkeys(keys)])
     ERR.print(f"{target}: {rows} prompts", highlight=False, soft_wrap=True)

@@ -38,6 +38,9 @@ class Composed:
 
 def compose_cells(overrides: Sequence[str]) -> list[Composed]:
     """Every cell of the grid that the overrides span; an experiment brings axes of its own, which overrides replace."""
+    options = [o for o in overrides if o.startswith("-")]
+    if options:
+        raise UserError(f"there is no option {options[0]} here; overrides are key=value")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         given = _with_searchpath(list(overrides))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -72,7 +72,11 @@ class Request:
     def of(cls, erase, anchor=None, retain=(), kind: str = "object") -> Request:
         """From plain names, as the Python API takes them. One anchor serves all; a list gives one each."""
         erase, retain = _listed(erase, "erase"), _listed(retain, "retain")
-        anchors = [anchor] * len(erase) if anchor is None or isinstance(anchor, str) else list(anchor)
+        if not isinstance(anchor, list | tuple):
+            anchor = [anchor]
+        if not all(a is None or isinstance(a, str) for a in anchor):
+            raise UserError(f"anchor takes a text, or a list of one each, got {anchor!r}")
+        anchors = list(anchor)
         if len(anchors) == 1:
             anchors *= len(erase)
         if len(anchors) != len(erase):
@@ -85,7 +89,8 @@ class Request:
 def _listed(names, where: str) -> list:
     if names is None:
         return []
-    names = [names] if isinstance(names, str | Concept) else list(names)
+    names = [names] if isinstance(names, str | Concept) else names
+    names = list(names) if isinstance(names, Iterable) else [names]
     if not all(isinstance(n, str | Concept) for n in names):
         raise UserError(f"{where} takes a list of concept names, got {names!r}")
     return names

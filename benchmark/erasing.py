@@ -118,7 +118,8 @@ def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request
     }
     if erasure.names:
         parameters = model.named_parameters()
-        erasure.manifest["base"] = fingerprint({name: parameters[name].data for name in erasure.names})
+        erasure.base = {name: parameters[name].data for name in erasure.names}
+        erasure.manifest["base"] = fingerprint(erasure.base)
     if before and erasure.kind == "guard":
         erasure.attach(model)()  # two guards that do not get along are told now, not while sampling
     return erasure

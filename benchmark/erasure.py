@@ -60,8 +60,8 @@ class Erasure:
 
     method: str
     kind: str = "delta"
-    changes: Mapping[str, Replacement | LowRank] = field(default_factory=dict)
-    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    changes: Mapping[str, Replacement | LowRank] = field(default_factory=dict, repr=False)
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
     base: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
@@ -202,7 +202,9 @@ def load_erasure(path: str | Path) -> Erasure:
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"erasure file {path} does not exist") from None
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except KeyError:
+        raise UserError(f"{path} is not an overpaint erasure file (its header has no entry 'overpaint')") from None
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not an overpaint erasure file ({error})") from error
     return _erasure(header, stored)
 

@@ -11,7 +11,7 @@ from overpaint.registry import component, components
 from overpaint.shipped import shipped
 
 GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector"}
-PLAIN = {"experiments": "experiment", "models": "model", "protocols": "protocol", "budgets": "budget"}
+PLAIN = {"experiments": "experiment", "models": "model", "protocols": "protocol", "budgets": "budget", "views": "view"}
 
 
 def lines(what: str) -> Iterator[str]:

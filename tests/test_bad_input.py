@@ -1,15 +1,18 @@
 """Bad input: one clear sentence that says what, where, the choices and the nearest match; exit code 2; nothing written."""
 
 import os
+import re
 import sys
 
 import pytest
 
+import overpaint
 from overpaint.cli import main
+from overpaint.errors import UserError
 
 
-@pytest.fixture
-def overpaint(tmp_path, monkeypatch, capsys):
+@pytest.fixture(name="run")
+def command_line(tmp_path, monkeypatch, capsys):
     """Run the command line in an empty folder; returns (exit code, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OVERPAINT_STORE", raising=False)
@@ -67,6 +70,15 @@ CASES = [
     (("run", "experiment=demo,smoke"), ["run one after the other"]),
     (("plan", "store=a,b", "budget=smoke"), ["store says where and how a whole grid runs"]),
     (("run", "store=[a]", "budget=smoke"), ["store takes str or null, got ['a']"]),
+    (("table", "--formt", "md"), ["there is no option --formt here"]),
+    (("doctor", "strore=x"), ["doctor takes store=DIR alone, got strore=x"]),
+    (("erase", "concepts=church", "out=x.safetensors"), ["method=none erases nothing"]),
+    (("erase", "method=uce", "out=no/x.safetensors"), ["out=no/x.safetensors: the folder no does not exist"]),
+    (("export", "attack=uda", "out=no/x.csv"), ["out=no/x.csv: the folder no does not exist"]),
+    (("export", "attack=synonym", "out=x.csv"), ["attack=synonym finds nothing that a list could hold"]),
+    (("export", "erasure=/", "out=d"), ["/ is not an overpaint erasure file"]),
+    (("run", "attack=multilingual", "attack.languages=[xx]"), ["unknown language 'xx' in attack=multilingual"]),
+    (("run", "attack=multilingual", "attack.languages=[]"), ["languages takes at least one language code"]),
     # values out of their range
     (("run", "seed=-1"), ["seed takes a number from 0 to 2**63 - 1, got -1"]),
     (("run", "budget.grid=-1"), ["budget.grid takes a number from 0 up, got -1"]),
@@ -97,8 +109,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("arguments", "said"), CASES, ids=[" ".join(a) for a, _ in CASES])
-def test_one_sentence_and_exit_code_2(overpaint, tmp_path, arguments, said):
-    code, err = overpaint(*arguments)
+def test_one_sentence_and_exit_code_2(run, tmp_path, arguments, said):
+    code, err = run(*arguments)
     assert code == 2, err
     for part in said:
         assert part in err
@@ -106,16 +118,16 @@ def test_one_sentence_and_exit_code_2(overpaint, tmp_path, arguments, said):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_csv_without_prompt_column(overpaint, tmp_path):
+def test_csv_without_prompt_column(run, tmp_path):
     (tmp_path / "p.csv").write_text("sentence,seed\nhello,1\n")
-    code, err = overpaint("run", "concepts.prompts.target=p.csv")
+    code, err = run("run", "concepts.prompts.target=p.csv")
     assert code == 2
     assert "has no 'prompt' column (its columns: sentence, seed)" in err
 
 
-def test_csv_without_a_prompt(overpaint, tmp_path):
+def test_csv_without_a_prompt(run, tmp_path):
     (tmp_path / "p.csv").write_text("prompt\n\n")
-    code, err = overpaint("run", "concepts.prompts.target=p.csv")
+    code, err = run("run", "concepts.prompts.target=p.csv")
     assert code == 2 and "no prompt in it" in err
 
 
@@ -131,39 +143,57 @@ def test_csv_without_a_prompt(overpaint, tmp_path):
     ],
 )
 @pytest.mark.parametrize("key", ["concepts.prompts.target", "attack=replay attack.file"])
-def test_csv_that_cannot_be_used(overpaint, tmp_path, key, content, said):
+def test_csv_that_cannot_be_used(run, tmp_path, key, content, said):
     (tmp_path / "p.csv").write_bytes(content)
-    code, err = overpaint("run", *f"{key}=p.csv".split())
+    code, err = run("run", *f"{key}=p.csv".split())
     assert code == 2 and f"p.csv {said}" in err
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
 
 
-def test_a_catalogue_that_is_none(overpaint, tmp_path):
+def test_a_catalogue_that_is_none(run, tmp_path):
     for content, said in (("church: {}\n", "has no mapping 'concepts'"), ("a: [\n", "is no YAML")):
         (tmp_path / f"{len(content)}.yaml").write_text(content)
-        code, err = overpaint("run", f"concepts.catalogue={len(content)}.yaml")
+        code, err = run("run", f"concepts.catalogue={len(content)}.yaml")
         assert code == 2 and said in err
 
 
-def test_plan_of_a_budget_too_small_to_detect_anything(overpaint, capsys):
-    assert overpaint("plan", "budget=smoke") == (0, "")
+def test_plan_of_a_budget_too_small_to_detect_anything(run, capsys):
+    assert run("plan", "budget=smoke") == (0, "")
 
 
-def test_folder_that_is_no_pipeline(overpaint, tmp_path):
+def test_folder_that_is_no_pipeline(run, tmp_path):
     (tmp_path / "m").mkdir()
-    code, err = overpaint("run", "model=local", "model.path=./m")
+    code, err = run("run", "model=local", "model.path=./m")
     assert code == 2 and "no model_index.json" in err
 
 
-def test_pickle_weights_in_a_folder(overpaint, tmp_path):
+def test_pickle_weights_in_a_folder(run, tmp_path):
     (tmp_path / "m" / "unet").mkdir(parents=True)
     (tmp_path / "m" / "model_index.json").write_text("{}")
     (tmp_path / "m" / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
-    code, err = overpaint("run", "model=local", "model.path=./m")
+    code, err = run("run", "model=local", "model.path=./m")
     assert code == 2 and "pickle weights only" in err
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/sys"), reason="needs a place nobody can write to")
-def test_read_only_store(overpaint):
-    code, err = overpaint("run", "budget=smoke", "store=/proc/overpaint")
+def test_read_only_store(run):
+    code, err = run("run", "budget=smoke", "store=/proc/overpaint")
     assert code == 2 and "cannot write to the store /proc/overpaint" in err
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda m: m.sample("a dog", seeds=0), "sample() takes lists of prompts and seeds, got 'a dog' and 0"),
+        (lambda m: m.sample(["a dog"], seeds=[0], size=m.pixels_per_latent + 1), "have a side of whole"),
+        (lambda m: overpaint.erase(m, "uce", erase=5), "erase takes a list of concept names, got [5]"),
+        (
+            lambda m: overpaint.erase(m, "uce", erase="dog", anchor=[5]),
+            "anchor takes a text, or a list of one each, got [5]",
+        ),
+        (lambda m: overpaint.erase(m, "uce", erase=["dog"], lamb=float("nan")), "lamb takes a finite number, got nan"),
+    ],
+)
+def test_python_calls_too(tiny_sd, call, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        call(tiny_sd)

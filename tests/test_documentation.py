@@ -45,3 +45,13 @@ def test_the_readme_names_them_all():
     for kind in ("method", "attack"):
         (row,) = re.findall(rf"^\| {kind}s \| (.+) \|$", text, re.M)
         assert set(shipped(kind)) - {"none"} <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_the_readmes_python_does_what_it_says():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.+?)```", text, re.S) if "load_model" in block)
+    names = {}
+    exec(code.replace("erasure.tensors", "tensors = erasure.tensors"), names)
+    parameters = names["model"].named_parameters()
+    assert names["tensors"] and all(t.shape == parameters[name].shape for name, t in names["tensors"].items())
+    assert [image.size for image in names["images"]] == [(64, 64)]

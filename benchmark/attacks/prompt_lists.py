@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from overpaint.attacks.attack import Assault, Attack, Scene
 from overpaint.attacks.wording import renamed, sentences
 from overpaint.concepts import Concept
+from overpaint.errors import UserError, unknown
 from overpaint.prompts import Shot
 
 
@@ -60,8 +61,16 @@ class Multilingual(Attack):
 
     languages: list[str] | None
 
+    def __post_init__(self):
+        if self.languages == []:
+            raise UserError("languages takes at least one language code, or null for all")
+
     def run(self, scene: Scene) -> Assault:
         concept = scene.concept
+        known = {language for other in scene.catalogue.concepts.values() for language in other.translations}
+        for language in self.languages or ():
+            if known and language not in known:
+                raise unknown("language", language, known, "attack=multilingual")
         chosen = [c for c in concept.translations if self.languages is None or c in self.languages]
         found = []
         for number, shot in enumerate(scene.shots if chosen else ()):

@@ -328,7 +328,9 @@ class DiffusionModel:
 
     def noise(self, seeds: Sequence[int], size: int | None = None) -> torch.Tensor:
         """Start noise, one CPU generator a seed, so that it depends on nothing but the seed: (n, c, h, w)."""
-        side = (size or self.image_size) // self.pixels_per_latent
+        side, left = divmod(size or self.image_size, self.pixels_per_latent)
+        if left:
+            raise UserError(f"images of this model have a side of whole {self.pixels_per_latent} pixels, got {size}")
         shape = (1, self.unet.config.in_channels, side, side)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
         return torch.cat(drawn).to(self.device, self.dtype)
@@ -352,6 +354,8 @@ class DiffusionModel:
         ``seeds`` seed one CPU generator an image; ``embeds`` (n, tokens, width) stand for the prompts' encodings where
         they are given; ``on_batch`` is told how many images a batch finished.
         """
+        if isinstance(prompts, str) or isinstance(seeds, int):
+            raise UserError(f"sample() takes lists of prompts and seeds, got {prompts!r} and {seeds!r}")
         if len(prompts) != len(seeds):
             raise UserError(f"sample() takes one seed a prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
         images: list[Image.Image] = []
