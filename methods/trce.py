@@ -25,7 +25,8 @@ What will be visited is drawn first, so that the base is rolled out once and onl
 ``compat: official`` is the released code, whose constants presuppose its slips: p = s²/30000, the preserve scale s being
 multiplied twice; positions found by counting words, which falls inside a word of several pieces; the first word alone of
 a concept; x_t one step cleaner than t says (in the regulariser, up to one); gradients that are never set to zero, so that
-they add up. In ``intended`` p = s/30000, positions are counted in tokens, levels agree, a step has its own gradient.
+they add up; the same first unconditional roll-outs in every epoch, whatever their number. In ``intended`` p = s/30000,
+positions are counted in tokens, levels agree, a step has its own gradient, roll-outs are drawn.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class TRCE(Eraser):
     weight_decay: float
     batch_size: int
 
+    version: ClassVar[int] = 2
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
 
     def __post_init__(self):
@@ -186,7 +188,7 @@ class TRCE(Eraser):
             u, regular = predicted.float().split([2 * len(asked), self.regular_batch])
             hinge = self.hinge(u, P[now].repeat(2, 1, 1, 1), R[now].repeat(2, 1, 1, 1))
             drift = torch.nn.functional.mse_loss(regular, kept.float())
-            show(hinge=hinge.detach(), drift=drift.detach())
+            show(x_t=x[now], t=t[now], P=P[now], R=R[now], hinge=hinge.detach(), drift=drift.detach())
             return hinge + self.regular_weight * drift
 
         adjust = _accumulate(student) if self.compat == "official" else None
@@ -197,11 +199,17 @@ class TRCE(Eraser):
     def concept_latents(
         self, model: DiffusionModel, old: torch.Tensor, nothing: torch.Tensor, draws: Draws
     ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
-        """Every roll-out once an epoch, at a random early step: its index, x_t (n, c, h, w), t (n,)."""
+        """Every roll-out once an epoch, at a random early step: its index, x_t (n, c, h, w), t (n,).
+
+        In a drawn order; in that of the concepts as released.
+        """
         noises = draws.noise("x_T", (len(old), *model.noise([0]).shape[1:]), nothing)
         rollouts = Rollouts(model, noises, old, nothing, self.rollout_guidance, self.rollout_steps)
-        orders = [draws.take("order", lambda g: torch.randperm(len(old), generator=g)) for _ in range(self.epochs)]
-        chosen = torch.cat(orders).tolist()
+        if self.compat == "official":
+            chosen = [*range(len(old))] * self.epochs
+        else:
+            orders = [draws.take("order", lambda g: torch.randperm(len(old), generator=g)) for _ in range(self.epochs)]
+            chosen = torch.cat(orders).tolist()
         last = min(int(self.early * self.rollout_steps), self.rollout_steps - 1)
         visits = [(j, draws.integer("s", 0, last + 1)) for j in chosen]
         return chosen, rollouts.at(visits, self.late), rollouts.times(visits)
@@ -209,14 +217,19 @@ class TRCE(Eraser):
     def regular_latents(
         self, model: DiffusionModel, nothing: torch.Tensor, iterations: int, draws: Draws
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x'_t and t', ``regular_batch`` an iteration, at any step of any unconditional roll-out."""
+        """x'_t and t', ``regular_batch`` an iteration, at any step of any unconditional roll-out.
+
+        As released, of one after the other, from the first one on in every epoch.
+        """
         number, steps = self.regular_trajectories, self.rollout_steps
         noises = draws.noise("regular_x_T", (number, *model.noise([0]).shape[1:]), nothing)
         rollouts = Rollouts(model, noises, nothing.expand(number, -1, -1), nothing, 1.0, steps)
-        visits = [
-            (draws.integer("regular", 0, number), draws.integer("regular_s", 0, steps))
-            for _ in range(iterations * self.regular_batch)
-        ]
+        total = iterations * self.regular_batch
+        if self.compat == "official":
+            epoch = max(total // self.epochs, 1)
+            visits = [(n % epoch % number, draws.integer("regular_s", 0, steps)) for n in range(total)]
+        else:
+            visits = [(draws.integer("regular", 0, number), draws.integer("regular_s", 0, steps)) for _ in range(total)]
         t = rollouts.times(visits)
         if self.compat == "official":
             spacing = len(model.alphas_cumprod) // steps

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
 import overpaint
-from official import changed, distance, parameters
+from official import changed, distance, flat, parameters, watched
 from overpaint.concepts import Concept, Request
 from overpaint.methods import trce as module
 from overpaint.methods.prior import caption_statistics
@@ -143,6 +144,72 @@ def test_the_prior_is_divided_by_its_size_or_by_its_captions(tiny_sd):
 
 
 # --- stage 2 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_offset(goldens):
+    """The tiny model on the grid of the official roll-outs, which ends at t = 0."""
+    model = overpaint.load_model(str(goldens / "tiny_sd"), dtype="float64")
+    model.pipeline.scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config, steps_offset=0)
+    return model
+
+
+def test_official_training(without_offset, golden, goldens):
+    """From what stage 1 of the same code made, through `overpaint.erase`, replayed draw for draw."""
+    model = without_offset
+    meta, official, extra = golden("trce/stage2")
+    stage1 = json.loads((goldens / f"{meta['stage1']}.json").read_text())["meta"]
+    concepts, anchors = zip(*stage1["pairs"])
+    spacing = 1000 // meta["num_inference_steps"]
+    drawn = {"x_T.0": extra["x_T"], "regular_x_T.0": extra["regular_x_T"]}
+    drawn |= {f"s.{n}": s for n, s in enumerate(extra["s"])}
+    for n, (s, t) in enumerate(zip(extra["regular_s"], extra["regular_t"])):
+        drawn |= {f"regular_s.{n}": s, f"within.{n}": t - (meta["num_inference_steps"] - 1 - s) * spacing}
+    with watched(drawn) as seen:
+        erasure = overpaint.erase(
+            model,
+            "trce",
+            erase=list(concepts),
+            anchor=list(anchors),
+            templates=stage1["templates"],
+            token_weights=stage1["token_weight_scale"],
+            prior_captions=stage1["prior"],
+            prior_size=round(30_000 / stage1["prior_multiplier"]),
+            preserve_scale=stage1["preserve_scale"],
+            epochs=meta["epochs"],
+            trajectory_template=meta["prompt_template"],
+            trajectories=meta["images_per_prompt"],
+            rollout_steps=meta["num_inference_steps"],
+            rollout_guidance=meta["guidance_scale"],
+            early=meta["max_early_timestep"] / meta["num_inference_steps"],
+            contrast=meta["guidance"],
+            margin=meta["margin"],
+            beta=meta["beta"],
+            regular_weight=meta["preserve_scale"],
+            regular_trajectories=meta["uncond_num"],
+            regular_batch=meta["regularization_batch_size"],
+            learning_rate=meta["learning_rate"],
+            weight_decay=meta["weight_decay"],
+        )
+    iterations = [targets | step for targets, step in zip(seen[::2], seen[1::2])]
+    start = {name: model.named_parameters()[name].data for name in official}
+    sums = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
+    assert len(iterations) == len(extra["hinge"]) == 4
+    for n, step in enumerate(iterations):
+        for name in ("x_t", "P", "R"):
+            assert distance(step[name], extra[f"{name}.{n}"]) < 1e-6, (name, n)
+        assert float(step["hinge"]) == pytest.approx(float(extra["hinge"][n]), rel=1e-6)
+        assert float(step["drift"]) == pytest.approx(float(extra["drift"][n]), rel=1e-6, abs=1e-20)
+        sums = {name: total + step["gradients"][name] for name, total in sums.items()}
+        if f"grad.{n}.{next(iter(official))}" in extra:
+            for name, total in sums.items():
+                assert distance(total.flatten()[:: meta["every"]], extra[f"grad.{n}.{name}"]) < 1e-5, (name, n)
+
+    kept = load_file(goldens / f"{meta['stage1']}.safetensors")
+    assert erasure.changes.keys() == official.keys() | kept.keys()
+    moved = {name: (erasure.changes[name].tensor - start[name]).flatten()[:: meta["every"]] for name in official}
+    assert max(distance(moved[name], official[name]) for name in official) < 1e-4
+    assert distance(*(flat(change, official) for change in (moved, official))) < 1e-5
 
 
 def test_keys_and_values_are_stage_1s_and_the_rest_is_self_attention_and_queries(tiny_sd):
