@@ -7,13 +7,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import overpaint
-from official import distance, watched
+from official import distance, flat, watched
 from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import AssetMissing
 from overpaint.methods.attention import attention_maps
 from overpaint.methods.concept_masks import Segmenter
 from overpaint.methods.image_bank import ImageBank
 from overpaint.methods.mace import (
+    MACE,
     aligned,
     attention_loss,
     concept_tokens,
@@ -92,6 +93,75 @@ def test_official_attention_loss(goldens):
     maps = [given[f"attn.{i}"] for i in range(3)]
     ours = attention_loss(maps, given["positions"][0].bool(), given["mask"][0, 0] > 0.5)
     assert abs(float(ours / official) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("tag", ["lora_masked", "lora_plain"])
+def test_official_training(tag, tiny_sd_float64, golden, monkeypatch):
+    """All three stages through `overpaint.erase`, replayed draw for draw on the pictures and masks of the run."""
+    model = tiny_sd_float64
+    meta, official, extra = golden(f"mace/{tag}")
+
+    def kept(what, concept):
+        number = meta["concepts"].index(concept.name)
+        return [extra[f"{what}.{number}.{k}"] for k in range(meta["pictures"])]
+
+    def bank(model, concept):
+        images = [Image.fromarray(pixels.numpy()) for pixels in kept("picture", concept)]
+        return ImageBank(model, images, [concept.name] * len(images))
+
+    banks, learned, learn = [], [], MACE.learn
+    monkeypatch.setattr(MACE, "paint", lambda _, model, concept, draws: banks.append(bank(model, concept)) or banks[-1])
+    monkeypatch.setattr(MACE, "learn", lambda *a: learned.append(learn(*a)) or learned[-1])
+    if meta["use_gsam_mask"]:
+        monkeypatch.setattr(MACE, "masked", lambda _, concept, *rest: [m.bool() for m in kept("mask", concept)])
+    with watched(extra | {name: x.double() for name, x in extra.items() if name.startswith("x_0.")}) as seen:
+        ours = edited(
+            model,
+            compat="official",
+            erase=meta["concepts"],
+            anchor=meta["mapping"],
+            retain=meta["domain"],
+            templates=meta["templates"],
+            phrases=len(meta["templates"]),
+            lamb=meta["lamb"],
+            preserve_scale=meta["preserve_scale"],
+            fuse_preserve_scale=meta["fuse_preserve_scale"],
+            prior_captions=meta["prior"],
+            domain_weight=meta["preserve_weight"],
+            rank=meta["rank"],
+            learning_rate=meta["learning_rate"],
+            iterations=meta["steps"],
+            importance=meta["importance_sampling"],
+            end_tokens=meta["use_pooler"],
+        )
+
+    iterations = [drawn | step for drawn, step in zip(seen[::2], seen[1::2])]
+    assert len(iterations) == len(extra["loss"]) == len(meta["concepts"]) * meta["steps"]
+    for n, step in enumerate(iterations):
+        concept, k = divmod(n, meta["steps"])
+        assert torch.equal(step["tokens"], extra[f"positions.{n}"].bool())
+        drawn = official_latents(
+            banks[concept], [int(extra[f"image.{n}"])], Draws(meta["first_picture_seed"] + n), "x_0"
+        )
+        assert distance(drawn, extra[f"x_0.{n}"]) < 1e-6
+        assert float(step["loss"]) == pytest.approx(float(extra["loss"][n]), rel=1e-6)
+        gradients = {name: g for name, g in step["gradients"].items() if g is not None}
+        theirs = {name: extra[f"grad.{concept}.{name}"][k] for name in gradients}
+        assert sum(key.startswith(f"grad.{concept}.") for key in extra) == len(gradients)
+        assert distance(flat(gradients, gradients), flat(theirs, gradients)) < 1e-6
+
+    for concept, changes in enumerate(learned):
+        for part in ("up", "down"):
+            factors = {name: getattr(change, part) for name, change in changes.items()}
+            theirs = {name: extra[f"lora.{concept}.{name}:{part}"] for name in changes}
+            assert distance(flat(factors, changes), flat(theirs, changes)) < 1e-6, (concept, part)
+    start = {name: weight.flatten()[:: meta["every"]] for name, weight in base(model).items()}
+    assert error({name: tensor.flatten()[:: meta["every"]] for name, tensor in ours.items()}, official, start) < 1e-6
+
+
+def test_official_timesteps(golden):
+    _, _, extra = golden("mace/lora_masked")
+    torch.testing.assert_close(focal_timesteps(1000), extra["probabilities"], rtol=1e-9, atol=0)
 
 
 # --- the closed forms ------------------------------------------------------------------------------------------
