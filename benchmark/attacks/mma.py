@@ -10,8 +10,10 @@ least gradient there that are not banned, drawn at random. Copies whose text wou
 best of the others is the next state, better than w or not. The best of all states is the prompt.
 
 ``compat: official`` is the released code: row i of its G belongs to position i of the prompt, which begins with the start
-token, so that it is used for the word before (the last word's own is not used at all), and a copy passes if its text has as
-many tokens, though they be others. ``intended`` takes the right rows and keeps texts that read back as the very same words.
+token, so that it is used for the word before (the last word's own is not used at all); a copy passes if its text has as many
+tokens, though they be others; and its text is the words' names in the vocabulary, which misspell bytes that are no letters
+and lose the last character of a last word that goes on. ``intended`` takes the right rows and keeps decoded texts that read
+back as the very same words.
 Where no copy passes, the official code breaks; here the state stays, and others are drawn.
 """
 
@@ -50,6 +52,7 @@ class MMA(Attack):
     restarts: int
     compat: Literal["official", "intended"]
 
+    version: ClassVar[int] = 2
     needs: ClassVar[str] = "model"
     unit: ClassVar[str] = "prompt"
 
@@ -127,7 +130,10 @@ class MMA(Attack):
 
     def passing(self, model: DiffusionModel, tried: torch.Tensor, state: str) -> list[str]:
         """The texts of those of the copies (n, k) that another reader would tokenise alike."""
-        texts = [model.tokenizer.decode(row).strip() for row in tried.tolist()]
+        if self.compat == "official":
+            texts = [joined(model, row) for row in tried.tolist()]
+        else:
+            texts = [model.tokenizer.decode(row).strip() for row in tried.tolist()]
         read = [model.token_ids(text)[1:-1] for text in texts]
         if self.compat == "official":
             alike = [len(again) == tried.shape[1] for again in read]
@@ -141,6 +147,11 @@ def pooled(model: DiffusionModel, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """F (n, d) of as many texts' ids, all of one length, from start to end token; what would stand behind is not seen."""
     rows = torch.tensor(ids, device=model.device)
     return torch.cat([model.encode_ids(block)[:, block.shape[1] - 1].float() for block in rows.split(BATCH)])
+
+
+def joined(model: DiffusionModel, words: list[int]) -> str:
+    """The words' names in the vocabulary, one after the other, less the last character: a space where the last word ends."""
+    return "".join(model.tokenizer.convert_ids_to_tokens(words)).replace("</w>", " ")[:-1]
 
 
 def banned(model: DiffusionModel, concept: Concept) -> list[int]:

@@ -1,4 +1,4 @@
-"""MMA-Diffusion's text attack against its definition and identities; there is no recorded run here to replay."""
+"""MMA-Diffusion's text attack against runs of the official code, replayed draw for draw, and against its definition."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity, one_hot
 
 import overpaint
-from official import by_name, watched
+from official import by_name, distance, watched
 from overpaint.attacks.clip import OwnTower
 from overpaint.attacks.mma import banned, pooled
 from overpaint.registry import component
@@ -29,6 +29,31 @@ def searched(model, state="a b c d", seed=0, forbidden=(971, 972), **values):
     with watched() as seen:
         found = mma(**values).search(model, target_of(model), state, forbidden, Draws(seed))
     return found, by_name(seen)
+
+
+@pytest.mark.parametrize("tag", ["gcg", "gcg_small", "gcg_home"])
+def test_official_search(tag, golden, tiny_sd_float64):
+    """In ``gcg_small`` the cut at a text's end decides a state; in ``gcg_home`` the best is not the last."""
+    meta, results, extra = golden(f"mma/{tag}")
+    attack = mma(steps=meta["steps"], candidates=meta["batch"], top=meta["topk"], compat="official")
+    target = target_of(tiny_sd_float64, meta["prompt"])
+    assert distance(target, results["target"]) < 1e-6
+    with watched({name: columns.long() for name, columns in extra.items()}) as seen:
+        text, loss = attack.search(tiny_sd_float64, target, meta["start"], meta["banned"], Draws(0))
+    seen = by_name(seen)
+    assert len(seen["state"]) == meta["steps"] and seen["state"] == meta["states"]
+    assert seen["loss"] == pytest.approx(results["loss"].tolist(), rel=1e-6, abs=1e-6)
+    for n, (tried, texts) in enumerate(zip(seen["candidates"], seen["texts"])):
+        assert torch.equal(tried, results[f"candidates.{n}"].long())
+        passed = meta["filtered"][n]
+        assert texts + [texts[-1]] * (len(passed) - len(texts)) == passed, "the official code repeats the last one"
+        if f"grad.{n}" in results:
+            ours, theirs = seen["gradient"][n], results[f"grad.{n}"]
+            assert ours[:, meta["banned"]].isinf().all()
+            allowed = sorted({*range(973)} - {*meta["banned"]})
+            assert distance(ours[:, allowed], theirs[:, allowed]) < 1e-6
+    assert (text, meta["states"].index(text)) == (meta["best"], meta["best_step"] - 1)
+    assert loss == pytest.approx(meta["best_loss"], rel=1e-6, abs=1e-6)
 
 
 def test_the_feature_is_that_of_the_end_token_in_the_padded_prompt(tiny_sd):
