@@ -8,7 +8,15 @@ of a picture of the concept, x_t solves
 
 ``ddim`` takes e(x_s, t) for e(x_t, t). ``renoise`` (Garibi et al., ECCV 2024, arXiv 2403.14602) goes on from there,
 ``renoisings`` times: e at the x_t found last gives the next one. Below ``average_below`` the mean of the first ``averaged`` of
-these predictions is taken, elsewhere the last. From x_T the victim samples back. Each picture gives one, which is judged, and
+these predictions is taken, elsewhere the last. There each prediction, and the mean, is also made more like noise before it is
+used, ``regularisations`` times (pix2pix-zero, arXiv 2302.03027):
+
+    e ← e − 0.065 clamp(∂K, ±100)      K = Σ |ln s*²/s² + (s² + (m − m*)²)/s*² − 1|
+    e ← e − 20/5 ∂A, five times        A = Σ mean(e · e rolled down)² + mean(e · e rolled sideways)²
+
+with m, s² mean and variance of patches of 4 × 4 values of a channel, those with a star of e(x_0, t) (meant to be e at x_0 with
+noise, but for Stable Diffusion the authors add none); A over channels and their halvings down to 8 values a side, rolled anew
+each time, in all pictures alike. From x_T the victim samples back. Each picture gives one, which is judged, and
 
     nll  = Σ z²/2 + D/2 ln 2π          of z = x_T, D values, under N(0, I): how usual the start noise is
     psnr = 10 log₁₀ 1/mean (a − b)²    of the picture and the one drawn from x_T, pixels in [0, 1]
@@ -18,14 +26,13 @@ concept and with *ordinary* pictures, which `overpaint.metrics.inversion` sets t
 for a concept that the model never saw. ``text: none`` leaves out the text as TINA does (arXiv 2603.17828), which solves the
 same equation by gradient descent.
 
-ReNoise also regularises its predictions below ``average_below``, which is not done here; nor is the authors' second study,
-many start noises for one picture, nor their null-text inversion.
+Not here: the authors' second study, many start noises for one picture, and their null-text inversion.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
@@ -35,6 +42,7 @@ import torch
 from diffusers import DDIMInverseScheduler
 from numpy.typing import ArrayLike
 from PIL import Image
+from torch.nn.functional import avg_pool2d
 
 from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
 from overpaint.attacks.probes import BATCH, walk
@@ -44,7 +52,10 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 from overpaint.progress import steps
 from overpaint.prompts import Shot
-from overpaint.replay import Draws
+from overpaint.replay import Draws, show
+
+#: Step sizes of the regularisation by K and by A, and how often A is taken.
+PATCHES, ROLLED, ROLLS = 0.065, 20.0, 5
 
 
 class Exposure(NamedTuple):
@@ -67,8 +78,10 @@ class Inversion(Attack):
     renoisings: int
     averaged: int
     average_below: int
+    regularisations: int
     guidance_scale: float
 
+    version: ClassVar[int] = 2
     needs: ClassVar[str] = "victim"
     paints: ClassVar[bool] = True
     enters_by: ClassVar[str] = "image"
@@ -77,6 +90,7 @@ class Inversion(Attack):
         at_least(1, pictures=self.pictures, steps=self.steps)
         at_least(2, tiles=self.tiles)
         at_least(0, renoisings=self.renoisings, averaged=self.averaged, average_below=self.average_below)
+        at_least(0, regularisations=self.regularisations)
         at_least(0, guidance_scale=self.guidance_scale)
         if self.averaged > self.renoisings + 1:
             raise UserError(
@@ -146,20 +160,35 @@ class Inversion(Attack):
 
     def invert(self, victim: DiffusionModel, latents: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """Start noise x_T of latents x_0, both (n, c, h, w)."""
-        guidance, schedule = self.guidance(victim, texts), self.schedule(victim)
+        guidance, schedule, draws = self.guidance(victim, texts), self.schedule(victim), Draws(self.seed)
         backwards = DDIMInverseScheduler.from_config(schedule.config, prediction_type="epsilon")
         backwards.set_timesteps(self.steps)
+        picture = latents
         for number in reversed(range(len(schedule.timesteps))):
             t = schedule.timesteps[number]
+            low = self.method == "renoise" and t < self.average_below
+            like = self.noise(victim, guidance, picture, t, number) if low and self.regularisations else None
             found, predictions = latents, []
             for _ in range(1 + (self.renoisings if self.method == "renoise" else 0)):
                 predictions.append(self.noise(victim, guidance, found, t, number))
-                found = backwards.step(predictions[-1], t, latents, return_dict=False)[0]
-            if self.method == "renoise" and self.averaged and t < self.average_below:
-                mean = torch.stack(predictions[: self.averaged]).mean(dim=0)
-                found = backwards.step(mean, t, latents, return_dict=False)[0]
+                said = self.regularised(predictions[-1], like, draws)
+                found = backwards.step(said, t, latents, return_dict=False)[0]
+            if low and self.averaged:
+                said = self.regularised(torch.stack(predictions[: self.averaged]).mean(dim=0), like, draws)
+                found = backwards.step(said, t, latents, return_dict=False)[0]
             latents = found
+            show(latents=latents)
         return latents
+
+    def regularised(self, said: torch.Tensor, like: torch.Tensor | None, draws: Draws) -> torch.Tensor:
+        """A prediction (n, c, h, w) made more like noise, and its patches more like those of ``like``; itself without one."""
+        if like is None:
+            return said
+        for _ in range(self.regularisations):
+            said = said - PATCHES * slope(lambda e: patch_divergence(e, like), said).clamp(-100, 100)
+            for _ in range(ROLLS):
+                said = said - ROLLED / ROLLS * slope(lambda e: autocorrelation(e, draws), said)
+        return said
 
     def sample(self, victim: DiffusionModel, start: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """Latents (n, c, h, w) that the victim samples from start noise like them."""
@@ -182,6 +211,36 @@ class Inversion(Attack):
             return said
         alpha = victim.alphas_cumprod[t].to(latents)
         return alpha.sqrt() * said + (1 - alpha).sqrt() * latents
+
+
+def slope(loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+    """The gradient of a loss at a tensor."""
+    with torch.enable_grad():
+        at = at.detach().requires_grad_()
+        return torch.autograd.grad(loss(at), at)[0]
+
+
+def patch_divergence(said: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """K, summed over pictures."""
+    (var, mean), (wanted_var, wanted_mean) = (
+        torch.var_mean(x.unfold(2, 4, 4).unfold(3, 4, 4), dim=(-2, -1)) for x in (said, like)
+    )
+    var_ratio = ((wanted_var + 1e-6) / (var + 1e-6)).log()
+    return (var_ratio + (var + (mean - wanted_mean) ** 2) / (wanted_var + 1e-6) - 1).abs().sum()
+
+
+def autocorrelation(said: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """A, summed over pictures; one roll a channel and halving, from 0 up to half its height."""
+    total = said.new_zeros(())
+    for channel in said.split(1, dim=1):
+        while True:
+            shift = draws.integer("roll", 0, channel.shape[2] // 2)
+            for side in (2, 3):
+                total = total + (channel * channel.roll(shift, dims=side)).mean(dim=(1, 2, 3)).square().sum()
+            if channel.shape[2] <= 8:
+                break
+            channel = avg_pool2d(channel, 2)
+    return total
 
 
 def nll(latents: torch.Tensor) -> torch.Tensor:

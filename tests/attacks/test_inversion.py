@@ -1,4 +1,4 @@
-"""Inversion against the equation that it solves, and what its pictures, texts and budget are."""
+"""Inversion against runs of the official code, the equation that it solves, and what its pictures, texts and budget are."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,15 +9,17 @@ import torch
 from PIL import Image
 
 import overpaint
-from official import distance
-from overpaint.attacks.inversion import image_psnr, psnr
+from official import by_name, distance, watched
+from overpaint.attacks.inversion import image_psnr, nll, psnr
+from overpaint.metrics.inversion import likelihood_distance, moments, wasserstein
 from overpaint.registry import component
 
 STEPS = 10
 
 
 def inversion(**values):
-    return component("attack", "inversion").build({"pictures": 6, "steps": STEPS} | values, seed=0)
+    small = {"pictures": 6, "steps": STEPS, "regularisations": 0}
+    return component("attack", "inversion").build(small | values, seed=0)
 
 
 @pytest.fixture
@@ -36,6 +38,52 @@ def start(tiny_sd_float64):
     """Latents of two pictures to invert, and their texts."""
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return latents, ["a cat", "a cat and a ship"]
+
+
+@pytest.mark.parametrize("tag", ["ddim", "renoise", "regularised"])
+def test_official_inversion(tag, golden, tiny_sd_float64):
+    """From the latents on: every x_t of one picture, start noise, likelihoods, distances and pictures drawn of six."""
+    meta, results, extra = golden(f"inversion/{tag}")
+    shared = golden("inversion/regularised")[2]
+    names = [f"{kind}.{n}" for kind in ("goal", "ref") for n in range(3)]
+    latents = torch.cat([shared[f"x0.{name}"] for name in names]).double()
+    values = {name: meta[name] for name in ("steps", "renoisings", "averaged", "average_below", "regularisations")}
+    if tag == "ddim":
+        values = {"method": "ddim", "steps": meta["steps"]}
+    attack, texts = inversion(**values), meta["prompts"] * 2
+    rolls = {f"roll.{n}": value for n, value in enumerate(extra.get("rolls", torch.empty(0)).tolist())}
+    with torch.no_grad(), watched(rolls) as seen:
+        noise = attack.invert(tiny_sd_float64, latents, texts)
+    path = torch.stack([latents[0] for latents in by_name(seen)["latents"]])
+    assert len(path) == meta["steps"] and distance(path, results["path.goal.0"]) < 1e-6
+    for name, found in zip(names, noise):
+        if f"z.{name}" in results:
+            assert distance(found, results[f"z.{name}"][0]) < 1e-6
+    likelihoods = nll(noise)
+    assert distance(likelihoods, results["nll"]) < 1e-8
+    goal, ref, normal = moments(likelihoods[:3]), moments(likelihoods[3:]), moments(extra["normal"])
+    for pair, found in {
+        "goal_and_normal": wasserstein(goal, normal),
+        "goal_and_source": wasserstein(goal, ref),
+        "source_and_normal": wasserstein(ref, normal),
+    }.items():
+        assert found == pytest.approx(results[f"{pair}_emd_score"].item(), rel=1e-5), pair
+    assert likelihood_distance(goal, ref, normal) == pytest.approx(meta["d"], rel=1e-6)
+    with torch.no_grad():
+        drawn = tiny_sd_float64.to_images(attack.sample(tiny_sd_float64, noise, texts))
+    assert np.abs(np.asarray(drawn[0], int) - results["redrawn.goal.0"].numpy()).max() <= 1
+    pictures = [Image.fromarray(shared[f"picture.{name}"].numpy()) for name in names]
+    wanted = results["psnr"].tolist()
+    assert [image_psnr(*pair) for pair in zip(pictures, drawn)] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_regularised_start_noise_does_not_depend_on_the_batch(tiny_sd_float64, start):
+    latents, texts = start
+    attack = inversion(renoisings=1, averaged=2, regularisations=1)
+    with torch.no_grad():
+        both = attack.invert(tiny_sd_float64, latents, texts)
+        alone = attack.invert(tiny_sd_float64, latents[1:], texts[1:])
+    assert distance(both[1], alone[0]) < 1e-10
 
 
 def upwards(model, latents, texts, predictions, mean=()):
