@@ -100,9 +100,10 @@ def proportion(
     """Share of positive observations with the interval that its design asks for.
 
     Wilson when each cluster has one observation, the cluster bootstrap otherwise. With ``strata`` the value is the
-    mean of the strata's shares, each stratum weighing the same and resampled apart. Where all clusters agree, or all
-    of each stratum, a bootstrap has no width; Wilson's interval is given then with clusters as observations, as if a
-    cluster held no more than one.
+    mean of the strata's shares, each stratum weighing the same; Wilson's n is then what they are worth together, and
+    the bootstrap resamples each apart. (Over single observations it would be far too narrow: of four strata of four with
+    shares 0.05 to 0.98 its 95 % intervals hold 49 %, this one's all.) Where all clusters of each stratum agree, a bootstrap
+    has no width; Wilson's interval is given then with clusters as observations, as if a cluster held no more than one.
     """
     kept, groups, failed = observed(hits, clusters, strata)
     n = len(kept)
@@ -110,15 +111,12 @@ def proportion(
         return Estimate(None, failed=failed)
     tables = cluster_tables(kept, *groups)
     value = float(np.mean([k.sum() / m.sum() for k, m in tables]))
-    k, m = (np.concatenate(column) for column in zip(*tables))
-    alike = np.unique(k / m).size == 1
-    if alike or (len(tables) == 1 and (m == 1).all()):
-        low, high = wilson(value * len(m), len(m), level)
-    else:
+    low = high = value
+    if any((m > 1).any() for _, m in tables):
         low, high = limits(resampled_means(tables, draws, np.random.default_rng(seed)), level)
-        if high - low < NO_WIDTH:
-            worth = _worth(tables)
-            low, high = wilson(value * worth, worth, level)
+    if high - low < NO_WIDTH:
+        worth = _worth(tables)
+        low, high = wilson(value * worth, worth, level)
     return Estimate(value, low, high, n=n, failed=failed)
 
 

@@ -154,6 +154,16 @@ def test_strata_that_agree_each_in_itself_still_have_a_width():
     assert uneven.high - uneven.low > np.subtract(*st.wilson(16, 32)[::-1])  # two images tell little of b
 
 
+@pytest.mark.parametrize("shares", [(0.05, 0.9, 0.95, 0.98), (0.9,) * 4, (0.8, 0.9, 0.95, 0.99, 1.0), (0.97,) * 9])
+def test_few_images_a_stratum_are_covered(shares):
+    """UnlearnCanvas' accuracies at the demo's size: four images a label."""
+    rng, strata, inside = np.random.default_rng(5), np.repeat(np.arange(len(shares)), 4), 0
+    for hits in rng.random((1000, len(strata))) < np.repeat(shares, 4):
+        ours = st.proportion(hits, strata=strata)
+        inside += ours.low <= np.mean(shares) + 1e-9 and np.mean(shares) - 1e-9 <= ours.high
+    assert inside / 1000 > 0.92
+
+
 def test_strata_of_one_cluster_each():
     hits = [1] * 30 + [0, 1] + [0, 0, 1]
     strata = ["a"] * 30 + ["b"] * 2 + ["c"] * 3
