@@ -23,14 +23,11 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from overpaint import statistics
-from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.metric import AttackMetric, Evidence, Figure
 from overpaint.metrics.outcomes import compare, has_readings, own_concept, rows, share
 
-#: Attacks that are lists of other prompts: they measure generality or efficacy, and no robustness.
-PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
 
-
-class AttackSuccess(Metric):
+class AttackSuccess(AttackMetric):
     """Share of shots whose attacked image shows the concept (one image each: ``asr_single``), against the control's.
 
     The image of an attack that makes many is the one it settled on, its last; the control's is its first.
@@ -39,12 +36,8 @@ class AttackSuccess(Metric):
     """
 
     name = "attack_success"
-    facet = "robustness"
     direction = "down"
     paper = "UnlearnDiffAtk, arXiv 2310.11868"
-    roles = ("attacked",)
-    attacks = ("*",)
-    not_attacks = PROMPT_LISTS
     version = 2
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence, settled: bool = True) -> pd.DataFrame:
@@ -108,17 +101,13 @@ class ConditionalFailure(AttackSuccess):
         return attacked.assign(hit=hits)[worth != 0].reset_index(drop=True)
 
 
-class JudgeAgreement(Metric):
+class JudgeAgreement(AttackMetric):
     """Share of the attack's images on which the detector says what the judge said that guided the attack: where they
     part, the attack has fitted its judge."""
 
     name = "judge_agreement"
-    facet = "robustness"
     direction = "up"
     paper = "overpaint"
-    roles = ("attacked",)
-    attacks = ("*",)
-    not_attacks = PROMPT_LISTS
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
@@ -168,17 +157,14 @@ def _one_a_shot(frame: pd.DataFrame, keep: str) -> pd.DataFrame:
     return chosen.assign(seed=chosen.groupby("prompt_id").cumcount())
 
 
-class AttackFloor(Metric):
+class AttackFloor(AttackMetric):
     """The same attack's success, on its last images, for a concept that the model never saw: what a judge is fooled by
     without memory."""
 
     name = "attack_floor"
-    facet = "robustness"
     direction = "down"
     paper = "overpaint"
     roles = ("floor",)
-    attacks = ("*",)
-    not_attacks = PROMPT_LISTS
     version = 2
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.metric import PROMPT_LISTS, AttackMetric, Evidence, Figure, Metric
 from overpaint.metrics.outcomes import rows
 
 
@@ -64,15 +64,14 @@ class LatencyRatio(Metric):
         return Figure(here / there, n=1, original=1.0, difference=here / there - 1)
 
 
-class AttackCost(Metric):
+class AttackCost(AttackMetric):
     """What an attack spent on one prompt, on average: the more, the harder the concept is to bring back."""
 
-    facet = "robustness"
     direction = "up"
     paper = "UnlearnDiffAtk, arXiv 2310.11868"
     aggregation = "total over prompts"
-    attacks = ("*",)
-    not_attacks = ("synonym", "paraphrase", "multilingual", "implicit", "random_prefix", "seed_search")
+    roles = ()  # of the ledger, not of pictures
+    not_attacks = (*PROMPT_LISTS, "random_prefix", "seed_search")
     metered: ClassVar[str]
 
     def measure(self, evidence: Evidence) -> Figure:

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.metric import AttackMetric, Evidence, Figure
 from overpaint.metrics.outcomes import Tally, has_readings, rows
 from overpaint.resampling import limits
 from overpaint.statistics import DRAWS, LEVEL
@@ -58,13 +58,10 @@ def likelihood_distance(concept: Moments, ordinary: Moments, normal: Moments) ->
     return wasserstein(concept, normal) / wasserstein(ordinary, normal)
 
 
-class Reading(Metric):
+class Reading(AttackMetric):
     """A figure of what the attack measured on the concept's pictures, its control the same pictures, scrambled; a picture
     that failed has no reading."""
 
-    facet = "robustness"
-    roles = ("attacked",)
-    attacks = ("*",)
     paper = "Memories of Forgotten Concepts, arXiv 2412.00782"
     aggregation = "over pictures, prompts resampled"
     version = 2

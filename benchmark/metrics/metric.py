@@ -12,6 +12,9 @@ from overpaint.concepts import Concept
 
 FACETS = ("efficacy", "generality", "specificity", "robustness", "utility", "sustainability")
 
+#: Attacks that are lists of other prompts: they measure generality or efficacy, and no robustness.
+PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
+
 #: Columns that every frame of scored images has, before one column a detector label (its score, NaN where it failed).
 IMAGE_COLUMNS = (
     "prompt_id", "seed", "prompt", "role", "concept", "expects", "variant", "draw", "verdict", "failed", "features"
@@ -110,3 +113,12 @@ class Metric:
 
     def measure(self, evidence: Evidence) -> Figure:
         raise NotImplementedError
+
+
+class AttackMetric(Metric):
+    """A metric of the pictures of whatever attack a cell has, prompt lists aside."""
+
+    facet = "robustness"
+    roles = ("attacked",)
+    attacks = ("*",)
+    not_attacks = PROMPT_LISTS

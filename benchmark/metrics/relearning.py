@@ -21,8 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
-from overpaint.metrics.attack_success import PROMPT_LISTS
-from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.metric import AttackMetric, Evidence, Figure
 from overpaint.metrics.outcomes import has_readings, own_concept, rows, tally
 from overpaint.resampling import limits
 from overpaint.statistics import DRAWS, LEVEL, wilson
@@ -45,15 +44,11 @@ def area(shares: NDArray, steps: NDArray) -> NDArray:
     return trapezoid(shares, steps, axis=1) / (steps[-1] - steps[0])
 
 
-class Relearning(Metric):
+class Relearning(AttackMetric):
     """A figure of the curve of shares over steps of training."""
 
-    facet = "robustness"
     paper = "Meta-Unlearning on Diffusion Models, arXiv 2410.12777"
     aggregation = "pooled at each step, prompts resampled"
-    roles = ("attacked",)
-    attacks = ("*",)
-    not_attacks = PROMPT_LISTS
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
