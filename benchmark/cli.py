@@ -139,6 +139,7 @@ def _wait_politely() -> None:
 def main() -> None:
     """Entry point: bad input is one sentence and exit code 2, an interruption 130."""
     from overpaint.errors import UserError
+    from overpaint.store import CorruptArtefact
 
     _wait_politely()
     try:
@@ -146,6 +147,9 @@ def main() -> None:
     except UserError as error:
         click.echo(f"overpaint: {error}", err=True)
         sys.exit(2)
+    except CorruptArtefact as error:
+        click.echo(f"overpaint: {error} by `overpaint run`", err=True)
+        sys.exit(1)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -7,10 +7,11 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from overpaint.cells import Cell, cell_from
@@ -20,7 +21,8 @@ from overpaint.errors import UserError, unknown
 from overpaint.estimates import Estimates
 from overpaint.planning import Plan, make_plan
 from overpaint.registry import components, load_attribute
-from overpaint.store import Store
+from overpaint.running import Outcome
+from overpaint.store import CorruptArtefact, Store
 from overpaint.tables import FORMATS, render, show, stored_records
 from overpaint.tracking import tracker
 
@@ -51,9 +53,9 @@ def run_grid(composed: Sequence[Composed]) -> int:
     ERR.print(_summary(plan, todo, estimates), highlight=False)
     display = Display(todo, estimates, ERR)
     try:
+        how = {k: v for k, v in engine.items() if k != "name"}
         with display:
-            outcome = runner(plan, store, display, **{k: v for k, v in engine.items() if k != "name"})
-        records = stored_records(store, plan)
+            outcome, records = _until_readable(lambda: runner(plan, store, display, **how), store, plan)
         sheets = _sheets(plan, store)
     except KeyboardInterrupt:
         left = len(plan.missing(store))
@@ -80,6 +82,18 @@ def run_grid(composed: Sequence[Composed]) -> int:
         )
         return 1
     return 0
+
+
+def _until_readable(run: Callable[[], Outcome], store: Store, plan: Plan) -> tuple[Outcome, pd.DataFrame]:
+    """Run, and again while a stored record turns out to be damaged: it has been set aside and is made anew."""
+    done = 0
+    while True:
+        outcome = run()
+        outcome.done = done = done + outcome.done
+        try:
+            return outcome, stored_records(store, plan)
+        except CorruptArtefact as error:
+            ERR.print(str(error), highlight=False)
 
 
 def _sheets(plan: Plan, store: Store) -> list[Path]:

@@ -13,7 +13,7 @@ from overpaint.attacks.attack import COMPARISONS
 from overpaint.planning import Plan
 from overpaint.stages.attack import read_assault
 from overpaint.stages.generate import read_images
-from overpaint.store import Store
+from overpaint.store import CorruptArtefact, Store
 from overpaint.tasks import Task
 
 #: Columns of a cell without attack: role → how many pictures. An attack shows two.
@@ -31,7 +31,10 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
             by_set.setdefault(f"{cell.model.name}-{cell.concepts.name}", []).append(task)
     written = []
     for name, tasks in by_set.items():
-        rows = _pictures(tasks, plan, store)
+        try:
+            rows = _pictures(tasks, plan, store)
+        except CorruptArtefact:  # set aside when it was read; figures do not need it any more
+            continue
         if not rows:
             continue
         blurred = tasks[0].config["cell"]["kind"] == "unsafe" and not show_unsafe

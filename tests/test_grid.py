@@ -103,6 +103,25 @@ def test_damaged_images_are_made_again_when_needed(store, capsys):
     assert (store.path("generate", made.key) / "images.parquet").read_bytes() == whole
 
 
+def test_damaged_figures_are_made_again_and_a_table_says_so(store, capsys):
+    plan = plan_of(*GRID)
+    places = [store.path("measure", task.key) / "records.parquet" for _, task in plan.cells]
+    wholes = [place.read_bytes() for place in places]
+    images = next(
+        store.path("generate", t.key) / "images.parquet" for t in plan.tasks.values() if t.stage == "generate"
+    )
+    for place in (*places[:2], images):
+        content = place.read_bytes()
+        place.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    capsys.readouterr()
+    assert overpaint("table", f"store={store.root}") == 1
+    said = capsys.readouterr().err
+    assert "records.parquet does not match its hash" in said and "Traceback" not in said
+    assert overpaint("run", *GRID, f"store={store.root}") == 0
+    assert [len(place.read_bytes()) for place in places] == [len(whole) for whole in wholes]
+    assert overpaint("table", f"store={store.root}") == 0
+
+
 def test_an_interrupted_run_ends_with_the_same_table(store, capsys, tmp_path, monkeypatch):
     """Stop in the middle, go on: every figure but measured costs equals the uninterrupted run's to the last digit."""
     from overpaint import running
