@@ -69,6 +69,9 @@ class Display:
         if not self.live:
             self.console.print(f"[{self.left()}] {task.label}: {seconds:.1f}s", highlight=False, markup=False)
 
+    def noted(self, task: Task, note: str) -> None:
+        self.console.print(f"note: {task.label}: {note}", highlight=False, markup=False, style="yellow")
+
     def failed(self, task: Task, reason: str) -> None:
         self._drop(task)
         self.console.print(f"failed: {task.label}: {reason}", highlight=False, markup=False, style="red")

@@ -177,6 +177,23 @@ def test_images_are_readable_rows(store):
     assert [i.size for i in images] == [(64, 64)] * len(made.config["shots"])
 
 
+def test_what_does_not_fit_of_a_prompt_is_cut_and_said(tmp_path, capsys):
+    long = "a church" + " by the sea" * 15
+    (tmp_path / "long.csv").write_text(f"prompt,evaluation_seed\n{long},3\n{long} and a car,3\na church,3\n")
+    grid = ["method=none", "attack=none", "budget=smoke", "budget.target_prompts=3", "protocol.steps=2"]
+    prompts = f"concepts.prompts.target={tmp_path / 'long.csv'}"
+    assert overpaint("run", *grid, prompts, f"store={tmp_path / 'store'}") == 0
+    assert "2 of 3 prompts were cut to the 32 tokens" in " ".join(capsys.readouterr().err.split())
+    folders = [path.parent for path in (tmp_path / "store").glob("artefacts/generate/*/manifest.json")]
+    texts = {
+        folder: [s[0] for s in json.loads((folder / "manifest.json").read_text())["config"]["shots"]]
+        for folder in folders
+    }
+    (target,) = [folder for folder, shown in texts.items() if long in shown]
+    cut, car, _ = (np.asarray(image) for image in read_images(target))
+    assert np.array_equal(cut, car)  # the car stood in the part that was cut
+
+
 def test_image_does_not_depend_on_batch_or_order():
     model = load_model("testbed")
     prompts = ["a church", "a cat", "mira", "a car in sketch style", "a fish", "a star", "a tree"] * 2

@@ -129,16 +129,20 @@ class DiffusionModel:
         return len(self.token_ids(text)) - 2
 
     def padded_ids(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
-        """(n, tokens) ids. A prompt that does not fit is an error: silent truncation changes what is measured."""
+        """(n, tokens) ids. A text that does not fit is cut, or an error: a concept's name must not lose its end."""
         ids = self.tokenizer(list(texts), padding="max_length", max_length=self.tokens, truncation=truncate).input_ids
         for text, row in zip(texts, ids):
             if len(row) > self.tokens:
                 raise UserError(f"prompt has {len(row)} tokens, the model takes {self.tokens}: {text!r}")
         return torch.tensor(ids, device=self.device)
 
-    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+    def too_long(self, texts: Sequence[str]) -> int:
+        """How many of these texts the model reads only the beginning of."""
+        return sum(len(row) > self.tokens for row in self.tokenizer(list(texts)).input_ids)
+
+    def encode(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
         """Text embeddings (n, tokens, width) after the final layer norm."""
-        return self.encode_ids(self.padded_ids(texts))
+        return self.encode_ids(self.padded_ids(texts, truncate))
 
     def encode_ids(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embeddings (n, tokens, width) of padded ids (n, tokens); differentiable in the encoder's parameters.
@@ -351,6 +355,7 @@ class DiffusionModel:
     ) -> list[Image.Image]:
         """Images for prompts and seeds (one each). An image depends on its prompt and seed, not on its batch.
 
+        Of a prompt that is longer than the model reads (`too_long`) the end is cut, as in diffusers and published protocols.
         ``seeds`` seed one CPU generator an image; ``embeds`` (n, tokens, width) stand for the prompts' encodings where
         they are given; ``on_batch`` is told how many images a batch finished.
         """
@@ -377,7 +382,7 @@ class DiffusionModel:
         """Encodings (n, tokens, width) of prompts, equal ones computed once."""
         distinct = list(dict.fromkeys(prompts))
         blocks = [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
-        encoded = torch.cat([self.encode(block) for block in blocks])
+        encoded = torch.cat([self.encode(block, truncate=True) for block in blocks])
         return encoded[[distinct.index(text) for text in prompts]]
 
     def denoise(self, noise: torch.Tensor, guidance: Guidance, scheduler: str, steps: int, stop: int | None = None):

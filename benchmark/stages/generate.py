@@ -43,9 +43,12 @@ def run(task, inputs, folder, bench) -> dict:
             )
             for index, image in zip(indices, made):
                 images[index] = image
+        cut = victim.too_long([text for text, *_ in shots])
     rows = [{"prompt": t, "noise_seed": s, "guidance_scale": g or protocol["guidance_scale"]} for t, s, g in shots]
     write_images(folder, images, rows)
-    return {"cost": {"images": len(shots), "seconds": clock.total, "seconds_per_image": clock.fastest}}
+    cost = {"images": len(shots), "seconds": clock.total, "seconds_per_image": clock.fastest}
+    note = f"{cut} of {len(shots)} prompts were cut to the {victim.tokens} tokens that the model reads"
+    return {"cost": cost} | ({"note": note} if cut else {})
 
 
 class _Clock:
