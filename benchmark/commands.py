@@ -7,9 +7,10 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -20,11 +21,10 @@ from overpaint.display import Display, duration
 from overpaint.errors import UserError, unknown
 from overpaint.estimates import Estimates
 from overpaint.planning import Plan, make_plan
-from overpaint.registry import components, load_attribute
+from overpaint.registry import component, components
 from overpaint.running import Outcome
 from overpaint.store import CorruptArtefact, Store
 from overpaint.tables import FORMATS, render, show, stored_records
-from overpaint.tracking import tracker
 
 ERR = Console(stderr=True, soft_wrap=True)
 
@@ -38,14 +38,17 @@ def prepare(composed: Sequence[Composed]) -> tuple[list[Cell], Plan, Store]:
     return cells, make_plan(cells), Store.chosen(composed[0].config["store"])
 
 
+def _circumstance(kind: str, config: Mapping[str, Any]) -> Any:
+    """The engine or tracker that a configuration names."""
+    return component(kind, config["name"]).build({k: v for k, v in config.items() if k not in ("name", "component")})
+
+
 def run_grid(composed: Sequence[Composed]) -> int:
     """Run or resume a grid, print its table, write its contact sheets. Returns the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     start = time.perf_counter()
     _, plan, store = prepare(composed)
-    engine = dict(composed[0].config["engine"])
-    runner = load_attribute(engine.pop("runner"))
-    send = tracker(composed[0].config["tracker"])
+    engine, tracker = (_circumstance(kind, composed[0].config[kind]) for kind in ("engine", "tracker"))
     store.prepare()
     store.sweep()
     estimates = Estimates(store)
@@ -53,9 +56,8 @@ def run_grid(composed: Sequence[Composed]) -> int:
     ERR.print(_summary(plan, todo, estimates), highlight=False)
     display = Display(todo, estimates, ERR)
     try:
-        how = {k: v for k, v in engine.items() if k != "name"}
         with display:
-            outcome, records = _until_readable(lambda: runner(plan, store, display, **how), store, plan)
+            outcome, records = _until_readable(lambda: engine.run(plan, store, display), store, plan)
         sheets = _sheets(plan, store)
     except KeyboardInterrupt:
         left = len(plan.missing(store))
@@ -67,7 +69,7 @@ def run_grid(composed: Sequence[Composed]) -> int:
         return 130
     if len(records):
         show(records)
-        send(records, str(store.root))
+        tracker.send(records, str(store.root))
     for path in sheets:
         ERR.print(f"contact sheet: {path}", highlight=False, soft_wrap=True)
     ERR.print(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from overpaint.errors import UserError
 
-#: Column names that published prompt files use, mapped to ours (I2P, UnlearnDiffAtk, HUB, COCO-30k lists).
+#: Column names that published prompt files use, mapped to ours (I2P, UnlearnDiffAtk, MMA, HUB, COCO-30k lists). A list of
+#: adversarial prompts may hold the plain ones as well.
 COLUMNS = {
-    "prompt": ("prompt", "text", "caption", "adv_prompt", "sensitive prompt"),
+    "prompt": ("adv_prompt", "prompt", "text", "caption", "sensitive prompt"),
     "id": ("id", "case_number", "prompt_id", "coco_id", "image_id"),
     "seed": ("evaluation_seed", "sd_seed", "seed"),
     "guidance": ("evaluation_guidance", "sd_guidance_scale", "guidance_scale"),

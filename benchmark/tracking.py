@@ -2,49 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 
-from overpaint.errors import AssetMissing, unknown
+from overpaint.errors import AssetMissing
 from overpaint.tables import CELL
 
-Tracker = Callable[[pd.DataFrame, str], None]
+
+@dataclass(kw_only=True)
+class StoreOnly:
+    """Figures stay in the store."""
+
+    def send(self, records: pd.DataFrame, folder: str) -> None:
+        """Nothing to do."""
 
 
-def tracker(config: Mapping[str, Any]) -> Tracker:
-    """The tracker of the ``tracker`` group: takes the records of a finished run and a folder for its own files.
+@dataclass(kw_only=True)
+class WandB:
+    """Weights & Biases: one run a cell. A library that is missing is told before anything runs."""
 
-    A library that is missing is told here, before anything runs.
-    """
-    if config["name"] == "none":
-        return lambda records, folder: None
-    if config["name"] != "wandb":
-        raise unknown("tracker", config["name"], ["none", "wandb"])
-    try:
+    project: str
+    mode: Literal["offline", "online", "disabled"]
+
+    def __post_init__(self):
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise AssetMissing("tracker=wandb needs the extra: pip install 'overpaint[wandb]'") from error
+
+    def send(self, records: pd.DataFrame, folder: str) -> None:
+        """A figure's value, interval and n go to its run's summary; wandb's own files into ``folder``."""
         import wandb
-    except ImportError as error:
-        raise AssetMissing("tracker=wandb needs the extra: pip install 'overpaint[wandb]'") from error
-    return lambda records, folder: _to_wandb(wandb, config, records, folder)
 
-
-def _to_wandb(wandb, config: Mapping[str, Any], records: pd.DataFrame, folder: str) -> None:
-    """One run a cell; a figure's value, interval and n go to its summary."""
-    quiet = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
-    for values, figures in records.groupby(CELL, sort=False):
-        cell = dict(zip(CELL, values))
-        name = " / ".join(str(cell[key]) for key in ("model", "concepts", "method", "attack"))
-        run = wandb.init(
-            project=config["project"],
-            mode=config["mode"],
-            name=name,
-            config=cell,
-            dir=folder,
-            settings=quiet,
-        )
-        for _, figure in figures.iterrows():
-            if not pd.isna(figure["value"]):
-                for part in ("value", "low", "high", "n"):
-                    run.summary[f"{figure['facet']}/{figure['metric']}/{part}"] = figure[part]
-        run.finish()
+        quiet = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
+        for values, figures in records.groupby(CELL, sort=False):
+            cell = dict(zip(CELL, values))
+            run = wandb.init(
+                project=self.project,
+                mode=self.mode,
+                name=" / ".join(str(cell[key]) for key in ("model", "concepts", "method", "attack")),
+                config=cell,
+                dir=folder,
+                settings=quiet,
+            )
+            for _, figure in figures.iterrows():
+                if not pd.isna(figure["value"]):
+                    for part in ("value", "low", "high", "n"):
+                        run.summary[f"{figure['facet']}/{figure['metric']}/{part}"] = figure[part]
+            run.finish()

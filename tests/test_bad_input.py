@@ -92,6 +92,12 @@ CASES = [
     (("run", "method=uce", "method.lamb=-1"), ["method=uce: lamb takes a number from 0 up, got -1.0"]),
     (("run", "method=uce", "method.lamb=inf"), ["method=uce: lamb takes a finite number, got inf"]),
     (("run", "attack=uda", "attack.timesteps=[a]"), ["attack=uda: timesteps takes int or list[int], got ['a']"]),
+    (("run", "engine.device=cdua"), ["engine.device=cdua is no device of this machine"]),
+    (
+        ("run", "tracker=wandb", "tracker.mode=offlin"),
+        ["unknown value 'offlin' in tracker=wandb: mode; did you mean 'offline'"],
+    ),
+    (("run", "+engine.workers=3"), ["'workers'", "engine=inline"]),
     # values of another type
     (("run", "concepts.near=5"), ["concepts.near takes str or list[str] or null, got 5"]),
     (("run", "concepts.anchor=[5]"), ["concepts.anchor takes str or list[str] or null, got [5]"]),

@@ -7,10 +7,8 @@ import pandas as pd
 import pytest
 
 from overpaint.errors import AssetMissing
+from overpaint.registry import component
 from overpaint.tables import CELL
-from overpaint.tracking import tracker
-
-OFFLINE = {"name": "wandb", "project": "overpaint", "mode": "offline"}
 
 
 @pytest.fixture
@@ -22,7 +20,7 @@ def records():
 
 def test_one_offline_run_a_cell_with_its_figures(records, tmp_path):
     pytest.importorskip("wandb")
-    tracker(OFFLINE)(records, str(tmp_path))
+    component("tracker", "wandb").build().send(records, str(tmp_path))
     for _ in range(100):  # wandb's own process writes the last blocks after `finish` has returned
         written = [path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
         if len(written) == 2 and all(b"efficacy/target_proportion/low" in log for log in written):
@@ -34,11 +32,11 @@ def test_one_offline_run_a_cell_with_its_figures(records, tmp_path):
 
 
 def test_none_writes_nothing(records, tmp_path):
-    tracker({"name": "none"})(records, str(tmp_path))
+    component("tracker", "none").build().send(records, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_library_is_told_before_anything_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(AssetMissing, match=r"overpaint\[wandb\]"):
-        tracker(OFFLINE)
+        component("tracker", "wandb").build()

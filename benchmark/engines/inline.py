@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from overpaint.errors import UserError
 from overpaint.planning import Plan
 from overpaint.running import Outcome, Watcher, run_tasks
 from overpaint.store import Store
 
 
-def run(plan: Plan, store: Store, watcher: Watcher, device: str = "auto") -> Outcome:
-    """Run the plan here. ``device="auto"`` takes the first GPU if there is one."""
-    if device == "auto":
-        import torch
+@dataclass(kw_only=True)
+class Inline:
+    """``device``: ``auto`` is the first GPU if there is one, else the CPU."""
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return run_tasks(plan, store, device, watcher)
+    device: str
+
+    def __post_init__(self):
+        available(self.device)
+
+    def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
+        return run_tasks(plan, store, available(self.device), watcher)
+
+
+def available(device: str) -> str:
+    """The device that is meant, if it is there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+        raise UserError(f"engine.device={device} is no device of this machine: {str(error).splitlines()[0]}") from None
+    return device

@@ -70,3 +70,9 @@ def test_learned_words_are_no_list(scene, stored, tmp_path):
 def test_a_replay_without_a_file_says_what_to_give(scene):
     with pytest.raises(overpaint.UserError, match=r"attack\.file"):
         Replay(file=None, most=None).run(scene)
+
+
+def test_a_list_of_plain_and_adversarial_prompts_replays_the_adversarial_ones(scene, tmp_path):
+    (tmp_path / "both.csv").write_text("prompt,adv_prompt\na cat,something that purrs\n")
+    (shot,) = Replay(file=str(tmp_path / "both.csv"), most=None).run(scene).shots
+    assert shot.prompt.text == "something that purrs"
