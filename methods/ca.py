@@ -85,7 +85,7 @@ class CA(Eraser):
     train: Literal["kv", "attn", "full", "embedding"]
     rule: Literal["style", "object", "unsafe", "memorization"] | None
     default_anchor: str
-    templates: list | None
+    templates: list[str] | None
     captions: str | None
     pictures: int
     picture_scheduler: str | None

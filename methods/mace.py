@@ -55,7 +55,7 @@ class MACE(Eraser):
 
     compat: Literal["intended", "official"]
     default_anchor: str
-    templates: list | None
+    templates: list[str] | None
     phrases: int
     all_words: bool
     lamb: float

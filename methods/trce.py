@@ -66,7 +66,7 @@ class TRCE(Eraser):
     compat: Literal["official", "intended"]
     default_anchor: str
     synonyms: bool
-    templates: list | None
+    templates: list[str] | None
     template_count: int
     token_weights: list
     lamb: float
