@@ -150,19 +150,16 @@ def legend(shown: Iterable[tuple[str, pd.DataFrame]]) -> str:
     return " ".join([LEGEND, *(said for mark, said in FOOTNOTES.items() if mark in text)])
 
 
-#: What a view's rows are -> what its blocks are, beside the model.
-BLOCKS = {"method": [], "attack": ["method"]}
-
-
-def averaged(records: pd.DataFrame, row: str, columns: Mapping[str, Mapping]) -> Iterable[tuple[str, pd.DataFrame]]:
-    """One block a model, a method where rows are attacks, and a setting where there are several; columns are those of a
-    view, means over the concepts. A mean over fewer concepts than others of its column says over how many."""
-    several = _several(records)
-    for (model, *by), part in records.groupby(["model", *BLOCKS[row], *several], sort=False):
-        method, values = by[: len(BLOCKS[row])], by[len(BLOCKS[row]) :]
+def averaged(records: pd.DataFrame, view: Mapping) -> Iterable[tuple[str, pd.DataFrame]]:
+    """One block a model, what else the view's blocks are for, and a setting where there are several; columns are those of
+    the view, means over the concepts. A mean over fewer concepts than others of its column says over how many."""
+    row, apart, several = view["rows"], view["blocks"], _several(records)
+    for (model, *by), part in records.groupby(["model", *apart, *several], sort=False):
+        method = [value for name, value in zip(apart, by) if name == "method"]
+        values = by[len(apart) :]
         rows: dict[str, dict[str, str]] = {}
         titles = {}
-        for title, column in columns.items():
+        for title, column in view["columns"].items():
             chosen = part[part["metric"] == column["metric"]]
             if row == "method":
                 chosen = chosen[chosen["attack"] == column.get("attack", "none")]
@@ -219,7 +216,7 @@ def viewed(records: pd.DataFrame, view: str) -> Iterable[tuple[str, pd.DataFrame
     chosen = yaml.safe_load(views[view].read_text(encoding="utf-8"))
     compared = {column["metric"] for column in chosen["columns"].values() if column.get("field") == "difference"}
     shown = records["metric"].isin(compared)  # Holm's family are the comparisons that the view shows
-    return averaged(pd.concat([corrected(records[shown]), records[~shown]]), chosen["rows"], chosen["columns"])
+    return averaged(pd.concat([corrected(records[shown]), records[~shown]]), chosen)
 
 
 def render(records: pd.DataFrame, form: str, view: str = "facets") -> str:

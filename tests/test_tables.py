@@ -7,7 +7,7 @@ import overpaint
 from overpaint.registry import components
 from overpaint.scope import OUTSIDE
 from overpaint.statistics import Estimate, mean_of_estimates
-from overpaint.tables import BLOCKS, FIELDS, corrected, latex_text, render
+from overpaint.tables import CELL, FIELDS, corrected, latex_text, render
 
 
 def record(method, concepts, kind, metric, value, low, high, attack="none", unit="fraction"):
@@ -82,6 +82,15 @@ def test_one_row_an_attack_beside_its_control():
     assert found["random_prefix", "0.50"][0] == "", "it is a control and has none"
 
 
+def test_a_block_a_concept_set():
+    one = record("uce", "church", "object", "target_proportion", 0.25, 0.1, 0.5)
+    text = render(
+        corrected(pd.DataFrame([one, one | {"concepts": "objects5 in turn", "value": 0.75}])), "md", "scaling"
+    )
+    titles = [line for line in text.splitlines() if line.startswith("###")]
+    assert titles == ["### m: church", "### m: objects5 in turn"] and "0.25 [" in text and "0.75 [" in text
+
+
 def test_a_lower_bound_is_marked():
     row = record("uce", "church", "object", "relearn_steps_to_half", 40, 20, 40, attack="relearn", unit="steps")
     free, bound = (render(corrected(pd.DataFrame([row | {"why": why}])), "md") for why in ("", "censored: not back"))
@@ -112,7 +121,8 @@ def test_every_view_asks_for_metrics_that_exist(view):
     known = yaml.safe_load(components("metrics")["facets"].read_text())["metrics"]
     chosen = yaml.safe_load(components("view")[view].read_text())
     columns = chosen["columns"]
-    assert chosen["rows"] in BLOCKS and {column.get("field", "value") for column in columns.values()} <= FIELDS.keys()
+    assert chosen["rows"] in ("method", "attack") and set(chosen["blocks"]) <= set(CELL)
+    assert {column.get("field", "value") for column in columns.values()} <= FIELDS.keys()
     assert {column["metric"] for column in columns.values()} <= known.keys()
     assert {column.get("attack", "none") for column in columns.values()} <= components("attack").keys()
 
