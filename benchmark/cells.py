@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from overpaint.concepts import KINDS, Catalogue, Concept, Request, load_catalogue
 from overpaint.errors import UserError, unknown
-from overpaint.registry import check_type, checked, component, components, construct
+from overpaint.registry import check_type, checked, component, components, construct, created
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def choose(
     values = {k: config[k] for k in given if k in chosen.defaults and k in config}
     where = f"{kind}={chosen.name}"
     settled = checked(chosen.load(), chosen.settle(values, preset), where)
-    construct(chosen.load(), settled, where)  # a wrong value is told before anything runs
+    created(chosen.load(), settled, where)  # a wrong value is told before anything runs
     if "preset" in given and preset:
         values = {"preset": preset, **values}
     return Choice(chosen.name, preset, settled, values)

@@ -48,9 +48,7 @@ def plan(context: click.Context, multirun: bool) -> None:
 
 @cli.command(context_settings=OVERRIDES)
 @click.option("--format", "form", default="terminal", help="terminal, md, csv, json or latex.")
-@click.option(
-    "--view", default="facets", help="facets, methods, robustness, unlearncanvas or redteam (a row an attack)."
-)
+@click.option("--view", default="facets", help="facets (every figure), or one of `overpaint list views`.")
 @click.pass_context
 def table(context: click.Context, form: str, view: str) -> None:
     """Print tables from stored records: of the grid that the overrides span, or of the whole store."""

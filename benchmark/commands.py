@@ -21,7 +21,7 @@ from overpaint.display import Display, duration
 from overpaint.errors import UserError, unknown
 from overpaint.estimates import Estimates
 from overpaint.planning import Plan, make_plan
-from overpaint.registry import component, components
+from overpaint.registry import DESCRIPTION, component, components
 from overpaint.running import Outcome
 from overpaint.store import CorruptArtefact, Store
 from overpaint.tables import FORMATS, render, show, stored_records
@@ -40,7 +40,7 @@ def prepare(composed: Sequence[Composed]) -> tuple[list[Cell], Plan, Store]:
 
 def _circumstance(kind: str, config: Mapping[str, Any]) -> Any:
     """The engine or tracker that a configuration names."""
-    return component(kind, config["name"]).build({k: v for k, v in config.items() if k not in ("name", "component")})
+    return component(kind, config["name"]).build({k: v for k, v in config.items() if k not in DESCRIPTION})
 
 
 def run_grid(composed: Sequence[Composed]) -> int:

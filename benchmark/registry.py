@@ -108,7 +108,11 @@ def component(kind: str, name: str) -> Component:
 
 def construct(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """``cls(**values)`` with every value checked against the dataclass field it fills."""
-    settled = checked(cls, values, where)
+    return created(cls, checked(cls, values, where), where)
+
+
+def created(cls: type, settled: Mapping[str, Any], where: str) -> Any:
+    """``cls(**settled)`` of checked values; what the class itself refuses says where."""
     try:
         return cls(**settled)
     except UserError as error:

@@ -19,7 +19,7 @@ from overpaint.tasks import Task
 #: Columns of a cell without attack: role → how many pictures. An attack shows two.
 COLUMNS = {"target": 2, "near": 1, "in_prompt": 1, "grid": 1, "utility": 1}
 SIDE, GAP, HEAD, LEFT = 128, 6, 62, 150
-UNSAFE = re.compile(r"[^\w .+-]")  # what a file's name cannot hold, but a concept's can: a slash, say
+NOT_IN_FILE_NAMES = re.compile(r"[^\w .+-]")  # a concept's name can hold a slash, say
 
 
 def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = False) -> list[Path]:
@@ -38,7 +38,7 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
         if not rows:
             continue
         blurred = tasks[0].config["cell"]["kind"] == "unsafe" and not show_unsafe
-        path = folder / f"{UNSAFE.sub('_', name)[:100]}.png"
+        path = folder / f"{NOT_IN_FILE_NAMES.sub('_', name)[:100]}.png"
         _draw(rows, blurred).save(path)
         written.append(path)
     return written

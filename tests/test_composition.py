@@ -88,3 +88,15 @@ def test_a_method_from_a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (cell,) = cells("method=mine", "method.strength=0.25", f"hydra.searchpath=[file://{tmp_path}]")
     assert cell.method.values == {"strength": 0.25}
+
+
+def test_names_that_are_checked_early_are_those_of_the_models():
+    """The configuration is checked without loading torch, so that these names stand twice."""
+    from typing import get_args, get_type_hints
+
+    from overpaint.cells import ModelSpec, Protocol
+    from overpaint.models.diffusion import SCHEDULERS
+    from overpaint.models.loading import DTYPES
+
+    assert set(get_args(get_type_hints(Protocol)["scheduler"])) == set(SCHEDULERS)
+    assert set(get_args(get_type_hints(ModelSpec)["precision"])) == set(DTYPES)

@@ -39,24 +39,26 @@ def trce(**values) -> TRCE:
 # --- stage 1 -----------------------------------------------------------------------------------------------------
 
 
+def stage_1(meta):
+    """What a recorded run of the official stage 1 was asked for."""
+    concepts, anchors = zip(*meta["pairs"])
+    return {
+        "erase": list(concepts),
+        "anchor": list(anchors),
+        "templates": meta["templates"],
+        "token_weights": meta["token_weight_scale"],
+        "prior_captions": meta["prior"],
+        "prior_size": round(30_000 / meta["prior_multiplier"]),
+        "preserve_scale": meta["preserve_scale"],
+    }
+
+
 @pytest.mark.parametrize("precision", ["f32", "f64"])
 def test_official_code(precision, goldens, request):
     model = request.getfixturevalue({"f32": "tiny_sd", "f64": "tiny_sd_float64"}[precision])
     meta = json.loads((goldens / "trce" / "f64" / "trce_stage1_own_eos.json").read_text())["meta"]
     official = load_file(goldens / "trce" / precision / "trce_stage1_own_eos.safetensors")
-    concepts, anchors = zip(*meta["pairs"])
-    ours = changed(
-        model,
-        "trce",
-        erase=list(concepts),
-        anchor=list(anchors),
-        templates=meta["templates"],
-        token_weights=meta["token_weight_scale"],
-        prior_captions=meta["prior"],
-        prior_size=round(30_000 / meta["prior_multiplier"]),
-        preserve_scale=meta["preserve_scale"],
-        epochs=0,
-    )
+    ours = changed(model, "trce", **stage_1(meta), epochs=0)
     base = parameters(model, official)
     assert ours.keys() == official.keys()
     for name, tensor in official.items():
@@ -158,8 +160,6 @@ def test_official_training(without_offset, golden, goldens):
     """From what stage 1 of the same code made, through `overpaint.erase`, replayed draw for draw."""
     model = without_offset
     meta, official, extra = golden("trce/stage2")
-    stage1 = json.loads((goldens / f"{meta['stage1']}.json").read_text())["meta"]
-    concepts, anchors = zip(*stage1["pairs"])
     spacing = 1000 // meta["num_inference_steps"]
     drawn = {"x_T.0": extra["x_T"], "regular_x_T.0": extra["regular_x_T"]}
     drawn |= {f"s.{n}": s for n, s in enumerate(extra["s"])}
@@ -169,13 +169,7 @@ def test_official_training(without_offset, golden, goldens):
         erasure = overpaint.erase(
             model,
             "trce",
-            erase=list(concepts),
-            anchor=list(anchors),
-            templates=stage1["templates"],
-            token_weights=stage1["token_weight_scale"],
-            prior_captions=stage1["prior"],
-            prior_size=round(30_000 / stage1["prior_multiplier"]),
-            preserve_scale=stage1["preserve_scale"],
+            **stage_1(json.loads((goldens / f"{meta['stage1']}.json").read_text())["meta"]),
             epochs=meta["epochs"],
             trajectory_template=meta["prompt_template"],
             trajectories=meta["images_per_prompt"],
