@@ -34,7 +34,7 @@ from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import UserError, at_least
 from overpaint.methods.attention import attention_maps
 from overpaint.methods.concept_masks import Segmenter, attention_masks
-from overpaint.methods.image_bank import ImageBank, paint
+from overpaint.methods.image_bank import ImageBank, paint, shuffled
 from overpaint.methods.prior import Captions, caption_statistics, read_captions
 from overpaint.methods.ridge import Ridge, factor
 from overpaint.methods.templates import phrase_templates
@@ -77,6 +77,7 @@ class MACE(Eraser):
     importance: bool
     end_tokens: bool
 
+    version: ClassVar[int] = 2
     acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
@@ -155,9 +156,10 @@ class MACE(Eraser):
         timesteps = len(model.alphas_cumprod)
         likely = focal_timesteps(timesteps) if self.importance else torch.ones(timesteps)
         latents = official_latents if self.compat == "official" else ImageBank.latents
+        order = shuffled(draws, "order", len(pictures), 1)
 
         def loss() -> torch.Tensor:
-            image, n = draws.integer("image", 0, len(pictures)), draws.integer("sentence", 0, len(sentences))
+            (image,), n = next(order), draws.integer("sentence", 0, len(sentences))
             x_0 = latents(pictures, [image], draws, "x_0")
             t = draws.take("t", lambda g: torch.multinomial(likely, 1, generator=g)).to(model.device)
             x_t = model.add_noise(x_0, draws.noise("noise", x_0.shape, x_0), t)
