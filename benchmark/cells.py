@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from overpaint.concepts import KINDS, Catalogue, Concept, Request, load_catalogue
 from overpaint.errors import UserError, unknown
-from overpaint.registry import check_type, checked, component, components, construct, created
+from overpaint.registry import check_type, checked, component, components, conf_folders, construct, created
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,17 @@ class ModelSpec:
             name = getattr(self, key)
             if name and name not in components("detector"):
                 raise unknown("detector", name, components("detector"), f"model.{key}")
+        if self.preset is not None and self.preset not in preset_families(conf_folders()):
+            raise unknown("preset", self.preset, preset_families(conf_folders()), "model.preset")
+
+
+@cache
+def preset_families(folders: tuple[Path, ...]) -> frozenset[str]:
+    """What presets of methods and attacks are called, those for one kind of concept by their first part; of the shipped
+    configuration and of these folders."""
+    found = (component(kind, name).config.get("presets") for kind in ("method", "attack") for name in components(kind))
+    kinds = "|".join(KINDS)
+    return frozenset(re.sub(rf"_({kinds})$", "", str(name)) for presets in found for name in presets or ())
 
 
 #: What the models of these families were trained with.

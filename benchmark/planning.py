@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from overpaint import statistics
 from overpaint.attacks.attack import Attack, Scene
 from overpaint.cells import Cell, Choice
 from overpaint.concepts import Concept
@@ -322,6 +323,7 @@ def _measure_task(cell: Cell, frames: Mapping[str, list[Batch]], erase: Task | N
         "failure_limit": cell.metrics.failure_limit,
     }
     versions = {name: _metric(name, reference).version for name, reference in metrics.items()}
+    versions["statistics"] = statistics.VERSION
     return Task("measure", config, inputs, versions, {}, f"measure {cell.label}")
 
 

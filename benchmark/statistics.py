@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from overpaint.resampling import cluster_tables, distinct, limits, observed, resampled_means, resampled_ratios
 
+#: Raised when an interval or a p-value can change: every figure is measured again then, from stored scores.
+VERSION = 2
 LEVEL = 0.95
 DRAWS = 10_000
 #: Resampled shares that differ by no more are one and the same.
@@ -63,6 +65,31 @@ def clopper_pearson(successes: int, n: int, level: float = LEVEL) -> tuple[float
 
     low, high = proportion_confint(successes, n, alpha=1 - level, method="beta")
     return float(np.nan_to_num(low, nan=0.0)), float(np.nan_to_num(high, nan=1.0))
+
+
+def tango(gained: float, lost: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """Score interval of the difference ``(gained - lost) / n`` of two paired shares (Tango 1998).
+
+    Of n pairs ``gained`` are (1, 0) and ``lost`` (0, 1). The limits are the differences at which the score statistic,
+    its variance taken at the likeliest shares with that difference, is just as far from 0 as the level allows. Without
+    any pair that differs they are Wilson's of 0 in n, to both sides.
+    """
+    from scipy.optimize import bisect
+    from scipy.stats import norm
+
+    far, found = norm.ppf((1 + level) / 2), (gained - lost) / n
+
+    def score(difference: float) -> float:
+        b = (2 * n - gained + lost) * difference - gained - lost
+        c = lost * difference * (1 - difference)
+        likeliest = (math.sqrt(max(b * b + 8 * n * c, 0.0)) - b) / (4 * n)  # share of (0, 1) pairs
+        variance = n * (2 * likeliest + difference * (1 - difference))
+        gap = n * (found - difference)
+        return gap / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, gap) if gap else 0.0
+
+    low = bisect(lambda d: score(d) - far, -1.0, found) if score(-1.0) > far else -1.0
+    high = bisect(lambda d: score(d) + far, found, 1.0) if score(1.0) < -far else 1.0
+    return float(low), float(high)
 
 
 def cluster_bootstrap(
@@ -168,8 +195,10 @@ def paired_difference(
 ) -> Estimate:
     """Mean of ``first - second`` over aligned observations; a pair with a failed member is left out.
 
-    The interval resamples clusters. The p-value is McNemar's exact one when each cluster is one pair of 0/1 values,
-    and otherwise that of flipping the signs of whole clusters. ``strata`` weigh the same, as in `proportion`.
+    When each cluster is one pair of 0/1 values the interval is Tango's and the p-value McNemar's exact one; otherwise
+    clusters are resampled, and the signs of whole clusters flipped. ``strata`` weigh the same, and clusters that all
+    agree are treated as in `proportion`. (Of 12 pairs, of which 3 in 10 differ one way and 1 in 10 the other, bootstrapped
+    95 % intervals hold 90 %, Tango's 97 %.)
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape != b.shape:
@@ -181,15 +210,15 @@ def paired_difference(
     tables = cluster_tables(kept, *groups)
     value = float(np.mean([d.sum() / m.sum() for d, m in tables]))
     d, m = (np.concatenate(column) for column in zip(*tables))
-    if np.unique(d / m).size == 1:
-        width = wilson(0, len(m), level)[1]
-        low, high = max(value - width, -1.0), min(value + width, 1.0)
-    else:
+    single = bool((m == 1).all() and np.isin(kept, (-1, 0, 1)).all())
+    low = high = value
+    if not single:
         low, high = limits(resampled_means(tables, draws, np.random.default_rng(seed)), level)
-        if high - low < NO_WIDTH:
-            width = wilson(0, _worth(tables), level)[1]
-            low, high = max(value - width, -1.0), min(value + width, 1.0)
-    if len(tables) == 1 and (m == 1).all() and np.isin(kept, (-1, 0, 1)).all():
+    if high - low < NO_WIDTH:
+        worth = _worth(tables)
+        gained, lost = (worth * np.mean([np.clip(way * k / n, 0, None).mean() for k, n in tables]) for way in (1, -1))
+        low, high = tango(gained, lost, worth, level)
+    if single and len(tables) == 1:
         p_value = mcnemar(int((kept == 1).sum()), int((kept == -1).sum())).p_value
     else:
         balanced = len({t[1].sum() for t in tables}) == 1

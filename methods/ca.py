@@ -40,10 +40,10 @@ from overpaint.erasing import Eraser
 from overpaint.erasure import Erasure
 from overpaint.errors import UserError, at_least
 from overpaint.methods.image_bank import THINGS, ImageBank, diffused, paint, shuffled, with_article
+from overpaint.methods.prior import Captions, captions_file, read_captions
 from overpaint.methods.templates import OBJECT, phrase_templates
 from overpaint.methods.training import Rule, Student, parameter_group, train
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.prompts import read_prompts
 from overpaint.replay import Draws, show
 
 #: What each official code runs with, where the YAML leaves it to the variant; ``max_norm`` 0 is no clipping. The weight 0.2
@@ -86,7 +86,7 @@ class CA(Eraser):
     rule: Literal["style", "object", "unsafe", "memorization"] | None
     default_anchor: str
     templates: list[str] | None
-    captions: str | None
+    captions: Captions
     pictures: int
     picture_scheduler: str | None
     picture_steps: int | None
@@ -107,6 +107,7 @@ class CA(Eraser):
         for name, value in OFFICIAL[self.variant].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        captions_file(self.captions)
         at_least(1, pictures=self.pictures, picture_steps=self.picture_steps, iterations=self.iterations)
         at_least(1, batch_size=self.batch_size)
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, max_norm=self.max_norm)
@@ -206,7 +207,7 @@ class CA(Eraser):
     def anchor_captions(self, concept: Concept, anchor: str) -> list[str]:
         """Captions of a concept's anchor; where its word is to be replaced, those that have it."""
         if self.captions:
-            captions = [prompt.text for prompt in read_prompts(self.captions, "anchor")]
+            captions = read_captions(self.captions)
         else:
             captions = self.sentences(concept, anchor)
         if self.rule_of(concept) == "object":

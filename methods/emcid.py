@@ -44,7 +44,7 @@ from overpaint.erasing import Eraser
 from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import UserError, at_least
 from overpaint.methods.image_bank import ImageBank, diffused, paint
-from overpaint.methods.prior import Captions, read_captions
+from overpaint.methods.prior import Captions, captions_file, read_captions
 from overpaint.methods.ridge import factored, stored
 from overpaint.methods.training import train
 from overpaint.models.diffusion import DiffusionModel, TextLayer
@@ -79,6 +79,7 @@ class EMCID(Eraser):
     acts_on: ClassVar[str] = "text_encoder"
 
     def __post_init__(self):
+        captions_file(self.mom2_captions)
         at_least(0, iterations=self.iterations, z_learning_rate=self.z_learning_rate, text_weight=self.text_weight)
         at_least(0, weight_decay=self.weight_decay, clamp=self.clamp)
         at_least(1, pictures=self.pictures, picture_steps=self.picture_steps, num_edit_tokens=self.num_edit_tokens)

@@ -35,7 +35,7 @@ from overpaint.errors import UserError, at_least
 from overpaint.methods.attention import attention_maps
 from overpaint.methods.concept_masks import Segmenter, attention_masks
 from overpaint.methods.image_bank import ImageBank, paint, shuffled
-from overpaint.methods.prior import Captions, caption_statistics, read_captions
+from overpaint.methods.prior import Captions, caption_statistics, captions_file, read_captions
 from overpaint.methods.ridge import Ridge, factor
 from overpaint.methods.templates import phrase_templates
 from overpaint.methods.text_rows import TextRows
@@ -81,6 +81,7 @@ class MACE(Eraser):
     acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
+        captions_file(self.prior_captions)
         at_least(1, phrases=self.phrases, pictures=self.pictures, picture_steps=self.picture_steps)
         at_least(1, rank=self.rank, iterations=self.iterations)
         at_least(0, lamb=self.lamb, preserve_scale=self.preserve_scale, fuse_preserve_scale=self.fuse_preserve_scale)

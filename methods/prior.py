@@ -34,17 +34,23 @@ REMEMBERED_FROM = 100
 Captions = str | list[str] | None
 
 
-def read_captions(captions: Captions) -> list[str]:
-    """The texts behind a method's ``prior_captions``: ``testbed/captions``, a path, the texts themselves, or none."""
-    if captions is None or not isinstance(captions, str):
-        return list(captions or ())
+def captions_file(captions: Captions) -> Path | None:
+    """Where ``testbed/captions`` or a path lies, and nothing for texts; what is missing is told before any work."""
+    if not isinstance(captions, str):
+        return None
     folder = shipped("datasets")
     places = (folder / f"{captions}.csv", Path(captions).expanduser())
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         names = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.csv")]
         raise unknown("caption collection", captions, [*names, "a path to a CSV file with a prompt column"])
-    return [prompt.text for prompt in read_prompts(path)]
+    return path
+
+
+def read_captions(captions: Captions) -> list[str]:
+    """The texts behind a method's ``prior_captions``: ``testbed/captions``, a path, the texts themselves, or none."""
+    path = captions_file(captions)
+    return list(captions or ()) if path is None else [prompt.text for prompt in read_prompts(path)]
 
 
 def caption_statistics(model: DiffusionModel, captions: Sequence[str]) -> tuple[torch.Tensor, int]:

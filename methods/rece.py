@@ -34,7 +34,7 @@ from overpaint.concepts import Request
 from overpaint.erasing import Eraser
 from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import UserError, at_least, unknown
-from overpaint.methods.prior import Captions, read_captions
+from overpaint.methods.prior import Captions, captions_file, read_captions
 from overpaint.methods.ridge import factor, factored, gram
 from overpaint.methods.templates import phrase_templates
 from overpaint.methods.text_rows import TextRows
@@ -70,6 +70,7 @@ class RECE(Eraser):
     acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
+        captions_file(self.validation_prompts)
         at_least(0, epochs=self.epochs, r=self.r, erase_scale=self.erase_scale, retain_scale=self.retain_scale)
         at_least(0, lamb=self.lamb)
         at_least(1, validation_images=self.validation_images)

@@ -86,6 +86,10 @@ class SalUn(Eraser):
         at_least(0, learning_rate=self.learning_rate)
         if not 0 < self.density <= 1:
             raise UserError(f"density takes a number above 0 and up to 1, got {self.density!r}")
+        if self.folder is not None and not Path(self.folder).expanduser().is_dir():
+            raise UserError(
+                f"folder={self.folder} is no folder; it takes one with a folder of pictures for each concept"
+            )
         if self.template is not None and "{}" not in self.template:
             raise UserError(f"template takes a sentence with {{}} for the concept, got {self.template!r}")
 

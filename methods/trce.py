@@ -43,7 +43,7 @@ from overpaint.concepts import Request
 from overpaint.erasing import Eraser
 from overpaint.erasure import Erasure, LowRank, Replacement
 from overpaint.errors import UserError, at_least
-from overpaint.methods.prior import Captions, caption_statistics, read_captions
+from overpaint.methods.prior import Captions, caption_statistics, captions_file, read_captions
 from overpaint.methods.ridge import factor
 from overpaint.methods.templates import phrase_templates
 from overpaint.methods.text_rows import TextRows
@@ -93,6 +93,7 @@ class TRCE(Eraser):
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
 
     def __post_init__(self):
+        captions_file(self.prior_captions)
         at_least(0, lamb=self.lamb, preserve_scale=self.preserve_scale, epochs=self.epochs, early=self.early)
         at_least(0, beta=self.beta, regular_weight=self.regular_weight)
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)

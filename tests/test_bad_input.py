@@ -39,6 +39,13 @@ CASES = [
     (("run", "method=uce", "method.lamb=much"), ["method=uce: lamb takes a finite number, got 'much'"]),
     (("run", "method=uce", "method.variant=currnt"), ["'currnt'", "did you mean 'current'"]),
     (("run", "method=esd", "method.preset=tesbed"), ["preset 'tesbed'", "did you mean 'testbed'"]),
+    (("run", "model.preset=tesbed"), ["preset 'tesbed' in model.preset", "did you mean 'testbed'"]),
+    (
+        ("run", "method=mace", "method.prior_captions=testbed/caption"),
+        ["'testbed/caption'", "did you mean 'testbed/captions'"],
+    ),
+    (("run", "method=ca", "method.captions=missing.csv"), ["caption collection 'missing.csv'", "testbed/captions"]),
+    (("run", "method=salun", "method.folder=missing"), ["folder=missing is no folder"]),
     (("run", "concepts.erase=[curch]"), ["concept 'curch'", "did you mean 'church'"]),
     (("run", "concepts=inline"), ["nothing to erase"]),
     (("run", "concepts.templates=[no place]"), ["'no place' has no {}"]),

@@ -16,7 +16,10 @@ from overpaint.store import file_hash
 
 @dataclass
 class OracleDetector(Detector):
-    """Scores every label of the testbed; ``which`` picks one of two independently trained networks."""
+    """Scores every label of the testbed; ``which`` picks one of two independently trained networks.
+
+    Pictures of another size than the world's are brought to it first; the error rates are those at its own.
+    """
 
     which: Literal["a", "b"] = "a"
 
@@ -28,10 +31,12 @@ class OracleDetector(Detector):
         return {name: file_hash(path)}
 
     def score(self, images) -> pd.DataFrame:
+        from overpaint.testbed.canvas import SIZE
         from overpaint.testbed.oracle import load_oracle
 
         oracle = load_oracle(shipped("datasets") / "testbed" / "oracle", self.which)
-        probabilities, features = oracle.predict(images)
+        size = (SIZE, SIZE)
+        probabilities, features = oracle.predict([i if i.size == size else i.resize(size) for i in images])
         frame = pd.DataFrame(np.asarray(probabilities, dtype=np.float32), columns=oracle.labels)
         frame["features"] = [row.tolist() for row in np.asarray(features, dtype=np.float32)]
         frame["failed"] = ~np.isfinite(probabilities).all(axis=1)

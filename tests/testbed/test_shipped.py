@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from overpaint.detectors.oracle import OracleDetector
 from overpaint.shipped import shipped
 from overpaint.testbed.exporting import weight_bytes
 from overpaint.testbed.membership import example
@@ -91,6 +92,13 @@ def test_predictions_do_not_depend_on_the_batch():
     assert oracle.predict([])[0].shape == (0, len(oracle.labels))
     with pytest.raises(ValueError, match="64x64"):
         oracle.predict(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_the_detector_reads_pictures_of_another_size():
+    detector, pictures = OracleDetector(), draw_concept("cat", 20, seed=3)
+    own, twice = (detector.score([p.resize((side, side)) for p in pictures]) for side in (64, 128))
+    assert (own["cat"] > 0.5).mean() > 0.9
+    assert ((own["cat"] > 0.5) == (twice["cat"] > 0.5)).mean() >= 0.9
 
 
 def test_weights_are_small_half_precision_and_safe():
