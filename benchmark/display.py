@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from overpaint.estimates import Estimates
 from overpaint.tasks import Task
@@ -40,7 +39,7 @@ class Display:
             transient=True,
         )
         self.all = self.bars.add_task("all tasks", total=max(1, self.count), note="")
-        self.one = self.bars.add_task("", total=1, note="", visible=False)
+        self.at_work: dict[str, TaskID] = {}
 
     def __enter__(self) -> Display:
         self.bars.start()
@@ -51,17 +50,18 @@ class Display:
         self.estimates.save()
 
     def left(self) -> str:
-        return f"{self.done}/{self.count}, about {duration(self.estimates.total(self.todo.values()))} left"
+        seconds = self.estimates.total(self.todo.values()) / max(1, len(self.at_work))
+        return f"{self.done}/{self.count}, about {duration(seconds)} left"
 
     def started(self, task: Task) -> None:
         if task.key not in self.todo:  # made again after damage, say
             self.todo[task.key], self.count = task, self.count + 1
-        self.start = time.perf_counter()
+        if task.key not in self.at_work:
+            self.at_work[task.key] = self.bars.add_task(task.label, total=1, note="")
         self.bars.update(self.all, total=max(1, self.count), note=self.left())
-        self.bars.reset(self.one, total=1, description=task.label, note="", visible=True)
 
-    def stepped(self, done: int, total: int, what: str) -> None:
-        self.bars.update(self.one, completed=done, total=max(1, total), note=f"{done}/{total} {what}")
+    def stepped(self, task: Task, done: int, total: int, what: str) -> None:
+        self.bars.update(self.at_work[task.key], completed=done, total=max(1, total), note=f"{done}/{total} {what}")
 
     def finished(self, task: Task, seconds: float) -> None:
         self.estimates.learn(task, seconds)
@@ -79,7 +79,14 @@ class Display:
     def waiting(self, tasks: int) -> None:
         self.bars.update(self.all, note=f"waiting for another process ({tasks} tasks)")
 
+    def lost(self, worker: str, code: int) -> None:
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        text = f"{worker} is gone ({how}); the others take over what it had in hand"
+        self.console.print(text, highlight=False, markup=False, style="yellow")
+
     def _drop(self, task: Task) -> None:
         self.todo.pop(task.key, None)
+        if task.key in self.at_work:
+            self.bars.remove_task(self.at_work.pop(task.key))
         self.done += 1
         self.bars.update(self.all, completed=self.done, note=self.left())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import platform
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from overpaint.errors import UserError
@@ -24,11 +26,12 @@ class Watcher(Protocol):
     """Whoever follows a run."""
 
     def started(self, task: Task) -> None: ...
-    def stepped(self, done: int, total: int, what: str) -> None: ...
+    def stepped(self, task: Task, done: int, total: int, what: str) -> None: ...
     def finished(self, task: Task, seconds: float) -> None: ...
     def noted(self, task: Task, note: str) -> None: ...
     def failed(self, task: Task, reason: str) -> None: ...
     def waiting(self, tasks: int) -> None: ...
+    def lost(self, worker: str, code: int) -> None: ...
 
 
 @dataclass
@@ -41,13 +44,14 @@ class Outcome:
     apart: set[str] = field(default_factory=set)  # whose bundle failed, so that they are tried one by one
 
 
-def run_tasks(plan: Plan, store: Store, device: str, watcher: Watcher) -> Outcome:
+def run_tasks(plan: Plan, store: Store, device: str, watcher: Watcher, began: float | None = None) -> Outcome:
     """Run what is missing, inputs first, until everything is there or has failed.
 
     Several processes may run one plan on one store: each task is claimed by one of them, the others go on elsewhere
-    and wait for it only when nothing else is left.
+    and wait for it only when nothing else is left. What has failed since ``began`` (seconds since 1970; now) is not
+    tried again, whichever process tried it.
     """
-    outcome, bench = Outcome(), Workbench()
+    outcome, bench, began = Outcome(), Workbench(), time.time() if began is None else began
     while True:
         pending = [t for t in plan.missing(store) if t.key not in outcome.failed]
         for task in pending:
@@ -57,13 +61,15 @@ def run_tasks(plan: Plan, store: Store, device: str, watcher: Watcher) -> Outcom
         if not pending:
             return outcome
         before = outcome.done + len(outcome.failed)
-        elsewhere = sum(_attempt(task, plan, store, bench, device, watcher, outcome) for task in pending)
+        elsewhere = sum(_attempt(task, plan, store, bench, device, watcher, outcome, began) for task in pending)
         if outcome.done + len(outcome.failed) == before and elsewhere:
             watcher.waiting(elsewhere)
             time.sleep(0.3)
 
 
-def _attempt(task: Task, plan: Plan, store: Store, bench: Workbench, device: str, watcher, outcome: Outcome) -> bool:
+def _attempt(
+    task: Task, plan: Plan, store: Store, bench: Workbench, device: str, watcher, outcome: Outcome, began: float
+) -> bool:
     """Run one task if its inputs are there and nobody else is at it. True if it has to be waited for.
 
     Its bundle is made with it, always whole: what is made does not depend on what a run before left behind.
@@ -78,10 +84,14 @@ def _attempt(task: Task, plan: Plan, store: Store, bench: Workbench, device: str
             return True
         if store.has(task.stage, task.key):
             return False
+        if store.failed_since(task.key, began):
+            outcome.failed[task.key] = "it failed in another process"
+            return False
         watcher.started(task)
         start = time.perf_counter()
         try:
-            made = execute(bundle, plan, store, bench, device, watcher)
+            with watched(partial(watcher.stepped, task)):
+                made = execute(bundle, plan, store, bench, device, watcher)
         except CorruptArtefact as error:
             watcher.failed(task, str(error))
             return False
@@ -112,7 +122,6 @@ def execute(
     located, start = with_device(bundle, device), time.perf_counter()
     with ExitStack() as stack:
         folders = [stack.enter_context(store.workspace()) for _ in bundle]
-        stack.enter_context(watched(watcher.stepped))
         if len(bundle) > 1:
             extras = stage_together(stage_name)(located, inputs, folders, bench)
         else:
@@ -128,7 +137,12 @@ def execute(
                 "inputs": task.inputs,
                 "versions": task.versions,
                 "libraries": bench.versions,
-                "host": {"machine": platform.machine(), "system": platform.system(), "device": device},
+                "host": {
+                    "machine": platform.machine(),
+                    "system": platform.system(),
+                    "device": device,
+                    "process": os.getpid(),
+                },
                 "seconds": round(seconds, 3),
             }
             store.publish(stage_name, task.key, folder, manifest | extra)

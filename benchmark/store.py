@@ -156,6 +156,13 @@ class Store:
         path.write_text(json.dumps({"task": label, "traceback": trace}, indent=1), encoding="utf-8")
         return path
 
+    def failed_since(self, key: str, moment: float) -> bool:
+        """Has the task's failure been recorded since ``moment`` (seconds since 1970)?"""
+        try:
+            return (self.root / "failures" / f"{key}.json").stat().st_mtime >= moment
+        except FileNotFoundError:
+            return False
+
     def sweep(self) -> None:
         """Remove workspaces that a killed process left behind more than a day ago."""
         import time
