@@ -42,6 +42,11 @@ class Concept:
         return f"{self.article} {self.name}".strip()
 
 
+def _read(concept: Concept) -> str:
+    """The name as tokenizers of the CLIP kind read it: capitals and spaces around it make no other text."""
+    return concept.name.strip().lower()
+
+
 @dataclass(frozen=True)
 class Request:
     """What an eraser is asked for: concepts to erase (each with its anchor) and concepts to retain."""
@@ -52,11 +57,11 @@ class Request:
     def __post_init__(self):
         if not self.erase:
             raise UserError("nothing to erase: give at least one concept in concepts.erase")
-        names = [c.name for c in self.erase]
+        names = [_read(c) for c in self.erase]
         twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
         if twice:
             raise UserError(f"{', '.join(twice)} cannot be erased twice in one request")
-        both = {c.name for c in self.erase} & {c.name for c in self.retain}
+        both = set(names) & set(map(_read, self.retain))
         if both:
             raise UserError(f"{', '.join(sorted(both))} cannot be erased and retained in one request")
 

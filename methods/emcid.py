@@ -76,6 +76,7 @@ class EMCID(Eraser):
     mom2_captions: Captions
     default_anchor: str
 
+    version: ClassVar[int] = 2
     acts_on: ClassVar[str] = "text_encoder"
 
     def __post_init__(self):
@@ -120,7 +121,10 @@ class EMCID(Eraser):
         self, model: DiffusionModel, layer: TextLayer, source: Sentences, anchor: str, draws: Draws
     ) -> torch.Tensor:
         """Z (r, d) of one concept: what the stream behind the last edited block should be at its positions."""
-        anchored = self.sentences(model, "" if self.noise_loss == "esd" else anchor)
+        if self.noise_loss == "esd":
+            anchored = Sentences.of(model, ["{}"] * len(self.templates), "", self.num_edit_tokens)
+        else:
+            anchored = self.sentences(model, anchor)
         with torch.no_grad(), passing(layer.block) as seen:
             plain = source.encode(model, anchored)
             h = source.rows(seen[layer.block][1])

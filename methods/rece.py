@@ -154,7 +154,10 @@ class RECE(Eraser):
             if label not in scores:
                 labels = scores.columns.difference(["features", "failed"])
                 raise unknown("label", label, labels, f"validation_detector={self.validation_detector}")
-            seen += (scores[label] >= self.validation_threshold).tolist()
+            judged = scores[label][~scores["failed"]]
+            seen += (judged >= self.validation_threshold).tolist()
+        if not seen:
+            raise UserError(f"validation_detector={self.validation_detector} failed on every validation picture")
         return sum(seen) / len(seen)
 
 

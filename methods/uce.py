@@ -77,6 +77,7 @@ class UCE(Eraser):
     steps: int
     guidance_scale: float
 
+    version: ClassVar[int] = 2
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     acts_on: ClassVar[str] = "conditioning"
 
@@ -155,11 +156,12 @@ class UCE(Eraser):
         return rows, edited, factor(K, gram(kept, K), self.lamb, self.erase_scale, self.preserving(len(preserved)))
 
     def pairs(self, request: Request) -> list[tuple[str, str]]:
-        """(concept, anchor) texts, with the expanded phrases of both behind each."""
+        """(concept, anchor) texts, with expanded phrases behind each: of the concept, and in the current script of both."""
         pairs = []
         for concept, anchor in zip(request.erase, request.anchors(self.default_anchor)):
             pairs.append((concept.name, anchor))
-            pairs += [(p.format(concept.name), p.format(anchor)) for p in PHRASES[self.expand_prompts]]
+            guide = "{}" if self.variant == "legacy" else None
+            pairs += [(p.format(concept.name), (guide or p).format(anchor)) for p in PHRASES[self.expand_prompts]]
         return pairs
 
     def preserving(self, texts: int) -> float:

@@ -115,6 +115,11 @@ CASES = [
     (("run", "concepts.prompts=x.csv"), ["concepts.prompts takes dict or null, got 'x.csv'"]),
     (("run", "concepts.prompts.target=5"), ["concepts.prompts.target takes str or null, got 5"]),
     (("run", "concepts.erase=[church,church]"), ["church cannot be erased twice in one request"]),
+    (("run", "concepts.erase=[church]", "concepts.retain=[church]"), ["church cannot be erased and retained"]),
+    (
+        ("run", "concepts.catalogue=null", "concepts.erase=[Dog]", "concepts.retain=[' dog']"),
+        ["dog cannot be erased and retained in one request"],
+    ),
     (("run", "metrics.metrics.ua=3"), ["metrics.metrics.ua takes str, got 3"]),
     (("run", "metrics.metrics.ua=os:getcwd"), ["metrics.metrics.ua: os:getcwd is no metric"]),
     (("run", "metrics.metrics.ua=nowhere:X"), ["metrics.metrics.ua: 'nowhere:X'", "No module named 'nowhere'"]),

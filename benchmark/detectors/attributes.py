@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from overpaint.errors import unknown
+from overpaint.errors import UserError, unknown
 from overpaint.registry import component, components
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def _by_detector(name: str, attributes: Sequence[str]) -> Classifier:
                 raise unknown(
                     "attribute", attribute, scores.columns.difference(["features", "failed"]), f"detector {name}"
                 )
+        if scores["failed"].any():
+            raise UserError(f"detector {name} failed on {int(scores['failed'].sum())} of {len(scores)} pictures")
         return scores[list(attributes)].to_numpy().argmax(axis=1).tolist()
 
     return classify

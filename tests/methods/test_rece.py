@@ -1,6 +1,7 @@
 """RECE against tensors written by its official code, and against its identities."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pandas as pd
@@ -127,13 +128,15 @@ def test_each_concept_has_its_own_anchor_and_order_does_not_matter(tiny_sd_float
 
 @pytest.fixture
 def eye(monkeypatch):
-    """A detector named ``eye`` that sees a dog in as many pictures as the test says, batch by batch."""
+    """A detector named ``eye`` that sees a dog in as many pictures as the test says, batch by batch, or (seen, failed on)."""
     rates = []
 
     class Eye:
         def score(self, images):
-            seen = rates.pop(0)
-            return pd.DataFrame({"dog": [1.0] * seen + [0.0] * (len(images) - seen), "failed": False})
+            seen, failed = rates[0] if isinstance(rates[0], tuple) else (rates[0], 0)
+            rates.pop(0)
+            scores = [math.nan] * failed + [1.0] * seen + [0.0] * (len(images) - seen - failed)
+            return pd.DataFrame({"dog": scores, "failed": pd.isna(scores)})
 
     def find(kind, name):
         return SimpleNamespace(build=Eye) if kind == "detector" else component(kind, name)
@@ -151,6 +154,15 @@ def test_validation_takes_the_first_epoch_with_the_lowest_rate(tiny_sd, eye):
     expected = changed(tiny_sd, "rece", erase=["dog"], epochs=1)
     with found.attached(tiny_sd):
         assert all(torch.equal(tiny_sd.named_parameters()[n].data, expected[n]) for n in expected)
+
+
+def test_pictures_that_the_detector_fails_on_do_not_count_as_erased(tiny_sd, eye):
+    settings = {"erase": ["dog"], "select": "validation", "validation_detector": "eye", "validation_images": 2}
+    eye += [1, (1, 1)]
+    assert overpaint.erase(tiny_sd, "rece", epochs=1, **settings).manifest["rates"] == [0.5, 1.0]
+    eye += [1, (0, 2)]
+    with pytest.raises(overpaint.UserError, match="eye failed on every validation picture"):
+        overpaint.erase(tiny_sd, "rece", epochs=1, **settings)
 
 
 def test_validation_needs_a_detector_that_knows_the_concept(tiny_sd, eye):

@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 
 import overpaint
 from official import changed, distance, parameters
+from overpaint.concepts import Request
+from overpaint.registry import component
 from overpaint.shipped import shipped
 
 RUNS = {
@@ -75,6 +77,17 @@ def test_expanded_prompts_add_five_phrases_a_concept(tiny_sd):
     plain = overpaint.erase(tiny_sd, "uce", erase=["dog"], anchor="cat", variant="current")
     more = overpaint.erase(tiny_sd, "uce", erase=["dog"], anchor="cat", variant="current", expand_prompts="object")
     assert (plain.manifest["rows"], more.manifest["rows"]) == (1, 6)
+
+
+def test_the_papers_script_maps_expanded_phrases_to_the_anchor_itself():
+    request = Request.of(["van gogh"], "art")
+    legacy, current = (
+        component("method", "uce").build({"variant": variant, "expand_prompts": "art"}).pairs(request)
+        for variant in ("legacy", "current")
+    )
+    assert [concept for concept, _ in legacy] == [concept for concept, _ in current] and len(legacy) == 6
+    assert {anchor for _, anchor in legacy} == {"art"}
+    assert ("painting by van gogh", "painting by art") in current
 
 
 def test_preserving_follows_the_number_of_retained_texts(tiny_sd):

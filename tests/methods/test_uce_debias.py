@@ -1,6 +1,9 @@
 """UCE's debiasing under a scripted classifier, against its update written out, and what tells attributes apart."""
 
+import math
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -130,6 +133,15 @@ def test_a_detectors_labels_are_attributes():
 
     pictures = [*draw_concept("cat", 3, seed=1), *draw_concept("fish", 2, seed=1)]
     assert attribute_classifier("oracle", ["fish", "cat"], torch.device("cpu"))(pictures) == [1, 1, 1, 0, 0]
+
+
+def test_a_picture_that_the_detector_fails_on_has_no_attribute(monkeypatch):
+    def unseen(self, images):
+        return pd.DataFrame({"fish": [math.nan, 0.1], "cat": [math.nan, 0.9], "failed": [True, False]})
+
+    monkeypatch.setattr("overpaint.detectors.oracle.OracleDetector.score", unseen)
+    with pytest.raises(overpaint.UserError, match="detector oracle failed on 1 of 2 pictures"):
+        attribute_classifier("oracle", ["fish", "cat"], torch.device("cpu"))([None, None])
 
 
 @pytest.fixture(scope="session")
