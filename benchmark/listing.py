@@ -11,7 +11,8 @@ from overpaint.registry import component, components
 from overpaint.shipped import shipped
 
 GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector"}
-PLAIN = {"experiments": "experiment", "models": "model", "protocols": "protocol", "budgets": "budget", "views": "view"}
+#: Groups whose options say what they are in their first comment.
+PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "budget", "engine", "tracker", "view")}
 
 
 def lines(what: str) -> Iterator[str]:
