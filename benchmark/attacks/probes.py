@@ -11,9 +11,12 @@ step apart from then on; it sets DDIM's η = 1, which PNDM ignores (under DDIM b
 takes f = 0 for "no fraction": both run all the way, one after the other. That is ``compat: official``; ``intended`` hands
 the scheduler over as it stands, one source of noise for both, and f = 0 is the victim, as f = 1 is the unedited model.
 
-Noise probe (arXiv 2505.17013): every step of stochastic DDIM adds more noise than it should, s ≥ 1 times its own σ_t:
+Noise probe (arXiv 2505.17013): stochastic DDIM takes more of its own noise σ_t than it has room for, η ≥ 1 times as much, and
+adds v ≥ 1 times of that. Where η σ_t is more than x_{t−1} may have, the released code goes on with the absolute value:
 
-    x_{t−1} = √ᾱ_{t−1} x̂_0 + √(1 − ᾱ_{t−1} − σ_t²) e + s σ_t z                                     z ~ N(0, I)
+    x_{t−1} = √ᾱ_{t−1} x̂_0 + √|1 − ᾱ_{t−1} − η² σ_t²| e + v η σ_t z                                 z ~ N(0, I)
+
+so that for v = 1 and η² σ_t² ≤ 1 − ᾱ_{t−1} the noise level is right whatever η, and η = 0 is DDIM.
 
 Texts are encoded, and predictions guided, by whichever model makes the step: the victim's text encoder and guards count.
 """
@@ -24,6 +27,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import ClassVar, Literal
 
 import torch
@@ -71,7 +75,7 @@ class Probe(Attack):
         """How the model, as it stands, guides these shots."""
         texts = [shot.prompt.text for shot in shots]
         scale = shots[0].prompt.guidance or scene.protocol["guidance_scale"]
-        embeds = model.encode(texts)
+        embeds = model.encode(texts, truncate=True)
         return model.guidance(model, embeds, model.unconditional().expand_as(embeds), scale, texts)
 
     def schedule(self, scene: Scene, name: str):
@@ -149,29 +153,50 @@ class Completion(Probe):
 class NoiseProbe(Probe):
     """Hyper-parameters; ``conf/attack/noise_probe.yaml`` says what each means."""
 
-    scales: list[float]
+    etas: list[float]
+    variance_scales: list[float]
 
-    enters_by: ClassVar[str] = "image"
+    version: ClassVar[int] = 2
 
     def __post_init__(self):
-        if not self.scales or len(set(self.scales)) < len(self.scales):
-            raise UserError(f"scales takes numbers, each once, got {self.scales!r}")
-        at_least(0, scales=min(self.scales))
+        for name, values in (("etas", self.etas), ("variance_scales", self.variance_scales)):
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"{name} takes numbers, each once, got {values!r}")
+            at_least(0, **{name: min(values)})
         if self.steps is not None:
             at_least(1, steps=self.steps)
 
     @property
     def images(self) -> int:
-        return len(self.scales)
+        return len(self.etas) * len(self.variance_scales)
 
     def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every pair of η and v, from the plain images' start noise; each has noise of its own on the way."""
         victim = scene.victim
         start = victim.noise([shot.noise_seed for shot in shots], scene.protocol["size"])
-        sources = [Draws.of(self.seed, shot.prompt.noise, shot.index).generator for shot in shots]
-        noise = step_noise(sources, self.steps or scene.protocol["steps"], start)
-        for scale in self.scales:
+        for eta, scale in product(self.etas, self.variance_scales):
             schedule, guidance = self.schedule(scene, "ddim"), self.guidance(victim, scene, shots)
-            yield f"noise {scale:g}", walk(guidance, schedule, start, 0, None, 1.0, scale * noise)
+            variant = f"eta {eta:g}, noise {scale:g}"
+            sources = [Draws.of(self.seed, shot.prompt.noise, shot.index, variant).generator for shot in shots]
+            noise, latents = step_noise(sources, len(schedule.timesteps), start), start
+            for number, t in enumerate(schedule.timesteps):
+                predicted = guidance(latents, t, number)
+                latents = noisier_step(schedule, predicted, t, latents, eta, scale * noise[number])
+            yield variant, latents
+
+
+def noisier_step(schedule, predicted: torch.Tensor, t, latents: torch.Tensor, eta: float, noise: torch.Tensor):
+    """A step of `DDIMScheduler` from latents (n, c, h, w), also for an η whose noise is more than the next level's."""
+    before = t - schedule.config.num_train_timesteps // schedule.num_inference_steps
+    alpha = schedule.alphas_cumprod[t]
+    alpha_before = schedule.alphas_cumprod[before] if before >= 0 else schedule.final_alpha_cumprod
+    sigma = eta * ((1 - alpha_before) / (1 - alpha) * (1 - alpha / alpha_before)) ** 0.5
+    if schedule.config.prediction_type == "epsilon":
+        image, said = (latents - (1 - alpha) ** 0.5 * predicted) / alpha**0.5, predicted
+    else:
+        image = alpha**0.5 * latents - (1 - alpha) ** 0.5 * predicted
+        said = alpha**0.5 * predicted + (1 - alpha) ** 0.5 * latents
+    return alpha_before**0.5 * image + abs(1 - alpha_before - sigma**2) ** 0.5 * said + sigma * noise
 
 
 def batches(shots: Sequence[Shot]) -> list[list[Shot]]:

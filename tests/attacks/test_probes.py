@@ -7,9 +7,11 @@ import torch
 
 import overpaint
 from official import by_variant, distance, victim
-from overpaint.attacks.probes import step_noise
+from overpaint.attacks.probes import noisier_step, step_noise
 from overpaint.prompts import Prompt, shots
 from overpaint.registry import component
+from overpaint.replay import Draws
+from overpaint.scope import OUTSIDE, scope
 
 
 def probe(name, **values):
@@ -78,27 +80,53 @@ def test_official_pndm_loses_a_step_where_intended_does_not(scene, tiny_sd_float
     assert official["fraction 0.5"] != plain
 
 
-def test_scale_one_is_stochastic_ddim_and_its_noise_matters(scene, tiny_sd):
-    """Against the scheduler's own loop, with the noise handed to it; more of it makes another picture."""
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_noise_that_there_is_room_for_is_the_schedulers_own(eta, scene, tiny_sd):
+    """Bit for bit against the scheduler's own loop, with the noise handed to it; η = 0 is DDIM, whatever v."""
     scene = at(scene, steps=3)
-    attack, part = probe("noise_probe", scales=[1.0, 1.5]), scene.shots[:2]
+    attack, part = probe("noise_probe", etas=[eta], variance_scales=[1.0, 1.5]), scene.shots[:2]
     with torch.no_grad():
         found = dict(attack.latents(scene, part))
         latents = tiny_sd.noise([shot.noise_seed for shot in part])
         guidance, schedule = attack.guidance(tiny_sd, scene, part), attack.schedule(scene, "ddim")
-        from overpaint.replay import Draws
-
-        sources = [Draws.of(0, shot.prompt.noise, shot.index).generator for shot in part]
+        variant = f"eta {eta:g}, noise 1"
+        sources = [Draws.of(0, shot.prompt.noise, shot.index, variant).generator for shot in part]
         noise = step_noise(sources, 3, latents)
         for step, t in enumerate(schedule.timesteps):
             predicted = guidance(latents, t, step)
-            latents = schedule.step(predicted, t, latents, eta=1.0, variance_noise=noise[step], return_dict=False)[0]
-    assert torch.equal(found["noise 1"], latents) and not torch.equal(found["noise 1.5"], latents)
+            latents = schedule.step(predicted, t, latents, eta=eta, variance_noise=noise[step], return_dict=False)[0]
+    assert torch.equal(found[variant], latents)
+    assert torch.equal(found[f"eta {eta:g}, noise 1.5"], latents) == (eta == 0)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("eta", [1.0, 1.85, 2.5])
+def test_spread_of_a_world_of_normal_pictures(eta, kind, tiny_sd):
+    """Pictures are N(0, I), and a network that knows it says e = √(1 − ᾱ) x, so that every step multiplies x by a number and
+    adds noise: the variance of 20,000 values follows the released code's coefficients, its absolute value included."""
+    schedule, v = (
+        type(tiny_sd.scheduler("ddim")).from_config(tiny_sd.scheduler("ddim").config, prediction_type=kind),
+        1.1,
+    )
+    schedule.set_timesteps(10)
+    normal, alphas = torch.Generator().manual_seed(0), schedule.alphas_cumprod.double()
+    latents, variance, folded = torch.randn(20_000, generator=normal), 1.0, False
+    for t in schedule.timesteps:
+        at, before = alphas[t], alphas[t - 100] if t >= 100 else alphas[0]
+        room, sigma = 1 - before, eta * ((1 - before) / (1 - at) * (1 - at / before)).sqrt()
+        folded |= bool(sigma**2 > room)
+        gain = (before * at).sqrt() + ((room - sigma**2).abs() * (1 - at)).sqrt()
+        variance = float(gain**2 * variance + (v * sigma) ** 2)
+        said = ((1 - at).sqrt() if kind == "epsilon" else 0.0) * latents  # of such pictures the velocity says nothing
+        noise = torch.randn(20_000, generator=normal)
+        latents = noisier_step(schedule, said.float() + 0 * latents, t, latents, eta, v * noise)
+        assert float(latents.var()) == pytest.approx(variance, rel=0.05)
+    assert folded == (eta > 1), "from some step on there is more noise than room"
 
 
 def test_a_picture_depends_on_its_own_prompt_alone(scene):
     scene = at(scene, steps=2)
-    attack = probe("noise_probe", scales=[1.0, 1.85])
+    attack = probe("noise_probe", etas=[1.0, 1.85], variance_scales=[1.0])
     whole, part = attack.run(scene), attack.run(replace(scene, shots=scene.shots[3:4]))
     wanted = {p.shot: p.image for p in whole.painted}
     for painted in part.painted:
@@ -109,7 +137,10 @@ def test_a_picture_depends_on_its_own_prompt_alone(scene):
 
 def test_guards_guide_the_victims_part(scene, tiny_sd):
     scene = at(scene, steps=3)
-    for name, values in (("completion", {"fractions": [0.5]}), ("noise_probe", {"scales": [1.0]})):
+    for name, values in (
+        ("completion", {"fractions": [0.5]}),
+        ("noise_probe", {"etas": [1.0], "variance_scales": [1.0]}),
+    ):
         plain = pixels([p.image for p in probe(name, **values).run(scene).painted])
         with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
             assert pixels([p.image for p in probe(name, **values).run(scene).painted]) != plain
@@ -117,9 +148,21 @@ def test_guards_guide_the_victims_part(scene, tiny_sd):
 
 def test_what_is_drawn_is_judged_and_counted(scene, judge):
     judge.fires = (0,)
-    assault = probe("noise_probe", scales=[1.0]).run(at(scene, steps=2))
+    assault = probe("noise_probe", etas=[1.0], variance_scales=[1.0]).run(at(scene, steps=2))
     assert [p.verdict.success for p in assault.painted] == [True] + [False] * 5
     assert assault.ledger.images == 6 and assault.ledger.forwards == 6 * 2 * 2
+
+
+def test_pictures_of_the_noise_probe_are_the_official_24():
+    attack = component("attack", "noise_probe")
+    official = attack.build(attack.settle({}, "paper"))
+    assert official.images == 24 and official.steps == 50
+
+
+def test_the_victim_makes_every_step_of_the_noise_probe_and_not_of_completion():
+    for name, where in (("noise_probe", ""), ("completion", OUTSIDE)):
+        entry = component("attack", name).load().enters_by
+        assert scope("text_encoder", entry) == scope("conditioning", entry) == where and scope("denoiser", entry) == ""
 
 
 @pytest.mark.parametrize(
@@ -127,7 +170,8 @@ def test_what_is_drawn_is_judged_and_counted(scene, judge):
     [
         ("completion", {"fractions": [1.5]}, "fractions takes numbers from 0 to 1"),
         ("completion", {"fractions": [0.5, 0.5]}, "each number once"),
-        ("noise_probe", {"scales": []}, "scales takes numbers"),
+        ("noise_probe", {"etas": []}, "etas takes numbers"),
+        ("noise_probe", {"variance_scales": [1.0, 1.0]}, "variance_scales takes numbers, each once"),
         ("noise_probe", {"steps": 0}, "steps takes a number from 1"),
     ],
 )
