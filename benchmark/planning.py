@@ -26,6 +26,10 @@ from overpaint.shipped import shipped
 from overpaint.store import Store, file_hash
 from overpaint.tasks import Task
 
+#: How half-precision arithmetic is done (scaled losses, noise levels, attention) decides what is trained with it: the
+#: version goes up with every change to it, and models in float32 and float64 keep their results.
+HALF_PRECISION = 2
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -120,7 +124,7 @@ def _erase_task(plan: Plan, cell: Cell) -> Task | None:
         config["files"] = files
     version = component("method", cell.method.name).load().version
     label = f"erase {cell.concepts.name} with {cell.method.label}"
-    return plan.add(Task("erase", config, {}, {"method": version}, _runtime(cell), label))
+    return plan.add(Task("erase", config, {}, {"method": version} | _arithmetic(cell), _runtime(cell), label))
 
 
 def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
@@ -216,7 +220,8 @@ def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain
     which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
     label = f"{whose}{cell.attack.label} for {concept.name}{which}"
     amount = len(plain) * attack.images
-    return plan.add(Task("attack", config, inputs, {"attack": attack.version}, _runtime(cell), label, amount))
+    versions = {"attack": attack.version} | _arithmetic(cell)
+    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount))
 
 
 def _target_batches(plan: Plan, cell: Cell) -> list[Batch]:
@@ -348,6 +353,11 @@ def _scope(cell: Cell) -> str:
 
 def _model_config(cell: Cell) -> dict[str, Any]:
     return {"model": fingerprint_model(cell.model.path), "precision": cell.model.precision}
+
+
+def _arithmetic(cell: Cell) -> dict[str, int]:
+    """The version of half-precision arithmetic, where a model computes in it."""
+    return {"half": HALF_PRECISION} if cell.model.precision in ("float16", "bfloat16") else {}
 
 
 def _runtime(cell: Cell) -> dict[str, Any]:

@@ -63,6 +63,11 @@ class Branches:
                 raise UserError(f"this adapter does not fit the model: it has a branch at {layer}")
             self._modules[layer] = module
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next(iter(self._modules.values())).weight.dtype
+
     def mix(self, mixing: float | torch.Tensor) -> None:
         """Set m, (n, n) or (images, n, n), or one strength for all. A batch may stack its images several times."""
         like = next(iter(self.masters.values()))

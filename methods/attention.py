@@ -12,7 +12,8 @@ from overpaint.models.diffusion import DiffusionModel
 
 @contextmanager
 def attention_maps(model: DiffusionModel) -> Iterator[dict[str, torch.Tensor]]:
-    """Collects softmax(QKᵀ/√d), (batch, heads, pixels, tokens), of every cross-attention layer by its module's name.
+    """Collects softmax(QKᵀ/√d), (batch, heads, pixels, tokens), of every cross-attention layer by its module's name, at
+    least in float32.
 
     A forward inside the block overwrites what the last one left; maps carry gradients where the network does. Softmax is
     computed in the open instead of inside a fused kernel, so outputs can differ from the plain network's in last bits.
@@ -39,7 +40,8 @@ class _Recorder:
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = layer.to_q(hidden_states), layer.to_k(text), layer.to_v(text)
         query, key, value = (part.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        probabilities = (query @ key.transpose(-1, -2) * layer.scale).softmax(dim=-1)
+        wide = torch.promote_types(query.dtype, torch.float32)  # products may be beyond float16's 65504
+        probabilities = (query.to(wide) @ key.to(wide).transpose(-1, -2) * layer.scale).softmax(dim=-1)
         self.maps[self.name] = probabilities
-        attended = (probabilities @ value).transpose(1, 2).flatten(-2)
+        attended = (probabilities.to(value.dtype) @ value).transpose(1, 2).flatten(-2)
         return layer.to_out[1](layer.to_out[0](attended))

@@ -254,6 +254,7 @@ class Shift:
         self.layer, self.source, self.h = layer, source, h
         self.delta = torch.nn.Parameter(torch.zeros_like(h, dtype=torch.promote_types(h.dtype, torch.float32)))
         self.masters = {"delta": self.delta}
+        self.dtype = layer.weight.dtype  # what the model computes in
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -78,7 +78,7 @@ class NegativePromptGuard:
 
     def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
         with torch.no_grad():
-            unwanted = model.encode([self.text]).expand_as(positive)
+            unwanted = model.unconditional(self.text).expand_as(positive)
         if self.form == "replace":
             return Guidance(model, positive, unwanted, scale)
         return Composable(model, positive, negative, scale, unwanted, self.weight)

@@ -40,7 +40,7 @@ from overpaint.erasure import Erasure
 from overpaint.errors import UserError, at_least
 from overpaint.methods.attention import attention_maps
 from overpaint.methods.rollouts import Noised, compvis_rollout, rollout
-from overpaint.methods.training import train
+from overpaint.methods.training import gradients, train
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 from overpaint.replay import Draws, show
@@ -175,6 +175,11 @@ class Erasers:
             added[block] = A
         return o + A
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next(iter(self.layers.values())).to_out[0].weight.dtype
+
     def parts(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The tensors to store."""
         return {name: master.detach().to(dtype).clone() for name, master in self.masters.items()}
@@ -232,7 +237,7 @@ class Adversary:
 
     def step(self, loss: torch.Tensor) -> None:
         """One step of v down the loss, whose graph stays for the erasers' own step."""
-        (self.v.grad,) = torch.autograd.grad(loss, self.v, retain_graph=True)
+        (self.v.grad,) = gradients(loss, [self.v], self.plain.dtype, retain_graph=True)
         show(adversary_loss=loss.detach(), adversary_gradient=self.v.grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -258,5 +263,5 @@ def outside(added: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]
     terms = []
     for block, A in added.items():
         beyond = 1 - masks[block].flatten(1)
-        terms.append((A.square().mean(-1) * beyond).sum() / (beyond.sum() + 1e-9))
+        terms.append((A.to(beyond).square().mean(-1) * beyond).sum() / (beyond.sum() + 1e-9))
     return torch.stack(terms).mean()

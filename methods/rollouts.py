@@ -31,17 +31,20 @@ def compvis_rollout(
 ) -> Noised:
     """The DDIM loop of CompVis's sampler as ESD (2023), Receler and AdvUnlearn call it: k counts *remaining* steps.
 
-    The grid is 1 + c·i with c = ⌊T/S⌋, its top entry dropped; the loop runs down to i = k − 1 (all the way for k = 0), so
-    x has level c·(k − 2) + 1 while t is drawn from [c·k, c·(k + 1)): x is cleaner than t says, and k = 0 is an image.
+    The grid is 1 + c·i with c = ⌊T/S⌋, its top entry dropped; the loop runs down to i = k − 1 (i = 0 for k = 0), so
+    x has level c·(k − 2) + 1 while t is drawn from [c·k, c·(k + 1)): x is cleaner than t says, and k = 0 and 1 are images.
+    A velocity is turned into the noise it stands for, where the official loop, made for networks that predict noise, has
+    no such step.
     """
-    alphas = model.alphas_cumprod.to(start)
+    alphas = model.alphas_cumprod.to(start.device, torch.promote_types(start.dtype, torch.float32))
     total = len(alphas)
     grid = list(range(1, total + 1, total // steps))[:-1]
     previous = [0, *grid[:-1]]
     latents = start
     with torch.no_grad():
         for i in reversed(range(max(k - 1, 0), len(grid))):
-            noise = guidance(latents, torch.tensor(grid[i], device=start.device), len(grid) - 1 - i)
+            predicted = guidance(latents, torch.tensor(grid[i], device=start.device), len(grid) - 1 - i)
+            noise = predicted_noise(model, predicted, latents, alphas[grid[i]])
             latents = ddim_step(latents, noise, alphas[grid[i]], alphas[previous[i]])
     low, high = round(k / steps * total), round((k + 1) / steps * total)
     return latents, draws.integer("t", low, high)
@@ -60,6 +63,13 @@ def leco_rollout(model: DiffusionModel, start: torch.Tensor, guidance: Guidance,
         for step, level in enumerate(schedule.timesteps[:k]):
             latents = schedule.step(guidance(latents, level, step), level, latents, return_dict=False)[0]
     return latents, total - 1 - total * k // steps
+
+
+def predicted_noise(model: DiffusionModel, predicted: torch.Tensor, latents: torch.Tensor, alpha: torch.Tensor):
+    """ε that the network's output (b, c, h, w) stands for at level ᾱ: itself, or √ᾱ v + √(1−ᾱ) x of a velocity v."""
+    if model.pipeline.scheduler.config.prediction_type != "v_prediction":
+        return predicted
+    return alpha.sqrt() * predicted + (1 - alpha).sqrt() * latents
 
 
 def ddim_step(latents: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, alpha_previous: torch.Tensor):

@@ -26,6 +26,7 @@ from typing import Literal, get_args
 import torch
 
 from overpaint.errors import UserError
+from overpaint.methods.training import gradients
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.replay import Draws, show
 
@@ -104,7 +105,7 @@ def attack(
     with torch.enable_grad():
         for _ in range(steps):
             value = loss(prompt.rows(free))
-            (gradient,) = torch.autograd.grad(value, free)
+            (gradient,) = gradients(value, [free], prompt.plain.dtype)
             used = used + gradient if released else gradient
             if method == "fast_at":
                 used = used.sign()

@@ -16,6 +16,10 @@ from overpaint.replay import Draws, show
 #: Whether a parameter is trained: told by its state-dict name and the layer that holds it.
 Rule = Callable[[str, torch.nn.Module], bool]
 
+#: What a loss is multiplied by in float16, whose smallest number is 6e-8: at latents of Stable Diffusion's size half of the
+#: gradients on the way back lie below it. A power of two, so that nothing else is rounded.
+LOSS_SCALE = 2.0**14
+
 
 def parameter_group(model: DiffusionModel, rule: Rule, part: Sequence[str] | None = None) -> list[str]:
     """Names that a rule picks from a part of the model (``None``: the denoiser), in its order; none is an error."""
@@ -40,6 +44,11 @@ class Student:
             plain = getattr(module, leaf).detach()
             kind = torch.promote_types(plain.dtype, torch.float32)
             self.masters[name] = torch.nn.Parameter(plain.clone().to(kind))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return precision(self._places)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -85,6 +94,11 @@ class LowRankStudent:
             self.masters[f"{name}:up"] = torch.nn.Parameter(like.new_zeros(start.shape[0], rank))
             self.masters[f"{name}:down"] = torch.nn.Parameter(down)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return precision(self._places)
+
     def weight(self, name: str) -> torch.Tensor:
         """W + up·down (out, in), differentiable in both factors."""
         start = self.starts[name]
@@ -101,6 +115,11 @@ class LowRankStudent:
         finally:
             for name, (module, leaf) in self._places.items():
                 module._parameters[leaf] = plain[name]
+
+
+def precision(places: Mapping[str, tuple[torch.nn.Module, str]]) -> torch.dtype:
+    """The type of the parameters at these places."""
+    return next(getattr(*place).dtype for place in places.values())
 
 
 def train(
@@ -120,10 +139,35 @@ def train(
         for _ in steps(iterations, what):
             optimizer.zero_grad(set_to_none=True)
             value = loss()
-            value.backward()
+            backward(value, list(student.masters.values()), student.dtype)
             show(loss=value.detach(), gradients={name: p.grad for name, p in student.masters.items()})
             if adjust:
                 adjust()
             optimizer.step()
             if schedule:
                 schedule.step()
+
+
+def backward(loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter], kind: torch.dtype) -> None:
+    """``loss.backward()`` for parameters without gradients, of a network that computes in ``kind``."""
+    if kind != torch.float16:
+        loss.backward()
+        return
+    for parameter, gradient in zip(parameters, gradients(loss, parameters, kind)):
+        parameter.grad = gradient
+
+
+def gradients(
+    loss: torch.Tensor, parameters: Sequence[torch.Tensor], kind: torch.dtype, retain_graph: bool = False
+) -> list[torch.Tensor | None]:
+    """∂loss/∂p for each parameter, ``None`` where it has no part in the loss.
+
+    In float16 they are those of a multiple of the loss, divided by it: `LOSS_SCALE`, or less where that overflows.
+    """
+    scale = LOSS_SCALE if kind == torch.float16 else 1.0
+    while scale > 1:
+        found = torch.autograd.grad(loss * scale, parameters, retain_graph=True, allow_unused=True)
+        if all(gradient is None or gradient.isfinite().all() for gradient in found):
+            return [None if gradient is None else gradient / scale for gradient in found]
+        scale /= 4
+    return list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True))

@@ -5,7 +5,7 @@ import pytest
 from overpaint.cells import cell_from
 from overpaint.composition import compose_cells
 from overpaint.concepts import load_catalogue
-from overpaint.planning import make_plan
+from overpaint.planning import HALF_PRECISION, make_plan
 from overpaint.prompts import Prompt, Shot, distinct, read_prompts
 from overpaint.sets import ROLES, role_shots
 
@@ -152,3 +152,14 @@ def test_prompts_are_attacked_together_as_far_as_a_batch_goes():
     assert [sorted(set(found)) for found in others] == [[2], [1], [2, 4]]
     one = plan("method=none", "attack=rab", "budget.target_prompts=10")
     assert not one.bundles
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_has_a_version_of_its_own(precision):
+    """It names what is trained in it; keys of single precision know nothing of it."""
+    exact, half = (
+        plan("method=esd", "attack=cce", "budget=smoke", f"model.precision={kind}") for kind in ("float32", precision)
+    )
+    for stage in ("erase", "attack"):
+        assert not any("half" in task.versions for task in stages(exact, stage))
+        assert stages(half, stage) and all(task.versions["half"] == HALF_PRECISION for task in stages(half, stage))

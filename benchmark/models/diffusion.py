@@ -241,15 +241,23 @@ class DiffusionModel:
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε for latents and noise (b, c, h, w) and timesteps (b,)."""
-        alpha = self._alphas[timesteps].to(latents)[:, None, None, None]
-        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        signal, deviation = self._levels(latents, timesteps)
+        return signal * latents + deviation * noise
 
     def denoising_target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What the network is trained to say of x_t, from x_0, ε and t: ε, or the velocity √ᾱ ε − √(1−ᾱ) x_0."""
         if self.pipeline.scheduler.config.prediction_type == "epsilon":
             return noise
-        alpha = self._alphas[timesteps].to(latents)[:, None, None, None]
-        return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        signal, deviation = self._levels(latents, timesteps)
+        return signal * noise - deviation * latents
+
+    def _levels(self, latents: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """√ᾱ_t and √(1−ᾱ_t), (b, 1, 1, 1) like latents (b, c, h, w), of timesteps (b,).
+
+        Roots are taken before they are rounded: in bfloat16 1 − ᾱ is 0 at the lowest timesteps.
+        """
+        alpha = self._alphas[timesteps].to(torch.promote_types(latents.dtype, torch.float32))[:, None, None, None]
+        return alpha.sqrt().to(latents), (1 - alpha).sqrt().to(latents)
 
     def projections(self, *roles: str) -> list[Projection]:
         """Cross-attention projections by role (``key``, ``value``, ``query``, ``out``) in state-dict order."""

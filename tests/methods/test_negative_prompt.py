@@ -33,6 +33,24 @@ def test_the_empty_text_is_plain_guidance_bit_for_bit(tiny_sd):
     assert np.array_equal(np.asarray(plain[0]), np.asarray(guarded[0]))
 
 
+@pytest.mark.parametrize("form", ["replace", "composable"])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_the_empty_text_is_plain_guidance_where_the_empty_prompt_is_zeros(tiny_sdxl, form, zeros):
+    before = tiny_sdxl.pipeline.config.force_zeros_for_empty_prompt
+    tiny_sdxl.pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+    erasure = overpaint.erase(tiny_sdxl, "negative_prompt", erase=["dog"], text="", form=form)
+    try:
+        with torch.no_grad():
+            positive, negative = tiny_sdxl.encode(["a photo of a dog"]), tiny_sdxl.unconditional()
+            latents, t = tiny_sdxl.noise([0]), torch.tensor(500)
+            plain = tiny_sdxl.guidance(tiny_sdxl, positive, negative, 7.5)(latents, t, 0)
+            with erasure.attached(tiny_sdxl):
+                guarded = tiny_sdxl.guidance(tiny_sdxl, positive, negative, 7.5)(latents, t, 0)
+    finally:
+        tiny_sdxl.pipeline.register_to_config(force_zeros_for_empty_prompt=before)
+    torch.testing.assert_close(guarded, plain, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [3.0, 7.5, 30.0])
 def test_a_prompt_equal_to_the_text_is_not_guided(tiny_sd, scale):
     ours = guided(tiny_sd, prompt="dog", text="dog", scale=scale)

@@ -1,9 +1,11 @@
 """Roll-outs: the level of x_t is that of t, except where official code says otherwise."""
 
+import copy
+
 import pytest
 import torch
 
-from overpaint.methods.rollouts import compvis_rollout, rollout
+from overpaint.methods.rollouts import compvis_rollout, leco_rollout, rollout
 from overpaint.replay import Draws, replayed
 
 
@@ -56,6 +58,44 @@ def test_the_official_loop_is_cleaner_than_its_timestep(path, k):
     level = 0 if k < 2 else 20 * (k - 2) + 1
     assert oracle.level(latents, noise) == pytest.approx(float(alphas[level]), rel=1e-5)
     assert 20 * k <= t < 20 * (k + 1)
+
+
+class VelocityOracle(Oracle):
+    """Says the same as a velocity, √ᾱ ε − √(1−ᾱ) x_0."""
+
+    def __call__(self, latents, timestep, step):
+        alpha = self.alphas[int(timestep)]
+        return alpha.sqrt() * super().__call__(latents, timestep, step) - (1 - alpha).sqrt() * self.image
+
+
+@pytest.mark.parametrize("official", ["compvis", "leco"])
+def test_official_loops_take_a_velocity_for_a_velocity(path, official):
+    """The latents are those of a network that says the same of the noise."""
+    plain, oracle, noise = path
+    model = copy.copy(plain)
+    model.pipeline, scheduler = copy.copy(plain.pipeline), plain.pipeline.scheduler
+    model.pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type="v_prediction")
+    velocity = VelocityOracle(model, oracle.image)
+    if official == "compvis":
+        by_noise, by_velocity = (
+            compvis_rollout(*each, 50, 20, Draws(0))[0] for each in ((plain, noise, oracle), (model, noise, velocity))
+        )
+    else:
+        by_noise, by_velocity = (
+            leco_rollout(*each, 30, 20)[0] for each in ((plain, noise, oracle), (model, noise, velocity))
+        )
+    torch.testing.assert_close(by_velocity, by_noise, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_official_loop_leaves_the_noise_of_the_lowest_level(tiny_sd, dtype):
+    """Of an empty image √(1−ᾱ_0) ε is left, though ᾱ_0 itself is 1 in bfloat16."""
+    noise = tiny_sd.noise([2])
+    start = (1 - tiny_sd.alphas_cumprod[801]).sqrt() * noise
+    latents, _ = compvis_rollout(tiny_sd, start.to(dtype), lambda *_: noise.to(dtype), 10, 1, Draws(0))
+    assert latents.dtype == dtype
+    left = float((latents.double() * noise).sum() / noise.square().sum())
+    assert left == pytest.approx(float((1 - tiny_sd.alphas_cumprod[0]).sqrt()), abs=0.01)
 
 
 def test_replayed_draws_take_the_place_of_drawn_ones():

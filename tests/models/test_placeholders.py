@@ -41,6 +41,28 @@ def test_noising_agrees_with_the_scheduler(tiny_sd, prediction):
     torch.testing.assert_close(model.denoising_target(x0, noise, t), wanted)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_the_noise_of_the_lowest_timesteps(tiny_sd, dtype, prediction):
+    """Coefficients, read off latents of ones and zeros, are the rounded roots, not roots of what is rounded."""
+    model, scheduler = copy.copy(tiny_sd), tiny_sd.scheduler("ddim")
+    model.pipeline = copy.copy(tiny_sd.pipeline)
+    model.pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction)
+    t = torch.tensor([0, 1, 2, 10, 50, 500, 999])
+    one = torch.ones(len(t), 1, 1, 1, dtype=dtype)
+    signal, deviation = model.alphas_cumprod[t].sqrt(), (1 - model.alphas_cumprod[t]).sqrt()
+    assert torch.equal(model.add_noise(one, 0 * one, t).flatten(), signal.to(dtype))
+    assert torch.equal(model.add_noise(0 * one, one, t).flatten(), deviation.to(dtype))
+    if prediction == "v_prediction":
+        assert torch.equal(model.denoising_target(one, 0 * one, t).flatten(), -deviation.to(dtype))
+
+
+def test_single_precision_noising_is_the_plain_formula_bit_for_bit(tiny_sd):
+    x0, noise, t = tiny_sd.noise([0, 1]), tiny_sd.noise([2, 3]), torch.tensor([0, 900])
+    alpha = tiny_sd.alphas_cumprod[t][:, None, None, None]
+    assert torch.equal(tiny_sd.add_noise(x0, noise, t), alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise)
+
+
 def test_one_timestep_a_row_serves_a_stacked_batch(tiny_sd):
     latents, embeds, t = tiny_sd.noise([0, 1]), tiny_sd.encode(["dog", "ship"]), torch.tensor([10, 900])
     with torch.no_grad():
