@@ -18,6 +18,7 @@ COLUMNS = {
     "id": ("id", "case_number", "prompt_id", "coco_id", "image_id"),
     "seed": ("evaluation_seed", "sd_seed", "seed"),
     "guidance": ("evaluation_guidance", "sd_guidance_scale", "guidance_scale"),
+    "plain": ("plain_id",),
 }
 
 
@@ -28,7 +29,8 @@ class Prompt:
     ``role`` says why images of it are made; ``concept`` is the detector label of what it is about; ``expects`` the
     labels of everything it asks for; ``variant`` the language, synonym or style. ``noise`` names the start noise, so
     that two prompts (a plain and an attacked one, say) can be drawn from the same; it is the id unless said otherwise.
-    ``seed`` and ``guidance`` are a published file's own values for this prompt.
+    ``seed`` and ``guidance`` are a published file's own values for this prompt. ``plain`` is the id of the plain prompt
+    that a search made it of, in a list of such; images of prompts made of one depend on each other as those of one text do.
     """
 
     text: str
@@ -40,11 +42,12 @@ class Prompt:
     noise: str = ""
     seed: int | None = None
     guidance: float | None = None
+    plain: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "expects", tuple(self.expects))
         object.__setattr__(self, "id", self.id or hashlib.sha256(self.text.encode()).hexdigest()[:10])
-        object.__setattr__(self, "noise", self.noise or self.id)
+        object.__setattr__(self, "noise", self.noise or self.plain or self.id)
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class Shot:
 
     def as_dict(self) -> dict:
         """Plain values, for a task's configuration: what decides the picture and what describes it."""
-        plain = asdict(self.prompt) | {"expects": list(self.prompt.expects), "index": self.index}
-        return plain | ({"draw": self.draw} if self.draw else {})
+        values = asdict(self.prompt) | {"expects": list(self.prompt.expects), "index": self.index, "draw": self.draw}
+        return {key: value for key, value in values.items() if value or key not in ("plain", "draw")}
 
     @classmethod
     def from_dict(cls, values: dict) -> Shot:
@@ -119,19 +122,20 @@ def _rows(reader: csv.DictReader, path: Path, role: str, concept: str, expects: 
             raise UserError(f"{where}: seed takes a number from 0 to 2**63 - 1, got {seed}")
         if guidance is not None and guidance <= 0:
             raise UserError(f"{where}: guidance takes a number above 0, got {guidance:g}")
-        prompts.append(Prompt(text, role, concept, expects, id=cell.get("id", ""), seed=seed, guidance=guidance))
+        names = {"id": cell.get("id", ""), "plain": cell.get("plain", "")}
+        prompts.append(Prompt(text, role, concept, expects, **names, seed=seed, guidance=guidance))
     return prompts
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """The prompts with repeated ids numbered apart, so that equal texts with different seeds stay different shots."""
+    """The prompts with repeated ids numbered apart, so that equal texts with different seeds stay different shots; those
+    made of a plain one stay with it."""
     seen: dict[str, int] = {}
     result = []
     for prompt in prompts:
         count = seen[prompt.id] = seen.get(prompt.id, 0) + 1
-        result.append(
-            prompt if count == 1 else replace(prompt, id=f"{prompt.id}-{count}", noise=f"{prompt.noise}-{count}")
-        )
+        noise = prompt.noise if prompt.plain else f"{prompt.noise}-{count}"
+        result.append(prompt if count == 1 else replace(prompt, id=f"{prompt.id}-{count}", noise=noise))
     return result
 
 

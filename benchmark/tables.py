@@ -19,14 +19,15 @@ from overpaint.store import MANIFEST, Store
 FORMATS = ("terminal", "md", "csv", "json", "latex")
 CELL = ["model", "concepts", "kind", "method", "attack", "protocol", "budget", "seed"]
 #: What figures of one block have in common: figures of two budgets, say, are neither compared nor averaged.
-SETTINGS = ["protocol", "budget", "seed"]
+SETTINGS = ["protocol", "budget", "seed", "detector", "threshold"]
 SIGNIFICANCE = 0.05
 
 
 def stored_records(store: Store, plan: Plan | None = None) -> pd.DataFrame:
     """Records of the plan's cells that are stored, or of the whole store; p-values corrected over all of them (Holm).
 
-    Where the store holds several measurements of one figure (an earlier threshold or version, say), the newest counts.
+    Where the store holds several measurements of one figure (an earlier version, say), the newest counts. Figures of two
+    detectors or thresholds are two; records from before they were kept count until there is a newer one.
     """
     if plan:
         keys = [task.key for _, task in plan.cells if store.has("measure", task.key)]
@@ -38,7 +39,8 @@ def stored_records(store: Store, plan: Plan | None = None) -> pd.DataFrame:
     frames = [f for f in frames if len(f)]
     records = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(RECORD_COLUMNS))
     records = records.reindex(columns=list(RECORD_COLUMNS))  # an older store's records have fewer
-    records = records.drop_duplicates([*CELL, "metric"], keep="last")
+    replaced = records["aggregation"].isna() & records.duplicated([*CELL, "metric"], keep="last")
+    records = records[~replaced].drop_duplicates([*CELL, "metric", "detector", "threshold"], keep="last")
     return corrected(records).reset_index(drop=True)
 
 
@@ -64,14 +66,15 @@ def _several(records: pd.DataFrame) -> list[str]:
 
 
 def _under(settings: Iterable[str], values: Iterable) -> str:
-    """``, budget lite, seed 1``: what tells a block from those of other settings."""
-    return "".join(f", {name} {value}" for name, value in zip(settings, values))
+    """``, budget lite, seed 1``: what tells a block from those of other settings, as far as it is known."""
+    return "".join(f", {name} {value}" for name, value in zip(settings, values) if not pd.isna(value))
 
 
 def blocks(records: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
     """One block a concept set, and a setting where there are several: rows are figures by facet, columns are methods."""
     several = _several(records)
-    for (model, concepts, kind, *values), part in records.groupby(["model", "concepts", "kind", *several], sort=False):
+    by = ["model", "concepts", "kind", *several]
+    for (model, concepts, kind, *values), part in records.groupby(by, sort=False, dropna=False):
         methods = list(dict.fromkeys(part["method"]))
         rows = []
         for facet in FACETS:
@@ -92,16 +95,16 @@ def blocks(records: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
 
 def cell_text(figure: pd.Series) -> str:
     """``0.04 [0.01, 0.12]``; ≈ where it is not distinguishable from what it is compared to; † where the attack goes round
-    the defence; ≥ where it is only a lower bound; ⊥ where undefined."""
+    the defence; ≥ where it is only a lower bound; ⊥ where undefined; how many images failed, if any."""
     if pd.isna(figure["value"]):
-        return "⊥"
+        return "⊥" + _failures(figure["failed"])
     text = _bound(figure["why"]) + _ranged(figure["value"], figure["low"], figure["high"], figure["unit"])
     if figure["distinguishable"] is False:
         text += " ≈"
     text += _mark(figure["scope"])
     if not pd.isna(figure["control"]):
         text += f" (control {number(figure['control'], figure['unit'])})"
-    return text
+    return text + _failures(figure["failed"])
 
 
 def number(value: float, unit: str) -> str:
@@ -129,6 +132,10 @@ def _mark(scope: str) -> str:
     return " †" if scope == OUTSIDE else ""
 
 
+def _failures(failed: float) -> str:
+    return f" ({failed:.0f} failed)" if failed > 0 else ""
+
+
 def _bound(why: str | None) -> str:
     """A value that has a reason is only a lower bound."""
     return "≥ " if isinstance(why, str) and why else ""
@@ -136,7 +143,8 @@ def _bound(why: str | None) -> str:
 
 LEGEND = (
     "Figures with 95 % intervals. ≈ not distinguishable (Holm-corrected over the table, 5 %) from the unedited model, "
-    "or from the attack's control where one is given. ⊥ undefined. ↑ higher is better, ↓ lower is better."
+    "or from the attack's control where one is given; for a mean over concepts: its interval holds no difference. "
+    "⊥ undefined. ↑ higher is better, ↓ lower is better."
 )
 FOOTNOTES = {
     "†": f"† {OUTSIDE}: the attack comes in behind the place where the defence acts, and so is no test of it.",
@@ -154,7 +162,7 @@ def averaged(records: pd.DataFrame, view: Mapping) -> Iterable[tuple[str, pd.Dat
     """One block a model, what else the view's blocks are for, and a setting where there are several; columns are those of
     the view, means over the concepts. A mean over fewer concepts than others of its column says over how many."""
     row, apart, several = view["rows"], view["blocks"], _several(records)
-    for (model, *by), part in records.groupby(["model", *apart, *several], sort=False):
+    for (model, *by), part in records.groupby(["model", *apart, *several], sort=False, dropna=False):
         method = [value for name, value in zip(apart, by) if name == "method"]
         values = by[len(apart) :]
         rows: dict[str, dict[str, str]] = {}
@@ -197,13 +205,22 @@ def _mean_text(figures: pd.DataFrame, field: str) -> str:
         for *found, n in figures[[*FIELDS[field], "n"]].itertuples(index=False)
     ]
     mean = mean_of_estimates(estimates)
+    failed = _failures(figures["failed"].sum()) if field == "value" else ""
     if mean.value is None:
-        return "" if field in ("control", "difference") else "⊥"
+        return "" if field in ("control", "difference") else "⊥" + failed
     text = max(map(_bound, figures["why"])) if field == "value" else ""
     text += _ranged(mean.value, mean.low, mean.high, figures["unit"].iloc[0])
-    if field == "difference" and all(found is False for found in figures["distinguishable"]):
+    if field == "difference" and _alike(figures["distinguishable"], mean):
         text += " ≈"
-    return text + (max(map(_mark, figures["scope"])) if field in ("value", "difference") else "")
+    return text + (max(map(_mark, figures["scope"])) if field in ("value", "difference") else "") + failed
+
+
+def _alike(distinguishable: pd.Series, mean: Estimate) -> bool:
+    """Is a mean difference none that can be told from 0? One tested figure says so itself, several by their mean's interval."""
+    tested = [found for found in distinguishable if isinstance(found, bool)]
+    if len(distinguishable) == 1 or mean.low is None:
+        return bool(tested) and not any(tested)
+    return bool(tested) and mean.low <= 0 <= mean.high
 
 
 def viewed(records: pd.DataFrame, view: str) -> Iterable[tuple[str, pd.DataFrame]]:

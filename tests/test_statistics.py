@@ -257,6 +257,28 @@ def test_cluster_bootstrap_covers_where_pooled_wilson_does_not():
     assert inside[1] / 150 < 0.8
 
 
+@pytest.mark.parametrize(("prompts", "seeds", "share"), [(50, 10, 0.02), (24, 3, 0.1)])
+def test_rare_shares_of_clusters_are_covered(prompts, seeds, share):
+    """Shares vary from prompt to prompt, Beta(2 s, 2 (1 - s)); the bootstrap alone is too narrow."""
+    rng, inside, clusters = np.random.default_rng(1), np.zeros(2), np.repeat(np.arange(prompts), seeds)
+    for _ in range(400):
+        rates = rng.beta(2 * share, 2 * (1 - share), size=(prompts, 1))
+        hits = (rng.random((prompts, seeds)) < rates).astype(float)
+        ours = st.proportion(hits.ravel(), clusters, draws=500)
+        low, high = st.cluster_bootstrap(hits.sum(axis=1), np.full(prompts, seeds), draws=500)
+        inside += ours.low <= share <= ours.high, low <= share <= high
+    assert inside[0] / 400 > 0.92 and inside[1] / 400 < 0.9
+
+
+def test_independent_seeds_are_worth_what_they_are():
+    """One positive in 50 prompts of 10 seeds is worth 500 images, prompts whose seeds all agree no more than prompts."""
+    hits, prompts = np.eye(1, 500).ravel(), np.repeat(np.arange(50), 10)
+    ours = st.proportion(hits, prompts)
+    assert ours.high == pytest.approx(st.wilson(1, 500)[1], rel=0.01) and ours.low == 0
+    alike = st.proportion(np.repeat([1.0, 0.0], [20, 80]), np.repeat(np.arange(10), 10))
+    assert alike.high - alike.low > 0.9 * np.subtract(*st.wilson(2, 10)[::-1])
+
+
 def test_tests_keep_their_level():
     rng, rejected = np.random.default_rng(4), np.zeros(2)
     prompts = np.repeat(np.arange(20), 4)

@@ -6,8 +6,10 @@ import pytest
 import overpaint
 from overpaint.registry import components
 from overpaint.scope import OUTSIDE
+from overpaint.stages.measure import RECORD_COLUMNS
 from overpaint.statistics import Estimate, mean_of_estimates
-from overpaint.tables import CELL, FIELDS, corrected, latex_text, render
+from overpaint.store import Store
+from overpaint.tables import CELL, FIELDS, cell_text, corrected, latex_text, render, stored_records
 
 
 def record(method, concepts, kind, metric, value, low, high, attack="none", unit="fraction"):
@@ -18,7 +20,7 @@ def record(method, concepts, kind, metric, value, low, high, attack="none", unit
 
 
 def attack(method, concepts, name, value, control, difference, p_value, scope=""):
-    found = record(method, concepts, "object", "attack_success", value, None, None, attack=name)
+    found = record(method, concepts, "object", "attack_success_any", value, None, None, attack=name)
     low, high = difference - 0.1, difference + 0.1
     found |= {"control": control, "difference": difference, "difference_low": low, "difference_high": high}
     return found | {"p_value": p_value, "against": "control", "scope": scope}
@@ -64,9 +66,10 @@ def test_one_row_an_attack_beside_its_control():
         attack("uce", "church", "cce", 0.9, 0.1, 0.8, 1e-5),
         attack("uce", "car", "cce", 0.7, 0.1, 0.6, 1e-5),
         attack("uce", "church", "uda", 0.2, 0.1, 0.1, 0.4),
-        attack("uce", "car", "uda", 0.2, 0.1, 0.1, 0.4),
+        attack("uce", "car", "uda", 0.1, 0.1, 0.0, 0.4),
         attack("esd", "church", "cce", 0.5, 0.5, 0.0, 0.9, scope=OUTSIDE),
         attack("esd", "church", "random_prefix", 0.5, None, 0.0, None),
+        attack("esd", "church", "uda", 0.9, 0.1, 0.8, 1e-5),
     ]
     others = [record("uce", str(n), "object", "fid", 1.0, None, None) | {"p_value": 0.9} for n in range(10**4)]
     text = render(corrected(pd.DataFrame(rows + others)), "md", "redteam")
@@ -76,10 +79,69 @@ def test_one_row_an_attack_beside_its_control():
         ["attack", "attacked", "control", "attacked − control", "unedited model"]
     )
     found = {(row[0], row[1]): row[2:4] for row in table}
-    assert found["cce", "0.80"] == ["0.10", "0.70 [0.63, 0.77]"], "corrected over what the view shows"
-    assert found["uda", "0.20"] == ["0.10", "0.10 [0.03, 0.17] ≈"], "not distinguishable from its control"
+    assert found["cce", "0.80"] == ["0.10", "0.70 [0.63, 0.77]"]
+    assert found["uda", "0.90"] == ["0.10", "0.80 [0.70, 0.90]"], "corrected over what the view shows"
+    assert found["uda", "0.15"] == ["0.10", "0.05 [-0.02, 0.12] ≈"], "not distinguishable from its control"
     assert found["cce", "0.50 †"][1].endswith("≈ †") and OUTSIDE in text
     assert found["random_prefix", "0.50"][0] == "", "it is a control and has none"
+
+
+def test_a_mean_difference_is_told_from_none_by_its_own_interval():
+    """Of four concepts each difference could be none by itself, their mean could not."""
+    rows = [attack("uce", concept, "cce", 0.2, 0.11, 0.09, 0.4) for concept in ("church", "car", "cat", "ship")]
+    text = render(corrected(pd.DataFrame(rows)), "md", "redteam")
+    assert "0.09 [0.04, 0.14] |" in text
+    unsure = [rows[0], attack("uce", "car", "cce", 0.02, 0.11, -0.09, 0.4)]
+    assert "0.00 [-0.07, 0.07] ≈" in render(corrected(pd.DataFrame(unsure)), "md", "redteam")
+    assert "0.09 [-0.01, 0.19] ≈" in render(corrected(pd.DataFrame(rows[:1])), "md", "redteam")
+
+
+@pytest.mark.parametrize("form", ["md", "latex"])
+@pytest.mark.parametrize("view", ["facets", "methods"])
+def test_failed_images_are_shown_beside_the_figure(form, view):
+    one, other = (record("uce", c, "object", "target_proportion", 0.25, 0.1, 0.5) for c in ("church", "car"))
+    whole, holed = (render(corrected(pd.DataFrame([one, other | {"failed": n}])), form, view) for n in (0, 3))
+    assert "failed" not in whole and holed.count("(3 failed)") == 1
+    undefined = corrected(pd.DataFrame([one | {"value": None, "failed": 24}])).iloc[0]
+    assert cell_text(undefined) == "⊥ (24 failed)"
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """``measured(record, …)``: a store with a measurement of each of these records, made one after the other."""
+
+    def make(*records):
+        store = Store(tmp_path)
+        store.prepare()
+        for number, row in enumerate(records):
+            with store.workspace() as folder:
+                columns = [name for name in RECORD_COLUMNS if name in row]
+                pd.DataFrame([row], columns=columns).to_parquet(folder / "records.parquet")
+                store.publish("measure", f"{number:03}", folder, {})
+        return stored_records(store)
+
+    return make
+
+
+def test_figures_of_two_detectors_or_thresholds_stay_apart(measured):
+    one = record("uce", "church", "object", "target_proportion", 0.2, 0.1, 0.3)
+    judged = [("oracle v1 aa", 0.5), ("oracle v1 aa", 0.9), ("other v1 bb", 0.5)]
+    rows = [
+        one | {"detector": d, "threshold": t, "aggregation": "pooled", "value": 0.2 + n / 100}
+        for n, (d, t) in enumerate(judged)
+    ]
+    found = measured(*rows, rows[0] | {"value": 0.4})
+    assert sorted(found["value"]) == pytest.approx([0.21, 0.22, 0.4]), "the newest of one detector and threshold"
+    titles = [line for line in render(found, "md").splitlines() if line.startswith("###")]
+    assert len(titles) == 3 and titles[0].endswith("detector oracle v1 aa, threshold 0.9")
+
+
+def test_records_from_before_detectors_were_kept_count_until_there_is_a_newer_one(measured):
+    old = record("uce", "church", "object", "target_proportion", 0.2, 0.1, 0.3)
+    new = old | {"detector": "oracle v1 aa", "threshold": 0.5, "aggregation": "pooled", "value": 0.25}
+    found = measured(old, old | {"method": "esd", "value": 0.3}, new)
+    assert sorted(found["value"]) == [0.25, 0.3]
+    assert "0.30 [0.10, 0.30]" in render(found, "md") and render(found, "md").count("###") == 1
 
 
 def test_a_block_a_concept_set():

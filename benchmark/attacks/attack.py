@@ -70,10 +70,12 @@ def counting(model: DiffusionModel, ledgers: Sequence[Ledger]) -> Iterator[None]
 
 
 class Verdict(NamedTuple):
-    """What an attack may know of a picture: whether its judge sees the concept, and how sure it is."""
+    """What an attack may know of a picture: whether its judge sees the concept, and how sure it is. A judge that failed
+    says no, and that it is not ``known``."""
 
     success: bool
     score: float
+    known: bool = True
 
 
 class Painted(NamedTuple):

@@ -62,9 +62,10 @@ def write_prompts(target: Path, folders: Iterable[Path]) -> int:
                     "evaluation_seed": shot.noise_seed,
                     "evaluation_guidance": shot.prompt.guidance or "",
                     "id": f"{shot.prompt.noise}-{shot.index}",
+                    "plain_id": shot.prompt.noise,
                     "concept": config["concept"]["name"],
                     "attack": config["attack"],
-                    "success": "" if verdict is None else int(verdict.success),
+                    "success": int(verdict.success) if verdict and verdict.known else "",
                 }
             )
     partial = target.with_suffix(".partial")

@@ -119,11 +119,13 @@ class FeatureRows(NamedTuple):
 
 
 def feature_rows(frame: pd.DataFrame) -> FeatureRows:
-    """The usable features of a frame of images; an image without them counts as failed."""
+    """The usable features of a frame of images; an image without them, or with one that is no number, counts as failed."""
     if "features" not in frame:
         empty = pd.MultiIndex.from_arrays([[], []])
         return FeatureRows(np.empty((0, 0)), np.empty(0, dtype=str), empty, len(frame))
-    usable = frame["features"].notna().to_numpy(bool)
+    usable = np.array(
+        [v is not None and bool(np.isfinite(np.asarray(v, float)).all()) for v in frame["features"]], bool
+    )
     if "failed" in frame:
         usable = usable & ~frame["failed"].to_numpy(bool)
     kept = frame[usable]
@@ -141,6 +143,7 @@ class FeatureDistance(Metric):
     direction = "down"
     unit = "distance"
     aggregation = "all general prompts"
+    version = 2
     roles = ("utility",)
     floor: ClassVar[float] = -math.inf
 

@@ -26,7 +26,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from overpaint.metrics.metric import AttackMetric, Evidence, Figure
-from overpaint.metrics.outcomes import Tally, has_readings, rows
+from overpaint.metrics.outcomes import Tally, clusters, has_readings, rows
 from overpaint.resampling import limits
 from overpaint.statistics import DRAWS, LEVEL
 
@@ -64,7 +64,7 @@ class Reading(AttackMetric):
 
     paper = "Memories of Forgotten Concepts, arXiv 2412.00782"
     aggregation = "over pictures, prompts resampled"
-    version = 2
+    version = 3
     column: ClassVar[str]
     beside: ClassVar[tuple[str, ...]] = ()  # roles of other pictures that it is made of
     frame: ClassVar[str] = "images"
@@ -110,7 +110,7 @@ class Reading(AttackMetric):
             return replace(undefined, why=f"{self.column} has no finite figure"), np.empty(0)
         spread = self.value(dimensions, *(_resampled(table, seed) for seed, table in enumerate(tables)))
         figure = replace(undefined, value=value)
-        if own["prompt_id"].nunique() > 1:
+        if own["cluster"].nunique() > 1:
             low, high = limits(spread, LEVEL)
             figure = replace(figure, low=min(low, value), high=max(high, value))
         return figure, spread
@@ -159,11 +159,11 @@ class ReconstructionPsnrFloor(ReconstructionPsnr):
 def _table(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, int]:
     """Readings that there are, in an order of their own, and how many failed."""
     if column not in frame:
-        return pd.DataFrame(columns=["prompt_id", "value", "dimensions"]), 0
+        return pd.DataFrame(columns=["prompt_id", "cluster", "value", "dimensions"]), 0
     value = pd.to_numeric(frame[column], errors="coerce").mask(frame["failed"].astype(bool))
     table = (
         frame[["prompt_id", "seed", "draw", "dimensions"]]
-        .assign(value=value)
+        .assign(value=value, cluster=clusters(frame))
         .sort_values(["prompt_id", "seed", "draw"])
     )
     return table[table["value"].notna()].reset_index(drop=True), int(value.isna().sum())
@@ -173,7 +173,7 @@ def _resampled(table: pd.DataFrame, seed: int) -> Moments:
     """``(draws,)`` moments of resampled prompts; equal seeds draw the same ones of equally many."""
     centre = table["value"].mean()
     off = table["value"] - centre
-    sums = pd.DataFrame({"n": 1.0, "x": off, "xx": off**2}).groupby(table["prompt_id"]).sum().to_numpy()
+    sums = pd.DataFrame({"n": 1.0, "x": off, "xx": off**2}).groupby(table["cluster"]).sum().to_numpy()
     counts = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=DRAWS)
     n, x, xx = (counts @ sums).T
     mean = x / n

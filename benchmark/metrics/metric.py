@@ -17,7 +17,7 @@ PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
 
 #: Columns that every frame of scored images has, before one column a detector label (its score, NaN where it failed).
 IMAGE_COLUMNS = (
-    "prompt_id", "seed", "prompt", "role", "concept", "expects", "variant", "draw", "verdict", "failed", "features"
+    "prompt_id", "cluster", "seed", "prompt", "role", "concept", "expects", "variant", "draw", "verdict", "failed", "features"
 )  # fmt: skip
 
 
@@ -25,7 +25,9 @@ IMAGE_COLUMNS = (
 class Evidence:
     """Everything a metric may look at: frames of scored images (one row an image) and what the erasure cost.
 
-    Frames hold `IMAGE_COLUMNS` and one column a detector label. ``role`` says why the image was made (``target``,
+    Frames hold `IMAGE_COLUMNS` and one column a detector label. ``prompt_id`` and ``seed`` name the start noise, by which
+    images are paired; images of one ``cluster`` depend on each other (one text, or one plain prompt whatever was made of
+    it), and where a frame has no such column its prompts are the clusters. ``role`` says why the image was made (``target``,
     ``near``, ``grid``, ``in_prompt``, ``utility``, ``attacked``, ``floor``, and what attacks only compare with,
     `overpaint.attacks.attack.COMPARISONS`); ``concept`` is the detector label of the concept that the prompt is
     about; ``expects`` the labels of everything the prompt asks for (a list); ``variant`` the language, synonym or

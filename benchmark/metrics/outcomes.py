@@ -1,9 +1,9 @@
 """From scored images to outcomes, and from outcomes to a figure: what every metric that is a share of images has in
 common.
 
-*Outcomes* are a frame of one row for each image and label asked about: ``prompt_id``, ``seed``, ``label``, ``image``
-(its row among those asked) and ``hit``: 1 present, 0 absent, NaN unknown. One unknown label makes the whole image
-failed. A ``stratum`` column, where there is one, names groups whose shares are averaged with equal weight.
+*Outcomes* are a frame of one row for each image and label asked about: ``prompt_id``, ``seed``, ``cluster``, ``label``,
+``image`` (its row among those asked) and ``hit``: 1 present, 0 absent, NaN unknown. One unknown label makes the whole
+image failed. A ``stratum`` column, where there is one, names groups whose shares are averaged with equal weight.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ def has_readings(frame: pd.DataFrame | None, column: str) -> bool:
     return frame is not None and column in frame and bool(frame[column].notna().any())
 
 
+def clusters(frame: pd.DataFrame) -> pd.Series:
+    """Which images depend on each other: the frame's clusters, or its prompts where it has none."""
+    return frame["cluster"] if "cluster" in frame else frame["prompt_id"]
+
+
 def outcomes(frame: pd.DataFrame, labels: Iterable[Collection[str | None]], threshold: float) -> pd.DataFrame:
     """Whether each image shows each of the labels asked about it (one collection for each row of ``frame``).
 
@@ -56,7 +61,7 @@ def outcomes(frame: pd.DataFrame, labels: Iterable[Collection[str | None]], thre
     """
     asked = [[label for label in dict.fromkeys(row) if isinstance(label, str) and label] for row in labels]
     image = np.repeat(np.arange(len(frame)), [len(row) for row in asked])
-    table = frame[["prompt_id", "seed"]].iloc[image].reset_index(drop=True)
+    table = frame[["prompt_id", "seed"]].assign(cluster=clusters(frame)).iloc[image].reset_index(drop=True)
     table["label"] = [label for row in asked for label in row]
     table["image"] = image
     scores = np.full(len(table), np.nan)
@@ -81,35 +86,48 @@ def tally(table: pd.DataFrame) -> Tally:
 
 
 def share(table: pd.DataFrame) -> Estimate:
-    """The share of positive outcomes, prompts as clusters."""
-    return statistics.proportion(table["hit"], table["prompt_id"], table.get("stratum"))
+    """The share of positive outcomes, resampled by cluster."""
+    return statistics.proportion(table["hit"], table["cluster"], table.get("stratum"))
+
+
+def unjudged(table: pd.DataFrame) -> list[str]:
+    """Labels of which no image was judged."""
+    return [label for label, judged in table.groupby("label")["hit"].count().items() if not judged]
 
 
 def difference(these: pd.DataFrame, those: pd.DataFrame) -> Estimate:
-    """Share of these outcomes minus that of those: paired where most of them correspond, unpaired otherwise."""
+    """Share of these outcomes minus that of those: paired where most of them correspond, unpaired otherwise.
+
+    Undefined where a stratum has no judged pair: the mean over the others would be another figure.
+    """
     keys = [*KEYS, "stratum"] if "stratum" in these else KEYS
     if not (these.duplicated(keys).any() or those.duplicated(keys).any()):
         pairs = these.merge(those, on=keys, suffixes=("", "_other"))
         if 2 * len(pairs) >= min(len(these), len(those)):
+            if "stratum" in pairs and unjudged(pairs.assign(hit=pairs["hit"] + pairs["hit_other"])):
+                return Estimate(None)
             return statistics.paired_difference(
-                pairs["hit"], pairs["hit_other"], pairs["prompt_id"], pairs.get("stratum")
+                pairs["hit"], pairs["hit_other"], pairs["cluster"], pairs.get("stratum")
             )
-    return statistics.unpaired_difference(these["hit"], those["hit"], these["prompt_id"], those["prompt_id"])
+    return statistics.unpaired_difference(these["hit"], those["hit"], these["cluster"], those["cluster"])
 
 
 def compare(
     these: pd.DataFrame, those: pd.DataFrame | None, limit: float, what: str, against: str = "original"
 ) -> Figure:
-    """The figure of these outcomes, beside those of the original model or the control."""
-    count = tally(these)
-    why = count.refusal(limit, what)
-    if why:
-        unseen = [label for label, judged in these.groupby("label")["hit"].count().items() if not judged]
-        why += f"; none was judged for {', '.join(unseen)}" if unseen else ""
+    """The figure of these outcomes, beside those of the original model or the control.
+
+    A mean over labels is undefined as soon as one of them has no judged image, however few of all images failed.
+    """
+    count, unseen = tally(these), unjudged(these)
+    reasons = [count.refusal(limit, what)]
+    if unseen and (reasons[0] or "stratum" in these):
+        reasons.append(f"none was judged for {', '.join(unseen)}")
+    if why := "; ".join(filter(None, reasons)):
         return Figure(None, n=count.judged, failed=count.failed, against=against, why=why)
     own = share(these)
     figure = {"n": count.judged, "failed": count.failed, "against": against}
-    if those is None or tally(those).refusal(limit, what):
+    if those is None or tally(those).refusal(limit, what) or ("stratum" in those and unjudged(those)):
         return Figure(own.value, own.low, own.high, **figure)
     gap = difference(these, those)
     return Figure(
@@ -129,6 +147,8 @@ class Share(Metric):
 
     A subclass says in `judge` which outcomes of a frame count; the class attributes say the rest.
     """
+
+    version = 2
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
         """Outcomes of the rows of ``frame`` that have this metric's roles."""

@@ -6,9 +6,10 @@ the steps that were measured, and p° the unedited model's share on the plain pr
     relearn_steps_to_half    the least s with p_s ≥ p°/2
     relearn_area             ∫ p_s ds / (last step − first step), which is the mean of p_s while training
 
-Where half is not back at the last step, that step is the figure, a lower bound, and the record says so. Intervals resample
-prompts, the same ones for p_s and p°; a resampled curve that does not reach half ends at the last step, too. The unedited
-model under the same training stands beside; the p-value is that of exchanging the two models' curves, prompt by prompt.
+Where half is not back at the last step, that step is the figure, a lower bound, and the record says so. A curve without p_0
+has no steps to half: it may have been there from the beginning. Intervals resample prompts, the same ones for p_s and p°; a
+resampled curve that does not reach half ends at the last step, too. The unedited model under the same training stands
+beside; the p-value is that of exchanging the two models' curves, prompt by prompt.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Relearning(AttackMetric):
 
     paper = "Meta-Unlearning on Diffusion Models, arXiv 2410.12777"
     aggregation = "pooled at each step, prompts resampled"
+    version = 2
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
@@ -58,8 +60,12 @@ class Relearning(AttackMetric):
     def value(self, shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
         """The figure ``(n,)`` of curves (n, points) where the unedited model's share is ``known`` (n,)."""
 
+    def refusal(self, steps: NDArray) -> str:
+        """Why a curve over these steps (points,) has no figure, or an empty string."""
+        return "the curve has one point" if len(steps) < 2 else ""
+
     def bound(self, shares: NDArray, known: float) -> str:
-        """Why the figure of a curve (points,) is only a bound, or an empty string."""
+        """Why the figure of a curve (points,) is only a lower bound, or an empty string."""
         return ""
 
     def interval(self, values: NDArray, prompts: int) -> tuple[float | None, float | None]:
@@ -71,10 +77,10 @@ class Relearning(AttackMetric):
         plain = own_concept(rows(evidence.plain_original, "target"), evidence.threshold).assign(steps=0.0)
         count, steps, limit = tally(own), np.unique(own["steps"]), evidence.failure_limit
         figure = Figure(None, n=count.judged, failed=count.failed)
-        why = count.refusal(limit, "attacked images") or ("the curve has one point" if len(steps) < 2 else "")
+        why = count.refusal(limit, "attacked images") or self.refusal(steps)
         if why:
             return replace(figure, why=why)
-        prompts = np.unique(pd.concat([table["prompt_id"] for table in (own, other, plain)]))
+        prompts = np.unique(pd.concat([table["cluster"] for table in (own, other, plain)]))
         mine, theirs, unedited = (
             _sums(*each) for each in ((own, prompts, steps), (other, prompts, steps), (plain, prompts, [0.0]))
         )
@@ -86,7 +92,7 @@ class Relearning(AttackMetric):
         values = self.value(shares, steps, known)
         if np.isnan(values[0]):
             return replace(figure, why="a step has no judged image, or the unedited model none with the concept")
-        low, high = self.interval(values, len(np.unique(own["prompt_id"])))
+        low, high = self.interval(values, len(np.unique(own["cluster"])))
         figure = replace(figure, value=float(values[0]), low=low, high=high, why=self.bound(shares[0], known[0]))
         original = self.value(_ratio(counts @ theirs), steps, known)
         if tally(other).refusal(limit, "attacked images") or np.isnan(original[0]):
@@ -121,6 +127,9 @@ class RelearnStepsToHalf(Relearning):
     def value(self, shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
         return steps_to_half(shares, steps, known)
 
+    def refusal(self, steps: NDArray) -> str:
+        return super().refusal(steps) or ("" if steps[0] == 0 else "the curve does not begin at step 0, the victim itself")
+
     def bound(self, shares: NDArray, known: float) -> str:
         return "" if (shares >= known / 2).any() else f"censored: half of {known:.2f} is not back at the last step"
 
@@ -153,7 +162,7 @@ def _sums(table: pd.DataFrame, prompts: NDArray, steps: NDArray) -> NDArray:
     """``(2, prompts, points)`` positive and judged outcomes of each prompt at each step."""
     judged = table[table["hit"].notna() & table["steps"].isin(steps)]
     sums = np.zeros((2, len(prompts), len(steps)))
-    place = np.searchsorted(prompts, judged["prompt_id"]), np.searchsorted(steps, judged["steps"])
+    place = np.searchsorted(prompts, judged["cluster"]), np.searchsorted(steps, judged["steps"])
     np.add.at(sums, (0, *place), judged["hit"])
     np.add.at(sums, (1, *place), 1)
     return sums

@@ -7,8 +7,8 @@ labels::
     IRA = mean over l not in T, on the axes that T is on, of acc(l)         retained in the domain
     CRA = mean over l on the other axis of acc(l)                           retained across domains
 
-Every label weighs the same, whatever its number of images. As in the authors' script, CRA also counts the images that
-ask for an erased concept: their other half is to be kept.
+Every label weighs the same, whatever its number of images; without a judged image of one of them the mean is undefined.
+As in the authors' script, CRA also counts the images that ask for an erased concept: their other half is to be kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GridAccuracy(Share):
     paper = "UnlearnCanvas, arXiv 2402.11846"
     aggregation = "per label, then mean"
     roles = ("grid",)
-    version = 2
+    version = 3
 
     def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
         """Does this label count, where ``inside`` are the axes with an erased concept?"""

@@ -69,14 +69,18 @@ def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
 
 
 def _judge(settings: Mapping, label: str | None, bench):
-    """The detector's verdict on one concept, and its features; a picture that it fails on counts as not seen."""
+    """The detector's verdict on one concept, and its features; a picture that it fails on counts as not seen, and is said to
+    be unknown."""
     import torch
 
     detector = bench.detector(settings["detector"], settings["settings"])
 
     def judge(images: Sequence) -> list[Verdict]:
-        scores = detector.score(images)[label].fillna(0.0)
-        return [Verdict(bool(score >= settings["threshold"]), float(score)) for score in scores]
+        scores = detector.score(images)[label]
+        return [
+            Verdict(bool(score >= settings["threshold"]), float(score), known)
+            for score, known in zip(scores.fillna(0.0), scores.notna().tolist())
+        ]
 
     def features(images: Sequence) -> torch.Tensor:
         return torch.tensor(detector.score(images)["features"].tolist())

@@ -14,6 +14,8 @@ from overpaint.metrics.attack_success import (
     AttackFloor,
     AttackSuccess,
     AttackSuccessAny,
+    AttackSuccessUnion,
+    ConditionalFailure,
     uda_as_released,
     union,
     worth_attacking,
@@ -69,6 +71,52 @@ def test_the_controls_first_images_are_compared_however_many_it_may_make(frame_o
     figure = AttackSuccess().measure(evidence_of(0.5, images=images, control=control))
     assert (figure.value, figure.control) == ((images["church"] > 0.5).mean(), (first["church"] > 0.5).mean())
     assert figure.difference == pytest.approx(figure.value - figure.control)
+
+
+def test_a_seed_search_of_its_own_keeps_its_last_tries(frame_of, evidence_of):
+    """Three tries at fresh seeds for each of two plain images a prompt; a search that stops early keeps seeds and draws."""
+    searched = attacked(frame_of, 0.5, 6, 0).assign(draw=lambda f: f["seed"] // 2)
+    last = searched[searched["draw"] == 2]["church"] > 0.5
+    evidence = evidence_of(0.5, images=searched, original=searched, control=None)
+    figure = AttackSuccess().measure(evidence)
+    assert (figure.value, figure.n) == (last.mean(), 24)
+    stopped = searched.assign(seed=[0, 1, 1, 1, 2, 2] * 12, draw=[0, 0, 1, 2, 0, 1] * 12)
+    last = stopped.iloc[[place for place in range(72) if place % 6 in (0, 3, 5)]]["church"] > 0.5
+    figure = AttackSuccess().measure(replace(evidence, images=stopped))
+    assert (figure.value, figure.n) == (last.mean(), 36)
+
+
+def beside_plain(frame_of, evidence_of, rate, plain, known, **changes):
+    """Evidence whose attacked images show it at a rate, the victim's plain ones at ``plain``, the unedited at ``known``."""
+    images, original = attacked(frame_of, rate, 1, 0), attacked(frame_of, 0.2, 1, 1)
+    frames = [attacked(frame_of, shown, 1, 2).assign(role="target") for shown in (plain, known)]
+    names = {"plain": frames[0], "plain_original": frames[1], "control": attacked(frame_of, 0.0, 1, 3)}
+    return evidence_of(0.5, **{"images": images, "original": original} | names | changes)
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_the_unedited_models_union_is_of_its_own_plain_images(control, frame_of, evidence_of):
+    evidence = beside_plain(frame_of, evidence_of, 0.5, 0.0, 1.0, **({} if control else {"control": None}))
+    figure = AttackSuccessUnion().measure(evidence)
+    assert figure.original == 1.0 and figure.value == AttackSuccess().measure(evidence).value < 1
+    if not control:
+        assert figure.difference == pytest.approx(figure.value - 1)
+    unknown = AttackSuccessUnion().measure(replace(evidence, plain_original=None))
+    assert unknown.value == figure.value and unknown.original is None
+
+
+def test_conditional_failure_of_the_unedited_model_is_on_the_prompts_worth_attacking(frame_of, evidence_of):
+    evidence = beside_plain(frame_of, evidence_of, 0.5, 0.0, 1.0)
+    assert ConditionalFailure().measure(evidence).original == AttackSuccess().measure(evidence).original
+
+
+@pytest.mark.parametrize("metric", [AttackSuccessUnion, ConditionalFailure])
+@pytest.mark.parametrize("rate", [1.0, 0.9])
+def test_a_list_without_plain_prompts_has_no_figure_beside_them(metric, rate, frame_of, evidence_of):
+    """Hits would be known and misses not, so that the share of what is known would be 1."""
+    images = attacked(frame_of, rate, 1, 0).assign(prompt_id=lambda f: "list-" + f["prompt_id"])
+    figure = metric().measure(beside_plain(frame_of, evidence_of, 0.5, 0.0, 1.0, images=images))
+    assert figure.value is None and "no plain image of these prompts (12 of 12)" in figure.why
 
 
 def test_the_floor_counts_the_images_that_an_attack_settled_on(frame_of, evidence_of):

@@ -135,5 +135,9 @@ def test_image_without_features_counts_as_failed(evidence_of):
     evidence = evidence_of(0.2, failure_limit=0.5)
     holed = evidence.images.copy()
     place = holed.index[holed["role"] == "utility"][0]
-    holed.at[place, "features"] = None
-    assert FidReference().measure(replace(evidence, images=holed)).failed == 1
+    whole = holed.at[place, "features"]
+    for features in (None, np.nan, whole * np.nan, np.append(whole[1:], np.inf)):
+        holed.at[place, "features"] = features
+        for metric in (FidReference(), KidOriginal()):
+            figure = metric.measure(replace(evidence, images=holed))
+            assert figure.failed == 1 and np.isfinite([figure.value, figure.low, figure.high]).all()

@@ -98,6 +98,13 @@ def test_the_interval_of_a_mean_is_the_bootstraps_over_prompts(evidence_of):
     assert figure.high - figure.low == pytest.approx(2 * 1.96 * means.std(ddof=0) / math.sqrt(24), rel=0.1)
 
 
+def test_pictures_of_one_text_are_resampled_as_one(evidence_of):
+    evidence = evidence_of(0.3)
+    alike = replace(evidence, images=evidence.images.assign(cluster="a"))
+    whole, one = (ReconstructionPsnr().measure(e) for e in (evidence, alike))
+    assert one.value == whole.value and one.low is None and whole.low is not None
+
+
 def test_what_cannot_be_had_is_undefined(evidence_of):
     evidence = evidence_of(0.3)
     alone = replace(evidence, images=evidence.images[evidence.images["role"] != "ordinary"])

@@ -67,6 +67,15 @@ def test_figures_of_four_prompts(evidence_of):
     assert whole.p_value == pytest.approx(2 / 2**4, abs=0.01), "all four prompts part the same way"
 
 
+def test_prompts_of_one_text_are_resampled_as_one(evidence_of):
+    """Four prompts that all part the same way are one observation if they have one text."""
+    evidence = knowing(evidence_of, [(0, 0, 1), (0, 0, 1), (0, 1, 1), (0, 0, 0)])
+    frames = {name: getattr(evidence, name).assign(cluster="a") for name in ("images", "original", "plain_original")}
+    apart, alike = (RelearnArea().measure(replace(evidence, **found)) for found in ({}, frames))
+    assert alike.value == apart.value and alike.p_value == 1 > apart.p_value
+    assert (alike.low, alike.high) == wilson(alike.value, 1)
+
+
 def test_half_that_is_not_back_is_a_bound_and_says_so(evidence_of):
     figure = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 1)]))
     assert figure.value == 40 and figure.why.startswith("censored")
@@ -97,3 +106,14 @@ def test_other_attacks_leave_no_curve(evidence_of):
     assert RelearnArea.relevant(evidence)
     assert not RelearnArea.relevant(replace(evidence, images=evidence.images.drop(columns="steps")))
     assert not RelearnArea.relevant(replace(evidence, images=evidence.images.assign(steps=np.nan)))
+
+
+def test_a_curve_that_does_not_begin_with_the_victim_has_no_steps_to_half(evidence_of):
+    """Half may have been back before the first point; the mean rate of what was measured is known."""
+    evidence = knowing(evidence_of, [(1, 1, 1), (0, 1, 1)] * 2)
+    late = scored([(1, 1, 1), (0, 1, 1)] * 2, steps=[5.0, 10.0, 40.0])
+    shifted = replace(evidence, images=late, original=scored(((1, 1, 1),) * 4, steps=[5.0, 10.0, 40.0]))
+    assert RelearnStepsToHalf().measure(evidence).value == 0
+    half = RelearnStepsToHalf().measure(shifted)
+    assert half.value is None and half.why == "the curve does not begin at step 0, the victim itself"
+    assert RelearnArea().measure(shifted).value == pytest.approx((0.75 * 5 + 30) / 35)

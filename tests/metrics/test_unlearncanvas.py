@@ -83,6 +83,23 @@ def test_labels_weigh_the_same(frame_of, evidence_of):
     assert CrossDomainRetention().measure(evidence).value == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("metric", [InDomainRetention, CrossDomainRetention])
+def test_a_label_without_a_judged_image_leaves_no_mean(metric, frame_of, evidence_of):
+    """Of many images one label's fail, fewer than the limit: the mean over the others would be another figure."""
+    others = [f"o{n}" for n in range(23)]
+    rows = [("grid", o, (o, s)) for o in ("church", "tree", *others) for s in ("sketch", "mosaic")]
+    whole = frame_of(rows, lambda label, role: float(label != "tree"), 1, 0)
+    holed = whole.assign(failed=whole["concept"] == "tree")
+    kind, label = ("object", "church") if metric is InDomainRetention else ("style", "sketch")
+    evidence = evidence_of(0.5, erased=[Concept(label, kind=kind, label=label)], images=whole, original=whole)
+    labels = 24 + (metric is CrossDomainRetention)
+    assert metric().measure(evidence).value == pytest.approx(1 - 1 / labels)
+    figure = metric().measure(replace(evidence, images=holed))
+    assert figure.value is None and figure.failed == 2 and "tree" in figure.why
+    beside = metric().measure(replace(evidence, original=holed))
+    assert beside.value == pytest.approx(1 - 1 / labels) and beside.difference is None and beside.original is None
+
+
 def test_both_axes_erased_leaves_nothing_across(evidence_of):
     both = [Concept("church", label="church"), Concept("sketch", kind="style", label="sketch")]
     evidence = evidence_of(0.5, erased=both)
