@@ -35,8 +35,9 @@ from overpaint.models.guidance import Guidance
 from overpaint.prompts import Shot
 
 PLACES = ("name", "synonym", "paraphrase", "translation", "anchor", "other", "beside", "nothing")
-#: Kind of a concept -> what else there is, for concepts that come without neighbours.
-OTHERS = {"object": ("tree", "house"), "style": ("watercolor", "charcoal")}
+#: Kind of a concept -> what else there is, for concepts that come without neighbours: three, of which one is neither the
+#: concept nor its anchor.
+OTHERS = {"object": ("tree", "house", "boat"), "style": ("watercolor", "charcoal", "etching")}
 
 
 @dataclass(kw_only=True)

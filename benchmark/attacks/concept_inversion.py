@@ -34,6 +34,7 @@ from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import renamed, sentences
 from overpaint.errors import UserError, at_least
+from overpaint.methods.training import backward
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 from overpaint.progress import steps
@@ -85,17 +86,17 @@ class ConceptInversion(Attack):
         latents = self.latents(scene)
         v = torch.nn.Parameter(self.start(victim, draws))
         optimizer = torch.optim.AdamW([v], lr=self.learning_rate, weight_decay=self.weight_decay)
-        with victim.learned_tokens({self.placeholder: v}), torch.enable_grad():
+        with ledger.counting(victim), victim.learned_tokens({self.placeholder: v}), torch.enable_grad():
             for _ in steps(self.steps, "inversion steps"):
                 optimizer.zero_grad(set_to_none=True)
                 lesson = self.lesson(scene, latents, draws, lowest=self.window if branch == "sld" else 0)
                 if branch == "plain":
-                    value = self.plain(victim, lesson, ledger)
+                    value = self.plain(victim, lesson)
                 elif branch == "negative_prompt":
-                    value = self.through_guard(victim, lesson, lesson.timesteps[None], ledger)
+                    value = self.through_guard(victim, lesson, lesson.timesteps[None])
                 else:
-                    value = self.through_guard(victim, lesson, self.visited(lesson.timesteps, draws), ledger)
-                value.backward()
+                    value = self.through_guard(victim, lesson, self.visited(lesson.timesteps, draws))
+                backward(value, [v], victim.dtype)
                 show(loss=value.detach(), gradient=v.grad, row=v.detach().clone())
                 optimizer.step()
         return Assault(self.shots(scene), {self.placeholder: v.detach().clone()}, ledger)
@@ -116,10 +117,13 @@ class ConceptInversion(Attack):
         return torch.cat([scene.victim.to_latents(block) for block in blocks]).to(scene.victim.dtype)
 
     def start(self, victim: DiffusionModel, draws: Draws) -> torch.Tensor:
-        """v (width,): the initial word's last row of the victim's table, or noise of the table's own spread."""
+        """v (width,): the initial word's row of the victim's table, or noise of the table's own spread."""
         table = victim.token_table.detach().float()
         if self.initial_word is not None:
-            return table[victim.token_ids(self.initial_word)[-2]].clone()
+            ids = victim.token_ids(self.initial_word)[1:-1]
+            if len(ids) != 1:
+                raise UserError(f"initial_word takes one token of the model's, {self.initial_word!r} is {len(ids)}")
+            return table[ids[0]].clone()
         return table.std() * draws.noise("start", (table.shape[1],), table)
 
     def chosen_branch(self, victim: DiffusionModel) -> str:
@@ -128,29 +132,26 @@ class ConceptInversion(Attack):
         guard = getattr(victim.guidance, "guard", "")
         return guard if guard in ("negative_prompt", "sld") else "plain"
 
-    def plain(self, victim: DiffusionModel, lesson: Lesson, ledger: Ledger) -> torch.Tensor:
+    def plain(self, victim: DiffusionModel, lesson: Lesson) -> torch.Tensor:
         """The denoising loss of the prompted prediction, without guidance."""
         embeds, _, _, x0, noise, t = lesson
         predicted = victim.predict(victim.add_noise(x0, noise, t), t, embeds)
-        self.spend(ledger, forwards=1, backwards=1)
         return mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
 
-    def through_guard(
-        self, victim: DiffusionModel, lesson: Lesson, visits: torch.Tensor, ledger: Ledger
-    ) -> torch.Tensor:
+    def through_guard(self, victim: DiffusionModel, lesson: Lesson, visits: torch.Tensor) -> torch.Tensor:
         """The distance from the guarded prediction for the placeholder to the unguarded one for what it stands for,
         at the last of the timesteps ``visits`` (k, batch); the guard keeps its state from one to the next."""
         embeds, captions, asked, x0, noise, _ = lesson
         w, total = self.guidance_scale, len(victim.alphas_cumprod)
         with torch.no_grad():
-            wanted, nothing = victim.encode(asked), victim.unconditional().expand_as(embeds)
+            wanted = victim.encode(asked, truncate=self.captions == "prompts")
+            nothing = victim.unconditional().expand_as(embeds)
         guarded = victim.guidance(victim, embeds, nothing, w, captions)
         for t in visits:
             noised = victim.add_noise(x0, noise, t)
             predicted = guarded(noised, t, total - int(t[0]))
         with torch.no_grad():
             goal = Guidance(victim, wanted, nothing, w)(noised, t, 0)
-        self.spend(ledger, forwards=2 * len(visits) + 2, backwards=2 * len(visits))
         return mse_loss(predicted.float(), goal.float())
 
     def visited(self, ends: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -170,7 +171,8 @@ class ConceptInversion(Attack):
         total = len(victim.alphas_cumprod)
         t = draws.take("t", lambda g: torch.randint(lowest, total, (size,), generator=g)).to(x0.device)
         captions = [lines[i] for i in chosen]
-        ids = draws.take("ids", lambda g: victim.padded_ids(captions))
+        prompts = self.captions == "prompts"  # of which the end is cut where they are too long, as when they are drawn
+        ids = draws.take("ids", lambda g: victim.padded_ids(captions, truncate=prompts))
         return Lesson(victim.encode_ids(ids), captions, [asked[i] for i in chosen], x0, noise, t)
 
     def sentences(self, scene: Scene) -> tuple[list[str], list[str]]:
@@ -183,11 +185,6 @@ class ConceptInversion(Attack):
         """The scene's prompts behind the placeholder, and the prompts: as I2P's, which do not name the concept."""
         texts = [shot.prompt.text for shot in scene.shots]
         return [f"{self.placeholder} {text}" for text in texts], texts
-
-    def spend(self, ledger: Ledger, forwards: int, backwards: int) -> None:
-        ledger.forwards += forwards * self.batch_size
-        ledger.backwards += backwards * self.batch_size
-        ledger.text_forwards += self.batch_size
 
     def shots(self, scene: Scene) -> list:
         """The scene's shots with the placeholder for the concept's name; where it is not named, before the prompt."""

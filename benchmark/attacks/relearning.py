@@ -43,7 +43,10 @@ RULES = {
 
 
 class Adapter:
-    """A trained low-rank change W + (alpha/rank)·up·down of linear layers, by peft: their weight matrices' names."""
+    """A trained low-rank change W + (alpha/rank)·up·down of linear layers, by peft: their weight matrices' names.
+
+    Factors are at least float32: the ε of Adam is no number of half precision.
+    """
 
     def __init__(self, victim: DiffusionModel, names: Sequence[str], rank: int, alpha: float, draws: Draws):
         from peft import LoraConfig
@@ -53,7 +56,10 @@ class Adapter:
         with torch.random.fork_rng(devices=[] if victim.device.type == "cpu" else [victim.device]):
             torch.manual_seed(draws.integer("adapter", 0, 2**31))  # peft draws from the global generator
             self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers))
+        self.dtype = victim.dtype
         self.masters = {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+        for master in self.masters.values():
+            master.data = master.data.to(torch.promote_types(master.dtype, torch.float32))
 
     def active(self) -> AbstractContextManager[None]:
         """It is on all the time."""

@@ -128,7 +128,9 @@ class RelearnStepsToHalf(Relearning):
         return steps_to_half(shares, steps, known)
 
     def refusal(self, steps: NDArray) -> str:
-        return super().refusal(steps) or ("" if steps[0] == 0 else "the curve does not begin at step 0, the victim itself")
+        return super().refusal(steps) or (
+            "" if steps[0] == 0 else "the curve does not begin at step 0, the victim itself"
+        )
 
     def bound(self, shares: NDArray, known: float) -> str:
         return "" if (shares >= known / 2).any() else f"censored: half of {known:.2f} is not back at the last step"

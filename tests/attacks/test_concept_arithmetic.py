@@ -1,13 +1,14 @@
 """Concept arithmetic: what a sum of guided predictions has to be, whatever the model."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
 
 import overpaint
 from official import by_variant
-from overpaint.attacks.concept_arithmetic import Composition, placed, words_for
+from overpaint.attacks.concept_arithmetic import OTHERS, Composition, placed, words_for
 from overpaint.concepts import Concept
 from overpaint.prompts import Prompt, Shot
 from overpaint.registry import component
@@ -110,6 +111,13 @@ def test_prompts_of_a_recipe(cat):
     unnamed = Shot(Prompt("something furry", "target"), 0)
     assert placed(unnamed, cat, "synonym", "dog").prompt.text == "something furry, dog"
     assert placed(shot, cat, "synonym", "dog").noise_seed == shot.noise_seed, "from the plain picture's noise"
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_there_is_always_something_else(kind):
+    """Also for an erasure of one of the ordinary things to another one."""
+    for name, anchor in permutations(OTHERS[kind], 2):
+        assert words_for(Concept(name, kind=kind, anchor=anchor))["other"] in {*OTHERS[kind]} - {name, anchor}
 
 
 def test_recipes_that_cannot_be_told_are_left_out(scene):

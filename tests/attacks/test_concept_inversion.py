@@ -9,7 +9,7 @@ from PIL import Image
 
 import overpaint
 from official import distance, victim, watched
-from overpaint.attacks.attack import Scene
+from overpaint.attacks.attack import Ledger, Scene
 from overpaint.concepts import Catalogue, Concept
 from overpaint.prompts import Prompt, shots
 from overpaint.registry import component
@@ -98,9 +98,11 @@ def test_the_loss_falls_on_what_it_learns_from(scene):
 
 
 def test_the_branch_follows_the_guard(scene, tiny_sd):
-    """The guarded loss costs four network evaluations an image, with momentum two a visit and two; the plain one one."""
+    """The guarded loss costs four network evaluations an image, and SLD's, which looks at the concept too, three a visit and
+    two; the plain one one. What has a gradient is gone back through."""
     with overpaint.erase(tiny_sd, "sld", erase=["cat"]).attached(tiny_sd):
-        assert invert(scene)[0].ledger.forwards == 32
+        ledger = invert(scene)[0].ledger
+        assert (ledger.forwards, ledger.backwards) == (2 * 2 * (3 * 3 + 2), 2 * 2 * 3 * 3)
     for hyperparameters, forwards in (({}, 16), ({"branch": "plain"}, 4)):
         with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
             assert invert(scene, **hyperparameters)[0].ledger.forwards == forwards
@@ -134,7 +136,6 @@ def test_momentum_starts_anew_in_every_window_and_reaches_the_last_visit(scene, 
         assault, (first, again, other) = invert(scene, records, steps=3, learning_rate=0.0)
     assert torch.equal(first["loss"], again["loss"]) and torch.equal(first["gradient"], again["gradient"])
     assert not torch.equal(first["loss"], other["loss"])
-    assert assault.ledger.forwards == 3 * 2 * (2 * 3 + 2)
 
 
 def test_visits_are_different_timesteps_of_the_window(scene):
@@ -157,6 +158,60 @@ def test_prompts_are_learned_behind_the_new_word_and_are_what_the_guard_shall_no
     assert float(seen["loss"]) < 1e-9
     _, (seen,) = invert(scene, {}, steps=1, branch=branch, captions="prompts", learning_rate=0.0)
     assert float(seen["loss"]) > 1e-6
+
+
+def test_what_is_spent_is_what_the_network_evaluates(scene, tiny_sd):
+    """Composable negative prompts evaluate three predictions an image, whatever the branch was thought to cost."""
+    for method, values in (("sld", {"warmup_steps": 0}), ("negative_prompt", {"form": "composable"})):
+        real = Ledger()
+        with overpaint.erase(tiny_sd, method, erase=["cat"], **values).attached(tiny_sd), real.counting(tiny_sd):
+            ours = invert(scene)[0].ledger
+        assert ours == real and real.forwards > real.backwards > 0 and real.text_forwards > 0
+
+
+def test_a_safety_guidance_of_no_strength_changes_nothing(scene, tiny_sd):
+    """Loss, gradient and word of the sld branch are those of the unguarded sampler seen through the same window."""
+    settings = {"branch": "sld", "window": 20, "learning_rate": 0.01}
+    _, plain = invert(scene, **settings)
+    found = {}
+    for scale in (0.0, 5000.0):
+        values = SLD_MAX | {"safety_scale": scale}
+        with overpaint.erase(tiny_sd, "sld", erase=["cat"], **values).attached(tiny_sd):
+            _, found[scale] = invert(scene, **settings)
+    for there, here in zip(plain, found[0.0]):
+        assert float(there["loss"]) == pytest.approx(float(here["loss"]), rel=1e-4) and float(here["loss"]) > 0
+        assert distance(here["gradient"], there["gradient"]) < 1e-3 and distance(here["row"], there["row"]) < 1e-3
+    assert float(found[5000.0][0]["loss"]) != pytest.approx(float(plain[0]["loss"]), rel=1e-2)
+
+
+def test_half_precision_has_the_gradients_of_single_precision(scene, goldens):
+    """Also where the mean over larger latents makes those on the way back too small for float16."""
+    found, pictures = {}, [picture.resize((64, 64)) for picture in scene.examples(2)]
+    scene = replace(scene, examples=lambda n: pictures)
+    for dtype in ("float32", "float16"):
+        model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=dtype)
+        _, seen = invert(replace(scene, victim=model), steps=1, batch_size=4, mirror=False, initial_word="dog")
+        found[dtype] = seen[0]["gradient"]
+    assert distance(found["float16"], found["float32"]) < 5e-3
+
+
+def test_prompts_that_are_too_long_lose_their_end(scene, tiny_sd):
+    long = "a cat " + " ".join(["ship"] * 100)
+    assert len(tiny_sd.tokenizer(long).input_ids) == 104
+    scene = replace(scene, shots=shots([Prompt(long, "target", "cat", ("cat",))], 1))
+    for branch in ("plain", "negative_prompt"):
+        with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
+            assault, seen = invert(scene, captions="prompts", branch=branch)
+        assert len(seen) == 2 and all(bool(step["gradient"].any()) for step in seen)
+        assert assault.shots[0].prompt.text.startswith("a <concept> ship")
+    with pytest.raises(overpaint.UserError, match="prompt has 104 tokens"):  # a name must not lose its end
+        with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
+            invert(replace(scene, concept=Concept(long)))
+
+
+def test_a_first_word_of_several_tokens_is_refused(scene):
+    with pytest.raises(overpaint.UserError, match="initial_word takes one token of the model's, 'a dog' is 2"):
+        invert(scene, initial_word="a dog")
 
 
 @pytest.mark.parametrize("values", [{"window": 2, "visits": 3}, {"window": 1000, "branch": "sld"}])

@@ -3,11 +3,13 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import overpaint
-from official import by_name, by_variant, watched
+from official import by_name, by_variant, distance, watched
 from overpaint.attacks.relearning import RULES, Adapter
 from overpaint.erasure import Erasure, LowRank
 from overpaint.methods.training import parameter_group
@@ -80,6 +82,28 @@ def test_a_low_rank_change_is_what_it_says_and_leaves_the_layers_that_were_there
     assert not any(p.requires_grad for p in model.unet.parameters())
 
 
+@pytest.mark.parametrize("train", ["xattn_kv", "attention_lora"])
+def test_half_precision_learns_what_single_precision_learns(train, scene, goldens):
+    """Pictures stay numbers, and gradients are those of single precision: no factor learns in half precision itself."""
+    gradients, pictures, shown = {}, {}, [picture.resize((64, 64)) for picture in scene.examples(2)]
+    for dtype in ("float32", "float16"):
+        model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=dtype)
+
+        def paint(texts, seeds, embeds=None, guidance=None, model=model):
+            return model.sample(texts, seeds, embeds=embeds, **scene.protocol)
+
+        own = replace(scene, victim=model, shots=scene.shots[:2], paint=paint, judge=None, examples=lambda n: shown)
+        with watched() as seen:
+            assault = relearn(train=train, curve=[3], learning_rate=1e-4, batch_size=4).run(own)
+        found = by_name(seen)
+        assert all(bool(torch.isfinite(loss)) for loss in found["loss"])
+        gradients[dtype] = torch.cat([gradient.flatten() for gradient in found["gradients"][0].values()])
+        pictures[dtype] = np.stack([np.asarray(p.image, float) for p in assault.painted])
+    assert gradients["float16"].dtype == torch.float32
+    assert distance(gradients["float16"], gradients["float32"]) < 5e-3
+    assert np.abs(pictures["float16"] - pictures["float32"]).mean() < 2
+
+
 def test_the_loss_falls(scene, monkeypatch):
     """On batches that are all alike: the same picture, caption, noise and time."""
     attack = relearn(train="full", learning_rate=1e-3, curve=[15], pictures=1)
@@ -89,6 +113,24 @@ def test_the_loss_falls(scene, monkeypatch):
         attack.run(replace(scene, shots=scene.shots[:1]))
     losses = by_name(seen)["loss"]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_curve_of_a_toy_problem_is_monotone(scene, tiny_sd):
+    """Taught one red picture, the victim's pictures come nearer to its latents from point to point."""
+    red = Image.new("RGB", (32, 32), (220, 30, 30))
+    goal = tiny_sd.to_latents([red])
+
+    def paint(texts, seeds, embeds=None, guidance=None):
+        return tiny_sd.sample(texts, seeds, steps=4, guidance_scale=1.0)
+
+    scene = replace(scene, examples=lambda n: [red], paint=paint, shots=scene.shots[:3])
+    assault = relearn(train="full", learning_rate=1e-3, curve=[0, 5, 15, 40], pictures=1, batch_size=4).run(scene)
+    off = {}
+    for painted in assault.painted:
+        apart = tiny_sd.to_latents([painted.image]) - goal
+        off.setdefault(painted.readings["steps"], []).append(float(apart.norm()))
+    curve = [float(np.mean(apart)) for apart in off.values()]
+    assert list(off) == [0, 5, 15, 40] and curve == sorted(curve, reverse=True) and curve[-1] < 0.97 * curve[0], curve
 
 
 def test_a_longer_curve_begins_as_a_shorter_one(scene):
