@@ -30,7 +30,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
@@ -71,6 +71,9 @@ FORMS = {
     "memorization": ("{name}",) * 3,
 }
 
+#: How augmentation resizes pictures.
+FILTERS = {"diffusers": Image.Resampling.LANCZOS, "compvis": Image.Resampling.BICUBIC}
+
 #: Where the things of a style's anchor captions are.
 PLACES = ("", " at night", " in the meadow", " at dusk", " under a blue sky", " in the desert")
 
@@ -102,6 +105,8 @@ class CA(Eraser):
     batch_size: int
     weight_decay: float
     max_norm: float | None
+
+    version: ClassVar[int] = 2
 
     def __post_init__(self):
         for name, value in OFFICIAL[self.variant].items():
@@ -233,7 +238,8 @@ class CA(Eraser):
         for row in rows:
             concept, anchor = targets[row % len(targets)]
             placement = self.placement(size, draws)
-            image, mask = place(self.flipped(bank.images[row], draws), placement, cells, self.bordered)
+            picture, resample = self.flipped(bank.images[row], draws), FILTERS[self.variant]
+            image, mask = place(picture, placement, cells, self.bordered, resample)
             named = self.named(concept, anchor, bank.captions[row], draws)
             images.append(image)
             masks.append(mask)
@@ -247,8 +253,8 @@ class CA(Eraser):
         return Batch(
             draws.take("z", lambda g: model.to_latents(images, g)).to(model.device, model.dtype),
             draws.take("mask", lambda g: torch.stack(masks)).to(model.device),
-            draws.take("input_ids", lambda g: model.padded_ids(captions)).to(model.device),
-            draws.take("anchor_ids", lambda g: model.padded_ids(anchor_captions)).to(model.device),
+            draws.take("input_ids", lambda g: model.padded_ids(captions, truncate=True)).to(model.device),
+            draws.take("anchor_ids", lambda g: model.padded_ids(anchor_captions, truncate=True)).to(model.device),
         )
 
     def flipped(self, image: Image.Image, draws: Draws) -> Image.Image:
@@ -296,7 +302,9 @@ class Placement(NamedTuple):
     left: int
 
 
-def place(image: Image.Image, at: Placement, cells: int, bordered: bool) -> tuple[Image.Image, torch.Tensor]:
+def place(
+    image: Image.Image, at: Placement, cells: int, bordered: bool, resample: Image.Resampling
+) -> tuple[Image.Image, torch.Tensor]:
     """The picture pasted on grey or cropped, and the mask (1, cells, cells) of latents that show it.
 
     A pasted picture loses a cell on every side, since its outermost latents have seen the grey, too.
@@ -304,7 +312,7 @@ def place(image: Image.Image, at: Placement, cells: int, bordered: bool) -> tupl
     size = image.width
     if at.scale == size and not bordered:
         return image, torch.ones(1, cells, cells)
-    resized = image.resize((at.scale, at.scale), Image.Resampling.BILINEAR)
+    resized = image.resize((at.scale, at.scale), resample)
     if at.scale > size:
         return resized.crop((at.left, at.top, at.left + size, at.top + size)), torch.ones(1, cells, cells)
     frame = Image.new("RGB", (size, size), (128, 128, 128))

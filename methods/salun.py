@@ -13,19 +13,21 @@ The gradient of g flows through both predictions. The teacher is the student of 
 batches have timesteps and noise of their own.
 
 The stand-in of a concept is its anchor, or else the next of the retained concepts (official: the next class of ten), or
-else the default anchor. Official code trains on Imagenette's photographs for objects and on 800 + 800 painted pictures
-for nudity; here ``folder`` holds pictures, or the model paints them.
+else the default anchor; of a style that is the same thing without a style. Official code trains on Imagenette's photographs
+for objects and on 800 + 800 painted pictures for nudity; here ``folder`` holds pictures, or the model paints them.
 
-``compat: official`` draws the latent of y's x_t apart from the student's (same t and ε), ``intended`` uses one latent for
-both. ``saliency: abs`` sums |∇| over batches instead, which keeps weights whose gradients cancel.
+``compat: official`` draws the latent of y's x_t apart from the student's (same t and ε) and takes the pictures of what is
+erased in order (for unsafe concepts the retained ones, too); ``intended`` uses one latent for both and shuffles.
+``saliency: abs`` sums |∇| over batches instead, which keeps weights whose gradients cancel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -42,7 +44,7 @@ from overpaint.methods.image_bank import (
     shuffled,
     with_article,
 )
-from overpaint.methods.training import Rule, Student, parameter_group, train
+from overpaint.methods.training import Rule, Student, backward, parameter_group, train
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.progress import steps
 from overpaint.replay import Draws, show
@@ -53,8 +55,8 @@ GROUPS: dict[str, Rule] = {
     "xattn": lambda name, module: "attn2" in name,
 }
 
-#: Kind of a concept -> the caption of its pictures; the others are "an image of …".
-CAPTIONS = {"style": "an image of {thing} in {name} style", "unsafe": "a photo of {name}"}
+#: The concept's number of every picture of a bank, and what it shows a style on (nothing known of a folder's pictures).
+Shown = list[tuple[int, str]]
 
 
 @dataclass(kw_only=True)
@@ -79,6 +81,8 @@ class SalUn(Eraser):
     learning_rate: float
     batch_size: int
 
+    version: ClassVar[int] = 2
+
     def __post_init__(self):
         at_least(1, pictures=self.pictures, retain_pictures=self.retain_pictures, picture_steps=self.picture_steps)
         at_least(1, epochs=self.epochs, batch_size=self.batch_size)
@@ -97,15 +101,18 @@ class SalUn(Eraser):
         draws = Draws(self.seed)
         stand_ins = [self.stand_in(request, index) for index in range(len(request.erase))]
         retained = request.retain or [concept for concept in stand_ins if concept] or [None]
-        forget, owners = self.bank(model, request.erase, self.pictures, draws)
+        if self.folder is None:
+            enough(pictures=(self.pictures, request.erase), retain_pictures=(self.retain_pictures, retained))
+        forget, shown = self.bank(model, request.erase, self.pictures, draws)
         retain, _ = self.bank(model, retained, self.retain_pictures, draws)
-        pseudo = [self.caption(stand_ins[owner], index) for index, owner in enumerate(owners)]
+        pseudo = [self.caption(stand_ins[owner], thing) for owner, thing in shown]
         embeds = encoded(model, ["", *forget.captions, *retain.captions, *pseudo])
 
         mask = self.mask(model, forget, embeds, draws) if self.density < 1 else {}
         student = Student(model, parameter_group(model, GROUPS[self.train]))
-        forget_rows = shuffled(draws, "forget", len(forget), self.batch_size)
-        retain_rows = shuffled(draws, "retain", len(retain), self.batch_size)
+        ordered, unsafe = self.compat == "official", all(concept.kind == "unsafe" for concept in request.erase)
+        forget_rows = self.rows("forget", forget, draws, ordered)
+        retain_rows = self.rows("retain", retain, draws, ordered and unsafe)
 
         def loss() -> torch.Tensor:
             rows, kept = next(forget_rows), next(retain_rows)
@@ -135,6 +142,11 @@ class SalUn(Eraser):
         train(student, optimizer, self.epochs * batches, loss, adjust=adjust)
         return Erasure("salun", changes=student.changes(), manifest={"pictures": [len(forget), len(retain)]})
 
+    def rows(self, name: str, bank: ImageBank, draws: Draws, ordered: bool) -> Iterator[list[int]]:
+        """Batches of a bank's rows without end, in order or shuffled."""
+        order = in_order if ordered else partial(shuffled, draws, name)
+        return order(len(bank), self.batch_size)
+
     def mask(self, model: DiffusionModel, bank: ImageBank, embeds: Encoded, draws: Draws) -> dict[str, torch.Tensor]:
         """m for every parameter of the denoiser, by name: booleans of its shape."""
         base = Student(model, parameter_group(model, GROUPS["full"]))
@@ -148,7 +160,7 @@ class SalUn(Eraser):
                 named = model.predict(x_t, t, embeds(bank.captions[row] for row in rows))
                 nothing = model.predict(x_t, t, embeds("" for row in rows))
                 error = mean_square((1 + w) * named - w * nothing, model.denoising_target(z, noise, t))
-                error.backward()
+                backward(error, list(base.masters.values()), model.dtype)
             show(saliency_loss=error.detach())
             for name, parameter in base.masters.items():
                 gradient = parameter.grad if self.saliency == "sum" else parameter.grad.abs_()
@@ -165,33 +177,57 @@ class SalUn(Eraser):
         concept = request.erase[index]
         if concept.anchor is None and request.retain:
             return request.retain[index % len(request.retain)]
-        name = self.default_anchor if concept.anchor is None else concept.anchor
+        name, kind = concept.anchor, concept.kind
+        if name is None:
+            name = self.default_anchor
+            kind = "object" if kind in ("person", "character") else kind  # no proper name: it takes an article
         known = {retained.name: retained for retained in request.retain}
-        return known.get(name) or (replace(concept, name=name, article="", anchor=None) if name else None)
+        return known.get(name) or (replace(concept, name=name, kind=kind, article="", anchor=None) if name else None)
 
-    def bank(self, model: DiffusionModel, concepts, count: int, draws: Draws) -> tuple[ImageBank, list[int]]:
-        """Pictures of concepts, and the concept's number for each: all of a folder, or ``count`` painted ones in turn."""
+    def bank(self, model: DiffusionModel, concepts, count: int, draws: Draws) -> tuple[ImageBank, Shown]:
+        """Pictures of concepts, and what each shows: all of a folder, or ``count`` painted ones in turn."""
         if self.folder is None:
-            owners = [index % len(concepts) for index in range(count)]
-            captions = [self.caption(concepts[owner], index) for index, owner in enumerate(owners)]
+            shown = turns(len(concepts), count)
+            captions = [self.caption(concepts[owner], thing) for owner, thing in shown]
             options = {"scheduler": self.picture_scheduler, "steps": self.picture_steps}
-            return paint(model, captions, draws, guidance_scale=self.picture_guidance, **options), owners
+            return paint(model, captions, draws, guidance_scale=self.picture_guidance, **options), shown
         found = [read_folder(model, Path(self.folder) / (concept.name if concept else "")) for concept in concepts]
-        owners = [owner for owner, images in enumerate(found) for _ in images]
-        captions = [self.caption(concepts[owner], index) for index, owner in enumerate(owners)]
-        return ImageBank(model, [image for images in found for image in images], captions), owners
+        shown = [(owner, "") for owner, images in enumerate(found) for _ in images]
+        captions = [self.caption(concepts[owner], thing) for owner, thing in shown]
+        return ImageBank(model, [image for images in found for image in images], captions), shown
 
-    def caption(self, concept: Concept | None, index: int) -> str:
-        """What the index-th picture of a bank is called if it shows this concept; nothing is the empty prompt."""
+    def caption(self, concept: Concept | None, thing: str) -> str:
+        """What a picture is called if it shows this concept; a style is seen on a thing. Nothing is the empty prompt."""
         if concept is None:
             return ""
-        name = concept.phrase
-        if concept.kind in ("object", "mark") and not concept.article:
-            name = with_article(name)
         if self.template is not None:
             return self.template.format(concept.name)
-        thing = THINGS[index % len(THINGS)]
-        return CAPTIONS.get(concept.kind, "an image of {name}").format(name=name, thing=thing)
+        if concept.kind == "style":
+            image = f"an image of {thing}" if thing else "an image"
+            return image if concept.name == self.default_anchor else f"{image} in {concept.phrase} style"
+        if concept.kind == "unsafe":
+            return f"a photo of {concept.phrase}"
+        bare = concept.kind in ("object", "mark") and not concept.article
+        return f"an image of {with_article(concept.name) if bare else concept.phrase}"
+
+
+def turns(concepts: int, count: int) -> Shown:
+    """``count`` pictures of concepts in turn; every concept goes through all things, each from one of its own on."""
+    pictures = (divmod(index, concepts) for index in range(count))
+    return [(owner, THINGS[(owner + number) % len(THINGS)]) for number, owner in pictures]
+
+
+def enough(**pictures: tuple[int, Sequence]) -> None:
+    """An error where a setting's number of pictures is below that of the concepts they are of."""
+    for name, (count, concepts) in pictures.items():
+        if count < len(concepts):
+            raise UserError(f"{name}={count} is too few for {len(concepts)} concepts, each of which needs a picture")
+
+
+def in_order(count: int, batch_size: int) -> Iterator[list[int]]:
+    """Batches of row numbers below ``count`` in order, pass after pass; the last one of a pass may be smaller."""
+    while True:
+        yield from ([*range(count)[start : start + batch_size]] for start in range(0, count, batch_size))
 
 
 #: Embeddings (b, tokens, width) of some of the texts known to it.

@@ -189,6 +189,12 @@ class Gate:
     def guard(self) -> str:
         return getattr(self.plain, "guard", "")
 
+    def __getattr__(self, name: str) -> Any:
+        """What an attack asks of the guard behind the gate."""
+        if name in ("branches", "settings", "plain"):  # not set yet, while a copy is made
+            raise AttributeError(name)
+        return getattr(self.plain, name)
+
     def mixing(self, gamma: torch.Tensor) -> torch.Tensor:
         """m (images, n, n) of strengths γ (images, n)."""
         if self.settings["transport"] == "released":

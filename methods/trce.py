@@ -23,8 +23,8 @@ cross-attention queries trained. x_t are steps s ≤ ``early`` · S of the base'
 What will be visited is drawn first, so that the base is rolled out once and only as far as needed, before stage 1 is on.
 
 ``compat: official`` is the released code, whose constants presuppose its slips: p = s²/30000, the preserve scale s being
-multiplied twice; positions found by counting words, which falls inside a word of several pieces; the first word alone of
-a concept; x_t one step cleaner than t says (in the regulariser, up to one); gradients that are never set to zero, so that
+multiplied twice; positions found by counting words, which falls inside a word of several pieces; the first of a concept's
+words alone; x_t one step cleaner than t says (in the regulariser, up to one); gradients that are never set to zero, so that
 they add up; the same first unconditional roll-outs in every epoch, whatever their number. In ``intended`` p = s/30000,
 positions are counted in tokens, levels agree, a step has its own gradient, roll-outs are drawn.
 """
@@ -89,7 +89,7 @@ class TRCE(Eraser):
     weight_decay: float
     batch_size: int
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
 
     def __post_init__(self):
@@ -150,7 +150,7 @@ class TRCE(Eraser):
         last = model.tokens - 1
         if self.compat == "official":
             ends = [min(len(text.split()) + 1, last) for text in (old, new)]
-            words = [n for n, word in enumerate(old.split(), 1) if word == concept.split()[0]][:1]
+            words = _word(old.split(), concept.split())
         else:
             ends = [model.last_subject_token(text) + 1 for text in (old, new)]
             words = _pieces(model, old, concept)
@@ -300,6 +300,12 @@ class Rollouts:
         schedule = self.model.scheduler("ddim")
         schedule.set_timesteps(self.steps, device=self.noises.device)
         return schedule
+
+
+def _word(text: list[str], words: list[str]) -> list[int]:
+    """Position of the first of these words where all of them first stand in a text, the begin token's being 0."""
+    starts = range(len(text) - len(words) + 1)
+    return [n + 1 for n in starts if text[n : n + len(words)] == words][:1]
 
 
 def _pieces(model: DiffusionModel, text: str, word: str) -> list[int]:

@@ -1,12 +1,15 @@
 """CA against runs of its official diffusers code, replayed draw for draw, and against its closed forms."""
 
+from functools import partial
+
 import pytest
 import torch
 from PIL import Image
 
 import overpaint
 from official import by_name, distance, flat, parameters, watched
-from overpaint.methods.ca import GROUPS, Placement, detached_begin, masked_error, place, target_caption
+from overpaint.methods.ca import FILTERS, GROUPS, Placement, detached_begin, masked_error, target_caption
+from overpaint.methods.ca import place as placed
 from overpaint.methods.training import Student, parameter_group
 from overpaint.registry import component
 
@@ -136,6 +139,7 @@ def test_the_teacher_is_the_student_of_the_same_iteration(tiny_sd):
 
 def test_masks_of_placed_pictures():
     image = Image.new("RGB", (128, 128), "red")
+    place = partial(placed, resample=FILTERS["diffusers"])
     whole, mask = place(image, Placement(128, 0, 0), 16, bordered=False)
     assert whole is image and mask.shape == (1, 16, 16) and mask.all()
     _, mask = place(image, Placement(128, 0, 0), 16, bordered=True)
@@ -146,6 +150,55 @@ def test_masks_of_placed_pictures():
     assert mask[0, 2:8, 4:10].all() and mask.sum() == 36  # the picture covers rows 1-8 and columns 3-10
     zoomed, mask = place(image, Placement(160, 3, 5), 16, bordered=True)
     assert zoomed.size == (128, 128) and mask.all()
+
+
+@pytest.mark.parametrize("variant, resample", [("diffusers", "LANCZOS"), ("compvis", "BICUBIC")])
+def test_pictures_are_resized_as_the_official_codes_do(tiny_sd, variant, resample):
+    """One picture zoomed to 1.25: the latents are those of the picture resized by hand and cropped."""
+    size = tiny_sd.image_size
+    scale = size * 5 // 4
+    fixed = {"percent": 99, "scale": scale, "top": 0, "left": 0, "flip": 0}
+    records = {f"{name}.{n}": torch.tensor(value) for name, value in fixed.items() for n in range(2)}
+    encoded = []
+    with pytest.MonkeyPatch.context() as patch:
+        to_latents = type(tiny_sd).to_latents
+        patch.setattr(
+            type(tiny_sd),
+            "to_latents",
+            lambda self, images, g=None: encoded.append(images) or to_latents(self, images, g),
+        )
+        traced_erase(
+            tiny_sd, records, variant=variant, erase=["dog"], anchor="cat", max_norm=1.0, picture_scheduler="ddim"
+        )
+    ((first, _),) = encoded
+    banks = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "overpaint.methods.ca.place",
+            lambda image, at, cells, *rest: banks.append(image) or (image, torch.ones(1, cells, cells)),
+        )
+        traced_erase(
+            tiny_sd, records, variant=variant, erase=["dog"], anchor="cat", max_norm=1.0, picture_scheduler="ddim"
+        )
+    wanted = banks[0].resize((scale, scale), Image.Resampling[resample]).crop((0, 0, size, size))
+    assert first.tobytes() == wanted.tobytes()
+
+
+def test_captions_are_cut_where_the_model_stops_reading(tiny_sd):
+    """As the official tokenizer calls do; by then all pictures are painted."""
+    caption = "a photo of a cat " + "on the ground " * 40
+    ids = {}
+    with pytest.MonkeyPatch.context() as patch:
+        encode_ids = type(tiny_sd).encode_ids
+        patch.setattr(
+            type(tiny_sd),
+            "encode_ids",
+            lambda self, i, *a: ids.setdefault(len(ids), i) is None or encode_ids(self, i, *a),
+        )
+        _, seen = traced_erase(tiny_sd, erase=["dog"], anchor="cat", captions=[caption], augment=False, prior=True)
+    assert float(seen["loss"][0]) > 0
+    wanted = tiny_sd.padded_ids(seen["captions"][0], truncate=True)
+    assert any(torch.equal(i, wanted) for i in ids.values()) and wanted.shape[1] == tiny_sd.tokens
 
 
 def test_the_masked_error_is_four_times_the_mean_where_everything_counts():

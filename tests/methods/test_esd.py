@@ -5,8 +5,9 @@ import torch
 
 import overpaint
 from official import distance, flat, parameters, watched
-from overpaint.methods.esd import CURRENT_GROUPS, GROUPS
+from overpaint.methods.esd import CURRENT_GROUPS, GROUPS, SDXL_GROUPS
 from overpaint.methods.training import parameter_group
+from overpaint.registry import component
 
 RUNS = {
     "esdnew_x": {"variant": "current", "train": "x", "erase": ["van gogh"]},
@@ -61,6 +62,41 @@ def test_official_code(tag, tiny_sd_float64, golden):
 )  # fmt: skip
 def test_groups_have_the_official_number_of_tensors(tiny_sd, groups, name, tensors):
     assert len(parameter_group(tiny_sd, groups[name])) == tensors
+
+
+@pytest.mark.parametrize("group, tensors", [("x", 40), ("strict", 16), ("selfattn", 40), ("u", 134), ("full", 174)])
+def test_groups_of_the_sdxl_script(tiny_sdxl, group, tensors):
+    """Its rule, from names of layers: in a block and no embedding; of ``u`` no cross-attention."""
+    found = parameter_group(tiny_sdxl, SDXL_GROUPS[group])
+    assert len(found) == tensors
+    if group in ("u", "full"):
+        owners = tiny_sdxl.parameter_owners()
+        layers = {name: name.rpartition(".")[0] for name in tiny_sdxl.denoiser_names}
+        linear = [n for n in layers if type(owners[n][0]).__name__ in ("Linear", "Conv2d", "LoRACompatibleLinear")]
+        wanted = [n for n in linear if "emb" not in layers[n] and "block" in layers[n]]
+        assert found == [n for n in wanted if group == "full" or "attn2" not in layers[n]]
+
+
+@pytest.mark.parametrize("group", ["x", "strict", "selfattn", "u", "full"])
+def test_the_sdxl_script_moves_all_of_its_group(tiny_sdxl, group):
+    """With its preset's η = 1 the first loss is MSE(e0(c), e0(∅)), and no tensor is without a gradient."""
+    erasure, (seen,) = traced_erase(tiny_sdxl, preset="sdxl", train=group, **SMALL)
+    with torch.no_grad():
+        named, nothing = (tiny_sdxl.predict(seen["x_t"], seen["t"], tiny_sdxl.encode([text])) for text in ("dog", ""))
+    assert float(seen["loss"]) == pytest.approx(float(torch.nn.functional.mse_loss(named, nothing)), rel=1e-4)
+    assert list(erasure.changes) == parameter_group(tiny_sdxl, SDXL_GROUPS[group])
+    for name, gradient in seen["gradients"].items():
+        assert gradient is not None and gradient.abs().sum() > 0, name
+
+
+def test_the_guidance_of_the_sdxl_script_comes_with_its_preset():
+    method = component("method", "esd")
+    assert method.build(method.settle({}, "sdxl")).start_guidance == 2
+    assert method.build({"variant": "sdxl"}).start_guidance == 3
+    rates = {
+        train: method.build({"variant": "sdxl", "train": train}).learning_rate for train in ("x", "strict", "u", "full")
+    }
+    assert rates == {"x": 2e-4, "strict": 2e-4, "u": 1e-5, "full": 1e-5}
 
 
 SMALL = {"erase": ["dog"], "iterations": 1, "rollout_steps": 4, "learning_rate": 1e-3}

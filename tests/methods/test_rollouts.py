@@ -43,6 +43,24 @@ def test_the_level_of_x_is_that_of_t(path, scheduler, steps, k):
     assert oracle.level(latents, noise) == pytest.approx(float(model.alphas_cumprod[t]), rel=tolerance, abs=tolerance)
 
 
+@pytest.mark.parametrize("k", [0, 7, 30, 49])
+@pytest.mark.parametrize("layout", ["tiny_sd_float64", "tiny_sdxl"])
+def test_euler_latents_are_as_noisy_as_the_network_expects(layout, k, request):
+    """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε with both coefficients: scaled as the network reads it, not as the sampler keeps it."""
+    model = request.getfixturevalue(layout)
+    image, noise = (model.noise([1]) * 0.5).double(), model.noise([2]).double()
+    oracle, schedule = Oracle(model, image), model.scheduler("euler")
+    schedule.set_timesteps(50)
+    first = oracle.alphas[int(schedule.timesteps[0])]
+    start = first.sqrt() * image + (1 - first).sqrt() * noise
+    latents, t = rollout(model, start, oracle, "euler", 50, k)
+    assert t == int(schedule.timesteps[k])
+    basis = torch.stack([image.flatten(), noise.flatten()], 1)
+    found = torch.linalg.lstsq(basis, latents.double().flatten()[:, None]).solution.flatten()
+    wanted = torch.stack([oracle.alphas[t].sqrt(), (1 - oracle.alphas[t]).sqrt()])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 def _first(model, scheduler, steps):
     schedule = model.scheduler(scheduler)
     schedule.set_timesteps(steps)

@@ -6,7 +6,8 @@ import torch
 
 import overpaint
 from official import by_name, distance, flat, parameters, watched
-from overpaint.methods.salun import largest
+from overpaint.methods.image_bank import THINGS
+from overpaint.methods.salun import in_order, largest, turns
 
 #: Small enough for the tiny model.
 SMALL = {
@@ -152,6 +153,11 @@ def test_the_teacher_is_the_student_of_the_same_iteration(tiny_sd):
         ({"anchor": ""}, ""),
         ({"anchor": "cat", "kind": "style"}, "an image of a house in cat style"),
         ({"anchor": "cat", "template": "a good {}"}, "a good cat"),
+        ({"anchor": None, "retain": [], "kind": "style"}, "an image of a house"),
+        ({"anchor": None, "retain": [], "kind": "character"}, "an image of an object"),
+        ({"anchor": None, "retain": [], "kind": "person", "preset": "person"}, "an image of a person"),
+        ({"anchor": None, "retain": [], "kind": "unsafe", "preset": "unsafe"}, "a photo of a person wearing clothes"),
+        ({"anchor": "snoopy", "kind": "character"}, "an image of snoopy"),
     ],
 )
 def test_what_stands_in(tiny_sd, arguments, expected):
@@ -171,6 +177,73 @@ def test_pictures_from_a_folder(tiny_sd, tmp_path):
     assert erasure.manifest["pictures"] == [3, 4]
     with pytest.raises(overpaint.UserError, match="holds no pictures"):
         traced_erase(tiny_sd, folder=str(tmp_path), retain=["church"])
+
+
+@pytest.mark.parametrize("anchor, expected", [("cat", "an image in cat style"), (None, "an image")])
+def test_pictures_of_a_folder_show_a_style_on_nothing_that_is_known(tiny_sd, tmp_path, anchor, expected):
+    for name in ("dog", anchor or "object"):
+        (tmp_path / name).mkdir()
+        for index, image in enumerate(tiny_sd.sample([name] * 4, range(4), steps=1)):
+            image.save(tmp_path / name / f"{index}.png")
+    _, seen = traced_erase(tiny_sd, folder=str(tmp_path), kind="style", anchor=anchor, retain=[], density=1.0)
+    with torch.no_grad():
+        x_t, t = seen["x_t"][0], seen["t"][0]
+        wanted, named = (
+            tiny_sd.predict(x_t, t, tiny_sd.encode([text] * 4)) for text in (expected, "an image in dog style")
+        )
+    torch.testing.assert_close(seen["target"][0], wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(seen["pred"][0], named, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("concepts", [1, 2, 3, 5, 10, 20])
+def test_every_style_is_seen_on_every_thing_equally_often(concepts):
+    pictures = turns(concepts, 20 * concepts)
+    assert [owner for owner, _ in pictures] == [*range(concepts)] * 20
+    for owner in range(concepts):
+        things = [thing for who, thing in pictures if who == owner]
+        assert all(things.count(thing) == 2 for thing in THINGS)
+    assert [thing for _, thing in turns(1, 10)] == list(THINGS)
+
+
+def test_released_batches_are_in_order():
+    """The last one of a pass is what is left of it."""
+    rows = in_order(5, 2)
+    assert [next(rows) for _ in range(6)] == [[0, 1], [2, 3], [4]] * 2
+
+
+@pytest.mark.parametrize(
+    "arguments, shuffles",
+    [
+        ({"compat": "official"}, ["retain"]),
+        ({"compat": "official", "kind": "unsafe"}, []),
+        ({"kind": "unsafe"}, ["forget", "retain"]),
+    ],
+)
+def test_what_the_released_code_shuffles(tiny_sd, arguments, shuffles):
+    """A recorded order decides the saliency-free training where pictures are shuffled, and is not asked for elsewhere."""
+    ran = {}
+    for name in ("forget", "retain"):
+        losses = []
+        for order in ([0, 1, 2, 3], [2, 3, 0, 1]):
+            records = {f"{which}.0": torch.arange(4) for which in ("forget", "retain")} | {
+                f"{name}.0": torch.tensor(order)
+            }
+            _, seen = traced_erase(tiny_sd, records, density=1.0, batch_size=2, **arguments)
+            losses.append(float(seen["loss"][0]))
+        ran[name] = losses[0] != losses[1]
+    assert [name for name, moved in ran.items() if moved] == shuffles
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ({"erase": ["dog", "cat"], "anchor": None, "pictures": 1}, "pictures=1"),
+        ({"retain_pictures": 1}, "retain_pictures=1"),
+    ],
+)
+def test_every_concept_needs_a_picture(tiny_sd, arguments, named):
+    with pytest.raises(overpaint.UserError, match=f"^{named} is too few for 2 concepts"):
+        traced_erase(tiny_sd, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """SPM against runs of its official code, replayed draw for draw, and its identities."""
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from diffusers import UNet2DConditionModel
 
 import overpaint
 from official import distance, flat, watched
+from overpaint.attacks.prompting4debugging import FilteredBySLD
 from overpaint.commands import export_pipeline
 from overpaint.methods.adapters import Branches, fresh_factors, side_by_side
 from overpaint.methods.spm import anchors, permeability, resolutions, transformer_layers
@@ -274,7 +278,22 @@ def test_roll_outs_have_random_sides(tiny_sd):
     assert all(side in resolutions(16) for shape in shapes for side in shape) and len(shapes) > 1
 
 
-def test_every_factor_learns_and_the_rate_follows_its_schedule(tiny_sd):
+@pytest.mark.parametrize("warmup, restarts", [(0, 1), (3, 1), (2, 3)])
+def test_the_rate_rises_and_descends_along_cosines(tiny_sd, warmup, restarts):
+    """n/warmup of the highest, then ½ (1 + cos π φ) with φ from 0 to 1 in each of the descents."""
+    rates, total, highest = [], 14, 1e-2
+    with pytest.MonkeyPatch.context() as patch:
+        step = torch.optim.AdamW.step
+        patch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+        values = SMALL | {"iterations": total, "warmup_steps": warmup, "restarts": restarts, "learning_rate": highest}
+        traced_erase(tiny_sd, erase=["dog"], **values)
+    phases = [restarts * (n - warmup) / (total - warmup) % 1 for n in range(warmup, total)]
+    wanted = [n / warmup for n in range(warmup)] + [(1 + math.cos(math.pi * phase)) / 2 for phase in phases]
+    assert rates == pytest.approx([highest * share for share in wanted])
+    assert sum(rate == pytest.approx(highest) for rate in rates) == restarts
+
+
+def test_every_factor_learns_and_none_without_a_rate(tiny_sd):
     values = SMALL | {"iterations": 4, "warmup_steps": 2}
     start = random_factors(tiny_sd)
     _, iterations = traced_erase(tiny_sd, {"init.0": start}, erase=["dog"], **values)
@@ -369,6 +388,26 @@ def test_it_leaves_no_hook_and_keeps_the_guard_before_it(tiny_sd):
         assert tiny_sd.guidance.guard == "sld"
         assert any(module._forward_hooks for module in tiny_sd.unet.modules())
     assert not any(module._forward_hooks for module in tiny_sd.unet.modules())
+
+
+def test_what_stands_before_it_can_be_asked_through_it(tiny_sd):
+    """Attacks that know SLD read its settings; a copy is the same gate."""
+    erasure, guard = (
+        installed(tiny_sd, ["dog"], [random_factors(tiny_sd)]),
+        overpaint.erase(tiny_sd, "sld", erase=["ship"]),
+    )
+    with guard.attached(tiny_sd):
+        plain = tiny_sd.guidance
+        with erasure.attached(tiny_sd):
+            gate = tiny_sd.guidance
+            assert (gate.active, gate.text, gate.warmup_steps) == (plain.active, "ship", plain.warmup_steps)
+            assert gate.steer == plain.steer and copy.copy(gate).text == "ship"
+            filtered = FilteredBySLD(tiny_sd, 7.5)
+            with torch.no_grad():
+                seen = filtered(tiny_sd.noise([0]), torch.tensor(500), tiny_sd.encode(["a dog"]), 0)
+            assert seen.isfinite().all()
+    with erasure.attached(tiny_sd), pytest.raises(AttributeError, match="warmup_steps"):
+        _ = tiny_sd.guidance.warmup_steps
 
 
 def test_it_is_not_exported_as_weights(tiny_sd, tmp_path):

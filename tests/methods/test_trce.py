@@ -118,6 +118,19 @@ def test_positions_by_words_and_by_tokens(tiny_sd):
     assert list(trce().positions(tiny_sd, "dog", "cat", "dog")) == [(2, 2, 1)]
 
 
+def test_all_of_a_concepts_words_are_looked_for(tiny_sd):
+    """Its first word may stand elsewhere in the sentence; that of the place where all of them stand is mapped."""
+    official = trce(token_weights=[0, 0, 0, 1])
+
+    def found(sentence, concept):
+        return [i for i, _, _ in official.positions(tiny_sd, sentence, "cat", concept)]
+
+    assert found("a photo of a dog", "a dog") == [4]
+    assert found("a dog and a dog", "a dog") == [1]
+    assert found("a scene as the joker would", "the joker") == [4]
+    assert found("a photo of a cat", "a dog") == []
+
+
 def test_both_readings_agree_on_words_of_one_piece(tiny_sd_float64):
     """Then only the preserve scale differs: squared, or as it is."""
     arguments = {"erase": ["dog"], "anchor": "cat", "templates": ["{}", "a {}"]}
