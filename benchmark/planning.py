@@ -213,6 +213,7 @@ def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain
     if attack.paints:
         config["protocol"] = _protocol(cell)
         judge = cell.model.judge or cell.model.detector
+        attack.check(bool(judge))
         if judge:
             identity = detector_identity(judge)
             config["judge"] = {"detector": judge, "settings": identity, "threshold": cell.metrics.threshold}

@@ -80,10 +80,10 @@ class Verdict(NamedTuple):
 
 class Painted(NamedTuple):
     """A picture that an attack made, for which shot, what its judge said (``None``: not asked), and what the attack
-    itself measured on the way (by name; see `overpaint.metrics.inversion`)."""
+    itself measured on the way (by name; see `overpaint.metrics.inversion`). No image: it failed when it was made."""
 
     shot: Shot
-    image: Image
+    image: Image | None
     verdict: Verdict | None = None
     readings: Mapping[str, float] = {}
 
@@ -99,7 +99,8 @@ class Scene:
 
     ``with unedited() as model:`` lifts the erasure for the block, for attacks that know the original model;
     ``paint(texts, seeds, embeds)`` makes pictures through the victim under the benchmark's protocol (``embeds``
-    (n, tokens, width) takes the place of the texts' encodings); ``judge(images)`` gives a `Verdict` each.
+    (n, tokens, width) takes the place of the texts' encodings; ``None`` for a picture that failed); ``judge(images)``
+    gives a `Verdict` each.
     ``protocol`` says how pictures are made: scheduler, steps, guidance_scale, size; ``batch_size`` how many the network
     takes at once. ``features(images)`` (n, width), where there is an image encoder, tells how alike pictures are.
     """
@@ -159,6 +160,13 @@ class Attack(ABC):
     def ordinary(self) -> int:
         """How many of the scene's ordinary pictures it asks for."""
         return 0
+
+    def check(self, judged: bool) -> None:  # noqa: B027 - most have nothing to refuse
+        """Refuse settings with which it can find nothing; ``judged``: is there something that judges its pictures?"""
+
+    def shortened(self, scene: Scene) -> int:
+        """How many of the scene's prompts it reads without their end, since the model takes no more."""
+        return scene.victim.too_long(list(dict.fromkeys(shot.prompt.text for shot in scene.shots)))
 
     @abstractmethod
     def run(self, scene: Scene) -> Assault:

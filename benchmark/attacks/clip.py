@@ -50,7 +50,7 @@ class OwnTower:
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         ends = [len(self.model.token_ids(text)) - 1 for text in texts]
-        return self.model.encode(texts)[torch.arange(len(ends)), ends]
+        return self.model.encode(texts, truncate=True)[torch.arange(len(ends)), ends]
 
     def ids(self, text: str) -> list[int]:
         return self.model.token_ids(text)[1:-1]

@@ -32,11 +32,13 @@ from torch.nn.functional import mse_loss
 from overpaint.attacks.attack import Scene
 from overpaint.attacks.prompt_search import Lesson, Search, Tries
 from overpaint.attacks.ring_a_bell import concept_vector, contrasts
+from overpaint.attacks.token_variables import text_within
 from overpaint.errors import at_least
 from overpaint.methods import soft_prompts
 from overpaint.methods.rece import overlaps
 from overpaint.methods.rollouts import compvis_rollout, rollout
 from overpaint.methods.soft_prompts import SoftPrompt
+from overpaint.models.diffusion import DiffusionModel
 from overpaint.registry import component
 from overpaint.replay import Draws
 
@@ -76,7 +78,8 @@ class ReceEmbedding(EmbeddingAttack):
     def embedding(self, scene: Scene, text: str, draws: Draws) -> torch.Tensor:
         victim = scene.victim
         with scene.unedited() as model, torch.no_grad():
-            plain, base = model.encode([text]), [p.weight.double() for p in model.projections("key", "value")]
+            plain = model.encode([text], truncate=True)
+            base = [p.weight.double() for p in model.projections("key", "value")]
         G, H = overlaps((p.weight for p in victim.projections("key", "value")), base)
         rece = component("method", "rece").build(
             {"regulariser": {"zero": "zero", "surrogate": "both"}[self.regulariser], "r": self.r}
@@ -96,7 +99,8 @@ class RabEmbedding(EmbeddingAttack):
 
     def embedding(self, scene: Scene, text: str, draws: Draws) -> torch.Tensor:
         with scene.unedited() as model, torch.no_grad():
-            return model.encode([text]) + self.eta * concept_vector(model, contrasts(scene.concept, scene.catalogue))
+            vector = concept_vector(model, contrasts(scene.concept, scene.catalogue))
+            return model.encode([text], truncate=True) + self.eta * vector
 
 
 @dataclass(kw_only=True)
@@ -119,7 +123,7 @@ class SoftPrefix(EmbeddingAttack):
 
     def embedding(self, scene: Scene, text: str, draws: Draws) -> torch.Tensor:
         victim, official = scene.victim, self.compat == "official"
-        prompt = SoftPrompt(victim, text, self.place, self.tokens, official)
+        prompt = SoftPrompt(victim, text_within(victim, text, self.room(victim)), self.place, self.tokens, official)
         lessons = iter(self.lessons(scene, text, draws))
 
         def loss(rows: torch.Tensor) -> torch.Tensor:
@@ -132,11 +136,20 @@ class SoftPrefix(EmbeddingAttack):
         with torch.no_grad():
             return victim.encode_embeddings(prompt.rows(free), prompt.ids)
 
+    def room(self, victim: DiffusionModel) -> int:
+        """How many of a prompt's own words there is room for beside the free rows, of which ``add`` has one for each."""
+        room = victim.tokens - 2
+        return room // 2 if self.place == "add" else max(0, room - self.tokens)
+
+    def shortened(self, scene: Scene) -> int:
+        texts, room = dict.fromkeys(shot.prompt.text for shot in scene.shots), self.room(scene.victim)
+        return sum(len(scene.victim.tokenizer(text).input_ids) - 2 > room for text in texts)
+
     def lessons(self, scene: Scene, text: str, draws: Draws) -> list[Lesson]:
         """x_t (1, c, h, w), t (1,) and e°(x_t, t, E(prompt)) of every step; they do not depend on δ."""
         victim = scene.victim
         with scene.unedited() as model, torch.no_grad():
-            named = model.encode([text])
+            named = model.encode([text], truncate=True)
         visited = [self.noised(scene, text, named, draws) for _ in range(self.steps)]
         with scene.unedited() as model, torch.no_grad():
             times = [torch.tensor([t], device=victim.device) for _, t in visited]

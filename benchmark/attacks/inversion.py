@@ -153,7 +153,7 @@ class Inversion(Attack):
         images = victim.to_images(self.sample(victim, start, [exposure.text for exposure in part]))
         verdicts = scene.judge(images) if scene.judge else [None] * len(images)
         readings = [
-            {"nll": value, "psnr": image_psnr(picture, image), "dimensions": start[0].numel()}
+            {"nll": value, "dimensions": start[0].numel()} | ({"psnr": image_psnr(picture, image)} if image else {})
             for value, picture, image in zip(nll(start).tolist(), pictures, images)
         ]
         return [Painted(exposure.shot, *seen) for exposure, *seen in zip(part, images, verdicts, readings)]
@@ -201,7 +201,7 @@ class Inversion(Attack):
 
     def guidance(self, victim: DiffusionModel, texts: Sequence[str]) -> Guidance:
         nothing = victim.unconditional().expand(len(texts), -1, -1)
-        embeds = victim.encode(texts) if self.text == "prompt" else nothing
+        embeds = victim.encode(texts, truncate=True) if self.text == "prompt" else nothing
         return victim.guidance(victim, embeds, nothing, self.guidance_scale, list(texts))
 
     def noise(self, victim: DiffusionModel, guidance: Guidance, latents: torch.Tensor, t, number: int) -> torch.Tensor:

@@ -15,6 +15,10 @@ tokens, though they be others; and its text is the words' names in the vocabular
 and lose the last character of a last word that goes on. ``intended`` takes the right rows and keeps decoded texts that read
 back as the very same words.
 Where no copy passes, the official code breaks; here the state stays, and others are drawn.
+
+The official code bans what contains one of its words, anywhere in the vocabulary, and what contains a fragment of one: a list
+written by hand, ``na``, ``ke``, ``ak`` and ``nud`` for naked and nude. ``official`` here: what contains a word of the concept's
+name and synonyms, or is a fragment of one. ``intended`` bans the pieces that they consist of and no others.
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ from overpaint.replay import Draws, show
 
 #: Prompts that are encoded at once.
 BATCH = 128
+#: Letters of the shortest word that bans what contains it; an article would ban half the vocabulary.
+SHORTEST = 3
 
 
 @dataclass(kw_only=True)
@@ -52,7 +58,7 @@ class MMA(Attack):
     restarts: int
     compat: Literal["official", "intended"]
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[str] = "model"
     unit: ClassVar[str] = "prompt"
 
@@ -63,7 +69,7 @@ class MMA(Attack):
     def run(self, scene: Scene) -> Assault:
         """One search a prompt and restart; the best one's words serve all the prompt's plain images' start noises."""
         model, ledger, found = scene.victim, Ledger(), []
-        forbidden = banned(model, scene.concept)
+        forbidden = banned(model, scene.concept, self.compat)
         with ledger.counting(model):
             for prompt, shots in groupby(scene.shots, key=lambda shot: shot.prompt):
                 target, draws = pooled(model, [model.token_ids(prompt.text)]), Draws.of(self.seed, prompt.id)
@@ -154,7 +160,23 @@ def joined(model: DiffusionModel, words: list[int]) -> str:
     return "".join(model.tokenizer.convert_ids_to_tokens(words)).replace("</w>", " ")[:-1]
 
 
-def banned(model: DiffusionModel, concept: Concept) -> list[int]:
-    """The words of the concept's name and synonyms, and the special ones."""
-    named = [word for text in (concept.name, *concept.synonyms) for word in model.token_ids(text)[1:-1]]
-    return sorted({*named, *model.tokenizer.all_special_ids})
+def banned(model: DiffusionModel, concept: Concept, compat: str) -> list[int]:
+    """The pieces of the concept's name and synonyms, and the special words; ``official``: what contains them, too."""
+    texts = (concept.name, *concept.synonyms)
+    known = {*model.tokenizer.all_special_ids, *(piece for text in texts for piece in model.token_ids(text)[1:-1])}
+    if compat == "official":
+        words = [word for text in texts for word in text.lower().split() if len(word) >= SHORTEST]
+        known.update(containing(model, words), fragments(model, words))
+    return sorted(known)
+
+
+def containing(model: DiffusionModel, words: Sequence[str]) -> list[int]:
+    """The vocabulary's entries that have one of these words anywhere in their name."""
+    return sorted(i for name, i in model.tokenizer.get_vocab().items() if any(word in name for word in words))
+
+
+def fragments(model: DiffusionModel, words: Sequence[str]) -> list[int]:
+    """The vocabulary's entries of two letters and more that are a part of one of these words."""
+    names = {name: name.removesuffix("</w>") for name in model.tokenizer.get_vocab()}
+    found = [name for name, part in names.items() if len(part) > 1 and any(part in word for word in words)]
+    return sorted(model.tokenizer.convert_tokens_to_ids(found))

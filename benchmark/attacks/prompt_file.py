@@ -16,6 +16,7 @@ from pathlib import Path
 from overpaint.attacks.attack import Assault, Attack, Scene
 from overpaint.errors import UserError, at_least
 from overpaint.prompts import Shot, read_prompts
+from overpaint.registry import component
 
 
 @dataclass(kw_only=True)
@@ -39,7 +40,8 @@ class Replay(Attack):
 def write_prompts(target: Path, folders: Iterable[Path]) -> int:
     """Write what stored attacks settled on, one row a prompt and seed, with where it comes from; returns the rows.
 
-    Of an attack that made many pictures of a prompt the last is taken, and whether its judge saw the concept there.
+    Of an attack that searches with pictures of its own the last one of a plain image is taken, and whether its judge saw
+    the concept there; of one whose prompts do not build on each other (`RandomPrefix`) all are.
     """
     from overpaint.stages.attack import read_assault
     from overpaint.store import MANIFEST
@@ -54,14 +56,16 @@ def write_prompts(target: Path, folders: Iterable[Path]) -> int:
                 "without their embeddings and cannot be a list"
             )
         verdicts = [p.verdict for p in assault.painted] or [None] * len(assault.shots)
-        settled = {(s.prompt.noise, s.index): (s, v) for s, v in zip(assault.shots, verdicts)}
+        searched = component("attack", config["attack"]).load().paints
+        made = zip(assault.shots, verdicts)
+        settled = {(s.prompt.noise, s.index, 0 if searched else s.draw): (s, verdict) for s, verdict in made}
         for shot, verdict in settled.values():
             rows.append(
                 {
                     "prompt": shot.prompt.text,
                     "evaluation_seed": shot.noise_seed,
                     "evaluation_guidance": shot.prompt.guidance or "",
-                    "id": f"{shot.prompt.noise}-{shot.index}",
+                    "id": f"{shot.prompt.noise}-{shot.index}" + (f"-{shot.draw}" if shot.draw and not searched else ""),
                     "plain_id": shot.prompt.noise,
                     "concept": config["concept"]["name"],
                     "attack": config["attack"],

@@ -174,6 +174,15 @@ class PromptSearch(Search):
 
     together: ClassVar[int] = 8
 
+    @abstractmethod
+    def frame(self, victim: DiffusionModel, text: str) -> Frame:
+        """The places for words in a prompt, of which the end is cut where they would not fit."""
+
+    def shortened(self, scene: Scene) -> int:
+        texts, victim = dict.fromkeys(shot.prompt.text for shot in scene.shots), scene.victim
+        read = [self.frame(victim, text).words or victim.token_ids(text)[1:-1] for text in texts]
+        return sum(len(victim.tokenizer(text).input_ids) - 2 > len(words) for text, words in zip(texts, read))
+
     def draw(
         self, hunts: Sequence[Hunt], ids: Sequence[torch.Tensor], variant: str, seeds: Sequence[int] | None = None
     ) -> list[Painted]:
@@ -208,7 +217,7 @@ class PromptSearch(Search):
         if target == "noise":
             return Lesson(noised, timesteps, victim.denoising_target(x0, noise, timesteps))
         with scene.unedited() as model, torch.no_grad():
-            named = model.encode([shot.prompt.text])
+            named = model.encode([shot.prompt.text], truncate=True)
             parts = zip(noised.split(BATCH), timesteps.split(BATCH))
             said = [self.predicted(model, scene, shot, x, t, named.expand(len(x), -1, -1)) for x, t in parts]
         return Lesson(noised, timesteps, torch.cat(said))

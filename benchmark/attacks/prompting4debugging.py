@@ -34,10 +34,10 @@ import torch
 from PIL.Image import Image
 from torch.nn.functional import cosine_similarity
 
-from overpaint.attacks.attack import Painted, Scene
+from overpaint.attacks.attack import Assault, Painted, Scene
 from overpaint.attacks.prompt_search import Hunt, PromptSearch, Tries, guidance_scale
 from overpaint.attacks.token_variables import Frame, Nearest, descend
-from overpaint.errors import at_least
+from overpaint.errors import UserError, at_least
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.prompts import Shot
 from overpaint.replay import Draws
@@ -79,6 +79,17 @@ class Prompting4Debugging(PromptSearch):
     def images(self) -> int:
         return 1 + -(-self.steps // self.draw_every) + self.last_images
 
+    def check(self, judged: bool) -> None:
+        if self.clip is None and not judged:
+            raise UserError(
+                f"attack=p4d_{self.variant} keeps the words whose picture is most like the unedited model's, and nothing "
+                "can compare pictures: give attack.clip (a folder or hub id) or model.detector"
+            )
+
+    def run_together(self, scenes: Sequence[Scene]) -> list[Assault]:
+        self.check(scenes[0].features is not None or scenes[0].judge is not None)
+        return super().run_together(scenes)
+
     def search(self, scene: Scene, hunted: Sequence[Tries]) -> None:
         victim, reader = scene.victim, self.reader(scene)
         frames = [self.frame(victim, tries.shot.prompt.text) for tries in hunted]
@@ -95,7 +106,7 @@ class Prompting4Debugging(PromptSearch):
                 self.taught(scene, hunt, times, "original")
             loss = partial(self.losses, scene, hunts, reader=reader, first=first)
             variables, draws = [hunt.variable for hunt in hunts], [hunt.draws for hunt in hunts]
-            for _ in descend(variables, optimizer, loss, draws, count):
+            for _ in descend(variables, optimizer, loss, draws, count, victim.dtype):
                 pass
         for number in reversed(range(self.last_images)):  # the last one from the plain image's own start noise
             own = [(self.seed, hunt.shot.prompt.id, hunt.shot.index, number) for hunt in hunts]
@@ -127,14 +138,21 @@ class Prompting4Debugging(PromptSearch):
         return [hunt for hunt in hunts if not (self.stop_early and hunt.tries.succeeded)]
 
     def frame(self, victim: DiffusionModel, text: str) -> Frame:
-        """N places and nothing else, or the prompt's words with a place before each K of them."""
+        """N places and nothing else, or the prompt's words with a place before each K of them.
+
+        Of a prompt that is too long the end is cut. Two text encoders need an end token: the second one's padding begins
+        behind it, and what it says of a prompt is read off there.
+        """
         released = self.compat == "official"
         padding = 0 if released else None
         if self.variant == "n":
             return Frame(victim, (), tuple(range(self.tokens)), padding=padding)
         words = victim.token_ids(text)[1:-1]
+        while len(words) + len(words) // self.every + 1 > victim.tokens - 2:
+            words = words[:-1]
         places = tuple(j * (self.every + 1) for j in range(len(words) // self.every + 1))
-        return Frame(victim, tuple(words), places, ended=not released, padding=padding)
+        ended = not released or len(victim.text_encoders) > 1
+        return Frame(victim, tuple(words), places, ended, padding)
 
     def start(self, frame: Frame, draws: Draws) -> torch.Tensor:
         """Random words (1, k): drawn for all positions, of which the frame's places are taken."""
@@ -162,9 +180,13 @@ class Prompting4Debugging(PromptSearch):
 
             features = Clip.load(self.clip, scene.victim.device).image_features
         if features is None:
-            return lambda painted: painted.verdict.score if painted.verdict else 0.0
+            return lambda painted: painted.verdict.score
         wanted = features([original])
-        return lambda painted: float(cosine_similarity(features([painted.image]), wanted))
+
+        def alike(painted: Painted) -> float:
+            return float(cosine_similarity(features([painted.image]), wanted)) if painted.image else float("-inf")
+
+        return alike
 
     def view(self, scene: Scene, shot: Shot) -> Callable[..., torch.Tensor]:
         """e(x_t (1, c, h, w), t (1,), embeds (1, tokens, width), step of the search)."""

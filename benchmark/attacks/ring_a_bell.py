@@ -70,7 +70,7 @@ class RingABell(Attack):
         with ledger.counting(model):
             vector = concept_vector(model, contrasts(concept, scene.catalogue))
             for prompt, shots in groupby(scene.shots, key=lambda shot: shot.prompt):
-                target = encoded(model, [prompt.text]) + self.eta * vector
+                target = encoded(model, [prompt.text], truncate=True) + self.eta * vector
                 words = self.search(model, target, Draws.of(self.seed, prompt.id), forbidden)
                 found += [attacked(shot, text_of(model, words), concept, "ring-a-bell") for shot in shots]
         return Assault(found, ledger=ledger)
@@ -144,6 +144,6 @@ def concept_vector(model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> t
 
 
 @torch.no_grad()
-def encoded(model: DiffusionModel, texts: Sequence[str]) -> torch.Tensor:
-    """E (n, tokens, width), at least in float32."""
-    return full(model.encode(texts))
+def encoded(model: DiffusionModel, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
+    """E (n, tokens, width), at least in float32; a text that does not fit is cut, or an error."""
+    return full(model.encode(texts, truncate))

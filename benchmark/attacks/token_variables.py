@@ -21,6 +21,7 @@ from torch.nn.functional import normalize, one_hot
 
 from overpaint.errors import UserError, unknown
 from overpaint.methods.soft_prompts import BEHIND
+from overpaint.methods.training import gradients
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.progress import steps
 from overpaint.replay import Draws, show
@@ -139,12 +140,9 @@ def _shifted(row: torch.Tensor, tolerance: float) -> torch.Tensor:
 
 # --- words in a prompt ---------------------------------------------------------------------------------------------
 
+#: The layouts of `BEHIND` that insert words and leave the prompt's own as they are.
 Location = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
 LOCATIONS: tuple[str, ...] = get_args(Location)
-
-
-#: The layouts of `BEHIND` that insert words and leave the prompt's own as they are.
-LOCATIONS = ("prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words")
 
 
 def places(location: str, words: int, k: int) -> tuple[int, ...]:
@@ -181,8 +179,8 @@ class Frame:
 
     @classmethod
     def around(cls, model: DiffusionModel, text: str, location: str, k: int) -> Frame:
-        """The frame of a text with k places at ``location``."""
-        words = model.token_ids(text)[1:-1]
+        """The frame of a text with k places at ``location``; of a text that is too long for both the end is cut."""
+        words = model.token_ids(text)[1:-1][: max(0, model.tokens - 2 - k)]
         return cls(model, tuple(words), places(location, len(words), k))
 
     def filled(self, ids: Sequence[int]) -> list[int]:
@@ -246,9 +244,15 @@ def text_of(model: DiffusionModel, ids: Sequence[int]) -> str:
     return text
 
 
-def reads_back(model: DiffusionModel, ids: Sequence[int]) -> bool:
-    """Is the text of these ids tokenised to the same ids?"""
-    return model.token_ids(text_of(model, ids))[1:-1] == list(ids)
+def text_within(model: DiffusionModel, text: str, most: int) -> str:
+    """The beginning of a text that is at most so many words of the vocabulary; itself where it is no more."""
+    known = model.tokenizer
+    ids = known(text).input_ids[1:-1]
+    for length in range(most, -1, -1):
+        if len(known(text).input_ids) - 2 <= most:
+            break
+        text = text_of(model, ids[:length])
+    return text
 
 
 # --- the search ----------------------------------------------------------------------------------------------------
@@ -260,23 +264,26 @@ def descend(
     loss: Callable[[int, Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor],
     draws: Sequence[Draws],
     count: int,
+    kind: torch.dtype = torch.float32,
 ) -> Iterator[tuple[int, Sequence[torch.Tensor]]]:
     """``count`` steps of several searches side by side, none of which knows of the others.
 
     ``loss(step, ids, embeddings)`` has a value for each variable, which depends on that variable's words alone; the
-    optimiser must treat entries one by one, as Adam does, and leaves alone what has no gradient. Yields the step and
-    the ids (n, k) that each variable tries in it, before the update.
+    optimiser must treat entries one by one, as Adam does, and leaves alone what has no gradient. ``kind`` is what
+    the network behind the loss computes in: on their way from there to the words' embeddings `gradients` may be scaled,
+    from there on, where a variable may clamp them, they are not. Yields the step and the ids (n, k) that each variable
+    tries in it, before the update.
     """
     parameters = [variable.parameter for variable in variables]
     for step in steps(count, "search steps"):
         with torch.enable_grad():
             ids, rows = zip(*(variable.draw(own) for variable, own in zip(variables, draws)))
             values = loss(step, ids, rows).reshape(len(variables))
-            gradients = torch.autograd.grad(values.sum(), parameters)
-        for each in zip(values.detach(), ids, gradients):
+            reached = torch.autograd.grad(rows, parameters, gradients(values.sum(), rows, kind))
+        for each in zip(values.detach(), ids, reached):
             show(**dict(zip(("loss", "ids", "gradient"), each)))
         yield step, ids
-        for parameter, gradient in zip(parameters, gradients):
+        for parameter, gradient in zip(parameters, reached):
             parameter.grad = gradient
         optimizer.step()
         for variable in variables:

@@ -31,6 +31,7 @@ from overpaint.attacks.attack import Scene
 from overpaint.attacks.prompt_search import Hunt, PromptSearch, Tries
 from overpaint.attacks.token_variables import Frame, Location, Nearest, Simplex, TokenVariable, descend
 from overpaint.errors import UserError, at_least
+from overpaint.models.diffusion import DiffusionModel
 from overpaint.replay import Draws
 
 
@@ -55,6 +56,8 @@ class UnlearnDiffAtk(PromptSearch):
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
         if isinstance(self.timesteps, int):
             at_least(1, timesteps=self.timesteps)
+        elif not self.timesteps:
+            raise UserError("timesteps takes a number of timesteps or a list of at least one, got []")
 
     @property
     def images(self) -> int:
@@ -62,7 +65,7 @@ class UnlearnDiffAtk(PromptSearch):
 
     def search(self, scene: Scene, hunted: Sequence[Tries]) -> None:
         victim = scene.victim
-        frames = [Frame.around(victim, tries.shot.prompt.text, self.location, self.tokens) for tries in hunted]
+        frames = [self.frame(victim, tries.shot.prompt.text) for tries in hunted]
         hunts = [self.hunt(scene, *each) for each in zip(hunted, frames, self.originals(scene, hunted))]
         learned = [hunt.variable.parameter for hunt in hunts]
         optimizer = torch.optim.Adam(learned, lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -71,12 +74,15 @@ class UnlearnDiffAtk(PromptSearch):
                 self.taught(scene, hunt, [t] * self.iterations, self.target)
             loss = partial(self.losses, scene, hunts)
             variables, draws = [hunt.variable for hunt in hunts], [hunt.draws for hunt in hunts]
-            for _ in descend(variables, optimizer, loss, draws, self.iterations):
+            for _ in descend(variables, optimizer, loss, draws, self.iterations, victim.dtype):
                 pass
             self.draw(hunts, [variable.ids() for variable in variables], f"t={t}")
             hunts = [hunt for hunt in hunts if not hunt.tries.succeeded]
             if not hunts:
                 return
+
+    def frame(self, victim: DiffusionModel, text: str) -> Frame:
+        return Frame.around(victim, text, self.location, self.tokens)
 
     def hunt(self, scene: Scene, tries: Tries, frame: Frame, original: Image) -> Hunt:
         """One prompt's search, before its first step."""

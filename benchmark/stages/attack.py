@@ -28,11 +28,19 @@ def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[
         start = time.perf_counter()
         assaults = attack.run_together(scenes)
         seconds = (time.perf_counter() - start) / len(tasks)
+        notes = [_note(attack, scene) for scene in scenes]
     for assault, folder in zip(assaults, folders):
         assault.ledger.seconds = seconds
         assault.ledger.images = sum(shot.prompt.role not in COMPARISONS for shot in assault.shots)
         write_assault(folder, assault)
-    return [{"cost": assault.ledger.as_dict()} for assault in assaults]
+    return [{"cost": assault.ledger.as_dict()} | note for assault, note in zip(assaults, notes)]
+
+
+def _note(attack, scene: Scene) -> dict[str, str]:
+    """What a run says of prompts whose end an attack did not read."""
+    cut, known = attack.shortened(scene), len({shot.prompt.text for shot in scene.shots})
+    takes = f"the {scene.victim.tokens} tokens that the model reads"
+    return {"note": f"{cut} of {known} prompts were cut so that they fit {takes}"} if cut else {}
 
 
 def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
@@ -85,7 +93,14 @@ def _judge(settings: Mapping, label: str | None, bench):
     def features(images: Sequence) -> torch.Tensor:
         return torch.tensor(detector.score(images)["features"].tolist())
 
-    return (judge if label else None), features
+    return (judge if label else None), (features if _embeds(detector) else None)
+
+
+def _embeds(detector) -> bool:
+    """Does the detector say ``features`` of pictures? One gray picture is asked about."""
+    from PIL import Image
+
+    return "features" in detector.score([Image.new("RGB", (64, 64), "gray")])
 
 
 def write_assault(folder: Path, assault: Assault) -> None:

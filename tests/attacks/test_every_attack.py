@@ -1,6 +1,6 @@
 """What every attack has to satisfy, run over every ``conf/attack/*.yaml``. A new attack is tested by being there."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,10 @@ import yaml
 
 import overpaint
 from overpaint.attacks.attack import COMPARISONS, Attack
+from overpaint.prompts import Prompt, shots
 from overpaint.registry import DESCRIPTION, component, components, construct
 from overpaint.scope import ENTRIES
+from overpaint.stages.attack import _note
 
 ATTACKS = sorted(components("attack"))
 LIST = Path(__file__).with_name("prompts.csv")  # a list for attacks that read one
@@ -91,6 +93,22 @@ def test_what_it_leaves_can_be_drawn(attack, scene, tiny_sd):
         for shot in assault.shots[:2]:
             (image,) = tiny_sd.sample([shot.prompt.text], [shot.noise_seed], steps=1)
             assert image.size == (32, 32)
+
+
+def test_a_prompt_that_is_too_long_loses_its_end(attack, scene, tiny_sd):
+    """82 tokens, of which a model of 77 reads 75 words: cut as a sampler cuts them, or shorter, for words to fit."""
+    long = Prompt("a photo of a cat" + " on a ship" * 25, "target", "cat", ("cat",))
+    assert len(tiny_sd.tokenizer(long.text).input_ids) == 82
+    ready, long = built(attack), replace(scene, shots=shots([long], 1))
+    assault = ready.run(long)
+    if ready.needs != "nothing":
+        assert _note(ready, scene) == {}
+        assert _note(ready, long) == {
+            "note": "1 of 1 prompts were cut so that they fit the 77 tokens that the model reads"
+        }
+    with tiny_sd.learned_tokens(assault.tokens):
+        for shot in assault.shots[:2]:
+            tiny_sd.sample([shot.prompt.text], [shot.noise_seed], steps=1)
 
 
 def test_an_attack_that_needs_nothing_runs_without_a_victim(attack, scene):

@@ -9,7 +9,7 @@ from torch.nn.functional import cosine_similarity, one_hot
 import overpaint
 from official import by_name, distance, watched
 from overpaint.attacks.clip import OwnTower
-from overpaint.attacks.mma import banned, pooled
+from overpaint.attacks.mma import banned, containing, fragments, pooled
 from overpaint.registry import component
 from overpaint.replay import Draws, replayed, traced
 
@@ -135,7 +135,7 @@ def test_intended_states_read_back_and_official_ones_need_not(tiny_sd):
 
 
 def test_banned_words_are_never_put_in(scene, tiny_sd, cat):
-    forbidden = banned(tiny_sd, cat)
+    forbidden = banned(tiny_sd, cat, "intended")
     words = [w for text in ("cat", "dog", "ship", "the old bird") for w in tiny_sd.token_ids(text)[1:-1]]
     assert set(forbidden) == {*words, 971, 972}
     attack, state = mma(tokens=3), "b c d"
@@ -146,6 +146,38 @@ def test_banned_words_are_never_put_in(scene, tiny_sd, cat):
     for shot in mma(compat="intended").run(scene).shots:
         assert not set(tiny_sd.token_ids(shot.prompt.text)[1:-1]) & set(forbidden)
     assert not set(tiny_sd.token_ids(attack.start(tiny_sd, forbidden, Draws(0)))[1:-1]) & set(forbidden)
+
+
+@pytest.mark.parametrize("tag", ["gcg", "gcg_small", "gcg_home"])
+def test_official_words_that_contain_a_banned_one(tag, golden, tiny_sd):
+    meta, _, _ = golden(f"mma/{tag}")
+    assert containing(tiny_sd, meta["words"]) == meta["banned"]
+
+
+def test_official_bans_what_contains_a_word_of_the_concept_or_is_a_part_of_one(tiny_sd, cat):
+    """By the vocabulary's names; of ``the old bird`` each word, and of an article itself alone."""
+    concept = replace(cat, name="a Church", synonyms=("the old bird",))
+    forbidden, words = set(banned(tiny_sd, concept, "official")), ("church", "the", "old", "bird")
+    pieces = {piece for text in ("a church", "the old bird") for piece in tiny_sd.token_ids(text)[1:-1]}
+    for name, i in tiny_sd.tokenizer.get_vocab().items():
+        letters = name.removesuffix("</w>")
+        part = len(letters) > 1 and any(letters in word for word in words)
+        assert (i in forbidden) == (part or any(word in name for word in words) or i in pieces or i in (971, 972)), name
+    assert forbidden > set(banned(tiny_sd, concept, "intended")) and 2 * len(forbidden) < len(tiny_sd.tokenizer)
+
+
+def test_official_prompts_hold_no_word_of_the_concept(scene, tiny_sd):
+    """Neither as a piece nor inside of one, in what is tried; ``intended`` tries such pieces."""
+
+    def tried(compat):
+        with watched() as seen:
+            mma(compat=compat, steps=8, candidates=200, top=900).run(replace(scene, shots=scene.shots[:1]))
+        ids = torch.cat(by_name(seen)["candidates"]).unique().tolist()
+        return {
+            i for i in ids if i in containing(tiny_sd, ["cat", "dog", "ship", "bird"]) + fragments(tiny_sd, ["bird"])
+        }
+
+    assert not tried("official") and tried("intended")
 
 
 def test_where_nothing_passes_the_state_stays(tiny_sd, monkeypatch):

@@ -10,6 +10,7 @@ import overpaint
 from overpaint.attacks.attack import Assault, Painted, Verdict
 from overpaint.attacks.prompt_file import Replay, write_prompts
 from overpaint.prompts import Prompt, Shot
+from overpaint.registry import component
 from overpaint.stages.attack import read_assault, write_assault
 from overpaint.store import MANIFEST
 
@@ -18,11 +19,11 @@ from overpaint.store import MANIFEST
 def stored(tmp_path):
     """A folder as the attack stage leaves it."""
 
-    def store(assault, name="attack"):
+    def store(assault, name="attack", attack="uda"):
         folder = tmp_path / name
         folder.mkdir()
         write_assault(folder, assault)
-        config = {"attack": "uda", "concept": {"name": "cat"}}
+        config = {"attack": attack, "concept": {"name": "cat"}}
         (folder / MANIFEST).write_text(json.dumps({"config": config}))
         return folder
 
@@ -47,6 +48,15 @@ def test_what_was_settled_on_comes_back_with_seed_and_guidance(scene, stored, tm
     assert shot.prompt.text == "y a cat" and shot.prompt.guidance == 3.5
     assert shot.noise_seed == scene.shots[0].noise_seed
     assert "1" in (tmp_path / "list.csv").read_text().splitlines()[1].split(",")
+
+
+def test_all_prompts_of_an_attack_that_does_not_search_come_back(scene, stored, tmp_path):
+    """Four random prefixes a plain image, each with its start noise, under ids of their own."""
+    assault = component("attack", "random_prefix").build({"tries": 4, "tokens": 2}, seed=0).run(scene)
+    assert write_prompts(tmp_path / "list.csv", [stored(assault, attack="random_prefix")]) == len(assault.shots) == 24
+    found = Replay(file=str(tmp_path / "list.csv"), most=None).run(scene).shots
+    assert [(s.prompt.text, s.noise_seed) for s in found] == [(s.prompt.text, s.noise_seed) for s in assault.shots]
+    assert len({s.prompt.id for s in found}) == 24
 
 
 def test_verdicts_and_pictures_survive_the_store(scene, stored):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import overpaint
+from official import by_name, distance, watched
 from overpaint.attacks.attack import Verdict
 from overpaint.registry import component
 from overpaint.replay import traced
@@ -103,3 +104,28 @@ def test_no_more_go_side_by_side_than_a_batch_holds(scene, tiny_sd):
     finally:
         hook.remove()
     assert sizes == [4, 2, *[1] * 6, 6]
+
+
+@pytest.mark.parametrize("name", ["uda", "p4d_uda", "p4d_n"])
+def test_half_precision_finds_the_gradient_that_full_precision_has(name, scene, goldens):
+    """Of the first step, for the same words, of a picture of 128 pixels: without a scale 1 to 18 % are lost."""
+    steps = {"timesteps": [300], "iterations": 1} if "uda" in name else {"steps": 1, "draw_every": 1, "last_images": 1}
+    words, gradients = torch.tensor([500, 600, 700]), []
+    for dtype in ("float32", "float16"):
+        model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=dtype)
+
+        def paint(texts, seeds, embeds=None, guidance=None, model=model):
+            return model.sample(texts, seeds, embeds=embeds, steps=1, size=128, scheduler="ddim")
+
+        one = replace(
+            scene,
+            shots=scene.shots[:1],
+            victim=model,
+            unedited=lambda model=model: nullcontext(model),
+            paint=paint,
+        )
+        attack = component("attack", name).build({"tokens": 3} | steps, seed=1)
+        with watched({"init_ids.0": words[None], "ids.0": words}) as seen:
+            attack.run(one)
+        gradients.append(by_name(seen)["gradient"][0].float())
+    assert distance(gradients[1], gradients[0]) < 0.005

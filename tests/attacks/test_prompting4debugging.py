@@ -1,7 +1,9 @@
 """Prompting4Debugging against runs of the official code, replayed draw for draw, and against its identities."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -10,10 +12,14 @@ from torch.nn.functional import cosine_similarity
 import overpaint
 from official import by_name, distance, victim, watched
 from overpaint.attacks.token_variables import Frame
+from overpaint.cells import cell_from
+from overpaint.composition import compose_cells
 from overpaint.erasure import Erasure, Replacement
+from overpaint.planning import make_plan
 from overpaint.prompts import Prompt, Shot
 from overpaint.registry import component
 from overpaint.replay import Draws, replayed
+from overpaint.stages.attack import _judge
 
 
 def attack(name="p4d_n", seed=0, **values):
@@ -134,6 +140,73 @@ def test_without_an_image_encoder_the_judge_decides(one, judge):
     judge.fires = (2,)
     assault, _ = run(replace(one, features=None), steps=3, draw_every=1, learning_rate=2.0)
     assert assault.shots[-1].prompt.text == assault.shots[2].prompt.text != assault.shots[1].prompt.text
+
+
+def test_without_anything_that_compares_pictures_it_is_refused_before_it_draws_one(one):
+    def paint(*args, **rest):
+        raise AssertionError("nothing is drawn")
+
+    blind = replace(one, features=None, judge=None, paint=paint)
+    with pytest.raises(overpaint.UserError, match=r"attack\.clip .* model\.detector"):
+        run(blind)
+    for judged, clip in ((True, None), (False, "somewhere")):
+        attack(clip=clip).check(judged)
+    with pytest.raises(overpaint.UserError, match=r"attack=p4d_k .* attack\.clip .* model\.detector"):
+        attack("p4d_k").check(judged=False)
+
+
+def test_it_is_refused_when_it_is_planned():
+    """On the command line, for a model without a detector."""
+
+    def plan(*further):
+        axes = ["budget=smoke", "method=none", "attack=p4d_n", "model.detector=null", "model.judge=null", *further]
+        return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(axes)])
+
+    with pytest.raises(overpaint.UserError, match=r"attack\.clip .* model\.detector"):
+        plan()
+    assert plan("attack.clip=owner/name").cells
+
+
+class Stub:
+    """A detector of cats, with an embedding or without one."""
+
+    def __init__(self, embeds):
+        self.embeds = embeds
+
+    def score(self, images):
+        frame = pd.DataFrame({"cat": [0.5] * len(images), "failed": [False] * len(images)})
+        return frame.assign(features=[[1.0, 2.0]] * len(images)) if self.embeds else frame
+
+
+@pytest.mark.parametrize("embeds", [True, False])
+def test_a_judge_without_an_embedding_has_no_features(embeds, one):
+    """Then its score says what is most alike; the search goes through."""
+    bench = SimpleNamespace(detector=lambda name, settings: Stub(embeds))
+    judge, features = _judge({"detector": "stub", "settings": {}, "threshold": 0.4}, "cat", bench)
+    pictures = one.examples(2)
+    assert [verdict[:2] for verdict in judge(pictures)] == [(True, 0.5)] * 2
+    assert torch.equal(features(pictures), torch.tensor([[1.0, 2.0]] * 2)) if embeds else features is None
+    judge, features = _judge({"detector": "stub", "settings": {}, "threshold": 0.6}, "cat", bench)
+    assert len(run(replace(one, judge=judge, features=features))[0].painted) == attack().images
+
+
+def test_of_a_long_prompt_variant_k_keeps_what_fits_with_its_words(tiny_sd):
+    words = tiny_sd.token_ids("a cat on the ship " * 20)[1:-1]
+    for every, kept in ((1, 37), (3, 56), (100, 74)):
+        frame = attack("p4d_k", every=every).frame(tiny_sd, "a cat on the ship " * 20)
+        assert frame.words == tuple(words[:kept]) and len(frame.places) == kept // every + 1
+
+
+def test_two_text_encoders_read_the_words_of_variant_k(tiny_sdxl):
+    """As released the prompt has no end token, behind which the second encoder's padding would begin at once."""
+    frame = attack("p4d_k", compat="official").frame(tiny_sdxl, "a photo of a cat")
+    ids = torch.tensor([[500, 600]])
+    assert len(frame.places) == 2
+    for read in tiny_sdxl.encoder_ids(frame.padded(ids)):
+        assert read[0, :9].tolist() == [971, *frame.filled([500, 600]), 972]
+    with torch.no_grad():
+        one, other = (frame.encode(own, tiny_sdxl.token_table[own]) for own in (ids, ids.flip(1)))
+    assert (one[:, -1] - other[:, -1]).norm() > 1e-3, "the pooled vector, which is the second encoder's"
 
 
 def test_it_stops_early_only_when_asked_to(one, judge):

@@ -3,17 +3,19 @@
 import pytest
 import torch
 
+from official import by_name, watched
 from overpaint.attacks.token_variables import (
     LOCATIONS,
     Frame,
     Nearest,
     Simplex,
     StraightThrough,
+    descend,
     onto_simplex,
     onto_simplex_by_bisection,
     places,
-    reads_back,
     text_of,
+    text_within,
 )
 from overpaint.errors import UserError
 from overpaint.replay import Draws, replayed
@@ -117,15 +119,46 @@ def test_a_filled_frame_is_encoded_as_its_ids_are(tiny_sd):
 
 
 def test_too_many_words_are_refused(tiny_sd):
-    Frame.around(tiny_sd, "cat " * 70, "prefix_k", 5)
+    Frame(tiny_sd, (585,) * 70, tuple(range(5)))
     with pytest.raises(UserError, match="71 tokens with 5 further ones does not fit: the model takes 75"):
-        Frame.around(tiny_sd, "cat " * 71, "prefix_k", 5)
+        Frame(tiny_sd, (585,) * 71, tuple(range(5)))
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_of_a_prompt_without_room_the_end_is_cut(location, tiny_sd):
+    words = tiny_sd.token_ids("a dog on the ship " * 15)[1:-1]
+    assert len(words) == 75
+    for length in (70, 71, 75):
+        frame = Frame.around(tiny_sd, tiny_sd.tokenizer.decode(words[:length]), location, 5)
+        assert frame.words == tuple(words[:70]) and len(frame.filled([900] * 5)) == 75
+
+
+def test_a_text_within_so_many_words_is_its_beginning(tiny_sd):
+    text = "a photo of a dog on the ship"
+    ids = tiny_sd.token_ids(text)[1:-1]
+    for most in range(len(ids)):
+        assert tiny_sd.token_ids(text_within(tiny_sd, text, most))[1:-1] == ids[:most]
+    assert text_within(tiny_sd, f"{text} ", len(ids)) == f"{text} ", "nothing to cut, nothing changed"
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_gradients_are_those_of_the_loss_clamped_whatever_its_precision(kind):
+    """A loss whose gradients are 3 and −0.5 in two words: the first one's is clamped to 1, and no other."""
+    variable, slope = Simplex(torch.eye(4), 2), torch.tensor([[[3.0, 0, 0, 0], [0, -0.5, 0, 0]]])
+    variable.parameter.data = torch.eye(4)[None, :2]
+    before, optimizer = torch.eye(4)[None, :2], torch.optim.SGD([variable.parameter], lr=1.0)
+    with watched() as seen:
+        list(descend([variable], optimizer, lambda n, ids, rows: (rows[0] * slope).sum(), [Draws(0)], 1, kind))
+    steps = by_name(seen)
+    assert float(steps["loss"][0]) == 2.5
+    assert torch.equal(steps["gradient"][0], slope.clamp(-1, 1))
+    assert torch.equal(steps["variable"][0], before - slope.clamp(-1, 1))
 
 
 def test_text_that_reads_back_as_too_many_tokens_is_cut(tiny_sd):
     """Half a character decodes to a replacement character, which is three tokens."""
     (half,) = [i for i in range(256) if tiny_sd.tokenizer.convert_ids_to_tokens(i) == "é"][:1]
-    assert not reads_back(tiny_sd, [half]) and reads_back(tiny_sd, tiny_sd.token_ids("a dog")[1:-1])
+    assert tiny_sd.token_ids(text_of(tiny_sd, [half]))[1:-1] != [half]
     text = text_of(tiny_sd, [half] * 75)
     assert text and len(tiny_sd.tokenizer(text).input_ids) <= 77
     assert text_of(tiny_sd, [971, 585, 972]) == "dog"

@@ -148,7 +148,9 @@ def test_the_ledger_counts_pictures_too(one):
     assert (ledger.forwards, ledger.backwards, ledger.images) == (4 + 2 * (3 + 1), 4, 3)
 
 
-@pytest.mark.parametrize("values", [{"timesteps": 0}, {"timesteps": [1000]}, {"timesteps": 1001}, {"iterations": 0}])
+@pytest.mark.parametrize(
+    "values", [{"timesteps": 0}, {"timesteps": []}, {"timesteps": [1000]}, {"timesteps": 1001}, {"iterations": 0}]
+)
 def test_numbers_that_mean_nothing_are_refused(one, values):
     with pytest.raises(overpaint.UserError, match=next(iter(values))):
         run(one, **values)
