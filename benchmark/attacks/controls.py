@@ -1,6 +1,7 @@
 """Controls: what luck brings back at the same number of images. An attack that does no better has found nothing.
 
-UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868) introduced both; its code draws from an unseeded generator.
+UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868) introduced both; its prefixes stop at the
+first success, its seeds do not, and all of a run's are drawn from one seeded generator.
 """
 
 from __future__ import annotations
