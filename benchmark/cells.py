@@ -79,6 +79,7 @@ class Budget:
     grid: int
     in_prompt: int
     utility_prompts: int
+    floor_prompts: int
     seeds: int
     reference_images: int
     shard: int
@@ -87,7 +88,7 @@ class Budget:
         for key in ("seeds", "shard", "target_prompts", "reference_images"):
             if getattr(self, key) < 1:
                 raise UserError(f"budget.{key} takes a positive number, got {getattr(self, key)}")
-        for key in ("near_prompts", "grid", "in_prompt", "utility_prompts"):
+        for key in ("near_prompts", "grid", "in_prompt", "utility_prompts", "floor_prompts"):
             if getattr(self, key) < 0:
                 raise UserError(f"budget.{key} takes a number from 0 up, got {getattr(self, key)}")
 

@@ -21,7 +21,7 @@ from overpaint.models.sources import fingerprint_model, resolve
 from overpaint.prompts import Shot
 from overpaint.registry import component, construct, load_attribute
 from overpaint.scope import scope
-from overpaint.sets import ROLES, role_shots, unseen_shots
+from overpaint.sets import ROLES, role_shots, stand_in_shots
 from overpaint.shipped import shipped
 from overpaint.store import Store, file_hash
 from overpaint.tasks import Task
@@ -93,14 +93,28 @@ def _plan_cell(plan: Plan, cell: Cell) -> None:
         if attack.config.get("control"):
             budget = build_attack(cell.attack, cell.seed).images
             frames["control"] = _batches(plan, cell.with_attack(attack.config["control"], tries=budget))
-        unseen = _unseen(cell)
-        if attack.config.get("floor") and unseen:
-            frames["floor"] = _batches(plan, cell, unseen)
+            frames["random_prefix"] = _batches(plan, cell.with_attack("random_prefix", tries=budget))
+        if attack.config.get("floor"):
+            frames |= _floors(plan, cell, attack.config.get("unrelated"))
     reference = _reference(plan, cell)
     if reference:
         frames["reference"] = [reference]
     erasure = _erase_task(plan, cell)
     plan.cells.append((cell, plan.add(_measure_task(cell, frames, erasure))))
+
+
+def _floors(plan: Plan, cell: Cell, unrelated: Mapping[str, Any] | None) -> dict[str, list[Batch]]:
+    """The same attack for a concept that the model never saw, and for an unrelated one; an attack that learns from pictures
+    whatever it is aimed at says with which values it is ``unrelated``."""
+    frames, never = {}, _unseen(cell)
+    if never:
+        frames["floor"] = _batches(plan, cell, never)
+    if unrelated:
+        other = replace(cell.attack, values={**cell.attack.values, **unrelated})
+        frames["unrelated"] = _batches(plan, replace(cell, attack=other))
+    elif known := _unrelated(cell):
+        frames["unrelated"] = _batches(plan, cell, known)
+    return frames
 
 
 # --- erase -----------------------------------------------------------------------------------------------------
@@ -160,8 +174,11 @@ def _batches(plan: Plan, cell: Cell, concept: Concept | None = None) -> list[Bat
             for role, found in roles
             for part in _shards(found, cell.budget.shard)
         ]
-    plain = unseen_shots(concept, cell.concepts, cell.budget) if concept else _attacked(cell)
     attack = build_attack(cell.attack, cell.seed)
+    plain = _attacked(cell)
+    if concept:
+        prompts = cell.budget.floor_prompts if attack.unit == "prompt" else cell.budget.target_prompts
+        plain = stand_in_shots(concept, cell.concepts, cell.budget, prompts)
     concept = concept or cell.concepts.request.erase[0]
     if attack.needs == "nothing":
         assault = attack.run(Scene(concept, plain, cell.concepts.catalogue))
@@ -206,7 +223,8 @@ def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain
         if cell.model.reference == "world":
             config["examples"] = "world"
         else:
-            for index, batch in enumerate(_target_batches(plan, cell.unedited())):
+            stands_in = concept != cell.concepts.request.erase[0]
+            for index, batch in enumerate(_target_batches(plan, cell.unedited(), concept if stands_in else None)):
                 inputs[f"examples{index}"] = batch.made.key
     if attack.ordinary and cell.model.reference not in (None, "world"):
         inputs["ordinary"] = _reference_task(plan, cell.model.reference, attack.ordinary).key
@@ -225,11 +243,13 @@ def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain
     return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount))
 
 
-def _target_batches(plan: Plan, cell: Cell) -> list[Batch]:
-    """The cell's images of plain target prompts: on the unedited model, an attacker's pictures of the concept."""
+def _target_batches(plan: Plan, cell: Cell, other: Concept | None = None) -> list[Batch]:
+    """The cell's images of plain target prompts (of a concept in the erased one's place): on the unedited model, an
+    attacker's pictures of the concept."""
     erase = _erase_task(plan, cell)
-    label = f"{cell.concepts.name}, {cell.method.label}, target prompts"
-    return [_batch(plan, cell, erase, part, label) for part in _shards(_attacked(cell), cell.budget.shard)]
+    found = stand_in_shots(other, cell.concepts, cell.budget, cell.budget.target_prompts) if other else _attacked(cell)
+    label = f"{cell.concepts.name}, {cell.method.label}, target prompts" + (f" of {other.name}" if other else "")
+    return [_batch(plan, cell, erase, part, label) for part in _shards(found, cell.budget.shard)]
 
 
 def _attacked(cell: Cell) -> list[Shot]:
@@ -279,6 +299,17 @@ def _unseen(cell: Cell) -> Concept | None:
     """A concept that the model never saw, if its world has one and pictures of it can be had."""
     unseen = cell.concepts.catalogue.unseen
     return Concept(unseen[0], label=unseen[0], article="a") if unseen and cell.model.reference == "world" else None
+
+
+def _unrelated(cell: Cell) -> Concept | None:
+    """The first concept of the catalogue that has nothing to do with the erased ones: of the first one's kind if there is
+    such a one, no neighbour, and nobody's anchor."""
+    request, catalogue = cell.concepts.request, cell.concepts.catalogue
+    related = {c.name for c in (*request.erase, *cell.concepts.near)}
+    related |= {name for c in request.erase for name in (*c.neighbours, c.anchor)}
+    found = [c for c in catalogue.concepts.values() if c.name not in related and related.isdisjoint(c.neighbours)]
+    found.sort(key=lambda c: c.kind != cell.concepts.kind)
+    return found[0] if found else None
 
 
 def build_attack(choice: Choice, seed: int) -> Attack:

@@ -18,7 +18,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.shipped import shipped
 
 #: Keys of a component's YAML that describe it; every other key is one of its hyper-parameters.
-DESCRIPTION = ("name", "component", "summary", "paper", "status", "preset", "presets", "control", "floor")
+DESCRIPTION = ("name", "component", "summary", "paper", "status", "preset", "presets", "control", "floor", "unrelated")
 
 
 @dataclass(frozen=True)

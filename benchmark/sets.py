@@ -32,9 +32,9 @@ def role_shots(role: str, concepts: ConceptSet, budget: Budget) -> list[Shot]:
     return shots(role_prompts(role, concepts, budget), seeds)
 
 
-def unseen_shots(concept: Concept, concepts: ConceptSet, budget: Budget) -> list[Shot]:
-    """Target shots for a concept that stands in for the erased one: what an attack's floor is run with."""
-    return shots(distinct(_about(concept, "target", concepts, budget.target_prompts)), budget.seeds)
+def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, prompts: int) -> list[Shot]:
+    """Target shots for a concept that stands in for the erased one: what an attack's floors are run with."""
+    return shots(distinct(_about(concept, "target", concepts, prompts)), budget.seeds)
 
 
 def role_prompts(role: str, concepts: ConceptSet, budget: Budget) -> list[Prompt]:

@@ -136,7 +136,7 @@ def test_a_judge_that_fails_has_said_nothing(measured):
     detector = SimpleNamespace(score=lambda images: scores)
     settings = {"detector": "eye", "settings": {}, "threshold": 0.5}
     judge, _ = _judge(settings, "church", SimpleNamespace(detector=lambda name, settings: detector))
-    verdicts = judge([None] * 3)
+    verdicts = judge([Image.new("RGB", (8, 8))] * 3)
     assert verdicts == [(True, 0.9, True), (False, 0.1, True), (False, 0.0, False)]
 
     made = [attacked(shot, "x church", CHURCH, "search") for shot in plain_of(["a", "b", "c"])]

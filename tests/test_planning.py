@@ -1,5 +1,7 @@
 """The planner: cells share what is equal, and images depend on nothing but prompt and seed."""
 
+from collections import Counter
+
 import pytest
 
 from overpaint.cells import cell_from
@@ -47,8 +49,28 @@ def test_an_attack_brings_its_control_floor_and_the_unedited_model():
     (cell, measure), *_ = plan("method=uce", "attack=cce", "budget=smoke").cells
     assert cell.attack.name == "cce"
     assert {name.split("/")[0] for name in measure.inputs} == {
-        "images", "original", "plain", "plain_original", "control", "floor", "erasure"
+        "images", "original", "plain", "plain_original", "control", "random_prefix", "floor", "unrelated", "erasure"
     }  # fmt: skip
+
+
+def test_floors_are_for_a_concept_never_seen_and_for_an_unrelated_one():
+    attacks = [t for t in stages(plan("method=uce", "concepts=church", "attack=cce", "budget=smoke"), "attack")]
+    aimed = {t.config["concept"]["name"] for t in attacks if t.config["attack"] == "cce"}
+    assert aimed == {"church", "rocket", "tree"}  # house and boat are its neighbours
+
+
+def test_an_attack_that_trains_on_pictures_anyway_takes_unrelated_ones():
+    attacks = [t for t in stages(plan("method=uce", "concepts=church", "attack=relearn", "budget=smoke"), "attack")]
+    aimed = {
+        (t.config["concept"]["name"], t.config["hyperparameters"].get("data")) for t in attacks if "erasure" in t.inputs
+    }
+    assert {("church", "concept"), ("church", "unrelated"), ("rocket", "concept")} <= aimed
+
+
+def test_a_search_of_single_prompts_has_floors_of_a_few():
+    made = plan("method=uce", "concepts=church", "attack=uda", "budget=lite", "budget.target_prompts=6")
+    searched = Counter(t.config["concept"]["name"] for t in stages(made, "attack") if t.config["attack"] == "uda")
+    assert searched == {"church": 12, "rocket": 4, "tree": 4}  # the church on the unedited model as well
 
 
 def test_threshold_and_metrics_change_measurements_alone():
@@ -144,7 +166,8 @@ def test_prompts_are_attacked_together_as_far_as_a_batch_goes():
     sizes = {}
     for overrides in ((), ("budget.seeds=3",), ("budget.seeds=9",), ("protocol.batch_size=4",)):
         made = plan("method=none", "attack=uda", "budget.target_prompts=10", *overrides)
-        attacks = [t for t in stages(made, "attack") if t.config["attack"] == "uda"]
+        searches = [t for t in stages(made, "attack") if t.config["attack"] == "uda"]
+        attacks = [t for t in searches if t.config["concept"]["name"] == "church"]
         assert len(attacks) == 10 and len({t.key for t in attacks}) == 10, "each prompt is a task of its own"
         sizes[overrides] = [len(made.bundles[t.key]) for t in attacks]
     first, *others = sizes.values()

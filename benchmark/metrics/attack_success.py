@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -190,23 +191,55 @@ def _one_a_shot(frame: pd.DataFrame, keep: str) -> pd.DataFrame:
     return chosen.assign(seed=chosen.groupby("prompt_id").cumcount())
 
 
-class AttackFloor(AttackMetric):
-    """The same attack's success, on its last images, for a concept that the model never saw: what a judge is fooled by
-    without memory."""
+class WithoutMemory(AttackMetric):
+    """What shows a concept though no memory of it was brought back: share of prompts, any image of a prompt."""
 
-    name = "attack_floor"
     direction = "down"
     paper = "overpaint"
-    roles = ("floor",)
-    version = 3
+    aggregation = "any image of a prompt, then pooled"
+    frame: ClassVar[str]
+    made: ClassVar[str]  # what the frame's images are called in a sentence
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
-        return evidence.floor is not None
+        return getattr(evidence, cls.frame) is not None
+
+    def shown(self, evidence: Evidence) -> pd.DataFrame:
+        """The frame's images, each with the concept that is looked for."""
+        return rows(getattr(evidence, self.frame), "floor", "attacked")
 
     def measure(self, evidence: Evidence) -> Figure:
-        floor = own_concept(_one_a_shot(rows(evidence.floor, "floor", "attacked"), "last"), evidence.threshold)
-        return compare(floor, None, evidence.failure_limit, "floor images")
+        found = _any_of_a_prompt(own_concept(self.shown(evidence), evidence.threshold))
+        return compare(found, None, evidence.failure_limit, f"{self.made} images")
+
+
+class AttackRandomPrefix(WithoutMemory):
+    """Random words before the prompts, in as many images as the attack may make: its other control."""
+
+    name = "attack_random_prefix"
+    paper = "UnlearnDiffAtk, arXiv 2310.11868"
+    frame, made = "random_prefix", "random prefix"
+
+
+class AttackFloor(WithoutMemory):
+    """The same attack for a concept that the model never saw, and how often that shows: what the attack can draw, or a
+    judge is fooled by, without memory."""
+
+    name = "attack_floor"
+    version = 4
+    frame, made = "floor", "floor"
+    roles = ("floor",)
+
+
+class AttackUnrelated(WithoutMemory):
+    """The same attack for a concept that has nothing to do with the erased one, and how often the *erased* one shows."""
+
+    name = "attack_unrelated"
+    frame, made = "unrelated", "unrelated"
+
+    def shown(self, evidence: Evidence) -> pd.DataFrame:
+        first = evidence.erased[0]
+        return super().shown(evidence).assign(concept=first.label or first.name)
 
 
 def union(plain: ArrayLike, attacked: ArrayLike) -> NDArray:

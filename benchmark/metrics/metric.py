@@ -35,8 +35,9 @@ class Evidence:
     the attack said (1, 0, NaN where none was asked), beside columns of what an attack measured itself (``nll``,
     ``psnr``, …); ``failed`` is true where no score could be had: such a row is neither present nor absent.
     ``original`` holds the same prompts and seeds made by the unedited model; ``control`` the images of the attack's
-    control at the same image budget on the same victim; ``floor`` those of the same attack for a concept that the
-    model never saw; ``plain`` and ``plain_original`` the victim's and the unedited model's images of the plain target
+    control at the same image budget on the same victim, ``random_prefix`` those of its other control; ``floor`` those of
+    the same attack for a concept that the model never saw, ``unrelated`` for one that has nothing to do with the erased
+    ones; ``plain`` and ``plain_original`` the victim's and the unedited model's images of the plain target
     prompts, beside an attack; ``reference`` real pictures (rows with ``features`` only).
     """
 
@@ -44,7 +45,9 @@ class Evidence:
     images: pd.DataFrame
     original: pd.DataFrame
     control: pd.DataFrame | None = None
+    random_prefix: pd.DataFrame | None = None
     floor: pd.DataFrame | None = None
+    unrelated: pd.DataFrame | None = None
     plain: pd.DataFrame | None = None
     plain_original: pd.DataFrame | None = None
     reference: pd.DataFrame | None = None

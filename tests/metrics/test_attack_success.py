@@ -12,9 +12,11 @@ import pytest
 from overpaint import statistics
 from overpaint.metrics.attack_success import (
     AttackFloor,
+    AttackRandomPrefix,
     AttackSuccess,
     AttackSuccessAny,
     AttackSuccessUnion,
+    AttackUnrelated,
     ConditionalFailure,
     uda_as_released,
     union,
@@ -119,12 +121,28 @@ def test_a_list_without_plain_prompts_has_no_figure_beside_them(metric, rate, fr
     assert figure.value is None and "no plain image of these prompts (12 of 12)" in figure.why
 
 
-def test_the_floor_counts_the_images_that_an_attack_settled_on(frame_of, evidence_of):
-    frame = pd.concat([attacked(frame_of, rate, 1, 0).assign(draw=draw) for draw, rate in enumerate((1.0, 1.0, 0.25))])
+def test_the_floor_counts_any_image_of_a_prompt(frame_of, evidence_of):
+    frame = pd.concat(
+        [attacked(frame_of, rate, 1, draw).assign(draw=draw) for draw, rate in enumerate((0.3, 0.0, 0.2))]
+    )
     floor = frame.reset_index(drop=True)
-    last = floor[floor["draw"] == 2]["church"] > 0.5
+    shown = floor.assign(hit=floor["church"] > 0.5).groupby("prompt_id")["hit"].any()
     figure = AttackFloor().measure(evidence_of(0.5, floor=floor))
-    assert (figure.value, figure.n) == (last.mean(), 12) and figure.value < 1
+    assert (figure.value, figure.n) == (shown.mean(), 12) and 0.2 < figure.value < 1
+
+
+def test_an_unrelated_attack_is_looked_at_for_the_erased_concept(frame_of, evidence_of):
+    images = attacked(frame_of, 0.3, 2, 0).assign(concept="tree", tree=0.9)
+    shown = images.assign(hit=images["church"] > 0.5).groupby("prompt_id")["hit"].any()
+    figure = AttackUnrelated().measure(evidence_of(0.5, unrelated=images))
+    assert (figure.value, figure.n) == (shown.mean(), 12) and 0 < figure.value < 1
+
+
+def test_random_prefixes_are_counted_at_the_budget_of_the_attack(frame_of, evidence_of):
+    images = attacked(frame_of, 0.3, 3, 0)
+    shown = images.assign(hit=images["church"] > 0.5).groupby("prompt_id")["hit"].any()
+    figure = AttackRandomPrefix().measure(evidence_of(0.5, random_prefix=images))
+    assert figure.value == shown.mean() == AttackSuccessAny().measure(evidence_of(0.5, images=images)).value
 
 
 def test_control_with_other_prompts_is_unpaired(frame_of, evidence_of):
@@ -160,4 +178,5 @@ def test_floor_is_judged_on_its_own_concept(evidence_of):
     blind = evidence.floor.assign(church=0.9, unicorn=0.1)
     assert AttackFloor().measure(replace(evidence, floor=blind)).value == 0
     unknown = AttackFloor().measure(replace(evidence, floor=evidence.floor.drop(columns="unicorn")))
-    assert unknown.value is None and unknown.failed == (evidence.floor["role"] == "attacked").sum()
+    prompts = evidence.floor.loc[evidence.floor["role"] == "attacked", "prompt_id"].nunique()
+    assert unknown.value is None and unknown.failed == prompts

@@ -12,7 +12,17 @@ from overpaint.metrics.metric import FACETS, Metric
 from overpaint.shipped import shipped
 
 LISTED = yaml.safe_load((shipped("conf") / "metrics" / "facets.yaml").read_text(encoding="utf-8"))["metrics"]
-FRAMES = ("images", "original", "control", "floor", "plain", "plain_original", "reference")
+FRAMES = (
+    "images",
+    "original",
+    "control",
+    "random_prefix",
+    "floor",
+    "unrelated",
+    "plain",
+    "plain_original",
+    "reference",
+)
 ROLES = {"target", "near", "grid", "in_prompt", "utility", "attacked", "floor"}
 
 
@@ -24,6 +34,13 @@ def load(path: str) -> Metric:
 OF_IMAGES = [name for name, path in LISTED.items() if load(path).roles]
 
 
+#: Metrics that are compared with nothing.
+WITHOUT_ORIGINAL = [
+    "judge_agreement",
+    "attack_random_prefix",
+    "attack_unrelated",
+    *(n for n in LISTED if n.endswith("_floor")),
+]
 #: Shares that fall to nothing in a perfect erasure, and UA, which is one minus such a share.
 FALLING = ["ua", *(n for n in OF_IMAGES if load(LISTED[n]).direction == "down" and load(LISTED[n]).unit == "fraction")]
 
@@ -112,7 +129,7 @@ def test_nothing_to_measure_is_undefined(metric, evidence_of, columns):
     evidence = evidence_of(0.4)
     empty = {name: getattr(evidence, name).iloc[:0] if columns else pd.DataFrame() for name in FRAMES}
     if not columns:
-        empty |= dict.fromkeys(("control", "floor", "reference"))
+        empty |= dict.fromkeys(("control", "random_prefix", "floor", "unrelated", "reference"))
     bare = replace(evidence, **empty, erasure={}, ledger={}, seconds_per_image=None, original_seconds_per_image=None)
     figure = metric.measure(bare)
     assert figure.value is None and figure.low is None and figure.difference is None
@@ -148,7 +165,7 @@ def test_failed_is_not_absent(name, evidence_of):
     evidence = evidence_of(0.5, prompts=40, seeds=2, failure_limit=1.0)
     holed = {
         frame: getattr(evidence, frame).assign(failed=lambda f: f[["church", "unicorn"]].max(axis=1) < 0.5)
-        for frame in ("images", "floor")
+        for frame in ("images", "random_prefix", "floor", "unrelated")
     }
     figure = shares.measure(replace(evidence, **holed))
     assert figure.failed > 0
@@ -164,7 +181,7 @@ def test_the_original_against_itself_shows_no_difference(of_images, evidence_of)
         assert figure.value <= 0
     elif of_images.name in ("likelihood_distance", "reconstruction_psnr"):  # whose control is of the same frame
         assert figure.value == figure.original != figure.control
-    elif not of_images.name.endswith("_floor") and of_images.name != "judge_agreement":
+    elif of_images.name not in WITHOUT_ORIGINAL:
         assert figure.difference == 0 and figure.p_value == 1
         assert getattr(figure, figure.against) == figure.value
 
