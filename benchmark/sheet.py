@@ -44,9 +44,9 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
     return written
 
 
-def _pictures(tasks: list[Task], plan: Plan, store: Store) -> dict[str, dict[tuple[str, str], Image.Image]]:
-    """method → {(group, prompt): picture}, in the order of the plan."""
-    rows: dict[str, dict[tuple[str, str], Image.Image]] = {}
+def _pictures(tasks: list[Task], plan: Plan, store: Store) -> dict[str, dict[tuple[str, str], Image.Image | None]]:
+    """method → {(group, prompt): picture, none where it failed}, in the order of the plan."""
+    rows: dict[str, dict[tuple[str, str], Image.Image | None]] = {}
     for task in tasks:
         cell = task.config["cell"]
         row = rows.setdefault(cell["method"], {})
@@ -83,7 +83,7 @@ def _wanted(found: list[Mapping], taken: dict[str, int], attack: str) -> list[in
     return chosen
 
 
-def _draw(rows: Mapping[str, Mapping[tuple[str, str], Image.Image]], blurred: bool) -> Image.Image:
+def _draw(rows: Mapping[str, Mapping[tuple[str, str], Image.Image | None]], blurred: bool) -> Image.Image:
     slots: dict[tuple[str, str], str] = {}
     for row in rows.values():
         for group, text in row:
@@ -108,6 +108,10 @@ def _draw(rows: Mapping[str, Mapping[tuple[str, str], Image.Image]], blurred: bo
             x = LEFT + column * (SIDE + GAP)
             if slot not in pictures:
                 draw.rectangle((x, y, x + SIDE, y + SIDE), outline="#cccccc")
+                continue
+            if pictures[slot] is None:
+                draw.rectangle((x, y, x + SIDE, y + SIDE), outline="#cc0000")
+                draw.text((x + 8, y + SIDE // 2 - 8), "failed", fill="#cc0000", font=small)
                 continue
             image = pictures[slot].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(image.filter(ImageFilter.GaussianBlur(12)) if blurred else image, (x, y))

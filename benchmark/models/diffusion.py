@@ -323,6 +323,8 @@ class DiffusionModel:
         return (posterior.mean * scale).to(self.dtype), (posterior.std * scale).to(self.dtype)
 
     def _pixels(self, images: Sequence[Image.Image], black: float = -1.0) -> torch.Tensor:
+        if any(image is None for image in images):
+            raise UserError("a picture to be encoded failed when it was made: its values were no finite numbers")
         pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images])
         pixels = pixels / (255 / (1 - black)) + black
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -331,12 +333,13 @@ class DiffusionModel:
         with torch.no_grad():
             return self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
 
-    def to_images(self, latents: torch.Tensor) -> list[Image.Image]:
-        """Decode scaled latents to PIL images."""
+    def to_images(self, latents: torch.Tensor) -> list[Image.Image | None]:
+        """Decode scaled latents to PIL images; ``None`` where a pixel is no finite number, which is no picture of anything."""
         with torch.no_grad():
             pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+        finite = pixels.isfinite().flatten(1).all(dim=1).tolist()
         array = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(image) for image in array]
+        return [Image.fromarray(image) if made else None for image, made in zip(array, finite)]
 
     def noise(self, seeds: Sequence[int], size: int | None = None) -> torch.Tensor:
         """Start noise, one CPU generator a seed, so that it depends on nothing but the seed: (n, c, h, w)."""
@@ -360,18 +363,20 @@ class DiffusionModel:
         negative_prompt: str = "",
         embeds: torch.Tensor | None = None,
         on_batch: Callable[[int], None] | None = None,
-    ) -> list[Image.Image]:
+        keep_failed: bool = False,
+    ) -> list[Image.Image | None]:
         """Images for prompts and seeds (one each). An image depends on its prompt and seed, not on its batch.
 
         Of a prompt that is longer than the model reads (`too_long`) the end is cut, as in diffusers and published protocols.
         ``seeds`` seed one CPU generator an image; ``embeds`` (n, tokens, width) stand for the prompts' encodings where
-        they are given; ``on_batch`` is told how many images a batch finished.
+        they are given; ``on_batch`` is told how many images a batch finished. An image that holds values which are no
+        finite numbers (a broken or overflowing model) is an error, or ``None`` with ``keep_failed``.
         """
         if isinstance(prompts, str) or isinstance(seeds, int):
             raise UserError(f"sample() takes lists of prompts and seeds, got {prompts!r} and {seeds!r}")
         if len(prompts) != len(seeds):
             raise UserError(f"sample() takes one seed a prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
-        images: list[Image.Image] = []
+        images: list[Image.Image | None] = []
         with torch.no_grad():
             if embeds is None:
                 embeds = self._encoded_once(prompts, batch_size)
@@ -384,6 +389,12 @@ class DiffusionModel:
                 images += self.to_images(latents)
                 if on_batch:
                     on_batch(len(texts))
+        failed = images.count(None)
+        if failed and not keep_failed:
+            raise UserError(
+                f"{failed} of {len(images)} images hold values that are no finite numbers: the model or its erasure is "
+                f"broken, or too large for {str(self.dtype).removeprefix('torch.')}"
+            )
         return images
 
     def _encoded_once(self, prompts: Sequence[str], batch_size: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -40,6 +41,7 @@ def run(task, inputs, folder, bench) -> dict:
                 size=protocol["size"],
                 batch_size=task.runtime["batch_size"],
                 on_batch=clock.batch,
+                keep_failed=True,
             )
             for index, image in zip(indices, made):
                 images[index] = image
@@ -71,12 +73,15 @@ class _Clock:
         announce(self.done, self.images, "images")
 
 
-def write_images(folder: Path, images: list, rows: list[dict]) -> None:
-    """``images.parquet``: an ``image`` column of PNG bytes (the Hugging Face layout) beside the given columns."""
+def write_images(folder: Path, images: Sequence[Image.Image | None], rows: list[dict]) -> None:
+    """``images.parquet``: an ``image`` column of PNG bytes (the Hugging Face layout) beside the given columns.
+
+    An image that failed (``None``) is null.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {"image": [{"bytes": _png(image), "path": None} for image in images]}
+    columns = {"image": [image and {"bytes": _png(image), "path": None} for image in images]}
     types = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
     for name, kind in (("prompt", pa.string()), ("noise_seed", pa.int64()), ("guidance_scale", pa.float64())):
         if rows and name in rows[0]:
@@ -92,12 +97,12 @@ def write_images(folder: Path, images: list, rows: list[dict]) -> None:
     pq.write_table(table, folder / "images.parquet", compression="none")
 
 
-def read_images(folder: Path) -> list[Image.Image]:
-    """The pictures of an images artefact, in order."""
+def read_images(folder: Path) -> list[Image.Image | None]:
+    """The pictures of an images artefact, in order; ``None`` where one failed."""
     import pyarrow.parquet as pq
 
     column = pq.read_table(folder / "images.parquet", columns=["image"]).column("image").to_pylist()
-    return [Image.open(io.BytesIO(entry["bytes"])).convert("RGB") for entry in column]
+    return [entry and Image.open(io.BytesIO(entry["bytes"])).convert("RGB") for entry in column]
 
 
 def _png(image: Image.Image) -> bytes:
