@@ -57,6 +57,7 @@ def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
             scheduler=protocol["scheduler"],
             size=protocol["size"],
             batch_size=task.runtime["batch_size"],
+            keep_failed=True,
         )
 
     judge, features = _judge(config["judge"], concept.label, bench) if "judge" in config else (None, None)
@@ -77,17 +78,19 @@ def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
 
 
 def _judge(settings: Mapping, label: str | None, bench):
-    """The detector's verdict on one concept, and its features; a picture that it fails on counts as not seen, and is said to
-    be unknown."""
+    """The detector's verdict on one concept, and its features; a picture that it fails on, or that failed itself, counts as
+    not seen, and is said to be unknown."""
     import torch
+
+    from overpaint.stages.score import scores
 
     detector = bench.detector(settings["detector"], settings["settings"])
 
     def judge(images: Sequence) -> list[Verdict]:
-        scores = detector.score(images)[label]
+        seen = scores(detector, images)[label]
         return [
-            Verdict(bool(score >= settings["threshold"]), float(score), known)
-            for score, known in zip(scores.fillna(0.0), scores.notna().tolist())
+            Verdict(known and bool(score >= settings["threshold"]), float(score), known)
+            for score, known in zip(seen.fillna(0.0), seen.notna().tolist())
         ]
 
     def features(images: Sequence) -> torch.Tensor:
@@ -145,7 +148,7 @@ def _examples(config: Mapping, concept, inputs: Mapping[str, Path], count: int) 
     from overpaint.stages.generate import read_images
 
     found = [image for name in sorted(inputs) if name.startswith("examples") for image in read_images(inputs[name])]
-    return found[:count]
+    return [image for image in found if image is not None][:count]
 
 
 def _ordinary(config: Mapping, inputs: Mapping[str, Path], count: int, victim, bench, paint) -> list[tuple]:

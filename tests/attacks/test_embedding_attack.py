@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import mse_loss
 
 import overpaint
 from official import distance, victim, watched
 from overpaint.attacks import embedding_attack
 from overpaint.attacks.ring_a_bell import concept_vector, contrasts
 from overpaint.erasure import Erasure, Replacement
+from overpaint.methods import soft_prompts
+from overpaint.methods.soft_prompts import SoftPrompt
 from overpaint.registry import component
 from overpaint.replay import Draws
 
@@ -194,6 +197,35 @@ def test_it_comes_closer_to_the_unedited_model(compat, scene, erased, monkeypatc
         ours.embedding(attacked, "a cat", Draws(0))
     losses = [float(values["attack_loss"]) for values in seen if "attack_loss" in values]
     assert len(losses) == 20 and min(losses[10:]) < losses[0]
+
+
+def test_half_precision_has_the_gradients_of_single_precision(goldens):
+    """On one lesson of larger latents, whose mean leaves little for float16 on the way back."""
+    generator = torch.Generator().manual_seed(0)
+    noised, wanted = (torch.randn(1, 4, 48, 48, generator=generator) for _ in range(2))
+    found = {}
+    for dtype in ("float32", "float16"):
+        model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=dtype)
+        prompt = SoftPrompt(model, "a cat", "prefix_k", 4)
+
+        def loss(rows, model=model, prompt=prompt):
+            said = model.predict(noised.to(model.dtype), 500, model.encode_embeddings(rows, prompt.ids))
+            return mse_loss(said.float(), wanted)
+
+        with watched() as seen:
+            soft_prompts.attack(prompt, prompt.random_start(Draws(0)), loss, 1, 1e-3)
+        found[dtype] = seen[0]["attack_gradient"]
+    assert found["float16"].dtype == torch.float32
+    assert distance(found["float16"], found["float32"]) < 5e-3
+
+
+def test_a_long_prompt_leaves_room_for_the_rows(scene, tiny_sd):
+    long = "a cat " + " ".join(["ship"] * 100)
+    for place, size in (("prefix_k", 4), ("add", 1)):
+        for compat in ("official", "intended"):
+            ours = attack("soft_prefix", place=place, tokens=size, compat=compat)
+            found = ours.embedding(scene, long, Draws(0))
+            assert found.shape == (1, tiny_sd.tokens, 48) and bool(torch.isfinite(found).all())
 
 
 def test_bad_values_are_refused():
