@@ -133,7 +133,7 @@ def test_momentum_starts_anew_in_every_window_and_reaches_the_last_visit(scene, 
     records |= {f"x0.{n}": torch.zeros_like(noise) for n in range(3)}
     records |= {f"perm.{2 * n + row}": orders[n] for n in range(3) for row in range(2)}
     with overpaint.erase(tiny_sd, "sld", erase=["cat"], **SLD_MAX).attached(tiny_sd):
-        assault, (first, again, other) = invert(scene, records, steps=3, learning_rate=0.0)
+        _, (first, again, other) = invert(scene, records, steps=3, learning_rate=0.0)
     assert torch.equal(first["loss"], again["loss"]) and torch.equal(first["gradient"], again["gradient"])
     assert not torch.equal(first["loss"], other["loss"])
 
@@ -204,9 +204,9 @@ def test_prompts_that_are_too_long_lose_their_end(scene, tiny_sd):
             assault, seen = invert(scene, captions="prompts", branch=branch)
         assert len(seen) == 2 and all(bool(step["gradient"].any()) for step in seen)
         assert assault.shots[0].prompt.text.startswith("a <concept> ship")
-    with pytest.raises(overpaint.UserError, match="prompt has 104 tokens"):  # a name must not lose its end
-        with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
-            invert(replace(scene, concept=Concept(long)))
+    guarded = overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd)
+    with guarded, pytest.raises(overpaint.UserError, match="prompt has 104 tokens"):  # a name must not lose its end
+        invert(replace(scene, concept=Concept(long)))
 
 
 def test_a_first_word_of_several_tokens_is_refused(scene):
