@@ -153,7 +153,7 @@ class Inversion(Attack):
         images = victim.to_images(self.sample(victim, start, [exposure.text for exposure in part]))
         verdicts = scene.judge(images) if scene.judge else [None] * len(images)
         readings = [
-            {"nll": value, "dimensions": start[0].numel()} | ({"psnr": image_psnr(picture, image)} if image else {})
+            {"nll": value} | ({"psnr": image_psnr(picture, image)} if image else {}) | {"dimensions": start[0].numel()}
             for value, picture, image in zip(nll(start).tolist(), pictures, images)
         ]
         return [Painted(exposure.shot, *seen) for exposure, *seen in zip(part, images, verdicts, readings)]
