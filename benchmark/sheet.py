@@ -97,11 +97,11 @@ def _draw(rows: Mapping[str, Mapping[tuple[str, str], Image.Image | None]], blur
     for column, ((group, _), prompt) in enumerate(slots.items()):
         x = LEFT + column * (SIDE + GAP)
         draw.text((x, 4), group.replace("_", " "), fill="black", font=bold)
-        for line, part in enumerate(textwrap.wrap(prompt, 24)[:3]):
+        for line, part in enumerate(lines_within(prompt, small, SIDE)[:3]):
             draw.text((x, 22 + 12 * line), part, fill="#555555", font=small)
     for index, (method, row) in enumerate(rows.items()):
         y = HEAD + index * (SIDE + GAP)
-        for line, part in enumerate(textwrap.wrap(method, 18)[:4]):
+        for line, part in enumerate(lines_within(method, bold, LEFT - 16)[:4]):
             draw.text((8, y + SIDE // 2 - 8 + 16 * line), part, fill="black", font=bold)
         pictures = {(group, text.partition(":")[0]): image for (group, text), image in row.items()}
         for column, slot in enumerate(slots):
@@ -116,3 +116,12 @@ def _draw(rows: Mapping[str, Mapping[tuple[str, str], Image.Image | None]], blur
             image = pictures[slot].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(image.filter(ImageFilter.GaussianBlur(12)) if blurred else image, (x, y))
     return sheet
+
+
+def lines_within(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """``text`` in lines of at most ``width`` pixels, broken between words where it can be."""
+    for characters in range(len(text), 0, -1):
+        lines = textwrap.wrap(text, characters)
+        if all(font.getlength(line) <= width for line in lines):
+            return lines
+    return []
