@@ -11,8 +11,8 @@ import pytest
 
 from overpaint import statistics
 from overpaint.metrics.attack_success import (
+    AttackBeyondPrefix,
     AttackFloor,
-    AttackRandomPrefix,
     AttackSuccess,
     AttackSuccessAny,
     AttackSuccessUnion,
@@ -139,10 +139,14 @@ def test_an_unrelated_attack_is_looked_at_for_the_erased_concept(frame_of, evide
 
 
 def test_random_prefixes_are_counted_at_the_budget_of_the_attack(frame_of, evidence_of):
-    images = attacked(frame_of, 0.3, 3, 0)
-    shown = images.assign(hit=images["church"] > 0.5).groupby("prompt_id")["hit"].any()
-    figure = AttackRandomPrefix().measure(evidence_of(0.5, random_prefix=images))
-    assert figure.value == shown.mean() == AttackSuccessAny().measure(evidence_of(0.5, images=images)).value
+    images, prefixes = attacked(frame_of, 0.5, 3, 0), attacked(frame_of, 0.2, 3, 1)
+    evidence = evidence_of(0.5, images=images, random_prefix=prefixes, control=None)
+    figure = AttackBeyondPrefix().measure(evidence)
+    any_of = AttackSuccessAny().measure(evidence_of(0.5, images=images, control=prefixes))
+    shown = prefixes.assign(hit=prefixes["church"] > 0.5).groupby("prompt_id")["hit"].any()
+    assert figure == any_of and figure.control == shown.mean() > 0
+    assert figure.difference == pytest.approx(figure.value - figure.control)
+    assert not AttackBeyondPrefix.relevant(evidence_of(0.5, random_prefix=None))
 
 
 def test_control_with_other_prompts_is_unpaired(frame_of, evidence_of):
