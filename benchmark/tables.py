@@ -119,7 +119,7 @@ def number(value: float, unit: str) -> str:
         return f"{value:.3g} s"
     if unit == "dB":
         return f"{value:.1f} dB"
-    return f"{value:.2f}" if unit in ("fraction", "ratio") else f"{value:.3g}"
+    return f"{round(value, 2) + 0.0:.2f}" if unit in ("fraction", "ratio") else f"{value:.3g}"  # no "-0.00"
 
 
 def _ranged(value: float, low: float | None, high: float | None, unit: str) -> str:

@@ -9,7 +9,7 @@ from overpaint.scope import OUTSIDE
 from overpaint.stages.measure import RECORD_COLUMNS
 from overpaint.statistics import Estimate, mean_of_estimates
 from overpaint.store import Store
-from overpaint.tables import CELL, FIELDS, cell_text, corrected, latex_text, render, stored_records
+from overpaint.tables import CELL, FIELDS, cell_text, corrected, latex_text, number, render, stored_records
 
 
 def record(method, concepts, kind, metric, value, low, high, attack="none", unit="fraction"):
@@ -113,11 +113,11 @@ def measured(tmp_path):
     def make(*records):
         store = Store(tmp_path)
         store.prepare()
-        for number, row in enumerate(records):
+        for index, row in enumerate(records):
             with store.workspace() as folder:
                 columns = [name for name in RECORD_COLUMNS if name in row]
                 pd.DataFrame([row], columns=columns).to_parquet(folder / "records.parquet")
-                store.publish("measure", f"{number:03}", folder, {})
+                store.publish("measure", f"{index:03}", folder, {})
         return stored_records(store)
 
     return make
@@ -196,3 +196,18 @@ def test_the_mean_of_equal_estimates_is_narrower_by_the_root_of_their_number():
     assert four.low == pytest.approx(0.4) and four.high == pytest.approx(0.65)
     assert mean_of_estimates([one])[:3] == pytest.approx(one[:3])
     assert mean_of_estimates([]).value is None
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (-0.001, "fraction", "0.00"),
+        (-0.3, "fraction", "-0.30"),
+        (421e3, "bytes", "421 kB"),
+        (0.00129, "seconds", "0.00129 s"),
+        (26.17, "dB", "26.2 dB"),
+        (141.3, "", "141"),
+    ],
+)
+def test_numbers_are_short_and_have_their_unit(value, unit, text):
+    assert number(value, unit) == text
