@@ -168,7 +168,7 @@ def averaged(records: pd.DataFrame, view: Mapping) -> Iterable[tuple[str, pd.Dat
         rows: dict[str, dict[str, str]] = {}
         titles = {}
         for title, column in view["columns"].items():
-            chosen = part[part["metric"] == column["metric"]]
+            chosen = part[_asked(part, column)]
             if row == "method":
                 chosen = chosen[chosen["attack"] == column.get("attack", "none")]
             if "kind" in column:
@@ -188,6 +188,12 @@ def averaged(records: pd.DataFrame, view: Mapping) -> Iterable[tuple[str, pd.Dat
             concepts = list(dict.fromkeys(part["concepts"]))
             over = ("mean over " if len(concepts) > 1 else "") + ", ".join(concepts)
             yield f"{' on '.join([*method, model])}{_under(several, values)}: {over}", table.fillna("")
+
+
+def _asked(records: pd.DataFrame, column: Mapping) -> pd.Series:
+    """Which records are a column's metric, and compared to what it asks for."""
+    of_metric = records["metric"] == column["metric"]
+    return of_metric & (records["against"] == column["against"]) if "against" in column else of_metric
 
 
 #: What a view's column shows of its records -> where they keep it, with its interval.
@@ -231,8 +237,10 @@ def viewed(records: pd.DataFrame, view: str) -> Iterable[tuple[str, pd.DataFrame
     if view not in views:
         raise unknown("view", view, ["facets", *views])
     chosen = yaml.safe_load(views[view].read_text(encoding="utf-8"))
-    compared = {column["metric"] for column in chosen["columns"].values() if column.get("field") == "difference"}
-    shown = records["metric"].isin(compared)  # Holm's family are the comparisons that the view shows
+    shown = pd.Series(False, index=records.index)  # Holm's family are the comparisons that the view shows
+    for column in chosen["columns"].values():
+        if column.get("field") == "difference":
+            shown |= _asked(records, column)
     return averaged(pd.concat([corrected(records[shown]), records[~shown]]), chosen)
 
 

@@ -68,7 +68,7 @@ def test_one_row_an_attack_beside_its_control():
         attack("uce", "church", "uda", 0.2, 0.1, 0.1, 0.4),
         attack("uce", "car", "uda", 0.1, 0.1, 0.0, 0.4),
         attack("esd", "church", "cce", 0.5, 0.5, 0.0, 0.9, scope=OUTSIDE),
-        attack("esd", "church", "random_prefix", 0.5, None, 0.0, None),
+        attack("esd", "church", "random_prefix", 0.5, None, -0.5, 0.01) | {"against": "original"},
         attack("esd", "church", "uda", 0.9, 0.1, 0.8, 1e-5),
     ]
     others = [record("uce", str(n), "object", "fid", 1.0, None, None) | {"p_value": 0.9} for n in range(10**4)]
@@ -83,7 +83,7 @@ def test_one_row_an_attack_beside_its_control():
     assert found["uda", "0.90"] == ["0.10", "0.80 [0.70, 0.90]"], "corrected over what the view shows"
     assert found["uda", "0.15"] == ["0.10", "0.05 [-0.02, 0.12] ≈"], "not distinguishable from its control"
     assert found["cce", "0.50 †"][1].endswith("≈ †") and OUTSIDE in text
-    assert found["random_prefix", "0.50"][0] == "", "it is a control and has none"
+    assert found["random_prefix", "0.50"] == ["", ""], "it is a control and has none"
 
 
 def test_a_mean_difference_is_told_from_none_by_its_own_interval():
