@@ -1,6 +1,8 @@
 """Every method and every attack has a page, and pages lead to what is there."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,14 @@ def test_the_readmes_python_does_what_it_says():
     parameters = names["model"].named_parameters()
     assert names["tensors"] and all(t.shape == parameters[name].shape for name, t in names["tensors"].items())
     assert [image.size for image in names["images"]] == [(64, 64)]
+
+
+def test_the_red_teams_tables_are_those_of_its_records():
+    """Whatever `scripts/redteam_panel.py` prints of the committed records is what the page shows."""
+    page = (ROOT / "docs" / "redteam.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^\| attack \| ((?:\w+ \| )*\w+) \|$", page, re.M)
+    assert len(headings) == 2
+    for heading in headings:
+        records = ROOT / "leaderboards" / "testbed-redteam.csv"
+        command = [sys.executable, ROOT / "scripts" / "redteam_panel.py", records, "--methods", heading.replace(" | ", ",")]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout in page

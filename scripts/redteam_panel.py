@@ -1,0 +1,122 @@
+"""Draw the red team's panel from its records: attacks × erasers, what comes back beyond random words.
+
+    overpaint table experiment=redteam … --format csv > records.csv
+    python scripts/redteam_panel.py records.csv panel.png     # the picture
+    python scripts/redteam_panel.py records.csv               # the same as a Markdown table
+
+A cell says how many prompts show the concept in any of the attack's pictures / in as many pictures of fresh seeds / in as
+many behind random words. Its colour is the paired difference to random words; it is framed (bold in the table) where the
+intervals of both differences lie above 0, slanted where that to fresh seeds alone does. † marks attacks from behind the
+place where the defence acts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from overpaint.scope import OUTSIDE
+
+#: What a cell needs of the two metrics: column here -> (metric, column of the record).
+NEEDED = {
+    "any": ("attack_success_any", "value"),
+    "seeds": ("attack_success_any", "control"),
+    "beyond_seeds": ("attack_success_any", "difference_low"),
+    "prefixes": ("attack_beyond_prefix", "control"),
+    "difference": ("attack_beyond_prefix", "difference"),
+    "beyond_prefixes": ("attack_beyond_prefix", "difference_low"),
+}
+
+
+def cells(records: pd.DataFrame) -> pd.DataFrame:
+    """One row a (method, attack) that has both controls, in the order of the records: `NEEDED` and ``outside``."""
+    compared = records[records["against"] == "control"]
+    by_metric = {m: part.set_index(["method", "attack"]) for m, part in compared.groupby("metric", sort=False)}
+    found = pd.DataFrame({name: by_metric[metric][column] for name, (metric, column) in NEEDED.items()})
+    found["outside"] = by_metric["attack_beyond_prefix"]["scope"].eq(OUTSIDE)
+    return found.dropna(subset=["any", "seeds", "prefixes"])
+
+
+def told_apart(cell: pd.Series) -> str:
+    """``both`` controls, fresh ``seeds`` alone, or neither."""
+    if cell["beyond_seeds"] <= 0 or pd.isna(cell["beyond_seeds"]):
+        return ""
+    return "both" if cell["beyond_prefixes"] > 0 else "seeds"
+
+
+def markdown(found: pd.DataFrame, methods: list[str]) -> str:
+    """A table of the cells, a column a method."""
+    attacks = dict.fromkeys(attack for method, attack in found.index if method in methods)
+    lines = ["| attack | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+    for attack in attacks:
+        row = [f"`{attack}`"]
+        for method in methods:
+            if (method, attack) not in found.index:
+                row.append("")
+                continue
+            cell = found.loc[(method, attack)]
+            mark = {"both": "**", "seeds": "*"}.get(told_apart(cell), "")
+            text = f"{mark}{cell['any']:.2f}{mark} / {cell['seeds']:.2f} / {cell['prefixes']:.2f}"
+            row.append(text + (" †" if cell["outside"] else ""))
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def draw(found: pd.DataFrame, methods: list[str], path: Path) -> None:
+    """The cells as a heat map, the attack that brings most back on the average at the top."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = found[found.index.get_level_values("method").isin(methods)]
+    excess = found["difference"].unstack("method")[methods]
+    excess = excess.loc[excess.mean(axis=1).sort_values(ascending=False).index]
+    figure, axes = plt.subplots(figsize=(1.2 + 0.82 * len(methods), 1.4 + 0.5 * len(excess)), dpi=110)
+    image = axes.imshow(excess.to_numpy(), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    for y, attack in enumerate(excess.index):
+        for x, method in enumerate(methods):
+            if (method, attack) not in found.index:
+                continue
+            cell = found.loc[(method, attack)]
+            ink = "white" if abs(cell["difference"]) > 0.6 else "black"
+            apart = told_apart(cell)
+            axes.text(x, y - 0.12, f"{cell['any']:.2f}" + ("†" if cell["outside"] else ""), ha="center", va="center", color=ink,
+                      weight="bold" if apart == "both" else "normal", style="italic" if apart == "seeds" else "normal")  # fmt: skip
+            axes.text(x, y + 0.26, f"{cell['seeds']:.2f}  {cell['prefixes']:.2f}", ha="center", va="center", color=ink, size=6.5)
+            if apart == "both":
+                axes.add_patch(plt.Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor="black", linewidth=1.4))
+    axes.set_xticks(range(len(methods)), methods, rotation=35, ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(len(excess)), excess.index)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01)
+    bar.set_label("attacked − random words, prompts that show the concept")
+    axes.set_xlabel("large: any picture of the attack; small: as many of fresh seeds, as many behind random words\n"
+                    "framed: above both controls (95 %, uncorrected); slanted: above fresh seeds alone; † behind the defence", size=8)  # fmt: skip
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", type=Path, help="what overpaint table --format csv printed")
+    parser.add_argument("picture", type=Path, nargs="?", help="PNG or SVG to draw; without it a Markdown table is printed")
+    parser.add_argument("--methods", help="which erasers, comma-separated (all but the unedited model)")
+    asked = parser.parse_args()
+    found = cells(pd.read_csv(asked.records))
+    there = [method for method in found.index.get_level_values("method").unique() if method != "none"]
+    methods = asked.methods.split(",") if asked.methods else there
+    missing = [method for method in methods if method not in there]
+    if missing:
+        parser.error(f"no attacked records of {', '.join(missing)} in {asked.records}: it has {', '.join(there)}")
+    if asked.picture:
+        draw(found, methods, asked.picture)
+    else:
+        print(markdown(found, methods))
+
+
+if __name__ == "__main__":
+    main()
