@@ -11,7 +11,17 @@ from typing import Any, Literal
 
 from overpaint.concepts import KINDS, Catalogue, Concept, Request, load_catalogue
 from overpaint.errors import UserError, unknown
-from overpaint.registry import check_type, checked, component, components, conf_folders, construct, created
+from overpaint.registry import (
+    COMPANY,
+    DESCRIPTION,
+    check_type,
+    checked,
+    component,
+    components,
+    conf_folders,
+    construct,
+    created,
+)
 
 
 @dataclass(frozen=True)
@@ -129,17 +139,34 @@ class ConceptSet:
 
 @dataclass(frozen=True)
 class Choice:
-    """A method or an attack with its settled hyper-parameters; ``given`` is what was set by hand, which its label shows."""
+    """A method or an attack with its settled hyper-parameters; ``given`` is what was set by hand, which its label shows.
+
+    An attack has a ``control`` (another attack, with as many images; none: random prefixes neither) and a ``floor`` (whether it
+    is run for concepts it was not made for).
+    """
 
     name: str
     preset: str | None
     values: Mapping[str, Any]
     given: Mapping[str, Any] = field(default_factory=dict)
+    control: str | None = None
+    floor: bool = False
+
+    def __post_init__(self):
+        check_type(self.floor, bool, f"attack={self.name}: floor")
+        if self.control is not None and not _is_control(self.control):
+            known = [*filter(_is_control, components("attack")), "null"]
+            raise unknown("control", str(self.control), known, f"attack={self.name}")
 
     @property
     def label(self) -> str:
         """``uce``, or ``uce lamb=1.0`` where a value was set by hand, so that the points of a sweep stay apart."""
         return " ".join([self.name, *(f"{key}={value}" for key, value in sorted(self.given.items()))])
+
+
+def _is_control(name: str) -> bool:
+    """Can this attack stand beside another: does it draw as many images as it is told to?"""
+    return name in components("attack") and "tries" in component("attack", name).defaults
 
 
 @dataclass(frozen=True)
@@ -222,11 +249,15 @@ def choose(
     given = {k.split(".", 1)[1] for k in explicit if k.startswith(f"{kind}.")}
     values = {k: config[k] for k in given if k in chosen.defaults and k in config}
     where = f"{kind}={chosen.name}"
+    described = sorted(key for key in given if key in DESCRIPTION and key not in COMPANY)
+    if described:
+        raise UserError(f"{where}: {described[0]} says what it is and cannot be set; choose another, {kind}=…")
     settled = checked(chosen.load(), chosen.settle(values, preset), where)
     created(chosen.load(), settled, where)  # a wrong value is told before anything runs
     if "preset" in given and preset:
         values = {"preset": preset, **values}
-    return Choice(chosen.name, preset, settled, values)
+    company = {key: config.get(key, chosen.config[key]) for key in ("control", "floor") if key in chosen.config}
+    return Choice(chosen.name, preset, settled, values, **company)
 
 
 SET_KEYS = ("name", "catalogue", "erase", "sequential", "retain", "near", "anchor", "kind", "templates", "prompts")

@@ -90,11 +90,11 @@ def _plan_cell(plan: Plan, cell: Cell) -> None:
     if cell.attack.name != "none":
         frames["plain"] = _target_batches(plan, cell)
         frames["plain_original"] = _target_batches(plan, cell.unedited())
-        if attack.config.get("control"):
+        if cell.attack.control:
             budget = build_attack(cell.attack, cell.seed).images
-            frames["control"] = _batches(plan, cell.with_attack(attack.config["control"], tries=budget))
+            frames["control"] = _batches(plan, cell.with_attack(cell.attack.control, tries=budget))
             frames["random_prefix"] = _batches(plan, cell.with_attack("random_prefix", tries=budget))
-        if attack.config.get("floor"):
+        if cell.attack.floor:
             frames |= _floors(plan, cell, attack.config.get("unrelated"))
     reference = _reference(plan, cell)
     if reference:

@@ -17,8 +17,10 @@ import yaml
 from overpaint.errors import UserError, unknown
 from overpaint.shipped import shipped
 
-#: Keys of a component's YAML that describe it; every other key is one of its hyper-parameters.
-DESCRIPTION = ("name", "component", "summary", "paper", "status", "preset", "presets", "control", "floor", "unrelated")
+#: Keys of a component's YAML that are set but change nothing of what it does: which preset, and what stands beside an attack.
+COMPANY = ("preset", "control", "floor")
+#: Keys of a component's YAML that are none of its hyper-parameters; all but `COMPANY` describe it and cannot be set.
+DESCRIPTION = (*COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,16 @@ def test_an_attack_brings_its_control_floor_and_the_unedited_model():
     }  # fmt: skip
 
 
+def test_an_attack_can_go_without_its_company_or_with_another():
+    (cell, alone), *_ = plan("attack=cce", "attack.control=null", "attack.floor=false", "budget=smoke").cells
+    assert {name.split("/")[0] for name in alone.inputs} == {"images", "original", "plain", "plain_original"}
+    assert cell.attack.label == "cce"  # what it does is the same
+    beside = plan("attack=cce", "attack.control=random_prefix", "attack.floor=false", "budget=smoke")
+    ((_, measure),) = beside.cells
+    control, prefixes = ([measure.inputs[k] for k in measure.inputs if k.startswith(name)] for name in ("control", "random"))
+    assert control == prefixes
+
+
 def test_floors_are_for_a_concept_never_seen_and_for_an_unrelated_one():
     attacks = [t for t in stages(plan("method=uce", "concepts=church", "attack=cce", "budget=smoke"), "attack")]
     aimed = {t.config["concept"]["name"] for t in attacks if t.config["attack"] == "cce"}
