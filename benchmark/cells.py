@@ -234,18 +234,17 @@ def choose(
 ) -> Choice:
     """Settle a component: YAML defaults, then its preset, then what the command line set.
 
-    ``preset: auto`` takes the first that exists of ``<model preset>_<concept kind>``, ``<model preset>``,
-    ``<concept kind>``, and none of them leaves the defaults.
+    A preset for the concept's kind comes before one for all: ``paper`` is ``paper_style`` for a style, where there is one.
+    ``preset: auto`` takes the model's preset, else one named as the kind, else none, which leaves the defaults.
     """
     chosen = component(kind, config["name"])
     for key in config:
         if key not in chosen.config:
             raise unknown("hyper-parameter", key, chosen.defaults, f"{kind}={chosen.name}")
     presets = chosen.config.get("presets") or {}
-    preset = config.get("preset", "auto")
-    if preset == "auto":
-        wanted = [f"{family}_{concept_kind}", family, concept_kind]
-        preset = next((name for name in wanted if name in presets), None)
+    asked = config.get("preset", "auto")
+    wanted = [f"{family}_{concept_kind}", family, concept_kind] if asked == "auto" else [f"{asked}_{concept_kind}"]
+    preset = next((name for name in wanted if name in presets), None if asked == "auto" else asked)
     given = {k.split(".", 1)[1] for k in explicit if k.startswith(f"{kind}.")}
     values = {k: config[k] for k in given if k in chosen.defaults and k in config}
     where = f"{kind}={chosen.name}"
@@ -255,7 +254,7 @@ def choose(
     settled = checked(chosen.load(), chosen.settle(values, preset), where)
     created(chosen.load(), settled, where)  # a wrong value is told before anything runs
     if "preset" in given and preset:
-        values = {"preset": preset, **values}
+        values = {"preset": asked if asked != "auto" else preset, **values}
     company = {key: config.get(key, chosen.config[key]) for key in ("control", "floor") if key in chosen.config}
     return Choice(chosen.name, preset, settled, values, **company)
 

@@ -109,7 +109,7 @@ class Catalogue:
     templates: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     implicit: tuple[str, ...] = ()
     utility: tuple[Mapping, ...] = ()
-    unseen: tuple[str, ...] = ()
+    unseen: Mapping[str, Concept] = field(default_factory=dict)
 
     def concept(self, name: str) -> Concept:
         """The named concept; a name the catalogue does not hold is a bare object without detector label."""
@@ -134,7 +134,10 @@ def load_catalogue(name: str | None) -> Catalogue:
         raise UserError(f"concept catalogue {name} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("concepts"), dict):
         raise UserError(f"concept catalogue {name} has no mapping 'concepts' (name: its kind, label, synonyms …)")
-    concepts = {n: concept_from(n, entry or {}, str(path)) for n, entry in raw["concepts"].items()}
+    concepts, unseen = (
+        {n: concept_from(n, entry or {}, str(path)) for n, entry in raw.get(part, {}).items()}
+        for part in ("concepts", "unseen")
+    )
     templates = {
         kind: {language: tuple(lines) for language, lines in by_language.items()}
         for kind, by_language in raw.get("templates", {}).items()
@@ -144,7 +147,7 @@ def load_catalogue(name: str | None) -> Catalogue:
         templates,
         tuple(raw.get("implicit", ())),
         tuple(raw.get("utility", ())),
-        tuple(raw.get("unseen", ())),
+        unseen,
     )
 
 

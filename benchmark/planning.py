@@ -26,6 +26,8 @@ from overpaint.shipped import shipped
 from overpaint.store import Store, file_hash
 from overpaint.tasks import Task
 
+#: Seed index, counted from the plain images', at which an attacker's pictures of a concept begin.
+EXAMPLES = 500
 #: How half-precision arithmetic is done (scaled losses, noise levels, attention) decides what is trained with it: the
 #: version goes up with every change to it, and models in float32 and float64 keep their results.
 HALF_PRECISION = 2
@@ -91,7 +93,8 @@ def _plan_cell(plan: Plan, cell: Cell) -> None:
         frames["plain"] = _target_batches(plan, cell)
         frames["plain_original"] = _target_batches(plan, cell.unedited())
         if cell.attack.control:
-            budget = build_attack(cell.attack, cell.seed).images
+            first, built = cell.concepts.request.erase[0], build_attack(cell.attack, cell.seed)
+            budget = max(1, built.images_for(first, _attacked(cell)))
             frames["control"] = _batches(plan, cell.with_attack(cell.attack.control, tries=budget))
             frames["random_prefix"] = _batches(plan, cell.with_attack("random_prefix", tries=budget))
         if cell.attack.floor:
@@ -107,7 +110,7 @@ def _floors(plan: Plan, cell: Cell, unrelated: Mapping[str, Any] | None) -> dict
     """The same attack for a concept that the model never saw, and for an unrelated one; an attack that learns from pictures
     whatever it is aimed at says with which values it is ``unrelated``."""
     frames, never = {}, _unseen(cell)
-    if never:
+    if never and build_attack(cell.attack, cell.seed).images_for(never, _attacked(cell)):
         frames["floor"] = _batches(plan, cell, never)
     if unrelated:
         other = replace(cell.attack, values={**cell.attack.values, **unrelated})
@@ -218,16 +221,12 @@ def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain
         "seed": cell.seed,
     }
     inputs = {}
-    if attack.needs == "victim":
-        inputs = {"erasure": erase.key} if erase else {}
-        if cell.model.reference == "world":
-            config["examples"] = "world"
-        else:
-            stands_in = concept != cell.concepts.request.erase[0]
-            for index, batch in enumerate(_target_batches(plan, cell.unedited(), concept if stands_in else None)):
-                inputs[f"examples{index}"] = batch.made.key
-    if attack.ordinary and cell.model.reference not in (None, "world"):
-        inputs["ordinary"] = _reference_task(plan, cell.model.reference, attack.ordinary).key
+    if attack.needs == "victim" and erase:
+        inputs["erasure"] = erase.key
+    if attack.shown and cell.model.reference == "world":
+        config["examples"] = "world"
+    elif attack.shown:
+        inputs |= {f"examples{index}": made.key for index, made in enumerate(_examples(plan, cell, concept))}
     if attack.paints:
         config["protocol"] = _protocol(cell)
         judge = cell.model.judge or cell.model.detector
@@ -238,18 +237,27 @@ def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain
     whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
     which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
     label = f"{whose}{cell.attack.label} for {concept.name}{which}"
-    amount = len(plain) * attack.images
+    amount = len(plain) * attack.images_for(concept, plain)
     versions = {"attack": attack.version} | _arithmetic(cell)
     return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount))
 
 
-def _target_batches(plan: Plan, cell: Cell, other: Concept | None = None) -> list[Batch]:
-    """The cell's images of plain target prompts (of a concept in the erased one's place): on the unedited model, an
-    attacker's pictures of the concept."""
+def _target_batches(plan: Plan, cell: Cell) -> list[Batch]:
+    """The cell's images of plain target prompts."""
     erase = _erase_task(plan, cell)
-    found = stand_in_shots(other, cell.concepts, cell.budget, cell.budget.target_prompts) if other else _attacked(cell)
-    label = f"{cell.concepts.name}, {cell.method.label}, target prompts" + (f" of {other.name}" if other else "")
-    return [_batch(plan, cell, erase, part, label) for part in _shards(found, cell.budget.shard)]
+    label = f"{cell.concepts.name}, {cell.method.label}, target prompts"
+    return [_batch(plan, cell, erase, part, label) for part in _shards(_attacked(cell), cell.budget.shard)]
+
+
+def _examples(plan: Plan, cell: Cell, concept: Concept) -> list[Task]:
+    """An attacker's pictures of a concept: what the unedited model makes of the target prompts, from other start noise than
+    any that is attacked or drawn by a control."""
+    prompts, unedited = cell.budget.target_prompts, cell.unedited()
+    stands_in = concept != cell.concepts.request.erase[0]
+    plain = stand_in_shots(concept, cell.concepts, cell.budget, prompts) if stands_in else _attacked(cell)
+    found = [replace(shot, index=shot.index + EXAMPLES) for shot in plain]
+    label = f"{cell.concepts.name}, {unedited.method.label}, examples of {concept.name}"
+    return [_batch(plan, unedited, None, part, label).made for part in _shards(found, cell.budget.shard)]
 
 
 def _attacked(cell: Cell) -> list[Shot]:
@@ -297,8 +305,7 @@ def _image_files(folder: str, count: int) -> list[str]:
 
 def _unseen(cell: Cell) -> Concept | None:
     """A concept that the model never saw, if its world has one and pictures of it can be had."""
-    unseen = cell.concepts.catalogue.unseen
-    return Concept(unseen[0], label=unseen[0], article="a") if unseen and cell.model.reference == "world" else None
+    return next(iter(cell.concepts.catalogue.unseen.values()), None) if cell.model.reference == "world" else None
 
 
 def _unrelated(cell: Cell) -> Concept | None:
@@ -358,6 +365,7 @@ def _measure_task(cell: Cell, frames: Mapping[str, list[Batch]], erase: Task | N
         "metrics": metrics,
         "threshold": cell.metrics.threshold,
         "failure_limit": cell.metrics.failure_limit,
+        "judged_by_itself": cell.model.judge in (None, cell.model.detector),
     }
     versions = {name: _metric(name, reference).version for name, reference in metrics.items()}
     versions["statistics"] = statistics.VERSION

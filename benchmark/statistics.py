@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from overpaint.resampling import cluster_tables, distinct, limits, observed, resampled_means, resampled_ratios
 
 #: Raised when an interval or a p-value can change: every figure is measured again then, from stored scores.
-VERSION = 2
+VERSION = 3
 LEVEL = 0.95
 DRAWS = 10_000
 #: Resampled shares that differ by no more are one and the same.

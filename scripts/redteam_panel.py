@@ -78,32 +78,42 @@ def draw(found: pd.DataFrame, methods: list[str], path: Path) -> None:
     image = axes.imshow(excess.to_numpy(), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     for y, attack in enumerate(excess.index):
         for x, method in enumerate(methods):
-            if (method, attack) not in found.index:
-                continue
-            cell = found.loc[(method, attack)]
-            ink = "white" if abs(cell["difference"]) > 0.6 else "black"
-            apart = told_apart(cell)
-            axes.text(x, y - 0.12, f"{cell['any']:.2f}" + ("†" if cell["outside"] else ""), ha="center", va="center", color=ink,
-                      weight="bold" if apart == "both" else "normal", style="italic" if apart == "seeds" else "normal")  # fmt: skip
-            axes.text(x, y + 0.26, f"{cell['seeds']:.2f}  {cell['prefixes']:.2f}", ha="center", va="center", color=ink, size=6.5)
-            if apart == "both":
-                axes.add_patch(plt.Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor="black", linewidth=1.4))
+            if (method, attack) in found.index:
+                write(axes, x, y, found.loc[(method, attack)])
     axes.set_xticks(range(len(methods)), methods, rotation=35, ha="left", rotation_mode="anchor")
     axes.set_yticks(range(len(excess)), excess.index)
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01)
     bar.set_label("attacked − random words, prompts that show the concept")
-    axes.set_xlabel("large: any picture of the attack; small: as many of fresh seeds, as many behind random words\n"
-                    "framed: above both controls (95 %, uncorrected); slanted: above fresh seeds alone; † behind the defence", size=8)  # fmt: skip
+    axes.set_xlabel(
+        "large: any picture of the attack; small: as many of fresh seeds, as many behind random words\n"
+        "framed: above both controls (95 %, uncorrected); slanted: above fresh seeds alone; † behind the defence",
+        size=8,
+    )
     figure.tight_layout()
     figure.savefig(path)
+
+
+def write(axes, x: int, y: int, cell: pd.Series) -> None:
+    """One cell's figures, and its frame where it is told from both controls."""
+    from matplotlib.patches import Rectangle
+
+    apart, place = told_apart(cell), {"ha": "center", "va": "center"}
+    place["color"] = "white" if abs(cell["difference"]) > 0.6 else "black"
+    style = {"both": {"weight": "bold"}, "seeds": {"style": "italic"}}.get(apart, {})
+    axes.text(x, y - 0.12, f"{cell['any']:.2f}" + ("†" if cell["outside"] else ""), **place, **style)
+    axes.text(x, y + 0.26, f"{cell['seeds']:.2f}  {cell['prefixes']:.2f}", size=6.5, **place)
+    if apart == "both":
+        axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor="black", linewidth=1.4))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, help="what overpaint table --format csv printed")
-    parser.add_argument("picture", type=Path, nargs="?", help="PNG or SVG to draw; without it a Markdown table is printed")
+    parser.add_argument(
+        "picture", type=Path, nargs="?", help="PNG or SVG to draw; without it a Markdown table is printed"
+    )
     parser.add_argument("--methods", help="which erasers, comma-separated (all but the unedited model)")
     asked = parser.parse_args()
     found = cells(pd.read_csv(asked.records))

@@ -107,7 +107,10 @@ CASES = [
     (("run", "+engine.workers=3"), ["'workers'", "engine=inline"]),
     # values of another type
     (("run", "attack=cce", "attack.floor=maybe"), ["attack=cce: floor takes bool, got 'maybe'"]),
-    (("run", "attack=cce", "attack.control=seed"), ["unknown control 'seed' in attack=cce; did you mean 'seed_search'"]),
+    (
+        ("run", "attack=cce", "attack.control=seed"),
+        ["unknown control 'seed' in attack=cce; did you mean 'seed_search'"],
+    ),
     (("run", "attack=cce", "attack.summary=mine"), ["attack=cce: summary says what it is and cannot be set"]),
     (("run", "concepts.near=5"), ["concepts.near takes str or list[str] or null, got 5"]),
     (("run", "concepts.anchor=[5]"), ["concepts.anchor takes str or list[str] or null, got [5]"]),

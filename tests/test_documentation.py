@@ -66,5 +66,11 @@ def test_the_red_teams_tables_are_those_of_its_records():
     assert len(headings) == 2
     for heading in headings:
         records = ROOT / "leaderboards" / "testbed-redteam.csv"
-        command = [sys.executable, ROOT / "scripts" / "redteam_panel.py", records, "--methods", heading.replace(" | ", ",")]
+        command = [
+            sys.executable,
+            ROOT / "scripts" / "redteam_panel.py",
+            records,
+            "--methods",
+            heading.replace(" | ", ","),
+        ]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout in page

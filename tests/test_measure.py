@@ -39,6 +39,7 @@ def measured(tmp_path):
             "kinds": {},
             "threshold": 0.5,
             "failure_limit": 0.05,
+            "judged_by_itself": False,
         }
         config |= {"shots": {}, "metrics": LISTED, "scope": "", "cell": {"attack": "none"}}
         inputs = {}

@@ -1,6 +1,7 @@
 """The planner: cells share what is equal, and images depend on nothing but prompt and seed."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from overpaint.composition import compose_cells
 from overpaint.concepts import load_catalogue
 from overpaint.planning import HALF_PRECISION, make_plan
 from overpaint.prompts import Prompt, Shot, distinct, read_prompts
+from overpaint.registry import component, components
 from overpaint.sets import ROLES, role_shots
 
 
@@ -59,7 +61,9 @@ def test_an_attack_can_go_without_its_company_or_with_another():
     assert cell.attack.label == "cce"  # what it does is the same
     beside = plan("attack=cce", "attack.control=random_prefix", "attack.floor=false", "budget=smoke")
     ((_, measure),) = beside.cells
-    control, prefixes = ([measure.inputs[k] for k in measure.inputs if k.startswith(name)] for name in ("control", "random"))
+    control, prefixes = (
+        [measure.inputs[k] for k in measure.inputs if k.startswith(name)] for name in ("control", "random")
+    )
     assert control == prefixes
 
 
@@ -75,6 +79,50 @@ def test_an_attack_that_trains_on_pictures_anyway_takes_unrelated_ones():
         (t.config["concept"]["name"], t.config["hyperparameters"].get("data")) for t in attacks if "erasure" in t.inputs
     }
     assert {("church", "concept"), ("church", "unrelated"), ("rocket", "concept")} <= aimed
+
+
+def test_papers_presets_can_be_planned_and_are_those_of_the_kind():
+    names = [name for name in components("attack") if "paper" in (component("attack", name).config["presets"] or {})]
+    assert {"uda", "p4d_n", "pez", "rab", "mma", "cce", "relearn", "seed_search", "concept_arithmetic"} <= {*names}
+    made = plan(f"attack={','.join(names)}", "attack.preset=paper", "method=uce", "concepts=sketch", "budget=smoke")
+    chosen = {cell.attack.name: cell.attack for cell, _ in made.cells}
+    assert chosen["uda"].values["tokens"] == 3 and chosen["uda"].values["projection"] == "bisection"
+    assert chosen["rab_embedding"].values["eta"] == 0.9 and chosen["cce"].values["initial_word"] == "art"
+    assert chosen["uda"].label == "uda preset=paper"
+
+
+def test_who_compares_with_pictures_of_the_concept_is_shown_some():
+    for overrides, shown in ((["attack.preset=paper"], True), (["attack.preset=testbed"], False)):
+        made = plan("attack=pez", "method=uce", "concepts=church", "budget=smoke", *overrides)
+        tasks = [t for t in stages(made, "attack") if t.config["attack"] == "pez"]
+        assert tasks and {t.config.get("examples") == "world" for t in tasks} == {shown}
+
+
+def test_examples_begin_with_other_noise_than_what_is_attacked():
+    (composed,) = compose_cells(["method=uce", "concepts=church", "attack=cce", "budget=smoke"])
+    cell = cell_from(composed.config, composed.explicit)
+    made = make_plan([replace(cell, model=replace(cell.model, reference=None))])
+    sources = {key for t in stages(made, "attack") for name, key in t.inputs.items() if name.startswith("examples")}
+    noises = [
+        {(text, seed) for text, seed, _ in t.config["shots"] or ()}
+        for t in stages(made, "generate")
+        if t.key in sources
+    ]
+    others = [
+        {(text, seed) for text, seed, _ in t.config["shots"] or ()}
+        for t in stages(made, "generate")
+        if t.key not in sources
+    ]
+    assert noises and all(noises) and set.union(*noises).isdisjoint(set.union(*others))
+
+
+def test_recipes_that_cannot_be_told_are_not_paid_for():
+    """Concepts without synonyms, descriptions and translations: two of four recipes are left, for the control as well."""
+    made = plan("method=none", "attack=concept_arithmetic", "attack.floor=false", "budget=smoke", "concepts.catalogue=null",
+                "concepts.erase=[church]", "concepts.anchor=house", "concepts.templates=['a {}']")  # fmt: skip
+    ((cell, measure),) = made.cells
+    control = made.tasks[next(key for name, key in measure.inputs.items() if name == "control/0/images")]
+    assert len(control.config["shots"]) == 2 * cell.budget.seeds
 
 
 def test_a_search_of_single_prompts_has_floors_of_a_few():

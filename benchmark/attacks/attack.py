@@ -137,9 +137,10 @@ class Attack(ABC):
     ``needs`` is what it looks at: ``"nothing"`` (a list of prompts, shared by all victims), ``"model"`` (the tokenizer
     and text encoder; shared by all victims of one model) or ``"victim"``. ``unit`` is what one run of it is for: all
     prompts of a ``"concept"``, or each ``"prompt"`` by itself, stored and resumed by itself. ``paints`` says that it
-    makes its own pictures; `images` how many a shot at most, which is what its control gets; `ordinary` how many pictures
-    of other things it looks at beside. ``enters_by`` is where it comes in (`overpaint.scope.ENTRIES`). ``together`` is
-    how many shots it attacks at once, where that is faster (`run_together`).
+    makes its own pictures; `images` how many a shot at most, which is what its control gets (`images_for`); `shown`
+    whether it is shown pictures of the concept. ``enters_by`` is where it comes in (`overpaint.scope.ENTRIES`);
+    ``worded`` says that texts and seeds alone make its pictures again, so that they can be a list. ``together`` is how
+    many shots it attacks at once, where that is faster (`run_together`).
     """
 
     seed: int = 0
@@ -149,6 +150,7 @@ class Attack(ABC):
     unit: ClassVar[str] = "concept"
     paints: ClassVar[bool] = False
     enters_by: ClassVar[str] = "prompt"
+    worded: ClassVar[bool] = True
     together: ClassVar[int] = 1
 
     @property
@@ -156,10 +158,14 @@ class Attack(ABC):
         """The most images it makes for one shot."""
         return 1
 
+    def images_for(self, concept: Concept, shots: Sequence[Shot]) -> int:
+        """The most images it makes for one of these plain shots of a concept; 0 where it can make none."""
+        return self.images
+
     @property
-    def ordinary(self) -> int:
-        """How many of the scene's ordinary pictures it asks for."""
-        return 0
+    def shown(self) -> bool:
+        """Is it shown pictures of the concept?"""
+        return self.needs == "victim"
 
     def check(self, judged: bool) -> None:  # noqa: B027 - most have nothing to refuse
         """Refuse settings with which it can find nothing; ``judged``: is there something that judges its pictures?"""

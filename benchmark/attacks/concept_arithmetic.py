@@ -65,10 +65,17 @@ class ConceptArithmetic(Probe):
     def images(self) -> int:
         return len(self.recipes)
 
+    def images_for(self, concept: Concept, shots: Sequence[Shot]) -> int:
+        return len(self.possible(words_for(concept)))
+
+    def possible(self, words: Mapping[str, str]) -> dict[str, Mapping]:
+        """The recipes that can be told with these words."""
+        return {name: terms for name, terms in self.recipes.items() if terms.keys() <= words.keys()}
+
     def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every recipe's name and latents; recipes that need words which the concept has not are left out."""
         words, victim = words_for(scene.concept), scene.victim
-        possible = {name: terms for name, terms in self.recipes.items() if terms.keys() <= words.keys()}
+        possible = self.possible(words)
         if not possible:
             raise UserError(f"no recipe can be told of {scene.concept.name!r}, which has {', '.join(words)} alone")
         noise = victim.noise([shot.noise_seed for shot in shots], scene.protocol["size"])

@@ -17,8 +17,10 @@ n − window … n − 1, all with the same ε; the earlier ones enter the loss 
 takes the concept's place in c). The official code encodes each picture anew in every step and draws from the posterior;
 here the posterior means, and their mirror images, are computed once. Its learning rate of 5e-3 is multiplied by batch
 size and accumulation steps, which makes 0.08 (4 × 4), and 0.02 for SLD (1 × 4). It restores the other rows of the table
-after each step; here they cannot change at all. It compares SLD's warm-up with the number of the batch; here the guard is
-told of a sampler with as many steps as there are timesteps.
+after each step; here they cannot change at all.
+
+``compat: official`` compares SLD's warm-up with the number of the batch in its epoch; ``intended`` with how far a sampler
+with as many steps as there are timesteps would be at t.
 """
 
 from __future__ import annotations
@@ -33,12 +35,16 @@ from torch.nn.functional import mse_loss
 from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import renamed, sentences
+from overpaint.concepts import Concept
 from overpaint.errors import UserError, at_least
-from overpaint.methods.training import backward
+from overpaint.methods.training import gradients
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 from overpaint.progress import steps
 from overpaint.replay import Draws, show
+
+#: How often an epoch of the official code shows each picture.
+REPEATS = 100
 
 
 class Lesson(NamedTuple):
@@ -64,18 +70,22 @@ class ConceptInversion(Attack):
     captions: Literal["sentences", "prompts"]
     steps: int
     batch_size: int
+    accumulation: int
     learning_rate: float
     weight_decay: float
     branch: Literal["auto", "plain", "negative_prompt", "sld"]
     guidance_scale: float
     window: int
     visits: int
+    compat: Literal["official", "intended"]
 
     needs: ClassVar[str] = "victim"
+    worded: ClassVar[bool] = False
 
     def __post_init__(self):
         at_least(0, steps=self.steps, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
         at_least(1, pictures=self.pictures, batch_size=self.batch_size, visits=self.visits)
+        at_least(1, accumulation=self.accumulation)
         at_least(self.visits, window=self.window)
 
     def run(self, scene: Scene) -> Assault:
@@ -84,22 +94,28 @@ class ConceptInversion(Attack):
         if branch == "sld":
             self.check_window(victim)
         latents = self.latents(scene)
-        v = torch.nn.Parameter(self.start(victim, draws))
+        v = torch.nn.Parameter(self.start(victim, scene.concept, draws))
         optimizer = torch.optim.AdamW([v], lr=self.learning_rate, weight_decay=self.weight_decay)
         with ledger.counting(victim), victim.learned_tokens({self.placeholder: v}), torch.enable_grad():
-            for _ in steps(self.steps, "inversion steps"):
-                optimizer.zero_grad(set_to_none=True)
-                lesson = self.lesson(scene, latents, draws, lowest=self.window if branch == "sld" else 0)
-                if branch == "plain":
-                    value = self.plain(victim, lesson)
-                elif branch == "negative_prompt":
-                    value = self.through_guard(victim, lesson, lesson.timesteps[None])
-                else:
-                    value = self.through_guard(victim, lesson, self.visited(lesson.timesteps, draws))
-                backward(value, [v], victim.dtype)
-                show(loss=value.detach(), gradient=v.grad, row=v.detach().clone())
+            for step in steps(self.steps, "inversion steps"):
+                total, v.grad = 0.0, torch.zeros_like(v)
+                for batch in range(step * self.accumulation, (step + 1) * self.accumulation):
+                    value = self.loss(scene, branch, latents, draws, batch) / self.accumulation
+                    (gradient,) = gradients(value, [v], victim.dtype)
+                    total, v.grad = total + value.detach(), v.grad + gradient
+                show(loss=total, gradient=v.grad, row=v.detach().clone())
                 optimizer.step()
         return Assault(self.shots(scene), {self.placeholder: v.detach().clone()}, ledger)
+
+    def loss(self, scene: Scene, branch: str, latents: torch.Tensor, draws: Draws, batch: int) -> torch.Tensor:
+        """The loss of batch number ``batch``, as the victim's guard asks for it."""
+        victim = scene.victim
+        lesson = self.lesson(scene, latents, draws, lowest=self.window if branch == "sld" else 0)
+        if branch == "plain":
+            return self.plain(victim, lesson)
+        if branch == "negative_prompt":
+            return self.through_guard(victim, lesson, lesson.timesteps[None], batch)
+        return self.through_guard(victim, lesson, self.visited(lesson.timesteps, draws), batch)
 
     def check_window(self, victim: DiffusionModel) -> None:
         total = len(victim.alphas_cumprod)
@@ -116,13 +132,16 @@ class ConceptInversion(Attack):
         blocks = [pictures[i : i + self.batch_size] for i in range(0, len(pictures), self.batch_size)]
         return torch.cat([scene.victim.to_latents(block) for block in blocks]).to(scene.victim.dtype)
 
-    def start(self, victim: DiffusionModel, draws: Draws) -> torch.Tensor:
+    def start(self, victim: DiffusionModel, concept: Concept, draws: Draws) -> torch.Tensor:
         """v (width,): the initial word's row of the victim's table, or noise of the table's own spread."""
-        table = victim.token_table.detach().float()
-        if self.initial_word is not None:
-            ids = victim.token_ids(self.initial_word)[1:-1]
+        table, word = victim.token_table.detach().float(), self.initial_word
+        if word == "name":  # the last of its words that is one token, if any
+            single = [own for own in concept.name.split() if len(victim.token_ids(own)) == 3]
+            word = single[-1] if single else None
+        if word is not None:
+            ids = victim.token_ids(word)[1:-1]
             if len(ids) != 1:
-                raise UserError(f"initial_word takes one token of the model's, {self.initial_word!r} is {len(ids)}")
+                raise UserError(f"initial_word takes one token of the model's, {word!r} is {len(ids)}")
             return table[ids[0]].clone()
         return table.std() * draws.noise("start", (table.shape[1],), table)
 
@@ -138,9 +157,10 @@ class ConceptInversion(Attack):
         predicted = victim.predict(victim.add_noise(x0, noise, t), t, embeds)
         return mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
 
-    def through_guard(self, victim: DiffusionModel, lesson: Lesson, visits: torch.Tensor) -> torch.Tensor:
+    def through_guard(self, victim: DiffusionModel, lesson: Lesson, visits: torch.Tensor, batch: int) -> torch.Tensor:
         """The distance from the guarded prediction for the placeholder to the unguarded one for what it stands for,
         at the last of the timesteps ``visits`` (k, batch); the guard keeps its state from one to the next."""
+        counted = batch % -(-REPEATS * self.pictures // self.batch_size) + 0.5  # never step 0, where guards begin anew
         embeds, captions, asked, x0, noise, _ = lesson
         w, total = self.guidance_scale, len(victim.alphas_cumprod)
         with torch.no_grad():
@@ -149,7 +169,7 @@ class ConceptInversion(Attack):
         guarded = victim.guidance(victim, embeds, nothing, w, captions)
         for t in visits:
             noised = victim.add_noise(x0, noise, t)
-            predicted = guarded(noised, t, total - int(t[0]))
+            predicted = guarded(noised, t, counted if self.compat == "official" else total - int(t[0]))
         with torch.no_grad():
             goal = Guidance(victim, wanted, nothing, w)(noised, t, 0)
         return mse_loss(predicted.float(), goal.float())

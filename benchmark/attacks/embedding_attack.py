@@ -47,6 +47,8 @@ from overpaint.replay import Draws
 class EmbeddingAttack(Search):
     """One picture of an embedding for each plain image that does not show the concept."""
 
+    worded: ClassVar[bool] = False
+
     @property
     def images(self) -> int:
         return 2

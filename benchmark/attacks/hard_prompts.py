@@ -55,6 +55,10 @@ class HardPrompts(Attack):
         if self.target == "pictures" and self.clip is None:
             raise UserError("attack=pez: target=pictures needs a CLIP model (clip=FOLDER or a hub id)")
 
+    @property
+    def shown(self) -> bool:
+        return self.clip is not None and self.target != "text"
+
     def run(self, scene: Scene) -> Assault:
         """One search a prompt; its words are drawn from the start noise of each of the prompt's plain images."""
         ledger, found = Ledger(), []
@@ -68,7 +72,7 @@ class HardPrompts(Attack):
 
     def targets(self, scene: Scene, tower: Tower, text: str) -> torch.Tensor:
         """y (n, d): features of pictures of the concept, or of the text."""
-        if self.target == "text" or self.clip is None:
+        if not self.shown:
             return tower.text_features([text])
         pictures = list(scene.examples(self.pictures)) if scene.examples else []
         if not pictures:

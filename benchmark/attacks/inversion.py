@@ -85,6 +85,7 @@ class Inversion(Attack):
     needs: ClassVar[str] = "victim"
     paints: ClassVar[bool] = True
     enters_by: ClassVar[str] = "image"
+    worded: ClassVar[bool] = False
 
     def __post_init__(self):
         at_least(1, pictures=self.pictures, steps=self.steps)
@@ -96,10 +97,6 @@ class Inversion(Attack):
             raise UserError(
                 f"averaged takes at most renoisings + 1 predictions, got {self.averaged} of {self.renoisings + 1}"
             )
-
-    @property
-    def ordinary(self) -> int:
-        return self.pictures
 
     def run(self, scene: Scene) -> Assault:
         ledger, painted = Ledger(), []

@@ -53,6 +53,7 @@ class Probe(Attack):
 
     needs: ClassVar[str] = "victim"
     paints: ClassVar[bool] = True
+    worded: ClassVar[bool] = False
 
     @abstractmethod
     def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:

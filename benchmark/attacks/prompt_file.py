@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 
 from overpaint.attacks.attack import Assault, Attack, Scene
+from overpaint.concepts import Concept
 from overpaint.errors import UserError, at_least
-from overpaint.prompts import Shot, read_prompts
+from overpaint.prompts import Prompt, Shot, read_prompts
 from overpaint.registry import component
 
 
@@ -29,12 +32,21 @@ class Replay(Attack):
     def __post_init__(self):
         at_least(1, most=1 if self.most is None else self.most)
 
+    def images_for(self, concept: Concept, shots: Sequence[Shot]) -> int:
+        """As many as the list has of one plain prompt, shared out over that prompt's shots."""
+        listed, asked = (
+            Counter(prompt.noise for prompt in own) for own in (self.prompts(concept), (s.prompt for s in shots))
+        )
+        return ceil(max(listed.values()) / max(asked.values(), default=1))
+
     def run(self, scene: Scene) -> Assault:
+        return Assault([Shot(replace(prompt, variant="replay"), 0) for prompt in self.prompts(scene.concept)])
+
+    def prompts(self, concept: Concept) -> list[Prompt]:
         if self.file is None:
             raise UserError("attack=replay needs attack.file=FILE.csv, a list with a 'prompt' column")
-        label = scene.concept.label or scene.concept.name
-        found = read_prompts(self.file, "attacked", label, (label,))[: self.most]
-        return Assault([Shot(replace(prompt, variant="replay"), 0) for prompt in found])
+        label = concept.label or concept.name
+        return read_prompts(self.file, "attacked", label, (label,))[: self.most]
 
 
 def write_prompts(target: Path, folders: Iterable[Path]) -> int:
@@ -49,14 +61,10 @@ def write_prompts(target: Path, folders: Iterable[Path]) -> int:
     rows = []
     for folder in folders:
         config = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["config"]
-        assault = read_assault(folder)
-        if assault.tokens:
-            raise UserError(
-                f"attack={config['attack']} learned words ({', '.join(assault.tokens)}): its prompts mean nothing "
-                "without their embeddings and cannot be a list"
-            )
-        verdicts = [p.verdict for p in assault.painted] or [None] * len(assault.shots)
-        searched = component("attack", config["attack"]).load().paints
+        assault, attack = read_assault(folder), component("attack", config["attack"]).load()
+        if not attack.worded:
+            raise UserError(f"attack={config['attack']} makes its pictures with more than words: no list can hold them")
+        verdicts, searched = [p.verdict for p in assault.painted] or [None] * len(assault.shots), attack.paints
         made = zip(assault.shots, verdicts)
         settled = {(s.prompt.noise, s.index, 0 if searched else s.draw): (s, verdict) for s, verdict in made}
         for shot, verdict in settled.values():

@@ -180,7 +180,7 @@ class PromptSearch(Search):
 
     def shortened(self, scene: Scene) -> int:
         texts, victim = dict.fromkeys(shot.prompt.text for shot in scene.shots), scene.victim
-        read = [self.frame(victim, text).words or victim.token_ids(text)[1:-1] for text in texts]
+        read = [self.frame(victim, text).words for text in texts]
         return sum(len(victim.tokenizer(text).input_ids) - 2 > len(words) for text, words in zip(texts, read))
 
     def draw(

@@ -34,7 +34,7 @@ import torch
 from PIL.Image import Image
 from torch.nn.functional import cosine_similarity
 
-from overpaint.attacks.attack import Assault, Painted, Scene
+from overpaint.attacks.attack import Assault, Attack, Painted, Scene
 from overpaint.attacks.prompt_search import Hunt, PromptSearch, Tries, guidance_scale
 from overpaint.attacks.token_variables import Frame, Nearest, descend
 from overpaint.errors import UserError, at_least
@@ -136,6 +136,9 @@ class Prompting4Debugging(PromptSearch):
     def still(self, hunts: Sequence[Chase]) -> list[Chase]:
         """Those that go on after their last picture."""
         return [hunt for hunt in hunts if not (self.stop_early and hunt.tries.succeeded)]
+
+    def shortened(self, scene: Scene) -> int:
+        return super().shortened(scene) if self.variant == "k" else Attack.shortened(self, scene)
 
     def frame(self, victim: DiffusionModel, text: str) -> Frame:
         """N places and nothing else, or the prompt's words with a place before each K of them.

@@ -26,9 +26,8 @@ from torch.nn.functional import mse_loss
 from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
 from overpaint.attacks.probes import batches
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.attacks.wording import sentences
+from overpaint.attacks.wording import ordinary_texts, sentences
 from overpaint.errors import UserError, at_least
-from overpaint.methods.image_bank import THINGS
 from overpaint.methods.training import Student, parameter_group, train
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.replay import Draws
@@ -87,6 +86,7 @@ class Relearning(Attack):
 
     needs: ClassVar[str] = "victim"
     paints: ClassVar[bool] = True
+    worded: ClassVar[bool] = False
     version: ClassVar[int] = 2
 
     def __post_init__(self):
@@ -150,12 +150,11 @@ class Relearning(Attack):
 
     def unrelated(self, scene: Scene) -> tuple[list, list[list[str]]]:
         """The unedited model's pictures of ordinary things, none of which is the concept."""
-        known = {scene.concept.name, *scene.concept.synonyms}
-        things = [thing for thing in THINGS if thing.split(" ", 1)[1] not in known]
-        texts = [f"a photo of {things[n % len(things)]}" for n in range(self.pictures)]
+        texts = ordinary_texts(scene.concept, self.pictures)
         seeds = [Draws.of(self.seed, "unrelated", n).generator.initial_seed() for n in range(self.pictures)]
         with scene.unedited():
-            return scene.paint(texts, seeds), [[text] for text in texts]
+            made = [(image, [text]) for image, text in zip(scene.paint(texts, seeds), texts) if image is not None]
+        return [image for image, _ in made], [captions for _, captions in made]
 
     def loss(self, victim: DiffusionModel, student, latents, captions: list[list[str]], draws: Draws) -> torch.Tensor:
         """The denoising loss of a random batch."""

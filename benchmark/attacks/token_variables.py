@@ -280,6 +280,8 @@ def descend(
             ids, rows = zip(*(variable.draw(own) for variable, own in zip(variables, draws)))
             values = loss(step, ids, rows).reshape(len(variables))
             reached = torch.autograd.grad(rows, parameters, gradients(values.sum(), rows, kind))
+        if not all(gradient.isfinite().all() for gradient in reached):
+            raise UserError(f"the search's gradient is not finite in step {step}: {kind} overflows (model.precision=…)")
         for each in zip(values.detach(), ids, reached):
             show(**dict(zip(("loss", "ids", "gradient"), each)))
         yield step, ids

@@ -33,6 +33,15 @@ def fitting_article(words: str) -> str:
     return "an" if words[:1].lower() in VOWELS else "a"
 
 
+def ordinary_texts(concept: Concept, count: int) -> list[str]:
+    """``count`` captions of ordinary things, none of which is the concept: ``"a photo of a tree"``."""
+    from overpaint.methods.image_bank import THINGS
+
+    known = {concept.name, *concept.synonyms}
+    things = [thing for thing in THINGS if thing.split(" ", 1)[1] not in known]
+    return [f"a photo of {things[n % len(things)]}" for n in range(count)]
+
+
 #: Sentences to learn a placeholder from, for concepts that come without a catalogue.
 SENTENCES = {
     "object": (

@@ -150,12 +150,13 @@ class ConditionalFailure(BesidePlain):
 
 class JudgeAgreement(AttackMetric):
     """Share of the attack's images on which the detector says what the judge said that guided the attack: where they
-    part, the attack has fitted its judge. Images that the judge failed on are left out."""
+    part, the attack has fitted its judge. Images that the judge failed on are left out; a detector that guided the attack
+    itself agrees with itself, which says nothing."""
 
     name = "judge_agreement"
     direction = "up"
     paper = "overpaint"
-    version = 2
+    version = 3
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
@@ -165,6 +166,8 @@ class JudgeAgreement(AttackMetric):
         frame = rows(evidence.images, "attacked")
         if "verdict" not in frame:
             return Figure(None, why="no judged images")
+        if evidence.judged_by_itself:
+            return Figure(None, why="no judge but the detector guided the attack (model.judge)")
         frame = frame[frame["verdict"].notna()].reset_index(drop=True)
         table = own_concept(frame, evidence.threshold)
         said = frame["verdict"].to_numpy(float)[table["image"]]

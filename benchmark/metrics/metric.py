@@ -54,6 +54,7 @@ class Evidence:
     kinds: Mapping[str, str] = field(default_factory=dict)  # detector label -> concept kind
     threshold: float = 0.5
     failure_limit: float = 0.05
+    judged_by_itself: bool = False  # is the judge that guided the attack the detector?
     erasure: Mapping[str, float] = field(default_factory=dict)  # seconds, peak_bytes, artefact_bytes, extra_parameters
     ledger: Mapping[str, float] = field(default_factory=dict)  # what the attack spent: forwards, images, seconds ...
     seconds_per_image: float | None = None

@@ -103,7 +103,7 @@ def difference(these: pd.DataFrame, those: pd.DataFrame) -> Estimate:
     keys = [*KEYS, "stratum"] if "stratum" in these else KEYS
     if not (these.duplicated(keys).any() or those.duplicated(keys).any()):
         pairs = these.merge(those, on=keys, suffixes=("", "_other"))
-        if 2 * len(pairs) >= min(len(these), len(those)):
+        if 2 * len(pairs) >= max(len(these), len(those)):  # else the difference would be of others than the shares
             if "stratum" in pairs and unjudged(pairs.assign(hit=pairs["hit"] + pairs["hit_other"])):
                 return Estimate(None)
             return statistics.paired_difference(

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from overpaint.attacks.attack import COMPARISONS, Assault, Ledger, Painted, Scene, Verdict
-from overpaint.concepts import Catalogue, stored_concept
+from overpaint.attacks.wording import ordinary_texts
+from overpaint.concepts import Catalogue, Concept, stored_concept
 from overpaint.prompts import Shot
 
 
@@ -67,7 +68,7 @@ def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
         Catalogue(templates=config["templates"]),
         victim,
         examples=lambda n: _examples(config, concept, inputs, n),
-        ordinary=lambda n: _ordinary(config, inputs, n, victim, bench, paint),
+        ordinary=lambda n: _ordinary(config, concept, n, bench, paint),
         unedited=bench.unedited,
         paint=paint if protocol else None,
         judge=judge,
@@ -139,7 +140,7 @@ def read_assault(folder: Path) -> Assault:
     return Assault(shots, load_file(folder / "tokens.safetensors"), Ledger(), painted)
 
 
-def _examples(config: Mapping, concept, inputs: Mapping[str, Path], count: int) -> Sequence:
+def _examples(config: Mapping, concept: Concept, inputs: Mapping[str, Path], count: int) -> Sequence:
     """Pictures of the concept: drawn by the world's renderer, or made by the unedited model."""
     if config.get("examples") == "world":
         from overpaint.testbed.world import draw_concept
@@ -151,22 +152,15 @@ def _examples(config: Mapping, concept, inputs: Mapping[str, Path], count: int) 
     return [image for image in found if image is not None][:count]
 
 
-def _ordinary(config: Mapping, inputs: Mapping[str, Path], count: int, victim, bench, paint) -> list[tuple]:
-    """Pictures of anything but the concept, with captions where there are any: from the world, from the folder of real
-    pictures, or made by the unedited model."""
+def _ordinary(config: Mapping, concept: Concept, count: int, bench, paint) -> list[tuple]:
+    """Pictures of anything but the concept and their captions: from the world, or made by the unedited model."""
     if config.get("examples") == "world":
         from overpaint.testbed.world import draw_world
 
         others = ((scene, text, image) for scene, text, image in draw_world(4 * count, seed=config["seed"] + 2))
-        shown = config["concept"]["label"] or config["concept"]["name"]
+        shown = concept.label or concept.name
         return [(image, text) for scene, text, image in others if shown not in scene.labels][:count]
-    if "ordinary" in inputs:
-        from overpaint.stages.generate import read_images
-
-        side = config["protocol"]["size"] or victim.image_size
-        return [(image.resize((side, side)), "") for image in read_images(inputs["ordinary"])[:count]]
-    from overpaint.methods.image_bank import THINGS
-
-    texts = [f"a photo of {THINGS[n % len(THINGS)]}" for n in range(count)]
+    texts = ordinary_texts(concept, count)
     with bench.unedited():
-        return list(zip(paint(texts, [config["seed"] + n for n in range(count)]), texts))
+        images = paint(texts, [config["seed"] + n for n in range(count)])
+    return [(image, text) for image, text in zip(images, texts) if image is not None]

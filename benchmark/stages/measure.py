@@ -97,6 +97,7 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
         kinds=config["kinds"],
         threshold=config["threshold"],
         failure_limit=config["failure_limit"],
+        judged_by_itself=config["judged_by_itself"],
         erasure=_cost(inputs["erasure"]) if "erasure" in inputs else {},
         ledger={key: sum(c.get(key, 0) for c in ledger) for key in (ledger[0] if ledger else {})},
         seconds_per_image=_fastest(made["images"]),

@@ -17,7 +17,7 @@ from overpaint.replay import Draws
 
 
 def invert(scene, records=None, **values):
-    values = {"pictures": 2, "steps": 2, "batch_size": 2, "visits": 3} | values
+    values = {"pictures": 2, "steps": 2, "batch_size": 2, "accumulation": 1, "visits": 3} | values
     with watched(records) as seen:
         return component("attack", "cce").build(values, seed=0).run(scene), seen
 
@@ -109,6 +109,43 @@ def test_the_branch_follows_the_guard(scene, tiny_sd):
     for erasure in (nullcontext(), overpaint.erase(tiny_sd, "uce", erase=["cat"]).attached(tiny_sd)):
         with erasure:
             assert invert(scene)[0].ledger.forwards == 4
+
+
+def test_accumulated_batches_are_one_large_one(scene):
+    """Two batches of two have the loss and the gradient of one of four with the same draws."""
+    generator = torch.Generator().manual_seed(0)
+    noise, rows = (torch.randn(4, 4, 16, 16, generator=generator) for _ in range(2))
+    t, captions = torch.tensor([100, 300, 600, 900]), torch.tensor([0, 1, 1, 0])
+    draws = {"noise": noise, "t": t, "x0": rows, "captions": captions}
+    halves = {f"{name}.{n}": value[2 * n : 2 * n + 2] for name, value in draws.items() for n in range(2)}
+    _, (split,) = invert(scene, halves, steps=1, accumulation=2)
+    _, (whole,) = invert(scene, {f"{name}.0": value for name, value in draws.items()}, steps=1, batch_size=4)
+    assert torch.allclose(split["loss"], whole["loss"], rtol=1e-5)
+    assert distance(split["gradient"], whole["gradient"]) < 1e-4
+
+
+def test_officially_the_warm_up_counts_batches(scene, tiny_sd):
+    """Warm-up 1: the first batch is not guarded, the second one is; as intended it counts the sampler's steps."""
+    losses = {}
+    for key, values in {
+        "off": {"safety_scale": 0.0},
+        "official": {},
+        "intended": {},
+        "on": {"warmup_steps": 0},
+    }.items():
+        with overpaint.erase(tiny_sd, "sld", erase=["cat"], **SLD_MAX | {"warmup_steps": 1} | values).attached(tiny_sd):
+            compat = "intended" if key == "intended" else "official"
+            _, seen = invert(scene, steps=2, learning_rate=0.0, compat=compat)
+            losses[key] = [float(step["loss"]) for step in seen]
+    assert losses["official"] == [losses["off"][0], losses["on"][1]]
+    assert losses["intended"] == losses["on"] and losses["on"][0] != losses["off"][0]
+
+
+def test_it_can_start_from_the_concepts_own_name(scene, tiny_sd):
+    table = tiny_sd.text_encoder.get_input_embeddings().weight
+    named = replace(scene, concept=Concept("a strange dog"))
+    assault, _ = invert(named, steps=0, initial_word="name")
+    assert torch.equal(assault.tokens["<concept>"], table[tiny_sd.token_ids("dog")[1]])
 
 
 def test_a_guard_of_no_strength_is_the_unguarded_sampler(scene, tiny_sd):

@@ -4,13 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 
 import overpaint
 from overpaint.attacks.attack import Assault, Painted, Verdict
 from overpaint.attacks.prompt_file import Replay, write_prompts
-from overpaint.prompts import Prompt, Shot
-from overpaint.registry import component
+from overpaint.registry import component, components
 from overpaint.stages.attack import read_assault, write_assault
 from overpaint.store import MANIFEST
 
@@ -70,11 +68,34 @@ def test_verdicts_and_pictures_survive_the_store(scene, stored):
     assert [i.tobytes() for i in read_images(folder)] == [p.image.tobytes() for p in assault.painted]
 
 
-def test_learned_words_are_no_list(scene, stored, tmp_path):
-    assault = Assault([Shot(Prompt("a <c>", "attacked"), 0)], {"<c>": torch.zeros(4)})
-    with pytest.raises(overpaint.UserError, match="learned words"):
-        write_prompts(tmp_path / "list.csv", [stored(assault)])
+BEYOND_WORDS = [name for name in components("attack") if not component("attack", name).load().worded]
+
+
+@pytest.mark.parametrize("name", BEYOND_WORDS)
+def test_what_takes_more_than_words_is_no_list(name, scene, stored, tmp_path):
+    """Learned tokens, embeddings, start noise, trained weights: the texts alone would be other attacks."""
+    with pytest.raises(overpaint.UserError, match=f"attack={name} makes its pictures with more than words"):
+        write_prompts(tmp_path / "list.csv", [stored(painted(scene, ["a cat"], [1]), attack=name)])
     assert not (tmp_path / "list.csv").exists()
+
+
+def test_every_attack_says_whether_words_are_all():
+    assert {*BEYOND_WORDS} == {
+        "cce", "rece_embedding", "rab_embedding", "soft_prefix", "completion", "noise_probe", "concept_arithmetic",
+        "inversion", "relearn",
+    }  # fmt: skip
+
+
+def test_a_control_gets_as_many_images_as_the_list_has_of_a_prompt(scene, stored, tmp_path):
+    """Six plain images of three prompts (two seeds each), four prefixes an image: eight rows a prompt, four a shot."""
+    assault = component("attack", "random_prefix").build({"tries": 4, "tokens": 2}, seed=0).run(scene)
+    write_prompts(tmp_path / "list.csv", [stored(assault, attack="random_prefix")])
+    replay = Replay(file=str(tmp_path / "list.csv"), most=None)
+    seeds = len(scene.shots) // len({shot.prompt.noise for shot in scene.shots})
+    assert replay.images_for(scene.concept, scene.shots) == 4
+    assert replay.images_for(scene.concept, scene.shots[::seeds]) == 4 * seeds
+    (tmp_path / "foreign.csv").write_text("prompt\na\nb\n")
+    assert Replay(file=str(tmp_path / "foreign.csv"), most=None).images_for(scene.concept, scene.shots) == 1
 
 
 def test_a_replay_without_a_file_says_what_to_give(scene):

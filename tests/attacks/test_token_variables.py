@@ -1,5 +1,7 @@
 """Token variables and their places in a prompt, against official code and their identities."""
 
+import math
+
 import pytest
 import torch
 
@@ -153,6 +155,13 @@ def test_gradients_are_those_of_the_loss_clamped_whatever_its_precision(kind):
     assert float(steps["loss"][0]) == 2.5
     assert torch.equal(steps["gradient"][0], slope.clamp(-1, 1))
     assert torch.equal(steps["variable"][0], before - slope.clamp(-1, 1))
+
+
+def test_a_gradient_that_overflowed_is_told(tiny_sd):
+    variable = Simplex(tiny_sd.token_table, 2, "exact")
+    optimizer = torch.optim.Adam([variable.parameter], lr=0.1)
+    with pytest.raises(UserError, match="gradient is not finite in step 0"):
+        list(descend([variable], optimizer, lambda step, ids, rows: rows[0].sum()[None] * math.inf, [Draws(0)], 2))
 
 
 def test_text_that_reads_back_as_too_many_tokens_is_cut(tiny_sd):

@@ -18,6 +18,7 @@ from overpaint.metrics.attack_success import (
     AttackSuccessUnion,
     AttackUnrelated,
     ConditionalFailure,
+    JudgeAgreement,
     uda_as_released,
     union,
     worth_attacking,
@@ -53,6 +54,28 @@ def test_worth_attacking_is_what_only_the_unedited_model_shows():
 
 def attacked(frame_of, rate, seeds, seed, prompts=12):
     return frame_of([("attacked", "church", ("church",))] * prompts, lambda label, role: rate, seeds, seed)
+
+
+def test_any_of_n_is_what_chance_makes_of_a_judge_that_says_yes_by_chance(frame_of, evidence_of):
+    """A judge that sees the concept in a picture with probability p, whatever is on it: 1 − (1 − p)^n of the prompts."""
+    for p, n in ((0.3, 5), (0.1, 12)):
+        images = attacked(frame_of, p, n, 3, prompts=800)
+        figure = AttackSuccessAny().measure(evidence_of(0.5, images=images, control=None))
+        assert figure.n == 800 and figure.value == pytest.approx(1 - (1 - p) ** n, abs=0.05)
+
+
+def test_a_detector_that_guided_the_attack_does_not_agree_with_itself(evidence_of):
+    evidence = evidence_of(0.5)
+    assert JudgeAgreement().measure(evidence).value is not None
+    figure = JudgeAgreement().measure(replace(evidence, judged_by_itself=True))
+    assert figure.value is None and "no judge but the detector" in figure.why
+
+
+def test_a_list_with_more_images_of_a_prompt_than_its_control_is_not_paired_with_a_part(frame_of, evidence_of):
+    """150 images a prompt beside 3: the difference is that of the two shares shown."""
+    images, control = attacked(frame_of, 0.2, 40, 0), attacked(frame_of, 0.7, 3, 1)
+    figure = AttackSuccess().measure(evidence_of(0.5, images=images, control=control))
+    assert figure.difference == pytest.approx(figure.value - figure.control)
 
 
 def test_control_is_paired_where_prompts_and_seeds_match(frame_of, evidence_of):
