@@ -78,14 +78,25 @@ class Verdict(NamedTuple):
     known: bool = True
 
 
+class Provenance(NamedTuple):
+    """How a search came to a prompt: the whole prompt's token ids without start and end, whether its text reads back as
+    them, and the loss of every step since the picture before."""
+
+    ids: Sequence[int]
+    stable: bool
+    losses: Sequence[float]
+
+
 class Painted(NamedTuple):
-    """A picture that an attack made, for which shot, what its judge said (``None``: not asked), and what the attack
-    itself measured on the way (by name; see `overpaint.metrics.inversion`). No image: it failed when it was made."""
+    """A picture that an attack made, for which shot, what its judge said (``None``: not asked), what the attack itself
+    measured on the way (by name; see `overpaint.metrics.inversion`), and how a search came to it (`Provenance`). No image:
+    it failed when it was made."""
 
     shot: Shot
     image: Image | None
     verdict: Verdict | None = None
     readings: Mapping[str, float] = {}
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True)

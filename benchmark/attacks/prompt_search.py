@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from PIL.Image import Image
 
-from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene, counting
+from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Provenance, Scene, counting
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.token_variables import Frame, TokenVariable, encoded
 from overpaint.models.diffusion import DiffusionModel
@@ -59,10 +59,11 @@ def make_pictures(
     variant: str,
     embeds: torch.Tensor | None = None,
     seeds: Sequence[int] | None = None,
+    origins: Sequence[Provenance] | None = None,
 ) -> list[Painted]:
     """The next picture of each, judged: of its text through the victim, from the plain image's start noise or a seed's.
 
-    ``embeds`` (n, tokens, width) are drawn in the place of the texts' own.
+    ``embeds`` (n, tokens, width) are drawn in the place of the texts' own; ``origins`` say how a search came to the texts.
     """
     scene, shots = tries[0].scene, []
     for own, text, seed in zip(tries, texts, seeds or [None] * len(tries)):
@@ -70,7 +71,10 @@ def make_pictures(
         shots.append(shot if seed is None else replace(shot, prompt=replace(shot.prompt, seed=seed - shot.index)))
     images = paint(tries, shots, embeds)
     verdicts = scene.judge(images) if scene.judge else [None] * len(images)
-    made = [Painted(*each) for each in zip(shots, images, verdicts)]
+    made = [
+        Painted(shot, image, verdict, provenance=origin)
+        for shot, image, verdict, origin in zip(shots, images, verdicts, origins or [None] * len(images))
+    ]
     for own, painted in zip(tries, made):
         own.painted.append(painted)
     return made
@@ -136,7 +140,8 @@ class Search(Attack):
 class Hunt:
     """One search for words: its pictures so far, its prompt's frame, what is learned, and x_0 (1, c, h, w).
 
-    ``lesson`` is what the next steps are taken on, ``view`` what it sees through the victim (`PromptSearch.view`).
+    ``lesson`` is what the next steps are taken on, ``view`` what it sees through the victim (`PromptSearch.view`), ``losses``
+    those of the steps since the last picture, each ().
     """
 
     tries: Tries
@@ -145,6 +150,13 @@ class Hunt:
     x0: torch.Tensor
     view: Callable[..., torch.Tensor]
     lesson: Lesson | None = None
+    losses: list[torch.Tensor] = field(default_factory=list)
+
+    def provenance(self, ids: Sequence[int], text: str) -> Provenance:
+        """How it came to these words (k,) in its frame, whose text this is; the next one's steps are counted anew."""
+        whole, losses = self.frame.filled(ids), [float(loss) for loss in self.losses]
+        self.losses.clear()
+        return Provenance(whole, self.frame.model.token_ids(text)[1:-1] == whole, losses)
 
     @property
     def shot(self) -> Shot:
@@ -187,13 +199,15 @@ class PromptSearch(Search):
         self, hunts: Sequence[Hunt], ids: Sequence[torch.Tensor], variant: str, seeds: Sequence[int] | None = None
     ) -> list[Painted]:
         """A picture for each hunt: its frame filled with words (1, k)."""
-        texts, embeds = [hunt.frame.text(own[0].tolist()) for hunt, own in zip(hunts, ids)], None
+        words, embeds = [own[0].tolist() for own in ids], None
+        texts = [hunt.frame.text(own) for hunt, own in zip(hunts, words)]
         if self.drawn_from == "ids":
             victim = hunts[0].frame.model
             ended = [Frame(victim, h.frame.words, h.frame.places) for h in hunts]  # and padded as the sampler does
             with torch.no_grad(), counting(victim, [hunt.ledger for hunt in hunts]):
                 embeds = encoded(ended, ids, [victim.token_table[own] for own in ids])
-        return make_pictures([hunt.tries for hunt in hunts], texts, variant, embeds, seeds)
+        origins = [hunt.provenance(*each) for hunt, *each in zip(hunts, words, texts)]
+        return make_pictures([hunt.tries for hunt in hunts], texts, variant, embeds, seeds, origins)
 
     def originals(self, scene: Scene, hunted: Sequence[Tries]) -> list[Image]:
         """The unedited model's pictures of the same prompts from the same start noise."""
@@ -272,7 +286,10 @@ class PromptSearch(Search):
         else:
             each = zip(hunts, *(part.split(1) for part in (noised, timesteps, embeds)))
             said = torch.cat([hunt.looked(scene, *row, first + index) for hunt, *row in each])
-        return (said.float() - wanted.float()).square().flatten(1).mean(dim=1)
+        values = (said.float() - wanted.float()).square().flatten(1).mean(dim=1)
+        for hunt, value in zip(hunts, values.detach()):
+            hunt.losses.append(value)
+        return values
 
 
 def guidance_scale(scene: Scene, shot: Shot) -> float:

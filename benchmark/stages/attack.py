@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from overpaint.attacks.attack import COMPARISONS, Assault, Ledger, Painted, Scene, Verdict
+from overpaint.attacks.attack import COMPARISONS, Assault, Ledger, Painted, Provenance, Scene, Verdict
 from overpaint.attacks.wording import ordinary_texts
 from overpaint.concepts import Catalogue, Concept, stored_concept
 from overpaint.prompts import Shot
@@ -108,7 +108,7 @@ def _embeds(detector) -> bool:
 
 
 def write_assault(folder: Path, assault: Assault) -> None:
-    """``shots.json`` (with verdicts and readings), ``tokens.safetensors`` and, from attacks that paint, the pictures."""
+    """``shots.json`` (verdicts, readings, provenance), ``tokens.safetensors`` and, from attacks that paint, the pictures."""
     from safetensors.torch import save_file
 
     painted = assault.painted or [Painted(shot, None) for shot in assault.shots]
@@ -116,6 +116,7 @@ def write_assault(folder: Path, assault: Assault) -> None:
         p.shot.as_dict()
         | ({"verdict": list(p.verdict)} if p.verdict else {})
         | ({"readings": dict(p.readings)} if p.readings else {})
+        | ({"provenance": p.provenance._asdict()} if p.provenance else {})
         for p in painted
     ]
     (folder / "shots.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -134,9 +135,11 @@ def read_assault(folder: Path) -> Assault:
     rows = json.loads((folder / "shots.json").read_text(encoding="utf-8"))
     verdicts = [Verdict(*row.pop("verdict")) if "verdict" in row else None for row in rows]
     readings = [row.pop("readings", {}) for row in rows]
+    origins = [Provenance(**row.pop("provenance")) if "provenance" in row else None for row in rows]
     shots = [Shot.from_dict(row) for row in rows]
-    said = any(verdicts) or any(readings)
-    painted = [Painted(shot, None, *seen) for shot, *seen in zip(shots, verdicts, readings)] if said else []
+    said = any(verdicts) or any(readings) or any(origins)
+    known = zip(shots, verdicts, readings, origins)
+    painted = [Painted(shot, None, *seen) for shot, *seen in known] if said else []
     return Assault(shots, load_file(folder / "tokens.safetensors"), Ledger(), painted)
 
 

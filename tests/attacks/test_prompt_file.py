@@ -68,6 +68,24 @@ def test_verdicts_and_pictures_survive_the_store(scene, stored):
     assert [i.tobytes() for i in read_images(folder)] == [p.image.tobytes() for p in assault.painted]
 
 
+def test_the_store_knows_how_a_search_came_to_each_prompt(scene, stored):
+    """Ids, whether the text reads back as them, and the losses of the steps since the picture before; none for the plain one."""
+    attack = component("attack", "uda").build({"timesteps": 2, "iterations": 3, "tokens": 2}, seed=0)
+    quiet = replace(scene, shots=scene.shots[:2], judge=lambda images: [Verdict(False, 0.0)] * len(images))
+    assault = attack.run(quiet)
+    read = read_assault(stored(assault))
+    assert [p.provenance for p in read.painted] == [p.provenance for p in assault.painted]
+    for picture in read.painted:
+        if picture.shot.prompt.variant == "plain":
+            assert picture.provenance is None
+            continue
+        ids, stable, losses = picture.provenance
+        assert len(losses) == 3 and all(loss > 0 for loss in losses)
+        assert stable == (scene.victim.token_ids(picture.shot.prompt.text)[1:-1] == ids)
+        assert ids[2:] == scene.victim.token_ids(quiet.shots[0].prompt.text)[1:-1], "the prompt's own words behind two"
+        assert not stable or picture.shot.prompt.text.endswith(quiet.shots[0].prompt.text)
+
+
 BEYOND_WORDS = [name for name in components("attack") if not component("attack", name).load().worded]
 
 
