@@ -190,8 +190,9 @@ def test_what_does_not_fit_of_a_prompt_is_cut_and_said(tmp_path, capsys):
         for folder in folders
     }
     (target,) = [folder for folder, shown in texts.items() if long in shown]
-    cut, car, _ = (np.asarray(image) for image in read_images(target))
-    assert np.array_equal(cut, car)  # the car stood in the part that was cut
+    cut, car, church = (np.asarray(image).astype(int) for image in read_images(target))
+    # the car stood in the part that was cut; rows of one batch can round otherwise
+    assert np.abs(cut - car).max() <= 2 < np.abs(cut - church).max()
 
 
 def test_image_does_not_depend_on_batch_or_order():
