@@ -12,6 +12,8 @@ from overpaint.planning import HALF_PRECISION, make_plan
 from overpaint.prompts import Prompt, Shot, distinct, read_prompts
 from overpaint.registry import component, components
 from overpaint.sets import ROLES, role_shots
+from overpaint.stages.attack import _scene
+from overpaint.workbench import Workbench
 
 
 def plan(*overrides):
@@ -96,6 +98,7 @@ def test_who_compares_with_pictures_of_the_concept_is_shown_some():
         made = plan("attack=pez", "method=uce", "concepts=church", "budget=smoke", *overrides)
         tasks = [t for t in stages(made, "attack") if t.config["attack"] == "pez"]
         assert tasks and {t.config.get("examples") == "world" for t in tasks} == {shown}
+        assert len(_scene(tasks[0], {}, Workbench(), None).examples(3)) == (3 if shown else 0)
 
 
 def test_examples_begin_with_other_noise_than_what_is_attacked():
