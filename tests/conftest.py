@@ -123,11 +123,6 @@ def scene(tiny_sd, cat, judge):
     ]
     pictures = tiny_sd.sample(["cat"] * 2, [0, 1], steps=1, guidance_scale=1)
     protocol = {"scheduler": "ddim", "steps": 1, "guidance_scale": 7.5, "size": 32}
-
-    def paint(texts, seeds, embeds=None, guidance=None):
-        scale = guidance or protocol["guidance_scale"]
-        return tiny_sd.sample(texts, seeds, embeds=embeds, **protocol | {"guidance_scale": scale})
-
     return Scene(
         cat,
         shots(plain, 3),
@@ -135,11 +130,32 @@ def scene(tiny_sd, cat, judge):
         tiny_sd,
         lambda n: pictures[:n],
         unedited=lambda: nullcontext(tiny_sd),
-        paint=paint,
+        paint=painter(tiny_sd, protocol),
         judge=judge,
         protocol=protocol,
         features=lambda images: torch.stack([torch.tensor(list(image.tobytes())).float() for image in images]),
     )
+
+
+def painter(model, protocol):
+    """``paint`` of a scene in front of that model."""
+
+    def paint(texts, seeds, embeds=None, guidance=None):
+        scale = guidance or protocol["guidance_scale"]
+        return model.sample(texts, seeds, embeds=embeds, **protocol | {"guidance_scale": scale})
+
+    return paint
+
+
+@pytest.fixture
+def in_front_of(scene):
+    """``in_front_of(model)``: the scene before another model."""
+
+    def moved(model):
+        paint = painter(model, scene.protocol)
+        return replace(scene, victim=model, unedited=lambda: nullcontext(model), paint=paint)
+
+    return moved
 
 
 class ScriptedJudge:

@@ -228,6 +228,29 @@ def test_a_long_prompt_leaves_room_for_the_rows(scene, tiny_sd):
             assert found.shape == (1, tiny_sd.tokens, 48) and bool(torch.isfinite(found).all())
 
 
+@pytest.mark.parametrize(
+    "values", [{"method": "fast_at"}, {"place": "replace_k"}, {"place": "add"}, {"place": "suffix_k"}]
+)
+@pytest.mark.parametrize("compat", ["official", "intended"])
+def test_other_ways_of_a_soft_prefix_find_other_embeddings(values, compat, scene):
+    """Each draws the plain picture and one of an embedding that is neither the prompt's nor the default way's."""
+    one, found = replace(scene, shots=scene.shots[:1]), []
+    paint = scene.paint
+
+    def drawn(texts, seeds, embeds=None, guidance=None):
+        found.extend([] if embeds is None else [embeds])
+        return paint(texts, seeds, embeds=embeds, guidance=guidance)
+
+    for settings in ({}, values):
+        made = (
+            attack("soft_prefix", compat=compat, learning_rate=0.1, **settings).run(replace(one, paint=drawn)).painted
+        )
+        assert [p.shot.prompt.variant for p in made] == ["plain", "embedding"]
+    plain = scene.victim.encode([one.shots[0].prompt.text])
+    assert all(torch.isfinite(embeds).all() and not torch.equal(embeds, plain) for embeds in found)
+    assert not torch.equal(*found)
+
+
 def test_bad_values_are_refused():
     with pytest.raises(overpaint.UserError, match="rollout_steps takes"):
         attack("soft_prefix", rollout_steps=1)

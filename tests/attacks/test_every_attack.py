@@ -95,6 +95,23 @@ def test_what_it_leaves_can_be_drawn(attack, scene, tiny_sd):
             assert image.size == (32, 32)
 
 
+@pytest.mark.parametrize("family", ["sdxl", "velocity"])
+def test_it_runs_on_other_families(attack, family, in_front_of, tiny_sdxl, goldens):
+    """Two text encoders, and a network that says the velocity: the same attack, and pictures that are some."""
+    if family == "sdxl":
+        model = tiny_sdxl
+    else:
+        model = overpaint.load_model(str(goldens / "tiny_sd"))
+        scheduler = model.pipeline.scheduler
+        model.pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type="v_prediction")
+    scene = in_front_of(model)
+    scene = replace(scene, shots=[scene.shots[0], scene.shots[-1]])
+    assault = run(attack, scene)
+    assert assault.shots or built(attack).needs == "nothing"
+    assert all(torch.isfinite(word).all() for word in assault.tokens.values())
+    assert all(picture.image is not None for picture in assault.painted)
+
+
 def test_a_prompt_that_is_too_long_loses_its_end(attack, scene, tiny_sd):
     """82 tokens, of which a model of 77 reads 75 words: cut as a sampler cuts them, or shorter, for words to fit."""
     long = Prompt("a photo of a cat" + " on a ship" * 25, "target", "cat", ("cat",))

@@ -62,11 +62,11 @@ def test_official_number_of_pictures(golden, one, judge, tiny_sd_float64):
     meta, results, _ = golden("uda/counting")
     blank = tiny_sd_float64.sample(["cat"], [0], steps=1)
     one = replace(one, paint=lambda texts, seeds, **rest: blank)
-    for images, evaluations, fires in (results[key].tolist() for key in ("orig", "third")):
+    for images, evaluations, fires in (results[key].tolist() for key in ("orig", "third", "never")):
         judge.seen, judge.fires = [], (fires,)
         assault, seen = run(one, timesteps=meta["checkpoints"], iterations=meta["iteration"])
         assert len(assault.painted) == images and len(seen) == 2 * evaluations
-        assert [p.verdict.success for p in assault.painted] == [False] * (images - 1) + [True]
+        assert [p.verdict.success for p in assault.painted] == [False] * (images - 1) + [fires >= 0]
         assert [p.shot.draw for p in assault.painted] == list(range(images))
     assert component("attack", "uda").build({}).images == int(results["never"][0]) == 51
 
