@@ -114,9 +114,14 @@ def main() -> None:
     parser.add_argument(
         "picture", type=Path, nargs="?", help="PNG or SVG to draw; without it a Markdown table is printed"
     )
+    parser.add_argument("--concepts", help="which concept set (the first one of the records)")
     parser.add_argument("--methods", help="which erasers, comma-separated (all but the unedited model)")
     asked = parser.parse_args()
-    found = cells(pd.read_csv(asked.records))
+    records = pd.read_csv(asked.records)
+    sets = list(records["concepts"].unique())
+    if (asked.concepts or sets[0]) not in sets:
+        parser.error(f"no records of {asked.concepts} in {asked.records}: it has {', '.join(sets)}")
+    found = cells(records[records["concepts"] == (asked.concepts or sets[0])])
     there = [method for method in found.index.get_level_values("method").unique() if method != "none"]
     methods = asked.methods.split(",") if asked.methods else there
     missing = [method for method in methods if method not in there]

@@ -63,14 +63,17 @@ def test_the_red_teams_tables_are_those_of_its_records():
     """Whatever `scripts/redteam_panel.py` prints of the committed records is what the page shows."""
     page = (ROOT / "docs" / "redteam.md").read_text(encoding="utf-8")
     headings = re.findall(r"^\| attack \| ((?:\w+ \| )*\w+) \|$", page, re.M)
-    assert len(headings) == 2
+    assert len(headings) == 3
     for heading in headings:
         records = ROOT / "leaderboards" / "testbed-redteam.csv"
+        concepts = "quillan" if heading.startswith("negative_prompt") else "church"
         command = [
             sys.executable,
             ROOT / "scripts" / "redteam_panel.py",
             records,
             "--methods",
             heading.replace(" | ", ","),
+            "--concepts",
+            concepts,
         ]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout in page
