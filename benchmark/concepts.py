@@ -134,6 +134,8 @@ def load_catalogue(name: str | None) -> Catalogue:
         raise UserError(f"concept catalogue {name} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("concepts"), dict):
         raise UserError(f"concept catalogue {name} has no mapping 'concepts' (name: its kind, label, synonyms …)")
+    if not isinstance(raw.get("unseen", {}), dict):
+        raise UserError(f"concept catalogue {name}: 'unseen' takes a mapping as 'concepts' does, got {raw['unseen']!r}")
     concepts, unseen = (
         {n: concept_from(n, entry or {}, str(path)) for n, entry in raw.get(part, {}).items()}
         for part in ("concepts", "unseen")

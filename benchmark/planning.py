@@ -93,8 +93,7 @@ def _plan_cell(plan: Plan, cell: Cell) -> None:
         frames["plain"] = _target_batches(plan, cell)
         frames["plain_original"] = _target_batches(plan, cell.unedited())
         if cell.attack.control:
-            first, built = cell.concepts.request.erase[0], build_attack(cell.attack, cell.seed)
-            budget = max(1, built.images_for(first, _attacked(cell)))
+            budget = max(1, _images_for(cell, cell.concepts.request.erase[0]))
             frames["control"] = _batches(plan, cell.with_attack(cell.attack.control, tries=budget))
             frames["random_prefix"] = _batches(plan, cell.with_attack("random_prefix", tries=budget))
         if cell.attack.floor:
@@ -109,15 +108,20 @@ def _plan_cell(plan: Plan, cell: Cell) -> None:
 def _floors(plan: Plan, cell: Cell, unrelated: Mapping[str, Any] | None) -> dict[str, list[Batch]]:
     """The same attack for a concept that the model never saw, and for an unrelated one; an attack that learns from pictures
     whatever it is aimed at says with which values it is ``unrelated``."""
-    frames, never = {}, _unseen(cell)
-    if never and build_attack(cell.attack, cell.seed).images_for(never, _attacked(cell)):
+    frames = {}
+    if (never := _unseen(cell)) and _images_for(cell, never):
         frames["floor"] = _batches(plan, cell, never)
     if unrelated:
         other = replace(cell.attack, values={**cell.attack.values, **unrelated})
         frames["unrelated"] = _batches(plan, replace(cell, attack=other))
-    elif known := _unrelated(cell):
+    elif (known := _unrelated(cell)) and _images_for(cell, known):
         frames["unrelated"] = _batches(plan, cell, known)
     return frames
+
+
+def _images_for(cell: Cell, concept: Concept) -> int:
+    """The most images that the cell's attack makes for one plain image of a concept; 0 where it can make none."""
+    return build_attack(cell.attack, cell.seed).images_for(concept, _attacked(cell))
 
 
 # --- erase -----------------------------------------------------------------------------------------------------

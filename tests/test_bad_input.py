@@ -175,7 +175,12 @@ def test_csv_that_cannot_be_used(run, tmp_path, key, content, said):
 
 
 def test_a_catalogue_that_is_none(run, tmp_path):
-    for content, said in (("church: {}\n", "has no mapping 'concepts'"), ("a: [\n", "is no YAML")):
+    listed = "concepts: {church: {}}\nunseen: [rocket]\n"
+    for content, said in (
+        ("church: {}\n", "has no mapping 'concepts'"),
+        ("a: [\n", "is no YAML"),
+        (listed, "'unseen' takes a mapping as 'concepts' does, got ['rocket']"),
+    ):
         (tmp_path / f"{len(content)}.yaml").write_text(content)
         code, err = run("run", f"concepts.catalogue={len(content)}.yaml")
         assert code == 2 and said in err

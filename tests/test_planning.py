@@ -128,6 +128,17 @@ def test_recipes_that_cannot_be_told_are_not_paid_for():
     assert len(control.config["shots"]) == 2 * cell.budget.seeds
 
 
+def test_an_attack_has_no_floor_where_it_can_make_nothing(tmp_path):
+    """The paper's recipe needs an anchor, which the unrelated concept of this catalogue has not."""
+    (tmp_path / "two.yaml").write_text(
+        "concepts: {church: {anchor: house}, tree: {}}\ntemplates: {object: {en: ['a {}']}}\n"
+    )
+    given = ["method=none", f"concepts.catalogue={tmp_path / 'two.yaml'}", "concepts.erase=[church]", "budget=smoke"]
+    for recipe, made in (("paper", False), ("testbed", True)):
+        ((_, measure),) = plan(*given, "attack=concept_arithmetic", f"attack.preset={recipe}").cells
+        assert any(name.startswith("unrelated") for name in measure.inputs) == made
+
+
 def test_a_search_of_single_prompts_has_floors_of_a_few():
     made = plan("method=uce", "concepts=church", "attack=uda", "budget=lite", "budget.target_prompts=6")
     searched = Counter(t.config["concept"]["name"] for t in stages(made, "attack") if t.config["attack"] == "uda")
