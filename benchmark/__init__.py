@@ -20,10 +20,10 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load_model": "overpaint.models",
-    "erase": "overpaint.erasing",
-    "load_erasure": "overpaint.erasure",
-    "Erasure": "overpaint.erasure",
-    "Concept": "overpaint.concepts",
+    "erase": "overpaint.methods.eraser",
+    "load_erasure": "overpaint.models.erasure",
+    "Erasure": "overpaint.models.erasure",
+    "Concept": "overpaint.grid.concepts",
     "UserError": "overpaint.errors",
 }
 __all__ = [*_PUBLIC, "__version__"]

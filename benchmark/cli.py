@@ -111,7 +111,7 @@ def doctor(context: click.Context) -> None:
 
 def _compose(overrides: list[str], default: bool = True):
     """The cells of a command's overrides; the demo's where they say only where and how."""
-    from overpaint.composition import CIRCUMSTANCES, compose_cells
+    from overpaint.grid.composition import CIRCUMSTANCES, compose_cells
 
     keys = [o.split("=")[0].lstrip("+~").split(".")[0] for o in overrides]
     if default and all(key in CIRCUMSTANCES for key in keys):
@@ -137,7 +137,7 @@ def _wait_politely() -> None:
 def main() -> None:
     """Entry point: bad input is one sentence and exit code 2, an interruption 130."""
     from overpaint.errors import UserError
-    from overpaint.store import CorruptArtefact
+    from overpaint.run.store import CorruptArtefact
 
     _wait_politely()
     try:

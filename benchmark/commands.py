@@ -15,16 +15,16 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from overpaint.cells import Cell, cell_from
-from overpaint.composition import CIRCUMSTANCES, Composed, compose_cells
-from overpaint.display import Display, duration
 from overpaint.errors import UserError, unknown
-from overpaint.estimates import Estimates
-from overpaint.planning import Plan, make_plan
-from overpaint.registry import DESCRIPTION, component, components
-from overpaint.running import Outcome
-from overpaint.store import CorruptArtefact, Store
-from overpaint.tables import FORMATS, render, show, stored_records
+from overpaint.grid.cells import Cell, cell_from
+from overpaint.grid.composition import CIRCUMSTANCES, Composed, compose_cells
+from overpaint.grid.registry import DESCRIPTION, component, components
+from overpaint.images.planner import Plan, make_plan
+from overpaint.report.tables import FORMATS, render, show, stored_records
+from overpaint.run.display import Display, duration
+from overpaint.run.estimates import Estimates
+from overpaint.run.executor import Outcome
+from overpaint.run.store import CorruptArtefact, Store
 
 ERR = Console(stderr=True, soft_wrap=True)
 
@@ -99,7 +99,7 @@ def _until_readable(run: Callable[[], Outcome], store: Store, plan: Plan) -> tup
 
 
 def _sheets(plan: Plan, store: Store) -> list[Path]:
-    from overpaint.sheet import contact_sheets
+    from overpaint.images.contact_sheets import contact_sheets
 
     return contact_sheets(plan, store, store.root / "sheets")
 
@@ -121,7 +121,7 @@ def _summary(plan: Plan, todo: Sequence, estimates: Estimates) -> str:
 
 def describe_plan(composed: Sequence[Composed]) -> None:
     """Print the plan: tasks by stage, images, time, and the smallest difference that the budget can detect."""
-    from overpaint.statistics import smallest_detectable_difference
+    from overpaint.report.statistics import smallest_detectable_difference
 
     cells, plan, store = prepare(composed)
     todo = plan.missing(store)
@@ -165,9 +165,9 @@ def print_table(arguments: Sequence[str], form: str, view: str) -> None:
 
 def erase_to_file(composed: Sequence[Composed], out: str) -> None:
     """Make one erasure and write it to a file, without a store."""
-    from overpaint.erasing import erase
+    from overpaint.methods.eraser import erase
     from overpaint.models import load_model
-    from overpaint.progress import watched
+    from overpaint.run.progress import watched
 
     if len(composed) != 1:
         raise UserError(f"erase makes one erasure, these overrides span {len(composed)}")
@@ -200,8 +200,8 @@ def erase_to_file(composed: Sequence[Composed], out: str) -> None:
 
 def export_pipeline(composed: Sequence[Composed], file: str, out: str) -> None:
     """Write the model with a delta erasure applied as a diffusers folder."""
-    from overpaint.erasure import load_erasure
     from overpaint.models import load_model
+    from overpaint.models.erasure import load_erasure
 
     target = _target(out)
     if target.exists():

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from overpaint.errors import UserError
-from overpaint.registry import component, components
-from overpaint.store import Store
+from overpaint.grid.registry import component, components
+from overpaint.run.store import Store
 
 LIBRARIES = ("torch", "diffusers", "transformers", "hydra-core", "torchmetrics", "pandas", "pyarrow")
 EXTRAS = {"ray": "ray", "submitit": "slurm", "nudenet": "nudenet", "wandb": "wandb", "jinja2": "site"}

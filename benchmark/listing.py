@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import yaml
 
 from overpaint.errors import unknown
-from overpaint.registry import component, components
-from overpaint.shipped import shipped
+from overpaint.grid.registry import component, components
+from overpaint.grid.shipped import shipped
 
 GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector"}
 #: Groups whose options say what they are in their first comment.
@@ -47,7 +47,7 @@ def _concepts() -> Iterator[str]:
 
 
 def _metrics() -> Iterator[str]:
-    from overpaint.registry import load_attribute
+    from overpaint.grid.registry import load_attribute
 
     for path in components("metrics").values():
         config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -30,18 +30,18 @@ from typing import Literal
 import torch
 from torch.nn.functional import mse_loss
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure
+from overpaint.blocks import soft_prompts
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
+from overpaint.blocks.soft_prompts import SoftPrompt
+from overpaint.blocks.training import Rule, Student, parameter_group, train
 from overpaint.errors import UserError, at_least
-from overpaint.methods import soft_prompts
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.methods.esd import GROUPS
-from overpaint.methods.rollouts import Noised, compvis_rollout, rollout
-from overpaint.methods.soft_prompts import SoftPrompt
-from overpaint.methods.training import Rule, Student, parameter_group, train
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
-from overpaint.replay import Draws, show
 
 #: ``train`` -> which parameters of the UNet, where it is not the text encoder.
 UNET_GROUPS: dict[str, Rule] = {

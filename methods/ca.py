@@ -35,16 +35,16 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from PIL import Image, ImageOps
 
-from overpaint.concepts import Concept, Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.image_bank import THINGS, ImageBank, diffused, paint, shuffled, with_article
+from overpaint.blocks.prior import Captions, captions_file, read_captions
+from overpaint.blocks.templates import OBJECT, phrase_templates
+from overpaint.blocks.training import Rule, Student, parameter_group, train
 from overpaint.errors import UserError, at_least
-from overpaint.methods.image_bank import THINGS, ImageBank, diffused, paint, shuffled, with_article
-from overpaint.methods.prior import Captions, captions_file, read_captions
-from overpaint.methods.templates import OBJECT, phrase_templates
-from overpaint.methods.training import Rule, Student, parameter_group, train
+from overpaint.grid.concepts import Concept, Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.replay import Draws, show
+from overpaint.models.erasure import Erasure
 
 #: What each official code runs with, where the YAML leaves it to the variant; ``max_norm`` 0 is no clipping. The weight 0.2
 #: of ``compvis`` stands before a sum over four channels.

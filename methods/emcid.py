@@ -39,17 +39,17 @@ from typing import ClassVar, Literal
 import torch
 from PIL import ImageOps
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure, LowRank, Replacement
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.image_bank import ImageBank, diffused, paint
+from overpaint.blocks.prior import Captions, captions_file, read_captions
+from overpaint.blocks.ridge import factored, stored
+from overpaint.blocks.training import train
 from overpaint.errors import UserError, at_least
-from overpaint.methods.image_bank import ImageBank, diffused, paint
-from overpaint.methods.prior import Captions, captions_file, read_captions
-from overpaint.methods.ridge import factored, stored
-from overpaint.methods.training import train
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel, TextLayer
-from overpaint.progress import steps
-from overpaint.replay import Draws, show
+from overpaint.models.erasure import Erasure, LowRank, Replacement
+from overpaint.run.progress import steps
 
 mse = torch.nn.functional.mse_loss
 

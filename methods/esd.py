@@ -27,15 +27,15 @@ from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
+from overpaint.blocks.training import Rule, Student, parameter_group, train
 from overpaint.errors import UserError, at_least
-from overpaint.methods.rollouts import Noised, compvis_rollout, rollout
-from overpaint.methods.training import Rule, Student, parameter_group, train
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
-from overpaint.replay import Draws, show
 
 
 def _layer(module: torch.nn.Module) -> bool:

@@ -28,20 +28,20 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from overpaint.concepts import Concept, Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure, LowRank, Replacement
+from overpaint.blocks.attention import attention_maps
+from overpaint.blocks.concept_masks import Segmenter, attention_masks
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.image_bank import ImageBank, paint, shuffled
+from overpaint.blocks.prior import Captions, caption_statistics, captions_file, read_captions
+from overpaint.blocks.ridge import Ridge, factor
+from overpaint.blocks.templates import phrase_templates
+from overpaint.blocks.text_rows import TextRows
+from overpaint.blocks.training import LowRankStudent, train
 from overpaint.errors import UserError, at_least
-from overpaint.methods.attention import attention_maps
-from overpaint.methods.concept_masks import Segmenter, attention_masks
-from overpaint.methods.image_bank import ImageBank, paint, shuffled
-from overpaint.methods.prior import Captions, caption_statistics, captions_file, read_captions
-from overpaint.methods.ridge import Ridge, factor
-from overpaint.methods.templates import phrase_templates
-from overpaint.methods.text_rows import TextRows
-from overpaint.methods.training import LowRankStudent, train
+from overpaint.grid.concepts import Concept, Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.replay import Draws, show
+from overpaint.models.erasure import Erasure, LowRank, Replacement
 
 #: What the official code normalises training pictures by, instead of to [−1, 1].
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

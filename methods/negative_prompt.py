@@ -19,11 +19,11 @@ from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure
 from overpaint.errors import UserError
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
 
 

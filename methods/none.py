@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.erasure import Erasure
 
 
 @dataclass(kw_only=True)

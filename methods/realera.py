@@ -30,16 +30,16 @@ from typing import ClassVar
 
 import torch
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure, LowRank
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.image_bank import ImageBank, diffused, paint
+from overpaint.blocks.ridge import Ridge, factor, gram, stored
+from overpaint.blocks.text_rows import TextRows
+from overpaint.blocks.training import LowRankStudent, train
 from overpaint.errors import UserError, at_least
-from overpaint.methods.image_bank import ImageBank, diffused, paint
-from overpaint.methods.ridge import Ridge, factor, gram, stored
-from overpaint.methods.text_rows import TextRows
-from overpaint.methods.training import LowRankStudent, train
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.replay import Draws, show
+from overpaint.models.erasure import Erasure, LowRank
 
 #: Rounds in which refused neighbours are drawn again before a request is called impossible.
 ROUNDS = 100

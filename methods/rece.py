@@ -30,18 +30,18 @@ from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure, LowRank, Replacement
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.prior import Captions, captions_file, read_captions
+from overpaint.blocks.ridge import factor, factored, gram
+from overpaint.blocks.templates import phrase_templates
+from overpaint.blocks.text_rows import TextRows
 from overpaint.errors import UserError, at_least, unknown
-from overpaint.methods.prior import Captions, captions_file, read_captions
-from overpaint.methods.ridge import factor, factored, gram
-from overpaint.methods.templates import phrase_templates
-from overpaint.methods.text_rows import TextRows
+from overpaint.grid.concepts import Request
+from overpaint.grid.registry import component
+from overpaint.methods.eraser import Eraser
 from overpaint.methods.uce import UCE, shifts
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.registry import component
-from overpaint.replay import Draws, show
+from overpaint.models.erasure import Erasure, LowRank, Replacement
 
 
 @dataclass(kw_only=True)

@@ -34,16 +34,16 @@ from typing import Literal
 import torch
 from torch.nn.functional import gelu, interpolate, linear, mse_loss
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure
+from overpaint.blocks.attention import attention_maps
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
+from overpaint.blocks.training import gradients, train
 from overpaint.errors import UserError, at_least
-from overpaint.methods.attention import attention_maps
-from overpaint.methods.rollouts import Noised, compvis_rollout, rollout
-from overpaint.methods.training import gradients, train
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
-from overpaint.replay import Draws, show
 
 #: Side of the attention maps that a mask is made from, as in MasaCtrl.
 MASK_SIDE = 16

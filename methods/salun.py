@@ -31,11 +31,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.concepts import Concept, Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure
-from overpaint.errors import UserError, at_least
-from overpaint.methods.image_bank import (
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.image_bank import (
     THINGS,
     ImageBank,
     diffused,
@@ -44,10 +41,13 @@ from overpaint.methods.image_bank import (
     shuffled,
     with_article,
 )
-from overpaint.methods.training import Rule, Student, backward, parameter_group, train
+from overpaint.blocks.training import Rule, Student, backward, parameter_group, train
+from overpaint.errors import UserError, at_least
+from overpaint.grid.concepts import Concept, Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.progress import steps
-from overpaint.replay import Draws, show
+from overpaint.models.erasure import Erasure
+from overpaint.run.progress import steps
 
 #: ``train`` -> which parameters learn, of those that the mask leaves.
 GROUPS: dict[str, Rule] = {

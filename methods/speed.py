@@ -33,15 +33,15 @@ from typing import ClassVar, Literal
 import torch
 from scipy.cluster.vq import kmeans2
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure, LowRank
+from overpaint.blocks.draws import Draws
+from overpaint.blocks.ridge import stored
+from overpaint.blocks.text_rows import BATCH, TextRows
 from overpaint.errors import UserError, at_least
-from overpaint.methods.ridge import stored
-from overpaint.methods.text_rows import BATCH, TextRows
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.progress import steps
-from overpaint.replay import Draws
+from overpaint.models.erasure import Erasure, LowRank
+from overpaint.run.progress import steps
 
 ROLES = {"V": ("value",), "K": ("key",), "KV": ("key", "value")}
 #: Retained rows that are augmented together: the mean that augmentations are held against is that of a block.

@@ -32,16 +32,16 @@ import torch
 from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
 from torch.nn.functional import cosine_similarity, mse_loss
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure
+from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.rollouts import Noised, leco_rollout, rollout
+from overpaint.blocks.training import parameter_group, train
 from overpaint.errors import UserError, at_least
-from overpaint.methods.adapters import Branches, fresh_factors, side_by_side
-from overpaint.methods.rollouts import Noised, leco_rollout, rollout
-from overpaint.methods.training import parameter_group, train
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
-from overpaint.replay import Draws, show
 
 #: Shortest and longest anchor, in lengths of the concept's embedding.
 LENGTHS = (0.8, 1.2)

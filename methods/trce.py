@@ -39,18 +39,18 @@ from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.concepts import Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure, LowRank, Replacement
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.prior import Captions, caption_statistics, captions_file, read_captions
+from overpaint.blocks.ridge import factor
+from overpaint.blocks.templates import phrase_templates
+from overpaint.blocks.text_rows import TextRows
+from overpaint.blocks.training import Student, parameter_group, train
 from overpaint.errors import UserError, at_least
-from overpaint.methods.prior import Captions, caption_statistics, captions_file, read_captions
-from overpaint.methods.ridge import factor
-from overpaint.methods.templates import phrase_templates
-from overpaint.methods.text_rows import TextRows
-from overpaint.methods.training import Student, parameter_group, train
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.erasure import Erasure, LowRank, Replacement
 from overpaint.models.guidance import Guidance
-from overpaint.replay import Draws, show
 
 #: Trajectories that the base rolls out, or latents that it predicts on, in one forward.
 BATCH = 16

@@ -35,16 +35,16 @@ from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.concepts import Request
-from overpaint.detectors.attributes import Classifier, attribute_classifier
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure, LowRank, Replacement
+from overpaint.blocks.attributes import Classifier, attribute_classifier
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.ridge import Ridge, edit, factor, gram
+from overpaint.blocks.text_rows import TextRows
 from overpaint.errors import UserError, at_least
-from overpaint.methods.ridge import Ridge, edit, factor, gram
-from overpaint.methods.text_rows import TextRows
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.progress import steps
-from overpaint.replay import Draws, show
+from overpaint.models.erasure import Erasure, LowRank, Replacement
+from overpaint.run.progress import steps
 
 #: Key rows K (n, d) of a text to edit and the rows G (n, d) of what it is mapped to.
 Pair = tuple[torch.Tensor, torch.Tensor]

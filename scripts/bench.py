@@ -14,14 +14,14 @@ from types import SimpleNamespace
 import torch
 
 from overpaint.commands import prepare
-from overpaint.composition import compose_cells
+from overpaint.grid.composition import compose_cells
+from overpaint.images.stages import generate
+from overpaint.images.workbench import Workbench
 from overpaint.models.loading import load_pipeline
 from overpaint.models.sources import resolve
-from overpaint.running import execute
-from overpaint.stages import generate
-from overpaint.store import MANIFEST
-from overpaint.tasks import Task
-from overpaint.workbench import Workbench
+from overpaint.run.executor import execute
+from overpaint.run.store import MANIFEST
+from overpaint.run.tasks import Task
 
 PROTOCOL = {"scheduler": "ddim", "steps": 20, "guidance_scale": 4.0, "size": None}
 WORDS = ("church", "house", "car", "cat", "boat", "fish", "tree", "star")
@@ -90,8 +90,8 @@ def closed_form_seconds(retained: int = 100) -> dict[str, dict[str, float]]:
     from build_random_sd import random_pipeline
 
     import overpaint
-    from overpaint.meter import Meter
     from overpaint.models.diffusion import DiffusionModel
+    from overpaint.models.meter import Meter
 
     model = DiffusionModel(random_pipeline())
     names = [f"concept {first}{second}" for first in "abcdefghijklmno" for second in "abcdefghijklmno"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from overpaint.scope import OUTSIDE
+from overpaint.grid.scope import OUTSIDE
 
 #: What a cell needs of the two metrics: column here -> (metric, column of the record).
 NEEDED = {

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 import overpaint
 from overpaint.attacks.attack import Scene, Verdict
-from overpaint.concepts import Catalogue, Concept
-from overpaint.prompts import Prompt, shots
+from overpaint.grid.concepts import Catalogue, Concept
+from overpaint.grid.prompts import Prompt, shots
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import overpaint
-from overpaint.erasure import Erasure, Replacement
-from overpaint.replay import replayed, traced
+from overpaint.blocks.draws import replayed, traced
+from overpaint.models.erasure import Erasure, Replacement
 
 
 def distance(ours, theirs, start=None):

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from overpaint.concepts import Catalogue, Concept
-from overpaint.prompts import Shot
+from overpaint.grid.concepts import Catalogue, Concept
+from overpaint.grid.prompts import Shot
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +149,7 @@ class Attack(ABC):
     and text encoder; shared by all victims of one model) or ``"victim"``. ``unit`` is what one run of it is for: all
     prompts of a ``"concept"``, or each ``"prompt"`` by itself, stored and resumed by itself. ``paints`` says that it
     makes its own pictures; `images` how many a shot at most, which is what its control gets (`images_for`); `shown`
-    whether it is shown pictures of the concept. ``enters_by`` is where it comes in (`overpaint.scope.ENTRIES`);
+    whether it is shown pictures of the concept. ``enters_by`` is where it comes in (`overpaint.grid.scope.ENTRIES`);
     ``worded`` says that texts and seeds alone make its pictures again, so that they can be a list. ``together`` is how
     many shots it attacks at once, where that is faster (`run_together`).
     """

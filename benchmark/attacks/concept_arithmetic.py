@@ -28,11 +28,11 @@ import torch
 from overpaint.attacks.attack import Scene
 from overpaint.attacks.probes import Probe, walk
 from overpaint.attacks.wording import renamed
-from overpaint.concepts import Concept
 from overpaint.errors import UserError, at_least, unknown
+from overpaint.grid.concepts import Concept
+from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
-from overpaint.prompts import Shot
 
 PLACES = ("name", "synonym", "paraphrase", "translation", "anchor", "other", "beside", "nothing")
 #: Kind of a concept -> what else there is, for concepts that come without neighbours: three, of which one is neither the

@@ -35,13 +35,13 @@ from torch.nn.functional import mse_loss
 from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import renamed, sentences
-from overpaint.concepts import Concept
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.training import gradients
 from overpaint.errors import UserError, at_least
-from overpaint.methods.training import gradients
+from overpaint.grid.concepts import Concept
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
-from overpaint.progress import steps
-from overpaint.replay import Draws, show
+from overpaint.run.progress import steps
 
 #: How often an epoch of the official code shows each picture.
 REPEATS = 100

@@ -15,8 +15,8 @@ import torch
 from overpaint.attacks.attack import Assault, Attack, Scene
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.errors import at_least
+from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.prompts import Shot
 
 #: Tries to find a random prefix before a shorter one is taken.
 TRIES = 200

@@ -32,15 +32,15 @@ from torch.nn.functional import mse_loss
 from overpaint.attacks.attack import Scene
 from overpaint.attacks.prompt_search import Lesson, Search, Tries
 from overpaint.attacks.ring_a_bell import concept_vector, contrasts
-from overpaint.attacks.token_variables import text_within
+from overpaint.blocks import soft_prompts
+from overpaint.blocks.draws import Draws
+from overpaint.blocks.rollouts import compvis_rollout, rollout
+from overpaint.blocks.soft_prompts import SoftPrompt
+from overpaint.blocks.token_variables import text_within
 from overpaint.errors import at_least
-from overpaint.methods import soft_prompts
+from overpaint.grid.registry import component
 from overpaint.methods.rece import overlaps
-from overpaint.methods.rollouts import compvis_rollout, rollout
-from overpaint.methods.soft_prompts import SoftPrompt
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.registry import component
-from overpaint.replay import Draws
 
 
 @dataclass(kw_only=True)

@@ -22,11 +22,11 @@ import torch
 from torch.nn.functional import normalize
 
 from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
-from overpaint.attacks.clip import Clip, OwnTower, Tower
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.attacks.token_variables import Nearest, descend
+from overpaint.blocks.clip import Clip, OwnTower, Tower
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.token_variables import Nearest, descend
 from overpaint.errors import UserError, at_least
-from overpaint.replay import Draws, show
 
 
 @dataclass(kw_only=True)

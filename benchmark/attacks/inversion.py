@@ -47,12 +47,12 @@ from torch.nn.functional import avg_pool2d
 from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
 from overpaint.attacks.probes import BATCH, walk
 from overpaint.attacks.prompt_lists import attacked
+from overpaint.blocks.draws import Draws, show
 from overpaint.errors import UserError, at_least
+from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
-from overpaint.progress import steps
-from overpaint.prompts import Shot
-from overpaint.replay import Draws, show
+from overpaint.run.progress import steps
 
 #: Step sizes of the regularisation by K and by A, and how often A is taken.
 PATCHES, ROLLED, ROLLS = 0.065, 20.0, 5

@@ -34,12 +34,12 @@ from torch.nn.functional import cosine_similarity
 
 from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.attacks.token_variables import Frame, full
-from overpaint.concepts import Concept
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.token_variables import Frame, full
 from overpaint.errors import UserError, at_least
+from overpaint.grid.concepts import Concept
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.progress import steps
-from overpaint.replay import Draws, show
+from overpaint.run.progress import steps
 
 #: Prompts that are encoded at once.
 BATCH = 128

@@ -34,12 +34,12 @@ import torch
 
 from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
 from overpaint.attacks.prompt_lists import attacked
+from overpaint.blocks.draws import Draws
 from overpaint.errors import UserError, at_least
+from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
-from overpaint.progress import steps
-from overpaint.prompts import Shot
-from overpaint.replay import Draws
+from overpaint.run.progress import steps
 
 #: Images that are made at once.
 BATCH = 8

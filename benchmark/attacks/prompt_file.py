@@ -16,10 +16,10 @@ from math import ceil
 from pathlib import Path
 
 from overpaint.attacks.attack import Assault, Attack, Scene
-from overpaint.concepts import Concept
 from overpaint.errors import UserError, at_least
-from overpaint.prompts import Prompt, Shot, read_prompts
-from overpaint.registry import component
+from overpaint.grid.concepts import Concept
+from overpaint.grid.prompts import Prompt, Shot, read_prompts
+from overpaint.grid.registry import component
 
 
 @dataclass(kw_only=True)
@@ -55,8 +55,8 @@ def write_prompts(target: Path, folders: Iterable[Path]) -> int:
     Of an attack that searches with pictures of its own the last one of a plain image is taken, and whether its judge saw
     the concept there; of one whose prompts do not build on each other (`RandomPrefix`) all are.
     """
-    from overpaint.stages.attack import read_assault
-    from overpaint.store import MANIFEST
+    from overpaint.images.stages.attack import read_assault
+    from overpaint.run.store import MANIFEST
 
     rows = []
     for folder in folders:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from overpaint.attacks.attack import Assault, Attack, Scene
 from overpaint.attacks.wording import renamed, sentences
-from overpaint.concepts import Concept
 from overpaint.errors import UserError, unknown
-from overpaint.prompts import Shot
+from overpaint.grid.concepts import Concept
+from overpaint.grid.prompts import Shot
 
 
 def attacked(shot: Shot, text: str, concept: Concept, variant: str) -> Shot:

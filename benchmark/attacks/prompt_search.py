@@ -25,10 +25,10 @@ from PIL.Image import Image
 
 from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Provenance, Scene, counting
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.attacks.token_variables import Frame, TokenVariable, encoded
+from overpaint.blocks.draws import Draws
+from overpaint.blocks.token_variables import Frame, TokenVariable, encoded
+from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.prompts import Shot
-from overpaint.replay import Draws
 
 #: Predictions of the unedited model that are made at once.
 BATCH = 8

@@ -36,11 +36,11 @@ from torch.nn.functional import cosine_similarity
 
 from overpaint.attacks.attack import Assault, Attack, Painted, Scene
 from overpaint.attacks.prompt_search import Hunt, PromptSearch, Tries, guidance_scale
-from overpaint.attacks.token_variables import Frame, Nearest, descend
+from overpaint.blocks.draws import Draws
+from overpaint.blocks.token_variables import Frame, Nearest, descend
 from overpaint.errors import UserError, at_least
+from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.prompts import Shot
-from overpaint.replay import Draws
 
 
 @dataclass
@@ -179,7 +179,7 @@ class Prompting4Debugging(PromptSearch):
         """How much a picture is like the unedited model's."""
         features = scene.features
         if self.clip is not None:
-            from overpaint.attacks.clip import Clip
+            from overpaint.blocks.clip import Clip
 
             features = Clip.load(self.clip, scene.victim.device).image_features
         if features is None:

@@ -27,10 +27,10 @@ from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
 from overpaint.attacks.probes import batches
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import ordinary_texts, sentences
+from overpaint.blocks.draws import Draws
+from overpaint.blocks.training import Student, parameter_group, train
 from overpaint.errors import UserError, at_least
-from overpaint.methods.training import Student, parameter_group, train
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.replay import Draws
 
 ATTENTION = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
 #: ``train`` -> which of the denoiser's parameters learn.

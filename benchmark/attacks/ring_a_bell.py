@@ -29,13 +29,13 @@ import torch
 
 from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.attacks.token_variables import Frame, full, text_of
 from overpaint.attacks.wording import fitting_article, sentences
-from overpaint.concepts import Catalogue, Concept
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.token_variables import Frame, full, text_of
 from overpaint.errors import UserError, at_least
+from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.progress import steps
-from overpaint.replay import Draws, show
+from overpaint.run.progress import steps
 
 #: Prompts that are encoded at once.
 BATCH = 64

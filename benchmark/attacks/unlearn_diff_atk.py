@@ -29,10 +29,10 @@ from PIL.Image import Image
 
 from overpaint.attacks.attack import Scene
 from overpaint.attacks.prompt_search import Hunt, PromptSearch, Tries
-from overpaint.attacks.token_variables import Frame, Location, Nearest, Simplex, TokenVariable, descend
+from overpaint.blocks.draws import Draws
+from overpaint.blocks.token_variables import Frame, Location, Nearest, Simplex, TokenVariable, descend
 from overpaint.errors import UserError, at_least
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.replay import Draws
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from overpaint.concepts import Catalogue, Concept
+from overpaint.grid.concepts import Catalogue, Concept
 
 VOWELS = "aeiou"
 
@@ -35,7 +35,7 @@ def fitting_article(words: str) -> str:
 
 def ordinary_texts(concept: Concept, count: int) -> list[str]:
     """``count`` captions of ordinary things, none of which is the concept: ``"a photo of a tree"``."""
-    from overpaint.methods.image_bank import THINGS
+    from overpaint.blocks.image_bank import THINGS
 
     known = {concept.name, *concept.synonyms}
     things = [thing for thing in THINGS if thing.split(" ", 1)[1] not in known]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from overpaint.registry import component
+from overpaint.grid.registry import component
 
 
 @cache

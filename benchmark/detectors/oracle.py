@@ -10,8 +10,8 @@ import pandas as pd
 
 from overpaint.detectors.detector import Detector
 from overpaint.errors import AssetMissing
-from overpaint.shipped import shipped
-from overpaint.store import file_hash
+from overpaint.grid.shipped import shipped
+from overpaint.run.store import file_hash
 
 
 @dataclass

@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from overpaint import statistics
 from overpaint.metrics.metric import AttackMetric, Evidence, Figure
 from overpaint.metrics.outcomes import compare, has_readings, own_concept, rows, share
+from overpaint.report import statistics
 
 
 class AttackSuccess(AttackMetric):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from overpaint.metrics.metric import Evidence, Figure, Metric
 from overpaint.metrics.outcomes import Tally, rows
-from overpaint.statistics import Estimate
+from overpaint.report.statistics import Estimate
 
 SPLITS = 10
 KID_ROWS = 5_000  # up to so many pictures a side KID uses every pair at once, beyond them random subsets

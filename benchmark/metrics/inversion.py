@@ -27,8 +27,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from overpaint.metrics.metric import AttackMetric, Evidence, Figure
 from overpaint.metrics.outcomes import Tally, clusters, has_readings, rows
-from overpaint.resampling import limits
-from overpaint.statistics import DRAWS, LEVEL
+from overpaint.report.resampling import limits
+from overpaint.report.statistics import DRAWS, LEVEL
 
 
 class Moments(NamedTuple):

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pandas as pd
 
-from overpaint.concepts import Concept
+from overpaint.grid.concepts import Concept
 
 FACETS = ("efficacy", "generality", "specificity", "robustness", "utility", "sustainability")
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from overpaint import statistics
 from overpaint.metrics.metric import Evidence, Figure, Metric
-from overpaint.statistics import Estimate
+from overpaint.report import statistics
+from overpaint.report.statistics import Estimate
 
 KEYS = ["prompt_id", "seed", "label"]
 

@@ -1,7 +1,7 @@
 """Shares of images that show a concept: is the erased one gone, is everything else still there?
 
 The target proportion is HUB's (arXiv 2410.05664) and one minus UnlearnCanvas' UA (arXiv 2402.11846) on plain prompts.
-A detector misses and mistakes; `overpaint.statistics.rogan_gladen` corrects a share for known error rates.
+A detector misses and mistakes; `overpaint.report.statistics.rogan_gladen` corrects a share for known error rates.
 """
 
 from __future__ import annotations

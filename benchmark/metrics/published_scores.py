@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from overpaint.statistics import Harmonic, harmonic_mean
+from overpaint.report.statistics import Harmonic, harmonic_mean
 
 #: Directions of HUB's Table 3 in its column order; minutes of unlearning count as a task of their own.
 HUB_TASKS = {

@@ -24,8 +24,8 @@ from scipy.integrate import trapezoid
 
 from overpaint.metrics.metric import AttackMetric, Evidence, Figure
 from overpaint.metrics.outcomes import has_readings, own_concept, rows, tally
-from overpaint.resampling import limits
-from overpaint.statistics import DRAWS, LEVEL, wilson
+from overpaint.report.resampling import limits
+from overpaint.report.statistics import DRAWS, LEVEL, wilson
 
 
 def steps_to_half(shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:

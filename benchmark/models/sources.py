@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from overpaint.errors import UserError
-from overpaint.shipped import shipped
-from overpaint.store import file_hash
+from overpaint.grid.shipped import shipped
+from overpaint.run.store import file_hash
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 WEIGHTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")

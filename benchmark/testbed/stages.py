@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from overpaint.shipped import shipped
+from overpaint.grid.shipped import shipped
 
 from . import membership
 from .agreement import (

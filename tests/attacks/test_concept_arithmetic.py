@@ -9,9 +9,9 @@ import torch
 import overpaint
 from official import by_variant
 from overpaint.attacks.concept_arithmetic import OTHERS, Composition, placed, words_for
-from overpaint.concepts import Concept
-from overpaint.prompts import Prompt, Shot
-from overpaint.registry import component
+from overpaint.grid.concepts import Concept
+from overpaint.grid.prompts import Prompt, Shot
+from overpaint.grid.registry import component
 
 
 def arithmetic(**values):

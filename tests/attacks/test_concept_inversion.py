@@ -10,10 +10,10 @@ from PIL import Image
 import overpaint
 from official import distance, victim, watched
 from overpaint.attacks.attack import Ledger, Scene
-from overpaint.concepts import Catalogue, Concept
-from overpaint.prompts import Prompt, shots
-from overpaint.registry import component
-from overpaint.replay import Draws
+from overpaint.blocks.draws import Draws
+from overpaint.grid.concepts import Catalogue, Concept
+from overpaint.grid.prompts import Prompt, shots
+from overpaint.grid.registry import component
 
 
 def invert(scene, records=None, **values):

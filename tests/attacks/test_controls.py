@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from overpaint.prompts import Prompt, Shot
-from overpaint.registry import component
+from overpaint.grid.prompts import Prompt, Shot
+from overpaint.grid.registry import component
 
 
 def run(name, scene, seed=0, **values):

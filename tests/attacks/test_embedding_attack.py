@@ -11,11 +11,11 @@ import overpaint
 from official import distance, victim, watched
 from overpaint.attacks import embedding_attack
 from overpaint.attacks.ring_a_bell import concept_vector, contrasts
-from overpaint.erasure import Erasure, Replacement
-from overpaint.methods import soft_prompts
-from overpaint.methods.soft_prompts import SoftPrompt
-from overpaint.registry import component
-from overpaint.replay import Draws
+from overpaint.blocks import soft_prompts
+from overpaint.blocks.draws import Draws
+from overpaint.blocks.soft_prompts import SoftPrompt
+from overpaint.grid.registry import component
+from overpaint.models.erasure import Erasure, Replacement
 
 ATTACKS = ["rece_embedding", "rab_embedding", "soft_prefix"]
 TINY = {"soft_prefix": {"steps": 2, "rollout_steps": 2}}

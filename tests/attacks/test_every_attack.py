@@ -9,10 +9,10 @@ import yaml
 
 import overpaint
 from overpaint.attacks.attack import COMPARISONS, Attack
-from overpaint.prompts import Prompt, shots
-from overpaint.registry import DESCRIPTION, component, components, construct
-from overpaint.scope import ENTRIES
-from overpaint.stages.attack import _note
+from overpaint.grid.prompts import Prompt, shots
+from overpaint.grid.registry import DESCRIPTION, component, components, construct
+from overpaint.grid.scope import ENTRIES
+from overpaint.images.stages.attack import _note
 
 ATTACKS = sorted(components("attack"))
 LIST = Path(__file__).with_name("prompts.csv")  # a list for attacks that read one

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import overpaint
-from overpaint.registry import component
+from overpaint.grid.registry import component
 
 VICTIMS = {
     "sld": {"warmup_steps": 0},

@@ -7,9 +7,9 @@ import torch
 
 import overpaint
 from official import distance, watched
-from overpaint.attacks.clip import Clip, OwnTower
-from overpaint.registry import component
-from overpaint.replay import Draws
+from overpaint.blocks.clip import Clip, OwnTower
+from overpaint.blocks.draws import Draws
+from overpaint.grid.registry import component
 
 
 def pez(seed=0, **values):

@@ -11,8 +11,8 @@ from PIL import Image
 import overpaint
 from official import by_name, distance, watched
 from overpaint.attacks.inversion import image_psnr, nll, psnr
+from overpaint.grid.registry import component
 from overpaint.metrics.inversion import likelihood_distance, moments, wasserstein
-from overpaint.registry import component
 
 STEPS = 10
 

@@ -8,10 +8,10 @@ from torch.nn.functional import cosine_similarity, one_hot
 
 import overpaint
 from official import by_name, distance, watched
-from overpaint.attacks.clip import OwnTower
 from overpaint.attacks.mma import banned, containing, fragments, pooled
-from overpaint.registry import component
-from overpaint.replay import Draws, replayed, traced
+from overpaint.blocks.clip import OwnTower
+from overpaint.blocks.draws import Draws, replayed, traced
+from overpaint.grid.registry import component
 
 COMPAT = ["official", "intended"]
 

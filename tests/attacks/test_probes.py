@@ -8,10 +8,10 @@ import torch
 import overpaint
 from official import by_variant, distance, victim
 from overpaint.attacks.probes import noisier_step, step_noise
-from overpaint.prompts import Prompt, shots
-from overpaint.registry import component
-from overpaint.replay import Draws
-from overpaint.scope import OUTSIDE, scope
+from overpaint.blocks.draws import Draws
+from overpaint.grid.prompts import Prompt, shots
+from overpaint.grid.registry import component
+from overpaint.grid.scope import OUTSIDE, scope
 
 
 def probe(name, **values):

@@ -8,9 +8,9 @@ import pytest
 import overpaint
 from overpaint.attacks.attack import Assault, Painted, Verdict
 from overpaint.attacks.prompt_file import Replay, write_prompts
-from overpaint.registry import component, components
-from overpaint.stages.attack import read_assault, write_assault
-from overpaint.store import MANIFEST
+from overpaint.grid.registry import component, components
+from overpaint.images.stages.attack import read_assault, write_assault
+from overpaint.run.store import MANIFEST
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_verdicts_and_pictures_survive_the_store(scene, stored):
     read = read_assault(folder)
     assert read.shots == assault.shots
     assert [p.verdict for p in read.painted] == [p.verdict for p in assault.painted]
-    from overpaint.stages.generate import read_images
+    from overpaint.images.stages.generate import read_images
 
     assert [i.tobytes() for i in read_images(folder)] == [p.image.tobytes() for p in assault.painted]
 

@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import replace
 
-from overpaint.concepts import Concept
-from overpaint.registry import component
+from overpaint.grid.concepts import Concept
+from overpaint.grid.registry import component
 
 
 def run(name, scene, **values):

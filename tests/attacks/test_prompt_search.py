@@ -10,8 +10,8 @@ import torch
 import overpaint
 from official import by_name, distance, watched
 from overpaint.attacks.attack import Verdict
-from overpaint.registry import component
-from overpaint.replay import traced
+from overpaint.blocks.draws import traced
+from overpaint.grid.registry import component
 
 SEARCHES = {
     "uda": {"tokens": 2, "timesteps": 3, "iterations": 1},

@@ -11,15 +11,15 @@ from torch.nn.functional import cosine_similarity
 
 import overpaint
 from official import by_name, distance, victim, watched
-from overpaint.attacks.token_variables import Frame
-from overpaint.cells import cell_from
-from overpaint.composition import compose_cells
-from overpaint.erasure import Erasure, Replacement
-from overpaint.planning import make_plan
-from overpaint.prompts import Prompt, Shot
-from overpaint.registry import component
-from overpaint.replay import Draws, replayed
-from overpaint.stages.attack import _judge
+from overpaint.blocks.draws import Draws, replayed
+from overpaint.blocks.token_variables import Frame
+from overpaint.grid.cells import cell_from
+from overpaint.grid.composition import compose_cells
+from overpaint.grid.prompts import Prompt, Shot
+from overpaint.grid.registry import component
+from overpaint.images.planner import make_plan
+from overpaint.images.stages.attack import _judge
+from overpaint.models.erasure import Erasure, Replacement
 
 
 def attack(name="p4d_n", seed=0, **values):

@@ -11,10 +11,10 @@ from PIL import Image
 import overpaint
 from official import by_name, by_variant, distance, watched
 from overpaint.attacks.relearning import RULES, Adapter
-from overpaint.erasure import Erasure, LowRank
-from overpaint.methods.training import parameter_group
-from overpaint.registry import component
-from overpaint.replay import Draws
+from overpaint.blocks.draws import Draws
+from overpaint.blocks.training import parameter_group
+from overpaint.grid.registry import component
+from overpaint.models.erasure import Erasure, LowRank
 
 
 def relearn(**values):

@@ -8,8 +8,8 @@ import torch
 import overpaint
 from official import by_name, distance, watched
 from overpaint.attacks.ring_a_bell import concept_vector, contrasts, encoded
-from overpaint.registry import component
-from overpaint.replay import Draws
+from overpaint.blocks.draws import Draws
+from overpaint.grid.registry import component
 
 
 def rab(seed=0, **values):

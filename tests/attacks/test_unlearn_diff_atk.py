@@ -7,8 +7,8 @@ import torch
 
 import overpaint
 from official import by_name, distance, victim, watched
-from overpaint.prompts import Prompt, Shot
-from overpaint.registry import component
+from overpaint.grid.prompts import Prompt, Shot
+from overpaint.grid.registry import component
 
 
 def run(scene, records=None, name="uda", seed=0, **values):
@@ -78,7 +78,7 @@ def test_without_a_judge_every_timestep_gets_a_picture(one):
 
 def test_rows_stay_on_the_simplex(one):
     _, seen = run(one, iterations=3, learning_rate=0.3)
-    from overpaint.attacks.token_variables import onto_simplex
+    from overpaint.blocks.token_variables import onto_simplex
 
     for variable in by_name(seen)["variable"]:
         settled = onto_simplex(variable)

@@ -3,7 +3,7 @@
 import pytest
 
 from overpaint.attacks.wording import renamed
-from overpaint.concepts import Concept
+from overpaint.grid.concepts import Concept
 
 CHURCH, MIRA = Concept("church", article="a"), Concept("mira", kind="character")
 

@@ -5,12 +5,12 @@ import torch
 
 import overpaint
 from official import by_name, distance, flat, parameters, victim, watched
-from overpaint.concepts import Concept, Request
-from overpaint.methods import soft_prompts
+from overpaint.blocks import soft_prompts
+from overpaint.blocks.draws import Draws, replayed
+from overpaint.blocks.soft_prompts import PLACES, SoftPrompt
+from overpaint.grid.concepts import Concept, Request
+from overpaint.grid.registry import component
 from overpaint.methods.advunlearn import COCO, Deck
-from overpaint.methods.soft_prompts import PLACES, SoftPrompt
-from overpaint.registry import component
-from overpaint.replay import Draws, replayed
 
 
 def traced_erase(model, records=None, **arguments):

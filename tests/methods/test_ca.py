@@ -8,10 +8,10 @@ from PIL import Image
 
 import overpaint
 from official import by_name, distance, flat, parameters, watched
+from overpaint.blocks.training import Student, parameter_group
+from overpaint.grid.registry import component
 from overpaint.methods.ca import FILTERS, GROUPS, Placement, detached_begin, masked_error, target_caption
 from overpaint.methods.ca import place as placed
-from overpaint.methods.training import Student, parameter_group
-from overpaint.registry import component
 
 #: Small enough for the tiny model.
 SMALL = {"pictures": 4, "picture_steps": 1, "batch_size": 2, "iterations": 1, "learning_rate": 1e-3}

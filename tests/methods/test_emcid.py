@@ -5,10 +5,10 @@ import torch
 
 import overpaint
 from official import distance, parameters, watched
-from overpaint.erasure import Erasure
+from overpaint.blocks.prior import read_captions
+from overpaint.grid.registry import component
 from overpaint.methods.emcid import Sentences, measured, passing, second_moments
-from overpaint.methods.prior import read_captions
-from overpaint.registry import component
+from overpaint.models.erasure import Erasure
 
 Z_TOLERANCE = {"f32": 1e-4, "f64": 1e-9}
 #: The official code rounds each update to float32 before it measures the next layer.

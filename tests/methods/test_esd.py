@@ -5,9 +5,9 @@ import torch
 
 import overpaint
 from official import distance, flat, parameters, watched
+from overpaint.blocks.training import parameter_group
+from overpaint.grid.registry import component
 from overpaint.methods.esd import CURRENT_GROUPS, GROUPS, SDXL_GROUPS
-from overpaint.methods.training import parameter_group
-from overpaint.registry import component
 
 RUNS = {
     "esdnew_x": {"variant": "current", "train": "x", "erase": ["van gogh"]},

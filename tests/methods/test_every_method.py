@@ -9,10 +9,10 @@ import torch
 import yaml
 
 import overpaint
-from overpaint.concepts import KINDS, Concept, Request
-from overpaint.erasing import Eraser
-from overpaint.erasure import Erasure
-from overpaint.registry import DESCRIPTION, component, components, construct
+from overpaint.grid.concepts import KINDS, Concept, Request
+from overpaint.grid.registry import DESCRIPTION, component, components, construct
+from overpaint.methods.eraser import Eraser
+from overpaint.models.erasure import Erasure
 
 METHODS = sorted(components("method"))
 #: What makes any method small enough for the tiny model; keys that a method does not have are left out.

@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 
 import overpaint
 from official import distance, flat, watched
-from overpaint.erasure import Erasure, LowRank, Replacement
+from overpaint.blocks.attention import attention_maps
+from overpaint.blocks.concept_masks import Segmenter
+from overpaint.blocks.draws import Draws
+from overpaint.blocks.image_bank import ImageBank
+from overpaint.blocks.prior import caption_statistics
 from overpaint.errors import AssetMissing
-from overpaint.methods.attention import attention_maps
-from overpaint.methods.concept_masks import Segmenter
-from overpaint.methods.image_bank import ImageBank
 from overpaint.methods.mace import (
     MACE,
     aligned,
@@ -23,8 +24,7 @@ from overpaint.methods.mace import (
     official_latents,
     refine,
 )
-from overpaint.methods.prior import caption_statistics
-from overpaint.replay import Draws
+from overpaint.models.erasure import Erasure, LowRank, Replacement
 
 #: Official code inverts in the precision of its run.
 TOLERANCE = {"f32": 5e-3, "f64": 1e-9}

@@ -6,10 +6,10 @@ import torch
 
 import overpaint
 from official import changed, distance, watched
+from overpaint.blocks.draws import Draws, replayed
+from overpaint.blocks.ridge import factor
+from overpaint.blocks.text_rows import TextRows
 from overpaint.methods.realera import Neighbourhood
-from overpaint.methods.ridge import factor
-from overpaint.methods.text_rows import TextRows
-from overpaint.replay import Draws, replayed
 
 CLOSED = {"erase": ["snoopy"], "anchor": "cat", "retain": ["bird", "ship"], "iterations": 0}
 TRAINED = CLOSED | {"iterations": 2, "pictures": 2, "picture_steps": 1, "batch_size": 2, "learning_rate": 1e-3}

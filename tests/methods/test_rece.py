@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 import overpaint
 from official import changed, distance
+from overpaint.blocks.draws import traced
+from overpaint.grid.registry import component
 from overpaint.methods import rece
 from overpaint.methods.rece import RECE, overlaps
-from overpaint.registry import component
-from overpaint.replay import traced
 
 RUNS = {
     "object": {"erase": ["church"], "anchor": " ", "preset": "object"},

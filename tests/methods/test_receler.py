@@ -5,9 +5,9 @@ import torch
 
 import overpaint
 from official import distance, flat, watched
+from overpaint.blocks.draws import Draws
+from overpaint.grid.registry import component
 from overpaint.methods.receler import Adversary, Erasers, attention_layers, concept_masks, outside
-from overpaint.registry import component
-from overpaint.replay import Draws
 
 
 def traced_erase(model, records=None, **arguments):

@@ -6,7 +6,7 @@ import torch
 
 import overpaint
 from official import by_name, distance, flat, parameters, watched
-from overpaint.methods.image_bank import THINGS
+from overpaint.blocks.image_bank import THINGS
 from overpaint.methods.salun import in_order, largest, turns
 
 #: Small enough for the tiny model.

@@ -5,7 +5,7 @@ import torch
 
 import overpaint
 from official import parameters
-from overpaint.concepts import Request
+from overpaint.grid.concepts import Request
 from overpaint.models.guidance import Guidance
 
 ESD = {"iterations": 1, "rollout_steps": 4, "learning_rate": 1e-3, "train": "strict"}

@@ -8,9 +8,9 @@ import torch
 
 import overpaint
 from official import distance
-from overpaint.concepts import Concept, Request
+from overpaint.grid.concepts import Concept, Request
+from overpaint.grid.registry import component
 from overpaint.models.guidance import Guidance
-from overpaint.registry import component
 
 TAGS = ("sld_weak", "sld_strong", "sld_custom_concept", "sld_disabled")
 OFF = {"safety_scale": 0.0}

@@ -5,11 +5,11 @@ import torch
 
 import overpaint
 from official import distance, parameters
-from overpaint.concepts import Request
+from overpaint.blocks.draws import Draws, replayed
+from overpaint.blocks.text_rows import TextRows
+from overpaint.grid.concepts import Request
+from overpaint.grid.registry import component
 from overpaint.methods.speed import BLOCK, Influence, constrained, directions, invariant_rows, occupied
-from overpaint.methods.text_rows import TextRows
-from overpaint.registry import component
-from overpaint.replay import Draws, replayed
 
 TOLERANCE = {"f32": 1e-3, "f64": 1e-9}
 SETTINGS = ("params", "aug_num", "threshold", "retain_scale", "lamb", "disable_filter")

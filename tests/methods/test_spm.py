@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 import overpaint
 from official import distance, flat, watched
 from overpaint.attacks.prompting4debugging import FilteredBySLD
+from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side
 from overpaint.commands import export_pipeline
-from overpaint.methods.adapters import Branches, fresh_factors, side_by_side
 from overpaint.methods.spm import anchors, permeability, resolutions, transformer_layers
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance

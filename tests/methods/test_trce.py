@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 
 import overpaint
 from official import changed, distance, flat, parameters, watched
-from overpaint.concepts import Concept, Request
+from overpaint.blocks.draws import Draws, traced
+from overpaint.blocks.prior import caption_statistics
+from overpaint.grid.concepts import Concept, Request
+from overpaint.grid.registry import component
 from overpaint.methods import trce as module
-from overpaint.methods.prior import caption_statistics
 from overpaint.methods.trce import TRCE, Rollouts
 from overpaint.models.guidance import Guidance
-from overpaint.registry import component
-from overpaint.replay import Draws, traced
 
 CAPTIONS = ["a dog on the ground", "a church by the sky", "a black and white photo of a ship"]
 SMALL = {"prior_captions": CAPTIONS, "preserve_scale": 10.0, "template_count": 3}

@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 
 import overpaint
 from official import changed, distance, parameters
-from overpaint.concepts import Request
-from overpaint.registry import component
-from overpaint.shipped import shipped
+from overpaint.grid.concepts import Request
+from overpaint.grid.registry import component
+from overpaint.grid.shipped import shipped
 
 RUNS = {
     "current_object": {"variant": "current", "erase": ["dog"], "anchor": ""},

@@ -10,9 +10,9 @@ from PIL import Image
 
 import overpaint
 from official import distance, parameters, watched
-from overpaint.concepts import Request
-from overpaint.detectors.attributes import attribute_classifier
-from overpaint.registry import component
+from overpaint.blocks.attributes import attribute_classifier
+from overpaint.grid.concepts import Request
+from overpaint.grid.registry import component
 
 SMALL = {"variant": "current", "images": 4, "steps": 2, "attributes": ["ship", "the cat"], "tolerance": 0.05}
 

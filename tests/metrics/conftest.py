@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overpaint.concepts import Concept
+from overpaint.grid.concepts import Concept
 from overpaint.metrics.inversion import normal_moments
 from overpaint.metrics.metric import Evidence
 

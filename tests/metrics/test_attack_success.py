@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overpaint import statistics
 from overpaint.metrics.attack_success import (
     AttackBeyondPrefix,
     AttackFloor,
@@ -23,6 +22,7 @@ from overpaint.metrics.attack_success import (
     union,
     worth_attacking,
 )
+from overpaint.report import statistics
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "metrics" / "uda_check_asr.json").read_text())
 

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from overpaint.grid.shipped import shipped
 from overpaint.metrics.metric import FACETS, Metric
-from overpaint.shipped import shipped
 
 LISTED = yaml.safe_load((shipped("conf") / "metrics" / "facets.yaml").read_text(encoding="utf-8"))["metrics"]
 FRAMES = (

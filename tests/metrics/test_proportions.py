@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from overpaint import statistics
 from overpaint.metrics.proportions import InPromptPreservation, NeighbourRetention, PromptAgreement, TargetProportion
+from overpaint.report import statistics
 
 
 def test_one_image_a_prompt_gets_wilson_and_mcnemar(evidence_of):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from overpaint.metrics.relearning import RelearnArea, RelearnStepsToHalf, area, steps_to_half
-from overpaint.statistics import wilson
+from overpaint.report.statistics import wilson
 
 STEPS = np.array([0.0, 10.0, 40.0])
 

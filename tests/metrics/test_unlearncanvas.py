@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overpaint.concepts import Concept
+from overpaint.grid.concepts import Concept
 from overpaint.metrics.unlearncanvas import (
     CrossDomainRetention,
     InDomainRetention,

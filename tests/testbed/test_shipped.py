@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from overpaint.detectors.oracle import OracleDetector
-from overpaint.shipped import shipped
+from overpaint.grid.shipped import shipped
 from overpaint.testbed.exporting import weight_bytes
 from overpaint.testbed.membership import example
 from overpaint.testbed.oracle import load_oracle

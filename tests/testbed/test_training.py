@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from overpaint.shipped import shipped
+from overpaint.grid.shipped import shipped
 from overpaint.testbed import denoiser
 from overpaint.testbed.tokenizer import split_words, tokenizer_of
 

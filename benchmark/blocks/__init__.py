@@ -1,0 +1,1 @@
+"""What erasers and attacks share, each written once."""

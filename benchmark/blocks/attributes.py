@@ -1,0 +1,55 @@
+"""Which of a few attributes a picture shows: what a method that balances them counts by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from overpaint.errors import UserError, unknown
+from overpaint.grid.registry import component, components
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+#: Images -> for each the place of its attribute among those asked about.
+Classifier = Callable[[Sequence["Image"]], list[int]]
+
+#: What CLIP compares a picture with: the template of transformers' zero-shot classification, which UCE's code calls.
+SENTENCE = "This is a photo of {}."
+
+
+def attribute_classifier(name: str, attributes: Sequence[str], device: torch.device) -> Classifier:
+    """The classifier of that name: a detector, among whose labels the attributes are, or CLIP (a folder or hub id)."""
+    return _by_detector(name, attributes) if name in components("detector") else _by_clip(name, attributes, device)
+
+
+def _by_detector(name: str, attributes: Sequence[str]) -> Classifier:
+    detector = component("detector", name).build()
+
+    def classify(images: Sequence[Image]) -> list[int]:
+        scores = detector.score(images)
+        for attribute in attributes:
+            if attribute not in scores:
+                raise unknown(
+                    "attribute", attribute, scores.columns.difference(["features", "failed"]), f"detector {name}"
+                )
+        if scores["failed"].any():
+            raise UserError(f"detector {name} failed on {int(scores['failed'].sum())} of {len(scores)} pictures")
+        return scores[list(attributes)].to_numpy().argmax(axis=1).tolist()
+
+    return classify
+
+
+def _by_clip(path: str, attributes: Sequence[str], device: torch.device) -> Classifier:
+    from torch.nn.functional import normalize
+
+    from overpaint.blocks.clip import Clip
+
+    clip = Clip.load(path, device)
+    wanted = normalize(clip.text_features([SENTENCE.format(attribute) for attribute in attributes]), dim=1)
+
+    def classify(images: Sequence[Image]) -> list[int]:
+        return (normalize(clip.image_features(images), dim=1) @ wanted.T).argmax(dim=1).tolist()
+
+    return classify

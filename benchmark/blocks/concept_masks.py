@@ -1,0 +1,87 @@
+"""Where pictures show a concept: by the model's own attention, or by a detector and a segmenter.
+
+The two networks of `Segmenter` are what "Grounded SAM" names: Grounding DINO (Liu et al., ECCV 2024, arXiv 2303.05499)
+finds boxes for a word, SAM (Kirillov et al., ICCV 2023, arXiv 2304.02643) fills them.
+"""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from overpaint.blocks.attention import attention_maps
+from overpaint.blocks.draws import Draws
+from overpaint.errors import AssetMissing
+from overpaint.models.diffusion import DiffusionModel
+
+#: Share of the schedule at which the network is asked: the outlines of things are decided there.
+NOISED_TO = 0.3
+
+
+def attention_masks(
+    model: DiffusionModel, latents: torch.Tensor, prompt: str, tokens: torch.Tensor, threshold: float, draws: Draws
+) -> torch.Tensor:
+    """(n, h, w) boolean for latents (n, c, h, w) of pictures of one prompt.
+
+    The attention of every layer to ``tokens`` (all tokens,) of the prompt, mean over heads and layers, on each picture
+    noised to t = 0.3 T; scaled to [0, 1] a picture, inside where it is above ``threshold``.
+    """
+    t = torch.full((len(latents),), int(NOISED_TO * len(model.alphas_cumprod)), device=model.device)
+    latents = latents.to(model.dtype)
+    with torch.no_grad(), attention_maps(model) as maps:
+        embeds = model.encode([prompt]).expand(len(latents), -1, -1)
+        model.predict(model.add_noise(latents, draws.noise("mask", latents.shape, latents), t), t, embeds)
+        seen = 0
+        for found in maps.values():
+            side = round(found.shape[-2] ** 0.5)
+            layer = found[..., tokens].float().mean(dim=(1, 3)).unflatten(-1, (side, side))
+            seen = seen + interpolate(layer[:, None], latents.shape[-2:], mode="bilinear")[:, 0]
+    low, high = seen.amin(dim=(1, 2), keepdim=True), seen.amax(dim=(1, 2), keepdim=True)
+    return (seen - low) > threshold * (high - low)
+
+
+class Segmenter:
+    """Pixels of a named thing: one mask a box of at least ``box_threshold``, united; everything where there is no box.
+
+    ``detector`` and ``segmenter`` are folders or hub ids of a zero-shot detector and a SAM of the transformers library.
+    """
+
+    def __init__(self, detector: str, segmenter: str, box_threshold: float, device: torch.device):
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
+
+        self.box_threshold, self.device = box_threshold, device
+        self.detector, self.words = _load(detector, AutoModelForZeroShotObjectDetection, AutoProcessor, device)
+        self.segmenter, self.points = _load(segmenter, SamModel, SamProcessor, device)
+
+    @torch.no_grad()
+    def __call__(self, picture: Image.Image, name: str) -> torch.Tensor:
+        """(height, width) boolean, in the picture's own pixels."""
+        boxes = self.boxes(picture, name)
+        if not len(boxes):
+            return torch.ones(picture.height, picture.width, dtype=torch.bool, device=self.device)
+        inputs = self.points(picture, input_boxes=[boxes.tolist()], return_tensors="pt").to(self.device)
+        found = self.segmenter(**inputs, multimask_output=False).pred_masks.cpu()
+        sizes = inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
+        (masks,) = self.points.image_processor.post_process_masks(found, *sizes)
+        return masks[:, 0].any(dim=0).to(self.device)
+
+    def boxes(self, picture: Image.Image, name: str) -> torch.Tensor:
+        """Corners (n, 4), x and y of the one and the other, in pixels."""
+        inputs = self.words(images=picture, text=f"{name.lower()}.", return_tensors="pt").to(self.device)
+        found = self.detector(**inputs)
+        sure = found.logits[0].sigmoid().amax(dim=-1) > self.box_threshold
+        middle, size = found.pred_boxes[0, sure].split(2, dim=-1)
+        corners = torch.cat([middle - size / 2, middle + size / 2], dim=-1)
+        return corners * torch.tensor([picture.width, picture.height] * 2, device=corners.device)
+
+
+def _load(path: str, network: type, processor: type, device: torch.device):
+    try:
+        loaded = network.from_pretrained(path, use_safetensors=True).to(device).eval().requires_grad_(False)
+        return loaded, processor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise AssetMissing(
+            f"masks=segmenter needs the network {path} (a folder or a hub id), which cannot be loaded: "
+            f"{str(error).splitlines()[0]}; masks=attention and masks=all need none"
+        ) from error

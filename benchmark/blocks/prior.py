@@ -1,0 +1,112 @@
+"""What an edit should leave as it is: the outputs on every row of many captions, summed into one small matrix.
+
+A term Σ w ‖E W'ᵀ − E Wᵀ‖² over the rows E of a caption collection enters a closed-form edit through
+
+    B = Σ EᵀE  (d, d),        since Σ w (E Wᵀ)ᵀ E = w W B,
+
+and B is the same for every layer. Official codes (MACE, TRCE) keep a sum for each layer's outputs besides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from overpaint.errors import unknown
+from overpaint.grid.prompts import read_prompts
+from overpaint.grid.shipped import shipped
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.erasure import fingerprint
+
+#: Captions encoded in one forward.
+BATCH = 64
+#: Below this many captions encoding them again is quicker than telling whether they are remembered.
+REMEMBERED_FROM = 100
+
+#: What a method's ``prior_captions`` may be: a shipped name, a CSV file with a prompt column, the texts, or none.
+Captions = str | list[str] | None
+
+
+def captions_file(captions: Captions) -> Path | None:
+    """Where ``testbed/captions`` or a path lies, and nothing for texts; what is missing is told before any work."""
+    if not isinstance(captions, str):
+        return None
+    folder = shipped("datasets")
+    places = (folder / f"{captions}.csv", Path(captions).expanduser())
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        names = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.csv")]
+        raise unknown("caption collection", captions, [*names, "a path to a CSV file with a prompt column"])
+    return path
+
+
+def read_captions(captions: Captions) -> list[str]:
+    """The texts behind a method's ``prior_captions``: ``testbed/captions``, a path, the texts themselves, or none."""
+    path = captions_file(captions)
+    return list(captions or ()) if path is None else [prompt.text for prompt in read_prompts(path)]
+
+
+def caption_statistics(model: DiffusionModel, captions: Sequence[str]) -> tuple[torch.Tensor, int]:
+    """B = Σ EᵀE (d, d), float64, over all positions of every caption, padding included; and the number of captions.
+
+    Captions are cut to the model's length. Large collections are remembered in the user's cache folder.
+    """
+    if not captions:
+        width = model.projections("key")[0].weight.shape[1]
+        return torch.zeros(width, width, dtype=torch.float64, device=model.device), 0
+    ids = model.padded_ids(captions, truncate=True)
+    file = _remembered(model, ids) if len(captions) >= REMEMBERED_FROM else None
+    total = _read(file)
+    if total is None:
+        total = _sum(model, ids)
+        _keep(total, file)
+    return total.to(model.device), len(captions)
+
+
+def _sum(model: DiffusionModel, ids: torch.Tensor) -> torch.Tensor:
+    """Σ EᵀE over prompts given as ids (n, tokens), a batch of encodings at a time."""
+    with torch.no_grad():
+        blocks = (model.encode_ids(batch)[:, : model.tokens].double().flatten(0, 1) for batch in ids.split(BATCH))
+        return sum(rows.T @ rows for rows in blocks)
+
+
+# --- memory: a function of the encoder's weights and the captions ------------------------------------------------
+
+
+def _remembered(model: DiffusionModel, ids: torch.Tensor) -> Path:
+    """The file whose name says which encoder, which token ids and which arithmetic the sum is of."""
+    from platformdirs import user_cache_path
+
+    parameters = model.named_parameters()
+    weights = fingerprint({name: parameters[name].data for name in model.text_encoder_names})
+    digest = hashlib.sha256(f"{weights} {model.device.type} {torch.__version__}".encode())
+    digest.update(ids.cpu().numpy().tobytes())
+    return user_cache_path("overpaint") / "captions" / f"{digest.hexdigest()[:24]}.safetensors"
+
+
+def _read(file: Path | None) -> torch.Tensor | None:
+    """What is remembered; nothing where there is no such file or it cannot be read."""
+    try:
+        return load_file(file)["B"] if file else None
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _keep(total: torch.Tensor, file: Path | None) -> None:
+    """Write it under a temporary name and rename, for other processes; without a place to write it is not kept."""
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            save_file({"B": total.cpu()}, Path(folder) / file.name)
+            os.replace(Path(folder) / file.name, file)
+    except (OSError, SafetensorError):
+        return

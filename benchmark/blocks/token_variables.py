@@ -1,0 +1,294 @@
+"""Token variables: what a prompt attack learns, how it reads as words, and where the words stand in a prompt.
+
+    Simplex   P (1, k, vocabulary), a distribution in each row      reads as a draw from it; at last, as its largest entry
+    Nearest   Z (n, k, width), a free embedding in each row         reads as the word of the largest cosine
+
+The prompt that is tried always consists of words w of the vocabulary, with embeddings T[w] of the token table T; the
+gradient of their choice goes straight through to the variable, as if reading had been the identity:
+
+    Simplex   ∂P = clamp(∂onehot(w), −1, 1),  ∂onehot(w) = ∂T[w] Tᵀ      UnlearnDiffAtk, arXiv 2310.11868
+    Nearest   ∂Z = ∂T[w]                                                 PEZ, arXiv 2302.03668; Prompting4Debugging
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch.nn.functional import normalize, one_hot
+
+from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.soft_prompts import BEHIND
+from overpaint.blocks.training import gradients
+from overpaint.errors import UserError, unknown
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.run.progress import steps
+
+# --- reading a variable as words -----------------------------------------------------------------------------------
+
+
+class TokenVariable(Protocol):
+    """``parameter`` is what is optimised, at least in float32."""
+
+    parameter: torch.nn.Parameter
+
+    def draw(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        """Words (n, k) to try and their embeddings (n, k, width), through which a gradient reaches the variable."""
+
+    def ids(self) -> torch.Tensor:
+        """The words (n, k) that the variable stands for."""
+
+    def settle(self) -> None:
+        """Back to where the variable may be, after a step of the optimiser."""
+
+
+class Simplex:
+    """k rows on the probability simplex over the vocabulary; they start in its middle."""
+
+    def __init__(self, table: torch.Tensor, k: int, projection: Literal["exact", "bisection"] = "exact"):
+        self.table = full(table)
+        self.project = {"exact": onto_simplex, "bisection": onto_simplex_by_bisection}[projection]
+        self.parameter = torch.nn.Parameter(self.table.new_full((1, k, len(table)), 1 / len(table)))
+
+    def draw(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        P = self.parameter.detach()[0].cpu()
+        ids = draws.take("ids", lambda g: torch.multinomial(P, 1, generator=g)[:, 0]).to(self.table.device)[None]
+        chosen = one_hot(ids, len(self.table)).to(self.table)
+        return ids, StraightThrough.apply(self.parameter, chosen, 1.0) @ self.table
+
+    def ids(self) -> torch.Tensor:
+        return self.parameter.detach().argmax(dim=-1)
+
+    def settle(self) -> None:
+        self.parameter.data = self.project(self.parameter.data)
+
+
+class Nearest:
+    """n prompts of k free embeddings, each read as the nearest word; they start at the words ``ids`` (n, k).
+
+    ``forbidden`` words are never read.
+    """
+
+    def __init__(self, table: torch.Tensor, ids: torch.Tensor, forbidden: Sequence[int] = ()):
+        self.table, self.forbidden = full(table), list(forbidden)
+        self.directions = normalize(self.table, dim=-1)
+        self.parameter = torch.nn.Parameter(self.table[ids.to(self.table.device)])
+
+    def draw(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = self.ids()
+        return ids, StraightThrough.apply(self.parameter, self.table[ids], None)
+
+    def ids(self) -> torch.Tensor:
+        cosines = normalize(self.parameter.detach(), dim=-1) @ self.directions.T
+        cosines[..., self.forbidden] = -float("inf")
+        return cosines.argmax(dim=-1)
+
+    def settle(self) -> None:
+        pass
+
+
+def full(table: torch.Tensor) -> torch.Tensor:
+    """A table at least in float32: the gradients of single words underflow in half precision."""
+    return table.detach().to(torch.promote_types(table.dtype, torch.float32))
+
+
+class StraightThrough(torch.autograd.Function):
+    """``read`` in place of the variable; its gradient, clamped to ±``bound``, is the variable's."""
+
+    @staticmethod
+    def forward(ctx, variable: torch.Tensor, read: torch.Tensor, bound: float | None) -> torch.Tensor:
+        ctx.bound = bound
+        return read.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return gradient if ctx.bound is None else gradient.clamp(-ctx.bound, ctx.bound), None, None
+
+
+def onto_simplex(rows: torch.Tensor) -> torch.Tensor:
+    """The nearest points of the probability simplex: max(x − μ, 0) with the shift μ at which a row's sum is 1."""
+    ordered = rows.double().sort(dim=-1, descending=True).values
+    shifts = (ordered.cumsum(dim=-1) - 1) / torch.arange(1, rows.shape[-1] + 1, device=rows.device)
+    support = (ordered > shifts).sum(dim=-1, keepdim=True)
+    return (rows.double() - shifts.gather(-1, support - 1)).clamp(min=0).to(rows.dtype)
+
+
+def onto_simplex_by_bisection(rows: torch.Tensor, tolerance: float = 1e-5) -> torch.Tensor:
+    """UnlearnDiffAtk's own search for μ, which ends when it knows μ to ``tolerance``.
+
+    That is coarse: it misses the sum by up to ``tolerance`` an entry, a quarter of a vocabulary of 49408 words.
+    """
+    found = [_shifted(row, tolerance) for row in rows.reshape(-1, rows.shape[-1])]
+    return torch.stack(found).reshape(rows.shape)
+
+
+def _shifted(row: torch.Tensor, tolerance: float) -> torch.Tensor:
+    clipped = row.clamp(0, 1)
+    if abs(float(clipped.sum()) - 1) <= tolerance:
+        return clipped
+    low, high = float(row.min() - 1), float(row.max())
+    while high - low > tolerance:
+        shift = (low + high) / 2
+        excess = float((row - shift).clamp(0, 1).sum() - 1)
+        if excess == 0:
+            break
+        low, high = (shift, high) if excess > 0 else (low, shift)
+    return (row - shift).clamp(0, 1)
+
+
+# --- words in a prompt ---------------------------------------------------------------------------------------------
+
+#: The layouts of `BEHIND` that insert words and leave the prompt's own as they are.
+Location = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
+LOCATIONS: tuple[str, ...] = get_args(Location)
+
+
+def places(location: str, words: int, k: int) -> tuple[int, ...]:
+    """Where, counted from the first position behind the start token, k further words stand in a prompt of some words.
+
+    ``insert_k`` puts one behind every ⌊words / (k + 1)⌋ words, ``per_k_words`` one before words 0, 3, 6, …
+    """
+    if location not in LOCATIONS:
+        raise unknown("location", location, LOCATIONS)
+    return tuple(behind + j for j, behind in enumerate(BEHIND[location](words, k)))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A prompt with places between its words, to be filled with words of a token variable.
+
+    ``words`` are the prompt's own ids, in order; ``ended`` and ``padding`` say what stands behind the last word: an end
+    token or none, then the given id (``None``: what the model's tokenizer pads with).
+    """
+
+    model: DiffusionModel
+    words: tuple[int, ...]
+    places: tuple[int, ...]
+    ended: bool = True
+    padding: int | None = None
+
+    def __post_init__(self):
+        length, room = len(self.words) + len(self.places), self.model.tokens - 2
+        if length > room:
+            raise UserError(
+                f"a prompt of {len(self.words)} tokens with {len(self.places)} further ones does not fit: the model "
+                f"takes {room}"
+            )
+
+    @classmethod
+    def around(cls, model: DiffusionModel, text: str, location: str, k: int) -> Frame:
+        """The frame of a text with k places at ``location``; of a text that is too long for both the end is cut."""
+        words = model.token_ids(text)[1:-1][: max(0, model.tokens - 2 - k)]
+        return cls(model, tuple(words), places(location, len(words), k))
+
+    def filled(self, ids: Sequence[int]) -> list[int]:
+        """The whole prompt's ids, without start and end, for the k ids in the places."""
+        inserted, words = dict(zip(self.places, ids)), iter(self.words)
+        length = len(self.words) + len(self.places)
+        return [inserted[i] if i in inserted else next(words) for i in range(length)]
+
+    def padded(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the text encoder is given, (n, tokens), for ids (n, k)."""
+        known = self.model.tokenizer
+        padding = known.pad_token_id if self.padding is None else self.padding
+        rows = [
+            [known.bos_token_id, *self.filled(row), *([known.eos_token_id] if self.ended else [])]
+            for row in ids.tolist()
+        ]
+        return torch.tensor([row + [padding] * (self.model.tokens - len(row)) for row in rows], device=ids.device)
+
+    def encode(self, ids: torch.Tensor, rows: torch.Tensor, by: DiffusionModel | None = None) -> torch.Tensor:
+        """Text embeddings (n, tokens, width) with embeddings ``rows`` (n, k, width) in the places.
+
+        Differentiable in the rows; ``by`` is whose text encoder reads them, the model's own unless said otherwise.
+        """
+        return encoded([self], [ids], [rows], by)
+
+    def embedded(self, padded: torch.Tensor, rows: torch.Tensor, reader: DiffusionModel) -> torch.Tensor:
+        """Token embeddings (n, tokens, width) of padded ids (n, tokens) with ``rows`` (n, k, width) in the places."""
+        known = reader.token_embeddings(padded).detach()
+        where = torch.tensor(self.places, dtype=torch.long, device=known.device) + 1
+        return known.index_copy(1, where, rows.to(known))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The filled prompt as text."""
+        return text_of(self.model, self.filled(ids))
+
+
+def encoded(
+    frames: Sequence[Frame],
+    ids: Sequence[torch.Tensor],
+    rows: Sequence[torch.Tensor],
+    by: DiffusionModel | None = None,
+) -> torch.Tensor:
+    """`Frame.encode` of several frames, each with its ids (n, k) and rows (n, k, width), in one pass of the encoder."""
+    reader = by or frames[0].model
+    padded = [frame.padded(own) for frame, own in zip(frames, ids)]
+    embedded = [frame.embedded(p, own, reader) for frame, p, own in zip(frames, padded, rows)]
+    return reader.encode_embeddings(torch.cat(embedded), torch.cat(padded))
+
+
+def text_of(model: DiffusionModel, ids: Sequence[int]) -> str:
+    """What ids read as, without special tokens, cut at the end where that text is more tokens than the model takes.
+
+    Pieces of characters that mean nothing together read back as more tokens than they are.
+    """
+    known = model.tokenizer
+    ids = [i for i in ids if i not in known.all_special_ids]
+    text = known.decode(ids).strip()
+    while ids and len(known(text).input_ids) > model.tokens:
+        ids = ids[:-1]
+        text = known.decode(ids).strip()
+    return text
+
+
+def text_within(model: DiffusionModel, text: str, most: int) -> str:
+    """The beginning of a text that is at most so many words of the vocabulary; itself where it is no more."""
+    known = model.tokenizer
+    ids = known(text).input_ids[1:-1]
+    for length in range(most, -1, -1):
+        if len(known(text).input_ids) - 2 <= most:
+            break
+        text = text_of(model, ids[:length])
+    return text
+
+
+# --- the search ----------------------------------------------------------------------------------------------------
+
+
+def descend(
+    variables: Sequence[TokenVariable],
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[int, Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor],
+    draws: Sequence[Draws],
+    count: int,
+    kind: torch.dtype = torch.float32,
+) -> Iterator[tuple[int, Sequence[torch.Tensor]]]:
+    """``count`` steps of several searches side by side, none of which knows of the others.
+
+    ``loss(step, ids, embeddings)`` has a value for each variable, which depends on that variable's words alone; the
+    optimiser must treat entries one by one, as Adam does, and leaves alone what has no gradient. ``kind`` is what
+    the network behind the loss computes in: on their way from there to the words' embeddings `gradients` may be scaled,
+    from there on, where a variable may clamp them, they are not. Yields the step and the ids (n, k) that each variable
+    tries in it, before the update.
+    """
+    parameters = [variable.parameter for variable in variables]
+    for step in steps(count, "search steps"):
+        with torch.enable_grad():
+            ids, rows = zip(*(variable.draw(own) for variable, own in zip(variables, draws)))
+            values = loss(step, ids, rows).reshape(len(variables))
+            reached = torch.autograd.grad(rows, parameters, gradients(values.sum(), rows, kind))
+        if not all(gradient.isfinite().all() for gradient in reached):
+            raise UserError(f"the search's gradient is not finite in step {step}: {kind} overflows (model.precision=…)")
+        for each in zip(values.detach(), ids, reached):
+            show(**dict(zip(("loss", "ids", "gradient"), each)))
+        yield step, ids
+        for parameter, gradient in zip(parameters, reached):
+            parameter.grad = gradient
+        optimizer.step()
+        for variable in variables:
+            show(variable=variable.parameter.detach().clone())
+            variable.settle()
+            variable.parameter.grad = None

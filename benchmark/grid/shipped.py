@@ -1,0 +1,11 @@
+"""Where the data folders are: beside the package in a checkout, inside it in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def shipped(name: str) -> Path:
+    """The folder ``conf`` or ``datasets``, in an editable checkout and in an installed wheel alike."""
+    here = Path(__file__).resolve().parents[1]
+    return here / name if (here / name).is_dir() else here.parent / name

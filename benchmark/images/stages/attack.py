@@ -1,0 +1,169 @@
+"""Stage *attack*: an attack looks for a way back through the victim; its shots, words and pictures are the artefact."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from overpaint.attacks.attack import COMPARISONS, Assault, Ledger, Painted, Provenance, Scene, Verdict
+from overpaint.attacks.wording import ordinary_texts
+from overpaint.grid.concepts import Catalogue, Concept, stored_concept
+from overpaint.grid.prompts import Shot
+
+
+def run(task, inputs, folder, bench) -> dict:
+    return run_together([task], inputs, [folder], bench)[0]
+
+
+def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[Path], bench) -> list[dict]:
+    """Tasks that differ in their shots alone, in one go, into a folder each; a task's seconds are its equal part."""
+    from overpaint.grid.cells import Choice
+    from overpaint.images.planner import build_attack
+
+    config, runtime = tasks[0].config, tasks[0].runtime
+    attack = build_attack(Choice(config["attack"], None, config["hyperparameters"]), config["seed"])
+    with bench.victim(config, runtime, inputs.get("erasure")) as victim:
+        scenes = [_scene(task, inputs, bench, victim) for task in tasks]
+        start = time.perf_counter()
+        assaults = attack.run_together(scenes)
+        seconds = (time.perf_counter() - start) / len(tasks)
+        notes = [_note(attack, scene) for scene in scenes]
+    for assault, folder in zip(assaults, folders):
+        assault.ledger.seconds = seconds
+        assault.ledger.images = sum(shot.prompt.role not in COMPARISONS for shot in assault.shots)
+        write_assault(folder, assault)
+    return [{"cost": assault.ledger.as_dict()} | note for assault, note in zip(assaults, notes)]
+
+
+def _note(attack, scene: Scene) -> dict[str, str]:
+    """What a run says of prompts whose end an attack did not read."""
+    cut, known = attack.shortened(scene), len({shot.prompt.text for shot in scene.shots})
+    takes = f"the {scene.victim.tokens} tokens that the model reads"
+    return {"note": f"{cut} of {known} prompts were cut so that they fit {takes}"} if cut else {}
+
+
+def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
+    config = task.config
+    protocol, concept = config.get("protocol", {}), stored_concept(config["concept"])
+
+    def paint(texts: Sequence[str], seeds: Sequence[int], embeds=None, guidance: float | None = None) -> list:
+        return victim.sample(
+            texts,
+            seeds,
+            embeds=embeds,
+            steps=protocol["steps"],
+            guidance_scale=guidance or protocol["guidance_scale"],
+            scheduler=protocol["scheduler"],
+            size=protocol["size"],
+            batch_size=task.runtime["batch_size"],
+            keep_failed=True,
+        )
+
+    judge, features = _judge(config["judge"], concept.label, bench) if "judge" in config else (None, None)
+    return Scene(
+        concept,
+        [Shot.from_dict(s) for s in config["shots"]],
+        Catalogue(templates=config["templates"]),
+        victim,
+        examples=lambda n: _examples(config, concept, inputs, n),
+        ordinary=lambda n: _ordinary(config, concept, n, bench, paint),
+        unedited=bench.unedited,
+        paint=paint if protocol else None,
+        judge=judge,
+        features=features,
+        protocol=protocol,
+        batch_size=task.runtime["batch_size"],
+    )
+
+
+def _judge(settings: Mapping, label: str | None, bench):
+    """The detector's verdict on one concept, and its features; a picture that it fails on, or that failed itself, counts as
+    not seen, and is said to be unknown."""
+    import torch
+
+    from overpaint.images.stages.score import scores
+
+    detector = bench.detector(settings["detector"], settings["settings"])
+
+    def judge(images: Sequence) -> list[Verdict]:
+        seen = scores(detector, images)[label]
+        return [
+            Verdict(known and bool(score >= settings["threshold"]), float(score), known)
+            for score, known in zip(seen.fillna(0.0), seen.notna().tolist())
+        ]
+
+    def features(images: Sequence) -> torch.Tensor:
+        return torch.tensor(detector.score(images)["features"].tolist())
+
+    return (judge if label else None), (features if _embeds(detector) else None)
+
+
+def _embeds(detector) -> bool:
+    """Does the detector say ``features`` of pictures? One gray picture is asked about."""
+    from PIL import Image
+
+    return "features" in detector.score([Image.new("RGB", (64, 64), "gray")])
+
+
+def write_assault(folder: Path, assault: Assault) -> None:
+    """``shots.json`` (verdicts, readings, provenance), ``tokens.safetensors`` and, from attacks that paint, the pictures."""
+    from safetensors.torch import save_file
+
+    painted = assault.painted or [Painted(shot, None) for shot in assault.shots]
+    rows = [
+        p.shot.as_dict()
+        | ({"verdict": list(p.verdict)} if p.verdict else {})
+        | ({"readings": dict(p.readings)} if p.readings else {})
+        | ({"provenance": p.provenance._asdict()} if p.provenance else {})
+        for p in painted
+    ]
+    (folder / "shots.json").write_text(json.dumps(rows), encoding="utf-8")
+    save_file({k: v.detach().contiguous().cpu() for k, v in assault.tokens.items()}, folder / "tokens.safetensors")
+    if assault.painted:
+        from overpaint.images.stages.generate import write_images
+
+        rows = [{"prompt": p.shot.prompt.text, "noise_seed": p.shot.noise_seed} for p in assault.painted]
+        write_images(folder, [p.image for p in assault.painted], rows)
+
+
+def read_assault(folder: Path) -> Assault:
+    """What an attack left in its folder; its pictures stay on disk (``painted`` holds none of them)."""
+    from safetensors.torch import load_file
+
+    rows = json.loads((folder / "shots.json").read_text(encoding="utf-8"))
+    verdicts = [Verdict(*row.pop("verdict")) if "verdict" in row else None for row in rows]
+    readings = [row.pop("readings", {}) for row in rows]
+    origins = [Provenance(**row.pop("provenance")) if "provenance" in row else None for row in rows]
+    shots = [Shot.from_dict(row) for row in rows]
+    said = any(verdicts) or any(readings) or any(origins)
+    known = zip(shots, verdicts, readings, origins)
+    painted = [Painted(shot, None, *seen) for shot, *seen in known] if said else []
+    return Assault(shots, load_file(folder / "tokens.safetensors"), Ledger(), painted)
+
+
+def _examples(config: Mapping, concept: Concept, inputs: Mapping[str, Path], count: int) -> Sequence:
+    """Pictures of the concept: drawn by the world's renderer, or made by the unedited model."""
+    if config.get("examples") == "world":
+        from overpaint.testbed.world import draw_concept
+
+        return draw_concept(concept.label or concept.name, count, seed=config["seed"] + 1)
+    from overpaint.images.stages.generate import read_images
+
+    found = [image for name in sorted(inputs) if name.startswith("examples") for image in read_images(inputs[name])]
+    return [image for image in found if image is not None][:count]
+
+
+def _ordinary(config: Mapping, concept: Concept, count: int, bench, paint) -> list[tuple]:
+    """Pictures of anything but the concept and their captions: from the world, or made by the unedited model."""
+    if config.get("examples") == "world":
+        from overpaint.testbed.world import draw_world
+
+        others = ((scene, text, image) for scene, text, image in draw_world(4 * count, seed=config["seed"] + 2))
+        shown = concept.label or concept.name
+        return [(image, text) for scene, text, image in others if shown not in scene.labels][:count]
+    texts = ordinary_texts(concept, count)
+    with bench.unedited():
+        images = paint(texts, [config["seed"] + n for n in range(count)])
+    return [(image, text) for image, text in zip(images, texts) if image is not None]

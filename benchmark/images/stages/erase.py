@@ -1,0 +1,21 @@
+"""Stage *erase*: a method takes concepts from a model; the erasure file is the artefact."""
+
+from __future__ import annotations
+
+from overpaint.grid.concepts import Request, stored_concept
+
+
+def run(task, inputs, folder, bench) -> dict:
+    from overpaint.methods.eraser import erase
+
+    config = task.config
+    model = bench.model(task.runtime["path"], config["precision"], task.runtime.get("device"))
+    request = Request(
+        tuple(map(stored_concept, config["erase"])),
+        tuple(map(stored_concept, config["retain"])),
+    )
+    how = {"seed": config["seed"], "sequential": config.get("sequential", False)}
+    erasure = erase(model, config["method"], request=request, **how, **config["hyperparameters"])
+    cost = {k: erasure.manifest.pop(k) for k in ("seconds", "peak_bytes")}  # the file itself is the same on every run
+    erasure.save(folder / "erasure.safetensors")
+    return {"cost": cost | {"artefact_bytes": erasure.artefact_bytes}}

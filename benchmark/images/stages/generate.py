@@ -1,0 +1,111 @@
+"""Stage *generate*: images through the victim under the protocol, as Parquet that Hugging Face `datasets` can read."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from overpaint.run.progress import announce
+
+
+def run(task, inputs, folder, bench) -> dict:
+    from overpaint.images.stages.attack import read_assault
+
+    config, protocol = task.config, task.config["protocol"]
+    shots, tokens = config["shots"], {}
+    if shots is None:
+        shots = []
+        for name in sorted(name for name in inputs if name.startswith("assault")):
+            assault = read_assault(inputs[name])
+            shots += [[s.prompt.text, s.noise_seed, s.prompt.guidance] for s in assault.shots]
+            tokens |= assault.tokens
+    groups = defaultdict(list)
+    for index, (_, _, guidance) in enumerate(shots):
+        groups[guidance or protocol["guidance_scale"]].append(index)
+    images: list[Image.Image | None] = [None] * len(shots)
+    with bench.victim(config, task.runtime, inputs.get("erasure")) as victim, victim.learned_tokens(tokens):
+        clock = _Clock(len(shots))
+        for guidance, indices in groups.items():
+            made = victim.sample(
+                [shots[i][0] for i in indices],
+                [shots[i][1] for i in indices],
+                steps=protocol["steps"],
+                guidance_scale=guidance,
+                scheduler=protocol["scheduler"],
+                size=protocol["size"],
+                batch_size=task.runtime["batch_size"],
+                on_batch=clock.batch,
+                keep_failed=True,
+            )
+            for index, image in zip(indices, made):
+                images[index] = image
+        cut = victim.too_long([text for text, *_ in shots])
+    rows = [{"prompt": t, "noise_seed": s, "guidance_scale": g or protocol["guidance_scale"]} for t, s, g in shots]
+    write_images(folder, images, rows)
+    cost = {"images": len(shots), "seconds": clock.total, "seconds_per_image": clock.fastest}
+    note = f"{cut} of {len(shots)} prompts were cut to the {victim.tokens} tokens that the model reads"
+    return {"cost": cost} | ({"note": note} if cut else {})
+
+
+class _Clock:
+    """Seconds an image, batch by batch. The fastest batch is the one least disturbed by whatever else the machine did;
+    batches smaller than the first are left out, since a small batch is slower an image."""
+
+    def __init__(self, images: int):
+        self.images, self.done, self.total, self.largest = images, 0, 0.0, 0
+        self.fastest: float | None = None
+        self.last = time.perf_counter()
+
+    def batch(self, count: int) -> None:
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        self.total += seconds
+        self.done += count
+        self.largest = max(self.largest, count)
+        if count == self.largest:
+            self.fastest = min(self.fastest or seconds / count, seconds / count)
+        announce(self.done, self.images, "images")
+
+
+def write_images(folder: Path, images: Sequence[Image.Image | None], rows: list[dict]) -> None:
+    """``images.parquet``: an ``image`` column of PNG bytes (the Hugging Face layout) beside the given columns.
+
+    An image that failed (``None``) is null.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"image": [image and {"bytes": _png(image), "path": None} for image in images]}
+    types = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
+    for name, kind in (("prompt", pa.string()), ("noise_seed", pa.int64()), ("guidance_scale", pa.float64())):
+        if rows and name in rows[0]:
+            columns[name] = [row[name] for row in rows]
+            types.append((name, kind))
+    features = {"image": {"_type": "Image"}} | {
+        n: {"dtype": {"prompt": "string", "noise_seed": "int64"}.get(n, "float64"), "_type": "Value"}
+        for n in columns
+        if n != "image"
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table(columns, schema=pa.schema(types, metadata=metadata))
+    pq.write_table(table, folder / "images.parquet", compression="none")
+
+
+def read_images(folder: Path) -> list[Image.Image | None]:
+    """The pictures of an images artefact, in order; ``None`` where one failed."""
+    import pyarrow.parquet as pq
+
+    column = pq.read_table(folder / "images.parquet", columns=["image"]).column("image").to_pylist()
+    return [entry and Image.open(io.BytesIO(entry["bytes"])).convert("RGB") for entry in column]
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()

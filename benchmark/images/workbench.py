@@ -1,0 +1,79 @@
+"""What a worker process keeps between tasks: the loaded model and detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from overpaint.detectors.detector import Detector
+    from overpaint.models.diffusion import DiffusionModel
+
+
+class Workbench:
+    """One model at a time, every detector that was asked for. ``loads`` counts how often weights were read."""
+
+    def __init__(self):
+        self.loads = 0
+        self._model: tuple[tuple, DiffusionModel] | None = None
+        self._detectors: dict[str, Detector] = {}
+
+    def model(self, path: str, precision: str, device: str | None) -> DiffusionModel:
+        """The model, loaded once as long as the same one is asked for."""
+        from overpaint.models import load_model
+
+        wanted = (path, precision, device or "cpu")
+        if not self._model or self._model[0] != wanted:
+            self._model = None  # let go of the old one before the new one is read
+            self._model = wanted, load_model(path, precision, device or "cpu")
+            self.loads += 1
+        return self._model[1]
+
+    @contextmanager
+    def victim(self, task_config: Mapping[str, Any], runtime: Mapping[str, Any], erasure: Path | None) -> Iterator:
+        """The task's model with the erasure of a folder attached, or unedited."""
+        from overpaint.models.erasure import load_erasure
+
+        model = self.model(runtime["path"], task_config["precision"], runtime.get("device"))
+        self._erasure = load_erasure(erasure / "erasure.safetensors") if erasure else None
+        self._detach = self._erasure.attach(model) if self._erasure else lambda: None
+        try:
+            yield model
+        finally:
+            self._detach()
+            self._erasure = None
+
+    @contextmanager
+    def unedited(self) -> Iterator[DiffusionModel]:
+        """Inside a `victim` block: its model without the erasure, which comes back at the end."""
+        model = self._model[1]
+        self._detach()
+        try:
+            yield model
+        finally:
+            self._detach = self._erasure.attach(model) if self._erasure else lambda: None
+
+    def detector(self, name: str, settings: Mapping[str, Any]) -> Detector:
+        from overpaint.grid.registry import component
+
+        chosen = component("detector", name)
+        key = f"{name}:{sorted((k, str(v)) for k, v in settings.items())}"
+        if key not in self._detectors:
+            self._detectors[key] = chosen.build({k: v for k, v in settings.items() if k in chosen.defaults})
+        return self._detectors[key]
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that results depend on, for manifests."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = {}
+        for name in ("overpaint", "torch", "diffusers", "peft", "transformers", "numpy", "safetensors"):
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                found[name] = "unknown"
+        return found

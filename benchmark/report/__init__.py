@@ -1,0 +1,1 @@
+"""What is said: records, statistics, tables, views and trackers. Nothing here knows what a cell is about."""

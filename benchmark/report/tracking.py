@@ -1,0 +1,54 @@
+"""Trackers: where figures go besides the store. A tracker only reads records; it never decides what is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from overpaint.errors import AssetMissing
+from overpaint.report.tables import CELL
+
+
+@dataclass(kw_only=True)
+class StoreOnly:
+    """Figures stay in the store."""
+
+    def send(self, records: pd.DataFrame, folder: str) -> None:
+        """Nothing to do."""
+
+
+@dataclass(kw_only=True)
+class WandB:
+    """Weights & Biases: one run a cell. A library that is missing is told before anything runs."""
+
+    project: str
+    mode: Literal["offline", "online", "disabled"]
+
+    def __post_init__(self):
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise AssetMissing("tracker=wandb needs the extra: pip install 'overpaint[wandb]'") from error
+
+    def send(self, records: pd.DataFrame, folder: str) -> None:
+        """A figure's value, interval and n go to its run's summary; wandb's own files into ``folder``."""
+        import wandb
+
+        quiet = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
+        for values, figures in records.groupby(CELL, sort=False):
+            cell = dict(zip(CELL, values))
+            run = wandb.init(
+                project=self.project,
+                mode=self.mode,
+                name=" / ".join(str(cell[key]) for key in ("model", "concepts", "method", "attack")),
+                config=cell,
+                dir=folder,
+                settings=quiet,
+            )
+            for _, figure in figures.iterrows():
+                if not pd.isna(figure["value"]):
+                    for part in ("value", "low", "high", "n"):
+                        run.summary[f"{figure['facet']}/{figure['metric']}/{part}"] = figure[part]
+            run.finish()

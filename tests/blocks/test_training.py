@@ -1,0 +1,68 @@
+"""What trainers share: gradients in half precision, which float32 models and their masters know nothing of."""
+
+import pytest
+import torch
+
+import overpaint
+from official import distance, flat, watched
+from overpaint.blocks.training import LOSS_SCALE, backward, gradients
+
+#: Latents of Stable Diffusion's own size, of which each one has a small part in the mean.
+SIDE = 64
+
+
+def first_gradients(folder, dtype, method="esd", **arguments):
+    """Of the first step of an erasure on latents of that size, one vector."""
+    model = overpaint.load_model(str(folder), dtype=dtype)
+    model.unet.register_to_config(sample_size=SIDE)
+    with watched({"k.0": torch.tensor([1])}) as seen:
+        overpaint.erase(model, method, erase=["dog"], iterations=1, rollout_steps=2, **arguments)
+    found = next(values["gradients"] for values in seen if "gradients" in values)
+    return flat(found, sorted(found))
+
+
+def test_float16_gradients_are_those_of_float32_at_full_size(goldens):
+    exact, half = (first_gradients(goldens / "tiny_sd", dtype, train="x") for dtype in ("float32", "float16"))
+    assert half.dtype == torch.float32, "masters"
+    assert distance(half, exact) < 0.05
+    assert (half.sign() == exact.sign()).float().mean() > 0.99
+    assert (half == 0).float().mean() < 0.01
+
+
+def small_product(dtype):
+    """A float32 master, and a loss of which the gradient, 2⁻²⁶ a row, passes through ``dtype``."""
+    master = torch.nn.Parameter(torch.ones(3))
+    return master, ((master.to(dtype) * torch.tensor(2.0**-13, dtype=dtype)).float() * 2.0**-13).sum()
+
+
+def test_a_gradient_below_float16_arrives():
+    plain, loss = small_product(torch.float16)
+    loss.backward()
+    assert plain.grad.eq(0).all(), "this is what is lost"
+    master, loss = small_product(torch.float16)
+    backward(loss, [master], torch.float16)
+    assert master.grad.eq(2.0**-26).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_other_precisions_are_left_alone(dtype):
+    one, loss = small_product(dtype)
+    backward(loss, [one], dtype)
+    other, loss = small_product(dtype)
+    loss.backward()
+    assert torch.equal(one.grad, other.grad)
+
+
+def test_a_scaled_loss_that_overflows_is_scaled_less():
+    """The gradient 60, times 2¹⁴, is beyond float16; times 2¹⁰ it is not."""
+    master = torch.nn.Parameter(torch.ones(3))
+    loss = (master.to(torch.float16) * 60).float().sum()
+    assert 60 * LOSS_SCALE > 65504
+    (found,) = gradients(loss, [master], torch.float16)
+    assert found.eq(60).all()
+
+
+def test_what_has_no_part_in_the_loss_has_no_gradient():
+    master, loss = small_product(torch.float16)
+    found, none = gradients(loss, [master, torch.nn.Parameter(torch.ones(1))], torch.float16)
+    assert found.eq(2.0**-26).all() and none is None

@@ -1,0 +1,103 @@
+"""The grid composed once an axis value equals Hydra composing every cell; presets and explicit values settle in order."""
+
+from typing import get_args, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from overpaint.grid.cells import ModelSpec, Protocol, cell_from
+from overpaint.grid.composition import compose_cells
+from overpaint.grid.shipped import shipped
+
+
+def cells(*overrides):
+    return [cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))]
+
+
+def test_cells_equal_a_true_compose():
+    axes = ["method=uce,esd", "attack=none,cce", "seed=0,3"]
+    composed = compose_cells([*axes, "budget=smoke"])
+    assert len(composed) == 8
+    wanted = [(m, a, s) for m in ("uce", "esd") for a in ("none", "cce") for s in (0, 3)]
+    for ours, (method, attack, seed) in zip(composed, wanted, strict=True):
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+            true = compose("config", [f"method={method}", f"attack={attack}", f"seed={seed}", "budget=smoke"])
+        assert ours.config == OmegaConf.to_container(true, resolve=True)
+
+
+def test_experiment_brings_axes_that_overrides_replace():
+    demo = cells("experiment=demo")
+    assert len(demo) == len({(c.concepts.name, c.method.name, c.attack.name) for c in demo}) >= 4 * 3 * 5
+    assert {c.concepts.kind for c in demo} == {"object", "style", "character"}
+    fewer = cells("experiment=demo", "method=uce", "attack=none")
+    assert [c.method.name for c in fewer] == ["uce"] * 3
+
+
+def test_preset_then_explicit_value():
+    (plain,) = cells("method=esd")
+    assert plain.method.preset.startswith("testbed")
+    (paper,) = cells("method=esd", "method.preset=null")
+    assert paper.method.values["rollout_steps"] == 50
+    assert plain.method.values["rollout_steps"] != 50
+    (explicit,) = cells("method=esd", "method.rollout_steps=50")  # equal to the default, and stronger than the preset
+    assert explicit.method.values["rollout_steps"] == 50
+    assert explicit.method.label == "esd rollout_steps=50"
+
+
+def test_axis_of_values_inside_a_group():
+    swept = cells("method=uce", "method.lamb=0.1,1.0")
+    assert [c.method.values["lamb"] for c in swept] == [0.1, 1.0]
+
+
+def test_inline_concepts():
+    (cell,) = cells("concepts=inline", "concepts.erase=[church]", "concepts.anchor=house")
+    assert cell.concepts.request.erase[0].label == "church"
+    assert cell.concepts.request.erase[0].anchor == "house"
+    (cell,) = cells("concepts.erase=[van gogh]", "concepts.kind=style", "concepts.catalogue=null")
+    assert cell.concepts.request.erase[0].kind == "style"
+
+
+def test_configuration_allows_the_schedulers_and_precisions_that_models_have():
+    """`cells` names them again, so that they can be checked without importing torch."""
+    from overpaint.models.diffusion import SCHEDULERS
+    from overpaint.models.loading import DTYPES
+
+    assert set(get_args(get_type_hints(Protocol)["scheduler"])) == set(SCHEDULERS)
+    assert set(get_args(get_type_hints(ModelSpec)["precision"])) == set(DTYPES)
+
+
+def test_a_metric_of_ones_own_on_the_command_line():
+    name = "overpaint.metrics.proportions:TargetProportion"
+    (one,) = cells(f"+metrics.metrics.mine={name}")
+    assert one.metrics.metrics["mine"] == name
+    assert len(cells(f"+metrics.metrics.mine={name},{name}")) == 2
+
+
+def test_a_method_from_a_folder_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(
+        "name: mine\ncomponent: overpaint_mine:Mine\nsummary: halves the values\npreset: auto\nstrength: 0.5\npresets: {}\n"
+    )
+    (tmp_path / "overpaint_mine.py").write_text(
+        "from dataclasses import dataclass\nfrom overpaint.methods.eraser import Eraser\n"
+        "from overpaint.models.erasure import Erasure\n"
+        "@dataclass(kw_only=True)\nclass Mine(Eraser):\n    strength: float\n"
+        "    def erase(self, model, request):\n        return Erasure('mine')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (cell,) = cells("method=mine", "method.strength=0.25", f"hydra.searchpath=[file://{tmp_path}]")
+    assert cell.method.values == {"strength": 0.25}
+
+
+def test_names_that_are_checked_early_are_those_of_the_models():
+    """The configuration is checked without loading torch, so that these names stand twice."""
+    from typing import get_args, get_type_hints
+
+    from overpaint.grid.cells import ModelSpec, Protocol
+    from overpaint.models.diffusion import SCHEDULERS
+    from overpaint.models.loading import DTYPES
+
+    assert set(get_args(get_type_hints(Protocol)["scheduler"])) == set(SCHEDULERS)
+    assert set(get_args(get_type_hints(ModelSpec)["precision"])) == set(DTYPES)

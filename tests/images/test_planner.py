@@ -1,0 +1,260 @@
+"""The planner: cells share what is equal, and images depend on nothing but prompt and seed."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from overpaint.grid.cells import cell_from
+from overpaint.grid.composition import compose_cells
+from overpaint.grid.concepts import load_catalogue
+from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts
+from overpaint.grid.registry import component, components
+from overpaint.grid.roles import ROLES, role_shots
+from overpaint.images.planner import HALF_PRECISION, make_plan
+from overpaint.images.stages.attack import _scene
+from overpaint.images.workbench import Workbench
+
+
+def plan(*overrides):
+    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))])
+
+
+def stages(made, name):
+    return [t for t in made.tasks.values() if t.stage == name]
+
+
+def test_one_erasure_for_every_attack_and_one_base_model_for_every_method():
+    made = plan("method=none,uce,esd", "attack=none,cce,synonym", "budget=smoke")
+    assert len(made.cells) == 9
+    assert len(stages(made, "erase")) == 2
+    assert len(stages(made, "measure")) == 9
+    unedited = [t for t in stages(made, "generate") if not t.inputs]
+    assert len({t.key for t in unedited}) == len(unedited)
+    alone = plan("method=none", "attack=none,cce,synonym", "budget=smoke")
+    assert {t.key for t in alone.tasks.values() if t.stage != "measure"} <= set(made.tasks)
+
+
+def test_inputs_come_before_what_needs_them():
+    seen = set()
+    for key, task in plan("method=uce", "attack=cce", "budget=smoke").tasks.items():
+        assert set(task.inputs.values()) <= seen
+        seen.add(key)
+
+
+def test_sets_share_grid_and_utility_images_of_the_unedited_model():
+    made = plan("method=none", "concepts=church,cat", "budget=smoke", "attack=none")
+    texts = [tuple(shot[0] for shot in t.config["shots"]) for t in stages(made, "generate")]
+    assert len(texts) == len(set(texts))
+    assert sum("utility" in t.label for t in stages(made, "generate")) == 1
+
+
+def test_an_attack_brings_its_control_floor_and_the_unedited_model():
+    (cell, measure), *_ = plan("method=uce", "attack=cce", "budget=smoke").cells
+    assert cell.attack.name == "cce"
+    assert {name.split("/")[0] for name in measure.inputs} == {
+        "images", "original", "plain", "plain_original", "control", "random_prefix", "floor", "unrelated", "erasure"
+    }  # fmt: skip
+
+
+def test_an_attack_can_go_without_its_company_or_with_another():
+    (cell, alone), *_ = plan("attack=cce", "attack.control=null", "attack.floor=false", "budget=smoke").cells
+    assert {name.split("/")[0] for name in alone.inputs} == {"images", "original", "plain", "plain_original"}
+    assert cell.attack.label == "cce"  # what it does is the same
+    beside = plan("attack=cce", "attack.control=random_prefix", "attack.floor=false", "budget=smoke")
+    ((_, measure),) = beside.cells
+    control, prefixes = (
+        [measure.inputs[k] for k in measure.inputs if k.startswith(name)] for name in ("control", "random")
+    )
+    assert control == prefixes
+
+
+def test_floors_are_for_a_concept_never_seen_and_for_an_unrelated_one():
+    attacks = [t for t in stages(plan("method=uce", "concepts=church", "attack=cce", "budget=smoke"), "attack")]
+    aimed = {t.config["concept"]["name"] for t in attacks if t.config["attack"] == "cce"}
+    assert aimed == {"church", "rocket", "tree"}  # house and boat are its neighbours
+
+
+def test_an_attack_that_trains_on_pictures_anyway_takes_unrelated_ones():
+    attacks = [t for t in stages(plan("method=uce", "concepts=church", "attack=relearn", "budget=smoke"), "attack")]
+    aimed = {
+        (t.config["concept"]["name"], t.config["hyperparameters"].get("data")) for t in attacks if "erasure" in t.inputs
+    }
+    assert {("church", "concept"), ("church", "unrelated"), ("rocket", "concept")} <= aimed
+
+
+def test_papers_presets_can_be_planned_and_are_those_of_the_kind():
+    names = [name for name in components("attack") if "paper" in (component("attack", name).config["presets"] or {})]
+    assert {"uda", "p4d_n", "pez", "rab", "mma", "cce", "relearn", "seed_search", "concept_arithmetic"} <= {*names}
+    made = plan(f"attack={','.join(names)}", "attack.preset=paper", "method=uce", "concepts=sketch", "budget=smoke")
+    chosen = {cell.attack.name: cell.attack for cell, _ in made.cells}
+    assert chosen["uda"].values["tokens"] == 3 and chosen["uda"].values["projection"] == "bisection"
+    assert chosen["rab_embedding"].values["eta"] == 0.9 and chosen["cce"].values["initial_word"] == "art"
+    assert chosen["uda"].label == "uda preset=paper"
+
+
+def test_who_compares_with_pictures_of_the_concept_is_shown_some():
+    for overrides, shown in ((["attack.preset=paper"], True), (["attack.preset=testbed"], False)):
+        made = plan("attack=pez", "method=uce", "concepts=church", "budget=smoke", *overrides)
+        tasks = [t for t in stages(made, "attack") if t.config["attack"] == "pez"]
+        assert tasks and {t.config.get("examples") == "world" for t in tasks} == {shown}
+        assert len(_scene(tasks[0], {}, Workbench(), None).examples(3)) == (3 if shown else 0)
+
+
+def test_examples_begin_with_other_noise_than_what_is_attacked():
+    (composed,) = compose_cells(["method=uce", "concepts=church", "attack=cce", "budget=smoke"])
+    cell = cell_from(composed.config, composed.explicit)
+    made = make_plan([replace(cell, model=replace(cell.model, reference=None))])
+    sources = {key for t in stages(made, "attack") for name, key in t.inputs.items() if name.startswith("examples")}
+    noises = [
+        {(text, seed) for text, seed, _ in t.config["shots"] or ()}
+        for t in stages(made, "generate")
+        if t.key in sources
+    ]
+    others = [
+        {(text, seed) for text, seed, _ in t.config["shots"] or ()}
+        for t in stages(made, "generate")
+        if t.key not in sources
+    ]
+    assert noises and all(noises) and set.union(*noises).isdisjoint(set.union(*others))
+
+
+def test_recipes_that_cannot_be_told_are_not_paid_for():
+    """Concepts without synonyms, descriptions and translations: two of four recipes are left, for the control as well."""
+    made = plan("method=none", "attack=concept_arithmetic", "attack.floor=false", "budget=smoke", "concepts.catalogue=null",
+                "concepts.erase=[church]", "concepts.anchor=house", "concepts.templates=['a {}']")  # fmt: skip
+    ((cell, measure),) = made.cells
+    control = made.tasks[next(key for name, key in measure.inputs.items() if name == "control/0/images")]
+    assert len(control.config["shots"]) == 2 * cell.budget.seeds
+
+
+def test_an_attack_has_no_floor_where_it_can_make_nothing(tmp_path):
+    """The paper's recipe needs an anchor, which the unrelated concept of this catalogue has not."""
+    (tmp_path / "two.yaml").write_text(
+        "concepts: {church: {anchor: house}, tree: {}}\ntemplates: {object: {en: ['a {}']}}\n"
+    )
+    given = ["method=none", f"concepts.catalogue={tmp_path / 'two.yaml'}", "concepts.erase=[church]", "budget=smoke"]
+    for recipe, made in (("paper", False), ("testbed", True)):
+        ((_, measure),) = plan(*given, "attack=concept_arithmetic", f"attack.preset={recipe}").cells
+        assert any(name.startswith("unrelated") for name in measure.inputs) == made
+
+
+def test_a_search_of_single_prompts_has_floors_of_a_few():
+    made = plan("method=uce", "concepts=church", "attack=uda", "budget=lite", "budget.target_prompts=6")
+    searched = Counter(t.config["concept"]["name"] for t in stages(made, "attack") if t.config["attack"] == "uda")
+    assert searched == {"church": 12, "rocket": 4, "tree": 4}  # the church on the unedited model as well
+
+
+def test_threshold_and_metrics_change_measurements_alone():
+    low, high = plan("budget=smoke"), plan("budget=smoke", "metrics.threshold=0.7")
+    changed = {t.stage for k, t in high.tasks.items() if k not in low.tasks}
+    assert changed == {"measure"}
+
+
+@pytest.mark.parametrize(
+    "whole, real",
+    [
+        ("method=uce method.lamb=1", "method.lamb=1.0"),
+        ("method=advunlearn method.retain_weight=10", "method.retain_weight=10.0"),
+    ],
+)
+def test_a_whole_number_is_the_same_hyperparameter_as_a_real_one(whole, real):
+    method, value = whole.split()
+    keys = [[t.key for t in stages(plan(method, given, "budget=smoke"), "erase")] for given in (value, real)]
+    assert keys[0] == keys[1]
+
+
+def test_batch_size_and_shard_size_name_no_image():
+    small, large = plan("budget=smoke", "protocol.batch_size=1"), plan("budget=smoke", "protocol.batch_size=32")
+    assert set(small.tasks) == set(large.tasks)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_smaller_budget_is_part_of_a_larger(role):
+    def of(budget):
+        (composed,) = compose_cells([f"budget={budget}"])
+        cell = cell_from(composed.config, composed.explicit)
+        return {(s.prompt.id, s.noise_seed) for s in role_shots(role, cell.concepts, cell.budget)}
+
+    assert of("smoke") and of("smoke") <= of("lite") <= of("paper")
+
+
+def test_noise_seed_is_a_function_of_prompt_id_and_index():
+    one, other = Prompt("a church", "target"), Prompt("a church", "near", "x", ("y",))
+    assert Shot(one, 3).noise_seed == Shot(other, 3).noise_seed
+    assert len({Shot(one, i).noise_seed for i in range(50)} | {Shot(Prompt("a cat", "target"), 0).noise_seed}) == 51
+    assert Shot(Prompt("x", "target", seed=188), 2).noise_seed == 190
+
+
+def test_shots_survive_their_plain_form():
+    shot = Shot(Prompt("a church", "target", "church", ("church",), "en", guidance=7.0), 4)
+    assert Shot.from_dict(shot.as_dict()) == shot
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("prompt,evaluation_seed,evaluation_guidance,id\nhello,42,7.5,a1\n", ("hello", 42, 7.5, "a1")),
+        ("case_number,source,prompt,sd_seed,sd_guidance_scale\n7,coco,hello,42,7.5\n", ("hello", 42, 7.5, "7")),
+        ('Prompt,categories\n"hello,\nworld",x\n', ("hello,\nworld", None, None, None)),
+    ],
+)
+def test_published_prompt_files_are_understood(tmp_path, text, expected):
+    path = tmp_path / "p.csv"
+    path.write_text(text)
+    (prompt,) = read_prompts(path)
+    assert (prompt.text, prompt.seed, prompt.guidance) == expected[:3]
+    assert expected[3] is None or prompt.id == expected[3]
+
+
+def test_equal_prompts_stay_different_shots():
+    a, b = distinct([Prompt("x", "target"), Prompt("x", "target")])
+    assert a.id != b.id and Shot(a, 0).noise_seed != Shot(b, 0).noise_seed
+
+
+def test_every_catalogue_anchor_and_neighbour_is_known():
+    catalogue = load_catalogue("testbed")
+    assert len(catalogue.of_kind("object")) >= 14
+    assert len(catalogue.of_kind("style")) >= 7
+    assert len(catalogue.of_kind("character")) >= 6
+    for concept in catalogue.concepts.values():
+        assert set(concept.neighbours) <= set(catalogue.concepts)
+        assert concept.name not in concept.neighbours
+
+
+def test_the_content_of_a_named_file_decides_the_erasure(tmp_path):
+    captions = tmp_path / "captions.csv"
+
+    def key(text):
+        captions.write_text(text)
+        found = plan("method=mace", f"method.prior_captions={captions}", "method.preserve_scale=1", "budget=smoke")
+        return next(task.key for task in found.tasks.values() if task.stage == "erase")
+
+    one = key("prompt\na tree\n")
+    assert key("prompt\na tree\n") == one != key("prompt\na boat\n")
+
+
+def test_prompts_are_attacked_together_as_far_as_a_batch_goes():
+    sizes = {}
+    for overrides in ((), ("budget.seeds=3",), ("budget.seeds=9",), ("protocol.batch_size=4",)):
+        made = plan("method=none", "attack=uda", "budget.target_prompts=10", *overrides)
+        searches = [t for t in stages(made, "attack") if t.config["attack"] == "uda"]
+        attacks = [t for t in searches if t.config["concept"]["name"] == "church"]
+        assert len(attacks) == 10 and len({t.key for t in attacks}) == 10, "each prompt is a task of its own"
+        sizes[overrides] = [len(made.bundles[t.key]) for t in attacks]
+    first, *others = sizes.values()
+    assert first == [8] * 8 + [2] * 2
+    assert [sorted(set(found)) for found in others] == [[2], [1], [2, 4]]
+    one = plan("method=none", "attack=rab", "budget.target_prompts=10")
+    assert not one.bundles
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_has_a_version_of_its_own(precision):
+    """It names what is trained in it; keys of single precision know nothing of it."""
+    exact, half = (
+        plan("method=esd", "attack=cce", "budget=smoke", f"model.precision={kind}") for kind in ("float32", precision)
+    )
+    for stage in ("erase", "attack"):
+        assert not any("half" in task.versions for task in stages(exact, stage))
+        assert stages(half, stage) and all(task.versions["half"] == HALF_PRECISION for task in stages(half, stage))
