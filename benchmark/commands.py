@@ -19,12 +19,14 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import Cell, cell_from
 from overpaint.grid.composition import CIRCUMSTANCES, Composed, compose_cells
 from overpaint.grid.registry import DESCRIPTION, component, components
-from overpaint.images.planner import Plan, make_plan
-from overpaint.report.tables import FORMATS, render, show, stored_records
+from overpaint.report.records import stored_records
+from overpaint.report.tables import FORMATS, render, show
 from overpaint.run.display import Display, duration
 from overpaint.run.estimates import Estimates
 from overpaint.run.executor import Outcome
+from overpaint.run.plan import Plan
 from overpaint.run.store import CorruptArtefact, Store
+from overpaint.run.track import track
 
 ERR = Console(stderr=True, soft_wrap=True)
 
@@ -34,8 +36,9 @@ def prepare(composed: Sequence[Composed]) -> tuple[list[Cell], Plan, Store]:
     for key in CIRCUMSTANCES:
         if any(c.config[key] != composed[0].config[key] for c in composed):
             raise UserError(f"{key} says where and how a whole grid runs and is no axis of it: give one")
-    cells = [cell_from(c.config, c.explicit) for c in composed]
-    return cells, make_plan(cells), Store.chosen(composed[0].config["store"])
+    kind = track(composed[0].config["track"])
+    cells = [kind.cell(c.config, c.explicit) for c in composed]
+    return cells, kind.plan(cells), Store.chosen(composed[0].config["store"])
 
 
 def _circumstance(kind: str, config: Mapping[str, Any]) -> Any:
@@ -51,7 +54,7 @@ def run_grid(composed: Sequence[Composed]) -> int:
     engine, tracker = (_circumstance(kind, composed[0].config[kind]) for kind in ("engine", "tracker"))
     store.prepare()
     store.sweep()
-    estimates = Estimates(store)
+    estimates = Estimates(store, plan.track)
     todo = plan.missing(store)
     ERR.print(_summary(plan, todo, estimates), highlight=False)
     display = Display(todo, estimates, ERR)
@@ -125,7 +128,7 @@ def describe_plan(composed: Sequence[Composed]) -> None:
 
     cells, plan, store = prepare(composed)
     todo = plan.missing(store)
-    estimates = Estimates(store)
+    estimates = Estimates(store, plan.track)
     out = Console(soft_wrap=True)
     out.print(_summary(plan, todo, estimates), highlight=False)
     unique, missing = Counter(t.stage for t in plan.tasks.values()), Counter(t.stage for t in todo)

@@ -197,7 +197,20 @@ class Cell:
 
 
 #: The whole of a configuration: the groups of ``conf/config.yaml``, and what stands beside them.
-KEYS = ("model", "concepts", "method", "attack", "metrics", "protocol", "budget", "engine", "tracker", "seed", "store")
+KEYS = (
+    "track",
+    "model",
+    "concepts",
+    "method",
+    "attack",
+    "metrics",
+    "protocol",
+    "budget",
+    "engine",
+    "tracker",
+    "seed",
+    "store",
+)
 
 
 def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:

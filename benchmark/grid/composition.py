@@ -25,7 +25,7 @@ from overpaint.grid.shipped import shipped
 #: Groups whose keys a preset may set, so that keys given on the command line must be known to win over it.
 PRESET_GROUPS = ("method", "attack")
 #: Keys that say where and how a grid runs, not what it is.
-CIRCUMSTANCES = ("store", "engine", "tracker")
+CIRCUMSTANCES = ("store", "engine", "tracker", "track")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +22,8 @@ from overpaint.grid.shipped import shipped
 from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, resolve
 from overpaint.report import statistics
-from overpaint.run.store import Store, file_hash
+from overpaint.run.plan import Plan
+from overpaint.run.store import file_hash
 from overpaint.run.tasks import Task
 
 #: Seed index, counted from the plain images', at which an attacker's pictures of a concept begin.
@@ -43,44 +43,9 @@ class Batch:
     assaults: tuple[Task, ...] = ()
 
 
-@dataclass
-class Plan:
-    """Unique tasks in an order in which inputs come first, and one measure task a cell."""
-
-    cells: list[tuple[Cell, Task]] = field(default_factory=list)
-    tasks: dict[str, Task] = field(default_factory=dict)
-    asked: Counter = field(default_factory=Counter)  # tasks by stage before de-duplication
-    bundles: dict[str, list[Task]] = field(
-        default_factory=dict
-    )  # task key -> tasks that are made in one go, itself too
-
-    def bundle(self, tasks: Sequence[Task], size: int) -> None:
-        """Let tasks that differ in their shots alone be made ``size`` at a time; where that was said before, it stands."""
-        free = [task for task in tasks if task.key not in self.bundles]
-        for part in _shards(free, size):
-            self.bundles |= {task.key: part for task in part}
-
-    def add(self, task: Task) -> Task:
-        self.asked[task.stage] += 1
-        return self.tasks.setdefault(task.key, task)
-
-    def missing(self, store: Store) -> list[Task]:
-        """Tasks whose result is not needed or not there yet: what a run would do, inputs first.
-
-        A stored result makes its inputs unnecessary, so that nothing is made again for a table that is complete.
-        """
-        needed: set[str] = set()
-        for task in reversed(self.tasks.values()):
-            wanted = task.stage == "measure" or task.key in needed
-            if wanted and not store.has(task.stage, task.key):
-                needed.add(task.key)
-                needed.update(task.inputs.values())
-        return [t for k, t in self.tasks.items() if k in needed and not store.has(t.stage, k)]
-
-
 def make_plan(cells: Iterable[Cell]) -> Plan:
     """Plan every cell with what it is compared to: the unedited model, the attack's control and floor."""
-    plan = Plan()
+    plan = Plan("images")
     for cell in cells:
         _plan_cell(plan, cell)
     return plan
@@ -145,7 +110,9 @@ def _erase_task(plan: Plan, cell: Cell) -> Task | None:
         config["files"] = files
     version = component("method", cell.method.name).load().version
     label = f"erase {cell.concepts.name} with {cell.method.label}"
-    return plan.add(Task("erase", config, {}, {"method": version} | _arithmetic(cell), _runtime(cell), label))
+    return plan.add(
+        Task("erase", config, {}, {"method": version} | _arithmetic(cell), _runtime(cell), label, like=cell.method.name)
+    )
 
 
 def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
@@ -209,7 +176,16 @@ def _batch(plan, cell: Cell, erase: Task | None, found, label: str, assaults: Se
     inputs = {"erasure": erase.key} if erase else {}
     inputs |= {f"assault/{index:05}": task.key for index, task in enumerate(assaults)}
     made = plan.add(
-        Task("generate", config, inputs, {"generate": 1}, _runtime(cell), f"generate {label}", amount or len(found))
+        Task(
+            "generate",
+            config,
+            inputs,
+            {"generate": 1},
+            _runtime(cell),
+            f"generate {label}",
+            amount or len(found),
+            f"{config['model']}/{cell.protocol.steps}",
+        )
     )
     return Batch(found, made, _score_task(plan, cell, made), tuple(assaults))
 
@@ -243,7 +219,7 @@ def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain
     label = f"{whose}{cell.attack.label} for {concept.name}{which}"
     amount = len(plain) * attack.images_for(concept, plain)
     versions = {"attack": attack.version} | _arithmetic(cell)
-    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount))
+    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount, cell.attack.name))
 
 
 def _target_batches(plan: Plan, cell: Cell) -> list[Batch]:
@@ -284,7 +260,7 @@ def _score_task(plan: Plan, cell: Cell, made: Task) -> Task | None:
     runtime = {"device": None}
     label = made.label.replace("generate", "score", 1)
     config = {"detector": name, "settings": identity}
-    return plan.add(Task("score", config, {"images": made.key}, {}, runtime, label, made.amount))
+    return plan.add(Task("score", config, {"images": made.key}, {}, runtime, label, made.amount, name))
 
 
 def _reference(plan: Plan, cell: Cell) -> Batch | None:
@@ -406,8 +382,3 @@ def _arithmetic(cell: Cell) -> dict[str, int]:
 
 def _runtime(cell: Cell) -> dict[str, Any]:
     return {"path": resolve(cell.model.path), "device": None, "batch_size": cell.protocol.batch_size}
-
-
-def with_device(tasks: Iterable[Task], device: str) -> list[Task]:
-    """The tasks told where to run."""
-    return [replace(t, runtime={**t.runtime, "device": device}) for t in tasks]

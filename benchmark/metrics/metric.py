@@ -10,8 +10,6 @@ import pandas as pd
 
 from overpaint.grid.concepts import Concept
 
-FACETS = ("efficacy", "generality", "specificity", "robustness", "utility", "sustainability")
-
 #: Attacks that are lists of other prompts: they measure generality or efficacy, and no robustness.
 PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
 

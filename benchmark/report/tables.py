@@ -1,4 +1,4 @@
-"""Tables from stored records: the long form for programs, the six facets for people. No image is ever made here."""
+"""Tables from records: the long form for programs, the six facets for people."""
 
 from __future__ import annotations
 
@@ -10,51 +10,13 @@ import yaml
 from overpaint.errors import UserError, unknown
 from overpaint.grid.registry import components
 from overpaint.grid.scope import OUTSIDE
-from overpaint.images.planner import Plan
-from overpaint.images.stages.measure import RECORD_COLUMNS
-from overpaint.metrics.metric import FACETS
-from overpaint.report.statistics import Estimate, holm, mean_of_estimates
-from overpaint.run.store import MANIFEST, Store
+from overpaint.report.records import corrected
+from overpaint.report.statistics import Estimate, mean_of_estimates
+from overpaint.run.track import facets
 
 FORMATS = ("terminal", "md", "csv", "json", "latex")
-CELL = ["model", "concepts", "kind", "method", "attack", "protocol", "budget", "seed"]
 #: What figures of one block have in common: figures of two budgets, say, are neither compared nor averaged.
 SETTINGS = ["protocol", "budget", "seed", "detector", "threshold"]
-SIGNIFICANCE = 0.05
-
-
-def stored_records(store: Store, plan: Plan | None = None) -> pd.DataFrame:
-    """Records of the plan's cells that are stored, or of the whole store; p-values corrected over all of them (Holm).
-
-    Where the store holds several measurements of one figure (an earlier version, say), the newest counts. Figures of two
-    detectors or thresholds are two; records from before they were kept count until there is a newer one.
-    """
-    if plan:
-        keys = [task.key for _, task in plan.cells if store.has("measure", task.key)]
-    else:
-        keys = sorted(store.keys("measure"), key=lambda k: (store.path("measure", k) / MANIFEST).stat().st_mtime_ns)
-    if not keys:
-        return pd.DataFrame(columns=[*RECORD_COLUMNS, "p_holm", "distinguishable"])
-    frames = [pd.read_parquet(store.read("measure", key) / "records.parquet") for key in dict.fromkeys(keys)]
-    frames = [f for f in frames if len(f)]
-    records = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(RECORD_COLUMNS))
-    records = records.reindex(columns=list(RECORD_COLUMNS))  # an older store's records have fewer
-    replaced = records["aggregation"].isna() & records.duplicated([*CELL, "metric"], keep="last")
-    records = records[~replaced].drop_duplicates([*CELL, "metric", "detector", "threshold"], keep="last")
-    return corrected(records).reset_index(drop=True)
-
-
-def corrected(records: pd.DataFrame) -> pd.DataFrame:
-    """Add ``p_holm`` (corrected over every comparison of the table) and ``distinguishable`` (p_holm below 5 %)."""
-    records = records.copy()
-    itself = (records["method"] == "none") & (records["against"] == "original")  # compared to itself: no test
-    tested = records["p_value"].astype(float).notna() & ~itself
-    records["p_holm"] = float("nan")
-    if tested.any():
-        records.loc[tested, "p_holm"] = holm(records.loc[tested, "p_value"].astype(float).tolist()).p_values
-    below = records["p_holm"] < SIGNIFICANCE
-    records["distinguishable"] = below.where(tested, None).astype(object)
-    return records
 
 
 # --- the wide form ---------------------------------------------------------------------------------------------
@@ -77,7 +39,7 @@ def blocks(records: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
     for (model, concepts, kind, *values), part in records.groupby(by, sort=False, dropna=False):
         methods = list(dict.fromkeys(part["method"]))
         rows = []
-        for facet in FACETS:
+        for facet in facets():
             of_facet = part[part["facet"] == facet]
             for (attack, metric), figures in of_facet.groupby(["attack", "metric"], sort=False):
                 first = figures.iloc[0]

@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from overpaint.errors import AssetMissing
-from overpaint.report.tables import CELL
+from overpaint.report.records import CELL
 
 
 @dataclass(kw_only=True)

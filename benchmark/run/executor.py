@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from overpaint.errors import UserError
-from overpaint.images.planner import Plan, with_device
-from overpaint.images.stages import stage, stage_together
-from overpaint.images.workbench import Workbench
+from overpaint.run.plan import Plan
 from overpaint.run.progress import watched
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
+from overpaint.run.track import stage, stage_together, track
 
 
 class Watcher(Protocol):
@@ -51,7 +50,7 @@ def run_tasks(plan: Plan, store: Store, device: str, watcher: Watcher, began: fl
     and wait for it only when nothing else is left. What has failed since ``began`` (seconds since 1970; now) is not
     tried again, whichever process tried it.
     """
-    outcome, bench, began = Outcome(), Workbench(), time.time() if began is None else began
+    outcome, bench, began = Outcome(), track(plan.track).bench(), time.time() if began is None else began
     while True:
         pending = [t for t in plan.missing(store) if t.key not in outcome.failed]
         for task in pending:
@@ -68,7 +67,7 @@ def run_tasks(plan: Plan, store: Store, device: str, watcher: Watcher, began: fl
 
 
 def _attempt(
-    task: Task, plan: Plan, store: Store, bench: Workbench, device: str, watcher, outcome: Outcome, began: float
+    task: Task, plan: Plan, store: Store, bench: Any, device: str, watcher, outcome: Outcome, began: float
 ) -> bool:
     """Run one task if its inputs are there and nobody else is at it. True if it has to be waited for.
 
@@ -113,19 +112,17 @@ def _attempt(
         return False
 
 
-def execute(
-    bundle: Sequence[Task], plan: Plan, store: Store, bench: Workbench, device: str, watcher: Watcher
-) -> list[Task]:
+def execute(bundle: Sequence[Task], plan: Plan, store: Store, bench: Any, device: str, watcher: Watcher) -> list[Task]:
     """Do one task, or a bundle at once, and publish what is not stored yet; returns the tasks of which that is."""
     stage_name, needs = bundle[0].stage, bundle[0].inputs
     inputs = {name: store.read(plan.tasks[key].stage, key) for name, key in needs.items()}
-    located, start = with_device(bundle, device), time.perf_counter()
+    located, start = [task.on(device) for task in bundle], time.perf_counter()
     with ExitStack() as stack:
         folders = [stack.enter_context(store.workspace()) for _ in bundle]
         if len(bundle) > 1:
-            extras = stage_together(stage_name)(located, inputs, folders, bench)
+            extras = stage_together(plan.track, stage_name)(located, inputs, folders, bench)
         else:
-            extras = [stage(stage_name)(located[0], inputs, folders[0], bench)]
+            extras = [stage(plan.track, stage_name)(located[0], inputs, folders[0], bench)]
         seconds, made = (time.perf_counter() - start) / len(bundle), []
         for task, folder, extra in zip(bundle, folders, extras):
             if store.has(stage_name, task.key):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,7 +27,8 @@ def _plain(value: Any) -> Any:
 class Task:
     """``config``, ``inputs`` (name → key of another task) and ``versions`` decide the result and make the key;
     ``runtime`` (paths, devices, batch sizes) and ``label`` only help to run it and to speak of it.
-    ``amount`` is how many units of work it is, for estimates: images, or steps."""
+    ``amount`` is how many units of work it is, for estimates: images, or steps; tasks of one stage and ``like`` take
+    about the same time a unit."""
 
     stage: str
     config: Mapping[str, Any]
@@ -36,11 +37,21 @@ class Task:
     runtime: Mapping[str, Any] = field(default_factory=dict, compare=False)
     label: str = field(default="", compare=False)
     amount: int = field(default=1, compare=False)
+    like: str = field(default="", compare=False)
+
+    @property
+    def pace(self) -> str:
+        """What tasks that take the same time a unit have in common."""
+        return f"{self.stage}/{self.like}"
 
     @cached_property
     def key(self) -> str:
         decides = {"stage": self.stage, "config": self.config, "inputs": self.inputs, "versions": self.versions}
         return hashlib.sha256(canonical(decides).encode()).hexdigest()[:24]
+
+    def on(self, device: str) -> Task:
+        """The same task, told where to run."""
+        return replace(self, runtime={**self.runtime, "device": device})
 
     def __hash__(self) -> int:
         return hash(self.key)

@@ -8,7 +8,7 @@ from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.roles import role_prompts, role_shots
 from overpaint.images.planner import make_plan
-from overpaint.report.tables import stored_records
+from overpaint.report.records import stored_records
 from overpaint.run.store import Store
 
 GRID = ["concepts.erase=[church,car]", "concepts.sequential=false,true", "method=uce", "budget=smoke"]

@@ -7,8 +7,9 @@ import overpaint
 from overpaint.grid.registry import components
 from overpaint.grid.scope import OUTSIDE
 from overpaint.images.stages.measure import RECORD_COLUMNS
+from overpaint.report.records import CELL, corrected, stored_records
 from overpaint.report.statistics import Estimate, mean_of_estimates
-from overpaint.report.tables import CELL, FIELDS, cell_text, corrected, latex_text, number, render, stored_records
+from overpaint.report.tables import FIELDS, cell_text, latex_text, number, render
 from overpaint.run.store import Store
 
 

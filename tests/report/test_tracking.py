@@ -8,7 +8,7 @@ import pytest
 
 from overpaint.errors import AssetMissing
 from overpaint.grid.registry import component
-from overpaint.report.tables import CELL
+from overpaint.report.records import CELL
 
 
 @pytest.fixture

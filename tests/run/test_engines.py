@@ -13,6 +13,7 @@ from overpaint.grid.composition import compose_cells
 from overpaint.grid.registry import component
 from overpaint.run.engines.local import Local
 from overpaint.run.executor import run_tasks
+from overpaint.run.track import track
 
 GRID = ("budget=smoke", "concepts=church", "method=none,uce", "attack=none")
 COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
@@ -134,12 +135,12 @@ def test_one_worker_works_in_this_process(tmp_path, alone):
 
 def test_workers_are_as_many_as_there_are_devices(monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 6)
-    assert Local(workers="auto", device="cpu").devices() == ["cpu"] * 6
-    assert Local(workers=3, device="cpu").devices() == ["cpu"] * 3
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("overpaint.run.engines.local.available", lambda device: "cuda")
-    assert Local(workers="auto", device="auto").devices() == ["cuda:0", "cuda:1"]
-    assert Local(workers=3, device="auto").devices() == ["cuda:0", "cuda:1", "cuda:0"]
+    images = track("images")
+    assert Local(workers="auto", device="cpu").places(images) == (["cpu"] * 6, 6)
+    assert Local(workers=3, device="cpu").places(images) == (["cpu"] * 3, 6)
+    monkeypatch.setattr(type(images), "devices", lambda self, asked: ["cuda:0", "cuda:1"])
+    assert Local(workers="auto", device="auto").places(images)[0] == ["cuda:0", "cuda:1"]
+    assert Local(workers=3, device="auto").places(images)[0] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
 def test_no_workers_are_refused():

@@ -6,9 +6,8 @@ import time
 import pytest
 
 from overpaint.errors import UserError
-from overpaint.images.planner import Plan
-from overpaint.images.stages import STAGES
 from overpaint.run.executor import run_tasks
+from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 
@@ -48,9 +47,7 @@ def refuse(task, inputs, folder, bench):
 
 @pytest.fixture(autouse=True)
 def stage(monkeypatch):
-    for name in ("erase", "measure"):
-        monkeypatch.setitem(STAGES, name, f"{__name__}:write")
-    monkeypatch.setattr("overpaint.run.executor.stage", lambda name: write)
+    monkeypatch.setattr("overpaint.run.executor.stage", lambda track, name: write)
 
 
 @pytest.fixture
@@ -62,7 +59,7 @@ def store(tmp_path):
 
 def chain(log=None, fails=False, seconds=0.0, width=1):
     """``width`` measure tasks, each on an erase task of its own; the first erase fails if asked to."""
-    plan, runtime = Plan(), {"log": str(log)} if log else {}
+    plan, runtime = Plan("images"), {"log": str(log)} if log else {}
     for i in range(width):
         config = {"n": i + 1, "seconds": seconds} | ({"fails": True} if fails and i == 0 else {})
         first = plan.add(Task("erase", config, {}, {}, runtime, f"erase {i}"))
@@ -100,7 +97,7 @@ def test_failure_is_recorded_the_rest_goes_on_and_is_tried_again(store):
 
 def test_a_users_mistake_that_shows_while_running_is_one_sentence(store, monkeypatch):
     plan, watcher = chain(), Silent()
-    monkeypatch.setattr("overpaint.run.executor.stage", lambda name: refuse)
+    monkeypatch.setattr("overpaint.run.executor.stage", lambda track, name: refuse)
     run_tasks(plan, store, "cpu", watcher)
     assert watcher.reasons == ["the request cannot be met"]
 
@@ -135,8 +132,8 @@ def bundled(monkeypatch, fails=None):
             raise ValueError("on purpose")
         return write(task, inputs, folder, bench)
 
-    monkeypatch.setattr("overpaint.run.executor.stage_together", lambda name: together)
-    monkeypatch.setattr("overpaint.run.executor.stage", lambda name: alone)
+    monkeypatch.setattr("overpaint.run.executor.stage_together", lambda track, name: together)
+    monkeypatch.setattr("overpaint.run.executor.stage", lambda track, name: alone)
     return plan, tasks, goes
 
 
@@ -173,11 +170,11 @@ def test_interruption_loses_only_the_task_in_hand(store, monkeypatch):
             raise KeyboardInterrupt
         return write(task, *rest)
 
-    monkeypatch.setattr("overpaint.run.executor.stage", lambda name: interrupted)
+    monkeypatch.setattr("overpaint.run.executor.stage", lambda track, name: interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_tasks(plan, store, "cpu", Silent())
     assert list((store.root / "tmp").iterdir()) == []
-    monkeypatch.setattr("overpaint.run.executor.stage", lambda name: write)
+    monkeypatch.setattr("overpaint.run.executor.stage", lambda track, name: write)
     watcher = Silent()
     run_tasks(plan, store, "cpu", watcher)
     assert watcher.begun == ["erase 1", "measure 1", "erase 2", "measure 2"]

@@ -16,15 +16,9 @@ from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import load_attribute
 from overpaint.images.stages.attack import read_assault
 from overpaint.metrics.metric import IMAGE_COLUMNS, Evidence, Figure, Metric
+from overpaint.report.records import RECORD_COLUMNS
 from overpaint.run.store import MANIFEST
 from overpaint.run.tasks import canonical
-
-#: Columns of a record, in order; one row is one figure.
-RECORD_COLUMNS = (
-    "model concepts kind method attack scope protocol budget seed facet metric direction unit value low high n failed "
-    "original control difference difference_low difference_high against p_value seconds why detector threshold "
-    "aggregation version paper"
-).split()
 
 
 def run(task, inputs, folder, bench) -> dict:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from overpaint.errors import UserError
-from overpaint.images.planner import Plan
 from overpaint.run.executor import Outcome, Watcher, run_tasks
+from overpaint.run.plan import Plan
 from overpaint.run.store import Store
+from overpaint.run.track import track
 
 
 @dataclass(kw_only=True)
@@ -16,21 +16,5 @@ class Inline:
 
     device: str
 
-    def __post_init__(self):
-        available(self.device)
-
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
-        return run_tasks(plan, store, available(self.device), watcher)
-
-
-def available(device: str) -> str:
-    """The device that is meant, if it is there."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-        raise UserError(f"engine.device={device} is no device of this machine: {str(error).splitlines()[0]}") from None
-    return device
+        return run_tasks(plan, store, track(plan.track).devices(self.device)[0], watcher)

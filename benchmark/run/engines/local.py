@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Literal
 
 from overpaint.errors import UserError
-from overpaint.images.planner import Plan
-from overpaint.run.engines.inline import available
 from overpaint.run.executor import Outcome, Watcher, run_tasks
+from overpaint.run.plan import Plan
 from overpaint.run.store import Store
+from overpaint.run.track import Track, track
 
 #: Seconds that a worker has to leave its task tidily when the run is interrupted.
 PATIENCE = 10
@@ -38,30 +38,25 @@ class Local:
     device: str
 
     def __post_init__(self):
-        available(self.device)
         if self.workers != "auto" and self.workers < 1:
             raise UserError(f"engine.workers takes auto or a number from 1 up, got {self.workers}")
 
-    def devices(self) -> list[str]:
-        """The device of each worker."""
-        import torch
-
-        device = available(self.device)
-        places = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    def places(self, kind: Track) -> tuple[list[str], int]:
+        """The device of each worker, and how many threads they share."""
+        devices, threads = kind.devices(self.device), kind.settle(None)
         count = self.workers
         if count == "auto":
-            count = torch.get_num_threads() if device == "cpu" else len(places)
-        return [places[n % len(places)] for n in range(count)]
+            count = threads if devices == ["cpu"] else len(devices)
+        return [devices[n % len(devices)] for n in range(count)], threads
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
-        devices = self.devices()
+        devices, cores = self.places(track(plan.track))
         if len(devices) == 1 or not plan.missing(store):
             return run_tasks(plan, store, devices[0], watcher)
-        import torch
-
-        share = Plan(tasks=plan.tasks, bundles=plan.bundles), store.root, time.time()
-        threads = max(1, torch.get_num_threads() // len(devices))
-        with crew([(*share, device, threads) for device in devices]) as workers:
+        share = Plan(plan.track, [(None, task) for _, task in plan.cells], plan.tasks, bundles=plan.bundles)
+        threads = max(1, cores // len(devices))
+        began = time.time()
+        with crew([(share, store.root, began, device, threads) for device in devices]) as workers:
             outcome = follow(workers, plan, watcher)
         left = [t for t in plan.missing(store) if t.key not in outcome.failed and t.key not in outcome.blocked]
         if left:
@@ -125,10 +120,8 @@ def follow(workers: dict[Connection, BaseProcess], plan: Plan, watcher: Watcher)
 
 def work(plan: Plan, root: Path, began: float, device: str, threads: int, pipe: Connection) -> None:
     """What a worker process does."""
-    import torch
-
     signal.signal(signal.SIGTERM, _leave)
-    torch.set_num_threads(threads)
+    track(plan.track).settle(threads)
     try:
         try:
             pipe.send(("done", run_tasks(plan, Store(root), device, Messenger(pipe), began)))

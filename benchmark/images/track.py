@@ -1,0 +1,45 @@
+"""The track of text-to-image models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from overpaint.errors import UserError
+from overpaint.grid.cells import Cell, cell_from
+from overpaint.images.planner import make_plan
+from overpaint.images.workbench import Workbench
+from overpaint.run.plan import Plan
+from overpaint.run.track import Track
+
+
+class Images(Track):
+    """Erase, attack, generate, score, measure; every stage computes with torch."""
+
+    def cell(self, config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
+        return cell_from(config, explicit)
+
+    def plan(self, cells: Iterable[Cell]) -> Plan:
+        return make_plan(cells)
+
+    def bench(self) -> Workbench:
+        return Workbench()
+
+    def devices(self, asked: str) -> list[str]:
+        import torch
+
+        if asked == "auto":
+            asked = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=asked)
+        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+            reason = str(error).splitlines()[0]
+            raise UserError(f"engine.device={asked} is not a device of this machine: {reason}") from None
+        return [f"cuda:{n}" for n in range(torch.cuda.device_count())] if asked == "cuda" else [asked]
+
+    def settle(self, threads: int | None) -> int:
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        return torch.get_num_threads()
