@@ -26,6 +26,7 @@ from overpaint.run.estimates import Estimates
 from overpaint.run.executor import Outcome
 from overpaint.run.plan import Plan
 from overpaint.run.store import CorruptArtefact, Store
+from overpaint.run.tasks import Task
 from overpaint.run.track import track
 
 ERR = Console(stderr=True, soft_wrap=True)
@@ -36,7 +37,7 @@ def prepare(composed: Sequence[Composed]) -> tuple[list[Cell], Plan, Store]:
     for key in CIRCUMSTANCES:
         if any(c.config[key] != composed[0].config[key] for c in composed):
             raise UserError(f"{key} says where and how a whole grid runs and is no axis of it: give one")
-    kind = track(composed[0].config["track"])
+    kind = track(composed[0].config["track"]["name"])
     cells = [kind.cell(c.config, c.explicit) for c in composed]
     return cells, kind.plan(cells), Store.chosen(composed[0].config["store"])
 
@@ -236,6 +237,15 @@ def _target(out: str, suffix: str = "") -> Path:
     return path
 
 
+def _under(inputs: Mapping[str, str], start: str) -> list[str]:
+    return [key for name, key in inputs.items() if name.startswith(start)]
+
+
+def _attacks(scored: Task, images: Task) -> list[str]:
+    """The attacks behind scored images: those that chose their prompts, or the one that made the images itself."""
+    return [images.key] if images.stage == "attack" else _under(scored.inputs, "assault/")
+
+
 def export_prompts(overrides: Sequence[str], out: str) -> None:
     """Write what a stored attack settled on as a CSV that ``attack=replay`` and other harnesses read.
 
@@ -249,12 +259,9 @@ def export_prompts(overrides: Sequence[str], out: str) -> None:
     wanted = next(o.split("=", 1)[1] for o in overrides if o.startswith("attack="))
     if set(wanted.split(",")) <= set(components("attack")):
         _, plan, store = prepare(compose_cells(overrides))
-        keys = [
-            key
-            for _, task in plan.cells
-            for name, key in task.inputs.items()
-            if name.startswith("images/") and "/assault/" in name
-        ]
+        scored = [plan.tasks[key] for _, task in plan.cells for key in _under(task.inputs, "images/")]
+        made = [(task, plan.tasks[task.inputs["images"]]) for task in scored]
+        keys = [key for task, images in made for key in _attacks(task, images)]
         missing = [key for key in keys if not store.has("attack", key)]
         if not keys:
             raise UserError(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from overpaint.attacks.attack import COMPARISONS
-from overpaint.images.planner import Plan
-from overpaint.images.stages.attack import read_assault
 from overpaint.images.stages.generate import read_images
+from overpaint.images.stages.score import SHOTS
+from overpaint.run.plan import Plan
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
 
@@ -27,7 +28,7 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
     folder.mkdir(parents=True, exist_ok=True)
     by_set: dict[str, list[Task]] = {}
     for cell, task in plan.cells:
-        if all(store.has(plan.tasks[k].stage, k) for k in task.inputs.values()):
+        if all(store.has(plan.tasks[k].stage, k) for k in _made(task, plan)):
             by_set.setdefault(f"{cell.model.name}-{cell.concepts.name}", []).append(task)
     written = []
     for name, tasks in by_set.items():
@@ -44,6 +45,13 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
     return written
 
 
+def _made(task: Task, plan: Plan) -> Iterator[str]:
+    """The scores and the images that a cell's own row is drawn from."""
+    for name, key in task.inputs.items():
+        if name.startswith("images/"):
+            yield from (key, plan.tasks[key].inputs["images"])
+
+
 def _pictures(tasks: list[Task], plan: Plan, store: Store) -> dict[str, dict[tuple[str, str], Image.Image | None]]:
     """method → {(group, prompt): picture, none where it failed}, in the order of the plan."""
     rows: dict[str, dict[tuple[str, str], Image.Image | None]] = {}
@@ -52,13 +60,12 @@ def _pictures(tasks: list[Task], plan: Plan, store: Store) -> dict[str, dict[tup
         row = rows.setdefault(cell["method"], {})
         taken: dict[str, int] = {}
         for index, shots in enumerate(task.config["shots"]["images"]):
-            place = f"images/{index}"
-            assaults = [task.inputs[name] for name in sorted(task.inputs) if name.startswith(f"{place}/assault/")]
-            found = shots or [s.as_dict() for key in assaults for s in read_assault(store.read("attack", key)).shots]
+            scored = plan.tasks[task.inputs[f"images/{index}"]]
+            found = shots or json.loads((store.read(scored.stage, scored.key) / SHOTS).read_text(encoding="utf-8"))
             wanted = _wanted(found, taken, cell["attack"])
             if not wanted:
                 continue
-            made = plan.tasks[task.inputs[f"{place}/images"]]
+            made = plan.tasks[scored.inputs["images"]]
             images = read_images(store.read(made.stage, made.key))
             for position in wanted:
                 group = found[position]["role"] if cell["attack"] == "none" else cell["attack"]

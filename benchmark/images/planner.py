@@ -1,296 +1,165 @@
-"""The planner: all cells of a grid in, unique tasks out. What cells share is planned once."""
+"""The planner of image cells: all cells of a grid in, unique tasks out. What cells share is planned once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
-from typing import Any
 
-from overpaint.attacks.attack import Attack, Scene
-from overpaint.detectors import detector_identity
-from overpaint.errors import UserError
-from overpaint.grid.cells import Cell, Choice
+from overpaint.attacks.attack import Scene
+from overpaint.grid.cells import Cell
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
-from overpaint.grid.registry import component, construct, load_attribute
+from overpaint.grid.registry import component
 from overpaint.grid.roles import ROLES, role_shots, stand_in_shots
-from overpaint.grid.scope import scope
-from overpaint.grid.shipped import shipped
-from overpaint.metrics.metric import Metric
-from overpaint.models.sources import fingerprint_model, resolve
-from overpaint.report import statistics
+from overpaint.images.pictures import pictures
+from overpaint.images.tasks import (
+    Batch,
+    attack_task,
+    build_attack,
+    found_images,
+    known_images,
+    measure_task,
+    painted_images,
+    reference_images,
+)
 from overpaint.run.plan import Plan
-from overpaint.run.store import file_hash
 from overpaint.run.tasks import Task
 
-#: Seed index, counted from the plain images', at which an attacker's pictures of a concept begin.
+#: Seed indices of an attacker's example pictures start here, so that none shares its noise with an attacked picture.
 EXAMPLES = 500
-#: How half-precision arithmetic is done (scaled losses, noise levels, attention) decides what is trained with it: the
-#: version goes up with every change to it, and models in float32 and float64 keep their results.
-HALF_PRECISION = 2
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images that are made and scored together. ``shots`` is ``None`` where attacks decide them: the ``assaults``."""
-
-    shots: list[Shot] | None
-    made: Task
-    scored: Task | None
-    assaults: tuple[Task, ...] = ()
 
 
 def make_plan(cells: Iterable[Cell]) -> Plan:
-    """Plan every cell with what it is compared to: the unedited model, the attack's control and floor."""
+    """Plan every cell, and beside it what its figures are compared with."""
     plan = Plan("images")
     for cell in cells:
-        _plan_cell(plan, cell)
+        frames = _frames(plan, cell)
+        plan.cells.append((cell, measure_task(plan, cell, frames)))
     return plan
 
 
-def _plan_cell(plan: Plan, cell: Cell) -> None:
-    attack = component("attack", cell.attack.name)
-    frames = {"images": _batches(plan, cell), "original": _batches(plan, cell.unedited())}
-    if cell.attack.name != "none":
-        frames["plain"] = _target_batches(plan, cell)
-        frames["plain_original"] = _target_batches(plan, cell.unedited())
-        if cell.attack.control:
-            budget = max(1, _images_for(cell, cell.concepts.request.erase[0]))
-            frames["control"] = _batches(plan, cell.with_attack(cell.attack.control, tries=budget))
-            frames["random_prefix"] = _batches(plan, cell.with_attack("random_prefix", tries=budget))
-        if cell.attack.floor:
-            frames |= _floors(plan, cell, attack.config.get("unrelated"))
-    reference = _reference(plan, cell)
-    if reference:
-        frames["reference"] = [reference]
-    erasure = _erase_task(plan, cell)
-    plan.cells.append((cell, plan.add(_measure_task(cell, frames, erasure))))
+def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
+    """The images that the cell's figures are computed from, by what they are to it (see `Evidence`)."""
+    unedited = cell.unedited()
+    if cell.attack.name == "none":
+        frames = {"images": _plain(plan, cell), "original": _plain(plan, unedited)}
+        if cell.model.reference and cell.model.detector:
+            frames["reference"] = [reference_images(plan, cell)]
+        return frames
+    return {
+        "images": _attacked(plan, cell),
+        "original": _attacked(plan, unedited),
+        "plain": _targets(plan, cell),
+        "plain_original": _targets(plan, unedited),
+        **_controls(plan, cell),
+        **_floors(plan, cell),
+    }
 
 
-def _floors(plan: Plan, cell: Cell, unrelated: Mapping[str, Any] | None) -> dict[str, list[Batch]]:
-    """The same attack for a concept that the model never saw, and for an unrelated one; an attack that learns from pictures
-    whatever it is aimed at says with which values it is ``unrelated``."""
+def _plain(plan: Plan, cell: Cell) -> list[Batch]:
+    """The images of every role of prompts."""
+    batches = []
+    for role in ROLES:
+        shots = role_shots(role, cell.concepts, cell.budget)
+        batches += known_images(plan, cell, shots, f"{_subject(cell)}, {role} prompts")
+    return batches
+
+
+def _targets(plan: Plan, cell: Cell) -> list[Batch]:
+    """The images of the prompts that an attack starts from, as they are."""
+    return known_images(plan, cell, _target_shots(cell), f"{_subject(cell)}, target prompts")
+
+
+def _controls(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
+    """What luck brings back with as many images: fresh seeds (or the control that the attack names) and random words."""
+    if not cell.attack.control:
+        return {}
+    tries = max(1, _images_for(cell, cell.concepts.request.erase[0]))
+    return {
+        "control": _attacked(plan, cell.with_attack(cell.attack.control, tries=tries)),
+        "random_prefix": _attacked(plan, cell.with_attack("random_prefix", tries=tries)),
+    }
+
+
+def _floors(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
+    """The same attack for a concept that the model never saw, and for an unrelated one."""
+    if not cell.attack.floor:
+        return {}
     frames = {}
-    if (never := _unseen(cell)) and _images_for(cell, never):
-        frames["floor"] = _batches(plan, cell, never)
-    if unrelated:
-        other = replace(cell.attack, values={**cell.attack.values, **unrelated})
-        frames["unrelated"] = _batches(plan, replace(cell, attack=other))
-    elif (known := _unrelated(cell)) and _images_for(cell, known):
-        frames["unrelated"] = _batches(plan, cell, known)
+    never = _never_seen(cell)
+    if never and _images_for(cell, never):
+        frames["floor"] = _attacked(plan, cell, never)
+    # An attack that learns from pictures whatever concept it is given says which settings make it unrelated.
+    settings = component("attack", cell.attack.name).config.get("unrelated")
+    other = _unrelated(cell)
+    if settings:
+        values = {**cell.attack.values, **settings}
+        frames["unrelated"] = _attacked(plan, replace(cell, attack=replace(cell.attack, values=values)))
+    elif other and _images_for(cell, other):
+        frames["unrelated"] = _attacked(plan, cell, other)
     return frames
 
 
-def _images_for(cell: Cell, concept: Concept) -> int:
-    """The most images that the cell's attack makes for one plain image of a concept; 0 where it can make none."""
-    return build_attack(cell.attack, cell.seed).images_for(concept, _attacked(cell))
-
-
-# --- erase -----------------------------------------------------------------------------------------------------
-
-
-def _erase_task(plan: Plan, cell: Cell) -> Task | None:
-    if cell.method.name == "none":
-        return None
-    request = cell.concepts.request
-    config = _model_config(cell) | {
-        "method": cell.method.name,
-        "hyperparameters": dict(cell.method.values),
-        "erase": [asdict(c) for c in request.erase],
-        "retain": [asdict(c) for c in request.retain],
-        "seed": cell.seed,
-    }
-    if cell.concepts.sequential:
-        config["sequential"] = True
-    files = _named_files(cell.method.values)
-    if files:
-        config["files"] = files
-    version = component("method", cell.method.name).load().version
-    label = f"erase {cell.concepts.name} with {cell.method.label}"
-    return plan.add(
-        Task("erase", config, {}, {"method": version} | _arithmetic(cell), _runtime(cell), label, like=cell.method.name)
-    )
-
-
-def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files that hyper-parameters name (a caption collection, say): their content decides the result."""
-    found = {}
-    for key, value in values.items():
-        if isinstance(value, str) and value:
-            path = next(filter(_is_file, (shipped("datasets") / f"{value}.csv", Path(value))), None)
-            if path:
-                found[key] = file_hash(path.expanduser())
-    return found
-
-
-def _is_file(path: Path) -> bool:
-    """Any text may be asked about: one that is too long for a path, or ``~nobody``, names none."""
-    try:
-        return path.expanduser().is_file()
-    except (OSError, RuntimeError):
-        return False
-
-
-# --- attack, generate, score -----------------------------------------------------------------------------------
-
-
-def _batches(plan: Plan, cell: Cell, concept: Concept | None = None) -> list[Batch]:
-    """The images of one cell: its roles without an attack, else what the attack makes of the target prompts."""
-    erase = _erase_task(plan, cell)
-    subject = f"{cell.concepts.name}, {cell.method.label}"
-    if cell.attack.name == "none":
-        roles = [(role, role_shots(role, cell.concepts, cell.budget)) for role in ROLES]
-        return [
-            _batch(plan, cell, erase, part, f"{subject}, {role} prompts")
-            for role, found in roles
-            for part in _shards(found, cell.budget.shard)
-        ]
+def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[Batch]:
+    """The images of the cell's attack, for the erased concept or for one that stands in for it."""
     attack = build_attack(cell.attack, cell.seed)
-    plain = _attacked(cell)
-    if concept:
-        prompts = cell.budget.floor_prompts if attack.unit == "prompt" else cell.budget.target_prompts
-        plain = stand_in_shots(concept, cell.concepts, cell.budget, prompts)
-    concept = concept or cell.concepts.request.erase[0]
+    concept = stand_in or cell.concepts.request.erase[0]
+    plain = _target_shots(cell, stand_in, few=attack.unit == "prompt")
+    what = f"{_subject(cell)}, {cell.attack.label}"
     if attack.needs == "nothing":
-        assault = attack.run(Scene(concept, plain, cell.concepts.catalogue))
-        label = f"{subject}, {cell.attack.label}"
-        return [_batch(plan, cell, erase, part, label) for part in _shards(assault.shots, cell.budget.shard)]
-    units = [plain] if attack.unit == "concept" else [list(part) for _, part in groupby(plain, lambda s: s.prompt)]
-    tasks = [_attack_task(plan, cell, attack, concept, unit, erase) for unit in units]
+        return known_images(plan, cell, attack.run(Scene(concept, plain, cell.concepts.catalogue)).shots, what)
+    units = [plain]
+    if attack.unit == "prompt":
+        units = [list(shots) for _, shots in groupby(plain, lambda shot: shot.prompt)]
+    examples = _examples(plan, cell, concept, stand_in) if attack.shown and not _drawn(cell) else []
+    tasks = [attack_task(plan, cell, attack, concept, unit, examples) for unit in units]
     if attack.together > 1:
-        plan.bundle(tasks, max(1, min(attack.together, cell.protocol.batch_size) // max(map(len, units), default=1)))
+        most = max(map(len, units), default=1)
+        plan.bundle(tasks, max(1, min(attack.together, cell.protocol.batch_size) // most))
     if attack.paints:
-        return [Batch(None, task, _score_task(plan, cell, task), (task,)) for task in tasks]
-    label = f"{subject}, {cell.attack.label} for {concept.name}"
-    return [_batch(plan, cell, erase, None, label, tasks, len(plain))]
+        return [painted_images(plan, cell, task) for task in tasks]
+    return [found_images(plan, cell, tasks, f"{what} for {concept.name}", len(plain))]
 
 
-def _batch(plan, cell: Cell, erase: Task | None, found, label: str, assaults: Sequence[Task] = (), amount=0) -> Batch:
-    config = _model_config(cell) | {
-        "protocol": _protocol(cell),
-        "shots": None if found is None else [[s.prompt.text, s.noise_seed, s.prompt.guidance] for s in found],
-    }
-    inputs = {"erasure": erase.key} if erase else {}
-    inputs |= {f"assault/{index:05}": task.key for index, task in enumerate(assaults)}
-    made = plan.add(
-        Task(
-            "generate",
-            config,
-            inputs,
-            {"generate": 1},
-            _runtime(cell),
-            f"generate {label}",
-            amount or len(found),
-            f"{config['model']}/{cell.protocol.steps}",
-        )
-    )
-    return Batch(found, made, _score_task(plan, cell, made), tuple(assaults))
+def _examples(plan: Plan, cell: Cell, concept: Concept, stand_in: Concept | None) -> list[Task]:
+    """An attacker's pictures of a concept where no source draws them: made by the unedited model from the target prompts."""
+    plain = _target_shots(cell, stand_in)
+    shots = [replace(shot, index=shot.index + EXAMPLES) for shot in plain]
+    unedited = cell.unedited()
+    what = f"{_subject(unedited)}, examples of {concept.name}"
+    return [batch.made for batch in known_images(plan, unedited, shots, what)]
 
 
-def _attack_task(plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain: Sequence[Shot], erase) -> Task:
-    """One run of an attack: for a whole concept, or for one prompt of it."""
-    config = _model_config(cell) | {
-        "attack": cell.attack.name,
-        "hyperparameters": dict(cell.attack.values),
-        "concept": asdict(concept),
-        "shots": [shot.as_dict() for shot in plain],
-        "templates": {concept.kind: cell.concepts.catalogue.templates.get(concept.kind, {})},
-        "seed": cell.seed,
-    }
-    inputs = {}
-    if attack.needs == "victim" and erase:
-        inputs["erasure"] = erase.key
-    if attack.shown and cell.model.reference == "world":
-        config["examples"] = "world"
-    elif attack.shown:
-        inputs |= {f"examples{index}": made.key for index, made in enumerate(_examples(plan, cell, concept))}
-    if attack.paints:
-        config["protocol"] = _protocol(cell)
-        judge = cell.model.judge or cell.model.detector
-        attack.check(bool(judge))
-        if judge:
-            identity = detector_identity(judge)
-            config["judge"] = {"detector": judge, "settings": identity, "threshold": cell.metrics.threshold}
-    whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
-    which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
-    label = f"{whose}{cell.attack.label} for {concept.name}{which}"
-    amount = len(plain) * attack.images_for(concept, plain)
-    versions = {"attack": attack.version} | _arithmetic(cell)
-    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount, cell.attack.name))
-
-
-def _target_batches(plan: Plan, cell: Cell) -> list[Batch]:
-    """The cell's images of plain target prompts."""
-    erase = _erase_task(plan, cell)
-    label = f"{cell.concepts.name}, {cell.method.label}, target prompts"
-    return [_batch(plan, cell, erase, part, label) for part in _shards(_attacked(cell), cell.budget.shard)]
-
-
-def _examples(plan: Plan, cell: Cell, concept: Concept) -> list[Task]:
-    """An attacker's pictures of a concept: what the unedited model makes of the target prompts, from other start noise than
-    any that is attacked or drawn by a control."""
-    prompts, unedited = cell.budget.target_prompts, cell.unedited()
-    stands_in = concept != cell.concepts.request.erase[0]
-    plain = stand_in_shots(concept, cell.concepts, cell.budget, prompts) if stands_in else _attacked(cell)
-    found = [replace(shot, index=shot.index + EXAMPLES) for shot in plain]
-    label = f"{cell.concepts.name}, {unedited.method.label}, examples of {concept.name}"
-    return [_batch(plan, unedited, None, part, label).made for part in _shards(found, cell.budget.shard)]
-
-
-def _attacked(cell: Cell) -> list[Shot]:
-    """Target shots of the first concept to erase: attacks try to bring back that one, whatever else is erased."""
+def _target_shots(cell: Cell, stand_in: Concept | None = None, few: bool = False) -> list[Shot]:
+    """The plain shots that attacks start from: those of the first erased concept, whatever else is erased, or those of a
+    concept that stands in for it (a ``few`` where every prompt is a search of its own)."""
+    if stand_in:
+        prompts = cell.budget.floor_prompts if few else cell.budget.target_prompts
+        return stand_in_shots(stand_in, cell.concepts, cell.budget, prompts)
     first = cell.concepts.request.erase[0]
     found = role_shots("target", cell.concepts, cell.budget)
     return [shot for shot in found if shot.prompt.concept == (first.label or first.name)]
 
 
-def _protocol(cell: Cell) -> dict[str, Any]:
-    """What of the protocol decides pictures."""
-    return {k: v for k, v in asdict(cell.protocol).items() if k in ("scheduler", "steps", "guidance_scale", "size")}
+def _images_for(cell: Cell, concept: Concept) -> int:
+    """The most images that the cell's attack makes for one plain image of a concept; 0 where it can make none."""
+    return build_attack(cell.attack, cell.seed).images_for(concept, _target_shots(cell))
 
 
-def _score_task(plan: Plan, cell: Cell, made: Task) -> Task | None:
-    name = cell.model.detector
-    if not name:
-        return None
-    identity = detector_identity(name)
-    runtime = {"device": None}
-    label = made.label.replace("generate", "score", 1)
-    config = {"detector": name, "settings": identity}
-    return plan.add(Task("score", config, {"images": made.key}, {}, runtime, label, made.amount, name))
+def _drawn(cell: Cell) -> bool:
+    """Whether the model's source of pictures draws any concept."""
+    return bool(cell.model.reference) and pictures(cell.model.reference).draws
 
 
-def _reference(plan: Plan, cell: Cell) -> Batch | None:
-    source = cell.model.reference
-    if not source or not cell.model.detector or cell.attack.name != "none":
-        return None
-    made = _reference_task(plan, source, cell.budget.reference_images)
-    return Batch([], made, _score_task(plan, cell, made))
-
-
-def _reference_task(plan: Plan, source: str, count: int) -> Task:
-    config = {"source": "world", "n": count, "seed": 1} if source == "world" else {"files": _image_files(source, count)}
-    return plan.add(Task("reference", config, {}, {"reference": 1}, {"folder": source}, "reference pictures", count))
-
-
-@cache
-def _image_files(folder: str, count: int) -> list[str]:
-    from overpaint.images.stages.reference import image_files
-
-    return [sha for _, sha in image_files(folder, count)]
-
-
-def _unseen(cell: Cell) -> Concept | None:
-    """A concept that the model never saw, if its world has one and pictures of it can be had."""
-    return next(iter(cell.concepts.catalogue.unseen.values()), None) if cell.model.reference == "world" else None
+def _never_seen(cell: Cell) -> Concept | None:
+    """A concept that the model never saw, where pictures of it can be had."""
+    return next(iter(cell.concepts.catalogue.unseen.values()), None) if _drawn(cell) else None
 
 
 def _unrelated(cell: Cell) -> Concept | None:
-    """The first concept of the catalogue that has nothing to do with the erased ones: of the first one's kind if there is
-    such a one, no neighbour, and nobody's anchor."""
+    """The first concept of the catalogue that is neither a neighbour nor an anchor of an erased one; of the same kind where
+    there is one."""
     request, catalogue = cell.concepts.request, cell.concepts.catalogue
     related = {c.name for c in (*request.erase, *cell.concepts.near)}
     related |= {name for c in request.erase for name in (*c.neighbours, c.anchor)}
@@ -299,86 +168,5 @@ def _unrelated(cell: Cell) -> Concept | None:
     return found[0] if found else None
 
 
-def build_attack(choice: Choice, seed: int) -> Attack:
-    return construct(component("attack", choice.name).load(), {**choice.values, "seed": seed}, f"attack={choice.name}")
-
-
-def _shards(found: list, size: int) -> list[list]:
-    return [found[start : start + size] for start in range(0, len(found), size)]
-
-
-# --- measure ---------------------------------------------------------------------------------------------------
-
-
-def _measure_task(cell: Cell, frames: Mapping[str, list[Batch]], erase: Task | None) -> Task:
-    """The cell's figures: pure functions of the scores of every frame."""
-    inputs, plain = {}, {}
-    for name, batches in frames.items():
-        plain[name] = []
-        for index, batch in enumerate(batches):
-            place = f"{name}/{index}"
-            if batch.scored:
-                inputs[f"{place}/scores"] = batch.scored.key
-            inputs[f"{place}/images"] = batch.made.key
-            for number, task in enumerate(batch.assaults):
-                inputs[f"{place}/assault/{number:05}"] = task.key
-            plain[name].append(None if batch.shots is None else [shot.as_dict() for shot in batch.shots])
-    if erase:
-        inputs["erasure"] = erase.key
-    metrics = cell.metrics.metrics
-    config = {
-        "cell": {
-            "model": cell.model.name,
-            "concepts": cell.concepts.name,
-            "kind": cell.concepts.kind,
-            "method": cell.method.label,
-            "attack": cell.attack.label,
-            "protocol": cell.protocol.name,
-            "budget": cell.budget.name,
-            "seed": cell.seed,
-        },
-        "presets": {"method": cell.method.preset, "attack": cell.attack.preset},
-        "scope": _scope(cell),
-        "erased": [asdict(c) for c in cell.concepts.request.erase],
-        "kinds": {c.label: c.kind for c in cell.concepts.catalogue.concepts.values() if c.label},
-        "shots": plain,
-        "metrics": metrics,
-        "threshold": cell.metrics.threshold,
-        "failure_limit": cell.metrics.failure_limit,
-        "judged_by_itself": cell.model.judge in (None, cell.model.detector),
-    }
-    versions = {name: _metric(name, reference).version for name, reference in metrics.items()}
-    versions["statistics"] = statistics.VERSION
-    return Task("measure", config, inputs, versions, {}, f"measure {cell.label}")
-
-
-def _metric(name: str, reference: str) -> type[Metric]:
-    try:
-        metric = load_attribute(reference)
-    except UserError as error:
-        raise UserError(f"metrics.metrics.{name}: {error}") from error
-    if not isinstance(metric, type) or not issubclass(metric, Metric):
-        raise UserError(f"metrics.metrics.{name}: {reference} is no metric (overpaint.metrics.metric:Metric)")
-    return metric
-
-
-def _scope(cell: Cell) -> str:
-    """Whether the cell's attack goes round its defence; the unedited model has none."""
-    if cell.method.name == "none":
-        return ""
-    method = component("method", cell.method.name).load()
-    eraser = construct(method, {**cell.method.values, "seed": cell.seed}, f"method={cell.method.name}")
-    return scope(eraser.acts_on, build_attack(cell.attack, cell.seed).enters_by)
-
-
-def _model_config(cell: Cell) -> dict[str, Any]:
-    return {"model": fingerprint_model(cell.model.path), "precision": cell.model.precision}
-
-
-def _arithmetic(cell: Cell) -> dict[str, int]:
-    """The version of half-precision arithmetic, where a model computes in it."""
-    return {"half": HALF_PRECISION} if cell.model.precision in ("float16", "bfloat16") else {}
-
-
-def _runtime(cell: Cell) -> dict[str, Any]:
-    return {"path": resolve(cell.model.path), "device": None, "batch_size": cell.protocol.batch_size}
+def _subject(cell: Cell) -> str:
+    return f"{cell.concepts.name}, {cell.method.label}"

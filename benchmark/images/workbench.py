@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overpaint.images.pictures import pictures
+
 if TYPE_CHECKING:
+    from overpaint.blocks.pictures import Pictures
     from overpaint.detectors.detector import Detector
     from overpaint.models.diffusion import DiffusionModel
 
@@ -64,6 +67,10 @@ class Workbench:
         if key not in self._detectors:
             self._detectors[key] = chosen.build({k: v for k, v in settings.items() if k in chosen.defaults})
         return self._detectors[key]
+
+    def pictures(self, name: str) -> Pictures:
+        """The source of real pictures that ``model.reference`` names."""
+        return pictures(name)
 
     @cached_property
     def versions(self) -> dict[str, str]:

@@ -28,6 +28,11 @@ class CorruptArtefact(Exception):
         self.key = key
 
 
+def read_manifest(folder: Path) -> dict:
+    """The manifest of an artefact's folder."""
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+
+
 class Store:
     """``ROOT/artefacts/<stage>/<key>/`` with a ``manifest.json`` each; ``tmp``, ``locks``, ``failures`` and
     ``corrupt`` beside it. An artefact is there in full or not at all."""

@@ -81,11 +81,21 @@ def test_second_run_does_nothing(store, capsys):
     assert "everything is stored" in capsys.readouterr().err
 
 
-def test_new_threshold_makes_no_image_and_no_score(store):
+@pytest.mark.parametrize(
+    "change",
+    [
+        "metrics.threshold=0.9",
+        "metrics.failure_limit=0.5",
+        "~metrics.metrics.fid_reference",
+    ],
+)
+def test_new_figures_of_old_scores_make_nothing_but_figures(store, change):
+    """Images, attacks and erasures may be gone once they are scored: scores hold what measuring needs."""
+    for stage in ("generate", "attack", "erase", "reference"):
+        shutil.rmtree(store.root / "artefacts" / stage, ignore_errors=True)
     before = manifests(store)
-    assert overpaint("run", *GRID, "metrics.threshold=0.9", f"store={store.root}") == 0
-    new = {p.parent.parent.name for p in manifests(store) if p not in before}
-    assert new == {"measure"}
+    assert overpaint("run", *GRID, change, f"store={store.root}") == 0
+    assert {p.parent.parent.name for p in manifests(store) if p not in before} == {"measure"}
 
 
 def test_damaged_images_are_made_again_when_needed(store, capsys):

@@ -41,22 +41,19 @@ def measured(tmp_path):
             "failure_limit": 0.05,
             "judged_by_itself": False,
         }
-        config |= {"shots": {}, "metrics": LISTED, "scope": "", "cell": {"attack": "none"}}
+        config |= {"shots": {}, "metrics": LISTED, "scope": "", "cell": {"attack": "none", "attack_name": "none"}}
+        config["detector"] = {"detector": "eye", "settings": {"version": 3, "assets": {}, "crop": True}}
         inputs = {}
         for name, batches in frames.items():
             config["shots"][name] = []
             for index, batch in enumerate(batches):
-                place = f"{name}/{index}"
                 found = batch.shots if isinstance(batch, Assault) else batch
-                if isinstance(batch, Assault):
-                    inputs[f"{place}/assault/00000"] = folder = tmp_path / f"{name}-{index}-assault"
-                    folder.mkdir()
-                    write_assault(folder, batch)
-                    (folder / MANIFEST).write_text(json.dumps({"cost": {"images": len(found)}}))
-                inputs[f"{place}/scores"] = folder = tmp_path / f"{name}-{index}-scores"
+                inputs[f"{name}/{index}"] = folder = tmp_path / f"{name}-{index}-scores"
                 folder.mkdir()
-                settings = {"version": 3, "assets": {}, "crop": True}
-                (folder / MANIFEST).write_text(json.dumps({"config": {"detector": "eye", "settings": settings}}))
+                if isinstance(batch, Assault):
+                    write_assault(folder, batch)  # the score stage keeps what it says of the shots
+                made = {"images": {}, "erasure": {}, "attack": {"images": len(found)}}
+                (folder / MANIFEST).write_text(json.dumps({"made": made}))
                 scores = pd.DataFrame({"church": 1.0, "failed": False}, index=range(len(found)))
                 scores.to_parquet(folder / "scores.parquet")
                 described = None if isinstance(batch, Assault) else [shot.as_dict() for shot in found]
@@ -153,7 +150,6 @@ def test_a_record_says_who_judged_at_which_threshold_and_how_it_is_aggregated(me
     (record,) = figures(config, inputs)
     assert set(record) <= set(RECORD_COLUMNS)
     assert record["detector"].startswith("eye v3 ") and (record["threshold"], record["aggregation"]) == (0.5, "pooled")
-    place = inputs["images/0/scores"] / MANIFEST
-    place.write_text(place.read_text().replace("true", "false"))
+    config["detector"]["settings"]["crop"] = False
     (other,) = figures(config, inputs)
     assert other["detector"].startswith("eye v3 ") and other["detector"] != record["detector"]

@@ -9,8 +9,12 @@ from pathlib import Path
 
 from overpaint.attacks.attack import COMPARISONS, Assault, Ledger, Painted, Provenance, Scene, Verdict
 from overpaint.attacks.wording import ordinary_texts
+from overpaint.grid.cells import Choice
 from overpaint.grid.concepts import Catalogue, Concept, stored_concept
 from overpaint.grid.prompts import Shot
+from overpaint.images.stages.generate import erasure_cost, read_images, write_images
+from overpaint.images.stages.score import scores
+from overpaint.images.tasks import build_attack
 
 
 def run(task, inputs, folder, bench) -> dict:
@@ -19,9 +23,6 @@ def run(task, inputs, folder, bench) -> dict:
 
 def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[Path], bench) -> list[dict]:
     """Tasks that differ in their shots alone, in one go, into a folder each; a task's seconds are its equal part."""
-    from overpaint.grid.cells import Choice
-    from overpaint.images.planner import build_attack
-
     config, runtime = tasks[0].config, tasks[0].runtime
     attack = build_attack(Choice(config["attack"], None, config["hyperparameters"]), config["seed"])
     with bench.victim(config, runtime, inputs.get("erasure")) as victim:
@@ -34,7 +35,7 @@ def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[
         assault.ledger.seconds = seconds
         assault.ledger.images = sum(shot.prompt.role not in COMPARISONS for shot in assault.shots)
         write_assault(folder, assault)
-    return [{"cost": assault.ledger.as_dict()} | note for assault, note in zip(assaults, notes)]
+    return [{"cost": assault.ledger.as_dict()} | erasure_cost(inputs) | note for assault, note in zip(assaults, notes)]
 
 
 def _note(attack, scene: Scene) -> dict[str, str]:
@@ -67,7 +68,7 @@ def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
         [Shot.from_dict(s) for s in config["shots"]],
         Catalogue(templates=config["templates"]),
         victim,
-        examples=lambda n: _examples(config, concept, inputs, n),
+        examples=lambda n: _examples(config, concept, inputs, n, bench),
         ordinary=lambda n: _ordinary(config, concept, n, bench, paint),
         unedited=bench.unedited,
         paint=paint if protocol else None,
@@ -82,8 +83,6 @@ def _judge(settings: Mapping, label: str | None, bench):
     """The detector's verdict on one concept, and its features; a picture that it fails on, or that failed itself, counts as
     not seen, and is said to be unknown."""
     import torch
-
-    from overpaint.images.stages.score import scores
 
     detector = bench.detector(settings["detector"], settings["settings"])
 
@@ -122,8 +121,6 @@ def write_assault(folder: Path, assault: Assault) -> None:
     (folder / "shots.json").write_text(json.dumps(rows), encoding="utf-8")
     save_file({k: v.detach().contiguous().cpu() for k, v in assault.tokens.items()}, folder / "tokens.safetensors")
     if assault.painted:
-        from overpaint.images.stages.generate import write_images
-
         rows = [{"prompt": p.shot.prompt.text, "noise_seed": p.shot.noise_seed} for p in assault.painted]
         write_images(folder, [p.image for p in assault.painted], rows)
 
@@ -143,26 +140,18 @@ def read_assault(folder: Path) -> Assault:
     return Assault(shots, load_file(folder / "tokens.safetensors"), Ledger(), painted)
 
 
-def _examples(config: Mapping, concept: Concept, inputs: Mapping[str, Path], count: int) -> Sequence:
-    """Pictures of the concept: drawn by the world's renderer, or made by the unedited model."""
-    if config.get("examples") == "world":
-        from overpaint.testbed.world import draw_concept
-
-        return draw_concept(concept.label or concept.name, count, seed=config["seed"] + 1)
-    from overpaint.images.stages.generate import read_images
-
+def _examples(config: Mapping, concept: Concept, inputs: Mapping[str, Path], count: int, bench) -> Sequence:
+    """Pictures of the concept: drawn by the model's source of pictures, or made by the unedited model."""
+    if config.get("examples"):
+        return bench.pictures(config["examples"]).examples(concept, count, config["seed"])
     found = [image for name in sorted(inputs) if name.startswith("examples") for image in read_images(inputs[name])]
     return [image for image in found if image is not None][:count]
 
 
 def _ordinary(config: Mapping, concept: Concept, count: int, bench, paint) -> list[tuple]:
-    """Pictures of anything but the concept and their captions: from the world, or made by the unedited model."""
-    if config.get("examples") == "world":
-        from overpaint.testbed.world import draw_world
-
-        others = ((scene, text, image) for scene, text, image in draw_world(4 * count, seed=config["seed"] + 2))
-        shown = concept.label or concept.name
-        return [(image, text) for scene, text, image in others if shown not in scene.labels][:count]
+    """Pictures of anything but the concept, with captions: from the source of pictures, or made by the unedited model."""
+    if config.get("examples"):
+        return bench.pictures(config["examples"]).ordinary(concept, count, config["seed"])
     texts = ordinary_texts(concept, count)
     with bench.unedited():
         images = paint(texts, [config["seed"] + n for n in range(count)])

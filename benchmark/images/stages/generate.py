@@ -6,12 +6,13 @@ import io
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from overpaint.run.progress import announce
+from overpaint.run.store import read_manifest
 
 
 def run(task, inputs, folder, bench) -> dict:
@@ -50,7 +51,12 @@ def run(task, inputs, folder, bench) -> dict:
     write_images(folder, images, rows)
     cost = {"images": len(shots), "seconds": clock.total, "seconds_per_image": clock.fastest}
     note = f"{cut} of {len(shots)} prompts were cut to the {victim.tokens} tokens that the model reads"
-    return {"cost": cost} | ({"note": note} if cut else {})
+    return {"cost": cost} | erasure_cost(inputs) | ({"note": note} if cut else {})
+
+
+def erasure_cost(inputs: Mapping[str, Path]) -> dict[str, dict]:
+    """What the erasure behind these images cost, for their manifest: it outlives the erasure so."""
+    return {"erasure": read_manifest(inputs["erasure"])["cost"]} if "erasure" in inputs else {}
 
 
 class _Clock:

@@ -1,50 +1,46 @@
-"""Stage *measure*: from the scores of a cell and of what it is compared to, to its figures. No image is opened."""
+"""Stage *measure*: from the scores of a cell, and of what it is compared with, to its figures. No image is opened."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from overpaint.attacks.attack import Assault, Verdict
 from overpaint.grid.concepts import stored_concept
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import load_attribute
-from overpaint.images.stages.attack import read_assault
+from overpaint.images.stages.score import SHOTS
 from overpaint.metrics.metric import IMAGE_COLUMNS, Evidence, Figure, Metric
 from overpaint.report.records import RECORD_COLUMNS
-from overpaint.run.store import MANIFEST
+from overpaint.run.store import read_manifest
 from overpaint.run.tasks import canonical
 
 
 def run(task, inputs, folder, bench) -> dict:
     records = pd.DataFrame(figures(task.config, inputs), columns=list(RECORD_COLUMNS))
     records.to_parquet(folder / "records.parquet", index=False)
-    return {"presets": task.config["presets"]}
+    return {}
 
 
 def figures(config: Mapping, inputs: Mapping[str, Path]) -> list[dict]:
     """Every figure of one cell as a row of `RECORD_COLUMNS`."""
     evidence = gather(config, inputs)
-    judge = {"detector": _detector(inputs), "threshold": config["threshold"]}
+    judge = {"detector": _detector(config["detector"]), "threshold": config["threshold"]}
     rows = []
     for name, reference in config["metrics"].items():
         metric: Metric = load_attribute(reference)()
-        if not metric.applies_to(config["cell"]["attack"].split()[0]):
-            continue
-        if not metric.relevant(evidence):
-            continue
-        figure = metric.measure(evidence)
-        rows.append(_row(config, name, metric, figure, evidence) | judge)
+        if metric.applies_to(config["cell"]["attack_name"]) and metric.relevant(evidence):
+            rows.append(_row(config, name, metric, metric.measure(evidence), evidence) | judge)
     return rows
 
 
 def _row(config: Mapping, name: str, metric: Metric, figure: Figure, evidence: Evidence) -> dict:
-    cost = evidence.ledger if config["cell"]["attack"] != "none" else evidence.erasure
+    cost = evidence.erasure if config["cell"]["attack_name"] == "none" else evidence.ledger
     described = {
         "scope": config["scope"],
         "facet": metric.facet,
@@ -60,23 +56,23 @@ def _row(config: Mapping, name: str, metric: Metric, figure: Figure, evidence: E
     return config["cell"] | described | values
 
 
-def _detector(inputs: Mapping[str, Path]) -> str:
-    """Who looked at the cell's images: name, version and a short hash of everything that decides its scores."""
-    place = next((folder for name, folder in sorted(inputs.items()) if name.endswith("/scores")), None)
-    if place is None:
+def _detector(scored: Mapping) -> str:
+    """The detector's name, its version and a short hash of everything that decides its scores."""
+    if not scored["detector"]:
         return ""
-    config = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["config"]
-    identity = hashlib.sha256(canonical(config["settings"]).encode()).hexdigest()[:8]
-    return f"{config['detector']} v{config['settings']['version']} {identity}"
+    identity = hashlib.sha256(canonical(scored["settings"]).encode()).hexdigest()[:8]
+    return f"{scored['detector']} v{scored['settings']['version']} {identity}"
 
 
 def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
-    """Read the cell's scores and costs from the folders of its inputs."""
+    """Read the cell's scores and costs from the folders of its inputs, ``{frame}/{index}`` each."""
     plain = _plain_prompts(config["shots"])
     frames = {name: _frame(name, batches, inputs, plain) for name, batches in config["shots"].items()}
-    empty = _empty()
-    made = {name: _costs(inputs, f"{name}/", "/images") for name in ("images", "original")}
-    ledger = [_cost(folder) for key, folder in inputs.items() if key.startswith("images/") and "/assault/" in key]
+    costs = {name: _costs(name, batches, inputs) for name, batches in config["shots"].items()}
+    own, unedited = costs.get("images", []), costs.get("original", [])
+    empty, attack = pd.DataFrame(columns=list(IMAGE_COLUMNS)), Counter[str]()
+    for cost in own:
+        attack.update(cost["attack"])
     return Evidence(
         erased=list(map(stored_concept, config["erased"])),
         images=frames.get("images", empty),
@@ -92,10 +88,10 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
         threshold=config["threshold"],
         failure_limit=config["failure_limit"],
         judged_by_itself=config["judged_by_itself"],
-        erasure=_cost(inputs["erasure"]) if "erasure" in inputs else {},
-        ledger={key: sum(c.get(key, 0) for c in ledger) for key in (ledger[0] if ledger else {})},
-        seconds_per_image=_fastest(made["images"]),
-        original_seconds_per_image=_fastest(made["original"]),
+        erasure=next((cost["erasure"] for cost in own), {}),
+        ledger=dict(attack),
+        seconds_per_image=_fastest(own),
+        original_seconds_per_image=_fastest(unedited),
     )
 
 
@@ -107,53 +103,60 @@ def _plain_prompts(shots: Mapping[str, list]) -> pd.DataFrame:
 
 
 def _frame(name: str, batches: list, inputs: Mapping[str, Path], plain: pd.DataFrame) -> pd.DataFrame:
-    """The scored images of one frame with what is known of each; without a detector, those that an attack measured."""
+    """The images of one frame, one row each: what is known of them beside what the detector says of them.
+
+    Without a detector only images that an attack measured itself have anything to say.
+    """
     parts = []
     for index, shots in enumerate(batches):
-        place = f"{name}/{index}"
-        scores = inputs.get(f"{place}/scores")
-        described = pd.DataFrame() if name == "reference" else _planned(shots, place, inputs, plain)
-        if scores is not None:
-            parts.append(pd.concat([described, pd.read_parquet(scores / "scores.parquet")], axis=1))
-        elif not {*described.columns} <= {*IMAGE_COLUMNS}:
-            parts.append(described.assign(failed=False))
-    return pd.concat(parts, ignore_index=True) if parts else _empty()
+        folder = inputs[f"{name}/{index}"]
+        scores = pd.read_parquet(folder / "scores.parquet")
+        if name == "reference":
+            described = pd.DataFrame()
+        elif shots is not None:
+            described = _known_images(shots, plain)
+        else:
+            described = _found_images(json.loads((folder / SHOTS).read_text(encoding="utf-8")), plain)
+        if {*scores.columns, *described.columns} - {*IMAGE_COLUMNS}:
+            parts.append(pd.concat([described, scores], axis=1))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(IMAGE_COLUMNS))
 
 
-def _planned(shots: list | None, place: str, inputs: Mapping[str, Path], plain: pd.DataFrame) -> pd.DataFrame:
-    """What the planner knows of a batch's images, or the attacks that decided them.
+def _known_images(shots: Sequence[dict], plain: pd.DataFrame) -> pd.DataFrame:
+    """Images that the planner knew: those of one text are one cluster, whichever prompts they stand for.
 
-    Images of one text are one cluster, whichever prompts they stand for; what an attack found is one with everything that
-    it made of the same plain text. Clusters of plain texts are named by their first prompt.
+    A prompt that a list made of a plain prompt joins the cluster of that prompt. Clusters of plain texts are named by the
+    first prompt that has the text.
     """
-    if shots is not None:
-        frame = _described([Shot.from_dict(s) for s in shots])
-        made_of = pd.Series([s.get("plain", "") for s in shots], dtype=object)
-        by_text = plain.drop_duplicates("text").set_index("text")["first"]
-        clusters = made_of.map(plain["first"]).fillna(made_of).where(made_of != "", _named(frame["prompt"], by_text))
-    else:
-        found = [read_assault(inputs[key]) for key in sorted(inputs) if key.startswith(f"{place}/assault/")]
-        frame = pd.concat([_of_assault(assault) for assault in found], ignore_index=True)
-        clusters = _named(frame["prompt_id"], plain["first"])
-    return frame.assign(cluster=clusters)
+    frame = _described([Shot.from_dict(s) for s in shots])
+    made_of = pd.Series([s.get("plain", "") for s in shots], dtype=object)
+    by_text = plain.drop_duplicates("text").set_index("text")["first"]
+    of_plain = made_of.map(plain["first"]).fillna(made_of)
+    of_text = frame["prompt"].map(by_text).fillna(frame["prompt"])
+    return frame.assign(cluster=of_plain.where(made_of != "", of_text))
 
 
-def _named(values: pd.Series, names: pd.Series) -> pd.Series:
-    """The values' names, themselves where they have none."""
-    return values.map(names).fillna(values)
+def _found_images(rows: Sequence[dict], plain: pd.DataFrame) -> pd.DataFrame:
+    """Images that attacks decided: everything made of one plain text is one cluster.
+
+    The verdicts of the judge that guided the attack and the attack's own readings stand beside each.
+    """
+    frame = _described([Shot.from_dict({k: v for k, v in row.items() if k not in FOUND}) for row in rows])
+    frame["verdict"] = [_verdict(row.get("verdict")) for row in rows]
+    frame = frame.join(pd.DataFrame([row.get("readings", {}) for row in rows]))
+    return frame.assign(cluster=frame["prompt_id"].map(plain["first"]).fillna(frame["prompt_id"]))
 
 
-def _of_assault(assault: Assault) -> pd.DataFrame:
-    """What an attack's shots are, with the verdicts of the judge that guided it and its own readings."""
-    frame = _described(assault.shots)
-    if assault.painted:
-        frame["verdict"] = [_said(p.verdict) for p in assault.painted]
-        frame = frame.join(pd.DataFrame([dict(p.readings) for p in assault.painted]))
-    return frame
+#: Keys of a stored shot that an attack adds to the shot itself.
+FOUND = ("verdict", "readings", "provenance")
 
 
-def _said(verdict: Verdict | None) -> float:
-    return float(verdict.success) if verdict and verdict.known else np.nan
+def _verdict(stored: Sequence | None) -> float:
+    """1 or 0 as the judge said; NaN where none was asked or the judge failed."""
+    if not stored:
+        return np.nan
+    success, _, known = stored
+    return float(success) if known else np.nan
 
 
 def _described(shots: Sequence[Shot]) -> pd.DataFrame:
@@ -172,17 +175,11 @@ def _described(shots: Sequence[Shot]) -> pd.DataFrame:
     )
 
 
-def _empty() -> pd.DataFrame:
-    return pd.DataFrame(columns=list(IMAGE_COLUMNS))
+def _costs(name: str, batches: list, inputs: Mapping[str, Path]) -> list[dict]:
+    """What each batch of a frame cost, by who spent it: its images, the erasure, the attacks."""
+    return [read_manifest(inputs[f"{name}/{index}"])["made"] for index in range(len(batches))]
 
 
-def _cost(folder: Path) -> dict:
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("cost", {})
-
-
-def _costs(inputs: Mapping[str, Path], start: str, end: str) -> list[dict]:
-    return [_cost(folder) for name, folder in inputs.items() if name.startswith(start) and name.endswith(end)]
-
-
-def _fastest(costs: list[dict]) -> float | None:
-    return min((c["seconds_per_image"] for c in costs if c.get("seconds_per_image")), default=None)
+def _fastest(costs: Sequence[Mapping]) -> float | None:
+    times = [cost["images"].get("seconds_per_image") for cost in costs]
+    return min((seconds for seconds in times if seconds), default=None)

@@ -1,34 +1,62 @@
-"""Stage *score*: a detector looks at every image of a batch. Thresholds are applied later, when figures are measured."""
+"""Stage *score*: everything that measuring needs of a batch of images, so that a measurement never opens one again.
+
+``scores.parquet`` has one row an image: what the detector says of it. Thresholds are applied later. ``shots.json`` holds the
+shots that attacks decided while they ran. The manifest keeps what the images, their erasure and their attacks cost.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from overpaint.images.stages.generate import read_images
+from overpaint.run.store import read_manifest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.detectors.detector import Detector
 
+SHOTS = "shots.json"
+
 
 def run(task, inputs, folder, bench) -> dict:
-    detector = bench.detector(task.config["detector"], task.config["settings"])
     images = read_images(inputs["images"])
-    frame = scores(detector, images)
+    if task.config["detector"]:
+        frame = scores(bench.detector(task.config["detector"], task.config["settings"]), images)
+    else:
+        frame = pd.DataFrame({"failed": [image is None for image in images]})
     frame.to_parquet(folder / "scores.parquet", index=False)
+    attacks = [inputs[name] for name in sorted(inputs) if name.startswith("assault/")]
+    if not attacks and (inputs["images"] / SHOTS).is_file():  # the attack made the images itself
+        attacks = [inputs["images"]]
+    rows = [row for place in attacks for row in json.loads((place / SHOTS).read_text(encoding="utf-8"))]
+    if attacks:
+        (folder / SHOTS).write_text(json.dumps(rows), encoding="utf-8")
     failed = int(frame["failed"].sum()) if len(frame) else 0
-    return {"images": len(images), "failed": failed, "share_failed": failed / len(images) if images else math.nan}
+    share = failed / len(images) if images else math.nan
+    return {"images": len(images), "failed": failed, "share_failed": share, "made": _costs(inputs["images"], attacks)}
+
+
+def _costs(images: Path, attacks: Sequence[Path]) -> Mapping[str, Mapping[str, float]]:
+    """What was spent, by who spent it: the ``images``, their ``erasure``, and all ``attack`` runs together."""
+    made = read_manifest(images)
+    spent: Counter[str] = Counter()
+    for place in attacks:
+        spent.update(read_manifest(place).get("cost", {}))
+    return {"images": made.get("cost", {}), "erasure": made.get("erasure", {}), "attack": dict(spent)}
 
 
 def scores(detector: Detector, images: Sequence[Image | None]) -> pd.DataFrame:
-    """`Detector.score` of the images, one row each; those that failed when they were made are not shown to it, and fail."""
+    """`Detector.score` of the images, one row each. An image that failed when it was made is not shown, and fails."""
     shown = [number for number, image in enumerate(images) if image is not None]
-    frame = detector.score([images[number] for number in shown])
+    frame = detector.score([image for image in images if image is not None])
     if len(shown) == len(images):
         return frame
     frame = frame.set_axis(shown).reindex(range(len(images)))

@@ -1,0 +1,47 @@
+"""Sources of real pictures: those of ``conf/pictures``, or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from overpaint.blocks.pictures import Pictures
+from overpaint.errors import UserError
+from overpaint.grid.registry import component, components
+from overpaint.run.store import file_hash
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@cache
+def pictures(name: str) -> Pictures:
+    """The source that ``model.reference`` names: one of ``conf/pictures``, else a folder."""
+    return component("pictures", name).build() if name in components("pictures") else Folder(name)
+
+
+@dataclass
+class Folder(Pictures):
+    """The pictures of ``folder`` in the order of their names. Their content decides, not where they lie."""
+
+    folder: str
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        path = Path(self.folder).expanduser()
+        if not path.is_dir():
+            raise UserError(f"model.reference={self.folder} is not a folder of images")
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise UserError(f"model.reference={self.folder} holds no image ({', '.join(SUFFIXES)})")
+        return files
+
+    def identity(self, count: int) -> Mapping[str, Any]:
+        return {"files": [file_hash(path) for path in self._files[:count]]}
+
+    def references(self, count: int) -> list[tuple[Image.Image, str]]:
+        return [(Image.open(path).convert("RGB"), "") for path in self._files[:count]]

@@ -1,0 +1,263 @@
+"""The tasks of image cells, one function a stage.
+
+What decides a result goes into the configuration, the versions and the inputs of a task; paths and batch sizes go into its
+runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from overpaint.attacks.attack import Attack
+from overpaint.detectors import detector_identity
+from overpaint.errors import UserError
+from overpaint.grid.cells import Cell, Choice
+from overpaint.grid.concepts import Concept
+from overpaint.grid.prompts import Shot
+from overpaint.grid.registry import component, construct, load_attribute
+from overpaint.grid.scope import scope
+from overpaint.grid.shipped import shipped
+from overpaint.images.pictures import pictures
+from overpaint.metrics.metric import Metric
+from overpaint.models.sources import fingerprint_model, resolve
+from overpaint.report import statistics
+from overpaint.run.plan import Plan
+from overpaint.run.store import file_hash
+from overpaint.run.tasks import Task
+
+#: Version of half-precision arithmetic (scaled losses, noise levels, attention): it decides what is trained with it. Models
+#: in float32 and float64 do not depend on it.
+HALF_PRECISION = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that are made and scored together. ``shots`` is ``None`` where attacks decide them while they run."""
+
+    shots: list[Shot] | None
+    made: Task
+    scored: Task
+
+
+def build_attack(choice: Choice, seed: int) -> Attack:
+    return construct(component("attack", choice.name).load(), {**choice.values, "seed": seed}, f"attack={choice.name}")
+
+
+def erase_task(plan: Plan, cell: Cell) -> Task | None:
+    """The cell's erasure; ``None`` on the unedited model."""
+    if cell.method.name == "none":
+        return None
+    request = cell.concepts.request
+    config = _model(cell) | {
+        "method": cell.method.name,
+        "hyperparameters": dict(cell.method.values),
+        "erase": [asdict(c) for c in request.erase],
+        "retain": [asdict(c) for c in request.retain],
+        "seed": cell.seed,
+    }
+    if cell.concepts.sequential:
+        config["sequential"] = True
+    files = _named_files(cell.method.values)
+    if files:
+        config["files"] = files
+    versions = {"method": component("method", cell.method.name).load().version} | _arithmetic(cell)
+    label = f"erase {cell.concepts.name} with {cell.method.label}"
+    return plan.add(Task("erase", config, {}, versions, _runtime(cell), label, like=cell.method.name))
+
+
+def attack_task(
+    plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain: Sequence[Shot], examples: Sequence[Task]
+) -> Task:
+    """One run of an attack: for a whole concept, or for one prompt of it.
+
+    ``examples`` are the pictures of the concept that it is shown; none where the model's picture source draws them.
+    """
+    config = _model(cell) | {
+        "attack": cell.attack.name,
+        "hyperparameters": dict(cell.attack.values),
+        "concept": asdict(concept),
+        "shots": [shot.as_dict() for shot in plain],
+        "templates": {concept.kind: cell.concepts.catalogue.templates.get(concept.kind, {})},
+        "seed": cell.seed,
+    }
+    inputs = _erasure(erase_task(plan, cell)) if attack.needs == "victim" else {}
+    if attack.shown and not examples:
+        config["examples"] = cell.model.reference
+    inputs |= {f"examples{index}": made.key for index, made in enumerate(examples)}
+    if attack.paints:
+        config["protocol"] = _protocol(cell)
+        judge = cell.model.judge or cell.model.detector
+        attack.check(bool(judge))
+        if judge:
+            identity = detector_identity(judge)
+            config["judge"] = {"detector": judge, "settings": identity, "threshold": cell.metrics.threshold}
+    whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
+    which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
+    label = f"{whose}{cell.attack.label} for {concept.name}{which}"
+    amount = len(plain) * attack.images_for(concept, plain)
+    versions = {"attack": attack.version} | _arithmetic(cell)
+    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount, cell.attack.name))
+
+
+def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> list[Batch]:
+    """Images of shots that are known now, in shards."""
+    batches = []
+    for shard in shards(shots, cell.budget.shard):
+        rows = [[shot.prompt.text, shot.noise_seed, shot.prompt.guidance] for shot in shard]
+        made = _generate_task(plan, cell, rows, {}, what, len(shard))
+        batches.append(Batch(shard, made, _score_task(plan, cell, made, {})))
+    return batches
+
+
+def found_images(plan: Plan, cell: Cell, attacks: Sequence[Task], what: str, amount: int) -> Batch:
+    """Images of the shots that attacks settle on; ``amount`` is how many are expected."""
+    found = {f"assault/{index:05}": task.key for index, task in enumerate(attacks)}
+    made = _generate_task(plan, cell, None, found, what, amount)
+    return Batch(None, made, _score_task(plan, cell, made, found))
+
+
+def painted_images(plan: Plan, cell: Cell, attack: Task) -> Batch:
+    """The images that an attack makes itself."""
+    return Batch(None, attack, _score_task(plan, cell, attack, {}))
+
+
+def reference_images(plan: Plan, cell: Cell) -> Batch:
+    """Real pictures from the source that the model names."""
+    name, count = cell.model.reference, cell.budget.reference_images
+    runtime = {"pictures": name, "count": count}
+    source = pictures(name)
+    versions = {"reference": source.version}
+    made = plan.add(Task("reference", source.identity(count), {}, versions, runtime, "reference pictures", count))
+    return Batch([], made, _score_task(plan, cell, made, {}))
+
+
+def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -> Task:
+    """The cell's figures: pure functions of the scores of every frame."""
+    scored = [(f"{name}/{index}", b) for name, batches in frames.items() for index, b in enumerate(batches)]
+    inputs = {place: batch.scored.key for place, batch in scored}
+    shots = {
+        name: [b.shots and [shot.as_dict() for shot in b.shots] for b in batches] for name, batches in frames.items()
+    }
+    metrics = cell.metrics.metrics
+    config = {
+        "cell": _described(cell),
+        "scope": _scope(cell),
+        "erased": [asdict(c) for c in cell.concepts.request.erase],
+        "kinds": {c.label: c.kind for c in cell.concepts.catalogue.concepts.values() if c.label},
+        "shots": shots,
+        "metrics": metrics,
+        "threshold": cell.metrics.threshold,
+        "failure_limit": cell.metrics.failure_limit,
+        "judged_by_itself": cell.model.judge in (None, cell.model.detector),
+        "detector": _score_settings(cell),
+    }
+    versions = {name: _metric(name, reference).version for name, reference in metrics.items()}
+    versions["statistics"] = statistics.VERSION
+    return plan.add(Task("measure", config, inputs, versions, {}, f"measure {cell.label}"))
+
+
+def shards(shots: Sequence[Shot], size: int) -> list[list[Shot]]:
+    return [list(shots[start : start + size]) for start in range(0, len(shots), size)]
+
+
+def _generate_task(
+    plan: Plan, cell: Cell, shots: list | None, attacks: Mapping[str, str], what: str, amount: int
+) -> Task:
+    config = _model(cell) | {"protocol": _protocol(cell), "shots": shots}
+    inputs = _erasure(erase_task(plan, cell)) | dict(attacks)
+    label, like = f"generate {what}", f"{config['model']}/{cell.protocol.steps}"
+    return plan.add(Task("generate", config, inputs, {"generate": 1}, _runtime(cell), label, amount, like))
+
+
+def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) -> Task:
+    """What measuring needs of a batch: its scores, what it cost, and the shots that attacks decided."""
+    inputs = {"images": made.key, **attacks}
+    label = f"score {made.label.removeprefix('generate ')}"
+    versions, runtime = {"score": 2}, {"device": None}
+    return plan.add(
+        Task("score", _score_settings(cell), inputs, versions, runtime, label, made.amount, cell.model.detector or "")
+    )
+
+
+def _score_settings(cell: Cell) -> dict[str, Any]:
+    name = cell.model.detector
+    return {"detector": name, "settings": detector_identity(name) if name else None}
+
+
+def _erasure(task: Task | None) -> dict[str, str]:
+    return {"erasure": task.key} if task else {}
+
+
+def _described(cell: Cell) -> dict[str, Any]:
+    """The columns that say which cell a record belongs to."""
+    return {
+        "model": cell.model.name,
+        "concepts": cell.concepts.name,
+        "kind": cell.concepts.kind,
+        "method": cell.method.label,
+        "attack": cell.attack.label,
+        "protocol": cell.protocol.name,
+        "budget": cell.budget.name,
+        "seed": cell.seed,
+        "method_name": cell.method.name,
+        "attack_name": cell.attack.name,
+    }
+
+
+def _scope(cell: Cell) -> str:
+    """Whether the cell's attack goes round its defence; the unedited model has none."""
+    if cell.method.name == "none":
+        return ""
+    method = component("method", cell.method.name).load()
+    eraser = construct(method, {**cell.method.values, "seed": cell.seed}, f"method={cell.method.name}")
+    return scope(eraser.acts_on, build_attack(cell.attack, cell.seed).enters_by)
+
+
+def _metric(name: str, reference: str) -> type[Metric]:
+    try:
+        metric = load_attribute(reference)
+    except UserError as error:
+        raise UserError(f"metrics.metrics.{name}: {error}") from error
+    if not isinstance(metric, type) or not issubclass(metric, Metric):
+        raise UserError(f"metrics.metrics.{name}: {reference} is not a metric (overpaint.metrics.metric:Metric)")
+    return metric
+
+
+def _protocol(cell: Cell) -> dict[str, Any]:
+    """The part of the protocol that decides pictures."""
+    return {key: getattr(cell.protocol, key) for key in ("scheduler", "steps", "guidance_scale", "size")}
+
+
+def _model(cell: Cell) -> dict[str, Any]:
+    return {"model": fingerprint_model(cell.model.path), "precision": cell.model.precision}
+
+
+def _arithmetic(cell: Cell) -> dict[str, int]:
+    """The version of half-precision arithmetic, where a model computes in it."""
+    return {"half": HALF_PRECISION} if cell.model.precision in ("float16", "bfloat16") else {}
+
+
+def _runtime(cell: Cell) -> dict[str, Any]:
+    return {"path": resolve(cell.model.path), "device": None, "batch_size": cell.protocol.batch_size}
+
+
+def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files that hyper-parameters name (a caption collection, say): their content decides the result."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, str) and value:
+            path = next(filter(_is_file, (shipped("datasets") / f"{value}.csv", Path(value))), None)
+            if path:
+                found[key] = file_hash(path.expanduser())
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a text names a file. A text that is too long for a path, or ``~nobody``, names none."""
+    try:
+        return path.expanduser().is_file()
+    except (OSError, RuntimeError):
+        return False

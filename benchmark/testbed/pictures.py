@@ -1,0 +1,37 @@
+"""The drawn world as a source of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from PIL.Image import Image
+
+from overpaint.blocks.pictures import Pictures
+from overpaint.grid.concepts import Concept
+from overpaint.testbed.world import draw_concept, draw_world
+
+#: Seed of the reference pictures.
+SEED = 1
+
+
+@dataclass
+class World(Pictures):
+    """Scenes that are never in the training set, drawn by the renderer that made the training set."""
+
+    draws: ClassVar[bool] = True
+
+    def identity(self, count: int) -> Mapping[str, Any]:
+        return {"source": "world", "n": count, "seed": SEED}
+
+    def references(self, count: int) -> list[tuple[Image, str]]:
+        return [(image, caption) for _, caption, image in draw_world(count, SEED)]
+
+    def examples(self, concept: Concept, count: int, seed: int) -> Sequence[Image]:
+        return draw_concept(concept.label or concept.name, count, seed=seed + 1)
+
+    def ordinary(self, concept: Concept, count: int, seed: int) -> Sequence[tuple[Image, str]]:
+        shown = concept.label or concept.name
+        scenes = draw_world(4 * count, seed=seed + 2)
+        return [(image, text) for scene, text, image in scenes if shown not in scene.labels][:count]
