@@ -9,6 +9,8 @@ from difflib import get_close_matches
 class UserError(Exception):
     """Bad input. The message says what was given, where, what is allowed, and the nearest match."""
 
+    exit_code = 2
+
 
 class AssetMissing(UserError):
     """Weights or prompt files that are not on this machine; the message says how to get them."""

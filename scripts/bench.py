@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
-from overpaint.commands import prepare
+from overpaint.commands.grids import prepare
 from overpaint.grid.composition import compose_cells
 from overpaint.images.stages import generate
 from overpaint.images.workbench import Workbench
@@ -165,7 +165,8 @@ def attack_prompts(store: str, prompts: int, which: str) -> dict[str, float]:
     """Attack none, all or the n-th of so many prompts, as `overpaint run` does; how often weights were read, and what
     forwards were spent."""
     overrides = ["method=uce", "attack=uda", "concepts=church", f"budget.target_prompts={prompts}", f"store={store}"]
-    _, plan, place = prepare(compose_cells(overrides))
+    grid = prepare(compose_cells(overrides))
+    plan, place = grid.plan, grid.store
     place.prepare()
     bench, quiet = Workbench(), SimpleNamespace(stepped=lambda *step: None)
     erased = [t for t in plan.tasks.values() if t.stage == "attack" and "erasure" in t.inputs]

@@ -46,7 +46,7 @@ def test_importing_the_package_is_cheap():
 
 def test_listing_methods_imports_nothing_heavy():
     code = (
-        "import sys\nfrom overpaint.listing import lines\nrows = list(lines('methods'))\n"
+        "import sys\nfrom overpaint.commands.list import lines\nrows = list(lines('methods'))\n"
         "assert any(r.startswith('uce') for r in rows)\n"
         "print([m for m in ('torch','diffusers','pandas','hydra') if m in sys.modules])"
     )

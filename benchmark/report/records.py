@@ -10,7 +10,8 @@ from overpaint.run.store import MANIFEST, Store
 
 #: Columns of a record, in order; one row is one figure.
 RECORD_COLUMNS = (
-    "model concepts kind method attack scope protocol budget seed settings given method_name attack_name versions facet metric direction unit value low high n failed "
+    "model concepts kind method attack scope protocol budget seed settings given method_name "
+    "attack_name versions facet metric direction unit value low high n failed "
     "original control difference difference_low difference_high against p_value seconds why detector threshold "
     "aggregation version paper"
 ).split()

@@ -20,11 +20,13 @@ from overpaint.grid.registry import check_type
 MANIFEST = "manifest.json"
 
 
-class CorruptArtefact(Exception):
+class CorruptArtefact(UserError):
     """An artefact whose files no longer match its manifest. It has been set aside; its task must run again."""
 
+    exit_code = 1
+
     def __init__(self, key: str, reason: str):
-        super().__init__(f"artefact {key} is corrupt ({reason}); it was set aside and will be made again")
+        super().__init__(f"artefact {key} is corrupt ({reason}); it was set aside and `overpaint run` makes it again")
         self.key = key
 
 

@@ -12,7 +12,7 @@ import overpaint
 from official import distance, flat, watched
 from overpaint.attacks.prompting4debugging import FilteredBySLD
 from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side
-from overpaint.commands import export_pipeline
+from overpaint.commands.export import export_pipeline
 from overpaint.methods.spm import anchors, permeability, resolutions, transformer_layers
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
@@ -412,7 +412,7 @@ def test_what_stands_before_it_can_be_asked_through_it(tiny_sd):
 
 def test_it_is_not_exported_as_weights(tiny_sd, tmp_path):
     installed(tiny_sd, ["dog"], [random_factors(tiny_sd)]).save(tmp_path / "spm.safetensors")
-    with pytest.raises(overpaint.UserError, match="no weights can hold it"):
+    with pytest.raises(overpaint.UserError, match="weights cannot hold it"):
         export_pipeline([], str(tmp_path / "spm.safetensors"), str(tmp_path / "out"))
 
 

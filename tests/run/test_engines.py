@@ -7,7 +7,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from overpaint.commands import prepare
+from overpaint.commands.grids import prepare
 from overpaint.errors import UserError
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.registry import component
@@ -47,7 +47,8 @@ class Told:
 
 def planned(folder, *overrides):
     """The plan of a grid and its store."""
-    _, plan, store = prepare(compose_cells([*(overrides or GRID), f"store={folder}"]))
+    grid = prepare(compose_cells([*(overrides or GRID), f"store={folder}"]))
+    plan, store = grid.plan, grid.store
     store.prepare()
     return plan, store
 

@@ -1,19 +1,33 @@
-"""What this machine has: libraries, devices, assets present or missing, the store and its size."""
+"""`overpaint doctor`: what this machine has: libraries, devices, assets, the store and its size."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+import click
+
+from overpaint.commands.grids import taken
 from overpaint.errors import UserError
 from overpaint.grid.registry import component, components
 from overpaint.run.store import Store
 
 LIBRARIES = ("torch", "diffusers", "transformers", "hydra-core", "torchmetrics", "pandas", "pyarrow")
-EXTRAS = {"ray": "ray", "submitit": "slurm", "nudenet": "nudenet", "wandb": "wandb", "jinja2": "site"}
+EXTRAS = {"wandb": "wandb"}
+
+
+@click.command()
+@click.argument("overrides", nargs=-1)
+def doctor(overrides: Sequence[str]) -> None:
+    """Say what this machine has: libraries, devices, assets, the store."""
+    store, rest = taken(overrides, "store")
+    if rest:
+        raise UserError(f"doctor takes store=DIR and nothing else, got {rest[0]}")
+    for line in report(store):
+        click.echo(line)
 
 
 def report(store: str | None = None) -> Iterator[str]:

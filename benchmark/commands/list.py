@@ -1,18 +1,27 @@
-"""What there is: one line a component, read from YAML without importing any of it."""
+"""`overpaint list`: what there is, one line each, read from YAML without importing the components."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import click
 import yaml
 
 from overpaint.errors import unknown
-from overpaint.grid.registry import component, components
+from overpaint.grid.registry import component, components, load_attribute
 from overpaint.grid.shipped import shipped
 
 GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector"}
 #: Groups whose options say what they are in their first comment.
 PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "budget", "engine", "tracker", "view")}
+
+
+@click.command(name="list")
+@click.argument("what")
+def list_(what: str) -> None:
+    """List methods, concepts, attacks, metrics, detectors, models, experiments and other groups, one a line."""
+    for line in lines(what):
+        click.echo(line)
 
 
 def lines(what: str) -> Iterator[str]:
@@ -47,8 +56,6 @@ def _concepts() -> Iterator[str]:
 
 
 def _metrics() -> Iterator[str]:
-    from overpaint.grid.registry import load_attribute
-
     for path in components("metrics").values():
         config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         for name, reference in config["metrics"].items():

@@ -1,0 +1,98 @@
+"""`overpaint export`: an erased model as a diffusers folder, or the prompts that an attack found as a CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import click
+
+from overpaint.attacks.prompt_file import write_prompts
+from overpaint.commands.grids import ERR, planned, single_cell, taken
+from overpaint.commands.targets import target
+from overpaint.errors import UserError
+from overpaint.grid.registry import components
+from overpaint.models import load_model
+from overpaint.models.erasure import load_erasure
+from overpaint.run.store import Store
+from overpaint.run.tasks import Task
+
+
+@click.command()
+@click.argument("overrides", nargs=-1)
+@click.option("--overwrite", is_flag=True, help="Replace out=FILE where it exists.")
+def export(overrides: Sequence[str], overwrite: bool) -> None:
+    """Write an erased model as a diffusers folder, or the prompts that an attack found.
+
+    erasure=FILE model=… out=DIR writes a pipeline folder. attack=… out=FILE.csv writes prompts: of one stored attack (its key
+    or the start of it), or of an attack by name with the overrides of its cells.
+    """
+    out, rest = taken(overrides, "out")
+    file, others = taken(rest, "erasure")
+    if out and file:
+        export_pipeline(others, file, out)
+    elif out and any(o.startswith("attack=") for o in others):
+        export_prompts(others, out, overwrite)
+    else:
+        raise UserError("give erasure=FILE.safetensors and out=DIR, or attack=… and out=FILE.csv")
+
+
+def export_pipeline(overrides: Sequence[str], file: str, out: str) -> None:
+    """Write the model with a delta erasure applied as a diffusers folder."""
+    folder = target(out)
+    erasure = load_erasure(file)
+    for part in erasure.sequence:
+        if part.kind != "delta":
+            raise UserError(
+                f"{file} holds a {part.method} {part.kind}, which acts while sampling: weights cannot hold it"
+            )
+    cell = single_cell(overrides, "export")
+    model = load_model(cell.model.path, cell.model.precision)
+    with erasure.attached(model):
+        partial = folder.with_name(folder.name + ".partial")
+        model.pipeline.save_pretrained(partial, safe_serialization=True)
+        partial.rename(folder)
+    ERR.print(f"{folder}: {cell.model.name} with {erasure.method} applied")
+
+
+def export_prompts(overrides: Sequence[str], out: str, overwrite: bool = False) -> None:
+    """Write what stored attacks settled on as a CSV that ``attack=replay`` and other harnesses read."""
+    path = target(out, ".csv", overwrite)
+    wanted = next(o.split("=", 1)[1] for o in overrides if o.startswith("attack="))
+    if set(wanted.split(",")) <= set(components("attack")):
+        store, keys = _attacks_of_cells(overrides, wanted)
+    else:
+        store = Store.chosen(taken(overrides, "store")[0])
+        keys = [key for key in store.keys("attack") if key.startswith(wanted)]
+        if not keys:
+            raise UserError(
+                f"attack={wanted} is neither an attack's name nor the key of a stored attack in {store.root}"
+            )
+        if len(keys) > 1:
+            raise UserError(f"attack={wanted} is the start of {len(keys)} keys in {store.root}: give more of the key")
+    rows = write_prompts(path, [store.read("attack", key) for key in keys])
+    ERR.print(f"{path}: {rows} prompts")
+
+
+def _attacks_of_cells(overrides: Sequence[str], wanted: str) -> tuple[Store, list[str]]:
+    """Keys of the attacks in the cells of the overrides; every one must be stored."""
+    grid = planned(overrides)
+    scored = [grid.plan.tasks[key] for _, task in grid.plan.cells for key in _inputs(task.inputs, "images/")]
+    keys = [key for task in scored for key in _attacks(task, grid.plan.tasks[task.inputs["images"]])]
+    keys = list(dict.fromkeys(keys))
+    if not keys:
+        raise UserError(f"attack={wanted} has nothing to export: its prompts are fixed")
+    missing = [key for key in keys if not grid.store.has("attack", key)]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(keys)} attacks of attack={wanted} are not stored in {grid.store.root}: run them first"
+        )
+    return grid.store, keys
+
+
+def _attacks(scored: Task, images: Task) -> list[str]:
+    """The attacks behind scored images: those that chose the prompts, or the one that made the images itself."""
+    return [images.key] if images.stage == "attack" else _inputs(scored.inputs, "assault/")
+
+
+def _inputs(inputs: Mapping[str, str], start: str) -> list[str]:
+    return [key for name, key in inputs.items() if name.startswith(start)]

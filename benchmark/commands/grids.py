@@ -1,0 +1,73 @@
+"""From the overrides of a command to a checked and planned grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from overpaint.errors import UserError
+from overpaint.grid.composition import CIRCUMSTANCES, Composed, compose_cells
+from overpaint.grid.registry import DESCRIPTION, component
+from overpaint.run.plan import Plan
+from overpaint.run.store import Store
+from overpaint.run.track import track
+
+#: What people read while they wait. Results go to stdout.
+ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells, their plan, and where and how it runs (``config``, the same for every cell). Nothing is written yet."""
+
+    cells: list[Any]
+    plan: Plan
+    store: Store
+    config: Mapping[str, Any]
+
+    def circumstance(self, kind: str) -> Any:
+        """The engine or the tracker."""
+        values = self.config[kind]
+        return component(kind, values["name"]).build({k: v for k, v in values.items() if k not in DESCRIPTION})
+
+
+def compose(overrides: Sequence[str], demo: bool = False) -> list[Composed]:
+    """The configuration of every cell; with ``demo`` overrides that say only where and how to run mean the demo."""
+    keys = [override.split("=")[0].lstrip("+~").split(".")[0] for override in overrides]
+    if demo and all(key in CIRCUMSTANCES for key in keys):
+        overrides = ["experiment=demo", *overrides]
+    return compose_cells(overrides)
+
+
+def planned(overrides: Sequence[str], demo: bool = False) -> Grid:
+    """The grid that the overrides span."""
+    return prepare(compose(overrides, demo))
+
+
+def prepare(composed: Sequence[Composed]) -> Grid:
+    """Check and plan composed cells."""
+    first = composed[0].config
+    for key in CIRCUMSTANCES:
+        if any(c.config[key] != first[key] for c in composed):
+            raise UserError(f"{key} says where and how the whole grid runs: give one value, not an axis")
+    kind = track(first["track"]["name"])
+    cells = [kind.cell(c.config, c.explicit) for c in composed]
+    return Grid(cells, kind.plan(cells), Store.chosen(first["store"]), {key: first[key] for key in CIRCUMSTANCES})
+
+
+def single_cell(overrides: Sequence[str], what: str) -> Any:
+    """The one cell that the overrides name, for commands that make one thing."""
+    composed = compose(overrides)
+    if len(composed) != 1:
+        raise UserError(f"{what} needs one cell; these overrides span {len(composed)}")
+    first = composed[0]
+    return track(first.config["track"]["name"]).cell(first.config, first.explicit)
+
+
+def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
+    """The last value of ``key=value`` among the overrides, and the other overrides."""
+    found = [o.split("=", 1)[1] for o in overrides if o.startswith(f"{key}=")]
+    return (found[-1] if found else None), [o for o in overrides if not o.startswith(f"{key}=")]

@@ -1,0 +1,102 @@
+"""`overpaint run`: plan a grid, run or resume it, print its table and draw its contact sheets."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import pandas as pd
+from omegaconf import OmegaConf
+
+from overpaint.commands.grids import ERR, Grid, compose, prepare
+from overpaint.commands.plan import summary
+from overpaint.errors import UserError
+from overpaint.images.contact_sheets import contact_sheets
+from overpaint.report.records import stored_records
+from overpaint.report.tables import show
+from overpaint.run.display import Display, duration
+from overpaint.run.estimates import Estimates
+from overpaint.run.executor import Outcome
+from overpaint.run.store import CorruptArtefact, Store
+from overpaint.run.track import track
+
+
+@click.command()
+@click.argument("overrides", nargs=-1)
+@click.option("-m", "--multirun", is_flag=True, help="Accepted for Hydra's sake: lists are always swept.")
+@click.option("--cfg", type=click.Choice(["job"]), help="Print the composed configuration of the first cell and stop.")
+def run(overrides: Sequence[str], multirun: bool, cfg: str | None) -> None:
+    """Plan a grid, run or resume it, and print its table. Without arguments: the demo."""
+    composed = compose(overrides, demo=True)
+    if cfg:
+        click.echo(OmegaConf.to_yaml(composed[0].config))
+        return
+    sys.exit(run_grid(prepare(composed)))
+
+
+def run_grid(grid: Grid) -> int:
+    """Run or resume a planned grid. Returns the exit code: 0, 1 where tasks failed, 130 where it was interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    start, plan, store = time.perf_counter(), grid.plan, grid.store
+    engine, tracker = grid.circumstance("engine"), grid.circumstance("tracker")
+    track(plan.track).devices(engine.device)  # a device that is not here is told before anything is written
+    store.prepare()
+    store.sweep()
+    estimates = Estimates(store, plan.track)
+    todo = plan.missing(store)
+    ERR.print(summary(plan, todo, estimates))
+    try:
+        with Display(todo, estimates) as display:
+            outcome, records = _until_readable(lambda: engine.run(plan, store, display), grid)
+    except KeyboardInterrupt:
+        left = len(plan.missing(store))
+        ERR.print(f"interrupted: {len(plan.tasks) - left} of {len(plan.tasks)} tasks are stored in {store.root}")
+        ERR.print("run the same command to continue")
+        return 130
+    if len(records):
+        show(records)
+        tracker.send(records, str(store.root))
+    for path in _sheets(grid):
+        ERR.print(f"contact sheet: {path}")
+    ERR.print(f"{outcome.done} tasks done in {duration(time.perf_counter() - start)}, store {store.root}")
+    return _failures(outcome, store)
+
+
+def _failures(outcome: Outcome, store: Store) -> int:
+    if not outcome.failed:
+        return 0
+    ERR.print(
+        f"{len(outcome.failed)} tasks failed; {len(outcome.blocked)} more need them and were not started. "
+        f"Tracebacks are in {store.root / 'failures'}. The same command tries them again.",
+        style="red",
+    )
+    return 1
+
+
+def _until_readable(run: Callable[[], Outcome], grid: Grid) -> tuple[Outcome, pd.DataFrame]:
+    """Run, and run again while a stored record turns out to be damaged: it was set aside and is made again."""
+    done = 0
+    while True:
+        outcome = run()
+        outcome.done = done = done + outcome.done
+        try:
+            return outcome, stored_records(grid.store, grid.plan)
+        except CorruptArtefact as error:
+            ERR.print(str(error))
+
+
+def _sheets(grid: Grid) -> list[Path]:
+    """Contact sheets are a convenience: a full disk, say, costs them and not the table."""
+    try:
+        return contact_sheets(grid.plan, grid.store, grid.store.root / "sheets")
+    except (OSError, UserError) as error:
+        ERR.print(f"no contact sheet: {error}", style="yellow")
+        return []
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,36 @@
+"""`overpaint table`: tables from stored records. It never makes an image."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from overpaint.commands.grids import planned
+from overpaint.errors import UserError, unknown
+from overpaint.report.records import stored_records
+from overpaint.report.tables import FORMATS, render, show
+from overpaint.run.store import Store
+
+
+@click.command()
+@click.argument("overrides", nargs=-1)
+@click.option("--format", "form", default="terminal", help="terminal, md, csv, json or latex.")
+@click.option("--view", default="facets", help="facets (every figure), or one of `overpaint list views`.")
+def table(overrides: Sequence[str], form: str, view: str) -> None:
+    """Print tables from stored records: of the grid that the overrides span, or of the whole store."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    if all(o.startswith("store=") for o in overrides):
+        store, plan = Store.chosen(overrides[-1].split("=", 1)[1] if overrides else None), None
+    else:
+        grid = planned(overrides)
+        store, plan = grid.store, grid.plan
+    if not store.root.is_dir():
+        raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
+    records = stored_records(store, plan)
+    if form == "terminal":
+        show(records, view)
+    else:
+        sys.stdout.write(render(records, form, view))
