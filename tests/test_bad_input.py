@@ -65,7 +65,6 @@ CASES = [
     (("run", "attack=replay", "attack.file=missing.csv"), ["prompt file missing.csv does not exist"]),
     (("export", "attack=abc", "out=x.csv"), ["attack=abc", "neither an attack's name nor the key"]),
     (("export", "attack=cce", "out=x.txt"), ["must end in .csv"]),
-    (("rn",), ["No such command 'rn'"]),
     # what Hydra itself would take or trip over
     (("run", "+foo=1"), ["unknown key 'foo' in the configuration", "allowed: attack"]),
     (("run", "method=uce", "+method.lam=1"), ["unknown hyper-parameter 'lam' in method=uce; did you mean 'lamb'"]),
