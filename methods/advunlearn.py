@@ -31,7 +31,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from overpaint.blocks import soft_prompts
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
 from overpaint.blocks.soft_prompts import SoftPrompt
 from overpaint.blocks.training import Rule, Student, parameter_group, train
@@ -177,7 +177,7 @@ class Run:
             )  # fmt: skip
             self.ids, self.rows = self.prompt.ids, self.prompt.rows(free)
             self.latest = self.rows[:, 1:] if official else free
-            show(adversarial=self.rows, ids=self.ids)
+            trace_values(adversarial=self.rows, ids=self.ids)
 
     def start(self) -> torch.Tensor:
         """The free rows (1, k, width) that an attack starts from."""
@@ -210,7 +210,7 @@ class Run:
             predicted = model.predict(x_t, t, torch.cat(asked))
         erase = mse_loss(predicted[:size].float(), target.float())
         retain = mse_loss(predicted[size:].float(), base[size:].float()) if kept else erase.new_zeros(())
-        show(x_t=x_t, t=t, erase=erase.detach(), retain=retain.detach())
+        trace_values(x_t=x_t, t=t, erase=erase.detach(), retain=retain.detach())
         return erase + method.retain_weight * retain
 
     def retain_loss(self) -> torch.Tensor:
@@ -222,7 +222,7 @@ class Run:
             base = self.model.predict(x_t, t, wanted)
         with self.student.active():
             loss = mse_loss(self.model.predict(x_t, t, self.model.encode(kept)).float(), base.float())
-        show(x_t=x_t, t=t, retain=loss.detach())
+        trace_values(x_t=x_t, t=t, retain=loss.detach())
         return loss
 
     def encoded(self, texts: list[str]) -> torch.Tensor:

@@ -35,7 +35,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from PIL import Image, ImageOps
 
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import THINGS, ImageBank, diffused, paint, shuffled, with_article
 from overpaint.blocks.prior import Captions, captions_file, read_captions
 from overpaint.blocks.templates import OBJECT, phrase_templates
@@ -142,7 +142,7 @@ class CA(Eraser):
                 if self.loss == "model":
                     with torch.no_grad():
                         target = model.predict(x_t[:rows], t[:rows], model.encode_ids(batch.anchor_ids))
-            show(x_t=x_t, t=t, target=target, pred=predicted.detach())
+            trace_values(x_t=x_t, t=t, target=target, pred=predicted.detach())
             ablation = masked_error(predicted[:rows], target, batch.mask[:rows])
             if not self.prior:
                 return ablation
@@ -154,7 +154,7 @@ class CA(Eraser):
             for name, rows in learns.items():
                 student.masters[name].grad[~rows] = 0
             if self.max_norm:
-                show(clip_norm=torch.nn.utils.clip_grad_norm_(student.masters.values(), self.max_norm))
+                trace_values(clip_norm=torch.nn.utils.clip_grad_norm_(student.masters.values(), self.max_norm))
 
         with detached_begin(model):
             train(student, optimizer, self.iterations, loss, adjust=adjust)
@@ -249,7 +249,7 @@ class CA(Eraser):
             masks.append(torch.ones(1, cells, cells))
             captions.append(bank.captions[row])
         anchor_captions = [bank.captions[row] for row in rows]
-        show(captions=captions, anchor_captions=anchor_captions)
+        trace_values(captions=captions, anchor_captions=anchor_captions)
         return Batch(
             draws.take("z", lambda g: model.to_latents(images, g)).to(model.device, model.dtype),
             draws.take("mask", lambda g: torch.stack(masks)).to(model.device),

@@ -39,7 +39,7 @@ from typing import ClassVar, Literal
 import torch
 from PIL import ImageOps
 
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused, paint
 from overpaint.blocks.prior import Captions, captions_file, read_captions
 from overpaint.blocks.ridge import factored, stored
@@ -97,7 +97,7 @@ class EMCID(Eraser):
         draws = Draws(self.seed)
         anchors = request.anchors(self.default_anchor)
         Z = torch.cat([self.target(model, layers[-1], *pair, draws) for pair in zip(sources, anchors)])
-        show(z=Z)
+        trace_values(z=Z)
         moments, tokens = second_moments(model, layers, read_captions(self.mom2_captions))
         changes, conditions = self.write(model, layers, sources, Z, moments)
         return Erasure("emcid", changes=changes, manifest={"caption_tokens": tokens, "conditions": conditions})
@@ -309,7 +309,7 @@ def measured(
 
 
 #: Captions encoded in one forward.
-BATCH = 64
+CAPTIONS_AT_ONCE = 64
 
 
 def second_moments(
@@ -323,8 +323,8 @@ def second_moments(
     mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
     totals = [torch.zeros([layer.weight.shape[1]] * 2, dtype=torch.float64, device=ids.device) for layer in layers]
     with torch.no_grad(), passing(*(layer.module for layer in layers)) as seen:
-        for start in steps(-(-len(ids) // BATCH), "captions"):
-            batch = slice(start * BATCH, (start + 1) * BATCH)
+        for start in steps(-(-len(ids) // CAPTIONS_AT_ONCE), "captions"):
+            batch = slice(start * CAPTIONS_AT_ONCE, (start + 1) * CAPTIONS_AT_ONCE)
             model.encode_ids(ids[batch], mask[batch])
             for total, layer in zip(totals, layers):
                 k = seen[layer.module][0][mask[batch].bool()].double()

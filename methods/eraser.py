@@ -25,7 +25,7 @@ class Eraser(ABC):
     ``version`` is raised in the commit that can change its result; ``families`` and ``kinds`` say what it supports,
     ``multiple`` whether one request may name several concepts, ``stacks`` whether its guard can be put on a model that
     has one already (`install` finds it in ``model.guidance``), ``acts_on`` where on a prompt's way into the picture it
-    stands (`overpaint.grid.scope.STAGES`; a property where settings decide).
+    stands (`overpaint.grid.scope.PROMPT_PATH`; a property where settings decide).
     """
 
     seed: int = 0

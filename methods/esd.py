@@ -27,7 +27,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
 from overpaint.blocks.training import Rule, Student, parameter_group, train
 from overpaint.errors import UserError, at_least
@@ -137,7 +137,7 @@ class ESD(Eraser):
             target = base - self.negative_guidance * (unwanted - empty)
             with student.active():
                 predicted = model.predict(latents, t, embeds[source].expand(self.batch_size, -1, -1))
-            show(x_t=latents, t=t, target=target, pred=predicted.detach())
+            trace_values(x_t=latents, t=t, target=target, pred=predicted.detach())
             return torch.nn.functional.mse_loss(predicted.float(), target.float())
 
         train(student, torch.optim.Adam(student.masters.values(), lr=self.learning_rate), self.iterations, loss)

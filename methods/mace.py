@@ -30,7 +30,7 @@ import torch
 
 from overpaint.blocks.attention import attention_maps
 from overpaint.blocks.concept_masks import Segmenter, attention_masks
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, paint, shuffled
 from overpaint.blocks.prior import Captions, caption_statistics, captions_file, read_captions
 from overpaint.blocks.ridge import Ridge, factor
@@ -166,7 +166,7 @@ class MACE(Eraser):
             x_t = model.add_noise(x_0, draws.noise("noise", x_0.shape, x_0), t)
             with student.active(), attention_maps(model) as maps:
                 model.predict(x_t, t, embeds[n : n + 1])
-            show(x_t=x_t, t=t, tokens=tokens[n], mask=masks[image])
+            trace_values(x_t=x_t, t=t, tokens=tokens[n], mask=masks[image])
             return attention_loss(maps.values(), tokens[n], masks[image])
 
         def clip() -> None:

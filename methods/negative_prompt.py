@@ -24,7 +24,7 @@ from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
-from overpaint.models.guidance import Guidance
+from overpaint.models.guidance import Guard, Guidance
 
 
 @dataclass(kw_only=True)
@@ -58,13 +58,12 @@ class NegativePrompt(Eraser):
 
 
 @dataclass(frozen=True)
-class NegativePromptGuard:
+class NegativePromptGuard(Guard):
     """Makes the `Guidance` of each batch of images."""
 
     text: str
     form: str
     weight: float
-    guard: str = "negative_prompt"
 
     def on(self, guidance) -> NegativePromptGuard:
         """This guard for a model with that guidance: one guard with both texts, if it is another of its own sort."""

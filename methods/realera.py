@@ -30,7 +30,7 @@ from typing import ClassVar
 
 import torch
 
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused, paint
 from overpaint.blocks.ridge import Ridge, factor, gram, stored
 from overpaint.blocks.text_rows import TextRows
@@ -188,7 +188,7 @@ class RealEra(Eraser):
             erased, kept = (
                 mse(ours.float(), target.float()) for ours, target in zip(predicted.chunk(2), targets.chunk(2))
             )
-            show(erased=erased.detach(), kept=kept.detach())
+            trace_values(erased=erased.detach(), kept=kept.detach())
             return erased + self.beyond_weight * kept
 
         train(student, torch.optim.Adam(student.masters.values(), lr=self.learning_rate), self.iterations, loss)

@@ -24,15 +24,15 @@ least of it to a detector (``select: validation``). It inverts in float32 for ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.adversarial_rows import Regulariser, adversarial_rows
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.prior import Captions, captions_file, read_captions
-from overpaint.blocks.ridge import factor, factored, gram
+from overpaint.blocks.ridge import factor, gram
 from overpaint.blocks.templates import phrase_templates
 from overpaint.blocks.text_rows import TextRows
 from overpaint.errors import UserError, at_least, unknown
@@ -49,7 +49,7 @@ class RECE(Eraser):
     """Hyper-parameters of RECE; ``conf/method/rece.yaml`` says what each means."""
 
     epochs: int
-    regulariser: Literal["zero", "standard", "first", "second", "both"]
+    regulariser: Regulariser
     regulariser_text: str | None
     r: float
     erase_scale: float
@@ -94,8 +94,8 @@ class RECE(Eraser):
         base = gram((p.weight.double() for p in projections), E[0])
         for epoch in range(self.epochs):
             P = maps[-1].matrix
-            A = self.nearest_rows(E, P.T @ base @ P, P.T @ base, pull)
-            show(**{f"adv.{epoch}.{n}": found for n, found in enumerate(A)})
+            A = adversarial_rows(E, P.T @ base @ P, P.T @ base, self.r, self.regulariser, pull)
+            trace_values(**{f"adv.{epoch}.{n}": found for n, found in enumerate(A)})
             shared = factor(A.flatten(0, 1), kept, self.lamb, self.erase_scale, self.retain_scale)
             maps.append(maps[-1].then(shared.text_map((anchors - A).flatten(0, 1))))
 
@@ -119,24 +119,6 @@ class RECE(Eraser):
         }
         return component("method", "uce").build(settings)
 
-    def nearest_rows(
-        self, E: torch.Tensor, G: torch.Tensor, H: torch.Tensor, pull: torch.Tensor | None
-    ) -> torch.Tensor:
-        """A (…, 77, d) for all rows E of each concept, from `overlaps` G and H; ``pull`` are E(text), ``None`` E itself."""
-        rI = self.r * torch.eye(len(G), dtype=G.dtype, device=G.device)
-        left, right, rest = G + rI, H, None
-        if self.regulariser in ("first", "both"):
-            left, right = (1 + self.r) * G, H + self.r * G
-        if self.regulariser == "both":
-            left, right = left + rI, right + rI
-        if self.regulariser == "second" or (self.regulariser == "standard" and pull is None):
-            right = H + rI
-        elif self.regulariser == "standard":
-            rest = self.r * pull
-        cholesky, _ = factored(left, f"r={self.r:g} leaves the adversarial rows undetermined; take r > 0")
-        A = E @ torch.cholesky_solve(right, cholesky).T
-        return A if rest is None else A + torch.cholesky_solve(rest.T, cholesky).T
-
     def rate(self, model: DiffusionModel, request: Request, changes: dict[str, LowRank | Replacement]) -> float:
         """The share of validation pictures in which the detector still sees the concept that was asked for."""
         detector = component("detector", self.validation_detector).build()
@@ -159,9 +141,3 @@ class RECE(Eraser):
         if not seen:
             raise UserError(f"validation_detector={self.validation_detector} failed on every validation picture")
         return sum(seen) / len(seen)
-
-
-def overlaps(edited: Iterable[torch.Tensor], base: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """G = Σ WᵀW and H = Σ WᵀW° (d, d) over edited matrices W and what they were, W°, (o, d) in the same order."""
-    pairs = [(W.double(), W0.double()) for W, W0 in zip(edited, base, strict=True)]
-    return sum(W.T @ W for W, _ in pairs), sum(W.T @ W0 for W, W0 in pairs)

@@ -35,7 +35,7 @@ import torch
 from torch.nn.functional import gelu, interpolate, linear, mse_loss
 
 from overpaint.blocks.attention import attention_maps
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
 from overpaint.blocks.training import gradients, train
 from overpaint.errors import UserError, at_least
@@ -94,8 +94,8 @@ class Receler(Eraser):
                     predicted = model.predict(x_t, t, adversary.prompt().expand_as(nothing))
                 adversary.step(mse_loss(predicted.float(), e_c.float()))
             erase = mse_loss(predicted.float(), target.float())
-            show(x_t=x_t, t=t, target=target, pred=predicted.detach(), erase=erase.detach(), masks=masks)
-            show(added={block: A.detach() for block, A in added.items()})
+            trace_values(x_t=x_t, t=t, target=target, pred=predicted.detach(), erase=erase.detach(), masks=masks)
+            trace_values(added={block: A.detach() for block, A in added.items()})
             return erase + self.regulariser * outside(added, masks)
 
         train(erasers, torch.optim.Adam(erasers.masters.values(), lr=self.learning_rate), self.iterations, loss)
@@ -116,7 +116,7 @@ class Receler(Eraser):
         with torch.no_grad(), attention_maps(model) as maps:
             e_c, e_0 = model.predict(x_t.repeat(2, 1, 1, 1), t, torch.cat([c, nothing])).chunk(2)
         maps = {name.removesuffix(".attn2"): found[: len(c)] for name, found in maps.items()}
-        show(attention=maps)
+        trace_values(attention=maps)
         return e_c, e_0, concept_masks(maps, words, self.mask_threshold)
 
     @classmethod
@@ -238,7 +238,7 @@ class Adversary:
     def step(self, loss: torch.Tensor) -> None:
         """One step of v down the loss, whose graph stays for the erasers' own step."""
         (self.v.grad,) = gradients(loss, [self.v], self.plain.dtype, retain_graph=True)
-        show(adversary_loss=loss.detach(), adversary_gradient=self.v.grad)
+        trace_values(adversary_loss=loss.detach(), adversary_gradient=self.v.grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

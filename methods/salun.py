@@ -31,7 +31,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import (
     THINGS,
     ImageBank,
@@ -129,7 +129,7 @@ class SalUn(Eraser):
                     target = model.predict(x_p, t, embeds(pseudo[row] for row in rows))
                 remembered = model.predict(x_r, t_r, embeds(retain.captions[row] for row in kept))
             forgetting = mean_square(predicted, target)
-            show(x_t=x_t, t=t, target=target, pred=predicted.detach(), forget_loss=forgetting.detach())
+            trace_values(x_t=x_t, t=t, target=target, pred=predicted.detach(), forget_loss=forgetting.detach())
             return forgetting + self.retain_weight * mean_square(remembered, model.denoising_target(z_r, noise_r, t_r))
 
         def adjust() -> None:
@@ -161,13 +161,13 @@ class SalUn(Eraser):
                 nothing = model.predict(x_t, t, embeds("" for row in rows))
                 error = mean_square((1 + w) * named - w * nothing, model.denoising_target(z, noise, t))
                 backward(error, list(base.masters.values()), model.dtype)
-            show(saliency_loss=error.detach())
+            trace_values(saliency_loss=error.detach())
             for name, parameter in base.masters.items():
                 gradient = parameter.grad if self.saliency == "sum" else parameter.grad.abs_()
                 total[name] = gradient if name not in total else total[name].add_(gradient)
                 parameter.grad = None
         mask = largest({name: gradient.abs_() for name, gradient in total.items()}, self.density)
-        show(mask=mask)
+        trace_values(mask=mask)
         return mask
 
     # --- pictures ----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
-from overpaint.models.guidance import Guidance
+from overpaint.models.guidance import Guard, Guidance
 
 
 @dataclass(kw_only=True)
@@ -87,7 +87,7 @@ class SLD(Eraser):
 
 
 @dataclass(frozen=True)
-class SafetyGuard:
+class SafetyGuard(Guard):
     """Makes the `Guidance` of each batch of images."""
 
     text: str
@@ -97,7 +97,8 @@ class SafetyGuard:
     momentum_scale: float
     momentum_beta: float
     active: bool
-    guard: str = "sld"
+
+    stateful: ClassVar[bool] = True
 
     def on(self, guidance) -> SafetyGuard:
         """This guard for a model with that guidance: one guard with both texts, if it is another with the same settings."""
@@ -114,6 +115,9 @@ class SafetyGuard:
             unwanted = model.encode([self.text]).expand_as(positive)
         return SafeGuidance(self, unwanted, model, positive, negative, scale, prompts)
 
+    def without_empty_prompt(self, model: DiffusionModel, scale: float) -> SafetyWithoutEmptyPrompt | None:
+        return SafetyWithoutEmptyPrompt(self, model, scale) if self.active else None
+
     def steer(self, nothing: torch.Tensor, wanted: torch.Tensor, unwanted: torch.Tensor, momentum):
         """γ and the next ν from e_∅, e_p, e_S (batch, c, h, w) and ν."""
         towards = wanted - unwanted
@@ -124,8 +128,6 @@ class SafetyGuard:
 
 class SafeGuidance(Guidance):
     """Guidance towards the prompt and away from the unwanted text; keeps the momentum ν of its batch of images."""
-
-    guard = "sld"
 
     def __init__(self, settings: SafetyGuard, unwanted: torch.Tensor, *guidance):
         super().__init__(*guidance)
@@ -142,3 +144,20 @@ class SafeGuidance(Guidance):
         if step >= self.settings.warmup_steps:
             direction = direction - gamma
         return nothing + self.scale * direction
+
+
+class SafetyWithoutEmptyPrompt:
+    """w (e_p − γ) with γ = μ e_S + s_m ν; keeps ν from call to call (see `Guard.without_empty_prompt`)."""
+
+    def __init__(self, settings: SafetyGuard, model: DiffusionModel, scale: float):
+        self.settings, self.model, self.scale = settings, model, scale
+        with torch.no_grad():
+            self.unwanted = model.encode([settings.text])
+        self.momentum: torch.Tensor | float = 0.0
+
+    def __call__(self, latents: torch.Tensor, timesteps: torch.Tensor, embeds: torch.Tensor, step: int) -> torch.Tensor:
+        both = torch.cat([embeds, self.unwanted])
+        wanted, unwanted = self.model.predict(torch.cat([latents] * 2), timesteps, both).chunk(2)
+        gamma, momentum = self.settings.steer(torch.zeros_like(wanted), wanted, unwanted, self.momentum)
+        self.momentum = momentum.detach()
+        return self.scale * (wanted - gamma if step >= self.settings.warmup_steps else wanted)

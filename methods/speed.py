@@ -35,7 +35,7 @@ from scipy.cluster.vq import kmeans2
 
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.ridge import stored
-from overpaint.blocks.text_rows import BATCH, TextRows
+from overpaint.blocks.text_rows import TEXTS_AT_ONCE, TextRows
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
@@ -105,7 +105,7 @@ class SPEED(Eraser):
         texts = [c.name for c in request.retain if not erased.search(c.name)]
         if not texts:
             return TextRows(model, [""]).all("")[1:]
-        blocks = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+        blocks = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
         encoded = (TextRows(model, block, padding=False) for block in blocks)
         return torch.cat([rows.last_subject(text) for rows, block in zip(encoded, blocks) for text in block])
 

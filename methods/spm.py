@@ -33,7 +33,7 @@ from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_w
 from torch.nn.functional import cosine_similarity, mse_loss
 
 from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, leco_rollout, rollout
 from overpaint.blocks.training import parameter_group, train
 from overpaint.errors import UserError, at_least
@@ -41,7 +41,7 @@ from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
-from overpaint.models.guidance import Guidance
+from overpaint.models.guidance import Guard, Guidance
 
 #: Shortest and longest anchor, in lengths of the concept's embedding.
 LENGTHS = (0.8, 1.2)
@@ -119,8 +119,8 @@ class SPM(Eraser):
                 e_c, e_v = model.predict(torch.cat([x, again]), t, embeds).split(rows[1:])
             erasing = mse_loss(e_c.float(), (e0_n - self.negative_guidance * (e0_p - e0_n)).float())
             anchoring = mse_loss(e_v.float(), e0_v.float()) if len(others) else erasing.new_zeros(())
-            show(x_t=x, t=t, pred=e_c.detach(), neutral=e0_n, positive=e0_p)
-            show(loss_erase=erasing.detach(), loss_anchor=anchoring.detach())
+            trace_values(x_t=x, t=t, pred=e_c.detach(), neutral=e0_n, positive=e0_p)
+            trace_values(loss_erase=erasing.detach(), loss_anchor=anchoring.detach())
             return erasing + self.anchor_strength * anchoring
 
         optimizer = torch.optim.AdamW(factors.values(), lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -186,14 +186,9 @@ class Gate:
     plain: Callable[..., Guidance]
 
     @property
-    def guard(self) -> str:
-        return getattr(self.plain, "guard", "")
-
-    def __getattr__(self, name: str) -> Any:
-        """What an attack asks of the guard behind the gate."""
-        if name in ("branches", "settings", "plain"):  # not set yet, while a copy is made
-            raise AttributeError(name)
-        return getattr(self.plain, name)
+    def guard(self) -> Guard | None:
+        """The guard behind the gate, if any: the gate itself is part of an adapter."""
+        return self.plain.guard
 
     def mixing(self, gamma: torch.Tensor) -> torch.Tensor:
         """m (images, n, n) of strengths γ (images, n)."""

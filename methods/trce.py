@@ -39,7 +39,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.prior import Captions, caption_statistics, captions_file, read_captions
 from overpaint.blocks.ridge import factor
 from overpaint.blocks.templates import phrase_templates
@@ -53,7 +53,7 @@ from overpaint.models.erasure import Erasure, LowRank, Replacement
 from overpaint.models.guidance import Guidance
 
 #: Trajectories that the base rolls out, or latents that it predicts on, in one forward.
-BATCH = 16
+LATENTS_AT_ONCE = 16
 #: (o, n, concept): a sentence with the concept, the same with its anchor, the concept's words.
 Sentences = list[tuple[str, str, str]]
 Changes = dict[str, LowRank | Replacement]
@@ -189,7 +189,7 @@ class TRCE(Eraser):
             u, regular = predicted.float().split([2 * len(asked), self.regular_batch])
             hinge = self.hinge(u, P[now].repeat(2, 1, 1, 1), R[now].repeat(2, 1, 1, 1))
             drift = torch.nn.functional.mse_loss(regular, kept.float())
-            show(x_t=x[now], t=t[now], P=P[now], R=R[now], hinge=hinge.detach(), drift=drift.detach())
+            trace_values(x_t=x[now], t=t[now], P=P[now], R=R[now], hinge=hinge.detach(), drift=drift.detach())
             return hinge + self.regular_weight * drift
 
         adjust = _accumulate(student) if self.compat == "official" else None
@@ -245,7 +245,7 @@ class TRCE(Eraser):
     def targets(self, model: DiffusionModel, x, t, old, new, nothing) -> tuple[torch.Tensor, torch.Tensor]:
         """P and R (n, c, h, w), float32, from the base."""
         pairs = []
-        for rows in torch.arange(len(x)).split(BATCH):
+        for rows in torch.arange(len(x)).split(LATENTS_AT_ONCE):
             embeds = torch.cat([new[rows], old[rows], nothing.expand_as(old[rows])])
             safe, unsafe, plain = model.predict(x[rows].repeat(3, 1, 1, 1), t[rows], embeds).float().chunk(3)
             pairs.append([e + self.contrast * (e - plain) for e in (safe, unsafe)])
@@ -273,8 +273,8 @@ class Rollouts:
         """x (m, c, h, w) of every visit (j, s): roll-out j before step s, or ``late`` steps after that."""
         wanted, found = {(j, s + late) for j, s in visits}, {}
         distinct = sorted({j for j, _ in visits})
-        for first in range(0, len(distinct), BATCH):
-            block = distinct[first : first + BATCH]
+        for first in range(0, len(distinct), LATENTS_AT_ONCE):
+            block = distinct[first : first + LATENTS_AT_ONCE]
             last = max(s for j, s in wanted if j in block)
             for s, latents in zip(range(last + 1), self.path(block)):
                 found |= {(j, s): x.clone() for j, x in zip(block, latents) if (j, s) in wanted}

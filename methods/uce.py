@@ -36,7 +36,7 @@ from typing import ClassVar, Literal
 import torch
 
 from overpaint.blocks.attributes import Classifier, attribute_classifier
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.ridge import Ridge, edit, factor, gram
 from overpaint.blocks.text_rows import TextRows
 from overpaint.errors import UserError, at_least
@@ -124,7 +124,7 @@ class UCE(Eraser):
         for _ in steps(self.iterations, "rounds of balancing"):
             with Erasure("uce", changes=changes()).attached(model):
                 gap = torch.stack([self.gap(model, concept.name, classify, draws) for concept in request.erase]).to(S)
-            show(gap=gap, weights=S.clone())
+            trace_values(gap=gap, weights=S.clone())
             gaps.append(gap.tolist())
             if not gap.any():
                 break

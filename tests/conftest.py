@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import overpaint
-from overpaint.attacks.attack import Scene, Verdict
+from overpaint.attacks.attack import AttackContext, Verdict
 from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.prompts import Prompt, shots
 
@@ -110,7 +110,7 @@ def cat():
 
 
 @pytest.fixture
-def scene(tiny_sd, cat, judge):
+def context(tiny_sd, cat, judge):
     """A cat in front of the tiny model: two prompts, three seeds each."""
     catalogue = Catalogue(
         {"cat": cat},
@@ -123,7 +123,7 @@ def scene(tiny_sd, cat, judge):
     ]
     pictures = tiny_sd.sample(["cat"] * 2, [0, 1], steps=1, guidance_scale=1)
     protocol = {"scheduler": "ddim", "steps": 1, "guidance_scale": 7.5, "size": 32}
-    return Scene(
+    return AttackContext(
         cat,
         shots(plain, 3),
         catalogue,
@@ -138,7 +138,7 @@ def scene(tiny_sd, cat, judge):
 
 
 def painter(model, protocol):
-    """``paint`` of a scene in front of that model."""
+    """``paint`` of a context in front of that model."""
 
     def paint(texts, seeds, embeds=None, guidance=None):
         scale = guidance or protocol["guidance_scale"]
@@ -148,12 +148,12 @@ def painter(model, protocol):
 
 
 @pytest.fixture
-def in_front_of(scene):
-    """``in_front_of(model)``: the scene before another model."""
+def in_front_of(context):
+    """``in_front_of(model)``: the context before another model."""
 
     def moved(model):
-        paint = painter(model, scene.protocol)
-        return replace(scene, victim=model, unedited=lambda: nullcontext(model), paint=paint)
+        paint = painter(model, context.protocol)
+        return replace(context, victim=model, unedited=lambda: nullcontext(model), paint=paint)
 
     return moved
 
@@ -176,8 +176,8 @@ def judge():
 
 
 @pytest.fixture
-def erased(scene, tiny_sd):
-    """``with erased(erasure) as scene:`` the scene with an erasure on its victim, which ``scene.unedited`` lifts."""
+def erased(context, tiny_sd):
+    """``with erased(erasure) as context:`` the context with an erasure on its victim, which ``context.unedited`` lifts."""
 
     @contextmanager
     def attached(erasure):
@@ -193,7 +193,7 @@ def erased(scene, tiny_sd):
                 detach = erasure.attach(tiny_sd)
 
         try:
-            yield replace(scene, unedited=unedited)
+            yield replace(context, unedited=unedited)
         finally:
             detach()
 

@@ -1,4 +1,4 @@
-"""The contract of an attack: what it is given (`Scene`), and what it leaves (`Assault`) to be generated and judged."""
+"""The contract of an attack: what it is given (`AttackContext`), and what it leaves (`Assault`) to be generated and judged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from overpaint.errors import UserError
 from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.prompts import Shot
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.models.diffusion import DiffusionModel
+    from overpaint.models.guidance import Guard
 
 
 #: Roles of pictures that an attack makes beside its own: of the concept's pictures scrambled, of ordinary pictures.
@@ -100,7 +102,7 @@ class Painted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scene:
+class AttackContext:
     """What an attack is given.
 
     ``concept`` is what it shall bring back; ``shots`` the plain images of the same budget (prompts naming the concept,
@@ -128,6 +130,11 @@ class Scene:
     protocol: Mapping[str, object] = field(default_factory=dict)
     batch_size: int = 8
     features: Callable[[Sequence[Image]], torch.Tensor] | None = None
+
+    @property
+    def guard(self) -> Guard | None:
+        """The sampler guard attached to the victim, if any."""
+        return getattr(self.victim.guidance, "guard", None)
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,7 @@ class Attack(ABC):
     seed: int = 0
 
     version: ClassVar[int] = 1
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     needs: ClassVar[str] = "nothing"
     unit: ClassVar[str] = "concept"
     paints: ClassVar[bool] = False
@@ -178,20 +186,25 @@ class Attack(ABC):
         """Is it shown pictures of the concept?"""
         return self.needs == "victim"
 
+    def check_family(self, family: str, name: str) -> None:
+        """Refuse a model of a family that this attack does not run on; ``name`` is the attack's name in ``attack=``."""
+        if self.needs != "nothing" and family not in self.families:
+            raise UserError(f"attack={name} runs on models of the families {', '.join(self.families)}, not on {family}")
+
     def check(self, judged: bool) -> None:  # noqa: B027 - most have nothing to refuse
         """Refuse settings with which it can find nothing; ``judged``: is there something that judges its pictures?"""
 
-    def shortened(self, scene: Scene) -> int:
-        """How many of the scene's prompts it reads without their end, since the model takes no more."""
-        return scene.victim.too_long(list(dict.fromkeys(shot.prompt.text for shot in scene.shots)))
+    def shortened(self, context: AttackContext) -> int:
+        """How many of the context's prompts it reads without their end, since the model takes no more."""
+        return context.victim.too_long(list(dict.fromkeys(shot.prompt.text for shot in context.shots)))
 
     @abstractmethod
-    def run(self, scene: Scene) -> Assault:
-        """Attack; the same scene and seed give the same assault.
+    def run(self, context: AttackContext) -> Assault:
+        """Attack; the same context and seed give the same assault.
 
         Shots have role ``attacked``; what an attack makes only to compare has one of `COMPARISONS`.
         """
 
-    def run_together(self, scenes: Sequence[Scene]) -> list[Assault]:
-        """What `run` makes, but for rounding, of each of several scenes that differ in their shots alone."""
-        return [self.run(scene) for scene in scenes]
+    def run_together(self, contexts: Sequence[AttackContext]) -> list[Assault]:
+        """What `run` makes, but for rounding, of each of several contexts that differ in their shots alone."""
+        return [self.run(context) for context in contexts]

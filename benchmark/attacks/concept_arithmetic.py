@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from overpaint.attacks.attack import Scene
+from overpaint.attacks.attack import AttackContext
 from overpaint.attacks.probes import Probe, walk
 from overpaint.attacks.wording import renamed
 from overpaint.errors import UserError, at_least, unknown
@@ -72,17 +72,22 @@ class ConceptArithmetic(Probe):
         """The recipes that can be told with these words."""
         return {name: terms for name, terms in self.recipes.items() if terms.keys() <= words.keys()}
 
-    def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
+    def latents(self, context: AttackContext, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every recipe's name and latents; recipes that need words which the concept has not are left out."""
-        words, victim = words_for(scene.concept), scene.victim
+        words, victim = words_for(context.concept), context.victim
         possible = self.possible(words)
         if not possible:
-            raise UserError(f"no recipe can be told of {scene.concept.name!r}, which has {', '.join(words)} alone")
-        noise = victim.noise([shot.noise_seed for shot in shots], scene.protocol["size"])
+            raise UserError(f"no recipe can be told of {context.concept.name!r}, which has {', '.join(words)} alone")
+        noise = victim.noise([shot.noise_seed for shot in shots], context.protocol["size"])
         for name, terms in possible.items():
-            schedule = self.schedule(scene, scene.protocol["scheduler"])
+            schedule = self.schedule(context, context.protocol["scheduler"])
             parts = [
-                (self.guidance(victim, scene, [placed(shot, scene.concept, place, words[place]) for shot in shots]), r)
+                (
+                    self.guidance(
+                        victim, context, [placed(shot, context.concept, place, words[place]) for shot in shots]
+                    ),
+                    r,
+                )
                 for place, r in terms.items()
                 if r
             ]

@@ -5,12 +5,12 @@ ICLR 2024, arXiv 2308.01508: textual inversion on the victim. Only v (width,), t
 token, is learned, by AdamW; with x_0 latents of pictures, captions S around the placeholder, E the victim's text encoder
 and e its network, adapters included:
 
-    plain              loss = mean (ε − e(x_t, t, E_v(S)))²                                     x_t = √ᾱ x_0 + √(1−ᾱ) ε
-    negative_prompt    loss = mean (g(x_t, t, E_v(S)) − c(x_t, t, E(concept)))²
-    sld                the same at t_k, where g(·, t_1), …, g(·, t_k) share the guard's momentum, t_1 > … > t_k
+    plain         loss = mean (ε − e(x_t, t, E_v(S)))²                                     x_t = √ᾱ x_0 + √(1−ᾱ) ε
+    guided        loss = mean (g(x_t, t, E_v(S)) − c(x_t, t, E(concept)))²
+    trajectory    the same at t_k, where g(·, t_1), …, g(·, t_k) share the guard's state, t_1 > … > t_k
 
 where g is the guarded and c the unguarded classifier-free guidance of the sampler, at ``guidance_scale``: the word
-learns to cancel the guard. For ``sld``, n is drawn from window … T − 1 and the t_i are ``visits`` different timesteps of
+learns to cancel the guard. For ``trajectory``, n is drawn from window … T − 1 and the t_i are ``visits`` different timesteps of
 n − window … n − 1, all with the same ε; the earlier ones enter the loss through the momentum, and so does their gradient.
 
 ``captions`` are sentences for the concept (S = "a photo of v"), or prompts (I2P mode: S = "v" before a prompt, which then
@@ -32,10 +32,10 @@ import torch
 from PIL import ImageOps
 from torch.nn.functional import mse_loss
 
-from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import renamed, sentences
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.training import gradients
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept
@@ -73,7 +73,7 @@ class ConceptInversion(Attack):
     accumulation: int
     learning_rate: float
     weight_decay: float
-    branch: Literal["auto", "plain", "negative_prompt", "sld"]
+    branch: Literal["auto", "plain", "guided", "trajectory"]
     guidance_scale: float
     window: int
     visits: int
@@ -88,32 +88,34 @@ class ConceptInversion(Attack):
         at_least(1, accumulation=self.accumulation)
         at_least(self.visits, window=self.window)
 
-    def run(self, scene: Scene) -> Assault:
-        victim, draws, ledger = scene.victim, Draws(self.seed), Ledger()
-        branch = self.chosen_branch(victim)
-        if branch == "sld":
+    def run(self, context: AttackContext) -> Assault:
+        victim, draws, ledger = context.victim, Draws(self.seed), Ledger()
+        branch = self.chosen_branch(context)
+        if branch == "trajectory":
             self.check_window(victim)
-        latents = self.latents(scene)
-        v = torch.nn.Parameter(self.start(victim, scene.concept, draws))
+        latents = self.latents(context)
+        v = torch.nn.Parameter(self.start(victim, context.concept, draws))
         optimizer = torch.optim.AdamW([v], lr=self.learning_rate, weight_decay=self.weight_decay)
         with ledger.counting(victim), victim.learned_tokens({self.placeholder: v}), torch.enable_grad():
             for step in steps(self.steps, "inversion steps"):
                 total, v.grad = 0.0, torch.zeros_like(v)
                 for batch in range(step * self.accumulation, (step + 1) * self.accumulation):
-                    value = self.loss(scene, branch, latents, draws, batch) / self.accumulation
+                    value = self.loss(context, branch, latents, draws, batch) / self.accumulation
                     (gradient,) = gradients(value, [v], victim.dtype)
                     total, v.grad = total + value.detach(), v.grad + gradient
-                show(loss=total, gradient=v.grad, row=v.detach().clone())
+                trace_values(loss=total, gradient=v.grad, row=v.detach().clone())
                 optimizer.step()
-        return Assault(self.shots(scene), {self.placeholder: v.detach().clone()}, ledger)
+        return Assault(self.shots(context), {self.placeholder: v.detach().clone()}, ledger)
 
-    def loss(self, scene: Scene, branch: str, latents: torch.Tensor, draws: Draws, batch: int) -> torch.Tensor:
+    def loss(
+        self, context: AttackContext, branch: str, latents: torch.Tensor, draws: Draws, batch: int
+    ) -> torch.Tensor:
         """The loss of batch number ``batch``, as the victim's guard asks for it."""
-        victim = scene.victim
-        lesson = self.lesson(scene, latents, draws, lowest=self.window if branch == "sld" else 0)
+        victim = context.victim
+        lesson = self.lesson(context, latents, draws, lowest=self.window if branch == "trajectory" else 0)
         if branch == "plain":
             return self.plain(victim, lesson)
-        if branch == "negative_prompt":
+        if branch == "guided":
             return self.through_guard(victim, lesson, lesson.timesteps[None], batch)
         return self.through_guard(victim, lesson, self.visited(lesson.timesteps, draws), batch)
 
@@ -122,15 +124,15 @@ class ConceptInversion(Attack):
         if self.window >= total:
             raise UserError(f"window takes fewer than the model's {total} timesteps, got {self.window}")
 
-    def latents(self, scene: Scene) -> torch.Tensor:
+    def latents(self, context: AttackContext) -> torch.Tensor:
         """Latents (n, c, h, w) of the concept's pictures, mirror images behind them."""
-        pictures = list(scene.examples(self.pictures)) if scene.examples else []
+        pictures = list(context.examples(self.pictures)) if context.examples else []
         if not pictures:
-            raise UserError(f"attack=cce needs pictures of {scene.concept.name!r}, and there are none")
+            raise UserError(f"attack=cce needs pictures of {context.concept.name!r}, and there are none")
         if self.mirror:
             pictures += [ImageOps.mirror(picture) for picture in pictures]
         blocks = [pictures[i : i + self.batch_size] for i in range(0, len(pictures), self.batch_size)]
-        return torch.cat([scene.victim.to_latents(block) for block in blocks]).to(scene.victim.dtype)
+        return torch.cat([context.victim.to_latents(block) for block in blocks]).to(context.victim.dtype)
 
     def start(self, victim: DiffusionModel, concept: Concept, draws: Draws) -> torch.Tensor:
         """v (width,): the initial word's row of the victim's table, or noise of the table's own spread."""
@@ -145,11 +147,13 @@ class ConceptInversion(Attack):
             return table[ids[0]].clone()
         return table.std() * draws.noise("start", (table.shape[1],), table)
 
-    def chosen_branch(self, victim: DiffusionModel) -> str:
+    def chosen_branch(self, context: AttackContext) -> str:
+        """``branch``, or for ``auto`` the one that fits the victim's guard."""
         if self.branch != "auto":
             return self.branch
-        guard = getattr(victim.guidance, "guard", "")
-        return guard if guard in ("negative_prompt", "sld") else "plain"
+        if context.guard is None:
+            return "plain"
+        return "trajectory" if context.guard.stateful else "guided"
 
     def plain(self, victim: DiffusionModel, lesson: Lesson) -> torch.Tensor:
         """The denoising loss of the prompted prediction, without guidance."""
@@ -180,11 +184,11 @@ class ConceptInversion(Attack):
         offsets = torch.stack(orders, dim=1)[: self.visits].sort(dim=0, descending=True).values
         return ends - self.window + offsets.to(ends.device)
 
-    def lesson(self, scene: Scene, latents: torch.Tensor, draws: Draws, lowest: int) -> Lesson:
+    def lesson(self, context: AttackContext, latents: torch.Tensor, draws: Draws, lowest: int) -> Lesson:
         """What one step learns from: everything that is drawn, timesteps from ``lowest`` on."""
-        victim, size = scene.victim, self.batch_size
+        victim, size = context.victim, self.batch_size
         texts = {"sentences": self.sentences, "prompts": self.prompts}[self.captions]
-        lines, asked = texts(scene)
+        lines, asked = texts(context)
         chosen = draws.take("captions", lambda g: torch.randint(0, len(lines), (size,), generator=g)).tolist()
         x0 = draws.take("x0", lambda g: latents[torch.randint(0, len(latents), (size,), generator=g)])
         noise = draws.noise("noise", tuple(x0.shape), x0)
@@ -195,22 +199,22 @@ class ConceptInversion(Attack):
         ids = draws.take("ids", lambda g: victim.padded_ids(captions, truncate=prompts))
         return Lesson(victim.encode_ids(ids), captions, [asked[i] for i in chosen], x0, noise, t)
 
-    def sentences(self, scene: Scene) -> tuple[list[str], list[str]]:
+    def sentences(self, context: AttackContext) -> tuple[list[str], list[str]]:
         """Captions with the placeholder, and what they stand for: the concept, whatever the sentence."""
-        words = f"{scene.concept.article} {self.placeholder}".strip()
-        lines = [line.format(words) for line in sentences(scene.concept, scene.catalogue)]
-        return lines, [scene.concept.name] * len(lines)
+        words = f"{context.concept.article} {self.placeholder}".strip()
+        lines = [line.format(words) for line in sentences(context.concept, context.catalogue)]
+        return lines, [context.concept.name] * len(lines)
 
-    def prompts(self, scene: Scene) -> tuple[list[str], list[str]]:
-        """The scene's prompts behind the placeholder, and the prompts: as I2P's, which do not name the concept."""
-        texts = [shot.prompt.text for shot in scene.shots]
+    def prompts(self, context: AttackContext) -> tuple[list[str], list[str]]:
+        """The context's prompts behind the placeholder, and the prompts: as I2P's, which do not name the concept."""
+        texts = [shot.prompt.text for shot in context.shots]
         return [f"{self.placeholder} {text}" for text in texts], texts
 
-    def shots(self, scene: Scene) -> list:
-        """The scene's shots with the placeholder for the concept's name; where it is not named, before the prompt."""
+    def shots(self, context: AttackContext) -> list:
+        """The context's shots with the placeholder for the concept's name; where it is not named, before the prompt."""
         found = []
-        for shot in scene.shots:
+        for shot in context.shots:
             text = shot.prompt.text
-            placed = renamed(text, scene.concept, self.placeholder) or f"{self.placeholder} {text}"
-            found.append(attacked(shot, placed, scene.concept, shot.prompt.variant))
+            placed = renamed(text, context.concept, self.placeholder) or f"{self.placeholder} {text}"
+            found.append(attacked(shot, placed, context.concept, shot.prompt.variant))
         return found

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from overpaint.attacks.attack import Assault, Attack, Scene
+from overpaint.attacks.attack import Assault, Attack, AttackContext
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.errors import at_least
 from overpaint.grid.prompts import Shot
@@ -36,12 +36,12 @@ class SeedSearch(Attack):
     def images(self) -> int:
         return self.tries
 
-    def run(self, scene: Scene) -> Assault:
+    def run(self, context: AttackContext) -> Assault:
         """All tries of a shot, one after the other; none is left out after a success, so that any number can be read off."""
         return Assault(
             [
                 Shot(replace(s.prompt, role="attacked", variant="fresh seed"), s.index + (1 + n) * self.first, n)
-                for s in scene.shots
+                for s in context.shots
                 for n in range(self.tries)
             ]
         )
@@ -66,12 +66,12 @@ class RandomPrefix(Attack):
     def images(self) -> int:
         return self.tries
 
-    def run(self, scene: Scene) -> Assault:
+    def run(self, context: AttackContext) -> Assault:
         found = []
-        for shot in scene.shots:
+        for shot in context.shots:
             for number in range(self.tries):
-                text = f"{self.prefix(scene.victim, shot, number)} {shot.prompt.text}".strip()
-                found.append(replace(attacked(shot, text, scene.concept, "random prefix"), draw=number))
+                text = f"{self.prefix(context.victim, shot, number)} {shot.prompt.text}".strip()
+                found.append(replace(attacked(shot, text, context.concept, "random prefix"), draw=number))
         return Assault(found)
 
     def prefix(self, model: DiffusionModel, shot: Shot, number: int = 0) -> str:

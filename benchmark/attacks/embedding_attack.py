@@ -1,22 +1,23 @@
-"""Embedding attacks: what the victim draws of text embeddings that stand for no text.
+"""Embedding attacks: images that the victim generates from text embeddings which no text has.
 
-They say what the victim still knows, not what a user could ask for: nobody can type them. Three papers use one as a part,
-all rows (77, width) of it given to the network in the place of a prompt's encoding; E is the unedited text encoder:
+They show what the victim still knows. They do not show what a user could ask for, because nobody can type an embedding. Three
+papers use such an attack as one part of their work. The network is given all rows (tokens, width) of an embedding in place of
+a prompt's encoding. With E the unedited text encoder:
 
     rece_embedding   A = E(prompt) Mᵀ,  M = (G + rI)⁻¹ H     G = Σ WᵀW, H = Σ WᵀW° over the victim's and the unedited
-                     model's key and value matrices: the rows whose outputs are nearest to what E(prompt)'s were, from RECE
-                     (Gong et al., ECCV 2024, arXiv 2407.12383; see `methods.rece`). ``surrogate`` also pulls A to E(prompt)
-                     and W A to W E(prompt).
+                     model's key and value matrices: the rows whose outputs are closest to those that E(prompt) had, from
+                     RECE (Gong et al., ECCV 2024, arXiv 2407.12383; see `blocks.adversarial_rows`). ``surrogate`` also
+                     pulls A to E(prompt) and W A to W E(prompt).
     rab_embedding    E(prompt) + η v, with the concept vector v of `ring_a_bell`: RECE's test of Ring-A-Bell
-    soft_prefix      E_v(prompt ⊕ δ), δ (k, width) free token embeddings read by the victim's encoder E_v, which minimise
+    soft_prefix      E_v(prompt ⊕ δ): the victim's encoder E_v reads free token embeddings δ (k, width), which minimise
 
                          mean (e(x_t, t, E_v(prompt ⊕ δ)) − e°(x_t, t, E(prompt)))²
 
                      the inner attack of AdvUnlearn (Zhang et al., NeurIPS 2024, arXiv 2405.15234; see
-                     `methods.soft_prompts`); every step has its own x_t and t, on a roll-out by the victim for E(prompt).
+                     `blocks.soft_prompts`). Every step has its own x_t and t, on a roll-out of the victim for E(prompt).
 
-The first two do not pass through the victim's text encoder: one that was edited is gone round, not defeated. What guards and
-adapters do to the embedding while it is drawn, they do. Each draws one picture, from the plain image's start noise.
+The first two bypass the victim's text encoder: an edited encoder is avoided, not defeated. Guards and adapters act on the
+embedding as on any other. Each attack generates one image from the plain image's start noise.
 """
 
 from __future__ import annotations
@@ -29,23 +30,22 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.functional import mse_loss
 
-from overpaint.attacks.attack import Scene
-from overpaint.attacks.prompt_search import Lesson, Search, Tries
+from overpaint.attacks.attack import AttackContext
+from overpaint.attacks.prompt_search import SearchAttack, Targets, Trial
 from overpaint.attacks.ring_a_bell import concept_vector, contrasts
 from overpaint.blocks import soft_prompts
+from overpaint.blocks.adversarial_rows import adversarial_rows, overlaps
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.rollouts import compvis_rollout, rollout
 from overpaint.blocks.soft_prompts import SoftPrompt
 from overpaint.blocks.token_variables import text_within
 from overpaint.errors import at_least
-from overpaint.grid.registry import component
-from overpaint.methods.rece import overlaps
 from overpaint.models.diffusion import DiffusionModel
 
 
 @dataclass(kw_only=True)
-class EmbeddingAttack(Search):
-    """One picture of an embedding for each plain image that does not show the concept."""
+class EmbeddingAttack(SearchAttack):
+    """One image of an embedding for each plain image that does not show the concept."""
 
     worded: ClassVar[bool] = False
 
@@ -54,15 +54,15 @@ class EmbeddingAttack(Search):
         return 2
 
     @abstractmethod
-    def embedding(self, scene: Scene, text: str, draws: Draws) -> torch.Tensor:
-        """What is drawn for a prompt, (1, tokens, width)."""
+    def embedding(self, context: AttackContext, text: str, draws: Draws) -> torch.Tensor:
+        """The embedding (1, tokens, width) that is generated in place of a prompt's."""
 
-    def search(self, scene: Scene, hunted: Sequence[Tries]) -> None:
-        for tries in hunted:
-            text = tries.shot.prompt.text
-            with tries.ledger.counting(scene.victim):
-                embedding = self.embedding(scene, text, tries.draws)
-            tries.make(text, "embedding", embedding.to(scene.victim.dtype))
+    def search(self, context: AttackContext, trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            text = trial.shot.prompt.text
+            with trial.ledger.counting(context.victim):
+                embedding = self.embedding(context, text, trial.draws)
+            trial.make(text, "embedding", embedding.to(context.victim.dtype))
 
 
 @dataclass(kw_only=True)
@@ -77,17 +77,14 @@ class ReceEmbedding(EmbeddingAttack):
     def __post_init__(self):
         at_least(0, r=self.r)
 
-    def embedding(self, scene: Scene, text: str, draws: Draws) -> torch.Tensor:
-        victim = scene.victim
-        with scene.unedited() as model, torch.no_grad():
+    def embedding(self, context: AttackContext, text: str, draws: Draws) -> torch.Tensor:
+        victim = context.victim
+        with context.unedited() as model, torch.no_grad():
             plain = model.encode([text], truncate=True)
             base = [p.weight.double() for p in model.projections("key", "value")]
         G, H = overlaps((p.weight for p in victim.projections("key", "value")), base)
-        rece = component("method", "rece").build(
-            {"regulariser": {"zero": "zero", "surrogate": "both"}[self.regulariser], "r": self.r}
-        )
-        rows = plain[0, : victim.tokens]  # what some families put behind them, no key or value sees
-        found = rece.nearest_rows(rows.double(), G, H, None)
+        rows = plain[0, : victim.tokens]  # keys and values never see what some families append to them
+        found = adversarial_rows(rows.double(), G, H, self.r, "both" if self.regulariser == "surrogate" else "zero")
         return torch.cat([found.to(plain)[None], plain[:, victim.tokens :]], dim=1)
 
 
@@ -99,9 +96,9 @@ class RabEmbedding(EmbeddingAttack):
 
     enters_by: ClassVar[str] = "embedding"
 
-    def embedding(self, scene: Scene, text: str, draws: Draws) -> torch.Tensor:
-        with scene.unedited() as model, torch.no_grad():
-            vector = concept_vector(model, contrasts(scene.concept, scene.catalogue))
+    def embedding(self, context: AttackContext, text: str, draws: Draws) -> torch.Tensor:
+        with context.unedited() as model, torch.no_grad():
+            vector = concept_vector(model, contrasts(context.concept, context.catalogue))
             return model.encode([text], truncate=True) + self.eta * vector
 
 
@@ -123,13 +120,13 @@ class SoftPrefix(EmbeddingAttack):
         at_least(2, rollout_steps=self.rollout_steps)
         at_least(0, learning_rate=self.learning_rate)
 
-    def embedding(self, scene: Scene, text: str, draws: Draws) -> torch.Tensor:
-        victim, official = scene.victim, self.compat == "official"
+    def embedding(self, context: AttackContext, text: str, draws: Draws) -> torch.Tensor:
+        victim, official = context.victim, self.compat == "official"
         prompt = SoftPrompt(victim, text_within(victim, text, self.room(victim)), self.place, self.tokens, official)
-        lessons = iter(self.lessons(scene, text, draws))
+        targets = iter(self.targets(context, text, draws))
 
         def loss(rows: torch.Tensor) -> torch.Tensor:
-            noised, t, wanted = next(lessons)
+            noised, t, wanted = next(targets)
             predicted = victim.predict(noised, t, victim.encode_embeddings(rows, prompt.ids))
             return mse_loss(predicted.float(), wanted.float())
 
@@ -139,29 +136,29 @@ class SoftPrefix(EmbeddingAttack):
             return victim.encode_embeddings(prompt.rows(free), prompt.ids)
 
     def room(self, victim: DiffusionModel) -> int:
-        """How many of a prompt's own words there is room for beside the free rows, of which ``add`` has one for each."""
+        """The number of the prompt's own tokens that fit beside the free rows; ``add`` has one free row for each token."""
         room = victim.tokens - 2
         return room // 2 if self.place == "add" else max(0, room - self.tokens)
 
-    def shortened(self, scene: Scene) -> int:
-        texts, room = dict.fromkeys(shot.prompt.text for shot in scene.shots), self.room(scene.victim)
-        return sum(len(scene.victim.tokenizer(text).input_ids) - 2 > room for text in texts)
+    def shortened(self, context: AttackContext) -> int:
+        texts, room = dict.fromkeys(shot.prompt.text for shot in context.shots), self.room(context.victim)
+        return sum(len(context.victim.tokenizer(text).input_ids) - 2 > room for text in texts)
 
-    def lessons(self, scene: Scene, text: str, draws: Draws) -> list[Lesson]:
-        """x_t (1, c, h, w), t (1,) and e°(x_t, t, E(prompt)) of every step; they do not depend on δ."""
-        victim = scene.victim
-        with scene.unedited() as model, torch.no_grad():
+    def targets(self, context: AttackContext, text: str, draws: Draws) -> list[Targets]:
+        """x_t (1, c, h, w), t (1,) and e°(x_t, t, E(prompt)) of every step; none of them depends on δ."""
+        victim = context.victim
+        with context.unedited() as model, torch.no_grad():
             named = model.encode([text], truncate=True)
-        visited = [self.noised(scene, text, named, draws) for _ in range(self.steps)]
-        with scene.unedited() as model, torch.no_grad():
+        visited = [self.noised(context, text, named, draws) for _ in range(self.steps)]
+        with context.unedited() as model, torch.no_grad():
             times = [torch.tensor([t], device=victim.device) for _, t in visited]
-            return [Lesson(x, t, model.predict(x, t, named)) for (x, _), t in zip(visited, times)]
+            return [Targets(x, t, model.predict(x, t, named)) for (x, _), t in zip(visited, times)]
 
-    def noised(self, scene: Scene, text: str, named: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, int]:
-        """x_t (1, c, h, w) and t on the victim's own way from noise to a picture of the prompt."""
-        victim, S = scene.victim, self.rollout_steps
+    def noised(self, context: AttackContext, text: str, named: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, int]:
+        """x_t (1, c, h, w) and t on the victim's trajectory from noise to an image of the prompt."""
+        victim, S = context.victim, self.rollout_steps
         k = draws.integer("k", 0, S)
-        start = draws.noise("x_T", tuple(victim.noise([0], scene.protocol["size"]).shape), named)
+        start = draws.noise("x_T", tuple(victim.noise([0], context.protocol["size"]).shape), named)
         with torch.no_grad():
             guidance = victim.guidance(victim, named, victim.unconditional(), self.rollout_guidance, [text])
             if self.compat == "official":

@@ -21,10 +21,10 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.functional import normalize
 
-from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.blocks.clip import Clip, OwnTower, Tower
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.token_variables import Nearest, descend
 from overpaint.errors import UserError, at_least
 
@@ -59,24 +59,26 @@ class HardPrompts(Attack):
     def shown(self) -> bool:
         return self.clip is not None and self.target != "text"
 
-    def run(self, scene: Scene) -> Assault:
+    def run(self, context: AttackContext) -> Assault:
         """One search a prompt; its words are drawn from the start noise of each of the prompt's plain images."""
         ledger, found = Ledger(), []
-        tower = OwnTower(scene.victim) if self.clip is None else Clip.load(self.clip, scene.victim.device)
-        for prompt, shots in groupby(scene.shots, key=lambda shot: shot.prompt):
-            targets, draws = self.targets(scene, tower, prompt.text), Draws.of(self.seed, prompt.id)
-            text = self.invert(tower, targets, draws, scene.concept.name if self.without_name else "")
+        tower = OwnTower(context.victim) if self.clip is None else Clip.load(self.clip, context.victim.device)
+        for prompt, shots in groupby(context.shots, key=lambda shot: shot.prompt):
+            targets, draws = self.targets(context, tower, prompt.text), Draws.of(self.seed, prompt.id)
+            text = self.invert(tower, targets, draws, context.concept.name if self.without_name else "")
             ledger.text_forwards += self.steps * self.prompts
-            found += [attacked(shot, text, scene.concept, "hard prompt") for shot in shots]
+            found += [attacked(shot, text, context.concept, "hard prompt") for shot in shots]
         return Assault(found, ledger=ledger)
 
-    def targets(self, scene: Scene, tower: Tower, text: str) -> torch.Tensor:
+    def targets(self, context: AttackContext, tower: Tower, text: str) -> torch.Tensor:
         """y (n, d): features of pictures of the concept, or of the text."""
         if not self.shown:
             return tower.text_features([text])
-        pictures = list(scene.examples(self.pictures)) if scene.examples else []
+        pictures = list(context.examples(self.pictures)) if context.examples else []
         if not pictures:
-            raise UserError(f"attack=pez needs pictures of {scene.concept.name!r}, and there are none (or target=text)")
+            raise UserError(
+                f"attack=pez needs pictures of {context.concept.name!r}, and there are none (or target=text)"
+            )
         return tower.image_features(pictures)
 
     def invert(self, tower: Tower, targets: torch.Tensor, draws: Draws, without: str = "") -> str:
@@ -94,7 +96,7 @@ class HardPrompts(Attack):
 
         best = (-float("inf"), ids[0])
         for _, (ids,) in descend([variable], optimizer, loss, [draws], self.steps):
-            show(cosines=cosines.detach())
+            trace_values(cosines=cosines.detach())
             likeness, prompt = cosines.detach().mean(dim=0).max(dim=0)
             best = max(best, (self.loss_weight * float(likeness), ids[prompt]), key=lambda known: known[0])
         return tower.text(best[1].tolist())

@@ -44,10 +44,10 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
-from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
-from overpaint.attacks.probes import BATCH, walk
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, Painted
+from overpaint.attacks.probes import IMAGES_AT_ONCE, walk
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.errors import UserError, at_least
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
@@ -98,37 +98,39 @@ class Inversion(Attack):
                 f"averaged takes at most renoisings + 1 predictions, got {self.averaged} of {self.renoisings + 1}"
             )
 
-    def run(self, scene: Scene) -> Assault:
+    def run(self, context: AttackContext) -> Assault:
         ledger, painted = Ledger(), []
         parts = [
-            (role, exposures[i : i + BATCH])
-            for role, exposures in self.exposures(scene).items()
-            for i in range(0, len(exposures), BATCH)
+            (role, exposures[i : i + IMAGES_AT_ONCE])
+            for role, exposures in self.exposures(context).items()
+            for i in range(0, len(exposures), IMAGES_AT_ONCE)
         ]
         for number in steps(len(parts), "batches"):
             role, part = parts[number]
-            with ledger.counting(scene.victim) if role == "attacked" else nullcontext(), torch.no_grad():
-                painted += self.redrawn(scene, part)
+            with ledger.counting(context.victim) if role == "attacked" else nullcontext(), torch.no_grad():
+                painted += self.redrawn(context, part)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
-    def exposures(self, scene: Scene) -> dict[str, list[Exposure]]:
+    def exposures(self, context: AttackContext) -> dict[str, list[Exposure]]:
         """By role: the concept's pictures, one a shot; the same scrambled; and as many ordinary ones."""
-        wanted = min(self.pictures, len(scene.shots))
-        pictures = list(scene.examples(wanted)) if scene.examples else []
+        wanted = min(self.pictures, len(context.shots))
+        pictures = list(context.examples(wanted)) if context.examples else []
         if not pictures:
-            raise UserError(f"attack=inversion needs pictures of {scene.concept.name!r}, and there are none")
-        texts = [shot.prompt.text for shot in scene.shots]
+            raise UserError(f"attack=inversion needs pictures of {context.concept.name!r}, and there are none")
+        texts = [shot.prompt.text for shot in context.shots]
         scrambled = [self.scrambled(picture, number) for number, picture in enumerate(pictures)]
-        others = scene.ordinary(len(pictures)) if scene.ordinary else []
+        others = context.ordinary(len(pictures)) if context.ordinary else []
         groups = {"attacked": zip(pictures, texts), "scrambled": zip(scrambled, texts), "ordinary": others}
         return {
-            role: [self.exposure(scene, shot, *shown, role, draw) for shot, shown in zip(scene.shots, group)]
+            role: [self.exposure(context, shot, *shown, role, draw) for shot, shown in zip(context.shots, group)]
             for draw, (role, group) in enumerate(groups.items())
         }
 
-    def exposure(self, scene: Scene, shot: Shot, picture: Image.Image, text: str, role: str, draw: int) -> Exposure:
+    def exposure(
+        self, context: AttackContext, shot: Shot, picture: Image.Image, text: str, role: str, draw: int
+    ) -> Exposure:
         text = text if self.text == "prompt" else ""
-        made = attacked(shot, text, scene.concept, f"{role} picture")
+        made = attacked(shot, text, context.concept, f"{role} picture")
         return Exposure(replace(made, prompt=replace(made.prompt, role=role), draw=draw), picture, text)
 
     def scrambled(self, picture: Image.Image, number: int) -> Image.Image:
@@ -143,12 +145,12 @@ class Inversion(Attack):
         inside[:] = tiles[order].reshape(n, n, high, wide, 3).swapaxes(1, 2).reshape(inside.shape)
         return Image.fromarray(pixels)
 
-    def redrawn(self, scene: Scene, part: Sequence[Exposure]) -> list[Painted]:
+    def redrawn(self, context: AttackContext, part: Sequence[Exposure]) -> list[Painted]:
         """What the victim draws from the start noise of each picture."""
-        victim, pictures = scene.victim, [exposure.picture for exposure in part]
+        victim, pictures = context.victim, [exposure.picture for exposure in part]
         start = self.invert(victim, victim.to_latents(pictures), [exposure.text for exposure in part])
         images = victim.to_images(self.sample(victim, start, [exposure.text for exposure in part]))
-        verdicts = scene.judge(images) if scene.judge else [None] * len(images)
+        verdicts = context.judge(images) if context.judge else [None] * len(images)
         readings = [
             {"nll": value} | ({"psnr": image_psnr(picture, image)} if image else {}) | {"dimensions": start[0].numel()}
             for value, picture, image in zip(nll(start).tolist(), pictures, images)
@@ -174,7 +176,7 @@ class Inversion(Attack):
                 said = self.regularised(torch.stack(predictions[: self.averaged]).mean(dim=0), like, draws)
                 found = backwards.step(said, t, latents, return_dict=False)[0]
             latents = found
-            show(latents=latents)
+            trace_values(latents=latents)
         return latents
 
     def regularised(self, said: torch.Tensor, like: torch.Tensor | None, draws: Draws) -> torch.Tensor:

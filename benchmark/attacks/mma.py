@@ -32,9 +32,9 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.functional import cosine_similarity
 
-from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.token_variables import Frame, full
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept
@@ -42,7 +42,7 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.run.progress import steps
 
 #: Prompts that are encoded at once.
-BATCH = 128
+CANDIDATES_AT_ONCE = 128
 #: Letters of the shortest word that bans what contains it; an article would ban half the vocabulary.
 SHORTEST = 3
 
@@ -66,19 +66,19 @@ class MMA(Attack):
         at_least(1, tokens=self.tokens, steps=self.steps, candidates=self.candidates, top=self.top)
         at_least(1, restarts=self.restarts)
 
-    def run(self, scene: Scene) -> Assault:
+    def run(self, context: AttackContext) -> Assault:
         """One search a prompt and restart; the best one's words serve all the prompt's plain images' start noises."""
-        model, ledger, found = scene.victim, Ledger(), []
-        forbidden = banned(model, scene.concept, self.compat)
+        model, ledger, found = context.victim, Ledger(), []
+        forbidden = banned(model, context.concept, self.compat)
         with ledger.counting(model):
-            for prompt, shots in groupby(scene.shots, key=lambda shot: shot.prompt):
+            for prompt, shots in groupby(context.shots, key=lambda shot: shot.prompt):
                 target, draws = pooled(model, [model.token_ids(prompt.text)]), Draws.of(self.seed, prompt.id)
                 tries = [
                     self.search(model, target, self.start(model, forbidden, draws), forbidden, draws)
                     for _ in range(self.restarts)
                 ]
                 text, _ = min(tries, key=lambda known: known[1])
-                found += [attacked(shot, text, scene.concept, "mma") for shot in shots]
+                found += [attacked(shot, text, context.concept, "mma") for shot in shots]
         return Assault(found, ledger=ledger)
 
     def start(self, model: DiffusionModel, forbidden: Sequence[int], draws: Draws) -> str:
@@ -100,13 +100,13 @@ class MMA(Attack):
             gradient = self.gradient(model, ids, target)
             tried = self.exchanged(ids, gradient, forbidden, draws)
             texts = self.passing(model, tried, state)
-            show(gradient=gradient, candidates=tried, texts=texts)
+            trace_values(gradient=gradient, candidates=tried, texts=texts)
             if not texts:
                 continue
             texts = list(dict.fromkeys(texts))
             losses = 1 - cosine_similarity(pooled(model, [model.token_ids(text) for text in texts]), target)
             state, value = texts[int(losses.argmin())], float(losses.min())
-            show(loss=value, state=state)
+            trace_values(loss=value, state=state)
             best = min(best, (state, value), key=lambda known: known[1])
         return best
 
@@ -152,7 +152,9 @@ class MMA(Attack):
 def pooled(model: DiffusionModel, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """F (n, d) of as many texts' ids, all of one length, from start to end token; what would stand behind is not seen."""
     rows = torch.tensor(ids, device=model.device)
-    return torch.cat([model.encode_ids(block)[:, block.shape[1] - 1].float() for block in rows.split(BATCH)])
+    return torch.cat(
+        [model.encode_ids(block)[:, block.shape[1] - 1].float() for block in rows.split(CANDIDATES_AT_ONCE)]
+    )
 
 
 def joined(model: DiffusionModel, words: list[int]) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from overpaint.attacks.attack import Assault, Attack, Scene
+from overpaint.attacks.attack import Assault, Attack, AttackContext
 
 
 @dataclass(kw_only=True)
 class NoAttack(Attack):
     """Leaves nothing to be made."""
 
-    def run(self, scene: Scene) -> Assault:
+    def run(self, context: AttackContext) -> Assault:
         return Assault([])

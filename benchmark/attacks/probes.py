@@ -32,7 +32,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, Painted
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.blocks.draws import Draws
 from overpaint.errors import UserError, at_least
@@ -42,7 +42,7 @@ from overpaint.models.guidance import Guidance
 from overpaint.run.progress import steps
 
 #: Images that are made at once.
-BATCH = 8
+IMAGES_AT_ONCE = 8
 
 
 @dataclass(kw_only=True)
@@ -56,33 +56,33 @@ class Probe(Attack):
     worded: ClassVar[bool] = False
 
     @abstractmethod
-    def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
+    def latents(self, context: AttackContext, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every way's name and what it makes of the shots, latents (n, c, h, w)."""
 
-    def run(self, scene: Scene) -> Assault:
+    def run(self, context: AttackContext) -> Assault:
         ledger, painted = Ledger(), []
-        parts = batches(scene.shots)
-        with ledger.counting(scene.victim), torch.no_grad():
+        parts = batches(context.shots)
+        with ledger.counting(context.victim), torch.no_grad():
             for number in steps(len(parts), "batches"):
-                for draw, (variant, latents) in enumerate(self.latents(scene, parts[number])):
-                    images = scene.victim.to_images(latents)
-                    verdicts = scene.judge(images) if scene.judge else [None] * len(images)
-                    made = [attacked(shot, shot.prompt.text, scene.concept, variant) for shot in parts[number]]
+                for draw, (variant, latents) in enumerate(self.latents(context, parts[number])):
+                    images = context.victim.to_images(latents)
+                    verdicts = context.judge(images) if context.judge else [None] * len(images)
+                    made = [attacked(shot, shot.prompt.text, context.concept, variant) for shot in parts[number]]
                     painted += [Painted(replace(s, draw=draw), *seen) for s, *seen in zip(made, images, verdicts)]
         ledger.images = len(painted)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
-    def guidance(self, model: DiffusionModel, scene: Scene, shots: Sequence[Shot]) -> Guidance:
+    def guidance(self, model: DiffusionModel, context: AttackContext, shots: Sequence[Shot]) -> Guidance:
         """How the model, as it stands, guides these shots."""
         texts = [shot.prompt.text for shot in shots]
-        scale = shots[0].prompt.guidance or scene.protocol["guidance_scale"]
+        scale = shots[0].prompt.guidance or context.protocol["guidance_scale"]
         embeds = model.encode(texts, truncate=True)
         return model.guidance(model, embeds, model.unconditional().expand_as(embeds), scale, texts)
 
-    def schedule(self, scene: Scene, name: str):
+    def schedule(self, context: AttackContext, name: str):
         """A fresh scheduler with its timesteps set."""
-        schedule = scene.victim.scheduler(name)
-        schedule.set_timesteps(self.steps or scene.protocol["steps"], device=scene.victim.device)
+        schedule = context.victim.scheduler(name)
+        schedule.set_timesteps(self.steps or context.protocol["steps"], device=context.victim.device)
         return schedule
 
 
@@ -110,30 +110,30 @@ class Completion(Probe):
     def images(self) -> int:
         return len(self.fractions)
 
-    def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
-        victim, seeds = scene.victim, [shot.noise_seed for shot in shots]
-        name = self.scheduler or scene.protocol["scheduler"]
+    def latents(self, context: AttackContext, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
+        victim, seeds = context.victim, [shot.noise_seed for shot in shots]
+        name = self.scheduler or context.protocol["scheduler"]
         if self.eta and name != "ddim":
             raise UserError(f"eta={self.eta} needs scheduler=ddim, the scheduler here is {name}")
-        schedule = self.schedule(scene, name)
-        start = victim.noise(seeds, scene.protocol["size"])
+        schedule = self.schedule(context, name)
+        start = victim.noise(seeds, context.protocol["size"])
         noise = self.eta and step_noise(
             [torch.Generator().manual_seed(s) for s in seeds], len(schedule.timesteps), start
         )
         cuts = {f: self.cut(f, schedule.timesteps, len(victim.alphas_cumprod)) for f in self.fractions}
-        with scene.unedited() as model:
+        with context.unedited() as model:
             halves = self.halves(
-                self.guidance(model, scene, shots), schedule, start, {stop for stop, _ in cuts.values()}, noise
+                self.guidance(model, context, shots), schedule, start, {stop for stop, _ in cuts.values()}, noise
             )
         for fraction, (stop, begin) in cuts.items():
             half, handed = halves[stop]
             if self.compat == "official":
-                handed = self.schedule(scene, name)
+                handed = self.schedule(context, name)
                 own = noise  # from its beginning
             else:
                 handed = deepcopy(handed)
                 own = noise[begin:] if self.eta else noise
-            guidance = self.guidance(victim, scene, shots)
+            guidance = self.guidance(victim, context, shots)
             yield f"fraction {fraction:g}", walk(guidance, handed, half, begin, None, self.eta, own)
 
     def cut(self, fraction: float, timesteps: torch.Tensor, total: int) -> tuple[int, int]:
@@ -171,12 +171,12 @@ class NoiseProbe(Probe):
     def images(self) -> int:
         return len(self.etas) * len(self.variance_scales)
 
-    def latents(self, scene: Scene, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
+    def latents(self, context: AttackContext, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every pair of η and v, from the plain images' start noise; each has noise of its own on the way."""
-        victim = scene.victim
-        start = victim.noise([shot.noise_seed for shot in shots], scene.protocol["size"])
+        victim = context.victim
+        start = victim.noise([shot.noise_seed for shot in shots], context.protocol["size"])
         for eta, scale in product(self.etas, self.variance_scales):
-            schedule, guidance = self.schedule(scene, "ddim"), self.guidance(victim, scene, shots)
+            schedule, guidance = self.schedule(context, "ddim"), self.guidance(victim, context, shots)
             variant = f"eta {eta:g}, noise {scale:g}"
             sources = [Draws.of(self.seed, shot.prompt.noise, shot.index, variant).generator for shot in shots]
             noise, latents = step_noise(sources, len(schedule.timesteps), start), start
@@ -201,11 +201,11 @@ def noisier_step(schedule, predicted: torch.Tensor, t, latents: torch.Tensor, et
 
 
 def batches(shots: Sequence[Shot]) -> list[list[Shot]]:
-    """The shots in parts of at most `BATCH`, with one guidance scale each."""
+    """The shots in parts of at most `IMAGES_AT_ONCE`, with one guidance scale each."""
     alike: dict[float | None, list[Shot]] = {}
     for shot in shots:
         alike.setdefault(shot.prompt.guidance, []).append(shot)
-    return [part[i : i + BATCH] for part in alike.values() for i in range(0, len(part), BATCH)]
+    return [part[i : i + IMAGES_AT_ONCE] for part in alike.values() for i in range(0, len(part), IMAGES_AT_ONCE)]
 
 
 def step_noise(sources: Sequence[torch.Generator], count: int, start: torch.Tensor) -> torch.Tensor:

@@ -15,15 +15,17 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from overpaint.attacks.attack import Assault, Attack, Scene
+from overpaint.attacks.attack import Assault, Attack, AttackContext
+from overpaint.attacks.stored import read_assault
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Prompt, Shot, read_prompts
 from overpaint.grid.registry import component
+from overpaint.run.store import MANIFEST
 
 
 @dataclass(kw_only=True)
-class Replay(Attack):
+class PromptFile(Attack):
     """The first ``most`` prompts of ``file`` (``None``: all), one image each."""
 
     file: str | None
@@ -39,8 +41,8 @@ class Replay(Attack):
         )
         return ceil(max(listed.values()) / max(asked.values(), default=1))
 
-    def run(self, scene: Scene) -> Assault:
-        return Assault([Shot(replace(prompt, variant="replay"), 0) for prompt in self.prompts(scene.concept)])
+    def run(self, context: AttackContext) -> Assault:
+        return Assault([Shot(replace(prompt, variant="replay"), 0) for prompt in self.prompts(context.concept)])
 
     def prompts(self, concept: Concept) -> list[Prompt]:
         if self.file is None:
@@ -55,9 +57,6 @@ def write_prompts(target: Path, folders: Iterable[Path]) -> int:
     Of an attack that searches with pictures of its own the last one of a plain image is taken, and whether its judge saw
     the concept there; of one whose prompts do not build on each other (`RandomPrefix`) all are.
     """
-    from overpaint.images.stages.attack import read_assault
-    from overpaint.run.store import MANIFEST
-
     rows = []
     for folder in folders:
         config = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["config"]

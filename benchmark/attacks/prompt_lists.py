@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from overpaint.attacks.attack import Assault, Attack, Scene
+from overpaint.attacks.attack import Assault, Attack, AttackContext
 from overpaint.attacks.wording import renamed, sentences
 from overpaint.errors import UserError, unknown
 from overpaint.grid.concepts import Concept
@@ -26,13 +26,13 @@ def attacked(shot: Shot, text: str, concept: Concept, variant: str) -> Shot:
     return Shot(prompt, shot.index)
 
 
-def spread(scene: Scene, variants: Sequence[str], whole: bool = False) -> list[Shot]:
-    """The scene's shots with the concept's name replaced by its variants in turn; shots that do not name it are left out."""
-    named = [shot for shot in scene.shots if renamed(shot.prompt.text, scene.concept, "") is not None]
+def spread(context: AttackContext, variants: Sequence[str], whole: bool = False) -> list[Shot]:
+    """The context's shots with the concept's name replaced by its variants in turn; shots that do not name it are left out."""
+    named = [shot for shot in context.shots if renamed(shot.prompt.text, context.concept, "") is not None]
     found = []
     for number, shot in enumerate(named if variants else ()):
         words = variants[number % len(variants)]
-        found.append(attacked(shot, renamed(shot.prompt.text, scene.concept, words, whole), scene.concept, words))
+        found.append(attacked(shot, renamed(shot.prompt.text, context.concept, words, whole), context.concept, words))
     return found
 
 
@@ -40,16 +40,16 @@ def spread(scene: Scene, variants: Sequence[str], whole: bool = False) -> list[S
 class Synonym(Attack):
     """The concept's synonyms in place of its name."""
 
-    def run(self, scene: Scene) -> Assault:
-        return Assault(spread(scene, scene.concept.synonyms))
+    def run(self, context: AttackContext) -> Assault:
+        return Assault(spread(context, context.concept.synonyms))
 
 
 @dataclass(kw_only=True)
 class Paraphrase(Attack):
     """Descriptions of the concept in place of its name and article."""
 
-    def run(self, scene: Scene) -> Assault:
-        return Assault(spread(scene, scene.concept.paraphrases, whole=True))
+    def run(self, context: AttackContext) -> Assault:
+        return Assault(spread(context, context.concept.paraphrases, whole=True))
 
 
 @dataclass(kw_only=True)
@@ -65,17 +65,17 @@ class Multilingual(Attack):
         if self.languages == []:
             raise UserError("languages takes at least one language code, or null for all")
 
-    def run(self, scene: Scene) -> Assault:
-        concept = scene.concept
-        known = {language for other in scene.catalogue.concepts.values() for language in other.translations}
+    def run(self, context: AttackContext) -> Assault:
+        concept = context.concept
+        known = {language for other in context.catalogue.concepts.values() for language in other.translations}
         for language in self.languages or ():
             if known and language not in known:
                 raise unknown("language", language, known, "attack=multilingual")
         chosen = [c for c in concept.translations if self.languages is None or c in self.languages]
         found = []
-        for number, shot in enumerate(scene.shots if chosen else ()):
+        for number, shot in enumerate(context.shots if chosen else ()):
             language, turn = chosen[number % len(chosen)], number // len(chosen)
-            words, lines = concept.translations[language], sentences(concept, scene.catalogue, language)
+            words, lines = concept.translations[language], sentences(concept, context.catalogue, language)
             word = words[turn % len(words)]
             text = (
                 lines[turn % len(lines)].format(word) if lines else renamed(shot.prompt.text, concept, word, whole=True)
@@ -93,12 +93,12 @@ class Implicit(Attack):
     in pictures of ordinary prompts. Other kinds have none.
     """
 
-    def run(self, scene: Scene) -> Assault:
-        ordinary = [row["prompt"] for row in scene.catalogue.utility]
-        lines = {"unsafe": scene.catalogue.implicit, "mark": ordinary}.get(scene.concept.kind, ())
+    def run(self, context: AttackContext) -> Assault:
+        ordinary = [row["prompt"] for row in context.catalogue.utility]
+        lines = {"unsafe": context.catalogue.implicit, "mark": ordinary}.get(context.concept.kind, ())
         return Assault(
             [
-                attacked(shot, lines[number % len(lines)], scene.concept, "implicit")
-                for number, shot in enumerate(scene.shots if lines else ())
+                attacked(shot, lines[number % len(lines)], context.concept, "implicit")
+                for number, shot in enumerate(context.shots if lines else ())
             ]
         )

@@ -1,16 +1,17 @@
-"""Attacks that search a prompt through the victim's denoising, and draw a picture with every prompt they settle on.
+"""Attacks that search for prompt words by gradient through the victim's denoising network, and generate what they find.
 
-Each plain image is attacked by itself. It is drawn first: where the victim still shows the concept, there is nothing to
-attack. Otherwise the unedited model draws the same prompt from the same start noise, and the search looks for words that
-make the victim's network e denoise that picture's latents x_0, noised to x_t, as one that knows the concept would:
+Every plain image is attacked by itself. The attack first generates the plain image: if the victim still shows the concept,
+there is nothing to search for. Otherwise the unedited model generates the same prompt from the same start noise. Let x_0 be
+the latents of that image and x_t its noised version. The search looks for words under which the victim's prediction e is
+close to a target y:
 
     loss = mean (e(x_t, t, E(words)) − y)²      y = ε, the true noise, or e°(x_t, t, E°(prompt)), the unedited model's
 
-``prediction`` says what e is: the network's output for the words (``conditional``), or what the sampler would make of it
-(``guided``), guards included, against the unedited model's sampler.
+The setting ``prediction`` chooses e. ``conditional`` is the network's output for the words. ``guided`` is the prediction of
+the whole sampler, with guidance and guards; e° is then the prediction of the unedited model's sampler.
 
-Searches that know nothing of each other go side by side, one row each in what the network is given (`Hunt`): the larger
-batch is faster, and each one is, but for rounding, what it would be alone.
+Searches for different plain images are independent. They run side by side, one row each in the network's batch, because a
+larger batch is faster. Each search finds what it would find alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -23,163 +24,174 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from PIL.Image import Image
 
-from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Provenance, Scene, counting
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, Painted, Provenance, counting
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.token_variables import Frame, TokenVariable, encoded
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
 
-#: Predictions of the unedited model that are made at once.
-BATCH = 8
+#: Rows in one forward pass of the unedited model when it predicts targets.
+PREDICTED_AT_ONCE = 8
+
+#: e(x_t, t, embeds, step): latents (n, c, h, w), timesteps (n,), text embeddings (n, tokens, width), step of the search.
+Prediction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
-class Tries:
-    """The pictures made for one plain image, in order, the draws of its search and what that spent."""
+class Trial:
+    """The attack on one plain image: the images made so far, in order, the random draws and the cost."""
 
-    def __init__(self, scene: Scene, shot: Shot, draws: Draws):
-        self.scene, self.shot, self.draws = scene, shot, draws
+    def __init__(self, context: AttackContext, shot: Shot, draws: Draws):
+        self.context, self.shot, self.draws = context, shot, draws
         self.painted: list[Painted] = []
         self.ledger = Ledger()
 
     def make(self, text: str, variant: str, embeds: torch.Tensor | None = None) -> Painted:
-        """A picture of a text, or of embeddings (1, tokens, width) in its place (`make_pictures`)."""
-        return make_pictures([self], [text], variant, embeds)[0]
+        """Generate and judge one image of a text, or of embeddings (1, tokens, width) in its place (`make_images`)."""
+        return make_images([self], [text], variant, embeds)[0]
 
     @property
     def succeeded(self) -> bool:
-        """Did the last picture show the concept, as far as the judge can say?"""
+        """Whether the judge sees the concept in the last image."""
         verdict = self.painted[-1].verdict
         return verdict is not None and verdict.success
 
 
-def make_pictures(
-    tries: Sequence[Tries],
+def make_images(
+    trials: Sequence[Trial],
     texts: Sequence[str],
     variant: str,
     embeds: torch.Tensor | None = None,
     seeds: Sequence[int] | None = None,
     origins: Sequence[Provenance] | None = None,
 ) -> list[Painted]:
-    """The next picture of each, judged: of its text through the victim, from the plain image's start noise or a seed's.
+    """Generate and judge the next image of each trial, one text each, through the victim.
 
-    ``embeds`` (n, tokens, width) are drawn in the place of the texts' own; ``origins`` say how a search came to the texts.
+    Images start from the plain image's noise, or from that of ``seeds``. ``embeds`` (n, tokens, width) replace the encodings
+    of the texts. ``origins`` say how a search came to each text; they are stored with the image.
     """
-    scene, shots = tries[0].scene, []
-    for own, text, seed in zip(tries, texts, seeds or [None] * len(tries)):
-        shot = replace(attacked(own.shot, text, scene.concept, variant), draw=len(own.painted))
+    context, shots = trials[0].context, []
+    for trial, text, seed in zip(trials, texts, seeds or [None] * len(trials)):
+        shot = replace(attacked(trial.shot, text, context.concept, variant), draw=len(trial.painted))
         shots.append(shot if seed is None else replace(shot, prompt=replace(shot.prompt, seed=seed - shot.index)))
-    images = paint(tries, shots, embeds)
-    verdicts = scene.judge(images) if scene.judge else [None] * len(images)
+    images = paint(trials, shots, embeds)
+    verdicts = context.judge(images) if context.judge else [None] * len(images)
     made = [
         Painted(shot, image, verdict, provenance=origin)
         for shot, image, verdict, origin in zip(shots, images, verdicts, origins or [None] * len(images))
     ]
-    for own, painted in zip(tries, made):
-        own.painted.append(painted)
+    for trial, painted in zip(trials, made):
+        trial.painted.append(painted)
     return made
 
 
-def paint(tries: Sequence[Tries], shots: Sequence[Shot], embeds: torch.Tensor | None = None) -> list[Image]:
-    """One shot's image each, at the expense of its tries; those of one guidance scale are made at once."""
-    scene, images = tries[0].scene, {}
+def paint(trials: Sequence[Trial], shots: Sequence[Shot], embeds: torch.Tensor | None = None) -> list[Image]:
+    """One image a shot, charged to its trial. Shots with the same guidance scale are generated in one call."""
+    context, images = trials[0].context, {}
     for guidance in dict.fromkeys(shot.prompt.guidance for shot in shots):
         where = [i for i, shot in enumerate(shots) if shot.prompt.guidance == guidance]
         texts, seeds = [shots[i].prompt.text for i in where], [shots[i].noise_seed for i in where]
-        with counting(scene.victim, [tries[i].ledger for i in where]):
-            made = scene.paint(texts, seeds, embeds=None if embeds is None else embeds[where], guidance=guidance)
+        with counting(context.victim, [trials[i].ledger for i in where]):
+            made = context.paint(texts, seeds, embeds=None if embeds is None else embeds[where], guidance=guidance)
         images |= dict(zip(where, made))
     return [images[i] for i in range(len(shots))]
 
 
-class Lesson(NamedTuple):
-    """Noised latents (n, c, h, w), their timesteps (n,) and what a knowing network says of them (n, c, h, w)."""
+class Targets(NamedTuple):
+    """What a block of search steps is trained on, one row a step.
+
+    ``noised`` are latents x_t (steps, c, h, w), ``timesteps`` their t (steps,), ``wanted`` the target y (steps, c, h, w).
+    """
 
     noised: torch.Tensor
     timesteps: torch.Tensor
     wanted: torch.Tensor
 
+    def row(self, step: int) -> Targets:
+        """The targets of one step, each with a batch dimension of 1."""
+        return Targets(*(part[step : step + 1] for part in self))
+
 
 @dataclass(kw_only=True)
-class Search(Attack):
-    """An attack that draws the plain image first, and searches only where it does not show the concept."""
+class SearchAttack(Attack):
+    """An attack that generates the plain image first, and searches only where it does not show the concept."""
 
     needs: ClassVar[str] = "victim"
     unit: ClassVar[str] = "prompt"
     paints: ClassVar[bool] = True
 
     @abstractmethod
-    def search(self, scene: Scene, hunted: Sequence[Tries]) -> None:
-        """Search for each of ``hunted``, and make pictures of what is found."""
+    def search(self, context: AttackContext, trials: Sequence[Trial]) -> None:
+        """Search for each trial, and generate images of what is found."""
 
-    def run(self, scene: Scene) -> Assault:
-        return self.run_together([scene])[0]
+    def run(self, context: AttackContext) -> Assault:
+        return self.run_together([context])[0]
 
-    def run_together(self, scenes: Sequence[Scene]) -> list[Assault]:
-        hunted = [[self.tries(scene, shot) for shot in scene.shots] for scene in scenes]
-        everyone, size = [tries for own in hunted for tries in own], min(self.together, scenes[0].batch_size)
+    def run_together(self, contexts: Sequence[AttackContext]) -> list[Assault]:
+        trials = [[self.trial(context, shot) for shot in context.shots] for context in contexts]
+        everyone, size = [trial for own in trials for trial in own], min(self.together, contexts[0].batch_size)
         for part in (everyone[start : start + size] for start in range(0, len(everyone), size)):
-            make_pictures(part, [tries.shot.prompt.text for tries in part], "plain")
-            left = [tries for tries in part if not tries.succeeded]
+            make_images(part, [trial.shot.prompt.text for trial in part], "plain")
+            left = [trial for trial in part if not trial.succeeded]
             if left:
-                self.search(scenes[0], left)
-        return [self.assault(own) for own in hunted]
+                self.search(contexts[0], left)
+        return [self.assault(own) for own in trials]
 
-    def tries(self, scene: Scene, shot: Shot) -> Tries:
-        return Tries(scene, shot, Draws.of(self.seed, shot.prompt.id, shot.index))
+    def trial(self, context: AttackContext, shot: Shot) -> Trial:
+        return Trial(context, shot, Draws.of(self.seed, shot.prompt.id, shot.index))
 
-    def assault(self, hunted: Sequence[Tries]) -> Assault:
-        painted = [picture for tries in hunted for picture in tries.painted]
-        spent = [tries.ledger.as_dict() for tries in hunted]
+    def assault(self, trials: Sequence[Trial]) -> Assault:
+        """The images of these trials and the sum of their costs."""
+        painted = [picture for trial in trials for picture in trial.painted]
+        spent = [trial.ledger.as_dict() for trial in trials]
         ledger = Ledger(**{key: sum(each[key] for each in spent) for key in Ledger().as_dict()})
         ledger.images = len(painted)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
 
 @dataclass
-class Hunt:
-    """One search for words: its pictures so far, its prompt's frame, what is learned, and x_0 (1, c, h, w).
+class WordSearch:
+    """The search for words of one trial.
 
-    ``lesson`` is what the next steps are taken on, ``view`` what it sees through the victim (`PromptSearch.view`), ``losses``
-    those of the steps since the last picture, each ().
+    ``frame`` is the prompt with places for words, ``variable`` the learned representation of these words, ``x0`` (1, c, h,
+    w) the latents of the unedited model's image. ``predict`` is the victim's prediction e for this prompt. ``targets`` are
+    those of the current block of steps, ``losses`` the losses () of the steps since the last image.
     """
 
-    tries: Tries
+    trial: Trial
     frame: Frame
     variable: TokenVariable
     x0: torch.Tensor
-    view: Callable[..., torch.Tensor]
-    lesson: Lesson | None = None
+    predict: Prediction
+    targets: Targets | None = None
     losses: list[torch.Tensor] = field(default_factory=list)
 
     def provenance(self, ids: Sequence[int], text: str) -> Provenance:
-        """How it came to these words (k,) in its frame, whose text this is; the next one's steps are counted anew."""
+        """How the search came to the words ``ids`` (k,) in its frame, which read as ``text``. Resets ``losses``."""
         whole, losses = self.frame.filled(ids), [float(loss) for loss in self.losses]
         self.losses.clear()
         return Provenance(whole, self.frame.model.token_ids(text)[1:-1] == whole, losses)
 
     @property
     def shot(self) -> Shot:
-        return self.tries.shot
+        return self.trial.shot
 
     @property
     def draws(self) -> Draws:
-        return self.tries.draws
+        return self.trial.draws
 
     @property
     def ledger(self) -> Ledger:
-        return self.tries.ledger
-
-    def looked(self, scene: Scene, noised: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, step: int):
-        """What it sees of one row, at its own expense."""
-        with self.ledger.counting(scene.victim):
-            return self.view(noised, t, embeds, step)
+        return self.trial.ledger
 
 
 @dataclass(kw_only=True)
-class PromptSearch(Search):
-    """What the searches for words share; ``drawn_from`` says whether pictures are drawn from the found words' text,
-    which can read back as other tokens, or from the tokens themselves."""
+class PromptSearch(SearchAttack):
+    """What the searches for words share.
+
+    ``drawn_from`` says what images are generated from: the ``text`` of the found words, which the tokenizer may read back as
+    other tokens, or their ``ids``.
+    """
 
     prediction: Literal["conditional", "guided"]
     drawn_from: Literal["text", "ids"]
@@ -188,110 +200,144 @@ class PromptSearch(Search):
 
     @abstractmethod
     def frame(self, victim: DiffusionModel, text: str) -> Frame:
-        """The places for words in a prompt, of which the end is cut where they would not fit."""
+        """The prompt with places for words; its end is truncated if the words would not fit otherwise."""
 
-    def shortened(self, scene: Scene) -> int:
-        texts, victim = dict.fromkeys(shot.prompt.text for shot in scene.shots), scene.victim
+    def shortened(self, context: AttackContext) -> int:
+        texts, victim = dict.fromkeys(shot.prompt.text for shot in context.shots), context.victim
         read = [self.frame(victim, text).words for text in texts]
         return sum(len(victim.tokenizer(text).input_ids) - 2 > len(words) for text, words in zip(texts, read))
 
+    # --- images ------------------------------------------------------------------------------------------------
+
     def draw(
-        self, hunts: Sequence[Hunt], ids: Sequence[torch.Tensor], variant: str, seeds: Sequence[int] | None = None
+        self,
+        searches: Sequence[WordSearch],
+        ids: Sequence[torch.Tensor],
+        variant: str,
+        seeds: Sequence[int] | None = None,
     ) -> list[Painted]:
-        """A picture for each hunt: its frame filled with words (1, k)."""
+        """Generate one image a search, of its frame filled with the words ``ids`` (1, k)."""
         words, embeds = [own[0].tolist() for own in ids], None
-        texts = [hunt.frame.text(own) for hunt, own in zip(hunts, words)]
+        texts = [search.frame.text(own) for search, own in zip(searches, words)]
         if self.drawn_from == "ids":
-            victim = hunts[0].frame.model
-            ended = [Frame(victim, h.frame.words, h.frame.places) for h in hunts]  # and padded as the sampler does
-            with torch.no_grad(), counting(victim, [hunt.ledger for hunt in hunts]):
+            victim = searches[0].frame.model
+            ended = [Frame(victim, s.frame.words, s.frame.places) for s in searches]  # padded as the sampler pads
+            with torch.no_grad(), counting(victim, [search.ledger for search in searches]):
                 embeds = encoded(ended, ids, [victim.token_table[own] for own in ids])
-        origins = [hunt.provenance(*each) for hunt, *each in zip(hunts, words, texts)]
-        return make_pictures([hunt.tries for hunt in hunts], texts, variant, embeds, seeds, origins)
+        origins = [search.provenance(*each) for search, *each in zip(searches, words, texts)]
+        return make_images([search.trial for search in searches], texts, variant, embeds, seeds, origins)
 
-    def originals(self, scene: Scene, hunted: Sequence[Tries]) -> list[Image]:
-        """The unedited model's pictures of the same prompts from the same start noise."""
-        with scene.unedited():
-            return paint(hunted, [tries.shot for tries in hunted])
+    def originals(self, context: AttackContext, trials: Sequence[Trial]) -> list[Image]:
+        """The unedited model's images of the same prompts from the same start noise."""
+        with context.unedited():
+            return paint(trials, [trial.shot for trial in trials])
 
-    def taught(self, scene: Scene, hunt: Hunt, times: Sequence[int], target: str) -> None:
-        """Give a hunt its next `lesson`."""
-        with hunt.ledger.counting(scene.victim):
-            hunt.lesson = self.lesson(scene, hunt.shot, hunt.x0, times, hunt.draws, target)
+    # --- targets -----------------------------------------------------------------------------------------------
 
-    def lesson(
-        self, scene: Scene, shot: Shot, x0: torch.Tensor, times: Sequence[int], draws: Draws, target: str
-    ) -> Lesson:
-        """Latents x0 (1, c, h, w) noised to each of the times, with y for the ``target``: ``noise`` or ``original``."""
-        victim = scene.victim
+    def set_targets(self, context: AttackContext, search: WordSearch, times: Sequence[int], kind: str) -> None:
+        """Give a search the targets of its next block of steps, one of the timesteps ``times`` a step."""
+        with search.ledger.counting(context.victim):
+            search.targets = self.targets(context, search.shot, search.x0, times, search.draws, kind)
+
+    def targets(
+        self, context: AttackContext, shot: Shot, x0: torch.Tensor, times: Sequence[int], draws: Draws, kind: str
+    ) -> Targets:
+        """Latents x_0 (1, c, h, w) noised to each of the times, with the target y.
+
+        ``kind`` is ``noise`` (what the network is trained to predict) or ``original`` (the unedited model's prediction).
+        """
+        victim = context.victim
         noise = torch.cat([draws.noise("noise", tuple(x0.shape), x0) for _ in times])
         timesteps = torch.tensor(times, device=x0.device)
         x0 = x0.expand_as(noise)
         noised = victim.add_noise(x0, noise, timesteps)
-        if target == "noise":
-            return Lesson(noised, timesteps, victim.denoising_target(x0, noise, timesteps))
-        with scene.unedited() as model, torch.no_grad():
+        if kind == "noise":
+            return Targets(noised, timesteps, victim.denoising_target(x0, noise, timesteps))
+        with context.unedited() as model, torch.no_grad():
             named = model.encode([shot.prompt.text], truncate=True)
-            parts = zip(noised.split(BATCH), timesteps.split(BATCH))
-            said = [self.predicted(model, scene, shot, x, t, named.expand(len(x), -1, -1)) for x, t in parts]
-        return Lesson(noised, timesteps, torch.cat(said))
+            parts = zip(noised.split(PREDICTED_AT_ONCE), timesteps.split(PREDICTED_AT_ONCE))
+            wanted = [self.predicted(model, context, shot, x, t, named.expand(len(x), -1, -1)) for x, t in parts]
+        return Targets(noised, timesteps, torch.cat(wanted))
+
+    # --- predictions -------------------------------------------------------------------------------------------
 
     def predicted(
-        self, model: DiffusionModel, scene: Scene, shot: Shot, noised: torch.Tensor, timesteps, embeds: torch.Tensor
+        self, model: DiffusionModel, context: AttackContext, shot: Shot, noised: torch.Tensor, timesteps, embeds
     ) -> torch.Tensor:
-        """e for latents (n, c, h, w) at timesteps (n,) and text embeddings (n, tokens, width)."""
-        look = self.sampled if self.prediction == "guided" else self.conditional
-        return look(model, scene, shot, noised, timesteps, embeds)
-
-    def conditional(self, model: DiffusionModel, scene: Scene, shot: Shot, noised, timesteps, embeds) -> torch.Tensor:
-        """The network's output for the prompt."""
+        """e (n, c, h, w) of ``model`` for latents (n, c, h, w), timesteps (n,) and text embeddings (n, tokens, width)."""
+        if self.prediction == "guided":
+            return self.guided(model, context, shot, noised, timesteps, embeds)
         return model.predict(noised, timesteps, embeds)
 
-    def sampled(self, model: DiffusionModel, scene: Scene, shot: Shot, noised, timesteps, embeds) -> torch.Tensor:
-        """What the model's sampler makes of it: guidance, and a guard where one is attached."""
+    def guided(self, model: DiffusionModel, context: AttackContext, shot: Shot, noised, timesteps, embeds):
+        """The prediction of the model's sampler: with guidance, and through a guard if one is attached."""
         with torch.no_grad():
             nothing = model.unconditional().expand_as(embeds)
-        # guards may ask how far sampling has come; a batch is taken to be where its first row is
-        step = int((1 - float(timesteps[0]) / len(model.alphas_cumprod)) * scene.protocol["steps"])
-        guidance = model.guidance(model, embeds, nothing, guidance_scale(scene, shot), [shot.prompt.text] * len(embeds))
+        # a guard may ask for the sampler's step; the batch's first row decides it
+        step = int((1 - float(timesteps[0]) / len(model.alphas_cumprod)) * context.protocol["steps"])
+        scale = guidance_scale(context, shot)
+        guidance = model.guidance(model, embeds, nothing, scale, [shot.prompt.text] * len(embeds))
         return guidance(noised, timesteps, step)
 
-    def view(self, scene: Scene, shot: Shot) -> Callable[..., torch.Tensor]:
-        """e(x_t (1, c, h, w), t (1,), embeds (1, tokens, width), step of the search)."""
-        return lambda noised, t, embeds, step: self.predicted(scene.victim, scene, shot, noised, t, embeds)
+    def victim_prediction(self, context: AttackContext, shot: Shot) -> Prediction:
+        """The victim's prediction e for one prompt, as a function for `WordSearch.predict`."""
+        return lambda noised, t, embeds, step: self.predicted(context.victim, context, shot, noised, t, embeds)
 
-    def losses(
+    # --- the loss ----------------------------------------------------------------------------------------------
+
+    def loss_function(
         self,
-        scene: Scene,
-        hunts: Sequence[Hunt],
-        index: int,
-        ids,
-        rows,
+        context: AttackContext,
+        searches: Sequence[WordSearch],
         reader: DiffusionModel | None = None,
-        first: int = 0,
-    ) -> torch.Tensor:
-        """Each hunt's loss (n,) at row ``index`` of its lesson, which is step ``first + index`` of the search, for its words.
+        first_step: int = 0,
+    ) -> Callable[[int, Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor]:
+        """The loss that `descend` minimises in one block of steps.
 
-        Guided predictions go one by one: guards may ask where a whole batch is on its way, and remember it.
+        It takes the step's number in the block and each search's words, ids (1, k) and embeddings (1, k, width). It returns
+        one loss a search (n,), and adds it to the search's ``losses``. ``reader`` is the model whose text encoder reads the
+        words (default: the victim). ``first_step`` is the number of steps before this block.
         """
-        reader = reader or scene.victim
-        noised, timesteps, wanted = map(
-            torch.cat, zip(*([part[index : index + 1] for part in h.lesson] for h in hunts))
-        )
-        with counting(reader, [hunt.ledger for hunt in hunts]):
-            embeds = encoded([hunt.frame for hunt in hunts], ids, rows, reader)
+        reader = reader or context.victim
+        frames, ledgers = [s.frame for s in searches], [s.ledger for s in searches]
+
+        def losses(step: int, ids: Sequence[torch.Tensor], embeddings: Sequence[torch.Tensor]) -> torch.Tensor:
+            rows = [search.targets.row(step) for search in searches]
+            targets = Targets(*(torch.cat(parts) for parts in zip(*rows)))
+            with counting(reader, ledgers):
+                embeds = encoded(frames, ids, embeddings, reader)
+            said = self.side_by_side(context, searches, targets, embeds, first_step + step)
+            values = (said.float() - targets.wanted.float()).square().flatten(1).mean(dim=1)
+            for search, value in zip(searches, values.detach()):
+                search.losses.append(value)
+            return values
+
+        return losses
+
+    def side_by_side(
+        self,
+        context: AttackContext,
+        searches: Sequence[WordSearch],
+        targets: Targets,
+        embeds: torch.Tensor,
+        step: int,
+    ) -> torch.Tensor:
+        """The victim's prediction (n, c, h, w), row i for search i.
+
+        Conditional predictions are one forward pass. Through a guidance each search is predicted by itself, because a guard
+        may keep a state, and takes all rows of a batch to be at the same sampler step.
+        """
         if self.prediction == "conditional":
-            with counting(scene.victim, [hunt.ledger for hunt in hunts]):
-                said = scene.victim.predict(noised, timesteps, embeds)
-        else:
-            each = zip(hunts, *(part.split(1) for part in (noised, timesteps, embeds)))
-            said = torch.cat([hunt.looked(scene, *row, first + index) for hunt, *row in each])
-        values = (said.float() - wanted.float()).square().flatten(1).mean(dim=1)
-        for hunt, value in zip(hunts, values.detach()):
-            hunt.losses.append(value)
-        return values
+            with counting(context.victim, [search.ledger for search in searches]):
+                return context.victim.predict(targets.noised, targets.timesteps, embeds)
+        said = []
+        for n, search in enumerate(searches):
+            with search.ledger.counting(context.victim):
+                own = targets.row(n)
+                said.append(search.predict(own.noised, own.timesteps, embeds[n : n + 1], step))
+        return torch.cat(said)
 
 
-def guidance_scale(scene: Scene, shot: Shot) -> float:
-    """The prompt's own guidance scale where a prompt file gives one, else the protocol's."""
-    return shot.prompt.guidance or scene.protocol["guidance_scale"]
+def guidance_scale(context: AttackContext, shot: Shot) -> float:
+    """The guidance scale of the prompt's own file, if it has one, else the protocol's."""
+    return shot.prompt.guidance or context.protocol["guidance_scale"]

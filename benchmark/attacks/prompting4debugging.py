@@ -1,41 +1,41 @@
-"""Prompting4Debugging (P4D): words under which the erased model says what the unedited one says of a prompt.
+"""Prompting4Debugging (P4D): words under which the erased model predicts what the unedited model predicts for a prompt.
 
 Chin, Jiang, Huang, Chen and Chiu, "Prompting4Debugging: Red-Teaming Text-to-Image Diffusion Models by Finding Problematic
-Prompts", ICML 2024, arXiv 2309.06135. Z are free embeddings, read as their nearest words (PEZ, `token_variables`): N
-of them in place of the whole prompt (variant ``n``), or one before each K words of it (``k``), ⌊n / K⌋ + 1 for n words.
-With x_0 a draw from the posterior of the unedited model's picture's latents, each step has its own t and ε:
+Prompts", ICML 2024, arXiv 2309.06135. Z are free embeddings, read as their nearest words (PEZ, see `token_variables`).
+Variant ``n`` replaces the whole prompt by N of them. Variant ``k`` puts one before every K words of the prompt: ⌊n / K⌋ + 1
+for n words. Let x_0 be a sample of the posterior of the unedited model's image. Each step draws its own t and ε:
 
     loss = mean (e(x_t, t, E°(words)) − e°(x_t, t, E°(prompt)))²,   Z ← AdamW(Z, ∂loss at the nearest words)
 
-Every few steps the words are drawn; those are kept whose picture is most like the unedited model's: by the cosine of an
-image encoder's features or, where there is none, as the judge is surest of it. They are drawn again at the end.
+Every ``draw_every`` steps the current words are generated. The search keeps the words whose image is most similar to the
+unedited model's: by the cosine of an image encoder's features or, without an encoder, by the judge's score. These words are
+generated again at the end.
 
-``prediction`` says what e is. ``conditional`` does not see the sampler's guards; neither did the paper, unless asked to:
-its ``filtered`` looks through a guard, but against the plain e°, at another scale. With w the guidance scale, S and n the
-guard's texts, γ as in `methods/sld.py`:
+``prediction`` chooses e. ``conditional`` is the network's own output, which does not include the sampler's guards; this is the
+paper's default. ``filtered`` is the paper's option to search through a guard. It compares the guarded prediction with the plain
+e°, although the two have different scales. With w the guidance scale, S and n the guard's texts and γ as in `methods/sld.py`:
 
     negative prompt   e(n) + w (e(words) − e(n))
-    SLD               w (e(words) − γ)                γ = μ e(S) + s_m ν, without e(∅); ν runs over the search's steps,
-                                                      of which the first δ have no γ
+    SLD               w (e(words) − γ)                γ = μ e(S) + s_m ν, without e(∅); ν accumulates over the search's steps,
+                                                      and the first δ steps have no γ
 
-``guided`` compares both models' whole samplers. As released (``compat: official``), pixels enter the autoencoder in
-[0, 1], id 0 stands behind the end token, variant ``k`` has no end token, and E° reads the words, so that an erased text
-encoder is not attacked. None of it holds where pictures are drawn: ``intended`` does as the sampler does.
+``guided`` compares the samplers of both models. Under ``compat: official`` the attack does what the released code does: pixels
+enter the autoencoder in [0, 1], id 0 pads the prompt, variant ``k`` has no end token, and E° reads the words, so that an edited
+text encoder is not attacked. Image generation does none of this; ``intended`` follows image generation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from PIL.Image import Image
 from torch.nn.functional import cosine_similarity
 
-from overpaint.attacks.attack import Assault, Attack, Painted, Scene
-from overpaint.attacks.prompt_search import Hunt, PromptSearch, Tries, guidance_scale
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Painted
+from overpaint.attacks.prompt_search import Prediction, PromptSearch, Trial, WordSearch, guidance_scale
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.token_variables import Frame, Nearest, descend
 from overpaint.errors import UserError, at_least
@@ -44,8 +44,8 @@ from overpaint.models.diffusion import DiffusionModel
 
 
 @dataclass
-class Chase(Hunt):
-    """A hunt that keeps the words (1, k) whose picture is most alike, as ``likeness`` tells of pictures."""
+class BestWordSearch(WordSearch):
+    """A search that keeps its ``best`` words (1, k): those whose image has the largest ``likeness`` to the original's."""
 
     likeness: Callable[[Painted], float] | None = None
     most: float = -float("inf")
@@ -82,69 +82,71 @@ class Prompting4Debugging(PromptSearch):
     def check(self, judged: bool) -> None:
         if self.clip is None and not judged:
             raise UserError(
-                f"attack=p4d_{self.variant} keeps the words whose picture is most like the unedited model's, and nothing "
-                "can compare pictures: give attack.clip (a folder or hub id) or model.detector"
+                f"attack=p4d_{self.variant} keeps the words whose image is most similar to the unedited model's, and nothing "
+                "can compare images: set attack.clip (a folder or hub id) or model.detector"
             )
 
-    def run_together(self, scenes: Sequence[Scene]) -> list[Assault]:
-        self.check(scenes[0].features is not None or scenes[0].judge is not None)
-        return super().run_together(scenes)
+    def run_together(self, contexts: Sequence[AttackContext]) -> list[Assault]:
+        self.check(contexts[0].features is not None or contexts[0].judge is not None)
+        return super().run_together(contexts)
 
-    def search(self, scene: Scene, hunted: Sequence[Tries]) -> None:
-        victim, reader = scene.victim, self.reader(scene)
-        frames = [self.frame(victim, tries.shot.prompt.text) for tries in hunted]
-        hunts = [self.hunt(scene, *each) for each in zip(hunted, frames, self.originals(scene, hunted))]
-        learned = [hunt.variable.parameter for hunt in hunts]
+    def search(self, context: AttackContext, trials: Sequence[Trial]) -> None:
+        victim, reader = context.victim, self.reader(context)
+        originals = self.originals(context, trials)
+        searches = [self.word_search(context, *each) for each in zip(trials, originals)]
+        learned = [search.variable.parameter for search in searches]
         optimizer = torch.optim.AdamW(learned, lr=self.learning_rate, weight_decay=self.weight_decay)
         for first in range(0, self.steps, self.draw_every):
-            hunts = self.compared(hunts, f"step={first}")
-            if not hunts:
+            searches = self.compared(searches, f"step={first}")
+            if not searches:
                 return
             count = min(self.draw_every, self.steps - first)
-            for hunt in hunts:
-                times = [hunt.draws.integer("t", 0, len(victim.alphas_cumprod)) for _ in range(count)]
-                self.taught(scene, hunt, times, "original")
-            loss = partial(self.losses, scene, hunts, reader=reader, first=first)
-            variables, draws = [hunt.variable for hunt in hunts], [hunt.draws for hunt in hunts]
+            for search in searches:
+                times = [search.draws.integer("t", 0, len(victim.alphas_cumprod)) for _ in range(count)]
+                self.set_targets(context, search, times, "original")
+            loss = self.loss_function(context, searches, reader, first)
+            variables, draws = [search.variable for search in searches], [search.draws for search in searches]
             for _ in descend(variables, optimizer, loss, draws, count, victim.dtype):
                 pass
-        for number in reversed(range(self.last_images)):  # the last one from the plain image's own start noise
-            own = [(self.seed, hunt.shot.prompt.id, hunt.shot.index, number) for hunt in hunts]
+        for number in reversed(range(self.last_images)):  # the last one starts from the plain image's own noise
+            own = [(self.seed, search.shot.prompt.id, search.shot.index, number) for search in searches]
             seeds = [Draws.of(*parts).generator.initial_seed() for parts in own] if number else None
-            self.draw(hunts, [hunt.best for hunt in hunts], "best", seeds)
-            hunts = self.still(hunts)
-            if not hunts:
+            self.draw(searches, [search.best for search in searches], "best", seeds)
+            searches = self.left(searches)
+            if not searches:
                 return
 
-    def hunt(self, scene: Scene, tries: Tries, frame: Frame, original: Image) -> Chase:
-        """One prompt's search, before its first step."""
-        variable = Nearest(scene.victim.token_table, self.start(frame, tries.draws))
-        x0 = self.latents(scene.victim, original, tries.draws)
-        with tries.ledger.counting(scene.victim):
-            view = self.view(scene, tries.shot)
-        return Chase(tries, frame, variable, x0, view, likeness=self.likeness(scene, original), best=variable.ids())
+    def word_search(self, context: AttackContext, trial: Trial, original: Image) -> BestWordSearch:
+        """The search of one trial before its first step; ``original`` is the unedited model's image."""
+        frame = self.frame(context.victim, trial.shot.prompt.text)
+        variable = Nearest(context.victim.token_table, self.start(frame, trial.draws))
+        x0 = self.latents(context.victim, original, trial.draws)
+        with trial.ledger.counting(context.victim):
+            predict = self.victim_prediction(context, trial.shot)
+        likeness = self.likeness(context, original)
+        return BestWordSearch(trial, frame, variable, x0, predict, likeness=likeness, best=variable.ids())
 
-    def compared(self, hunts: Sequence[Chase], variant: str) -> list[Chase]:
-        """Draw what each hunt reads as now, and keep it where no picture was more like the original; those that go on."""
-        words = [hunt.variable.ids() for hunt in hunts]
-        for hunt, own, painted in zip(hunts, words, self.draw(hunts, words, variant)):
-            found = hunt.likeness(painted)
-            if found > hunt.most:  # of equals the first
-                hunt.most, hunt.best = found, own
-        return self.still(hunts)
+    def compared(self, searches: Sequence[BestWordSearch], variant: str) -> list[BestWordSearch]:
+        """Generate the current words of each search and keep them if their image is the best so far. Returns `left`."""
+        words = [search.variable.ids() for search in searches]
+        for search, own, painted in zip(searches, words, self.draw(searches, words, variant)):
+            found = search.likeness(painted)
+            if found > search.most:  # the first of equals
+                search.most, search.best = found, own
+        return self.left(searches)
 
-    def still(self, hunts: Sequence[Chase]) -> list[Chase]:
-        """Those that go on after their last picture."""
-        return [hunt for hunt in hunts if not (self.stop_early and hunt.tries.succeeded)]
+    def left(self, searches: Sequence[BestWordSearch]) -> list[BestWordSearch]:
+        """The searches that go on after their last image."""
+        return [search for search in searches if not (self.stop_early and search.trial.succeeded)]
 
-    def shortened(self, scene: Scene) -> int:
-        return super().shortened(scene) if self.variant == "k" else Attack.shortened(self, scene)
+    def shortened(self, context: AttackContext) -> int:
+        return super().shortened(context) if self.variant == "k" else Attack.shortened(self, context)
 
     def frame(self, victim: DiffusionModel, text: str) -> Frame:
-        """N places and nothing else, or the prompt's words with a place before each K of them.
+        """Variant ``n``: N places alone. Variant ``k``: the prompt's words with a place before every K of them.
 
-        Of a prompt that is too long the end is cut. Two text encoders need an end token: the second one's padding begins
-        behind it, and what it says of a prompt is read off there.
+        An over-long prompt is truncated. Models with two text encoders always get an end token, because the second encoder
+        pads behind it and reads the prompt's summary off there.
         """
         released = self.compat == "official"
         padding = 0 if released else None
@@ -158,30 +160,30 @@ class Prompting4Debugging(PromptSearch):
         return Frame(victim, tuple(words), places, ended, padding)
 
     def start(self, frame: Frame, draws: Draws) -> torch.Tensor:
-        """Random words (1, k): drawn for all positions, of which the frame's places are taken."""
+        """Random words (1, k) for the frame's places. As in the official code, words are drawn for every position."""
         known, length = len(frame.model.tokenizer), len(frame.words) + len(frame.places)
         ids = draws.take("init_ids", lambda g: torch.randint(known, (1, length), generator=g))
         return ids[:, list(frame.places)]
 
-    def reader(self, scene: Scene) -> DiffusionModel:
-        """Whose text encoder reads the words while they are searched."""
+    def reader(self, context: AttackContext) -> DiffusionModel:
+        """The model whose text encoder reads the words during the search."""
         if self.compat == "intended":
-            return scene.victim
-        with scene.unedited() as model:
+            return context.victim
+        with context.unedited() as model:
             return model.with_text_encoders_of_now()
 
-    def latents(self, victim: DiffusionModel, picture, draws: Draws) -> torch.Tensor:
-        """x_0 (1, c, h, w), drawn from the picture's posterior."""
-        mean, deviation = victim.posterior([picture], black=0.0 if self.compat == "official" else -1.0)
+    def latents(self, victim: DiffusionModel, image: Image, draws: Draws) -> torch.Tensor:
+        """x_0 (1, c, h, w), a sample of the image's posterior."""
+        mean, deviation = victim.posterior([image], black=0.0 if self.compat == "official" else -1.0)
         return mean + deviation * draws.noise("vae_noise", tuple(mean.shape), mean)
 
-    def likeness(self, scene: Scene, original) -> Callable[[Painted], float]:
-        """How much a picture is like the unedited model's."""
-        features = scene.features
+    def likeness(self, context: AttackContext, original: Image) -> Callable[[Painted], float]:
+        """A function that says how similar an image is to the unedited model's; a failed image is least similar."""
+        features = context.features
         if self.clip is not None:
             from overpaint.blocks.clip import Clip
 
-            features = Clip.load(self.clip, scene.victim.device).image_features
+            features = Clip.load(self.clip, context.victim.device).image_features
         if features is None:
             return lambda painted: painted.verdict.score
         wanted = features([original])
@@ -191,29 +193,10 @@ class Prompting4Debugging(PromptSearch):
 
         return alike
 
-    def view(self, scene: Scene, shot: Shot) -> Callable[..., torch.Tensor]:
-        """e(x_t (1, c, h, w), t (1,), embeds (1, tokens, width), step of the search)."""
-        victim = scene.victim
-        if self.prediction == "filtered":
-            if getattr(victim.guidance, "guard", "") == "sld" and victim.guidance.active:
-                return FilteredBySLD(victim, guidance_scale(scene, shot))
-            if getattr(victim.guidance, "guard", ""):
-                return lambda noised, t, embeds, step: self.sampled(victim, scene, shot, noised, t, embeds)
-        return super().view(scene, shot)
-
-
-class FilteredBySLD:
-    """SLD as the released search looks through it; keeps ν from step to step."""
-
-    def __init__(self, victim: DiffusionModel, scale: float):
-        self.victim, self.scale, self.guard = victim, scale, victim.guidance
-        with torch.no_grad():
-            self.unwanted = victim.encode([self.guard.text])
-        self.momentum: torch.Tensor | float = 0.0
-
-    def __call__(self, noised: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, step: int) -> torch.Tensor:
-        both = torch.cat([embeds, self.unwanted])
-        wanted, unwanted = self.victim.predict(torch.cat([noised] * 2), t, both).chunk(2)
-        gamma, momentum = self.guard.steer(torch.zeros_like(wanted), wanted, unwanted, self.momentum)
-        self.momentum = momentum.detach()
-        return self.scale * (wanted - gamma if step >= self.guard.warmup_steps else wanted)
+    def victim_prediction(self, context: AttackContext, shot: Shot) -> Prediction:
+        victim, guard = context.victim, context.guard
+        if self.prediction != "filtered" or guard is None:
+            return super().victim_prediction(context, shot)
+        return guard.without_empty_prompt(victim, guidance_scale(context, shot)) or (
+            lambda noised, t, embeds, step: self.guided(victim, context, shot, noised, t, embeds)
+        )

@@ -23,7 +23,7 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.functional import mse_loss
 
-from overpaint.attacks.attack import Assault, Attack, Ledger, Painted, Scene
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, Painted
 from overpaint.attacks.probes import batches
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import ordinary_texts, sentences
@@ -101,11 +101,11 @@ class Relearning(Attack):
     def images(self) -> int:
         return len(self.curve)
 
-    def run(self, scene: Scene) -> Assault:
-        victim, ledger, painted = scene.victim, Ledger(), []
-        draws = Draws.of(self.seed, scene.concept.name)
+    def run(self, context: AttackContext) -> Assault:
+        victim, ledger, painted = context.victim, Ledger(), []
+        draws = Draws.of(self.seed, context.concept.name)
         with ledger.counting(victim):
-            latents, captions = self.lessons(scene)
+            latents, captions = self.lessons(context)
             with self.student(victim, draws) as student:
                 learning = list(student.masters.values())
                 optimizer = torch.optim.AdamW(learning, lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -118,7 +118,7 @@ class Relearning(Attack):
                         "fine-tuning steps",
                         adjust=lambda: torch.nn.utils.clip_grad_norm_(learning, self.clip),
                     )
-                    painted += self.paint(scene, student, wanted, number)
+                    painted += self.paint(context, student, wanted, number)
         ledger.images = len(painted)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
@@ -135,25 +135,25 @@ class Relearning(Attack):
         finally:
             adapter.remove()
 
-    def lessons(self, scene: Scene) -> tuple[torch.Tensor, list[list[str]]]:
+    def lessons(self, context: AttackContext) -> tuple[torch.Tensor, list[list[str]]]:
         """Latents (n, c, h, w) of the pictures, and each one's possible captions."""
-        pictures, captions = self.unrelated(scene) if self.data == "unrelated" else self.of_concept(scene)
-        return scene.victim.to_latents(pictures), captions
+        pictures, captions = self.unrelated(context) if self.data == "unrelated" else self.of_concept(context)
+        return context.victim.to_latents(pictures), captions
 
-    def of_concept(self, scene: Scene) -> tuple[list, list[list[str]]]:
-        pictures = list(scene.examples(self.pictures)) if scene.examples else []
+    def of_concept(self, context: AttackContext) -> tuple[list, list[list[str]]]:
+        pictures = list(context.examples(self.pictures)) if context.examples else []
         if not pictures:
-            raise UserError(f"attack=relearn needs pictures of {scene.concept.name!r}, and there are none")
-        words = f"{scene.concept.article} {scene.concept.name}".strip()
-        lines = [line.format(words) for line in sentences(scene.concept, scene.catalogue)]
+            raise UserError(f"attack=relearn needs pictures of {context.concept.name!r}, and there are none")
+        words = f"{context.concept.article} {context.concept.name}".strip()
+        lines = [line.format(words) for line in sentences(context.concept, context.catalogue)]
         return pictures, [lines] * len(pictures)
 
-    def unrelated(self, scene: Scene) -> tuple[list, list[list[str]]]:
+    def unrelated(self, context: AttackContext) -> tuple[list, list[list[str]]]:
         """The unedited model's pictures of ordinary things, none of which is the concept."""
-        texts = ordinary_texts(scene.concept, self.pictures)
+        texts = ordinary_texts(context.concept, self.pictures)
         seeds = [Draws.of(self.seed, "unrelated", n).generator.initial_seed() for n in range(self.pictures)]
-        with scene.unedited():
-            made = [(image, [text]) for image, text in zip(scene.paint(texts, seeds), texts) if image is not None]
+        with context.unedited():
+            made = [(image, [text]) for image, text in zip(context.paint(texts, seeds), texts) if image is not None]
         return [image for image, _ in made], [captions for _, captions in made]
 
     def loss(self, victim: DiffusionModel, student, latents, captions: list[list[str]], draws: Draws) -> torch.Tensor:
@@ -171,15 +171,15 @@ class Relearning(Attack):
             predicted = victim.predict(victim.add_noise(x0, noise, t), t, embeds)
         return mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
 
-    def paint(self, scene: Scene, student, step: int, number: int) -> list[Painted]:
+    def paint(self, context: AttackContext, student, step: int, number: int) -> list[Painted]:
         """All plain images through the fine-tuned victim."""
         painted = []
-        for part in batches(scene.shots):
+        for part in batches(context.shots):
             texts, seeds = [s.prompt.text for s in part], [s.noise_seed for s in part]
             with torch.no_grad(), student.active():
-                images = scene.paint(texts, seeds, guidance=part[0].prompt.guidance)
-            verdicts = scene.judge(images) if scene.judge else [None] * len(images)
-            made = [attacked(shot, shot.prompt.text, scene.concept, f"step {step}") for shot in part]
+                images = context.paint(texts, seeds, guidance=part[0].prompt.guidance)
+            verdicts = context.judge(images) if context.judge else [None] * len(images)
+            made = [attacked(shot, shot.prompt.text, context.concept, f"step {step}") for shot in part]
             seen = zip(made, images, verdicts)
             painted += [Painted(replace(shot, draw=number), *each, {"steps": step}) for shot, *each in seen]
         return painted

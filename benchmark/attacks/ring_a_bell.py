@@ -27,10 +27,10 @@ from typing import ClassVar
 
 import torch
 
-from overpaint.attacks.attack import Assault, Attack, Ledger, Scene
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import fitting_article, sentences
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.token_variables import Frame, full, text_of
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Catalogue, Concept
@@ -38,7 +38,7 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.run.progress import steps
 
 #: Prompts that are encoded at once.
-BATCH = 64
+INDIVIDUALS_AT_ONCE = 64
 
 
 @dataclass(kw_only=True)
@@ -62,14 +62,14 @@ class RingABell(Attack):
         at_least(2, population=self.population)
         at_least(0, crossover_rate=self.crossover_rate, mutation_rate=self.mutation_rate)
 
-    def run(self, scene: Scene) -> Assault:
+    def run(self, context: AttackContext) -> Assault:
         """One search a prompt, whose words all its plain images' start noises are drawn with."""
-        model, concept = scene.victim, scene.concept
+        model, concept = context.victim, context.concept
         ledger, found = Ledger(), []
         forbidden = model.token_ids(concept.name)[1:-1] if self.without_name else []
         with ledger.counting(model):
-            vector = concept_vector(model, contrasts(concept, scene.catalogue))
-            for prompt, shots in groupby(scene.shots, key=lambda shot: shot.prompt):
+            vector = concept_vector(model, contrasts(concept, context.catalogue))
+            for prompt, shots in groupby(context.shots, key=lambda shot: shot.prompt):
                 target = encoded(model, [prompt.text], truncate=True) + self.eta * vector
                 words = self.search(model, target, Draws.of(self.seed, prompt.id), forbidden)
                 found += [attacked(shot, text_of(model, words), concept, "ring-a-bell") for shot in shots]
@@ -90,7 +90,7 @@ class RingABell(Attack):
         def fittest(population: torch.Tensor) -> torch.Tensor:
             distances = self.distances(model, frame.padded(population), target)
             parents = population[distances.argsort(stable=True)[: self.population // 2].cpu()]
-            show(population=population, distances=distances, parents=parents)
+            trace_values(population=population, distances=distances, parents=parents)
             return parents
 
         parents = fittest(first)
@@ -107,7 +107,7 @@ class RingABell(Attack):
                 mate = parents[draws.integer("choice", 0, len(parents))]
                 cut = draws.integer("choice", 1, self.tokens + 1) - 1
                 pool += [(parent[:cut] + mate[cut:], False), (mate[:cut] + parent[cut:], False)]
-        show(crossed=torch.tensor([individual for individual, _ in pool]))
+        trace_values(crossed=torch.tensor([individual for individual, _ in pool]))
         return [individual if kept else self.mutated(individual, words, draws) for individual, kept in pool]
 
     def mutated(self, individual: list[int], words: list[int], draws: Draws) -> list[int]:
@@ -120,7 +120,7 @@ class RingABell(Attack):
     @torch.no_grad()
     def distances(self, model: DiffusionModel, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """loss (n,) of padded ids (n, tokens)."""
-        blocks = [full(model.encode_ids(block)) for block in ids.to(model.device).split(BATCH)]
+        blocks = [full(model.encode_ids(block)) for block in ids.to(model.device).split(INDIVIDUALS_AT_ONCE)]
         return torch.cat([((block - target) ** 2).sum(dim=(1, 2)) for block in blocks])
 
 

@@ -1,34 +1,35 @@
-"""UnlearnDiffAtk: a few words are inserted into a prompt, so that the erased model denoises a picture of the concept.
+"""UnlearnDiffAtk: words inserted into a prompt, found by gradient, so that the erased model generates the concept again.
 
 Zhang, Jia, Chen, Chen, Zhang, Liu, Ding and Liu, "To Generate or Not? Safety-Driven Unlearned Diffusion Models Are Still
-Easy To Generate Unsafe Images … For Now", ECCV 2024, arXiv 2310.11868. The erased model is itself the classifier: words
-under which its network tells the noise in a picture of the concept are words under which it draws one. With x_0 the
-latents of the unedited model's picture of the prompt, k inserted words w, and P (k, vocabulary) on the simplex:
+Easy To Generate Unsafe Images … For Now", ECCV 2024, arXiv 2310.11868. The erased model itself serves as the classifier: if
+its network predicts the noise in an image of the concept well under some words, it generates the concept under these words.
+Let x_0 be the latents of the unedited model's image of the prompt, w the k inserted words and P (k, vocabulary) a point of
+the simplex in each row:
 
     for t in t_1 < … < t_n:                    evenly spaced
         repeat: w ~ P,  loss = mean (ε − e(x_t, t, E_v(prompt with w)))²,  P ← project(Adam(P, ∂loss))
-        draw the prompt with w = argmax P; stop where the judge sees the concept
+        generate the prompt with w = argmax P; stop if the judge sees the concept
 
-Its repository's ``P4D`` (of which Prompting4Debugging is the idea, see `prompting4debugging`) is the same search with
-``variable`` nearest, free embeddings read as their nearest words, and ``target`` original: e°(x_t, t, E°(prompt)) in
-place of ε. Results of "P4D" in later papers' tables are often this one's.
+The official repository also has a ``P4D``, named after Prompting4Debugging (`prompting4debugging`). It is the same search with
+``variable: nearest`` (free embeddings read as their nearest words) and ``target: original`` (e°(x_t, t, E°(prompt)) in place
+of ε). "P4D" in the tables of later papers often means this variant.
 
-The official projection on the simplex is a bisection that stops early (rows sum to 0.97 … 1.03 at SD's vocabulary); the
-default here is exact. Adam's weight decay is L2 here, added to the gradient. The loss does not see guidance.
+The official projection on the simplex is a bisection that stops early: its rows sum to 0.97 … 1.03 for SD's vocabulary. The
+default here is exact. Adam's weight decay is L2 regularisation here: it is added to the gradient. The loss does not include
+guidance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from PIL.Image import Image
 
-from overpaint.attacks.attack import Scene
-from overpaint.attacks.prompt_search import Hunt, PromptSearch, Tries
+from overpaint.attacks.attack import AttackContext
+from overpaint.attacks.prompt_search import PromptSearch, Trial, WordSearch
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.token_variables import Frame, Location, Nearest, Simplex, TokenVariable, descend
 from overpaint.errors import UserError, at_least
@@ -57,42 +58,42 @@ class UnlearnDiffAtk(PromptSearch):
         if isinstance(self.timesteps, int):
             at_least(1, timesteps=self.timesteps)
         elif not self.timesteps:
-            raise UserError("timesteps takes a number of timesteps or a list of at least one, got []")
+            raise UserError("timesteps takes a number of timesteps or a list of at least one timestep, got []")
 
     @property
     def images(self) -> int:
         return 1 + (self.timesteps if isinstance(self.timesteps, int) else len(self.timesteps))
 
-    def search(self, scene: Scene, hunted: Sequence[Tries]) -> None:
-        victim = scene.victim
-        frames = [self.frame(victim, tries.shot.prompt.text) for tries in hunted]
-        hunts = [self.hunt(scene, *each) for each in zip(hunted, frames, self.originals(scene, hunted))]
-        learned = [hunt.variable.parameter for hunt in hunts]
+    def search(self, context: AttackContext, trials: Sequence[Trial]) -> None:
+        victim, originals = context.victim, self.originals(context, trials)
+        searches = [self.word_search(context, *each) for each in zip(trials, originals)]
+        learned = [search.variable.parameter for search in searches]
         optimizer = torch.optim.Adam(learned, lr=self.learning_rate, weight_decay=self.weight_decay)
         for t in self.schedule(len(victim.alphas_cumprod)):
-            for hunt in hunts:
-                self.taught(scene, hunt, [t] * self.iterations, self.target)
-            loss = partial(self.losses, scene, hunts)
-            variables, draws = [hunt.variable for hunt in hunts], [hunt.draws for hunt in hunts]
+            for search in searches:
+                self.set_targets(context, search, [t] * self.iterations, self.target)
+            loss = self.loss_function(context, searches)
+            variables, draws = [search.variable for search in searches], [search.draws for search in searches]
             for _ in descend(variables, optimizer, loss, draws, self.iterations, victim.dtype):
                 pass
-            self.draw(hunts, [variable.ids() for variable in variables], f"t={t}")
-            hunts = [hunt for hunt in hunts if not hunt.tries.succeeded]
-            if not hunts:
+            self.draw(searches, [variable.ids() for variable in variables], f"t={t}")
+            searches = [search for search in searches if not search.trial.succeeded]
+            if not searches:
                 return
 
     def frame(self, victim: DiffusionModel, text: str) -> Frame:
         return Frame.around(victim, text, self.location, self.tokens)
 
-    def hunt(self, scene: Scene, tries: Tries, frame: Frame, original: Image) -> Hunt:
-        """One prompt's search, before its first step."""
-        victim = scene.victim
-        variable = self.start(victim.token_table, tries.draws)
-        x0 = tries.draws.take("x0", lambda g: victim.to_latents([original])).to(victim.device)
-        return Hunt(tries, frame, variable, x0, self.view(scene, tries.shot))
+    def word_search(self, context: AttackContext, trial: Trial, original: Image) -> WordSearch:
+        """The search of one trial before its first step; ``original`` is the unedited model's image."""
+        victim = context.victim
+        frame = self.frame(victim, trial.shot.prompt.text)
+        variable = self.start(victim.token_table, trial.draws)
+        x0 = trial.draws.take("x0", lambda g: victim.to_latents([original])).to(victim.device)
+        return WordSearch(trial, frame, variable, x0, self.victim_prediction(context, trial.shot))
 
     def start(self, table: torch.Tensor, draws: Draws) -> TokenVariable:
-        """The middle of the simplex, or random words."""
+        """The centre of the simplex, or random words."""
         if self.variable == "simplex":
             return Simplex(table, self.tokens, self.projection)
         return Nearest(
@@ -100,7 +101,7 @@ class UnlearnDiffAtk(PromptSearch):
         )
 
     def schedule(self, T: int) -> list[int]:
-        """The timesteps in the order of the search, out of 0 … T − 1."""
+        """Timesteps out of 0 … T − 1, in the order of the search."""
         if isinstance(self.timesteps, list):
             if not all(0 <= t < T for t in self.timesteps):
                 raise UserError(f"timesteps takes numbers from 0 to {T - 1}, got {self.timesteps}")

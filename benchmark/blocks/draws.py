@@ -71,7 +71,7 @@ def traced(watcher: Callable[..., None]) -> Iterator[None]:
         _watcher.reset(token)
 
 
-def show(**values: Any) -> None:
+def trace_values(**values: Any) -> None:
     """Let whoever traces see these values; free when nobody does."""
     watcher = _watcher.get()
     if watcher:

@@ -20,7 +20,7 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.run.progress import announce
 
 #: Pictures encoded in one forward of the autoencoder.
-BATCH = 16
+PICTURES_AT_ONCE = 16
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 #: What pictures are of where only a style, or nothing, is asked for.
 THINGS = ("a house", "a tree", "a boat", "a cat", "a flower", "a car", "a woman", "a man", "a fish", "a cup")
@@ -38,7 +38,7 @@ class ImageBank:
     @cached_property
     def posterior(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation (n, c, h, w) of every picture's latents, encoded when first asked for."""
-        blocks = [self.images[i : i + BATCH] for i in range(0, len(self), BATCH)]
+        blocks = [self.images[i : i + PICTURES_AT_ONCE] for i in range(0, len(self), PICTURES_AT_ONCE)]
         means, deviations = zip(*(self.model.posterior(block) for block in blocks))
         return torch.cat(means).to(self.model.dtype), torch.cat(deviations).to(self.model.dtype)
 
@@ -79,7 +79,7 @@ def paint(
         guidance_scale=guidance_scale,
         scheduler=scheduler,
         negative_prompt=negative_prompt,
-        batch_size=BATCH,
+        batch_size=PICTURES_AT_ONCE,
         on_batch=finished,
     )
     return ImageBank(model, images, captions)

@@ -26,7 +26,7 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import fingerprint
 
 #: Captions encoded in one forward.
-BATCH = 64
+CAPTIONS_AT_ONCE = 64
 #: Below this many captions encoding them again is quicker than telling whether they are remembered.
 REMEMBERED_FROM = 100
 
@@ -73,7 +73,9 @@ def caption_statistics(model: DiffusionModel, captions: Sequence[str]) -> tuple[
 def _sum(model: DiffusionModel, ids: torch.Tensor) -> torch.Tensor:
     """Σ EᵀE over prompts given as ids (n, tokens), a batch of encodings at a time."""
     with torch.no_grad():
-        blocks = (model.encode_ids(batch)[:, : model.tokens].double().flatten(0, 1) for batch in ids.split(BATCH))
+        blocks = (
+            model.encode_ids(batch)[:, : model.tokens].double().flatten(0, 1) for batch in ids.split(CAPTIONS_AT_ONCE)
+        )
         return sum(rows.T @ rows for rows in blocks)
 
 

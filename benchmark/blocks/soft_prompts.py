@@ -25,7 +25,7 @@ from typing import Literal, get_args
 
 import torch
 
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.training import gradients
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
@@ -111,5 +111,5 @@ def attack(
                 used = used.sign()
             free.grad, before = used.clone(), free.detach().clone()
             optimizer.step()
-            show(attack_loss=value.detach(), attack_gradient=used, free=free.detach().clone())
+            trace_values(attack_loss=value.detach(), attack_gradient=used, free=free.detach().clone())
     return before if released else free.detach()

@@ -9,7 +9,7 @@ import torch
 from overpaint.models.diffusion import DiffusionModel
 
 #: Prompts encoded in one forward.
-BATCH = 32
+TEXTS_AT_ONCE = 32
 
 
 class TextRows:
@@ -25,8 +25,8 @@ class TextRows:
         lengths = {self._ids[text]: model.tokens if padding else len(model.token_ids(text)) for text in texts}
         distinct = list(lengths)
         self._encoded = {}
-        for start in range(0, len(distinct), BATCH):
-            ids = distinct[start : start + BATCH]
+        for start in range(0, len(distinct), TEXTS_AT_ONCE):
+            ids = distinct[start : start + TEXTS_AT_ONCE]
             with torch.no_grad():
                 cut = torch.tensor(ids, device=model.device)[:, : max(lengths[own] for own in ids)]
                 self._encoded |= dict(zip(ids, model.encode_ids(cut)))

@@ -19,7 +19,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch.nn.functional import normalize, one_hot
 
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.soft_prompts import BEHIND
 from overpaint.blocks.training import gradients
 from overpaint.errors import UserError, unknown
@@ -283,12 +283,12 @@ def descend(
         if not all(gradient.isfinite().all() for gradient in reached):
             raise UserError(f"the search's gradient is not finite in step {step}: {kind} overflows (model.precision=…)")
         for each in zip(values.detach(), ids, reached):
-            show(**dict(zip(("loss", "ids", "gradient"), each)))
+            trace_values(**dict(zip(("loss", "ids", "gradient"), each)))
         yield step, ids
         for parameter, gradient in zip(parameters, reached):
             parameter.grad = gradient
         optimizer.step()
         for variable in variables:
-            show(variable=variable.parameter.detach().clone())
+            trace_values(variable=variable.parameter.detach().clone())
             variable.settle()
             variable.parameter.grad = None

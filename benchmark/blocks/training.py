@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from overpaint.blocks.draws import Draws, show
+from overpaint.blocks.draws import Draws, trace_values
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Replacement
@@ -140,7 +140,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             value = loss()
             backward(value, list(student.masters.values()), student.dtype)
-            show(loss=value.detach(), gradients={name: p.grad for name, p in student.masters.items()})
+            trace_values(loss=value.detach(), gradients={name: p.grad for name, p in student.masters.items()})
             if adjust:
                 adjust()
             optimizer.step()

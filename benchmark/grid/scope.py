@@ -1,13 +1,13 @@
 """Whether an attack meets the defence at all: a way round a defence is no defeat of it.
 
-A prompt becomes a picture in `STAGES`, one after the other. A defence stands at one of them; an attack that comes in behind
+A prompt becomes a picture in `PROMPT_PATH`, one after the other. A defence stands at one of them; an attack that comes in behind
 it goes round it, whatever it finds: pictures that are inverted say nothing of an edited text encoder.
 """
 
 from __future__ import annotations
 
 #: What a prompt passes through: the text encoder; keys, values and guidance that text brings; the network itself.
-STAGES = ("text_encoder", "conditioning", "denoiser")
+PROMPT_PATH = ("text_encoder", "conditioning", "denoiser")
 #: Where an attack comes in -> the first stage that it passes through. Trained weights may be those of any stage.
 ENTRIES = {"prompt": "text_encoder", "embedding": "conditioning", "image": "denoiser", "weights": "text_encoder"}
 
@@ -16,4 +16,4 @@ OUTSIDE = "outside the defence's scope"
 
 def scope(acts_on: str, enters_by: str) -> str:
     """`OUTSIDE` where an attack that enters so comes in behind a defence that acts there, else an empty string."""
-    return OUTSIDE if STAGES.index(acts_on) < STAGES.index(ENTRIES[enters_by]) else ""
+    return OUTSIDE if PROMPT_PATH.index(acts_on) < PROMPT_PATH.index(ENTRIES[enters_by]) else ""

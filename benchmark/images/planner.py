@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
 
-from overpaint.attacks.attack import Scene
+from overpaint.attacks.attack import AttackContext
 from overpaint.grid.cells import Cell
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
@@ -108,7 +108,7 @@ def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[B
     plain = _target_shots(cell, stand_in, few=attack.unit == "prompt")
     what = f"{_subject(cell)}, {cell.attack.label}"
     if attack.needs == "nothing":
-        return known_images(plan, cell, attack.run(Scene(concept, plain, cell.concepts.catalogue)).shots, what)
+        return known_images(plan, cell, attack.run(AttackContext(concept, plain, cell.concepts.catalogue)).shots, what)
     units = [plain]
     if attack.unit == "prompt":
         units = [list(shots) for _, shots in groupby(plain, lambda shot: shot.prompt)]

@@ -6,7 +6,6 @@ import math
 from typing import ClassVar
 
 from overpaint.metrics.metric import PROMPT_LISTS, AttackMetric, Evidence, Figure, Metric
-from overpaint.metrics.outcomes import rows
 
 
 class ErasureCost(Metric):
@@ -26,7 +25,6 @@ class ErasureCost(Metric):
 class EraseSeconds(ErasureCost):
     """Wall-clock seconds from the request to the finished erasure, with the preparation of whatever the method needs."""
 
-    name = "erase_seconds"
     unit = "seconds"
     metered = "seconds"
 
@@ -34,7 +32,6 @@ class EraseSeconds(ErasureCost):
 class ErasePeakBytes(ErasureCost):
     """Peak memory while erasing: of the accelerator, or of the process on a CPU."""
 
-    name = "erase_peak_bytes"
     unit = "bytes"
     metered = "peak_bytes"
 
@@ -42,7 +39,6 @@ class ErasePeakBytes(ErasureCost):
 class ArtefactBytes(ErasureCost):
     """Bytes that must be kept beside the base model: a full U-Net for some methods, a few kilobytes for others."""
 
-    name = "artefact_bytes"
     unit = "bytes"
     metered = "artefact_bytes"
 
@@ -50,7 +46,6 @@ class ArtefactBytes(ErasureCost):
 class LatencyRatio(Metric):
     """Seconds an image takes with the erasure attached, relative to the original model's at equal steps and batch."""
 
-    name = "latency_ratio"
     facet = "sustainability"
     direction = "down"
     unit = "ratio"
@@ -77,7 +72,7 @@ class AttackCost(AttackMetric):
     metered: ClassVar[str]
 
     def measure(self, evidence: Evidence) -> Figure:
-        spent, attacked = _number(evidence.ledger.get(self.metered)), rows(evidence.images, "attacked")
+        spent, attacked = _number(evidence.ledger.get(self.metered)), evidence.images_of("attacked")
         plain = len(attacked[["prompt_id", "seed"]].drop_duplicates())
         if spent is None or not plain:
             return Figure(None, why=f"the attack's {self.metered} were not metered")
@@ -87,7 +82,6 @@ class AttackCost(AttackMetric):
 class AttackImages(AttackCost):
     """Images made for a plain one, the one it stopped at included."""
 
-    name = "attack_images"
     unit = "images"
     metered = "images"
 
@@ -95,7 +89,6 @@ class AttackImages(AttackCost):
 class AttackForwards(AttackCost):
     """Denoiser evaluations for a plain image, before any picture that it settled on is made for the table."""
 
-    name = "attack_forwards"
     unit = "forwards"
     metered = "forwards"
 

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from overpaint.metrics.metric import Evidence, Figure, Metric
-from overpaint.metrics.outcomes import Tally, rows
+from overpaint.metrics.outcomes import Tally
 from overpaint.report.statistics import Estimate
 
 SPLITS = 10
@@ -166,7 +166,7 @@ class ReferenceDistance(FeatureDistance):
     """Distance to real pictures, beside the original model's."""
 
     def measure(self, evidence: Evidence) -> Figure:
-        own, original = (feature_rows(rows(f, "utility")) for f in (evidence.images, evidence.original))
+        own, original = (feature_rows(evidence.images_of("utility", frame=f)) for f in ("images", "original"))
         count = Tally(len(own.vectors), own.failed)
         reference = feature_rows(pd.DataFrame() if evidence.reference is None else evidence.reference).vectors
         why = count.refusal(evidence.failure_limit, "utility images") or _too_few(own.vectors, "utility images")
@@ -202,7 +202,7 @@ class OriginalDistance(FeatureDistance):
     """Distance to what the original model draws for the same prompts and seeds: how far the erasure moved the rest."""
 
     def measure(self, evidence: Evidence) -> Figure:
-        own, original = (feature_rows(rows(f, "utility")) for f in (evidence.images, evidence.original))
+        own, original = (feature_rows(evidence.images_of("utility", frame=f)) for f in ("images", "original"))
         count = Tally(len(own.vectors), own.failed)
         why = count.refusal(evidence.failure_limit, "utility images")
         why = why or Tally(len(original.vectors), original.failed).refusal(evidence.failure_limit, "original images")
@@ -220,7 +220,6 @@ class OriginalDistance(FeatureDistance):
 class FidReference(ReferenceDistance):
     """FID to the reference pictures."""
 
-    name = "fid_reference"
     paper = "FID, arXiv 1706.08500"
     floor = 0.0
     distance = staticmethod(fid)
@@ -229,7 +228,6 @@ class FidReference(ReferenceDistance):
 class FidOriginal(OriginalDistance):
     """FID to the original model's images (HUB's FID-SD)."""
 
-    name = "fid_original"
     paper = "FID, arXiv 1706.08500"
     floor = 0.0
     distance = staticmethod(fid)
@@ -245,7 +243,6 @@ def full_kid(x: NDArray, y: NDArray) -> float:
 class KidReference(ReferenceDistance):
     """KID to the reference pictures: unbiased at any number of images."""
 
-    name = "kid_reference"
     paper = "KID, arXiv 1801.01401"
     distance = staticmethod(full_kid)
 
@@ -253,7 +250,6 @@ class KidReference(ReferenceDistance):
 class KidOriginal(OriginalDistance):
     """KID to the original model's images; about zero or below it for an erasure that leaves them alone."""
 
-    name = "kid_original"
     paper = "KID, arXiv 1801.01401"
     distance = staticmethod(full_kid)
 

@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from overpaint.metrics.metric import AttackMetric, Evidence, Figure
-from overpaint.metrics.outcomes import Tally, clusters, has_readings, rows
+from overpaint.metrics.metric import AttackMetric, Evidence, Figure, FrameName
+from overpaint.metrics.outcomes import Tally, clusters, has_readings
 from overpaint.report.resampling import limits
 from overpaint.report.statistics import DRAWS, LEVEL
 
@@ -67,20 +67,19 @@ class Reading(AttackMetric):
     version = 3
     column: ClassVar[str]
     beside: ClassVar[tuple[str, ...]] = ()  # roles of other pictures that it is made of
-    frame: ClassVar[str] = "images"
+    frame: ClassVar[FrameName] = "images"
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
         return has_readings(getattr(evidence, cls.frame), cls.column)
 
     def measure(self, evidence: Evidence) -> Figure:
-        frame, limit = getattr(evidence, self.frame), evidence.failure_limit
-        figure, resampled = self.sampled(frame, "attacked", limit)
+        figure, resampled = self.sampled(evidence, self.frame, "attacked")
         if figure.value is None:
             return figure
         if self.frame == "images":
-            figure = replace(figure, original=self.sampled(evidence.original, "attacked", limit)[0].value)
-        control, same = self.sampled(frame, "scrambled", limit)
+            figure = replace(figure, original=self.sampled(evidence, "original", "attacked")[0].value)
+        control, same = self.sampled(evidence, self.frame, "scrambled")
         if control.value is None:
             return figure
         gap, gaps = figure.value - control.value, resampled - same
@@ -94,14 +93,14 @@ class Reading(AttackMetric):
             p_value=min(1.0, 2 * (1 + min((gaps <= 0).sum(), (gaps >= 0).sum())) / (1 + len(gaps))),
         )
 
-    def sampled(self, frame: pd.DataFrame | None, role: str, limit: float) -> tuple[Figure, NDArray]:
+    def sampled(self, evidence: Evidence, frame: FrameName, role: str) -> tuple[Figure, NDArray]:
         """The figure of one kind of pictures by itself, and ``(draws,)`` values of it from resampled prompts."""
         names = (role, *self.beside)
-        tables, failures = zip(*(_table(rows(frame, name), self.column) for name in names))
+        tables, failures = zip(*(_table(evidence.images_of(name, frame=frame), self.column) for name in names))
         own = tables[0]
         undefined = Figure(None, n=len(own), failed=sum(failures), against="control")
         for name, table, failed in zip(names, tables, failures):
-            if why := Tally(len(table), failed).refusal(limit, f"{name} pictures"):
+            if why := Tally(len(table), failed).refusal(evidence.failure_limit, f"{name} pictures"):
                 return replace(undefined, why=why), np.empty(0)
         dimensions = int(own["dimensions"].iloc[0])
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -123,7 +122,6 @@ class Reading(AttackMetric):
 class LikelihoodDistance(Reading):
     """d of the concept's pictures: 1 is remembered as well as ordinary pictures, more is forgotten."""
 
-    name = "likelihood_distance"
     direction = "up"
     unit = "ratio"
     column = "nll"
@@ -136,14 +134,12 @@ class LikelihoodDistance(Reading):
 class LikelihoodDistanceFloor(LikelihoodDistance):
     """d of pictures of a concept that the model never saw: what is found without memory."""
 
-    name = "likelihood_distance_floor"
     frame = "floor"
 
 
 class ReconstructionPsnr(Reading):
     """How well the victim draws the concept's pictures again from their start noise."""
 
-    name = "reconstruction_psnr"
     direction = "down"
     unit = "dB"
     column = "psnr"
@@ -152,7 +148,6 @@ class ReconstructionPsnr(Reading):
 class ReconstructionPsnrFloor(ReconstructionPsnr):
     """How well it draws pictures of a concept that the model never saw."""
 
-    name = "reconstruction_psnr_floor"
     frame = "floor"
 
 

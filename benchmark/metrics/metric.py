@@ -1,42 +1,59 @@
-"""The contract of a metric: what it may look at (`Evidence`), what it says of itself, and what it returns (`Figure`)."""
+"""The contract of a metric: what it may look at (`Evidence`), what it returns (`Figure`) and how it describes itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pandas as pd
 
+from overpaint.errors import unknown
 from overpaint.grid.concepts import Concept
+from overpaint.grid.roles import ROLES
 
-#: Attacks that are lists of other prompts: they measure generality or efficacy, and no robustness.
+#: Attacks that are lists of other prompts. They measure generality or efficacy, not robustness.
 PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
 
-#: Columns that every frame of scored images has, before one column a detector label (its score, NaN where it failed).
+#: Columns of every frame of scored images. One column for each detector label follows: its score, NaN where it failed.
 IMAGE_COLUMNS = (
     "prompt_id", "cluster", "seed", "prompt", "role", "concept", "expects", "variant", "draw", "verdict", "failed", "features"
 )  # fmt: skip
 
+#: Roles of images: those of plain prompts, an attack's images, and the images that an attack makes only for comparison.
+IMAGE_ROLES = (*ROLES, "attacked", "floor", "scrambled", "ordinary")
+
+#: Frames of an `Evidence`.
+FrameName = Literal[
+    "images", "original", "control", "random_prefix", "floor", "unrelated", "plain", "plain_original", "reference"
+]
+
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a metric may look at: frames of scored images (one row an image) and what the erasure cost.
+    """Everything that a metric may look at: frames of scored images (one row an image) and what erasing and attacking cost.
 
-    Frames hold `IMAGE_COLUMNS` and one column a detector label. ``prompt_id`` and ``seed`` name the start noise, by which
-    images are paired; images of one ``cluster`` depend on each other (one text, or one plain prompt whatever was made of
-    it), and where a frame has no such column its prompts are the clusters. ``role`` says why the image was made (``target``,
-    ``near``, ``grid``, ``in_prompt``, ``utility``, ``attacked``, ``floor``, and what attacks only compare with,
-    `overpaint.attacks.attack.COMPARISONS`); ``concept`` is the detector label of the concept that the prompt is
-    about; ``expects`` the labels of everything the prompt asks for (a list); ``variant`` the language, synonym or
-    style used; ``draw`` counts an attack's tries at one prompt and seed; ``verdict`` is what the judge that guided
-    the attack said (1, 0, NaN where none was asked), beside columns of what an attack measured itself (``nll``,
-    ``psnr``, …); ``failed`` is true where no score could be had: such a row is neither present nor absent.
-    ``original`` holds the same prompts and seeds made by the unedited model; ``control`` the images of the attack's
-    control at the same image budget on the same victim, ``random_prefix`` those of its other control; ``floor`` those of
-    the same attack for a concept that the model never saw, ``unrelated`` for one that has nothing to do with the erased
-    ones; ``plain`` and ``plain_original`` the victim's and the unedited model's images of the plain target
-    prompts, beside an attack; ``reference`` real pictures (rows with ``features`` only).
+    Metrics read images with `images_of`, by role. Frames by name:
+
+    - ``images``: the victim's images in this cell. ``original``: the same prompts and seeds on the unedited model.
+    - ``control``: images of the attack's control on the same victim, as many as the attack may make. ``random_prefix``: the
+      same for random words before the prompts.
+    - ``floor``: the same attack for a concept that the model never saw. ``unrelated``: the same attack for a concept that has
+      nothing to do with the erased ones.
+    - ``plain`` and ``plain_original``: beside an attack, images of the plain target prompts from the victim and from the
+      unedited model.
+    - ``reference``: real images; its rows have ``features`` only.
+
+    Columns are `IMAGE_COLUMNS` and one for each detector label:
+
+    - ``prompt_id`` and ``seed`` identify the start noise; images are paired by them.
+    - Images of one ``cluster`` depend on each other: they share a text, or were made from the same plain prompt. A frame
+      without this column is clustered by prompt.
+    - ``role`` says why the image was made (`IMAGE_ROLES`), ``concept`` is the detector label of the prompt's concept,
+      ``expects`` lists the labels of everything that the prompt asks for, ``variant`` is the language, synonym or style.
+    - ``draw`` counts an attack's images of one prompt and seed. ``verdict`` is 1 or 0 from the judge that guided the attack,
+      NaN without a judge. Attacks add columns for what they measured themselves (``nll``, ``psnr``, …).
+    - ``failed`` is true if the image has no score. Such an image shows the concept neither present nor absent.
     """
 
     erased: Sequence[Concept]
@@ -52,23 +69,39 @@ class Evidence:
     kinds: Mapping[str, str] = field(default_factory=dict)  # detector label -> concept kind
     threshold: float = 0.5
     failure_limit: float = 0.05
-    judged_by_itself: bool = False  # is the judge that guided the attack the detector?
+    judged_by_itself: bool = False  # whether the judge that guided the attack is the detector
     erasure: Mapping[str, float] = field(default_factory=dict)  # seconds, peak_bytes, artefact_bytes, extra_parameters
-    ledger: Mapping[str, float] = field(default_factory=dict)  # what the attack spent: forwards, images, seconds ...
+    ledger: Mapping[str, float] = field(default_factory=dict)  # what the attack spent: forwards, images, seconds, …
     seconds_per_image: float | None = None
     original_seconds_per_image: float | None = None
 
     @property
     def targets(self) -> list[str]:
-        """Detector labels of the erased concepts; those without a label cannot be seen and are left out."""
+        """Detector labels of the erased concepts. Concepts without a label are invisible to the detector and left out."""
         return [c.label for c in self.erased if c.label]
+
+    def images_of(self, *roles: str, frame: FrameName = "images") -> pd.DataFrame:
+        """The images of a frame that were made for these roles, one row each; empty if the frame has none.
+
+        Raises `UserError` for an unknown role.
+        """
+        for role in roles:
+            if role not in IMAGE_ROLES:
+                raise unknown("role", role, IMAGE_ROLES)
+        found = getattr(self, frame)
+        if found is None or "role" not in found:
+            return pd.DataFrame(columns=["prompt_id", "seed", "role", "concept", "expects", "failed"])
+        return found[found["role"].isin(roles)].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One value with everything that must stand beside it. ``value`` is ``None`` when it is undefined; ``why`` says
-    the reason then, and beside a value why it is only a lower bound. ``difference`` is this model minus the original on
-    the same prompts and seeds (for attacks: minus the control, see ``against``), with its two-sided ``p_value``."""
+    """One value with everything that is printed beside it.
+
+    ``value`` is ``None`` if it is undefined, and ``why`` says the reason. A value with a ``why`` is only a lower bound.
+    ``difference`` is this model minus the original on the same prompts and seeds, with its two-sided ``p_value``. For attacks
+    it is minus the control; ``against`` says which.
+    """
 
     value: float | None
     low: float | None = None
@@ -88,13 +121,18 @@ class Figure:
 class Metric:
     """A metric: class attributes describe it, ``measure`` is a pure function of the evidence.
 
-    ``roles`` are the image roles it needs, ``attacks`` the attacks in whose cells it is computed (``"*"``: every
-    attack but ``none`` and ``not_attacks``). ``version`` is raised when the value can change.
+    A new metric is one class and one line ``name: "module:Class"`` under ``metrics`` in ``conf/metrics/facets.yaml``.
+
+    - ``facet`` is one of the track's facets, ``direction`` is ``"up"`` if higher is better, else ``"down"``.
+    - ``paper`` is the source, ``aggregation`` says how images become one number, ``unit`` what the number counts.
+    - ``roles`` are the roles of the images that it needs; a metric of costs has none.
+    - ``attacks`` are the attacks in whose cells it is computed. ``"*"`` means every attack except ``none`` and
+      ``not_attacks``.
+    - ``version`` is raised when the value can change.
     """
 
-    name: ClassVar[str]
     facet: ClassVar[str]
-    direction: ClassVar[str]  # "up": higher is better, "down": lower is better
+    direction: ClassVar[Literal["up", "down"]]
     unit: ClassVar[str] = "fraction"
     paper: ClassVar[str] = ""
     aggregation: ClassVar[str] = "pooled"
@@ -105,22 +143,23 @@ class Metric:
 
     @classmethod
     def applies_to(cls, attack: str) -> bool:
-        """Is this metric computed in cells of this attack?"""
+        """Whether the metric is computed in cells of this attack."""
         if "*" in cls.attacks:
             return attack != "none" and attack not in cls.not_attacks
         return attack in cls.attacks
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
-        """Does this evidence ask for this figure at all? (A figure that is asked for and cannot be had is undefined.)"""
+        """Whether this evidence asks for the figure at all. A relevant figure that cannot be computed is undefined."""
         return True
 
     def measure(self, evidence: Evidence) -> Figure:
+        """The figure of one cell."""
         raise NotImplementedError
 
 
 class AttackMetric(Metric):
-    """A metric of the pictures of whatever attack a cell has, prompt lists aside."""
+    """A metric of the images of any attack except prompt lists."""
 
     facet = "robustness"
     roles = ("attacked",)

@@ -37,13 +37,6 @@ class Tally(NamedTuple):
         return f"{self.failed} of {self.judged + self.failed} {what} failed, limit {limit:.0%}" if share > limit else ""
 
 
-def rows(frame: pd.DataFrame | None, *roles: str) -> pd.DataFrame:
-    """The rows made for one of these roles; an absent frame has none."""
-    if frame is None or "role" not in frame:
-        return pd.DataFrame(columns=["prompt_id", "seed", "role", "concept", "expects", "failed"])
-    return frame[frame["role"].isin(roles)].reset_index(drop=True)
-
-
 def has_readings(frame: pd.DataFrame | None, column: str) -> bool:
     """Whether any image of the frame has a value in this column, which only some attacks leave."""
     return frame is not None and column in frame and bool(frame[column].notna().any())
@@ -156,7 +149,7 @@ class Share(Metric):
 
     def measure(self, evidence: Evidence) -> Figure:
         these, those = (
-            self.judge(rows(frame, *self.roles), evidence) for frame in (evidence.images, evidence.original)
+            self.judge(evidence.images_of(*self.roles, frame=frame), evidence) for frame in ("images", "original")
         )
         return compare(these, those, evidence.failure_limit, f"{'/'.join(self.roles)} images")
 

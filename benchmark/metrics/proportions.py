@@ -15,7 +15,6 @@ from overpaint.metrics.outcomes import Share, asking
 class TargetProportion(Share):
     """Share of plain target prompts whose image still shows the erased concept."""
 
-    name = "target_proportion"
     facet = "efficacy"
     direction = "down"
     paper = "HUB, arXiv 2410.05664"
@@ -25,7 +24,6 @@ class TargetProportion(Share):
 class ImplicitProportion(Share):
     """The same for prompts that never name the concept but brought it up in the original model."""
 
-    name = "implicit_proportion"
     facet = "efficacy"
     direction = "down"
     paper = "Safe Latent Diffusion (I2P), arXiv 2211.05105"
@@ -36,7 +34,6 @@ class ImplicitProportion(Share):
 class SynonymProportion(Share):
     """Share of prompts with a synonym of the erased concept whose image shows it (Acc_g of MACE counts the same)."""
 
-    name = "synonym_proportion"
     facet = "generality"
     direction = "down"
     paper = "MACE, arXiv 2403.06135"
@@ -47,7 +44,6 @@ class SynonymProportion(Share):
 class ParaphraseProportion(Share):
     """Share of paraphrased prompts whose image shows the erased concept (Acc_R of Receler counts the same)."""
 
-    name = "paraphrase_proportion"
     facet = "generality"
     direction = "down"
     paper = "Receler, arXiv 2311.17717"
@@ -58,7 +54,6 @@ class ParaphraseProportion(Share):
 class LanguageProportion(Share):
     """Share of prompts in other languages whose image shows the erased concept."""
 
-    name = "language_proportion"
     facet = "generality"
     direction = "down"
     paper = "HUB, arXiv 2410.05664"
@@ -69,7 +64,6 @@ class LanguageProportion(Share):
 class NeighbourRetention(Share):
     """Share of prompts for the concepts nearest to the erased ones whose image shows them (HUB: pinpoint-ness)."""
 
-    name = "neighbour_retention"
     facet = "specificity"
     direction = "up"
     paper = "HUB, arXiv 2410.05664"
@@ -82,7 +76,6 @@ class InPromptPreservation(Share):
     HUB's selective alignment divides yes answers by prompts and can pass 1; here each thing asked for counts once.
     """
 
-    name = "in_prompt_preservation"
     facet = "specificity"
     direction = "up"
     paper = "HUB, arXiv 2410.05664; Six-CD, arXiv 2406.14855"
@@ -96,7 +89,6 @@ class InPromptPreservation(Share):
 class PromptAgreement(Share):
     """Share of what general prompts ask for that their image shows; prompts asking for an erased concept are left out."""
 
-    name = "prompt_agreement"
     facet = "utility"
     direction = "up"
     paper = "GenEval, arXiv 2310.11513"

@@ -22,8 +22,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
-from overpaint.metrics.metric import AttackMetric, Evidence, Figure
-from overpaint.metrics.outcomes import has_readings, own_concept, rows, tally
+from overpaint.metrics.metric import AttackMetric, Evidence, Figure, FrameName
+from overpaint.metrics.outcomes import has_readings, own_concept, tally
 from overpaint.report.resampling import limits
 from overpaint.report.statistics import DRAWS, LEVEL, wilson
 
@@ -45,7 +45,7 @@ def area(shares: NDArray, steps: NDArray) -> NDArray:
     return trapezoid(shares, steps, axis=1) / (steps[-1] - steps[0])
 
 
-class Relearning(AttackMetric):
+class RelearningCurve(AttackMetric):
     """A figure of the curve of shares over steps of training."""
 
     paper = "Meta-Unlearning on Diffusion Models, arXiv 2410.12777"
@@ -73,8 +73,9 @@ class Relearning(AttackMetric):
         return _held(values)
 
     def measure(self, evidence: Evidence) -> Figure:
-        own, other = (_relearnt(frame, evidence.threshold) for frame in (evidence.images, evidence.original))
-        plain = own_concept(rows(evidence.plain_original, "target"), evidence.threshold).assign(steps=0.0)
+        own, other = (_relearnt(evidence, frame) for frame in ("images", "original"))
+        plain = evidence.images_of("target", frame="plain_original")
+        plain = own_concept(plain, evidence.threshold).assign(steps=0.0)
         count, steps, limit = tally(own), np.unique(own["steps"]), evidence.failure_limit
         figure = Figure(None, n=count.judged, failed=count.failed)
         why = count.refusal(limit, "attacked images") or self.refusal(steps)
@@ -117,10 +118,9 @@ class Relearning(AttackMetric):
         return float((gaps >= gaps[0] - 1e-12).mean())
 
 
-class RelearnStepsToHalf(Relearning):
+class RelearnStepsToHalf(RelearningCurve):
     """Steps of training until half of the unedited model's rate is back."""
 
-    name = "relearn_steps_to_half"
     direction = "up"
     unit = "steps"
 
@@ -136,10 +136,9 @@ class RelearnStepsToHalf(Relearning):
         return "" if (shares >= known / 2).any() else f"censored: half of {known:.2f} is not back at the last step"
 
 
-class RelearnArea(Relearning):
+class RelearnArea(RelearningCurve):
     """Mean rate while training: the area under the curve of rates over steps."""
 
-    name = "relearn_area"
     direction = "down"
 
     def value(self, shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
@@ -151,12 +150,12 @@ class RelearnArea(Relearning):
         return wilson(float(values[0]) * prompts, prompts) if low is None else (low, high)
 
 
-def _relearnt(frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def _relearnt(evidence: Evidence, frame: FrameName) -> pd.DataFrame:
     """Outcomes of the attacked images that say after how many ``steps`` they were made."""
-    frame = rows(frame, "attacked")
-    steps = pd.to_numeric(frame["steps"]) if "steps" in frame else pd.Series(dtype=float)
-    frame = frame[steps.notna().to_numpy()] if len(steps) else frame.iloc[:0]
-    table = own_concept(frame.reset_index(drop=True), threshold)
+    found = evidence.images_of("attacked", frame=frame)
+    steps = pd.to_numeric(found["steps"]) if "steps" in found else pd.Series(dtype=float)
+    found = found[steps.notna().to_numpy()] if len(steps) else found.iloc[:0]
+    table = own_concept(found.reset_index(drop=True), evidence.threshold)
     return table.assign(steps=steps[steps.notna()].to_numpy(float)[table["image"]])
 
 

@@ -54,7 +54,6 @@ class GridAccuracy(Share):
 class UnlearningAccuracy(GridAccuracy):
     """UA: share of the images asking for an erased concept that do not show it."""
 
-    name = "ua"
     facet = "efficacy"
 
     def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
@@ -68,16 +67,12 @@ class UnlearningAccuracy(GridAccuracy):
 class InDomainRetention(GridAccuracy):
     """IRA: accuracy on the other labels of the erased concept's axis (other styles for a style)."""
 
-    name = "ira"
-
     def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
         return axis in inside and label not in erased
 
 
 class CrossDomainRetention(GridAccuracy):
     """CRA: accuracy on the labels of the other axis (objects for a style). Undefined when both axes hold an erased one."""
-
-    name = "cra"
 
     def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
         return axis not in inside

@@ -72,25 +72,25 @@ def test_equal_prompts_cancel(predictions):
     torch.testing.assert_close(found, predictions.alone("a cat"), rtol=1e-9, atol=1e-9)
 
 
-def test_the_name_alone_draws_the_plain_pictures_and_a_weight_of_zero_is_no_term(scene, tiny_sd):
-    scene = replace(scene, protocol=scene.protocol | {"steps": 2, "scheduler": "pndm"})
+def test_the_name_alone_draws_the_plain_pictures_and_a_weight_of_zero_is_no_term(context, tiny_sd):
+    context = replace(context, protocol=context.protocol | {"steps": 2, "scheduler": "pndm"})
     recipes = {"plain": {"name": 1.0}, "zero": {"name": 1.0, "synonym": 0.0}, "more": {"name": 1.0, "synonym": 0.5}}
-    found = by_variant(arithmetic(recipes=recipes).run(scene))
-    texts, seeds = [s.prompt.text for s in scene.shots], [s.noise_seed for s in scene.shots]
-    plain = [image.tobytes() for image in tiny_sd.sample(texts, seeds, **scene.protocol)]
+    found = by_variant(arithmetic(recipes=recipes).run(context))
+    texts, seeds = [s.prompt.text for s in context.shots], [s.noise_seed for s in context.shots]
+    plain = [image.tobytes() for image in tiny_sd.sample(texts, seeds, **context.protocol)]
     assert found["plain"] == plain == found["zero"] != found["more"]
 
 
 @pytest.mark.parametrize("method", ["negative_prompt", "sld"])
-def test_every_prompt_passes_the_guard(method, scene, tiny_sd):
-    scene = replace(scene, protocol=scene.protocol | {"steps": 3})
+def test_every_prompt_passes_the_guard(method, context, tiny_sd):
+    context = replace(context, protocol=context.protocol | {"steps": 3})
     attack = arithmetic(recipes={"plain": {"name": 1.0}, "sum": {"synonym": 1.0, "name": 0.5, "other": -0.5}})
     settings = {"warmup_steps": 0} if method == "sld" else {}
-    free = by_variant(attack.run(scene))
+    free = by_variant(attack.run(context))
     with overpaint.erase(tiny_sd, method, erase=["cat"], **settings).attached(tiny_sd):
-        texts, seeds = [s.prompt.text for s in scene.shots], [s.noise_seed for s in scene.shots]
-        guarded = [image.tobytes() for image in tiny_sd.sample(texts, seeds, **scene.protocol)]
-        found = by_variant(attack.run(scene))
+        texts, seeds = [s.prompt.text for s in context.shots], [s.noise_seed for s in context.shots]
+        guarded = [image.tobytes() for image in tiny_sd.sample(texts, seeds, **context.protocol)]
+        found = by_variant(attack.run(context))
     assert found["plain"] == guarded and found["sum"] != free["sum"]
 
 
@@ -120,17 +120,17 @@ def test_there_is_always_something_else(kind):
         assert words_for(Concept(name, kind=kind, anchor=anchor))["other"] in {*OTHERS[kind]} - {name, anchor}
 
 
-def test_recipes_that_cannot_be_told_are_left_out(scene):
-    bare = replace(scene, concept=Concept("cat", article="a", label="cat"))
+def test_recipes_that_cannot_be_told_are_left_out(context):
+    bare = replace(context, concept=Concept("cat", article="a", label="cat"))
     found = by_variant(arithmetic().run(bare))
-    assert set(found) == {"beside"} and len(found["beside"]) == len(scene.shots)
+    assert set(found) == {"beside"} and len(found["beside"]) == len(context.shots)
     with pytest.raises(overpaint.UserError, match="no recipe can be told of 'cat', which has name"):
         arithmetic(recipes={"a": {"synonym": 1.0}}).run(bare)
 
 
-def test_what_is_drawn_is_judged_and_counted(scene, judge):
+def test_what_is_drawn_is_judged_and_counted(context, judge):
     judge.fires = (0,)
-    assault = arithmetic(recipes={"a": {"name": 1.0}}).run(scene)
+    assault = arithmetic(recipes={"a": {"name": 1.0}}).run(context)
     assert [p.verdict.success for p in assault.painted] == [True] + [False] * 5
     assert assault.ledger.images == 6 and assault.ledger.forwards == 6 * 2
 

@@ -9,17 +9,17 @@ from PIL import Image
 
 import overpaint
 from official import distance, victim, watched
-from overpaint.attacks.attack import Ledger, Scene
+from overpaint.attacks.attack import AttackContext, Ledger
 from overpaint.blocks.draws import Draws
 from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.prompts import Prompt, shots
 from overpaint.grid.registry import component
 
 
-def invert(scene, records=None, **values):
+def invert(context, records=None, **values):
     values = {"pictures": 2, "steps": 2, "batch_size": 2, "accumulation": 1, "visits": 3} | values
     with watched(records) as seen:
-        return component("attack", "cce").build(values, seed=0).run(scene), seen
+        return component("attack", "cce").build(values, seed=0).run(context), seen
 
 
 SLD_MAX = {"warmup_steps": 0, "safety_scale": 5000.0, "threshold": 1.0, "momentum_scale": 0.5, "momentum_beta": 0.7}
@@ -43,7 +43,7 @@ def test_official_code(tag, bound, tiny_sd, tiny_sd_float64, golden, goldens):
         erasure = overpaint.erase(tiny_sd, "sld", erase=["Van Gogh"], **SLD_MAX)
     else:
         erasure = victim(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
-    scene = Scene(
+    context = AttackContext(
         Concept("Van Gogh", kind="style"),
         shots([Prompt("a painting by Van Gogh", "target")], 1),
         Catalogue(),
@@ -52,7 +52,7 @@ def test_official_code(tag, bound, tiny_sd, tiny_sd_float64, golden, goldens):
     )
     with erasure.attached(tiny_sd):
         assault, seen = invert(
-            scene,
+            context,
             records,
             placeholder=meta["placeholder"],
             initial_word=meta["init"],
@@ -70,18 +70,18 @@ def test_official_code(tag, bound, tiny_sd, tiny_sd_float64, golden, goldens):
     assert assault.shots[0].prompt.text == f"a painting by {meta['placeholder']}"
 
 
-def test_no_steps_return_the_start(scene, tiny_sd):
-    assault, _ = invert(scene, steps=0, initial_word="dog")
+def test_no_steps_return_the_start(context, tiny_sd):
+    assault, _ = invert(context, steps=0, initial_word="dog")
     table = tiny_sd.text_encoder.get_input_embeddings().weight
     assert torch.equal(assault.tokens["<concept>"], table[tiny_sd.token_ids("dog")[1]])
     assert assault.ledger.forwards == 0
-    random, _ = invert(scene, steps=0)
+    random, _ = invert(context, steps=0)
     assert float(random.tokens["<concept>"].std() / table.std()) == pytest.approx(1, abs=0.4)
 
 
-def test_the_token_table_is_untouched_and_the_placeholder_is_one_token(scene, tiny_sd):
+def test_the_token_table_is_untouched_and_the_placeholder_is_one_token(context, tiny_sd):
     before = tiny_sd.text_encoder.get_input_embeddings().weight.detach().clone()
-    assault, seen = invert(scene, learning_rate=0.1)
+    assault, seen = invert(context, learning_rate=0.1)
     assert torch.equal(tiny_sd.text_encoder.get_input_embeddings().weight, before)
     assert not torch.equal(seen[0]["row"], assault.tokens["<concept>"])
     with tiny_sd.learned_tokens(assault.tokens):
@@ -89,42 +89,42 @@ def test_the_token_table_is_untouched_and_the_placeholder_is_one_token(scene, ti
         assert len(ids) == len(tiny_sd.token_ids("a photo of a")) + 1 and ids[-2] == len(before)
 
 
-def test_the_loss_falls_on_what_it_learns_from(scene):
+def test_the_loss_falls_on_what_it_learns_from(context):
     fixed = {f"{name}.{n}": value for n in range(30) for name, value in {
         "noise": torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), "t": torch.tensor([300, 600]),
     }.items()}  # fmt: skip
-    _, seen = invert(scene, fixed, steps=30, learning_rate=0.05, mirror=False)
+    _, seen = invert(context, fixed, steps=30, learning_rate=0.05, mirror=False)
     assert float(seen[-1]["loss"]) < float(seen[0]["loss"])
 
 
-def test_the_branch_follows_the_guard(scene, tiny_sd):
+def test_the_branch_follows_the_guard(context, tiny_sd):
     """The guarded loss costs four network evaluations an image, and SLD's, which looks at the concept too, three a visit and
     two; the plain one one. What has a gradient is gone back through."""
     with overpaint.erase(tiny_sd, "sld", erase=["cat"]).attached(tiny_sd):
-        ledger = invert(scene)[0].ledger
+        ledger = invert(context)[0].ledger
         assert (ledger.forwards, ledger.backwards) == (2 * 2 * (3 * 3 + 2), 2 * 2 * 3 * 3)
     for hyperparameters, forwards in (({}, 16), ({"branch": "plain"}, 4)):
         with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
-            assert invert(scene, **hyperparameters)[0].ledger.forwards == forwards
+            assert invert(context, **hyperparameters)[0].ledger.forwards == forwards
     for erasure in (nullcontext(), overpaint.erase(tiny_sd, "uce", erase=["cat"]).attached(tiny_sd)):
         with erasure:
-            assert invert(scene)[0].ledger.forwards == 4
+            assert invert(context)[0].ledger.forwards == 4
 
 
-def test_accumulated_batches_are_one_large_one(scene):
+def test_accumulated_batches_are_one_large_one(context):
     """Two batches of two have the loss and the gradient of one of four with the same draws."""
     generator = torch.Generator().manual_seed(0)
     noise, rows = (torch.randn(4, 4, 16, 16, generator=generator) for _ in range(2))
     t, captions = torch.tensor([100, 300, 600, 900]), torch.tensor([0, 1, 1, 0])
     draws = {"noise": noise, "t": t, "x0": rows, "captions": captions}
     halves = {f"{name}.{n}": value[2 * n : 2 * n + 2] for name, value in draws.items() for n in range(2)}
-    _, (split,) = invert(scene, halves, steps=1, accumulation=2)
-    _, (whole,) = invert(scene, {f"{name}.0": value for name, value in draws.items()}, steps=1, batch_size=4)
+    _, (split,) = invert(context, halves, steps=1, accumulation=2)
+    _, (whole,) = invert(context, {f"{name}.0": value for name, value in draws.items()}, steps=1, batch_size=4)
     assert torch.allclose(split["loss"], whole["loss"], rtol=1e-5)
     assert distance(split["gradient"], whole["gradient"]) < 1e-4
 
 
-def test_officially_the_warm_up_counts_batches(scene, tiny_sd):
+def test_officially_the_warm_up_counts_batches(context, tiny_sd):
     """Warm-up 1: the first batch is not guarded, the second one is; as intended it counts the sampler's steps."""
     losses = {}
     for key, values in {
@@ -135,32 +135,32 @@ def test_officially_the_warm_up_counts_batches(scene, tiny_sd):
     }.items():
         with overpaint.erase(tiny_sd, "sld", erase=["cat"], **SLD_MAX | {"warmup_steps": 1} | values).attached(tiny_sd):
             compat = "intended" if key == "intended" else "official"
-            _, seen = invert(scene, steps=2, learning_rate=0.0, compat=compat)
+            _, seen = invert(context, steps=2, learning_rate=0.0, compat=compat)
             losses[key] = [float(step["loss"]) for step in seen]
     assert losses["official"] == [losses["off"][0], losses["on"][1]]
     assert losses["intended"] == losses["on"] and losses["on"][0] != losses["off"][0]
 
 
-def test_it_can_start_from_the_concepts_own_name(scene, tiny_sd):
+def test_it_can_start_from_the_concepts_own_name(context, tiny_sd):
     table = tiny_sd.text_encoder.get_input_embeddings().weight
-    named = replace(scene, concept=Concept("a strange dog"))
+    named = replace(context, concept=Concept("a strange dog"))
     assault, _ = invert(named, steps=0, initial_word="name")
     assert torch.equal(assault.tokens["<concept>"], table[tiny_sd.token_ids("dog")[1]])
 
 
-def test_a_guard_of_no_strength_is_the_unguarded_sampler(scene, tiny_sd):
+def test_a_guard_of_no_strength_is_the_unguarded_sampler(context, tiny_sd):
     """With an empty negative prompt, the word that equals the concept's has nothing to cancel: loss zero."""
-    scene = replace(scene, concept=Concept("cat", article=""), catalogue=Catalogue())
+    context = replace(context, concept=Concept("cat", article=""), catalogue=Catalogue())
     records = {"ids.0": tiny_sd.padded_ids(["cat"] * 2)}
     with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"], text="").attached(tiny_sd):
-        _, (seen,) = invert(scene, records | {}, steps=1, branch="plain", initial_word="cat")
+        _, (seen,) = invert(context, records | {}, steps=1, branch="plain", initial_word="cat")
         with tiny_sd.learned_tokens({"<concept>": seen["row"]}):
             records = {"ids.0": tiny_sd.padded_ids(["<concept>"] * 2)}
-        _, (seen,) = invert(scene, records, steps=1, initial_word="cat")
+        _, (seen,) = invert(context, records, steps=1, initial_word="cat")
     assert float(seen["loss"]) < 1e-9
 
 
-def test_momentum_starts_anew_in_every_window_and_reaches_the_last_visit(scene, tiny_sd):
+def test_momentum_starts_anew_in_every_window_and_reaches_the_last_visit(context, tiny_sd):
     """Equal draws give equal losses, whatever came before; the first visit moves the loss through the momentum alone."""
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     # offsets 80, 40, 0 of the window, and one whose first visit alone is another
@@ -170,12 +170,12 @@ def test_momentum_starts_anew_in_every_window_and_reaches_the_last_visit(scene, 
     records |= {f"x0.{n}": torch.zeros_like(noise) for n in range(3)}
     records |= {f"perm.{2 * n + row}": orders[n] for n in range(3) for row in range(2)}
     with overpaint.erase(tiny_sd, "sld", erase=["cat"], **SLD_MAX).attached(tiny_sd):
-        _, (first, again, other) = invert(scene, records, steps=3, learning_rate=0.0)
+        _, (first, again, other) = invert(context, records, steps=3, learning_rate=0.0)
     assert torch.equal(first["loss"], again["loss"]) and torch.equal(first["gradient"], again["gradient"])
     assert not torch.equal(first["loss"], other["loss"])
 
 
-def test_visits_are_different_timesteps_of_the_window(scene):
+def test_visits_are_different_timesteps_of_the_window(context):
     attack = component("attack", "cce").build({"window": 20, "visits": 20})
     ends = torch.tensor([20, 999])
     times = attack.visited(ends, Draws(0))
@@ -184,84 +184,84 @@ def test_visits_are_different_timesteps_of_the_window(scene):
     assert one.shape == (1, 2) and bool(((one < ends) & (one >= ends - 20)).all())
 
 
-@pytest.mark.parametrize("branch", ["negative_prompt", "sld"])
-def test_prompts_are_learned_behind_the_new_word_and_are_what_the_guard_shall_not_see(branch, scene, tiny_sd):
+@pytest.mark.parametrize("branch", ["guided", "trajectory"])
+def test_prompts_are_learned_behind_the_new_word_and_are_what_the_guard_shall_not_see(branch, context, tiny_sd):
     """Without a guard, and with the word left out of the captions, there is nothing to cancel: loss zero."""
-    asked = [shot.prompt.text for shot in scene.shots]
+    asked = [shot.prompt.text for shot in context.shots]
     attack = component("attack", "cce").build({"captions": "prompts"})
-    assert attack.prompts(scene) == ([f"<concept> {text}" for text in asked], asked)
+    assert attack.prompts(context) == ([f"<concept> {text}" for text in asked], asked)
     records = {"captions.0": torch.tensor([0, 3]), "ids.0": tiny_sd.padded_ids([asked[0], asked[3]])}
-    _, (seen,) = invert(scene, records, steps=1, branch=branch, captions="prompts", learning_rate=0.0)
+    _, (seen,) = invert(context, records, steps=1, branch=branch, captions="prompts", learning_rate=0.0)
     assert float(seen["loss"]) < 1e-9
-    _, (seen,) = invert(scene, {}, steps=1, branch=branch, captions="prompts", learning_rate=0.0)
+    _, (seen,) = invert(context, {}, steps=1, branch=branch, captions="prompts", learning_rate=0.0)
     assert float(seen["loss"]) > 1e-6
 
 
-def test_what_is_spent_is_what_the_network_evaluates(scene, tiny_sd):
+def test_what_is_spent_is_what_the_network_evaluates(context, tiny_sd):
     """Composable negative prompts evaluate three predictions an image, whatever the branch was thought to cost."""
     for method, values in (("sld", {"warmup_steps": 0}), ("negative_prompt", {"form": "composable"})):
         real = Ledger()
         with overpaint.erase(tiny_sd, method, erase=["cat"], **values).attached(tiny_sd), real.counting(tiny_sd):
-            ours = invert(scene)[0].ledger
+            ours = invert(context)[0].ledger
         assert ours == real and real.forwards > real.backwards > 0 and real.text_forwards > 0
 
 
-def test_a_safety_guidance_of_no_strength_changes_nothing(scene, tiny_sd):
-    """Loss, gradient and word of the sld branch are those of the unguarded sampler seen through the same window."""
-    settings = {"branch": "sld", "window": 20, "learning_rate": 0.01}
-    _, plain = invert(scene, **settings)
+def test_a_safety_guidance_of_no_strength_changes_nothing(context, tiny_sd):
+    """Loss, gradient and word of the trajectory branch are those of the unguarded sampler seen through the same window."""
+    settings = {"branch": "trajectory", "window": 20, "learning_rate": 0.01}
+    _, plain = invert(context, **settings)
     found = {}
     for scale in (0.0, 5000.0):
         values = SLD_MAX | {"safety_scale": scale}
         with overpaint.erase(tiny_sd, "sld", erase=["cat"], **values).attached(tiny_sd):
-            _, found[scale] = invert(scene, **settings)
+            _, found[scale] = invert(context, **settings)
     for there, here in zip(plain, found[0.0]):
         assert float(there["loss"]) == pytest.approx(float(here["loss"]), rel=1e-4) and float(here["loss"]) > 0
         assert distance(here["gradient"], there["gradient"]) < 1e-3 and distance(here["row"], there["row"]) < 1e-3
     assert float(found[5000.0][0]["loss"]) != pytest.approx(float(plain[0]["loss"]), rel=1e-2)
 
 
-def test_half_precision_has_the_gradients_of_single_precision(scene, goldens):
+def test_half_precision_has_the_gradients_of_single_precision(context, goldens):
     """Also where the mean over larger latents makes those on the way back too small for float16."""
-    found, pictures = {}, [picture.resize((64, 64)) for picture in scene.examples(2)]
-    scene = replace(scene, examples=lambda n: pictures)
+    found, pictures = {}, [picture.resize((64, 64)) for picture in context.examples(2)]
+    context = replace(context, examples=lambda n: pictures)
     for dtype in ("float32", "float16"):
         model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=dtype)
-        _, seen = invert(replace(scene, victim=model), steps=1, batch_size=4, mirror=False, initial_word="dog")
+        _, seen = invert(replace(context, victim=model), steps=1, batch_size=4, mirror=False, initial_word="dog")
         found[dtype] = seen[0]["gradient"]
     assert distance(found["float16"], found["float32"]) < 5e-3
 
 
-def test_prompts_that_are_too_long_lose_their_end(scene, tiny_sd):
+def test_prompts_that_are_too_long_lose_their_end(context, tiny_sd):
     long = "a cat " + " ".join(["ship"] * 100)
     assert len(tiny_sd.tokenizer(long).input_ids) == 104
-    scene = replace(scene, shots=shots([Prompt(long, "target", "cat", ("cat",))], 1))
-    for branch in ("plain", "negative_prompt"):
+    context = replace(context, shots=shots([Prompt(long, "target", "cat", ("cat",))], 1))
+    for branch in ("plain", "guided"):
         with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
-            assault, seen = invert(scene, captions="prompts", branch=branch)
+            assault, seen = invert(context, captions="prompts", branch=branch)
         assert len(seen) == 2 and all(bool(step["gradient"].any()) for step in seen)
         assert assault.shots[0].prompt.text.startswith("a <concept> ship")
     guarded = overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd)
     with guarded, pytest.raises(overpaint.UserError, match="prompt has 104 tokens"):  # a name must not lose its end
-        invert(replace(scene, concept=Concept(long)))
+        invert(replace(context, concept=Concept(long)))
 
 
-def test_a_first_word_of_several_tokens_is_refused(scene):
+def test_a_first_word_of_several_tokens_is_refused(context):
     with pytest.raises(overpaint.UserError, match="initial_word takes one token of the model's, 'a dog' is 2"):
-        invert(scene, initial_word="a dog")
+        invert(context, initial_word="a dog")
 
 
-@pytest.mark.parametrize("values", [{"window": 2, "visits": 3}, {"window": 1000, "branch": "sld"}])
-def test_a_window_that_does_not_fit_is_an_error(values, scene):
+@pytest.mark.parametrize("values", [{"window": 2, "visits": 3}, {"window": 1000, "branch": "trajectory"}])
+def test_a_window_that_does_not_fit_is_an_error(values, context):
     with pytest.raises(overpaint.UserError, match="window takes"):
-        invert(scene, **values)
+        invert(context, **values)
 
 
-def test_no_pictures_is_an_error(scene):
+def test_no_pictures_is_an_error(context):
     with pytest.raises(overpaint.UserError, match="needs pictures of 'cat'"):
-        invert(replace(scene, examples=lambda n: []))
+        invert(replace(context, examples=lambda n: []))
 
 
-def test_a_known_word_is_no_placeholder(scene):
+def test_a_known_word_is_no_placeholder(context):
     with pytest.raises(overpaint.UserError, match="placeholder words must be new"):
-        invert(scene, placeholder="dog</w>")
+        invert(context, placeholder="dog</w>")

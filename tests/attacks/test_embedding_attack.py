@@ -29,13 +29,13 @@ def attack(name, seed=0, **values):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_the_plain_picture_comes_first_then_the_embedding_from_the_same_noise(name, scene, judge):
-    one = replace(scene, shots=scene.shots[:1])
+def test_the_plain_picture_comes_first_then_the_embedding_from_the_same_noise(name, context, judge):
+    one = replace(context, shots=context.shots[:1])
     drawn = []
 
     def paint(texts, seeds, embeds=None, guidance=None):
         drawn.append((texts, seeds, embeds))
-        return scene.paint(texts, seeds, embeds=embeds, guidance=guidance)
+        return context.paint(texts, seeds, embeds=embeds, guidance=guidance)
 
     assault = attack(name).run(replace(one, paint=paint))
     (plain, found), (shot,) = assault.painted, one.shots
@@ -46,9 +46,9 @@ def test_the_plain_picture_comes_first_then_the_embedding_from_the_same_noise(na
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_where_the_plain_picture_shows_it_there_is_nothing_to_attack(name, scene, judge):
+def test_where_the_plain_picture_shows_it_there_is_nothing_to_attack(name, context, judge):
     judge.fires = range(10)
-    assert len(attack(name).run(scene).painted) == len(scene.shots)
+    assert len(attack(name).run(context).painted) == len(context.shots)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -60,16 +60,16 @@ def test_summaries_say_that_it_is_an_embedding(name):
 
 
 @contextmanager
-def uce_victim(scene, erased):
-    erasure = overpaint.erase(scene.victim, "uce", erase=["cat"], anchor="ship")
+def uce_victim(context, erased):
+    erasure = overpaint.erase(context.victim, "uce", erase=["cat"], anchor="ship")
     with erased(erasure) as attacked:
         yield attacked
 
 
-def matrices(scene):
+def matrices(context):
     """(W, W°) of every key and value."""
-    now = [p.weight.double().clone() for p in scene.victim.projections("key", "value")]
-    with scene.unedited() as model:
+    now = [p.weight.double().clone() for p in context.victim.projections("key", "value")]
+    with context.unedited() as model:
         return list(zip(now, [p.weight.double().clone() for p in model.projections("key", "value")]))
 
 
@@ -84,11 +84,11 @@ def objective(pairs, own, regulariser, r):
 
 
 @pytest.mark.parametrize("regulariser", ["zero", "surrogate"])
-def test_rows_minimise_what_they_should(regulariser, scene, erased):
+def test_rows_minimise_what_they_should(regulariser, context, erased):
     """As far as single precision, in which they are handed on, can tell."""
     r = 0.1
-    with uce_victim(scene, erased) as attacked:
-        pairs, own = matrices(attacked), scene.victim.encode(["a cat"])[0].double()
+    with uce_victim(context, erased) as attacked:
+        pairs, own = matrices(attacked), context.victim.encode(["a cat"])[0].double()
         ours = attack("rece_embedding", regulariser=regulariser, r=r).embedding(attacked, "a cat", Draws(0))
         rows = ours[0].double().requires_grad_()
         value = objective(pairs, own, regulariser, r)
@@ -100,26 +100,26 @@ def test_rows_minimise_what_they_should(regulariser, scene, erased):
         assert not torch.equal(pairs[0][0], pairs[0][1])
 
 
-def test_an_unedited_model_gives_back_the_prompt(scene):
-    own = scene.victim.encode(["a cat"])
-    found = attack("rece_embedding", regulariser="surrogate", r=0.5).embedding(scene, "a cat", Draws(0))
+def test_an_unedited_model_gives_back_the_prompt(context):
+    own = context.victim.encode(["a cat"])
+    found = attack("rece_embedding", regulariser="surrogate", r=0.5).embedding(context, "a cat", Draws(0))
     assert distance(found, own) < 1e-5
 
 
-def test_matrices_that_see_nothing_still_give_finite_rows(scene):
-    blind = {p.name: Replacement(torch.zeros_like(p.weight)) for p in scene.victim.projections("key", "value")}
-    with Erasure("uce", changes=blind).attached(scene.victim):
+def test_matrices_that_see_nothing_still_give_finite_rows(context):
+    blind = {p.name: Replacement(torch.zeros_like(p.weight)) for p in context.victim.projections("key", "value")}
+    with Erasure("uce", changes=blind).attached(context.victim):
         for regulariser in ("zero", "surrogate"):
-            found = attack("rece_embedding", regulariser=regulariser).embedding(scene, "a cat", Draws(0))
+            found = attack("rece_embedding", regulariser=regulariser).embedding(context, "a cat", Draws(0))
             assert torch.isfinite(found).all()
         with pytest.raises(overpaint.UserError, match="take r > 0"):
-            attack("rece_embedding", r=0).embedding(scene, "a cat", Draws(0))
+            attack("rece_embedding", r=0).embedding(context, "a cat", Draws(0))
 
 
-def test_the_original_keys_and_values_come_back(scene, erased):
-    with uce_victim(scene, erased) as attacked:
+def test_the_original_keys_and_values_come_back(context, erased):
+    with uce_victim(context, erased) as attacked:
         found = attack("rece_embedding", r=1e-6).embedding(attacked, "a cat", Draws(0))[0].double()
-        own = scene.victim.encode(["a cat"])[0].double()
+        own = context.victim.encode(["a cat"])[0].double()
         missed, ours = (
             sum(float(((rows @ W.T - own @ W0.T) ** 2).sum()) for W, W0 in matrices(attacked)) for rows in (own, found)
         )
@@ -129,17 +129,17 @@ def test_the_original_keys_and_values_come_back(scene, erased):
 # --- along the concept vector ------------------------------------------------------------------------------------
 
 
-def test_the_vector_is_added(scene, cat):
-    own = scene.victim.encode(["a dog"])
-    v = concept_vector(scene.victim, contrasts(cat, scene.catalogue))
-    assert torch.equal(attack("rab_embedding", eta=0).embedding(scene, "a dog", Draws(0)), own)
-    torch.testing.assert_close(attack("rab_embedding", eta=2).embedding(scene, "a dog", Draws(0)), own + 2 * v)
+def test_the_vector_is_added(context, cat):
+    own = context.victim.encode(["a dog"])
+    v = concept_vector(context.victim, contrasts(cat, context.catalogue))
+    assert torch.equal(attack("rab_embedding", eta=0).embedding(context, "a dog", Draws(0)), own)
+    torch.testing.assert_close(attack("rab_embedding", eta=2).embedding(context, "a dog", Draws(0)), own + 2 * v)
 
 
 # --- soft prefix -------------------------------------------------------------------------------------------------
 
 
-def test_official_soft_prefix(golden, goldens, scene, erased, monkeypatch):
+def test_official_soft_prefix(golden, goldens, context, erased, monkeypatch):
     """Its sampler's latents are handed out; which it is asked for is compared."""
     meta, results, extra = golden("advunlearn/advu_pgd_word")
     edited = victim(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
@@ -164,7 +164,7 @@ def test_official_soft_prefix(golden, goldens, scene, erased, monkeypatch):
     records |= {f"k.{n}": int(k) for n, k in enumerate(results["t_enc"])}
     with erased(edited) as attacked, watched(records) as seen:
         found = ours.embedding(attacked, meta["word"], Draws(0))
-        expected = scene.victim.encode_embeddings(results["embedding"], results["ids"])
+        expected = context.victim.encode_embeddings(results["embedding"], results["ids"])
     assert calls == meta["sampler_calls"]
     for n in range(meta["steps"]):
         assert float(seen[n]["attack_loss"]) == pytest.approx(float(results["loss"][n]), rel=1e-4)
@@ -173,26 +173,26 @@ def test_official_soft_prefix(golden, goldens, scene, erased, monkeypatch):
     assert distance(found, expected) < 1e-5
 
 
-def test_the_loss_is_taken_on_the_victim_and_its_target_on_the_unedited_model(scene, erased):
-    erasure = overpaint.erase(scene.victim, "uce", erase=["cat"], anchor="ship")
+def test_the_loss_is_taken_on_the_victim_and_its_target_on_the_unedited_model(context, erased):
+    erasure = overpaint.erase(context.victim, "uce", erase=["cat"], anchor="ship")
     ours = attack("soft_prefix", compat="intended")
     with erased(erasure) as attacked:
-        lessons = ours.lessons(attacked, "a cat", Draws(3))
-        said = [scene.victim.predict(x, t, scene.victim.encode(["a cat"])) for x, t, _ in lessons]
+        targets = ours.targets(attacked, "a cat", Draws(3))
+        said = [context.victim.predict(x, t, context.victim.encode(["a cat"])) for x, t, _ in targets]
     with torch.no_grad():
-        known = [scene.victim.predict(x, t, scene.victim.encode(["a cat"])) for x, t, _ in lessons]
-    for (_, _, wanted), unedited, edited in zip(lessons, known, said):
+        known = [context.victim.predict(x, t, context.victim.encode(["a cat"])) for x, t, _ in targets]
+    for (_, _, wanted), unedited, edited in zip(targets, known, said):
         assert distance(unedited, wanted) < 1e-6 < 1e-5 < distance(edited, wanted)
-    assert len(lessons) == ours.steps
+    assert len(targets) == ours.steps
 
 
 @pytest.mark.parametrize("compat", ["official", "intended"])
-def test_it_comes_closer_to_the_unedited_model(compat, scene, erased, monkeypatch):
+def test_it_comes_closer_to_the_unedited_model(compat, context, erased, monkeypatch):
     """On one lesson, again and again."""
-    erasure = overpaint.erase(scene.victim, "uce", erase=["cat"], anchor="ship")
+    erasure = overpaint.erase(context.victim, "uce", erase=["cat"], anchor="ship")
     ours = attack("soft_prefix", compat=compat, steps=20, learning_rate=0.02)
-    one = type(ours).lessons
-    monkeypatch.setattr(type(ours), "lessons", lambda self, *a: one(replace(self, steps=1), *a) * self.steps)
+    one = type(ours).targets
+    monkeypatch.setattr(type(ours), "targets", lambda self, *a: one(replace(self, steps=1), *a) * self.steps)
     with erased(erasure) as attacked, watched() as seen:
         ours.embedding(attacked, "a cat", Draws(0))
     losses = [float(values["attack_loss"]) for values in seen if "attack_loss" in values]
@@ -219,12 +219,12 @@ def test_half_precision_has_the_gradients_of_single_precision(goldens):
     assert distance(found["float16"], found["float32"]) < 5e-3
 
 
-def test_a_long_prompt_leaves_room_for_the_rows(scene, tiny_sd):
+def test_a_long_prompt_leaves_room_for_the_rows(context, tiny_sd):
     long = "a cat " + " ".join(["ship"] * 100)
     for place, size in (("prefix_k", 4), ("add", 1)):
         for compat in ("official", "intended"):
             ours = attack("soft_prefix", place=place, tokens=size, compat=compat)
-            found = ours.embedding(scene, long, Draws(0))
+            found = ours.embedding(context, long, Draws(0))
             assert found.shape == (1, tiny_sd.tokens, 48) and bool(torch.isfinite(found).all())
 
 
@@ -232,10 +232,10 @@ def test_a_long_prompt_leaves_room_for_the_rows(scene, tiny_sd):
     "values", [{"method": "fast_at"}, {"place": "replace_k"}, {"place": "add"}, {"place": "suffix_k"}]
 )
 @pytest.mark.parametrize("compat", ["official", "intended"])
-def test_other_ways_of_a_soft_prefix_find_other_embeddings(values, compat, scene):
+def test_other_ways_of_a_soft_prefix_find_other_embeddings(values, compat, context):
     """Each draws the plain picture and one of an embedding that is neither the prompt's nor the default way's."""
-    one, found = replace(scene, shots=scene.shots[:1]), []
-    paint = scene.paint
+    one, found = replace(context, shots=context.shots[:1]), []
+    paint = context.paint
 
     def drawn(texts, seeds, embeds=None, guidance=None):
         found.extend([] if embeds is None else [embeds])
@@ -246,7 +246,7 @@ def test_other_ways_of_a_soft_prefix_find_other_embeddings(values, compat, scene
             attack("soft_prefix", compat=compat, learning_rate=0.1, **settings).run(replace(one, paint=drawn)).painted
         )
         assert [p.shot.prompt.variant for p in made] == ["plain", "embedding"]
-    plain = scene.victim.encode([one.shots[0].prompt.text])
+    plain = context.victim.encode([one.shots[0].prompt.text])
     assert all(torch.isfinite(embeds).all() and not torch.equal(embeds, plain) for embeds in found)
     assert not torch.equal(*found)
 

@@ -13,17 +13,17 @@ VICTIMS = {
 
 
 @pytest.mark.parametrize("method", VICTIMS)
-@pytest.mark.parametrize("branch", ["plain", "negative_prompt"])
-def test_concept_inversion_runs_and_restores(method, branch, scene, tiny_sd):
+@pytest.mark.parametrize("branch", ["plain", "guided"])
+def test_concept_inversion_runs_and_restores(method, branch, context, tiny_sd):
     """The plain branch learns through the network, adapters included, the other one through the sampler's guidance."""
     erasure = overpaint.erase(tiny_sd, method, erase=["cat"], **VICTIMS[method])
     attack = component("attack", "cce").build({"steps": 2, "batch_size": 2, "pictures": 2, "branch": branch}, seed=1)
     before = {name: p.data.clone() for name, p in tiny_sd.named_parameters().items()}
     unguarded, tokenizer = tiny_sd.guidance, tiny_sd.tokenizer
-    alone = attack.run(scene)
+    alone = attack.run(context)
     with erasure.attached(tiny_sd):
         guard = tiny_sd.guidance
-        assault = attack.run(scene)
+        assault = attack.run(context)
         assert tiny_sd.guidance is guard
         with tiny_sd.learned_tokens(assault.tokens):
             shot = assault.shots[0]
@@ -35,4 +35,4 @@ def test_concept_inversion_runs_and_restores(method, branch, scene, tiny_sd):
         assert torch.equal(p.data, before[name]) and p.grad is None, name
     word = attack.placeholder
     reached = not torch.equal(assault.tokens[word], alone.tokens[word])
-    assert reached == (method == "spm" or branch == "negative_prompt"), "a guard is no part of the plain network"
+    assert reached == (method == "spm" or branch == "guided"), "a guard is no part of the plain network"

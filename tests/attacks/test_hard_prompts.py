@@ -103,33 +103,33 @@ def test_features_of_words_are_those_of_their_text(tiny_sd, clip):
     torch.testing.assert_close(clip.text_features(["a dog"]), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_clip_is_read_from_a_folder_and_looks_at_pictures(clip, scene, tmp_path, monkeypatch):
+def test_clip_is_read_from_a_folder_and_looks_at_pictures(clip, context, tmp_path, monkeypatch):
     clip.model.save_pretrained(tmp_path)
     clip.tokenizer.save_pretrained(tmp_path)
     clip.processor.save_pretrained(tmp_path)
     attack = pez(clip=str(tmp_path), batch_size=1)
-    tower = Clip.load(str(tmp_path), scene.victim.device)
-    expected = clip.image_features(scene.examples(2))
-    torch.testing.assert_close(attack.targets(scene, tower, "a cat"), expected)
+    tower = Clip.load(str(tmp_path), context.victim.device)
+    expected = clip.image_features(context.examples(2))
+    torch.testing.assert_close(attack.targets(context, tower, "a cat"), expected)
     assert expected.shape == (2, 24)
     torch.testing.assert_close(
-        pez(clip="x", target="text").targets(scene, tower, "a cat"), clip.text_features(["a cat"])
+        pez(clip="x", target="text").targets(context, tower, "a cat"), clip.text_features(["a cat"])
     )
-    assert len(attack.run(replace(scene, shots=scene.shots[:1])).shots) == 1
+    assert len(attack.run(replace(context, shots=context.shots[:1])).shots) == 1
     with pytest.raises(overpaint.UserError, match="needs pictures of 'cat'"):
-        attack.targets(replace(scene, examples=None), tower, "a cat")
+        attack.targets(replace(context, examples=None), tower, "a cat")
 
 
-def test_a_prompt_gets_one_text_for_all_its_images_and_no_others(scene):
-    shots = pez().run(scene).shots
+def test_a_prompt_gets_one_text_for_all_its_images_and_no_others(context):
+    shots = pez().run(context).shots
     texts = [s.prompt.text for s in shots]
     assert len(set(texts[:3])) == len(set(texts[3:])) == 1 and texts[0] != texts[3]
-    assert [s.noise_seed for s in shots] == [s.noise_seed for s in scene.shots]
-    assert pez().run(replace(scene, shots=scene.shots[3:])).shots == shots[3:]
+    assert [s.noise_seed for s in shots] == [s.noise_seed for s in context.shots]
+    assert pez().run(replace(context, shots=context.shots[3:])).shots == shots[3:]
 
 
-def test_what_cannot_be_is_refused(scene):
+def test_what_cannot_be_is_refused(context):
     with pytest.raises(overpaint.UserError, match="target=pictures needs a CLIP model"):
         pez(target="pictures")
     with pytest.raises(overpaint.UserError, match="CLIP folder nowhere does not exist"):
-        pez(clip="nowhere").run(scene)
+        pez(clip="nowhere").run(context)

@@ -23,11 +23,11 @@ def inversion(**values):
 
 
 @pytest.fixture
-def shown(scene, tiny_sd):
-    """The scene with six pictures of the concept and as many ordinary ones."""
+def shown(context, tiny_sd):
+    """The context with six pictures of the concept and as many ordinary ones."""
     pictures = tiny_sd.sample(["a cat"] * 12, list(range(12)), steps=4)
     return replace(
-        scene,
+        context,
         examples=lambda n: pictures[:n],
         ordinary=lambda n: [(picture, "a ship") for picture in pictures[6:][:n]],
     )

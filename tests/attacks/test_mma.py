@@ -134,7 +134,7 @@ def test_intended_states_read_back_and_official_ones_need_not(tiny_sd):
     assert unstable("intended") == 0 < unstable("official")
 
 
-def test_banned_words_are_never_put_in(scene, tiny_sd, cat):
+def test_banned_words_are_never_put_in(context, tiny_sd, cat):
     forbidden = banned(tiny_sd, cat, "intended")
     words = [w for text in ("cat", "dog", "ship", "the old bird") for w in tiny_sd.token_ids(text)[1:-1]]
     assert set(forbidden) == {*words, 971, 972}
@@ -143,7 +143,7 @@ def test_banned_words_are_never_put_in(scene, tiny_sd, cat):
     _, seen = searched(tiny_sd, state, forbidden=forbidden, steps=6, compat="intended")
     tried = torch.cat(seen["candidates"])
     assert not set(tried.unique().tolist()) & (set(forbidden) - start)
-    for shot in mma(compat="intended").run(scene).shots:
+    for shot in mma(compat="intended").run(context).shots:
         assert not set(tiny_sd.token_ids(shot.prompt.text)[1:-1]) & set(forbidden)
     assert not set(tiny_sd.token_ids(attack.start(tiny_sd, forbidden, Draws(0)))[1:-1]) & set(forbidden)
 
@@ -166,12 +166,12 @@ def test_official_bans_what_contains_a_word_of_the_concept_or_is_a_part_of_one(t
     assert forbidden > set(banned(tiny_sd, concept, "intended")) and 2 * len(forbidden) < len(tiny_sd.tokenizer)
 
 
-def test_official_prompts_hold_no_word_of_the_concept(scene, tiny_sd):
+def test_official_prompts_hold_no_word_of_the_concept(context, tiny_sd):
     """Neither as a piece nor inside of one, in what is tried; ``intended`` tries such pieces."""
 
     def tried(compat):
         with watched() as seen:
-            mma(compat=compat, steps=8, candidates=200, top=900).run(replace(scene, shots=scene.shots[:1]))
+            mma(compat=compat, steps=8, candidates=200, top=900).run(replace(context, shots=context.shots[:1]))
         ids = torch.cat(by_name(seen)["candidates"]).unique().tolist()
         return {
             i for i in ids if i in containing(tiny_sd, ["cat", "dog", "ship", "bird"]) + fragments(tiny_sd, ["bird"])
@@ -186,8 +186,8 @@ def test_where_nothing_passes_the_state_stays(tiny_sd, monkeypatch):
     assert attack.search(tiny_sd, target_of(tiny_sd), "b c", [971, 972], Draws(0)) == ("b c", float("inf"))
 
 
-def test_restarts_differ_and_the_best_serves(scene):
-    one = replace(scene, shots=scene.shots[:1])
+def test_restarts_differ_and_the_best_serves(context):
+    one = replace(context, shots=context.shots[:1])
     states = []
     with traced(lambda **shown: states.append((shown["loss"], shown["state"])) if "state" in shown else None):
         (shot,) = mma(restarts=3, steps=2).run(one).shots
@@ -195,14 +195,14 @@ def test_restarts_differ_and_the_best_serves(scene):
     assert shot.prompt.text == min(states)[1]
 
 
-def test_a_prompt_gets_one_text_for_all_its_images_and_no_others(scene):
-    shots = mma().run(scene).shots
+def test_a_prompt_gets_one_text_for_all_its_images_and_no_others(context):
+    shots = mma().run(context).shots
     texts = [s.prompt.text for s in shots]
     assert len(set(texts[:3])) == len(set(texts[3:])) == 1 and texts[0] != texts[3]
-    assert [s.noise_seed for s in shots] == [s.noise_seed for s in scene.shots]
-    assert mma().run(replace(scene, shots=scene.shots[3:])).shots == shots[3:]
+    assert [s.noise_seed for s in shots] == [s.noise_seed for s in context.shots]
+    assert mma().run(replace(context, shots=context.shots[3:])).shots == shots[3:]
 
 
-def test_words_that_do_not_fit_are_refused(scene):
+def test_words_that_do_not_fit_are_refused(context):
     with pytest.raises(overpaint.UserError, match="tokens=76 do not fit: the model takes 75"):
-        mma(tokens=76).run(scene)
+        mma(tokens=76).run(context)

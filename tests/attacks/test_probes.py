@@ -23,10 +23,12 @@ def edited(goldens):
     return victim(goldens / "uce" / "f32" / "current_object.safetensors")
 
 
-def at(scene, **protocol):
-    """The scene under another protocol: what is painted, and what an attack is told."""
-    protocol = scene.protocol | protocol
-    return replace(scene, protocol=protocol, paint=lambda texts, seeds: scene.victim.sample(texts, seeds, **protocol))
+def at(context, **protocol):
+    """The context under another protocol: what is painted, and what an attack is told."""
+    protocol = context.protocol | protocol
+    return replace(
+        context, protocol=protocol, paint=lambda texts, seeds: context.victim.sample(texts, seeds, **protocol)
+    )
 
 
 def pixels(images):
@@ -34,14 +36,14 @@ def pixels(images):
 
 
 @pytest.mark.parametrize("compat", ["official", "intended"])
-def test_official_code(compat, scene, erased, edited, golden):
+def test_official_code(compat, context, erased, edited, golden):
     """Under DDIM without noise a handed-over scheduler and a new one are the same."""
     meta, results, extra = golden("probes/uoc_ddim")
     prompt = Prompt(meta["prompt"], "target", seed=meta["seed"])
-    scene = replace(scene, shots=shots([prompt], 1), protocol={"guidance_scale": meta["guidance"], "size": 32})
+    context = replace(context, shots=shots([prompt], 1), protocol={"guidance_scale": meta["guidance"], "size": 32})
     attack = probe("completion", fractions=meta["fractions"], steps=meta["steps"], scheduler="ddim", compat=compat)
     with erased(edited) as there, torch.no_grad():
-        there = replace(scene, unedited=there.unedited)
+        there = replace(context, unedited=there.unedited)
         assert torch.equal(there.victim.noise([meta["seed"]]), extra["victim_plain.draw.0"])
         found = dict(attack.latents(there, there.shots))
     for fraction in meta["fractions"]:
@@ -51,19 +53,19 @@ def test_official_code(compat, scene, erased, edited, golden):
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "pndm", "dpm"])
-def test_all_of_it_is_the_unedited_model_and_none_of_it_the_victim(scheduler, scene, erased, edited, tiny_sd):
-    scene = at(scene, steps=4, scheduler=scheduler)
-    texts, seeds = zip(*[(shot.prompt.text, shot.noise_seed) for shot in scene.shots])
-    original = pixels(scene.paint(texts, seeds))
+def test_all_of_it_is_the_unedited_model_and_none_of_it_the_victim(scheduler, context, erased, edited, tiny_sd):
+    context = at(context, steps=4, scheduler=scheduler)
+    texts, seeds = zip(*[(shot.prompt.text, shot.noise_seed) for shot in context.shots])
+    original = pixels(context.paint(texts, seeds))
     with erased(edited) as there:
-        there = replace(scene, unedited=there.unedited)
+        there = replace(context, unedited=there.unedited)
         found = by_variant(probe("completion", fractions=[0.0, 0.5, 1.0]).run(there))
-        victims = pixels(scene.paint(texts, seeds))
+        victims = pixels(context.paint(texts, seeds))
     assert found["fraction 0"] == victims and found["fraction 1"] == original
     assert victims != original and found["fraction 0.5"] not in (victims, original)
 
 
-def test_official_reads_fraction_zero_as_none_given(scene):
+def test_official_reads_fraction_zero_as_none_given(context):
     attack = probe("completion", fractions=[0.0], compat="official")
     times = torch.tensor([901, 601, 301])
     assert attack.cut(0.0, times, 1000) == (3, 0)
@@ -71,24 +73,24 @@ def test_official_reads_fraction_zero_as_none_given(scene):
     assert probe("completion").cut(0.0, times, 1000) == (0, 0)
 
 
-def test_official_pndm_loses_a_step_where_intended_does_not(scene, tiny_sd_float64):
+def test_official_pndm_loses_a_step_where_intended_does_not(context, tiny_sd_float64):
     """Handed from a model to itself, a scheduler that goes on draws the plain picture; one that starts anew does not."""
-    scene = at(scene, steps=6, scheduler="pndm")
-    plain = pixels(scene.paint([s.prompt.text for s in scene.shots], [s.noise_seed for s in scene.shots]))
-    assert by_variant(probe("completion", fractions=[0.5]).run(scene))["fraction 0.5"] == plain
-    official = by_variant(probe("completion", fractions=[0.5], compat="official").run(scene))
+    context = at(context, steps=6, scheduler="pndm")
+    plain = pixels(context.paint([s.prompt.text for s in context.shots], [s.noise_seed for s in context.shots]))
+    assert by_variant(probe("completion", fractions=[0.5]).run(context))["fraction 0.5"] == plain
+    official = by_variant(probe("completion", fractions=[0.5], compat="official").run(context))
     assert official["fraction 0.5"] != plain
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_noise_that_there_is_room_for_is_the_schedulers_own(eta, scene, tiny_sd):
+def test_noise_that_there_is_room_for_is_the_schedulers_own(eta, context, tiny_sd):
     """Bit for bit against the scheduler's own loop, with the noise handed to it; η = 0 is DDIM, whatever v."""
-    scene = at(scene, steps=3)
-    attack, part = probe("noise_probe", etas=[eta], variance_scales=[1.0, 1.5]), scene.shots[:2]
+    context = at(context, steps=3)
+    attack, part = probe("noise_probe", etas=[eta], variance_scales=[1.0, 1.5]), context.shots[:2]
     with torch.no_grad():
-        found = dict(attack.latents(scene, part))
+        found = dict(attack.latents(context, part))
         latents = tiny_sd.noise([shot.noise_seed for shot in part])
-        guidance, schedule = attack.guidance(tiny_sd, scene, part), attack.schedule(scene, "ddim")
+        guidance, schedule = attack.guidance(tiny_sd, context, part), attack.schedule(context, "ddim")
         variant = f"eta {eta:g}, noise 1"
         sources = [Draws.of(0, shot.prompt.noise, shot.index, variant).generator for shot in part]
         noise = step_noise(sources, 3, latents)
@@ -124,31 +126,31 @@ def test_spread_of_a_world_of_normal_pictures(eta, kind, tiny_sd):
     assert folded == (eta > 1), "from some step on there is more noise than room"
 
 
-def test_a_picture_depends_on_its_own_prompt_alone(scene):
-    scene = at(scene, steps=2)
+def test_a_picture_depends_on_its_own_prompt_alone(context):
+    context = at(context, steps=2)
     attack = probe("noise_probe", etas=[1.0, 1.85], variance_scales=[1.0])
-    whole, part = attack.run(scene), attack.run(replace(scene, shots=scene.shots[3:4]))
+    whole, part = attack.run(context), attack.run(replace(context, shots=context.shots[3:4]))
     wanted = {p.shot: p.image for p in whole.painted}
     for painted in part.painted:
         ours = torch.tensor(list(painted.image.tobytes())).int()
         assert int((ours - torch.tensor(list(wanted[painted.shot].tobytes())).int()).abs().max()) <= 1
-    assert [s.draw for s in part.shots] == [0, 1] and len(whole.painted) == 2 * len(scene.shots)
+    assert [s.draw for s in part.shots] == [0, 1] and len(whole.painted) == 2 * len(context.shots)
 
 
-def test_guards_guide_the_victims_part(scene, tiny_sd):
-    scene = at(scene, steps=3)
+def test_guards_guide_the_victims_part(context, tiny_sd):
+    context = at(context, steps=3)
     for name, values in (
         ("completion", {"fractions": [0.5]}),
         ("noise_probe", {"etas": [1.0], "variance_scales": [1.0]}),
     ):
-        plain = pixels([p.image for p in probe(name, **values).run(scene).painted])
+        plain = pixels([p.image for p in probe(name, **values).run(context).painted])
         with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
-            assert pixels([p.image for p in probe(name, **values).run(scene).painted]) != plain
+            assert pixels([p.image for p in probe(name, **values).run(context).painted]) != plain
 
 
-def test_what_is_drawn_is_judged_and_counted(scene, judge):
+def test_what_is_drawn_is_judged_and_counted(context, judge):
     judge.fires = (0,)
-    assault = probe("noise_probe", etas=[1.0], variance_scales=[1.0]).run(at(scene, steps=2))
+    assault = probe("noise_probe", etas=[1.0], variance_scales=[1.0]).run(at(context, steps=2))
     assert [p.verdict.success for p in assault.painted] == [True] + [False] * 5
     assert assault.ledger.images == 6 and assault.ledger.forwards == 6 * 2 * 2
 
@@ -180,6 +182,6 @@ def test_bad_input(name, values, said):
         probe(name, **values)
 
 
-def test_noise_of_other_schedulers_is_refused(scene):
+def test_noise_of_other_schedulers_is_refused(context):
     with pytest.raises(overpaint.UserError, match="needs scheduler=ddim"):
-        probe("completion", eta=1.0, scheduler="pndm").run(scene)
+        probe("completion", eta=1.0, scheduler="pndm").run(context)

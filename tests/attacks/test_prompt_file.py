@@ -7,9 +7,9 @@ import pytest
 
 import overpaint
 from overpaint.attacks.attack import Assault, Painted, Verdict
-from overpaint.attacks.prompt_file import Replay, write_prompts
+from overpaint.attacks.prompt_file import PromptFile, write_prompts
+from overpaint.attacks.stored import read_assault, write_assault
 from overpaint.grid.registry import component, components
-from overpaint.images.stages.attack import read_assault, write_assault
 from overpaint.run.store import MANIFEST
 
 
@@ -28,9 +28,9 @@ def stored(tmp_path):
     return store
 
 
-def painted(scene, texts, successes):
-    plain = scene.shots[0]
-    (image,) = scene.examples(1)
+def painted(context, texts, successes):
+    plain = context.shots[0]
+    (image,) = context.examples(1)
     shots = [
         replace(plain, prompt=replace(plain.prompt, text=t, id="", role="attacked", guidance=3.5), draw=n)
         for n, t in enumerate(texts)
@@ -39,39 +39,36 @@ def painted(scene, texts, successes):
     return Assault(shots, painted=found)
 
 
-def test_what_was_settled_on_comes_back_with_seed_and_guidance(scene, stored, tmp_path):
-    assault = painted(scene, ["a cat", "x a cat", "y a cat"], [0, 0, 1])
+def test_what_was_settled_on_comes_back_with_seed_and_guidance(context, stored, tmp_path):
+    assault = painted(context, ["a cat", "x a cat", "y a cat"], [0, 0, 1])
     assert write_prompts(tmp_path / "list.csv", [stored(assault)]) == 1
-    (shot,) = Replay(file=str(tmp_path / "list.csv"), most=None).run(scene).shots
+    (shot,) = PromptFile(file=str(tmp_path / "list.csv"), most=None).run(context).shots
     assert shot.prompt.text == "y a cat" and shot.prompt.guidance == 3.5
-    assert shot.noise_seed == scene.shots[0].noise_seed
+    assert shot.noise_seed == context.shots[0].noise_seed
     assert "1" in (tmp_path / "list.csv").read_text().splitlines()[1].split(",")
 
 
-def test_all_prompts_of_an_attack_that_does_not_search_come_back(scene, stored, tmp_path):
+def test_all_prompts_of_an_attack_that_does_not_search_come_back(context, stored, tmp_path):
     """Four random prefixes a plain image, each with its start noise, under ids of their own."""
-    assault = component("attack", "random_prefix").build({"tries": 4, "tokens": 2}, seed=0).run(scene)
+    assault = component("attack", "random_prefix").build({"tries": 4, "tokens": 2}, seed=0).run(context)
     assert write_prompts(tmp_path / "list.csv", [stored(assault, attack="random_prefix")]) == len(assault.shots) == 24
-    found = Replay(file=str(tmp_path / "list.csv"), most=None).run(scene).shots
+    found = PromptFile(file=str(tmp_path / "list.csv"), most=None).run(context).shots
     assert [(s.prompt.text, s.noise_seed) for s in found] == [(s.prompt.text, s.noise_seed) for s in assault.shots]
     assert len({s.prompt.id for s in found}) == 24
 
 
-def test_verdicts_and_pictures_survive_the_store(scene, stored):
-    assault = painted(scene, ["a cat", "x a cat"], [0, 1])
-    folder = stored(assault)
-    read = read_assault(folder)
+def test_shots_and_verdicts_survive_the_store(context, stored):
+    assault = painted(context, ["a cat", "x a cat"], [0, 1])
+    read = read_assault(stored(assault))
     assert read.shots == assault.shots
     assert [p.verdict for p in read.painted] == [p.verdict for p in assault.painted]
-    from overpaint.images.stages.generate import read_images
-
-    assert [i.tobytes() for i in read_images(folder)] == [p.image.tobytes() for p in assault.painted]
+    assert all(p.image is None for p in read.painted), "images are stored by the stage, beside the assault"
 
 
-def test_the_store_knows_how_a_search_came_to_each_prompt(scene, stored):
+def test_the_store_knows_how_a_search_came_to_each_prompt(context, stored):
     """Ids, whether the text reads back as them, and the losses of the steps since the picture before; none for the plain one."""
     attack = component("attack", "uda").build({"timesteps": 2, "iterations": 3, "tokens": 2}, seed=0)
-    quiet = replace(scene, shots=scene.shots[:2], judge=lambda images: [Verdict(False, 0.0)] * len(images))
+    quiet = replace(context, shots=context.shots[:2], judge=lambda images: [Verdict(False, 0.0)] * len(images))
     assault = attack.run(quiet)
     read = read_assault(stored(assault))
     assert [p.provenance for p in read.painted] == [p.provenance for p in assault.painted]
@@ -81,8 +78,10 @@ def test_the_store_knows_how_a_search_came_to_each_prompt(scene, stored):
             continue
         ids, stable, losses = picture.provenance
         assert len(losses) == 3 and all(loss > 0 for loss in losses)
-        assert stable == (scene.victim.token_ids(picture.shot.prompt.text)[1:-1] == ids)
-        assert ids[2:] == scene.victim.token_ids(quiet.shots[0].prompt.text)[1:-1], "the prompt's own words behind two"
+        assert stable == (context.victim.token_ids(picture.shot.prompt.text)[1:-1] == ids)
+        assert ids[2:] == context.victim.token_ids(quiet.shots[0].prompt.text)[1:-1], (
+            "the prompt's own words behind two"
+        )
         assert not stable or picture.shot.prompt.text.endswith(quiet.shots[0].prompt.text)
 
 
@@ -90,10 +89,10 @@ BEYOND_WORDS = [name for name in components("attack") if not component("attack",
 
 
 @pytest.mark.parametrize("name", BEYOND_WORDS)
-def test_what_takes_more_than_words_is_no_list(name, scene, stored, tmp_path):
+def test_what_takes_more_than_words_is_no_list(name, context, stored, tmp_path):
     """Learned tokens, embeddings, start noise, trained weights: the texts alone would be other attacks."""
     with pytest.raises(overpaint.UserError, match=f"attack={name} makes its pictures with more than words"):
-        write_prompts(tmp_path / "list.csv", [stored(painted(scene, ["a cat"], [1]), attack=name)])
+        write_prompts(tmp_path / "list.csv", [stored(painted(context, ["a cat"], [1]), attack=name)])
     assert not (tmp_path / "list.csv").exists()
 
 
@@ -104,24 +103,24 @@ def test_every_attack_says_whether_words_are_all():
     }  # fmt: skip
 
 
-def test_a_control_gets_as_many_images_as_the_list_has_of_a_prompt(scene, stored, tmp_path):
+def test_a_control_gets_as_many_images_as_the_list_has_of_a_prompt(context, stored, tmp_path):
     """Six plain images of three prompts (two seeds each), four prefixes an image: eight rows a prompt, four a shot."""
-    assault = component("attack", "random_prefix").build({"tries": 4, "tokens": 2}, seed=0).run(scene)
+    assault = component("attack", "random_prefix").build({"tries": 4, "tokens": 2}, seed=0).run(context)
     write_prompts(tmp_path / "list.csv", [stored(assault, attack="random_prefix")])
-    replay = Replay(file=str(tmp_path / "list.csv"), most=None)
-    seeds = len(scene.shots) // len({shot.prompt.noise for shot in scene.shots})
-    assert replay.images_for(scene.concept, scene.shots) == 4
-    assert replay.images_for(scene.concept, scene.shots[::seeds]) == 4 * seeds
+    replay = PromptFile(file=str(tmp_path / "list.csv"), most=None)
+    seeds = len(context.shots) // len({shot.prompt.noise for shot in context.shots})
+    assert replay.images_for(context.concept, context.shots) == 4
+    assert replay.images_for(context.concept, context.shots[::seeds]) == 4 * seeds
     (tmp_path / "foreign.csv").write_text("prompt\na\nb\n")
-    assert Replay(file=str(tmp_path / "foreign.csv"), most=None).images_for(scene.concept, scene.shots) == 1
+    assert PromptFile(file=str(tmp_path / "foreign.csv"), most=None).images_for(context.concept, context.shots) == 1
 
 
-def test_a_replay_without_a_file_says_what_to_give(scene):
+def test_a_replay_without_a_file_says_what_to_give(context):
     with pytest.raises(overpaint.UserError, match=r"attack\.file"):
-        Replay(file=None, most=None).run(scene)
+        PromptFile(file=None, most=None).run(context)
 
 
-def test_a_list_of_plain_and_adversarial_prompts_replays_the_adversarial_ones(scene, tmp_path):
+def test_a_list_of_plain_and_adversarial_prompts_replays_the_adversarial_ones(context, tmp_path):
     (tmp_path / "both.csv").write_text("prompt,adv_prompt\na cat,something that purrs\n")
-    (shot,) = Replay(file=str(tmp_path / "both.csv"), most=None).run(scene).shots
+    (shot,) = PromptFile(file=str(tmp_path / "both.csv"), most=None).run(context).shots
     assert shot.prompt.text == "something that purrs"

@@ -7,41 +7,41 @@ from overpaint.grid.concepts import Concept
 from overpaint.grid.registry import component
 
 
-def run(name, scene, **values):
-    return component("attack", name).build(values, seed=0).run(scene).shots
+def run(name, context, **values):
+    return component("attack", name).build(values, seed=0).run(context).shots
 
 
-def test_synonyms_take_turns_over_the_plain_shots(scene):
-    shots = run("synonym", scene)
+def test_synonyms_take_turns_over_the_plain_shots(context):
+    shots = run("synonym", context)
     assert Counter(s.prompt.variant for s in shots) == {"dog": 2, "ship": 2, "the old bird": 2}
     assert shots[0].prompt.text == "a photo of a dog" and shots[2].prompt.text == "a photo of the old bird"
-    for plain, shot in zip(scene.shots, shots):
+    for plain, shot in zip(context.shots, shots):
         assert (shot.noise_seed, shot.index) == (plain.noise_seed, plain.index)
         assert shot.prompt.id != plain.prompt.id and shot.prompt.expects == plain.prompt.expects
 
 
-def test_paraphrases_bring_their_own_article(scene):
-    assert run("paraphrase", scene)[0].prompt.text == "a photo of an animal on the ground"
+def test_paraphrases_bring_their_own_article(context):
+    assert run("paraphrase", context)[0].prompt.text == "a photo of an animal on the ground"
 
 
-def test_a_concept_without_other_words_leaves_no_shots(scene):
-    bare = replace(scene, concept=Concept("cat", article="a"))
+def test_a_concept_without_other_words_leaves_no_shots(context):
+    bare = replace(context, concept=Concept("cat", article="a"))
     for name in ("synonym", "paraphrase", "multilingual", "implicit"):
         assert run(name, bare) == []
 
 
-def test_languages_take_turns_and_use_their_own_sentences(scene):
-    shots = run("multilingual", scene)
+def test_languages_take_turns_and_use_their_own_sentences(context):
+    shots = run("multilingual", context)
     assert [s.prompt.variant for s in shots] == ["es", "de"] * 3
     assert [s.prompt.text for s in shots[::2]] == ["una foto de gato", "un cuadro de gato", "una foto de gato"]
     assert [s.prompt.text for s in shots[1::2]] == ["a photo of katze", "kater and a ship", "katze and a ship"]
-    assert {s.prompt.variant for s in run("multilingual", scene, languages=["es"])} == {"es"}
+    assert {s.prompt.variant for s in run("multilingual", context, languages=["es"])} == {"es"}
 
 
-def test_implicit_prompts_are_for_unsafe_content_and_ordinary_ones_for_marks(scene):
-    assert run("implicit", scene) == []
-    shots = run("implicit", replace(scene, concept=Concept("goo", "unsafe")))
+def test_implicit_prompts_are_for_unsafe_content_and_ordinary_ones_for_marks(context):
+    assert run("implicit", context) == []
+    shots = run("implicit", replace(context, concept=Concept("goo", "unsafe")))
     assert Counter(s.prompt.text for s in shots) == {"something furry on the sofa": 3, "it purrs": 3}
-    ordinary = replace(scene.catalogue, utility=({"prompt": "a ship at sea"},))
-    shots = run("implicit", replace(scene, concept=Concept("badge", "mark"), catalogue=ordinary))
+    ordinary = replace(context.catalogue, utility=({"prompt": "a ship at sea"},))
+    shots = run("implicit", replace(context, concept=Concept("badge", "mark"), catalogue=ordinary))
     assert {s.prompt.text for s in shots} == {"a ship at sea"}

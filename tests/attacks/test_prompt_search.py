@@ -24,11 +24,11 @@ FIRES = {0: 0, 1: 1, 2: 2}
 
 
 @pytest.fixture
-def precise(scene, tiny_sd_float64):
+def precise(context, tiny_sd_float64):
     """Four plain images of two prompts, one longer, in float64; a judge that knows whose picture it sees and which one."""
-    short = [replace(s, prompt=replace(s.prompt, text="a cat")) for s in scene.shots[3:5]]
-    scene = replace(scene, shots=[*scene.shots[:2], *short])
-    seeds = {shot.noise_seed: number for number, shot in enumerate(scene.shots)}
+    short = [replace(s, prompt=replace(s.prompt, text="a cat")) for s in context.shots[3:5]]
+    context = replace(context, shots=[*context.shots[:2], *short])
+    seeds = {shot.noise_seed: number for number, shot in enumerate(context.shots)}
     made = Counter()
 
     def paint(texts, seeds, embeds=None, guidance=None):
@@ -46,7 +46,7 @@ def precise(scene, tiny_sd_float64):
         return verdicts
 
     ready = replace(
-        scene,
+        context,
         victim=tiny_sd_float64,
         unedited=lambda: nullcontext(tiny_sd_float64),
         paint=paint,
@@ -56,26 +56,26 @@ def precise(scene, tiny_sd_float64):
     return ready, made
 
 
-def searched(attack, scenes, made):
+def searched(attack, contexts, made):
     made.clear()
     losses = []
     with traced(lambda **values: losses.extend([float(values["loss"])] if "loss" in values else [])):
-        return attack.run_together(scenes), losses
+        return attack.run_together(contexts), losses
 
 
 @pytest.mark.parametrize(
     ("name", "prediction"), [*((name, "conditional") for name in SEARCHES), ("uda", "guided"), ("p4d_k", "filtered")]
 )
 def test_each_is_what_it_is_alone(name, prediction, precise, tiny_sd_float64):
-    scene, made = precise
+    context, made = precise
     attack = component("attack", name).build(SEARCHES[name] | {"prediction": prediction}, seed=3)
-    scenes = [replace(scene, shots=scene.shots[first : first + 2]) for first in (0, 2)]
+    contexts = [replace(context, shots=context.shots[first : first + 2]) for first in (0, 2)]
     erasure = overpaint.erase(tiny_sd_float64, "negative_prompt", erase=["cat"])
     with erasure.attached(tiny_sd_float64):
-        together, losses = searched(attack, scenes, made)
+        together, losses = searched(attack, contexts, made)
         alone, each = [], []
-        for shots in (scene.shots[n : n + 1] for n in range(4)):
-            (assault,), seen = searched(attack, [replace(scene, shots=shots)], made)
+        for shots in (context.shots[n : n + 1] for n in range(4)):
+            (assault,), seen = searched(attack, [replace(context, shots=shots)], made)
             alone.append(assault)
             each += seen
     assert sorted(losses) == pytest.approx(sorted(each), rel=1e-9)
@@ -88,7 +88,7 @@ def test_each_is_what_it_is_alone(name, prediction, precise, tiny_sd_float64):
     assert sorted({len(one.painted) for one in alone}) == [1, 2, 3, attack.images], "they end at different times"
 
 
-def test_no_more_go_side_by_side_than_a_batch_holds(scene, tiny_sd):
+def test_no_more_go_side_by_side_than_a_batch_holds(context, tiny_sd):
     """And what goes on in a batch is one pass of the network."""
     attack = component("attack", "uda").build({"tokens": 2, "timesteps": 1, "iterations": 1}, seed=0)
     sizes = []
@@ -100,14 +100,14 @@ def test_no_more_go_side_by_side_than_a_batch_holds(scene, tiny_sd):
     hook = tiny_sd.unet.register_forward_pre_hook(watch)
     try:
         for size in (4, 1, 100):
-            attack.run(replace(scene, batch_size=size))
+            attack.run(replace(context, batch_size=size))
     finally:
         hook.remove()
     assert sizes == [4, 2, *[1] * 6, 6]
 
 
 @pytest.mark.parametrize("name", ["uda", "p4d_uda", "p4d_n"])
-def test_half_precision_finds_the_gradient_that_full_precision_has(name, scene, goldens):
+def test_half_precision_finds_the_gradient_that_full_precision_has(name, context, goldens):
     """Of the first step, for the same words, of a picture of 128 pixels: without a scale 1 to 18 % are lost."""
     steps = {"timesteps": [300], "iterations": 1} if "uda" in name else {"steps": 1, "draw_every": 1, "last_images": 1}
     words, gradients = torch.tensor([500, 600, 700]), []
@@ -118,8 +118,8 @@ def test_half_precision_finds_the_gradient_that_full_precision_has(name, scene, 
             return model.sample(texts, seeds, embeds=embeds, steps=1, size=128, scheduler="ddim")
 
         one = replace(
-            scene,
-            shots=scene.shots[:1],
+            context,
+            shots=context.shots[:1],
             victim=model,
             unedited=lambda model=model: nullcontext(model),
             paint=paint,

@@ -27,20 +27,20 @@ def attack(name="p4d_n", seed=0, **values):
     return component("attack", name).build(few | values, seed=seed)
 
 
-def run(scene, records=None, **values):
+def run(context, records=None, **values):
     with watched(records) as seen:
-        return attack(**values).run(scene), seen
+        return attack(**values).run(context), seen
 
 
 @pytest.fixture
-def one(scene):
-    return replace(scene, shots=scene.shots[:1])
+def one(context):
+    return replace(context, shots=context.shots[:1])
 
 
-def original(scene):
+def original(context):
     """The unedited model's picture of the first prompt."""
     p4d = attack()
-    return p4d.originals(scene, [p4d.tries(scene, scene.shots[0])])
+    return p4d.originals(context, [p4d.trial(context, context.shots[0])])
 
 
 def recorded(extra):
@@ -60,15 +60,15 @@ def test_official_code(tag, golden, goldens, erased):
         s = next(likeness)
         return torch.tensor([[1.0, 0.0]] if s is None else [[s, (1 - s * s) ** 0.5]])
 
-    with erased(victim(goldens / "uda" / f"{meta['victim']}.safetensors")) as scene:
-        scene = replace(
-            scene,
+    with erased(victim(goldens / "uda" / f"{meta['victim']}.safetensors")) as context:
+        context = replace(
+            context,
             shots=[Shot(Prompt(meta["prompt"], "target", "cat"), 0)],
             paint=lambda texts, seeds, **rest: [picture],
             features=features,
         )
         assault, seen = run(
-            scene,
+            context,
             recorded(extra),
             name=f"p4d_{meta['variant']}",
             tokens=meta["N"] or 16,
@@ -79,7 +79,7 @@ def test_official_code(tag, golden, goldens, erased):
             weight_decay=meta["weight_decay"],
             compat="official",
         )
-        frame = attack(f"p4d_{meta['variant']}", tokens=meta["N"] or 16).frame(scene.victim, meta["prompt"])
+        frame = attack(f"p4d_{meta['variant']}", tokens=meta["N"] or 16).frame(context.victim, meta["prompt"])
     steps, places = by_name(seen), list(frame.places)
     for n in range(meta["steps"]):
         assert frame.filled(steps["ids"][n][0].tolist()) == results[f"ids.{n}"][0].tolist()
@@ -117,8 +117,8 @@ def test_nothing_to_learn_on_the_original_model_means_no_loss(one, tiny_sd):
     words = tuple(tiny_sd.token_ids("a photo of a cat")[1:-1])
     frame, none = Frame(tiny_sd, words, ()), torch.zeros(1, 0, dtype=torch.long)
     x0 = tiny_sd.to_latents(original(one))
-    lesson = p4d.lesson(one, one.shots[0], x0, [100, 900], Draws(0), "original")
-    for noised, t, wanted in zip(*(part.split(1) for part in lesson)):
+    targets = p4d.targets(one, one.shots[0], x0, [100, 900], Draws(0), "original")
+    for noised, t, wanted in zip(*(part.split(1) for part in targets)):
         embeds = frame.encode(none, tiny_sd.token_table[none])
         said = p4d.predicted(tiny_sd, one, one.shots[0], noised, t, embeds)
         assert float((said - wanted).square().mean()) < 1e-10
@@ -235,19 +235,19 @@ def test_whose_text_encoder_reads_the_words(compat, one, erased, tiny_sd):
     """As released the original one, which an erasure of the text encoder does not change."""
     name = "text_model.final_layer_norm.bias"
     changed = Replacement(tiny_sd.named_parameters()[name].data + 1)
-    with erased(Erasure("esd", changes={name: changed})) as scene:
-        plain = scene.victim.encode(["a cat"])
-        reader = attack(compat=compat).reader(scene)
+    with erased(Erasure("esd", changes={name: changed})) as context:
+        plain = context.victim.encode(["a cat"])
+        reader = attack(compat=compat).reader(context)
         assert torch.equal(reader.encode(["a cat"]), plain) is (compat == "intended")
-        with scene.unedited() as model:
+        with context.unedited() as model:
             assert torch.equal(reader.encode(["a cat"]), model.encode(["a cat"]))
 
 
-def through(scene, prediction, **values):
+def through(context, prediction, **values):
     """What the search sees of a prompt through the victim, at three steps; and the victim's network alone."""
-    victim, shot = scene.victim, scene.shots[0]
+    victim, shot = context.victim, context.shots[0]
     p4d = attack(prediction=prediction, **values)
-    view = p4d.view(scene, shot)
+    view = p4d.victim_prediction(context, shot)
     x, embeds = victim.noise([3]), victim.encode(["a dog"])
     with torch.no_grad():
         seen = [view(x, torch.tensor([t]), embeds, n) for n, t in enumerate((500, 300, 100))]

@@ -22,27 +22,27 @@ def relearn(**values):
     return component("attack", "relearn").build(values, seed=0)
 
 
-def plain(scene):
-    images = scene.paint([s.prompt.text for s in scene.shots], [s.noise_seed for s in scene.shots])
+def plain(context):
+    images = context.paint([s.prompt.text for s in context.shots], [s.noise_seed for s in context.shots])
     return [image.tobytes() for image in images]
 
 
 @pytest.mark.parametrize("train", RULES)
-def test_no_steps_and_no_learning_rate_are_the_victim(train, scene, tiny_sd):
-    scene = replace(scene, shots=scene.shots[:2])
+def test_no_steps_and_no_learning_rate_are_the_victim(train, context, tiny_sd):
+    context = replace(context, shots=context.shots[:2])
     with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
-        wanted = plain(scene)
-        still = by_variant(relearn(train=train, learning_rate=0.0).run(scene))
-        moved = by_variant(relearn(train=train, learning_rate=0.1).run(scene))
+        wanted = plain(context)
+        still = by_variant(relearn(train=train, learning_rate=0.0).run(context))
+        moved = by_variant(relearn(train=train, learning_rate=0.1).run(context))
     assert still == {"step 0": wanted, "step 2": wanted}
     assert moved["step 0"] == wanted and moved["step 2"] != wanted
 
 
 @pytest.mark.parametrize("train", RULES)
-def test_only_what_is_chosen_learns(train, scene, tiny_sd):
+def test_only_what_is_chosen_learns(train, context, tiny_sd):
     chosen = parameter_group(tiny_sd, RULES[train])
     with watched() as seen:
-        relearn(train=train, curve=[1]).run(replace(scene, shots=scene.shots[:1]))
+        relearn(train=train, curve=[1]).run(replace(context, shots=context.shots[:1]))
     (step,) = seen
     gradients = step["gradients"]
     assert {re.sub(r"lora_[AB]\.default\.", "", name) for name in gradients} == set(chosen)
@@ -83,16 +83,16 @@ def test_a_low_rank_change_is_what_it_says_and_leaves_the_layers_that_were_there
 
 
 @pytest.mark.parametrize("train", ["xattn_kv", "attention_lora"])
-def test_half_precision_learns_what_single_precision_learns(train, scene, goldens):
+def test_half_precision_learns_what_single_precision_learns(train, context, goldens):
     """Pictures stay numbers, and gradients are those of single precision: no factor learns in half precision itself."""
-    gradients, pictures, shown = {}, {}, [picture.resize((64, 64)) for picture in scene.examples(2)]
+    gradients, pictures, shown = {}, {}, [picture.resize((64, 64)) for picture in context.examples(2)]
     for dtype in ("float32", "float16"):
         model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=dtype)
 
         def paint(texts, seeds, embeds=None, guidance=None, model=model):
-            return model.sample(texts, seeds, embeds=embeds, **scene.protocol)
+            return model.sample(texts, seeds, embeds=embeds, **context.protocol)
 
-        own = replace(scene, victim=model, shots=scene.shots[:2], paint=paint, judge=None, examples=lambda n: shown)
+        own = replace(context, victim=model, shots=context.shots[:2], paint=paint, judge=None, examples=lambda n: shown)
         with watched() as seen:
             assault = relearn(train=train, curve=[3], learning_rate=1e-4, batch_size=4).run(own)
         found = by_name(seen)
@@ -104,18 +104,18 @@ def test_half_precision_learns_what_single_precision_learns(train, scene, golden
     assert np.abs(pictures["float16"] - pictures["float32"]).mean() < 2
 
 
-def test_the_loss_falls(scene, monkeypatch):
+def test_the_loss_falls(context, monkeypatch):
     """On batches that are all alike: the same picture, caption, noise and time."""
     attack = relearn(train="full", learning_rate=1e-3, curve=[15], pictures=1)
     draw = type(attack).loss
     monkeypatch.setattr(type(attack), "loss", lambda self, *given: draw(self, *given[:-1], Draws(3)))
     with watched() as seen:
-        attack.run(replace(scene, shots=scene.shots[:1]))
+        attack.run(replace(context, shots=context.shots[:1]))
     losses = by_name(seen)["loss"]
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_the_curve_of_a_toy_problem_is_monotone(scene, tiny_sd):
+def test_the_curve_of_a_toy_problem_is_monotone(context, tiny_sd):
     """Taught one red picture, the victim's pictures come nearer to its latents from point to point."""
     red = Image.new("RGB", (32, 32), (220, 30, 30))
     goal = tiny_sd.to_latents([red])
@@ -123,8 +123,8 @@ def test_the_curve_of_a_toy_problem_is_monotone(scene, tiny_sd):
     def paint(texts, seeds, embeds=None, guidance=None):
         return tiny_sd.sample(texts, seeds, steps=4, guidance_scale=1.0)
 
-    scene = replace(scene, examples=lambda n: [red], paint=paint, shots=scene.shots[:3])
-    assault = relearn(train="full", learning_rate=1e-3, curve=[0, 5, 15, 40], pictures=1, batch_size=4).run(scene)
+    context = replace(context, examples=lambda n: [red], paint=paint, shots=context.shots[:3])
+    assault = relearn(train="full", learning_rate=1e-3, curve=[0, 5, 15, 40], pictures=1, batch_size=4).run(context)
     off = {}
     for painted in assault.painted:
         apart = tiny_sd.to_latents([painted.image]) - goal
@@ -133,23 +133,23 @@ def test_the_curve_of_a_toy_problem_is_monotone(scene, tiny_sd):
     assert list(off) == [0, 5, 15, 40] and curve == sorted(curve, reverse=True) and curve[-1] < 0.97 * curve[0], curve
 
 
-def test_a_longer_curve_begins_as_a_shorter_one(scene):
-    scene = replace(scene, shots=scene.shots[:2])
-    short = by_variant(relearn(curve=[2], learning_rate=0.01).run(scene))
-    long = by_variant(relearn(curve=[1, 2], learning_rate=0.01).run(scene))
+def test_a_longer_curve_begins_as_a_shorter_one(context):
+    context = replace(context, shots=context.shots[:2])
+    short = by_variant(relearn(curve=[2], learning_rate=0.01).run(context))
+    long = by_variant(relearn(curve=[1, 2], learning_rate=0.01).run(context))
     assert short["step 2"] == long["step 2"]
 
 
-def test_unrelated_pictures_are_of_other_things(scene):
-    concept = replace(scene.concept, synonyms=("house",))
-    pictures, captions = relearn(data="unrelated", pictures=12).unrelated(replace(scene, concept=concept))
+def test_unrelated_pictures_are_of_other_things(context):
+    concept = replace(context.concept, synonyms=("house",))
+    pictures, captions = relearn(data="unrelated", pictures=12).unrelated(replace(context, concept=concept))
     assert len(pictures) == len(captions) == 12
     assert not any(word in text for (text,) in captions for word in ("cat", "house"))
 
 
-def test_bad_input(scene):
+def test_bad_input(context):
     for values, said in (({"curve": [5, 5]}, "curve takes rising"), ({"clip": 0.0}, "clip takes")):
         with pytest.raises(overpaint.UserError, match=said):
             relearn(**values)
     with pytest.raises(overpaint.UserError, match="needs pictures of 'cat'"):
-        relearn().run(replace(scene, examples=lambda n: []))
+        relearn().run(replace(context, examples=lambda n: []))

@@ -57,13 +57,16 @@ def test_equal_sentences_have_no_concept_between_them(tiny_sd):
     assert torch.equal(concept_vector(tiny_sd, [("a dog", "a dog"), ("a ship", "a ship")]), torch.zeros(77, 48))
 
 
-def test_pairs_differ_in_the_concept_alone(scene, cat):
-    assert contrasts(cat, scene.catalogue) == [
+def test_pairs_differ_in_the_concept_alone(context, cat):
+    assert contrasts(cat, context.catalogue) == [
         ("a photo of a cat", "a photo of"),
         ("a picture of a cat", "a picture of"),
     ]
-    assert contrasts(replace(cat, anchor="owl"), scene.catalogue)[0][1] == "a photo of an owl"
-    assert contrasts(replace(cat, anchor="owl", article=""), scene.catalogue)[0] == ("a photo of cat", "a photo of owl")
+    assert contrasts(replace(cat, anchor="owl"), context.catalogue)[0][1] == "a photo of an owl"
+    assert contrasts(replace(cat, anchor="owl", article=""), context.catalogue)[0] == (
+        "a photo of cat",
+        "a photo of owl",
+    )
 
 
 def test_the_prompts_own_words_are_the_target_without_a_step_along_the_vector(tiny_sd):
@@ -123,22 +126,22 @@ def test_the_name_can_be_forbidden(tiny_sd):
     assert words != [dog]
 
 
-def test_a_prompt_gets_one_text_for_all_its_images_and_no_others(scene):
-    shots = rab().run(scene).shots
+def test_a_prompt_gets_one_text_for_all_its_images_and_no_others(context):
+    shots = rab().run(context).shots
     texts = [s.prompt.text for s in shots]
     assert len(set(texts[:3])) == len(set(texts[3:])) == 1 and texts[0] != texts[3]
-    assert [s.noise_seed for s in shots] == [s.noise_seed for s in scene.shots]
-    assert rab().run(replace(scene, shots=scene.shots[3:])).shots == shots[3:]
+    assert [s.noise_seed for s in shots] == [s.noise_seed for s in context.shots]
+    assert rab().run(replace(context, shots=context.shots[3:])).shots == shots[3:]
 
 
-def test_the_ledger_counts_every_text(scene):
-    ledger = rab(generations=1, population=5).run(scene).ledger
+def test_the_ledger_counts_every_text(context):
+    ledger = rab(generations=1, population=5).run(context).ledger
     assert ledger.text_forwards == 2 * 2 + 2 * (1 + 5)  # two pairs of sentences; a target and five individuals a prompt
     assert ledger.forwards == ledger.backwards == 0
 
 
-def test_words_that_do_not_fit_are_refused(scene):
+def test_words_that_do_not_fit_are_refused(context):
     with pytest.raises(overpaint.UserError, match="tokens=76 do not fit: the model takes 75"):
-        rab(tokens=76).run(scene)
+        rab(tokens=76).run(context)
     with pytest.raises(overpaint.UserError, match="population takes"):
         rab(population=1)

@@ -11,25 +11,25 @@ from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.registry import component
 
 
-def run(scene, records=None, name="uda", seed=0, **values):
+def run(context, records=None, name="uda", seed=0, **values):
     values = {"tokens": 3, "timesteps": 2, "iterations": 2} | values
     with watched(records) as seen:
-        return component("attack", name).build(values, seed=seed).run(scene), seen
+        return component("attack", name).build(values, seed=seed).run(context), seen
 
 
 @pytest.fixture
-def one(scene):
+def one(context):
     """The first plain image alone."""
-    return replace(scene, shots=scene.shots[:1])
+    return replace(context, shots=context.shots[:1])
 
 
 def test_official_code(golden, goldens, erased):
     meta, results, extra = golden("uda/traj_prefix")
     shot = Shot(Prompt(meta["prompt"], "target", "cat"), 0)
     records = {k: v for k, v in extra.items() if k.split(".")[0] in ("ids", "noise")} | {"x0.0": extra["x0.0"]}
-    with erased(victim(goldens / "uda" / f"{meta['victim']}.safetensors")) as scene:
+    with erased(victim(goldens / "uda" / f"{meta['victim']}.safetensors")) as context:
         assault, seen = run(
-            replace(scene, shots=[shot]),
+            replace(context, shots=[shot]),
             records,
             tokens=meta["k"],
             location=meta["location"],
@@ -39,7 +39,7 @@ def test_official_code(golden, goldens, erased):
             weight_decay=meta["weight_decay"],
             projection="bisection",
         )
-        frame_ids = [scene.victim.padded_ids([p.shot.prompt.text])[0] for p in assault.painted[:1]]
+        frame_ids = [context.victim.padded_ids([p.shot.prompt.text])[0] for p in assault.painted[:1]]
     steps = by_name(seen)
     for n in range(len(results["loss"])):
         assert abs(float(steps["loss"][n] / results["loss"][n]) - 1) < 1e-4
@@ -85,10 +85,10 @@ def test_rows_stay_on_the_simplex(one):
         assert (settled.sum(dim=-1) - 1).abs().max() < 1e-5 and settled.min() >= 0
 
 
-def test_a_prompt_is_attacked_alike_whichever_others_there_are(scene):
+def test_a_prompt_is_attacked_alike_whichever_others_there_are(context):
     few = {"timesteps": 1, "iterations": 1}
-    together, _ = run(replace(scene, shots=scene.shots[2:4]), **few)
-    alone = replace(scene, shots=scene.shots[3:4])
+    together, _ = run(replace(context, shots=context.shots[2:4]), **few)
+    alone = replace(context, shots=context.shots[3:4])
     again, _ = run(alone, **few)
     assert together.shots[-2:] == again.shots and len(together.shots) == 4
     assert together.painted[-1].image.tobytes() == again.painted[-1].image.tobytes()
@@ -113,8 +113,8 @@ def test_the_original_model_is_the_unedited_one(one, erased, tiny_sd):
     """Its prediction is the target although the victim is another model; the victim is back afterwards."""
     erasure = overpaint.erase(tiny_sd, "uce", erase=["cat"])
     end = torch.full((1, 3), tiny_sd.tokenizer.eos_token_id)
-    with erased(erasure) as scene:
-        named = replace(scene, shots=one.shots)
+    with erased(erasure) as context:
+        named = replace(context, shots=one.shots)
         edited = tiny_sd.named_parameters()[next(iter(erasure.changes))].data.clone()
         _, seen = run(named, {"init_ids.0": end}, name="p4d_uda", timesteps=[500], iterations=1)
         assert torch.equal(tiny_sd.named_parameters()[next(iter(erasure.changes))].data, edited)
@@ -125,9 +125,9 @@ def test_the_original_model_is_the_unedited_one(one, erased, tiny_sd):
 def test_the_guided_loss_sees_a_guard(one, erased, tiny_sd):
     losses = {}
     for text in ("", "cat"):
-        with erased(overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"], text=text)) as scene:
+        with erased(overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"], text=text)) as context:
             for prediction in ("conditional", "guided"):
-                _, seen = run(replace(scene, shots=one.shots), timesteps=[500], iterations=1, prediction=prediction)
+                _, seen = run(replace(context, shots=one.shots), timesteps=[500], iterations=1, prediction=prediction)
                 losses[prediction, text] = float(seen[0]["loss"])
     assert losses["conditional", ""] == losses["conditional", "cat"]
     assert abs(losses["guided", ""] / losses["guided", "cat"] - 1) > 1e-3

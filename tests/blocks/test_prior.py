@@ -14,7 +14,7 @@ CAPTIONS = ["a dog on the ground", "snoopy", "a church by the sky"]
 
 def test_statistics_are_the_sum_over_all_rows(tiny_sd, monkeypatch):
     rows = tiny_sd.encode(CAPTIONS).double().flatten(0, 1)
-    monkeypatch.setattr(prior, "BATCH", 2)
+    monkeypatch.setattr(prior, "CAPTIONS_AT_ONCE", 2)
     total, count = caption_statistics(tiny_sd, CAPTIONS)
     assert count == 3 and total.dtype == torch.float64
     torch.testing.assert_close(total, rows.T @ rows, rtol=1e-12, atol=1e-9)

@@ -77,11 +77,11 @@ def test_the_detector_is_not_shown_it_and_nothing_is_known_of_it(pictures, tmp_p
 
 
 @pytest.mark.parametrize("name", ["noise_probe", "completion", "concept_arithmetic", "inversion", "soft_prefix"])
-def test_attacks_that_paint_go_on(name, scene, broken):
+def test_attacks_that_paint_go_on(name, context, broken):
     """What their judge makes of a failed picture is unknown, and no success."""
 
     def paint(texts, seeds, embeds=None, guidance=None):
-        return broken.sample(texts, seeds, embeds=embeds, **scene.protocol, keep_failed=True)
+        return broken.sample(texts, seeds, embeds=embeds, **context.protocol, keep_failed=True)
 
     def judge(images):
         assert images and all(image is None for image in images)
@@ -97,7 +97,7 @@ def test_attacks_that_paint_go_on(name, scene, broken):
     }
     chosen = component("attack", name)
     attack = chosen.build({key: value for key, value in small.items() if key in chosen.defaults}, seed=0)
-    for painted in attack.run(replace(scene, paint=paint, judge=judge)).painted:
+    for painted in attack.run(replace(context, paint=paint, judge=judge)).painted:
         assert painted.image is None and not painted.verdict.known and "psnr" not in painted.readings
 
 

@@ -9,14 +9,15 @@ import pytest
 from PIL import Image
 
 from overpaint.attacks.attack import Assault, Painted
-from overpaint.attacks.prompt_file import Replay, write_prompts
+from overpaint.attacks.prompt_file import PromptFile, write_prompts
 from overpaint.attacks.prompt_lists import attacked
+from overpaint.attacks.stored import write_assault
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts, shots
-from overpaint.images.stages.attack import _judge, write_assault
+from overpaint.images.stages.attack import _judge
 from overpaint.images.stages.measure import RECORD_COLUMNS, figures, gather
 from overpaint.metrics.attack_success import AttackSuccessUnion, JudgeAgreement
-from overpaint.metrics.outcomes import own_concept, rows, share
+from overpaint.metrics.outcomes import own_concept, share
 from overpaint.report import statistics
 from overpaint.run.store import MANIFEST
 
@@ -104,7 +105,7 @@ def test_what_a_search_makes_of_one_plain_text_is_one_cluster(measured):
     assert set(evidence.images["cluster"]) == set(evidence.plain["cluster"])
 
 
-def test_an_exported_search_is_replayed_beside_its_plain_prompts(measured, tmp_path, scene):
+def test_an_exported_search_is_replayed_beside_its_plain_prompts(measured, tmp_path, context):
     """Two seeds of two prompts: found again by prompt, one cluster a prompt, and joined with their plain images."""
     plain = plain_of(["a church", "the church"], seeds=2)
     found = Assault([attacked(shot, f"x{n} {shot.prompt.text}", CHURCH, "search") for n, shot in enumerate(plain)])
@@ -113,7 +114,7 @@ def test_an_exported_search_is_replayed_beside_its_plain_prompts(measured, tmp_p
     write_assault(folder, found)
     (folder / MANIFEST).write_text(json.dumps({"config": {"attack": "uda", "concept": {"name": "church"}}}))
     write_prompts(tmp_path / "list.csv", [folder])
-    replayed = Replay(file=str(tmp_path / "list.csv"), most=None).run(scene).shots
+    replayed = PromptFile(file=str(tmp_path / "list.csv"), most=None).run(context).shots
     assert [shot.noise_seed for shot in replayed] == [shot.noise_seed for shot in plain]
     assert Shot.from_dict(replayed[0].as_dict()) == replayed[0]
     evidence = gather(*measured(images=[replayed], original=[replayed], plain=[plain], plain_original=[plain]))
@@ -140,7 +141,7 @@ def test_a_judge_that_fails_has_said_nothing(measured):
     made = [attacked(shot, "x church", CHURCH, "search") for shot in plain_of(["a", "b", "c"])]
     painted = [Painted(shot, Image.new("RGB", (8, 8)), verdict) for shot, verdict in zip(made, verdicts)]
     evidence = gather(*measured(images=[Assault(made, painted=painted)], plain=[]))
-    assert rows(evidence.images, "attacked")["verdict"].tolist() == pytest.approx([1.0, 0.0, np.nan], nan_ok=True)
+    assert evidence.images_of("attacked")["verdict"].tolist() == pytest.approx([1.0, 0.0, np.nan], nan_ok=True)
     figure = JudgeAgreement().measure(evidence)
     assert (figure.value, figure.n) == (0.5, 2)
 

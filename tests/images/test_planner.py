@@ -12,7 +12,7 @@ from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts
 from overpaint.grid.registry import component, components
 from overpaint.grid.roles import ROLES, role_shots
 from overpaint.images.planner import make_plan
-from overpaint.images.stages.attack import _scene
+from overpaint.images.stages.attack import _context
 from overpaint.images.tasks import HALF_PRECISION
 from overpaint.images.workbench import Workbench
 
@@ -99,7 +99,7 @@ def test_who_compares_with_pictures_of_the_concept_is_shown_some():
         made = plan("attack=pez", "method=uce", "concepts=church", "budget=smoke", *overrides)
         tasks = [t for t in stages(made, "attack") if t.config["attack"] == "pez"]
         assert tasks and {t.config.get("examples") == "world" for t in tasks} == {shown}
-        assert len(_scene(tasks[0], {}, Workbench(), None).examples(3)) == (3 if shown else 0)
+        assert len(_context(tasks[0], {}, Workbench(), None).examples(3)) == (3 if shown else 0)
 
 
 def test_examples_begin_with_other_noise_than_what_is_attacked():

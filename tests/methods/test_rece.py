@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 import overpaint
 from official import changed, distance
+from overpaint.blocks.adversarial_rows import adversarial_rows, overlaps
 from overpaint.blocks.draws import traced
 from overpaint.grid.registry import component
 from overpaint.methods import rece
-from overpaint.methods.rece import RECE, overlaps
+from overpaint.methods.rece import RECE
 
 RUNS = {
     "object": {"erase": ["church"], "anchor": " ", "preset": "object"},
@@ -60,9 +61,9 @@ def test_no_epochs_is_uce_to_the_bit(tiny_sd):
 def test_the_adversary_of_an_unedited_model_is_the_concept(tiny_sd_float64):
     base = [p.weight for p in tiny_sd_float64.projections("key", "value")]
     E = tiny_sd_float64.encode(["dog"])[0]
-    A = eraser(r=0.0).nearest_rows(E, *overlaps(base, base), None)
+    A = adversarial_rows(E, *overlaps(base, base), r=0.0)
     torch.testing.assert_close(A, E, rtol=0, atol=1e-9)
-    A = eraser(r=1e9).nearest_rows(E, *overlaps(base, base), None)
+    A = adversarial_rows(E, *overlaps(base, base), r=1e9)
     assert A.norm() < 1e-5 * E.norm()
 
 
@@ -97,7 +98,7 @@ def test_adversarial_rows_minimise_what_they_should(edited):
     }
     terms["both"] = lambda A: terms["first"](A) + terms["second"](A)
     for regulariser, term in terms.items():
-        A = eraser(regulariser=regulariser, r=r).nearest_rows(E, *overlaps(now, base), T)
+        A = adversarial_rows(E, *overlaps(now, base), r, regulariser, T)
         gradient = objective(now, base, E, term)
         assert gradient(A)[0].abs().max() < 1e-9, regulariser
         assert gradient(A)[1] < gradient(E)[1], "adversarial rows come closer to the old outputs than the concept's own"

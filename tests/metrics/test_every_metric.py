@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from importlib import import_module
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -9,22 +10,11 @@ import pytest
 import yaml
 
 from overpaint.grid.shipped import shipped
-from overpaint.metrics.metric import Metric
+from overpaint.metrics.metric import IMAGE_ROLES, FrameName, Metric
 from overpaint.run.track import facets
 
 LISTED = yaml.safe_load((shipped("conf") / "metrics" / "facets.yaml").read_text(encoding="utf-8"))["metrics"]
-FRAMES = (
-    "images",
-    "original",
-    "control",
-    "random_prefix",
-    "floor",
-    "unrelated",
-    "plain",
-    "plain_original",
-    "reference",
-)
-ROLES = {"target", "near", "grid", "in_prompt", "utility", "attacked", "floor"}
+FRAMES = get_args(FrameName)
 
 
 def load(path: str) -> Metric:
@@ -41,14 +31,20 @@ WITHOUT_ORIGINAL = ["judge_agreement", "attack_unrelated", *(n for n in LISTED i
 FALLING = ["ua", *(n for n in OF_IMAGES if load(LISTED[n]).direction == "down" and load(LISTED[n]).unit == "fraction")]
 
 
+def named(name: str) -> Metric:
+    metric = load(LISTED[name])
+    metric.name = name  # its key in the YAML
+    return metric
+
+
 @pytest.fixture(params=LISTED)
 def metric(request):
-    return load(LISTED[request.param])
+    return named(request.param)
 
 
 @pytest.fixture(params=OF_IMAGES)
 def of_images(request):
-    return load(LISTED[request.param])
+    return named(request.param)
 
 
 def failing(evidence, share: float, seed: int = 0):
@@ -67,12 +63,11 @@ def failing(evidence, share: float, seed: int = 0):
 
 
 def test_it_describes_itself(metric):
-    assert load(LISTED[metric.name]).__class__ is metric.__class__
     assert metric.facet in facets()
     assert metric.direction in ("up", "down")
     assert metric.unit and metric.paper and metric.aggregation
     assert metric.version >= 1
-    assert set(metric.roles) <= ROLES
+    assert set(metric.roles) <= set(IMAGE_ROLES)
     assert metric.attacks
     assert metric.__doc__
 

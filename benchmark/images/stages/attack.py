@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from overpaint.attacks.attack import COMPARISONS, Assault, Ledger, Painted, Provenance, Scene, Verdict
+from overpaint.attacks.attack import COMPARISONS, AttackContext, Verdict
+from overpaint.attacks.stored import write_assault
 from overpaint.attacks.wording import ordinary_texts
 from overpaint.grid.cells import Choice
 from overpaint.grid.concepts import Catalogue, Concept, stored_concept
@@ -26,26 +26,30 @@ def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[
     config, runtime = tasks[0].config, tasks[0].runtime
     attack = build_attack(Choice(config["attack"], None, config["hyperparameters"]), config["seed"])
     with bench.victim(config, runtime, inputs.get("erasure")) as victim:
-        scenes = [_scene(task, inputs, bench, victim) for task in tasks]
+        attack.check_family(victim.family, config["attack"])
+        contexts = [_context(task, inputs, bench, victim) for task in tasks]
         start = time.perf_counter()
-        assaults = attack.run_together(scenes)
+        assaults = attack.run_together(contexts)
         seconds = (time.perf_counter() - start) / len(tasks)
-        notes = [_note(attack, scene) for scene in scenes]
+        notes = [_note(attack, context) for context in contexts]
     for assault, folder in zip(assaults, folders):
         assault.ledger.seconds = seconds
         assault.ledger.images = sum(shot.prompt.role not in COMPARISONS for shot in assault.shots)
         write_assault(folder, assault)
+        if assault.painted:
+            rows = [{"prompt": p.shot.prompt.text, "noise_seed": p.shot.noise_seed} for p in assault.painted]
+            write_images(folder, [p.image for p in assault.painted], rows)
     return [{"cost": assault.ledger.as_dict()} | erasure_cost(inputs) | note for assault, note in zip(assaults, notes)]
 
 
-def _note(attack, scene: Scene) -> dict[str, str]:
+def _note(attack, context: AttackContext) -> dict[str, str]:
     """What a run says of prompts whose end an attack did not read."""
-    cut, known = attack.shortened(scene), len({shot.prompt.text for shot in scene.shots})
-    takes = f"the {scene.victim.tokens} tokens that the model reads"
+    cut, known = attack.shortened(context), len({shot.prompt.text for shot in context.shots})
+    takes = f"the {context.victim.tokens} tokens that the model reads"
     return {"note": f"{cut} of {known} prompts were cut so that they fit {takes}"} if cut else {}
 
 
-def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
+def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
     config = task.config
     protocol, concept = config.get("protocol", {}), stored_concept(config["concept"])
 
@@ -63,7 +67,7 @@ def _scene(task, inputs: Mapping[str, Path], bench, victim) -> Scene:
         )
 
     judge, features = _judge(config["judge"], concept.label, bench) if "judge" in config else (None, None)
-    return Scene(
+    return AttackContext(
         concept,
         [Shot.from_dict(s) for s in config["shots"]],
         Catalogue(templates=config["templates"]),
@@ -104,40 +108,6 @@ def _embeds(detector) -> bool:
     from PIL import Image
 
     return "features" in detector.score([Image.new("RGB", (64, 64), "gray")])
-
-
-def write_assault(folder: Path, assault: Assault) -> None:
-    """``shots.json`` (verdicts, readings, provenance), ``tokens.safetensors`` and, from attacks that paint, the pictures."""
-    from safetensors.torch import save_file
-
-    painted = assault.painted or [Painted(shot, None) for shot in assault.shots]
-    rows = [
-        p.shot.as_dict()
-        | ({"verdict": list(p.verdict)} if p.verdict else {})
-        | ({"readings": dict(p.readings)} if p.readings else {})
-        | ({"provenance": p.provenance._asdict()} if p.provenance else {})
-        for p in painted
-    ]
-    (folder / "shots.json").write_text(json.dumps(rows), encoding="utf-8")
-    save_file({k: v.detach().contiguous().cpu() for k, v in assault.tokens.items()}, folder / "tokens.safetensors")
-    if assault.painted:
-        rows = [{"prompt": p.shot.prompt.text, "noise_seed": p.shot.noise_seed} for p in assault.painted]
-        write_images(folder, [p.image for p in assault.painted], rows)
-
-
-def read_assault(folder: Path) -> Assault:
-    """What an attack left in its folder; its pictures stay on disk (``painted`` holds none of them)."""
-    from safetensors.torch import load_file
-
-    rows = json.loads((folder / "shots.json").read_text(encoding="utf-8"))
-    verdicts = [Verdict(*row.pop("verdict")) if "verdict" in row else None for row in rows]
-    readings = [row.pop("readings", {}) for row in rows]
-    origins = [Provenance(**row.pop("provenance")) if "provenance" in row else None for row in rows]
-    shots = [Shot.from_dict(row) for row in rows]
-    said = any(verdicts) or any(readings) or any(origins)
-    known = zip(shots, verdicts, readings, origins)
-    painted = [Painted(shot, None, *seen) for shot, *seen in known] if said else []
-    return Assault(shots, load_file(folder / "tokens.safetensors"), Ledger(), painted)
 
 
 def _examples(config: Mapping, concept: Concept, inputs: Mapping[str, Path], count: int, bench) -> Sequence:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from overpaint.attacks.stored import read_assault
 from overpaint.run.progress import announce
 from overpaint.run.store import read_manifest
 
 
 def run(task, inputs, folder, bench) -> dict:
-    from overpaint.images.stages.attack import read_assault
-
     config, protocol = task.config, task.config["protocol"]
     shots, tokens = config["shots"], {}
     if shots is None:
