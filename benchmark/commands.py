@@ -36,7 +36,7 @@ def prepare(composed: Sequence[Composed]) -> tuple[list[Cell], Plan, Store]:
     for key in CIRCUMSTANCES:
         if any(c.config[key] != composed[0].config[key] for c in composed):
             raise UserError(f"{key} says where and how a whole grid runs and is no axis of it: give one")
-    kind = track(composed[0].config["track"])
+    kind = track(composed[0].config["track"]["name"])
     cells = [kind.cell(c.config, c.explicit) for c in composed]
     return cells, kind.plan(cells), Store.chosen(composed[0].config["store"])
 
