@@ -284,10 +284,8 @@ def descend(
             values = loss(step, ids, rows).reshape(len(variables))
             reached = torch.autograd.grad(rows, parameters, gradients(values.sum(), rows, kind))
         if not all(gradient.isfinite().all() for gradient in reached):
-            raise UserError(
-                f"the gradient of the search is non-finite at step {step}: {kind} overflows; "
-                "use model.precision=float32"
-            )
+            hint = "; use model.precision=float32" if kind == torch.float16 else ""
+            raise UserError(f"the gradient of the search is non-finite at step {step}{hint}")
         for each in zip(values.detach(), ids, reached):
             show(**dict(zip(("loss", "ids", "gradient"), each)))
         yield step, ids
