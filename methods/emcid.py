@@ -245,16 +245,17 @@ class Sentences:
 
 
 class Shift:
-    """δ (r, d), added to the stream behind a block at the edited positions; what `train` calls a student.
+    """δ (r, d), added to the output of a text-encoder block at the edited positions (r of them).
 
-    Adding it to what the block's fc2 puts into the stream is the same, and needs no knowledge of the block's output.
+    Implemented by adding δ to the output of the block's fc2, which is equivalent since the block only adds that to its
+    residual stream. A `overpaint.blocks.training.Trainable`.
     """
 
     def __init__(self, layer: TextLayer, source: Sentences, h: torch.Tensor):
         self.layer, self.source, self.h = layer, source, h
         self.delta = torch.nn.Parameter(torch.zeros_like(h, dtype=torch.promote_types(h.dtype, torch.float32)))
         self.masters = {"delta": self.delta}
-        self.dtype = layer.weight.dtype  # what the model computes in
+        self.dtype = layer.weight.dtype
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The contract of an eraser, and `erase`: from a method's name and a few words to an erasure."""
+"""The base class of every method, `Eraser`, and the function `erase`, which runs a method by name."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Eraser(ABC):
-    """A method. Fields are its hyper-parameters, whose defaults live in ``conf/method/<name>.yaml``.
+    """Base class of a method.
 
-    ``version`` is raised in the commit that can change its result; ``families`` and ``kinds`` say what it supports,
-    ``multiple`` whether one request may name several concepts, ``stacks`` whether its guard can be put on a model that
-    has one already (`install` finds it in ``model.guidance``), ``acts_on`` where on a prompt's way into the picture it
-    stands (`overpaint.grid.scope.PROMPT_PATH`; a property where settings decide).
+    A subclass is a keyword-only dataclass. Its fields are the hyper-parameters; their defaults are in
+    ``conf/method/<name>.yaml``, and values are type-checked before ``__post_init__``, which checks ranges. A subclass
+    implements `erase`, and `install` as well if its erasures are adapters or guards.
+
+    Class attributes:
+        version: part of the key of every result; raise it in a commit that can change results.
+        families: the model families it supports (``model.family``).
+        kinds: the kinds of concept it can erase.
+        multiple: whether one request may contain several concepts.
+        stacks: whether its guard can be installed on a model that already has one (then in ``model.guidance``).
+        acts_on: the stage of the pipeline that it changes: ``"text_encoder"``, ``"conditioning"`` or ``"denoiser"``
+            (`overpaint.grid.scope`). Make it a property if it depends on hyper-parameters.
     """
 
     seed: int = 0
@@ -39,24 +47,32 @@ class Eraser(ABC):
 
     @abstractmethod
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
-        """Erase the requested concepts. The model comes back unchanged; the same seed gives the same erasure."""
+        """Return an erasure of ``request.erase`` that keeps ``request.retain``.
+
+        The model must be unchanged afterwards, and all random numbers must come from ``self.seed``
+        (`overpaint.blocks.draws.Draws`), so that the same seed gives the same erasure.
+        """
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        """Put a guard or an adapter on the model and return what takes it off. Deltas need none."""
-        raise TypeError(f"{cls.__name__} makes erasures of kind {erasure.kind!r} but says not how to install one")
+        """Install an adapter or a guard on the model; the returned function removes it. Deltas do not need this."""
+        raise TypeError(f"{cls.__name__} makes erasures of kind {erasure.kind!r} but does not implement install()")
 
     def check(self, model: DiffusionModel, request: Request, name: str) -> None:
-        """Refuse what this method cannot do, with the reason."""
+        """Raise a `UserError` if this method does not support the model or the request."""
         if model.family not in self.families:
-            raise UserError(f"method={name} works on {', '.join(self.families)}, not on {model.family}")
+            raise UserError(f"method={name} supports the families {', '.join(self.families)}, not {model.family}")
         for concept in request.erase:
             if concept.kind not in self.kinds:
                 raise UserError(
-                    f"method={name} erases {', '.join(self.kinds)}, not {concept.kind} (concept {concept.name!r})"
+                    f"method={name} erases the kinds {', '.join(self.kinds)}, not {concept.kind} "
+                    f"(concept {concept.name!r})"
                 )
         if len(request.erase) > 1 and not self.multiple:
-            raise UserError(f"method={name} erases one concept a request, got {len(request.erase)}")
+            raise UserError(
+                f"method={name} erases one concept per request, got {len(request.erase)}; "
+                "erase them one after the other with concepts.sequential=true"
+            )
 
 
 def erase(
@@ -74,13 +90,27 @@ def erase(
     before: Erasure | None = None,
     **hyperparameters: Any,
 ) -> Erasure:
-    """Erase concepts from a model and return the erasure; the model itself comes back unchanged.
+    """Erase concepts from a model and return the erasure. The model itself is unchanged.
 
-    ``erase`` and ``retain`` are names (or `Concept` objects); ``anchor`` is what to paint instead, one for all or one
-    each (``None``: the method's default). ``preset`` picks a documented setting of the method, ``hyperparameters`` override
-    it; their names and defaults are those of ``conf/method/<method>.yaml``. With ``sequential`` every concept is a
-    request of its own, in order, each made on the last one's victim; ``before`` is an erasure, of any method, to start
-    from. Either way the result is one erasure, which holds those below it.
+    Args:
+        model: a model from `overpaint.load_model`.
+        method: the name of a method (``overpaint list methods``).
+        erase: concepts to erase, as names or `Concept` objects.
+        anchor: the text to paint instead: one for all concepts or a list with one each. ``None``: the method's default.
+        retain: concepts to keep, as names or `Concept` objects.
+        kind: the kind of the concepts that are given as names (``"object"``, ``"style"``, …).
+        request: replaces ``erase``, ``anchor``, ``retain`` and ``kind``.
+        preset: a preset of ``conf/method/<method>.yaml``.
+        seed: seed of all random numbers that the method draws.
+        sequential: erase the concepts one after the other, each from the model that the previous erasure left.
+        before: an erasure by any method, which the model carries while this one is made.
+        hyperparameters: override the defaults and the preset of ``conf/method/<method>.yaml``.
+
+    Returns:
+        The erasure. With ``sequential`` or ``before`` it includes the erasures below it.
+
+    Raises:
+        UserError: an unknown name, a bad value, or a model or concept that the method does not support.
     """
     request = request or Request.of(erase, anchor, retain, kind)
     chosen = component("method", method)
@@ -94,7 +124,7 @@ def erase(
 
 
 def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request, before: Erasure | None) -> Erasure:
-    """One request, made on the model with ``before`` on it; costs are those of the whole sequence."""
+    """Run one request on the model with ``before`` attached. The manifest's costs cover the whole sequence."""
     from overpaint.models.erasure import fingerprint
 
     with before.attached(model) if before else nullcontext(), Meter(str(model.device)) as meter:
@@ -121,7 +151,7 @@ def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request
         erasure.base = {name: parameters[name].data for name in erasure.names}
         erasure.manifest["base"] = fingerprint(erasure.base)
     if before and erasure.kind == "guard":
-        erasure.attach(model)()  # two guards that do not get along are told now, not while sampling
+        erasure.attach(model)()  # raises now, instead of during sampling, if two guards cannot be combined
     return erasure
 
 

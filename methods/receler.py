@@ -1,25 +1,26 @@
-"""Receler: small adapters behind the cross-attention learn to take a concept out again, where it is looked for.
+"""Receler: small adapters after each cross-attention layer learn to remove a concept where the image attends to it.
 
 Huang, Chang, Tsai, Lai, Yang and Wang, "Reliable Concept Erasing of Text-to-Image Diffusion Models via Lightweight
-Erasers", ECCV 2024, arXiv 2311.17717. In every transformer block the output o (pixels, d) of cross-attention becomes
-o + A(o), with an eraser of rank r whose U and u start at zero; the base stays as it is:
+Erasers", ECCV 2024, arXiv 2311.17717. In each transformer block an adapter A of rank r (the paper's "eraser") changes
+the output o (pixels, d) of cross-attention to o + A(o). U and u start at zero; the base network is not trained:
 
     A(o) = GELU(o Dᵀ + d) Uᵀ + u                                                D (r, d), U (d, r)
 
-With e0 the base, e the network with erasers, c the concept's prompt, ∅ the empty one, x_t a roll-out by e for c
-(batch, 4, h, w), and v (k, width) vectors written over the positions behind the concept's tokens in its *encoding*:
+Notation: e0 is the base, e the network with adapters, c the concept's prompt, ∅ the empty prompt, x_t (batch, 4, h, w)
+the latents of a roll-out by e for c. The adversarial vectors v (k, width) replace the positions after the concept's
+tokens in the *encoding* of c, written c ⊕ v:
 
-    M      = the base's attention to the concept's tokens while it computes e0(x_t, c), min–max scaled, ≥ ``mask_threshold``
-    v      ← Adam on mean (e(x_t, c ⊕ v) − e0(x_t, c))²                          ``inner_steps`` times; v is kept
+    M      = e0's attention to the concept's tokens at (x_t, c), min–max scaled per image, ≥ ``mask_threshold``
+    v      ← Adam on mean (e(x_t, c ⊕ v) − e0(x_t, c))²                          ``inner_steps`` times; v persists
     target = e0(x_t, ∅) − η (e0(x_t, c) − e0(x_t, ∅))
     loss   = mean (e(x_t, c ⊕ v) − target)² + λ · mean over blocks of Σ (A ⊙ (1 − M))² / Σ (1 − M)
 
-The loss takes the last inner step's prediction. The mask is made from the maps of 16 × 16 pixels and resized to the other
-layers; a network without such maps lends those whose side is nearest to 16 (SD 2.1 at 768 pixels: 12).
+The loss reuses the prediction of the last inner step. The mask is computed from the 16 × 16 attention maps and resized
+for the other layers. If the network has no maps of that size, the nearest size is used (12 for SD 2.1 at 768 pixels).
 
-The released code writes v into a copy, so that e is always evaluated on plain c, all inner steps are alike and v trains
-nothing: ``compat: official``. It also feeds timesteps that do not match the noise level of x_t. ``intended`` writes v
-into the prompt and aligns them.
+Official code (``compat: official``) writes v into a copy that it never uses: e always sees plain c, all inner steps are
+equal, and v has no effect. Its timesteps do not match the noise level of x_t. ``intended`` inserts v into the prompt
+and uses the timestep that matches x_t.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import gelu, interpolate, linear, mse_loss
 
+from overpaint.blocks.adapters import hook_layers
 from overpaint.blocks.attention import attention_maps
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
@@ -45,7 +47,7 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
 
-#: Side of the attention maps that a mask is made from, as in MasaCtrl.
+#: Side of the attention maps that masks are computed from, as in MasaCtrl (arXiv 2304.08465).
 MASK_SIDE = 16
 
 
@@ -78,7 +80,7 @@ class Receler(Eraser):
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)
-        erasers = Erasers.drawn(model, self.rank, draws)
+        adapters = BlockAdapters.drawn(model, self.rank, draws)
         adversaries = [Adversary(self, model, c.name, draws) for c in request.erase]
         with torch.no_grad():
             nothing = model.encode([""]).expand(self.batch_size, -1, -1)
@@ -86,11 +88,11 @@ class Receler(Eraser):
         def loss() -> torch.Tensor:
             adversary = adversaries[draws.integer("concept", 0, len(adversaries))]
             c = adversary.plain.expand_as(nothing)
-            x_t, t = self.noised(model, erasers, c, nothing, draws)
+            x_t, t = self.noised(model, adapters, c, nothing, draws)
             e_c, e_0, masks = self.base(model, x_t, t, c, nothing, adversary.words)
             target = e_0 - self.negative_guidance * (e_c - e_0)
             for _ in range(self.inner_steps):
-                with erasers.active() as added:
+                with adapters.active() as added:
                     predicted = model.predict(x_t, t, adversary.prompt().expand_as(nothing))
                 adversary.step(mse_loss(predicted.float(), e_c.float()))
             erase = mse_loss(predicted.float(), target.float())
@@ -98,21 +100,21 @@ class Receler(Eraser):
             trace_values(added={block: A.detach() for block, A in added.items()})
             return erase + self.regulariser * outside(added, masks)
 
-        train(erasers, torch.optim.Adam(erasers.masters.values(), lr=self.learning_rate), self.iterations, loss)
-        return Erasure("receler", "adapter", parts=erasers.parts(model.dtype))
+        train(adapters, torch.optim.Adam(adapters.masters.values(), lr=self.learning_rate), self.iterations, loss)
+        return Erasure("receler", "adapter", parts=adapters.parts(model.dtype))
 
-    def noised(self, model: DiffusionModel, erasers: Erasers, c, nothing, draws: Draws) -> Noised:
-        """x_t and t of one iteration."""
+    def noised(self, model: DiffusionModel, adapters: BlockAdapters, c, nothing, draws: Draws) -> Noised:
+        """x_t (batch, 4, h, w) and t for one iteration."""
         k = draws.integer("k", 0, self.rollout_steps)
         start = draws.noise("x_T", (self.batch_size, *model.noise([0]).shape[1:]), c)
         guidance = Guidance(model, c, nothing, self.start_guidance)
-        with erasers.active():
+        with adapters.active():
             if self.compat == "official":
                 return compvis_rollout(model, start, guidance, self.rollout_steps, k, draws)
             return rollout(model, start, guidance, "ddim", self.rollout_steps, k)
 
     def base(self, model: DiffusionModel, x_t: torch.Tensor, t: int, c, nothing, words: slice):
-        """e0(c), e0(∅) (batch, 4, h, w) and the masks of every block."""
+        """e0(x_t, c) and e0(x_t, ∅), both (batch, 4, h, w), and the mask of each block."""
         with torch.no_grad(), attention_maps(model) as maps:
             e_c, e_0 = model.predict(x_t.repeat(2, 1, 1, 1), t, torch.cat([c, nothing])).chunk(2)
         maps = {name.removesuffix(".attn2"): found[: len(c)] for name, found in maps.items()}
@@ -121,24 +123,27 @@ class Receler(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        return Erasers(
+        return BlockAdapters(
             model, {name: part.to(model.device, model.dtype) for name, part in erasure.parts.items()}
-        ).put_on()
+        ).attach()
 
 
-class Erasers:
-    """An eraser behind the cross-attention of every block: tensors ``<block>.{down,up}.{weight,bias}``."""
+class BlockAdapters:
+    """An adapter after the cross-attention of each transformer block.
+
+    ``masters`` are its tensors, named ``<block>.{down,up}.{weight,bias}``.
+    """
 
     def __init__(self, model: DiffusionModel, masters: Mapping[str, torch.Tensor]):
         self.layers, self.masters = attention_layers(model), dict(masters)
         given = {name: tuple(tensor.shape) for name, tensor in masters.items()}
         rank = next((shape[0] for name, shape in given.items() if name.endswith("down.bias")), 0)
         if given != {name: shape for block, layer in self.layers.items() for name, shape in shapes(block, layer, rank)}:
-            raise UserError("these erasers do not fit the model: its cross-attention has other layers or widths")
+            raise UserError("these adapters do not fit the model: its cross-attention has other layers or widths")
 
     @classmethod
-    def drawn(cls, model: DiffusionModel, rank: int, draws: Draws) -> Erasers:
-        """Fresh ones, at least in float32: D and d uniform within ±1/√width, as a linear layer's, U and u zero."""
+    def drawn(cls, model: DiffusionModel, rank: int, draws: Draws) -> BlockAdapters:
+        """New adapters, at least float32: D and d uniform in ±1/√width (`torch.nn.Linear`'s default), U and u zero."""
         like = torch.empty((), device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
         masters = {}
         for block, layer in attention_layers(model).items():
@@ -148,45 +153,39 @@ class Erasers:
                 masters[name] = torch.nn.Parameter(drawn.clone())
         return cls(model, masters)
 
-    def put_on(self, added: dict[str, torch.Tensor] | None = None) -> Callable[[], None]:
-        """Let each layer's output pass its eraser; ``added`` collects A(o) by block. Returns what takes them off."""
-        hooks = [layer.register_forward_hook(partial(self._pass, block, added)) for block, layer in self.layers.items()]
+    def attach(self, added: dict[str, torch.Tensor] | None = None) -> Callable[[], None]:
+        """Add A(o) to the output of each layer and keep it in ``added`` by block. Call the result to detach."""
 
-        def take_off() -> None:
-            for hook in hooks:
-                hook.remove()
+        def add(block: str, layer: torch.nn.Module, inputs, o: torch.Tensor) -> torch.Tensor:
+            D, d, U, u = (self.masters[f"{block}.{part}"].to(o) for part in PARTS)
+            A = linear(gelu(linear(o, D, d)), U, u)
+            if added is not None:
+                added[block] = A
+            return o + A
 
-        return take_off
+        return hook_layers(self.layers, add)
 
     @contextmanager
     def active(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Erasers work inside the block; yields A(o) (batch, pixels, d) of the last forward by block."""
+        """Attach the adapters inside the block; yields A(o) (batch, pixels, d) of the last forward by block."""
         added: dict[str, torch.Tensor] = {}
-        take_off = self.put_on(added)
+        detach = self.attach(added)
         try:
             yield added
         finally:
-            take_off()
-
-    def _pass(self, block: str, added: dict | None, layer: torch.nn.Module, inputs, o: torch.Tensor) -> torch.Tensor:
-        D, d, U, u = (self.masters[f"{block}.{part}"].to(o) for part in PARTS)
-        A = linear(gelu(linear(o, D, d)), U, u)
-        if added is not None:
-            added[block] = A
-        return o + A
+            detach()
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
         return next(iter(self.layers.values())).to_out[0].weight.dtype
 
     def parts(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """The tensors to store."""
+        """The trained tensors in the given precision, to be stored."""
         return {name: master.detach().to(dtype).clone() for name, master in self.masters.items()}
 
 
 def attention_layers(model: DiffusionModel) -> dict[str, torch.nn.Module]:
-    """Cross-attention layers by the name of the transformer block that holds them."""
+    """Cross-attention layers by the name of their transformer block."""
     named = model.unet.named_modules()
     return {name.removesuffix(".attn2"): layer for name, layer in named if name.endswith(".attn2")}
 
@@ -195,7 +194,7 @@ PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
 
 
 def shapes(block: str, layer: torch.nn.Module, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of one eraser's tensors, in the order of ``PARTS``."""
+    """Names and shapes of one adapter's tensors, in the order of ``PARTS``."""
     d = width(layer)
     return zip((f"{block}.{part}" for part in PARTS), ((rank, d), (rank,), (d, rank), (d,)))
 
@@ -210,7 +209,7 @@ def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -
 
 
 class Adversary:
-    """v (1, k, width) behind a concept's tokens in its encoding (1, tokens, width), and the optimiser that it keeps."""
+    """v (1, k, width), which follows a concept's tokens in its encoding (1, tokens, width), and v's optimiser."""
 
     def __init__(self, method: Receler, model: DiffusionModel, concept: str, draws: Draws):
         with torch.no_grad():
@@ -219,7 +218,7 @@ class Adversary:
         last = first + method.vectors
         if last > model.tokens:
             raise UserError(
-                f"vectors={method.vectors} and {concept!r} do not fit the {model.tokens} positions of a prompt"
+                f"method=receler: vectors={method.vectors} and {concept!r} do not fit the {model.tokens} positions of a prompt"
             )
         self.words, self.places, self.written = slice(1, first), slice(first, last), method.compat == "intended"
         shape = (1, method.vectors, self.plain.shape[2])
@@ -229,14 +228,14 @@ class Adversary:
         self.optimizer = torch.optim.Adam([self.v], **rates)
 
     def prompt(self) -> torch.Tensor:
-        """c ⊕ v (1, tokens, width). As released, c itself: gradients reach v, its values go nowhere."""
+        """c ⊕ v (1, tokens, width). With ``compat: official`` it equals c, and only the gradient reaches v."""
         v, c, places = self.v.to(self.plain.dtype), self.plain, self.places
         if not self.written:
             v = c[:, places] + (v - v.detach())
         return torch.cat([c[:, : places.start], v, c[:, places.stop :]], 1)
 
     def step(self, loss: torch.Tensor) -> None:
-        """One step of v down the loss, whose graph stays for the erasers' own step."""
+        """One optimiser step on v. The loss keeps its graph, which the adapters' step uses again."""
         (self.v.grad,) = gradients(loss, [self.v], self.plain.dtype, retain_graph=True)
         trace_values(adversary_loss=loss.detach(), adversary_gradient=self.v.grad)
         self.optimizer.step()
@@ -244,10 +243,10 @@ class Adversary:
 
 
 def concept_masks(maps: Mapping[str, torch.Tensor], words: slice, threshold: float) -> dict[str, torch.Tensor]:
-    """Where the concept's tokens are looked for: 0 or 1 (batch, side, side) by block.
+    """Masks (batch, side, side) by block: 1 where the image attends to the concept's tokens, 0 elsewhere.
 
-    ``maps`` are attention probabilities (batch, heads, pixels, tokens) by block. Those nearest to 16 × 16 pixels are
-    averaged over heads, tokens and layers, scaled to 0 … 1 in each picture, cut at the threshold, and resized.
+    ``maps`` are attention probabilities (batch, heads, pixels, tokens) by block. The maps nearest to 16 × 16 pixels are
+    averaged over heads, ``words`` and layers, min–max scaled per image, compared with ``threshold``, and resized.
     """
     sides = {block: isqrt(found.shape[2]) for block, found in maps.items()}
     side = min(sides.values(), key=lambda side: abs(side - MASK_SIDE))
@@ -259,7 +258,7 @@ def concept_masks(maps: Mapping[str, torch.Tensor], words: slice, threshold: flo
 
 
 def outside(added: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What erasers add (batch, pixels, d) outside the masks (batch, side, side): mean square a channel and pixel there."""
+    """The regulariser: the mean square of A (batch, pixels, d) per channel and pixel outside the masks, over blocks."""
     terms = []
     for block, A in added.items():
         beyond = 1 - masks[block].flatten(1)

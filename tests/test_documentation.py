@@ -7,19 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from requirements import documented
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def shipped(kind):
     return sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
-
-
-def documented(kind):
-    """The components whose YAML a page names as its own: ``conf/attack/{uda,p4d_uda}.yaml``."""
-    for page in (ROOT / "docs" / f"{kind}s").glob("*.md"):
-        for names in re.findall(rf"`conf/{kind}/(\w+|{{[\w,]+}})\.yaml`", page.read_text(encoding="utf-8")):
-            yield from names.strip("{}").split(",")
 
 
 @pytest.mark.parametrize("kind", ["method", "attack"])

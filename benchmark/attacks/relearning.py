@@ -28,7 +28,7 @@ from overpaint.attacks.probes import batches
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import ordinary_texts, sentences
 from overpaint.blocks.draws import Draws
-from overpaint.blocks.training import Student, parameter_group, train
+from overpaint.blocks.training import Student, Trainable, parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.models.diffusion import DiffusionModel
 
@@ -123,7 +123,7 @@ class Relearning(Attack):
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
     @contextmanager
-    def student(self, victim: DiffusionModel, draws: Draws) -> Iterator[Student | Adapter]:
+    def student(self, victim: DiffusionModel, draws: Draws) -> Iterator[Trainable]:
         """Copies of what learns, as the victim has it now, or low-rank changes, which stay on it to the end of the block."""
         names = parameter_group(victim, RULES[self.train])
         if self.train != "attention_lora":
@@ -156,7 +156,9 @@ class Relearning(Attack):
             made = [(image, [text]) for image, text in zip(context.paint(texts, seeds), texts) if image is not None]
         return [image for image, _ in made], [captions for _, captions in made]
 
-    def loss(self, victim: DiffusionModel, student, latents, captions: list[list[str]], draws: Draws) -> torch.Tensor:
+    def loss(
+        self, victim: DiffusionModel, student: Trainable, latents, captions: list[list[str]], draws: Draws
+    ) -> torch.Tensor:
         """The denoising loss of a random batch."""
         size, total = self.batch_size, len(victim.alphas_cumprod)
         rows = draws.take("rows", lambda g: torch.randint(0, len(latents), (size,), generator=g))

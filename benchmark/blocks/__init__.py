@@ -1,1 +1,1 @@
-"""What erasers and attacks share, each written once."""
+"""Building blocks that methods and attacks share."""

@@ -1,7 +1,7 @@
-"""Low-rank branches beside a network's layers, y = Wx + up m down x, with a mixing m of its own for every image.
+"""Low-rank branches beside a network's layers: y = Wx + up m down x, with a separate mixing matrix m for each image.
 
-They are hooked onto Linear and Conv2d layers and leave the weights alone. Where m is zero the branch is skipped, not
-multiplied by zero, so that the network is itself bit for bit.
+Forward hooks add the branches to Linear and Conv2d layers; the weights do not change. For an image with m = 0 the
+branch is skipped instead of multiplied by zero, so that the network's output is unchanged to the last bit.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from torch.nn.functional import conv2d, linear
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
 
-#: ``LAYER.down`` (rank, in, …) and ``LAYER.up`` (out, rank, …); of a convolution down has its kernel, up is 1 × 1.
+#: ``LAYER.down`` (rank, in, …) and ``LAYER.up`` (out, rank, …). For a convolution, down has the layer's kernel size and
+#: up is 1 × 1.
 Factors = Mapping[str, torch.Tensor]
 
 
 def fresh_factors(
     model: DiffusionModel, layers: Sequence[str], rank: int, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """For every layer down uniform within ±1/√fan-in (Kaiming's rule with a = √5) and up zero, in float32 at least."""
+    """New factors for each layer, at least in float32: ``up`` is zero, ``down`` uniform in ±1/√fan_in.
+
+    These are the bounds of `torch.nn.init.kaiming_uniform_` with a = √5.
+    """
     owners, factors = model.parameter_owners(), {}
     for layer in layers:
         weight = getattr(*owners[f"{layer}.weight"]).detach()
@@ -36,40 +40,53 @@ def fresh_factors(
 
 
 def side_by_side(adapters: Sequence[Factors]) -> dict[str, torch.Tensor]:
-    """The factors of n adapters of the same layers and rank, stacked along the rank."""
+    """The factors of n adapters with the same layers and rank, concatenated along the rank."""
     return {
         name: torch.cat([adapter[name] for adapter in adapters], dim=0 if name.endswith(".down") else 1)
         for name in adapters[0]
     }
 
 
-class Branches:
-    """The branches of n adapters, stacked as by `side_by_side`: they add scale · Σ_ij m_ij up_i down_j x to their layers.
+def hook_layers(layers: Mapping[str, torch.nn.Module], hook: Callable[..., torch.Tensor]) -> Callable[[], None]:
+    """Register ``hook(name, module, inputs, output)`` on the forward of each layer; call the result to remove them."""
+    hooks = [layer.register_forward_hook(partial(hook, name)) for name, layer in layers.items()]
 
-    m (n, n), one an image, is the identity where each adapter acts fully and diagonal where each has a strength.
-    ``masters`` are the factors, which may be parameters to train.
+    def remove() -> None:
+        for handle in hooks:
+            handle.remove()
+
+    return remove
+
+
+class Branches:
+    """The branches of n adapters, stacked by `side_by_side`. They add scale · Σ_ij m_ij up_i down_j x to their layers.
+
+    Each image has a mixing matrix m (n, n). The identity turns every adapter fully on; a diagonal m gives each adapter
+    its own strength. ``masters`` are the factors; they may be trained (`overpaint.blocks.training.Trainable`).
     """
 
     def __init__(self, model: DiffusionModel, factors: Factors, adapters: int = 1, scale: float = 1.0):
         self.masters, self.adapters, self.scale = dict(factors), adapters, scale
         self._mixing: torch.Tensor | None = None  # (images, n, n); None: off
-        self._on: torch.Tensor | None = None  # which images have a branch, where not all have
+        self._on: torch.Tensor | None = None  # (images,): which images have m ≠ 0; None: all
         self._modules: dict[str, torch.nn.Module] = {}
         owners = model.parameter_owners()
         for layer in (name.removesuffix(".down") for name in factors if name.endswith(".down")):
             down, up = factors[f"{layer}.down"], factors[f"{layer}.up"]
             module, _ = owners.get(f"{layer}.weight", (None, ""))
             if module is None or module.weight.shape != (len(up), *down.shape[1:]):
-                raise UserError(f"this adapter does not fit the model: it has a branch at {layer}")
+                raise UserError(f"this adapter does not fit the model: the model has no layer {layer} of that shape")
             self._modules[layer] = module
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
         return next(iter(self._modules.values())).weight.dtype
 
     def mix(self, mixing: float | torch.Tensor) -> None:
-        """Set m, (n, n) or (images, n, n), or one strength for all. A batch may stack its images several times."""
+        """Set m: (n, n), (images, n, n), or a number as the strength of all adapters on all images.
+
+        A forward's batch may repeat the images, as classifier-free guidance does.
+        """
         like = next(iter(self.masters.values()))
         if not isinstance(mixing, torch.Tensor):
             mixing = mixing * torch.eye(self.adapters, dtype=like.dtype)
@@ -80,7 +97,7 @@ class Branches:
 
     @contextmanager
     def at(self, mixing: float | torch.Tensor) -> Iterator[None]:
-        """Another m inside the block."""
+        """Use this m inside the block."""
         before = self._mixing, self._on
         try:
             self.mix(mixing)
@@ -89,18 +106,12 @@ class Branches:
             self._mixing, self._on = before
 
     def attach(self) -> Callable[[], None]:
-        """Hook the branches onto their layers, off until they are mixed; the returned function takes them away."""
-        hooks = [module.register_forward_hook(partial(self._add, layer)) for layer, module in self._modules.items()]
-
-        def remove() -> None:
-            for hook in hooks:
-                hook.remove()
-
-        return remove
+        """Add the branches to their layers; they stay off until `mix` or `at`. Call the result to remove them."""
+        return hook_layers(self._modules, self._add)
 
     @contextmanager
     def active(self, mixing: float | torch.Tensor = 1.0) -> Iterator[None]:
-        """The model computes with the branches inside the block, and gradients reach the factors."""
+        """Attach the branches with this m inside the block."""
         remove = self.attach()
         try:
             with self.at(mixing):
@@ -109,7 +120,7 @@ class Branches:
             remove()
 
     def _add(self, layer: str, module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        """What a layer makes of its input (rows, …), with what its branch adds."""
+        """The layer's output (rows, …) plus its branch, on the rows of images with m ≠ 0."""
         if self._mixing is None:
             return output
         (x,) = inputs

@@ -1,4 +1,4 @@
-"""Which of a few attributes a picture shows: what a method that balances them counts by."""
+"""Classify images by a list of attributes, for methods that balance attributes (debiasing)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-#: Images -> for each the place of its attribute among those asked about.
+#: Maps images to the index of the attribute that each one shows.
 Classifier = Callable[[Sequence["Image"]], list[int]]
 
-#: What CLIP compares a picture with: the template of transformers' zero-shot classification, which UCE's code calls.
+#: The text that CLIP compares an image with: the template of transformers' zero-shot classification, which UCE uses.
 SENTENCE = "This is a photo of {}."
 
 
 def attribute_classifier(name: str, attributes: Sequence[str], device: torch.device) -> Classifier:
-    """The classifier of that name: a detector, among whose labels the attributes are, or CLIP (a folder or hub id)."""
+    """A classifier of images by attribute: a detector that has the attributes as labels, or CLIP (a folder or hub id)."""
     return _by_detector(name, attributes) if name in components("detector") else _by_clip(name, attributes, device)
 
 

@@ -1,4 +1,4 @@
-"""Joint embeddings of texts and images: a CLIP model, and what stands in for one where there is none."""
+"""CLIP embeddings of texts and images, and a replacement that uses only the diffusion model's own text encoder."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 
 class Tower(Protocol):
-    """A text encoder that says one vector of a prompt. ``table`` (words, width) are its token embeddings."""
+    """A text encoder that returns one vector per prompt. ``table`` (vocabulary, width) holds its token embeddings."""
 
     table: torch.Tensor
 
     def features(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Features (n, d) of prompts of words (n, k) with embeddings (n, k, width); differentiable in these."""
+        """Features (n, d) of prompts with token ids (n, k) and embeddings (n, k, width); differentiable in ``rows``."""
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Features (n, d) of texts."""
 
     def ids(self, text: str) -> list[int]:
-        """The words of a text, without start and end."""
+        """The token ids of a text, without the start and end tokens."""
 
     def text(self, ids: Sequence[int]) -> str:
-        """What words read as."""
+        """The text of token ids."""
 
 
 class OwnTower:
-    """A diffusion model's text encoder, of which the first end token's row is taken."""
+    """The diffusion model's own text encoder; the features are its output at the first end token."""
 
     def __init__(self, model: DiffusionModel):
         self.model, self.table = model, model.token_table
@@ -60,7 +60,7 @@ class OwnTower:
 
 
 class Clip:
-    """A CLIP model in the layout of transformers; both towers end in its joint space."""
+    """A transformers CLIP model; text and image features are in its joint space."""
 
     def __init__(self, model, tokenizer, processor=None):
         self.model, self.tokenizer, self.processor = model.requires_grad_(False).eval(), tokenizer, processor
@@ -69,7 +69,7 @@ class Clip:
     @classmethod
     @cache
     def load(cls, path: str, device: torch.device) -> Clip:
-        """From a folder or, if it is in the local cache or can be had, from the hub (``owner/name``)."""
+        """Load from a folder, or from the hub (``owner/name``) if the model is cached or can be downloaded."""
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
         folder = Path(path).expanduser()
@@ -86,10 +86,10 @@ class Clip:
     def features(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         known, (count, length) = self.tokenizer, ids.shape
         if length > known.model_max_length - 2:
-            raise UserError(f"a prompt of {length} tokens does not fit: CLIP takes {known.model_max_length - 2}")
+            raise UserError(f"a prompt of {length} tokens is too long: CLIP takes at most {known.model_max_length - 2}")
         begin, end = (
             ids.new_full((count, 1), special) for special in (known.bos_token_id, known.eos_token_id)
-        )  # what stands behind the end token is not seen from there
+        )  # attention is causal, so positions after the end token do not matter
         plain, padded = self.model.text_model.get_input_embeddings(), torch.cat([begin, ids, end], dim=1)
         embeddings = torch.cat([plain(begin), rows.to(plain.weight.dtype), plain(end)], dim=1)
         try:

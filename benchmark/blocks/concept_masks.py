@@ -1,7 +1,7 @@
-"""Where pictures show a concept: by the model's own attention, or by a detector and a segmenter.
+"""Masks of the pixels that show a concept, from the model's cross-attention or from a detector and a segmenter.
 
-The two networks of `Segmenter` are what "Grounded SAM" names: Grounding DINO (Liu et al., ECCV 2024, arXiv 2303.05499)
-finds boxes for a word, SAM (Kirillov et al., ICCV 2023, arXiv 2304.02643) fills them.
+`Segmenter` is "Grounded SAM": Grounding DINO (Liu et al., ECCV 2024, arXiv 2303.05499) finds boxes for a word, and SAM
+(Kirillov et al., ICCV 2023, arXiv 2304.02643) segments them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from overpaint.blocks.draws import Draws
 from overpaint.errors import AssetMissing
 from overpaint.models.diffusion import DiffusionModel
 
-#: Share of the schedule at which the network is asked: the outlines of things are decided there.
+#: The timestep of the attention maps, as a fraction of the schedule. Outlines are decided around it.
 NOISED_TO = 0.3
 
 
 def attention_masks(
     model: DiffusionModel, latents: torch.Tensor, prompt: str, tokens: torch.Tensor, threshold: float, draws: Draws
 ) -> torch.Tensor:
-    """(n, h, w) boolean for latents (n, c, h, w) of pictures of one prompt.
+    """Boolean masks (n, h, w) for latents (n, c, h, w) of images of one prompt.
 
-    The attention of every layer to ``tokens`` (all tokens,) of the prompt, mean over heads and layers, on each picture
-    noised to t = 0.3 T; scaled to [0, 1] a picture, inside where it is above ``threshold``.
+    Each image is noised to t = 0.3 T. The attention to ``tokens`` (a boolean mask over the prompt's tokens) is averaged
+    over heads and layers and min–max scaled per image. The mask is where the result exceeds ``threshold``.
     """
     t = torch.full((len(latents),), int(NOISED_TO * len(model.alphas_cumprod)), device=model.device)
     latents = latents.to(model.dtype)
@@ -42,9 +42,10 @@ def attention_masks(
 
 
 class Segmenter:
-    """Pixels of a named thing: one mask a box of at least ``box_threshold``, united; everything where there is no box.
+    """Masks of a named object: the union of the masks of all boxes that score at least ``box_threshold``.
 
-    ``detector`` and ``segmenter`` are folders or hub ids of a zero-shot detector and a SAM of the transformers library.
+    If there is no such box, the mask is the whole image. ``detector`` and ``segmenter`` are folders or hub ids of a
+    zero-shot object detector and a SAM of the transformers library.
     """
 
     def __init__(self, detector: str, segmenter: str, box_threshold: float, device: torch.device):
@@ -56,7 +57,7 @@ class Segmenter:
 
     @torch.no_grad()
     def __call__(self, picture: Image.Image, name: str) -> torch.Tensor:
-        """(height, width) boolean, in the picture's own pixels."""
+        """The boolean mask (height, width) at the image's resolution."""
         boxes = self.boxes(picture, name)
         if not len(boxes):
             return torch.ones(picture.height, picture.width, dtype=torch.bool, device=self.device)
@@ -67,7 +68,7 @@ class Segmenter:
         return masks[:, 0].any(dim=0).to(self.device)
 
     def boxes(self, picture: Image.Image, name: str) -> torch.Tensor:
-        """Corners (n, 4), x and y of the one and the other, in pixels."""
+        """Boxes (n, 4) as x_min, y_min, x_max, y_max in pixels."""
         inputs = self.words(images=picture, text=f"{name.lower()}.", return_tensors="pt").to(self.device)
         found = self.detector(**inputs)
         sure = found.logits[0].sigmoid().amax(dim=-1) > self.box_threshold
@@ -82,6 +83,6 @@ def _load(path: str, network: type, processor: type, device: torch.device):
         return loaded, processor.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise AssetMissing(
-            f"masks=segmenter needs the network {path} (a folder or a hub id), which cannot be loaded: "
-            f"{str(error).splitlines()[0]}; masks=attention and masks=all need none"
+            f"masks=segmenter cannot load the network {path} (a folder or a hub id): "
+            f"{str(error).splitlines()[0]}; masks=attention and masks=all need no network"
         ) from error

@@ -1,7 +1,7 @@
-"""Random draws by name, which can be replayed, and a trace of what a computation passes through.
+"""Named random draws that can be replayed, and a trace of intermediate values.
 
-Reference runs of official code come with every draw they made. Replaying them here sends the very function that
-`overpaint.erase` runs on through the recorded noise, and the trace lets a test compare each step on the way.
+Tests compare methods and attacks with recorded runs of official code. The recordings contain every random draw. Inside
+`replayed`, our code uses these draws instead of its own; inside `traced`, a test sees the intermediate values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _watcher: ContextVar[Callable[..., None] | None] = ContextVar("trace", default=N
 class Draws:
     """Named random draws from one seeded CPU generator.
 
-    Inside `replayed` the n-th draw of a name is the recorded ``name.n`` where there is one.
+    Inside `replayed`, the n-th draw of a name is the recorded ``name.n`` if there is one.
     """
 
     def __init__(self, seed: int):
@@ -31,29 +31,29 @@ class Draws:
 
     @classmethod
     def of(cls, *parts: object) -> Draws:
-        """Draws that depend on the given values alone, whatever else is drawn elsewhere."""
+        """Draws seeded by a hash of the given values, independent of all other draws."""
         digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
         return cls(int.from_bytes(digest[:8], "big") >> 1)
 
     def take(self, name: str, draw: Callable[[torch.Generator], Any]) -> Any:
-        """What ``draw`` makes of the generator, or the recorded value in its place."""
+        """``draw(generator)``, or the recorded value instead."""
         key = f"{name}.{self._count[name]}"
         self._count[name] += 1
         recorded = _records.get()
         return recorded[key] if recorded is not None and key in recorded else draw(self.generator)
 
     def integer(self, name: str, low: int, high: int) -> int:
-        """One of low … high − 1."""
+        """A uniform integer from ``low`` to ``high`` − 1."""
         return int(self.take(name, lambda g: torch.randint(low, high, (1,), generator=g)))
 
     def noise(self, name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        """Standard normal noise with the device and type of ``like``."""
+        """Standard normal noise, drawn on the CPU in float32, with the device and dtype of ``like``."""
         return self.take(name, lambda g: torch.randn(shape, generator=g)).to(like)
 
 
 @contextmanager
 def replayed(records: Mapping[str, Any]) -> Iterator[None]:
-    """Draws inside the block take recorded values, by ``name.index``, wherever there are any."""
+    """Draws inside the block return the recorded values ``name.index`` where they exist."""
     token = _records.set(records)
     try:
         yield
@@ -63,7 +63,7 @@ def replayed(records: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def traced(watcher: Callable[..., None]) -> Iterator[None]:
-    """Call ``watcher(**values)`` for everything that work inside the block shows."""
+    """Call ``watcher(**values)`` for all values that code inside the block reports."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -72,7 +72,7 @@ def traced(watcher: Callable[..., None]) -> Iterator[None]:
 
 
 def trace_values(**values: Any) -> None:
-    """Let whoever traces see these values; free when nobody does."""
+    """Report intermediate values to `traced`; does nothing outside of it."""
     watcher = _watcher.get()
     if watcher:
         watcher(**values)

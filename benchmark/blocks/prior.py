@@ -1,10 +1,10 @@
-"""What an edit should leave as it is: the outputs on every row of many captions, summed into one small matrix.
+"""Second moments of the text embeddings of many captions, by which a closed-form edit preserves their outputs.
 
-A term Σ w ‖E W'ᵀ − E Wᵀ‖² over the rows E of a caption collection enters a closed-form edit through
+The term Σ w ‖E W'ᵀ − E Wᵀ‖² over the rows E of all captions depends on them only through
 
-    B = Σ EᵀE  (d, d),        since Σ w (E Wᵀ)ᵀ E = w W B,
+    B = Σ EᵀE  (d, d),        since Σ w (E Wᵀ)ᵀ E = w W B.
 
-and B is the same for every layer. Official codes (MACE, TRCE) keep a sum for each layer's outputs besides.
+B is the same for every layer. Official code (MACE, TRCE) also stores a sum for the outputs of each layer.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import fingerprint
 
-#: Captions encoded in one forward.
+#: Captions per forward of the text encoder.
 CAPTIONS_AT_ONCE = 64
-#: Below this many captions encoding them again is quicker than telling whether they are remembered.
+#: Smallest number of captions to cache. With fewer, encoding them is faster than looking for a cached sum.
 REMEMBERED_FROM = 100
 
-#: What a method's ``prior_captions`` may be: a shipped name, a CSV file with a prompt column, the texts, or none.
+#: Value of a method's ``prior_captions``: a shipped collection, a CSV file with a prompt column, the texts, or ``None``.
 Captions = str | list[str] | None
 
 
 def captions_file(captions: Captions) -> Path | None:
-    """Where ``testbed/captions`` or a path lies, and nothing for texts; what is missing is told before any work."""
+    """The file of a shipped collection (``testbed/captions``) or a path; ``None`` for a list of texts or ``None``.
+
+    Raises:
+        UserError: there is no such collection or file. Methods call this before any work.
+    """
     if not isinstance(captions, str):
         return None
     folder = shipped("datasets")
@@ -48,15 +52,15 @@ def captions_file(captions: Captions) -> Path | None:
 
 
 def read_captions(captions: Captions) -> list[str]:
-    """The texts behind a method's ``prior_captions``: ``testbed/captions``, a path, the texts themselves, or none."""
+    """The captions of a method's ``prior_captions``: a shipped collection, a file, the texts themselves, or none."""
     path = captions_file(captions)
     return list(captions or ()) if path is None else [prompt.text for prompt in read_prompts(path)]
 
 
 def caption_statistics(model: DiffusionModel, captions: Sequence[str]) -> tuple[torch.Tensor, int]:
-    """B = Σ EᵀE (d, d), float64, over all positions of every caption, padding included; and the number of captions.
+    """B = Σ EᵀE (d, d), float64, over all positions of all captions including padding, and the number of captions.
 
-    Captions are cut to the model's length. Large collections are remembered in the user's cache folder.
+    Captions are truncated to the model's length. Results of large collections are cached in the user's cache folder.
     """
     if not captions:
         width = model.projections("key")[0].weight.shape[1]
@@ -71,7 +75,7 @@ def caption_statistics(model: DiffusionModel, captions: Sequence[str]) -> tuple[
 
 
 def _sum(model: DiffusionModel, ids: torch.Tensor) -> torch.Tensor:
-    """Σ EᵀE over prompts given as ids (n, tokens), a batch of encodings at a time."""
+    """Σ EᵀE over prompts with token ids (n, tokens), encoded in batches."""
     with torch.no_grad():
         blocks = (
             model.encode_ids(batch)[:, : model.tokens].double().flatten(0, 1) for batch in ids.split(CAPTIONS_AT_ONCE)
@@ -79,11 +83,11 @@ def _sum(model: DiffusionModel, ids: torch.Tensor) -> torch.Tensor:
         return sum(rows.T @ rows for rows in blocks)
 
 
-# --- memory: a function of the encoder's weights and the captions ------------------------------------------------
+# --- cache: a function of the encoder's weights and the captions -------------------------------------------------
 
 
 def _remembered(model: DiffusionModel, ids: torch.Tensor) -> Path:
-    """The file whose name says which encoder, which token ids and which arithmetic the sum is of."""
+    """The cache file. Its name is a hash of the encoder's weights, the token ids, the device type and torch's version."""
     from platformdirs import user_cache_path
 
     parameters = model.named_parameters()
@@ -94,7 +98,7 @@ def _remembered(model: DiffusionModel, ids: torch.Tensor) -> Path:
 
 
 def _read(file: Path | None) -> torch.Tensor | None:
-    """What is remembered; nothing where there is no such file or it cannot be read."""
+    """The cached sum, or ``None`` if there is no such file or it cannot be read."""
     try:
         return load_file(file)["B"] if file else None
     except (OSError, SafetensorError, KeyError):
@@ -102,7 +106,10 @@ def _read(file: Path | None) -> torch.Tensor | None:
 
 
 def _keep(total: torch.Tensor, file: Path | None) -> None:
-    """Write it under a temporary name and rename, for other processes; without a place to write it is not kept."""
+    """Write the sum under a temporary name and rename it, so that readers never see half a file.
+
+    If the cache folder is not writable, the sum is not cached.
+    """
     if file is None:
         return
     try:

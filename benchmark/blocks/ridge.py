@@ -1,22 +1,22 @@
-"""The closed-form edit: new outputs for some text rows, old outputs for others, and little change besides.
+"""The closed-form edit of projections: new outputs for some text rows, unchanged outputs for others.
 
 Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024, arXiv 2308.14761, eq. 7, and the methods that
 followed it solve, for each projection W (o, d),
 
     min over W'  Σ_i w_i ‖K_i W'ᵀ − V_i‖² + λ ‖W' − W‖²           K_i (n_i, d) key rows, V_i (n_i, o) wanted outputs
 
-whose solution in terms of the residuals R_i = V_i − K_i Wᵀ is
+With the residuals R_i = V_i − K_i Wᵀ, the solution is
 
     W' = W + (Σ w_i R_iᵀ K_i) A⁻¹,     A = λI + Σ w_i K_iᵀ K_i  (d, d).
 
-Rows to keep have R = 0 and enter A alone. A does not depend on the layer: it is factored once, in float64, for all of
-them. The change has rank of at most the number of edited rows, and is kept as factors where that is smaller.
+Rows to keep have R = 0 and appear only in A. A is the same for every layer, so it is factored once, in float64. The rank
+of the change is at most the number of edited rows; the change is stored as two factors if they are smaller than W.
 
-Where the wanted outputs are those of other rows, R_i = S_i Wᵀ, the whole edit is one map of the text space,
+If the wanted outputs are the outputs of other rows, R_i = S_i Wᵀ, the edit is one linear map of the text space,
 
-    W' = W (I + T),     T = (Σ w_i S_iᵀ K_i) A⁻¹                                     (d, d), of every layer alike,
+    W' = W (I + T),     T = (Σ w_i S_iᵀ K_i) A⁻¹                                     (d, d), the same for every layer,
 
-and all that many concepts cost more than one are the sums over their rows.
+and more concepts add only terms to the sums.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ from overpaint.errors import UserError
 from overpaint.models.diffusion import Projection
 from overpaint.models.erasure import LowRank, Replacement
 
-#: Above this condition number of A the float64 solution has no digits left that float32 weights would show.
+#: The largest condition number of A at which the float64 solution is still accurate to float32.
 LARGEST_CONDITION = 1e12
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """The part of the problem that all layers share: the edited rows K (n, d), their weight w, A's Cholesky factor and
-    condition."""
+    """The part of the problem that all layers share: edited rows K (n, d), their weight w, and A's Cholesky factor.
+
+    ``condition`` is the condition number of A.
+    """
 
     edited: torch.Tensor
     weight: float
@@ -51,15 +53,15 @@ class Ridge:
         return self.solve(self.weight * self.edited)
 
     def solve(self, right: torch.Tensor) -> torch.Tensor:
-        """right A⁻¹ (o, d), for terms that are no few rows: Σ w RᵀK, or a prior's w (W0 − W) B, already summed."""
+        """``right`` A⁻¹ (o, d), for terms that are already summed over rows: Σ w RᵀK, or a prior's w (W0 − W) B."""
         return torch.cholesky_solve(right.T, self.cholesky).T
 
     def change(self, residual: torch.Tensor, projection: Projection) -> LowRank | Replacement:
-        """W' for residuals R (n, o) of the edited rows: as factors, or whole where the factors would be larger."""
+        """W' for residuals R (n, o) of the edited rows, as low-rank factors or, if those are larger, as a matrix."""
         return stored(LowRank(residual.T, self.down), projection.weight)
 
     def text_map(self, shift: torch.Tensor) -> TextMap:
-        """The edit that gives the edited rows the outputs of others: R = S Wᵀ for a shift S (n, d)."""
+        """The edit that maps each edited row k to the output of k + s: R = S Wᵀ for shifts S (n, d)."""
         if len(shift) < shift.shape[1]:
             return TextMap(shift.T, self.down)
         return TextMap(self.solve(self.weight * (shift.T @ self.edited)))
@@ -67,7 +69,10 @@ class Ridge:
 
 @dataclass(frozen=True)
 class TextMap:
-    """An edit W' = W (I + T), the same for all layers: T = ``up`` · ``down``, (d, n) and (n, d), or ``up`` alone (d, d)."""
+    """An edit W' = W (I + T), with the same T for all layers.
+
+    T is ``up`` (d, n) times ``down`` (n, d), or ``up`` (d, d) if ``down`` is ``None``.
+    """
 
     up: torch.Tensor
     down: torch.Tensor | None = None
@@ -82,14 +87,14 @@ class TextMap:
         return torch.eye(len(self.T), dtype=self.T.dtype, device=self.T.device) + self.T
 
     def then(self, other: TextMap) -> TextMap:
-        """Both edits, this one first."""
+        """This edit followed by another one."""
         up = other.up + self.T @ other.up
         if self.down is not None and other.down is not None and len(self.down) + len(other.down) < len(up):
             return TextMap(torch.cat([self.up, up], dim=1), torch.cat([self.down, other.down]))
         return TextMap(self.T + (up if other.down is None else up @ other.down))
 
     def changes(self, projections: Iterable[Projection]) -> dict[str, LowRank | Replacement]:
-        """W' of every projection by name, multiplied in the precision that it is kept in."""
+        """W' of every projection by name."""
         return {p.name: self._change(p.weight) for p in projections}
 
     def _change(self, weight: torch.Tensor) -> LowRank | Replacement:
@@ -100,16 +105,17 @@ class TextMap:
 
 
 def precision(weight: torch.Tensor) -> torch.dtype:
-    """What a change of a weight is kept in: float32, or float64 where the weight is."""
+    """The dtype of a weight's change: float64 for float64 weights, else float32."""
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def factors_are_smaller(weight: torch.Tensor, rank: int) -> bool:
+    """Whether two factors of this rank have fewer elements than the weight (o, d)."""
     return rank * sum(weight.shape) < weight.numel()
 
 
 def stored(change: LowRank, weight: torch.Tensor) -> LowRank | Replacement:
-    """A float64 change of a weight (o, d) as an erasure keeps it."""
+    """A float64 change of a weight (o, d), in the form and precision that an erasure stores."""
     if factors_are_smaller(weight, len(change.down)):
         kind = precision(weight)
         return LowRank(change.up.to(kind).contiguous(), change.down.to(kind).contiguous())
@@ -117,7 +123,7 @@ def stored(change: LowRank, weight: torch.Tensor) -> LowRank | Replacement:
 
 
 def gram(rows: Iterable[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Σ KᵀK (d, d) over blocks of rows (n_i, d), as many as there are: they are never held at once."""
+    """Σ KᵀK (d, d) over blocks of rows (n_i, d), consumed one at a time. ``like`` gives d, dtype and device."""
     total = torch.zeros(like.shape[1], like.shape[1], dtype=like.dtype, device=like.device)
     for block in rows:
         total.addmm_(block.T, block)
@@ -127,20 +133,28 @@ def gram(rows: Iterable[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
 def factor(
     edited: torch.Tensor, kept: torch.Tensor, ridge: float, edit_weight: float = 1.0, keep_weight: float = 1.0
 ) -> Ridge:
-    """Factor A for edited key rows (n, d) and the Gram matrix of those to keep (d, d), both float64."""
+    """Factor A for edited key rows (n, d) and the Gram matrix (d, d) of the rows to keep, both float64.
+
+    Raises:
+        UserError: A is singular, which can happen only with ``ridge`` (``lamb``) near 0.
+    """
     width = edited.shape[1]
     whole = ridge * torch.eye(width, dtype=torch.float64, device=edited.device)
     whole += edit_weight * (edited.T @ edited) + keep_weight * kept
     cholesky, condition = factored(
         whole,
-        f"lamb={ridge:g} leaves the closed-form edit singular: the text rows do not "
-        f"span the text space of width {width}; take lamb > 0 (0.5 is UCE's value) or keep more texts",
+        f"lamb={ridge:g} makes the closed-form edit singular: the text rows do not "
+        f"span the text space of width {width}; use lamb > 0 (UCE uses 0.5) or retain more texts",
     )
     return Ridge(edited, edit_weight, cholesky, condition)
 
 
 def factored(A: torch.Tensor, singular: str) -> tuple[torch.Tensor, float]:
-    """Cholesky factor and condition number of a symmetric A (d, d); what to say to the user if it is ``singular``."""
+    """Cholesky factor and condition number of a symmetric A (d, d).
+
+    Raises:
+        UserError: the condition number exceeds `LARGEST_CONDITION`; ``singular`` is the message.
+    """
     eigenvalues = torch.linalg.eigvalsh(A)
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
     if smallest <= largest / LARGEST_CONDITION:
@@ -151,5 +165,5 @@ def factored(A: torch.Tensor, singular: str) -> tuple[torch.Tensor, float]:
 def edit(
     projections: list[Projection], shared: Ridge, residual: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[str, LowRank | Replacement]:
-    """The change of every projection; ``residual(W)`` gives R (n, o) for its weight W (o, d) in float64."""
+    """The change of every projection by name. ``residual(W)`` returns R (n, o) for the float64 weight W (o, d)."""
     return {p.name: shared.change(residual(p.weight.double()), p) for p in projections}

@@ -1,7 +1,7 @@
-"""Partly denoised latents: where on the way from noise to image a student is trained, and at which timestep.
+"""Partly denoised latents x_t and their timesteps t, on which methods train.
 
-The intended roll-out gives x_t whose noise level is exactly that of t. Official codes differ, and ``official`` functions
-reproduce them, gaps included; the number of steps S and k are theirs.
+With `rollout`, the noise level of x_t is exactly that of t. Official code often pairs x_t with another t;
+`compvis_rollout` and `leco_rollout` reproduce two such loops. S is the number of steps, k the number of steps taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ Noised = tuple[torch.Tensor, int]
 def rollout(
     model: DiffusionModel, start: torch.Tensor, guidance: Guidance, scheduler: str, steps: int, k: int
 ) -> Noised:
-    """k of S scheduler steps from unit noise, scaled as the network reads them; t is the timestep of their noise level."""
+    """Take k of S scheduler steps from unit noise ``start`` (b, c, h, w).
+
+    Returns x_t (b, c, h, w), scaled as the network's input, and the timestep t of its noise level.
+    """
     schedule = model.scheduler(scheduler)
     schedule.set_timesteps(steps)
     with torch.no_grad():
@@ -29,12 +32,12 @@ def rollout(
 def compvis_rollout(
     model: DiffusionModel, start: torch.Tensor, guidance: Guidance, steps: int, k: int, draws: Draws
 ) -> Noised:
-    """The DDIM loop of CompVis's sampler as ESD (2023), Receler and AdvUnlearn call it: k counts *remaining* steps.
+    """The DDIM loop of CompVis's sampler as ESD (2023), Receler and AdvUnlearn call it; k counts the *remaining* steps.
 
-    The grid is 1 + c·i with c = ⌊T/S⌋, its top entry dropped; the loop runs down to i = k − 1 (i = 0 for k = 0), so
-    x has level c·(k − 2) + 1 while t is drawn from [c·k, c·(k + 1)): x is cleaner than t says, and k = 0 and 1 are images.
-    A velocity is turned into the noise it stands for, where the official loop, made for networks that predict noise, has
-    no such step.
+    The grid is 1 + c·i with c = ⌊T/S⌋, without its last entry. The loop runs down to i = k − 1 (i = 0 for k = 0), so
+    the level of x is c·(k − 2) + 1, while t is drawn from [c·k, c·(k + 1)): x is cleaner than t indicates, and for
+    k = 0 and k = 1 it is an image. For networks that predict velocity, the prediction is first converted to noise; the
+    official loop supports noise prediction only.
     """
     alphas = model.alphas_cumprod.to(start.device, torch.promote_types(start.dtype, torch.float32))
     total = len(alphas)
@@ -51,9 +54,10 @@ def compvis_rollout(
 
 
 def leco_rollout(model: DiffusionModel, start: torch.Tensor, guidance: Guidance, steps: int, k: int) -> Noised:
-    """The DDIM loop of LECO, whose descendants are SPM, Concept Sliders and ACE: a grid c·i, c = ⌊T/S⌋, without offset.
+    """The DDIM loop of LECO, from which SPM, Concept Sliders and ACE derive: the grid c·i, c = ⌊T/S⌋, without offset.
 
-    After k steps x has level c·(S − 1 − k) while t = T − 1 − ⌊k·T/S⌋: x is cleaner than t says (by 42 to 33 at S = 30).
+    After k steps the level of x is c·(S − 1 − k), while t = T − 1 − ⌊k·T/S⌋: x is cleaner than t indicates (by 42 to 33
+    timesteps at S = 30).
     """
     plain = model.scheduler("ddim")
     schedule = type(plain).from_config(plain.config, steps_offset=0, timestep_spacing="leading")
@@ -73,6 +77,6 @@ def predicted_noise(model: DiffusionModel, predicted: torch.Tensor, latents: tor
 
 
 def ddim_step(latents: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, alpha_previous: torch.Tensor):
-    """From level ᾱ to ᾱ_prev along the predicted noise (η = 0)."""
+    """One deterministic DDIM step (η = 0) from level ᾱ to ᾱ_prev with the predicted noise."""
     image = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
     return alpha_previous.sqrt() * image + (1 - alpha_previous).sqrt() * noise

@@ -1,21 +1,21 @@
-"""Soft prompts: free token embeddings inside a prompt, learned against whatever a loss says of it.
+"""Soft prompts: free token embeddings inside a prompt, optimised for a loss.
 
-The inner attack of AdvUnlearn (Zhang et al., NeurIPS 2024, arXiv 2405.15234), which any victim can be put to. A prompt
-has n words and rows [BOS, words, rest]; k free rows δ (1, k, width) go among them, and as many of the rest are dropped:
+This is the inner attack of AdvUnlearn (Zhang et al., NeurIPS 2024, arXiv 2405.15234), usable with any loss. A prompt has
+n words and the rows [BOS, words, rest]. k free rows δ (1, k, width) are inserted, and k rows of the rest are dropped:
 
-    prefix_k, suffix_k, mid_k   before, behind and in the middle of the words
-    insert_k                    row j behind (j + 1)·⌊n/(k + 1)⌋ words
-    per_k_words                 row j behind 3j words
-    replace_k                   prefix_k, the words' own rows being end rows
-    add                         words + δ, with k = n, and n end rows behind
+    prefix_k, suffix_k, mid_k   before, after and in the middle of the words
+    insert_k                    row j after (j + 1)·⌊n/(k + 1)⌋ words
+    per_k_words                 row j after 3j words
+    replace_k                   as prefix_k, with the words' rows replaced by end rows
+    add                         words + δ with k = n, followed by n end rows
 
     pgd       δ ← Adam(δ, g)           g = ∇_δ loss(rows(δ)); each step draws its own latents and timestep
     fast_at   δ ← Adam(δ, sign g)
 
-As released, n is the number of words between spaces and the k rows behind them are dropped, which are pieces of a longer
-word (of six pieces, under prefix_k with k = 1, the second); g is a running sum of gradients (of signs and a gradient),
-never zeroed; and the δ returned is that before the last step. ``released`` does all that; without it n counts word
-pieces, rows are dropped at the end of the padding, g is the step's own and δ the last.
+With ``released=True``, the attack has three properties of the released code. n is the number of words separated by
+spaces, so if a word has several tokens, the k dropped rows are tokens of that word. g accumulates over all steps because
+gradients are never zeroed. The result is δ before the last step. Otherwise n counts tokens, rows are dropped from the
+end of the padding, g is the gradient of the current step, and the result is δ after the last step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from overpaint.models.diffusion import DiffusionModel
 Place = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words", "replace_k", "add"]
 PLACES: tuple[str, ...] = get_args(Place)
 
-#: Behind how many of n words each of k rows goes.
+#: For each layout, the number of words (of n) before each of the k rows.
 BEHIND: dict[str, Callable[[int, int], list[int]]] = {
     "prefix_k": lambda n, k: [0] * k,
     "replace_k": lambda n, k: [0] * k,
@@ -46,7 +46,11 @@ BEHIND: dict[str, Callable[[int, int], list[int]]] = {
 
 
 class SoftPrompt:
-    """A prompt with places for ``size`` free rows; ``plain`` (1, tokens, width) are its own, ``ids`` (1, tokens)."""
+    """A prompt with places for ``size`` free rows.
+
+    ``plain`` (1, tokens, width) are the token embeddings of the prompt itself, ``ids`` (1, tokens) the token ids of the
+    prompt with its places.
+    """
 
     def __init__(self, model: DiffusionModel, text: str, place: Place, size: int, released: bool = False):
         self.model, self.place = model, place
@@ -56,24 +60,24 @@ class SoftPrompt:
         self.size = self.n if place == "add" else size
         rest = model.tokens - 1 - self.n - self.size
         if rest < 1:
-            raise UserError(f"{self.size} free rows and {text!r} do not fit the {model.tokens} positions of a prompt")
+            raise UserError(f"{self.size} free rows and {text!r} exceed the {model.tokens} positions of a prompt")
         behind = range(1 + self.n, model.tokens)
         self._rest = list(behind[self.size :] if released else behind[:rest])
         dropped = own[:, behind[: self.size]] if released else own[:, behind[rest:]]
         self.ids = self._arranged(own, torch.zeros_like(dropped) if place == "add" else dropped)
 
     def rows(self, free: torch.Tensor) -> torch.Tensor:
-        """Token embeddings (1, tokens, width) with the free rows (1, k, width) in their places; differentiable."""
+        """Token embeddings (1, tokens, width) with the free rows (1, k, width) in place; differentiable in them."""
         return self._arranged(self.plain, free.to(self.plain))
 
     def random_start(self, draws: Draws) -> torch.Tensor:
-        """The rows (1, k, width) of k random entries of the token table."""
+        """The embeddings (1, k, width) of k random tokens."""
         known = len(self.model.tokenizer)
         ids = draws.take("start", lambda g: torch.randint(0, known, (1, self.size), generator=g))
         return self.model.token_embeddings(ids.to(self.plain.device)).detach()
 
     def _arranged(self, own: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-        """The layout above, for rows (1, tokens, width) and ids (1, tokens) alike."""
+        """Apply the layout to rows (1, tokens, width) or ids (1, tokens)."""
         n, k = self.n, self.size
         words, rest = own[:, 1 : 1 + n], own[:, self._rest]
         if self.place == "add":
@@ -94,10 +98,11 @@ def attack(
     method: Literal["pgd", "fast_at"] = "pgd",
     released: bool = False,
 ) -> torch.Tensor:
-    """The free rows (1, k, width) that Adam finds from ``start`` for ``loss(rows)``, at least in float32.
+    """Minimise ``loss(rows)`` with Adam from ``start`` and return the free rows (1, k, width), at least float32.
 
-    ``loss`` takes token embeddings (1, tokens, width) and draws what it needs anew at each call. On a victim it is, say,
-    the distance of ``victim.predict(x_t, t, victim.encode_embeddings(rows, prompt.ids))`` from the original's prediction.
+    ``loss`` takes token embeddings (1, tokens, width) and draws its own latents at each call. For an attack on a victim,
+    it is the distance between ``victim.predict(x_t, t, victim.encode_embeddings(rows, prompt.ids))`` and the original
+    model's prediction.
     """
     free = torch.nn.Parameter(start.detach().to(torch.promote_types(start.dtype, torch.float32), copy=True))
     optimizer = torch.optim.Adam([free], lr=learning_rate)

@@ -1,7 +1,7 @@
-"""Sentences that put a concept's name into the places it may stand in a prompt.
+"""Sentence templates that contain a concept's name, for methods that edit or train on phrases.
 
-Official codes bring their own lists; these are ours, so that methods which train or edit on phrases share one set. Each
-takes the first few: MACE 30, TRCE 15, EMCID 3. A method's YAML can give its own list instead (``templates``).
+Official code comes with its own lists; this one list replaces them, so that all methods use the same sentences. Each
+method uses the first few: MACE 30, TRCE 15, EMCID 3. The hyper-parameter ``templates`` sets another list.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ STYLE = (
 
 
 def phrase_templates(kind: str, count: int, own: Sequence[str] | None = None) -> list[str]:
-    """The first ``count`` sentences for a concept's kind, or for all kinds those of the user (``templates``)."""
+    """The first ``count`` templates for a concept's kind, or of ``own`` (the hyper-parameter ``templates``)."""
     chosen = list(own if own is not None else STYLE if kind == "style" else OBJECT)
     if not chosen or not all(isinstance(t, str) and t.count("{}") == 1 for t in chosen):
-        raise UserError(f"templates takes sentences with one {{}} each, got {chosen!r}")
+        raise UserError(f"templates takes a list of sentences with one {{}} each, got {chosen!r}")
     return chosen[:count]

@@ -1,4 +1,4 @@
-"""Rows of text embeddings by rule: which positions of a prompt's encoding an edit reads and writes."""
+"""Rows of text embeddings: the positions of a prompt's encoding that closed-form edits use."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 
 from overpaint.models.diffusion import DiffusionModel
 
-#: Prompts encoded in one forward.
+#: Prompts per forward of the text encoder.
 TEXTS_AT_ONCE = 32
 
 
 class TextRows:
-    """Encodings (tokens, width) of texts, read in float64. Texts with equal ids share one, so that equal rows are equal bits.
+    """Encodings (tokens, width) of texts in float64. Texts with the same ids share one, so their rows are equal bit for bit.
 
-    Text encoders are causal: a row does not depend on what comes behind it. Without ``padding`` texts are encoded to the
-    end of the longest of each batch only, which `last_subject` needs no more than.
+    Text encoders are causal: a row does not depend on later positions. With ``padding=False``, a batch is encoded only up
+    to the end of its longest text, which is enough for `last_subject` and faster.
     """
 
     def __init__(self, model: DiffusionModel, texts: Sequence[str], padding: bool = True):
@@ -32,20 +32,20 @@ class TextRows:
                 self._encoded |= dict(zip(ids, model.encode_ids(cut)))
 
     def all(self, text: str) -> torch.Tensor:
-        """Every position, padding included: (tokens, width). A pooled vector behind them is no row of the text."""
+        """All positions including padding (tokens, width), without the pooled vector that SDXL appends."""
         if not self.padding:
-            raise ValueError("these texts were encoded without their padding")
+            raise ValueError("all() needs TextRows(..., padding=True)")
         return self._encoded[self._ids[text]][: self.model.tokens].double()
 
     def last_subject(self, text: str) -> torch.Tensor:
-        """The row of the last word piece, (1, width); of the empty text, the BOS row."""
+        """The row (1, width) of the last token of the text; for the empty text, the BOS row."""
         position = self.model.last_subject_token(text)
         return self._encoded[self._ids[text]][position : position + 1].double()
 
     def tails(self, old: str, new: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """From the last word piece to the end, both cut to the shorter one: (n, width) each.
+        """The rows from the last token of each text to the end, both truncated to the shorter length n: (n, width).
 
-        So the last word meets the last word (or BOS), the first end token the first end token, padding padding.
+        This aligns the last tokens (or BOS) of both texts, their end tokens, and their padding.
         """
         i, j = self.model.last_subject_token(old), self.model.last_subject_token(new)
         length = self.model.tokens - max(i, j)

@@ -1,13 +1,15 @@
-"""Token variables: what a prompt attack learns, how it reads as words, and where the words stand in a prompt.
+"""Token variables: continuous variables that a prompt attack optimises and reads as tokens of the vocabulary.
 
-    Simplex   P (1, k, vocabulary), a distribution in each row      reads as a draw from it; at last, as its largest entry
-    Nearest   Z (n, k, width), a free embedding in each row         reads as the word of the largest cosine
+    Simplex   P (1, k, vocabulary), one distribution per row     read as a sample; at the end, as the most likely token
+    Nearest   Z (n, k, width), one free embedding per row        read as the token with the largest cosine similarity
 
-The prompt that is tried always consists of words w of the vocabulary, with embeddings T[w] of the token table T; the
-gradient of their choice goes straight through to the variable, as if reading had been the identity:
+Every prompt that is tried consists of tokens w of the vocabulary, with their embeddings T[w] in the token table T. The
+straight-through estimator passes the gradient to the variable as if reading were the identity:
 
     Simplex   ∂P = clamp(∂onehot(w), −1, 1),  ∂onehot(w) = ∂T[w] Tᵀ      UnlearnDiffAtk, arXiv 2310.11868
     Nearest   ∂Z = ∂T[w]                                                 PEZ, arXiv 2302.03668; Prompting4Debugging
+
+`Frame` places the tokens in a prompt.
 """
 
 from __future__ import annotations
@@ -26,26 +28,26 @@ from overpaint.errors import UserError, unknown
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.run.progress import steps
 
-# --- reading a variable as words -----------------------------------------------------------------------------------
+# --- reading a variable as tokens ----------------------------------------------------------------------------------
 
 
 class TokenVariable(Protocol):
-    """``parameter`` is what is optimised, at least in float32."""
+    """A variable that reads as tokens. ``parameter`` is optimised, at least in float32."""
 
     parameter: torch.nn.Parameter
 
     def draw(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
-        """Words (n, k) to try and their embeddings (n, k, width), through which a gradient reaches the variable."""
+        """Token ids (n, k) to try and their embeddings (n, k, width), whose gradient reaches the variable."""
 
     def ids(self) -> torch.Tensor:
-        """The words (n, k) that the variable stands for."""
+        """The token ids (n, k) that the variable reads as."""
 
     def settle(self) -> None:
-        """Back to where the variable may be, after a step of the optimiser."""
+        """Project the variable back onto its feasible set after an optimiser step."""
 
 
 class Simplex:
-    """k rows on the probability simplex over the vocabulary; they start in its middle."""
+    """k rows on the probability simplex over the vocabulary, initialised to the uniform distribution."""
 
     def __init__(self, table: torch.Tensor, k: int, projection: Literal["exact", "bisection"] = "exact"):
         self.table = full(table)
@@ -66,9 +68,9 @@ class Simplex:
 
 
 class Nearest:
-    """n prompts of k free embeddings, each read as the nearest word; they start at the words ``ids`` (n, k).
+    """n prompts of k free embeddings, each read as the nearest token and initialised to the tokens ``ids`` (n, k).
 
-    ``forbidden`` words are never read.
+    ``forbidden`` token ids are never read.
     """
 
     def __init__(self, table: torch.Tensor, ids: torch.Tensor, forbidden: Sequence[int] = ()):
@@ -90,12 +92,12 @@ class Nearest:
 
 
 def full(table: torch.Tensor) -> torch.Tensor:
-    """A table at least in float32: the gradients of single words underflow in half precision."""
+    """The table, at least in float32: gradients of single tokens underflow in half precision."""
     return table.detach().to(torch.promote_types(table.dtype, torch.float32))
 
 
 class StraightThrough(torch.autograd.Function):
-    """``read`` in place of the variable; its gradient, clamped to ±``bound``, is the variable's."""
+    """Returns ``read`` and passes its gradient, clamped to ±``bound``, to the variable."""
 
     @staticmethod
     def forward(ctx, variable: torch.Tensor, read: torch.Tensor, bound: float | None) -> torch.Tensor:
@@ -108,7 +110,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 def onto_simplex(rows: torch.Tensor) -> torch.Tensor:
-    """The nearest points of the probability simplex: max(x − μ, 0) with the shift μ at which a row's sum is 1."""
+    """Project rows onto the probability simplex: max(x − μ, 0), with μ such that each row sums to 1."""
     ordered = rows.double().sort(dim=-1, descending=True).values
     shifts = (ordered.cumsum(dim=-1) - 1) / torch.arange(1, rows.shape[-1] + 1, device=rows.device)
     support = (ordered > shifts).sum(dim=-1, keepdim=True)
@@ -116,9 +118,9 @@ def onto_simplex(rows: torch.Tensor) -> torch.Tensor:
 
 
 def onto_simplex_by_bisection(rows: torch.Tensor, tolerance: float = 1e-5) -> torch.Tensor:
-    """UnlearnDiffAtk's own search for μ, which ends when it knows μ to ``tolerance``.
+    """UnlearnDiffAtk's projection, which finds μ by bisection up to ``tolerance``.
 
-    That is coarse: it misses the sum by up to ``tolerance`` an entry, a quarter of a vocabulary of 49408 words.
+    It is coarse: the sum of a row can differ from 1 by up to ``tolerance`` times its number of non-zero entries.
     """
     found = [_shifted(row, tolerance) for row in rows.reshape(-1, rows.shape[-1])]
     return torch.stack(found).reshape(rows.shape)
@@ -138,17 +140,17 @@ def _shifted(row: torch.Tensor, tolerance: float) -> torch.Tensor:
     return (row - shift).clamp(0, 1)
 
 
-# --- words in a prompt ---------------------------------------------------------------------------------------------
+# --- tokens in a prompt --------------------------------------------------------------------------------------------
 
-#: The layouts of `BEHIND` that insert words and leave the prompt's own as they are.
+#: The layouts of `BEHIND` that insert tokens and keep the prompt's own.
 Location = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
 LOCATIONS: tuple[str, ...] = get_args(Location)
 
 
 def places(location: str, words: int, k: int) -> tuple[int, ...]:
-    """Where, counted from the first position behind the start token, k further words stand in a prompt of some words.
+    """Positions of k inserted tokens in a prompt of ``words`` tokens, counted from the first one after the start token.
 
-    ``insert_k`` puts one behind every ⌊words / (k + 1)⌋ words, ``per_k_words`` one before words 0, 3, 6, …
+    ``insert_k`` inserts one after every ⌊words / (k + 1)⌋ tokens, ``per_k_words`` one before tokens 0, 3, 6, …
     """
     if location not in LOCATIONS:
         raise unknown("location", location, LOCATIONS)
@@ -157,10 +159,10 @@ def places(location: str, words: int, k: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Frame:
-    """A prompt with places between its words, to be filled with words of a token variable.
+    """A prompt with places between its tokens, to be filled with the tokens of a token variable.
 
-    ``words`` are the prompt's own ids, in order; ``ended`` and ``padding`` say what stands behind the last word: an end
-    token or none, then the given id (``None``: what the model's tokenizer pads with).
+    ``words`` are the prompt's own token ids. With ``ended`` an end token follows the last token. The remaining positions
+    are filled with the id ``padding`` (``None``: the tokenizer's padding token).
     """
 
     model: DiffusionModel
@@ -173,24 +175,24 @@ class Frame:
         length, room = len(self.words) + len(self.places), self.model.tokens - 2
         if length > room:
             raise UserError(
-                f"a prompt of {len(self.words)} tokens with {len(self.places)} further ones does not fit: the model "
+                f"a prompt of {len(self.words)} tokens with {len(self.places)} inserted ones is too long: the model "
                 f"takes {room}"
             )
 
     @classmethod
     def around(cls, model: DiffusionModel, text: str, location: str, k: int) -> Frame:
-        """The frame of a text with k places at ``location``; of a text that is too long for both the end is cut."""
+        """The frame of a text with k places at ``location``. The text is truncated to leave room for them."""
         words = model.token_ids(text)[1:-1][: max(0, model.tokens - 2 - k)]
         return cls(model, tuple(words), places(location, len(words), k))
 
     def filled(self, ids: Sequence[int]) -> list[int]:
-        """The whole prompt's ids, without start and end, for the k ids in the places."""
+        """All ids of the prompt, without start and end, with k ids in the places."""
         inserted, words = dict(zip(self.places, ids)), iter(self.words)
         length = len(self.words) + len(self.places)
         return [inserted[i] if i in inserted else next(words) for i in range(length)]
 
     def padded(self, ids: torch.Tensor) -> torch.Tensor:
-        """What the text encoder is given, (n, tokens), for ids (n, k)."""
+        """The input ids (n, tokens) of the text encoder, with ids (n, k) in the places."""
         known = self.model.tokenizer
         padding = known.pad_token_id if self.padding is None else self.padding
         rows = [
@@ -200,9 +202,9 @@ class Frame:
         return torch.tensor([row + [padding] * (self.model.tokens - len(row)) for row in rows], device=ids.device)
 
     def encode(self, ids: torch.Tensor, rows: torch.Tensor, by: DiffusionModel | None = None) -> torch.Tensor:
-        """Text embeddings (n, tokens, width) with embeddings ``rows`` (n, k, width) in the places.
+        """Text embeddings (n, tokens, width) with the token embeddings ``rows`` (n, k, width) in the places.
 
-        Differentiable in the rows; ``by`` is whose text encoder reads them, the model's own unless said otherwise.
+        Differentiable in ``rows``. ``by`` is the model whose text encoder is used (default: ``self.model``).
         """
         return encoded([self], [ids], [rows], by)
 
@@ -231,9 +233,10 @@ def encoded(
 
 
 def text_of(model: DiffusionModel, ids: Sequence[int]) -> str:
-    """What ids read as, without special tokens, cut at the end where that text is more tokens than the model takes.
+    """The text of token ids without special tokens, truncated to the model's length.
 
-    Pieces of characters that mean nothing together read back as more tokens than they are.
+    Decoded text can have more tokens than ``ids``, because arbitrary ids can decode to characters that are tokenized
+    differently.
     """
     known = model.tokenizer
     ids = [i for i in ids if i not in known.all_special_ids]
@@ -245,7 +248,7 @@ def text_of(model: DiffusionModel, ids: Sequence[int]) -> str:
 
 
 def text_within(model: DiffusionModel, text: str, most: int) -> str:
-    """The beginning of a text that is at most so many words of the vocabulary; itself where it is no more."""
+    """The text, truncated to at most ``most`` tokens."""
     known = model.tokenizer
     ids = known(text).input_ids[1:-1]
     for length in range(most, -1, -1):
@@ -266,13 +269,13 @@ def descend(
     count: int,
     kind: torch.dtype = torch.float32,
 ) -> Iterator[tuple[int, Sequence[torch.Tensor]]]:
-    """``count`` steps of several searches side by side, none of which knows of the others.
+    """Run ``count`` steps of several independent searches in one batch.
 
-    ``loss(step, ids, embeddings)`` has a value for each variable, which depends on that variable's words alone; the
-    optimiser must treat entries one by one, as Adam does, and leaves alone what has no gradient. ``kind`` is what
-    the network behind the loss computes in: on their way from there to the words' embeddings `gradients` may be scaled,
-    from there on, where a variable may clamp them, they are not. Yields the step and the ids (n, k) that each variable
-    tries in it, before the update.
+    ``loss(step, ids, embeddings)`` returns one value per variable, which depends only on that variable's tokens. The
+    optimiser must update entries independently of each other, as Adam does, and skip parameters without a gradient.
+    ``kind`` is the precision of the network: in float16 the loss is scaled (`gradients`) down to the token embeddings,
+    but not from there to the variables, which may clamp gradients. Before each update, yields the step and the ids
+    (n, k) that each variable tries.
     """
     parameters = [variable.parameter for variable in variables]
     for step in steps(count, "search steps"):
@@ -281,7 +284,8 @@ def descend(
             values = loss(step, ids, rows).reshape(len(variables))
             reached = torch.autograd.grad(rows, parameters, gradients(values.sum(), rows, kind))
         if not all(gradient.isfinite().all() for gradient in reached):
-            raise UserError(f"the search's gradient is not finite in step {step}: {kind} overflows (model.precision=…)")
+            hint = "; use model.precision=float32" if kind == torch.float16 else ""
+            raise UserError(f"the gradient of the search is non-finite at step {step}{hint}")
         for each in zip(values.detach(), ids, reached):
             trace_values(**dict(zip(("loss", "ids", "gradient"), each)))
         yield step, ids

@@ -1,9 +1,14 @@
-"""What fine-tuning erasers share: the choice of parameters, the student, and the loop around a loss."""
+"""Shared parts of fine-tuning erasers: choosing parameters, training copies of them, and the training loop.
+
+`Trainable` is the protocol between the loop and what it trains. `Student` and `LowRankStudent` implement it here;
+`overpaint.blocks.adapters.Branches` and the adapters of individual methods implement it elsewhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import torch
 
@@ -13,16 +18,38 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Replacement
 from overpaint.run.progress import steps
 
-#: Whether a parameter is trained: told by its state-dict name and the layer that holds it.
+#: Decides whether to train a parameter, from its state-dict name and the layer that holds it.
 Rule = Callable[[str, torch.nn.Module], bool]
 
-#: What a loss is multiplied by in float16, whose smallest number is 6e-8: at latents of Stable Diffusion's size half of the
-#: gradients on the way back lie below it. A power of two, so that nothing else is rounded.
+#: Loss scale for float16, whose smallest positive number is 6e-8: with Stable Diffusion's latent size, half of the
+#: gradients in the backward pass are smaller than that. A power of two, so scaling does not round anything else.
 LOSS_SCALE = 2.0**14
+
+#: A parameter's place in a model: the module that holds it and its attribute there.
+Place = tuple[torch.nn.Module, str]
+
+
+class Trainable(Protocol):
+    """What `train` optimises: copies of weights, low-rank factors, or an adapter beside the weights."""
+
+    @property
+    def masters(self) -> Mapping[str, torch.Tensor]:
+        """The trained parameters by name, in float32 or float64: half precision would lose Adam's small updates."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the model computes in; float16 needs loss scaling."""
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Inside the block the model computes with ``masters``, and gradients reach them."""
 
 
 def parameter_group(model: DiffusionModel, rule: Rule, part: Sequence[str] | None = None) -> list[str]:
-    """Names that a rule picks from a part of the model (``None``: the denoiser), in its order; none is an error."""
+    """Names of the parameters that ``rule`` selects, in the order of ``part`` (``None``: the denoiser's parameters).
+
+    Raises:
+        UserError: the rule selects nothing.
+    """
     owners = model.parameter_owners()
     names = [name for name in (model.denoiser_names if part is None else part) if rule(name, owners[name][0])]
     if not names:
@@ -30,10 +57,23 @@ def parameter_group(model: DiffusionModel, rule: Rule, part: Sequence[str] | Non
     return names
 
 
-class Student:
-    """Trained copies of a few of a model's parameters; the rest is the model's own, so memory is that of the copies.
+@contextmanager
+def swapped(places: Mapping[str, Place], parameters: Callable[[str], torch.Tensor]) -> Iterator[None]:
+    """The model computes with ``parameters(name)`` at these places inside the block, in the places' own precision."""
+    plain = {name: module._parameters[leaf] for name, (module, leaf) in places.items()}
+    try:
+        for name, (module, leaf) in places.items():
+            module._parameters[leaf] = parameters(name).to(plain[name].dtype)
+        yield
+    finally:
+        for name, (module, leaf) in places.items():
+            module._parameters[leaf] = plain[name]
 
-    Masters are at least float32: Adam's small updates are lost in half precision weights.
+
+class Student:
+    """Trained copies of some of a model's parameters; everything else is shared with the model.
+
+    Masters are at least float32, since Adam's small updates are lost in half-precision weights.
     """
 
     def __init__(self, model: DiffusionModel, names: Sequence[str]):
@@ -47,23 +87,13 @@ class Student:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
         return precision(self._places)
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """The model computes with the student's parameters inside the block, and gradients reach them."""
-        plain = {name: module._parameters[leaf] for name, (module, leaf) in self._places.items()}
-        try:
-            for name, (module, leaf) in self._places.items():
-                module._parameters[leaf] = self.masters[name].to(plain[name].dtype)
-            yield
-        finally:
-            for name, (module, leaf) in self._places.items():
-                module._parameters[leaf] = plain[name]
+    def active(self) -> AbstractContextManager[None]:
+        return swapped(self._places, self.masters.__getitem__)
 
     def changes(self) -> dict[str, Replacement]:
-        """What was trained, in the model's own precision."""
+        """The trained parameters, in the model's precision."""
         return {
             name: Replacement(self.masters[name].detach().to(getattr(module, leaf).dtype).clone())
             for name, (module, leaf) in self._places.items()
@@ -71,9 +101,10 @@ class Student:
 
 
 class LowRankStudent:
-    """A trained low-rank change W + up·down of a few weight matrices (LoRA): up (out, r) zero, down (r, in) drawn.
+    """A trained low-rank change W + up·down of some weight matrices (LoRA, Hu et al., arXiv 2106.09685).
 
-    ``starts`` (the matrices to change, by name; ``None``: the model's own) lets a stage begin where another one ended.
+    ``up`` (out, rank) starts at zero; ``down`` (rank, in) is drawn from N(0, 1/rank²). ``starts`` maps names to the
+    matrices W to start from (``None``: the model's own), so that one training stage can continue another.
     """
 
     def __init__(
@@ -96,7 +127,6 @@ class LowRankStudent:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
         return precision(self._places)
 
     def weight(self, name: str) -> torch.Tensor:
@@ -104,26 +134,17 @@ class LowRankStudent:
         start = self.starts[name]
         return start + (self.masters[f"{name}:up"] @ self.masters[f"{name}:down"]).to(start.dtype)
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """The model computes with the changed matrices inside the block, and gradients reach the factors."""
-        plain = {name: module._parameters[leaf] for name, (module, leaf) in self._places.items()}
-        try:
-            for name, (module, leaf) in self._places.items():
-                module._parameters[leaf] = self.weight(name)
-            yield
-        finally:
-            for name, (module, leaf) in self._places.items():
-                module._parameters[leaf] = plain[name]
+    def active(self) -> AbstractContextManager[None]:
+        return swapped(self._places, self.weight)
 
 
-def precision(places: Mapping[str, tuple[torch.nn.Module, str]]) -> torch.dtype:
-    """The type of the parameters at these places."""
+def precision(places: Mapping[str, Place]) -> torch.dtype:
+    """The dtype of the parameters at these places."""
     return next(getattr(*place).dtype for place in places.values())
 
 
 def train(
-    student: Student | LowRankStudent,
+    student: Trainable,
     optimizer: torch.optim.Optimizer,
     iterations: int,
     loss: Callable[[], torch.Tensor],
@@ -131,9 +152,10 @@ def train(
     adjust: Callable[[], None] | None = None,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> None:
-    """``iterations`` times: draw and compute the loss, backward, one optimiser step. Progress is announced.
+    """Run ``iterations`` optimiser steps on ``loss()``, which draws its own batch, and announce progress.
 
-    ``adjust`` works on the gradients before the step (a mask, clipping); ``schedule`` moves the learning rate after it.
+    ``adjust`` changes the gradients before each step (masking, clipping). ``schedule`` updates the learning rate after
+    each step. ``what`` names the steps in progress messages.
     """
     with torch.enable_grad():
         for _ in steps(iterations, what):
@@ -148,8 +170,11 @@ def train(
                 schedule.step()
 
 
-def backward(loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter], kind: torch.dtype) -> None:
-    """``loss.backward()`` for parameters without gradients, of a network that computes in ``kind``."""
+def backward(loss: torch.Tensor, parameters: Sequence[torch.Tensor], kind: torch.dtype) -> None:
+    """``loss.backward()``, with loss scaling if ``kind``, the network's precision, is float16.
+
+    The parameters must not hold gradients yet: in float16 they are set, not accumulated.
+    """
     if kind != torch.float16:
         loss.backward()
         return
@@ -160,9 +185,10 @@ def backward(loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter], kind:
 def gradients(
     loss: torch.Tensor, parameters: Sequence[torch.Tensor], kind: torch.dtype, retain_graph: bool = False
 ) -> list[torch.Tensor | None]:
-    """∂loss/∂p for each parameter, ``None`` where it has no part in the loss.
+    """∂loss/∂p for each parameter; ``None`` for a parameter that the loss does not depend on.
 
-    In float16 they are those of a multiple of the loss, divided by it: `LOSS_SCALE`, or less where that overflows.
+    If ``kind`` is float16, the loss is multiplied by `LOSS_SCALE` (by less if a gradient overflows) and the gradients
+    are divided by it.
     """
     scale = LOSS_SCALE if kind == torch.float16 else 1.0
     while scale > 1:

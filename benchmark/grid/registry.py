@@ -93,6 +93,12 @@ def conf_folders() -> tuple[Path, ...]:
     return (*_asked, *_installed_folders())
 
 
+def named_in_yaml(kind: str, name: str) -> Path:
+    """The file that a YAML of this kind names: relative to the working directory, else beside a user's own YAML files."""
+    places = (Path(name).expanduser(), *(folder / kind / name for folder in conf_folders()))
+    return next((place for place in places if place.is_file()), places[0])
+
+
 @cache
 def _installed_folders() -> tuple[Path, ...]:
     """Folders of packages named by entry points of group ``overpaint.conf``."""

@@ -9,6 +9,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import Budget, ConceptSet
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts, shots
+from overpaint.grid.registry import named_in_yaml
 
 ROLES = ("target", "near", "grid", "in_prompt", "utility")
 
@@ -46,7 +47,8 @@ def role_prompts(role: str, concepts: ConceptSet, budget: Budget) -> list[Prompt
     if path:
         first = concepts.request.erase[0] if role == "target" else None
         label = (first.label or first.name) if first else ""
-        return read_prompts(path, role, label, [label] if label else [])[: getattr(budget, BUDGET_OF[role])]
+        prompts = read_prompts(named_in_yaml("concepts", path), role, label, [label] if label else [])
+        return prompts[: getattr(budget, BUDGET_OF[role])]
     return distinct(_MAKERS[role](concepts, budget))
 
 

@@ -1,18 +1,18 @@
 """What every method has to satisfy, run over every ``conf/method/*.yaml``. A new method is tested by being there."""
 
 import copy
-from dataclasses import fields
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import overpaint
 from overpaint.grid.concepts import KINDS, Concept, Request
-from overpaint.grid.registry import DESCRIPTION, component, components, construct
+from overpaint.grid.registry import component, components, construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models.erasure import Erasure
+from requirements import unmet
 
 METHODS = sorted(components("method"))
 #: What makes any method small enough for the tiny model; keys that a method does not have are left out.
@@ -111,11 +111,7 @@ def test_save_load_attach_gives_the_same_picture(tiny_sd, method, tmp_path):
 
 def test_one_request_after_the_other(tiny_sd, method, tmp_path):
     before = snapshot(tiny_sd)
-    try:
-        erasure = erased(tiny_sd, method, erase=["dog", "bird"], sequential=True)
-    except overpaint.UserError as error:
-        assert "on top of" in str(error) and not method.load().stacks
-        return
+    erasure = erased(tiny_sd, method, erase=["dog", "bird"], sequential=True)
     assert_unchanged(tiny_sd, before)
     assert [[c["name"] for c in e.manifest["erase"]] for e in erasure.sequence] == [["dog"], ["bird"]]
     with erasure.attached(tiny_sd):
@@ -130,6 +126,14 @@ def test_one_request_after_the_other(tiny_sd, method, tmp_path):
         assert np.array_equal(picture(tiny_sd), ours)
 
 
+def test_a_guard_that_does_not_stack_is_refused_on_another(tiny_sd, monkeypatch):
+    monkeypatch.setattr("overpaint.methods.sld.SLD.stacks", False)
+    before = snapshot(tiny_sd)
+    with pytest.raises(overpaint.UserError, match="sld cannot be put on top of one"):
+        overpaint.erase(tiny_sd, "sld", erase=["dog", "bird"], sequential=True)
+    assert_unchanged(tiny_sd, before)
+
+
 def test_the_manifest_is_complete(tiny_sd, method):
     manifest = erased(tiny_sd, method, retain=["ship", "bird"]).manifest
     assert manifest["method"] == method.name and manifest["version"] == method.load().version
@@ -140,11 +144,31 @@ def test_the_manifest_is_complete(tiny_sd, method):
 
 
 def test_several_concepts_in_one_request(tiny_sd, method):
-    if method.load().multiple:
-        assert len(erased(tiny_sd, method, erase=["dog", "bird"]).manifest["erase"]) == 2
-    else:
-        with pytest.raises(overpaint.UserError, match="one concept"):
-            erased(tiny_sd, method, erase=["dog", "bird"])
+    assert len(erased(tiny_sd, method, erase=["dog", "bird"]).manifest["erase"]) == 2
+
+
+@dataclass(kw_only=True)
+class Narrow(Eraser):
+    """Supports as little as a method may."""
+
+    kinds = ("style",)
+    multiple = False
+
+    def erase(self, model, request):
+        return Erasure("narrow")
+
+
+def test_what_a_method_does_not_support_is_refused(tiny_sd):
+    def check(*kinds):
+        Narrow().check(tiny_sd, Request(tuple(Concept(f"c{i}", kind=kind) for i, kind in enumerate(kinds))), "narrow")
+
+    check("style")
+    with pytest.raises(overpaint.UserError, match="method=narrow erases the kinds style, not object"):
+        check("object")
+    with pytest.raises(overpaint.UserError, match="one concept per request, got 2"):
+        check("style", "style")
+    with pytest.raises(TypeError, match="Narrow makes erasures of kind 'guard' but does not implement install"):
+        Narrow.install(tiny_sd, Erasure("narrow", "guard"))
 
 
 def test_an_unknown_hyper_parameter_is_refused_with_the_nearest(tiny_sd, method):
@@ -164,14 +188,14 @@ def test_a_wrong_type_is_refused_by_name(tiny_sd, method):
 def test_other_architectures_are_refused(tiny_sd, method):
     other = copy.copy(tiny_sd)
     other.family = "sculpture"
-    with pytest.raises(overpaint.UserError, match="not on sculpture"):
+    with pytest.raises(overpaint.UserError, match="not sculpture"):
         erased(other, method)
 
 
 def test_on_sdxl_it_works_or_says_that_it_does_not(tiny_sdxl, method):
     before = snapshot(tiny_sdxl)
     if "sdxl" not in method.load().families:
-        with pytest.raises(overpaint.UserError, match="not on sdxl"):
+        with pytest.raises(overpaint.UserError, match="not sdxl"):
             erased(tiny_sdxl, method)
         return
     plain = picture(tiny_sdxl)
@@ -180,27 +204,27 @@ def test_on_sdxl_it_works_or_says_that_it_does_not(tiny_sdxl, method):
     assert_unchanged(tiny_sdxl, before)
 
 
-def test_kinds_it_does_not_erase_are_refused(tiny_sd, method):
+def test_every_kind_that_it_declares_is_accepted(tiny_sd, method):
     eraser = method.build(seed=0)
-    for kind in KINDS:
-        request = Request((Concept("dog", kind=kind),))
-        if kind in eraser.kinds:
-            eraser.check(tiny_sd, request, method.name)
-        else:
-            with pytest.raises(overpaint.UserError, match=kind):
-                eraser.check(tiny_sd, request, method.name)
+    assert set(eraser.kinds) <= set(KINDS)
+    for kind in eraser.kinds:
+        eraser.check(tiny_sd, Request((Concept("dog", kind=kind),)), method.name)
 
 
-def test_the_yaml_says_everything(method):
-    text = components("method")[method.name].read_text(encoding="utf-8")
-    config = yaml.safe_load(text)
-    assert config["name"] == method.name and config["summary"]
-    assert {"component", "summary", "paper", "status", "preset", "presets"} <= config.keys()
-    parameters = {f.name for f in fields(method.load())} - {"seed"}
-    assert parameters == config.keys() - set(DESCRIPTION), "the YAML's keys are the class's fields"
-    for key in parameters:
-        (line,) = (line for line in text.splitlines() if line.startswith(f"{key}:"))
-        assert " # " in line, f"{key} has no comment"
+def test_the_yaml_and_the_page_are_complete(method):
+    missing = unmet("method", method.name, Eraser)
+    assert not missing, f"conf/method/{method.name}.yaml:\n- " + "\n- ".join(missing)
+
+
+def test_all_that_is_missing_is_said_at_once(tmp_path, monkeypatch):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "bare.yaml").write_text(
+        "name: bear\ncomponent: overpaint.methods.rece:RECE\nlamda: 1 # weight\n"
+    )
+    monkeypatch.setattr("overpaint.grid.registry._asked", [tmp_path])
+    missing = "\n".join(unmet("method", "bare", Eraser))
+    for part in ("'summary'", "'presets'", "name: must be bare", "default of 'lamb'", "remove 'lamda'", "docs/methods"):
+        assert part in missing
 
 
 def test_every_preset_can_be_built(method, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import overpaint
 from official import distance, flat, watched
 from overpaint.blocks.draws import Draws
 from overpaint.grid.registry import component
-from overpaint.methods.receler import Adversary, Erasers, attention_layers, concept_masks, outside
+from overpaint.methods.receler import Adversary, BlockAdapters, attention_layers, concept_masks, outside
 
 
 def traced_erase(model, records=None, **arguments):
@@ -82,7 +82,7 @@ SMALL = {"erase": ["dog"], "iterations": 1, "rollout_steps": 4, "rank": 4, "inne
 
 def test_fresh_erasers_change_no_bit(tiny_sd):
     x, c = tiny_sd.noise([3]), tiny_sd.encode(["a photo of a dog"])
-    fresh = Erasers.drawn(tiny_sd, 8, Draws(0))
+    fresh = BlockAdapters.drawn(tiny_sd, 8, Draws(0))
     with torch.no_grad():
         plain = tiny_sd.predict(x, 500, c)
         with fresh.active() as added:

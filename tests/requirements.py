@@ -1,0 +1,49 @@
+"""What a component's YAML and documentation must contain. `unmet` lists everything that is missing at once."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from overpaint.errors import UserError
+from overpaint.grid.registry import DESCRIPTION, component, components
+
+ROOT = Path(__file__).resolve().parents[1]
+DESCRIBED_BY = ("name", "component", "summary", "paper", "status", "preset", "presets")
+
+
+def documented(kind):
+    """Components with a page: the page of a component names its YAML, as in ``conf/attack/{uda,p4d_uda}.yaml``."""
+    for page in (ROOT / "docs" / f"{kind}s").glob("*.md"):
+        for names in re.findall(rf"`conf/{kind}/(\w+|{{[\w,]+}})\.yaml`", page.read_text(encoding="utf-8")):
+            yield from names.strip("{}").split(",")
+
+
+def unmet(kind, name, base, further=()):
+    """All requirements that ``conf/<kind>/<name>.yaml`` and its class (a subclass of ``base``) do not meet."""
+    path = components(kind)[name]
+    text = path.read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    lines = {line.split(":")[0]: line for line in text.splitlines()}
+    found = [f"add the key {key!r}" for key in (*DESCRIBED_BY, *further) if key not in config]
+    if config.get("name") != name:
+        found.append(f"name: must be {name}, the file's name")
+    if not config.get("summary"):
+        found.append("summary: must be one line of text")
+    try:
+        cls = component(kind, name).load()
+    except (UserError, KeyError) as error:
+        return [*found, f"component: {error}"]
+    if not issubclass(cls, base):
+        return [*found, f"component: {cls.__name__} must be a subclass of {base.__name__}"]
+    parameters = {f.name for f in fields(cls)} - {"seed"}
+    found += [f"add the default of {key!r}, a field of {cls.__name__}" for key in sorted(parameters - set(config))]
+    extra = set(config) - parameters - set(DESCRIPTION)
+    found += [f"remove {key!r}, which is not a field of {cls.__name__}" for key in sorted(extra)]
+    found += [
+        f"{key}: add a comment with its meaning" for key in sorted(parameters & set(config)) if " # " not in lines[key]
+    ]
+    if name not in documented(kind):
+        found.append(f"add a page docs/{kind}s/*.md that names `conf/{kind}/{name}.yaml`")
+    return found

@@ -1,0 +1,100 @@
+"""Everything that docs/extending.md tells a reader to write is written, installed and run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n# ([^\n]+)\n(.*?)^```$", PAGE, re.S | re.M)
+COMMANDS = {place: text for language, place, text in BLOCKS if language == "bash"}
+FILES = {name: text for language, name, text in BLOCKS if language != "bash"}
+
+#: What makes the page's commands small enough for a test; it is appended to each `overpaint run` and `overpaint table`.
+TINY = "protocol.steps=2 budget.utility_prompts=0 budget.grid=0 budget.in_prompt=0 budget.reference_images=1"
+
+
+@pytest.fixture
+def package(tmp_path):
+    """The page's files in a folder."""
+    for name, text in FILES.items():
+        path = tmp_path / "package" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return tmp_path / "package"
+
+
+def shell(command, folder, tmp_path, *python_path):
+    """Run a block of the page in a folder, with `overpaint` and `pip` of this interpreter."""
+    tools = tmp_path / "bin"
+    tools.mkdir(exist_ok=True)
+    tiny = f'case "$1" in run|table) set -- "$@" {TINY};; esac\n'
+    (tools / "overpaint").write_text(f'#!/bin/sh\n{tiny}exec "{sys.executable}" -m overpaint.cli "$@"\n')
+    target = f'[ "$1" = install ] && set -- "$@" --no-deps --no-build-isolation --target "{tmp_path / "site"}"\n'
+    (tools / "pip").write_text(f'#!/bin/sh\n{target}exec "{sys.executable}" -m pip -q "$@"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    path = [str(place) for place in (*python_path, ROOT)]
+    environment = os.environ | {
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(path),
+        "OVERPAINT_STORE": str(tmp_path / "store"),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    command = command.replace("PYTHONPATH=$PWD", "PYTHONPATH=$PWD:$PYTHONPATH")
+    done = subprocess.run(["sh", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_block_of_the_page_is_run():
+    assert len(BLOCKS) == PAGE.count("```") // 2, "a block without a first line that names its file"
+    assert len(COMMANDS) == 2 and set(COMMANDS) == {
+        "in the folder that contains my_package",
+        "in the folder that contains pyproject.toml",
+    }
+
+
+def test_a_folder_named_in_the_search_path(package, tmp_path):
+    printed = shell(COMMANDS["in the folder that contains my_package"], package, tmp_path)
+    assert "anchor" in printed and "misspelt" in printed
+    records = pd.concat(map(pd.read_parquet, (tmp_path / "store").rglob("records.parquet")))
+    records = records[(records["method"] == "project_out") & (records["concepts"] == "village")]
+    figures = records.set_index(["metric", "attack"])["n"]
+    assert figures["anchor_shown", "none"] == figures["target_proportion", "none"] == 2, (
+        "budget=smoke takes two prompts"
+    )
+    assert figures["attack_success", "misspelling"] == 2
+    assert records["detector"].str.startswith("oracle_mean").all()
+
+
+def test_an_installed_package(package, tmp_path):
+    printed = shell(COMMANDS["in the folder that contains pyproject.toml"], package, tmp_path, tmp_path / "site")
+    assert re.search(r"^project_out +value projections without", printed, re.M)
+    assert (package / "church.safetensors").stat().st_size > 0
+    shutil.rmtree(tmp_path / "site")
+    code = "from overpaint.grid.registry import components; print('project_out' in components('method'))"
+    assert shell(f'"{sys.executable}" -c "{code}"', tmp_path, tmp_path).strip() == "False", "found by its entry point"
+
+
+def test_files_of_a_clone(package, tmp_path):
+    """The layout of a checkout: the links `overpaint` and `benchmark/methods`, and one file more in two folders."""
+    clone = tmp_path / "clone"
+    for folder in ("benchmark", "methods", "conf"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, clone / folder, symlinks=True, ignore=ignored)
+    (clone / "overpaint").symlink_to("benchmark")
+    (clone / "datasets").symlink_to(ROOT / "datasets")
+    shutil.copy(package / "my_package" / "project_out.py", clone / "methods")
+    text = (package / "my_package" / "conf" / "method" / "project_out.yaml").read_text(encoding="utf-8")
+    text = text.replace("my_package.project_out", "overpaint.methods.project_out")
+    (clone / "conf" / "method" / "project_out.yaml").write_text(text, encoding="utf-8")
+    out = tmp_path / "church.safetensors"
+    shell(f"overpaint erase method=project_out concepts=church out={out}", tmp_path, tmp_path, clone)
+    assert out.stat().st_size > 0
