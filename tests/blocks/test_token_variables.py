@@ -160,7 +160,7 @@ def test_gradients_are_those_of_the_loss_clamped_whatever_its_precision(kind):
 def test_a_gradient_that_overflowed_is_told(tiny_sd):
     variable = Simplex(tiny_sd.token_table, 2, "exact")
     optimizer = torch.optim.Adam([variable.parameter], lr=0.1)
-    with pytest.raises(UserError, match="the search is non-finite at step 0$"):
+    with pytest.raises(UserError, match=r"the search is non-finite at step 0$"):
         list(descend([variable], optimizer, lambda step, ids, rows: rows[0].sum()[None] * math.inf, [Draws(0)], 2))
 
 
