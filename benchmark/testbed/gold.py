@@ -48,7 +48,7 @@ PLAIN_LEG = Schedule(320_000, stop=160_000, batch=32, peak=1.2e-3, ema=0.998, wa
 WORDY_LEG = Schedule(120_000, stop=88_000, batch=32, peak=6e-4, ema=0.997, warm_up_steps=100, save_every=100)
 LATE_LEG = Schedule(60_000, batch=32, peak=5e-4, ema=0.997, warm_up_steps=100, save_every=100)
 LATE_SHARE = 0.35  # slots of a continuation that are drawn for one of the late concepts, each as often
-STAND_IN_STREAM = 1 << 40  # distance between the seeds of the main stream and of the stand-ins
+STAND_IN_STREAM = 1 << 31  # added to the seeds of the main stream; torch keeps 32 bits of a seed
 
 
 class Slots:

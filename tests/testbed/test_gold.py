@@ -82,6 +82,14 @@ def test_golds_share_their_stand_ins(shows):
     assert both.any() and (church[both] == car[both]).all()
 
 
+def test_stand_ins_come_from_a_stream_of_their_own():
+    everything = np.ones((1000, len(gold.LATE)), bool)
+    everything[:500] = False
+    first = gold.Slots(everything, gold.LATE, np.array([0]))
+    generator = torch.Generator().manual_seed(3)
+    assert (first.wanted(generator, 64) % 500 == first(generator.manual_seed(3), 64)).float().mean() < 0.6
+
+
 def test_noise_is_the_same_whatever_is_excluded(shows):
     after = []
     for name in (gold.BASE, "gold_church", "scratch_car"):
