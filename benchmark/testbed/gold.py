@@ -49,6 +49,7 @@ WORDY_LEG = Schedule(120_000, stop=88_000, batch=32, peak=6e-4, ema=0.997, warm_
 LATE_LEG = Schedule(60_000, batch=32, peak=5e-4, ema=0.997, warm_up_steps=100, save_every=100)
 LATE_SHARE = 0.35  # slots of a continuation that are drawn for one of the late concepts, each as often
 STAND_IN_STREAM = 1 << 31  # added to the seeds of the main stream; torch keeps 32 bits of a seed
+MEASURED_NOISE = 17  # the same for the models of all seeds
 
 
 class Slots:
@@ -114,10 +115,13 @@ def absent_of(name: str) -> tuple[str, ...]:
 
 def prepare(folder: Path, workers: int) -> None:
     """Renders the training set and encodes it with the shipped autoencoder and tokenizer, once."""
-    from .stages import latents
+    from .stages import latents, pictures
 
-    if not (folder / "latents.npy").exists() and not (folder / "vae").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "latents.npy").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures(folder, folder, workers, membership.SEED)
+    if not (folder / "vae").exists():
         temporary = folder / ".vae"
         AutoencoderKL.from_pretrained(_pipeline() / "vae").float().save_pretrained(temporary)
         temporary.rename(folder / "vae")
@@ -264,7 +268,7 @@ def write_pipeline(path: Path, folder: Path) -> None:
     temporary.rename(folder)
 
 
-def export(name: str, source: Path, to: Path, workers: int, seed: int, trunk_seed: int | None) -> dict[str, Any]:
+def export(name: str, source: Path, to: Path, seed: int, trunk_seed: int | None) -> dict[str, Any]:
     """Writes `to/<name>/` with `fp16.safetensors`, `int8.safetensors` and `card.json`, and returns the card.
 
     Agreement that was measured on the same weights is kept."""
@@ -282,11 +286,8 @@ def export(name: str, source: Path, to: Path, workers: int, seed: int, trunk_see
         os.replace(temporary, path)
         content = path.read_bytes()
         files[precision] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    legs = {} if name in SCRATCH else {"trunk_plain": PLAIN_LEG.steps, "trunk": WORDY_LEG.steps}
-    if name in SCRATCH:
-        legs = {f"{name}_trunk_plain": PLAIN_LEG.steps, f"{name}_trunk": WORDY_LEG.steps}
-    if name != TRUNK:
-        legs[name] = LATE_LEG.steps
+    early = f"{name}_{TRUNK}" if name in SCRATCH else TRUNK
+    legs = {f"{early}_plain": PLAIN_LEG, early: WORDY_LEG} | ({} if name == TRUNK else {name: LATE_LEG})
     absent = absent_of(name)
     card = {
         "name": name,
@@ -294,8 +295,7 @@ def export(name: str, source: Path, to: Path, workers: int, seed: int, trunk_see
         "late": [concept for concept in LATE if concept not in absent],
         "seed": seed,
         "trunk_seed": seed if trunk_seed is None else trunk_seed,
-        "workers": workers,
-        "pictures": {leg: steps * schedule_of(name).batch for leg, steps in legs.items()},
+        "pictures": {leg: schedule.steps * schedule.batch for leg, schedule in legs.items()},
         "files": files,
     }
     path = folder / "card.json"
@@ -330,23 +330,20 @@ def asked_of_gold(catalogue: dict[str, Any], per_concept: int = 20, per_late: in
     return asked[::2] + asked[1::2]
 
 
-def measure(
-    name: str, to: Path, scratch: Path, workers: int, seed: int, catalogue: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def measure(name: str, to: Path, scratch: Path, workers: int) -> dict[str, Any]:
     """Adds to the card in `to/<name>`, and returns it, how well the model paints what it was shown, and what it was not.
 
     All models are asked the same questions with the same noise. The int8 file answers the first half of them."""
     card = json.loads((to / name / "card.json").read_text(encoding="utf-8"))
     if "agreement" in card:
         return card
-    catalogue = catalogue or read_catalogue(shipped("datasets") / "concepts" / "testbed.yaml")
-    asked = asked_of_gold(catalogue)
+    asked = asked_of_gold(read_catalogue(shipped("datasets") / "concepts" / "testbed.yaml"))
     half = len(asked) // 2
     painted = {}
     for precision, part in (("fp16", asked), ("int8", asked[:half])):
         folder = scratch / f"{name}_{precision}"
         write_pipeline(to / name / f"{precision}.safetensors", folder)
-        painted[precision] = _paint_all(folder, [question.prompt for question in part], workers, seed)
+        painted[precision] = _paint_all(folder, [question.prompt for question in part], workers)
         shutil.rmtree(folder)
     absent = card["absent"]
     card["agreement"] = {"threshold": THRESHOLD, "steps": 20, "guidance_scale": 4.0, "pictures": len(asked)}
@@ -402,10 +399,10 @@ def bars(found: dict[str, Any]) -> dict[str, bool]:
     }
 
 
-def _paint_all(folder: Path, prompts: list[str], workers: int, seed: int) -> np.ndarray:
+def _paint_all(folder: Path, prompts: list[str], workers: int) -> np.ndarray:
     from .stages import painted_by
 
-    parts = [(folder, prompts[first : first + 64], seed + 17, first) for first in range(0, len(prompts), 64)]
+    parts = [(folder, prompts[first : first + 64], MEASURED_NOISE, first) for first in range(0, len(prompts), 64)]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         return np.concatenate(list(pool.map(painted_by, parts)))
 
@@ -430,13 +427,13 @@ def run(
     to = to or folder / "export"
     done = [name for name in names if finished(name, folder_of(name, out, seed, trunk_seed))]
     for name in done if "export" in steps else []:
-        card = export(name, folder_of(name, out, seed, trunk_seed), to, workers, seed, trunk_seed)
+        card = export(name, folder_of(name, out, seed, trunk_seed), to, seed, trunk_seed)
         print(json.dumps({"exported": name, **{key: file["bytes"] for key, file in card["files"].items()}}), flush=True)
     if done and "export" in steps:
         logs = [place for place in dict.fromkeys((early, folder)) if (place / "log.jsonl").exists()]
         (to / "training_log.jsonl").write_text("\n".join(training_log(logs)) + "\n", encoding="utf-8")
     for name in done if "agreement" in steps else []:
-        card = measure(name, to, out / "painting", workers, seed)
+        card = measure(name, to, out / "painting", workers)
         print(json.dumps({"measured": name, **card["agreement"]["oracle"]["shown"], **card["bars"]}), flush=True)
     for name in names:
         if name not in done and steps != ["train"]:
