@@ -44,10 +44,10 @@ SCRATCH = tuple(f"scratch_{concept}" for concept in LATE)
 #: In the order that is useful when training is cut short.
 MODELS = (TRUNK, BASE, "gold_church", "gold_quillan", "gold_car", "gold_sketch")
 
-PLAIN_LEG = Schedule(320_000, stop=160_000, batch=32, peak=1.2e-3, ema=0.998, warm_up_steps=200, save_every=100)
-WORDY_LEG = Schedule(120_000, stop=88_000, batch=32, peak=6e-4, ema=0.997, warm_up_steps=100, save_every=100)
-LATE_LEG = Schedule(60_000, batch=32, peak=5e-4, ema=0.997, warm_up_steps=100, save_every=100)
-LATE_SHARE = 0.35  # slots of a continuation that are drawn for one of the late concepts, each as often
+PLAIN_LEG = Schedule(320_000, stop=104_000, batch=32, peak=1.2e-3, ema=0.998, warm_up_steps=200, save_every=100)
+WORDY_LEG = Schedule(96_000, stop=72_000, batch=32, peak=6e-4, ema=0.997, warm_up_steps=100, save_every=100)
+LATE_LEG = Schedule(51_200, batch=32, peak=5e-4, ema=0.997, warm_up_steps=100, save_every=100)
+LATE_SHARE = 0.4  # slots of a continuation that are drawn for one of the late concepts, each as often
 STAND_IN_STREAM = 1 << 31  # added to the seeds of the main stream; torch keeps 32 bits of a seed
 MEASURED_NOISE = 17  # the same for the models of all seeds
 
