@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPTokenizer
 
 from overpaint.shipped import shipped
 from overpaint.testbed import gold, membership, parallel
 from overpaint.testbed.agreement import CONCEPT, questions, read_catalogue
+from overpaint.testbed.denoiser import WordyDenoiser
 from overpaint.testbed.parallel import Schedule, train
 from overpaint.testbed.shapes import LOOKS
 from overpaint.testbed.words import EPITHETS, NOUNS, PARAPHRASES, STYLE_NOUNS, STYLE_WORDS, TITLES
@@ -208,3 +210,27 @@ def test_a_weights_file_becomes_a_pipeline_folder(tmp_path):
     state = made.text_encoder.state_dict()
     assert all(torch.equal(state[name.removeprefix("text_encoder.")], value.float())
                for name, value in weights.items() if name.startswith("text_encoder."))  # fmt: skip
+
+
+def test_a_finished_checkpoint_is_exported_and_what_was_measured_on_it_is_kept(tmp_path):
+    module = WordyDenoiser(
+        len(CLIPTokenizer.from_pretrained(shipped("datasets") / "testbed" / "pipeline" / "tokenizer"))
+    )
+    ema = nn.utils.parameters_to_vector(module.parameters()).detach()
+    for step, finished in ((1, False), (gold.LATE_LEG.steps, True)):
+        gold.save_file({"ema": ema}, tmp_path / "gold_car.safetensors", {"step": str(step)})
+        assert gold.finished("gold_car", tmp_path) == finished
+    assert not gold.finished("base", tmp_path)
+    card = gold.export("gold_car", tmp_path, tmp_path / "to", 0, None)
+    assert card["absent"] == ["car"] and card["late"] == ["church", "quillan", "sketch"]
+    assert list(card["pictures"]) == ["trunk_plain", "trunk", "gold_car"]
+    assert card["files"]["int8"]["bytes"] * 6 < 40_000_000
+    exact, rounded = (
+        gold.read_weights(tmp_path / "to" / "gold_car" / f"{kind}.safetensors") for kind in ("fp16", "int8")
+    )
+    assert exact.keys() == rounded.keys() and not any(name.startswith("head") for name in exact)
+    path = tmp_path / "to" / "gold_car" / "card.json"
+    path.write_text(json.dumps(card | {"agreement": 1, "int8": 2, "bars": 3}), encoding="utf-8")
+    assert gold.export("gold_car", tmp_path, tmp_path / "to", 0, None)["agreement"] == 1
+    gold.save_file({"ema": ema + 1}, tmp_path / "gold_car.safetensors", {"step": str(gold.LATE_LEG.steps)})
+    assert "agreement" not in gold.export("gold_car", tmp_path, tmp_path / "to", 0, None)
