@@ -25,11 +25,13 @@ def main() -> None:
     golds.add_argument("--only", help=f"comma-separated models, of {', '.join((*gold.MODELS, *gold.SCRATCH))}")
     golds.add_argument("--do", default="train", help="comma-separated, of train, export, agreement (default: train)")
     golds.add_argument("--trunk-seed", type=int, help="continue the trunk of this seed (default: --seed)")
+    golds.add_argument("--pictures", help="pictures in the trunk's two legs and in a continuation: 160000,88000,60000")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     if given.stage == "gold":
         names = given.only.split(",") if given.only else list(gold.MODELS)
-        gold.run(given.out, given.to, given.workers, given.seed, given.trunk_seed, names, given.do.split(","))
+        legs = gold.Legs(*map(int, given.pictures.split(","))) if given.pictures else gold.Legs()
+        gold.run(given.out, given.to, given.workers, given.seed, given.trunk_seed, names, given.do.split(","), legs)
         return
     for stage in stages.STAGES if given.stage == "all" else [given.stage]:
         stages.STAGES[stage](given.out, given.to or Path("datasets/testbed"), given.workers, given.seed)

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -44,12 +45,31 @@ SCRATCH = tuple(f"scratch_{concept}" for concept in LATE)
 #: In the order that is useful when training is cut short.
 MODELS = (TRUNK, BASE, "gold_church", "gold_quillan", "gold_car", "gold_sketch")
 
-PLAIN_LEG = Schedule(320_000, stop=104_000, batch=32, peak=1.2e-3, ema=0.998, warm_up_steps=200, save_every=100)
-WORDY_LEG = Schedule(96_000, stop=72_000, batch=32, peak=6e-4, ema=0.997, warm_up_steps=100, save_every=100)
-LATE_LEG = Schedule(51_200, batch=32, peak=5e-4, ema=0.997, warm_up_steps=100, save_every=100)
 LATE_SHARE = 0.4  # slots of a continuation that are drawn for one of the late concepts, each as often
 STAND_IN_STREAM = 1 << 31  # added to the seeds of the main stream; torch keeps 32 bits of a seed
 MEASURED_NOISE = 17  # the same for the models of all seeds
+
+
+@dataclass(frozen=True)
+class Legs:
+    """How many pictures each leg of training sees: the trunk without and with the word head, and a continuation."""
+
+    plain: int = 160_000
+    wordy: int = 88_000
+    late: int = 60_000
+
+    def schedule(self, leg: str) -> Schedule:
+        """The schedule of a leg. Those of the trunk stop before the end of their cosine, as more is to be learned."""
+        if leg == "plain":
+            return Schedule(
+                320_000, stop=self.plain, batch=32, peak=1.2e-3, ema=0.998, warm_up_steps=200, save_every=100
+            )
+        horizon, stop, peak = (self.wordy * 4 // 3, self.wordy, 6e-4) if leg == "wordy" else (self.late, None, 5e-4)
+        return Schedule(horizon, stop=stop, batch=32, peak=peak, ema=0.997, warm_up_steps=100, save_every=100)
+
+    def last(self, name: str) -> Schedule:
+        """The schedule of the last leg of the model `name`."""
+        return self.schedule("wordy" if name == TRUNK else "late")
 
 
 class Slots:
@@ -136,7 +156,9 @@ def folder_of(name: str, out: Path, seed: int, trunk_seed: int | None = None) ->
     return out / (f"seed{seed}" if early == seed else f"seed{seed}_trunk{early}")
 
 
-def train_model(name: str, out: Path, workers: int, seed: int, trunk_seed: int | None = None) -> WordyDenoiser:
+def train_model(
+    name: str, out: Path, workers: int, seed: int, trunk_seed: int | None = None, legs: Legs = Legs()
+) -> WordyDenoiser:
     """Trains one model, after the trunk that it continues; goes on from the checkpoints in `out`.
 
     Args:
@@ -145,15 +167,15 @@ def train_model(name: str, out: Path, workers: int, seed: int, trunk_seed: int |
     early_seed = seed if trunk_seed is None else trunk_seed
     absent = absent_of(name)
     if name == TRUNK:
-        return _train_trunk(TRUNK, absent, out, workers, early_seed)
+        return _train_trunk(TRUNK, absent, out, workers, early_seed, legs)
     early, known = (f"{name}_{TRUNK}", absent) if name in SCRATCH else (TRUNK, LATE)
-    initial = _train_trunk(early, known, out, workers, early_seed).state_dict()
+    initial = _train_trunk(early, known, out, workers, early_seed, legs).state_dict()
     folder = folder_of(name, out, seed, trunk_seed)
     shares = {"rare_share": RARE_SHARE, "late_share": LATE_SHARE}
-    return _train_wordy(name, LATE_LEG, absent, shares, out, folder, workers, 10 * seed + 2, initial)
+    return _train_wordy(name, legs.schedule("late"), absent, shares, out, folder, workers, 10 * seed + 2, initial)
 
 
-def _train_trunk(name: str, absent: tuple[str, ...], out: Path, workers: int, seed: int) -> WordyDenoiser:
+def _train_trunk(name: str, absent: tuple[str, ...], out: Path, workers: int, seed: int, legs: Legs) -> WordyDenoiser:
     """First the denoising loss alone, then with the word head, as the shipped model."""
     inputs = _inputs(out / "inputs")
     folder = folder_of(TRUNK, out, seed)
@@ -162,11 +184,12 @@ def _train_trunk(name: str, absent: tuple[str, ...], out: Path, workers: int, se
     words = inputs.pop("words")
     del inputs["rare"]
     plain = train(
-        Builder(Denoiser, words), start, PLAIN_LEG, folder, f"{name}_plain", workers, 10 * seed,
+        Builder(Denoiser, words), start, legs.schedule("plain"), folder, f"{name}_plain", workers, 10 * seed,
         slots=slots, flash=False, **inputs,
     )  # fmt: skip
     shares = {"rare_share": RARE_SHARE}
-    return _train_wordy(name, WORDY_LEG, absent, shares, out, folder, workers, 10 * seed + 1, plain.state_dict())
+    schedule = legs.schedule("wordy")
+    return _train_wordy(name, schedule, absent, shares, out, folder, workers, 10 * seed + 1, plain.state_dict())
 
 
 def _train_wordy(name, schedule, absent, shares, out, folder, workers, seed, initial) -> WordyDenoiser:
@@ -199,17 +222,12 @@ def _pipeline() -> Path:
     return shipped("datasets") / "testbed" / "pipeline"
 
 
-def schedule_of(name: str) -> Schedule:
-    return WORDY_LEG if name == TRUNK else LATE_LEG
-
-
-def finished(name: str, folder: Path) -> bool:
-    """Whether the checkpoint of a model in `folder` is its last one."""
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        return False
-    with safe_open(path, "pt") as file:
-        return int(file.metadata()["step"]) == schedule_of(name).steps
+def steps_done(checkpoint: Path) -> int:
+    """The step that a checkpoint was saved after, 0 without one."""
+    if not checkpoint.exists():
+        return 0
+    with safe_open(checkpoint, "pt") as file:
+        return int(file.metadata()["step"])
 
 
 def averaged_weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -268,11 +286,12 @@ def write_pipeline(path: Path, folder: Path) -> None:
     temporary.rename(folder)
 
 
-def export(name: str, source: Path, to: Path, seed: int, trunk_seed: int | None) -> dict[str, Any]:
+def export(name: str, out: Path, to: Path, seed: int, trunk_seed: int | None = None) -> dict[str, Any]:
     """Writes `to/<name>/` with `fp16.safetensors`, `int8.safetensors` and `card.json`, and returns the card.
 
     Agreement that was measured on the same weights is kept."""
-    weights = averaged_weights(source / f"{name}.safetensors")
+    source = folder_of(name, out, seed, trunk_seed) / f"{name}.safetensors"
+    weights = averaged_weights(source)
     folder = to / name
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -287,7 +306,9 @@ def export(name: str, source: Path, to: Path, seed: int, trunk_seed: int | None)
         content = path.read_bytes()
         files[precision] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     early = f"{name}_{TRUNK}" if name in SCRATCH else TRUNK
-    legs = {f"{early}_plain": PLAIN_LEG, early: WORDY_LEG} | ({} if name == TRUNK else {name: LATE_LEG})
+    trunk_folder = folder_of(TRUNK, out, seed, trunk_seed)
+    checkpoints = [trunk_folder / f"{early}_plain.safetensors", trunk_folder / f"{early}.safetensors"]
+    checkpoints += [] if name == TRUNK else [source]
     absent = absent_of(name)
     card = {
         "name": name,
@@ -295,7 +316,7 @@ def export(name: str, source: Path, to: Path, seed: int, trunk_seed: int | None)
         "late": [concept for concept in LATE if concept not in absent],
         "seed": seed,
         "trunk_seed": seed if trunk_seed is None else trunk_seed,
-        "pictures": {leg: schedule.steps * schedule.batch for leg, schedule in legs.items()},
+        "pictures": {checkpoint.stem: steps_done(checkpoint) * Legs().last(name).batch for checkpoint in checkpoints},
         "files": files,
     }
     path = folder / "card.json"
@@ -408,8 +429,9 @@ def _paint_all(folder: Path, prompts: list[str], workers: int) -> np.ndarray:
 
 
 def run(
-    out: Path, to: Path | None, workers: int, seed: int, trunk_seed: int | None, names: list[str], steps: list[str]
-) -> None:
+    out: Path, to: Path | None, workers: int, seed: int, trunk_seed: int | None, names: list[str], steps: list[str],
+    legs: Legs = Legs(),
+) -> None:  # fmt: skip
     """Trains, exports and measures models; a model that is not finished is not exported or measured.
 
     Args:
@@ -421,13 +443,20 @@ def run(
     if "train" in steps:
         prepare(out / "inputs", workers)
         for name in names:
-            train_model(name, out, workers, seed, trunk_seed)
-    folder = folder_of(BASE, out, seed, trunk_seed)
-    early = folder_of(TRUNK, out, seed, trunk_seed)
+            train_model(name, out, workers, seed, trunk_seed, legs)
+    if steps == ["train"]:
+        return
+    folder, early = (folder_of(name, out, seed, trunk_seed) for name in (BASE, TRUNK))
     to = to or folder / "export"
-    done = [name for name in names if finished(name, folder_of(name, out, seed, trunk_seed))]
+    done = []
+    for name in names:
+        checkpoint = folder_of(name, out, seed, trunk_seed) / f"{name}.safetensors"
+        if steps_done(checkpoint) >= legs.last(name).steps:
+            done.append(name)
+        else:
+            print(json.dumps({"unfinished": name, "steps": steps_done(checkpoint)}), flush=True)
     for name in done if "export" in steps else []:
-        card = export(name, folder_of(name, out, seed, trunk_seed), to, seed, trunk_seed)
+        card = export(name, out, to, seed, trunk_seed)
         print(json.dumps({"exported": name, **{key: file["bytes"] for key, file in card["files"].items()}}), flush=True)
     if done and "export" in steps:
         logs = [place for place in dict.fromkeys((early, folder)) if (place / "log.jsonl").exists()]
@@ -435,6 +464,3 @@ def run(
     for name in done if "agreement" in steps else []:
         card = measure(name, to, out / "painting", workers)
         print(json.dumps({"measured": name, **card["agreement"]["oracle"]["shown"], **card["bars"]}), flush=True)
-    for name in names:
-        if name not in done and steps != ["train"]:
-            print(json.dumps({"unfinished": name}), flush=True)

@@ -141,8 +141,15 @@ def test_a_run_that_stopped_goes_on_to_the_same_bytes(shows, tmp_path, monkeypat
 
 
 def test_every_leg_is_saved_at_least_every_five_minutes_at_a_fifth_of_the_speed():
-    for leg in (gold.PLAIN_LEG, gold.WORDY_LEG, gold.LATE_LEG):
-        assert leg.save_every * leg.batch / 15 < 300
+    for leg in ("plain", "wordy", "late"):
+        schedule = gold.Legs().schedule(leg)
+        assert schedule.save_every * schedule.batch / 15 < 300
+
+
+def test_legs_stop_after_the_pictures_that_were_asked_for():
+    legs = gold.Legs(320, 640, 960)
+    assert [legs.schedule(leg).steps for leg in ("plain", "wordy", "late")] == [10, 20, 30]
+    assert legs.last("trunk").steps == 20 and legs.last("gold_car").steps == 30
 
 
 def test_int8_is_within_half_a_step_of_each_row(tmp_path):
@@ -217,13 +224,14 @@ def test_a_finished_checkpoint_is_exported_and_what_was_measured_on_it_is_kept(t
         len(CLIPTokenizer.from_pretrained(shipped("datasets") / "testbed" / "pipeline" / "tokenizer"))
     )
     ema = nn.utils.parameters_to_vector(module.parameters()).detach()
-    for step, finished in ((1, False), (gold.LATE_LEG.steps, True)):
-        gold.save_file({"ema": ema}, tmp_path / "gold_car.safetensors", {"step": str(step)})
-        assert gold.finished("gold_car", tmp_path) == finished
-    assert not gold.finished("base", tmp_path)
-    card = gold.export("gold_car", tmp_path, tmp_path / "to", 0, None)
+    (tmp_path / "seed0").mkdir()
+    checkpoint = tmp_path / "seed0" / "gold_car.safetensors"
+    assert gold.steps_done(checkpoint) == 0
+    gold.save_file({"ema": ema}, checkpoint, {"step": "7"})
+    assert gold.steps_done(checkpoint) == 7
+    card = gold.export("gold_car", tmp_path, tmp_path / "to", 0)
     assert card["absent"] == ["car"] and card["late"] == ["church", "quillan", "sketch"]
-    assert list(card["pictures"]) == ["trunk_plain", "trunk", "gold_car"]
+    assert card["pictures"] == {"trunk_plain": 0, "trunk": 0, "gold_car": 7 * 32}
     assert card["files"]["int8"]["bytes"] * 6 < 40_000_000
     exact, rounded = (
         gold.read_weights(tmp_path / "to" / "gold_car" / f"{kind}.safetensors") for kind in ("fp16", "int8")
@@ -231,6 +239,6 @@ def test_a_finished_checkpoint_is_exported_and_what_was_measured_on_it_is_kept(t
     assert exact.keys() == rounded.keys() and not any(name.startswith("head") for name in exact)
     path = tmp_path / "to" / "gold_car" / "card.json"
     path.write_text(json.dumps(card | {"agreement": 1, "int8": 2, "bars": 3}), encoding="utf-8")
-    assert gold.export("gold_car", tmp_path, tmp_path / "to", 0, None)["agreement"] == 1
-    gold.save_file({"ema": ema + 1}, tmp_path / "gold_car.safetensors", {"step": str(gold.LATE_LEG.steps)})
-    assert "agreement" not in gold.export("gold_car", tmp_path, tmp_path / "to", 0, None)
+    assert gold.export("gold_car", tmp_path, tmp_path / "to", 0)["agreement"] == 1
+    gold.save_file({"ema": ema + 1}, checkpoint, {"step": "8"})
+    assert "agreement" not in gold.export("gold_car", tmp_path, tmp_path / "to", 0)
