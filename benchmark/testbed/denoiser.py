@@ -1,5 +1,6 @@
 """The UNet and its text encoder, trained together to predict noise in the autoencoder's latents."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -74,6 +75,10 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
+#: Called with a batch's generator and size; returns the index of the training example in each slot of the batch.
+Slots = Callable[[torch.Generator, int], Tensor]
+
+
 class Denoiser(nn.Module):
     """Both networks as one module, so that they share one optimiser."""
 
@@ -116,7 +121,8 @@ class Builder:
         return self.kind(self.words)
 
 
-def start(module: Denoiser, latents: str, tokens: str, empty: list[int], flash: bool):
+def start(module: Denoiser, latents: str, tokens: str, empty: list[int], flash: bool, slots: Slots | None = None):
+    """The min-SNR loss; `slots` replaces the uniform draw of examples."""
     torch.backends.cuda.enable_flash_sdp(flash)  # also governs the CPU, where plain attention is a fifth faster here
     data, captions = torch.from_numpy(np.load(latents)), torch.from_numpy(np.load(tokens)).long()
     kept = build_scheduler().alphas_cumprod
@@ -125,7 +131,7 @@ def start(module: Denoiser, latents: str, tokens: str, empty: list[int], flash: 
     nothing = torch.tensor(empty)
 
     def loss(generator: torch.Generator, count: int) -> Tensor:
-        chosen = torch.randint(len(data), (count,), generator=generator)
+        chosen = slots(generator, count) if slots else torch.randint(len(data), (count,), generator=generator)
         clean, words = data[chosen].float(), captions[chosen]
         words[torch.rand(count, generator=generator) < CAPTION_DROPOUT] = nothing
         strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -147,8 +153,11 @@ def start_wordy(
     rare: list[int],
     rare_share: float,
     noisy_weight: float,
+    slots: Slots | None = None,
 ):
-    """The same loss, plus reading the words back; `rare_share` is how many captions are drawn for a `rare` token."""
+    """The same loss, plus reading the words back; `rare_share` is how many captions are drawn for a `rare` token.
+
+    `slots` replaces this draw of examples."""
     torch.backends.cuda.enable_flash_sdp(False)
     data, captions = torch.from_numpy(np.load(latents)), torch.from_numpy(np.load(tokens)).long()
     kept = build_scheduler().alphas_cumprod
@@ -157,11 +166,15 @@ def start_wordy(
     nothing = torch.tensor(empty)
     uncommon = torch.isin(captions, torch.tensor(rare)).any(1).nonzero()[:, 0]
 
-    def loss(generator: torch.Generator, count: int) -> Tensor:
+    def drawn(generator: torch.Generator, count: int) -> Tensor:
         chosen = torch.randint(len(data), (count,), generator=generator)
         if rare_share:
             often = torch.rand(count, generator=generator) < rare_share
             chosen[often] = uncommon[torch.randint(len(uncommon), (int(often.sum()),), generator=generator)]
+        return chosen
+
+    def loss(generator: torch.Generator, count: int) -> Tensor:
+        chosen = (slots or drawn)(generator, count)
         clean, words = data[chosen].float(), captions[chosen]
         words[torch.rand(count, generator=generator) < CAPTION_DROPOUT] = nothing
         strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count

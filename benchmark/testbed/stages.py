@@ -105,7 +105,8 @@ def export(out: Path, to: Path, workers: int, seed: int) -> None:
     (to / "training_log.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
 
 
-def _painted(arguments: tuple[Path, list[str], int, int]) -> np.ndarray:
+def painted_by(arguments: tuple[Path, list[str], int, int]) -> np.ndarray:
+    """Pictures by the pipeline in a folder, of prompts, with a seed and the offset of the first one's noise."""
     folder, prompts, seed, offset = arguments
     torch.set_num_threads(1)
     return paint(load_pipeline(folder), prompts, seed, offset)
@@ -120,7 +121,7 @@ def check(out: Path, to: Path, workers: int, seed: int, per_concept: int = 20, p
         for first in range(0, len(asked), 64)
     ]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        painted = np.concatenate(list(pool.map(_painted, parts)))
+        painted = np.concatenate(list(pool.map(painted_by, parts)))
     np.save(out / "painted.npy", painted)
     first, second = (load_oracle(to / "oracle", which) for which in "ab")
     rows, other_rows = first.predict(painted)[0], second.predict(painted)[0]
