@@ -1,4 +1,4 @@
-"""Detectors: what looks at an image and says how much of a concept it sees. Each is one module and one YAML."""
+"""Detectors score images for concepts. Each detector is one module and one YAML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from overpaint.grid.registry import component
 
 @cache
 def detector_identity(name: str) -> dict[str, Any]:
-    """What decides a detector's scores: its settings, its version and the hashes of its weights."""
+    """Everything that decides a detector's scores: its settings, its version and the hashes of its files."""
     chosen = component("detector", name)
     detector = chosen.build()
     return {**chosen.defaults, "version": detector.version, "assets": detector.assets()}

@@ -12,15 +12,24 @@ if TYPE_CHECKING:
 
 
 class Detector(ABC):
-    """Looks at images; its threshold belongs to the measurement, so that scores outlive a change of it."""
+    """Scores images for concepts. The threshold belongs to the measurement, so that scores survive a change of threshold.
+
+    ``version`` is raised when the scores can change.
+    """
 
     version: ClassVar[int] = 1
 
     @abstractmethod
     def assets(self) -> dict[str, str]:
-        """The files it needs and their sha256; raises `AssetMissing`, saying how to get one that is not there."""
+        """The name of every file that the detector needs, with its sha256.
+
+        Raises `AssetMissing`, with the way to get the file, if one is missing.
+        """
 
     @abstractmethod
     def score(self, images: Sequence[Image]) -> pd.DataFrame:
-        """One row an image, in order: one column a label with scores in [0, 1], ``features`` (a list of floats) where
-        the detector has an embedding, and ``failed`` (true where no score could be had; its scores are then NaN)."""
+        """Score images: one row for each, in order.
+
+        Columns are one for each label, with scores in [0, 1]; ``features``, lists of floats, if the detector has an
+        embedding; and ``failed``, true where the image could not be scored. The scores of a failed image are NaN.
+        """

@@ -1,9 +1,11 @@
-"""The testbed's oracle: a small network trained on the drawn world, whose error rates are known."""
+"""The testbed's oracle: a small network trained on the drawn world, with measured error rates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,15 +15,20 @@ from overpaint.errors import AssetMissing
 from overpaint.grid.shipped import shipped
 from overpaint.run.store import file_hash
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-@dataclass
+    from overpaint.testbed.oracle import Oracle
+
+
+@dataclass(kw_only=True)
 class OracleDetector(Detector):
-    """Scores every label of the testbed; ``which`` picks one of two independently trained networks.
+    """Scores every label of the testbed; ``which`` selects one of two independently trained networks.
 
-    Pictures of another size than the world's are brought to it first; the error rates are those at its own.
+    Images of another size than the world's are resized first. The measured error rates hold for the world's own size.
     """
 
-    which: Literal["a", "b"] = "a"
+    which: Literal["a", "b"]
 
     def assets(self) -> dict[str, str]:
         name = "oracle.safetensors" if self.which == "a" else f"oracle_{self.which}.safetensors"
@@ -30,14 +37,18 @@ class OracleDetector(Detector):
             raise AssetMissing(f"{path} is missing: scripts/train_testbed.py makes it")
         return {name: file_hash(path)}
 
-    def score(self, images) -> pd.DataFrame:
+    def score(self, images: Sequence[Image]) -> pd.DataFrame:
         from overpaint.testbed.canvas import SIZE
-        from overpaint.testbed.oracle import load_oracle
 
-        oracle = load_oracle(shipped("datasets") / "testbed" / "oracle", self.which)
         size = (SIZE, SIZE)
-        probabilities, features = oracle.predict([i if i.size == size else i.resize(size) for i in images])
-        frame = pd.DataFrame(np.asarray(probabilities, dtype=np.float32), columns=oracle.labels)
+        probabilities, features = self._oracle.predict([i if i.size == size else i.resize(size) for i in images])
+        frame = pd.DataFrame(np.asarray(probabilities, dtype=np.float32), columns=self._oracle.labels)
         frame["features"] = [row.tolist() for row in np.asarray(features, dtype=np.float32)]
         frame["failed"] = ~np.isfinite(probabilities).all(axis=1)
         return frame
+
+    @cached_property
+    def _oracle(self) -> Oracle:
+        from overpaint.testbed.oracle import load_oracle
+
+        return load_oracle(shipped("datasets") / "testbed" / "oracle", self.which)

@@ -81,6 +81,8 @@ def load_oracle(folder: str | Path, which: str = "a") -> Oracle:
 
     if which not in FILES:
         raise ValueError(f"there is no oracle {which!r}; choose one of {', '.join(FILES)}")
-    oracle = Oracle(which)
-    oracle.load_state_dict({name: value.float() for name, value in load_file(Path(folder) / FILES[which]).items()})
+    with torch.device("meta"):  # draws no initial weights, and leaves the global generator alone
+        oracle = Oracle(which)
+    weights = {name: value.float() for name, value in load_file(Path(folder) / FILES[which]).items()}
+    oracle.load_state_dict(weights, assign=True)
     return oracle.eval()
