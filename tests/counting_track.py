@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from overpaint.errors import UserError
 from overpaint.grid.registry import component, look_in
+from overpaint.run import store
 from overpaint.run.plan import Plan
 from overpaint.run.progress import steps
 from overpaint.run.store import Store
@@ -47,7 +48,28 @@ class Counting(Track):
         return ["cpu"]
 
     def settle(self, threads):
+        if LOCKS in os.environ:  # worker processes have no test that could patch them
+            store.FileLock = {"idle": IdleLock, "refused": RefusedLock}[os.environ[LOCKS]]
         return threads or 2
+
+
+#: Environment variable that gives worker processes a lock that does not lock: ``idle`` or ``refused``.
+LOCKS = "OVERPAINT_TEST_LOCKS"
+
+
+class IdleLock:
+    """A lock that does nothing, as on some network file systems."""
+
+    def __init__(self, path): ...
+    def acquire(self, blocking): ...
+    def release(self): ...
+
+
+class RefusedLock(IdleLock):
+    """A lock that the file system refuses."""
+
+    def acquire(self, blocking):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def register(folder: Path) -> Path:
@@ -134,12 +156,12 @@ def main(conf: str, root: str, engine: str, width: int, pause: float) -> None:
     """Make one grid as a command does, and leave with 1 if a task failed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     look_in(Path(conf))
-    store = Store(root)
-    store.prepare()
-    store.sweep()
+    place = Store(root)
+    place.prepare()
+    place.sweep()
     values = {"workers": 2} if engine == "local" else {}
     plan = grid(range(width), steps=2, pause=pause)
-    outcome = component("engine", engine).build(values).run(plan, store, Told())
-    sys.stdout.write(f"{results(plan, store) if not outcome.failed else outcome.failed}\n")
+    outcome = component("engine", engine).build(values).run(plan, place, Told())
+    sys.stdout.write(f"{results(plan, place) if not outcome.failed else outcome.failed}\n")
     sys.stdout.flush()
     os._exit(1 if outcome.failed else 0)

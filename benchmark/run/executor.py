@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 from overpaint.errors import UserError
 from overpaint.run.plan import Plan
 from overpaint.run.progress import watched
-from overpaint.run.store import CorruptArtefact, Store, disk_error
+from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import stage, stage_together, track
 
@@ -115,7 +115,7 @@ class Executor:
 
     def _explain(self, error: Exception, bundle: Sequence[Task]) -> Result:
         """A full disk stops the run, a damaged input is made again, everything else is the task's own failure."""
-        full = disk_error(error)
+        full = self.store.disk_error(error)
         if full:
             raise self.store.unwritable(full) from error
         try:

@@ -107,6 +107,24 @@ class Store:
         """The one sentence for a full disk or a store without write permission."""
         return UserError(f"cannot write to the store {self.root}: {error.strerror or error}")
 
+    def disk_error(self, error: BaseException) -> OSError | None:
+        """The full disk or read-only file system of this store behind an exception, if that is its cause.
+
+        Libraries that write through code of their own say so in words only. Files outside the store are not its affair.
+        """
+        seen: BaseException | None = error
+        while seen:
+            if isinstance(seen, OSError) and seen.errno in UNWRITABLE:
+                return seen if self._mine(seen.filename) else None
+            for number in UNWRITABLE:
+                if os.strerror(number) in str(seen):
+                    return OSError(number, os.strerror(number))
+            seen = seen.__cause__ or seen.__context__
+        return None
+
+    def _mine(self, file: object) -> bool:
+        return not isinstance(file, str | os.PathLike) or Path(file).absolute().is_relative_to(self.root)
+
     def path(self, stage: str, key: str) -> Path:
         return self.root / "artefacts" / stage / key
 
@@ -175,7 +193,7 @@ class Store:
                     return f"{name} has {size} of {whole} bytes"
                 if size <= hash_up_to and file_hash(folder / name) != entry["sha256"]:
                     return f"{name} does not match its hash"
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             return f"{Path(error.filename).name} is missing"
         except (ValueError, KeyError, TypeError, AttributeError):
             return "unreadable manifest"
@@ -334,22 +352,6 @@ def _beat(folder: Path, done: threading.Event) -> None:
     while not done.wait(HEARTBEAT):
         with suppress(OSError):
             os.utime(folder)
-
-
-def disk_error(error: BaseException) -> OSError | None:
-    """The full disk or read-only file system behind an exception, if there is one.
-
-    Libraries that write through code of their own say so in words only.
-    """
-    seen: BaseException | None = error
-    while seen:
-        if isinstance(seen, OSError) and seen.errno in UNWRITABLE:
-            return seen
-        for number in UNWRITABLE:
-            if os.strerror(number) in str(seen):
-                return OSError(number, os.strerror(number))
-        seen = seen.__cause__ or seen.__context__
-    return None
 
 
 def file_hash(path: Path) -> str:

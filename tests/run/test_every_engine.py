@@ -1,14 +1,19 @@
 """What every registered engine has to do, on a track that it has never seen: same results, failures recorded, no traces."""
 
+import io
 import os
 import signal
 
+import counting_track
 import psutil
 import pytest
-from counting_track import Told, grid, results
+from counting_track import IdleLock, RefusedLock, Told, grid, results
+from rich.console import Console
 
 from overpaint.errors import UserError
 from overpaint.grid.registry import component, components
+from overpaint.run.display import Display
+from overpaint.run.estimates import Estimates
 
 pytestmark = pytest.mark.usefixtures("counting")
 
@@ -30,6 +35,19 @@ def children():
 
 def nothing_left(store):
     return [*(store.root / "tmp").iterdir(), *(store.root / "locks").iterdir(), *children()] == []
+
+
+def fork(run):
+    """A process that runs and leaves with 0 if no task failed; returns its id."""
+    pid = os.fork()
+    if not pid:
+        code = 2
+        try:
+            signal.alarm(60)
+            code = bool(run().failed)
+        finally:
+            os._exit(code)
+    return pid
 
 
 def test_it_makes_every_task_once_and_nothing_again(engine, store, tmp_path):
@@ -111,18 +129,26 @@ def test_a_full_disk_is_one_sentence(engine, store):
 def test_two_runs_at_once_are_one(engine, store, tmp_path):
     """A second engine on the same store, in a process of its own, shares the work and ends with the same results."""
     plan = grid(range(8), log=tmp_path / "log", pause=0.05)
-    pid = os.fork()
-    if not pid:
-        try:
-            signal.alarm(60)
-            component("engine", "inline").build({}).run(plan, store, Told())
-        finally:
-            os._exit(0)
+    second = fork(lambda: component("engine", "inline").build({}).run(plan, store, Told()))
     outcome = engine.run(plan, store, Told())
-    os.waitpid(pid, 0)
+    assert os.waitpid(second, 0)[1] == 0
     assert not outcome.failed and results(plan, store) == list(range(100, 108))
     assert sorted((tmp_path / "log").read_text().split("\n")[:-1]) == sorted(t.label for t in plan.tasks.values())
     assert nothing_left(store)
+
+
+@pytest.mark.parametrize("lock", ["idle", "refused"])
+def test_two_runs_at_once_end_well_without_working_locks(engine, store, monkeypatch, lock):
+    monkeypatch.setenv(counting_track.LOCKS, lock)
+    monkeypatch.setattr("overpaint.run.store.FileLock", {"idle": IdleLock, "refused": RefusedLock}[lock])
+    plan = grid(range(6), pause=0.02)
+    tasks = list(plan.tasks.values())
+    second = fork(lambda: component("engine", "inline").build({}).run(plan, store, Told()))
+    with Display(tasks, Estimates(store), Console(file=io.StringIO(), force_terminal=True)) as display:
+        outcome = engine.run(plan, store, display)
+    assert os.waitpid(second, 0)[1] == 0
+    assert not outcome.failed and results(plan, store) == list(range(100, 106)) and display.done == len(tasks)
+    assert nothing_left(store) and store.failures() == {}
 
 
 @pytest.mark.parametrize("name", ENGINES)

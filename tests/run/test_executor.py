@@ -6,7 +6,7 @@ import os
 import shutil
 
 import pytest
-from counting_track import Told, grid, results
+from counting_track import IdleLock, RefusedLock, Told, grid, results
 
 from overpaint.errors import UserError
 from overpaint.run.runner import run_here
@@ -217,27 +217,14 @@ def test_two_processes_try_what_fails_once(store, tmp_path, trouble):
     assert [failure.attempt for failure in store.failures().values()] == [1] * 4
 
 
-class Lenient:
-    """Locks that do nothing, as on some network file systems."""
+class UnsupportedLock(IdleLock):
+    """A lock of a file system that the library does not know."""
 
-    def __init__(self, path): ...
-    def acquire(self, blocking): ...
-    def release(self): ...
-
-
-class Refusing(Lenient):
-    """Locks that the file system does not know."""
-
-    def acquire(self, blocking):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-
-class Unsupported(Lenient):
     def acquire(self, blocking):
         raise NotImplementedError("FileSystem does not appear to support flock")
 
 
-@pytest.mark.parametrize("lock", [Lenient, Refusing, Unsupported])
+@pytest.mark.parametrize("lock", [IdleLock, RefusedLock, UnsupportedLock])
 def test_without_working_locks_the_results_are_the_same(store, monkeypatch, lock):
     monkeypatch.setattr("overpaint.run.store.FileLock", lock)
     plan = grid(range(4), pause=0.02)

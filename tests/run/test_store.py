@@ -12,7 +12,7 @@ import pytest
 
 from overpaint.errors import UserError
 from overpaint.run.owner import alive, owner
-from overpaint.run.store import ABANDONED, MANIFEST, CorruptArtefact, Store, disk_error
+from overpaint.run.store import ABANDONED, MANIFEST, CorruptArtefact, Store
 from overpaint.run.tasks import Task, canonical
 
 
@@ -265,12 +265,20 @@ def test_an_unwritable_store_is_one_sentence(tmp_path):
         Store(blocker / "store").prepare()
 
 
-def test_a_full_disk_is_seen_behind_other_errors():
+def test_a_full_disk_is_seen_behind_other_errors(store):
     full, other = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("no")
-    assert disk_error(other) is None and disk_error(FileNotFoundError(errno.ENOENT, "no")) is None
+    assert store.disk_error(other) is None and store.disk_error(FileNotFoundError(errno.ENOENT, "no")) is None
     other.__cause__ = full
-    assert disk_error(other) is full
-    assert disk_error(RuntimeError("PytorchStreamWriter: No space left on device")).errno == errno.ENOSPC
+    assert store.disk_error(other) is full
+    assert store.disk_error(RuntimeError("PytorchStreamWriter: No space left on device")).errno == errno.ENOSPC
+
+
+def test_a_read_only_file_outside_the_store_is_the_tasks_own_failure(store):
+    def refused(file):
+        return OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
+
+    assert store.disk_error(refused(store.root / "tmp" / "x")) is not None
+    assert store.disk_error(refused("/elsewhere/cache/refs")) is None
 
 
 # --- keys ----------------------------------------------------------------------------------------------------------
