@@ -10,7 +10,6 @@ from rich.console import Console
 
 from overpaint.commands.grids import planned
 from overpaint.report.statistics import smallest_detectable_difference
-from overpaint.run.display import duration
 from overpaint.run.estimates import Estimates
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
@@ -23,13 +22,13 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
     """Say what a run would do: tasks, images, what is stored, time, and what the budget can detect."""
     grid = planned(overrides, demo=True)
     todo = grid.plan.missing(grid.store)
-    estimates = Estimates(grid.store, grid.plan.track)
+    estimates = Estimates(grid.store)
     out = Console(soft_wrap=True, highlight=False, markup=False)
     out.print(summary(grid.plan, todo, estimates))
     unique, missing = Counter(t.stage for t in grid.plan.tasks.values()), Counter(t.stage for t in todo)
     for stage, asked in grid.plan.asked.items():
-        seconds = duration(estimates.total(t for t in todo if t.stage == stage))
-        out.print(f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {seconds}")
+        took = estimates.total(t for t in todo if t.stage == stage)
+        out.print(f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {took}")
     for budget in dict.fromkeys(cell.budget for cell in grid.cells):
         smallest = smallest_detectable_difference(budget.target_prompts, budget.seeds)
         found = "no paired difference" if smallest is None else f"a paired difference of about {smallest:.2f}"
@@ -47,5 +46,5 @@ def summary(plan: Plan, todo: Sequence[Task], estimates: Estimates) -> str:
     images = sum(t.amount for t in todo if t.stage == "generate")
     return (
         f"{head}: {len(plan.tasks) - len(todo)} stored or not needed, {len(todo)} to do ({images} images), "
-        f"about {duration(estimates.total(todo))}"
+        f"{estimates.total(todo)}"
     )

@@ -18,9 +18,9 @@ from overpaint.errors import UserError
 from overpaint.images.contact_sheets import contact_sheets
 from overpaint.report.records import stored_records
 from overpaint.report.tables import show
-from overpaint.run.display import Display, duration
-from overpaint.run.estimates import Estimates
-from overpaint.run.executor import Outcome
+from overpaint.run.display import Display
+from overpaint.run.estimates import Estimates, duration
+from overpaint.run.runner import Outcome
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.track import track
 
@@ -46,7 +46,7 @@ def run_grid(grid: Grid) -> int:
     track(plan.track).devices(engine.device)  # a device that is not here is told before anything is written
     store.prepare()
     store.sweep()
-    estimates = Estimates(store, plan.track)
+    estimates = Estimates(store)
     todo = plan.missing(store)
     ERR.print(summary(plan, todo, estimates))
     try:
@@ -86,6 +86,8 @@ def _until_readable(run: Callable[[], Outcome], grid: Grid) -> tuple[Outcome, pd
         try:
             return outcome, stored_records(grid.store, grid.plan)
         except CorruptArtefact as error:
+            if not error.set_aside:
+                raise
             ERR.print(str(error))
 
 

@@ -66,7 +66,8 @@ def _pictures(tasks: list[Task], plan: Plan, store: Store) -> dict[str, dict[tup
             if not wanted:
                 continue
             made = plan.tasks[scored.inputs["images"]]
-            images = read_images(store.read(made.stage, made.key))
+            with store.reading(made.stage, made.key) as folder:
+                images = read_images(folder)
             for position in wanted:
                 group = found[position]["role"] if cell["attack"] == "none" else cell["attack"]
                 nth = sum(1 for g, _ in row if g == group)

@@ -34,13 +34,18 @@ def stored_records(store: Store, plan: Plan | None = None) -> pd.DataFrame:
         keys = sorted(store.keys(STAGE), key=lambda k: (store.path(STAGE, k) / MANIFEST).stat().st_mtime_ns)
     if not keys:
         return pd.DataFrame(columns=[*RECORD_COLUMNS, "p_holm", "distinguishable"])
-    frames = [pd.read_parquet(store.read(STAGE, key) / "records.parquet") for key in dict.fromkeys(keys)]
+    frames = [_records(store, key) for key in dict.fromkeys(keys)]
     frames = [f for f in frames if len(f)]
     records = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(RECORD_COLUMNS))
     records = records.reindex(columns=list(RECORD_COLUMNS))  # an older store's records have fewer
     replaced = records["aggregation"].isna() & records.duplicated([*CELL, "metric"], keep="last")
     records = records[~replaced].drop_duplicates([*CELL, "metric", "detector", "threshold"], keep="last")
     return corrected(records).reset_index(drop=True)
+
+
+def _records(store: Store, key: str) -> pd.DataFrame:
+    with store.reading(STAGE, key) as folder:
+        return pd.read_parquet(folder / "records.parquet")
 
 
 def corrected(records: pd.DataFrame) -> pd.DataFrame:

@@ -1,27 +1,32 @@
-"""What a person sees while a run goes on: live bars on a terminal, one line a finished task elsewhere."""
+"""What a person sees of a run: live bars on a terminal, elsewhere one line for each finished task."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from overpaint.run.estimates import Estimates
+from overpaint.run.estimates import Estimate, Estimates
 from overpaint.run.tasks import Task
 
+#: Invisible characters that change the direction of text, and with it what a reader takes a line to say.
+DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
-def duration(seconds: float) -> str:
-    """``75`` → ``1m 15s``."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    minutes, seconds = divmod(seconds, 60)
-    return f"{minutes}m {seconds:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: control characters become spaces, marks of direction vanish.
+
+    >>> printable("a\\x1b[31mb\\nc")
+    'a [31mb c'
+    """
+    kept = (character for character in text if character not in DIRECTIONS)
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in kept)
 
 
 class Display:
-    """Follows a run on stderr: what is at work, how far, how long left."""
+    """A watcher that shows a run on stderr: what is at work, how far it is, how long the rest takes."""
 
     def __init__(self, tasks: Iterable[Task], estimates: Estimates, console: Console | None = None):
         self.console = console or Console(stderr=True)
@@ -29,10 +34,10 @@ class Display:
         self.count, self.done = len(self.todo), 0
         self.live = self.console.is_terminal
         self.bars = Progress(
-            TextColumn("{task.description}", table_column=None),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=self.console,
             disable=not self.live,
@@ -50,43 +55,51 @@ class Display:
         self.estimates.save()
 
     def left(self) -> str:
-        seconds = self.estimates.total(self.todo.values()) / max(1, len(self.at_work))
-        return f"{self.done}/{self.count}, about {duration(seconds)} left"
+        """How many tasks are done, and the estimate for the others."""
+        total = self.estimates.total(self.todo.values())
+        return f"{self.done}/{self.count}, left: {Estimate(total.seconds / max(1, len(self.at_work)), total.unknown)}"
 
     def started(self, task: Task) -> None:
-        if task.key not in self.todo:  # made again after damage, say
+        if task.key not in self.todo:  # made again after damage
             self.todo[task.key], self.count = task, self.count + 1
         if task.key not in self.at_work:
-            self.at_work[task.key] = self.bars.add_task(task.label, total=1, note="")
+            self.at_work[task.key] = self.bars.add_task(printable(task.label), total=1, note="")
         self.bars.update(self.all, total=max(1, self.count), note=self.left())
 
     def stepped(self, task: Task, done: int, total: int, what: str) -> None:
-        self.bars.update(self.at_work[task.key], completed=done, total=max(1, total), note=f"{done}/{total} {what}")
+        bar = self.at_work.get(task.key)
+        if bar is not None:
+            self.bars.update(bar, completed=done, total=max(1, total), note=f"{done}/{total} {printable(what)}")
 
     def finished(self, task: Task, seconds: float) -> None:
         self.estimates.learn(task, seconds)
         self._drop(task)
         if not self.live:
-            self.console.print(f"[{self.left()}] {task.label}: {seconds:.1f}s", highlight=False, markup=False)
+            self._say(f"[{self.left()}] {task.label}: {seconds:.1f}s")
+
+    def shared(self, task: Task) -> None:
+        self._drop(task)
 
     def noted(self, task: Task, note: str) -> None:
-        self.console.print(f"note: {task.label}: {note}", highlight=False, markup=False, style="yellow")
+        self._say(f"note: {task.label}: {note}", style="yellow")
 
     def failed(self, task: Task, reason: str) -> None:
         self._drop(task)
-        self.console.print(f"failed: {task.label}: {reason}", highlight=False, markup=False, style="red")
+        self._say(f"failed: {task.label}: {reason}", style="red")
 
     def waiting(self, tasks: int) -> None:
         self.bars.update(self.all, note=f"waiting for another process ({tasks} tasks)")
 
     def lost(self, worker: str, code: int) -> None:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        text = f"{worker} is gone ({how}); the others take over what it had in hand"
-        self.console.print(text, highlight=False, markup=False, style="yellow")
+        self._say(f"{worker} is gone ({how}); the others take over its task", style="yellow")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self.console.print(printable(text), highlight=False, markup=False, emoji=False, style=style)
 
     def _drop(self, task: Task) -> None:
-        self.todo.pop(task.key, None)
         if task.key in self.at_work:
             self.bars.remove_task(self.at_work.pop(task.key))
-        self.done += 1
-        self.bars.update(self.all, completed=self.done, note=self.left())
+        if self.todo.pop(task.key, None):
+            self.done += 1
+            self.bars.update(self.all, completed=self.done, note=self.left())

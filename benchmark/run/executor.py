@@ -1,17 +1,20 @@
-"""Running tasks: claim, work in a temporary folder, publish; what fails is recorded and the rest goes on."""
+"""One bundle of tasks at a time: claim it, work in temporary folders, publish, or record the failure.
+
+An executor neither retries nor decides what comes next; see `overpaint.run.runner` and `overpaint.run.scheduler`.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import time
 import traceback
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal, Protocol
 
 from overpaint.errors import UserError
 from overpaint.run.plan import Plan
@@ -21,99 +24,125 @@ from overpaint.run.tasks import Task
 from overpaint.run.track import stage, stage_together, track
 
 
-class Watcher(Protocol):
-    """Whoever follows a run."""
+class Listener(Protocol):
+    """Hears from an executor about the task in hand."""
 
     def started(self, task: Task) -> None: ...
     def stepped(self, task: Task, done: int, total: int, what: str) -> None: ...
-    def finished(self, task: Task, seconds: float) -> None: ...
     def noted(self, task: Task, note: str) -> None: ...
+
+
+class Watcher(Listener, Protocol):
+    """Follows a whole run and shows it to somebody."""
+
+    def finished(self, task: Task, seconds: float) -> None: ...
+    def shared(self, task: Task) -> None:
+        """Another process made the task."""
+
     def failed(self, task: Task, reason: str) -> None: ...
     def waiting(self, tasks: int) -> None: ...
     def lost(self, worker: str, code: int) -> None: ...
 
 
-@dataclass
-class Outcome:
-    """What became of a run: failed tasks with their reason, and tasks that could not be tried because of them."""
+@dataclass(frozen=True)
+class Run:
+    """One command at work on a store: its id, and the failures that it found there (task key → `Failure.mark`).
 
-    done: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    blocked: set[str] = field(default_factory=set)
-    apart: set[str] = field(default_factory=set)  # whose bundle failed, so that they are tried one by one
-
-
-def run_tasks(plan: Plan, store: Store, device: str, watcher: Watcher, began: float | None = None) -> Outcome:
-    """Run what is missing, inputs first, until everything is there or has failed.
-
-    Several processes may run one plan on one store: each task is claimed by one of them, the others go on elsewhere
-    and wait for it only when nothing else is left. What has failed since ``began`` (seconds since 1970; now) is not
-    tried again, whichever process tried it.
+    A failure that was not there when the run began belongs to it, whichever process recorded it.
     """
-    outcome, bench, began = Outcome(), track(plan.track).bench(), time.time() if began is None else began
-    while True:
-        pending = [t for t in plan.missing(store) if t.key not in outcome.failed]
-        for task in pending:
-            if any(key in outcome.failed or key in outcome.blocked for key in task.inputs.values()):
-                outcome.blocked.add(task.key)
-        pending = [t for t in pending if t.key not in outcome.blocked]
-        if not pending:
-            return outcome
-        before = outcome.done + len(outcome.failed)
-        elsewhere = sum(_attempt(task, plan, store, bench, device, watcher, outcome, began) for task in pending)
-        if outcome.done + len(outcome.failed) == before and elsewhere:
-            watcher.waiting(elsewhere)
-            time.sleep(0.3)
+
+    id: str
+    found: Mapping[str, tuple[str, int]]
+
+    @classmethod
+    def begin(cls, store: Store) -> Run:
+        return cls(uuid.uuid4().hex[:12], {key: failure.mark for key, failure in store.failures().items()})
 
 
-def _attempt(
-    task: Task, plan: Plan, store: Store, bench: Any, device: str, watcher, outcome: Outcome, began: float
-) -> bool:
-    """Run one task if its inputs are there and nobody else is at it. True if it has to be waited for.
+@dataclass(frozen=True)
+class Result:
+    """What became of a bundle.
 
-    Its bundle is made with it, always whole: what is made does not depend on what a run before left behind.
+    - ``made``: it is stored. ``keys`` are the tasks that this process published, ``seconds`` the time of each of them.
+    - ``failed``: ``reason`` is one line. The failure of a single task is recorded, that of a larger bundle is not.
+    - ``damaged``: a stored input was damaged (``reason``) and has been set aside.
+    - ``elsewhere``: another process is making it.
+    - ``lost``: its worker died.
     """
-    if task.key in outcome.failed:
-        return False
-    bundle = [task] if task.key in outcome.apart else plan.bundles.get(task.key, [task])
-    if not all(store.has(plan.tasks[key].stage, key) for key in task.inputs.values()):
-        return not any(key in outcome.failed or key in outcome.blocked for key in task.inputs.values())
-    with store.claim(bundle[0].key) as mine:
-        if not mine:
-            return True
-        if store.has(task.stage, task.key):
-            return False
-        if store.failed_since(task.key, began):
-            outcome.failed[task.key] = "it failed in another process"
-            return False
-        watcher.started(task)
-        start = time.perf_counter()
+
+    status: Literal["made", "failed", "damaged", "elsewhere", "lost"]
+    keys: tuple[str, ...] = ()
+    seconds: float = 0.0
+    reason: str = ""
+
+
+class Executor:
+    """Makes bundles of one plan in this process, on one device."""
+
+    def __init__(self, plan: Plan, store: Store, device: str, listener: Listener, run: Run):
+        self.plan, self.store, self.device, self.listener, self.run = plan, store, device, listener, run
+
+    @cached_property
+    def bench(self) -> Any:
+        """What this process keeps between tasks."""
+        return track(self.plan.track).bench()
+
+    def run_one(self, bundle: Sequence[Task]) -> Result:
+        """Claim the bundle and make it. A bundle is made whole, so that its results do not depend on what was stored.
+
+        Raises a `UserError` if the store cannot be written to; every other error is the task's, and becomes the result.
+        """
+        with self.store.claim(bundle[0].key) as mine:
+            if not mine:
+                return Result("elsewhere")
+            if all(self.store.has(task.stage, task.key) for task in bundle):
+                return Result("made")
+            if len(bundle) == 1 and self._failed_elsewhere(bundle[0]):
+                return Result("failed", reason="it failed in another process")
+            self.listener.started(bundle[0])
+            start = time.perf_counter()
+            try:
+                with watched(partial(self.listener.stepped, bundle[0])):
+                    made = execute(bundle, self.plan, self.store, self.bench, self.device, self.listener)
+            except Exception as error:
+                return self._explain(error, bundle)
+            seconds = (time.perf_counter() - start) / len(bundle)
+            return Result("made", tuple(task.key for task in made), seconds)
+
+    def _failed_elsewhere(self, task: Task) -> bool:
+        failure = self.store.failure(task.key)
+        return failure is not None and failure.mark != self.run.found.get(task.key)
+
+    def _explain(self, error: Exception, bundle: Sequence[Task]) -> Result:
+        """A full disk stops the run, a damaged input is made again, everything else is the task's own failure."""
+        full = self.store.disk_error(error)
+        if full:
+            raise self.store.unwritable(full) from error
         try:
-            with watched(partial(watcher.stepped, task)):
-                made = execute(bundle, plan, store, bench, device, watcher)
-        except CorruptArtefact as error:
-            watcher.failed(task, str(error))
-            return False
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
-                raise UserError(f"cannot write to the store {store.root}: {error.strerror}") from error
-            if len(bundle) > 1:
-                outcome.apart.update(other.key for other in bundle)
-                return False
-            path = store.record_failure(task.key, task.label, traceback.format_exc())
-            outcome.failed[task.key] = reason = str(error)
-            if not isinstance(error, UserError):  # which says it all in its message
+            if isinstance(error, CorruptArtefact):
+                raise error
+            for key in bundle[0].inputs.values():
+                self.store.suspect(self.plan.tasks[key].stage, key)
+        except CorruptArtefact as damage:
+            if not damage.set_aside:
+                raise UserError(str(damage)) from error
+            return Result("damaged", reason=str(damage))
+        reason = str(error)
+        if len(bundle) == 1:
+            trace = "".join(traceback.format_exception(error))
+            try:
+                path = self.store.record_failure(bundle[0].key, bundle[0].label, self.run.id, trace)
+            except OSError as unwritable:
+                raise self.store.unwritable(unwritable) from error
+            if not isinstance(error, UserError):  # whose message says it all
                 reason = f"{type(error).__name__}: {error} (traceback in {path})"
-            watcher.failed(task, reason)
-            return False
-        outcome.done += len(made)
-        for other in made:
-            watcher.finished(other, (time.perf_counter() - start) / len(made))
-        return False
+        return Result("failed", reason=reason)
 
 
-def execute(bundle: Sequence[Task], plan: Plan, store: Store, bench: Any, device: str, watcher: Watcher) -> list[Task]:
-    """Do one task, or a bundle at once, and publish what is not stored yet; returns the tasks of which that is."""
+def execute(
+    bundle: Sequence[Task], plan: Plan, store: Store, bench: Any, device: str, listener: Listener
+) -> list[Task]:
+    """Make one task, or a bundle in one go, and publish what is not stored yet; returns the published tasks."""
     stage_name, needs = bundle[0].stage, bundle[0].inputs
     inputs = {name: store.read(plan.tasks[key].stage, key) for name, key in needs.items()}
     located, start = [task.on(device) for task in bundle], time.perf_counter()
@@ -124,7 +153,7 @@ def execute(bundle: Sequence[Task], plan: Plan, store: Store, bench: Any, device
         else:
             extras = [stage(plan.track, stage_name)(located[0], inputs, folders[0], bench)]
         seconds, made = (time.perf_counter() - start) / len(bundle), []
-        for task, folder, extra in zip(bundle, folders, extras):
+        for task, folder, extra in zip(bundle, folders, extras, strict=True):
             if store.has(stage_name, task.key):
                 continue
             manifest = {
@@ -145,5 +174,5 @@ def execute(bundle: Sequence[Task], plan: Plan, store: Store, bench: Any, device
             store.publish(stage_name, task.key, folder, manifest | extra)
             made.append(task)
             if "note" in extra:
-                watcher.noted(task, extra["note"])
+                listener.noted(task, extra["note"])
     return made

@@ -1,4 +1,4 @@
-"""A plan: the unique tasks of a grid, each in front of the tasks that need it. What a task does is its track's affair."""
+"""A plan: the unique tasks of a grid, each before the tasks that need it."""
 
 from __future__ import annotations
 
@@ -13,35 +13,34 @@ from overpaint.run.tasks import Task
 
 @dataclass
 class Plan:
-    """Unique tasks, inputs first, and for every cell the task whose result is its records.
+    """Unique tasks, inputs first, and for every cell the task that makes its records.
 
-    ``track`` names the kind of the cells (a YAML of ``conf/track``).
+    ``track`` names the kind of the cells (a YAML of ``conf/track``). ``bundles`` maps a task's key to the tasks that are
+    made in one go with it, itself included; they have the same inputs.
     """
 
     track: str
     cells: list[tuple[Any, Task]] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
     asked: Counter = field(default_factory=Counter)  # tasks by stage, before equal ones were merged
-    bundles: dict[str, list[Task]] = field(
-        default_factory=dict
-    )  # task key -> the tasks made in one go, itself included
+    bundles: dict[str, list[Task]] = field(default_factory=dict)
 
     def add(self, task: Task) -> Task:
-        """Plan a task; an equal one that is planned already is returned instead."""
+        """Add a task and return it; a task with the same key that is already planned is returned instead."""
         self.asked[task.stage] += 1
         return self.tasks.setdefault(task.key, task)
 
     def bundle(self, tasks: Sequence[Task], size: int) -> None:
-        """Make these tasks ``size`` at a time, those that are in a bundle already excepted."""
+        """Make these tasks ``size`` at a time. Tasks that are already in a bundle stay there."""
         free = [task for task in tasks if task.key not in self.bundles]
         for start in range(0, len(free), size):
             part = free[start : start + size]
             self.bundles |= {task.key: part for task in part}
 
     def missing(self, store: Store) -> list[Task]:
-        """The tasks that a run would do, inputs first.
+        """The tasks that a run would make, inputs first.
 
-        A stored result makes its inputs unnecessary: nothing is made again for a table that is complete.
+        A stored result needs no inputs: a complete table stays complete when the images behind it are deleted.
         """
         needed = {task.key for _, task in self.cells}
         todo: set[str] = set()

@@ -1,4 +1,4 @@
-"""Progress as events: work announces its steps, whoever watches draws them. Nobody watching costs nothing."""
+"""Progress as events: code announces its steps, and a watcher draws them. Without a watcher nothing happens."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def watched(watcher: Callable[[int, int, str], None]) -> Iterator[None]:
 
 
 def announce(done: int, total: int, what: str) -> None:
+    """Tell the watcher that ``done`` of ``total`` steps are done; ``what`` names the steps."""
     watcher = _watcher.get()
     if watcher:
         watcher(done, total, what)

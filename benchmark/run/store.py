@@ -1,4 +1,4 @@
-"""The content-addressed folder of results: published by one atomic rename, checked by hash when read."""
+"""The content-addressed folder of results. One atomic rename publishes an artefact; readers never see half of one."""
 
 from __future__ import annotations
 
@@ -7,27 +7,67 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from overpaint.errors import UserError
 from overpaint.grid.registry import check_type
+from overpaint.run.owner import alive, owner
 
 MANIFEST = "manifest.json"
+#: Files up to this many bytes are hashed on every reading; larger ones when they are written and when damage is suspected.
+SMALL = 1 << 20
+#: Seconds between two signs of life of a workspace.
+HEARTBEAT = 60
+#: Seconds without a sign of life after which a workspace of another machine counts as abandoned.
+ABANDONED = 86400
+#: Errors of the operating system that say that the store takes no more data.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class CorruptArtefact(UserError):
-    """An artefact whose files no longer match its manifest. It has been set aside; its task must run again."""
+    """An artefact whose files do not match its manifest.
+
+    ``set_aside`` says whether it could be moved out of the way, so that its task runs again.
+    """
 
     exit_code = 1
 
-    def __init__(self, key: str, reason: str):
-        super().__init__(f"artefact {key} is corrupt ({reason}); it was set aside and `overpaint run` makes it again")
-        self.key = key
+    def __init__(self, stage: str, key: str, reason: str, set_aside: bool = True):
+        then = "it was set aside; `overpaint run` makes it again" if set_aside else "the store cannot be written to"
+        super().__init__(f"artefact {stage}/{key} is damaged ({reason}); {then}")
+        self.set_aside = set_aside
+
+
+class Damage(NamedTuple):
+    """A damaged artefact and what is wrong with it."""
+
+    stage: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task's last failure: the run it belongs to, and how often the task has failed since it last succeeded."""
+
+    task: str
+    run: str
+    attempt: int
+    traceback: str
+
+    @property
+    def mark(self) -> tuple[str, int]:
+        """What tells one failure of a task from its next."""
+        return self.run, self.attempt
 
 
 def read_manifest(folder: Path) -> dict:
@@ -36,27 +76,54 @@ def read_manifest(folder: Path) -> dict:
 
 
 class Store:
-    """``ROOT/artefacts/<stage>/<key>/`` with a ``manifest.json`` each; ``tmp``, ``locks``, ``failures`` and
-    ``corrupt`` beside it. An artefact is there in full or not at all."""
+    """``ROOT/artefacts/<stage>/<key>/`` with a ``manifest.json`` each; ``tmp``, ``locks``, ``failures`` and ``corrupt``
+    lie beside it.
+
+    The manifest makes an artefact whole: it lists every file with its size and hash. Locks only save work; that two
+    processes end well with one key rests on the rename alone.
+    """
 
     def __init__(self, root: str | Path):
         self.root = Path(root).expanduser().absolute()
 
     @classmethod
     def chosen(cls, root: str | None) -> Store:
-        """The store a command works on: the given folder, else ``$OVERPAINT_STORE``, else ``./outputs``."""
+        """The store that a command works on: the given folder, else ``$OVERPAINT_STORE``, else ``./outputs``."""
         check_type(root, str | None, "store")
         return cls(root or os.environ.get("OVERPAINT_STORE") or "outputs")
 
     def prepare(self) -> None:
-        """Make the folders; a store that cannot be written is one clear error before any work."""
+        """Make the folders. Raises a `UserError` if the store cannot be written to."""
         try:
             for name in ("artefacts", "tmp", "locks", "failures", "corrupt"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root / "tmp"):
-                pass
+            probe = self._temporary()
+            probe.write_text("", encoding="utf-8")
+            probe.unlink()
         except OSError as error:
-            raise UserError(f"cannot write to the store {self.root}: {error.strerror}") from error
+            raise self.unwritable(error) from error
+
+    def unwritable(self, error: OSError) -> UserError:
+        """The one sentence for a full disk or a store without write permission."""
+        return UserError(f"cannot write to the store {self.root}: {error.strerror or error}")
+
+    def disk_error(self, error: BaseException) -> OSError | None:
+        """The full disk or read-only file system of this store behind an exception, if that is its cause.
+
+        Libraries that write through code of their own say so in words only. Files outside the store are not its affair.
+        """
+        seen: BaseException | None = error
+        while seen:
+            if isinstance(seen, OSError) and seen.errno in UNWRITABLE:
+                return seen if self._mine(seen.filename) else None
+            for number in UNWRITABLE:
+                if os.strerror(number) in str(seen):
+                    return OSError(number, os.strerror(number))
+            seen = seen.__cause__ or seen.__context__
+        return None
+
+    def _mine(self, file: object) -> bool:
+        return not isinstance(file, str | os.PathLike) or Path(file).absolute().is_relative_to(self.root)
 
     def path(self, stage: str, key: str) -> Path:
         return self.root / "artefacts" / stage / key
@@ -64,44 +131,95 @@ class Store:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def has(self, stage: str, key: str) -> bool:
-        """Whether the artefact is there with every file at its full size (hashes are checked when it is read)."""
-        folder = self.path(stage, key)
-        if not (folder / MANIFEST).is_file():
+        """Whether the artefact is there with every file at its full size. A folder that is not whole is set aside."""
+        if not self.path(stage, key).exists():
             return False
-        try:
-            files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-            whole = all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-        except (OSError, ValueError, KeyError):
-            whole = False
-        if not whole:
+        if self.damage(stage, key, hash_up_to=-1):
             self.set_aside(stage, key)
-        return whole
+            return False
+        return True
 
     def manifest(self, stage: str, key: str) -> dict:
         """What is written about the artefact: configuration, versions, inputs, host, cost."""
         try:
             return json.loads((self.path(stage, key) / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            self.set_aside(stage, key)
-            raise CorruptArtefact(key, "unreadable manifest") from error
+        except (FileNotFoundError, ValueError):
+            raise self._set_aside_for(stage, key, "unreadable manifest") from None
 
     def read(self, stage: str, key: str) -> Path:
-        """The artefact's folder, after checking every file against its hash."""
-        folder = self.path(stage, key)
-        for name, entry in self.manifest(stage, key)["files"].items():
-            if not (folder / name).is_file() or file_hash(folder / name) != entry["sha256"]:
-                self.set_aside(stage, key)
-                raise CorruptArtefact(key, f"{name} does not match its hash")
-        return folder
+        """The artefact's folder after a check of every file's size, and of the hash of small files."""
+        reason = self.damage(stage, key, hash_up_to=SMALL)
+        if reason:
+            raise self._set_aside_for(stage, key, reason)
+        return self.path(stage, key)
 
-    def set_aside(self, stage: str, key: str) -> None:
-        """Move a damaged artefact out of the way, keeping it for inspection."""
-        target = self.root / "corrupt" / f"{stage}-{key}"
-        shutil.rmtree(target, ignore_errors=True)
+    @contextmanager
+    def reading(self, stage: str, key: str) -> Iterator[Path]:
+        """The folder as `read` gives it. If the block fails and a hash does not match, that is a `CorruptArtefact`."""
+        folder = self.read(stage, key)
         try:
-            self.path(stage, key).rename(target)
-        except FileNotFoundError:
-            return
+            yield folder
+        except Exception:
+            self.suspect(stage, key)
+            raise
+
+    def suspect(self, stage: str, key: str) -> None:
+        """Hash every file of an artefact; raises `CorruptArtefact` if it is damaged."""
+        reason = self.damage(stage, key)
+        if reason:
+            raise self._set_aside_for(stage, key, reason)
+
+    def verify(self, stage: str | None = None) -> list[Damage]:
+        """Hash every file of every artefact, of one stage or of all; returns the damaged ones and moves none."""
+        artefacts = self.root / "artefacts"
+        stages = [stage] if stage else sorted(p.name for p in artefacts.iterdir()) if artefacts.is_dir() else []
+        found = []
+        for name in stages:
+            folder = artefacts / name
+            for key in sorted(p.name for p in folder.iterdir()) if folder.is_dir() else ():
+                reason = self.damage(name, key)
+                if reason:
+                    found.append(Damage(name, key, reason))
+        return found
+
+    def damage(self, stage: str, key: str, hash_up_to: float = float("inf")) -> str | None:
+        """What is wrong with an artefact's files, or ``None``; files of up to ``hash_up_to`` bytes are hashed."""
+        folder = self.path(stage, key)
+        try:
+            files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+            for name, entry in files.items():
+                size, whole = (folder / name).stat().st_size, entry["bytes"]
+                if size != whole:
+                    return f"{name} has {size} of {whole} bytes"
+                if size <= hash_up_to and file_hash(folder / name) != entry["sha256"]:
+                    return f"{name} does not match its hash"
+        except (FileNotFoundError, NotADirectoryError) as error:
+            return f"{Path(error.filename).name} is missing"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "unreadable manifest"
+        except OSError as error:  # permissions, a network file system that is gone: no damage
+            raise UserError(f"cannot read {error.filename or folder}: {error.strerror}") from error
+        return None
+
+    def set_aside(self, stage: str, key: str) -> bool:
+        """Move a damaged artefact into ``corrupt`` for inspection. False if the store cannot be written to."""
+        target = self.root / "corrupt" / f"{stage}-{key}"
+        for _ in range(10):  # another process may set the same one aside at this moment
+            try:
+                target.parent.mkdir(exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                self.path(stage, key).rename(target)
+            except FileNotFoundError:
+                return True
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                    continue
+                return False
+            return True
+        return False
+
+    def _set_aside_for(self, stage: str, key: str, reason: str) -> CorruptArtefact:
+        return CorruptArtefact(stage, key, reason, self.set_aside(stage, key))
 
     def keys(self, stage: str) -> Iterator[str]:
         folder = self.root / "artefacts" / stage
@@ -112,21 +230,48 @@ class Store:
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
-        """A temporary folder to make an artefact in; whatever is left in it disappears."""
-        folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        """A temporary folder to make an artefact in; anything left in it disappears.
+
+        Its name says who owns it, and it gives a sign of life every minute for other machines.
+        """
+        folder, done = self._temporary(), threading.Event()
+        folder.mkdir()
+        threading.Thread(target=_beat, args=(folder, done), daemon=True).start()
         try:
             yield folder
         finally:
+            done.set()
             shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self, stage: str, key: str, folder: Path, manifest: dict) -> None:
-        """Make a finished workspace the artefact of ``key``, in one rename. Losing a race for the key is fine."""
+    def sweep(self) -> None:
+        """Remove what killed processes left: locks that nobody holds, and temporary files and folders whose owner is gone.
+
+        An owner on this machine is gone when its process is, one on another machine after a day of silence.
+        """
+        for place in (self.root / "tmp").iterdir():
+            with suppress(OSError):  # published or removed by its owner just now
+                living = alive(place.name)
+                if living is None:
+                    living = time.time() - place.stat().st_mtime < ABANDONED
+                if not living and place.is_dir():
+                    shutil.rmtree(place, ignore_errors=True)
+                elif not living:
+                    place.unlink()
+        for place in (self.root / "locks").glob("*.lock"):
+            with self.claim(place.stem):  # which removes its file
+                pass
+
+    def _temporary(self) -> Path:
+        return self.root / "tmp" / f"{owner()}-{uuid.uuid4().hex[:12]}"
+
+    def publish(self, stage: str, key: str, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Make a finished workspace the artefact of ``key`` by one rename. If another process was first, its stays."""
         files = {
             str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_hash(p)}
             for p in sorted(folder.rglob("*"))
             if p.is_file()
         }
-        text = json.dumps(manifest | {"files": files}, indent=1, sort_keys=True, default=str)
+        text = json.dumps({**manifest, "files": files}, indent=1, sort_keys=True, default=str)
         with (folder / MANIFEST).open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -135,50 +280,81 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+        except OSError:
+            if not target.exists():
                 raise
+            if not self.has(stage, key):  # what stood in the way was not whole, and was set aside
+                folder.rename(target)
         (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
+
+    def write(self, path: Path, text: str) -> None:
+        """Write a file of the store whole or not at all."""
+        partial = self._temporary()
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:
-        """True inside the block if this process alone may make ``key``; False if another one is making it now.
+        """True if this process may make ``key``; False if another one is making it now.
 
-        The lock is the operating system's: it goes with its process, however that ends.
+        The lock is the operating system's and ends with its process. Where locks do not work everybody gets the claim:
+        work may be done twice, results stay right.
         """
-        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        path = self.root / "locks" / f"{key}.lock"
+        lock = FileLock(path)
         try:
             lock.acquire(blocking=False)
         except Timeout:
             yield False
             return
+        except (OSError, NotImplementedError):
+            yield True
+            return
         try:
             yield True
         finally:
-            lock.release()
+            with suppress(OSError):  # a locked file cannot be removed on Windows
+                path.unlink()
+            with suppress(OSError):
+                lock.release()
 
-    def record_failure(self, key: str, label: str, trace: str) -> Path:
-        """Keep a failed task's traceback; the next run tries the task again."""
-        path = self.root / "failures" / f"{key}.json"
-        path.write_text(json.dumps({"task": label, "traceback": trace}, indent=1), encoding="utf-8")
+    # --- failures ----------------------------------------------------------------------------------------------
+
+    def record_failure(self, key: str, task: str, run: str, traceback: str) -> Path:
+        """Keep a failed task's traceback; returns the file."""
+        before, path = self.failure(key), self.root / "failures" / f"{key}.json"
+        failure = Failure(task, run, before.attempt + 1 if before else 1, traceback)
+        self.write(path, json.dumps(asdict(failure), indent=1))
         return path
 
-    def failed_since(self, key: str, moment: float) -> bool:
-        """Has the task's failure been recorded since ``moment`` (seconds since 1970)?"""
+    def failure(self, key: str) -> Failure | None:
+        """The task's last failure; ``None`` if it has not failed since it last succeeded."""
         try:
-            return (self.root / "failures" / f"{key}.json").stat().st_mtime >= moment
-        except FileNotFoundError:
-            return False
+            found = json.loads((self.root / "failures" / f"{key}.json").read_text(encoding="utf-8"))
+            return Failure(found["task"], str(found.get("run", "")), int(found.get("attempt", 1)), found["traceback"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
-    def sweep(self) -> None:
-        """Remove workspaces that a killed process left behind more than a day ago."""
-        import time
+    def failures(self) -> dict[str, Failure]:
+        """Every recorded failure by its task's key."""
+        folder = self.root / "failures"
+        keys = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else ()
+        return {key: failure for key in keys if (failure := self.failure(key))}
 
-        for folder in (self.root / "tmp").iterdir():
-            if folder.is_dir() and time.time() - folder.stat().st_mtime > 86400:
-                shutil.rmtree(folder, ignore_errors=True)
+
+def _beat(folder: Path, done: threading.Event) -> None:
+    while not done.wait(HEARTBEAT):
+        with suppress(OSError):
+            os.utime(folder)
 
 
 def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,10 +25,12 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Task:
-    """``config``, ``inputs`` (name → key of another task) and ``versions`` decide the result and make the key;
-    ``runtime`` (paths, devices, batch sizes) and ``label`` only help to run it and to speak of it.
-    ``amount`` is how many units of work it is, for estimates: images, or steps; tasks of one stage and ``like`` take
-    about the same time a unit."""
+    """``config``, ``inputs`` (name → key of another task) and ``versions`` decide the result and make the key.
+
+    ``runtime`` (paths, devices, batch sizes) and ``label`` help to run the task and to name it to people.
+    ``amount`` and ``like`` are for estimates: the task is ``amount`` units of work (images or steps), and tasks of one
+    stage with the same ``like`` take about the same time a unit.
+    """
 
     stage: str
     config: Mapping[str, Any]
@@ -41,7 +43,7 @@ class Task:
 
     @property
     def pace(self) -> str:
-        """What tasks that take the same time a unit have in common."""
+        """The kind of the task for estimates: its stage and ``like``."""
         return f"{self.stage}/{self.like}"
 
     @cached_property

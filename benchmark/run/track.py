@@ -1,4 +1,4 @@
-"""A track is a kind of cell: images of text-to-image models today. Everything in ``run`` and ``report`` asks the track."""
+"""Tracks: kinds of cells, such as images of text-to-image models. ``run`` and ``report`` ask the track for the rest."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from overpaint.grid.registry import component, components, load_attribute
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
 
-#: What a stage does: a task, the folders of its inputs by name, an empty folder to fill, and the bench -> what the
-#: manifest says besides.
+#: A stage takes a task, the folders of its inputs by name, an empty folder to fill and the bench. It returns further
+#: entries for the manifest; ``note`` is shown to the user.
 Stage = Callable[[Task, Mapping[str, Path], Path, Any], dict]
 
 
 class Track(ABC):
     """A kind of cell: how it is planned, which stages make it, and what they run on.
 
-    A track is one YAML of ``conf/track``: ``component`` names its class, ``facets`` the facets of its figures in the order
-    of tables, ``stages`` its stages by name (``module:function``, and ``seconds``, a first guess for one unit of work).
+    A track is one YAML of ``conf/track``. ``component`` names its class, ``facets`` the facets of its figures in the
+    order of tables, ``stages`` the functions of each stage as ``module:function``: ``run`` makes one task, ``together``
+    several at once.
     """
 
     @abstractmethod
     def cell(self, config: Mapping[str, Any], explicit: frozenset[str]) -> Any:
-        """A checked cell from a composed configuration; ``explicit`` are the keys that the user set by hand."""
+        """A checked cell from a composed configuration. ``explicit`` holds the keys that the user set by hand."""
 
     @abstractmethod
     def plan(self, cells: Iterable[Any]) -> Plan:
-        """The unique tasks of all cells and one task of records a cell."""
+        """The unique tasks of all cells, and for each cell the task that makes its records."""
 
     @abstractmethod
     def bench(self) -> Any:
-        """What one process keeps between tasks (a loaded model, say); every stage is given it."""
+        """What one process keeps between tasks, such as a loaded model; every stage receives it.
+
+        Its ``versions`` are the versions of libraries by name, for manifests.
+        """
 
     @abstractmethod
     def devices(self, asked: str) -> list[str]:
@@ -41,7 +45,7 @@ class Track(ABC):
 
     @abstractmethod
     def settle(self, threads: int | None) -> int:
-        """Give this process that many threads (``None``: leave it as it is); returns how many it has."""
+        """Set the number of threads of this process unless it is ``None``; returns how many it has."""
 
 
 def track(name: str) -> Track:
@@ -55,13 +59,8 @@ def stage(name: str, stage_name: str) -> Stage:
 
 
 def stage_together(name: str, stage_name: str) -> Callable[..., list[dict]]:
-    """The function that does several tasks of a stage at once: tasks, common inputs, a folder each, bench."""
+    """The function that makes several tasks of a stage at once from tasks, common inputs, a folder each, and the bench."""
     return load_attribute(_stages(name)[stage_name]["together"])
-
-
-def seconds_per_unit(name: str, stage_name: str) -> float:
-    """A first guess of what one unit of work takes, on a small machine."""
-    return _stages(name)[stage_name]["seconds"]
 
 
 def _stages(name: str) -> Mapping[str, Mapping[str, Any]]:

@@ -1,194 +1,267 @@
-"""The loop that runs tasks: resume, failures, damage and two processes at once, on tasks that only write a file."""
+"""Running tasks in one process, on a track of its own: resume, failures, damage, bundles and two processes at once."""
 
+import errno
 import multiprocessing
-import time
+import os
+import shutil
 
 import pytest
+from counting_track import IdleLock, RefusedLock, Told, grid, results
 
 from overpaint.errors import UserError
-from overpaint.run.executor import run_tasks
-from overpaint.run.plan import Plan
-from overpaint.run.store import Store
-from overpaint.run.tasks import Task
+from overpaint.run.runner import run_here
+from overpaint.run.store import MANIFEST, Store
+
+pytestmark = pytest.mark.usefixtures("counting")
 
 
-class Silent:
-    def __init__(self):
-        self.begun, self.reasons = [], []
-
-    def started(self, task):
-        self.begun.append(task.label)
-
-    def stepped(self, task, done, total, what): ...
-    def finished(self, task, seconds): ...
-    def noted(self, task, note): ...
-    def waiting(self, tasks): ...
-
-    def failed(self, task, reason):
-        self.reasons.append(reason)
-
-
-def write(task, inputs, folder, bench):
-    """A stage that writes its number plus those of its inputs, and takes note of having run."""
-    total = task.config["n"] + sum(int((place / "n").read_text()) for place in inputs.values())
-    time.sleep(task.config.get("seconds", 0))
-    if task.config.get("fails"):
-        raise ValueError("on purpose")
-    (folder / "n").write_text(str(total))
-    if "log" in task.runtime:
-        with open(task.runtime["log"], "a") as log:
-            log.write(f"{task.label}\n")
-    return {}
-
-
-def refuse(task, inputs, folder, bench):
-    raise UserError("the request cannot be met")
-
-
-@pytest.fixture(autouse=True)
-def stage(monkeypatch):
-    monkeypatch.setattr("overpaint.run.executor.stage", lambda track, name: write)
+def run(plan, store, watcher=None):
+    watcher = watcher or Told()
+    return run_here(plan, store, "cpu", watcher), watcher
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "store")
-    store.prepare()
-    return store
+def trouble(tmp_path):
+    """``trouble.touch()`` makes tasks fail that have it as ``broken``."""
+    return tmp_path / "trouble"
 
 
-def chain(log=None, fails=False, seconds=0.0, width=1):
-    """``width`` measure tasks, each on an erase task of its own; the first erase fails if asked to."""
-    plan, runtime = Plan("images"), {"log": str(log)} if log else {}
-    for i in range(width):
-        config = {"n": i + 1, "seconds": seconds} | ({"fails": True} if fails and i == 0 else {})
-        first = plan.add(Task("erase", config, {}, {}, runtime, f"erase {i}"))
-        plan.cells.append((None, plan.add(Task("measure", {"n": 100}, {"in": first.key}, {}, runtime, f"measure {i}"))))
+def with_trouble(plan, label, **runtime):
+    """The plan with another runtime for the task of that label."""
+    (task,) = [t for t in plan.tasks.values() if t.label == label]
+    object.__setattr__(task, "runtime", {**task.runtime, **runtime})
     return plan
 
 
-def test_runs_inputs_first_then_nothing_again(store):
-    plan, watcher = chain(width=2), Silent()
-    assert run_tasks(plan, store, "cpu", watcher).done == 4
-    assert watcher.begun == ["erase 0", "measure 0", "erase 1", "measure 1"]
-    assert (store.read("measure", plan.cells[1][1].key) / "n").read_text() == "102"
-    again = Silent()
-    assert run_tasks(plan, store, "cpu", again).done == 0
-    assert again.begun == []
+def of_stage(plan, stage):
+    return [task for task in plan.tasks.values() if task.stage == stage]
 
 
-def test_a_stored_result_makes_its_inputs_unnecessary(store):
-    plan = chain()
-    run_tasks(plan, store, "cpu", Silent())
-    store.set_aside("erase", next(iter(plan.tasks)))
+def test_inputs_come_first_and_nothing_is_made_twice(store):
+    plan = grid([1, 2])
+    outcome, watcher = run(plan, store)
+    assert outcome.done == 4 and watcher.done == watcher.begun == ["count 1", "measure 1", "count 2", "measure 2"]
+    assert results(plan, store) == [101, 102]
+    outcome, watcher = run(plan, store)
+    assert outcome.done == 0 and watcher.begun == []
+
+
+def test_a_stored_result_needs_no_inputs(store):
+    plan = grid([1])
+    run(plan, store)
+    store.set_aside("count", of_stage(plan, "count")[0].key)
     assert plan.missing(store) == []
 
 
-def test_failure_is_recorded_the_rest_goes_on_and_is_tried_again(store):
-    plan, watcher = chain(fails=True, width=2), Silent()
-    outcome = run_tasks(plan, store, "cpu", watcher)
-    assert len(outcome.failed) == 1 and len(outcome.blocked) == 1 and outcome.done == 2
-    assert "ValueError: on purpose" in watcher.reasons[0]
-    assert "Traceback" in next((store.root / "failures").iterdir()).read_text()
-    again = Silent()
-    run_tasks(plan, store, "cpu", again)
-    assert again.begun == ["erase 0"]
+def test_a_failure_is_recorded_the_rest_goes_on_and_the_next_run_tries_again(store, trouble):
+    trouble.touch()
+    plan = with_trouble(grid([1, 2]), "count 1", broken=trouble)
+    first, last = of_stage(plan, "count")[0].key, plan.cells[0][1].key
+    outcome, watcher = run(plan, store)
+    assert list(outcome.failed) == [first] and outcome.blocked == {last} and outcome.done == 2
+    assert watcher.reasons[0].startswith("ValueError: on purpose (traceback in ")
+    assert "Traceback" in store.failure(first).traceback and store.failure(first).attempt == 1
+    run(plan, store)
+    assert store.failure(first).attempt == 2
+    trouble.unlink()
+    outcome, watcher = run(plan, store)
+    assert watcher.begun == ["count 1", "measure 1"] and store.failures() == {}
 
 
-def test_a_users_mistake_that_shows_while_running_is_one_sentence(store, monkeypatch):
-    plan, watcher = chain(), Silent()
-    monkeypatch.setattr("overpaint.run.executor.stage", lambda track, name: refuse)
-    run_tasks(plan, store, "cpu", watcher)
-    assert watcher.reasons == ["the request cannot be met"]
+def test_a_failure_recorded_in_the_future_does_not_block_its_task(store, trouble):
+    trouble.touch()
+    plan = with_trouble(grid([1]), "count 1", broken=trouble)
+    run(plan, store)
+    (record,) = (store.root / "failures").iterdir()
+    os.utime(record, (2**33, 2**33))
+    trouble.unlink()
+    assert run(plan, store)[0].done == 2
 
 
-def test_damage_found_on_reading_is_made_again(store):
-    plan = chain()
-    run_tasks(plan, store, "cpu", Silent())
-    erase, measure = plan.tasks
+def test_a_users_mistake_is_one_sentence(store, trouble):
+    trouble.touch()
+    assert run(with_trouble(grid([1]), "count 1", refused=trouble), store)[1].reasons == ["the request cannot be met"]
+
+
+def test_a_damaged_small_input_is_found_on_reading_and_made_again(store):
+    plan = grid([1])
+    run(plan, store)
+    count, measure = plan.tasks
     store.set_aside("measure", measure)
-    (store.path("erase", erase) / "n").write_text("7")  # same size, other content
-    watcher = Silent()
-    run_tasks(plan, store, "cpu", watcher)
-    assert watcher.begun == ["measure 0", "erase 0", "measure 0"]
-    assert "does not match its hash" in watcher.reasons[0]
-    assert (store.read("measure", measure) / "n").read_text() == "101"
+    (store.path("count", count) / "n").write_text("7")  # same size, other content
+    _, watcher = run(plan, store)
+    assert watcher.done == ["count 1", "measure 1"]
+    assert "n does not match its hash" in watcher.notes[0] and watcher.reasons == []
+    assert results(plan, store) == [101]
 
 
-def bundled(monkeypatch, fails=None):
-    """Three erase tasks that are made in one go, each with its measurement; notes of which were made together."""
-    plan, goes = chain(width=3), []
-    tasks = [plan.tasks[key] for key in plan.tasks if plan.tasks[key].stage == "erase"]
-    plan.bundle(tasks, 3)
-
-    def together(tasks, inputs, folders, bench):
-        goes.append([task.label for task in tasks])
-        if fails in goes[-1]:
-            raise ValueError("on purpose")
-        return [write(task, inputs, folder, bench) for task, folder in zip(tasks, folders)]
-
-    def alone(task, inputs, folder, bench):
-        if task.label == fails:
-            raise ValueError("on purpose")
-        return write(task, inputs, folder, bench)
-
-    monkeypatch.setattr("overpaint.run.executor.stage_together", lambda track, name: together)
-    monkeypatch.setattr("overpaint.run.executor.stage", lambda track, name: alone)
-    return plan, tasks, goes
+def test_a_damaged_large_input_is_found_when_its_reader_fails(store, monkeypatch):
+    monkeypatch.setattr("overpaint.run.store.SMALL", 0)  # every file counts as large
+    plan = grid([1])
+    run(plan, store)
+    count, measure = plan.tasks
+    store.set_aside("measure", measure)
+    (store.path("count", count) / "n").write_text("x")
+    _, watcher = run(plan, store)
+    assert "n does not match its hash" in watcher.notes[0] and watcher.reasons == [] and store.failures() == {}
+    assert results(plan, store) == [101]
 
 
-def test_a_bundle_is_made_in_one_go_into_an_artefact_each(store, monkeypatch):
-    plan, tasks, goes = bundled(monkeypatch)
-    assert run_tasks(plan, store, "cpu", Silent()).done == 6
-    assert goes == [["erase 0", "erase 1", "erase 2"]]
-    assert [(store.read("erase", task.key) / "n").read_text() for task in tasks] == ["1", "2", "3"]
+def test_a_damaged_input_that_cannot_be_set_aside_is_one_sentence(store, monkeypatch):
+    plan = grid([1])
+    run(plan, store)
+    count, measure = plan.tasks
+    store.set_aside("measure", measure)
+    (store.path("count", count) / "n").write_text("7")
+    monkeypatch.setattr(Store, "set_aside", lambda *_: False)  # read-only, which root would not notice
+    with pytest.raises(UserError, match=r"artefact count/\w+ is damaged .* the store cannot be written to"):
+        run(plan, store)
 
 
-def test_a_bundle_is_made_whole_and_what_is_stored_stays(store, monkeypatch):
-    plan, tasks, goes = bundled(monkeypatch)
-    run_tasks(plan, store, "cpu", Silent())
-    kept = {t.key: (store.path("erase", t.key) / "n").stat().st_ino for t in tasks[1:]}
-    store.set_aside("erase", tasks[0].key)
-    store.set_aside("measure", plan.cells[0][1].key)
-    outcome = run_tasks(plan, store, "cpu", Silent())
-    assert outcome.done == 2 and goes == [["erase 0", "erase 1", "erase 2"]] * 2
-    assert {key: (store.path("erase", key) / "n").stat().st_ino for key in kept} == kept
-    assert list((store.root / "tmp").iterdir()) == []
+def test_an_interrupted_copy_is_set_aside_once(store):
+    plan = grid([1])
+    run(plan, store)
+    for task in plan.tasks.values():
+        (store.path(task.stage, task.key) / MANIFEST).unlink()
+    assert run(plan, store)[0].done == 2
+    assert run(plan, store)[0].done == 0
+    assert len(list((store.root / "corrupt").iterdir())) == 2
 
 
-def test_a_bundle_that_fails_is_tried_one_by_one(store, monkeypatch):
-    plan, tasks, goes = bundled(monkeypatch, fails="erase 1")
-    outcome = run_tasks(plan, store, "cpu", Silent())
-    assert list(outcome.failed) == [tasks[1].key] and outcome.done == 4 and len(goes) == 1
+def test_an_interrupted_copy_that_appears_during_the_run_gives_way(store, counting):
+    plan = grid([1])
+
+    def copy():
+        folder = store.path("count", of_stage(plan, "count")[0].key)
+        folder.mkdir(parents=True)
+        (folder / "n").write_text("half")
+
+    assert run(plan, store, Told(at_first=copy))[0].done == 2
+    assert results(plan, store) == [101]
 
 
-def test_interruption_loses_only_the_task_in_hand(store, monkeypatch):
-    plan = chain(width=3)
+def bundled(**runtime):
+    """Three tasks that are made in one go, each with its measurement."""
+    plan = grid([1, 2, 3], **runtime)
+    plan.bundle(of_stage(plan, "count"), 3)
+    return plan
 
-    def interrupted(task, *rest):
-        if task.label == "erase 1":
-            raise KeyboardInterrupt
-        return write(task, *rest)
 
-    monkeypatch.setattr("overpaint.run.executor.stage", lambda track, name: interrupted)
+def test_a_bundle_is_made_in_one_go_into_an_artefact_each(store):
+    plan = bundled()
+    outcome, watcher = run(plan, store)
+    assert outcome.done == 6 and watcher.begun == ["count 1", "measure 1", "measure 2", "measure 3"]
+    assert results(plan, store) == [101, 102, 103]
+
+
+def test_a_bundle_is_made_whole_and_what_is_stored_stays(store, tmp_path):
+    plan = bundled(log=tmp_path / "log")
+    run(plan, store)
+    first, *others = of_stage(plan, "count")
+    kept = {t.key: (store.path("count", t.key) / "n").stat().st_ino for t in others}
+    shutil.rmtree(store.path("count", first.key))
+    shutil.rmtree(store.path("measure", plan.cells[0][1].key))
+    (tmp_path / "log").unlink()
+    assert run(plan, store)[0].done == 2
+    assert (tmp_path / "log").read_text().split("\n")[:-1] == ["count 1", "count 2", "count 3", "measure 1"]
+    assert {key: (store.path("count", key) / "n").stat().st_ino for key in kept} == kept
+
+
+def test_the_tasks_of_a_bundle_that_fails_are_tried_one_by_one(store, trouble):
+    trouble.touch()
+    plan = with_trouble(bundled(), "count 2", broken=trouble)
+    outcome, watcher = run(plan, store)
+    assert list(outcome.failed) == [of_stage(plan, "count")[1].key] and outcome.done == 4
+    assert watcher.begun[:4] == ["count 1", "count 1", "measure 1", "count 2"]
+    assert len(watcher.reasons) == len(store.failures()) == 1
+
+
+def test_an_interruption_loses_only_the_task_in_hand(store):
+    plan, interrupted = grid([1, 2, 3]), Told()
+
+    def finished(task, seconds):
+        interrupted.at_first = interrupt
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    interrupted.finished = finished
     with pytest.raises(KeyboardInterrupt):
-        run_tasks(plan, store, "cpu", Silent())
-    assert list((store.root / "tmp").iterdir()) == []
-    monkeypatch.setattr("overpaint.run.executor.stage", lambda track, name: write)
-    watcher = Silent()
-    run_tasks(plan, store, "cpu", watcher)
-    assert watcher.begun == ["erase 1", "measure 1", "erase 2", "measure 2"]
+        run(plan, store, interrupted)
+    assert list((store.root / "tmp").iterdir()) == [] and store.failures() == {}
+    assert run(plan, store)[1].begun == ["measure 1", "count 2", "measure 2", "count 3", "measure 3"]
+
+
+def start(plan, store, count):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=run_here, args=(plan, Store(store.root), "cpu", Told())) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * count
 
 
 def test_two_processes_share_the_work(store, tmp_path):
-    log = tmp_path / "log"
-    plan = chain(log, seconds=0.05, width=6)
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=run_tasks, args=(plan, Store(store.root), "cpu", Silent())) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(30)
-    assert [w.exitcode for w in workers] == [0, 0]
-    assert sorted(log.read_text().split("\n"))[1:] == sorted(t.label for t in plan.tasks.values())
-    assert plan.missing(store) == []
+    plan = grid(range(6), log=tmp_path / "log", pause=0.05)
+    start(plan, store, 2)
+    assert sorted((tmp_path / "log").read_text().split("\n")[:-1]) == sorted(t.label for t in plan.tasks.values())
+    assert results(plan, store) == list(range(100, 106))
+    assert list((store.root / "locks").iterdir()) == list((store.root / "tmp").iterdir()) == []
+
+
+def test_two_processes_try_what_fails_once(store, tmp_path, trouble):
+    trouble.touch()
+    start(grid(range(4), log=tmp_path / "log", pause=0.05, broken=trouble), store, 2)
+    assert sorted((tmp_path / "log").read_text().split("\n")[:-1]) == [f"count {n}" for n in range(4)]
+    assert [failure.attempt for failure in store.failures().values()] == [1] * 4
+
+
+class UnsupportedLock(IdleLock):
+    """A lock of a file system that the library does not know."""
+
+    def acquire(self, blocking):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+
+@pytest.mark.parametrize("lock", [IdleLock, RefusedLock, UnsupportedLock])
+def test_without_working_locks_the_results_are_the_same(store, monkeypatch, lock):
+    monkeypatch.setattr("overpaint.run.store.FileLock", lock)
+    plan = grid(range(4), pause=0.02)
+    start(plan, store, 3)
+    assert results(plan, store) == list(range(100, 104)) and store.failures() == {}
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full(*_, **__):
+    raise FULL
+
+
+def wrapped(*_):
+    raise RuntimeError(f"SafetensorError: I/O error: {os.strerror(errno.ENOSPC)} (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("place", "instead"),
+    [
+        ("counting_track.count", full),
+        ("counting_track.count", wrapped),
+        ("overpaint.run.store.Store.publish", full),
+        ("overpaint.run.store.Store.workspace", full),
+        ("overpaint.run.store.Store.record_failure", full),
+        ("overpaint.run.store.os.fsync", full),
+    ],
+)
+def test_a_full_disk_is_one_sentence_wherever_it_shows(store, monkeypatch, trouble, place, instead):
+    plan = grid([1])
+    if place.endswith("record_failure"):
+        trouble.touch()
+        plan = with_trouble(plan, "count 1", broken=trouble)
+    monkeypatch.setattr(place, instead)
+    with pytest.raises(UserError, match=f"cannot write to the store {store.root}: {os.strerror(errno.ENOSPC)}"):
+        run(plan, store)
+    assert list((store.root / "tmp").iterdir()) == [] and store.failures() == {}
+    assert not list(store.root.glob("artefacts/*/*"))

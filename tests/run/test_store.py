@@ -1,21 +1,19 @@
-"""The store: whole artefacts or none, damage found and set aside, one maker a key."""
+"""The store: whole artefacts or none, damage found and set aside, one maker a key, workspaces that go with their owner."""
 
+import errno
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 from overpaint.errors import UserError
-from overpaint.run.store import MANIFEST, CorruptArtefact, Store
+from overpaint.run.owner import alive, owner
+from overpaint.run.store import ABANDONED, MANIFEST, CorruptArtefact, Store
 from overpaint.run.tasks import Task, canonical
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "store")
-    store.prepare()
-    return store
 
 
 def put(store, key="k", text="hello"):
@@ -24,65 +22,131 @@ def put(store, key="k", text="hello"):
         store.publish("score", key, folder, {"label": "x"})
 
 
-def test_published_artefact_is_read_back_whole(store):
+def data(store, key="k"):
+    return store.path("score", key) / "data.txt"
+
+
+def leftovers(store):
+    return list((store.root / "tmp").iterdir())
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every file counts as large."""
+    monkeypatch.setattr("overpaint.run.store.SMALL", -1)
+
+
+# --- whole or not at all -------------------------------------------------------------------------------------------
+
+
+def test_a_published_artefact_is_read_back_whole(store):
     assert not store.has("score", "k")
     put(store)
     assert store.has("score", "k")
     assert (store.read("score", "k") / "data.txt").read_text() == "hello"
     assert store.manifest("score", "k")["files"]["data.txt"]["bytes"] == 5
-    assert list((store.root / "tmp").iterdir()) == []
+    assert leftovers(store) == []
 
 
-def test_interrupted_write_leaves_nothing(store):
+def test_an_interrupted_write_leaves_nothing(store):
     with pytest.raises(RuntimeError), store.workspace() as folder:
         (folder / "data.txt").write_text("half")
         raise RuntimeError
-    assert not store.has("score", "k")
-    assert list((store.root / "tmp").iterdir()) == []
+    assert not store.has("score", "k") and leftovers(store) == []
 
 
-def test_killed_writer_leaves_no_artefact(store):
-    def write(root):
-        other = Store(root)
-        with other.workspace() as folder:
-            (folder / "data.txt").write_text("half")
-            os._exit(9)
+def test_the_loser_of_a_race_keeps_the_first_artefact(store):
+    put(store, text="first")
+    put(store, text="second")
+    assert (store.read("score", "k") / "data.txt").read_text() == "first"
 
-    process = multiprocessing.get_context("fork").Process(target=write, args=(store.root,))
-    process.start()
-    process.join()
-    assert not store.has("score", "k")
+
+def test_a_folder_without_a_manifest_is_set_aside_and_replaced(store):
+    data(store).parent.mkdir(parents=True)
+    data(store).write_text("an interrupted copy")
     put(store)
-    assert store.has("score", "k")
+    assert data(store).read_text() == "hello"
+    assert (store.root / "corrupt" / "score-k" / "data.txt").read_text() == "an interrupted copy"
 
 
-def test_changed_byte_is_found_by_its_hash_and_set_aside(store):
+# --- damage --------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_byte_of_a_small_file_is_found_on_reading(store):
     put(store)
-    (store.path("score", "k") / "data.txt").write_text("hellO")
-    assert store.has("score", "k")  # same size: only reading tells
-    with pytest.raises(CorruptArtefact, match=r"data.txt does not match its hash"):
+    data(store).write_text("hellO")
+    assert store.has("score", "k")  # the size is right
+    with pytest.raises(
+        CorruptArtefact, match=r"score/k is damaged \(data.txt does not match its hash\); it was set aside"
+    ):
         store.read("score", "k")
     assert not store.has("score", "k")
     assert (store.root / "corrupt" / "score-k" / "data.txt").read_text() == "hellO"
 
 
-def test_truncated_file_is_found_by_its_size(store):
+def test_a_large_file_is_hashed_only_on_suspicion(store, large, monkeypatch):
     put(store)
-    (store.path("score", "k") / "data.txt").write_text("he")
+    data(store).write_text("hellO")
+    with monkeypatch.context() as patch:
+        patch.setattr("overpaint.run.store.file_hash", None)
+        assert store.read("score", "k") == store.path("score", "k")
+        with store.reading("score", "k"):
+            pass
+    with pytest.raises(CorruptArtefact, match=r"data.txt does not match its hash"), store.reading("score", "k"):
+        raise ValueError("cannot parse this")
     assert not store.has("score", "k")
-    assert (store.root / "corrupt" / "score-k").is_dir()
 
 
-def test_broken_manifest_counts_as_damage(store):
+def test_an_error_of_a_reader_stays_where_the_files_are_whole(store, large):
     put(store)
-    (store.path("score", "k") / MANIFEST).write_text("{")
+    with pytest.raises(ZeroDivisionError), store.reading("score", "k"):
+        1 / 0  # noqa: B018
+    assert store.has("score", "k")
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]", "null", "{}", '{"files": {"data.txt": 5}}', '{"files": 3}'])
+def test_a_broken_manifest_is_damage(store, manifest):
+    put(store)
+    (store.path("score", "k") / MANIFEST).write_text(manifest)
+    assert [d.reason for d in store.verify()] == ["unreadable manifest"]
     assert not store.has("score", "k")
 
 
-def test_losing_a_race_keeps_the_first(store):
-    put(store, text="first")
-    put(store, text="second")
-    assert (store.read("score", "k") / "data.txt").read_text() == "first"
+def test_verify_names_every_damaged_artefact_and_moves_none(store):
+    for key in "abcde":
+        put(store, key)
+    data(store, "b").write_text("hellO")
+    data(store, "c").write_text("he")
+    data(store, "d").unlink()
+    (store.path("score", "e") / MANIFEST).unlink()
+    reasons = {
+        "b": "data.txt does not match its hash",
+        "c": "data.txt has 2 of 5 bytes",
+        "d": "data.txt is missing",
+        "e": "manifest.json is missing",
+    }
+    assert {d.key: d.reason for d in store.verify()} == reasons
+    assert {d.key: d.reason for d in store.verify("score")} == reasons
+    assert store.verify("images") == [] and list((store.root / "corrupt").iterdir()) == []
+    assert [key for key in "abcde" if store.has("score", key)] == ["a", "b"]
+    assert len(list((store.root / "corrupt").iterdir())) == 3
+
+
+def test_damage_in_a_store_that_cannot_be_written_to_is_one_sentence(store, monkeypatch):
+    put(store)
+    data(store).write_text("he")
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    assert not store.has("score", "k")
+    with pytest.raises(CorruptArtefact, match=r"data.txt has 2 of 5 bytes.*the store cannot be written to") as caught:
+        store.read("score", "k")
+    assert not caught.value.set_aside
+
+
+# --- claims, failures, temporary files -----------------------------------------------------------------------------
 
 
 def test_only_one_process_gets_a_claim(store):
@@ -100,16 +164,127 @@ def test_only_one_process_gets_a_claim(store):
         process.join()
     with store.claim("k") as mine:
         assert mine
+    assert list((store.root / "locks").iterdir()) == []
 
 
-def test_unwritable_store_is_one_sentence(tmp_path):
+def test_failures_count_attempts_until_the_task_succeeds(store):
+    assert store.failure("k") is None and store.failures() == {}
+    store.record_failure("k", "score it", "run 1", "Traceback …")
+    path = store.record_failure("k", "score it", "run 2", "Traceback …")
+    assert store.failure("k").mark == ("run 2", 2) and list(store.failures()) == ["k"]
+    assert json.loads(path.read_text())["task"] == "score it"
+    put(store)
+    assert store.failure("k") is None
+
+
+def test_an_unreadable_failure_is_none(store):
+    (store.root / "failures" / "k.json").write_text("")
+    assert store.failure("k") is None and store.failures() == {}
+    store.record_failure("k", "score it", "run", "Traceback …")
+    assert store.failure("k").attempt == 1
+
+
+def test_a_file_that_cannot_be_written_keeps_its_old_content(store, monkeypatch):
+    path = store.root / "timings.json"
+    store.write(path, "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        store.write(path, "new")
+    assert path.read_text() == "old" and leftovers(store) == []
+
+
+WORKING = """
+import sys, time
+from overpaint.run.store import Store
+with Store(sys.argv[1]).workspace() as folder:
+    (folder / "data.txt").write_text("half")
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_workspace_goes_with_its_owner_and_not_before(store):
+    process = subprocess.Popen([sys.executable, "-c", WORKING, store.root], stdout=subprocess.PIPE, text=True)
+    folder = process.stdout.readline().strip()
+    os.utime(folder, (0, 0))  # however old it is
+    store.sweep()
+    assert [str(place) for place in leftovers(store)] == [folder]
+    process.kill()
+    process.wait()
+    store.sweep()
+    assert leftovers(store) == []
+
+
+def test_a_zombie_owns_nothing(store):
+    process = subprocess.Popen([sys.executable, "-c", WORKING, store.root], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.kill()
+    until = time.monotonic() + 10
+    while leftovers(store) and time.monotonic() < until:  # nobody has asked for its exit code yet
+        store.sweep()
+    assert leftovers(store) == []
+    process.wait()
+
+
+def test_workspaces_of_other_machines_go_after_a_day_of_silence(store):
+    _, pid, started = owner().split("-")
+    silent, busy, old = (store.root / "tmp" / name for name in (f"f00-{pid}-{started}-a", "f00-1-1-b", "tmpabc"))
+    for place in (silent, busy, old):
+        place.mkdir()
+    for place in (silent, old):
+        os.utime(place, (time.time() - ABANDONED - 60,) * 2)
+    store.sweep()
+    assert leftovers(store) == [busy]
+
+
+def test_a_workspace_gives_signs_of_life(store, monkeypatch):
+    monkeypatch.setattr("overpaint.run.store.HEARTBEAT", 0.01)
+    with store.workspace() as folder:
+        os.utime(folder, (0, 0))
+        until = time.monotonic() + 10
+        while folder.stat().st_mtime == 0 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert folder.stat().st_mtime > 0
+
+
+def test_a_process_id_that_was_given_again_is_another_owner():
+    machine, pid, started = owner().split("-")
+    assert alive(f"{owner()}-x") is True
+    assert alive(f"{machine}-{pid}-1{started}-x") is False
+    assert alive(f"elsewhere-{pid}-{started}-x") is None and alive("tmpabc") is None
+
+
+def test_an_unwritable_store_is_one_sentence(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
     with pytest.raises(UserError, match="cannot write to the store"):
         Store(blocker / "store").prepare()
 
 
-def test_key_depends_on_what_decides_and_on_nothing_else():
+def test_a_full_disk_is_seen_behind_other_errors(store):
+    full, other = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("no")
+    assert store.disk_error(other) is None and store.disk_error(FileNotFoundError(errno.ENOENT, "no")) is None
+    other.__cause__ = full
+    assert store.disk_error(other) is full
+    assert store.disk_error(RuntimeError("PytorchStreamWriter: No space left on device")).errno == errno.ENOSPC
+
+
+def test_a_read_only_file_outside_the_store_is_the_tasks_own_failure(store):
+    def refused(file):
+        return OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
+
+    assert store.disk_error(refused(store.root / "tmp" / "x")) is not None
+    assert store.disk_error(refused("/elsewhere/cache/refs")) is None
+
+
+# --- keys ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_depends_on_what_decides_and_on_nothing_else():
     task = Task("score", {"b": 1, "a": (1, 2)}, {"images": "x"}, {"v": 1}, {"path": "/a"}, "one", 3)
     same = Task("score", {"a": [1, 2], "b": 1}, {"images": "x"}, {"v": 1}, {"path": "/b"}, "two", 9)
     assert task.key == same.key

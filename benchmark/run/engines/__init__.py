@@ -1,1 +1,1 @@
-"""Engines run a plan's tasks. They share one loop (`running`) and one store; `inline` is the default."""
+"""Engines run a plan on a store: each is a crew for the loop of `overpaint.run.runner`. ``inline`` is the default."""

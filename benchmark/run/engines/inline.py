@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from overpaint.run.executor import Outcome, Watcher, run_tasks
+from overpaint.run.executor import Watcher
 from overpaint.run.plan import Plan
+from overpaint.run.runner import Outcome, run_here
 from overpaint.run.store import Store
 from overpaint.run.track import track
 
@@ -17,4 +18,4 @@ class Inline:
     device: str
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
-        return run_tasks(plan, store, track(plan.track).devices(self.device)[0], watcher)
+        return run_here(plan, store, track(plan.track).devices(self.device)[0], watcher)

@@ -1,16 +1,20 @@
-"""Worker processes on this machine, one a GPU or one a CPU core: each takes what is left of the plan until nothing is.
+"""Worker processes on this machine, one a GPU or one a CPU core; each makes the bundles of tasks that it is given.
 
-All they share is the store, whose locks say who makes what. A worker that dies loses the task in hand, which another
-one takes; what it has published stays.
+A worker that dies loses the bundle in its hands, which goes to another one; what it has published stays. Workers never
+outlive the process that started them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -18,21 +22,26 @@ from pathlib import Path
 from typing import Literal
 
 from overpaint.errors import UserError
-from overpaint.run.executor import Outcome, Watcher, run_tasks
+from overpaint.grid.registry import conf_folders, look_in
+from overpaint.run.executor import Executor, Result, Run, Watcher
 from overpaint.run.plan import Plan
+from overpaint.run.runner import Outcome, run_here, run_plan
 from overpaint.run.store import Store
+from overpaint.run.tasks import Task
 from overpaint.run.track import Track, track
 
 #: Seconds that a worker has to leave its task tidily when the run is interrupted.
 PATIENCE = 10
-#: Seconds between two steps of one task that a worker tells of.
+#: Minimum seconds between two progress messages of a worker.
 TELLING = 0.2
+#: Linux's ``prctl`` option for the signal that a process gets when its parent dies.
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(kw_only=True)
 class Local:
-    """``workers``: how many processes, ``auto`` one a GPU or, without one, one a CPU core; each loads the model.
-    ``device`` as in `Inline`; GPUs are dealt out in turn, CPU cores evenly."""
+    """``workers``: how many processes; ``auto`` is one a GPU or, without a GPU, one a CPU core. Each loads the model.
+    ``device`` as in `Inline`. Workers take turns on the GPUs and share the CPU cores evenly."""
 
     workers: int | Literal["auto"]
     device: str
@@ -52,83 +61,149 @@ class Local:
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         devices, cores = self.places(track(plan.track))
         if len(devices) == 1 or not plan.missing(store):
-            return run_tasks(plan, store, devices[0], watcher)
-        share = Plan(plan.track, [(None, task) for _, task in plan.cells], plan.tasks, bundles=plan.bundles)
-        threads = max(1, cores // len(devices))
-        began = time.time()
-        with crew([(share, store.root, began, device, threads) for device in devices]) as workers:
-            outcome = follow(workers, plan, watcher)
-        left = [t for t in plan.missing(store) if t.key not in outcome.failed and t.key not in outcome.blocked]
-        if left:
-            raise UserError(
-                f"{len(left)} tasks are left and all {len(workers)} workers are gone; what is stored stays: run the same "
-                "command again, with fewer engine.workers if memory is short"
-            )
-        return outcome
+            return run_here(plan, store, devices[0], watcher)
+        with Workers(plan, store, devices, max(1, cores // len(devices)), watcher) as workers:
+            return run_plan(plan, store, workers, watcher)
 
 
-@contextmanager
-def crew(places: list[tuple]) -> Iterator[dict[Connection, BaseProcess]]:
-    """A started worker for each place, by the pipe that it reports through; none is left at the end."""
-    context = multiprocessing.get_context("spawn")
-    workers: dict[Connection, BaseProcess] = {}
-    try:
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what workers start with: a terminal's Ctrl-C goes to
-        try:  # all processes, and the run ends its workers itself
-            for number, place in enumerate(places, start=1):
-                here, there = context.Pipe(duplex=False)
-                workers[here] = context.Process(target=work, args=(*place, there), name=f"worker {number}", daemon=True)
-                workers[here].start()
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker process starts with."""
+
+    plan: Plan
+    store: Path
+    run: Run
+    conf_folders: tuple[Path, ...]
+    parent: int  # process id
+    device: str
+    threads: int
+
+
+class Workers:
+    """The worker processes of one run, each at the other end of a pipe; a context manager that leaves none behind."""
+
+    def __init__(self, plan: Plan, store: Store, devices: Sequence[str], threads: int, watcher: Watcher):
+        self._plan, self._watcher, self.size = plan, watcher, len(devices)
+        share, run = Plan(plan.track, tasks=plan.tasks, bundles=plan.bundles), Run.begin(store)
+        common = (share, store.root, run, tuple(conf_folders()), os.getpid())
+        self._assignments = [Assignment(*common, device, threads) for device in devices]
+        self._processes: dict[Connection, BaseProcess] = {}
+        self._open: list[Connection] = []
+        self._in_hand: dict[Connection, Sequence[Task]] = {}
+
+    def __enter__(self) -> Workers:
+        context = multiprocessing.get_context("spawn")
+        # Workers start with SIGINT ignored: a terminal sends Ctrl-C to all processes, and the run ends its workers itself.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            for number, assignment in enumerate(self._assignments, start=1):
+                here, there = context.Pipe()
+                process = context.Process(target=work, args=(assignment, there), name=f"worker {number}", daemon=True)
+                self._processes[here] = process
+                process.start()
+                self._open.append(here)
                 there.close()  # so that a dead worker's pipe ends
+        except BaseException:
+            self.__exit__()
+            raise
         finally:
             signal.signal(signal.SIGINT, handler)
-        yield workers
-    finally:
-        for worker in workers.values():
-            worker.terminate()
-        for worker in workers.values():
-            worker.join(PATIENCE)
-            worker.kill()
-            worker.join()
+        return self
+
+    def __exit__(self, *_) -> None:
+        started = [process for process in self._processes.values() if process.pid]
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.join(PATIENCE)
+            process.kill()
+            process.join()
+
+    @property
+    def living(self) -> int:
+        return len(self._open)
+
+    @property
+    def free(self) -> int:
+        return len(self._open) - len(self._in_hand)
+
+    def give(self, bundle: Sequence[Task]) -> None:
+        pipe = next(pipe for pipe in self._open if pipe not in self._in_hand)
+        self._in_hand[pipe] = bundle
+        with suppress(OSError):  # a worker that has died is found by `results`
+            pipe.send([task.key for task in bundle])
+
+    def results(self, timeout: float | None) -> list[tuple[Sequence[Task], Result]]:
+        """Results since the last call; what workers tell of their progress goes to the watcher meanwhile."""
+        found: list[tuple[Sequence[Task], Result]] = []
+        until = None if timeout is None else time.monotonic() + timeout
+        while not found:
+            remaining = None if until is None else until - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                break
+            ready = wait(self._open, remaining)
+            for pipe in [pipe for pipe in self._open if pipe in ready]:
+                try:
+                    event, about, *more = pipe.recv()
+                except (EOFError, OSError):
+                    found += self._bury(pipe)
+                    continue
+                if event == "refused":
+                    raise UserError(about)
+                if event == "result":
+                    found.append((self._in_hand.pop(pipe), about))
+                else:
+                    getattr(self._watcher, event)(self._plan.tasks[about], *more)
+            if not self._open:
+                break
+        return found
+
+    def _bury(self, pipe: Connection) -> list[tuple[Sequence[Task], Result]]:
+        self._open.remove(pipe)
+        process = self._processes[pipe]
+        process.join()
+        self._watcher.lost(process.name, process.exitcode or 0)
+        bundle = self._in_hand.pop(pipe, None)
+        return [(bundle, Result("lost"))] if bundle else []
 
 
-def follow(workers: dict[Connection, BaseProcess], plan: Plan, watcher: Watcher) -> Outcome:
-    """Pass on what the workers tell until the last one is done."""
-    outcome, open_pipes = Outcome(), set(workers)
-    while open_pipes:
-        for pipe in wait(open_pipes):
-            try:
-                event, *told = pipe.recv()
-            except (EOFError, OSError):
-                open_pipes.remove(pipe)
-                workers[pipe].join()
-                if workers[pipe].exitcode:
-                    watcher.lost(workers[pipe].name, workers[pipe].exitcode)
-                continue
-            if event == "refused":
-                raise UserError(*told)
-            if event == "done":
-                (part,) = told
-                outcome.done += part.done
-                outcome.failed |= part.failed
-                outcome.blocked |= part.blocked
-            else:
-                key, *values = told
-                getattr(watcher, event)(plan.tasks[key], *values)
-    return outcome
-
-
-def work(plan: Plan, root: Path, began: float, device: str, threads: int, pipe: Connection) -> None:
-    """What a worker process does."""
-    signal.signal(signal.SIGTERM, _leave)
-    track(plan.track).settle(threads)
+def work(assignment: Assignment, pipe: Connection) -> None:
+    """The main function of a worker process: make bundles until the pipe ends."""
+    _die_with(assignment.parent)
+    messenger = Messenger(pipe)
     try:
-        try:
-            pipe.send(("done", run_tasks(plan, Store(root), device, Messenger(pipe), began)))
-        except UserError as error:
-            pipe.send(("refused", str(error)))
-    except (KeyboardInterrupt, BrokenPipeError):  # asked to leave, or the run itself is gone
+        signal.signal(signal.SIGTERM, _leave)
+        for folder in assignment.conf_folders:
+            look_in(folder)
+        plan, store = assignment.plan, Store(assignment.store)
+        track(plan.track).settle(assignment.threads)
+        executor = Executor(plan, store, assignment.device, messenger, assignment.run)
+        while True:
+            result = executor.run_one([plan.tasks[key] for key in messenger.hear()])
+            messenger.tell("result", result)
+    except UserError as error:
+        messenger.tell("refused", str(error))
+    except KeyboardInterrupt:
         return
+
+
+def _die_with(parent: int) -> None:
+    """End this process as soon as its parent is gone, even if it was killed.
+
+    Linux does so by itself. Elsewhere a thread waits for the parent; code that holds Python's lock can delay it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        os._exit(1)
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def _leave(*_) -> None:
@@ -136,28 +211,35 @@ def _leave(*_) -> None:
 
 
 class Messenger:
-    """A watcher that tells the run's own what happens here."""
+    """A worker's end of its pipe, and its watcher: it tells the run what happens here.
+
+    A run that is gone ends the process. That is no failure of the task in hand, so no `Exception` says it.
+    """
 
     def __init__(self, pipe: Connection):
-        self.pipe, self.told = pipe, 0.0
+        self._pipe, self._told = pipe, 0.0
 
-    def started(self, task) -> None:
-        self.pipe.send(("started", task.key))
+    def started(self, task: Task) -> None:
+        self.tell("started", task.key)
 
-    def stepped(self, task, done: int, total: int, what: str) -> None:
+    def stepped(self, task: Task, done: int, total: int, what: str) -> None:
         now = time.monotonic()
-        if now - self.told > TELLING:
-            self.told = now
-            self.pipe.send(("stepped", task.key, done, total, what))
+        if now - self._told > TELLING:
+            self._told = now
+            self.tell("stepped", task.key, done, total, what)
 
-    def finished(self, task, seconds: float) -> None:
-        self.pipe.send(("finished", task.key, seconds))
+    def noted(self, task: Task, note: str) -> None:
+        self.tell("noted", task.key, note)
 
-    def noted(self, task, note: str) -> None:
-        self.pipe.send(("noted", task.key, note))
+    def tell(self, *message) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError as error:
+            raise SystemExit(1) from error
 
-    def failed(self, task, reason: str) -> None:
-        self.pipe.send(("failed", task.key, reason))
-
-    def waiting(self, tasks: int) -> None:
-        """One worker's idleness is nothing to tell."""
+    def hear(self) -> list[str]:
+        """The keys of the next bundle."""
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise SystemExit(0) from error

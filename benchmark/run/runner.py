@@ -1,0 +1,137 @@
+"""The loop of a run: the scheduler says what comes next, a crew makes it, and what became of it goes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from overpaint.errors import UserError
+from overpaint.run.executor import Executor, Result, Run, Watcher
+from overpaint.run.plan import Plan
+from overpaint.run.scheduler import Scheduler
+from overpaint.run.store import Store
+from overpaint.run.tasks import Task
+
+#: Seconds between two looks at a task that another process is making.
+PATIENCE = 0.3
+
+
+@dataclass
+class Outcome:
+    """What became of a run: tasks made, failed tasks with their reason, and tasks that these blocked."""
+
+    done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    blocked: set[str] = field(default_factory=set)
+
+
+class Crew(Protocol):
+    """Who makes bundles: this process, worker processes, a cluster."""
+
+    @property
+    def size(self) -> int:
+        """How many were there at the start."""
+
+    @property
+    def living(self) -> int:
+        """How many are left."""
+
+    @property
+    def free(self) -> int:
+        """How many more bundles can be given now."""
+
+    def give(self, bundle: Sequence[Task]) -> None:
+        """Have a bundle made."""
+
+    def results(self, timeout: float | None) -> list[tuple[Sequence[Task], Result]]:
+        """The bundles that are finished, waiting for the first one for up to ``timeout`` seconds."""
+
+
+class Alone:
+    """A crew of one: this process."""
+
+    size = living = 1
+
+    def __init__(self, executor: Executor):
+        self._executor = executor
+        self._bundle: Sequence[Task] | None = None
+
+    @property
+    def free(self) -> int:
+        return 0 if self._bundle else 1
+
+    def give(self, bundle: Sequence[Task]) -> None:
+        self._bundle = bundle
+
+    def results(self, timeout: float | None) -> list[tuple[Sequence[Task], Result]]:
+        bundle, self._bundle = self._bundle, None
+        if bundle:
+            return [(bundle, self._executor.run_one(bundle))]
+        time.sleep(timeout or 0)
+        return []
+
+
+def run_here(plan: Plan, store: Store, device: str, watcher: Watcher) -> Outcome:
+    """Run a plan in this process, one task after another."""
+    return run_plan(plan, store, Alone(Executor(plan, store, device, watcher, Run.begin(store))), watcher)
+
+
+def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher) -> Outcome:
+    """Run what is missing, inputs first, until every task is stored or has failed.
+
+    Several processes may run one plan on one store: each task is claimed by one of them. The others go on elsewhere and
+    look again when they have nothing else to do. A task that failed during this run, in any process, is not tried again.
+    """
+    scheduler, done = Scheduler(plan, plan.missing(store)), 0
+    while True:
+        while crew.free and (bundle := scheduler.next()):
+            crew.give(bundle)
+        idle = crew.free == crew.living
+        if idle and not scheduler.elsewhere:
+            scheduler.update(plan.missing(store))  # another process may have set something aside
+            if not scheduler.left:
+                return Outcome(done, scheduler.failed, scheduler.blocked)
+            if crew.living:
+                continue
+        if not crew.living:
+            raise UserError(
+                f"{scheduler.left} tasks are left and all {crew.size} workers are gone; what is stored stays: run the "
+                "same command again, with fewer engine.workers if memory is short"
+            )
+        if idle:
+            watcher.waiting(scheduler.elsewhere)
+        found = crew.results(PATIENCE if scheduler.elsewhere else None)
+        for made, result in found:
+            done += len(result.keys)
+            _settle(made, result, scheduler, watcher)
+            if result.status == "damaged":
+                scheduler.update(plan.missing(store))
+        if not found:
+            scheduler.look_again()
+
+
+def _settle(bundle: Sequence[Task], result: Result, scheduler: Scheduler, watcher: Watcher) -> None:
+    """Tell the scheduler and the watcher what became of a bundle."""
+    if result.status == "made":
+        scheduler.made(bundle)
+        for task in bundle:
+            if task.key in result.keys:
+                watcher.finished(task, result.seconds)
+            else:
+                watcher.shared(task)
+    elif result.status == "elsewhere":
+        scheduler.wait_for(bundle)
+    elif result.status == "failed":
+        scheduler.fail(bundle, result.reason)
+        if len(bundle) == 1:
+            watcher.failed(bundle[0], result.reason)
+    elif scheduler.put_back(bundle):  # damaged or lost: make it again
+        if result.reason:
+            watcher.noted(bundle[0], result.reason)
+    else:
+        for task in bundle:
+            reason = result.reason or "every worker that tried it has died"
+            scheduler.fail([task], reason)
+            watcher.failed(task, reason)

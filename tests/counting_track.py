@@ -1,0 +1,167 @@
+"""A track without pictures: its tasks write numbers. Plans, engines and the store work on it as on any other.
+
+Run as a program, it makes one grid on a store: ``python -c 'import counting_track; counting_track.main(…)'``.
+"""
+
+import errno
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from overpaint.errors import UserError
+from overpaint.grid.registry import component, look_in
+from overpaint.run import store
+from overpaint.run.plan import Plan
+from overpaint.run.progress import steps
+from overpaint.run.store import Store
+from overpaint.run.tasks import Task
+from overpaint.run.track import Track
+
+YAML = """
+name: counting
+component: counting_track:Counting
+facets: [sums]
+stages:
+  count: {run: "counting_track:count", together: "counting_track:count_together"}
+  measure: {run: "counting_track:count"}
+"""
+
+
+class Counting(Track):
+    """A cell is a number."""
+
+    def cell(self, config, explicit):
+        return config["n"]
+
+    def plan(self, cells):
+        return grid(cells)
+
+    def bench(self):
+        return SimpleNamespace(versions={"counting": "1"})
+
+    def devices(self, asked):
+        if asked not in ("auto", "cpu"):
+            raise UserError(f"engine.device={asked} cannot count")
+        return ["cpu"]
+
+    def settle(self, threads):
+        if LOCKS in os.environ:  # worker processes have no test that could patch them
+            store.FileLock = {"idle": IdleLock, "refused": RefusedLock}[os.environ[LOCKS]]
+        return threads or 2
+
+
+#: Environment variable that gives worker processes a lock that does not lock: ``idle`` or ``refused``.
+LOCKS = "OVERPAINT_TEST_LOCKS"
+
+
+class IdleLock:
+    """A lock that does nothing, as on some network file systems."""
+
+    def __init__(self, path): ...
+    def acquire(self, blocking): ...
+    def release(self): ...
+
+
+class RefusedLock(IdleLock):
+    """A lock that the file system refuses."""
+
+    def acquire(self, blocking):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def register(folder: Path) -> Path:
+    """Write the track's YAML into a configuration folder; returns the folder."""
+    (folder / "track").mkdir(parents=True, exist_ok=True)
+    (folder / "track" / "counting.yaml").write_text(YAML)
+    return folder
+
+
+def count(task, inputs, folder, bench):
+    """Write the task's number plus those of its inputs.
+
+    ``runtime`` can ask for a log of labels, for steps that take time, and for trouble: ``broken`` and ``refused`` name
+    files, and while such a file exists the stage raises; ``full`` finds the disk full.
+    """
+    runtime = task.runtime
+    if "log" in runtime:
+        with open(runtime["log"], "a") as log:
+            log.write(f"{task.label}\n")
+    for _ in steps(runtime.get("steps", 1), "steps"):
+        time.sleep(runtime.get("pause", 0))
+    if runtime.get("full"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if Path(runtime.get("broken", "")).is_file():
+        raise ValueError("on purpose")
+    if Path(runtime.get("refused", "")).is_file():
+        raise UserError("the request cannot be met")
+    total = task.config["n"] + sum(int((place / "n").read_text()) for place in inputs.values())
+    (folder / "n").write_text(str(total))
+    return {}
+
+
+def count_together(tasks, inputs, folders, bench):
+    return [count(task, inputs, folder, bench) for task, folder in zip(tasks, folders, strict=True)]
+
+
+def grid(numbers, **runtime) -> Plan:
+    """For each number ``i`` a task ``count i``, and ``measure i`` that adds 100 to it."""
+    plan = Plan("counting")
+    for n in numbers:
+        first = plan.add(Task("count", {"n": n}, runtime=runtime, label=f"count {n}", like="count"))
+        last = plan.add(Task("measure", {"n": 100}, {"in": first.key}, runtime=runtime, label=f"measure {n}"))
+        plan.cells.append((n, last))
+    return plan
+
+
+def results(plan, store) -> list[int]:
+    """The number of every cell, all of whose artefacts must be whole."""
+    return [int((store.read("measure", task.key) / "n").read_text()) for _, task in plan.cells]
+
+
+class Told:
+    """A watcher that keeps what it is told, and calls ``at_first`` when the first task starts."""
+
+    def __init__(self, at_first=lambda: None):
+        self.begun, self.done, self.reasons, self.notes, self.gone, self.theirs = [], [], [], [], [], []
+        self.at_first = at_first
+
+    def started(self, task):
+        self.begun.append(task.label)
+        at_first, self.at_first = self.at_first, lambda: None
+        at_first()
+
+    def finished(self, task, seconds):
+        self.done.append(task.label)
+
+    def shared(self, task):
+        self.theirs.append(task.label)
+
+    def failed(self, task, reason):
+        self.reasons.append(reason)
+
+    def noted(self, task, note):
+        self.notes.append(note)
+
+    def lost(self, worker, code):
+        self.gone.append(code)
+
+    def stepped(self, task, done, total, what): ...
+    def waiting(self, tasks): ...
+
+
+def main(conf: str, root: str, engine: str, width: int, pause: float) -> None:
+    """Make one grid as a command does, and leave with 1 if a task failed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    look_in(Path(conf))
+    place = Store(root)
+    place.prepare()
+    place.sweep()
+    values = {"workers": 2} if engine == "local" else {}
+    plan = grid(range(width), steps=2, pause=pause)
+    outcome = component("engine", engine).build(values).run(plan, place, Told())
+    sys.stdout.write(f"{results(plan, place) if not outcome.failed else outcome.failed}\n")
+    sys.stdout.flush()
+    os._exit(1 if outcome.failed else 0)

@@ -1,0 +1,163 @@
+"""What every registered engine has to do, on a track that it has never seen: same results, failures recorded, no traces."""
+
+import io
+import os
+import signal
+
+import counting_track
+import psutil
+import pytest
+from counting_track import IdleLock, RefusedLock, Told, grid, results
+from rich.console import Console
+
+from overpaint.errors import UserError
+from overpaint.grid.registry import component, components
+from overpaint.run.display import Display
+from overpaint.run.estimates import Estimates
+
+pytestmark = pytest.mark.usefixtures("counting")
+
+ENGINES = sorted(components("engine"))
+#: Values that make an engine work with more than one process where it can.
+SEVERAL = {"local": {"workers": 2}}
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    return component("engine", request.param).build(SEVERAL.get(request.param, {}))
+
+
+def children():
+    """Living processes that this one has started, but Python's own helper."""
+    found = psutil.Process().children(recursive=True)
+    return [child for child in found if "resource_tracker" not in " ".join(child.cmdline())]
+
+
+def nothing_left(store):
+    return [*(store.root / "tmp").iterdir(), *(store.root / "locks").iterdir(), *children()] == []
+
+
+def fork(run):
+    """A process that runs and leaves with 0 if no task failed; returns its id."""
+    pid = os.fork()
+    if not pid:
+        code = 2
+        try:
+            signal.alarm(60)
+            code = bool(run().failed)
+        finally:
+            os._exit(code)
+    return pid
+
+
+def test_it_makes_every_task_once_and_nothing_again(engine, store, tmp_path):
+    plan, watcher = grid(range(5), log=tmp_path / "log"), Told()
+    outcome = engine.run(plan, store, watcher)
+    assert outcome.done == len(plan.tasks) and not outcome.failed and not outcome.blocked
+    assert results(plan, store) == list(range(100, 105))
+    made = sorted(task.label for task in plan.tasks.values())
+    assert (
+        sorted((tmp_path / "log").read_text().split("\n")[:-1]) == sorted(watcher.begun) == sorted(watcher.done) == made
+    )
+    again = Told()
+    assert engine.run(plan, store, again).done == 0 and again.begun == []
+    assert nothing_left(store)
+
+
+def test_it_makes_bundles_in_one_go(engine, store):
+    plan, watcher = grid(range(6)), Told()
+    plan.bundle([task for task in plan.tasks.values() if task.stage == "count"], 3)
+    assert engine.run(plan, store, watcher).done == 12
+    assert results(plan, store) == list(range(100, 106))
+    assert sum(label.startswith("count") for label in watcher.begun) == 2
+
+
+def test_it_records_failures_and_the_next_run_tries_them_again(engine, store, tmp_path):
+    trouble = tmp_path / "trouble"
+    trouble.touch()
+    plan, watcher = grid(range(3), log=tmp_path / "log", broken=trouble), Told()
+    outcome = engine.run(plan, store, watcher)
+    firsts = {task.key for task in plan.tasks.values() if task.stage == "count"}
+    assert set(outcome.failed) == set(store.failures()) == firsts
+    assert outcome.blocked == {task.key for _, task in plan.cells} and outcome.done == 0
+    assert all("ValueError: on purpose" in reason for reason in (*watcher.reasons, *outcome.failed.values()))
+    assert sorted((tmp_path / "log").read_text().split("\n")[:-1]) == ["count 0", "count 1", "count 2"]
+    trouble.unlink()
+    assert engine.run(plan, store, Told()).done == 6
+    assert results(plan, store) == [100, 101, 102] and store.failures() == {} and nothing_left(store)
+
+
+def test_a_failure_in_one_cell_leaves_the_others(engine, store, tmp_path):
+    (tmp_path / "refused").touch()
+    plan, watcher = grid(range(3)), Told()
+    object.__setattr__(next(iter(plan.tasks.values())), "runtime", {"refused": tmp_path / "refused"})
+    outcome = engine.run(plan, store, watcher)
+    assert watcher.reasons == list(outcome.failed.values()) == ["the request cannot be met"]
+    assert outcome.done == 4 and len(outcome.blocked) == 1
+
+
+def test_an_interruption_is_clean(engine, store):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    plan = grid(range(6), pause=0.05)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(plan, store, Told(at_first=interrupt))
+    assert nothing_left(store) and store.failures() == {}
+    engine.run(plan, store, Told())
+    assert results(plan, store) == list(range(100, 106))
+
+
+def test_damage_is_mended(engine, store):
+    plan = grid(range(2))
+    engine.run(plan, store, Told())
+    key, last = next(iter(plan.tasks)), plan.cells[0][1].key
+    store.set_aside("measure", last)
+    (store.path("count", key) / "n").write_text("7")
+    watcher = Told()
+    assert engine.run(plan, store, watcher).done == 2
+    assert "does not match its hash" in watcher.notes[0] and results(plan, store) == [100, 101]
+
+
+def test_a_full_disk_is_one_sentence(engine, store):
+    plan = grid([1], full=True)
+    with pytest.raises(UserError, match=f"cannot write to the store {store.root}: No space left on device"):
+        engine.run(plan, store, Told())
+    assert nothing_left(store) and store.failures() == {}
+
+
+def test_two_runs_at_once_are_one(engine, store, tmp_path):
+    """A second engine on the same store, in a process of its own, shares the work and ends with the same results."""
+    plan = grid(range(8), log=tmp_path / "log", pause=0.05)
+    second = fork(lambda: component("engine", "inline").build({}).run(plan, store, Told()))
+    outcome = engine.run(plan, store, Told())
+    assert os.waitpid(second, 0)[1] == 0
+    assert not outcome.failed and results(plan, store) == list(range(100, 108))
+    assert sorted((tmp_path / "log").read_text().split("\n")[:-1]) == sorted(t.label for t in plan.tasks.values())
+    assert nothing_left(store)
+
+
+@pytest.mark.parametrize("lock", ["idle", "refused"])
+def test_two_runs_at_once_end_well_without_working_locks(engine, store, monkeypatch, lock):
+    monkeypatch.setenv(counting_track.LOCKS, lock)
+    monkeypatch.setattr("overpaint.run.store.FileLock", {"idle": IdleLock, "refused": RefusedLock}[lock])
+    plan = grid(range(6), pause=0.02)
+    tasks = list(plan.tasks.values())
+    second = fork(lambda: component("engine", "inline").build({}).run(plan, store, Told()))
+    with Display(tasks, Estimates(store), Console(file=io.StringIO(), force_terminal=True)) as display:
+        outcome = engine.run(plan, store, display)
+    assert os.waitpid(second, 0)[1] == 0
+    assert not outcome.failed and results(plan, store) == list(range(100, 106)) and display.done == len(tasks)
+    assert nothing_left(store) and store.failures() == {}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_unknown_key_is_refused(name):
+    with pytest.raises(UserError, match=f"unknown hyper-parameter 'devise' in engine={name}; did you mean 'device'"):
+        component("engine", name).build({"devise": "cpu"})
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_device_that_the_track_refuses_is_one_sentence(name, store):
+    with pytest.raises(UserError, match=r"engine.device=tpu cannot count"):
+        component("engine", name).build({"device": "tpu"}).run(grid([1]), store, Told())

@@ -1,0 +1,83 @@
+"""Fifty runs killed at random moments, each with a second run beside it on the same store, which is killed at times, too."""
+
+import os
+import random
+import signal
+import time
+
+import psutil
+import pytest
+from counting_track import Told, grid, results
+
+from overpaint.grid.registry import component
+from overpaint.run.runner import run_here
+
+ROUNDS = 25  # for each engine
+NUMBERS = range(6)
+MARK = "OVERPAINT_TEST_ROUND"
+
+
+def begin(run, mark):
+    """A forked process that calls ``run`` and leaves with 1 if a task failed; what it starts carries the mark."""
+    pid = os.fork()
+    if not pid:
+        code = 2
+        try:
+            os.environ[MARK] = mark
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            code = bool(run().failed)
+        finally:
+            os._exit(code)
+    return pid
+
+
+def marked(mark):
+    """Living processes that a killed run has left."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill(pid, chance):
+    """Kill the run, or, where it has workers, as often one of them."""
+    workers = [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    victim = chance.choice(workers) if workers and chance.random() < 0.5 else psutil.Process(pid)
+    victim.kill()
+    return victim.pid
+
+
+@pytest.mark.parametrize(("name", "values", "longest"), [("inline", {}, 0.4), ("local", {"workers": 2}, 1.2)])
+def test_a_kill_at_any_moment_costs_nothing_but_time(name, values, longest, store, counting, tmp_path):
+    chance, caught = random.Random(len(name)), 0
+    engine = component("engine", name).build(values)
+    for number in range(ROUNDS):
+        store.root = tmp_path / str(number)
+        store.prepare()
+        plan, mark = grid(NUMBERS, steps=2, pause=0.01), f"{os.getpid()}-{name}-{number}"
+        first = begin(lambda: engine.run(plan, store, Told()), mark)  # noqa: B023
+        second = begin(lambda: run_here(plan, store, "cpu", Told()), "")  # noqa: B023
+        time.sleep(chance.uniform(0, longest))
+        killed, both = kill(first, chance), number % 3 == 0
+        if both:
+            os.kill(second, signal.SIGKILL)
+        _, beside = os.waitpid(second, 0)
+        _, status = os.waitpid(first, 0)
+        caught += os.WIFSIGNALED(status)
+        assert both or beside == 0, "the run beside it failed"
+        assert killed == first or status == 0, "the run failed with its worker"
+        gone_by = time.monotonic() + 2
+        while (orphans := marked(mark)) and time.monotonic() < gone_by:
+            time.sleep(0.05)
+        assert orphans == [] and store.failures() == {}
+        store.sweep()
+        outcome = run_here(plan, store, "cpu", Told())
+        assert not outcome.failed and (both or outcome.done == 0)
+        assert results(plan, store) == [n + 100 for n in NUMBERS]
+        left = [path for part in ("tmp", "locks", "failures", "corrupt") for path in (store.root / part).iterdir()]
+        assert left == []
+    assert caught > ROUNDS / 5, "hardly any run was still at work when it was killed"

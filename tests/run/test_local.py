@@ -1,0 +1,160 @@
+"""Worker processes: one may die, all may die, none outlives its run; and on pictures they make what one process makes."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import counting_track
+import pandas as pd
+import psutil
+import pytest
+from counting_track import Told, grid, results
+
+from overpaint.commands import prepare
+from overpaint.errors import UserError
+from overpaint.grid.composition import compose_cells
+from overpaint.grid.registry import component
+from overpaint.run.engines.local import Local, Messenger
+from overpaint.run.executor import Executor, Run
+from overpaint.run.runner import run_here
+from overpaint.run.track import track
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def workers(of=None):
+    """This process's worker processes, or another one's."""
+    found = psutil.Process(of).children()
+    return [child for child in found if "spawn_main" in " ".join(child.cmdline())]
+
+
+def two():
+    return Local(workers=2, device="cpu")
+
+
+@pytest.mark.usefixtures("counting")
+def test_the_others_take_over_from_a_worker_that_is_killed(store):
+    plan = grid(range(8), pause=0.05)
+    watcher = Told(at_first=lambda: os.kill(workers()[0].pid, signal.SIGKILL))
+    outcome = two().run(plan, store, watcher)
+    assert watcher.gone == [-signal.SIGKILL] and not outcome.failed and watcher.reasons == []
+    assert results(plan, store) == list(range(100, 108))
+
+
+@pytest.mark.usefixtures("counting")
+def test_all_workers_gone_is_one_sentence_and_what_is_stored_stays(store):
+    def kill():
+        for worker in workers():
+            worker.kill()
+
+    plan = grid(range(8), pause=0.05)
+    with pytest.raises(UserError, match="16 tasks are left and all 2 workers are gone"):
+        two().run(plan, store, Told(at_first=kill))
+    assert store.failures() == {} and workers() == []
+
+
+@pytest.mark.usefixtures("counting")
+def test_one_worker_works_in_this_process(store):
+    begun = []
+    Local(workers=1, device="cpu").run(grid([1]), store, Told(at_first=lambda: begun.append(workers())))
+    assert begun == [[]]
+
+
+@pytest.mark.usefixtures("counting")
+def test_work_is_dealt_out_to_all_workers(store):
+    plan = grid(range(8), pause=0.05)
+    two().run(plan, store, Told())
+    makers = {store.manifest(task.stage, task.key)["host"]["process"] for task in plan.tasks.values()}
+    assert len(makers) == 2 and os.getpid() not in makers
+
+
+def test_workers_die_with_a_killed_run_and_blame_no_task(store, counting):
+    arguments = (str(counting), str(store.root), "local", 4, 30.0)
+    code = f"import counting_track; counting_track.main(*{arguments})"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    run = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    until = time.monotonic() + 60
+    while len(list((store.root / "tmp").iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    orphans = workers(run.pid)
+    run.kill()
+    run.wait()
+    assert len(orphans) == 2
+    assert psutil.wait_procs(orphans, timeout=2)[1] == []
+    assert store.failures() == {}
+    store.sweep()
+    assert [*(store.root / "tmp").iterdir(), *(store.root / "locks").iterdir()] == []
+
+
+def test_a_worker_that_cannot_ask_its_system_notices_by_itself_that_the_run_is_gone():
+    code = (
+        "import multiprocessing, time\n"
+        "from overpaint.run.engines import local\n"
+        "child = multiprocessing.get_context('spawn').Process(target=local._wait_for_parent)\n"
+        "child.start()\nprint(child.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(run.stdout.readline()))
+    time.sleep(0.5)
+    assert child.is_running()
+    run.kill()
+    run.wait()
+    assert psutil.wait_procs([child], timeout=10)[1] == []
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_pipe_without_a_run_at_its_other_end_is_no_failure_of_the_task(store):
+    here, there = multiprocessing.Pipe()
+    here.close()
+    plan = grid([1])
+    with pytest.raises(SystemExit):
+        Executor(plan, store, "cpu", Messenger(there), Run.begin(store)).run_one([next(iter(plan.tasks.values()))])
+    assert store.failures() == {} and list((store.root / "tmp").iterdir()) == []
+
+
+def test_workers_are_as_many_as_there_are_devices(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+    images = track("images")
+    assert Local(workers="auto", device="cpu").places(images) == (["cpu"] * 6, 6)
+    assert Local(workers=3, device="cpu").places(images) == (["cpu"] * 3, 6)
+    monkeypatch.setattr(type(images), "devices", lambda self, asked: ["cuda:0", "cuda:1"])
+    assert Local(workers="auto", device="auto").places(images)[0] == ["cuda:0", "cuda:1"]
+    assert Local(workers=3, device="auto").places(images)[0] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_no_workers_are_refused():
+    with pytest.raises(UserError, match=r"engine.workers takes auto or a number from 1 up, got 0"):
+        component("engine", "local").build({"workers": 0})
+
+
+COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
+#: Sums over one thread round differently from sums over two, which KID over four pictures shows most.
+ROUNDING = 1e-2
+
+
+def figures(folder, run):
+    """The figures of a small grid of pictures that ``run(plan, store)`` makes."""
+    cells = ("budget=smoke", "protocol.steps=4", "concepts=church", "method=none,uce", "attack=none")
+    _, plan, store = prepare(compose_cells([*cells, f"store={folder}"]))
+    store.prepare()
+    outcome = run(plan, store)
+    assert outcome.done == len(plan.tasks) and not outcome.failed
+    frames = [pd.read_parquet(store.read("measure", task.key) / "records.parquet") for _, task in plan.cells]
+    whole = pd.concat(frames, ignore_index=True)
+    return whole[~whole["metric"].isin(COSTS)].drop(columns="seconds")
+
+
+def test_on_pictures_workers_make_what_one_process_makes(tmp_path):
+    alone = figures(tmp_path / "alone", lambda plan, store: run_here(plan, store, "cpu", Told()))
+    shared = figures(tmp_path / "shared", lambda plan, store: two().run(plan, store, Told()))
+    pd.testing.assert_frame_equal(shared, alone, rtol=ROUNDING)
+
+
+def test_the_counting_track_is_as_foreign_as_it_looks(counting):
+    """Workers know it only from the folder that this process was told to look in."""
+    assert component("track", "counting").load() is counting_track.Counting
