@@ -1,135 +1,192 @@
-"""The contact sheet: one picture that shows a grid's result. Rows are methods, columns prompts and attacks, same seeds."""
+"""Contact sheets: one picture per concept set that shows a grid's result.
+
+Rows are methods, columns are prompts and attacks; every picture of a column has the same prompt and seed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from overpaint.attacks.attack import COMPARISONS
+from overpaint.grid.roles import ROLES
 from overpaint.images.stages.generate import read_images
 from overpaint.images.stages.score import SHOTS
 from overpaint.run.plan import Plan
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
 
-#: Columns of a cell without attack: role → how many pictures. An attack shows two.
-COLUMNS = {"target": 2, "near": 1, "in_prompt": 1, "grid": 1, "utility": 1}
+#: Pictures of a cell without attack, by role; other roles show one, an attack shows two.
+SHOWN = {"target": 2}
 SIDE, GAP, HEAD, LEFT = 128, 6, 62, 150
-NOT_IN_FILE_NAMES = re.compile(r"[^\w .+-]")  # a concept's name can hold a slash, say
+#: Columns of a record that are the same for all rows of one sheet.
+SHEET = ("model", "concepts", "protocol", "budget", "seed")
+#: No heading shows more of a text than this; laying out a longer one would only cost time.
+LONGEST = 300
+NOT_IN_FILE_NAMES = re.compile(r"[^\w .+=-]")  # a concept's name may contain a slash
+
+
+class Slot(NamedTuple):
+    """A column: the ``number``-th picture of a role or an attack."""
+
+    group: str
+    number: int
+
+
+@dataclass
+class Sheet:
+    """Pictures by row (a method's label) and slot; ``None`` where an image failed. ``captions`` are the slots' prompts."""
+
+    rows: dict[str, dict[Slot, Image.Image | None]] = field(default_factory=dict)
+    captions: dict[Slot, str] = field(default_factory=dict)
+    unsafe: bool = False
+
+    def add(self, row: str, group: str, caption: str, image: Image.Image | None) -> None:
+        pictures = self.rows.setdefault(row, {})
+        slot = Slot(group, sum(known.group == group for known in pictures))
+        pictures[slot] = image
+        self.captions.setdefault(slot, caption)
 
 
 def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = False) -> list[Path]:
-    """Write one PNG a concept set into ``folder`` and return their paths."""
+    """Write one PNG into ``folder`` for each concept set and setting, and return their paths.
+
+    Pictures of concepts of kind ``unsafe`` are blurred unless ``show_unsafe``. Cells whose images are not stored any more
+    are left out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    by_set: dict[str, list[Task]] = {}
-    for cell, task in plan.cells:
-        if all(store.has(plan.tasks[k].stage, k) for k in _made(task, plan)):
-            by_set.setdefault(f"{cell.model.name}-{cell.concepts.name}", []).append(task)
+    by_sheet: dict[tuple[str, ...], list[Task]] = {}
+    for _, task in plan.cells:
+        if all(store.has(plan.tasks[key].stage, key) for key in _shown_tasks(task, plan)):
+            by_sheet.setdefault(tuple(str(task.config["cell"][key]) for key in SHEET), []).append(task)
     written = []
-    for name, tasks in by_set.items():
+    for key, tasks in by_sheet.items():
         try:
-            rows = _pictures(tasks, plan, store)
-        except CorruptArtefact:  # set aside when it was read; figures do not need it any more
+            sheet = _collect(tasks, plan, store)
+        except CorruptArtefact:  # reading has set it aside; the figures do not need it any more
             continue
-        if not rows:
-            continue
-        blurred = tasks[0].config["cell"]["kind"] == "unsafe" and not show_unsafe
-        path = folder / f"{NOT_IN_FILE_NAMES.sub('_', name)[:100]}.png"
-        _draw(rows, blurred).save(path)
-        written.append(path)
+        if sheet.rows:
+            path = folder / f"{_file_name(key, by_sheet)}.png"
+            draw(sheet, blurred=sheet.unsafe and not show_unsafe).save(path)
+            written.append(path)
     return written
 
 
-def _made(task: Task, plan: Plan) -> Iterator[str]:
-    """The scores and the images that a cell's own row is drawn from."""
+def _file_name(key: tuple[str, ...], keys: Mapping[tuple[str, ...], object]) -> str:
+    """Model and concepts, and what else tells this sheet from the others. A name that had to be changed ends in a hash."""
+    differ = [len({other[place] for other in keys}) > 1 for place in range(len(SHEET))]
+    parts = [part for place, part in enumerate(key) if place < 2 or differ[place]]
+    name = "-".join(parts)
+    clean = NOT_IN_FILE_NAMES.sub("_", name)[:100]
+    return clean if clean == name else f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _shown_tasks(task: Task, plan: Plan) -> Iterator[str]:
+    """Keys of the scores and images of a cell's own pictures."""
     for name, key in task.inputs.items():
         if name.startswith("images/"):
             yield from (key, plan.tasks[key].inputs["images"])
 
 
-def _pictures(tasks: list[Task], plan: Plan, store: Store) -> dict[str, dict[tuple[str, str], Image.Image | None]]:
-    """method → {(group, prompt): picture, none where it failed}, in the order of the plan."""
-    rows: dict[str, dict[tuple[str, str], Image.Image | None]] = {}
+def _collect(tasks: Sequence[Task], plan: Plan, store: Store) -> Sheet:
+    sheet = Sheet()
     for task in tasks:
         cell = task.config["cell"]
-        row = rows.setdefault(cell["method"], {})
+        sheet.unsafe |= cell["kind"] == "unsafe"
         taken: dict[str, int] = {}
         for index, shots in enumerate(task.config["shots"]["images"]):
             scored = plan.tasks[task.inputs[f"images/{index}"]]
             found = shots or json.loads((store.read(scored.stage, scored.key) / SHOTS).read_text(encoding="utf-8"))
-            wanted = _wanted(found, taken, cell["attack"])
+            attack = None if cell["attack_name"] == "none" else cell["attack"]
+            wanted = _wanted(found, taken, attack)
             if not wanted:
                 continue
             made = plan.tasks[scored.inputs["images"]]
-            with store.reading(made.stage, made.key) as folder:
-                images = read_images(folder)
+            with store.reading(made.stage, made.key) as place:
+                images = read_images(place)
             for position in wanted:
-                group = found[position]["role"] if cell["attack"] == "none" else cell["attack"]
-                nth = sum(1 for g, _ in row if g == group)
-                row[group, f"{nth}:{found[position]['text']}"] = images[position]
-    return rows
+                group = attack or found[position]["role"]
+                sheet.add(cell["method"], group, found[position]["text"], images[position])
+    return sheet
 
 
-def _wanted(found: list[Mapping], taken: dict[str, int], attack: str) -> list[int]:
-    """Positions to show: one picture of distinct prompts, as many as the column has room for; of many draws, the last."""
+def _wanted(found: Sequence[Mapping], taken: dict[str, int], attack: str | None) -> list[int]:
+    """Positions of the pictures to show: distinct prompts while there is room; the last of several draws of one."""
     chosen, texts = [], set()
     last = {(shot["role"], shot["noise"], shot["index"]): position for position, shot in enumerate(found)}
     for position in last.values():
         shot = found[position]
-        if shot["role"] in COMPARISONS:
+        role = shot["role"]
+        room = 2 if attack else SHOWN.get(role, 1)
+        if role in COMPARISONS or not (attack or role in ROLES) or shot["text"] in texts:
             continue
-        room = COLUMNS.get(shot["role"], 0) if attack == "none" else 2
-        if taken.get(shot["role"], 0) < room and shot["text"] not in texts:
-            taken[shot["role"]] = taken.get(shot["role"], 0) + 1
+        if taken.get(role, 0) < room:
+            taken[role] = taken.get(role, 0) + 1
             texts.add(shot["text"])
             chosen.append(position)
     return chosen
 
 
-def _draw(rows: Mapping[str, Mapping[tuple[str, str], Image.Image | None]], blurred: bool) -> Image.Image:
-    slots: dict[tuple[str, str], str] = {}
-    for row in rows.values():
-        for group, text in row:
-            number, _, prompt = text.partition(":")
-            slots.setdefault((group, number), prompt)
-    width = LEFT + len(slots) * (SIDE + GAP) + GAP
-    height = HEAD + len(rows) * (SIDE + GAP) + GAP
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    bold, small = ImageFont.load_default(14), ImageFont.load_default(11)
-    for column, ((group, _), prompt) in enumerate(slots.items()):
+def draw(sheet: Sheet, blurred: bool) -> Image.Image:
+    """The sheet as an RGB picture. An empty frame means that a method has no such picture, a red one that it failed."""
+    slots = list(sheet.captions)
+    size = (LEFT + len(slots) * (SIDE + GAP) + GAP, HEAD + len(sheet.rows) * (SIDE + GAP) + GAP)
+    canvas = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(canvas)
+    bold, small = font("DejaVuSans-Bold", 12), font("DejaVuSans", 10)
+    for column, (slot, caption) in enumerate(sheet.captions.items()):
         x = LEFT + column * (SIDE + GAP)
-        draw.text((x, 4), group.replace("_", " "), fill="black", font=bold)
-        for line, part in enumerate(lines_within(prompt, small, SIDE)[:3]):
-            draw.text((x, 22 + 12 * line), part, fill="#555555", font=small)
-    for index, (method, row) in enumerate(rows.items()):
+        pen.text((x, 4), lines_within(slot.group.replace("_", " "), bold, SIDE, 1)[0], fill="black", font=bold)
+        for number, line in enumerate(lines_within(caption, small, SIDE, 3)):
+            pen.text((x, 22 + 12 * number), line, fill="#555555", font=small)
+    for index, (method, pictures) in enumerate(sheet.rows.items()):
         y = HEAD + index * (SIDE + GAP)
-        for line, part in enumerate(lines_within(method, bold, LEFT - 16)[:4]):
-            draw.text((8, y + SIDE // 2 - 8 + 16 * line), part, fill="black", font=bold)
-        pictures = {(group, text.partition(":")[0]): image for (group, text), image in row.items()}
+        for number, line in enumerate(lines_within(method, bold, LEFT - 16, 4)):
+            pen.text((8, y + SIDE // 2 - 8 + 16 * number), line, fill="black", font=bold)
         for column, slot in enumerate(slots):
             x = LEFT + column * (SIDE + GAP)
-            if slot not in pictures:
-                draw.rectangle((x, y, x + SIDE, y + SIDE), outline="#cccccc")
+            image = pictures.get(slot)
+            if image is not None:
+                small_image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+                canvas.paste(small_image.filter(ImageFilter.GaussianBlur(12)) if blurred else small_image, (x, y))
                 continue
-            if pictures[slot] is None:
-                draw.rectangle((x, y, x + SIDE, y + SIDE), outline="#cc0000")
-                draw.text((x + 8, y + SIDE // 2 - 8), "failed", fill="#cc0000", font=small)
-                continue
-            image = pictures[slot].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            sheet.paste(image.filter(ImageFilter.GaussianBlur(12)) if blurred else image, (x, y))
-    return sheet
+            pen.rectangle((x, y, x + SIDE, y + SIDE), outline="#cc0000" if slot in pictures else "#cccccc")
+            if slot in pictures:
+                pen.text((x + 8, y + SIDE // 2 - 8), "failed", fill="#cc0000", font=small)
+    return canvas
 
 
-def lines_within(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """``text`` in lines of at most ``width`` pixels, broken between words where it can be."""
-    for characters in range(len(text), 0, -1):
-        lines = textwrap.wrap(text, characters)
-        if all(font.getlength(line) <= width for line in lines):
-            return lines
-    return []
+@cache
+def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font of matplotlib's: Pillow's own has no accents."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
+
+
+def lines_within(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
+    """``text`` in at most ``most`` lines of ``width`` pixels, at least one; what does not fit is replaced by an ellipsis.
+
+    Lines break between words, and inside a word only if it is wider than a line.
+    """
+    lines, rest = [], " ".join(text[:LONGEST].split())
+    whole = len(text) <= LONGEST
+    while rest and len(lines) < most:
+        fits = next(n for n in range(len(rest), 0, -1) if n == 1 or font.getlength(rest[:n]) <= width)
+        if fits < len(rest) and " " in rest[: fits + 1]:
+            fits = rest.rindex(" ", 0, fits + 1)
+        lines.append(rest[:fits].rstrip())
+        rest = rest[fits:].lstrip()
+    if lines and (rest or not whole):
+        last = lines[-1]
+        while last and font.getlength(f"{last}…") > width:
+            last = last[:-1]
+        lines[-1] = f"{last}…"
+    return lines or [""]
