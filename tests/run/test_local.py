@@ -14,9 +14,8 @@ import psutil
 import pytest
 from counting_track import Told, grid, results
 
-from overpaint.commands import prepare
+from overpaint.commands.grids import planned
 from overpaint.errors import UserError
-from overpaint.grid.composition import compose_cells
 from overpaint.grid.registry import component
 from overpaint.run.engines.local import Local, Messenger
 from overpaint.run.executor import Executor, Run
@@ -140,7 +139,8 @@ ROUNDING = 1e-2
 def figures(folder, run):
     """The figures of a small grid of pictures that ``run(plan, store)`` makes."""
     cells = ("budget=smoke", "protocol.steps=4", "concepts=church", "method=none,uce", "attack=none")
-    _, plan, store = prepare(compose_cells([*cells, f"store={folder}"]))
+    grid = planned([*cells, f"store={folder}"])
+    plan, store = grid.plan, grid.store
     store.prepare()
     outcome = run(plan, store)
     assert outcome.done == len(plan.tasks) and not outcome.failed
