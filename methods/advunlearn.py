@@ -42,13 +42,14 @@ from overpaint.methods.esd import GROUPS
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
+from overpaint.models.parameters import Parameter
 
 #: ``train`` -> which parameters of the UNet, where it is not the text encoder.
 UNET_GROUPS: dict[str, Rule] = {
     "xattn": GROUPS["x"],
     "selfattn": GROUPS["selfattn"],
     "noxattn": GROUPS["u"],
-    "notime": lambda name, module: GROUPS["u"](name, module) or GROUPS["x"](name, module),
+    "notime": lambda p: GROUPS["u"](p) or GROUPS["x"](p),
     "full": GROUPS["full"],
 }
 
@@ -134,9 +135,9 @@ class AdvUnlearn(Eraser):
             return parameter_group(model, UNET_GROUPS[self.train])
         return parameter_group(model, self.in_text_encoder, model.text_encoder_names)
 
-    def in_text_encoder(self, name: str, module: torch.nn.Module) -> bool:
+    def in_text_encoder(self, p: Parameter) -> bool:
         """Layers of the encoder and the norm behind them, never the embeddings."""
-        name = name.removeprefix("text_model.")
+        name = p.name.removeprefix("text_model.")
         if name.startswith("final_layer_norm."):
             return self.train_norm or (self.layers is None and self.sublayers == "all")
         end = "" if self.compat == "official" else "."

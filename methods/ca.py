@@ -55,9 +55,9 @@ OFFICIAL = {
 
 #: ``train`` -> which parameters of the denoiser; ``embedding`` are token rows of the text encoder.
 GROUPS: dict[str, Rule] = {
-    "kv": lambda name, module: "attn2.to_k" in name or "attn2.to_v" in name,
-    "attn": lambda name, module: any(f".to_{part}." in name for part in ("q", "k", "v", "out")),
-    "full": lambda name, module: True,
+    "kv": lambda p: p.attention == "cross" and p.role in ("key", "value"),
+    "attn": lambda p: p.role != "",
+    "full": lambda p: True,
 }
 
 #: Kind of a concept -> how its captions are made from its anchor's.
@@ -357,7 +357,7 @@ def detached_begin(model: DiffusionModel) -> Iterator[None]:
     def detach(module, inputs, output: torch.Tensor) -> torch.Tensor:
         return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
 
-    hooks = [layer.module.register_forward_hook(detach) for layer in model.projections("key", "value")]
+    hooks = [layer.module.register_forward_hook(detach) for layer in model.projections("key", "value", stream="text")]
     try:
         yield
     finally:

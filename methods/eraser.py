@@ -125,8 +125,6 @@ def erase(
 
 def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request, before: Erasure | None) -> Erasure:
     """Run one request on the model with ``before`` attached. The manifest's costs cover the whole sequence."""
-    from overpaint.models.erasure import fingerprint
-
     with before.attached(model) if before else nullcontext(), Meter(str(model.device)) as meter:
         erasure = eraser.erase(model, request)
     seconds, peak_bytes = meter.seconds, meter.peak_bytes
@@ -134,7 +132,7 @@ def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request
         manifest = dict(before.manifest)
         seconds += manifest.pop("seconds", 0)
         peak_bytes = max(peak_bytes, manifest.pop("peak_bytes", 0))
-        whole = {key: value for key, value in manifest.items() if key not in ("base", "artefact_bytes")}
+        whole = {key: value for key, value in manifest.items() if key not in ("base", "model", "artefact_bytes")}
         erasure = erasure.after(replace(before, manifest=whole))
     erasure.manifest |= {
         "method": method,
@@ -146,10 +144,9 @@ def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request
         "peak_bytes": peak_bytes,
         "artefact_bytes": erasure.artefact_bytes,
     }
-    if erasure.names:
-        parameters = model.named_parameters()
-        erasure.base = {name: parameters[name].data for name in erasure.names}
-        erasure.manifest["base"] = fingerprint(erasure.base)
+    parameters = model.named_parameters()
+    erasure.base = {name: parameters[name].data for name in erasure.names}
+    erasure.manifest |= erasure.base_hashes(model)
     if before and erasure.kind == "guard":
         erasure.attach(model)()  # raises now, instead of during sampling, if two guards cannot be combined
     return erasure

@@ -36,6 +36,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
+from overpaint.models.parameters import Parameter
 
 
 def _layer(module: torch.nn.Module) -> bool:
@@ -47,27 +48,27 @@ def _outside(name: str) -> bool:
     return name.startswith(("time_embedding.", "conv_norm_out.", "conv_out."))
 
 
-def _in_blocks(name: str, module: torch.nn.Module) -> bool:
-    return _layer(module) and "block" in name and "emb" not in name
+def _in_blocks(p: Parameter) -> bool:
+    return _layer(p.module) and "block" in p.name and "emb" not in p.name
 
 
 #: ``train`` -> which parameters: ESD-x, ESD-x-strict (keys and values), self-attention, ESD-u, everything.
 GROUPS: dict[str, Rule] = {
-    "x": lambda name, module: "attn2" in name,
-    "strict": lambda name, module: "attn2.to_k" in name or "attn2.to_v" in name,
-    "selfattn": lambda name, module: "attn1" in name,
-    "u": lambda name, module: "attn2" not in name and not _outside(name),
-    "full": lambda name, module: True,
+    "x": lambda p: p.attention == "cross",
+    "strict": lambda p: p.attention == "cross" and p.role in ("key", "value"),
+    "selfattn": lambda p: p.attention == "self",
+    "u": lambda p: p.attention != "cross" and not _outside(p.name),
+    "full": lambda p: True,
 }
 #: The repository since 2025 picks Linear and Conv2d layers only: no normalisation, but the time embedding and output.
 CURRENT_GROUPS: dict[str, Rule] = GROUPS | {
-    "u": lambda name, module: "attn2" not in name and _layer(module),
-    "full": lambda name, module: _layer(module),
+    "u": lambda p: p.attention != "cross" and _layer(p.module),
+    "full": lambda p: _layer(p.module),
 }
 #: SDXL's script: layers of the blocks, without their time embeddings.
 SDXL_GROUPS: dict[str, Rule] = CURRENT_GROUPS | {
-    "u": lambda name, module: "attn2" not in name and _in_blocks(name, module),
-    "full": lambda name, module: _in_blocks(name, module),
+    "u": lambda p: p.attention != "cross" and _in_blocks(p),
+    "full": _in_blocks,
 }
 
 
@@ -166,5 +167,5 @@ class ESD(Eraser):
             if self.variant == "legacy" and self.compat == "official":
                 return compvis_rollout(model, start, guidance, steps, k, draws)
             latents, t = rollout(model, start, guidance, "ddim", steps, k)
-        total = len(model.alphas_cumprod)
+        total = model.train_timesteps
         return latents, total - total // steps * k if self.compat == "official" else t

@@ -28,7 +28,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from overpaint.blocks.attention import attention_maps
 from overpaint.blocks.concept_masks import Segmenter, attention_masks
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, paint, shuffled
@@ -103,7 +102,7 @@ class MACE(Eraser):
             masks = self.masked(concept, pictures, segmenter, draws)
             changes.append(self.learn(model, concept, own, pictures, masks, refined, draws))
         fused = fuse(model, sentences, changes, refined, self.fuse_preserve_scale * B, self.lamb)
-        kinds = {p.name: p.weight.dtype for p in model.projections("key", "value")}
+        kinds = {p.name: p.weight.dtype for p in model.projections("key", "value", stream="text")}
         return Erasure("mace", changes={name: Replacement(W.to(kinds[name])) for name, W in fused.items()})
 
     def prior(self, model: DiffusionModel, request: Request) -> torch.Tensor:
@@ -149,12 +148,12 @@ class MACE(Eraser):
         draws: Draws,
     ) -> dict[str, LowRank]:
         """U D of every projection, trained on top of W1 (``refined``)."""
-        starts = {p.name: refined[p.name].to(p.weight.dtype) for p in model.projections("key", "value")}
+        starts = {p.name: refined[p.name].to(p.weight.dtype) for p in model.projections("key", "value", stream="text")}
         student = LowRankStudent(model, list(starts), self.rank, draws, starts=starts)
         with torch.no_grad():
             embeds = model.encode(sentences)
         tokens = [concept_tokens(model, sentence, concept.name, self.end_tokens) for sentence in sentences]
-        timesteps = len(model.alphas_cumprod)
+        timesteps = model.train_timesteps
         likely = focal_timesteps(timesteps) if self.importance else torch.ones(timesteps)
         latents = official_latents if self.compat == "official" else ImageBank.latents
         order = shuffled(draws, "order", len(pictures), 1)
@@ -164,7 +163,7 @@ class MACE(Eraser):
             x_0 = latents(pictures, [image], draws, "x_0")
             t = draws.take("t", lambda g: torch.multinomial(likely, 1, generator=g)).to(model.device)
             x_t = model.add_noise(x_0, draws.noise("noise", x_0.shape, x_0), t)
-            with student.active(), attention_maps(model) as maps:
+            with student.active(), model.attention_maps() as maps:
                 model.predict(x_t, t, embeds[n : n + 1])
             trace_values(x_t=x_t, t=t, tokens=tokens[n], mask=masks[image])
             return attention_loss(maps.values(), tokens[n], masks[image])
@@ -195,7 +194,7 @@ def refine(
             grams += K.T @ K
             moved += (G - K).T @ K
     T = shared_factor(grams + prior, lamb).solve(moved)
-    return {p.name: p.weight.double() + p.weight.double() @ T for p in model.projections("key", "value")}
+    return {p.name: p.weight.double() + p.weight.double() @ T for p in model.projections("key", "value", stream="text")}
 
 
 def fuse(
@@ -210,7 +209,7 @@ def fuse(
     C = [caption_statistics(model, own)[0] for own in sentences]
     shared = shared_factor(sum(C) + prior, lamb)
     fused = {}
-    for p in model.projections("key", "value"):
+    for p in model.projections("key", "value", stream="text"):
         W0, W1 = p.weight.double(), refined[p.name].double()
         wanted = sum(
             change[p.name].up.double() @ (change[p.name].down.double() @ C_i) for change, C_i in zip(changes, C)

@@ -21,6 +21,7 @@ import torch
 
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Request
+from overpaint.grid.registry import construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
@@ -49,7 +50,7 @@ class NegativePrompt(Eraser):
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
         plain = model.guidance
-        model.guidance = NegativePromptGuard(**erasure.settings).on(plain)
+        model.guidance = construct(NegativePromptGuard, erasure.settings, "this erasure's settings").on(plain)
 
         def remove() -> None:
             model.guidance = plain
@@ -62,7 +63,7 @@ class NegativePromptGuard(Guard):
     """Makes the `Guidance` of each batch of images."""
 
     text: str
-    form: str
+    form: Literal["replace", "composable"]
     weight: float
 
     def on(self, guidance) -> NegativePromptGuard:

@@ -126,11 +126,12 @@ class RealEra(Eraser):
         retained = list(dict.fromkeys(["", *(c.name for c in request.retain)]))
         shared, G, E = self.aligned(model, pairs, retained, draws)
         closed = {
-            p.name: LowRank(p.weight.double() @ (G - E).T, shared.down) for p in model.projections("key", "value")
+            p.name: LowRank(p.weight.double() @ (G - E).T, shared.down)
+            for p in model.projections("key", "value", stream="text")
         }
         manifest = {"condition": shared.condition, "rows": len(E)}
 
-        bases = {p.name: p.weight for p in model.projections("key", "value")}
+        bases = {p.name: p.weight for p in model.projections("key", "value", stream="text")}
         starts = {name: change.apply(bases[name]) for name, change in closed.items()}
         student = LowRankStudent(model, list(closed), self.rank, draws, starts=starts)
         if self.iterations:

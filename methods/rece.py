@@ -90,7 +90,7 @@ class RECE(Eraser):
         kept = gram((rows.all(text) for text in [*empty, *(c.name for c in request.retain)]), E[0])
         text = self.regulariser_text
         pull = None if text is None else TextRows(model, [text]).all(text)
-        projections = model.projections("key", "value")
+        projections = model.projections("key", "value", stream="text")
         base = gram((p.weight.double() for p in projections), E[0])
         for epoch in range(self.epochs):
             P = maps[-1].matrix

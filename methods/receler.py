@@ -36,7 +36,6 @@ import torch
 from torch.nn.functional import gelu, interpolate, linear, mse_loss
 
 from overpaint.blocks.adapters import hook_layers
-from overpaint.blocks.attention import attention_maps
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
 from overpaint.blocks.training import gradients, train
@@ -115,9 +114,9 @@ class Receler(Eraser):
 
     def base(self, model: DiffusionModel, x_t: torch.Tensor, t: int, c, nothing, words: slice):
         """e0(x_t, c) and e0(x_t, ∅), both (batch, 4, h, w), and the mask of each block."""
-        with torch.no_grad(), attention_maps(model) as maps:
+        with torch.no_grad(), model.attention_maps() as maps:
             e_c, e_0 = model.predict(x_t.repeat(2, 1, 1, 1), t, torch.cat([c, nothing])).chunk(2)
-        maps = {name.removesuffix(".attn2"): found[: len(c)] for name, found in maps.items()}
+        maps = {block: found[: len(c)] for block, found in maps.items()}
         trace_values(attention=maps)
         return e_c, e_0, concept_masks(maps, words, self.mask_threshold)
 
@@ -135,7 +134,7 @@ class BlockAdapters:
     """
 
     def __init__(self, model: DiffusionModel, masters: Mapping[str, torch.Tensor]):
-        self.layers, self.masters = attention_layers(model), dict(masters)
+        self.layers, self.masters = model.cross_attention(), dict(masters)
         given = {name: tuple(tensor.shape) for name, tensor in masters.items()}
         rank = next((shape[0] for name, shape in given.items() if name.endswith("down.bias")), 0)
         if given != {name: shape for block, layer in self.layers.items() for name, shape in shapes(block, layer, rank)}:
@@ -146,7 +145,7 @@ class BlockAdapters:
         """New adapters, at least float32: D and d uniform in ±1/√width (`torch.nn.Linear`'s default), U and u zero."""
         like = torch.empty((), device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
         masters = {}
-        for block, layer in attention_layers(model).items():
+        for block, layer in model.cross_attention().items():
             for name, shape in shapes(block, layer, rank):
                 bound = 0.0 if ".up." in name else width(layer) ** -0.5
                 drawn = draws.take(f"start.{name}", partial(_uniform, shape, bound)).to(like)
@@ -182,12 +181,6 @@ class BlockAdapters:
     def parts(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The trained tensors in the given precision, to be stored."""
         return {name: master.detach().to(dtype).clone() for name, master in self.masters.items()}
-
-
-def attention_layers(model: DiffusionModel) -> dict[str, torch.nn.Module]:
-    """Cross-attention layers by the name of their transformer block."""
-    named = model.unet.named_modules()
-    return {name.removesuffix(".attn2"): layer for name, layer in named if name.endswith(".attn2")}
 
 
 PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")

@@ -51,8 +51,8 @@ from overpaint.run.progress import steps
 
 #: ``train`` -> which parameters learn, of those that the mask leaves.
 GROUPS: dict[str, Rule] = {
-    "full": lambda name, module: True,
-    "xattn": lambda name, module: "attn2" in name,
+    "full": lambda p: True,
+    "xattn": lambda p: p.attention == "cross",
 }
 
 #: The concept's number of every picture of a bank, and what it shows a style on (nothing known of a folder's pictures).

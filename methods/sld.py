@@ -25,6 +25,7 @@ import torch
 
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
+from overpaint.grid.registry import construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
@@ -78,7 +79,7 @@ class SLD(Eraser):
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
         plain = model.guidance
-        model.guidance = SafetyGuard(**erasure.settings).on(plain)
+        model.guidance = construct(SafetyGuard, erasure.settings, "this erasure's settings").on(plain)
 
         def remove() -> None:
             model.guidance = plain

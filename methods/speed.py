@@ -80,7 +80,7 @@ class SPEED(Eraser):
         retained = retained[draws.take("retain_perm", lambda g: torch.randperm(len(retained), generator=g))]
 
         changes, spaces = {}, {}
-        projections = model.projections(*ROLES[self.params])
+        projections = model.projections(*ROLES[self.params], stream="text")
         for index in steps(len(projections), "layers"):
             projection = projections[index]
             W = projection.weight.double()

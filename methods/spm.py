@@ -42,6 +42,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance
+from overpaint.models.parameters import Parameter
 
 #: Shortest and longest anchor, in lengths of the concept's embedding.
 LENGTHS = (0.8, 1.2)
@@ -212,9 +213,9 @@ class Gate:
 def transformer_layers(model: DiffusionModel) -> list[str]:
     """Names of the Linear and Conv2d layers inside the denoiser's transformers, in state-dict order."""
 
-    def inside(name: str, module: torch.nn.Module) -> bool:
-        layer = isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
-        return layer and ".attentions." in name and name.endswith(".weight")
+    def inside(p: Parameter) -> bool:
+        layer = isinstance(p.module, torch.nn.Linear | torch.nn.Conv2d)
+        return layer and ".attentions." in p.name and p.is_weight
 
     return [name.removesuffix(".weight") for name in parameter_group(model, inside)]
 

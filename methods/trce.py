@@ -51,6 +51,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
 from overpaint.models.guidance import Guidance
+from overpaint.models.parameters import Parameter
 
 #: Trajectories that the base rolls out, or latents that it predicts on, in one forward.
 LATENTS_AT_ONCE = 16
@@ -142,7 +143,7 @@ class TRCE(Eraser):
         scale = self.preserve_scale**2 if self.compat == "official" else self.preserve_scale
         p = scale / (self.prior_size or max(number, 1))
         shared = factor(root * K, B, self.lamb, 1 / len(sentences), p)
-        changes = shared.text_map(root * (G - K)).changes(model.projections("key", "value"))
+        changes = shared.text_map(root * (G - K)).changes(model.projections("key", "value", stream="text"))
         return changes, shared.condition
 
     def positions(self, model: DiffusionModel, old: str, new: str, concept: str) -> Iterator[tuple[int, int, float]]:
@@ -172,7 +173,7 @@ class TRCE(Eraser):
             iterations = -(-len(x) // self.batch_size)
             x_regular, t_regular = self.regular_latents(model, nothing, iterations, draws)
 
-        student = Student(model, parameter_group(model, lambda name, _: "attn1" in name or "attn2.to_q" in name))
+        student = Student(model, parameter_group(model, _self_attention_and_queries))
         optimizer = torch.optim.AdamW(student.masters.values(), lr=self.learning_rate, weight_decay=self.weight_decay)
         turn = count()
 
@@ -233,7 +234,7 @@ class TRCE(Eraser):
             visits = [(draws.integer("regular", 0, number), draws.integer("regular_s", 0, steps)) for _ in range(total)]
         t = rollouts.times(visits)
         if self.compat == "official":
-            spacing = len(model.alphas_cumprod) // steps
+            spacing = model.train_timesteps // steps
             t = (t + t.new_tensor([draws.integer("within", 0, spacing) for _ in visits])).clamp(max=spacing * steps - 1)
         return rollouts.at(visits, self.late), t
 
@@ -300,6 +301,11 @@ class Rollouts:
         schedule = self.model.scheduler("ddim")
         schedule.set_timesteps(self.steps, device=self.noises.device)
         return schedule
+
+
+def _self_attention_and_queries(p: Parameter) -> bool:
+    """Whether stage 2 trains a parameter: all of self-attention, and the queries of cross-attention."""
+    return p.attention == "self" or (p.attention == "cross" and p.role == "query")
 
 
 def _word(text: list[str], words: list[str]) -> list[int]:

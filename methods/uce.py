@@ -103,7 +103,7 @@ class UCE(Eraser):
         if self.attributes is not None:
             return self.debias(model, request, attribute_classifier(self.classifier, self.attributes, model.device))
         _, edited, shared = self.problem(model, request)
-        projections = model.projections("key", "value")
+        projections = model.projections("key", "value", stream="text")
         if self.technique == "replace":
             changes = shared.text_map(shifts(edited)).changes(projections)
         else:
@@ -113,7 +113,10 @@ class UCE(Eraser):
     def debias(self, model: DiffusionModel, request: Request, classify: Classifier) -> Erasure:
         """Balance the concepts between the attributes as ``classify`` sees them in what the model paints."""
         _, pairs, shared = self.problem(model, request)
-        rows, projections = TextRows(model, self.attributes, padding=False), model.projections("key", "value")
+        rows, projections = (
+            TextRows(model, self.attributes, padding=False),
+            model.projections("key", "value", stream="text"),
+        )
         U = torch.cat([rows.last_subject(attribute) for attribute in self.attributes])
         S = U.new_zeros(len(pairs), len(U))
         draws, gaps = Draws(self.seed), []

@@ -1,5 +1,6 @@
 """The tiny pipeline that official code was run on, and the folder of what it wrote."""
 
+import copy
 import json
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -26,6 +27,19 @@ def goldens():
 def tiny_sd():
     """A random Stable-Diffusion-layout pipeline of 1.5 M parameters."""
     return overpaint.load_model(str(GOLDENS / "tiny_sd"))
+
+
+@pytest.fixture
+def predicting(tiny_sd):
+    """``predicting("v_prediction")``: the tiny model, whose network is taken to predict that."""
+
+    def read(kind):
+        model, scheduler = copy.copy(tiny_sd), tiny_sd.pipeline.scheduler
+        model.pipeline = copy.copy(tiny_sd.pipeline)
+        model.pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=kind)
+        return model
+
+    return read
 
 
 @pytest.fixture(scope="session")

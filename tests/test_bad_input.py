@@ -50,7 +50,7 @@ CASES = [
     (("run", "concepts=inline"), ["nothing to erase"]),
     (("run", "concepts.templates=[no place]"), ["'no place' has no {}"]),
     (("run", "model=local"), ["model.path has no value"]),
-    (("run", "model=local", "model.path=./nowhere"), ["model folder ./nowhere does not exist"]),
+    (("run", "model=local", "model.path=./nowhere"), ["model.path=./nowhere does not exist"]),
     (("run", "model=local", "model.path=model.ckpt"), ["pickle checkpoint", "safetensors"]),
     (("run", "method=[uce"), ["override"]),
     (("run", "concepts.prompts.target=missing.csv"), ["prompt file missing.csv does not exist"]),

@@ -62,7 +62,7 @@ def counting(model: DiffusionModel, ledgers: Sequence[Ledger]) -> Iterator[None]
         for ledger in ledgers:
             ledger.text_forwards += share(inputs)
 
-    watched = [(model.unet, denoised), (model.text_encoder, read)]
+    watched = [(model.denoiser, denoised), (model.text_encoder, read)]
     hooks = [part.register_forward_pre_hook(hook) for part, hook in watched]
     try:
         yield

@@ -120,7 +120,7 @@ class ConceptInversion(Attack):
         return self.through_guard(victim, lesson, self.visited(lesson.timesteps, draws), batch)
 
     def check_window(self, victim: DiffusionModel) -> None:
-        total = len(victim.alphas_cumprod)
+        total = victim.train_timesteps
         if self.window >= total:
             raise UserError(f"window takes fewer than the model's {total} timesteps, got {self.window}")
 
@@ -166,7 +166,7 @@ class ConceptInversion(Attack):
         at the last of the timesteps ``visits`` (k, batch); the guard keeps its state from one to the next."""
         counted = batch % -(-REPEATS * self.pictures // self.batch_size) + 0.5  # never step 0, where guards begin anew
         embeds, captions, asked, x0, noise, _ = lesson
-        w, total = self.guidance_scale, len(victim.alphas_cumprod)
+        w, total = self.guidance_scale, victim.train_timesteps
         with torch.no_grad():
             wanted = victim.encode(asked, truncate=self.captions == "prompts")
             nothing = victim.unconditional().expand_as(embeds)
@@ -192,8 +192,7 @@ class ConceptInversion(Attack):
         chosen = draws.take("captions", lambda g: torch.randint(0, len(lines), (size,), generator=g)).tolist()
         x0 = draws.take("x0", lambda g: latents[torch.randint(0, len(latents), (size,), generator=g)])
         noise = draws.noise("noise", tuple(x0.shape), x0)
-        total = len(victim.alphas_cumprod)
-        t = draws.take("t", lambda g: torch.randint(lowest, total, (size,), generator=g)).to(x0.device)
+        t = draws.take("t", lambda g: victim.draw_timesteps(size, g, lowest)).to(x0.device)
         captions = [lines[i] for i in chosen]
         prompts = self.captions == "prompts"  # of which the end is cut where they are too long, as when they are drawn
         ids = draws.take("ids", lambda g: victim.padded_ids(captions, truncate=prompts))

@@ -81,8 +81,8 @@ class ReceEmbedding(EmbeddingAttack):
         victim = context.victim
         with context.unedited() as model, torch.no_grad():
             plain = model.encode([text], truncate=True)
-            base = [p.weight.double() for p in model.projections("key", "value")]
-        G, H = overlaps((p.weight for p in victim.projections("key", "value")), base)
+            base = [p.weight.double() for p in model.projections("key", "value", stream="text")]
+        G, H = overlaps((p.weight for p in victim.projections("key", "value", stream="text")), base)
         rows = plain[0, : victim.tokens]  # keys and values never see what some families append to them
         found = adversarial_rows(rows.double(), G, H, self.r, "both" if self.regulariser == "surrogate" else "zero")
         return torch.cat([found.to(plain)[None], plain[:, victim.tokens :]], dim=1)

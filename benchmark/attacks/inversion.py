@@ -39,7 +39,6 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDIMInverseScheduler
 from numpy.typing import ArrayLike
 from PIL import Image
 from torch.nn.functional import avg_pool2d
@@ -160,7 +159,7 @@ class Inversion(Attack):
     def invert(self, victim: DiffusionModel, latents: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """Start noise x_T of latents x_0, both (n, c, h, w)."""
         guidance, schedule, draws = self.guidance(victim, texts), self.schedule(victim), Draws(self.seed)
-        backwards = DDIMInverseScheduler.from_config(schedule.config, prediction_type="epsilon")
+        backwards = victim.inverse_scheduler()
         backwards.set_timesteps(self.steps)
         picture = latents
         for number in reversed(range(len(schedule.timesteps))):
@@ -204,12 +203,8 @@ class Inversion(Attack):
         return victim.guidance(victim, embeds, nothing, self.guidance_scale, list(texts))
 
     def noise(self, victim: DiffusionModel, guidance: Guidance, latents: torch.Tensor, t, number: int) -> torch.Tensor:
-        """e (n, c, h, w), also of networks that say the velocity."""
-        said = guidance(latents, t, number)
-        if victim.pipeline.scheduler.config.prediction_type == "epsilon":
-            return said
-        alpha = victim.alphas_cumprod[t].to(latents)
-        return alpha.sqrt() * said + (1 - alpha).sqrt() * latents
+        """The noise e (n, c, h, w) that the guided prediction stands for."""
+        return victim.noise_of(guidance(latents, t, number), latents, t)
 
 
 def slope(loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:

@@ -120,7 +120,7 @@ class Completion(Probe):
         noise = self.eta and step_noise(
             [torch.Generator().manual_seed(s) for s in seeds], len(schedule.timesteps), start
         )
-        cuts = {f: self.cut(f, schedule.timesteps, len(victim.alphas_cumprod)) for f in self.fractions}
+        cuts = {f: self.cut(f, schedule.timesteps, victim.train_timesteps) for f in self.fractions}
         with context.unedited() as model:
             halves = self.halves(
                 self.guidance(model, context, shots), schedule, start, {stop for stop, _ in cuts.values()}, noise
@@ -182,22 +182,8 @@ class NoiseProbe(Probe):
             noise, latents = step_noise(sources, len(schedule.timesteps), start), start
             for number, t in enumerate(schedule.timesteps):
                 predicted = guidance(latents, t, number)
-                latents = noisier_step(schedule, predicted, t, latents, eta, scale * noise[number])
+                latents = victim.stochastic_step(schedule, predicted, t, latents, eta, scale * noise[number])
             yield variant, latents
-
-
-def noisier_step(schedule, predicted: torch.Tensor, t, latents: torch.Tensor, eta: float, noise: torch.Tensor):
-    """A step of `DDIMScheduler` from latents (n, c, h, w), also for an η whose noise is more than the next level's."""
-    before = t - schedule.config.num_train_timesteps // schedule.num_inference_steps
-    alpha = schedule.alphas_cumprod[t]
-    alpha_before = schedule.alphas_cumprod[before] if before >= 0 else schedule.final_alpha_cumprod
-    sigma = eta * ((1 - alpha_before) / (1 - alpha) * (1 - alpha / alpha_before)) ** 0.5
-    if schedule.config.prediction_type == "epsilon":
-        image, said = (latents - (1 - alpha) ** 0.5 * predicted) / alpha**0.5, predicted
-    else:
-        image = alpha**0.5 * latents - (1 - alpha) ** 0.5 * predicted
-        said = alpha**0.5 * predicted + (1 - alpha) ** 0.5 * latents
-    return alpha_before**0.5 * image + abs(1 - alpha_before - sigma**2) ** 0.5 * said + sigma * noise
 
 
 def batches(shots: Sequence[Shot]) -> list[list[Shot]]:

@@ -274,7 +274,7 @@ class PromptSearch(SearchAttack):
         with torch.no_grad():
             nothing = model.unconditional().expand_as(embeds)
         # a guard may ask for the sampler's step; the batch's first row decides it
-        step = int((1 - float(timesteps[0]) / len(model.alphas_cumprod)) * context.protocol["steps"])
+        step = int((1 - float(timesteps[0]) / model.train_timesteps) * context.protocol["steps"])
         scale = guidance_scale(context, shot)
         guidance = model.guidance(model, embeds, nothing, scale, [shot.prompt.text] * len(embeds))
         return guidance(noised, timesteps, step)

@@ -102,7 +102,7 @@ class Prompting4Debugging(PromptSearch):
                 return
             count = min(self.draw_every, self.steps - first)
             for search in searches:
-                times = [search.draws.integer("t", 0, len(victim.alphas_cumprod)) for _ in range(count)]
+                times = [search.draws.integer("t", 0, victim.train_timesteps) for _ in range(count)]
                 self.set_targets(context, search, times, "original")
             loss = self.loss_function(context, searches, reader, first)
             variables, draws = [search.variable for search in searches], [search.draws for search in searches]
@@ -170,7 +170,7 @@ class Prompting4Debugging(PromptSearch):
         if self.compat == "intended":
             return context.victim
         with context.unedited() as model:
-            return model.with_text_encoders_of_now()
+            return model.with_text_encoder_copies()
 
     def latents(self, victim: DiffusionModel, image: Image, draws: Draws) -> torch.Tensor:
         """x_0 (1, c, h, w), a sample of the image's posterior."""

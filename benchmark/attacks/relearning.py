@@ -32,12 +32,11 @@ from overpaint.blocks.training import Student, Trainable, parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.models.diffusion import DiffusionModel
 
-ATTENTION = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
 #: ``train`` -> which of the denoiser's parameters learn.
 RULES = {
-    "xattn_kv": lambda name, _: name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")),
-    "attention_lora": lambda name, _: name.endswith(ATTENTION),
-    "full": lambda name, _: True,
+    "xattn_kv": lambda p: p.attention == "cross" and p.role in ("key", "value") and p.is_weight,
+    "attention_lora": lambda p: p.role != "" and p.is_weight,
+    "full": lambda p: True,
 }
 
 
@@ -50,13 +49,13 @@ class Adapter:
     def __init__(self, victim: DiffusionModel, names: Sequence[str], rank: int, alpha: float, draws: Draws):
         from peft import LoraConfig
 
-        self.unet = victim.unet
+        self.denoiser = victim.denoiser
         layers = [name.removesuffix(".weight") for name in names]
         with torch.random.fork_rng(devices=[] if victim.device.type == "cpu" else [victim.device]):
             torch.manual_seed(draws.integer("adapter", 0, 2**31))  # peft draws from the global generator
-            self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers))
+            self.denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers))
         self.dtype = victim.dtype
-        self.masters = {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+        self.masters = {name: p for name, p in self.denoiser.named_parameters() if p.requires_grad}
         for master in self.masters.values():
             master.data = master.data.to(torch.promote_types(master.dtype, torch.float32))
 
@@ -66,7 +65,7 @@ class Adapter:
 
     def remove(self) -> None:
         """The layers that were there before take their places again."""
-        self.unet.unload_lora()
+        self.denoiser.unload_lora()
 
 
 @dataclass(kw_only=True)
@@ -160,13 +159,13 @@ class Relearning(Attack):
         self, victim: DiffusionModel, student: Trainable, latents, captions: list[list[str]], draws: Draws
     ) -> torch.Tensor:
         """The denoising loss of a random batch."""
-        size, total = self.batch_size, len(victim.alphas_cumprod)
+        size = self.batch_size
         rows = draws.take("rows", lambda g: torch.randint(0, len(latents), (size,), generator=g))
         own = [captions[row] for row in rows.tolist()]
         texts = [lines[draws.integer("captions", 0, len(lines))] for lines in own]
         x0 = latents[rows]
         noise = draws.noise("noise", tuple(x0.shape), x0)
-        t = draws.take("t", lambda g: torch.randint(0, total, (size,), generator=g)).to(x0.device)
+        t = draws.take("t", lambda g: victim.draw_timesteps(size, g)).to(x0.device)
         with torch.no_grad():
             embeds = victim.encode(texts)
         with student.active():

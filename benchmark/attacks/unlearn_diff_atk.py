@@ -69,7 +69,7 @@ class UnlearnDiffAtk(PromptSearch):
         searches = [self.word_search(context, *each) for each in zip(trials, originals)]
         learned = [search.variable.parameter for search in searches]
         optimizer = torch.optim.Adam(learned, lr=self.learning_rate, weight_decay=self.weight_decay)
-        for t in self.schedule(len(victim.alphas_cumprod)):
+        for t in self.schedule(victim.train_timesteps):
             for search in searches:
                 self.set_targets(context, search, [t] * self.iterations, self.target)
             loss = self.loss_function(context, searches)

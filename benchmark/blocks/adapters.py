@@ -74,7 +74,8 @@ class Branches:
         for layer in (name.removesuffix(".down") for name in factors if name.endswith(".down")):
             down, up = factors[f"{layer}.down"], factors[f"{layer}.up"]
             module, _ = owners.get(f"{layer}.weight", (None, ""))
-            if module is None or module.weight.shape != (len(up), *down.shape[1:]):
+            fits = module is not None and module.weight.shape == (len(up), *down.shape[1:])
+            if not fits or up.shape[1] != len(down) or len(down) % adapters:
                 raise UserError(f"this adapter does not fit the model: the model has no layer {layer} of that shape")
             self._modules[layer] = module
 

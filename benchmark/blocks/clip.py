@@ -11,7 +11,7 @@ import torch
 
 from overpaint.blocks.token_variables import Frame
 from overpaint.errors import AssetMissing, UserError
-from overpaint.models.diffusion import GivenEmbeddings
+from overpaint.models.token_tables import GivenEmbeddings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from overpaint.blocks.attention import attention_maps
 from overpaint.blocks.draws import Draws
 from overpaint.errors import AssetMissing
 from overpaint.models.diffusion import DiffusionModel
@@ -27,9 +26,9 @@ def attention_masks(
     Each image is noised to t = 0.3 T. The attention to ``tokens`` (a boolean mask over the prompt's tokens) is averaged
     over heads and layers and min–max scaled per image. The mask is where the result exceeds ``threshold``.
     """
-    t = torch.full((len(latents),), int(NOISED_TO * len(model.alphas_cumprod)), device=model.device)
+    t = torch.full((len(latents),), int(NOISED_TO * model.train_timesteps), device=model.device)
     latents = latents.to(model.dtype)
-    with torch.no_grad(), attention_maps(model) as maps:
+    with torch.no_grad(), model.attention_maps() as maps:
         embeds = model.encode([prompt]).expand(len(latents), -1, -1)
         model.predict(model.add_noise(latents, draws.noise("mask", latents.shape, latents), t), t, embeds)
         seen = 0

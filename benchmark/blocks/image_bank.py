@@ -122,8 +122,7 @@ def diffused(model: DiffusionModel, latents: torch.Tensor, draws: Draws, suffix:
 
     The draws are named ``t`` and ``noise``, followed by ``suffix``.
     """
-    size = (len(latents),)
-    t = draws.take(f"t{suffix}", lambda g: torch.randint(0, len(model.alphas_cumprod), size, generator=g))
+    t = draws.take(f"t{suffix}", lambda g: model.draw_timesteps(len(latents), g))
     t = t.to(latents.device)
     noise = draws.noise(f"noise{suffix}", tuple(latents.shape), latents)
     return Diffused(model.add_noise(latents, noise, t), t, noise)

@@ -63,7 +63,7 @@ def caption_statistics(model: DiffusionModel, captions: Sequence[str]) -> tuple[
     Captions are truncated to the model's length. Results of large collections are cached in the user's cache folder.
     """
     if not captions:
-        width = model.projections("key")[0].weight.shape[1]
+        width = model.projections("key", stream="text")[0].weight.shape[1]
         return torch.zeros(width, width, dtype=torch.float64, device=model.device), 0
     ids = model.padded_ids(captions, truncate=True)
     file = _remembered(model, ids) if len(captions) >= REMEMBERED_FROM else None
@@ -78,7 +78,7 @@ def _sum(model: DiffusionModel, ids: torch.Tensor) -> torch.Tensor:
     """Σ EᵀE over prompts with token ids (n, tokens), encoded in batches."""
     with torch.no_grad():
         blocks = (
-            model.encode_ids(batch)[:, : model.tokens].double().flatten(0, 1) for batch in ids.split(CAPTIONS_AT_ONCE)
+            model.parts(model.encode_ids(batch))["clip"].double().flatten(0, 1) for batch in ids.split(CAPTIONS_AT_ONCE)
         )
         return sum(rows.T @ rows for rows in blocks)
 

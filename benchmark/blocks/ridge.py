@@ -28,8 +28,8 @@ from functools import cached_property
 import torch
 
 from overpaint.errors import UserError
-from overpaint.models.diffusion import Projection
 from overpaint.models.erasure import LowRank, Replacement
+from overpaint.models.parameters import Projection
 
 #: The largest condition number of A at which the float64 solution is still accurate to float32.
 LARGEST_CONDITION = 1e12

@@ -12,7 +12,8 @@ from overpaint.blocks.draws import Draws
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 
-Noised = tuple[torch.Tensor, int]
+#: Latents (b, c, h, w) as the network reads them, and their time in the model's schedule.
+Noised = tuple[torch.Tensor, float]
 
 
 def rollout(
@@ -26,7 +27,7 @@ def rollout(
     schedule.set_timesteps(steps)
     with torch.no_grad():
         latents = model.denoise(start, guidance, scheduler, steps, stop=k)
-    return schedule.scale_model_input(latents, schedule.timesteps[k]), int(schedule.timesteps[k])
+    return schedule.scale_model_input(latents, schedule.timesteps[k]), schedule.timesteps[k].item()
 
 
 def compvis_rollout(
@@ -39,16 +40,14 @@ def compvis_rollout(
     k = 0 and k = 1 it is an image. For networks that predict velocity, the prediction is first converted to noise; the
     official loop supports noise prediction only.
     """
-    alphas = model.alphas_cumprod.to(start.device, torch.promote_types(start.dtype, torch.float32))
-    total = len(alphas)
+    total = model.train_timesteps
     grid = list(range(1, total + 1, total // steps))[:-1]
     previous = [0, *grid[:-1]]
     latents = start
     with torch.no_grad():
         for i in reversed(range(max(k - 1, 0), len(grid))):
             predicted = guidance(latents, torch.tensor(grid[i], device=start.device), len(grid) - 1 - i)
-            noise = predicted_noise(model, predicted, latents, alphas[grid[i]])
-            latents = ddim_step(latents, noise, alphas[grid[i]], alphas[previous[i]])
+            latents = ddim_step(model, latents, predicted, grid[i], previous[i])
     low, high = round(k / steps * total), round((k + 1) / steps * total)
     return latents, draws.integer("t", low, high)
 
@@ -62,21 +61,15 @@ def leco_rollout(model: DiffusionModel, start: torch.Tensor, guidance: Guidance,
     plain = model.scheduler("ddim")
     schedule = type(plain).from_config(plain.config, steps_offset=0, timestep_spacing="leading")
     schedule.set_timesteps(steps, device=start.device)
-    latents, total = start, len(model.alphas_cumprod)
+    latents, total = start, model.train_timesteps
     with torch.no_grad():
         for step, level in enumerate(schedule.timesteps[:k]):
             latents = schedule.step(guidance(latents, level, step), level, latents, return_dict=False)[0]
     return latents, total - 1 - total * k // steps
 
 
-def predicted_noise(model: DiffusionModel, predicted: torch.Tensor, latents: torch.Tensor, alpha: torch.Tensor):
-    """ε that the network's output (b, c, h, w) stands for at level ᾱ: itself, or √ᾱ v + √(1−ᾱ) x of a velocity v."""
-    if model.pipeline.scheduler.config.prediction_type != "v_prediction":
-        return predicted
-    return alpha.sqrt() * predicted + (1 - alpha).sqrt() * latents
-
-
-def ddim_step(latents: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, alpha_previous: torch.Tensor):
-    """One deterministic DDIM step (η = 0) from level ᾱ to ᾱ_prev with the predicted noise."""
-    image = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
-    return alpha_previous.sqrt() * image + (1 - alpha_previous).sqrt() * noise
+def ddim_step(model: DiffusionModel, latents: torch.Tensor, output: torch.Tensor, t: int, previous: int):
+    """One deterministic DDIM step (η = 0) from the level of t to that of ``previous``, with the network's output at t."""
+    noise = model.noise_of(output, latents, t)
+    (signal, deviation), (signal_previous, deviation_previous) = (model.levels(each, latents) for each in (t, previous))
+    return signal_previous * ((latents - deviation * noise) / signal) + deviation_previous * noise

@@ -15,14 +15,14 @@ TEXTS_AT_ONCE = 32
 class TextRows:
     """Encodings (tokens, width) of texts in float64. Texts with the same ids share one, so their rows are equal bit for bit.
 
-    Text encoders are causal: a row does not depend on later positions. With ``padding=False``, a batch is encoded only up
-    to the end of its longest text, which is enough for `last_subject` and faster.
+    With ``padding=False``, a causal text encoder reads a batch only up to the end of its longest text, which is enough
+    for `last_subject` and faster.
     """
 
     def __init__(self, model: DiffusionModel, texts: Sequence[str], padding: bool = True):
-        self.model, self.padding = model, padding
+        self.model, self.padding = model, padding or not model.causal
         self._ids = {text: tuple(model.padded_ids([text])[0].tolist()) for text in texts}
-        lengths = {self._ids[text]: model.tokens if padding else len(model.token_ids(text)) for text in texts}
+        lengths = {self._ids[text]: model.tokens if self.padding else len(model.token_ids(text)) for text in texts}
         distinct = list(lengths)
         self._encoded = {}
         for start in range(0, len(distinct), TEXTS_AT_ONCE):
@@ -35,7 +35,7 @@ class TextRows:
         """All positions including padding (tokens, width), without the pooled vector that SDXL appends."""
         if not self.padding:
             raise ValueError("all() needs TextRows(..., padding=True)")
-        return self._encoded[self._ids[text]][: self.model.tokens].double()
+        return self.model.parts(self._encoded[self._ids[text]])["clip"].double()
 
     def last_subject(self, text: str) -> torch.Tensor:
         """The row (1, width) of the last token of the text; for the empty text, the BOS row."""

@@ -16,10 +16,11 @@ from overpaint.blocks.draws import Draws, trace_values
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Replacement
+from overpaint.models.parameters import Parameter
 from overpaint.run.progress import steps
 
-#: Decides whether to train a parameter, from its state-dict name and the layer that holds it.
-Rule = Callable[[str, torch.nn.Module], bool]
+#: Decides whether to train a parameter.
+Rule = Callable[[Parameter], bool]
 
 #: Loss scale for float16, whose smallest positive number is 6e-8: with Stable Diffusion's latent size, half of the
 #: gradients in the backward pass are smaller than that. A power of two, so scaling does not round anything else.
@@ -50,8 +51,7 @@ def parameter_group(model: DiffusionModel, rule: Rule, part: Sequence[str] | Non
     Raises:
         UserError: the rule selects nothing.
     """
-    owners = model.parameter_owners()
-    names = [name for name in (model.denoiser_names if part is None else part) if rule(name, owners[name][0])]
+    names = [p.name for p in model.parameters(model.denoiser_names if part is None else part) if rule(p)]
     if not names:
         raise UserError("this group of parameters is empty on this model: nothing would be trained")
     return names

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
 
-def load_model(path: str, dtype: str = "float32", device: str = "cpu"):
-    """Load any diffusers text-to-image pipeline folder (or hub id) as a `DiffusionModel`.
+if TYPE_CHECKING:
+    from overpaint.models.diffusion import DiffusionModel
 
-    ``path`` is a local folder, a hub id, or ``"testbed"`` for the shipped model. Only safetensors are read.
+
+def load_model(source: str | Any, dtype: str | None = None, device: str | None = None) -> DiffusionModel:
+    """Load a diffusers text-to-image pipeline as a `DiffusionModel`.
+
+    Args:
+        source: A local pipeline folder, a hub id, ``"testbed"`` for the shipped model, or a diffusers pipeline object.
+            Only safetensors are read. A pipeline object is used as it is, not copied: an erasure that is attached to
+            the model also acts on the pipeline.
+        dtype: ``"float32"`` (default), ``"float16"``, ``"bfloat16"`` or ``"float64"``; a pipeline object keeps its own.
+        device: A torch device, ``"cpu"`` by default; a pipeline object stays where it is.
+
+    Raises:
+        UserError: The pipeline is of an unsupported family, lacks parts or weights, has weights of wrong shapes or
+            non-finite weights, or its parts do not fit each other.
     """
-    from overpaint.models.loading import load_pipeline
+    from overpaint.models.loading import from_pipeline, load_pipeline
 
-    return load_pipeline(path, dtype, device)
+    if isinstance(source, str):
+        return load_pipeline(source, dtype or "float32", device or "cpu")
+    return from_pipeline(source, dtype, device)
 
 
 __all__ = ["load_model"]

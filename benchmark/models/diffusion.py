@@ -1,17 +1,21 @@
-"""The one place that knows architectures. Everything else asks a `DiffusionModel`."""
+"""The model contract, and the Stable Diffusion 1 and 2 family, which implements it.
+
+Methods, attacks and blocks ask a `DiffusionModel` and never look inside the pipeline. Other families subclass it; see
+`overpaint.models.families`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy, deepcopy
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from diffusers import (
+    DDIMInverseScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -21,7 +25,10 @@ from diffusers import (
 from PIL import Image
 
 from overpaint.errors import UserError, unknown
+from overpaint.models.attention import recorded_maps
 from overpaint.models.guidance import Guidance
+from overpaint.models.parameters import ROLES, Parameter, Projection, TextLayer, owners
+from overpaint.models.token_tables import ExtendedTable, GivenEmbeddings, extended_tokenizer
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -30,78 +37,106 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "lms": LMSDiscreteScheduler,
 }
-#: What the family's own configurations say, for pipelines whose scheduler file is silent about it.
+#: Settings of the family's published configurations, for pipelines whose scheduler file leaves them out.
 SCHEDULER_OPTIONS = {"ddim": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}
 
 
-@dataclass(frozen=True)
-class Projection:
-    """One attention projection: ``name`` is its state-dict name (with ``.weight``), ``weight`` is (out, in)."""
-
-    name: str
-    role: str
-    module: torch.nn.Linear
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.module.weight.data
+#: What the networks of this family predict: the noise ε, or the velocity √ᾱ ε − √(1−ᾱ) x_0.
+PREDICTIONS = ("epsilon", "v_prediction")
+#: One time for all rows of a batch, or times (b,) of its rows; whole numbers or not.
+Times = float | torch.Tensor
+#: Padded ids (n, tokens) of the CLIP tokenizer, or one such tensor for each text encoder.
+Ids = torch.Tensor | tuple[torch.Tensor, ...]
 
 
-@dataclass(frozen=True)
-class TextLayer(Projection):
-    """The second projection of a text-encoder block's MLP, and the block: what it adds to the residual stream."""
+class Segment(NamedTuple):
+    """A named part of a text encoding (n, rows, columns): which rows it takes, and how many columns it fills."""
 
-    block: torch.nn.Module
+    rows: slice
+    width: int
 
 
 class DiffusionModel:
-    """A latent diffusion model of the SD 1 / SD 2 family: one CLIP text encoder, a UNet with ``attn2`` cross-attention.
+    """A latent diffusion model of the SD 1 / SD 2 family: one CLIP text encoder, a UNet with cross-attention.
 
-    The text encoder runs without attention mask on prompts padded to the tokenizer's length, as the family's own
-    pipelines do. `guidance` is what composes predictions in `sample`; a guard erasure replaces it while attached.
+    The text encoder runs without an attention mask on prompts that are padded to the tokenizer's length, as in the
+    family's own pipelines. `guidance` composes the predictions in `sample`; an attached guard erasure replaces it.
+
+    A subclass for another family sets the class attributes and overrides what differs. Callers only use the public
+    methods: latents are (b, c, h, w), text encodings are one tensor (n, rows, columns) whose `layout` names its
+    segments, and times are numbers of the model's own schedule, whole or not.
+
+    Attributes:
+        family: Name of the family; erasers and attacks declare the families that they support.
+        components: The pipeline's components that the model cannot do without.
+        causal: Whether a row of a text encoding depends on earlier tokens only, so that padding can be left out.
     """
 
-    family = "sd"
+    family: ClassVar[str] = "sd"
+    components: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+    causal: ClassVar[bool] = True
 
     def __init__(self, pipeline):
+        said = pipeline.scheduler.config.prediction_type
+        if said not in PREDICTIONS:
+            raise unknown("prediction_type", said, PREDICTIONS, "the model's scheduler")
         self.pipeline = pipeline
         self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder
-        self.unet, self.vae = pipeline.unet, pipeline.vae
-        for part in (self.text_encoder, self.unet, self.vae):
+        self.denoiser, self.vae = pipeline.unet, pipeline.vae
+        for part in (self.text_encoder, self.denoiser, self.vae):
             part.requires_grad_(False).eval()
         if self.device.type == "cpu":
-            self.unet.to(memory_format=torch.channels_last)
+            self.denoiser.to(memory_format=torch.channels_last)
         self.guidance: Callable[..., Guidance] = Guidance
+
+    def check(self) -> None:
+        """Raise a `UserError` if the parts do not fit each other."""
+        words, rows = len(self.tokenizer), len(self.text_encoder.get_input_embeddings().weight)
+        if words > rows:
+            raise UserError(f"the tokenizer has {words} words and the text encoder embeddings of {rows}")
+        given, wanted = self.layout["clip"].width, self.denoiser.config.cross_attention_dim
+        if given != wanted:
+            raise UserError(f"the text encoding is {given} wide, and cross-attention reads {wanted}")
+        given, wanted = self.vae.config.latent_channels, self.denoiser.config.in_channels
+        if given != wanted:
+            raise UserError(f"the autoencoder's latents have {given} channels, and the network reads {wanted}")
 
     # --- facts -------------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device  # the network's own property searches all its modules for hooks
+        return next(self.denoiser.parameters()).device  # diffusers' own property searches all modules for hooks
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.unet.parameters()).dtype
+        return next(self.denoiser.parameters()).dtype
 
     @property
     def tokens(self) -> int:
-        """Number of text positions a prompt is padded to (77 for CLIP)."""
+        """Number of text positions that a prompt is padded to (77 for CLIP)."""
         return self.tokenizer.model_max_length
 
     @property
     def pixels_per_latent(self) -> int:
-        """Side in pixels of what one latent stands for (8 for Stable Diffusion)."""
+        """Pixels along a side of the square that one latent stands for (8 for Stable Diffusion)."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def image_size(self) -> int:
         """Side of a native image in pixels."""
-        return self.unet.config.sample_size * self.pixels_per_latent
+        return self.denoiser.config.sample_size * self.pixels_per_latent
 
     @property
     def text_encoders(self) -> list[torch.nn.Module]:
-        """Every text encoder; the first one's is the tokenizer."""
+        """All text encoders; `tokenizer` belongs to the first one."""
         return [self.text_encoder]
+
+    # --- noise schedule ----------------------------------------------------------------------------------------
+
+    @property
+    def train_timesteps(self) -> int:
+        """T, the number of timesteps that the model was trained with; times run from 0 up to T."""
+        return len(self._alphas)
 
     @property
     def alphas_cumprod(self) -> torch.Tensor:
@@ -113,15 +148,96 @@ class DiffusionModel:
         return self.scheduler("ddim").alphas_cumprod.to(self.device)
 
     def scheduler(self, name: str):
-        """A fresh scheduler with this model's noise schedule."""
+        """A fresh sampler with this model's noise schedule.
+
+        It offers ``set_timesteps(n)``, ``timesteps`` (floats in some families and samplers), ``init_noise_sigma``,
+        ``scale_model_input(latents, t)`` and ``step(output, t, latents)``, as diffusers' schedulers do.
+        """
         if name not in SCHEDULERS:
             raise unknown("scheduler", name, SCHEDULERS)
         return SCHEDULERS[name].from_config(self.pipeline.scheduler.config, **SCHEDULER_OPTIONS.get(name, {}))
 
+    def inverse_scheduler(self):
+        """DDIM read backwards: ``step(noise, t, latents)`` takes latents of the level below t to the level of t.
+
+        It reads the noise that the latents hold (`noise_of`), whatever the network itself predicts.
+        """
+        return DDIMInverseScheduler.from_config(self.scheduler("ddim").config, prediction_type="epsilon")
+
+    def stochastic_step(self, schedule, output, t, latents, eta: float, noise: torch.Tensor) -> torch.Tensor:
+        """A step of a DDIM ``schedule`` that may add more noise, η σ_t, than the next level holds.
+
+        √|1 − ᾱ − η² σ²| takes the place of √(1 − ᾱ − η² σ²), with ᾱ of the next level. All tensors are (n, c, h, w).
+        """
+        before = t - schedule.config.num_train_timesteps // schedule.num_inference_steps
+        alpha = schedule.alphas_cumprod[t]
+        alpha_before = schedule.alphas_cumprod[before] if before >= 0 else schedule.final_alpha_cumprod
+        sigma = eta * ((1 - alpha_before) / (1 - alpha) * (1 - alpha / alpha_before)) ** 0.5
+        clean, said = self.clean_of(output, latents, t), self.noise_of(output, latents, t)
+        return alpha_before**0.5 * clean + abs(1 - alpha_before - sigma**2) ** 0.5 * said + sigma * noise
+
+    def draw_timesteps(self, count: int, generator: torch.Generator, lowest: int = 0) -> torch.Tensor:
+        """Training times (count,), uniform over ``lowest`` … T − 1."""
+        return torch.randint(lowest, self.train_timesteps, (count,), generator=generator)
+
+    def levels(self, timesteps: Times, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Signal and deviation of x_t = signal · x_0 + deviation · ε: here √ᾱ_t and √(1−ᾱ_t).
+
+        For one time both are scalars in at least float32. For times (b,) they are (b, 1, 1, 1) in the type of ``like``.
+        Roots are taken before they are rounded: in bfloat16 1 − ᾱ is 0 at the lowest timesteps. Between two timesteps
+        √((1−ᾱ)/ᾱ) is interpolated linearly, as diffusers' Euler sampler does.
+        """
+        alpha = self._alpha(timesteps, self._alphas.to(like.device, torch.promote_types(like.dtype, torch.float32)))
+        if not alpha.ndim:
+            return alpha.sqrt(), (1 - alpha).sqrt()
+        alpha = alpha[:, None, None, None]
+        return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)
+
+    @staticmethod
+    def _alpha(timesteps: Times, alphas: torch.Tensor) -> torch.Tensor:
+        """ᾱ at times, which need not be whole numbers."""
+        t = torch.as_tensor(timesteps, device=alphas.device)
+        low = t.long()
+        if not t.is_floating_point() or bool((t == low).all()):
+            return alphas[low]
+        sigmas = ((1 - alphas) / alphas).sqrt()
+        between = torch.lerp(sigmas[low], sigmas[(low + 1).clamp(max=len(alphas) - 1)], (t - low).to(alphas))
+        return 1 / (1 + between**2)
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε for latents and noise (b, c, h, w) and timesteps (b,)."""
+        signal, deviation = self.levels(timesteps, latents)
+        return signal * latents + deviation * noise
+
+    def denoising_target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The network's training target for x_t, from x_0, ε and t: ε, or the velocity √ᾱ ε − √(1−ᾱ) x_0."""
+        if self._predicts_noise:
+            return noise
+        signal, deviation = self.levels(timesteps, latents)
+        return signal * noise - deviation * latents
+
+    def noise_of(self, output: torch.Tensor, latents: torch.Tensor, timesteps: Times) -> torch.Tensor:
+        """ε (b, c, h, w) that the network's output stands for: the output itself, or √ᾱ v + √(1−ᾱ) x_t."""
+        if self._predicts_noise:
+            return output
+        signal, deviation = self.levels(timesteps, latents)
+        return signal * output + deviation * latents
+
+    def clean_of(self, output: torch.Tensor, latents: torch.Tensor, timesteps: Times) -> torch.Tensor:
+        """x_0 (b, c, h, w) that the network's output stands for: (x_t − √(1−ᾱ) ε)/√ᾱ, or √ᾱ x_t − √(1−ᾱ) v."""
+        signal, deviation = self.levels(timesteps, latents)
+        if self._predicts_noise:
+            return (latents - deviation * output) / signal
+        return signal * latents - deviation * output
+
+    @property
+    def _predicts_noise(self) -> bool:
+        return self.pipeline.scheduler.config.prediction_type == "epsilon"
+
     # --- text side ---------------------------------------------------------------------------------------------
 
     def token_ids(self, text: str) -> list[int]:
-        """BOS, word pieces, EOT; no padding, cut to the model's length."""
+        """BOS, word pieces, EOT; without padding, truncated to the model's length."""
         return self.tokenizer(text, truncation=True, max_length=self.tokens).input_ids
 
     def last_subject_token(self, text: str) -> int:
@@ -129,47 +245,75 @@ class DiffusionModel:
         return len(self.token_ids(text)) - 2
 
     def padded_ids(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
-        """(n, tokens) ids. A text that does not fit is cut, or an error: a concept's name must not lose its end."""
+        """Ids (n, tokens) of the CLIP tokenizer.
+
+        Raises:
+            UserError: A text is too long and ``truncate`` is off. A truncated concept name would be another concept.
+        """
         ids = self.tokenizer(list(texts), padding="max_length", max_length=self.tokens, truncation=truncate).input_ids
         for text, row in zip(texts, ids):
             if len(row) > self.tokens:
                 raise UserError(f"prompt has {len(row)} tokens, the model takes {self.tokens}: {text!r}")
         return torch.tensor(ids, device=self.device)
 
+    def ids(self, texts: Sequence[str], truncate: bool = False) -> tuple[torch.Tensor, ...]:
+        """What the text encoders read: one tensor of padded ids (n, tokens) an encoder."""
+        return self.encoder_ids(self.padded_ids(texts, truncate))
+
+    def encoder_ids(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Ids (n, tokens) of the CLIP tokenizer as each text encoder reads them."""
+        return (ids,)
+
     def too_long(self, texts: Sequence[str]) -> int:
-        """How many of these texts the model reads only the beginning of."""
+        """Number of texts that the model truncates."""
         return sum(len(row) > self.tokens for row in self.tokenizer(list(texts)).input_ids)
 
     def encode(self, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
-        """Text embeddings (n, tokens, width) after the final layer norm."""
-        return self.encode_ids(self.padded_ids(texts, truncate))
+        """Text encodings (n, rows, columns), laid out as `layout` says."""
+        return self.encode_ids(self.ids(texts, truncate))
 
-    def encode_ids(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Embeddings (n, tokens, width) of padded ids (n, tokens); differentiable in the encoder's parameters.
+    def encode_ids(self, ids: Ids, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Encodings (n, rows, columns) of padded ids (n, tokens); differentiable in the encoder's parameters.
 
-        ``mask`` (n, tokens) is 1 where a token may be attended to; without one padding is text like any other.
+        Here they are the encoder's rows after its final layer norm. ``mask`` (n, tokens) is 1 at tokens that may be
+        attended to; without a mask padding is attended to like any other token.
         """
-        return self.text_encoder(ids, attention_mask=mask)[0]
+        (own,) = self._one_each(ids)
+        return self.text_encoder(own, attention_mask=mask)[0]
 
-    def with_text_encoders_of_now(self) -> DiffusionModel:
-        """This model with copies of its text encoders, which stay as they are now; all else it shares with this one."""
+    def _one_each(self, ids: Ids) -> tuple[torch.Tensor, ...]:
+        return self.encoder_ids(ids) if isinstance(ids, torch.Tensor) else ids
+
+    @property
+    def layout(self) -> Mapping[str, Segment]:
+        """The segments of a text encoding by name, in the order of their rows; ``clip`` has one row a token."""
+        return {"clip": Segment(slice(None), self.text_encoder.config.hidden_size)}
+
+    def parts(self, embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The segments (…, rows, width) of text encodings (…, rows, columns), as views."""
+        return {name: embeds[..., part.rows, : part.width] for name, part in self.layout.items()}
+
+    def join(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Text encodings (n, rows, columns) of segments (n, rows, width), narrow ones padded with zeros."""
+        columns = max(part.width for part in self.layout.values())
+        padded = [torch.nn.functional.pad(parts[name], (0, columns - parts[name].shape[-1])) for name in self.layout]
+        return torch.cat(padded, dim=-2)
+
+    def unconditional(self, negative_prompt: str = "") -> torch.Tensor:
+        """The encoding (1, rows, columns) that guidance moves away from: of the empty or a negative prompt."""
+        return self.encode([negative_prompt])
+
+    def with_text_encoder_copies(self) -> DiffusionModel:
+        """A shallow copy whose text encoders are copies: they keep their weights when an erasure is put on this model."""
         view = copy(self)
         for name in ("text_encoder", "text_encoder_2"):
             if hasattr(self, name):
                 setattr(view, name, deepcopy(getattr(self, name)))
         return view
 
-    def encoder_ids(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """The padded ids (n, tokens) as each text encoder reads them."""
-        return [ids]
-
-    def unconditional(self, negative_prompt: str = "") -> torch.Tensor:
-        """What a sampler's guidance moves away from, (1, tokens, width): the empty prompt, or a negative one."""
-        return self.encode([negative_prompt])
-
     @property
     def token_table(self) -> torch.Tensor:
-        """Input embeddings (words, width) of all words; several encoders' lie side by side."""
+        """Input embeddings (words, width) of all words; the tables of several encoders stand side by side."""
         tables = [encoder.get_input_embeddings().weight for encoder in self.text_encoders]
         return tables[0] if len(tables) == 1 else torch.cat(tables, dim=-1)
 
@@ -179,16 +323,16 @@ class DiffusionModel:
         return torch.cat([encoder.get_input_embeddings()(own) for encoder, own in parts], dim=-1)
 
     def encode_embeddings(self, embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings (n, tokens, width) of token embeddings (n, tokens, width) put in the place of the table's rows.
+        """Encodings (n, rows, columns) of token embeddings (n, tokens, width) that replace the table's rows.
 
-        Differentiable in ``embeddings``. ``ids`` (n, tokens) tell the encoder where a prompt ends.
+        Differentiable in ``embeddings``. The encoder reads from ``ids`` (n, tokens) where a prompt ends.
         """
         with self._tables(lambda table, columns: GivenEmbeddings(embeddings[..., columns])):
             return self.encode_ids(ids)
 
     @contextmanager
     def _tables(self, stand_in: Callable[[torch.nn.Module, slice], torch.nn.Module]) -> Iterator[None]:
-        """Another module in the place of each encoder's token table, made from it and its columns of `token_table`."""
+        """Replace each encoder's token table by ``stand_in(table, its columns of token_table)`` inside the block."""
         plain, start = [encoder.get_input_embeddings() for encoder in self.text_encoders], 0
         try:
             for encoder, table in zip(self.text_encoders, plain):
@@ -201,11 +345,11 @@ class DiffusionModel:
                 encoder.set_input_embeddings(table)
 
     @contextmanager
-    def learned_tokens(self, tokens: dict[str, torch.Tensor]) -> Iterator[None]:
-        """Add placeholder words with their input embeddings (width,) for the duration of the block.
+    def learned_tokens(self, tokens: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Add placeholder words with their input embeddings (width,) inside the block.
 
-        The embeddings are read at every encoding and are differentiable: an attack trains them inside the block. The
-        model's own table is neither copied nor changed.
+        Every encoding reads the embeddings and is differentiable in them, so that an attack can train them inside the
+        block. The model's own table is neither copied nor changed.
         """
         if not tokens:
             yield
@@ -226,73 +370,80 @@ class DiffusionModel:
 
     # --- denoiser ----------------------------------------------------------------------------------------------
 
-    def predict(self, latents: torch.Tensor, timesteps, embeds: torch.Tensor) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, timesteps: Times, embeds: torch.Tensor) -> torch.Tensor:
         """The network's output (noise, or velocity for v-prediction models) for latents (b, c, h, w).
 
-        ``timesteps`` is one for all, one a row, or one a row of a batch that is stacked several times in ``latents``.
+        ``timesteps`` is one time for all rows, or one a row. If ``latents`` stacks a batch several times, ``timesteps``
+        may have one time a row of that batch.
         """
         if isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1:
             timesteps = timesteps.repeat(len(latents) // len(timesteps))
-        return self.unet(latents, timesteps, **self.conditioning(latents, embeds), return_dict=False)[0]
+        return self.denoiser(latents, timesteps, **self.conditioning(latents, embeds), return_dict=False)[0]
 
     def conditioning(self, latents: torch.Tensor, embeds: torch.Tensor) -> dict[str, Any]:
-        """What the network is told besides latents (b, c, h, w) and timesteps, from text embeddings (b, tokens, width)."""
+        """The network's further arguments for latents (b, c, h, w) and text encodings (b, rows, columns)."""
         return {"encoder_hidden_states": embeds}
 
-    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε for latents and noise (b, c, h, w) and timesteps (b,)."""
-        signal, deviation = self._levels(latents, timesteps)
-        return signal * latents + deviation * noise
+    def attention_maps(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
+        """``with model.attention_maps() as maps:`` records cross-attention; see `recorded_maps`.
 
-    def denoising_target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """What the network is trained to say of x_t, from x_0, ε and t: ε, or the velocity √ᾱ ε − √(1−ᾱ) x_0."""
-        if self.pipeline.scheduler.config.prediction_type == "epsilon":
-            return noise
-        signal, deviation = self._levels(latents, timesteps)
-        return signal * noise - deviation * latents
-
-    def _levels(self, latents: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """√ᾱ_t and √(1−ᾱ_t), (b, 1, 1, 1) like latents (b, c, h, w), of timesteps (b,).
-
-        Roots are taken before they are rounded: in bfloat16 1 − ᾱ is 0 at the lowest timesteps.
+        The keys are the names of `cross_attention`, the values (batch, heads, pixels, tokens).
         """
-        alpha = self._alphas[timesteps].to(torch.promote_types(latents.dtype, torch.float32))[:, None, None, None]
-        return alpha.sqrt().to(latents), (1 - alpha).sqrt().to(latents)
+        return recorded_maps(self.cross_attention())
 
-    def projections(self, *roles: str) -> list[Projection]:
-        """Cross-attention projections by role (``key``, ``value``, ``query``, ``out``) in state-dict order."""
-        suffixes = {"key": "attn2.to_k", "value": "attn2.to_v", "query": "attn2.to_q", "out": "attn2.to_out.0"}
+    def cross_attention(self) -> dict[str, torch.nn.Module]:
+        """The layers that carry text into the image, by the name of the transformer block that holds them."""
+        named = self.denoiser.named_modules()
+        return {name.removesuffix(".attn2"): layer for name, layer in named if name.endswith(".attn2")}
+
+    def projections(self, *roles: str, stream: str | None = None) -> list[Projection]:
+        """Cross-attention projections by role (``key``, ``value``, ``query``, ``out``) in state-dict order.
+
+        ``stream`` keeps those that read the ``"text"`` or the ``"image"`` (``None``: both).
+        """
         for role in roles:
-            if role not in suffixes:
-                raise unknown("projection role", role, suffixes)
-        found = []
-        for name, module in self.unet.named_modules():
-            for role in roles:
-                if name.endswith(suffixes[role]):
-                    found.append(Projection(f"{name}.weight", role, module))
-        return found
+            if role not in ROLES:
+                raise unknown("projection role", role, ROLES)
+        return [
+            Projection(p.name, p.role, p.module, p.stream)
+            for p in self.parameters(self.denoiser_names)
+            if p.attention == "cross" and p.role in roles and p.is_weight and stream in (None, p.stream)
+        ]
+
+    # --- parameters --------------------------------------------------------------------------------------------
+
+    def parameters(self, names: Sequence[str] | None = None) -> list[Parameter]:
+        """Parameters by name (``None``: all) with their layers and what these do in attention."""
+        places = self.parameter_owners()
+        return [self._described(name, places[name][0]) for name in (places if names is None else names)]
+
+    def _described(self, name: str, module: torch.nn.Module) -> Parameter:
+        attention = "cross" if ".attn2." in name else "self" if ".attn1." in name else ""
+        role = next((role for role, layer in ROLES.items() if f".{layer}." in name), "")
+        stream = "text" if attention == "cross" and role in ("key", "value") else "image"
+        return Parameter(name, module, attention, role, stream if role else "")
 
     def text_layers(self) -> list[TextLayer]:
-        """The blocks of the text encoder from the first to the last, each with its MLP's second projection."""
+        """The blocks of the text encoder from first to last, each with the second projection of its MLP."""
         names = {module: name for name, (module, leaf) in self.parameter_owners().items() if leaf == "weight"}
         blocks = [m for m in self.text_encoder.modules() if isinstance(getattr(m, "mlp", None), torch.nn.Module)]
-        return [TextLayer(names[block.mlp.fc2], "text", block.mlp.fc2, block) for block in blocks]
+        return [TextLayer(names[block.mlp.fc2], "text", block.mlp.fc2, block=block) for block in blocks]
 
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Every parameter an erasure may change, under its diffusers state-dict name.
+        """Every parameter that an erasure may change, by its diffusers state-dict name.
 
-        UNet names are plain; text-encoder names carry ``text_model.`` as published files do.
+        Names of the denoiser are plain. Names of the text encoder start with ``text_model.``, as in published files.
         """
         return {name: getattr(module, leaf) for name, (module, leaf) in self.parameter_owners().items()}
 
     def parameter_owners(self) -> dict[str, tuple[torch.nn.Module, str]]:
-        """For every name of `named_parameters`, the module that holds it and what it is called there."""
+        """For every name of `named_parameters`, the module that holds it and the attribute's name there."""
         prefix = "text_model."  # published files have it; newer versions of transformers do not
         text = {
             name if name.startswith(prefix) else prefix + name: place
             for name, place in owners(self.text_encoder).items()
         }
-        return owners(self.unet) | text
+        return owners(self.denoiser) | text
 
     @property
     def text_encoder_names(self) -> list[str]:
@@ -303,28 +454,28 @@ class DiffusionModel:
     @property
     def denoiser_names(self) -> list[str]:
         """Names of `named_parameters` that belong to the denoiser, in its own order."""
-        return [name for name, _ in self.unet.named_parameters()]
+        return [name for name, _ in self.denoiser.named_parameters()]
 
     # --- pixels ------------------------------------------------------------------------------------------------
 
     def to_latents(self, images: Sequence[Image.Image], generator: torch.Generator | None = None) -> torch.Tensor:
-        """Scaled latents of PIL images: the posterior mean, or a draw from it when a generator is given."""
+        """Scaled latents of PIL images: the posterior mean, or a draw from the posterior if a generator is given."""
         return self.pixels_to_latents(self._pixels(images), generator)
 
     def pixels_to_latents(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """`to_latents` of pixels (n, 3, height, width), which the autoencoder knows in [−1, 1]."""
+        """`to_latents` of pixels (n, 3, height, width) in [−1, 1]."""
         posterior = self._posterior(pixels)
         latents = posterior.mean if generator is None else posterior.sample(generator)
         return (latents * self.vae.config.scaling_factor).to(self.dtype)
 
     def posterior(self, images: Sequence[Image.Image], black: float = -1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation, both (n, c, h, w), of the scaled latents of PIL images, shown from ``black`` to 1."""
+        """Mean and standard deviation (n, c, h, w) of the scaled latents of PIL images; pixels run from ``black`` to 1."""
         posterior, scale = self._posterior(self._pixels(images, black)), self.vae.config.scaling_factor
         return (posterior.mean * scale).to(self.dtype), (posterior.std * scale).to(self.dtype)
 
     def _pixels(self, images: Sequence[Image.Image], black: float = -1.0) -> torch.Tensor:
         if any(image is None for image in images):
-            raise UserError("a picture to be encoded failed when it was made: its values were no finite numbers")
+            raise UserError("cannot encode a failed picture: its pixels were non-finite when it was made")
         pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images])
         pixels = pixels / (255 / (1 - black)) + black
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -334,7 +485,7 @@ class DiffusionModel:
             return self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
 
     def to_images(self, latents: torch.Tensor) -> list[Image.Image | None]:
-        """Decode scaled latents to PIL images; ``None`` where a pixel is no finite number, which is no picture of anything."""
+        """Decode scaled latents to PIL images; ``None`` for an image with non-finite pixels."""
         with torch.no_grad():
             pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
         finite = pixels.isfinite().flatten(1).all(dim=1).tolist()
@@ -342,11 +493,11 @@ class DiffusionModel:
         return [Image.fromarray(image) if made else None for image, made in zip(array, finite)]
 
     def noise(self, seeds: Sequence[int], size: int | None = None) -> torch.Tensor:
-        """Start noise, one CPU generator a seed, so that it depends on nothing but the seed: (n, c, h, w)."""
+        """Start noise (n, c, h, w), drawn by one CPU generator a seed so that it depends on nothing but the seed."""
         side, left = divmod(size or self.image_size, self.pixels_per_latent)
         if left:
-            raise UserError(f"images of this model have a side of whole {self.pixels_per_latent} pixels, got {size}")
-        shape = (1, self.unet.config.in_channels, side, side)
+            raise UserError(f"the side of an image must be a multiple of {self.pixels_per_latent} pixels, got {size}")
+        shape = (1, self.denoiser.config.in_channels, side, side)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
         return torch.cat(drawn).to(self.device, self.dtype)
 
@@ -367,10 +518,16 @@ class DiffusionModel:
     ) -> list[Image.Image | None]:
         """Images for prompts and seeds (one each). An image depends on its prompt and seed, not on its batch.
 
-        Of a prompt that is longer than the model reads (`too_long`) the end is cut, as in diffusers and published protocols.
-        ``seeds`` seed one CPU generator an image; ``embeds`` (n, tokens, width) stand for the prompts' encodings where
-        they are given; ``on_batch`` is told how many images a batch finished. An image that holds values which are no
-        finite numbers (a broken or overflowing model) is an error, or ``None`` with ``keep_failed``.
+        Over-long prompts are truncated (`too_long` counts them), as in diffusers and published protocols.
+
+        Args:
+            seeds: Each seeds one CPU generator, for one image.
+            embeds: Text encodings (n, rows, columns) to use instead of the prompts' own.
+            on_batch: Called after each batch with its number of images.
+            keep_failed: Return ``None`` for an image with non-finite values instead of raising.
+
+        Raises:
+            UserError: An image has non-finite values: the model or its erasure is broken, or overflows.
         """
         if isinstance(prompts, str) or isinstance(seeds, int):
             raise UserError(f"sample() takes lists of prompts and seeds, got {prompts!r} and {seeds!r}")
@@ -392,20 +549,20 @@ class DiffusionModel:
         failed = images.count(None)
         if failed and not keep_failed:
             raise UserError(
-                f"{failed} of {len(images)} images hold values that are no finite numbers: the model or its erasure is "
-                f"broken, or too large for {str(self.dtype).removeprefix('torch.')}"
+                f"{failed} of {len(images)} images have non-finite values: the model or its erasure is broken, or "
+                f"overflows in {str(self.dtype).removeprefix('torch.')}"
             )
         return images
 
     def _encoded_once(self, prompts: Sequence[str], batch_size: int) -> torch.Tensor:
-        """Encodings (n, tokens, width) of prompts, equal ones computed once."""
+        """Encodings (n, rows, columns) of prompts; equal prompts are encoded once."""
         distinct = list(dict.fromkeys(prompts))
         blocks = [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
         encoded = torch.cat([self.encode(block, truncate=True) for block in blocks])
         return encoded[[distinct.index(text) for text in prompts]]
 
     def denoise(self, noise: torch.Tensor, guidance: Guidance, scheduler: str, steps: int, stop: int | None = None):
-        """Run the scheduler from unit noise; ``stop`` ends after that many steps. Returns latents like ``noise``."""
+        """Run the scheduler from unit noise, for ``stop`` steps if given. Returns latents of the shape of ``noise``."""
         schedule = self.scheduler(scheduler)
         schedule.set_timesteps(steps, device=self.device)
         latents = noise * schedule.init_noise_sigma
@@ -413,50 +570,3 @@ class DiffusionModel:
             scaled = schedule.scale_model_input(latents, timestep)
             latents = schedule.step(guidance(scaled, timestep, step), timestep, latents, return_dict=False)[0]
         return latents
-
-
-def owners(part: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
-    """For every parameter of a network, by its name there: the module that holds it and what it is called there."""
-    found = {}
-    for path, module in part.named_modules():
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None:
-                found[f"{path}.{leaf}" if path else leaf] = (module, leaf)
-    return found
-
-
-class GivenEmbeddings(torch.nn.Module):
-    """Stands in for a token table: answers every lookup with the given embeddings (batch, tokens, width)."""
-
-    def __init__(self, embeddings: torch.Tensor):
-        super().__init__()
-        self.embeddings = embeddings
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.embeddings
-
-
-class ExtendedTable(torch.nn.Module):
-    """A token table with extra rows behind the known ids; only the extra rows, of which it has ``columns``, can be learned."""
-
-    def __init__(self, weight: torch.nn.Parameter, known: int, rows: Sequence[torch.Tensor], columns: slice):
-        super().__init__()
-        self.weight, self.known, self.rows, self.columns = weight, known, list(rows), columns
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings (batch, tokens, width) of ids (batch, tokens)."""
-        found = torch.nn.functional.embedding(ids.clamp(max=self.known - 1), self.weight)
-        for offset, row in enumerate(self.rows):
-            found = torch.where((ids == self.known + offset)[..., None], row[self.columns].to(found), found)
-        return found
-
-
-def extended_tokenizer(tokenizer, words: list[str]):
-    """A copy of the tokenizer in which each of ``words`` is one new token."""
-    from copy import deepcopy
-
-    copy = deepcopy(tokenizer)
-    copy.add_tokens(words)
-    if copy.convert_tokens_to_ids(words) != list(range(len(tokenizer), len(tokenizer) + len(words))):
-        raise UserError(f"placeholder words must be new to the tokenizer, got {words}")
-    return copy

@@ -1,10 +1,14 @@
-"""Erasures: the small artefact a method leaves, attachable to a model and detachable bit for bit; alone or in sequence."""
+"""Erasures: the small artefact that a method leaves, alone or in sequence.
+
+An erasure is attached to a model and detached again, bit for bit. Files are safetensors and may come from anybody:
+`load_erasure` checks their structure, and attaching checks that they fit the model.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,22 +18,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from overpaint.errors import UserError
+from overpaint.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from overpaint.models.diffusion import DiffusionModel
 
+CONTIGUOUS = torch.contiguous_format
 KINDS = ("delta", "adapter", "guard")
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """A tensor that takes the place of the model's."""
+    """A tensor that replaces the model's."""
 
     tensor: torch.Tensor
 
     def apply(self, base: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(base).copy_(self.tensor)  # in the base's memory layout, which can change last bits
+        return torch.empty_like(base).copy_(self.tensor)  # in the base's memory layout, which can change the last bits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
 
     def stored(self, name: str) -> dict[str, torch.Tensor]:
         return {name: self.tensor}
@@ -37,7 +46,7 @@ class Replacement:
 
 @dataclass(frozen=True)
 class LowRank:
-    """A change W + up·down, with up (out, r) and down (r, in): what a closed-form edit of few rows amounts to."""
+    """A change W + up·down, with up (out, r) and down (r, in), such as a closed-form edit of few rows."""
 
     up: torch.Tensor
     down: torch.Tensor
@@ -45,17 +54,27 @@ class LowRank:
     def apply(self, base: torch.Tensor) -> torch.Tensor:
         return (base.double() + self.up.to(base.device).double() @ self.down.to(base.device).double()).to(base.dtype)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.up.shape[0], self.down.shape[1])
+
     def stored(self, name: str) -> dict[str, torch.Tensor]:
         return {f"{name}:up": self.up, f"{name}:down": self.down}
 
 
 @dataclass
 class Erasure:
-    """What an eraser leaves behind.
+    """The result of an eraser.
 
-    ``changes`` maps diffusers state-dict names to `Replacement` or `LowRank`; ``parts`` holds an adapter's own tensors;
-    ``settings`` what a guard or adapter needs to be installed again; ``manifest`` who made it, from what, at what cost.
-    ``before`` is the erasure that was on the model when this one was made: it is attached first, and stored with it.
+    Attributes:
+        method: Name of the method, which installs guards and adapters.
+        kind: ``"delta"`` (changed tensors), ``"adapter"`` (added layers) or ``"guard"`` (a changed sampler).
+        changes: Diffusers state-dict names with a `Replacement` or `LowRank` each.
+        parts: An adapter's own tensors by name.
+        settings: JSON values that a guard or adapter needs to be installed again.
+        manifest: Who made it, from which weights, at what cost.
+        base: The model's own tensors under the names of ``changes``, once they are known; not stored.
+        before: The erasure that was on the model when this one was made. It is attached first and stored with it.
     """
 
     method: str
@@ -69,7 +88,7 @@ class Erasure:
 
     @property
     def sequence(self) -> list[Erasure]:
-        """The erasures that were made one on top of the other, this one last."""
+        """The erasures that were made on top of each other, this one last."""
         return [*(self.before.sequence if self.before else ()), self]
 
     @property
@@ -79,10 +98,10 @@ class Erasure:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """``{diffusers state-dict name: changed tensor}`` after the whole sequence; an adapter's own tensors under their
-        names, those of an earlier one behind ``before:``.
+        """``{diffusers state-dict name: changed tensor}`` after the whole sequence.
 
-        A low-rank change of an erasure read from a file needs the model it belongs to: `attach` it first.
+        An adapter's own tensors are under their names, those of an earlier one with ``before:`` in front. A low-rank
+        change that was read from a file needs its model: `attach` it first.
         """
         found: dict[str, torch.Tensor] = {}
         for erasure in self.sequence:
@@ -96,7 +115,7 @@ class Erasure:
         return found | {f"{below}{name}": t for below, erasure in self._levels() for name, t in erasure.parts.items()}
 
     def after(self, before: Erasure) -> Erasure:
-        """This erasure on top of the one that it was made on; nothing is kept twice of what it replaces whole."""
+        """This erasure on top of the one that it was made on, without the changes that it replaces as a whole."""
         if all(erasure.kind == "delta" for erasure in (*before.sequence, self)):
             before = before._without({name for name, change in self.changes.items() if isinstance(change, Replacement)})
         return replace(self, before=before)
@@ -112,7 +131,7 @@ class Erasure:
         return sum(t.numel() * t.element_size() for t in self._stored().values())
 
     def _levels(self) -> list[tuple[str, Erasure]]:
-        """The sequence from the last one down, each with what its stored names begin with."""
+        """The sequence from the last one down, each with the prefix of its stored names."""
         return [("before:" * depth, erasure) for depth, erasure in enumerate(reversed(self.sequence))]
 
     def _stored(self) -> dict[str, torch.Tensor]:
@@ -126,12 +145,16 @@ class Erasure:
     # --- attach and detach -------------------------------------------------------------------------------------
 
     def attach(self, model: DiffusionModel) -> Callable[[], None]:
-        """Put the erasure on the model, after those it was made on; the returned function takes all off, bit for bit."""
+        """Put the erasure on the model, after those it was made on.
+
+        Returns:
+            A function that takes all of them off and restores the model bit for bit.
+
+        Raises:
+            UserError: The erasure does not fit the model, or was made for other weights.
+        """
         parameters = model.named_parameters()
-        for name in self.names:
-            if name not in parameters:
-                raise UserError(f"this erasure changes {name}, which the model does not have")
-        self._check_base(parameters)
+        self._check_base(model, parameters)
         self.base = plain = {name: parameters[name].data for name in self.names}
 
         def restore() -> None:
@@ -163,30 +186,62 @@ class Erasure:
         method = component("method", self.method).load()
         if self.kind == "guard" and model.guidance is not Guidance and not method.stacks:
             raise UserError(f"the model has a guard already, and {self.method} cannot be put on top of one")
-        return method.install(model, self)
+        try:
+            return method.install(model, self)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"this erasure of {self.method} cannot be put on the model: its settings or tensors are not those that "
+                f"the method writes ({type(error).__name__}: {error})"
+            ) from error
 
-    def _check_base(self, parameters: Mapping[str, torch.Tensor]) -> None:
+    def _check_base(self, model: DiffusionModel, parameters: Mapping[str, torch.Tensor]) -> None:
         for name, change in (item for erasure in self.sequence for item in erasure.changes.items()):
+            if name not in parameters:
+                raise UserError(f"this erasure changes {name}, which the model does not have")
             shape = tuple(parameters[name].shape)
-            wanted = (
-                (change.up.shape[0], change.down.shape[1])
-                if isinstance(change, LowRank)
-                else tuple(change.tensor.shape)
+            if shape != change.shape:
+                raise UserError(f"this erasure does not fit the model: {name} is {shape} there and {change.shape} here")
+        hashes = self.base_hashes(model, self.manifest)
+        if any(self.manifest[entry] != own for entry, own in hashes.items()):
+            raise UserError(
+                "this erasure was made for other weights than this model's, or for another precision (their hashes differ)"
             )
-            if shape != wanted:
-                raise UserError(f"this erasure does not fit the model: {name} is {shape} there and {wanted} here")
-        expected = self.manifest.get("base")
-        if expected and expected != fingerprint({name: parameters[name].data for name in self.names}):
-            raise UserError("this erasure was made for other weights than this model's (their hashes differ)")
+
+    def base_hashes(self, model: DiffusionModel, asked: Iterable[str] = ("base", "model")) -> dict[str, str]:
+        """The ``asked`` entries of a manifest that tell which weights the erasure is for.
+
+        ``base`` is a hash of the parameters that it changes. ``model``, which adapters and guards have, is a hash of one
+        row of every weight: they depend on weights that they do not change.
+        """
+        found, parameters = {}, model.named_parameters()
+        if "base" in asked and self.names:
+            found["base"] = fingerprint({name: parameters[name].data for name in self.names})
+        if "model" in asked and any(erasure.kind != "delta" for erasure in self.sequence):
+            rows = {name: p.data[(0,) * (p.ndim - 1)] for name, p in parameters.items()}
+            found["model"] = fingerprint({name: row.clone(memory_format=CONTIGUOUS) for name, row in rows.items()})
+        return found
 
     # --- files -------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: tensors under their diffusers names, the manifest as JSON in its header.
 
-        A low-rank change W + up·down is stored as ``NAME:up`` and ``NAME:down``, what lies below behind ``before:``.
+        A low-rank change W + up·down is stored as ``NAME:up`` and ``NAME:down``. Names of earlier erasures start with
+        ``before:``.
+
+        Raises:
+            UserError: A tensor is non-finite.
         """
-        tensors = {k: v.detach().contiguous().cpu() for k, v in self._stored().items()}
+        tensors: dict[str, torch.Tensor] = {}
+        seen = set()  # safetensors refuses tensors that share memory
+        for name, tensor in self._stored().items():
+            _check_finite(name, tensor, f"the erasure of {self.method}")
+            stored = tensor.detach().contiguous().cpu()
+            memory = stored.untyped_storage().data_ptr()
+            tensors[name] = stored.clone() if memory in seen else stored
+            seen.add(memory)
         save_file(tensors, str(path), metadata={"overpaint": json.dumps(self._header(), sort_keys=True)})
 
     def _header(self) -> dict[str, Any]:
@@ -195,38 +250,82 @@ class Erasure:
 
 
 def load_erasure(path: str | Path) -> Erasure:
-    """Read an erasure file written by `Erasure.save`."""
+    """Read an erasure file written by `Erasure.save`.
+
+    Raises:
+        UserError: The file does not exist, or is not a well-formed erasure file with finite tensors.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {})["overpaint"])
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return _erasure(header, stored, f"erasure file {path}")
     except FileNotFoundError:
         raise UserError(f"erasure file {path} does not exist") from None
     except KeyError:
         raise UserError(f"{path} is not an overpaint erasure file (its header has no entry 'overpaint')") from None
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path} is not an overpaint erasure file (its header is nested too deeply)") from None
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not an overpaint erasure file ({error})") from error
-    return _erasure(header, stored)
 
 
-def _erasure(header: Mapping[str, Any], stored: Mapping[str, torch.Tensor]) -> Erasure:
+#: The header of an erasure file: its entries and their types.
+HEADER = {"method": str, "kind": str, "settings": dict, "manifest": dict}
+
+
+def _erasure(header: Any, stored: Mapping[str, torch.Tensor], where: str) -> Erasure:
+    """The erasure of a file, from its header and tensors, which are checked."""
+    if not isinstance(header, dict):
+        raise UserError(f"{where}: its header is not a JSON object")
+    for entry, kind in HEADER.items():
+        if not isinstance(header.get(entry), kind):
+            raise UserError(f"{where}: its header has no {entry} ({kind.__name__})")
+    if header["kind"] not in KINDS:
+        raise unknown("kind", header["kind"], KINDS, where)
     below = {key.removeprefix("before:"): t for key, t in stored.items() if key.startswith("before:")}
-    stored = {key: tensor for key, tensor in stored.items() if not key.startswith("before:")}
+    if below and "before" not in header:
+        raise UserError(f"{where}: it has tensors of an earlier erasure (before:) that its header does not name")
+    before = _erasure(header["before"], below, where) if "before" in header else None
     changes: dict[str, Replacement | LowRank] = {}
-    for key, tensor in stored.items():
-        if key.endswith(":up"):
-            changes[key[:-3]] = LowRank(tensor, stored[f"{key[:-3]}:down"])
-        elif not key.startswith("part:") and not key.endswith(":down"):
+    parts: dict[str, torch.Tensor] = {}
+    own = {key: tensor for key, tensor in stored.items() if not key.startswith("before:")}
+    for key, tensor in own.items():
+        _check_finite(key, tensor, where)
+        name, _, side = key.rpartition(":")
+        if key.startswith("part:"):
+            parts[key.removeprefix("part:")] = tensor
+        elif side not in ("up", "down"):
             changes[key] = Replacement(tensor)
-    parts = {key[5:]: tensor for key, tensor in stored.items() if key.startswith("part:")}
-    before = _erasure(header["before"], below) if "before" in header else None
+        elif side == "up":
+            changes[name] = _low_rank(name, tensor, own.get(f"{name}:down"), where)
+        elif f"{name}:up" not in own:
+            raise UserError(f"{where}: it has {name}:down without {name}:up")
     return Erasure(
         header["method"], header["kind"], changes, parts, header["settings"], header["manifest"], before=before
     )
 
 
+def _low_rank(name: str, up: torch.Tensor, down: torch.Tensor | None, where: str) -> LowRank:
+    if down is None:
+        raise UserError(f"{where}: it has {name}:up without {name}:down")
+    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
+        shapes = f"{tuple(up.shape)} and {tuple(down.shape)}"
+        raise UserError(f"{where}: the factors of {name} are {shapes}, and (out, rank) and (rank, in) are needed")
+    return LowRank(up, down)
+
+
+def _check_finite(name: str, tensor: torch.Tensor, where: str) -> None:
+    if not tensor.is_floating_point():
+        raise UserError(
+            f"{where}: {name} holds {str(tensor.dtype).removeprefix('torch.')} values, not numbers of a weight"
+        )
+    if not tensor.isfinite().all():
+        raise UserError(f"{where}: {name} has non-finite values")
+
+
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of named tensors, to tell whether an erasure meets the weights it was made for."""
+    """A hash of named tensors, which tells whether an erasure meets the weights that it was made for."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())

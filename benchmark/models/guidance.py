@@ -1,4 +1,4 @@
-"""How a noise prediction is composed from the network's outputs: the place where sampler guards act."""
+"""How a prediction is composed from the network's outputs. Sampler guards replace this composition."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ if TYPE_CHECKING:
 
 
 class Guidance:
-    """Classifier-free guidance, e(∅) + w (e(p) − e(∅)); one object a batch of images, so guards may keep state in it.
+    """Classifier-free guidance, e(∅) + w (e(p) − e(∅)). At w ≤ 1 only the prompt is evaluated.
 
-    ``positive`` and ``negative`` are text embeddings (batch, tokens, width), ``prompts`` the texts of ``positive`` where
-    there are any (learned embeddings have none). At w ≤ 1 only the prompt is evaluated.
-    Attacks read ``model.guidance.guard`` to adapt to the `Guard` that is attached; plain guidance has none.
+    Each batch of images gets an object of its own, so that a guard can keep state in it. Attacks read
+    ``model.guidance.guard`` to adapt to the `Guard` that is attached; plain guidance has none.
+
+    Args:
+        model: The model whose network predicts.
+        positive, negative: Text encodings (batch, rows, columns) of the prompts and of what to steer away from.
+        scale: The guidance scale w.
+        prompts: The texts of ``positive``; ``None`` for learned embeddings, which have none.
     """
 
     guard: ClassVar[Guard | None] = None
@@ -34,7 +39,7 @@ class Guidance:
         self.positive, self.negative = positive, negative
 
     def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
-        """The composed prediction for ``latents`` (batch, channels, height, width) at scheduler step ``step``."""
+        """The composed prediction (b, c, h, w) for latents (b, c, h, w) at a time, which is number ``step`` of the sampler."""
         if self.scale <= 1:
             return self.model.predict(latents, timestep, self.positive)
         both = torch.cat([self.negative, self.positive])
@@ -45,7 +50,7 @@ class Guidance:
 class Guard(ABC):
     """Makes the guarded `Guidance` of each batch of images. It replaces ``model.guidance`` while its erasure is attached.
 
-    Attacks adapt to what a guard says of itself here, never to the name of its method.
+    Attacks adapt to the properties of a guard, never to the name of its method.
     """
 
     #: Whether a prediction depends on earlier predictions for the same images, through a momentum for example.

@@ -1,46 +1,176 @@
-"""From a folder or hub id to a `DiffusionModel`."""
+"""From a folder, a hub id or a pipeline object to a `DiffusionModel` whose weights are known to be the stored ones."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from inspect import signature
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from overpaint.errors import UserError, unknown
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.models.sdxl import SDXLModel
-from overpaint.models.sources import resolve
+from overpaint.models.families import family
+from overpaint.models.sources import local_folder, part_weights, read_index
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-#: Pipeline class -> the class that speaks for its family.
-FAMILIES = {"StableDiffusionPipeline": DiffusionModel, "StableDiffusionXLPipeline": SDXLModel}
-#: Components that are not loaded, where a pipeline has them.
-UNUSED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+#: Components that are not loaded.
+UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
+#: Libraries that a pipeline's networks may come from. Any other would run code that the folder names.
+LIBRARIES = ("diffusers", "transformers")
+#: What the libraries report of a network that they loaded -> how a message says it.
+PROBLEMS = {
+    "missing_keys": "the weights of {name} lack {n} tensors",
+    "unexpected_keys": "the weights of {name} hold {n} tensors that its config.json has no place for",
+    "mismatched_keys": "{n} tensors of {name} have other shapes than its config.json says",
+}
 
 
 def load_pipeline(path: str, dtype: str, device: str) -> DiffusionModel:
+    """`load_model` for a path or hub id."""
     if dtype not in DTYPES:
         raise unknown("precision", dtype, DTYPES)
-    source = resolve(path)
-    local = Path(source).is_dir()
+    where, folder = f"model.path={path}", local_folder(path)
+    index = read_index(folder, where)
+    kind = family(index["_class_name"], f"{where}/model_index.json")
+    silence()
+    check_components(index, kind, where)
+    parts = {name: load_component(folder, name, index[name], where) for name in kind.components}
+    with told(f"{where} cannot be loaded"):
+        pipeline = assembled(index, parts).to(device, DTYPES[dtype])
+    return checked(kind, pipeline, where)
+
+
+def from_pipeline(pipeline: Any, dtype: str | None, device: str | None) -> DiffusionModel:
+    """`load_model` for a pipeline object."""
+    if isinstance(pipeline, PathLike):
+        return load_pipeline(str(pipeline), dtype or "float32", device or "cpu")
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise UserError(f"load_model takes a folder, a hub id or a diffusers pipeline, got {type(pipeline).__name__}")
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("precision", dtype, DTYPES)
+    where = "load_model(pipeline)"
+    kind = family(type(pipeline).__name__, where)
+    for name in kind.components:
+        if getattr(pipeline, name, None) is None:
+            raise UserError(f"{where}: the pipeline has no {name}")
+    if dtype or device:
+        pipeline = pipeline.to(**{k: v for k, v in (("device", device), ("dtype", DTYPES.get(dtype))) if v})
+    return checked(kind, pipeline, where)
+
+
+def check_components(index: Mapping[str, Any], kind: type[DiffusionModel], where: str) -> None:
+    """Raise a `UserError` if the index lacks a component that the family needs, or names one that it may not."""
+    where = f"{where}/model_index.json"
+    for name in kind.components:
+        entry = index.get(name)
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+            raise UserError(f"{where} names no {name}, which {index['_class_name']} needs")
+        library, class_name = entry
+        if library not in LIBRARIES:
+            raise unknown("library", library, LIBRARIES, f"{where} ({name})")
+        if not hasattr(getattr(import_module(library), class_name, None), "from_pretrained"):
+            raise UserError(f"{where}: {library} has no class {class_name} that can be loaded ({name})")
+
+
+def load_component(folder: Path, name: str, entry: list[str], where: str) -> Any:
+    """One component of a pipeline folder; a network with exactly the weights that its files hold."""
+    library, class_name = import_module(entry[0]), entry[1]
+    cls, own = getattr(library, class_name), folder / name
+    if not issubclass(cls, torch.nn.Module):
+        fast = getattr(library, f"{class_name}Fast", None)  # the only one that reads tokenizer.json in transformers 4
+        with told(f"{where}: {name} cannot be loaded"):
+            chosen = fast if fast and not (own / "vocab.json").is_file() else cls
+            return chosen.from_pretrained(own, local_files_only=True)
+    files = part_weights(folder, name, where)
+    with told(f"{where}: {name} cannot be loaded"):
+        part, info = cls.from_pretrained(own, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        if info["missing_keys"]:
+            part, info = renamed(part, files, info)
+    for key, problem in PROBLEMS.items():
+        if info.get(key):
+            found = sorted(map(str, info[key]))
+            raise UserError(f"{where}: {problem.format(name=name, n=len(found))}, such as {found[0]}")
+    return part
+
+
+def assembled(index: Mapping[str, Any], parts: Mapping[str, Any]) -> DiffusionPipeline:
+    """The pipeline of these components with the settings of its index, and without a safety checker."""
+    cls = getattr(diffusers, index["_class_name"])
+    accepted = signature(cls.__init__).parameters
+    settings = {name: value for name, value in index.items() if not isinstance(value, list)} | UNUSED
+    return cls(**{name: value for name, value in settings.items() if name in accepted}, **parts)
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turn any error inside the block into one sentence: the libraries raise what they like on a malformed folder."""
+    try:
+        yield
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:
+        line = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise UserError(f"{what}: {type(error).__name__} {line}"[:400]) from error
+
+
+def renamed(
+    part: torch.nn.Module, files: list[Path], info: Mapping[str, Any]
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The network with its weights under the names of another version of transformers.
+
+    Version 5 leaves out the prefix ``text_model.`` of text encoders. Earlier versions do not read such files: they keep
+    random weights and report all tensors as missing.
+    """
+    prefix = "text_model."
+    stored = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    own = part.state_dict()
+    names = {
+        name: next((n for n in (name, f"{prefix}{name}", name.removeprefix(prefix)) if n in own), name)
+        for name in stored
+    }
+    missing = own.keys() - names.values()
+    if missing or any(own[name].shape != stored[key].shape for key, name in names.items() if name in own):
+        return part, dict(info)
+    part.load_state_dict({name: stored[key] for key, name in names.items() if name in own})
+    return part, {"unexpected_keys": names.values() - own.keys()}
+
+
+def checked(kind: type[DiffusionModel], pipeline: Any, where: str) -> DiffusionModel:
+    """The model behind a pipeline, if its weights are finite and its parts fit each other."""
+    for name in kind.components:
+        part = getattr(pipeline, name)
+        if isinstance(part, torch.nn.Module):
+            check_finite(part, f"{where}: {name}")
+    try:
+        model = kind(pipeline)
+        model.check()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return model
+
+
+def check_finite(part: torch.nn.Module, where: str) -> None:
+    """Raise a `UserError` that names the first parameter with a non-finite value."""
+    for name, parameter in part.named_parameters():
+        if parameter.is_meta:
+            raise UserError(f"{where} has no weights in memory ({name} is on the meta device)")
+        if parameter.numel() and not all(bound.isfinite() for bound in parameter.detach().aminmax()):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise UserError(f"{where} has non-finite weights in {kind}, such as {name}")
+
+
+def silence() -> None:
+    """Turn the libraries' own warnings and progress bars off."""
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-    options = {}
-    if local:
-        index = json.loads((Path(source) / "model_index.json").read_text(encoding="utf-8"))
-        name = index.get("_class_name")
-        if name not in FAMILIES:
-            raise unknown("pipeline class", str(name), FAMILIES, f"{path}/model_index.json")
-        options = {key: value for key, value in UNUSED.items() if key in index}
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(source, use_safetensors=True, local_files_only=local, **options)
-    except OSError as error:
-        raise UserError(f"cannot load model {path}: {str(error).splitlines()[0]}") from error
-    if type(pipeline).__name__ not in FAMILIES:
-        raise unknown("pipeline class", type(pipeline).__name__, FAMILIES, path)
-    return FAMILIES[type(pipeline).__name__](pipeline.to(device, DTYPES[dtype]))

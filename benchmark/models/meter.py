@@ -1,4 +1,4 @@
-"""What a piece of work cost: seconds and peak memory of this process (device memory on a GPU)."""
+"""Seconds and peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import psutil
 
 
 class Meter:
-    """``with Meter() as meter: …`` then ``meter.seconds`` and ``meter.peak_bytes``.
+    """``with Meter() as meter: …`` measures the block; read ``meter.seconds`` and ``meter.peak_bytes`` afterwards.
 
-    On a GPU the peak is torch's allocator maximum; on the CPU the largest resident size seen, sampled every 20 ms.
+    On a GPU the peak is the maximum of torch's allocator. On the CPU it is the largest resident size of this process,
+    sampled every 20 ms.
     """
 
     def __init__(self, device: str = "cpu"):

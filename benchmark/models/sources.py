@@ -1,23 +1,40 @@
-"""Where a model comes from and which model it is: paths and hashes, without importing torch."""
+"""Where a model comes from and which model it is: folders, hub ids and hashes, without importing torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from overpaint.errors import UserError
 from overpaint.grid.shipped import shipped
+from overpaint.models.families import check_pipeline
 from overpaint.run.store import file_hash
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+#: Folders of a pipeline that hold weights.
 WEIGHTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
+#: Names of a network's weight file, without suffix: of diffusers, and of transformers.
+STEMS = ("diffusion_pytorch_model", "model")
+#: Files below this size are hashed each time, larger ones are remembered.
+REMEMBERED_FROM = 64 << 20
+#: Seconds to wait for the hub.
+HUB_TIMEOUT = 10
 
 
 def resolve(path: str) -> str:
-    """The folder (or hub id) behind a model name, refusing what cannot or should not be read."""
+    """The folder or hub id behind ``model.path``.
+
+    Raises:
+        UserError: There is no such folder, or it is not a readable diffusers pipeline of a known family.
+    """
     if path == "testbed":
         path = str(shipped("datasets") / "testbed" / "pipeline")
     folder = Path(path).expanduser()
@@ -27,8 +44,7 @@ def resolve(path: str) -> str:
             "convert it to a diffusers folder with safetensors"
         )
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise UserError(f"model.path={path} is not a diffusers pipeline folder: it has no model_index.json")
+        check_pipeline(read_index(folder, f"model.path={path}")["_class_name"], f"model.path={path}/model_index.json")
         for part in ("unet", "transformer"):
             weights = [p for p in (folder / part).glob("*") if p.suffix in (*PICKLES, ".safetensors")]
             if weights and not any(p.suffix == ".safetensors" for p in weights):
@@ -39,50 +55,254 @@ def resolve(path: str) -> str:
         return str(folder)
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
         raise UserError(
-            f"model folder {path} does not exist (model.path takes a diffusers folder, a hub id like owner/name, "
-            "or testbed)"
+            f"model.path={path} does not exist (it takes a diffusers pipeline folder, a hub id like owner/name, or testbed)"
         )
     return path
 
 
+def read_index(folder: Path, where: str) -> dict[str, Any]:
+    """The components of a pipeline folder, from its ``model_index.json``."""
+    file = folder / "model_index.json"
+    if not file.is_file():
+        raise UserError(f"{where} is not a diffusers pipeline folder: it has no model_index.json")
+    index = _json(file, f"{where}/model_index.json")
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise UserError(f"{where}/model_index.json names no pipeline class (_class_name)")
+    return index
+
+
+def part_weights(folder: Path, name: str, where: str) -> list[Path]:
+    """The safetensors files that hold the weights of one network: one file, or all shards of an index."""
+    present = [file.name for file in (folder / name).glob("*")]
+    found, lacking = chosen_weights(present, lambda index: (folder / name / index).read_bytes(), f"{where}/{name}")
+    if lacking:
+        raise UserError(f"{where}/{name} lacks the weight file {lacking[0]}")
+    if not found:
+        raise UserError(
+            f"{where}/{name} holds no safetensors weights ({' or '.join(f'{s}.safetensors' for s in STEMS)})"
+        )
+    for file in found:
+        check_header(folder / name / file, f"{where}/{name}/{file}")
+    if not (folder / name / "config.json").is_file():
+        raise UserError(f"{where}/{name} has no config.json")
+    return [folder / name / file for file in found]
+
+
+def chosen_weights(names: Iterable[str], read, where: str) -> tuple[list[str], list[str]]:
+    """The weight files among a folder's ``names`` that diffusers and transformers load, and shards that are missing.
+
+    Variants such as ``model.fp16.safetensors`` are not loaded and do not count. ``read(name)`` gives a file's bytes.
+    """
+    present = set(names)
+    for stem in STEMS:
+        if f"{stem}.safetensors" in present:
+            return [f"{stem}.safetensors"], []
+        index = f"{stem}.safetensors.index.json"
+        if index in present:
+            shards = _shards(read(index), f"{where}/{index}")
+            return [s for s in shards if s in present], [s for s in shards if s not in present]
+    return [], []
+
+
+def _shards(content: bytes, where: str) -> list[str]:
+    try:
+        shards = sorted(set(json.loads(content)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{where} is not an index of weight files") from error
+    if not shards or any(not isinstance(s, str) or s != PurePosixPath(s).name for s in shards):
+        raise UserError(f"{where} names weight files outside its folder")
+    return shards
+
+
+def check_header(file: Path, where: str) -> None:
+    """Raise a `UserError` if a safetensors file is truncated or malformed; reads its header only."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="np") as opened:
+            opened.keys()
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{where} is not a readable safetensors file: {error}") from error
+
+
+def _json(file: Path, where: str) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not readable JSON: {error}") from error
+
+
+# --- which model it is ---------------------------------------------------------------------------------------------
+
+
 @cache
 def fingerprint_model(path: str) -> str:
-    """A hash of the model's content: its weights and configuration files, wherever they lie.
+    """A hash of the model's content: its weights and configuration files, wherever they are.
 
-    Hashes of large files are remembered by (size, modification time) in the user's cache folder. A hub id that is
-    not in the local cache yet is identified by its name.
+    A hub model has the hash of its repository's files, which the hub tells before they are downloaded. A hub model that
+    is neither in the local cache nor to be asked for is identified by its name. A folder is also loaded once, to tell
+    what is wrong with it before anything runs.
     """
     source = resolve(path)
-    folder = Path(source) if Path(source).is_dir() else _hub_snapshot(source)
+    folder = Path(source) if Path(source).is_dir() else hub_snapshot(source)
     if folder is None:
-        return f"hub:{source}"
-    files = [folder / "model_index.json", *folder.glob("scheduler/*.json"), *folder.glob("tokenizer*/*.json")]
+        hashes = _hub_hashes(source)
+        return _digest(hashes) if hashes else f"hub:{source}"
+    key = _digest({name: remembered_hash(folder / name) for name in content(_listing(folder), folder)})
+    if path != "testbed":
+        _check_once(key, path)
+    return key
+
+
+def content(names: Iterable[str], folder: Path) -> list[str]:
+    """The files among a pipeline's that decide what it computes, sorted; shards are named by indices in ``folder``."""
+    paths = [PurePosixPath(name) for name in names]
+    found = {"model_index.json"} & {str(p) for p in paths}
+    found |= {str(p) for p in paths if len(p.parts) == 2 and p.suffix == ".json" and _describes(p)}
     for part in WEIGHTS:
-        files += [*(folder / part).glob("*.safetensors"), folder / part / "config.json"]
+        inside = [p.name for p in paths if p.parent == PurePosixPath(part)]
+        weights, _ = chosen_weights(inside, lambda index, part=part: (folder / part / index).read_bytes(), part)
+        found |= {f"{part}/{name}" for name in weights}
+    return sorted(found)
+
+
+def _describes(file: PurePosixPath) -> bool:
+    """Whether a JSON file configures a scheduler, a tokenizer or a network."""
+    folder = file.parent.name
+    return folder == "scheduler" or folder.startswith("tokenizer") or (folder in WEIGHTS and file.name == "config.json")
+
+
+def _listing(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in [*folder.glob("*"), *folder.glob("*/*")] if file.is_file()]
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(f for f in files if f.is_file()):
-        digest.update(f"{file.relative_to(folder)}:{_remembered_hash(file)};".encode())
+    for name in sorted(hashes):
+        digest.update(f"{name}:{hashes[name]};".encode())
     return digest.hexdigest()[:16]
 
 
-def _hub_snapshot(name: str) -> Path | None:
-    """The newest local snapshot of a hub repository, if there is one."""
-    home = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
-    snapshots = (home.expanduser() / f"models--{name.replace('/', '--')}" / "snapshots").glob("*")
-    return max(snapshots, key=lambda p: p.stat().st_mtime, default=None)
+def _check_once(key: str, path: str) -> None:
+    """Load the model to check it, unless a model with this content has loaded before."""
+    from importlib.metadata import version
+
+    entry = f"sound|{key}|{version('diffusers')}|{version('transformers')}"
+    if entry not in _remembered():
+        from overpaint.models.loading import load_pipeline
+
+        load_pipeline(path, "float32", "cpu")
+        _remember(entry, "yes")
 
 
-def _remembered_hash(file: Path) -> str:
+# --- the hub -------------------------------------------------------------------------------------------------------
+
+
+def local_folder(path: str) -> Path:
+    """The pipeline folder of a model, downloaded first if it is a hub id that the local cache lacks."""
+    source = resolve(path)
+    if Path(source).is_dir():
+        return Path(source)
+    folder = hub_snapshot(source)
+    if folder is None:
+        from diffusers import DiffusionPipeline
+
+        try:
+            folder = Path(DiffusionPipeline.download(source, use_safetensors=True, revision=hub_revision(source)))
+        except Exception as error:  # of several libraries: no network, no such repository, no right to read it
+            raise UserError(f"model.path={path} cannot be downloaded: {str(error).splitlines()[0]}") from error
+    return folder
+
+
+def hub_revision(name: str) -> str | None:
+    """The commit that the local cache has as ``main`` of a hub repository, if any."""
+    file = _hub_folder(name) / "refs" / "main"
+    revision = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None
+
+
+def hub_snapshot(name: str) -> Path | None:
+    """The local snapshot of a hub repository's ``main``, if all of the pipeline is there."""
+    revision = hub_revision(name)
+    folder = _hub_folder(name) / "snapshots" / (revision or "-")
+    try:
+        index = read_index(folder, name)
+        parts = [part for part in WEIGHTS if isinstance(index.get(part), list) and index[part][0]]
+        for part in parts:
+            part_weights(folder, part, name)
+    except UserError:
+        return None
+    return folder
+
+
+def _hub_folder(name: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+
+
+def _hub_hashes(name: str) -> dict[str, str] | None:
+    """Hashes of the files of a hub repository's ``main`` as the hub states them; ``None`` if the hub cannot be asked.
+
+    The hub states the SHA-256 of large files, and small ones are downloaded, so that the hashes are those of a local copy.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        revision = hub_revision(name) or "main"
+        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=HUB_TIMEOUT)
+        stated = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or ()}
+        folder = _hub_folder(name) / "snapshots" / str(info.sha)
+        for each in stated:  # indices of shards first: `content` reads them
+            if each.endswith(".safetensors.index.json"):
+                hf_hub_download(name, each, revision=revision)
+        chosen = content(stated, folder)
+        return {
+            each: stated[each] or file_hash(Path(hf_hub_download(name, each, revision=revision))) for each in chosen
+        }
+    except Exception:  # of several libraries: offline, no such repository; loading the model tells which
+        return None
+
+
+# --- memory of large files -------------------------------------------------------------------------------------------
+
+
+def remembered_hash(file: Path) -> str:
+    """The SHA-256 of a file; a large file's is remembered by its path, size and modification time."""
     stat = file.stat()
-    if stat.st_size < 64 << 20:
+    if stat.st_size < REMEMBERED_FROM:
         return file_hash(file)
+    entry = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    known = _remembered().get(entry)
+    if known is None:
+        known = file_hash(file)
+        _remember(entry, known)
+    return known
+
+
+def _memory() -> Path:
     from platformdirs import user_cache_path
 
-    memory = user_cache_path("overpaint") / "hashes.json"
-    known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
-    entry = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    if entry not in known:
-        known[entry] = file_hash(file)
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        memory.write_text(json.dumps(known), encoding="utf-8")
-    return known[entry]
+    return user_cache_path("overpaint") / "hashes.json"
+
+
+def _remembered() -> dict[str, str]:
+    try:
+        known = json.loads(_memory().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(entry: str, value: str) -> None:
+    """Add an entry under a lock, and replace the file in one step. Without a writable cache folder nothing is kept."""
+    from filelock import FileLock, Timeout
+
+    file = _memory()
+    with suppress(OSError, Timeout):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock"), timeout=10):
+            handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)
+            with os.fdopen(handle, "w", encoding="utf-8") as written:
+                json.dump(_remembered() | {entry: value}, written)
+            os.replace(name, file)

@@ -30,7 +30,7 @@ def test_concept_inversion_runs_and_restores(method, branch, context, tiny_sd):
             (image,) = tiny_sd.sample([shot.prompt.text], [shot.noise_seed], steps=2)
     assert image.size == (32, 32)
     assert tiny_sd.guidance is unguarded and tiny_sd.tokenizer is tokenizer
-    assert not any(module._forward_hooks for module in tiny_sd.unet.modules())
+    assert not any(module._forward_hooks for module in tiny_sd.denoiser.modules())
     for name, p in tiny_sd.named_parameters().items():
         assert torch.equal(p.data, before[name]) and p.grad is None, name
     word = attack.placeholder

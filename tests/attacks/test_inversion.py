@@ -1,7 +1,6 @@
 """Inversion against runs of the official code, the equation that it solves, and what its pictures, texts and budget are."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,13 +159,11 @@ def test_without_text_the_prompt_says_nothing(tiny_sd_float64, start):
             assert torch.equal(one, other) == same
 
 
-def test_a_network_that_says_the_velocity_is_read_as_noise():
+def test_a_network_that_says_the_velocity_is_read_as_noise(predicting):
     """v = √ᾱ ε − √(1−ᾱ) x_0 at x_t = √ᾱ x_0 + √(1−ᾱ) ε."""
     x0, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    alpha = torch.linspace(0.99, 0.01, 10, dtype=torch.float64)
-    t = torch.tensor(4)
-    config = SimpleNamespace(prediction_type="v_prediction")
-    victim = SimpleNamespace(alphas_cumprod=alpha, pipeline=SimpleNamespace(scheduler=SimpleNamespace(config=config)))
+    victim, t = predicting("v_prediction"), torch.tensor(400)
+    alpha = victim.alphas_cumprod.double()
     noisy = alpha[t].sqrt() * x0 + (1 - alpha[t]).sqrt() * noise
     velocity = alpha[t].sqrt() * noise - (1 - alpha[t]).sqrt() * x0
     found = inversion().noise(victim, lambda latents, timestep, step: velocity, noisy, t, 0)

@@ -7,7 +7,7 @@ import torch
 
 import overpaint
 from official import by_variant, distance, victim
-from overpaint.attacks.probes import noisier_step, step_noise
+from overpaint.attacks.probes import step_noise
 from overpaint.blocks.draws import Draws
 from overpaint.grid.prompts import Prompt, shots
 from overpaint.grid.registry import component
@@ -103,13 +103,11 @@ def test_noise_that_there_is_room_for_is_the_schedulers_own(eta, context, tiny_s
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("eta", [1.0, 1.85, 2.5])
-def test_spread_of_a_world_of_normal_pictures(eta, kind, tiny_sd):
+def test_spread_of_a_world_of_normal_pictures(eta, kind, predicting):
     """Pictures are N(0, I), and a network that knows it says e = √(1 − ᾱ) x, so that every step multiplies x by a number and
     adds noise: the variance of 20,000 values follows the released code's coefficients, its absolute value included."""
-    schedule, v = (
-        type(tiny_sd.scheduler("ddim")).from_config(tiny_sd.scheduler("ddim").config, prediction_type=kind),
-        1.1,
-    )
+    model, v = predicting(kind), 1.1
+    schedule = model.scheduler("ddim")
     schedule.set_timesteps(10)
     normal, alphas = torch.Generator().manual_seed(0), schedule.alphas_cumprod.double()
     latents, variance, folded = torch.randn(20_000, generator=normal), 1.0, False
@@ -121,7 +119,7 @@ def test_spread_of_a_world_of_normal_pictures(eta, kind, tiny_sd):
         variance = float(gain**2 * variance + (v * sigma) ** 2)
         said = ((1 - at).sqrt() if kind == "epsilon" else 0.0) * latents  # of such pictures the velocity says nothing
         noise = torch.randn(20_000, generator=normal)
-        latents = noisier_step(schedule, said.float() + 0 * latents, t, latents, eta, v * noise)
+        latents = model.stochastic_step(schedule, said.float() + 0 * latents, t, latents, eta, v * noise)
         assert float(latents.var()) == pytest.approx(variance, rel=0.05)
     assert folded == (eta > 1), "from some step on there is more noise than room"
 

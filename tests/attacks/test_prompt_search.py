@@ -97,7 +97,7 @@ def test_no_more_go_side_by_side_than_a_batch_holds(context, tiny_sd):
         if torch.is_grad_enabled():
             sizes.append(len(inputs[0]))
 
-    hook = tiny_sd.unet.register_forward_pre_hook(watch)
+    hook = tiny_sd.denoiser.register_forward_pre_hook(watch)
     try:
         for size in (4, 1, 100):
             attack.run(replace(context, batch_size=size))

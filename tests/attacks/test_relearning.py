@@ -54,7 +54,7 @@ def test_only_what_is_chosen_learns(train, context, tiny_sd):
 
 def test_a_low_rank_change_is_what_it_says_and_leaves_the_layers_that_were_there(tiny_sd_float64):
     model, rank, alpha = tiny_sd_float64, 3, 7.0
-    names, before = parameter_group(model, RULES["attention_lora"]), dict(model.unet.named_modules())
+    names, before = parameter_group(model, RULES["attention_lora"]), dict(model.denoiser.named_modules())
     latents, embeds = model.noise([0]), model.encode(["a cat"])
     plain, fired = model.predict(latents, 500, embeds), []
     hook = before["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"].register_forward_hook(
@@ -78,8 +78,8 @@ def test_a_low_rank_change_is_what_it_says_and_leaves_the_layers_that_were_there
         wanted = model.predict(latents, 500, embeds)
     assert torch.equal(untrained, plain) and torch.equal(model.predict(latents, 500, embeds), plain)
     assert not torch.allclose(changed, plain) and torch.allclose(changed, wanted, rtol=1e-10, atol=1e-10)
-    assert dict(model.unet.named_modules()) == before
-    assert not any(p.requires_grad for p in model.unet.parameters())
+    assert dict(model.denoiser.named_modules()) == before
+    assert not any(p.requires_grad for p in model.denoiser.parameters())
 
 
 @pytest.mark.parametrize("train", ["xattn_kv", "attention_lora"])

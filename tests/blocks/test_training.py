@@ -14,7 +14,7 @@ SIDE = 64
 def first_gradients(folder, dtype, method="esd", **arguments):
     """Of the first step of an erasure on latents of that size, one vector."""
     model = overpaint.load_model(str(folder), dtype=dtype)
-    model.unet.register_to_config(sample_size=SIDE)
+    model.denoiser.register_to_config(sample_size=SIDE)
     with watched({"k.0": torch.tensor([1])}) as seen:
         overpaint.erase(model, method, erase=["dog"], iterations=1, rollout_steps=2, **arguments)
     found = next(values["gradients"] for values in seen if "gradients" in values)

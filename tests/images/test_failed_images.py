@@ -25,7 +25,7 @@ WHITE = Image.new("RGB", (64, 64), "white")
 @pytest.fixture
 def broken(tiny_sd):
     """The tiny model with one value of one tensor of its U-Net that is no number."""
-    weight = tiny_sd.unet.conv_out.weight.data
+    weight = tiny_sd.denoiser.conv_out.weight.data
     kept = weight[0, 0, 0, 0].clone()
     weight[0, 0, 0, 0] = float("nan")
     yield tiny_sd
@@ -33,7 +33,7 @@ def broken(tiny_sd):
 
 
 def test_a_broken_model_makes_no_black_pictures(broken):
-    with pytest.raises(overpaint.UserError, match="2 of 2 images hold values that are no finite numbers"):
+    with pytest.raises(overpaint.UserError, match="2 of 2 images have non-finite values"):
         broken.sample(["a cat"] * 2, [0, 1], steps=1)
     assert broken.sample(["a cat"] * 2, [0, 1], steps=1, keep_failed=True) == [None, None]
 

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 import overpaint
 from official import distance, flat, watched
-from overpaint.blocks.attention import attention_maps
 from overpaint.blocks.concept_masks import Segmenter
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.image_bank import ImageBank
@@ -299,7 +298,7 @@ def test_each_low_rank_change_starts_from_the_refined_network(tiny_sd_float64):
         erasure = Erasure("mace", changes={n: Replacement(W) for n, W in refined.items()})
         for attached, same in ((erasure, True), (None, False)):
             undo = attached.attach(model) if attached else lambda: None
-            with torch.no_grad(), attention_maps(model) as maps:
+            with torch.no_grad(), model.attention_maps() as maps:
                 model.predict(seen["x_t"], seen["t"], model.encode([prompt]))
             undo()
             expected = attention_loss(maps.values(), seen["tokens"], seen["mask"])

@@ -7,7 +7,7 @@ import overpaint
 from official import distance, flat, watched
 from overpaint.blocks.draws import Draws
 from overpaint.grid.registry import component
-from overpaint.methods.receler import Adversary, BlockAdapters, attention_layers, concept_masks, outside
+from overpaint.methods.receler import Adversary, BlockAdapters, concept_masks, outside
 
 
 def traced_erase(model, records=None, **arguments):
@@ -87,7 +87,7 @@ def test_fresh_erasers_change_no_bit(tiny_sd):
         plain = tiny_sd.predict(x, 500, c)
         with fresh.active() as added:
             assert torch.equal(tiny_sd.predict(x, 500, c), plain)
-        assert added.keys() == attention_layers(tiny_sd).keys()
+        assert added.keys() == tiny_sd.cross_attention().keys()
         for master in fresh.masters.values():
             master.data += 0.1
         with fresh.active():

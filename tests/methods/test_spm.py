@@ -136,7 +136,7 @@ def test_the_official_number_of_layers_and_parameters_on_stable_diffusion():
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     model = DiffusionModel.__new__(DiffusionModel)
-    model.unet, model.text_encoder = unet, torch.nn.Module()
+    model.denoiser, model.text_encoder = unet, torch.nn.Module()
     layers = transformer_layers(model)
     shapes = [model.parameter_owners()[f"{layer}.weight"][0].weight.shape for layer in layers]
     assert len(layers) == 192
@@ -385,8 +385,8 @@ def test_it_leaves_no_hook_and_keeps_the_guard_before_it(tiny_sd):
     erasure, guard = installed(tiny_sd, ["dog"], [factors]), overpaint.erase(tiny_sd, "sld", erase=["ship"])
     with guard.attached(tiny_sd), erasure.attached(tiny_sd):
         assert tiny_sd.guidance.guard.stateful
-        assert any(module._forward_hooks for module in tiny_sd.unet.modules())
-    assert not any(module._forward_hooks for module in tiny_sd.unet.modules())
+        assert any(module._forward_hooks for module in tiny_sd.denoiser.modules())
+    assert not any(module._forward_hooks for module in tiny_sd.denoiser.modules())
 
 
 def test_attacks_can_ask_the_guard_behind_it(tiny_sd):

@@ -1,6 +1,4 @@
-"""Placeholder words, and noising, on the model itself."""
-
-import copy
+"""Placeholder words, noise levels and conversions, on the model itself."""
 
 import pytest
 import torch
@@ -31,10 +29,9 @@ def test_known_words_are_refused(tiny_sd, word):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_noising_agrees_with_the_scheduler(tiny_sd, prediction):
-    model, scheduler = copy.copy(tiny_sd), tiny_sd.scheduler("ddim")
-    model.pipeline = copy.copy(tiny_sd.pipeline)
-    model.pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction)
+def test_noising_agrees_with_the_scheduler(predicting, prediction):
+    model = predicting(prediction)
+    scheduler = model.scheduler("ddim")
     x0, noise, t = model.noise([0, 1]), model.noise([2, 3]), torch.tensor([10, 900])
     torch.testing.assert_close(model.add_noise(x0, noise, t), scheduler.add_noise(x0, noise, t))
     wanted = noise if prediction == "epsilon" else scheduler.get_velocity(x0, noise, t)
@@ -43,11 +40,9 @@ def test_noising_agrees_with_the_scheduler(tiny_sd, prediction):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_has_the_noise_of_the_lowest_timesteps(tiny_sd, dtype, prediction):
+def test_half_precision_has_the_noise_of_the_lowest_timesteps(predicting, dtype, prediction):
     """Coefficients, read off latents of ones and zeros, are the rounded roots, not roots of what is rounded."""
-    model, scheduler = copy.copy(tiny_sd), tiny_sd.scheduler("ddim")
-    model.pipeline = copy.copy(tiny_sd.pipeline)
-    model.pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction)
+    model = predicting(prediction)
     t = torch.tensor([0, 1, 2, 10, 50, 500, 999])
     one = torch.ones(len(t), 1, 1, 1, dtype=dtype)
     signal, deviation = model.alphas_cumprod[t].sqrt(), (1 - model.alphas_cumprod[t]).sqrt()
@@ -69,3 +64,25 @@ def test_one_timestep_a_row_serves_a_stacked_batch(tiny_sd):
         twice = tiny_sd.predict(torch.cat([latents] * 2), t, torch.cat([embeds] * 2))
         once = tiny_sd.predict(latents, t, embeds)
     torch.testing.assert_close(twice, torch.cat([once] * 2))
+
+
+def test_levels_between_timesteps_are_those_of_the_euler_sampler(tiny_sd):
+    """A sampler with linearly spaced times visits fractions; σ = deviation / signal there."""
+    plain = tiny_sd.scheduler("euler")
+    schedule = type(plain).from_config(plain.config, timestep_spacing="linspace")
+    schedule.set_timesteps(7)
+    assert (schedule.timesteps % 1).any()
+    for t, sigma in zip(schedule.timesteps, schedule.sigmas):
+        signal, deviation = tiny_sd.levels(t, torch.zeros(()))
+        torch.testing.assert_close(deviation / signal, sigma, rtol=1e-4, atol=0)
+        torch.testing.assert_close(signal**2 + deviation**2, torch.ones(()))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_what_the_network_predicts_is_converted_to_noise_and_to_the_clean_latents(predicting, kind):
+    model, t = predicting(kind), torch.tensor([1, 500])
+    x0, noise = model.noise([0, 1]), model.noise([2, 3])
+    noisy, output = model.add_noise(x0, noise, t), model.denoising_target(x0, noise, t)
+    for times, rows in ((t, slice(None)), (500, slice(1, 2)), (500.0, slice(1, 2))):
+        torch.testing.assert_close(model.noise_of(output[rows], noisy[rows], times), noise[rows], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.clean_of(output[rows], noisy[rows], times), x0[rows], rtol=1e-4, atol=1e-4)

@@ -4,14 +4,13 @@ import torch
 
 import overpaint
 from official import distance
-from overpaint.blocks.attention import attention_maps
 
 
 def test_maps_are_probabilities_and_the_prediction_is_the_networks_own(tiny_sd):
     latents, text = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), tiny_sd.encode(["a dog", ""])
     with torch.no_grad():
         plain = tiny_sd.predict(latents, 500, text)
-        with attention_maps(tiny_sd) as maps:
+        with tiny_sd.attention_maps() as maps:
             probed = tiny_sd.predict(latents, 500, text)
         after = tiny_sd.predict(latents, 500, text)
     assert torch.allclose(probed, plain, atol=1e-5) and torch.equal(after, plain)
@@ -29,7 +28,7 @@ def test_products_beyond_half_precision_do_not_overflow(goldens):
     latents, text = model.noise([0]), model.encode(["a dog"])
     with torch.no_grad():
         plain = model.predict(latents, 500, text)
-        with attention_maps(model) as maps:
+        with model.attention_maps() as maps:
             probed = model.predict(latents, 500, text)
     assert plain.isfinite().all() and distance(probed, plain) < 0.05
     for found in maps.values():
@@ -40,11 +39,13 @@ def test_single_precision_maps_are_the_plain_formula_bit_for_bit(tiny_sd):
     projections = {p.name.removesuffix(".weight"): p.module for p in tiny_sd.projections("query", "key")}
     seen = {}
     hooks = [m.register_forward_hook(lambda *a, n=n: seen.__setitem__(n, a[2])) for n, m in projections.items()]
-    with torch.no_grad(), attention_maps(tiny_sd) as maps:
+    with torch.no_grad(), tiny_sd.attention_maps() as maps:
         tiny_sd.predict(tiny_sd.noise([0]), 500, tiny_sd.encode(["a dog"]))
     for hook in hooks:
         hook.remove()
     for name, found in maps.items():
-        layer = tiny_sd.unet.get_submodule(name)
-        query, key = (seen[f"{name}.{p}"].unflatten(-1, (layer.heads, -1)).transpose(1, 2) for p in ("to_q", "to_k"))
+        layer = tiny_sd.denoiser.get_submodule(f"{name}.attn2")
+        query, key = (
+            seen[f"{name}.attn2.{p}"].unflatten(-1, (layer.heads, -1)).transpose(1, 2) for p in ("to_q", "to_k")
+        )
         assert torch.equal(found, (query @ key.transpose(-1, -2) * layer.scale).softmax(dim=-1))

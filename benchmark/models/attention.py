@@ -1,25 +1,21 @@
-"""Cross-attention maps of the denoiser: how strongly each pixel attends to each token."""
+"""Cross-attention maps, recorded while the network computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-from overpaint.models.diffusion import DiffusionModel
-
 
 @contextmanager
-def attention_maps(model: DiffusionModel) -> Iterator[dict[str, torch.Tensor]]:
-    """Record the attention probabilities of every cross-attention layer inside the block.
+def recorded_maps(layers: Mapping[str, torch.nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect softmax(QKᵀ/√d), (batch, heads, pixels, tokens) in at least float32, of diffusers attention layers by name.
 
-    Yields a dictionary from module name to softmax(QKᵀ/√d), (batch, heads, pixels, tokens), at least float32. Each
-    forward overwrites the maps of the previous one. The maps carry gradients if the network does. The probabilities
-    are computed explicitly instead of by a fused kernel, so outputs can differ from the plain network's in the last bits.
+    Each forward inside the block overwrites the maps of the last one. The maps carry gradients where the network does.
+    The softmax is computed outside a fused kernel, so the outputs can differ from the plain network's in the last bits.
     """
     maps: dict[str, torch.Tensor] = {}
-    layers = {name: module for name, module in model.unet.named_modules() if name.endswith("attn2")}
     plain = {name: layer.processor for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
@@ -31,7 +27,7 @@ def attention_maps(model: DiffusionModel) -> Iterator[dict[str, torch.Tensor]]:
 
 
 class _Recorder:
-    """An attention processor that computes plain cross-attention and stores its probabilities."""
+    """A diffusers attention processor: plain attention that keeps its probabilities in ``maps``."""
 
     def __init__(self, name: str, maps: dict[str, torch.Tensor]):
         self.name, self.maps = name, maps
@@ -40,7 +36,7 @@ class _Recorder:
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = layer.to_q(hidden_states), layer.to_k(text), layer.to_v(text)
         query, key, value = (part.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        wide = torch.promote_types(query.dtype, torch.float32)  # the products can exceed float16's maximum of 65504
+        wide = torch.promote_types(query.dtype, torch.float32)  # products can exceed float16's largest number, 65504
         probabilities = (query.to(wide) @ key.to(wide).transpose(-1, -2) * layer.scale).softmax(dim=-1)
         self.maps[self.name] = probabilities
         attended = (probabilities.to(value.dtype) @ value).transpose(1, 2).flatten(-2)

@@ -1,0 +1,45 @@
+"""Stand-ins for a text encoder's token table: given embeddings, and learned words behind the known ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+
+from overpaint.errors import UserError
+
+
+class GivenEmbeddings(torch.nn.Module):
+    """Answers every lookup with the given embeddings (batch, tokens, width)."""
+
+    def __init__(self, embeddings: torch.Tensor):
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.embeddings
+
+
+class ExtendedTable(torch.nn.Module):
+    """A token table with extra rows behind the ``known`` ids. Only the extra rows, cut to ``columns``, can be learned."""
+
+    def __init__(self, weight: torch.nn.Parameter, known: int, rows: Sequence[torch.Tensor], columns: slice):
+        super().__init__()
+        self.weight, self.known, self.rows, self.columns = weight, known, list(rows), columns
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings (batch, tokens, width) of ids (batch, tokens)."""
+        found = torch.nn.functional.embedding(ids.clamp(max=self.known - 1), self.weight)
+        for offset, row in enumerate(self.rows):
+            found = torch.where((ids == self.known + offset)[..., None], row[self.columns].to(found), found)
+        return found
+
+
+def extended_tokenizer(tokenizer, words: list[str]):
+    """A copy of the tokenizer in which each of ``words`` is one new token."""
+    extended = deepcopy(tokenizer)
+    extended.add_tokens(words)
+    if extended.convert_tokens_to_ids(words) != list(range(len(tokenizer), len(tokenizer) + len(words))):
+        raise UserError(f"placeholder words must be new to the tokenizer, got {words}")
+    return extended
