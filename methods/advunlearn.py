@@ -65,7 +65,7 @@ COCO = (
 
 @dataclass(kw_only=True)
 class AdvUnlearn(Eraser):
-    """Hyper-parameters of AdvUnlearn; ``conf/method/advunlearn.yaml`` says what each means."""
+    """Hyper-parameters of AdvUnlearn; ``conf/method/advunlearn.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
     train: Literal["text_encoder", "xattn", "selfattn", "noxattn", "notime", "full"]

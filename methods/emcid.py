@@ -56,7 +56,7 @@ mse = torch.nn.functional.mse_loss
 
 @dataclass(kw_only=True)
 class EMCID(Eraser):
-    """Hyper-parameters of EMCID; ``conf/method/emcid.yaml`` says what each means."""
+    """Hyper-parameters of EMCID; ``conf/method/emcid.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
     layers: list[int] | None

@@ -81,7 +81,7 @@ class Neighbourhood:
 
 @dataclass(kw_only=True)
 class RealEra(Eraser):
-    """Hyper-parameters of RealEra; ``conf/method/realera.yaml`` says what each means."""
+    """Hyper-parameters of RealEra; ``conf/method/realera.yaml`` explains each."""
 
     default_anchor: str
     neighbours: int

@@ -61,7 +61,7 @@ Shown = list[tuple[int, str]]
 
 @dataclass(kw_only=True)
 class SalUn(Eraser):
-    """Hyper-parameters of SalUn; ``conf/method/salun.yaml`` says what each means."""
+    """Hyper-parameters of SalUn; ``conf/method/salun.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
     train: Literal["full", "xattn"]

@@ -33,7 +33,7 @@ from overpaint.models.guidance import Guard, Guidance
 
 @dataclass(kw_only=True)
 class SLD(Eraser):
-    """Hyper-parameters of SLD; ``conf/method/sld.yaml`` says what each means."""
+    """Hyper-parameters of SLD; ``conf/method/sld.yaml`` explains each."""
 
     compat: Literal["diffusers", "original"]
     text: str | None

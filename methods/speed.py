@@ -51,7 +51,7 @@ CENTRES = 3
 
 @dataclass(kw_only=True)
 class SPEED(Eraser):
-    """Hyper-parameters of SPEED; ``conf/method/speed.yaml`` says what each means."""
+    """Hyper-parameters of SPEED; ``conf/method/speed.yaml`` explains each."""
 
     params: Literal["V", "K", "KV"]
     tokens: Literal["auto", "last", "all"]

@@ -49,7 +49,7 @@ LENGTHS = (0.8, 1.2)
 
 @dataclass(kw_only=True)
 class SPM(Eraser):
-    """Hyper-parameters of SPM; ``conf/method/spm.yaml`` says what each means."""
+    """Hyper-parameters of SPM; ``conf/method/spm.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
     rank: int

@@ -61,7 +61,7 @@ Changes = dict[str, LowRank | Replacement]
 
 @dataclass(kw_only=True)
 class TRCE(Eraser):
-    """Hyper-parameters of TRCE; ``conf/method/trce.yaml`` says what each means."""
+    """Hyper-parameters of TRCE; ``conf/method/trce.yaml`` explains each."""
 
     compat: Literal["official", "intended"]
     default_anchor: str
