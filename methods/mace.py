@@ -1,7 +1,7 @@
 """MACE: a closed-form edit removes what context words say about the concept, LoRA removes its attention, both are fused.
 
-Lu, Wang, Li, Liu and Kong, "MACE: Mass Concept Erasure in Diffusion Models", CVPR 2024, arXiv 2403.06135. For each cross-attention
-key and value projection W0 (o, d), and a concept c with anchor m in 30 sentences each:
+Lu, Wang, Li, Liu and Kong, "MACE: Mass Concept Erasure in Diffusion Models", CVPR 2024, arXiv 2403.06135. For each
+cross-attention key and value projection W0 (o, d), and a concept c with anchor m in 30 sentences each:
 
     refine   T = [Σ (G − K)ᵀ K] (λI + Σ KᵀK + s B)⁻¹                      (d, d), the same for all layers
              W1 = W0 + W0 T                        K, G (n, d): rows of c's and m's sentences, except c's and m's own
