@@ -92,7 +92,7 @@ class EMCID(Eraser):
                 f"{self.mom2_weight:g}"
             )
         if not self.templates or not all(isinstance(t, str) and t.count("{}") == 1 for t in self.templates):
-            raise UserError(f"templates takes a list of sentences with one {{}} each, got {self.templates!r}")
+            raise UserError(f"templates takes sentences with one {{}} each, got {self.templates!r}")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         layers = self.edited_layers(model)
