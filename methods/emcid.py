@@ -315,7 +315,7 @@ def measured(
     return torch.cat(keys), torch.cat(states)
 
 
-#: Captions encoded in one forward.
+#: Captions per forward of the text encoder.
 CAPTIONS_AT_ONCE = 64
 
 

@@ -59,7 +59,7 @@ class NegativePrompt(Eraser):
 
 @dataclass(frozen=True)
 class NegativePromptGuard(Guard):
-    """Makes the `Guidance` of each batch of images."""
+    """Creates the `Guidance` of each batch of images."""
 
     text: str
     form: str

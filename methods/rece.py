@@ -11,12 +11,7 @@ of all layers:
     W ← W + α Rᵀ A S⁻¹,  S = λI + α AᵀA + β Σ_t E(t)ᵀE(t)                    α ``erase_scale``, β ``retain_scale``
 
 All concepts are solved together. The texts t are the empty text and the retained concepts; their outputs under the current
-W are preserved. ``regulariser: zero`` is the form above. The other forms regularise towards other rows:
-
-    standard   the rows of a text:            A = (E(c) Hᵀ + r E(text)) (G + rI)⁻¹
-    first      same output as E(c) under W:   M = ((1 + r) G)⁻¹ (H + rG)
-    second     E(c):                          M = (G + rI)⁻¹ (H + rI)
-    both       first and second:              M = ((1 + r) G + rI)⁻¹ (H + rG + rI)
+W are preserved. This is ``regulariser: zero``; `overpaint.blocks.adversarial_rows` has the equations of the other forms.
 
 Official code keeps the last epoch for artists and objects. For unsafe content it keeps the epoch whose images a detector
 flags least often (``select: validation``). It inverts in float32 for each layer; here S is factored once per epoch.

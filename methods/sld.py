@@ -88,7 +88,7 @@ class SLD(Eraser):
 
 @dataclass(frozen=True)
 class SafetyGuard(Guard):
-    """Makes the `Guidance` of each batch of images."""
+    """Creates the `Guidance` of each batch of images."""
 
     text: str
     warmup_steps: int

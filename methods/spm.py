@@ -188,7 +188,7 @@ class Gate:
 
     @property
     def guard(self) -> Guard | None:
-        """The guard behind the gate, if any: the gate itself is part of an adapter."""
+        """The guard below the gate, if any. The gate itself belongs to an adapter."""
         return self.plain.guard
 
     def mixing(self, gamma: torch.Tensor) -> torch.Tensor:

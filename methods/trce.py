@@ -53,9 +53,9 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
 from overpaint.models.guidance import Guidance
 
-#: Trajectories that the base rolls out, or latents that it predicts on, in one forward.
+#: Latents per forward of the base.
 LATENTS_AT_ONCE = 16
-#: (o, n, concept): a sentence with the concept, the same with its anchor, the concept's words.
+#: (o, n, concept): a sentence with the concept, the same sentence with its anchor, and the name of the concept.
 Sentences = list[tuple[str, str, str]]
 Changes = dict[str, LowRank | Replacement]
 
