@@ -1,4 +1,4 @@
-"""The erasers, one file each, and the few blocks they share."""
+"""The methods, one file each. `overpaint.methods.eraser` has their base class."""
 
 if not __name__.startswith("overpaint."):
     raise ImportError(f"this folder is the package 'overpaint.methods'; do not import it as {__name__!r}")

@@ -1,24 +1,26 @@
-"""AdvUnlearn: the text encoder unlearns a concept while an adversary looks for a prefix that brings it back.
+"""AdvUnlearn: adversarial training of the text encoder against prompts with learned token embeddings.
 
 Zhang, Chen, Jia, Zhang, Fan, Liu, Hong, Ding and Liu, "Defensive Unlearning with Adversarial Training for Robust Concept
-Erasure in Diffusion Models", NeurIPS 2024, arXiv 2405.15234. With T0, e0 the frozen text encoder and network, T, e the
-students of which one is trained, c the concept's prompt, r retained prompts, δ free token embeddings put into c
-(`soft_prompts`), and x_t a roll-out by e for the prompt's T0 encoding, (batch, 4, h, w):
+Erasure in Diffusion Models", NeurIPS 2024, arXiv 2405.15234. T0 and e0 are the frozen text encoder and denoiser, T and e
+the current ones (``train`` selects which is trained), c the concept's prompt, r retained prompts, δ free token embeddings
+inserted into c (`soft_prompts`), and x_t (batch, 4, h, w) a roll-out by e for the prompt's encoding by T0:
 
-    δ      = argmin mean (e(x_t, T(c ⊕ δ)) − e0(x_t, T0(c)))²               ``attack_steps`` of Adam; none in the warm-up
+    δ      = argmin mean (e(x_t, T(c ⊕ δ)) − e0(x_t, T0(c)))²               ``attack_steps`` of Adam; not in the warm-up
     target = e0(x_t, T0(∅)) − η (e0(x_t, T0(c)) − e0(x_t, T0(∅)))
     erase  = mean (e(x_t, T(c ⊕ δ)) − target)²
     retain = mean (e(x_t, T(r)) − e0(x_t, T0(r)))²
 
-``retain_train: reg`` steps on erase + γ retain (γ ``retain_weight``) at one t, ``iter`` on erase and then, with the same
-Adam, ``retain_steps`` times on retain alone. Prompts are dealt from a list without replacement.
+``retain_train: reg`` minimises erase + γ retain (γ is ``retain_weight``) at a common t. ``iter`` takes one step on erase
+and then ``retain_steps`` steps on retain with the same optimiser. Retained prompts are drawn without replacement.
 
-``compat: official`` is what the released code computes: c counted in words between spaces, gradients of δ summed over the
-attack and its last step dropped (`soft_prompts`); after the first round, ``attack_init: latest`` starts from rows 1…k of
-the last prompt, which are the concept's own under ``suffix_k``; timesteps that do not match the noise level of x_t; and a
-list of encoder layers with 1 in it has 10 and 11 too. ``intended`` does none of it. Not reproduced:
-``condition_embd`` (token embeddings given to the network unencoded), groups of single UNet layers, and the list of 243
-objects, picked by a language model, that is replaced by the request's retained concepts or the objects of COCO.
+``compat: official`` reproduces the released code. c is measured in words separated by spaces, the gradients of δ
+accumulate over the attack, and its last step is dropped (`soft_prompts`). ``attack_init: latest`` starts from rows 1…k of
+the last prompt, which are the concept's own rows under ``suffix_k``. Timesteps do not match the noise level of x_t. If
+``layers`` contains 1, layers 10 and 11 are trained too. ``intended`` does none of this.
+
+Not implemented: ``condition_embd`` (the denoiser gets token embeddings without the text encoder) and groups of single UNet
+layers. The official list of 243 objects, chosen by a language model, is replaced by the request's retained concepts or
+the objects of COCO.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
 from overpaint.models.parameters import Parameter
 
-#: ``train`` -> which parameters of the UNet, where it is not the text encoder.
+#: ``train`` -> the denoiser's parameters to train; ``text_encoder`` is not among them.
 UNET_GROUPS: dict[str, Rule] = {
     "xattn": GROUPS["x"],
     "selfattn": GROUPS["selfattn"],
@@ -53,7 +55,7 @@ UNET_GROUPS: dict[str, Rule] = {
     "full": GROUPS["full"],
 }
 
-#: The object categories of COCO (Lin et al., 2014): what is retained where a request retains nothing.
+#: The object categories of COCO (Lin et al., 2014), retained if a request retains nothing.
 COCO = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,"
     "bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,"
@@ -66,7 +68,7 @@ COCO = (
 
 @dataclass(kw_only=True)
 class AdvUnlearn(Eraser):
-    """Hyper-parameters of AdvUnlearn; ``conf/method/advunlearn.yaml`` says what each means."""
+    """Hyper-parameters of AdvUnlearn; ``conf/method/advunlearn.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
     train: Literal["text_encoder", "xattn", "selfattn", "noxattn", "notime", "full"]
@@ -100,11 +102,9 @@ class AdvUnlearn(Eraser):
         at_least(1, attack_steps=self.attack_steps, attack_tokens=self.attack_tokens, attack_every=self.attack_every)
         at_least(2, rollout_steps=self.rollout_steps)
         if self.retain_prompts is not None and not all(isinstance(p, str) for p in self.retain_prompts or [None]):
-            raise UserError(f"retain_prompts takes a list of texts, got {self.retain_prompts!r}")
+            raise UserError(f"retain_prompts takes a list with at least one text, got {self.retain_prompts!r}")
         if self.train != "text_encoder" and (self.layers is not None or self.sublayers != "all" or self.train_norm):
-            raise UserError(
-                f"layers, sublayers and train_norm choose within the text encoder, not with train={self.train}"
-            )
+            raise UserError(f"layers, sublayers and train_norm need train=text_encoder, got train={self.train}")
 
     @property
     def acts_on(self) -> str:
@@ -130,13 +130,13 @@ class AdvUnlearn(Eraser):
         return Erasure("advunlearn", changes=student.changes())
 
     def group(self, model: DiffusionModel) -> list[str]:
-        """Names of the trained parameters."""
+        """The names of the trained parameters."""
         if self.train != "text_encoder":
             return parameter_group(model, UNET_GROUPS[self.train])
         return parameter_group(model, self.in_text_encoder, model.text_encoder_names)
 
     def in_text_encoder(self, p: Parameter) -> bool:
-        """Layers of the encoder and the norm behind them, never the embeddings."""
+        """The rule for ``train: text_encoder``: the chosen layers and the final norm, never the embeddings."""
         name = p.name.removeprefix("text_model.")
         if name.startswith("final_layer_norm."):
             return self.train_norm or (self.layers is None and self.sublayers == "all")
@@ -146,7 +146,10 @@ class AdvUnlearn(Eraser):
         return name.startswith(tuple(f"encoder.layers.{layer}" for layer in layers)) and part in name
 
     def retained(self, request: Request) -> list[str]:
-        """The prompts to retain: as given, else of the retained concepts, else of COCO's objects that share no word."""
+        """``retain_prompts``, else prompts of the retained concepts, else of COCO's objects.
+
+        COCO's objects that share a word with an erased concept are left out.
+        """
         if self.retain_prompts is not None:
             return self.retain_prompts
         if request.retain:
@@ -157,7 +160,7 @@ class AdvUnlearn(Eraser):
 
 
 class Run:
-    """One training: the concept in turn, the adversary's rows for it, and the two losses."""
+    """The state of a training run: the current concept, its adversarial rows, and the two losses."""
 
     def __init__(self, method: AdvUnlearn, model: DiffusionModel, student: Student, prompts: list[str], draws: Draws):
         self.method, self.model, self.student, self.draws = method, model, student, draws
@@ -166,7 +169,7 @@ class Run:
         self.latest: torch.Tensor | None = None
 
     def turn_to(self, concept: str, attacked: bool) -> None:
-        """Take up a concept, with the adversary's δ in its prompt or without."""
+        """Make this the current concept, with (``attacked``) or without a new adversarial δ in its prompt."""
         method, official = self.method, self.method.compat == "official"
         self.named = self.encoded([concept]).expand(method.batch_size, -1, -1)
         self.prompt = SoftPrompt(self.model, concept, method.attack_type, method.attack_tokens, official)
@@ -181,14 +184,14 @@ class Run:
             trace_values(adversarial=self.rows, ids=self.ids)
 
     def start(self) -> torch.Tensor:
-        """The free rows (1, k, width) that an attack starts from."""
+        """The initial free rows (1, k, width) of an attack."""
         k = self.prompt.size
         if self.method.attack_init == "random" or self.latest is None or self.latest.shape[1] < k:
             return self.prompt.random_start(self.draws)
         return self.latest[:, :k]
 
     def attack_loss(self, rows: torch.Tensor) -> torch.Tensor:
-        """How far the student under these token embeddings is from what the base says of the concept."""
+        """mean (e(x_t, T(c ⊕ δ)) − e0(x_t, T0(c)))² for the token embeddings ``rows`` (1, tokens, width) of c ⊕ δ."""
         x_t, t = self.noised(self.named)
         with torch.no_grad():
             wanted = self.model.predict(x_t, t, self.named)
@@ -197,7 +200,7 @@ class Run:
         return mse_loss(predicted.float(), wanted.float())
 
     def erase_loss(self) -> torch.Tensor:
-        """The erasing loss on the prompt of the turn; in ``reg`` mode with retained prompts at the same t."""
+        """The erasing loss for the current concept; with ``retain_train: reg``, plus the retaining loss at the same t."""
         method, model, size = self.method, self.model, self.method.batch_size
         kept = self.deck.deal() if method.retain_train == "reg" else []
         wanted = [self.named, self.encoded(kept)] if kept else [self.named]
@@ -215,7 +218,7 @@ class Run:
         return erase + method.retain_weight * retain
 
     def retain_loss(self) -> torch.Tensor:
-        """The retaining loss alone."""
+        """The retaining loss on its own."""
         kept = self.deck.deal()
         wanted = self.encoded(kept)
         x_t, t = self.noised(wanted)
@@ -227,16 +230,16 @@ class Run:
         return loss
 
     def encoded(self, texts: list[str]) -> torch.Tensor:
-        """The base's encodings (n, tokens, width)."""
+        """Encodings (n, tokens, width) by T0."""
         with torch.no_grad():
             return self.model.encode(texts)
 
     def asked(self, rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """The encoding of token embeddings (1, tokens, width), once a latent: (batch, tokens, width)."""
+        """The encoding of token embeddings (1, tokens, width), repeated for the batch: (batch, tokens, width)."""
         return self.model.encode_embeddings(rows, ids).expand_as(self.named)
 
     def noised(self, *prompts: torch.Tensor) -> Noised:
-        """x_t for the encodings (b, tokens, width) of each group of prompts, all at one t."""
+        """x_t and t for the encodings (b, tokens, width) of several groups of prompts, with a common t."""
         method, model = self.method, self.model
         k = self.draws.integer("k", 0, method.rollout_steps)
         shape = model.noise([0]).shape[1:]
@@ -250,7 +253,7 @@ class Run:
 
 
 class Deck:
-    """Prompts dealt without replacement; all come back once fewer are left than a hand takes."""
+    """Draws ``hand`` prompts at a time without replacement; starts again once fewer than ``hand`` are left."""
 
     def __init__(self, prompts: list[str], hand: int, draws: Draws):
         self.prompts, self.hand, self.draws = prompts, min(hand, len(prompts)), draws

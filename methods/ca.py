@@ -1,27 +1,28 @@
-"""CA (also AC): a concept's captions get the predictions that the network has for its anchor's, on pictures of the anchor.
+"""CA (Concept Ablation, also AC): the concept's captions get the same predictions as the anchor's, on images of the anchor.
 
 Kumari, Zhang, Wang, Shechtman, Zhang and Zhu, "Ablating Concepts in Text-to-Image Diffusion Models", ICCV 2023,
-arXiv 2303.13516. The model paints pictures of an anchor ("a photo of a cat"). With x_t a noised latent (b, 4, h, w) of one,
-c_a its caption, c* the same caption made to name the concept ("a photo of a grumpy cat"), e the student and M the cells
-of the latent that show the picture:
+arXiv 2303.13516. The unedited model generates images of an anchor ("a photo of a cat"). Notation: x_t (b, 4, h, w) is a
+noised latent of such an image, c_a its caption, c* the caption that names the concept instead ("a photo of a grumpy
+cat"), e the student, and M (b, 1, h, w) the mask of latents that show the image rather than augmentation padding:
 
     ablation = mean_i [ Σ_{chw} M (e(x_t, c*) − y)² / Σ_{hw} M ]
     y        = e(x_t, c_a)  without gradient (``loss: model``), or the true noise ε (``loss: noise``)
     loss     = ablation + prior_weight · mean (e(x'_t, c_a) − ε')²        the second term with ``prior`` only
 
-AdamW, gradients clipped to norm ``max_norm``. The teacher is the student of the same iteration, not the base. In
-cross-attention no gradient flows through the keys and values of the begin token. The sum over channels makes the ablation
-term four times a plain mean: it decides the balance with the prior and when clipping acts.
+The optimiser is AdamW with gradients clipped to norm ``max_norm``. The teacher in y is the current student, not the base.
+In cross-attention, no gradient flows through the keys and values of the begin token. The ablation term sums over the four
+channels, so it is four times a mean squared error, which matters for the balance with the prior and for clipping.
 
-Two official codes, both by the authors; ``OFFICIAL`` has their constants:
+The authors published two codes (``variant``); ``OFFICIAL`` has their constants:
 
-``diffusers``  the repository's present code, which could be run and compared.
-``compvis``    the code behind the paper's figures, by reading only: a third caption form for styles, the artist's name
-               doubled half of the time, no clipping, no doubled rate with the prior, little shrunken pictures left at
-               full size. Its pictures come from stochastic DDIM (η = 1), here from DDIM; its prior is augmented, too.
+``diffusers``  the current repository. This variant was compared with runs of it.
+``compvis``    the code of the paper's figures; this variant follows its source only. It differs from ``diffusers``: a
+               third caption form for styles, the artist's name twice in half of the captions, no clipping, no doubled
+               learning rate with the prior, and images scaled to 60 % or more stay at full size. Its images come from
+               stochastic DDIM (η = 1), here from DDIM; it also augments the prior's images.
 
-``compat: official`` masks a border of one cell in pictures that fill the frame, as ``diffusers`` does (``compvis`` does not);
-``intended`` masks only around pasted pictures.
+``compat: official`` masks a border of one latent cell in images that fill the frame, as the ``diffusers`` code does.
+``intended`` masks only around images that are pasted into a larger frame.
 """
 
 from __future__ import annotations
@@ -46,24 +47,24 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 
-#: What each official code runs with, where the YAML leaves it to the variant; ``max_norm`` 0 is no clipping. The weight 0.2
-#: of ``compvis`` stands before a sum over four channels.
+#: Defaults of each official code, used where the YAML says null; ``max_norm`` 0 means no clipping. The ``compvis`` code has
+#: the prior weight 0.2 with a prior term summed over four channels, hence 0.8 here.
 OFFICIAL = {
     "diffusers": {"prior_weight": 1.0, "max_norm": 1.0, "picture_scheduler": "dpm", "picture_steps": 25},
     "compvis": {"prior_weight": 0.8, "max_norm": 0.0, "picture_scheduler": "ddim", "picture_steps": 200},
 }
 
-#: ``train`` -> which parameters of the denoiser; ``embedding`` are token rows of the text encoder.
+#: ``train`` -> the denoiser's parameters to train. ``embedding`` trains token embeddings of the text encoder instead.
 GROUPS: dict[str, Rule] = {
     "kv": lambda p: p.attention == "cross" and p.role in ("key", "value"),
     "attn": lambda p: p.role != "",
     "full": lambda p: True,
 }
 
-#: Kind of a concept -> how its captions are made from its anchor's.
+#: Kind of a concept -> the rule that makes its captions from its anchor's; other kinds use ``object``.
 RULES = {"style": "style", "unsafe": "unsafe", "mark": "unsafe"}
 
-#: How c* is made of a caption c and the concept's name: one of three forms, drawn evenly.
+#: Rule -> three forms of c* for a caption c and the concept's name, drawn with equal probability.
 FORMS = {
     "style": ("{c}, in the style of {name}", "in {name}'s style, {c}", "in {name}'s style, {c}"),
     "style compvis": ("{c}, in the style of {name}", "in {name}'s style, {c}", "{name} inspired painting, {c}"),
@@ -71,16 +72,16 @@ FORMS = {
     "memorization": ("{name}",) * 3,
 }
 
-#: How augmentation resizes pictures.
+#: Resampling filter of the augmentation, by variant.
 FILTERS = {"diffusers": Image.Resampling.LANCZOS, "compvis": Image.Resampling.BICUBIC}
 
-#: Where the things of a style's anchor captions are.
+#: Places in the anchor captions of a style.
 PLACES = ("", " at night", " in the meadow", " at dusk", " under a blue sky", " in the desert")
 
 
 @dataclass(kw_only=True)
 class CA(Eraser):
-    """Hyper-parameters of CA; ``conf/method/ca.yaml`` says what each means."""
+    """Hyper-parameters of CA; ``conf/method/ca.yaml`` explains each."""
 
     variant: Literal["diffusers", "compvis"]
     compat: Literal["intended", "official"]
@@ -162,18 +163,21 @@ class CA(Eraser):
 
     @property
     def rate(self) -> float:
-        """The optimiser's learning rate: official base rates are multiplied by batch and, with the prior, by two."""
+        """The optimiser's learning rate. Official code multiplies it by the batch size and, with the prior, by two."""
         if not self.scale_learning_rate:
             return self.learning_rate
         return self.learning_rate * self.batch_size * (2 if self.prior and self.variant == "diffusers" else 1)
 
     @property
     def decay(self) -> float:
-        """Weight decay; none for token rows, where it would shrink every other word as well."""
+        """Weight decay; 0 for token embeddings, since it would shrink those of all other words too."""
         return 0.0 if self.train == "embedding" else self.weight_decay
 
     def student(self, model: DiffusionModel, targets) -> tuple[Student, dict[str, torch.Tensor]]:
-        """What learns, and for a token table which of its rows (words,) do: the concepts' word pieces, not the anchors'."""
+        """The student, and for a token table the mask (vocabulary,) of its trained rows.
+
+        These are the tokens of the concepts that are not tokens of the anchors.
+        """
         if self.train != "embedding":
             return Student(model, parameter_group(model, GROUPS[self.train])), {}
         pieces, kept = (
@@ -181,20 +185,23 @@ class CA(Eraser):
             for texts in ([concept.name for concept, _ in targets], [anchor for _, anchor in targets])
         )
         if not pieces - kept:
-            raise UserError("train=embedding has nothing to learn: the anchors hold every word of the concepts")
+            raise UserError(
+                "method=ca: train=embedding has nothing to train: the anchors contain all words of the concepts"
+            )
         names = [name for name in model.text_encoder_names if name.endswith("token_embedding.weight")]
         student = Student(model, names)
         rows = torch.zeros(len(student.masters[names[0]]), dtype=torch.bool)
         rows[sorted(pieces - kept)] = True
         return student, {name: rows for name in names}
 
-    # --- captions and pictures ---------------------------------------------------------------------------------
+    # --- captions and images -----------------------------------------------------------------------------------
 
     def rule_of(self, concept: Concept) -> str:
+        """The rule that makes the concept's captions: the hyper-parameter ``rule`` or the kind's own."""
         return self.rule or RULES.get(concept.kind, "object")
 
     def bank(self, model: DiffusionModel, targets: list[tuple[Concept, str]], draws: Draws) -> ImageBank:
-        """Pictures of the anchors; picture i belongs to concept i mod n."""
+        """Images of the anchors. Image i belongs to concept i mod n."""
         each = [self.anchor_captions(concept, anchor) for concept, anchor in targets]
         rows = [next(shuffled(draws, "captions", len(captions), self.pictures)) for captions in each]
         captions = [each[i % len(each)][rows[i % len(each)][i // len(each)]] for i in range(self.pictures)]
@@ -210,7 +217,7 @@ class CA(Eraser):
         )
 
     def anchor_captions(self, concept: Concept, anchor: str) -> list[str]:
-        """Captions of a concept's anchor; where its word is to be replaced, those that have it."""
+        """Captions of a concept's anchor. The rule ``object`` uses only captions that contain the anchor."""
         if self.captions:
             captions = read_captions(self.captions)
         else:
@@ -218,11 +225,15 @@ class CA(Eraser):
         if self.rule_of(concept) == "object":
             captions = [c for c in captions if anchor and target_caption("object", concept.name, c, 0, anchor) != c]
         if not captions:
-            raise UserError(f"rule=object replaces the anchor's word, and no caption has the anchor {anchor!r}")
+            raise UserError(f"method=ca: rule=object replaces the anchor in captions, but none contains {anchor!r}")
         return captions
 
     def sentences(self, concept: Concept, anchor: str) -> list[str]:
-        """Our own captions. A style's anchor is a medium ("painting of a house"), an unsafe concept's a list of things."""
+        """Captions from templates.
+
+        The anchor of a style is a medium ("painting"), which gives "painting of a house". The anchor of an unsafe concept
+        is a comma-separated list of subjects.
+        """
         if self.rule_of(concept) == "style" and self.templates is None:
             return [f"{anchor} of {thing}{place}" for place in PLACES for thing in THINGS]
         templates = phrase_templates(concept.kind, len(OBJECT), self.templates)
@@ -232,7 +243,7 @@ class CA(Eraser):
         return [template.format(thing) for template in templates for thing in things or THINGS]
 
     def batch(self, model: DiffusionModel, bank: ImageBank, targets, rows, prior_rows, draws: Draws) -> Batch:
-        """Pictures with the concept's and the anchor's caption; behind them, those of the prior with their own."""
+        """Images with the concept's and the anchor's captions, followed by the prior's images with their own captions."""
         size, cells = model.image_size, model.image_size // model.pixels_per_latent
         images, masks, captions = [], [], []
         for row in rows:
@@ -261,7 +272,7 @@ class CA(Eraser):
         return ImageOps.mirror(image) if self.flip and draws.integer("flip", 0, 2) else image
 
     def placement(self, size: int, draws: Draws) -> Placement:
-        """Where a picture goes in its frame: two in three are shrunken and pasted, the others zoomed into."""
+        """Draw an augmentation: 66 % of the images are shrunk and pasted into the frame, the others are zoomed in."""
         if not self.augment:
             return Placement(size, 0, 0)
         if draws.integer("percent", 0, 100) < 66:
@@ -274,11 +285,11 @@ class CA(Eraser):
 
     @property
     def bordered(self) -> bool:
-        """Whether the mask leaves a border in pictures that fill the frame, too."""
+        """Whether images that fill the frame get a masked border too."""
         return self.variant == "diffusers" and self.compat == "official"
 
     def named(self, concept: Concept, anchor: str, caption: str, draws: Draws) -> str:
-        """c*: the anchor's caption made to name the concept."""
+        """c*: the anchor's caption, changed to name the concept."""
         rule, name = self.rule_of(concept), concept.name
         if (rule, self.variant) == ("style", "compvis"):
             rule, name = "style compvis", " ".join([name] * draws.integer("names", 1, 3))
@@ -286,7 +297,10 @@ class CA(Eraser):
 
 
 class Batch(NamedTuple):
-    """Latents (b, 4, h, w), masks (b, 1, h, w) and ids (b, tokens); the anchor's ids have no rows for the prior."""
+    """Latents (b, 4, h, w), masks (b, 1, h, w), and token ids (b, tokens) of the concept's and of the anchor's captions.
+
+    ``anchor_ids`` has no rows for the prior's images.
+    """
 
     latents: torch.Tensor
     mask: torch.Tensor
@@ -295,7 +309,10 @@ class Batch(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Side of the resized picture, and its corner in the frame (or, if it is larger, the frame's corner in it), in pixels."""
+    """Side of the resized image and its top left corner in the frame, in pixels.
+
+    If the image is larger than the frame, the corner is that of the frame in the image.
+    """
 
     scale: int
     top: int
@@ -305,9 +322,9 @@ class Placement(NamedTuple):
 def place(
     image: Image.Image, at: Placement, cells: int, bordered: bool, resample: Image.Resampling
 ) -> tuple[Image.Image, torch.Tensor]:
-    """The picture pasted on grey or cropped, and the mask (1, cells, cells) of latents that show it.
+    """The image pasted on grey or cropped, and the mask (1, cells, cells) of the latents that show it.
 
-    A pasted picture loses a cell on every side, since its outermost latents have seen the grey, too.
+    The mask of a pasted image leaves out one cell on each side, because the encoder mixes them with the grey background.
     """
     size = image.width
     if at.scale == size and not bordered:
@@ -324,7 +341,7 @@ def place(
 
 
 def size_prefix(scale: float, draws: Draws) -> str:
-    """What the concept's caption says of a picture at this share of the frame; the anchor's caption says nothing."""
+    """A prefix of the concept's caption for an image scaled to this fraction of the frame; anchor captions have none."""
     if 0.6 <= scale <= 1:
         return ""
     words = ("a far away ", "very small ") if scale < 1 else ("zoomed in ", "close up ")
@@ -332,7 +349,7 @@ def size_prefix(scale: float, draws: Draws) -> str:
 
 
 def target_caption(rule: str, name: str, caption: str, form: int, anchor: str = "") -> str:
-    """c*: an anchor's caption made to name the concept, in one of three forms.
+    """c*: an anchor's caption, changed to name the concept in one of three forms.
 
     >>> target_caption("object", "grumpy cat", "a photo of a cat", 0, "cat")
     'a photo of a grumpy cat'
@@ -345,14 +362,14 @@ def target_caption(rule: str, name: str, caption: str, form: int, anchor: str = 
 
 
 def masked_error(predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Squared errors (b, 4, h, w), summed over channels and averaged over the masked cells, then over the batch."""
+    """Squared error of (b, 4, h, w), summed over channels, averaged over the cells in ``mask``, then over the batch."""
     errors = (predicted.float() - target.float()).square() * mask
     return (errors.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)).mean()
 
 
 @contextmanager
 def detached_begin(model: DiffusionModel) -> Iterator[None]:
-    """No gradient flows through the keys and values of the begin token inside the block; outputs are the same bits."""
+    """Inside the block, no gradient flows through the begin token's keys and values; outputs are unchanged bit for bit."""
 
     def detach(module, inputs, output: torch.Tensor) -> torch.Tensor:
         return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)

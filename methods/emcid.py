@@ -1,32 +1,34 @@
-"""EMCID: the text encoder's MLPs are taught to say at a concept's last word what makes the anchor's picture.
+"""EMCID: a closed-form edit of the text encoder's MLPs writes, at the concept's last token, a vector for the anchor's image.
 
 Xiong, Wu, Xie, Wu, Li and Liu, "Editing Massive Concepts in Text-to-Image Diffusion Models", arXiv 2403.13807; the solve
-is MEMIT's (Meng et al., ICLR 2023). Blocks l of the text encoder add W k to their residual stream, k (4d,) the input of
-``fc2`` and W (d, 4d). A concept s has an anchor g, sentences with a place for either, and a position: s's last word piece.
+is MEMIT's (Meng et al., ICLR 2023). Block l of the text encoder adds W k to the residual stream; k (4d,) is the input of
+``fc2`` and W (d, 4d) its weight. A concept s and its anchor g share sentence templates. The edited position is the last
+token of s.
 
-Stage 1, one vector z (d,) a concept. With δ added to the stream h (d,) of the last edited block at that position,
+Stage 1 optimises one vector z (d,) per concept. With δ added to the stream h (d,) after the last edited block:
 
     loss = mean (e(x_t, T_δ(s)) − e(x_t, T(g)))² + w_text mean (pool T_δ(s) − pool T(g))² + w_decay ‖δ‖/‖h‖²
 
-Adam, ‖δ‖ ≤ c ‖h‖ after every step, z = h + δ; x_t (sentences, c, h, w) are noised pictures of the concept, pool is the
-row of the end token. ``noise_loss: esd`` has e(∅) − μ (e(s) − e(∅)) for a target, ``off`` leaves the text loss alone.
+The optimiser is Adam with ‖δ‖ ≤ c ‖h‖ after every step; z = h + δ. x_t (sentences, c, h, w) are noised images of the concept,
+and pool is the row of the end token. ``noise_loss: esd`` uses the target e(∅) − μ (e(s) − e(∅)); ``off`` uses only the
+text loss.
 
-Stage 2, blocks l_1 < … < l_m in order, the earlier ones already edited; K (n, 4d) are the inputs of block l's fc2 at the
-positions, H (n, d) the stream behind the *last* block, both averaged over a concept's sentences, Z (n, d) the targets:
+Stage 2 edits the blocks l_1 < … < l_m in order. K (n, 4d) are the inputs of block l_i's fc2 at the edited positions, H
+(n, d) the stream after the *last* block, both averaged over a concept's sentences, and Z (n, d) the targets of stage 1:
 
     R = (Z − H)/(m − i + 1)
     ΔW = a Rᵀ K (λ (2 − a) C + a KᵀK)⁻¹,    C (4d, 4d) = mean k kᵀ over the tokens of many captions, a = 2 ``edit_weight``
 
-``num_edit_tokens`` r > 1 edits r positions a concept: its last word piece, the end token, and padding behind it; the text
-loss then compares the rows at those positions. Prompts are encoded with their mask, and the network sees a context as
-long as the longest one.
+``num_edit_tokens`` r > 1 edits r positions per concept: its last token, the end token, and padding after it. The text
+loss then compares the rows at these positions. Prompts are encoded with their attention mask, and the denoiser sees only
+the length of the longest prompt.
 
-``compat: official`` is the released code: it holds Z against W k + b of the block being edited instead of the stream H,
-so that a concept mapped to itself is not left alone and the stream moves away from Z, and h is that of the first sentence
-instead of their mean. ``intended`` (the default) is what z was optimised for.
+``compat: official`` reproduces the released code. It compares Z with W k + b of the edited block instead of the stream H,
+so that even a concept mapped to itself changes. It takes h from the first sentence instead of the mean. ``intended``
+(the default) is consistent with what z is optimised for.
 
-Not here: EWC instead of the decay (it needs a Fisher matrix that is not published), contrastive and full-padding text
-losses, targets from true noise, supervision by SLD, SDXL's two encoders.
+Not implemented: EWC instead of the decay (its Fisher matrix is not published), contrastive and full-padding text losses,
+targets from the true noise, supervision by SLD, and SDXL's two encoders.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ mse = torch.nn.functional.mse_loss
 
 @dataclass(kw_only=True)
 class EMCID(Eraser):
-    """Hyper-parameters of EMCID; ``conf/method/emcid.yaml`` says what each means."""
+    """Hyper-parameters of EMCID; ``conf/method/emcid.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
     layers: list[int] | None
@@ -86,7 +88,8 @@ class EMCID(Eraser):
         at_least(1, pictures=self.pictures, picture_steps=self.picture_steps, num_edit_tokens=self.num_edit_tokens)
         if not 0 < self.edit_weight < 1 or self.mom2_weight <= 0:
             raise UserError(
-                f"edit_weight lies between 0 and 1, mom2_weight above 0, got {self.edit_weight:g} and {self.mom2_weight:g}"
+                f"edit_weight takes a number between 0 and 1 and mom2_weight one above 0, got {self.edit_weight:g} and "
+                f"{self.mom2_weight:g}"
             )
         if not self.templates or not all(isinstance(t, str) and t.count("{}") == 1 for t in self.templates):
             raise UserError(f"templates takes sentences with one {{}} each, got {self.templates!r}")
@@ -103,12 +106,12 @@ class EMCID(Eraser):
         return Erasure("emcid", changes=changes, manifest={"caption_tokens": tokens, "conditions": conditions})
 
     def edited_layers(self, model: DiffusionModel) -> list[TextLayer]:
-        """The blocks to edit; all but the last unless they are given."""
+        """The blocks to edit: ``layers``, or all except the last."""
         known = model.text_layers()
         chosen = list(range(len(known) - 1)) if self.layers is None else self.layers
         if not chosen or chosen != sorted(set(chosen) & set(range(len(known)))):
             raise UserError(
-                f"layers takes ascending numbers of text-encoder blocks, 0 to {len(known) - 1}, got {chosen}"
+                f"layers takes the numbers of text-encoder blocks (0 to {len(known) - 1}) in ascending order, got {chosen}"
             )
         return [known[number] for number in chosen]
 
@@ -120,7 +123,7 @@ class EMCID(Eraser):
     def target(
         self, model: DiffusionModel, layer: TextLayer, source: Sentences, anchor: str, draws: Draws
     ) -> torch.Tensor:
-        """Z (r, d) of one concept: what the stream behind the last edited block should be at its positions."""
+        """Z (r, d) of one concept: the target of the stream after the last edited block at the edited positions."""
         if self.noise_loss == "esd":
             anchored = Sentences.of(model, ["{}"] * len(self.templates), "", self.num_edit_tokens)
         else:
@@ -154,20 +157,20 @@ class EMCID(Eraser):
         return h + shift.delta.detach()
 
     def text_loss(self, source: Sentences, anchored: Sentences, encoded, wanted) -> torch.Tensor:
-        """Between the end tokens' rows; of several edited positions, between the rows at those."""
+        """The mean squared error of the end tokens' rows or, with several edited positions, of the rows at these."""
         if self.num_edit_tokens == 1:
             return mse(source.ends(encoded), anchored.ends(wanted))
         return mse(source.rows(encoded), anchored.rows(wanted))
 
     def paint(self, model: DiffusionModel, source: Sentences, draws: Draws) -> ImageBank:
-        """Pictures of the concept, a sentence after the other and all of them ``pictures`` times, mirrored or not."""
+        """``pictures`` images of the concept for each sentence, randomly mirrored."""
         options = {"scheduler": "pndm", "steps": self.picture_steps, "guidance_scale": 7.5}
         bank = paint(model, source.texts * self.pictures, draws, **options)
         images = [ImageOps.mirror(image) if draws.integer("mirror", 0, 2) else image for image in bank.images]
         return ImageBank(model, images, bank.captions)
 
     def noised(self, bank: ImageBank, sentences: int, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_t (n, c, h, w) and t (n,): one picture a sentence, at a timestep of its own."""
+        """x_t (n, c, h, w) and t (n,): one image per sentence, each with its own timestep."""
         rows = [draws.integer("picture_of", 0, self.pictures) * sentences + n for n in range(sentences)]
         x_t, t, _ = diffused(bank.model, bank.latents(rows, draws, "x0"), draws)
         return draws.take("x", lambda _: x_t).to(x_t), t
@@ -182,7 +185,7 @@ class EMCID(Eraser):
         Z: torch.Tensor,
         moments: Sequence[torch.Tensor],
     ) -> tuple[dict[str, LowRank | Replacement], dict[str, float]]:
-        """ΔW of every layer, for Z (n, d) and the layers' second moments C (4d, 4d); and the conditions of the solves."""
+        """ΔW of every layer and the condition numbers of the solves, for Z (n, d) and second moments C (4d, 4d)."""
         changes, conditions, a = {}, {}, 2 * self.edit_weight
         for index in steps(len(layers), "layers"):
             layer, C = layers[index], moments[index].double()
@@ -192,7 +195,7 @@ class EMCID(Eraser):
             R = (Z.double() - H) / (len(layers) - index)
             cholesky, conditions[layer.name] = factored(
                 self.mom2_weight * (2 - a) * C + a * K.T @ K,
-                f"mom2_captions: their tokens do not span the {len(C)} inputs of {layer.name}; give more captions",
+                f"mom2_captions: the captions' tokens do not span the {len(C)} inputs of {layer.name}; use more captions",
             )
             changes[layer.name] = stored(LowRank(a * R.T, torch.cholesky_solve(K.T, cholesky).T), layer.weight)
         return changes, conditions
@@ -200,7 +203,7 @@ class EMCID(Eraser):
 
 @dataclass(frozen=True)
 class Sentences:
-    """A concept in its sentences: ids and mask (n, tokens), and one-hot positions (n, tokens, r) of what is edited."""
+    """Sentences with a concept: token ids and mask (n, tokens), and the edited positions, one-hot (n, tokens, r)."""
 
     texts: list[str]
     ids: torch.Tensor
@@ -209,13 +212,13 @@ class Sentences:
 
     @classmethod
     def of(cls, model: DiffusionModel, templates: Sequence[str], name: str, count: int) -> Sentences:
-        """``count`` positions: the last word piece of the name, the end token, and padding behind that."""
+        """Sentences with ``count`` edited positions: the last token of the name, the end token, and padding after it."""
         texts = [template.format(name) for template in templates]
         ids = model.padded_ids(texts)
         lengths = [len(model.token_ids(text)) for text in texts]
         if max(lengths) + max(0, count - 2) > model.tokens:
             raise UserError(
-                f"num_edit_tokens={count} does not fit behind {max(texts, key=len)!r}: {model.tokens} tokens"
+                f"num_edit_tokens={count} and {max(texts, key=len)!r} exceed the {model.tokens} positions of a prompt"
             )
         mask = torch.arange(model.tokens) < torch.tensor(lengths)[:, None]
         positions = torch.zeros(len(texts), model.tokens, count)
@@ -226,7 +229,7 @@ class Sentences:
         return cls(texts, ids, mask.long().to(ids.device), positions.to(ids.device, model.dtype))
 
     def rows(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Those of hidden states (n, tokens, d) at the edited positions: (n, r, d)."""
+        """The rows (n, r, d) of hidden states (n, tokens, d) at the edited positions."""
         return self.positions[:, : hidden.shape[1]].transpose(1, 2) @ hidden
 
     def ends(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -234,21 +237,24 @@ class Sentences:
         return hidden[torch.arange(len(hidden)), self.mask.sum(dim=1) - 1]
 
     def length(self) -> int:
-        """Tokens of the longest sentence."""
+        """The number of tokens of the longest sentence."""
         return int(self.mask.sum(dim=1).max())
 
     def encode(self, model: DiffusionModel, other: Sentences) -> torch.Tensor:
-        """Embeddings (n, tokens, d), as long as the longest sentence; with padding to edit, as long as either's longest."""
+        """Embeddings (n, tokens, d), truncated to the longest sentence.
+
+        If padding is edited, the length also covers it and the longest sentence of ``other``.
+        """
         padding = self.positions.shape[2] - 2
         length = self.length() if padding < 0 else max(self.length(), other.length()) + padding
         return model.encode_ids(self.ids[:, :length], self.mask[:, :length])
 
 
 class Shift:
-    """δ (r, d), added to the output of a text-encoder block at the edited positions (r of them).
+    """δ (r, d), added to the output of a text-encoder block at the r edited positions.
 
-    Implemented by adding δ to the output of the block's fc2, which is equivalent since the block only adds that to its
-    residual stream. A `overpaint.blocks.training.Trainable`.
+    It is added to the output of the block's fc2, which is equivalent, because the block adds this output to the stream.
+    `train` optimises it (`overpaint.blocks.training.Trainable`).
     """
 
     def __init__(self, layer: TextLayer, source: Sentences, h: torch.Tensor):
@@ -269,11 +275,11 @@ class Shift:
             hook.remove()
 
     def size(self) -> torch.Tensor:
-        """‖δ‖/‖h‖², the mean over positions."""
+        """‖δ‖/‖h‖², averaged over positions."""
         return (self.delta.norm(dim=1) / self.h.norm(dim=1) ** 2).mean()
 
     def project(self, clamp: float) -> None:
-        """‖δ‖ ≤ clamp ‖h‖ at every position."""
+        """Shrink δ to ‖δ‖ ≤ ``clamp`` ‖h‖ at every position."""
         with torch.no_grad():
             largest = clamp * self.h.norm(dim=1, keepdim=True)
             norm = self.delta.norm(dim=1, keepdim=True)
@@ -282,7 +288,7 @@ class Shift:
 
 @contextmanager
 def passing(*modules: torch.nn.Module) -> Iterator[dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
-    """What goes into and comes out of modules in the latest forward inside the block."""
+    """Record the first input and the output of each module in the latest forward inside the block."""
     seen = {}
 
     def look(module, arguments, output):
@@ -299,7 +305,7 @@ def passing(*modules: torch.nn.Module) -> Iterator[dict[torch.nn.Module, tuple[t
 def measured(
     model: DiffusionModel, sources: Sequence[Sentences], fc2: torch.nn.Module, last: torch.nn.Module
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """K (n, 4d), what fc2 is given at the edited positions, and H (n, d), what ``last`` says there: means of sentences."""
+    """K (n, 4d), the inputs of ``fc2``, and H (n, d), the outputs of ``last``, at the edited positions; means over sentences."""
     keys, states = [], []
     with torch.no_grad(), passing(fc2, last) as seen:
         for source in sources:
@@ -309,16 +315,19 @@ def measured(
     return torch.cat(keys), torch.cat(states)
 
 
-#: Captions encoded in one forward.
+#: Captions per forward of the text encoder.
 CAPTIONS_AT_ONCE = 64
 
 
 def second_moments(
     model: DiffusionModel, layers: Sequence[TextLayer], captions: Sequence[str]
 ) -> tuple[list[torch.Tensor], int]:
-    """C = mean k kᵀ (4d, 4d) of every layer over the tokens of the captions, begin and end included; and their number."""
+    """C = mean k kᵀ (4d, 4d) of every layer over all tokens of the captions, and the number of tokens.
+
+    Begin and end tokens are included, padding is not. Captions are truncated to the model's length.
+    """
     if not captions:
-        raise UserError("mom2_captions: EMCID needs captions to know what else the text encoder says; got none")
+        raise UserError("method=emcid needs mom2_captions: a caption collection, a CSV file or a list of texts")
     ids = model.padded_ids(captions, truncate=True)
     lengths = torch.tensor([len(model.token_ids(caption)) for caption in captions], device=ids.device)
     mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()

@@ -1,12 +1,13 @@
-"""ESD: the network learns to answer a concept's prompt with what its own guidance would steer away from.
+"""ESD: the network is fine-tuned so that the concept's prompt predicts what negative guidance with it would predict.
 
 Gandikota, Materzyńska, Fiotto-Kaufman and Bau, "Erasing Concepts from Diffusion Models", ICCV 2023, arXiv 2303.07345.
-With e0 the frozen network, e the student, c the concept's prompt, ∅ the empty one, and x_t a partly denoised latent:
+Notation: e0 is the frozen network, e the student, c the concept's prompt, ∅ the empty prompt, and x_t (batch, 4, h, w) a
+partly denoised latent:
 
     target = e0(x_t, b) − η (e0(x_t, c) − e0(x_t, ∅))
-    loss   = mean (e(x_t, f) − target)²                      Adam on one group of parameters, x_t (batch, 4, h, w)
+    loss   = mean (e(x_t, f) − target)²                      Adam on one group of parameters (``train``)
 
-Four official codes carry the name:
+There are four official codes (``variant``):
 
             base b   prompt f     x_t from                     defaults
 ``legacy``  ∅        c            student, DDIM 50, s_g = 3    η 1, lr 1e-5, 1000 iterations (the paper's code)
@@ -14,10 +15,11 @@ Four official codes carry the name:
 ``alt``     ∅ or f   erase_from   student, DDIM 50, s_g = 3    η 2, lr 2e-5, 200 iterations (b = ∅ where f = c)
 ``sdxl``    f        erase_from   base, Euler 50, s_g = 2      η 1, lr 2e-4 (u, full: 1e-5), 200 iterations
 
-``erase_from`` defaults to c; then ``current`` at η equals ``legacy``'s target at η − 1. One concept is drawn an
-iteration. ``legacy`` and ``alt`` feed timesteps that do not match the noise level of x_t: ``compat: official`` does too,
-``intended`` aligns them. Not reproduced: ``current`` rolls out at 1024 pixels whatever the model's own size; ``sdxl``
-feeds Euler's latents as they are, √(1+σ²) times what the network knows at t.
+``erase_from`` defaults to c. Then the target of ``current`` with η equals that of ``legacy`` with η − 1. With several
+concepts, each iteration draws one. The codes of ``legacy`` and ``alt`` use timesteps that do not match the noise level
+of x_t; ``compat: official`` reproduces this, ``intended`` uses the matching timestep. Not reproduced: the ``current``
+code rolls out at 1024 pixels at any model resolution, and the ``sdxl`` code feeds Euler's unscaled latents, which are
+√(1+σ²) times the network's input at t.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def _layer(module: torch.nn.Module) -> bool:
 
 
 def _outside(name: str) -> bool:
-    """CompVis's reading of what is no part of the body: the time embedding and the output block."""
+    """Whether CompVis's code excludes the parameter: it is in the time embedding or the output block."""
     return name.startswith(("time_embedding.", "conv_norm_out.", "conv_out."))
 
 
@@ -52,7 +54,7 @@ def _in_blocks(p: Parameter) -> bool:
     return _layer(p.module) and "block" in p.name and "emb" not in p.name
 
 
-#: ``train`` -> which parameters: ESD-x, ESD-x-strict (keys and values), self-attention, ESD-u, everything.
+#: ``train`` -> the parameters to train: ESD-x, ESD-x-strict (keys and values), self-attention, ESD-u, all.
 GROUPS: dict[str, Rule] = {
     "x": lambda p: p.attention == "cross",
     "strict": lambda p: p.attention == "cross" and p.role in ("key", "value"),
@@ -60,19 +62,19 @@ GROUPS: dict[str, Rule] = {
     "u": lambda p: p.attention != "cross" and not _outside(p.name),
     "full": lambda p: True,
 }
-#: The repository since 2025 picks Linear and Conv2d layers only: no normalisation, but the time embedding and output.
+#: The 2025 repository trains only Linear and Conv2d layers: no normalisation layers, but the time embedding and output.
 CURRENT_GROUPS: dict[str, Rule] = GROUPS | {
     "u": lambda p: p.attention != "cross" and _layer(p.module),
     "full": lambda p: _layer(p.module),
 }
-#: SDXL's script: layers of the blocks, without their time embeddings.
+#: The SDXL script: Linear and Conv2d layers of the blocks, without their time embeddings.
 SDXL_GROUPS: dict[str, Rule] = CURRENT_GROUPS | {
     "u": lambda p: p.attention != "cross" and _in_blocks(p),
     "full": _in_blocks,
 }
 
 
-#: What each official code runs with, where the YAML leaves it to the variant.
+#: Defaults of each official code, used where the YAML says null.
 OFFICIAL = {
     "legacy": {"negative_guidance": 1.0, "learning_rate": 1e-5, "iterations": 1000},
     "current": {"negative_guidance": 2.0, "learning_rate": 5e-5, "iterations": 200},
@@ -83,7 +85,7 @@ OFFICIAL = {
 
 @dataclass(kw_only=True)
 class ESD(Eraser):
-    """Hyper-parameters of ESD; ``conf/method/esd.yaml`` says what each means."""
+    """Hyper-parameters of ESD; ``conf/method/esd.yaml`` explains each."""
 
     variant: Literal["legacy", "current", "alt", "sdxl"]
     compat: Literal["intended", "official"]
@@ -109,7 +111,7 @@ class ESD(Eraser):
         at_least(0, learning_rate=self.learning_rate)
         if self.variant == "legacy" and self.erase_from is not None:
             raise UserError(
-                f"erase_from={self.erase_from!r} needs variant=current, alt or sdxl: the paper's code has no such prompt"
+                f"erase_from={self.erase_from!r} needs variant=current, alt or sdxl; variant=legacy does not have it"
             )
 
     @property
@@ -145,7 +147,7 @@ class ESD(Eraser):
         return Erasure("esd", changes=student.changes())
 
     def predictions(self, model: DiffusionModel, latents: torch.Tensor, t: int, embeds: list[torch.Tensor]):
-        """e0 for each of a few prompts, in one forward; prompts given twice are computed once."""
+        """e0(x_t, ·) (batch, 4, h, w) for each of the embeddings, in one forward without duplicates."""
         distinct = list({id(e): e for e in embeds}.values())
         rows = torch.cat([e.expand(len(latents), -1, -1) for e in distinct])
         with torch.no_grad():
@@ -156,12 +158,12 @@ class ESD(Eraser):
     def noised(
         self, model, student: Student, start, embeds, nothing, concept: str, source: str, draws: Draws
     ) -> Noised:
-        """x_t and t of one iteration; guidance is the sampler's own, from its unconditional embeddings."""
+        """x_t (batch, 4, h, w) and t for one iteration. ``nothing`` is the sampler's unconditional embedding."""
         steps, scheduler = self.rollout_steps, {"current": "pndm", "sdxl": "euler"}.get(self.variant)
         positive = embeds[source if scheduler else concept]
         guidance = Guidance(model, *(e.expand(len(start), -1, -1) for e in (positive, nothing)), self.start_guidance)
         k = draws.integer("k", 1, steps - 1) if self.variant == "alt" else draws.integer("k", 0, steps)
-        if scheduler:  # the base rolls out
+        if scheduler:  # the roll-out uses the base, not the student
             return rollout(model, start, guidance, scheduler, steps, k)
         with student.active():
             if self.variant == "legacy" and self.compat == "official":

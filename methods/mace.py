@@ -1,21 +1,23 @@
-"""MACE: what a concept's prompts leave behind is refined away, its attention is trained down, both are fused.
+"""MACE: a closed-form edit removes what context words say about the concept, LoRA removes its attention, both are fused.
 
-Lu, Wang, Li, Liu and Kong, "MACE: Mass Concept Erasure in Diffusion Models", CVPR 2024, arXiv 2403.06135. For every
-cross-attention key and value projection W0 (o, d) and a concept c with anchor m, put into 30 sentences each:
+Lu, Wang, Li, Liu and Kong, "MACE: Mass Concept Erasure in Diffusion Models", CVPR 2024, arXiv 2403.06135. For each
+cross-attention key and value projection W0 (o, d), and a concept c with anchor m in 30 sentences each:
 
     refine   T = [Σ (G − K)ᵀ K] (λI + Σ KᵀK + s B)⁻¹                      (d, d), the same for all layers
-             W1 = W0 + W0 T                        K, G (n, d) rows of c's and m's sentences but for their own words
-    learn    loss = Σ_l ‖A_l[pixels of c, tokens S]‖_F                    a rank-1 change U D of W1, one a concept
+             W1 = W0 + W0 T                        K, G (n, d): rows of c's and m's sentences, except c's and m's own
+    learn    loss = Σ_l ‖A_l[pixels of c, tokens S]‖_F                    a rank-1 change U D of W1 for each concept
     fuse     W = W1 + [Σ_i U_i D_i C_i + s (W0 − W1) B] (λI + Σ_i C_i + s B)⁻¹,   C_i = Σ EᵀE over all rows of c_i
 
-B = Σ EᵀE over all rows of many captions, plus ``domain_weight`` times that of the retained concepts: their outputs under
-W0 are to stay. A_l (heads, pixels, tokens) are a layer's attention maps for one of c's sentences over a noised picture of
-c, S the positions of c's word pieces and (``end_tokens``) of every end token, and with SD 1.x of the padding, which is one.
-t follows p(t) ∝ σ(0.05 (t − 200)) − σ(0.05 (t − 400)) (``importance``), where a picture's content is decided. The rows
-K and G are paired from both ends: common first ids, common last ids, padding; ``all_words`` pairs all positions.
+B = Σ EᵀE over all rows of many captions, plus ``domain_weight`` times that of the retained concepts; their outputs under
+W0 are preserved. A_l (heads, pixels, tokens) is the attention of layer l for a sentence of c and a noised image of c. S
+are the positions of c's tokens and, with ``end_tokens``, of all end tokens (including the padding with SD 1.x, which
+pads with end tokens). With ``importance``, t follows p(t) ∝ σ(0.05 (t − 200)) − σ(0.05 (t − 400)), the range in which
+image content is decided. K and G pair the tokens that both sentences share at their start and at their end, and the
+padding; ``all_words`` pairs all positions.
 
-The official code multiplies B by s twice in ``refine``, and shows the autoencoder pictures normalised by ImageNet's mean
-and deviation, which it was not trained on; ``compat: official`` does too. It sums and inverts in float32 for each layer.
+Official code multiplies B by s twice in ``refine`` and normalises images for the autoencoder with ImageNet's mean and
+deviation; ``compat: official`` reproduces both. It also sums and inverts in float32 for each layer, which is not
+reproduced.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
 
-#: What the official code normalises training pictures by, instead of to [−1, 1].
+#: Official code normalises training images with these values instead of to [−1, 1].
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Weights = Mapping[str, torch.Tensor]
@@ -50,7 +52,7 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(kw_only=True)
 class MACE(Eraser):
-    """Hyper-parameters of MACE; ``conf/method/mace.yaml`` says what each means."""
+    """Hyper-parameters of MACE; ``conf/method/mace.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
     default_anchor: str
@@ -106,7 +108,7 @@ class MACE(Eraser):
         return Erasure("mace", changes={name: Replacement(W.to(kinds[name])) for name, W in fused.items()})
 
     def prior(self, model: DiffusionModel, request: Request) -> torch.Tensor:
-        """B (d, d): captions and, ``domain_weight`` times, the retained concepts. Nothing is read where s is 0."""
+        """B (d, d): captions plus ``domain_weight`` times the retained concepts. Captions are not read if s is 0."""
         used = self.preserve_scale or self.fuse_preserve_scale
         captions, _ = caption_statistics(model, read_captions(self.prior_captions) if used else [])
         domain, _ = caption_statistics(model, [c.name for c in request.retain] if used else [])
@@ -115,19 +117,19 @@ class MACE(Eraser):
     # --- learn -------------------------------------------------------------------------------------------------
 
     def paint(self, model: DiffusionModel, concept: Concept, draws: Draws) -> ImageBank:
-        """Pictures of the concept by the unedited model."""
+        """Images of the concept by the unedited model."""
         prompt = "a photo in the style of {}" if concept.kind == "style" else "a photo of the {}"
         steps, scale = self.picture_steps, self.picture_guidance
         prompts = [prompt.format(concept.name)] * self.pictures
         return paint(model, prompts, draws, scheduler="dpm", steps=steps, guidance_scale=scale)
 
     def load_segmenter(self, model: DiffusionModel, request: Request) -> Segmenter | None:
-        """The two networks, if anything is to be segmented: what is missing is told before hours of work."""
+        """The segmenter, if it is needed. Loaded first, so that missing weights raise an error before hours of work."""
         needed = self.masks == "segmenter" and any(c.kind != "style" for c in request.erase)
         return Segmenter(self.detector, self.segmenter, self.box_threshold, model.device) if needed else None
 
     def masked(self, concept: Concept, pictures: ImageBank, segmenter, draws: Draws) -> Sequence[torch.Tensor]:
-        """Where each picture shows the concept, (h, w) boolean each; a style is everywhere."""
+        """A boolean mask (h, w) for each image of where it shows the concept; a style fills the whole image."""
         model = pictures.model
         if concept.kind == "style" or self.masks == "all":
             return torch.ones(len(pictures), 1, 1, dtype=torch.bool, device=model.device)
@@ -147,7 +149,7 @@ class MACE(Eraser):
         refined: Weights,
         draws: Draws,
     ) -> dict[str, LowRank]:
-        """U D of every projection, trained on top of W1 (``refined``)."""
+        """Train the change U D of every projection on top of W1 (``refined``)."""
         starts = {p.name: refined[p.name].to(p.weight.dtype) for p in model.projections("key", "value", stream="text")}
         student = LowRankStudent(model, list(starts), self.rank, draws, starts=starts)
         with torch.no_grad():
@@ -183,7 +185,10 @@ class MACE(Eraser):
 def refine(
     model: DiffusionModel, pairs: Iterable[Sequence[tuple[str, str]]], prior: torch.Tensor, lamb: float, all_words: bool
 ) -> dict[str, torch.Tensor]:
-    """W1 (o, d), float64, of every projection, for the (old, new) sentences of each concept and the weighted prior s B."""
+    """W1 (o, d), float64, of every projection.
+
+    ``pairs`` has the (concept, anchor) sentences of each concept; ``prior`` is s B (d, d).
+    """
     grams, moved = torch.zeros_like(prior), torch.zeros_like(prior)
     everything = list(range(model.tokens))
     for sentences in pairs:
@@ -205,7 +210,10 @@ def fuse(
     prior: torch.Tensor,
     lamb: float,
 ) -> dict[str, torch.Tensor]:
-    """W (o, d), float64, that answers each concept's sentences as W1 + U_i D_i does and captions (s B) as W0 does."""
+    """W (o, d), float64, of every projection: a least-squares fit to all changes.
+
+    For the sentences of concept i the fit is to W1 + U_i D_i, and for the captions (``prior``, s B) to W0.
+    """
     C = [caption_statistics(model, own)[0] for own in sentences]
     shared = shared_factor(sum(C) + prior, lamb)
     fused = {}
@@ -219,12 +227,12 @@ def fuse(
 
 
 def shared_factor(grams: torch.Tensor, lamb: float) -> Ridge:
-    """λI + grams (d, d), factored. Rows come already summed: 100 concepts have 200,000 of them."""
+    """λI + grams (d, d), factored. The rows are already summed: 100 concepts have 200,000 of them."""
     return factor(grams.new_empty(0, len(grams)), grams, lamb)
 
 
 def aligned(model: DiffusionModel, old: str, new: str) -> tuple[list[int], list[int]]:
-    """Positions of two sentences that differ in one phrase: common first ids, common last ids, and as many of padding."""
+    """The positions that two sentences share if they differ in one phrase: before it, after it, and in the padding."""
     a, b = model.token_ids(old), model.token_ids(new)
     first = common(a, b)
     last = common(a[first:][::-1], b[first:][::-1])
@@ -233,17 +241,17 @@ def aligned(model: DiffusionModel, old: str, new: str) -> tuple[list[int], list[
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two lists have in common before they first differ."""
+    """The length of the common prefix of two lists of ids."""
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-# --- what the changes learn from -------------------------------------------------------------------------------
+# --- the training loss -----------------------------------------------------------------------------------------
 
 
 def attention_loss(maps: Iterable[torch.Tensor], tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Σ_l ‖A_l[pixels, tokens]‖_F of maps (…, heads, pixels, all tokens).
+    """Σ_l ‖A_l[pixels, tokens]‖_F for maps A_l (…, heads, pixels, all tokens).
 
-    ``tokens`` (all tokens,) and ``mask`` (h, w) are boolean; the mask is read at each layer's pixels, nearest first.
+    ``tokens`` (all tokens,) and ``mask`` (h, w) are boolean. The mask is resized to each layer (nearest neighbour).
     """
     total = 0
     for A in maps:
@@ -255,7 +263,7 @@ def attention_loss(maps: Iterable[torch.Tensor], tokens: torch.Tensor, mask: tor
 
 
 def concept_tokens(model: DiffusionModel, prompt: str, concept: str, end_tokens: bool) -> torch.Tensor:
-    """S (tokens,), boolean: where the concept's word pieces stand in the prompt; with ``end_tokens`` every end token too."""
+    """S (tokens,), boolean: the positions of the concept's tokens in the prompt and, with ``end_tokens``, of all end tokens."""
     ids = model.padded_ids([prompt])[0].tolist()
     _, *word, end = model.token_ids(concept)
     found = [end_tokens and i == end for i in ids]
@@ -263,19 +271,21 @@ def concept_tokens(model: DiffusionModel, prompt: str, concept: str, end_tokens:
         if ids[start : start + len(word)] == word:
             found[start : start + len(word)] = [True] * len(word)
     if not any(found):
-        raise UserError(f"the words of {concept!r} are not in {prompt!r} as the tokenizer reads it: change templates")
+        raise UserError(
+            f"method=mace: the tokens of {concept!r} are not among those of {prompt!r}; use other templates=[…]"
+        )
     return torch.tensor(found, device=model.device)
 
 
 def focal_timesteps(total: int) -> torch.Tensor:
-    """p(t) for t = 0 … total − 1, float64: a plateau around 300 of 1000, where a picture's content is decided."""
+    """p(t) for t = 0 … total − 1, float64: a plateau from t = 200 to 400, where image content is decided."""
     t = torch.arange(total, dtype=torch.float64)
     likely = torch.sigmoid(0.05 * (t - 200)) - torch.sigmoid(0.05 * (t - 400))
     return likely / likely.sum()
 
 
 def official_latents(pictures: ImageBank, rows: Sequence[int], draws: Draws, name: str) -> torch.Tensor:
-    """`ImageBank.latents` of pictures normalised for an ImageNet classifier."""
+    """`ImageBank.latents` of images that are normalised with ImageNet's mean and deviation."""
     pixels = torch.from_numpy(np.stack([np.asarray(pictures.images[row], dtype=np.float32) for row in rows]) / 255)
     normalised = (pixels - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_DEVIATION)
     return draws.take(name, lambda g: pictures.model.pixels_to_latents(normalised.permute(0, 3, 1, 2), g))

@@ -1,14 +1,14 @@
-"""Negative prompt: the sampler is told what to move away from; no weight changes.
+"""Negative prompt: guidance steers away from an unwanted text. Weights do not change.
 
-The oldest baseline, in every diffusion user interface. With p the prompt, n the text of what is unwanted, w the guidance
-scale and e the network's prediction:
+The oldest baseline, available in every diffusion user interface. p is the prompt, n the unwanted text, w the guidance
+scale, and e the network's prediction (batch, c, h, w):
 
-    replace:     e(n) + w (e(p) − e(n))                       n takes the place of the empty prompt
+    replace:     e(n) + w (e(p) − e(n))                       n replaces the empty prompt
     composable:  e(∅) + w (e(p) − e(∅)) − w_n (e(n) − e(∅))   compositional negation: Liu et al., ECCV 2022,
                                                               arXiv 2206.01714; as a guard: TraSCE, arXiv 2412.07658
 
-``replace`` degenerates where p says no more than n: at n = p it is e(p), at any w. Without guidance (w ≤ 1) ``replace``
-does nothing. On top of another negative prompt of the same form and weight, n is both texts, joined by a comma.
+``replace`` has no effect on prompts equal to n (it gives e(p) at any w) and without guidance (w ≤ 1). Combined with another
+negative prompt of the same form and weight, n is both texts, joined by a comma.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from overpaint.models.guidance import Guard, Guidance
 
 @dataclass(kw_only=True)
 class NegativePrompt(Eraser):
-    """``form`` as above, ``weight`` is w_n, ``text`` is n (``None``: the erased concepts, joined by commas)."""
+    """Hyper-parameters; ``weight`` is w_n and ``text`` is n (``None``: the names of the concepts, joined by commas)."""
 
     form: Literal["replace", "composable"]
     weight: float
@@ -44,7 +44,7 @@ class NegativePrompt(Eraser):
         text = ", ".join(c.name for c in request.erase) if self.text is None else self.text
         settings = {"text": text, "form": self.form, "weight": self.weight}
         guard = NegativePromptGuard(**settings).on(model.guidance)
-        model.padded_ids([guard.text])  # a text that does not fit is told now, not while sampling
+        model.padded_ids([guard.text])  # raises now, instead of during sampling, if the text is too long
         return Erasure("negative_prompt", "guard", settings=settings)
 
     @classmethod
@@ -60,19 +60,23 @@ class NegativePrompt(Eraser):
 
 @dataclass(frozen=True)
 class NegativePromptGuard(Guard):
-    """Makes the `Guidance` of each batch of images."""
+    """Creates the `Guidance` of each batch of images."""
 
     text: str
     form: Literal["replace", "composable"]
     weight: float
 
     def on(self, guidance) -> NegativePromptGuard:
-        """This guard for a model with that guidance: one guard with both texts, if it is another of its own sort."""
+        """This guard for a model that has ``guidance``: merged with a negative prompt of the same form and weight.
+
+        Raises:
+            UserError: the model has another kind of guard, or a negative prompt with another form or weight.
+        """
         if guidance is Guidance:
             return self
         if not isinstance(guidance, NegativePromptGuard) or replace(guidance, text=self.text) != self:
             raise UserError(
-                "a negative prompt goes on top of another of the same form and weight, not on another guard"
+                "method=negative_prompt can be combined only with another negative prompt of the same form and weight"
             )
         return replace(self, text=f"{guidance.text}, {self.text}")
 
@@ -85,7 +89,7 @@ class NegativePromptGuard(Guard):
 
 
 class Composable(Guidance):
-    """Guidance towards the prompt and away from the unwanted text, each against the empty prompt."""
+    """Guidance towards the prompt and away from the unwanted text, both relative to the empty prompt."""
 
     def __init__(self, model, positive, negative, scale, unwanted, weight):
         super().__init__(model, positive, negative, scale)

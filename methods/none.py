@@ -1,4 +1,4 @@
-"""The unedited model: an erasure that changes nothing, the reference that every method is compared with."""
+"""The unedited model: an erasure that changes nothing, with which all methods are compared."""
 
 from __future__ import annotations
 

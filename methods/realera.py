@@ -1,24 +1,25 @@
-"""RealEra: not only a concept's text row is erased, but a neighbourhood of it, in which its relatives are expected.
+"""RealEra: erases a neighbourhood of the concept's text row, in which related concepts are expected.
 
 Liu, An, Zhang, Li, Wu, Gu, Lin and Wang, "RealEra: Semantic-level Concept Erasure via Neighbor-Concept Mining", arXiv
-2410.09140. There is no official code, and every number here is ours: this is a method of RealEra's kind. e (d,) is the
-row of a concept's last word piece, m that of its anchor. Neighbours of e, the mined concepts, are
+2410.09140. There is no official code; the hyper-parameters are our own. e (d,) is the row of a concept's last token and m
+that of its anchor. The neighbours of e ("mined concepts") are
 
-    e + η,  η = r u,  u even on the unit sphere,  r even on (0, D₁],  kept if S₁ ≤ cos(e, e + η) ≤ S₂
+    e + η,  η = r u,  u uniform on the unit sphere,  r uniform on (0, D₁],  kept if S₁ ≤ cos(e, e + η) ≤ S₂
 
-with D₁ = ``radius`` ‖e‖. In many dimensions η is almost orthogonal to e, cos ≈ 1/√(1 + r²/‖e‖²): the two conditions say
-much the same. For every cross-attention key and value matrix W (o, d), e and its neighbours e_0 … e_K are all mapped to m:
+with D₁ = ``radius`` ‖e‖. In high dimensions η is almost orthogonal to e and cos ≈ 1/√(1 + r²/‖e‖²), so the radius and
+the bounds of the cosine constrain nearly the same quantity. For each cross-attention key and value matrix W (o, d), e_0 = e
+and its neighbours e_1 … e_K are mapped to m:
 
-    R_k = (m − e_k) Wᵀ                                    and R = (G − E) Wᵀ for the rows behind, to the end of the padding
-    W₁ = W + Σ w Rᵀ E (λI + Σ w EᵀE + β Σ PᵀP)⁻¹          w = 1/(K + 1) for the e_k, 1 for the rows behind
+    R_k = (m − e_k) Wᵀ                                    and R = (G − E) Wᵀ for the later rows, to the end of the padding
+    W₁ = W + Σ w Rᵀ E (λI + Σ w EᵀE + β Σ PᵀP)⁻¹          w = 1/(K + 1) for the e_k, 1 for the later rows
 
-P are the rows *beyond* the concept, whose outputs stay: all those of "" and of every retained concept, and
-``beyond_samples`` rows at distances between D₁ and D₂ = ``beyond_radius`` ‖e‖ (weight β/their number). They are
-indispensable: over many neighbours Σ w e_kᵀe_k grows by σ²I, so that without them the edit shrinks W in all directions.
-At D₁ = 0 and K = 0 this is UCE.
+P are rows *beyond* the concept, whose outputs are preserved: all rows of "" and of every retained concept, and
+``beyond_samples`` rows at distances between D₁ and D₂ = ``beyond_radius`` ‖e‖ (each with weight β/``beyond_samples``).
+Without them the edit would shrink W in all directions, since Σ w e_kᵀe_k over many neighbours approaches e eᵀ + σ²I. With
+D₁ = 0 and K = 0 the edit is UCE.
 
-Then a low-rank change of the same matrices is trained. T(c + η) is the concept's encoding with a fresh η in its row, r a
-retained concept (or ""), x_t a noised picture of the concept, e0 the unedited network:
+Then a low-rank change of the same matrices is trained. T(c + η) is the concept's encoding with a new η in its row, r a
+retained concept (or ""), x_t a noised image of the concept, and e0 the unedited network:
 
     loss = mean (e(x_t, T(c + η)) − e0(x_t, T(m)))² + β' mean (e(x_t, T(r)) − e0(x_t, T(r)))²              Adam
 """
@@ -41,9 +42,9 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank
 
-#: Rounds in which refused neighbours are drawn again before a request is called impossible.
+#: Rounds of rejection sampling before neighbours count as impossible to draw.
 ROUNDS = 100
-#: Where a cosine of 1 is computed as a little more or less.
+#: Tolerance of the bounds of the cosine, for rounding.
 ROUNDING = 1e-12
 
 mse = torch.nn.functional.mse_loss
@@ -51,7 +52,10 @@ mse = torch.nn.functional.mse_loss
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Perturbed rows e + η of a row e: ‖η‖ between two multiples of ‖e‖, cos(e, e + η) between two bounds."""
+    """Perturbed rows e + η of a row e.
+
+    ‖η‖/‖e‖ is between ``nearest`` and ``farthest``, cos(e, e + η) between ``lowest`` and ``highest``.
+    """
 
     nearest: float
     farthest: float
@@ -74,14 +78,14 @@ class Neighbourhood:
             cosine = torch.nn.functional.cosine_similarity(drawn, e[None])
             rows = torch.cat([rows, drawn[(cosine >= self.lowest - ROUNDING) & (cosine <= self.highest + ROUNDING)]])
         raise UserError(
-            f"radius={self.farthest:g} hardly ever meets min_cosine={self.lowest:g} and max_cosine={self.highest:g}: at "
-            f"that distance the cosine is about {(1 + self.farthest**2) ** -0.5:.3f}"
+            f"radius={self.farthest:g} is incompatible with min_cosine={self.lowest:g} and max_cosine={self.highest:g}: "
+            f"at that distance the cosine is about {(1 + self.farthest**2) ** -0.5:.3f}"
         )
 
 
 @dataclass(kw_only=True)
 class RealEra(Eraser):
-    """Hyper-parameters of RealEra; ``conf/method/realera.yaml`` says what each means."""
+    """Hyper-parameters of RealEra; ``conf/method/realera.yaml`` explains each."""
 
     default_anchor: str
     neighbours: int
@@ -113,7 +117,8 @@ class RealEra(Eraser):
         at_least(self.radius, beyond_radius=self.beyond_radius)
         if not -1 <= self.min_cosine <= self.max_cosine <= 1:
             raise UserError(
-                f"min_cosine and max_cosine take -1 to 1 in this order, got {self.min_cosine:g} and {self.max_cosine:g}"
+                f"min_cosine and max_cosine take numbers from -1 to 1 in ascending order, got {self.min_cosine:g} and "
+                f"{self.max_cosine:g}"
             )
 
     @property
@@ -144,7 +149,7 @@ class RealEra(Eraser):
     def aligned(
         self, model: DiffusionModel, pairs: list[tuple[str, str]], retained: list[str], draws: Draws
     ) -> tuple[Ridge, torch.Tensor, torch.Tensor]:
-        """The factored problem, and rows G and E (n, d), both scaled by the square root of their weights."""
+        """The factored problem, and the rows G and E (n, d), scaled by the square roots of their weights."""
         rows = TextRows(model, [text for pair in pairs for text in pair] + retained)
         wanted, edited, beyond = [], [], []
         ring = Neighbourhood(self.radius, self.beyond_radius, -1.0, 1.0)
@@ -199,7 +204,7 @@ class RealEra(Eraser):
         return paint(model, [name] * self.pictures, draws, **options)
 
     def near(self, model: DiffusionModel, name: str, embeds: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """T(c + η) (batch, tokens, width): a neighbour of its own in the place of the last word piece, for each latent."""
+        """T(c + η) (batch, tokens, width): the encoding with another neighbour at the last token for each latent."""
         position = model.last_subject_token(name)
         rows = self.neighbourhood.sample(embeds[0, position], self.batch_size, draws, "eta")
         placed = embeds.repeat(self.batch_size, 1, 1)
@@ -208,6 +213,6 @@ class RealEra(Eraser):
 
 
 def joined(change: LowRank, student: LowRankStudent, name: str) -> LowRank:
-    """The closed form's factors and the trained ones side by side."""
+    """The sum of the closed-form and the trained change, as concatenated factors."""
     up, down = (student.masters[f"{name}:{side}"].detach().double() for side in ("up", "down"))
     return LowRank(torch.cat([change.up, up], dim=1), torch.cat([change.down, down]))

@@ -1,25 +1,20 @@
-"""RECE: after a UCE edit, find the text rows that still bring the concept back, and edit those away too.
+"""RECE: after a UCE edit, repeatedly find the text rows that still produce the concept, and edit them as well.
 
 Gong, Chen, Wei, Chen and Jiang, "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models", ECCV 2024,
-arXiv 2407.12383. W° (o, d) are the model's key and value matrices, W the present ones: UCE's (``legacy``, ``replace``) to
-begin with. E(p) (77, d) are all rows of a text, E(c) of a concept, E(g) of its anchor. Every epoch, with sums over all
-matrices of all layers,
+arXiv 2407.12383. W° (o, d) are the model's key and value matrices, W the current ones, initially those of UCE (``legacy``,
+``replace``). E(p) (77, d) are all rows of a text p; c is a concept, g its anchor. Each epoch, with sums over all matrices
+of all layers:
 
     G = Σ WᵀW,  H = Σ WᵀW°                                                  (d, d)
-    A = E(c) Mᵀ,  M = (G + rI)⁻¹ H      least Σ ‖W a − W° e‖² + r‖a‖² for each row e: the adversarial rows (77, d)
-    R = (E(g) − A) Wᵀ                                                        (77, o), row for row
+    A = E(c) Mᵀ,  M = (G + rI)⁻¹ H      the adversarial rows (77, d): each row a minimises Σ ‖W a − W° e‖² + r‖a‖²
+    R = (E(g) − A) Wᵀ                                                        (77, o)
     W ← W + α Rᵀ A S⁻¹,  S = λI + α AᵀA + β Σ_t E(t)ᵀE(t)                    α ``erase_scale``, β ``retain_scale``
 
-for all concepts at once; t are the empty text and the retained ones, whose outputs under the present W are kept. The
-other forms of ``regulariser`` pull the rows elsewhere than to zero, or count the concept's own rows in:
+All concepts are solved together. The texts t are the empty text and the retained concepts; their outputs under the current
+W are preserved. This is ``regulariser: zero``; `overpaint.blocks.adversarial_rows` has the equations of the other forms.
 
-    standard   to the rows of a text:         A = (E(c) Hᵀ + r E(text)) (G + rI)⁻¹
-    first      to what W makes of E(c):       M = ((1 + r) G)⁻¹ (H + rG)
-    second     to E(c):                       M = (G + rI)⁻¹ (H + rI)
-    both                                      M = ((1 + r) G + rI)⁻¹ (H + rG + rI)
-
-The official code keeps the last epoch for artists and objects, and for unsafe content the first whose pictures show the
-least of it to a detector (``select: validation``). It inverts in float32 for every layer; here S is factored once an epoch.
+Official code keeps the last epoch for artists and objects. For unsafe content it keeps the epoch whose images a detector
+flags least often (``select: validation``). It inverts in float32 for each layer; here S is factored once per epoch.
 """
 
 from __future__ import annotations
@@ -46,7 +41,7 @@ from overpaint.models.erasure import Erasure, LowRank, Replacement
 
 @dataclass(kw_only=True)
 class RECE(Eraser):
-    """Hyper-parameters of RECE; ``conf/method/rece.yaml`` says what each means."""
+    """Hyper-parameters of RECE; ``conf/method/rece.yaml`` explains each."""
 
     epochs: int
     regulariser: Regulariser
@@ -75,9 +70,9 @@ class RECE(Eraser):
         at_least(0, lamb=self.lamb)
         at_least(1, validation_images=self.validation_images)
         if self.select == "validation" and not self.validation_detector:
-            raise UserError("select=validation needs validation_detector: the name of what looks at the pictures")
+            raise UserError("select=validation needs validation_detector=NAME (overpaint list detectors)")
         if self.regulariser_text is not None and self.regulariser != "standard":
-            raise UserError(f"regulariser_text needs regulariser=standard, which pulls to it; got {self.regulariser}")
+            raise UserError(f"regulariser_text needs regulariser=standard, got regulariser={self.regulariser}")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         uce = self.uce()
@@ -107,7 +102,7 @@ class RECE(Eraser):
         return Erasure("rece", changes=maps[epoch].changes(projections), manifest=manifest)
 
     def uce(self) -> UCE:
-        """What makes the start."""
+        """The method that makes the initial edit."""
         settings = {
             "variant": "legacy",
             "technique": "replace",
@@ -120,7 +115,7 @@ class RECE(Eraser):
         return component("method", "uce").build(settings)
 
     def rate(self, model: DiffusionModel, request: Request, changes: dict[str, LowRank | Replacement]) -> float:
-        """The share of validation pictures in which the detector still sees the concept that was asked for."""
+        """The fraction of validation images in which the detector still sees the concept."""
         detector = component("detector", self.validation_detector).build()
         given = read_captions(self.validation_prompts)
         draws, seen = Draws(self.seed), []
@@ -139,5 +134,5 @@ class RECE(Eraser):
             judged = scores[label][~scores["failed"]]
             seen += (judged >= self.validation_threshold).tolist()
         if not seen:
-            raise UserError(f"validation_detector={self.validation_detector} failed on every validation picture")
+            raise UserError(f"validation_detector={self.validation_detector} failed on every validation image")
         return sum(seen) / len(seen)

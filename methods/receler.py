@@ -52,7 +52,7 @@ MASK_SIDE = 16
 
 @dataclass(kw_only=True)
 class Receler(Eraser):
-    """Hyper-parameters of Receler; ``conf/method/receler.yaml`` says what each means."""
+    """Hyper-parameters of Receler; ``conf/method/receler.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
     rank: int

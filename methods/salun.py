@@ -1,24 +1,25 @@
-"""SalUn: the weights that matter most to a concept learn to answer its name with another concept's predictions.
+"""SalUn: the weights with the largest gradients for a concept are trained to predict another concept for its prompts.
 
 Fan, Liu, Zhang, Wong, Wei and Liu, "SalUn: Empowering Machine Unlearning via Gradient-Based Weight Saliency in Both Image
-Classification and Generation", ICLR 2024, arXiv 2310.12508. D_f are pictures of the concept with caption c, D_r pictures
-of what is retained with captions c_r, c_p is the caption of a stand-in, x_t a noised latent (b, 4, h, w), e the student:
+Classification and Generation", ICLR 2024, arXiv 2310.12508. D_f are images of the concept with captions c, D_r images of
+retained concepts with captions c_r, c_p are captions of a stand-in for the concept, x_t and x_r noised latents
+(b, 4, h, w) of D_f and D_r, and e is the student:
 
-    g    = |Σ_batches ∇_θ mean (ε − (1 + w) e(x_t, c) + w e(x_t, ∅))²|     over D_f, at the base; w ``saliency_guidance``
-    m    = 1 for the share ``density`` of all the denoiser's weights with the largest g, else 0
+    g    = |Σ_batches ∇_θ mean (ε − (1 + w) e(x_t, c) + w e(x_t, ∅))²|     over D_f, for the base; w ``saliency_guidance``
+    m    = 1 for the fraction ``density`` of the denoiser's weights with the largest g, else 0
     loss = mean (e(x_t, c) − y)² + α mean (e(x_r, c_r) − ε_r)²,            y = e(x_t, c_p) without gradient
-    θ   ← Adam with the gradient m ⊙ ∇loss                                  weights with m = 0 keep every bit
+    θ   ← Adam with the gradient m ⊙ ∇loss                                  weights with m = 0 do not change
 
-The gradient of g flows through both predictions. The teacher is the student of the same iteration. Forget and retain
-batches have timesteps and noise of their own.
+The gradient of g includes both predictions. The teacher in y is the current student. The two terms of the loss have
+separate timesteps and noise.
 
-The stand-in of a concept is its anchor, or else the next of the retained concepts (official: the next class of ten), or
-else the default anchor; of a style that is the same thing without a style. Official code trains on Imagenette's photographs
-for objects and on 800 + 800 painted pictures for nudity; here ``folder`` holds pictures, or the model paints them.
+The stand-in is the concept's anchor, else the next retained concept (in official code the next of ten classes), else the
+default anchor; for styles, the default anchor is an image without a style. Official code trains on Imagenette's
+photographs for objects and on 800 + 800 generated images for nudity. Here images are read from ``folder`` or generated.
 
-``compat: official`` draws the latent of y's x_t apart from the student's (same t and ε) and takes the pictures of what is
-erased in order (for unsafe concepts the retained ones, too); ``intended`` uses one latent for both and shuffles.
-``saliency: abs`` sums |∇| over batches instead, which keeps weights whose gradients cancel.
+``compat: official`` samples the latents of y separately from those of the student, with the same t and ε, and takes the
+images of D_f in order (for unsafe concepts those of D_r too); ``intended`` uses the same latents and shuffles.
+``saliency: abs`` sums |∇| over batches, so that gradients of different batches do not cancel.
 """
 
 from __future__ import annotations
@@ -49,19 +50,19 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.run.progress import steps
 
-#: ``train`` -> which parameters learn, of those that the mask leaves.
+#: ``train`` -> the parameters to train, among those in the mask.
 GROUPS: dict[str, Rule] = {
     "full": lambda p: True,
     "xattn": lambda p: p.attention == "cross",
 }
 
-#: The concept's number of every picture of a bank, and what it shows a style on (nothing known of a folder's pictures).
+#: For each image of a bank, the index of its concept and its subject (unknown, "", for images of a folder).
 Shown = list[tuple[int, str]]
 
 
 @dataclass(kw_only=True)
 class SalUn(Eraser):
-    """Hyper-parameters of SalUn; ``conf/method/salun.yaml`` says what each means."""
+    """Hyper-parameters of SalUn; ``conf/method/salun.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
     train: Literal["full", "xattn"]
@@ -92,7 +93,7 @@ class SalUn(Eraser):
             raise UserError(f"density takes a number above 0 and up to 1, got {self.density!r}")
         if self.folder is not None and not Path(self.folder).expanduser().is_dir():
             raise UserError(
-                f"folder={self.folder} is no folder; it takes one with a folder of pictures for each concept"
+                f"folder={self.folder} is not a folder; it takes a folder that has a subfolder of images for each concept"
             )
         if self.template is not None and "{}" not in self.template:
             raise UserError(f"template takes a sentence with {{}} for the concept, got {self.template!r}")
@@ -143,12 +144,12 @@ class SalUn(Eraser):
         return Erasure("salun", changes=student.changes(), manifest={"pictures": [len(forget), len(retain)]})
 
     def rows(self, name: str, bank: ImageBank, draws: Draws, ordered: bool) -> Iterator[list[int]]:
-        """Batches of a bank's rows without end, in order or shuffled."""
+        """Endless batches of a bank's rows, in order or shuffled."""
         order = in_order if ordered else partial(shuffled, draws, name)
         return order(len(bank), self.batch_size)
 
     def mask(self, model: DiffusionModel, bank: ImageBank, embeds: Encoded, draws: Draws) -> dict[str, torch.Tensor]:
-        """m for every parameter of the denoiser, by name: booleans of its shape."""
+        """m by name: a boolean mask in the shape of each parameter of the denoiser."""
         base = Student(model, parameter_group(model, GROUPS["full"]))
         total: dict[str, torch.Tensor] = {}
         w = self.saliency_guidance
@@ -170,22 +171,22 @@ class SalUn(Eraser):
         trace_values(mask=mask)
         return mask
 
-    # --- pictures ----------------------------------------------------------------------------------------------
+    # --- images and captions -----------------------------------------------------------------------------------
 
     def stand_in(self, request: Request, index: int) -> Concept | None:
-        """What the index-th erased concept is taken for; ``None`` for the empty anchor, the unconditional prompt."""
+        """The stand-in of an erased concept; ``None`` for the empty anchor, which means the unconditional prompt."""
         concept = request.erase[index]
         if concept.anchor is None and request.retain:
             return request.retain[index % len(request.retain)]
         name, kind = concept.anchor, concept.kind
         if name is None:
             name = self.default_anchor
-            kind = "object" if kind in ("person", "character") else kind  # no proper name: it takes an article
+            kind = "object" if kind in ("person", "character") else kind  # not a proper name, so it needs an article
         known = {retained.name: retained for retained in request.retain}
         return known.get(name) or (replace(concept, name=name, kind=kind, article="", anchor=None) if name else None)
 
     def bank(self, model: DiffusionModel, concepts, count: int, draws: Draws) -> tuple[ImageBank, Shown]:
-        """Pictures of concepts, and what each shows: all of a folder, or ``count`` painted ones in turn."""
+        """Images of concepts and what each shows: all images of ``folder``, or ``count`` generated ones."""
         if self.folder is None:
             shown = turns(len(concepts), count)
             captions = [self.caption(concepts[owner], thing) for owner, thing in shown]
@@ -197,7 +198,7 @@ class SalUn(Eraser):
         return ImageBank(model, [image for images in found for image in images], captions), shown
 
     def caption(self, concept: Concept | None, thing: str) -> str:
-        """What a picture is called if it shows this concept; a style is seen on a thing. Nothing is the empty prompt."""
+        """The caption of an image of a concept; a style needs a subject (``thing``). ``None`` gives the empty prompt."""
         if concept is None:
             return ""
         if self.template is not None:
@@ -212,30 +213,30 @@ class SalUn(Eraser):
 
 
 def turns(concepts: int, count: int) -> Shown:
-    """``count`` pictures of concepts in turn; every concept goes through all things, each from one of its own on."""
+    """Assign ``count`` images to concepts in turn; each concept cycles through all subjects, from another first one."""
     pictures = (divmod(index, concepts) for index in range(count))
     return [(owner, THINGS[(owner + number) % len(THINGS)]) for number, owner in pictures]
 
 
 def enough(**pictures: tuple[int, Sequence]) -> None:
-    """An error where a setting's number of pictures is below that of the concepts they are of."""
+    """Raise a `UserError` if a hyper-parameter sets fewer images than there are concepts."""
     for name, (count, concepts) in pictures.items():
         if count < len(concepts):
-            raise UserError(f"{name}={count} is too few for {len(concepts)} concepts, each of which needs a picture")
+            raise UserError(f"{name}={count} is too few for {len(concepts)} concepts: each needs an image")
 
 
 def in_order(count: int, batch_size: int) -> Iterator[list[int]]:
-    """Batches of row numbers below ``count`` in order, pass after pass; the last one of a pass may be smaller."""
+    """Endless batches of row numbers below ``count`` in order; the last batch of each pass may be smaller."""
     while True:
         yield from ([*range(count)[start : start + batch_size]] for start in range(0, count, batch_size))
 
 
-#: Embeddings (b, tokens, width) of some of the texts known to it.
+#: Maps texts that were encoded before to their embeddings (b, tokens, width).
 Encoded = Callable[[Iterable[str]], torch.Tensor]
 
 
 def encoded(model: DiffusionModel, texts: Sequence[str]) -> Encoded:
-    """Encode each text once."""
+    """Encode each distinct text once."""
     distinct = list(dict.fromkeys(texts))
     with torch.no_grad():
         rows = model.encode(distinct)
@@ -248,7 +249,10 @@ def mean_square(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def largest(scores: Mapping[str, torch.Tensor], density: float) -> dict[str, torch.Tensor]:
-    """The share ``density`` of all scores, by rank over all tensors together; the first of equal ones at the border."""
+    """Boolean masks of the fraction ``density`` of all scores that is largest, over all tensors together.
+
+    Among scores equal to the smallest one selected, the first ones are selected.
+    """
     flat = torch.cat([score.flatten() for score in scores.values()])
     count = max(1, int(density * len(flat)))
     level = flat.kthvalue(len(flat) - count + 1).values

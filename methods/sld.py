@@ -1,18 +1,18 @@
-"""SLD: while sampling, the prediction is pushed away from a text wherever the prompt pulls towards it.
+"""SLD: during sampling, the prediction is steered away from an unwanted text where the prompt comes close to it.
 
 Schramowski, Brack, Deiseroth and Kersting, "Safe Latent Diffusion: Mitigating Inappropriate Degeneration in Diffusion
-Models", CVPR 2023, arXiv 2211.05105; no weight changes. With e_∅, e_p and e_S the network's outputs for the empty (or
-negative) prompt, the prompt and the unwanted text S, all (batch, c, h, w) and every operation elementwise, at the
-scheduler's step i with ν_0 = 0:
+Models", CVPR 2023, arXiv 2211.05105. Weights do not change. e_∅, e_p and e_S (batch, c, h, w) are the network's outputs
+for the empty (or negative) prompt, the prompt, and the unwanted text S. At step i, with ν_0 = 0 and all operations
+elementwise:
 
     μ       = min(1, s_S |e_p − e_S|)  where e_p − e_S < λ, else 0
     γ       = μ (e_S − e_∅) + s_m ν_i
-    ν_{i+1} = β_m ν_i + (1 − β_m) γ                                  during the warm-up, too
+    ν_{i+1} = β_m ν_i + (1 − β_m) γ                                  also during the warm-up
     e       = e_∅ + w (e_p − e_∅ − γ)                                without γ for i < δ
 
-The threshold λ is signed, and w multiplies γ as well. δ counts calls of the network, of which PNDM makes one more than
-steps. Two official codes differ in when they do nothing: at s_S ≤ 1 (``diffusers``) or s_S < 1 (``original``). Neither
-acts without guidance (w ≤ 1).
+The threshold λ is signed, and the guidance scale w also multiplies γ. The warm-up δ counts calls of the network; PNDM makes
+one more than its steps. The two official codes (``compat``) differ in when the guard is off: at s_S ≤ 1 (``diffusers``)
+or at s_S < 1 (``original``). Both are off without guidance (w ≤ 1).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from overpaint.models.guidance import Guard, Guidance
 
 @dataclass(kw_only=True)
 class SLD(Eraser):
-    """Hyper-parameters of SLD; ``conf/method/sld.yaml`` says what each means."""
+    """Hyper-parameters of SLD; ``conf/method/sld.yaml`` explains each."""
 
     compat: Literal["diffusers", "original"]
     text: str | None
@@ -65,11 +65,11 @@ class SLD(Eraser):
             "active": self.safety_scale > 1 or (self.safety_scale == 1 and self.compat == "original"),
         }
         guard = SafetyGuard(**settings).on(model.guidance)
-        model.padded_ids([guard.text])  # a text that does not fit is told now, not while sampling
+        model.padded_ids([guard.text])  # raises now, instead of during sampling, if the text is too long
         return Erasure("sld", "guard", settings=settings)
 
     def unwanted(self, request: Request) -> str:
-        """S: the given text; for unsafe concepts what is unsafe in general; else the erased concepts' names."""
+        """S: ``text`` if given, ``unsafe_text`` if all concepts are unsafe, else the names of the concepts."""
         if self.text is not None:
             return self.text
         if self.unsafe_text is not None and all(c.kind == "unsafe" for c in request.erase):
@@ -89,7 +89,7 @@ class SLD(Eraser):
 
 @dataclass(frozen=True)
 class SafetyGuard(Guard):
-    """Makes the `Guidance` of each batch of images."""
+    """Creates the `Guidance` of each batch of images."""
 
     text: str
     warmup_steps: int
@@ -102,11 +102,15 @@ class SafetyGuard(Guard):
     stateful: ClassVar[bool] = True
 
     def on(self, guidance) -> SafetyGuard:
-        """This guard for a model with that guidance: one guard with both texts, if it is another with the same settings."""
+        """This guard for a model that has ``guidance``: merged with another SLD guard if their settings are equal.
+
+        Raises:
+            UserError: the model has another kind of guard, or an SLD guard with other settings.
+        """
         if guidance is Guidance:
             return self
         if not isinstance(guidance, SafetyGuard) or replace(guidance, text=self.text) != self:
-            raise UserError("SLD goes on top of another SLD with the same settings, not on another guard")
+            raise UserError("method=sld can be combined only with another sld guard with the same settings")
         return replace(self, text=f"{guidance.text}, {self.text}")
 
     def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
@@ -120,7 +124,7 @@ class SafetyGuard(Guard):
         return SafetyWithoutEmptyPrompt(self, model, scale) if self.active else None
 
     def steer(self, nothing: torch.Tensor, wanted: torch.Tensor, unwanted: torch.Tensor, momentum):
-        """γ and the next ν from e_∅, e_p, e_S (batch, c, h, w) and ν."""
+        """γ and the next ν, from e_∅, e_p, e_S (batch, c, h, w) and ν."""
         towards = wanted - unwanted
         mu = torch.where(towards < self.threshold, (towards.abs() * self.scale).clamp(max=1.0), 0.0)
         gamma = mu * (unwanted - nothing) + self.momentum_scale * momentum
@@ -128,7 +132,7 @@ class SafetyGuard(Guard):
 
 
 class SafeGuidance(Guidance):
-    """Guidance towards the prompt and away from the unwanted text; keeps the momentum ν of its batch of images."""
+    """Guidance towards the prompt and away from the unwanted text, with the momentum ν of a batch of images."""
 
     def __init__(self, settings: SafetyGuard, unwanted: torch.Tensor, *guidance):
         super().__init__(*guidance)
@@ -137,7 +141,7 @@ class SafeGuidance(Guidance):
 
     def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
         if step == 0:
-            self.momentum = 0.0  # these images are started anew
+            self.momentum = 0.0  # a new batch of images
         embeds = torch.cat([self.negative, self.positive, self.unwanted])
         nothing, wanted, unwanted = self.model.predict(torch.cat([latents] * 3), timestep, embeds).chunk(3)
         gamma, self.momentum = self.settings.steer(nothing, wanted, unwanted, self.momentum)

@@ -1,27 +1,29 @@
-"""SPEED: the edit lives in the null space of what is to be retained, so that retained outputs cannot move.
+"""SPEED: a closed-form edit restricted to the null space of the retained rows, so that retained outputs cannot change.
 
 Li, Wang, Hu, Jiang, Liang, Hao, Ma and Feng, "SPEED: Scalable, Precise, and Efficient Concept Erasure for Diffusion
-Models", ICLR 2026, arXiv 2503.07392. X (n, d) are rows of the concepts, A (n, d) those of their anchors, all divided by
-the square root of the number of concepts, and S (m, d) rows to retain. For every cross-attention value matrix W (o, d):
+Models", ICLR 2026, arXiv 2503.07392. X (n, d) are text rows of the concepts and A (n, d) those of their anchors, both
+divided by the square root of the number of concepts; S (m, d) are rows to retain. For each cross-attention value matrix
+W (o, d):
 
     min over Δ  ‖(A − X) Wᵀ − X Δᵀ‖² + ρ ‖Δ‖²   subject to  Δ = ΔP and Δ Eᵀ = 0
 
-    P (d, d)  projector onto the eigenvectors of SᵀS/m with eigenvalues below ``threshold``; ρ ``retain_scale``
-    E (4, d)  the BOS row and three cluster centres of the other rows of the empty prompt; λ ``lamb`` relaxes Δ Eᵀ = 0
+    P (d, d)  projection onto the eigenvectors of SᵀS/m with eigenvalues below ``threshold``; ρ is ``retain_scale``
+    E (4, d)  the BOS row and three cluster centers of the other rows of the empty prompt; λ (``lamb``) relaxes Δ Eᵀ = 0
 
-With X̃ = XP, Ẽ = EP and H⁻¹ = (X̃ᵀX̃ + ρI)⁻¹, which needs no more than a system of n rows, the solution is
+With X̃ = XP, Ẽ = EP and H⁻¹ = (X̃ᵀX̃ + ρI)⁻¹, which only needs a linear system of size n, the solution is
 
-    Δ = W (A − X)ᵀ · X̃ [H⁻¹ − H⁻¹ Ẽᵀ (Ẽ H⁻¹ Ẽᵀ + λI)⁻¹ Ẽ H⁻¹]               of rank n, and kept as factors
+    Δ = W (A − X)ᵀ · X̃ [H⁻¹ − H⁻¹ Ẽᵀ (Ẽ H⁻¹ Ẽᵀ + λI)⁻¹ Ẽ H⁻¹]               of rank n, stored as factors
 
-S differs from layer to layer. With the unconstrained edit Δ₀ = W (A − X)ᵀ X (I + XᵀX)⁻¹ as the measure of influence,
+S depends on the layer. The influence of the edit on a row r is ‖Δ₀ r‖, with the unconstrained edit
+Δ₀ = W (A − X)ᵀ X (I + XᵀX)⁻¹:
 
-    filter      keeps of the retained rows r those with ‖Δ₀ r‖ not below the mean: the others are *not* protected
-    augment     adds rows r + s v, s ~ N(0, 1), v the right singular vector of W with the smallest singular value of its
-                thin SVD, ``aug_num`` a row, and keeps those above the mean of ‖Δ₀ ·‖ (in blocks of 128 rows)
+    filter      keep the retained rows whose influence is at least the mean; the others are *not* protected
+    augment     add ``aug_num`` rows r + s v per row, with s ~ N(0, 1) and v the right singular vector of W with the
+                smallest singular value of its thin SVD; keep those with at least mean influence (in blocks of 128 rows)
 
-The official code inverts d × d matrices in float32 and measures the threshold in the model's own units, ‖row‖²: it does
-not carry over to encoders of another scale, which is why the manifest reports the null space that it left. It drops
-every retained text that contains a concept as a whole word, and so does this file.
+Official code inverts d × d matrices in float32. Its ``threshold`` has the unit ‖row‖², so it does not transfer to text
+encoders of another scale; the manifest therefore reports the null space of each layer. As in official code, retained
+texts that contain a concept as a whole word are dropped.
 """
 
 from __future__ import annotations
@@ -44,14 +46,14 @@ from overpaint.models.erasure import Erasure, LowRank
 from overpaint.run.progress import steps
 
 ROLES = {"V": ("value",), "K": ("key",), "KV": ("key", "value")}
-#: Retained rows that are augmented together: the mean that augmentations are held against is that of a block.
+#: Retained rows that are augmented together. Augmented rows are compared with the mean influence of their block.
 BLOCK = 128
 CENTRES = 3
 
 
 @dataclass(kw_only=True)
 class SPEED(Eraser):
-    """Hyper-parameters of SPEED; ``conf/method/speed.yaml`` says what each means."""
+    """Hyper-parameters of SPEED; ``conf/method/speed.yaml`` explains each."""
 
     params: Literal["V", "K", "KV"]
     tokens: Literal["auto", "last", "all"]
@@ -91,7 +93,7 @@ class SPEED(Eraser):
         return Erasure("speed", changes=changes, manifest={"retained": len(retained), "null_spaces": spaces})
 
     def pairs(self, model: DiffusionModel, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
-        """X and A (n, d): of each concept the last word piece's row, or every row but BOS, over √(number of concepts)."""
+        """X and A (n, d): the last token's row of each concept or all rows except BOS, divided by √(number of concepts)."""
         names, anchors = [c.name for c in request.erase], request.anchors(self.default_anchor)
         every = self.tokens == "all" or (self.tokens == "auto" and names == ["nudity"])
         rows = TextRows(model, [*names, *anchors], padding=every)
@@ -100,7 +102,7 @@ class SPEED(Eraser):
         return X, A
 
     def retained_rows(self, model: DiffusionModel, request: Request) -> torch.Tensor:
-        """The last word piece's row of each retained text (m, d); without any, all rows of "" but BOS."""
+        """The last token's row of each retained text (m, d); without retained texts, all rows of "" except BOS."""
         erased = re.compile("|".join(rf"\b{re.escape(c.name)}\b" for c in request.erase), re.IGNORECASE)
         texts = [c.name for c in request.retain if not erased.search(c.name)]
         if not texts:
@@ -112,7 +114,7 @@ class SPEED(Eraser):
     def protected(
         self, W: torch.Tensor, X: torch.Tensor, A: torch.Tensor, retained: torch.Tensor, draws: Draws
     ) -> torch.Tensor:
-        """S (m, d) of one layer: what the filter leaves of the retained rows, and augmentations of that."""
+        """S (m, d) of one layer: the filtered retained rows and their augmentations."""
         if not self.aug_num:
             return retained
         influence = Influence(W, X, A)
@@ -132,10 +134,10 @@ class SPEED(Eraser):
 
 
 class Influence:
-    """‖Δ₀ r‖ of rows (m, d): how much an edit without constraints, Δ₀ = W (A − X)ᵀ X (I + XᵀX)⁻¹, moves each."""
+    """‖Δ₀ r‖ of rows (m, d): the change of each row's output under the unconstrained edit Δ₀ = W (A − X)ᵀ X (I + XᵀX)⁻¹."""
 
     def __init__(self, W: torch.Tensor, X: torch.Tensor, A: torch.Tensor):
-        # X (I + XᵀX)⁻¹ = (I + XXᵀ)⁻¹ X, which is a system of n rows instead of d
+        # X (I + XᵀX)⁻¹ = (I + XXᵀ)⁻¹ X, a linear system of size n instead of d
         self.down = torch.linalg.solve(identity(len(X), X) + X @ X.T, X)
         self.up = W @ (A - X).T
 
@@ -144,12 +146,12 @@ class Influence:
 
 
 def above_mean(scores: torch.Tensor) -> torch.Tensor:
-    """Which of the scores are not below their mean; a lone one, or all of equals, stay."""
+    """A mask of the scores that are at least their mean; equal scores are all kept."""
     return scores >= scores.mean()
 
 
 def invariant_rows(model: DiffusionModel, draws: Draws) -> torch.Tensor:
-    """E (4, d), whose outputs must not move: the BOS row and k-means centres of the other rows of the empty prompt."""
+    """E (4, d), whose outputs must not change: the BOS row and k-means centers of the other rows of the empty prompt."""
     rows = TextRows(model, [""]).all("")
 
     def centres(generator: torch.Generator) -> torch.Tensor:
@@ -161,7 +163,7 @@ def invariant_rows(model: DiffusionModel, draws: Draws) -> torch.Tensor:
 
 
 def directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared singular values (r,) of rows (m, d) from the smallest up, and right singular vectors (d, r), r = min(m, d)."""
+    """Squared singular values (r,) of rows (m, d) in ascending order and right singular vectors (d, r); r = min(m, d)."""
     if len(rows) >= rows.shape[1]:
         return torch.linalg.eigh(rows.T @ rows)
     values, left = torch.linalg.eigh(rows @ rows.T)
@@ -169,12 +171,15 @@ def directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def occupied(S: torch.Tensor, threshold: float) -> tuple[torch.Tensor, dict]:
-    """U (d, r): eigenvectors of SᵀS/m that the threshold does not count as null space; and how clear the cut is."""
+    """U (d, r), the eigenvectors of SᵀS/m outside the null space, and the null space's dimension and adjacent eigenvalues."""
     values, vectors = directions(S / len(S) ** 0.5)
     taken = values >= threshold
     free = S.shape[1] - int(taken.sum())
     if not free:
-        raise UserError(f"threshold={threshold:g} leaves no direction free: {len(S)} retained rows fill the text space")
+        raise UserError(
+            f"threshold={threshold:g} leaves no null space: {len(S)} retained rows span the text space; "
+            "use a larger threshold or retain fewer concepts"
+        )
     edges = {"below": values[~taken][-1:], "above": values[taken][:1]}
     return vectors[:, taken], {"dimension": free} | {name: float(edge) for name, edge in edges.items() if len(edge)}
 
@@ -184,7 +189,7 @@ def constrained(X: torch.Tensor, E: torch.Tensor, ridge: float, relax: float) ->
     # X H⁻¹ = (XXᵀ + ρI)⁻¹ X, and E H⁻¹ = (E − E Xᵀ · X H⁻¹)/ρ
     XH = torch.linalg.solve(X @ X.T + ridge * identity(len(X), X), X)
     EH = (E - E @ X.T @ XH) / ridge
-    # a constraint that the null space meets by itself leaves a row of zeros: a pseudo-inverse passes over it
+    # a constraint that already holds in the null space gives a row of zeros, which the pseudo-inverse ignores
     inner = torch.linalg.pinv(E @ EH.T + relax * identity(len(E), E), hermitian=True)
     return XH - X @ EH.T @ inner @ EH
 

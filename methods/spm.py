@@ -1,25 +1,25 @@
-"""SPM: a one-dimensional adapter unlearns the concept and opens only for prompts that come close to it.
+"""SPM: rank-one adapters unlearn the concept, and each prompt sets their strength by its similarity to the concept.
 
 Lyu, Yang, Hong, Chen, Jin, He, Xue, Han and Ding, "One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models
 and Erasing Applications", CVPR 2024, arXiv 2312.16145. A semi-permeable membrane adds γ up down x, with down (1, in) and
-up (out, 1), to every Linear and Conv2d layer of the network's transformers; no weight changes. With e0 the plain network,
-e the one with its membrane at γ = 1, c the concept, n what is painted instead (∅ unless there is an anchor), p the prompt
-to negate (c), x_t a partly denoised latent and v_j embeddings (tokens, width) that stand for every other prompt:
+up (out, 1), to every Linear and Conv2d layer of the denoiser's transformers. Weights do not change. Notation: e0 is the
+plain network, e the network with its membrane at γ = 1, c the concept, n its anchor (∅ without one), p the prompt to
+negate (c by default), x_t a partly denoised latent, and v_j (tokens, width) random embeddings that represent other prompts:
 
     target    = e0(x_t, n) − η (e0(x_t, p) − e0(x_t, n))
     erasing   = mean (e(x_t, c) − target)²
     anchoring = mean_j (e(x_t, v_j) − e0(x_t, v_j))²         v_j = r_j ‖E(c)‖ g_j / ‖g_j‖, r_j ~ U(0.8, 1.2), g_j ~ N(0, I)
     loss      = erasing + ``anchor_strength`` · anchoring                                            AdamW, cosine restarts
 
-A direction g_j is kept with probability 1 − cos(g_j, E(c)); in so many dimensions that is nearly always. Each concept of a
-request has its own membrane, trained alone. A prompt q is drawn with
+A direction g_j is accepted with probability 1 − cos(g_j, E(c)), which is close to 1 in high dimensions. Each concept of a
+request has its own membrane, trained separately. Images of a prompt q are generated with
 
     γ_i = max(cos(E(q), E(c_i)), |tokens(q) ∩ tokens(c_i)| / |tokens(c_i)|),       adding Σ_i γ_i up_i down_i x
 
-What the released code does differently: ``compat: official`` rolls out on a grid that does not match t, and anchors to
-(∅, v_3, ∅, v_4) in place of (v_1, …, v_4), a slip in how rows are split; ``transport: released`` multiplies both factors by
-γ and sums them apart, (Σ_i γ_i up_i)(Σ_j γ_j down_j x), so that one membrane acts with γ² and several act on each other.
-It trains with 8-bit AdamW; here its states are in full precision.
+Official code differs in two ways. It rolls out on a grid that does not match t, and because of an indexing error it
+anchors (∅, v_3, ∅, v_4) instead of (v_1, …, v_4): ``compat: official``. It multiplies both factors by γ and sums them
+separately, (Σ_i γ_i up_i)(Σ_j γ_j down_j x), so that one membrane acts with γ² and several interact: ``transport:
+released``. It also uses 8-bit AdamW; here the optimiser states are in full precision.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance
 from overpaint.models.parameters import Parameter
 
-#: Shortest and longest anchor, in lengths of the concept's embedding.
+#: Range of the anchors' norms, relative to the norm of the concept's embedding.
 LENGTHS = (0.8, 1.2)
 
 
 @dataclass(kw_only=True)
 class SPM(Eraser):
-    """Hyper-parameters of SPM; ``conf/method/spm.yaml`` says what each means."""
+    """Hyper-parameters of SPM; ``conf/method/spm.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
     rank: int
@@ -79,10 +79,11 @@ class SPM(Eraser):
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
         at_least(0, alpha=self.alpha, anchor_strength=self.anchor_strength)
         if self.warmup_steps >= self.iterations:
-            raise UserError(f"warmup_steps={self.warmup_steps} leaves nothing of {self.iterations} iterations")
+            raise UserError(f"warmup_steps={self.warmup_steps} must be smaller than iterations={self.iterations}")
 
     @property
     def scale(self) -> float:
+        """The factor of the branches: ``alpha``/``rank``, or 1 if ``alpha`` is 0."""
         return (self.alpha or self.rank) / self.rank
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
@@ -98,7 +99,7 @@ class SPM(Eraser):
         return Erasure("spm", "adapter", parts=parts, settings=settings)
 
     def membrane(self, model: DiffusionModel, concept: str, anchor: str) -> dict[str, torch.Tensor]:
-        """The trained factors of one concept's membrane."""
+        """Train one concept's membrane and return its factors."""
         draws = Draws(self.seed)
         start = draws.take("init", lambda g: fresh_factors(model, transformer_layers(model), self.rank, g))
         factors = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in start.items()}
@@ -110,7 +111,7 @@ class SPM(Eraser):
         def loss() -> torch.Tensor:
             x, t = self.noised(model, student, named, nothing, draws)
             others = self.anchored(named, nothing, draws)
-            again = x[torch.arange(len(others)) % len(x)]  # the latents that the anchors are shown
+            again = x[torch.arange(len(others)) % len(x)]  # latents for the anchors
             rows = (len(x), len(x), len(others))
             with torch.no_grad():
                 embeds = torch.cat([neutral.expand(len(x), -1, -1), negated.expand(len(x), -1, -1), others])
@@ -132,7 +133,7 @@ class SPM(Eraser):
         return {name: tensor.detach() for name, tensor in factors.items()}
 
     def noised(self, model: DiffusionModel, student: Branches, named, nothing, draws: Draws) -> Noised:
-        """x_t and t of one iteration, from the student's own roll-out."""
+        """x_t (batch, 4, h, w) and t for one iteration, from a roll-out with the membrane on."""
         k = draws.integer("k", 1, self.rollout_steps)
         channels, *sides = model.noise([0]).shape[1:]
         if self.dynamic_resolution:
@@ -147,7 +148,7 @@ class SPM(Eraser):
             return rollout(model, start, guidance, "ddim", self.rollout_steps, k)
 
     def anchored(self, named: torch.Tensor, nothing: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """What is anchored in one iteration: embeddings (n, tokens, width), none at strength 0."""
+        """The anchored embeddings (n, tokens, width) of one iteration; empty if ``anchor_strength`` is 0."""
         if not self.anchor_strength:
             return named[:0]
         drawn = draws.take("anchors", lambda g: anchors(named[0], self.anchors, g)).to(named)
@@ -177,9 +178,9 @@ class SPM(Eraser):
 
 @dataclass(frozen=True)
 class Gate:
-    """Makes the guidance of each batch of images: every image opens the membranes by its own prompt.
+    """Creates the guidance of each batch of images, in which each image's prompt sets the strength of the membranes.
 
-    Without prompts (an attack's learned embeddings, or predictions outside any guidance) they are fully on.
+    Without prompts (learned embeddings of an attack, or predictions without guidance) the membranes are fully on.
     """
 
     branches: Branches
@@ -188,11 +189,11 @@ class Gate:
 
     @property
     def guard(self) -> Guard | None:
-        """The guard behind the gate, if any: the gate itself is part of an adapter."""
+        """The guard below the gate, if any. The gate itself belongs to an adapter."""
         return self.plain.guard
 
     def mixing(self, gamma: torch.Tensor) -> torch.Tensor:
-        """m (images, n, n) of strengths γ (images, n)."""
+        """m (images, n, n) for strengths γ (images, n)."""
         if self.settings["transport"] == "released":
             return gamma[:, :, None] * gamma[:, None, :]
         return torch.diag_embed(gamma)
@@ -221,12 +222,12 @@ def transformer_layers(model: DiffusionModel) -> list[str]:
 
 
 def resolutions(side: int) -> range:
-    """Sides in latents from half of the model's own up to below it, 8 latents (64 pixels) apart or an eighth."""
+    """Side lengths of latents from half the model's own upwards, in steps of 8 latents (64 pixels) or an eighth."""
     return range(side // 2, side, max(1, min(8, side // 8)))
 
 
 def anchors(embedding: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """``count`` random embeddings (count, tokens, width) about as long as the concept's (tokens, width), rarely near it."""
+    """``count`` random embeddings (count, tokens, width) with about the norm of the concept's (tokens, width)."""
     kept: list[torch.Tensor] = []
     like = embedding.detach().double().cpu()
     while len(kept) < count:
@@ -242,7 +243,10 @@ def anchors(embedding: torch.Tensor, count: int, generator: torch.Generator) -> 
 def permeability(
     model: DiffusionModel, prompts: Sequence[str], embeds: torch.Tensor, concepts: Sequence[str], matching: str
 ) -> torch.Tensor:
-    """γ (prompts, concepts): how close each prompt, with its embedding (prompts, tokens, width), comes to each concept."""
+    """γ (prompts, concepts): the similarity of each prompt to each concept.
+
+    ``embeds`` (prompts, tokens, width) are the prompts' embeddings; ``matching`` selects the measure.
+    """
     if matching == "allone":
         return torch.ones(len(prompts), len(concepts))
     with torch.no_grad():

@@ -1,11 +1,11 @@
-"""TRCE: sentences with the concept get the end row of safe sentences; then early denoising is turned towards safe ones.
+"""TRCE: end tokens of sentences with the concept map to those of safe sentences; then early denoising steps are steered.
 
 Chen, Guo, Wang, Zhang, Nie and Liu, "TRCE: Towards Reliable Malicious Concept Erasure in Text-to-Image Diffusion Models",
 ICCV 2025, arXiv 2503.07389.
 
-Stage 1, closed form. o = template(concept), n = template(anchor) for N = concepts × templates pairs of sentences, whose
-encodings have 77 rows of width d. Four kinds of rows are mapped, each with its weight w in ``token_weights``; the released
-settings map the second alone:
+Stage 1 is a closed-form edit. o = template(concept) and n = template(anchor) are N = concepts × templates pairs of
+sentences with encodings (77, d). Four kinds of rows are mapped, with the weights w of ``token_weights``; the official
+settings use only the second:
 
     begin → begin        first end token → first end token        last position → last, times the length of the padding
     the concept's words in o → last position of n
@@ -13,20 +13,21 @@ settings map the second alone:
     R = (G − K) Wᵀ                                                          (m, o)   K (m, d) rows of o, G of n
     W' = W + (1/N) (√w R)ᵀ (√w K) A⁻¹,   A = λI + (1/N) Σ w KᵀK + p B        B = Σ EᵀE over a caption collection (d, d)
 
-Stage 2, training. e0 is the base, e1 the network after stage 1, e the student: e1 with its self-attention and
-cross-attention queries trained. x_t are steps s ≤ ``early`` · S of the base's DDIM roll-outs for o:
+Stage 2 is training. e0 is the base, e1 the network after stage 1, and e the student: e1 with trained self-attention and
+cross-attention queries. x_t are the latents at steps s ≤ ``early`` · S of DDIM roll-outs by the base for o:
 
     P = e0(n) + γ (e0(n) − e0(∅)),   R = e0(o) + γ (e0(o) − e0(∅))           γ ``contrast``, all at (x_t, t)
     hinge = mean over u ∈ {e(o), e(∅)} of max(0, β (mean (u − P)² − mean (u − R)² + m))      m ``margin``
     loss  = hinge + ``regular_weight`` · mean (e(x'_t, ∅) − e1(x'_t, ∅))²    AdamW; x'_t from unconditional roll-outs
 
-What will be visited is drawn first, so that the base is rolled out once and only as far as needed, before stage 1 is on.
+All random choices are drawn first, so that the base is rolled out once, only as far as needed, and before stage 1 is
+attached.
 
-``compat: official`` is the released code, whose constants presuppose its slips: p = s²/30000, the preserve scale s being
-multiplied twice; positions found by counting words, which falls inside a word of several pieces; the first of a concept's
-words alone; x_t one step cleaner than t says (in the regulariser, up to one); gradients that are never set to zero, so that
-they add up; the same first unconditional roll-outs in every epoch, whatever their number. In ``intended`` p = s/30000,
-positions are counted in tokens, levels agree, a step has its own gradient, roll-outs are drawn.
+``compat: official`` reproduces the released code, whose constants are tuned to its errors. The preserve scale s is
+multiplied twice: p = s²/30000. Positions are found by counting words, which is wrong if a word has several tokens, and
+only the first word of a concept is used. x_t is one step cleaner than t indicates (in the regulariser, up to one step).
+Gradients are never zeroed, so they accumulate. Every epoch uses the same first unconditional roll-outs. In ``intended``,
+p = s/30000, positions are counted in tokens, x_t matches t, each step has its own gradient, and roll-outs are drawn.
 """
 
 from __future__ import annotations
@@ -53,16 +54,16 @@ from overpaint.models.erasure import Erasure, LowRank, Replacement
 from overpaint.models.guidance import Guidance
 from overpaint.models.parameters import Parameter
 
-#: Trajectories that the base rolls out, or latents that it predicts on, in one forward.
+#: Latents per forward of the base.
 LATENTS_AT_ONCE = 16
-#: (o, n, concept): a sentence with the concept, the same with its anchor, the concept's words.
+#: (o, n, concept): a sentence with the concept, the same sentence with its anchor, and the name of the concept.
 Sentences = list[tuple[str, str, str]]
 Changes = dict[str, LowRank | Replacement]
 
 
 @dataclass(kw_only=True)
 class TRCE(Eraser):
-    """Hyper-parameters of TRCE; ``conf/method/trce.yaml`` says what each means."""
+    """Hyper-parameters of TRCE; ``conf/method/trce.yaml`` explains each."""
 
     compat: Literal["official", "intended"]
     default_anchor: str
@@ -103,7 +104,7 @@ class TRCE(Eraser):
         at_least(1, rollout_steps=self.rollout_steps, prior_size=1 if self.prior_size is None else self.prior_size)
         if len(self.token_weights) != 4 or not all(isinstance(w, int | float) and w >= 0 for w in self.token_weights):
             kinds = "begin, first end, last position, the concept's words"
-            raise UserError(f"token_weights takes four numbers from 0 up ({kinds}), got {self.token_weights!r}")
+            raise UserError(f"token_weights takes four numbers of at least 0 ({kinds}), got {self.token_weights!r}")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         changes, condition = self.mapped(model, self.sentences(request, self.template_count, self.templates))
@@ -113,7 +114,7 @@ class TRCE(Eraser):
         return Erasure("trce", changes=changes, manifest={"condition": condition})
 
     def sentences(self, request: Request, count: int, own: list | None) -> Sentences:
-        """The first ``count`` templates (our own, or ``own``) around every concept and around its anchor."""
+        """The first ``count`` templates, or those of ``own``, for every concept and its anchor."""
         return [
             (template.format(name), template.format(anchor), name)
             for concept, anchor in zip(request.erase, request.anchors(self.default_anchor))
@@ -124,12 +125,12 @@ class TRCE(Eraser):
     # --- stage 1 -----------------------------------------------------------------------------------------------
 
     def mapped(self, model: DiffusionModel, sentences: Sentences) -> tuple[Changes, float]:
-        """W' of every key and value matrix, and the condition of A."""
+        """W' of every key and value matrix, and the condition number of A."""
         captions = read_captions(self.prior_captions)
         if not captions and not self.lamb:
             raise UserError(
-                "trce needs prior_captions, whose outputs it keeps: a CSV file with a prompt column (the official "
-                "code takes COCO's captions) or a list; without any, lamb > 0"
+                "method=trce needs prior_captions, whose outputs it preserves: a CSV file with a prompt column (official "
+                "code uses COCO's captions) or a list of texts; or use lamb > 0"
             )
         B, number = caption_statistics(model, captions)
         rows = TextRows(model, [text for sentence in sentences for text in sentence[:2]])
@@ -147,7 +148,7 @@ class TRCE(Eraser):
         return changes, shared.condition
 
     def positions(self, model: DiffusionModel, old: str, new: str, concept: str) -> Iterator[tuple[int, int, float]]:
-        """(position in o, position in n, weight) of the rows to map, without those of no weight."""
+        """(position in o, position in n, weight) of the rows to map; rows with weight 0 are left out."""
         last = model.tokens - 1
         if self.compat == "official":
             ends = [min(len(text.split()) + 1, last) for text in (old, new)]
@@ -162,7 +163,7 @@ class TRCE(Eraser):
     # --- stage 2 -----------------------------------------------------------------------------------------------
 
     def steered(self, model: DiffusionModel, stage1: Changes, sentences: Sentences) -> Changes:
-        """Self-attention and queries, trained on top of stage 1."""
+        """Train self-attention and queries on top of stage 1, and return the trained weights."""
         draws = Draws(self.seed)
         with torch.no_grad():
             old = model.encode([o for o, _, _ in sentences]).repeat_interleave(self.trajectories, 0)
@@ -201,9 +202,9 @@ class TRCE(Eraser):
     def concept_latents(
         self, model: DiffusionModel, old: torch.Tensor, nothing: torch.Tensor, draws: Draws
     ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
-        """Every roll-out once an epoch, at a random early step: its index, x_t (n, c, h, w), t (n,).
+        """One random early step of each roll-out per epoch: indices of the roll-outs, x_t (n, c, h, w) and t (n,).
 
-        In a drawn order; in that of the concepts as released.
+        The order is random, or that of the concepts with ``compat: official``.
         """
         noises = draws.noise("x_T", (len(old), *model.noise([0]).shape[1:]), nothing)
         rollouts = Rollouts(model, noises, old, nothing, self.rollout_guidance, self.rollout_steps)
@@ -219,9 +220,9 @@ class TRCE(Eraser):
     def regular_latents(
         self, model: DiffusionModel, nothing: torch.Tensor, iterations: int, draws: Draws
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x'_t and t', ``regular_batch`` an iteration, at any step of any unconditional roll-out.
+        """x'_t and t' of random steps of random unconditional roll-outs, ``regular_batch`` per iteration.
 
-        As released, of one after the other, from the first one on in every epoch.
+        With ``compat: official`` the roll-outs are used in order, starting from the first one in each epoch.
         """
         number, steps = self.regular_trajectories, self.rollout_steps
         noises = draws.noise("regular_x_T", (number, *model.noise([0]).shape[1:]), nothing)
@@ -240,11 +241,11 @@ class TRCE(Eraser):
 
     @property
     def late(self) -> int:
-        """How many steps after t the official code reads x_t."""
+        """The number of steps between t and x_t: 1 in official code, else 0."""
         return 1 if self.compat == "official" else 0
 
     def targets(self, model: DiffusionModel, x, t, old, new, nothing) -> tuple[torch.Tensor, torch.Tensor]:
-        """P and R (n, c, h, w), float32, from the base."""
+        """P and R (n, c, h, w), float32, predicted by the base."""
         pairs = []
         for rows in torch.arange(len(x)).split(LATENTS_AT_ONCE):
             embeds = torch.cat([new[rows], old[rows], nothing.expand_as(old[rows])])
@@ -261,7 +262,7 @@ class TRCE(Eraser):
 
 @dataclass(frozen=True)
 class Rollouts:
-    """DDIM roll-outs of the base from noises (n, c, h, w) for embeddings (n, tokens, width), run as far as is asked."""
+    """DDIM roll-outs of the base from noises (n, c, h, w) for embeddings (n, tokens, width), run only as far as needed."""
 
     model: DiffusionModel
     noises: torch.Tensor
@@ -271,7 +272,7 @@ class Rollouts:
     steps: int
 
     def at(self, visits: list[tuple[int, int]], late: int = 0) -> torch.Tensor:
-        """x (m, c, h, w) of every visit (j, s): roll-out j before step s, or ``late`` steps after that."""
+        """x (m, c, h, w) for visits (j, s): roll-out j before step s + ``late``."""
         wanted, found = {(j, s + late) for j, s in visits}, {}
         distinct = sorted({j for j, _ in visits})
         for first in range(0, len(distinct), LATENTS_AT_ONCE):
@@ -282,7 +283,7 @@ class Rollouts:
         return torch.stack([found[j, s + late] for j, s in visits])
 
     def path(self, block: list[int]) -> Iterator[torch.Tensor]:
-        """Latents of some roll-outs before every step, and after the last one."""
+        """The latents (b, c, h, w) of some roll-outs before each step and after the last one."""
         positive = self.positive[block]
         guidance = Guidance(self.model, positive, self.nothing.expand_as(positive), self.scale)
         schedule = self.schedule()
@@ -294,7 +295,7 @@ class Rollouts:
             yield latents
 
     def times(self, visits: list[tuple[int, int]]) -> torch.Tensor:
-        """t (m,) whose noise level x has before step s."""
+        """t (m,) for visits (j, s): the timestep of the noise level before step s."""
         return self.schedule().timesteps[[s for _, s in visits]]
 
     def schedule(self):
@@ -309,20 +310,20 @@ def _self_attention_and_queries(p: Parameter) -> bool:
 
 
 def _word(text: list[str], words: list[str]) -> list[int]:
-    """Position of the first of these words where all of them first stand in a text, the begin token's being 0."""
+    """The position of the first of ``words`` where they first occur in a text; words count from 1, after the begin token."""
     starts = range(len(text) - len(words) + 1)
     return [n + 1 for n in starts if text[n : n + len(words)] == words][:1]
 
 
 def _pieces(model: DiffusionModel, text: str, word: str) -> list[int]:
-    """Positions of a word's pieces where they first stand in a text."""
+    """The positions of a word's tokens where it first occurs in a text."""
     ids, own = model.token_ids(text), model.token_ids(word)[1:-1]
     starts = [i for i in range(len(ids)) if own and ids[i : i + len(own)] == own]
     return list(range(starts[0], starts[0] + len(own))) if starts else []
 
 
 def _accumulate(student: Student) -> Callable[[], None]:
-    """What to do to gradients that are never set to zero: put all earlier ones on top."""
+    """An ``adjust`` for `train` that adds all earlier gradients, as if they were never zeroed."""
     total: dict[str, torch.Tensor] = {}
 
     def add() -> None:

@@ -1,30 +1,30 @@
-"""UCE: the keys and values of some text rows are mapped to those of an anchor, in closed form.
+"""UCE: a closed-form edit maps the cross-attention keys and values of the concept's text rows to those of an anchor.
 
 Gandikota, Orgad, Belinkov, Materzyńska and Bau, "Unified Concept Editing in Diffusion Models", WACV 2024,
-arXiv 2308.14761. For every cross-attention key and value projection W (o, d), with key rows K (n, d) of the concepts to
-erase, rows G (n, d) of their anchors and rows P (m, d) to preserve:
+arXiv 2308.14761. Let K (n, d) be text rows of the concepts to erase, G (n, d) those of their anchors, and P (m, d) rows to
+preserve. For each cross-attention key and value projection W (o, d):
 
-    R = (G − K) Wᵀ                                                    (n, o)   what the erased rows have to change by
+    R = (G − K) Wᵀ                                                    (n, o), the change of the outputs of K
     W' = W + α Rᵀ K A⁻¹,   A = λI + α KᵀK + β PᵀP                     α ``erase_scale``, β ``preserve_scale``, λ ``lamb``
 
-All concepts are solved for at once. Two official codes carry the name, and they edit different rows:
+All concepts are solved together. There are two official codes (``variant``), which edit different rows:
 
-``legacy``   (the paper's numbers) K and G are the rows from the last word piece to the end of the padding, cut to equal
-             length; P are all positions of the empty prompt and of every retained concept; β = max(0.1, 1/number of
-             retained texts). ``technique: tensor`` takes V = G Wᵀ minus its component along U = K Wᵀ,
-             ⟨U, V⟩/‖U‖² U with one scalar a concept and matrix, as the wanted output instead of G Wᵀ.
-``current``  (the repository since 2025) one row a concept, that of the last word piece; β = 1. Nothing protects the
-             rows of the end and begin tokens, and the empty anchor means the output of the begin token.
+``legacy``   The paper's code. K and G are the rows from the last token of the text to the end of the padding, truncated to
+             equal length. P are all rows of the empty prompt and of every retained concept. β = max(0.1, 1/number of
+             retained texts). With ``technique: tensor``, the wanted output is not V = G Wᵀ but V minus its component
+             along U = K Wᵀ, ⟨U, V⟩/‖U‖² U, with one scalar per concept and matrix.
+``current``  The 2025 repository. One row per concept, that of its last token; β = 1. Begin and end tokens are not
+             preserved. An empty anchor means the output of the begin token.
 
-With ``attributes`` a concept is not erased but balanced between them (debiasing, as in ``current``): what its row is
-mapped to is W k_i + Σ_a s_ia W u_a, u_a the last word piece's row of attribute a, so that
+With ``attributes``, concepts are not erased but balanced between attributes (debiasing, as in ``current``). The wanted
+output of row k_i is W k_i + Σ_a s_ia W u_a, where u_a is the row of the last token of attribute a:
 
     R = S U Wᵀ,    s_ia ← s_ia + η (desired_a − share_a)                  S (n, a) from zero, U (a, d), η ``step_size``
 
-where share_a is measured on images of the concept that the model paints with the last W', until every gap of every
-concept is below ``tolerance``; a concept whose gaps are takes no step. The solve always starts from W.
+share_a is measured on images of the concept that the model generates with the latest W'. Concepts whose gaps are all
+below ``tolerance`` take no step; the rounds end when this holds for all concepts. Each solve starts from W.
 
-Both codes invert A in float32 for every layer; here it is factored once in float64.
+Official code inverts A in float32 for each layer; here A is factored once in float64.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
 from overpaint.run.progress import steps
 
-#: Key rows K (n, d) of a text to edit and the rows G (n, d) of what it is mapped to.
+#: Rows K (n, d) of a text to edit, and the rows G (n, d) that it is mapped to.
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 PHRASES = {
@@ -58,7 +58,7 @@ PHRASES = {
 
 @dataclass(kw_only=True)
 class UCE(Eraser):
-    """Hyper-parameters of UCE; ``conf/method/uce.yaml`` says what each means."""
+    """Hyper-parameters of UCE; ``conf/method/uce.yaml`` explains each."""
 
     variant: Literal["legacy", "current"]
     technique: Literal["replace", "tensor"]
@@ -88,16 +88,18 @@ class UCE(Eraser):
             self.check_balance(self.attributes)
 
     def check_balance(self, attributes: list[str]) -> None:
-        """Refuse shares that do not fit the attributes, and settings that debiasing has no use for."""
+        """Raise a `UserError` for shares that do not match the attributes and for settings that debiasing does not use."""
         if len(attributes) < 2:
-            raise UserError(f"attributes takes at least two to balance, got {attributes}")
+            raise UserError(f"attributes takes at least two attributes to balance, got {attributes}")
         if self.variant == "legacy":
-            raise UserError("attributes needs variant=current: the paper's script debiases by another rule, not here")
+            raise UserError("attributes needs variant=current; the debiasing of variant=legacy is not implemented")
         if self.technique != "replace" or self.expand_prompts != "off":
-            raise UserError("attributes leaves no choice of technique and expand_prompts")
+            raise UserError("attributes needs technique=replace and expand_prompts=off")
         shares = self.desired if self.desired is not None else [1 / len(attributes)] * len(attributes)
         if len(shares) != len(attributes) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            raise UserError(f"desired takes a share for each of {', '.join(attributes)}, 1 in all, got {self.desired}")
+            raise UserError(
+                f"desired takes one share for each of {', '.join(attributes)} with the sum 1, got {self.desired}"
+            )
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         if self.attributes is not None:
@@ -111,7 +113,7 @@ class UCE(Eraser):
         return Erasure("uce", changes=changes, manifest={"condition": shared.condition, "rows": len(shared.edited)})
 
     def debias(self, model: DiffusionModel, request: Request, classify: Classifier) -> Erasure:
-        """Balance the concepts between the attributes as ``classify`` sees them in what the model paints."""
+        """Balance the concepts between the attributes, as ``classify`` sees them in the model's images."""
         _, pairs, shared = self.problem(model, request)
         rows, projections = (
             TextRows(model, self.attributes, padding=False),
@@ -136,7 +138,7 @@ class UCE(Eraser):
         return Erasure("uce", changes=changes(), manifest=manifest)
 
     def gap(self, model: DiffusionModel, concept: str, classify: Classifier, draws: Draws) -> torch.Tensor:
-        """Desired minus found share of each attribute (a,) in images of a concept; zero where all are tolerable."""
+        """Desired minus measured share of each attribute (a,) in images of a concept; zero if all are below ``tolerance``."""
         seeds = [draws.integer("seed", 0, 2**31) for _ in range(self.images)]
         how = {"steps": self.steps, "guidance_scale": self.guidance_scale, "scheduler": "pndm"}
         shown = torch.tensor(classify(model.sample([concept] * self.images, seeds, **how)))
@@ -146,7 +148,7 @@ class UCE(Eraser):
         return gap if gap.abs().max() >= self.tolerance else torch.zeros_like(gap)
 
     def problem(self, model: DiffusionModel, request: Request) -> tuple[TextRows, list[Pair], Ridge]:
-        """The texts' rows, (K, G) of each pair of texts, and A, factored."""
+        """The rows of all texts, (K, G) for each pair of texts, and A, factored."""
         pairs = self.pairs(request)
         preserved = [c.name for c in request.retain]
         if self.variant == "legacy":
@@ -159,7 +161,11 @@ class UCE(Eraser):
         return rows, edited, factor(K, gram(kept, K), self.lamb, self.erase_scale, self.preserving(len(preserved)))
 
     def pairs(self, request: Request) -> list[tuple[str, str]]:
-        """(concept, anchor) texts, with expanded phrases behind each: of the concept, and in the current script of both."""
+        """(concept, anchor) texts. Each pair is followed by the phrases of ``expand_prompts``.
+
+        The ``current`` code expands the concept and the anchor; the ``legacy`` code maps the concept's phrases to the plain
+        anchor.
+        """
         pairs = []
         for concept, anchor in zip(request.erase, request.anchors(self.default_anchor)):
             pairs.append((concept.name, anchor))
@@ -168,22 +174,22 @@ class UCE(Eraser):
         return pairs
 
     def preserving(self, texts: int) -> float:
-        """The weight of preserved rows: as given, else the variant's own rule."""
+        """β: ``preserve_scale``, or the variant's own rule if it is ``None``."""
         if self.preserve_scale is not None:
             return self.preserve_scale
         return max(0.1, 1 / texts) if self.variant == "legacy" else 1.0
 
 
 def shifts(edited: Sequence[Pair]) -> torch.Tensor:
-    """G − K (n, d) of all pairs: what the edited rows have to change by, before the projection."""
+    """G − K (n, d) of all pairs."""
     return torch.cat([G - K for K, G in edited])
 
 
 def projected_residuals(W: torch.Tensor, edited: Sequence[Pair]) -> torch.Tensor:
-    """R (n, o) of ``technique: tensor``: each pair's new outputs without their component along the old ones, minus the old."""
+    """R (n, o) of ``technique: tensor``, for the pairs' outputs under W (o, d)."""
     return torch.cat([_away_from(K @ W.T, G @ W.T) for K, G in edited])
 
 
 def _away_from(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """The new outputs without their component along the old ones, minus the old ones."""
+    """The new outputs (n, o) without their component along the old ones, minus the old ones."""
     return new - (old * new).sum() / (old * old).sum() * old - old

@@ -1,18 +1,18 @@
-"""Adversarial text rows: rows whose outputs under edited matrices are close to what other rows gave before the edit.
+"""Adversarial text rows: rows whose outputs under edited matrices approximate those of other rows before the edit.
 
 Gong, Chen, Wei, Chen and Jiang, "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models" (RECE), ECCV
-2024, arXiv 2407.12383. W (o, d) are edited matrices, W° the same matrices before the edit, e a text row (d,). With sums over
-all matrices
+2024, arXiv 2407.12383. W (o, d) are edited matrices, W° the same matrices before the edit, and e (d,) is a text row. With
+sums over all matrices:
 
     G = Σ WᵀW,  H = Σ WᵀW°                                                   (d, d)
     a = M e,    M = (G + rI)⁻¹ H          minimises Σ ‖W a − W° e‖² + r‖a‖²
 
-The other forms of ``regulariser`` pull a elsewhere than to zero, or weigh the row's own output:
+This is ``regulariser: zero``. The other forms regularise a towards another row than zero:
 
-    standard   to the rows of a text:         a = (G + rI)⁻¹ (H e + r e_text)
-    first      to the edited output W e:      M = ((1 + r) G)⁻¹ (H + rG)
-    second     to e:                          M = (G + rI)⁻¹ (H + rI)
-    both                                      M = ((1 + r) G + rI)⁻¹ (H + rG + rI)
+    standard   towards the row of a text:     a = (G + rI)⁻¹ (H e + r e_text)
+    first      towards the output W e:        M = ((1 + r) G)⁻¹ (H + rG)
+    second     towards e:                     M = (G + rI)⁻¹ (H + rI)
+    both       first and second:              M = ((1 + r) G + rI)⁻¹ (H + rG + rI)
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def adversarial_rows(
 ) -> torch.Tensor:
     """A (…, tokens, d) for text rows E (…, tokens, d) and the `overlaps` G and H (d, d).
 
-    ``standard`` pulls the rows to ``pull`` (tokens, d), or to E itself without it. Raises `UserError` if r is too small
-    for G to be inverted.
+    ``regulariser="standard"`` regularises towards ``pull`` (tokens, d), or towards E if it is ``None``.
+
+    Raises:
+        UserError: r is too small for G to be inverted.
     """
     rI = r * torch.eye(len(G), dtype=G.dtype, device=G.device)
     left, right, rest = G + rI, H, None
@@ -56,6 +58,6 @@ def adversarial_rows(
         right = H + rI
     elif regulariser == "standard":
         rest = r * pull
-    cholesky, _ = factored(left, f"r={r:g} leaves the adversarial rows undetermined; take r > 0")
+    cholesky, _ = factored(left, f"r={r:g} leaves the adversarial rows undetermined; use r > 0")
     A = E @ torch.cholesky_solve(right, cholesky).T
     return A if rest is None else A + torch.cholesky_solve(rest.T, cholesky).T

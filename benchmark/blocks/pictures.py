@@ -1,4 +1,4 @@
-"""Where real pictures come from: references for distances, and examples for attacks that learn from pictures."""
+"""Sources of real images: references for distribution metrics, and examples for attacks that learn from images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Pictures(ABC):
-    """A source of real pictures: one module and one YAML of ``conf/pictures``, named by ``model.reference``.
+    """A source of real images: one module and one YAML in ``conf/pictures``, selected by ``model.reference``.
 
-    ``draws`` says that it can picture any concept of its catalogue, concepts that the model never saw included. Where a
-    source cannot, an attack is shown pictures that the unedited model makes.
+    ``draws`` says whether it can produce images of any concept of its catalogue, including concepts that the model was not
+    trained on. If it cannot, attacks get images by the unedited model.
     """
 
     version: ClassVar[int] = 1
@@ -24,16 +24,16 @@ class Pictures(ABC):
 
     @abstractmethod
     def identity(self, count: int) -> Mapping[str, Any]:
-        """What decides the first ``count`` references; equal values mean equal pictures."""
+        """What determines the first ``count`` references, for keys: equal values mean equal images."""
 
     @abstractmethod
     def references(self, count: int) -> list[tuple[Image, str]]:
-        """``count`` pictures with their captions (empty where a picture has none)."""
+        """``count`` images with their captions (empty for an image without one)."""
 
     def examples(self, concept: Concept, count: int, seed: int) -> Sequence[Image]:
-        """``count`` varied pictures of one concept. Only asked of a source that ``draws``."""
+        """``count`` different images of one concept; called only if ``draws``."""
         raise NotImplementedError
 
     def ordinary(self, concept: Concept, count: int, seed: int) -> Sequence[tuple[Image, str]]:
-        """``count`` pictures that do not show the concept, with captions. Only asked of a source that ``draws``."""
+        """``count`` images that do not show the concept, with captions; called only if ``draws``."""
         raise NotImplementedError

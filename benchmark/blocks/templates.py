@@ -85,5 +85,5 @@ def phrase_templates(kind: str, count: int, own: Sequence[str] | None = None) ->
     """The first ``count`` templates for a concept's kind, or of ``own`` (the hyper-parameter ``templates``)."""
     chosen = list(own if own is not None else STYLE if kind == "style" else OBJECT)
     if not chosen or not all(isinstance(t, str) and t.count("{}") == 1 for t in chosen):
-        raise UserError(f"templates takes a list of sentences with one {{}} each, got {chosen!r}")
+        raise UserError(f"templates takes sentences with one {{}} each, got {chosen!r}")
     return chosen[:count]

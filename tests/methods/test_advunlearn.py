@@ -170,7 +170,7 @@ def test_gradients_add_up_as_released_and_the_last_step_is_dropped(tiny_sd, meth
 
 
 def test_free_rows_that_do_not_fit_are_refused(tiny_sd):
-    with pytest.raises(overpaint.UserError, match="do not fit"):
+    with pytest.raises(overpaint.UserError, match="exceed the"):
         SoftPrompt(tiny_sd, "dog", "prefix_k", 75)
 
 

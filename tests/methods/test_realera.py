@@ -97,7 +97,7 @@ def test_equal_seeds_draw_equal_neighbours(row):
 
 
 def test_no_neighbour_anywhere_is_an_error(row):
-    with pytest.raises(overpaint.UserError, match="hardly ever meets min_cosine"):
+    with pytest.raises(overpaint.UserError, match="is incompatible with min_cosine"):
         Neighbourhood(0.9, 1.0, 0.99, 1.0).sample(row, 5, Draws(0), "neighbours")
 
 

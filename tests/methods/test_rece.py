@@ -162,7 +162,7 @@ def test_pictures_that_the_detector_fails_on_do_not_count_as_erased(tiny_sd, eye
     eye += [1, (1, 1)]
     assert overpaint.erase(tiny_sd, "rece", epochs=1, **settings).manifest["rates"] == [0.5, 1.0]
     eye += [1, (0, 2)]
-    with pytest.raises(overpaint.UserError, match="eye failed on every validation picture"):
+    with pytest.raises(overpaint.UserError, match="eye failed on every validation image"):
         overpaint.erase(tiny_sd, "rece", epochs=1, **settings)
 
 

@@ -240,5 +240,5 @@ def test_settings_that_mean_nothing_are_refused(tiny_sd, values):
 
 
 def test_a_full_text_space_is_refused(tiny_sd):
-    with pytest.raises(overpaint.UserError, match="threshold=1e-20 leaves no direction free"):
+    with pytest.raises(overpaint.UserError, match="threshold=1e-20 leaves no null space"):
         overpaint.erase(tiny_sd, "speed", erase=["dog"], threshold=1e-20, aug_num=0)
