@@ -1,8 +1,8 @@
 """Adversarial text rows: rows whose outputs under edited matrices are close to what other rows gave before the edit.
 
 Gong, Chen, Wei, Chen and Jiang, "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models" (RECE), ECCV
-2024, arXiv 2407.12383. W (o, d) are edited matrices, W° the same matrices before the edit, e a text row (d,). With sums over
-all matrices
+2024, arXiv 2407.12383. W (o, d) are edited matrices, W° the same matrices before the edit, e a text row (d,). With sums
+over all matrices
 
     G = Σ WᵀW,  H = Σ WᵀW°                                                   (d, d)
     a = M e,    M = (G + rI)⁻¹ H          minimises Σ ‖W a − W° e‖² + r‖a‖²

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class Guidance:
     """Classifier-free guidance, e(∅) + w (e(p) − e(∅)); one object a batch of images, so guards may keep state in it.
 
-    ``positive`` and ``negative`` are text embeddings (batch, tokens, width), ``prompts`` the texts of ``positive`` where
-    there are any (learned embeddings have none). At w ≤ 1 only the prompt is evaluated.
-    Attacks read ``model.guidance.guard`` to adapt to the `Guard` that is attached; plain guidance has none.
+    ``positive`` and ``negative`` are text embeddings (batch, tokens, width), ``prompts`` the texts of ``positive``
+    where there are any (learned embeddings have none). At w ≤ 1 only the prompt is evaluated. Attacks read
+    ``model.guidance.guard`` to adapt to the `Guard` that is attached; plain guidance has none.
     """
 
     guard: ClassVar[Guard | None] = None
@@ -43,7 +43,8 @@ class Guidance:
 
 
 class Guard(ABC):
-    """Makes the guarded `Guidance` of each batch of images. It replaces ``model.guidance`` while its erasure is attached.
+    """Makes the guarded `Guidance` of each batch of images. It replaces ``model.guidance`` while its erasure is
+    attached.
 
     Attacks adapt to what a guard says of itself here, never to the name of its method.
     """
@@ -69,7 +70,8 @@ class Guard(ABC):
     def without_empty_prompt(self, model: DiffusionModel, scale: float) -> Callable[..., torch.Tensor] | None:
         """The guarded prediction with e(∅) left out of every term, or ``None`` if this guard has no such form.
 
-        Prompting4Debugging searches through it. The returned function takes ``latents`` (1, c, h, w), ``timesteps`` (1,),
-        the prompt's ``embeds`` (1, tokens, width) and the step of the search; it keeps the guard's state between calls.
+        Prompting4Debugging searches through it. The returned function takes ``latents`` (1, c, h, w), ``timesteps``
+        (1,), the prompt's ``embeds`` (1, tokens, width) and the step of the search; it keeps the guard's state between
+        calls.
         """
         return None
