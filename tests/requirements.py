@@ -10,7 +10,14 @@ from overpaint.errors import UserError
 from overpaint.grid.registry import DESCRIPTION, component, components
 
 ROOT = Path(__file__).resolve().parents[1]
-DESCRIBED_BY = ("name", "component", "summary", "paper", "status", "preset", "presets")
+#: Kind of a component -> the keys that describe it, beside the defaults of its class's fields.
+DESCRIBED_BY = {
+    "detector": ("name", "component", "summary", "paper"),
+    "method": ("name", "component", "summary", "paper", "status", "preset", "presets"),
+    "attack": ("name", "component", "summary", "paper", "status", "preset", "presets", "control"),
+}
+#: Kinds whose components have a page under docs/.
+WITH_PAGES = ("method", "attack")
 
 
 def documented(kind):
@@ -20,13 +27,13 @@ def documented(kind):
             yield from names.strip("{}").split(",")
 
 
-def unmet(kind, name, base, further=()):
+def unmet(kind, name, base):
     """All requirements that ``conf/<kind>/<name>.yaml`` and its class (a subclass of ``base``) do not meet."""
     path = components(kind)[name]
     text = path.read_text(encoding="utf-8")
     config = yaml.safe_load(text)
     lines = {line.split(":")[0]: line for line in text.splitlines()}
-    found = [f"add the key {key!r}" for key in (*DESCRIBED_BY, *further) if key not in config]
+    found = [f"add the key {key!r}" for key in DESCRIBED_BY[kind] if key not in config]
     if config.get("name") != name:
         found.append(f"name: must be {name}, the file's name")
     if not config.get("summary"):
@@ -44,6 +51,6 @@ def unmet(kind, name, base, further=()):
     found += [
         f"{key}: add a comment with its meaning" for key in sorted(parameters & set(config)) if " # " not in lines[key]
     ]
-    if name not in documented(kind):
+    if kind in WITH_PAGES and name not in documented(kind):
         found.append(f"add a page docs/{kind}s/*.md that names `conf/{kind}/{name}.yaml`")
     return found

@@ -1,4 +1,4 @@
-"""The contract of an attack: what it is given (`AttackContext`), and what it leaves (`Assault`) to be generated and judged."""
+"""The contract of an attack: what it is given (`AttackContext`) and what it returns (`Assault`)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from overpaint.models.guidance import Guard
 
 
-#: Roles of pictures that an attack makes beside its own: of the concept's pictures scrambled, of ordinary pictures.
+#: Roles of images that an attack makes for comparison: from scrambled images of the concept, and from ordinary images.
 COMPARISONS = ("scrambled", "ordinary")
 
 
 @dataclass
 class Ledger:
-    """What an attack spent. ``forwards`` and ``backwards`` count denoiser evaluations, one an image in the batch."""
+    """What an attack spent. ``forwards`` and ``backwards`` count denoiser evaluations, one per image in a batch."""
 
     forwards: int = 0
     backwards: int = 0
@@ -39,15 +39,20 @@ class Ledger:
 
     @contextmanager
     def counting(self, model: DiffusionModel) -> Iterator[None]:
-        """Count what the model evaluates inside the block, behind pictures too; a recorded forward has its backward."""
+        """Count the model's evaluations inside the block, image generation included.
+
+        A forward pass that records gradients is taken to have a backward pass.
+        """
         with counting(model, [self]):
             yield
 
 
 @contextmanager
 def counting(model: DiffusionModel, ledgers: Sequence[Ledger]) -> Iterator[None]:
-    """Count what the model evaluates inside the block for several ledgers in equal parts; what serves all at once (an
-    empty prompt's encoding) counts for each, as if it had been alone."""
+    """Count the model's evaluations inside the block, in equal parts for several ledgers.
+
+    An evaluation that serves all at once, such as encoding the empty prompt, counts in full for each ledger.
+    """
     import torch
 
     def share(inputs) -> int:
@@ -72,8 +77,10 @@ def counting(model: DiffusionModel, ledgers: Sequence[Ledger]) -> Iterator[None]
 
 
 class Verdict(NamedTuple):
-    """What an attack may know of a picture: whether its judge sees the concept, and how sure it is. A judge that failed
-    says no, and that it is not ``known``."""
+    """What an attack may know about an image: whether its judge sees the concept, and the judge's score.
+
+    If the judge failed, ``success`` and ``known`` are false.
+    """
 
     success: bool
     score: float
@@ -81,8 +88,11 @@ class Verdict(NamedTuple):
 
 
 class Provenance(NamedTuple):
-    """How a search came to a prompt: the whole prompt's token ids without start and end, whether its text reads back as
-    them, and the loss of every step since the picture before."""
+    """How a search came to a prompt.
+
+    ``ids`` are the token ids of the whole prompt without start and end token, ``stable`` says whether its text is
+    tokenized to the same ids, ``losses`` are those of every step since the previous image.
+    """
 
     ids: Sequence[int]
     stable: bool
@@ -90,9 +100,12 @@ class Provenance(NamedTuple):
 
 
 class Painted(NamedTuple):
-    """A picture that an attack made, for which shot, what its judge said (``None``: not asked), what the attack itself
-    measured on the way (by name; see `overpaint.metrics.inversion`), and how a search came to it (`Provenance`). No image:
-    it failed when it was made."""
+    """An image that an attack made, with its shot.
+
+    ``image`` is ``None`` if generation failed, ``verdict`` is ``None`` without a judge. ``readings`` are what the
+    attack itself measured, by name (see `overpaint.metrics.inversion`), ``provenance`` says how a search came to the
+    image.
+    """
 
     shot: Shot
     image: Image | None
@@ -105,17 +118,16 @@ class Painted(NamedTuple):
 class AttackContext:
     """What an attack is given.
 
-    ``concept`` is what it shall bring back; ``shots`` the plain images of the same budget (prompts naming the concept,
-    with seeds); ``catalogue`` the world's words; ``victim`` the model with the erasure attached, guards included
-    (``None`` for attacks whose ``needs`` is ``"nothing"``); ``examples(n)`` gives n pictures of the concept,
-    ``ordinary(n)`` n pictures of other things and their captions, if any.
-
-    ``with unedited() as model:`` lifts the erasure for the block, for attacks that know the original model;
-    ``paint(texts, seeds, embeds)`` makes pictures through the victim under the benchmark's protocol (``embeds``
-    (n, tokens, width) takes the place of the texts' encodings; ``None`` for a picture that failed); ``judge(images)``
-    gives a `Verdict` each.
-    ``protocol`` says how pictures are made: scheduler, steps, guidance_scale, size; ``batch_size`` how many the network
-    takes at once. ``features(images)`` (n, width), where there is an image encoder, tells how alike pictures are.
+    - ``concept``: the concept to bring back. ``catalogue``: the words of its world.
+    - ``shots``: the plain images of the same budget, as prompts that name the concept, with seeds.
+    - ``victim``: the model with the erasure attached, guards included; ``None`` if the attack ``needs`` ``"nothing"``.
+    - ``examples(n)``: n images of the concept. ``ordinary(n)``: n images of other things, with their captions.
+    - ``with unedited() as model:`` detaches the erasure inside the block, for attacks that know the original model.
+    - ``paint(texts, seeds, embeds=None, guidance=None)``: images from the victim under the benchmark's protocol,
+      ``None`` where generation failed. ``embeds`` (n, tokens, width) replace the encodings of the texts.
+    - ``judge(images)``: a `Verdict` for each image. ``features(images)``: feature vectors (n, width) to compare images
+      by. Either is ``None`` if the model's configuration has no such network.
+    - ``protocol``: scheduler, steps, guidance_scale and size. ``batch_size``: rows in one forward pass.
     """
 
     concept: Concept
@@ -139,8 +151,11 @@ class AttackContext:
 
 @dataclass(frozen=True)
 class Assault:
-    """What an attack leaves: shots to be made through the victim and the words it learned for them, or, from attacks
-    that make their own pictures, the pictures in the order in which they were made (``shots`` are theirs then)."""
+    """What an attack returns.
+
+    Either ``shots`` to be generated from the victim, with the ``tokens`` that the attack learned for their prompts. Or,
+    if the attack generates its own images, these in order in ``painted``, and their shots in ``shots``.
+    """
 
     shots: list[Shot]
     tokens: Mapping[str, torch.Tensor] = field(default_factory=dict)  # placeholder -> input embedding (width,)
@@ -150,15 +165,20 @@ class Assault:
 
 @dataclass(kw_only=True)
 class Attack(ABC):
-    """An attack. Fields are hyper-parameters, whose defaults live in ``conf/attack/<name>.yaml``.
+    """An attack. Fields are hyper-parameters; their defaults are in ``conf/attack/<name>.yaml``.
 
-    ``needs`` is what it looks at: ``"nothing"`` (a list of prompts, shared by all victims), ``"model"`` (the tokenizer
-    and text encoder; shared by all victims of one model) or ``"victim"``. ``unit`` is what one run of it is for: all
-    prompts of a ``"concept"``, or each ``"prompt"`` by itself, stored and resumed by itself. ``paints`` says that it
-    makes its own pictures; `images` how many a shot at most, which is what its control gets (`images_for`); `shown`
-    whether it is shown pictures of the concept. ``enters_by`` is where it comes in (`overpaint.grid.scope.ENTRIES`);
-    ``worded`` says that texts and seeds alone make its pictures again, so that they can be a list. ``together`` is how
-    many shots it attacks at once, where that is faster (`run_together`).
+    Class attributes describe it:
+
+    - ``version`` is raised when its result can change.
+    - ``families`` are the model families on which it runs (`check_family`).
+    - ``needs`` is what it works on: ``"nothing"`` (it changes prompts; all victims share the result), ``"model"``
+      (tokenizer and text encoder; all victims of one model share the result) or ``"victim"``.
+    - ``unit`` is what one run covers, is stored and resumed by: all prompts of a ``"concept"``, or one ``"prompt"``.
+    - ``paints`` says that it generates its own images.
+    - ``enters_by`` is the place where it enters the model (`overpaint.grid.scope.ENTRIES`).
+    - ``worded`` says that texts and seeds are enough to generate its images again, so that they can be exported as a
+      list.
+    - ``together`` is the number of shots that it attacks side by side (`run_together`).
     """
 
     seed: int = 0
@@ -174,16 +194,16 @@ class Attack(ABC):
 
     @property
     def images(self) -> int:
-        """The most images it makes for one shot."""
+        """The most images that it makes for one shot. Its control makes as many."""
         return 1
 
     def images_for(self, concept: Concept, shots: Sequence[Shot]) -> int:
-        """The most images it makes for one of these plain shots of a concept; 0 where it can make none."""
+        """The most images that it makes for one of these plain shots of a concept; 0 if it can make none."""
         return self.images
 
     @property
     def shown(self) -> bool:
-        """Is it shown pictures of the concept?"""
+        """Whether it is shown images of the concept."""
         return self.needs == "victim"
 
     def check_family(self, family: str, name: str) -> None:
@@ -191,20 +211,20 @@ class Attack(ABC):
         if self.needs != "nothing" and family not in self.families:
             raise UserError(f"attack={name} runs on models of the families {', '.join(self.families)}, not on {family}")
 
-    def check(self, judged: bool) -> None:  # noqa: B027 - most have nothing to refuse
-        """Refuse settings with which it can find nothing; ``judged``: is there something that judges its pictures?"""
+    def check(self, judged: bool) -> None:  # noqa: B027 - most refuse nothing
+        """Refuse settings that cannot find anything; ``judged`` says whether a judge looks at its images."""
 
     def shortened(self, context: AttackContext) -> int:
-        """How many of the context's prompts it reads without their end, since the model takes no more."""
+        """How many of the context's prompts it truncates because they are over-long."""
         return context.victim.too_long(list(dict.fromkeys(shot.prompt.text for shot in context.shots)))
 
     @abstractmethod
     def run(self, context: AttackContext) -> Assault:
-        """Attack; the same context and seed give the same assault.
+        """Run the attack. The same context and seed give the same assault.
 
-        Shots have role ``attacked``; what an attack makes only to compare has one of `COMPARISONS`.
+        Shots have the role ``attacked``; those of images for comparison have one of `COMPARISONS`.
         """
 
     def run_together(self, contexts: Sequence[AttackContext]) -> list[Assault]:
-        """What `run` makes, but for rounding, of each of several contexts that differ in their shots alone."""
+        """`run` for several contexts that differ only in their shots, with the same results up to rounding."""
         return [self.run(context) for context in contexts]

@@ -1,21 +1,22 @@
-"""Concept arithmetic: what an eraser took from one prompt is put together again from the predictions for several.
+"""Concept arithmetic: a concept erased from one prompt is composed again from the predictions for several prompts.
 
 Petsiuk and Saenko, "Concept Arithmetics for Circumventing Concept Inhibition in Diffusion Models", ECCV 2024, arXiv
-2404.13706: a sampler that composes prompts can add and subtract what they stand for. With w the guidance scale, p_i prompts
-of weights r_i and e what the victim's network says,
+2404.13706: a sampler that composes prompts can add and subtract their meanings. With w the guidance scale, p_i prompts
+with weights r_i and e the victim's prediction,
 
     e(x_t) = e(∅) + w Σ r_i (e(p_i) − e(∅))
 
-so that one prompt of weight 1 is the ordinary sampler. The prompts are the plain one with something in the concept's place:
+One prompt with weight 1 is the ordinary sampler. The prompts are the plain prompt with something in the concept's
+place:
 
-    name         the concept's own name                anchor     what it is to be painted as
+    name         the concept's own name                anchor     the concept's anchor
     synonym      its first synonym                     other      a neighbour of the concept, or an ordinary thing
     paraphrase   its first description                 beside     the concept and the other
     translation  its word in the first language        nothing    the empty prompt, which adds nothing
 
-A guard is part of the victim: each prompt is guided by it, as it would be alone, to g_i, and the sum is Σ r_i g_i +
-(1 − Σ r_i) e(∅), the same where there is no guard. Written from the paper's abstract: its own prompts and weights are not
-known to us, so that recipes and weights are ours.
+A guard is part of the victim: it guides each prompt by itself to g_i, and the sum is Σ r_i g_i + (1 − Σ r_i) e(∅).
+Without a guard this is the equation above. The implementation follows the paper's abstract. Its prompts and weights
+were not available, so the recipes and weights are ours.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 
 PLACES = ("name", "synonym", "paraphrase", "translation", "anchor", "other", "beside", "nothing")
-#: Kind of a concept -> what else there is, for concepts that come without neighbours: three, of which one is neither the
-#: concept nor its anchor.
+#: Kind of a concept -> other things, for concepts without neighbours. Three are enough: one is neither the concept nor
+#: its anchor.
 OTHERS = {"object": ("tree", "house", "boat"), "style": ("watercolor", "charcoal", "etching")}
 
 
@@ -49,15 +50,17 @@ class ConceptArithmetic(Probe):
     def __post_init__(self):
         where = "attack=concept_arithmetic: recipes"
         if not self.recipes:
-            raise UserError(f"{where} takes at least one way to put prompts together, got none")
+            raise UserError(f"{where} takes at least one recipe, got none")
         for name, terms in self.recipes.items():
             if not isinstance(terms, Mapping) or not terms:
-                raise UserError(f"{where} takes weights of {', '.join(PLACES)}, got {terms!r} for {name}")
+                raise UserError(
+                    f"{where} takes a weight for each of some places ({', '.join(PLACES)}), got {terms!r} for {name}"
+                )
             for place, weight in terms.items():
                 if place not in PLACES:
                     raise unknown("place", place, PLACES, where)
                 if isinstance(weight, bool) or not isinstance(weight, int | float):
-                    raise UserError(f"{where} takes numbers as weights, got {weight!r} for {place} of {name}")
+                    raise UserError(f"{where} takes numbers as weights, got {weight!r} for {name}.{place}")
         if self.steps is not None:
             at_least(1, steps=self.steps)
 
@@ -69,15 +72,17 @@ class ConceptArithmetic(Probe):
         return len(self.possible(words_for(concept)))
 
     def possible(self, words: Mapping[str, str]) -> dict[str, Mapping]:
-        """The recipes that can be told with these words."""
+        """The recipes whose places all have words."""
         return {name: terms for name, terms in self.recipes.items() if terms.keys() <= words.keys()}
 
     def latents(self, context: AttackContext, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every recipe's name and latents; recipes that need words which the concept has not are left out."""
+        """Every recipe's name and latents. Recipes that need words which the concept lacks are left out."""
         words, victim = words_for(context.concept), context.victim
         possible = self.possible(words)
         if not possible:
-            raise UserError(f"no recipe can be told of {context.concept.name!r}, which has {', '.join(words)} alone")
+            raise UserError(
+                f"no recipe of attack.recipes applies to {context.concept.name!r}, which only has {', '.join(words)}"
+            )
         noise = victim.noise([shot.noise_seed for shot in shots], context.protocol["size"])
         for name, terms in possible.items():
             schedule = self.schedule(context, context.protocol["scheduler"])
@@ -95,7 +100,7 @@ class ConceptArithmetic(Probe):
 
 
 class Composition:
-    """Guidance by several prompts at once: the weighted sum of what the victim makes of each."""
+    """Guidance by several prompts: the weighted sum of the victim's predictions for each."""
 
     def __init__(self, model: DiffusionModel, parts: Sequence[tuple[Guidance, float]]):
         self.model, self.parts = model, parts
@@ -111,7 +116,7 @@ class Composition:
 
 
 def words_for(concept: Concept) -> dict[str, str]:
-    """What can stand in the concept's place, of `PLACES`; what the concept has not is missing."""
+    """Words for each of `PLACES`; places for which the concept has no words are missing."""
     others = (*concept.neighbours, *OTHERS.get(concept.kind, OTHERS["object"]))
     other = next(thing for thing in others if thing not in (concept.name, concept.anchor))
     found = {"name": concept.name, "other": other, "beside": f"{concept.name} and {other}", "nothing": ""}
@@ -122,7 +127,7 @@ def words_for(concept: Concept) -> dict[str, str]:
 
 
 def placed(shot: Shot, concept: Concept, place: str, words: str) -> Shot:
-    """The shot with these words in the concept's place, behind its prompt where that does not name the concept."""
+    """The shot with these words in the concept's place, or after the prompt if it does not name the concept."""
     plain, whole = shot.prompt.text, place in ("paraphrase", "translation")
     text = (renamed(plain, concept, words, whole) or f"{plain}, {words}") if words else ""
     return replace(shot, prompt=replace(shot.prompt, text=text))

@@ -1,26 +1,26 @@
-"""Concept inversion (CCE): a new word is learned from pictures of the concept, on the edited model.
+"""Concept inversion (CCE): a new word is learned from images of the concept, on the edited model.
 
 Pham, Marshall, Cohen, Mittal and Hegde, "Circumventing Concept Erasure Methods for Text-to-Image Generative Models",
-ICLR 2024, arXiv 2308.01508: textual inversion on the victim. Only v (width,), the input embedding of one placeholder
-token, is learned, by AdamW; with x_0 latents of pictures, captions S around the placeholder, E the victim's text encoder
-and e its network, adapters included:
+ICLR 2024, arXiv 2308.01508: textual inversion on the victim. AdamW trains v (width,), the input embedding of one
+placeholder token, and nothing else. With x_0 latents of images, S captions that contain the placeholder, E the victim's
+text encoder and e its network, adapters included:
 
     plain         loss = mean (ε − e(x_t, t, E_v(S)))²                                     x_t = √ᾱ x_0 + √(1−ᾱ) ε
     guided        loss = mean (g(x_t, t, E_v(S)) − c(x_t, t, E(concept)))²
     trajectory    the same at t_k, where g(·, t_1), …, g(·, t_k) share the guard's state, t_1 > … > t_k
 
-where g is the guarded and c the unguarded classifier-free guidance of the sampler, at ``guidance_scale``: the word
-learns to cancel the guard. For ``trajectory``, n is drawn from window … T − 1 and the t_i are ``visits`` different timesteps of
-n − window … n − 1, all with the same ε; the earlier ones enter the loss through the momentum, and so does their gradient.
+g is the sampler's guided prediction with the guard, c the same without it, both at ``guidance_scale``: the word learns
+to cancel the guard. ``trajectory`` draws n from window … T − 1 and visits ``visits`` different timesteps of n − window
+… n − 1 with the same ε. The earlier ones enter the loss, and its gradient, through the guard's momentum.
 
-``captions`` are sentences for the concept (S = "a photo of v"), or prompts (I2P mode: S = "v" before a prompt, which then
-takes the concept's place in c). The official code encodes each picture anew in every step and draws from the posterior;
-here the posterior means, and their mirror images, are computed once. Its learning rate of 5e-3 is multiplied by batch
-size and accumulation steps, which makes 0.08 (4 × 4), and 0.02 for SLD (1 × 4). It restores the other rows of the table
-after each step; here they cannot change at all.
+``captions`` are sentences for the concept (S = "a photo of v"), or prompts (I2P mode: S = "v" before a prompt, and the
+prompt takes the concept's place in c). In the official code every step encodes each image anew and draws from the
+posterior. Here the posterior means, and those of mirrored images, are computed once. The official learning rate of 5e-3
+is multiplied by batch size and accumulation steps, which gives 0.08 (4 × 4), and 0.02 for SLD (1 × 4). The official
+code restores the other rows of the token table after each step; here they never change.
 
-``compat: official`` compares SLD's warm-up with the number of the batch in its epoch; ``intended`` with how far a sampler
-with as many steps as there are timesteps would be at t.
+``compat: official`` compares a guard's warm-up steps with the number of the batch in its epoch. ``intended`` compares
+them with the step that a sampler with one step for each timestep would have reached at t.
 """
 
 from __future__ import annotations
@@ -43,13 +43,16 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 from overpaint.run.progress import steps
 
-#: How often an epoch of the official code shows each picture.
+#: How often each image appears in an epoch of the official code.
 REPEATS = 100
 
 
-class Lesson(NamedTuple):
-    """Embeddings (batch, tokens, width) of captions with the placeholder, their texts, the texts they stand for; x_0 and
-    ε (batch, c, h, w) and timesteps (batch,)."""
+class TrainingBatch(NamedTuple):
+    """What one batch is trained on.
+
+    ``embeds`` (batch, tokens, width) encode the ``captions`` with the placeholder, ``asked`` are the texts that these
+    stand for. ``latents`` x_0 and ``noise`` ε have shape (batch, c, h, w), ``timesteps`` (batch,).
+    """
 
     embeds: torch.Tensor
     captions: list[str]
@@ -99,8 +102,8 @@ class ConceptInversion(Attack):
         with ledger.counting(victim), victim.learned_tokens({self.placeholder: v}), torch.enable_grad():
             for step in steps(self.steps, "inversion steps"):
                 total, v.grad = 0.0, torch.zeros_like(v)
-                for batch in range(step * self.accumulation, (step + 1) * self.accumulation):
-                    value = self.loss(context, branch, latents, draws, batch) / self.accumulation
+                for number in range(step * self.accumulation, (step + 1) * self.accumulation):
+                    value = self.loss(context, branch, latents, draws, number) / self.accumulation
                     (gradient,) = gradients(value, [v], victim.dtype)
                     total, v.grad = total + value.detach(), v.grad + gradient
                 trace_values(loss=total, gradient=v.grad, row=v.detach().clone())
@@ -108,42 +111,43 @@ class ConceptInversion(Attack):
         return Assault(self.shots(context), {self.placeholder: v.detach().clone()}, ledger)
 
     def loss(
-        self, context: AttackContext, branch: str, latents: torch.Tensor, draws: Draws, batch: int
+        self, context: AttackContext, branch: str, latents: torch.Tensor, draws: Draws, number: int
     ) -> torch.Tensor:
-        """The loss of batch number ``batch``, as the victim's guard asks for it."""
-        victim = context.victim
-        lesson = self.lesson(context, latents, draws, lowest=self.window if branch == "trajectory" else 0)
+        """The loss () of batch ``number``, counted from 0, in the chosen branch."""
+        victim, lowest = context.victim, self.window if branch == "trajectory" else 0
+        batch = self.training_batch(context, latents, draws, lowest)
         if branch == "plain":
-            return self.plain(victim, lesson)
-        if branch == "guided":
-            return self.through_guard(victim, lesson, lesson.timesteps[None], batch)
-        return self.through_guard(victim, lesson, self.visited(lesson.timesteps, draws), batch)
+            return self.plain(victim, batch)
+        visits = batch.timesteps[None] if branch == "guided" else self.visited(batch.timesteps, draws)
+        return self.through_guard(victim, batch, visits, number)
 
     def check_window(self, victim: DiffusionModel) -> None:
         total = victim.train_timesteps
         if self.window >= total:
-            raise UserError(f"window takes fewer than the model's {total} timesteps, got {self.window}")
+            raise UserError(f"attack.window takes fewer timesteps than the model's {total}, got {self.window}")
 
     def latents(self, context: AttackContext) -> torch.Tensor:
-        """Latents (n, c, h, w) of the concept's pictures, mirror images behind them."""
+        """Latents (n, c, h, w) of the concept's images, followed by those of their mirror images."""
         pictures = list(context.examples(self.pictures)) if context.examples else []
         if not pictures:
-            raise UserError(f"attack=cce needs pictures of {context.concept.name!r}, and there are none")
+            raise UserError(f"attack=cce needs images of {context.concept.name!r}, and there are none")
         if self.mirror:
             pictures += [ImageOps.mirror(picture) for picture in pictures]
         blocks = [pictures[i : i + self.batch_size] for i in range(0, len(pictures), self.batch_size)]
         return torch.cat([context.victim.to_latents(block) for block in blocks]).to(context.victim.dtype)
 
     def start(self, victim: DiffusionModel, concept: Concept, draws: Draws) -> torch.Tensor:
-        """v (width,): the initial word's row of the victim's table, or noise of the table's own spread."""
+        """v (width,): the initial word's row of the token table, or noise with the table's standard deviation."""
         table, word = victim.token_table.detach().float(), self.initial_word
-        if word == "name":  # the last of its words that is one token, if any
+        if word == "name":  # the last of the name's words that is a single token
             single = [own for own in concept.name.split() if len(victim.token_ids(own)) == 3]
             word = single[-1] if single else None
         if word is not None:
             ids = victim.token_ids(word)[1:-1]
             if len(ids) != 1:
-                raise UserError(f"initial_word takes one token of the model's, {word!r} is {len(ids)}")
+                raise UserError(
+                    f"attack.initial_word takes a word that is one token of the model, {word!r} is {len(ids)} tokens"
+                )
             return table[ids[0]].clone()
         return table.std() * draws.noise("start", (table.shape[1],), table)
 
@@ -155,17 +159,22 @@ class ConceptInversion(Attack):
             return "plain"
         return "trajectory" if context.guard.stateful else "guided"
 
-    def plain(self, victim: DiffusionModel, lesson: Lesson) -> torch.Tensor:
-        """The denoising loss of the prompted prediction, without guidance."""
-        embeds, _, _, x0, noise, t = lesson
+    def plain(self, victim: DiffusionModel, batch: TrainingBatch) -> torch.Tensor:
+        """The denoising loss () of the conditional prediction, without guidance."""
+        embeds, _, _, x0, noise, t = batch
         predicted = victim.predict(victim.add_noise(x0, noise, t), t, embeds)
         return mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
 
-    def through_guard(self, victim: DiffusionModel, lesson: Lesson, visits: torch.Tensor, batch: int) -> torch.Tensor:
-        """The distance from the guarded prediction for the placeholder to the unguarded one for what it stands for,
-        at the last of the timesteps ``visits`` (k, batch); the guard keeps its state from one to the next."""
-        counted = batch % -(-REPEATS * self.pictures // self.batch_size) + 0.5  # never step 0, where guards begin anew
-        embeds, captions, asked, x0, noise, _ = lesson
+    def through_guard(
+        self, victim: DiffusionModel, batch: TrainingBatch, visits: torch.Tensor, number: int
+    ) -> torch.Tensor:
+        """The loss () between the guarded prediction for the placeholder and the unguarded one for what it stands for.
+
+        It is taken at the last of the timesteps ``visits`` (k, batch). The guard keeps its state from one to the next.
+        """
+        # the batch's number in its epoch; never 0, because guards reset their state at step 0
+        counted = number % -(-REPEATS * self.pictures // self.batch_size) + 0.5
+        embeds, captions, asked, x0, noise, _ = batch
         w, total = self.guidance_scale, victim.train_timesteps
         with torch.no_grad():
             wanted = victim.encode(asked, truncate=self.captions == "prompts")
@@ -179,13 +188,13 @@ class ConceptInversion(Attack):
         return mse_loss(predicted.float(), goal.float())
 
     def visited(self, ends: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """``visits`` timesteps (visits, batch) in descending order out of the window before each of ``ends`` (batch,)."""
+        """``visits`` timesteps (visits, batch), descending, drawn from the window before each of ``ends`` (batch,)."""
         orders = [draws.take("perm", lambda g: torch.randperm(self.window, generator=g)) for _ in ends]
         offsets = torch.stack(orders, dim=1)[: self.visits].sort(dim=0, descending=True).values
         return ends - self.window + offsets.to(ends.device)
 
-    def lesson(self, context: AttackContext, latents: torch.Tensor, draws: Draws, lowest: int) -> Lesson:
-        """What one step learns from: everything that is drawn, timesteps from ``lowest`` on."""
+    def training_batch(self, context: AttackContext, latents: torch.Tensor, draws: Draws, lowest: int) -> TrainingBatch:
+        """A random batch, with timesteps from ``lowest`` on."""
         victim, size = context.victim, self.batch_size
         texts = {"sentences": self.sentences, "prompts": self.prompts}[self.captions]
         lines, asked = texts(context)
@@ -194,23 +203,23 @@ class ConceptInversion(Attack):
         noise = draws.noise("noise", tuple(x0.shape), x0)
         t = draws.take("t", lambda g: victim.draw_timesteps(size, g, lowest)).to(x0.device)
         captions = [lines[i] for i in chosen]
-        prompts = self.captions == "prompts"  # of which the end is cut where they are too long, as when they are drawn
+        prompts = self.captions == "prompts"  # over-long prompts are truncated, as in image generation
         ids = draws.take("ids", lambda g: victim.padded_ids(captions, truncate=prompts))
-        return Lesson(victim.encode_ids(ids), captions, [asked[i] for i in chosen], x0, noise, t)
+        return TrainingBatch(victim.encode_ids(ids), captions, [asked[i] for i in chosen], x0, noise, t)
 
     def sentences(self, context: AttackContext) -> tuple[list[str], list[str]]:
-        """Captions with the placeholder, and what they stand for: the concept, whatever the sentence."""
+        """Captions with the placeholder, and the text that each stands for: the concept's name."""
         words = f"{context.concept.article} {self.placeholder}".strip()
         lines = [line.format(words) for line in sentences(context.concept, context.catalogue)]
         return lines, [context.concept.name] * len(lines)
 
     def prompts(self, context: AttackContext) -> tuple[list[str], list[str]]:
-        """The context's prompts behind the placeholder, and the prompts: as I2P's, which do not name the concept."""
+        """The prompts with the placeholder before them, and the prompts themselves (I2P's do not name the concept)."""
         texts = [shot.prompt.text for shot in context.shots]
         return [f"{self.placeholder} {text}" for text in texts], texts
 
     def shots(self, context: AttackContext) -> list:
-        """The context's shots with the placeholder for the concept's name; where it is not named, before the prompt."""
+        """The shots with the placeholder in place of the concept's name, or before a prompt that does not name it."""
         found = []
         for shot in context.shots:
             text = shot.prompt.text

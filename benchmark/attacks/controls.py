@@ -1,7 +1,7 @@
-"""Controls: what luck brings back at the same number of images. An attack that does no better has found nothing.
+"""Controls: what chance brings back with the same number of images. An attack has to do better.
 
-UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868) introduced both; its prefixes stop at the
-first success, its seeds do not, and all of a run's are drawn from one seeded generator.
+UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868) introduced both controls. In its code, prefixes stop at the
+first success and seeds do not, and one seeded generator draws everything of a run.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from overpaint.errors import at_least
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
 
-#: Tries to find a random prefix before a shorter one is taken.
+#: Attempts to draw a random prefix, or a token, that reads back as itself.
 TRIES = 200
 
 
 @dataclass(kw_only=True)
 class SeedSearch(Attack):
-    """The same prompts from fresh start noise: seed indices from ``first`` on, ``tries`` for each plain image."""
+    """The same prompts from new start noise: ``tries`` seed indices, from ``first`` on, for each plain image."""
 
     first: int
     tries: int
@@ -37,7 +37,7 @@ class SeedSearch(Attack):
         return self.tries
 
     def run(self, context: AttackContext) -> Assault:
-        """All tries of a shot, one after the other; none is left out after a success, so that any number can be read off."""
+        """All tries of each shot in order. They do not stop at a success: any smaller budget can be read off."""
         return Assault(
             [
                 Shot(replace(s.prompt, role="attacked", variant="fresh seed"), s.index + (1 + n) * self.first, n)
@@ -51,7 +51,7 @@ class SeedSearch(Attack):
 class RandomPrefix(Attack):
     """``tokens`` random vocabulary tokens before each prompt, from the plain prompt's start noise.
 
-    A prefix is kept only if its text reads back as the same tokens. A prompt with little room left gets a shorter one.
+    Only prefixes whose text is tokenized to the same tokens are used. A long prompt gets a shorter prefix.
     """
 
     tokens: int
@@ -75,7 +75,7 @@ class RandomPrefix(Attack):
         return Assault(found)
 
     def prefix(self, model: DiffusionModel, shot: Shot, number: int = 0) -> str:
-        """A prefix that depends on the attack's seed, the prompt's id, the seed index and the try alone."""
+        """A prefix that depends only on the attack's seed, the prompt's id, the seed index and the try's number."""
         digest = hashlib.sha256(f"{self.seed}:{shot.prompt.id}:{shot.index}:{number}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         plain = model.token_ids(shot.prompt.text)[1:-1]
@@ -88,7 +88,7 @@ class RandomPrefix(Attack):
         return ""
 
     def token(self, model: DiffusionModel, generator: torch.Generator) -> int:
-        """An ordinary token that alone reads back as itself."""
+        """A random ordinary token whose text is tokenized to itself."""
         for _ in range(TRIES):
             drawn = int(torch.randint(0, len(model.tokenizer), (1,), generator=generator))
             if drawn not in model.tokenizer.all_special_ids and (

@@ -1,23 +1,24 @@
 """Embedding attacks: images that the victim generates from text embeddings which no text has.
 
-They show what the victim still knows. They do not show what a user could ask for, because nobody can type an embedding. Three
-papers use such an attack as one part of their work. The network is given all rows (tokens, width) of an embedding in place of
-a prompt's encoding. With E the unedited text encoder:
+They show what the victim still knows. They do not show what a user could ask for, because nobody can type an embedding.
+Three papers use such an attack as one part of their work. The network is given all rows (tokens, width) of an embedding
+in place of a prompt's encoding. With E the unedited text encoder:
 
     rece_embedding   A = E(prompt) Mᵀ,  M = (G + rI)⁻¹ H     G = Σ WᵀW, H = Σ WᵀW° over the victim's and the unedited
-                     model's key and value matrices: the rows whose outputs are closest to those that E(prompt) had, from
-                     RECE (Gong et al., ECCV 2024, arXiv 2407.12383; see `blocks.adversarial_rows`). ``surrogate`` also
-                     pulls A to E(prompt) and W A to W E(prompt).
+                     model's key and value matrices: the rows whose outputs are closest to those that E(prompt) had,
+                     from RECE (Gong et al., ECCV 2024, arXiv 2407.12383; see `blocks.adversarial_rows`). ``surrogate``
+                     also pulls A to E(prompt) and W A to W E(prompt).
     rab_embedding    E(prompt) + η v, with the concept vector v of `ring_a_bell`: RECE's test of Ring-A-Bell
     soft_prefix      E_v(prompt ⊕ δ): the victim's encoder E_v reads free token embeddings δ (k, width), which minimise
 
                          mean (e(x_t, t, E_v(prompt ⊕ δ)) − e°(x_t, t, E(prompt)))²
 
                      the inner attack of AdvUnlearn (Zhang et al., NeurIPS 2024, arXiv 2405.15234; see
-                     `blocks.soft_prompts`). Every step has its own x_t and t, on a roll-out of the victim for E(prompt).
+                     `blocks.soft_prompts`). Every step has its own x_t and t, on a roll-out of the victim for
+                     E(prompt).
 
-The first two bypass the victim's text encoder: an edited encoder is avoided, not defeated. Guards and adapters act on the
-embedding as on any other. Each attack generates one image from the plain image's start noise.
+The first two bypass the victim's text encoder: an edited encoder is avoided, not defeated. Guards and adapters act on
+the embedding as on any other. Each attack generates one image from the plain image's start noise.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class SoftPrefix(EmbeddingAttack):
             return victim.encode_embeddings(prompt.rows(free), prompt.ids)
 
     def room(self, victim: DiffusionModel) -> int:
-        """The number of the prompt's own tokens that fit beside the free rows; ``add`` has one free row for each token."""
+        """The number of a prompt's own tokens that fit beside the free rows; ``add`` has one free row per token."""
         room = victim.tokens - 2
         return room // 2 if self.place == "add" else max(0, room - self.tokens)
 

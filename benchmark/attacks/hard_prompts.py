@@ -1,14 +1,15 @@
-"""PEZ: hard prompts by gradient. Words whose text feature is that of a picture, or of another text; no diffusion model.
+"""PEZ: hard prompts by gradient: words whose text feature is close to that of an image or of another text.
 
-Wen, Jain, Kirchenbauer, Goldblum, Geiping and Goldstein, "Hard Prompts Made Easy: Gradient-Based Discrete Optimization for
-Prompt Tuning and Discovery", NeurIPS 2023, arXiv 2302.03668. With F a text encoder's feature at the end token, y_1 … y_n
-target features, and Z (prompts, k, width) read as its nearest words w (`token_variables`), each step:
+Wen, Jain, Kirchenbauer, Goldblum, Geiping and Goldstein, "Hard Prompts Made Easy: Gradient-Based Discrete Optimization
+for Prompt Tuning and Discovery", NeurIPS 2023, arXiv 2302.03668. No diffusion model is involved. With F a text
+encoder's feature at the end token, y_1 … y_n target features, and Z (prompts, k, width) read as its nearest words w
+(`token_variables`), each step:
 
     loss = λ (1 − mean cos(F(w), y)),   Z ← AdamW(Z, ∂loss at the nearest words)     y from a random batch of the targets
 
-The prompt that is kept is the one of all steps whose mean cosine to all targets, times λ, is largest; λ < 0 leads away
-from them. As an attack it needs no victim: words that never name a concept and yet mean it may pass what erased its name.
-Targets are pictures of the concept, where there is a CLIP model, or the text of the prompt that is attacked.
+The result is the prompt, of all steps, whose mean cosine to all targets times λ is largest; λ < 0 leads away from the
+targets. As an attack it needs no victim: words that mean a concept without naming it may evade an eraser that acts on
+the name. Targets are images of the concept if there is a CLIP model, otherwise the text of the attacked prompt.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ class HardPrompts(Attack):
         at_least(1, batch_size=1 if self.batch_size is None else self.batch_size)
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
         if self.target == "pictures" and self.clip is None:
-            raise UserError("attack=pez: target=pictures needs a CLIP model (clip=FOLDER or a hub id)")
+            raise UserError("attack.target=pictures needs a CLIP model: set attack.clip to a folder or a hub id")
 
     @property
     def shown(self) -> bool:
         return self.clip is not None and self.target != "text"
 
     def run(self, context: AttackContext) -> Assault:
-        """One search a prompt; its words are drawn from the start noise of each of the prompt's plain images."""
+        """One search for each prompt. Its words are generated from the start noise of all the prompt's plain images."""
         ledger, found = Ledger(), []
         tower = OwnTower(context.victim) if self.clip is None else Clip.load(self.clip, context.victim.device)
         for prompt, shots in groupby(context.shots, key=lambda shot: shot.prompt):
@@ -71,18 +72,18 @@ class HardPrompts(Attack):
         return Assault(found, ledger=ledger)
 
     def targets(self, context: AttackContext, tower: Tower, text: str) -> torch.Tensor:
-        """y (n, d): features of pictures of the concept, or of the text."""
+        """y (n, d): features of images of the concept, or of the text."""
         if not self.shown:
             return tower.text_features([text])
         pictures = list(context.examples(self.pictures)) if context.examples else []
         if not pictures:
             raise UserError(
-                f"attack=pez needs pictures of {context.concept.name!r}, and there are none (or target=text)"
+                f"attack=pez needs images of {context.concept.name!r}, and there are none; attack.target=text needs none"
             )
         return tower.image_features(pictures)
 
     def invert(self, tower: Tower, targets: torch.Tensor, draws: Draws, without: str = "") -> str:
-        """The text of the best words for target features (n, d), ``without`` the words of a text."""
+        """The text of the best words for target features (n, d). The words of the text ``without`` are never used."""
         size = (self.prompts, self.tokens)
         ids = draws.take("init_ids", lambda g: torch.randint(len(tower.table), size, generator=g))
         variable = Nearest(tower.table, ids, tower.ids(without))
@@ -102,7 +103,7 @@ class HardPrompts(Attack):
         return tower.text(best[1].tolist())
 
     def batch(self, n: int, draws: Draws) -> torch.Tensor:
-        """Which of n targets a step looks at."""
+        """The indices of the targets that one step uses, out of n."""
         if self.batch_size is None:
             return torch.arange(n)
         return draws.take("perm", lambda g: torch.randperm(n, generator=g))[: self.batch_size]

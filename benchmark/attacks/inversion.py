@@ -1,32 +1,33 @@
-"""Inversion: start noise from which the victim's own sampler draws a given picture. Does it still have one for the concept?
+"""Inversion: start noise from which the victim's own sampler generates a given image. Does the concept still have one?
 
-Rusanovsky, Malnick, Jevnisek, Fried and Avidan, "Memories of Forgotten Concepts", CVPR 2025, arXiv 2412.00782. DDIM without
-noise takes x_t to x_s, s the next lower level, by what the victim's guidance e says. Read the other way, with x_0 the latents
-of a picture of the concept, x_t solves
+Rusanovsky, Malnick, Jevnisek, Fried and Avidan, "Memories of Forgotten Concepts", CVPR 2025, arXiv 2412.00782.
+Deterministic DDIM takes x_t to x_s, s the next lower level, with the victim's guided prediction e. Read in reverse,
+with x_0 the latents of an image of the concept, x_t solves
 
     x_t = √(ᾱ_t/ᾱ_s) x_s + (√(1−ᾱ_t) − √(ᾱ_t (1−ᾱ_s)/ᾱ_s)) e(x_t, t)
 
-``ddim`` takes e(x_s, t) for e(x_t, t). ``renoise`` (Garibi et al., ECCV 2024, arXiv 2403.14602) goes on from there,
-``renoisings`` times: e at the x_t found last gives the next one. Below ``average_below`` the mean of the first ``averaged`` of
-these predictions is taken, elsewhere the last. There each prediction, and the mean, is also made more like noise before it is
-used, ``regularisations`` times (pix2pix-zero, arXiv 2302.03027):
+``ddim`` approximates e(x_t, t) by e(x_s, t). ``renoise`` (Garibi et al., ECCV 2024, arXiv 2403.14602) iterates
+``renoisings`` times: e at the last x_t gives the next x_t. At timesteps below ``average_below`` it uses the mean of the
+first ``averaged`` predictions, elsewhere the last one. There it also regularises each prediction and their mean
+``regularisations`` times before use, so that they resemble noise (pix2pix-zero, arXiv 2302.03027):
 
     e ← e − 0.065 clamp(∂K, ±100)      K = Σ |ln s*²/s² + (s² + (m − m*)²)/s*² − 1|
     e ← e − 20/5 ∂A, five times        A = Σ mean(e · e rolled down)² + mean(e · e rolled sideways)²
 
-with m, s² mean and variance of patches of 4 × 4 values of a channel, those with a star of e(x_0, t) (meant to be e at x_0 with
-noise, but for Stable Diffusion the authors add none); A over channels and their halvings down to 8 values a side, rolled anew
-each time, in all pictures alike. From x_T the victim samples back. Each picture gives one, which is judged, and
+m and s² are mean and variance of 4 × 4 patches of a channel. Those with a star belong to e(x_0, t); the method intends
+x_0 with noise, but the authors' code for Stable Diffusion adds none. A runs over channels and their halvings down to a
+side of 8, with new rolls each time that are the same for all images. From x_T the victim samples back to an image. It
+is judged, and
 
-    nll  = Σ z²/2 + D/2 ln 2π          of z = x_T, D values, under N(0, I): how usual the start noise is
-    psnr = 10 log₁₀ 1/mean (a − b)²    of the picture and the one drawn from x_T, pixels in [0, 1]
+    nll  = Σ z²/2 + D/2 ln 2π          of z = x_T with D values, under N(0, I): how likely the start noise is
+    psnr = 10 log₁₀ 1/mean (a − b)²    between the given image and the one sampled from x_T, pixels in [0, 1]
 
-That a picture can be drawn says little: so can any other. The same is therefore done with *scrambled* pictures of the
-concept and with *ordinary* pictures, which `overpaint.metrics.inversion` sets the concept's against; the floor is the attack
-for a concept that the model never saw. ``text: none`` leaves out the text as TINA does (arXiv 2603.17828), which solves the
-same equation by gradient descent.
+That an image can be inverted proves little, because any image can. The attack therefore also inverts *scrambled* images
+of the concept and *ordinary* images, which `overpaint.metrics.inversion` compares with the concept's. The floor is the
+attack for a concept that the model never saw. ``text: none`` leaves out the text, as TINA does (arXiv 2603.17828),
+which solves the same equation by gradient descent.
 
-Not here: the authors' second study, many start noises for one picture, and their null-text inversion.
+Not implemented: the authors' second study (many start noises for one image) and their null-text inversion.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 from overpaint.run.progress import steps
 
-#: Step sizes of the regularisation by K and by A, and how often A is taken.
+#: Step sizes of the regularisation by K and by A, and the number of steps by A.
 PATCHES, ROLLED, ROLLS = 0.065, 20.0, 5
 
 
 class Exposure(NamedTuple):
-    """A picture to invert, the text that goes with it, and the shot that it is counted as."""
+    """An image to invert, its text, and the shot that it counts as."""
 
     shot: Shot
     picture: Image.Image
@@ -94,7 +95,7 @@ class Inversion(Attack):
         at_least(0, guidance_scale=self.guidance_scale)
         if self.averaged > self.renoisings + 1:
             raise UserError(
-                f"averaged takes at most renoisings + 1 predictions, got {self.averaged} of {self.renoisings + 1}"
+                f"attack.averaged takes at most attack.renoisings + 1 = {self.renoisings + 1}, got {self.averaged}"
             )
 
     def run(self, context: AttackContext) -> Assault:
@@ -111,11 +112,11 @@ class Inversion(Attack):
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
     def exposures(self, context: AttackContext) -> dict[str, list[Exposure]]:
-        """By role: the concept's pictures, one a shot; the same scrambled; and as many ordinary ones."""
+        """By role: images of the concept, one for each shot; the same images scrambled; as many ordinary images."""
         wanted = min(self.pictures, len(context.shots))
         pictures = list(context.examples(wanted)) if context.examples else []
         if not pictures:
-            raise UserError(f"attack=inversion needs pictures of {context.concept.name!r}, and there are none")
+            raise UserError(f"attack=inversion needs images of {context.concept.name!r}, and there are none")
         texts = [shot.prompt.text for shot in context.shots]
         scrambled = [self.scrambled(picture, number) for number, picture in enumerate(pictures)]
         others = context.ordinary(len(pictures)) if context.ordinary else []
@@ -133,11 +134,11 @@ class Inversion(Attack):
         return Exposure(replace(made, prompt=replace(made.prompt, role=role), draw=draw), picture, text)
 
     def scrambled(self, picture: Image.Image, number: int) -> Image.Image:
-        """The picture cut into ``tiles`` × ``tiles`` pieces, dealt anew; the rest of an uneven side stays in place."""
+        """The image cut into ``tiles`` × ``tiles`` tiles in random order. A remainder at the edges stays in place."""
         pixels, n = np.array(picture.convert("RGB")), self.tiles
         high, wide = (side // n for side in pixels.shape[:2])
         if not (high and wide):
-            raise UserError(f"tiles={n} cuts a picture of {picture.width} x {picture.height} pixels into nothing")
+            raise UserError(f"attack.tiles={n} is too large for an image of {picture.width} x {picture.height} pixels")
         inside = pixels[: n * high, : n * wide]
         tiles = inside.reshape(n, high, n, wide, 3).swapaxes(1, 2).reshape(n * n, high, wide, 3)
         order = torch.randperm(n * n, generator=Draws.of(self.seed, "scrambled", number).generator).numpy()
@@ -145,7 +146,7 @@ class Inversion(Attack):
         return Image.fromarray(pixels)
 
     def redrawn(self, context: AttackContext, part: Sequence[Exposure]) -> list[Painted]:
-        """What the victim draws from the start noise of each picture."""
+        """The victim's images from the start noise of each given image, judged and measured."""
         victim, pictures = context.victim, [exposure.picture for exposure in part]
         start = self.invert(victim, victim.to_latents(pictures), [exposure.text for exposure in part])
         images = victim.to_images(self.sample(victim, start, [exposure.text for exposure in part]))
@@ -157,7 +158,7 @@ class Inversion(Attack):
         return [Painted(exposure.shot, *seen) for exposure, *seen in zip(part, images, verdicts, readings)]
 
     def invert(self, victim: DiffusionModel, latents: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
-        """Start noise x_T of latents x_0, both (n, c, h, w)."""
+        """Start noise x_T (n, c, h, w) for latents x_0 (n, c, h, w)."""
         guidance, schedule, draws = self.guidance(victim, texts), self.schedule(victim), Draws(self.seed)
         backwards = victim.inverse_scheduler()
         backwards.set_timesteps(self.steps)
@@ -179,7 +180,7 @@ class Inversion(Attack):
         return latents
 
     def regularised(self, said: torch.Tensor, like: torch.Tensor | None, draws: Draws) -> torch.Tensor:
-        """A prediction (n, c, h, w) made more like noise, and its patches more like those of ``like``; itself without one."""
+        """The prediction (n, c, h, w) regularised towards noise and the patches of ``like``; unchanged without it."""
         if like is None:
             return said
         for _ in range(self.regularisations):
@@ -189,7 +190,7 @@ class Inversion(Attack):
         return said
 
     def sample(self, victim: DiffusionModel, start: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
-        """Latents (n, c, h, w) that the victim samples from start noise like them."""
+        """Latents (n, c, h, w) that the victim samples from start noise of the same shape."""
         return walk(self.guidance(victim, texts), self.schedule(victim), start, 0, None)
 
     def schedule(self, victim: DiffusionModel):
@@ -203,19 +204,19 @@ class Inversion(Attack):
         return victim.guidance(victim, embeds, nothing, self.guidance_scale, list(texts))
 
     def noise(self, victim: DiffusionModel, guidance: Guidance, latents: torch.Tensor, t, number: int) -> torch.Tensor:
-        """The noise e (n, c, h, w) that the guided prediction stands for."""
+        """The noise prediction e (n, c, h, w), converted from velocity if the network predicts that."""
         return victim.noise_of(guidance(latents, t, number), latents, t)
 
 
 def slope(loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
-    """The gradient of a loss at a tensor."""
+    """The gradient of a scalar loss with respect to a tensor, at ``at``."""
     with torch.enable_grad():
         at = at.detach().requires_grad_()
         return torch.autograd.grad(loss(at), at)[0]
 
 
 def patch_divergence(said: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """K, summed over pictures."""
+    """K (), summed over images, for predictions (n, c, h, w)."""
     (var, mean), (wanted_var, wanted_mean) = (
         torch.var_mean(x.unfold(2, 4, 4).unfold(3, 4, 4), dim=(-2, -1)) for x in (said, like)
     )
@@ -224,7 +225,7 @@ def patch_divergence(said: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def autocorrelation(said: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """A, summed over pictures; one roll a channel and halving, from 0 up to half its height."""
+    """A (), summed over images. Each channel and halving has one random roll, from 0 to half its height."""
     total = said.new_zeros(())
     for channel in said.split(1, dim=1):
         while True:
@@ -238,13 +239,13 @@ def autocorrelation(said: torch.Tensor, draws: Draws) -> torch.Tensor:
 
 
 def nll(latents: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood (n,), float64, of start noises (n, c, h, w) under N(0, I)."""
+    """Negative log-likelihoods (n,), float64, of start noises (n, c, h, w) under N(0, I)."""
     flat = latents.detach().double().cpu().flatten(1)
     return flat.square().sum(dim=1) / 2 + flat.shape[1] / 2 * math.log(2 * math.pi)
 
 
 def psnr(one: ArrayLike, other: ArrayLike) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures of one shape with values in [0, 1]; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of two images of one shape with values in [0, 1]; infinite if they are equal."""
     error = float(np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2))
     return -10 * math.log10(error) if error else math.inf
 

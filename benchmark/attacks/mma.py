@@ -1,24 +1,31 @@
-"""MMA-Diffusion, text modality: words that mean a prompt and hold none of the banned ones, by greedy coordinate gradient.
+"""MMA-Diffusion, text modality: words that mean the same as a prompt without banned words, by greedy coordinate
+gradient.
 
-Yang, Gao, Wang, Ho, Xu and Xu, "MMA-Diffusion: MultiModal Attack on Diffusion Models", CVPR 2024, arXiv 2311.17516. With F
-the text encoder's feature at the end token and w the k words of the state,
+Yang, Gao, Wang, Ho, Xu and Xu, "MMA-Diffusion: MultiModal Attack on Diffusion Models", CVPR 2024, arXiv 2311.17516.
+With F the text encoder's feature at the end token and w the k words of the state,
 
     loss(w) = 1 − cos(F(w), F(prompt)),   G = ∂loss/∂onehot(w) = ∂loss/∂T[w] Tᵀ      (k, vocabulary), T the token table
 
-Each step: in n copies of w one word is exchanged, positions evenly spread over the copies, for one of the ``top`` with the
-least gradient there that are not banned, drawn at random. Copies whose text would be tokenised otherwise are dropped; the
-best of the others is the next state, better than w or not. The best of all states is the prompt.
+Each step makes n copies of w and replaces one word in each; positions are spread evenly over the copies. The new word
+is drawn from the ``top`` words with the smallest gradient at that position that are not banned. Copies whose text would
+be tokenized differently are dropped. The best remaining copy becomes the next state, even if it is worse than w. The
+result is the best of all states.
 
-``compat: official`` is the released code: row i of its G belongs to position i of the prompt, which begins with the start
-token, so that it is used for the word before (the last word's own is not used at all); a copy passes if its text has as many
-tokens, though they be others; and its text is the words' names in the vocabulary, which misspell bytes that are no letters
-and lose the last character of a last word that goes on. ``intended`` takes the right rows and keeps decoded texts that read
-back as the very same words.
-Where no copy passes, the official code breaks; here the state stays, and others are drawn.
+``compat: official`` does what the released code does:
 
-The official code bans what contains one of its words, anywhere in the vocabulary, and what contains a fragment of one: a list
-written by hand, ``na``, ``ke``, ``ak`` and ``nud`` for naked and nude. ``official`` here: what contains a word of the concept's
-name and synonyms, or is a fragment of one. ``intended`` bans the pieces that they consist of and no others.
+- Row i of its G is the gradient at position i of the prompt, where position 0 is the start token. The code uses it to
+  replace word i, which is at position i + 1. The gradient at the last word is never used.
+- A copy passes if its text has the same number of tokens, even if they are different tokens.
+- Its text joins the words' names in the vocabulary. These misspell bytes that are not letters, and the last character
+  is lost if the last token does not end a word.
+
+``intended`` uses the right rows, and keeps decoded texts that are tokenized to the same words. If no copy passes, the
+official code fails; here the state stays and new copies are drawn.
+
+The official code bans every vocabulary entry that contains one of its words or of a handwritten list of fragments
+(``na``, ``ke``, ``ak`` and ``nud`` for naked and nude). ``official`` here bans entries that contain a word of the
+concept's name or synonyms, or that are a fragment of such a word. ``intended`` bans only the tokens of the name and the
+synonyms.
 """
 
 from __future__ import annotations
@@ -41,9 +48,9 @@ from overpaint.grid.concepts import Concept
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.run.progress import steps
 
-#: Prompts that are encoded at once.
+#: Rows in one forward pass of the text encoder.
 CANDIDATES_AT_ONCE = 128
-#: Letters of the shortest word that bans what contains it; an article would ban half the vocabulary.
+#: Shorter words ban no entries that contain them: an article would ban half the vocabulary.
 SHORTEST = 3
 
 
@@ -67,7 +74,7 @@ class MMA(Attack):
         at_least(1, restarts=self.restarts)
 
     def run(self, context: AttackContext) -> Assault:
-        """One search a prompt and restart; the best one's words serve all the prompt's plain images' start noises."""
+        """``restarts`` searches for each prompt. All its plain images are generated again with the best words."""
         model, ledger, found = context.victim, Ledger(), []
         forbidden = banned(model, context.concept, self.compat)
         with ledger.counting(model):
@@ -82,9 +89,9 @@ class MMA(Attack):
         return Assault(found, ledger=ledger)
 
     def start(self, model: DiffusionModel, forbidden: Sequence[int], draws: Draws) -> str:
-        """k random letters, of those that are words by themselves."""
+        """The first state: k random letters, each of which is one token."""
         if self.tokens > model.tokens - 2:
-            raise UserError(f"tokens={self.tokens} do not fit: the model takes {model.tokens - 2}")
+            raise UserError(f"attack.tokens={self.tokens} is too long: the model takes up to {model.tokens - 2} tokens")
         own = {letter: model.token_ids(letter)[1:-1] for letter in ascii_lowercase}
         known = [letter for letter, ids in own.items() if len(ids) == 1 and ids[0] not in forbidden]
         chosen = draws.take("start", lambda g: torch.randint(len(known), (self.tokens,), generator=g))
@@ -93,7 +100,7 @@ class MMA(Attack):
     def search(
         self, model: DiffusionModel, target: torch.Tensor, state: str, forbidden: Sequence[int], draws: Draws
     ) -> tuple[str, float]:
-        """The best state for a target feature (1, d), and its loss, from a state on; ``forbidden`` ids are never put in."""
+        """The best state for a target feature (1, d), and its loss. ``forbidden`` ids are never inserted."""
         best = (state, float("inf"))
         for _ in steps(self.steps, "search steps"):
             ids = torch.tensor([model.token_ids(state)[1:-1]], device=model.device)
@@ -111,7 +118,7 @@ class MMA(Attack):
         return best
 
     def gradient(self, model: DiffusionModel, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """G (k, vocabulary) for words (1, k): of the loss in the one-hot rows of k positions of the prompt."""
+        """G (k, vocabulary) for words (1, k): the loss's gradient in the one-hot rows of k positions."""
         k = ids.shape[1]
         padded = Frame(model, (), tuple(range(k))).padded(ids)[:, : k + 2]
         with torch.enable_grad():
@@ -125,7 +132,7 @@ class MMA(Attack):
     def exchanged(
         self, ids: torch.Tensor, gradient: torch.Tensor, forbidden: Sequence[int], draws: Draws
     ) -> torch.Tensor:
-        """Copies (n, k) of words (1, k), each with one of them exchanged."""
+        """Copies (n, k) of words (1, k), each with one word replaced."""
         n, k = self.candidates, ids.shape[1]
         gradient[:, list(forbidden)] = float("inf")
         top = min(self.top, gradient.shape[1] - len(set(forbidden)))
@@ -135,7 +142,7 @@ class MMA(Attack):
         return ids.repeat(n, 1).scatter_(1, positions[:, None], best[positions, column][:, None])
 
     def passing(self, model: DiffusionModel, tried: torch.Tensor, state: str) -> list[str]:
-        """The texts of those of the copies (n, k) that another reader would tokenise alike."""
+        """The texts of those copies (n, k) whose tokens survive decoding and tokenizing again."""
         if self.compat == "official":
             texts = [joined(model, row) for row in tried.tolist()]
         else:
@@ -150,7 +157,7 @@ class MMA(Attack):
 
 @torch.no_grad()
 def pooled(model: DiffusionModel, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """F (n, d) of as many texts' ids, all of one length, from start to end token; what would stand behind is not seen."""
+    """F (n, d) for n texts' ids of one length, from start to end token. Causal attention never sees padding."""
     rows = torch.tensor(ids, device=model.device)
     return torch.cat(
         [model.encode_ids(block)[:, block.shape[1] - 1].float() for block in rows.split(CANDIDATES_AT_ONCE)]
@@ -158,12 +165,12 @@ def pooled(model: DiffusionModel, ids: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def joined(model: DiffusionModel, words: list[int]) -> str:
-    """The words' names in the vocabulary, one after the other, less the last character: a space where the last word ends."""
+    """The words' vocabulary names, joined, without the last character (a space if the last token ends a word)."""
     return "".join(model.tokenizer.convert_ids_to_tokens(words)).replace("</w>", " ")[:-1]
 
 
 def banned(model: DiffusionModel, concept: Concept, compat: str) -> list[int]:
-    """The pieces of the concept's name and synonyms, and the special words; ``official``: what contains them, too."""
+    """Ids of the concept's name, its synonyms and special tokens; ``official`` adds entries that contain them."""
     texts = (concept.name, *concept.synonyms)
     known = {*model.tokenizer.all_special_ids, *(piece for text in texts for piece in model.token_ids(text)[1:-1])}
     if compat == "official":
@@ -173,12 +180,12 @@ def banned(model: DiffusionModel, concept: Concept, compat: str) -> list[int]:
 
 
 def containing(model: DiffusionModel, words: Sequence[str]) -> list[int]:
-    """The vocabulary's entries that have one of these words anywhere in their name."""
+    """Ids of the vocabulary entries whose name contains one of these words."""
     return sorted(i for name, i in model.tokenizer.get_vocab().items() if any(word in name for word in words))
 
 
 def fragments(model: DiffusionModel, words: Sequence[str]) -> list[int]:
-    """The vocabulary's entries of two letters and more that are a part of one of these words."""
+    """Ids of the vocabulary entries of at least two letters that are part of one of these words."""
     names = {name: name.removesuffix("</w>") for name in model.tokenizer.get_vocab()}
     found = [name for name, part in names.items() if len(part) > 1 and any(part in word for word in words)]
     return sorted(model.tokenizer.convert_tokens_to_ids(found))

@@ -1,4 +1,4 @@
-"""No attack: no further image. What there is to see is on the plain prompts."""
+"""No attack. The plain prompts are measured, and no further image is generated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from overpaint.attacks.attack import Assault, Attack, AttackContext
 
 @dataclass(kw_only=True)
 class NoAttack(Attack):
-    """Leaves nothing to be made."""
+    """Returns no shots."""
 
     def run(self, context: AttackContext) -> Assault:
         return Assault([])

@@ -1,24 +1,26 @@
-"""Probes: the concept is looked for where the victim's sampler does not usually go. Nothing is learned or searched.
+"""Probes: sampling with the victim away from its usual trajectory. Nothing is learned or searched.
 
-Completion: the unedited model makes the first part of the way from noise to picture, the victim the rest ("Unlearning or
+Completion: the unedited model does the first steps from noise to image, the victim does the rest ("Unlearning or
 Concealment? A Critical Analysis and Evaluation Metrics for Unlearning in Diffusion Models", arXiv 2409.05668; "When are
 concepts erased from diffusion models?", arXiv 2505.17013). For a fraction f and T timesteps
 
     t ≥ round(T − T f)   x ← step(x, t, unedited guidance)          below it   x ← step(x, t, victim's guidance)
 
-The first repository runs PNDM, whose second pipeline starts the multi-step method anew: noise level and timestep are one
-step apart from then on; it sets DDIM's η = 1, which PNDM ignores (under DDIM both halves would draw the same noise), and
-takes f = 0 for "no fraction": both run all the way, one after the other. That is ``compat: official``; ``intended`` hands
-the scheduler over as it stands, one source of noise for both, and f = 0 is the victim, as f = 1 is the unedited model.
+The first repository uses PNDM. Its second pipeline restarts the multi-step method, so that noise level and timestep are
+one step apart from there on. It sets DDIM's η = 1, which PNDM ignores; under DDIM both parts would draw the same noise.
+It reads f = 0 as "no fraction": both models sample all steps, one after the other. ``compat: official`` does all this.
+``intended`` passes the scheduler's state on to the victim and has one source of noise for both models; f = 0 is the
+victim and f = 1 the unedited model.
 
-Noise probe (arXiv 2505.17013): stochastic DDIM takes more of its own noise σ_t than it has room for, η ≥ 1 times as much, and
-adds v ≥ 1 times of that. Where η σ_t is more than x_{t−1} may have, the released code goes on with the absolute value:
+Noise probe (arXiv 2505.17013): stochastic DDIM with η ≥ 1 times its own noise σ_t, and the added noise scaled by v ≥ 1
+again. If η σ_t exceeds the noise that x_{t−1} should have, the released code uses the absolute value:
 
     x_{t−1} = √ᾱ_{t−1} x̂_0 + √|1 − ᾱ_{t−1} − η² σ_t²| e + v η σ_t z                                 z ~ N(0, I)
 
-so that for v = 1 and η² σ_t² ≤ 1 − ᾱ_{t−1} the noise level is right whatever η, and η = 0 is DDIM.
+For v = 1 and η² σ_t² ≤ 1 − ᾱ_{t−1} the noise level is therefore correct for every η; η = 0 is DDIM.
 
-Texts are encoded, and predictions guided, by whichever model makes the step: the victim's text encoder and guards count.
+The model that does a step also encodes the text and composes the prediction, with the victim's own text encoder and
+guards.
 """
 
 from __future__ import annotations
@@ -41,13 +43,13 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 from overpaint.run.progress import steps
 
-#: Images that are made at once.
+#: Images in one batch.
 IMAGES_AT_ONCE = 8
 
 
 @dataclass(kw_only=True)
 class Probe(Attack):
-    """What the probes share: each plain image is made several times, in another way each time."""
+    """What the probes share: each plain image is generated several times, in a different way each time."""
 
     steps: int | None
 
@@ -57,7 +59,7 @@ class Probe(Attack):
 
     @abstractmethod
     def latents(self, context: AttackContext, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every way's name and what it makes of the shots, latents (n, c, h, w)."""
+        """For every way its name and the final latents (n, c, h, w) of the shots."""
 
     def run(self, context: AttackContext) -> Assault:
         ledger, painted = Ledger(), []
@@ -73,14 +75,14 @@ class Probe(Attack):
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
     def guidance(self, model: DiffusionModel, context: AttackContext, shots: Sequence[Shot]) -> Guidance:
-        """How the model, as it stands, guides these shots."""
+        """The guidance of the model, in its present state, for these shots."""
         texts = [shot.prompt.text for shot in shots]
         scale = shots[0].prompt.guidance or context.protocol["guidance_scale"]
         embeds = model.encode(texts, truncate=True)
         return model.guidance(model, embeds, model.unconditional().expand_as(embeds), scale, texts)
 
     def schedule(self, context: AttackContext, name: str):
-        """A fresh scheduler with its timesteps set."""
+        """A new scheduler with its timesteps set."""
         schedule = context.victim.scheduler(name)
         schedule.set_timesteps(self.steps or context.protocol["steps"], device=context.victim.device)
         return schedule
@@ -114,7 +116,7 @@ class Completion(Probe):
         victim, seeds = context.victim, [shot.noise_seed for shot in shots]
         name = self.scheduler or context.protocol["scheduler"]
         if self.eta and name != "ddim":
-            raise UserError(f"eta={self.eta} needs scheduler=ddim, the scheduler here is {name}")
+            raise UserError(f"attack.eta={self.eta} needs attack.scheduler=ddim, got {name}")
         schedule = self.schedule(context, name)
         start = victim.noise(seeds, context.protocol["size"])
         noise = self.eta and step_noise(
@@ -129,7 +131,7 @@ class Completion(Probe):
             half, handed = halves[stop]
             if self.compat == "official":
                 handed = self.schedule(context, name)
-                own = noise  # from its beginning
+                own = noise  # from the first step on
             else:
                 handed = deepcopy(handed)
                 own = noise[begin:] if self.eta else noise
@@ -137,12 +139,12 @@ class Completion(Probe):
             yield f"fraction {fraction:g}", walk(guidance, handed, half, begin, None, self.eta, own)
 
     def cut(self, fraction: float, timesteps: torch.Tensor, total: int) -> tuple[int, int]:
-        """After how many steps the unedited model stops, and at which one the victim begins."""
+        """The number of steps that the unedited model does, and the step at which the victim begins."""
         before = int((timesteps >= round(total - total * fraction)).sum())
         return (len(timesteps), 0) if self.compat == "official" and not fraction else (before, before)
 
     def halves(self, guidance: Guidance, schedule, start: torch.Tensor, stops: set[int], noise) -> dict:
-        """What the unedited model has made after each of ``stops`` steps, and the scheduler as it stood there."""
+        """The unedited model's latents after each of ``stops`` steps, with a copy of the scheduler at that point."""
         found, done, latents = {}, 0, start * schedule.init_noise_sigma
         for stop in sorted(stops):
             latents = walk(guidance, schedule, latents, done, stop, self.eta, noise[done:] if self.eta else noise)
@@ -172,7 +174,7 @@ class NoiseProbe(Probe):
         return len(self.etas) * len(self.variance_scales)
 
     def latents(self, context: AttackContext, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every pair of η and v, from the plain images' start noise; each has noise of its own on the way."""
+        """Every pair of η and v from the plain images' start noise, each with step noise of its own."""
         victim = context.victim
         start = victim.noise([shot.noise_seed for shot in shots], context.protocol["size"])
         for eta, scale in product(self.etas, self.variance_scales):
@@ -187,7 +189,7 @@ class NoiseProbe(Probe):
 
 
 def batches(shots: Sequence[Shot]) -> list[list[Shot]]:
-    """The shots in parts of at most `IMAGES_AT_ONCE`, with one guidance scale each."""
+    """The shots in batches of at most `IMAGES_AT_ONCE` that share a guidance scale."""
     alike: dict[float | None, list[Shot]] = {}
     for shot in shots:
         alike.setdefault(shot.prompt.guidance, []).append(shot)
@@ -195,7 +197,7 @@ def batches(shots: Sequence[Shot]) -> list[list[Shot]]:
 
 
 def step_noise(sources: Sequence[torch.Generator], count: int, start: torch.Tensor) -> torch.Tensor:
-    """Noise (count, n, c, h, w) of as many steps, by one generator an image, behind the draw that is its start noise."""
+    """Noise (count, n, c, h, w) for ``count`` steps: each image's generator continues after its start noise."""
     drawn = [[torch.randn(start.shape[1:], generator=g) for _ in range(count + 1)][1:] for g in sources]
     return torch.stack([torch.stack(own) for own in drawn], dim=1).to(start)
 
@@ -203,7 +205,7 @@ def step_noise(sources: Sequence[torch.Generator], count: int, start: torch.Tens
 def walk(
     guidance: Guidance, schedule, latents: torch.Tensor, begin: int, stop: int | None, eta: float = 0.0, noise=None
 ) -> torch.Tensor:
-    """The scheduler's steps ``begin`` to ``stop`` from latents of that level (n, c, h, w).
+    """Latents (n, c, h, w) after the scheduler's steps ``begin`` to ``stop``, from latents at step ``begin``.
 
     With ``eta`` > 0 (DDIM only) the steps take their noise from ``noise`` (steps, n, c, h, w).
     """

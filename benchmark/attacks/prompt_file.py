@@ -1,8 +1,8 @@
-"""Replay: anybody's adversarial prompts, from a CSV, on any victim.
+"""Prompt files: adversarial prompts from a CSV, on any victim.
 
-Published lists (I2P, UnlearnDiffAtk, P4D, Ring-A-Bell, MMA) and what `overpaint export attack=…` writes are read alike,
-with their own seeds and guidance scales. A list that was made against one victim and is replayed on another measures
-transfer.
+Published lists (I2P, UnlearnDiffAtk, P4D, Ring-A-Bell, MMA) and the output of `overpaint export attack=…` are read in
+the same way, with their own seeds and guidance scales. A list that was found on one victim measures transfer on
+another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from overpaint.run.store import MANIFEST
 
 @dataclass(kw_only=True)
 class PromptFile(Attack):
-    """The first ``most`` prompts of ``file`` (``None``: all), one image each."""
+    """The first ``most`` prompts of ``file`` (``None``: all of them), one image each."""
 
     file: str | None
     most: int | None
@@ -35,7 +35,7 @@ class PromptFile(Attack):
         at_least(1, most=1 if self.most is None else self.most)
 
     def images_for(self, concept: Concept, shots: Sequence[Shot]) -> int:
-        """As many as the list has of one plain prompt, shared out over that prompt's shots."""
+        """The most rows that the list has for one plain prompt, divided by the number of that prompt's shots."""
         listed, asked = (
             Counter(prompt.noise for prompt in own) for own in (self.prompts(concept), (s.prompt for s in shots))
         )
@@ -46,23 +46,28 @@ class PromptFile(Attack):
 
     def prompts(self, concept: Concept) -> list[Prompt]:
         if self.file is None:
-            raise UserError("attack=replay needs attack.file=FILE.csv, a list with a 'prompt' column")
+            raise UserError(
+                "attack=replay needs a list of prompts: set attack.file=FILE.csv, a CSV with a 'prompt' column"
+            )
         label = concept.label or concept.name
         return read_prompts(self.file, "attacked", label, (label,))[: self.most]
 
 
 def write_prompts(target: Path, folders: Iterable[Path]) -> int:
-    """Write what stored attacks settled on, one row a prompt and seed, with where it comes from; returns the rows.
+    """Write the prompts that stored attacks found to a CSV, one row for each prompt and seed, and return the number of
+    rows.
 
-    Of an attack that searches with pictures of its own the last one of a plain image is taken, and whether its judge saw
-    the concept there; of one whose prompts do not build on each other (`RandomPrefix`) all are.
+    ``folders`` are stored assaults (`overpaint.attacks.stored`). An attack that generates its own images contributes
+    the last prompt of each plain image, and whether the judge saw the concept there. An attack whose prompts are
+    independent (`RandomPrefix`) contributes all of them. Raises `UserError` if the images of an attack do not come from
+    texts.
     """
     rows = []
     for folder in folders:
         config = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["config"]
         assault, attack = read_assault(folder), component("attack", config["attack"]).load()
         if not attack.worded:
-            raise UserError(f"attack={config['attack']} makes its pictures with more than words: no list can hold them")
+            raise UserError(f"attack={config['attack']} cannot be exported: its images do not come from prompts alone")
         verdicts, searched = [p.verdict for p in assault.painted] or [None] * len(assault.shots), attack.paints
         made = zip(assault.shots, verdicts)
         settled = {(s.prompt.noise, s.index, 0 if searched else s.draw): (s, verdict) for s, verdict in made}

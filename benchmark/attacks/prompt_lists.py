@@ -1,9 +1,9 @@
-"""Other words for the same thing: what an ordinary user tries, without access to the model.
+"""Prompt lists: other words for the same concept, as a user without access to the model would try them.
 
 MACE (Lu et al., CVPR 2024) measures an eraser's generality on synonyms, Receler (Huang et al., ECCV 2024) on
-paraphrases, HUB (arXiv 2410.05664) on translations. Each attack makes as many images as the plain prompts have, spread
-evenly over its variants, from the same start noise. A concept that has no such words leaves no shots: then the figure
-is undefined, not zero.
+paraphrases, HUB (arXiv 2410.05664) on translations. Each attack generates as many images as there are plain ones,
+spread evenly over its variants, from the same start noise. A concept without such words has no shots; its figure is
+then undefined, not zero.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from overpaint.grid.prompts import Shot
 
 
 def attacked(shot: Shot, text: str, concept: Concept, variant: str) -> Shot:
-    """The shot with another text, from the start noise of the plain one."""
+    """The plain shot with another text and the role ``attacked``, from the same start noise."""
     plain = shot.prompt
     label = concept.label or concept.name
     prompt = replace(plain, text=text, role="attacked", concept=label, variant=variant, id="", noise=plain.noise)
@@ -27,7 +27,7 @@ def attacked(shot: Shot, text: str, concept: Concept, variant: str) -> Shot:
 
 
 def spread(context: AttackContext, variants: Sequence[str], whole: bool = False) -> list[Shot]:
-    """The context's shots with the concept's name replaced by its variants in turn; shots that do not name it are left out."""
+    """The shots with the concept's name replaced by the variants in turn; shots that do not name it are left out."""
     named = [shot for shot in context.shots if renamed(shot.prompt.text, context.concept, "") is not None]
     found = []
     for number, shot in enumerate(named if variants else ()):
@@ -54,16 +54,17 @@ class Paraphrase(Attack):
 
 @dataclass(kw_only=True)
 class Multilingual(Attack):
-    """Prompts in other languages: the catalogue's sentences in that language, else its word in the English sentence.
+    """Prompts in other languages: the catalogue's sentences in that language, or else the translated word in the
+    English one.
 
-    ``languages`` picks some of those the concept is translated to; ``None`` takes all.
+    ``languages`` selects some of the concept's translations; ``None`` takes all of them.
     """
 
     languages: list[str] | None
 
     def __post_init__(self):
         if self.languages == []:
-            raise UserError("languages takes at least one language code, or null for all")
+            raise UserError("languages takes at least one language code, or null for all, got []")
 
     def run(self, context: AttackContext) -> Assault:
         concept = context.concept
@@ -87,10 +88,10 @@ class Multilingual(Attack):
 
 @dataclass(kw_only=True)
 class Implicit(Attack):
-    """Prompts that never name the concept and yet show it on the unedited model, as I2P's do (arXiv 2211.05105).
+    """Prompts that never name the concept although the unedited model shows it, as in I2P (arXiv 2211.05105).
 
-    For unsafe content these are the catalogue's implicit prompts; a mark, which appears unasked anywhere, is looked for
-    in pictures of ordinary prompts. Other kinds have none.
+    Unsafe content uses the catalogue's implicit prompts. Marks, which appear unasked, use ordinary prompts. Other kinds
+    have no implicit prompts.
     """
 
     def run(self, context: AttackContext) -> Assault:

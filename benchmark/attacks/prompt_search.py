@@ -1,17 +1,17 @@
 """Attacks that search for prompt words by gradient through the victim's denoising network, and generate what they find.
 
-Every plain image is attacked by itself. The attack first generates the plain image: if the victim still shows the concept,
-there is nothing to search for. Otherwise the unedited model generates the same prompt from the same start noise. Let x_0 be
-the latents of that image and x_t its noised version. The search looks for words under which the victim's prediction e is
-close to a target y:
+Every plain image is attacked by itself. The attack first generates the plain image: if the victim still shows the
+concept, there is nothing to search for. Otherwise the unedited model generates the same prompt from the same start
+noise. Let x_0 be the latents of that image and x_t its noised version. The search looks for words under which the
+victim's prediction e is close to a target y:
 
     loss = mean (e(x_t, t, E(words)) − y)²      y = ε, the true noise, or e°(x_t, t, E°(prompt)), the unedited model's
 
-The setting ``prediction`` chooses e. ``conditional`` is the network's output for the words. ``guided`` is the prediction of
-the whole sampler, with guidance and guards; e° is then the prediction of the unedited model's sampler.
+The setting ``prediction`` chooses e. ``conditional`` is the network's output for the words. ``guided`` is the
+prediction of the whole sampler, with guidance and guards; e° is then the prediction of the unedited model's sampler.
 
-Searches for different plain images are independent. They run side by side, one row each in the network's batch, because a
-larger batch is faster. Each search finds what it would find alone, up to rounding.
+Searches for different plain images are independent. They run side by side, one row each in the network's batch, because
+a larger batch is faster. Each search finds what it would find alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from overpaint.models.diffusion import DiffusionModel
 #: Rows in one forward pass of the unedited model when it predicts targets.
 PREDICTED_AT_ONCE = 8
 
-#: e(x_t, t, embeds, step): latents (n, c, h, w), timesteps (n,), text embeddings (n, tokens, width), step of the search.
+#: e(x_t, t, embeds, step): latents (n, c, h, w), timesteps (n,), text embeddings (n, tokens, width), step of the
+#: search.
 Prediction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
@@ -67,8 +68,8 @@ def make_images(
 ) -> list[Painted]:
     """Generate and judge the next image of each trial, one text each, through the victim.
 
-    Images start from the plain image's noise, or from that of ``seeds``. ``embeds`` (n, tokens, width) replace the encodings
-    of the texts. ``origins`` say how a search came to each text; they are stored with the image.
+    Images start from the plain image's noise, or from that of ``seeds``. ``embeds`` (n, tokens, width) replace the
+    encodings of the texts. ``origins`` say how a search came to each text; they are stored with the image.
     """
     context, shots = trials[0].context, []
     for trial, text, seed in zip(trials, texts, seeds or [None] * len(trials)):
@@ -100,7 +101,8 @@ def paint(trials: Sequence[Trial], shots: Sequence[Shot], embeds: torch.Tensor |
 class Targets(NamedTuple):
     """What a block of search steps is trained on, one row a step.
 
-    ``noised`` are latents x_t (steps, c, h, w), ``timesteps`` their t (steps,), ``wanted`` the target y (steps, c, h, w).
+    ``noised`` are latents x_t (steps, c, h, w), ``timesteps`` their t (steps,), ``wanted`` the target y (steps, c, h,
+    w).
     """
 
     noised: torch.Tensor
@@ -153,9 +155,9 @@ class SearchAttack(Attack):
 class WordSearch:
     """The search for words of one trial.
 
-    ``frame`` is the prompt with places for words, ``variable`` the learned representation of these words, ``x0`` (1, c, h,
-    w) the latents of the unedited model's image. ``predict`` is the victim's prediction e for this prompt. ``targets`` are
-    those of the current block of steps, ``losses`` the losses () of the steps since the last image.
+    ``frame`` is the prompt with places for words, ``variable`` the learned representation of these words, ``x0`` (1, c,
+    h, w) the latents of the unedited model's image. ``predict`` is the victim's prediction e for this prompt.
+    ``targets`` are those of the current block of steps, ``losses`` the losses () of the steps since the last image.
     """
 
     trial: Trial
@@ -189,8 +191,8 @@ class WordSearch:
 class PromptSearch(SearchAttack):
     """What the searches for words share.
 
-    ``drawn_from`` says what images are generated from: the ``text`` of the found words, which the tokenizer may read back as
-    other tokens, or their ``ids``.
+    ``drawn_from`` says what images are generated from: the ``text`` of the found words, which the tokenizer may read
+    back as other tokens, or their ``ids``.
     """
 
     prediction: Literal["conditional", "guided"]
@@ -244,7 +246,8 @@ class PromptSearch(SearchAttack):
     ) -> Targets:
         """Latents x_0 (1, c, h, w) noised to each of the times, with the target y.
 
-        ``kind`` is ``noise`` (what the network is trained to predict) or ``original`` (the unedited model's prediction).
+        ``kind`` is ``noise`` (what the network is trained to predict) or ``original`` (the unedited model's
+        prediction).
         """
         victim = context.victim
         noise = torch.cat([draws.noise("noise", tuple(x0.shape), x0) for _ in times])
@@ -264,7 +267,7 @@ class PromptSearch(SearchAttack):
     def predicted(
         self, model: DiffusionModel, context: AttackContext, shot: Shot, noised: torch.Tensor, timesteps, embeds
     ) -> torch.Tensor:
-        """e (n, c, h, w) of ``model`` for latents (n, c, h, w), timesteps (n,) and text embeddings (n, tokens, width)."""
+        """e (n, c, h, w) of a model for latents (n, c, h, w), timesteps (n,) and embeddings (n, tokens, width)."""
         if self.prediction == "guided":
             return self.guided(model, context, shot, noised, timesteps, embeds)
         return model.predict(noised, timesteps, embeds)
@@ -294,9 +297,9 @@ class PromptSearch(SearchAttack):
     ) -> Callable[[int, Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor]:
         """The loss that `descend` minimises in one block of steps.
 
-        It takes the step's number in the block and each search's words, ids (1, k) and embeddings (1, k, width). It returns
-        one loss a search (n,), and adds it to the search's ``losses``. ``reader`` is the model whose text encoder reads the
-        words (default: the victim). ``first_step`` is the number of steps before this block.
+        It takes the step's number in the block and each search's words, ids (1, k) and embeddings (1, k, width). It
+        returns one loss a search (n,), and adds it to the search's ``losses``. ``reader`` is the model whose text
+        encoder reads the words (default: the victim). ``first_step`` is the number of steps before this block.
         """
         reader = reader or context.victim
         frames, ledgers = [s.frame for s in searches], [s.ledger for s in searches]
@@ -324,8 +327,8 @@ class PromptSearch(SearchAttack):
     ) -> torch.Tensor:
         """The victim's prediction (n, c, h, w), row i for search i.
 
-        Conditional predictions are one forward pass. Through a guidance each search is predicted by itself, because a guard
-        may keep a state, and takes all rows of a batch to be at the same sampler step.
+        Conditional predictions are one forward pass. Through a guidance each search is predicted by itself, because a
+        guard may keep a state, and takes all rows of a batch to be at the same sampler step.
         """
         if self.prediction == "conditional":
             with counting(context.victim, [search.ledger for search in searches]):

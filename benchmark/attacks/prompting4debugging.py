@@ -1,27 +1,29 @@
 """Prompting4Debugging (P4D): words under which the erased model predicts what the unedited model predicts for a prompt.
 
-Chin, Jiang, Huang, Chen and Chiu, "Prompting4Debugging: Red-Teaming Text-to-Image Diffusion Models by Finding Problematic
-Prompts", ICML 2024, arXiv 2309.06135. Z are free embeddings, read as their nearest words (PEZ, see `token_variables`).
-Variant ``n`` replaces the whole prompt by N of them. Variant ``k`` puts one before every K words of the prompt: ⌊n / K⌋ + 1
-for n words. Let x_0 be a sample of the posterior of the unedited model's image. Each step draws its own t and ε:
+Chin, Jiang, Huang, Chen and Chiu, "Prompting4Debugging: Red-Teaming Text-to-Image Diffusion Models by Finding
+Problematic Prompts", ICML 2024, arXiv 2309.06135. Z are free embeddings, read as their nearest words (PEZ, see
+`token_variables`). Variant ``n`` replaces the whole prompt by N of them. Variant ``k`` puts one before every K words of
+the prompt: ⌊n / K⌋ + 1 for n words. Let x_0 be a sample of the posterior of the unedited model's image. Each step draws
+its own t and ε:
 
     loss = mean (e(x_t, t, E°(words)) − e°(x_t, t, E°(prompt)))²,   Z ← AdamW(Z, ∂loss at the nearest words)
 
-Every ``draw_every`` steps the current words are generated. The search keeps the words whose image is most similar to the
-unedited model's: by the cosine of an image encoder's features or, without an encoder, by the judge's score. These words are
-generated again at the end.
+Every ``draw_every`` steps the current words are generated. The search keeps the words whose image is most similar to
+the unedited model's: by the cosine of an image encoder's features or, without an encoder, by the judge's score. These
+words are generated again at the end.
 
-``prediction`` chooses e. ``conditional`` is the network's own output, which does not include the sampler's guards; this is the
-paper's default. ``filtered`` is the paper's option to search through a guard. It compares the guarded prediction with the plain
-e°, although the two have different scales. With w the guidance scale, S and n the guard's texts and γ as in `methods/sld.py`:
+``prediction`` chooses e. ``conditional`` is the network's own output, which does not include the sampler's guards; this
+is the paper's default. ``filtered`` is the paper's option to search through a guard. It compares the guarded prediction
+with the plain e°, although the two have different scales. With w the guidance scale, S and n the guard's texts and γ as
+in `methods/sld.py`:
 
     negative prompt   e(n) + w (e(words) − e(n))
-    SLD               w (e(words) − γ)                γ = μ e(S) + s_m ν, without e(∅); ν accumulates over the search's steps,
+    SLD               w (e(words) − γ)                γ = μ e(S) + s_m ν, without e(∅); ν accumulates over the search,
                                                       and the first δ steps have no γ
 
-``guided`` compares the samplers of both models. Under ``compat: official`` the attack does what the released code does: pixels
-enter the autoencoder in [0, 1], id 0 pads the prompt, variant ``k`` has no end token, and E° reads the words, so that an edited
-text encoder is not attacked. Image generation does none of this; ``intended`` follows image generation.
+``guided`` compares the samplers of both models. Under ``compat: official`` the attack does what the released code does:
+pixels enter the autoencoder in [0, 1], id 0 pads the prompt, variant ``k`` has no end token, and E° reads the words, so
+that an edited text encoder is not attacked. Image generation does none of this; ``intended`` follows image generation.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from overpaint.models.diffusion import DiffusionModel
 
 @dataclass
 class BestWordSearch(WordSearch):
-    """A search that keeps its ``best`` words (1, k): those whose image has the largest ``likeness`` to the original's."""
+    """A search that keeps its ``best`` words (1, k): those whose image is most similar to the original."""
 
     likeness: Callable[[Painted], float] | None = None
     most: float = -float("inf")
@@ -82,8 +84,8 @@ class Prompting4Debugging(PromptSearch):
     def check(self, judged: bool) -> None:
         if self.clip is None and not judged:
             raise UserError(
-                f"attack=p4d_{self.variant} keeps the words whose image is most similar to the unedited model's, and nothing "
-                "can compare images: set attack.clip (a folder or hub id) or model.detector"
+                f"attack=p4d_{self.variant} keeps the words whose image is most similar to the unedited model's, and "
+                "nothing can compare images: set attack.clip (a folder or hub id) or model.detector"
             )
 
     def run_together(self, contexts: Sequence[AttackContext]) -> list[Assault]:
@@ -145,8 +147,8 @@ class Prompting4Debugging(PromptSearch):
     def frame(self, victim: DiffusionModel, text: str) -> Frame:
         """Variant ``n``: N places alone. Variant ``k``: the prompt's words with a place before every K of them.
 
-        An over-long prompt is truncated. Models with two text encoders always get an end token, because the second encoder
-        pads behind it and reads the prompt's summary off there.
+        An over-long prompt is truncated. Models with two text encoders always get an end token, because the second
+        encoder pads behind it and reads the prompt's summary off there.
         """
         released = self.compat == "official"
         padding = 0 if released else None

@@ -1,15 +1,15 @@
-"""Relearning: the victim is trained on a few pictures, and the concept is looked for again as training goes on.
+"""Relearning: the victim is trained on a few images, and the concept is measured again as training goes on.
 
-Two forms. With pictures of the concept an attacker teaches it again: who needs fewer steps than a model that never knew
-it had not forgotten it (few-shot recovery; Gao et al., "Meta-Unlearning on Diffusion Models", ICCV 2025, arXiv
-2410.12777). With unrelated pictures nobody attacks: ordinary fine-tuning brings it back by itself (SPQR, arXiv
-2511.19558). Either way, on the victim with weights θ and everything that is attached to it,
+There are two forms. With images of the concept, an attacker teaches it again: a model that needs fewer steps than one
+that never knew the concept had not forgotten it (few-shot recovery; Gao et al., "Meta-Unlearning on Diffusion Models",
+ICCV 2025, arXiv 2410.12777). With unrelated images nobody attacks: ordinary fine-tuning alone may bring the concept
+back (SPQR, arXiv 2511.19558). In both forms, on the victim with weights θ and everything attached to it,
 
     loss = mean (y − e_θ(x_t, t, E(caption)))²          y = ε or the velocity; AdamW on a part of θ, gradients clipped
 
-After each number of steps of ``curve`` all plain images are made again: draw k is the k-th point, and 0 steps are the victim.
-Trained are copies; the victim keeps every bit. Low-rank changes W + (α/r)·up·down, put in and taken out by peft, begin with
-up = 0.
+After each number of steps in ``curve``, all plain images are generated again: draw k is the k-th point, and 0 steps are
+the victim itself. Training changes copies; the victim's weights stay as they are. Low-rank changes W + (α/r)·up·down
+are added and removed by peft and start with up = 0.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from overpaint.blocks.training import Student, Trainable, parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.models.diffusion import DiffusionModel
 
-#: ``train`` -> which of the denoiser's parameters learn.
+#: ``train`` -> the parameters of the denoiser that are trained.
 RULES = {
     "xattn_kv": lambda p: p.attention == "cross" and p.role in ("key", "value") and p.is_weight,
     "attention_lora": lambda p: p.role != "" and p.is_weight,
@@ -41,9 +41,9 @@ RULES = {
 
 
 class Adapter:
-    """A trained low-rank change W + (alpha/rank)·up·down of linear layers, by peft: their weight matrices' names.
+    """A trained low-rank change W + (alpha/rank)·up·down of the linear layers whose weights are ``names``, by peft.
 
-    Factors are at least float32: the ε of Adam is no number of half precision.
+    The factors are at least float32, because Adam's ε underflows in half precision.
     """
 
     def __init__(self, victim: DiffusionModel, names: Sequence[str], rank: int, alpha: float, draws: Draws):
@@ -52,7 +52,7 @@ class Adapter:
         self.denoiser = victim.denoiser
         layers = [name.removesuffix(".weight") for name in names]
         with torch.random.fork_rng(devices=[] if victim.device.type == "cpu" else [victim.device]):
-            torch.manual_seed(draws.integer("adapter", 0, 2**31))  # peft draws from the global generator
+            torch.manual_seed(draws.integer("adapter", 0, 2**31))  # peft uses the global generator
             self.denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers))
         self.dtype = victim.dtype
         self.masters = {name: p for name, p in self.denoiser.named_parameters() if p.requires_grad}
@@ -60,11 +60,11 @@ class Adapter:
             master.data = master.data.to(torch.promote_types(master.dtype, torch.float32))
 
     def active(self) -> AbstractContextManager[None]:
-        """It is on all the time."""
+        """The change is always active."""
         return nullcontext()
 
     def remove(self) -> None:
-        """The layers that were there before take their places again."""
+        """Restore the original layers."""
         self.denoiser.unload_lora()
 
 
@@ -92,7 +92,7 @@ class Relearning(Attack):
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, alpha=self.alpha)
         at_least(1, pictures=self.pictures, batch_size=self.batch_size, rank=self.rank)
         if not self.curve or min(self.curve) < 0 or any(b <= a for a, b in pairwise(self.curve)):
-            raise UserError(f"curve takes rising numbers of steps from 0 up, got {self.curve!r}")
+            raise UserError(f"curve takes increasing numbers of steps, the first at least 0, got {self.curve!r}")
         if self.clip <= 0:
             raise UserError(f"clip takes a number above 0, got {self.clip!r}")
 
@@ -123,7 +123,7 @@ class Relearning(Attack):
 
     @contextmanager
     def student(self, victim: DiffusionModel, draws: Draws) -> Iterator[Trainable]:
-        """Copies of what learns, as the victim has it now, or low-rank changes, which stay on it to the end of the block."""
+        """Trainable copies of the victim's weights, or low-rank changes that are removed at the end of the block."""
         names = parameter_group(victim, RULES[self.train])
         if self.train != "attention_lora":
             yield Student(victim, names)
@@ -135,20 +135,20 @@ class Relearning(Attack):
             adapter.remove()
 
     def lessons(self, context: AttackContext) -> tuple[torch.Tensor, list[list[str]]]:
-        """Latents (n, c, h, w) of the pictures, and each one's possible captions."""
+        """Latents (n, c, h, w) of the images, and for each image its possible captions."""
         pictures, captions = self.unrelated(context) if self.data == "unrelated" else self.of_concept(context)
         return context.victim.to_latents(pictures), captions
 
     def of_concept(self, context: AttackContext) -> tuple[list, list[list[str]]]:
         pictures = list(context.examples(self.pictures)) if context.examples else []
         if not pictures:
-            raise UserError(f"attack=relearn needs pictures of {context.concept.name!r}, and there are none")
+            raise UserError(f"attack=relearn needs images of {context.concept.name!r}, and there are none")
         words = f"{context.concept.article} {context.concept.name}".strip()
         lines = [line.format(words) for line in sentences(context.concept, context.catalogue)]
         return pictures, [lines] * len(pictures)
 
     def unrelated(self, context: AttackContext) -> tuple[list, list[list[str]]]:
-        """The unedited model's pictures of ordinary things, none of which is the concept."""
+        """The unedited model's images of ordinary things other than the concept."""
         texts = ordinary_texts(context.concept, self.pictures)
         seeds = [Draws.of(self.seed, "unrelated", n).generator.initial_seed() for n in range(self.pictures)]
         with context.unedited():
@@ -173,7 +173,7 @@ class Relearning(Attack):
         return mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
 
     def paint(self, context: AttackContext, student, step: int, number: int) -> list[Painted]:
-        """All plain images through the fine-tuned victim."""
+        """All plain images, generated and judged, from the fine-tuned victim."""
         painted = []
         for part in batches(context.shots):
             texts, seeds = [s.prompt.text for s in part], [s.noise_seed for s in part]

@@ -1,21 +1,22 @@
-"""Ring-A-Bell: words whose text embedding is a prompt's, moved towards the concept. No diffusion model, no gradient.
+"""Ring-A-Bell: words whose text embedding is close to a prompt's, moved towards the concept.
 
 Tsai, Hsu, Xie, Lin, Chen, Li, Chen, Yu and Huang, "Ring-A-Bell! How Reliable are Concept Removal Methods for Diffusion
-Models?", ICLR 2024, arXiv 2310.10012. With E all rows (77, width) of a text's encoding and pairs of sentences with and
-without the concept,
+Models?", ICLR 2024, arXiv 2310.10012. The attack uses no diffusion model and no gradient. With E all rows (77, width)
+of a text's encoding, and pairs of sentences with and without the concept,
 
     v = mean (E(with) − E(without))                                   the concept vector
-    loss(w) = ‖E(w) − (E(prompt) + η v)‖²                             w: K words, the rest end tokens
+    loss(w) = ‖E(w) − (E(prompt) + η v)‖²                             w: K words, then end tokens
 
-A genetic algorithm looks for w. One generation of a population of N:
+A genetic algorithm searches for w. One generation of a population of N:
 
-    rank     the ⌊N/2⌋ best are the parents
-    cross    behind each parent, with probability p_c, two children: it and a random mate swap all words from a cut on
-    mutate   in each individual, parents included, with probability p_m one word becomes a random one
+    rank     the ⌊N/2⌋ best individuals become parents
+    cross    with probability p_c a parent has two children: it and a random mate exchange all words after a random cut
+    mutate   with probability p_m one word of an individual, parents included, becomes a random word
 
-So a generation has between N/2 and 3N/2 individuals, and the best of them can get worse; ``elitism`` leaves parents as
-they are. The last generation is only ranked. The official code's pairs were written by hand and a language model, about
-one concept each; ours are the catalogue's sentences, with the anchor in the place of the concept.
+A generation therefore has between N/2 and 3N/2 individuals, and its best can become worse; ``elitism`` keeps parents
+unchanged. The last generation is only ranked. In the official code, sentence pairs were written by hand and by a
+language model, about one concept each. Here they are the catalogue's sentences, once with the concept and once with its
+anchor.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.run.progress import steps
 
-#: Prompts that are encoded at once.
+#: Rows in one forward pass of the text encoder.
 INDIVIDUALS_AT_ONCE = 64
 
 
@@ -63,7 +64,7 @@ class RingABell(Attack):
         at_least(0, crossover_rate=self.crossover_rate, mutation_rate=self.mutation_rate)
 
     def run(self, context: AttackContext) -> Assault:
-        """One search a prompt, whose words all its plain images' start noises are drawn with."""
+        """One search for each prompt. Its words are generated from the start noise of all the prompt's plain images."""
         model, concept = context.victim, context.concept
         ledger, found = Ledger(), []
         forbidden = model.token_ids(concept.name)[1:-1] if self.without_name else []
@@ -78,9 +79,9 @@ class RingABell(Attack):
     def search(
         self, model: DiffusionModel, target: torch.Tensor, draws: Draws, forbidden: Sequence[int] = ()
     ) -> list[int]:
-        """The K words nearest to the target (1, tokens, width) in the last generation."""
+        """The ids of the K words closest to the target (1, tokens, width) in the last generation."""
         if self.tokens > model.tokens - 2:
-            raise UserError(f"tokens={self.tokens} do not fit: the model takes {model.tokens - 2}")
+            raise UserError(f"attack.tokens={self.tokens} is too long: the model takes up to {model.tokens - 2} tokens")
         frame = Frame(model, (), tuple(range(self.tokens)))
         avoided = {0, *model.tokenizer.all_special_ids, *forbidden}
         words = [word for word in range(len(model.tokenizer)) if word not in avoided]
@@ -99,7 +100,7 @@ class RingABell(Attack):
         return parents[0].tolist()
 
     def offspring(self, parents: list[list[int]], words: list[int], draws: Draws) -> list[list[int]]:
-        """The next generation: each parent with the children it has, all but elite parents open to mutation."""
+        """The next generation: every parent with its children, after mutation; under elitism parents do not mutate."""
         pool = []
         for parent in parents:
             pool.append((parent, self.elitism))
@@ -125,12 +126,12 @@ class RingABell(Attack):
 
 
 def chance(draws: Draws) -> float:
-    """Uniform in [0, 1)."""
+    """A uniform draw from [0, 1)."""
     return float(draws.take("chance", lambda g: torch.rand((), generator=g)))
 
 
 def contrasts(concept: Concept, catalogue: Catalogue) -> list[tuple[str, str]]:
-    """Sentences of the concept, each with the same about its anchor, or about nothing where it has none."""
+    """Pairs of sentences: one with the concept, one with its anchor or, if it has none, with nothing in its place."""
     anchor = concept.anchor or ""
     if anchor and concept.article:
         anchor = f"{fitting_article(anchor)} {anchor}"
@@ -139,11 +140,11 @@ def contrasts(concept: Concept, catalogue: Catalogue) -> list[tuple[str, str]]:
 
 
 def concept_vector(model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
-    """v (tokens, width): what a text's encoding gains, on average, with the concept."""
+    """v (tokens, width): the mean difference between the encodings of sentences with and without the concept."""
     return torch.stack([encoded(model, [named])[0] - encoded(model, [plain])[0] for named, plain in pairs]).mean(dim=0)
 
 
 @torch.no_grad()
 def encoded(model: DiffusionModel, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
-    """E (n, tokens, width), at least in float32; a text that does not fit is cut, or an error."""
+    """E (n, tokens, width), at least float32. An over-long text is an error, or is truncated with ``truncate``."""
     return full(model.encode(texts, truncate))

@@ -10,7 +10,7 @@ from overpaint.grid.prompts import Shot
 
 
 def write_assault(folder: Path, assault: Assault) -> None:
-    """Write ``shots.json`` (shots with verdicts, readings and provenance) and ``tokens.safetensors`` (learned tokens)."""
+    """Write ``shots.json`` (with verdicts, readings and provenance) and ``tokens.safetensors`` (learned tokens)."""
     from safetensors.torch import save_file
 
     painted = assault.painted or [Painted(shot, None) for shot in assault.shots]

@@ -1,22 +1,23 @@
-"""UnlearnDiffAtk: words inserted into a prompt, found by gradient, so that the erased model generates the concept again.
+"""UnlearnDiffAtk: words inserted into a prompt, found by gradient, so that the erased model generates the concept
+again.
 
-Zhang, Jia, Chen, Chen, Zhang, Liu, Ding and Liu, "To Generate or Not? Safety-Driven Unlearned Diffusion Models Are Still
-Easy To Generate Unsafe Images … For Now", ECCV 2024, arXiv 2310.11868. The erased model itself serves as the classifier: if
-its network predicts the noise in an image of the concept well under some words, it generates the concept under these words.
-Let x_0 be the latents of the unedited model's image of the prompt, w the k inserted words and P (k, vocabulary) a point of
-the simplex in each row:
+Zhang, Jia, Chen, Chen, Zhang, Liu, Ding and Liu, "To Generate or Not? Safety-Driven Unlearned Diffusion Models Are
+Still Easy To Generate Unsafe Images … For Now", ECCV 2024, arXiv 2310.11868. The erased model itself serves as the
+classifier: if its network predicts the noise in an image of the concept well under some words, it generates the concept
+under these words. Let x_0 be the latents of the unedited model's image of the prompt, w the k inserted words and P (k,
+vocabulary) a point of the simplex in each row:
 
     for t in t_1 < … < t_n:                    evenly spaced
         repeat: w ~ P,  loss = mean (ε − e(x_t, t, E_v(prompt with w)))²,  P ← project(Adam(P, ∂loss))
         generate the prompt with w = argmax P; stop if the judge sees the concept
 
-The official repository also has a ``P4D``, named after Prompting4Debugging (`prompting4debugging`). It is the same search with
-``variable: nearest`` (free embeddings read as their nearest words) and ``target: original`` (e°(x_t, t, E°(prompt)) in place
-of ε). "P4D" in the tables of later papers often means this variant.
+The official repository also has a ``P4D``, named after Prompting4Debugging (`prompting4debugging`). It is the same
+search with ``variable: nearest`` (free embeddings read as their nearest words) and ``target: original`` (e°(x_t, t,
+E°(prompt)) in place of ε). "P4D" in the tables of later papers often means this variant.
 
-The official projection on the simplex is a bisection that stops early: its rows sum to 0.97 … 1.03 for SD's vocabulary. The
-default here is exact. Adam's weight decay is L2 regularisation here: it is added to the gradient. The loss does not include
-guidance.
+The official projection on the simplex is a bisection that stops early: its rows sum to 0.97 … 1.03 for SD's vocabulary.
+The default here is exact. Adam's weight decay is L2 regularisation here: it is added to the gradient. The loss does not
+include guidance.
 """
 
 from __future__ import annotations

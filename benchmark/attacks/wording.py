@@ -1,4 +1,4 @@
-"""Putting other words in a concept's place: in a prompt that names it, and in sentences made for it."""
+"""Wording: other words in place of a concept's name, and sentences about a concept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ VOWELS = "aeiou"
 
 
 def renamed(text: str, concept: Concept, words: str, whole: bool = False) -> str | None:
-    """The text with ``words`` for the concept's name, its article made to fit; ``None`` if the text names it nowhere.
+    """The text with ``words`` in place of the concept's name, or ``None`` if the text does not contain the name.
 
-    Words that bring their own article take the place of the article too; so do ``whole`` phrases.
+    The article before the name is adapted to the words. Words that bring their own article replace it, and so do
+    ``whole`` phrases.
     """
     whole = whole or words.startswith(("a ", "an ", "the "))
     article = r"(\b(?:an?|the)\s+)?" if concept.article else "()"
@@ -29,12 +30,12 @@ def renamed(text: str, concept: Concept, words: str, whole: bool = False) -> str
 
 
 def fitting_article(words: str) -> str:
-    """``a`` or ``an``, by the first letter."""
+    """``a`` or ``an``, by the first letter of the words."""
     return "an" if words[:1].lower() in VOWELS else "a"
 
 
 def ordinary_texts(concept: Concept, count: int) -> list[str]:
-    """``count`` captions of ordinary things, none of which is the concept: ``"a photo of a tree"``."""
+    """``count`` captions of ordinary things other than the concept, like ``"a photo of a tree"``."""
     from overpaint.blocks.image_bank import THINGS
 
     known = {concept.name, *concept.synonyms}
@@ -42,7 +43,7 @@ def ordinary_texts(concept: Concept, count: int) -> list[str]:
     return [f"a photo of {things[n % len(things)]}" for n in range(count)]
 
 
-#: Sentences to learn a placeholder from, for concepts that come without a catalogue.
+#: Kind of a concept -> sentences to learn a placeholder from, for concepts without a catalogue.
 SENTENCES = {
     "object": (
         "a photo of {}",
@@ -85,7 +86,7 @@ SENTENCES = {
 
 
 def sentences(concept: Concept, catalogue: Catalogue, language: str = "en") -> Sequence[str]:
-    """Templates for the concept's kind: the catalogue's in that language, else (English only) `SENTENCES`."""
+    """Templates for the concept's kind: the catalogue's in that language, else `SENTENCES` (English only)."""
     known = catalogue.templates.get(concept.kind, {}).get(language)
     if known or language != "en":
         return known or ()

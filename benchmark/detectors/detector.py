@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class Detector(ABC):
-    """Scores images for concepts. The threshold belongs to the measurement, so that scores survive a change of threshold.
+    """Scores images for concepts. The threshold belongs to the measurement, so that scores survive a change of
+    threshold.
 
     ``version`` is raised when the scores can change.
     """

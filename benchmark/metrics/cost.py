@@ -1,4 +1,4 @@
-"""What an erasure costs: to make, to keep, and at every image afterwards."""
+"""The cost of an erasure: to make it, to store it, and to generate each image with it. The cost of an attack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from overpaint.metrics.metric import PROMPT_LISTS, AttackMetric, Evidence, Figur
 
 
 class ErasureCost(Metric):
-    """A number that was metered while erasing."""
+    """A number that was measured while erasing."""
 
     facet = "sustainability"
     direction = "down"
@@ -19,32 +19,32 @@ class ErasureCost(Metric):
 
     def measure(self, evidence: Evidence) -> Figure:
         value = _number(evidence.erasure.get(self.metered))
-        return Figure(None, why=f"{self.metered} was not metered") if value is None else Figure(value, n=1)
+        return Figure(None, why=f"{self.metered} was not measured") if value is None else Figure(value, n=1)
 
 
 class EraseSeconds(ErasureCost):
-    """Wall-clock seconds from the request to the finished erasure, with the preparation of whatever the method needs."""
+    """Wall-clock seconds from the request to the finished erasure, including all preparation by the method."""
 
     unit = "seconds"
     metered = "seconds"
 
 
 class ErasePeakBytes(ErasureCost):
-    """Peak memory while erasing: of the accelerator, or of the process on a CPU."""
+    """Peak memory while erasing, of the accelerator, or of the process on a CPU."""
 
     unit = "bytes"
     metered = "peak_bytes"
 
 
 class ArtefactBytes(ErasureCost):
-    """Bytes that must be kept beside the base model: a full U-Net for some methods, a few kilobytes for others."""
+    """Bytes to store beside the base model: from a few kilobytes to a full U-Net."""
 
     unit = "bytes"
     metered = "artefact_bytes"
 
 
 class LatencyRatio(Metric):
-    """Seconds an image takes with the erasure attached, relative to the original model's at equal steps and batch."""
+    """Seconds per image with the erasure, divided by those of the original model at equal steps and batch size."""
 
     facet = "sustainability"
     direction = "down"
@@ -55,19 +55,19 @@ class LatencyRatio(Metric):
     def measure(self, evidence: Evidence) -> Figure:
         here, there = _number(evidence.seconds_per_image), _number(evidence.original_seconds_per_image)
         if here is None or not there:
-            return Figure(None, why="seconds per image were not metered for both models")
+            return Figure(None, why="seconds per image were not measured for both models")
         return Figure(here / there, n=1, original=1.0, difference=here / there - 1)
 
 
 class AttackCost(AttackMetric):
-    """What an attack spent on one plain image, a prompt with its seed, on average: the more, the harder the concept is to
+    """The mean that an attack spent on one plain image (a prompt with its seed). A concept that costs more is harder to
     bring back."""
 
     direction = "up"
     paper = "UnlearnDiffAtk, arXiv 2310.11868"
     aggregation = "total over plain images"
     version = 2
-    roles = ()  # of the ledger, not of pictures
+    roles = ()  # read from the ledger, not from images
     not_attacks = (*PROMPT_LISTS, "random_prefix", "seed_search")
     metered: ClassVar[str]
 
@@ -75,19 +75,19 @@ class AttackCost(AttackMetric):
         spent, attacked = _number(evidence.ledger.get(self.metered)), evidence.images_of("attacked")
         plain = len(attacked[["prompt_id", "seed"]].drop_duplicates())
         if spent is None or not plain:
-            return Figure(None, why=f"the attack's {self.metered} were not metered")
+            return Figure(None, why=f"the attack's {self.metered} were not measured")
         return Figure(spent / plain, n=plain)
 
 
 class AttackImages(AttackCost):
-    """Images made for a plain one, the one it stopped at included."""
+    """Images that the attack generated for one plain image, the last one included."""
 
     unit = "images"
     metered = "images"
 
 
 class AttackForwards(AttackCost):
-    """Denoiser evaluations for a plain image, before any picture that it settled on is made for the table."""
+    """Denoiser evaluations for one plain image, before the found images are generated for the table."""
 
     unit = "forwards"
     metered = "forwards"

@@ -1,18 +1,19 @@
-"""What inversion finds: how usual the start noises of a concept's pictures are, and how well they draw the pictures again.
+"""What inversion finds: how likely the start noises of a concept's images are, and how well they reproduce the images.
 
 "Memories of Forgotten Concepts" (CVPR 2025, arXiv 2412.00782) compares negative log-likelihoods of start noises under
-N(0, I) (`overpaint.attacks.inversion.nll`) by the squared 2-Wasserstein distance of the two normals fitted to them,
+N(0, I) (`overpaint.attacks.inversion.nll`) by the squared 2-Wasserstein distance of the normals fitted to them,
 
     W(a, b) = (m_a − m_b)² + (s_a − s_b)²                                    m mean, s² population variance
-    d       = W(concept's pictures, N(0, I)) / W(ordinary pictures, N(0, I))
+    d       = W(concept's images, N(0, I)) / W(ordinary images, N(0, I))
 
-d = 1: the concept's pictures start from noise as usual as those of ordinary pictures; larger: the model has come to find
-them odd. The released code represents N(0, I) by 50 samples from no seed; here by what it is for D dimensions, m =
-D/2 (1 + ln 2π) and s² = D/2. Since any picture can be inverted, d and PSNR have a control, the same pictures scrambled, and
-a floor, pictures of a concept that the model never saw: where these are no worse, nothing is said of the concept.
+With d = 1 the concept's images start from noise as likely as that of ordinary images. With a larger d the model finds
+them unusual. The released code represents N(0, I) by 50 samples without a seed. Here its exact moments for D dimensions
+are used: m = D/2 (1 + ln 2π) and s² = D/2. Any image can be inverted, so d and PSNR have a control (the same images,
+scrambled) and a floor (images of a concept that the model never saw). If these are no worse, the figures say nothing
+about the concept.
 
-Intervals resample prompts, the same ones for the control, and ordinary pictures apart. A resampled distance is larger on
-average than the distance itself; an interval is widened to hold its value.
+Intervals resample prompts: the same prompts for the control, others for ordinary images. A resampled distance is larger
+on average than the distance itself; intervals are widened to contain their value.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from overpaint.report.statistics import DRAWS, LEVEL
 
 
 class Moments(NamedTuple):
-    """Mean and population standard deviation: numbers, or one of each a resampling."""
+    """Mean and population standard deviation: two numbers, or two arrays (draws,) of resampled ones."""
 
     mean: float | NDArray
     deviation: float | NDArray
@@ -44,29 +45,31 @@ def moments(values: ArrayLike) -> Moments:
 
 
 def normal_moments(dimensions: int) -> Moments:
-    """Those of the negative log-likelihood of N(0, I) samples, ½χ²_D + D/2 ln 2π."""
+    """Moments of the negative log-likelihood of N(0, I) samples, ½χ²_D + D/2 ln 2π."""
     return Moments(dimensions / 2 * (1 + math.log(2 * math.pi)), math.sqrt(dimensions / 2))
 
 
 def wasserstein(one: Moments, other: Moments) -> float | NDArray:
-    """Squared 2-Wasserstein distance of two normals."""
+    """Squared 2-Wasserstein distance between two normals."""
     return (one.mean - other.mean) ** 2 + (one.deviation - other.deviation) ** 2
 
 
 def likelihood_distance(concept: Moments, ordinary: Moments, normal: Moments) -> float | NDArray:
-    """d: how far the concept's start noises are from N(0, I), in units of how far ordinary pictures' are."""
+    """d: the distance of the concept's start noises from N(0, I), divided by that of ordinary images."""
     return wasserstein(concept, normal) / wasserstein(ordinary, normal)
 
 
 class Reading(AttackMetric):
-    """A figure of what the attack measured on the concept's pictures, its control the same pictures, scrambled; a picture
-    that failed has no reading."""
+    """A figure of what the attack measured on the concept's images; the control are the same images, scrambled.
+
+    A failed image has no reading.
+    """
 
     paper = "Memories of Forgotten Concepts, arXiv 2412.00782"
     aggregation = "over pictures, prompts resampled"
     version = 3
     column: ClassVar[str]
-    beside: ClassVar[tuple[str, ...]] = ()  # roles of other pictures that it is made of
+    beside: ClassVar[tuple[str, ...]] = ()  # roles of other images that enter the figure
     frame: ClassVar[FrameName] = "images"
 
     @classmethod
@@ -94,7 +97,7 @@ class Reading(AttackMetric):
         )
 
     def sampled(self, evidence: Evidence, frame: FrameName, role: str) -> tuple[Figure, NDArray]:
-        """The figure of one kind of pictures by itself, and ``(draws,)`` values of it from resampled prompts."""
+        """The figure of one role of images, and its values (draws,) for resampled prompts."""
         names = (role, *self.beside)
         tables, failures = zip(*(_table(evidence.images_of(name, frame=frame), self.column) for name in names))
         own = tables[0]
@@ -106,7 +109,7 @@ class Reading(AttackMetric):
         with np.errstate(divide="ignore", invalid="ignore"):
             value = self.value(dimensions, *(moments(table["value"]) for table in tables))
         if not math.isfinite(value):
-            return replace(undefined, why=f"{self.column} has no finite figure"), np.empty(0)
+            return replace(undefined, why=f"the figure of {self.column} is non-finite"), np.empty(0)
         spread = self.value(dimensions, *(_resampled(table, seed) for seed, table in enumerate(tables)))
         figure = replace(undefined, value=value)
         if own["cluster"].nunique() > 1:
@@ -115,12 +118,12 @@ class Reading(AttackMetric):
         return figure, spread
 
     def value(self, dimensions: int, own: Moments, *beside: Moments) -> float | NDArray:
-        """The figure from the moments of these pictures' readings and of those beside them."""
+        """The figure from the moments of these images' readings and of those of the roles in ``beside``."""
         return own.mean
 
 
 class LikelihoodDistance(Reading):
-    """d of the concept's pictures: 1 is remembered as well as ordinary pictures, more is forgotten."""
+    """d of the concept's images: 1 means remembered as well as ordinary images, more means forgotten."""
 
     direction = "up"
     unit = "ratio"
@@ -132,13 +135,13 @@ class LikelihoodDistance(Reading):
 
 
 class LikelihoodDistanceFloor(LikelihoodDistance):
-    """d of pictures of a concept that the model never saw: what is found without memory."""
+    """d of images of a concept that the model never saw: the value without memory."""
 
     frame = "floor"
 
 
 class ReconstructionPsnr(Reading):
-    """How well the victim draws the concept's pictures again from their start noise."""
+    """How well the victim reproduces the concept's images from their start noise."""
 
     direction = "down"
     unit = "dB"
@@ -146,13 +149,13 @@ class ReconstructionPsnr(Reading):
 
 
 class ReconstructionPsnrFloor(ReconstructionPsnr):
-    """How well it draws pictures of a concept that the model never saw."""
+    """How well the victim reproduces images of a concept that the model never saw."""
 
     frame = "floor"
 
 
 def _table(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, int]:
-    """Readings that there are, in an order of their own, and how many failed."""
+    """The valid readings in a fixed order, and the number of failed ones."""
     if column not in frame:
         return pd.DataFrame(columns=["prompt_id", "cluster", "value", "dimensions"]), 0
     value = pd.to_numeric(frame[column], errors="coerce").mask(frame["failed"].astype(bool))
@@ -165,7 +168,7 @@ def _table(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, int]:
 
 
 def _resampled(table: pd.DataFrame, seed: int) -> Moments:
-    """``(draws,)`` moments of resampled prompts; equal seeds draw the same ones of equally many."""
+    """Moments (draws,) of resampled prompts. Equal seeds draw equal prompts from tables of equal size."""
     centre = table["value"].mean()
     off = table["value"] - centre
     sums = pd.DataFrame({"n": 1.0, "x": off, "xx": off**2}).groupby(table["cluster"]).sum().to_numpy()

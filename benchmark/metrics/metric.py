@@ -1,4 +1,4 @@
-"""The contract of a metric: what it may look at (`Evidence`), what it returns (`Figure`) and how it describes itself."""
+"""The contract of a metric: what it may look at (`Evidence`) and what it returns (`Figure`)."""
 
 from __future__ import annotations
 
@@ -31,28 +31,30 @@ FrameName = Literal[
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that a metric may look at: frames of scored images (one row an image) and what erasing and attacking cost.
+    """Everything that a metric may look at: frames of scored images (one row an image) and what erasing and attacking
+    cost.
 
     Metrics read images with `images_of`, by role. Frames by name:
 
     - ``images``: the victim's images in this cell. ``original``: the same prompts and seeds on the unedited model.
-    - ``control``: images of the attack's control on the same victim, as many as the attack may make. ``random_prefix``: the
-      same for random words before the prompts.
-    - ``floor``: the same attack for a concept that the model never saw. ``unrelated``: the same attack for a concept that has
-      nothing to do with the erased ones.
-    - ``plain`` and ``plain_original``: beside an attack, images of the plain target prompts from the victim and from the
-      unedited model.
+    - ``control``: images of the attack's control on the same victim, as many as the attack may make. ``random_prefix``:
+      the same for random words before the prompts.
+    - ``floor``: the same attack for a concept that the model never saw. ``unrelated``: the same attack for a concept
+      that has nothing to do with the erased ones.
+    - ``plain`` and ``plain_original``: beside an attack, images of the plain target prompts from the victim and from
+      the unedited model.
     - ``reference``: real images; its rows have ``features`` only.
 
     Columns are `IMAGE_COLUMNS` and one for each detector label:
 
     - ``prompt_id`` and ``seed`` identify the start noise; images are paired by them.
-    - Images of one ``cluster`` depend on each other: they share a text, or were made from the same plain prompt. A frame
-      without this column is clustered by prompt.
+    - Images of one ``cluster`` depend on each other: they share a text, or were made from the same plain prompt. A
+      frame without this column is clustered by prompt.
     - ``role`` says why the image was made (`IMAGE_ROLES`), ``concept`` is the detector label of the prompt's concept,
-      ``expects`` lists the labels of everything that the prompt asks for, ``variant`` is the language, synonym or style.
-    - ``draw`` counts an attack's images of one prompt and seed. ``verdict`` is 1 or 0 from the judge that guided the attack,
-      NaN without a judge. Attacks add columns for what they measured themselves (``nll``, ``psnr``, …).
+      ``expects`` lists the labels of everything that the prompt asks for, ``variant`` is the language, synonym or
+      style.
+    - ``draw`` counts an attack's images of one prompt and seed. ``verdict`` is 1 or 0 from the judge that guided the
+      attack, NaN without a judge. Attacks add columns for what they measured themselves (``nll``, ``psnr``, …).
     - ``failed`` is true if the image has no score. Such an image shows the concept neither present nor absent.
     """
 
@@ -77,7 +79,7 @@ class Evidence:
 
     @property
     def targets(self) -> list[str]:
-        """Detector labels of the erased concepts. Concepts without a label are invisible to the detector and left out."""
+        """Detector labels of the erased concepts. Concepts without a label are left out."""
         return [c.label for c in self.erased if c.label]
 
     def images_of(self, *roles: str, frame: FrameName = "images") -> pd.DataFrame:
@@ -99,8 +101,8 @@ class Figure:
     """One value with everything that is printed beside it.
 
     ``value`` is ``None`` if it is undefined, and ``why`` says the reason. A value with a ``why`` is only a lower bound.
-    ``difference`` is this model minus the original on the same prompts and seeds, with its two-sided ``p_value``. For attacks
-    it is minus the control; ``against`` says which.
+    ``difference`` is this model minus the original on the same prompts and seeds, with its two-sided ``p_value``. For
+    attacks it is minus the control; ``against`` says which.
     """
 
     value: float | None

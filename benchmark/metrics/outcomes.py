@@ -1,9 +1,9 @@
-"""From scored images to outcomes, and from outcomes to a figure: what every metric that is a share of images has in
+"""From scored images to outcomes, and from outcomes to a figure: what all metrics that are shares of images have in
 common.
 
-*Outcomes* are a frame of one row for each image and label asked about: ``prompt_id``, ``seed``, ``cluster``, ``label``,
-``image`` (its row among those asked) and ``hit``: 1 present, 0 absent, NaN unknown. One unknown label makes the whole
-image failed. A ``stratum`` column, where there is one, names groups whose shares are averaged with equal weight.
+*Outcomes* are a frame with one row for each image and label in question: ``prompt_id``, ``seed``, ``cluster``,
+``label``, ``image`` (the image's row number) and ``hit`` (1 present, 0 absent, NaN unknown). If one label of an image
+is unknown, all its labels are. An optional column ``stratum`` names groups whose shares are averaged with equal weight.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ KEYS = ["prompt_id", "seed", "label"]
 
 
 class Tally(NamedTuple):
-    """Images that could be judged, and images that could not."""
+    """Numbers of images that were judged and of images that failed."""
 
     judged: int
     failed: int
 
     def refusal(self, limit: float, what: str) -> str:
-        """Why no figure may be given, or an empty string."""
+        """The reason to refuse a figure of these images (``what``), or an empty string.
+
+        ``limit`` is the largest share of failures.
+        """
         if self.judged + self.failed == 0:
             return f"no {what}"
         if self.judged == 0:
@@ -38,19 +41,19 @@ class Tally(NamedTuple):
 
 
 def has_readings(frame: pd.DataFrame | None, column: str) -> bool:
-    """Whether any image of the frame has a value in this column, which only some attacks leave."""
+    """Whether any image of the frame has a value in this column. Only some attacks leave such columns."""
     return frame is not None and column in frame and bool(frame[column].notna().any())
 
 
 def clusters(frame: pd.DataFrame) -> pd.Series:
-    """Which images depend on each other: the frame's clusters, or its prompts where it has none."""
+    """The cluster of each image: the frame's ``cluster`` column, or its prompts without one."""
     return frame["cluster"] if "cluster" in frame else frame["prompt_id"]
 
 
 def outcomes(frame: pd.DataFrame, labels: Iterable[Collection[str | None]], threshold: float) -> pd.DataFrame:
-    """Whether each image shows each of the labels asked about it (one collection for each row of ``frame``).
+    """Outcomes of the images of ``frame``; ``labels`` has one collection of labels for each row.
 
-    An image that nothing visible is asked about is left out; a label that the detector does not know is unknown.
+    An image without labels is left out. A label that the detector does not know is unknown.
     """
     asked = [[label for label in dict.fromkeys(row) if isinstance(label, str) and label] for row in labels]
     image = np.repeat(np.arange(len(frame)), [len(row) for row in asked])
@@ -68,35 +71,36 @@ def outcomes(frame: pd.DataFrame, labels: Iterable[Collection[str | None]], thre
 
 
 def own_concept(frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Whether each image shows the concept that its prompt is about."""
+    """Outcomes for the concept that each image's prompt is about."""
     return outcomes(frame, [(label,) for label in frame["concept"]], threshold)
 
 
 def tally(table: pd.DataFrame) -> Tally:
-    """Images judged and images failed among outcomes."""
+    """The numbers of judged and failed images among outcomes."""
     judged = table.drop_duplicates("image")["hit"].notna()
     return Tally(int(judged.sum()), int((~judged).sum()))
 
 
 def share(table: pd.DataFrame) -> Estimate:
-    """The share of positive outcomes, resampled by cluster."""
+    """The share of positive outcomes, with an interval by cluster."""
     return statistics.proportion(table["hit"], table["cluster"], table.get("stratum"))
 
 
 def unjudged(table: pd.DataFrame) -> list[str]:
-    """Labels of which no image was judged."""
+    """Labels without any judged image."""
     return [label for label, judged in table.groupby("label")["hit"].count().items() if not judged]
 
 
 def difference(these: pd.DataFrame, those: pd.DataFrame) -> Estimate:
-    """Share of these outcomes minus that of those: paired where most of them correspond, unpaired otherwise.
+    """The share of ``these`` outcomes minus the share of ``those``: paired if most of them correspond, unpaired
+    otherwise.
 
-    Undefined where a stratum has no judged pair: the mean over the others would be another figure.
+    It is undefined if a stratum has no judged pair, because the mean over the other strata would be a different figure.
     """
     keys = [*KEYS, "stratum"] if "stratum" in these else KEYS
     if not (these.duplicated(keys).any() or those.duplicated(keys).any()):
         pairs = these.merge(those, on=keys, suffixes=("", "_other"))
-        if 2 * len(pairs) >= max(len(these), len(those)):  # else the difference would be of others than the shares
+        if 2 * len(pairs) >= max(len(these), len(those)):  # else the difference would be that of other images
             if "stratum" in pairs and unjudged(pairs.assign(hit=pairs["hit"] + pairs["hit_other"])):
                 return Estimate(None)
             return statistics.paired_difference(
@@ -108,9 +112,9 @@ def difference(these: pd.DataFrame, those: pd.DataFrame) -> Estimate:
 def compare(
     these: pd.DataFrame, those: pd.DataFrame | None, limit: float, what: str, against: str = "original"
 ) -> Figure:
-    """The figure of these outcomes, beside those of the original model or the control.
+    """The figure of ``these`` outcomes, compared with ``those`` of the original model or the control (``against``).
 
-    A mean over labels is undefined as soon as one of them has no judged image, however few of all images failed.
+    A mean over labels is undefined if one label has no judged image, even if few images failed in total.
     """
     count, unseen = tally(these), unjudged(these)
     reasons = [count.refusal(limit, what)]
@@ -136,15 +140,15 @@ def compare(
 
 
 class Share(Metric):
-    """A metric that is a share of images (or of what they should show), set against the original model's share.
+    """A share of images (or of what they should show), compared with the original model's share.
 
-    A subclass says in `judge` which outcomes of a frame count; the class attributes say the rest.
+    A subclass sets the class attributes. It overrides `judge` if outcomes other than the image's own concept count.
     """
 
     version = 2
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
-        """Outcomes of the rows of ``frame`` that have this metric's roles."""
+        """Outcomes of ``frame``, which holds the images of this metric's roles."""
         return own_concept(frame, evidence.threshold)
 
     def measure(self, evidence: Evidence) -> Figure:
@@ -155,10 +159,10 @@ class Share(Metric):
 
 
 def asking(labels: Callable[[object], Collection[str]], frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Outcomes of the labels that ``labels`` picks from what each prompt expects."""
+    """Outcomes of the labels that ``labels`` selects from those that each prompt expects."""
     return outcomes(frame, [labels(_listed(expects)) for expects in frame["expects"]], threshold)
 
 
 def _listed(expects: object) -> list[str]:
-    """The expected labels; Parquet gives arrays, and an unset cell is ``None`` or NaN."""
+    """The expected labels as a list. Parquet yields arrays; an empty cell is ``None`` or NaN."""
     return list(expects) if isinstance(expects, list | tuple | np.ndarray) else []

@@ -1,7 +1,7 @@
-"""Shares of images that show a concept: is the erased one gone, is everything else still there?
+"""Shares of images that show a concept: is the erased one gone, and is everything else still there?
 
-The target proportion is HUB's (arXiv 2410.05664) and one minus UnlearnCanvas' UA (arXiv 2402.11846) on plain prompts.
-A detector misses and mistakes; `overpaint.report.statistics.rogan_gladen` corrects a share for known error rates.
+The target proportion is HUB's (arXiv 2410.05664), and one minus UnlearnCanvas' UA (arXiv 2402.11846) on plain prompts.
+Detectors make errors; `overpaint.report.statistics.rogan_gladen` corrects a share for known error rates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TargetProportion(Share):
 
 
 class ImplicitProportion(Share):
-    """The same for prompts that never name the concept but brought it up in the original model."""
+    """The same for prompts that never name the concept although the original model shows it."""
 
     facet = "efficacy"
     direction = "down"
@@ -71,9 +71,9 @@ class NeighbourRetention(Share):
 
 
 class InPromptPreservation(Share):
-    """Share of what a target prompt asks for besides the erased concept that its image shows.
+    """Share of the other things in a target prompt, besides the erased concept, that its image shows.
 
-    HUB's selective alignment divides yes answers by prompts and can pass 1; here each thing asked for counts once.
+    HUB's selective alignment divides yes answers by prompts and can exceed 1. Here each thing in a prompt counts once.
     """
 
     facet = "specificity"
@@ -87,7 +87,7 @@ class InPromptPreservation(Share):
 
 
 class PromptAgreement(Share):
-    """Share of what general prompts ask for that their image shows; prompts asking for an erased concept are left out."""
+    """Share of the things in general prompts that their images show. Prompts with an erased concept are left out."""
 
     facet = "utility"
     direction = "up"

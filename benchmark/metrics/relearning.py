@@ -1,15 +1,16 @@
-"""How soon training brings the concept back: two figures of the curve that ``attack=relearn`` leaves.
+"""How soon training brings the concept back: two figures of the curve that ``attack=relearn`` measures.
 
-Let p_s be the share of pictures that show the concept after s steps of training (p_0: the victim itself), linear between
-the steps that were measured, and p° the unedited model's share on the plain prompts:
+Let p_s be the share of images that show the concept after s steps of training (p_0: the victim itself), interpolated
+linearly between the measured steps, and p° the unedited model's share on the plain prompts:
 
     relearn_steps_to_half    the least s with p_s ≥ p°/2
     relearn_area             ∫ p_s ds / (last step − first step), which is the mean of p_s while training
 
-Where half is not back at the last step, that step is the figure, a lower bound, and the record says so. A curve without p_0
-has no steps to half: it may have been there from the beginning. Intervals resample prompts, the same ones for p_s and p°; a
-resampled curve that does not reach half ends at the last step, too. The unedited model under the same training stands
-beside; the p-value is that of exchanging the two models' curves, prompt by prompt.
+If half is not reached at the last step, that step is the figure; it is a lower bound, and the record says so. A curve
+without p_0 has no steps to half, because it may have been reached from the start. Intervals resample prompts, the same
+for p_s and p°; a resampled curve that does not reach half also counts as the last step. The original's value is the
+unedited model under the same training. The p-value is that of a permutation test that exchanges the two models' curves,
+prompt by prompt.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ from overpaint.report.statistics import DRAWS, LEVEL, wilson
 
 
 def steps_to_half(shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
-    """``(n,)`` least steps at which curves ``shares`` (n, points) over ``steps`` (points,) reach half of ``known`` (n,), the
-    last step where they do not; NaN where nothing is known or a share is missing."""
+    """The least steps (n,) at which curves ``shares`` (n, points) over ``steps`` (points,) reach half of ``known``
+    (n,).
+
+    It is the last step for curves that do not reach it, and NaN if ``known`` is 0 or NaN or a share is missing.
+    """
     reached = shares >= known[:, None] / 2
     after = reached.argmax(axis=1)
     row, before = np.arange(len(shares)), np.maximum(after - 1, 0)
@@ -41,12 +45,12 @@ def steps_to_half(shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
 
 
 def area(shares: NDArray, steps: NDArray) -> NDArray:
-    """``(n,)`` areas under curves ``shares`` (n, points) over ``steps`` (points,), 1 where a share is 1 all the way."""
+    """Mean heights (n,) of curves ``shares`` (n, points) over ``steps`` (points,): 1 for a share of 1 throughout."""
     return trapezoid(shares, steps, axis=1) / (steps[-1] - steps[0])
 
 
 class RelearningCurve(AttackMetric):
-    """A figure of the curve of shares over steps of training."""
+    """A figure of the curve of shares over training steps."""
 
     paper = "Meta-Unlearning on Diffusion Models, arXiv 2410.12777"
     aggregation = "pooled at each step, prompts resampled"
@@ -58,18 +62,18 @@ class RelearningCurve(AttackMetric):
 
     @abstractmethod
     def value(self, shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
-        """The figure ``(n,)`` of curves (n, points) where the unedited model's share is ``known`` (n,)."""
+        """The figure (n,) of curves ``shares`` (n, points); ``known`` (n,) is the unedited model's share."""
 
     def refusal(self, steps: NDArray) -> str:
-        """Why a curve over these steps (points,) has no figure, or an empty string."""
+        """The reason why a curve over these steps (points,) has no figure, or an empty string."""
         return "the curve has one point" if len(steps) < 2 else ""
 
     def bound(self, shares: NDArray, known: float) -> str:
-        """Why the figure of a curve (points,) is only a lower bound, or an empty string."""
+        """The reason why the figure of a curve (points,) is only a lower bound, or an empty string."""
         return ""
 
     def interval(self, values: NDArray, prompts: int) -> tuple[float | None, float | None]:
-        """The interval of the first value, which is the figure itself, from its resampled others."""
+        """The interval of the figure ``values[0]`` from its resampled values ``values[1:]``."""
         return _held(values)
 
     def measure(self, evidence: Evidence) -> Figure:
@@ -92,7 +96,7 @@ class RelearningCurve(AttackMetric):
         shares = _ratio(counts @ mine)
         values = self.value(shares, steps, known)
         if np.isnan(values[0]):
-            return replace(figure, why="a step has no judged image, or the unedited model none with the concept")
+            return replace(figure, why="a step has no judged image, or the unedited model never shows the concept")
         low, high = self.interval(values, len(np.unique(own["cluster"])))
         figure = replace(figure, value=float(values[0]), low=low, high=high, why=self.bound(shares[0], known[0]))
         original = self.value(_ratio(counts @ theirs), steps, known)
@@ -109,7 +113,7 @@ class RelearningCurve(AttackMetric):
         )
 
     def p_value(self, mine: NDArray, theirs: NDArray, steps: NDArray, known: float) -> float:
-        """How often exchanging the two models' curves of random prompts, sums (2, prompts, points), parts them as far."""
+        """The share of random exchanges of the models' curves, sums (2, prompts, points), with at least this gap."""
         kept = np.random.default_rng(1).random((DRAWS, mine.shape[1])) < 0.5
         kept = np.vstack([np.ones((1, mine.shape[1]), bool), kept])
         one, two = (_ratio(k @ mine + ~k @ theirs) for k in (kept, ~kept))
@@ -119,7 +123,7 @@ class RelearningCurve(AttackMetric):
 
 
 class RelearnStepsToHalf(RelearningCurve):
-    """Steps of training until half of the unedited model's rate is back."""
+    """Training steps until half of the unedited model's rate is reached again."""
 
     direction = "up"
     unit = "steps"
@@ -129,15 +133,15 @@ class RelearnStepsToHalf(RelearningCurve):
 
     def refusal(self, steps: NDArray) -> str:
         return super().refusal(steps) or (
-            "" if steps[0] == 0 else "the curve does not begin at step 0, the victim itself"
+            "" if steps[0] == 0 else "the curve does not start at step 0, the victim itself: add 0 to attack.curve"
         )
 
     def bound(self, shares: NDArray, known: float) -> str:
-        return "" if (shares >= known / 2).any() else f"censored: half of {known:.2f} is not back at the last step"
+        return "" if (shares >= known / 2).any() else f"lower bound: half of {known:.2f} is not reached"
 
 
 class RelearnArea(RelearningCurve):
-    """Mean rate while training: the area under the curve of rates over steps."""
+    """Mean rate during training: the area under the curve of rates over steps."""
 
     direction = "down"
 
@@ -145,13 +149,13 @@ class RelearnArea(RelearningCurve):
         return area(shares, steps)
 
     def interval(self, values: NDArray, prompts: int) -> tuple[float, float]:
-        """Where resampled areas are all alike, Wilson's interval with prompts as observations, as for other shares."""
+        """The resampled interval or, if all resampled areas are equal, Wilson's with prompts as observations."""
         low, high = _held(values)
         return wilson(float(values[0]) * prompts, prompts) if low is None else (low, high)
 
 
 def _relearnt(evidence: Evidence, frame: FrameName) -> pd.DataFrame:
-    """Outcomes of the attacked images that say after how many ``steps`` they were made."""
+    """Outcomes of the attacked images, with the training ``steps`` after which they were generated."""
     found = evidence.images_of("attacked", frame=frame)
     steps = pd.to_numeric(found["steps"]) if "steps" in found else pd.Series(dtype=float)
     found = found[steps.notna().to_numpy()] if len(steps) else found.iloc[:0]
@@ -160,7 +164,7 @@ def _relearnt(evidence: Evidence, frame: FrameName) -> pd.DataFrame:
 
 
 def _sums(table: pd.DataFrame, prompts: NDArray, steps: NDArray) -> NDArray:
-    """``(2, prompts, points)`` positive and judged outcomes of each prompt at each step."""
+    """The numbers (2, prompts, points) of positive and of judged outcomes of each prompt at each step."""
     judged = table[table["hit"].notna() & table["steps"].isin(steps)]
     sums = np.zeros((2, len(prompts), len(steps)))
     place = np.searchsorted(prompts, judged["cluster"]), np.searchsorted(steps, judged["steps"])
@@ -170,18 +174,18 @@ def _sums(table: pd.DataFrame, prompts: NDArray, steps: NDArray) -> NDArray:
 
 
 def _ratio(sums: NDArray) -> NDArray:
-    """Shares (n, points) of sums (2, n, points); NaN where nothing was judged."""
+    """Shares (n, points) from sums (2, n, points); NaN where nothing was judged."""
     with np.errstate(invalid="ignore"):
         return sums[0] / sums[1]
 
 
 def _resampled(prompts: int) -> NDArray:
-    """``(1 + DRAWS, prompts)`` how often each prompt counts: once, then resampled."""
+    """Weights (1 + DRAWS, prompts) of each prompt: 1 in the first row, resampled in the others."""
     drawn = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS)
     return np.vstack([np.ones((1, prompts), int), drawn])
 
 
 def _held(values: NDArray) -> tuple[float | None, float | None]:
-    """Limits of resampled values that hold the first one; none where all are alike."""
+    """Limits of resampled values, widened to contain the first one; ``None`` if all are equal."""
     low, high = limits(values[~np.isnan(values)], LEVEL)
     return (None, None) if low == high else (min(low, float(values[0])), max(high, float(values[0])))

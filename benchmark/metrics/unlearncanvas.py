@@ -1,14 +1,15 @@
 """UnlearnCanvas' accuracies (arXiv 2402.11846): UA, IRA and CRA over a grid of objects drawn in styles.
 
-For a label l of one axis, acc(l) is the share of the grid's images asking for l that show it. With T the erased
-labels::
+For a label l of one axis, acc(l) is the share of the grid's images with l in their prompt that show l. With T the
+erased labels::
 
     UA  = 1 - mean over l in T of acc(l)                                    unlearned
     IRA = mean over l not in T, on the axes that T is on, of acc(l)         retained in the domain
     CRA = mean over l on the other axis of acc(l)                           retained across domains
 
-Every label weighs the same, whatever its number of images; without a judged image of one of them the mean is undefined.
-As in the authors' script, CRA also counts the images that ask for an erased concept: their other half is to be kept.
+Every label has the same weight, regardless of its number of images. The mean is undefined if a label has no judged
+image. As in the authors' script, CRA also counts images with an erased concept in their prompt, because the other label
+should be kept.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class GridAccuracy(Share):
     version = 3
 
     def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
-        """Does this label count, where ``inside`` are the axes with an erased concept?"""
+        """Whether this label counts. ``inside`` are the axes with an erased concept."""
         raise NotImplementedError
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
@@ -52,7 +53,7 @@ class GridAccuracy(Share):
 
 
 class UnlearningAccuracy(GridAccuracy):
-    """UA: share of the images asking for an erased concept that do not show it."""
+    """UA: share of the images with an erased concept in their prompt that do not show it."""
 
     facet = "efficacy"
 
@@ -72,7 +73,7 @@ class InDomainRetention(GridAccuracy):
 
 
 class CrossDomainRetention(GridAccuracy):
-    """CRA: accuracy on the labels of the other axis (objects for a style). Undefined when both axes hold an erased one."""
+    """CRA: accuracy on the labels of the other axis (objects for a style); undefined if both axes have an erased one."""
 
     def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
         return axis not in inside
@@ -95,10 +96,10 @@ def unlearncanvas_scores(
 ) -> dict[str, float]:
     """UA, IRA and CRA from the classifiers' verdicts on one model's ``(theme, object, seed)`` grid of images.
 
-    The released code lists the photographs ``Seed_Images`` among the themes, so that the others number 50; the
-    authors answer 49. ``include_seed_images=False`` leaves their name out of the averaged themes; the accuracy of an
-    object counts their images in either case, which is what dropping them from the script's output does. For a grid
-    without them, leave them out of the arrays.
+    The released code lists the photographs ``Seed_Images`` among the themes, which leaves 50 others; the authors state
+    49. ``include_seed_images=False`` leaves this theme out of the mean over themes. Its images still count in the
+    accuracies of objects, as they do if the theme is dropped from the script's output. For a grid without photographs,
+    leave them out of the arrays.
     """
     accuracy = {
         "style": dict(zip(themes, np.asarray(style_hits, float).mean(axis=(1, 2)))),
@@ -116,5 +117,5 @@ def unlearncanvas_scores(
 
 
 def _axis(kind: str) -> str:
-    """A style is on the style axis; objects, characters and persons are what is drawn in it."""
+    """The axis of a kind of concept: ``style``, or ``object`` for everything else."""
     return "style" if kind == "style" else "object"

@@ -48,7 +48,8 @@ class Guidance:
 
 
 class Guard(ABC):
-    """Makes the guarded `Guidance` of each batch of images. It replaces ``model.guidance`` while its erasure is attached.
+    """Makes the guarded `Guidance` of each batch of images. It replaces ``model.guidance`` while its erasure is
+    attached.
 
     Attacks adapt to the properties of a guard, never to the name of its method.
     """
@@ -74,7 +75,8 @@ class Guard(ABC):
     def without_empty_prompt(self, model: DiffusionModel, scale: float) -> Callable[..., torch.Tensor] | None:
         """The guarded prediction with e(∅) left out of every term, or ``None`` if this guard has no such form.
 
-        Prompting4Debugging searches through it. The returned function takes ``latents`` (1, c, h, w), ``timesteps`` (1,),
-        the prompt's ``embeds`` (1, tokens, width) and the step of the search; it keeps the guard's state between calls.
+        Prompting4Debugging searches through it. The returned function takes ``latents`` (1, c, h, w), ``timesteps``
+        (1,), the prompt's ``embeds`` (1, tokens, width) and the step of the search; it keeps the guard's state between
+        calls.
         """
         return None

@@ -124,7 +124,7 @@ def test_recipes_that_cannot_be_told_are_left_out(context):
     bare = replace(context, concept=Concept("cat", article="a", label="cat"))
     found = by_variant(arithmetic().run(bare))
     assert set(found) == {"beside"} and len(found["beside"]) == len(context.shots)
-    with pytest.raises(overpaint.UserError, match="no recipe can be told of 'cat', which has name"):
+    with pytest.raises(overpaint.UserError, match="no recipe of attack.recipes applies to 'cat', which only has name"):
         arithmetic(recipes={"a": {"synonym": 1.0}}).run(bare)
 
 
@@ -140,7 +140,7 @@ def test_what_is_drawn_is_judged_and_counted(context, judge):
     [
         ({"recipes": {}}, "at least one way"),
         ({"recipes": {"a": {"nmae": 1.0}}}, "did you mean 'name'"),
-        ({"recipes": {"a": {"name": "much"}}}, "numbers as weights, got 'much' for name of a"),
+        ({"recipes": {"a": {"name": "much"}}}, "numbers as weights, got 'much' for a.name"),
         ({"recipes": {"a": []}}, r"got \[\] for a"),
         ({"steps": 0}, "steps takes a number from 1"),
     ],

@@ -247,7 +247,9 @@ def test_prompts_that_are_too_long_lose_their_end(context, tiny_sd):
 
 
 def test_a_first_word_of_several_tokens_is_refused(context):
-    with pytest.raises(overpaint.UserError, match="initial_word takes one token of the model's, 'a dog' is 2"):
+    with pytest.raises(
+        overpaint.UserError, match="initial_word takes a word that is one token of the model, 'a dog' is 2"
+    ):
         invert(context, initial_word="a dog")
 
 
@@ -258,7 +260,7 @@ def test_a_window_that_does_not_fit_is_an_error(values, context):
 
 
 def test_no_pictures_is_an_error(context):
-    with pytest.raises(overpaint.UserError, match="needs pictures of 'cat'"):
+    with pytest.raises(overpaint.UserError, match="needs images of 'cat'"):
         invert(replace(context, examples=lambda n: []))
 
 

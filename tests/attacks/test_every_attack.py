@@ -1,20 +1,28 @@
 """What every attack has to satisfy, run over every ``conf/attack/*.yaml``. A new attack is tested by being there."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 import overpaint
 from overpaint.attacks.attack import COMPARISONS, Attack
 from overpaint.grid.prompts import Prompt, shots
-from overpaint.grid.registry import DESCRIPTION, component, components, construct
+from overpaint.grid.registry import component, components, construct
 from overpaint.grid.scope import ENTRIES
 from overpaint.images.stages.attack import _note
+from requirements import unmet
 
 ATTACKS = sorted(components("attack"))
+#: Those that never look at a model, and those that do.
+BLIND = [name for name in ATTACKS if component("attack", name).load().needs == "nothing"]
+SEEING = [name for name in ATTACKS if name not in BLIND]
+#: Those that leave nothing to be drawn for a cat: no attack, and prompts that imply unsafe content or marks.
+SILENT = ("none", "implicit")
+#: Counts that must be at least 1, with the attacks that have them.
+COUNTS = ("batch_size", "first", "generations", "iterations", "pictures", "restarts", "tokens", "tries")
+COUNTED = [(name, key) for name in ATTACKS for key in COUNTS if key in component("attack", name).defaults]
 LIST = Path(__file__).with_name("prompts.csv")  # a list for attacks that read one
 TINY = {
     "steps": 2,
@@ -87,17 +95,24 @@ def test_the_victim_is_left_as_it_was(attack, context, tiny_sd):
         assert torch.equal(p.data, before[name]) and p.grad is None, name
 
 
+def drawn(model, assault, most=2):
+    """The first images of what an attack left."""
+    with model.learned_tokens(assault.tokens):
+        shots = assault.shots[:most]
+        return [image for s in shots for image in model.sample([s.prompt.text], [s.noise_seed], steps=1)]
+
+
 def test_what_it_leaves_can_be_drawn(attack, context, tiny_sd):
-    assault = run(attack, context)
-    with tiny_sd.learned_tokens(assault.tokens):
-        for shot in assault.shots[:2]:
-            (image,) = tiny_sd.sample([shot.prompt.text], [shot.noise_seed], steps=1)
-            assert image.size == (32, 32)
+    images = drawn(tiny_sd, run(attack, context))
+    assert bool(images) != (attack.name in SILENT)
+    assert all(image.size == (32, 32) for image in images)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "velocity"])
-def test_it_runs_on_other_families(attack, family, in_front_of, tiny_sdxl, goldens):
-    """Two text encoders, and a network that says the velocity: the same attack, and pictures that are some."""
+@pytest.mark.parametrize("name", SEEING)
+def test_it_runs_on_other_families(name, family, in_front_of, tiny_sdxl, goldens):
+    """Two text encoders, and a network that predicts velocity: the same attack, and finite images."""
+    attack = component("attack", name)
     if family == "sdxl":
         model = tiny_sdxl
     else:
@@ -107,34 +122,44 @@ def test_it_runs_on_other_families(attack, family, in_front_of, tiny_sdxl, golde
     context = in_front_of(model)
     context = replace(context, shots=[context.shots[0], context.shots[-1]])
     assault = run(attack, context)
-    assert assault.shots or built(attack).needs == "nothing"
+    assert assault.shots
     assert all(torch.isfinite(word).all() for word in assault.tokens.values())
     assert all(picture.image is not None for picture in assault.painted)
 
 
-def test_a_prompt_that_is_too_long_loses_its_end(attack, context, tiny_sd):
-    """82 tokens, of which a model of 77 reads 75 words: cut as a sampler cuts them, or shorter, for words to fit."""
+@pytest.mark.parametrize("name", SEEING)
+def test_a_model_of_another_family_is_refused_by_name(name):
+    ready = built(component("attack", name))
+    for family in ready.families:
+        ready.check_family(family, name)
+    with pytest.raises(
+        overpaint.UserError, match=f"^attack={name} runs on models of the families .* not on sculpture$"
+    ):
+        ready.check_family("sculpture", name)
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_over_long_prompts_are_truncated_and_reported(name, context, tiny_sd):
+    """82 tokens for a model of 77: truncated as a sampler truncates, or shorter, so that words fit."""
     long = Prompt("a photo of a cat" + " on a ship" * 25, "target", "cat", ("cat",))
     assert len(tiny_sd.tokenizer(long.text).input_ids) == 82
-    ready, long = built(attack), replace(context, shots=shots([long], 1))
-    assault = ready.run(long)
-    if ready.needs != "nothing":
-        assert _note(ready, context) == {}
-        assert _note(ready, long) == {
-            "note": "1 of 1 prompts were cut so that they fit the 77 tokens that the model reads"
-        }
-    with tiny_sd.learned_tokens(assault.tokens):
-        for shot in assault.shots[:2]:
-            tiny_sd.sample([shot.prompt.text], [shot.noise_seed], steps=1)
+    ready, long = built(component("attack", name)), replace(context, shots=shots([long], 1))
+    images = drawn(tiny_sd, ready.run(long))
+    assert images and all(image.size == (32, 32) for image in images)
+    assert _note(ready, context) == {}
+    assert _note(ready, long)["note"].startswith("1 of 1 prompts ")
 
 
-def test_an_attack_that_needs_nothing_runs_without_a_victim(attack, context):
-    if attack.load().needs == "nothing":
-        blind = type(context)(context.concept, context.shots, context.catalogue)
-        assert run(attack, blind).shots == run(attack, context).shots
+@pytest.mark.parametrize("name", BLIND)
+def test_an_attack_that_needs_nothing_runs_without_a_victim(name, context):
+    attack, blind = component("attack", name), type(context)(context.concept, context.shots, context.catalogue)
+    assert run(attack, blind).shots == run(attack, context).shots
+    built(attack).check_family("sculpture", name)
 
 
 def test_an_unknown_or_wrong_hyper_parameter_is_refused(attack):
+    with pytest.raises(overpaint.UserError, match=f"'qqq' in attack={attack.name}"):
+        attack.build({"qqq": 1})
     for key in attack.defaults:
         with pytest.raises(overpaint.UserError, match=f"did you mean '{key}'"):
             attack.build({f"{key}x": 1})
@@ -142,28 +167,19 @@ def test_an_unknown_or_wrong_hyper_parameter_is_refused(attack):
             attack.build({key: {"a": 1}})
 
 
-@pytest.mark.parametrize("key", ["batch_size", "pictures", "tokens", "first"])
-def test_numbers_that_mean_nothing_are_refused(attack, key):
-    if key in attack.defaults:
-        with pytest.raises(overpaint.UserError, match=key):
-            attack.build({key: 0})
+@pytest.mark.parametrize(("name", "key"), COUNTED)
+def test_counts_below_1_are_refused(name, key):
+    with pytest.raises(overpaint.UserError, match=key):
+        component("attack", name).build({key: 0})
 
 
-def test_the_yaml_says_everything(attack):
-    text = components("attack")[attack.name].read_text(encoding="utf-8")
-    config = yaml.safe_load(text)
-    assert config["name"] == attack.name and config["summary"]
-    assert {"component", "summary", "paper", "status", "preset", "presets", "control"} <= config.keys()
-    assert config["control"] is None or config["control"] in ATTACKS
-    parameters = {f.name for f in fields(attack.load())} - {"seed"}
-    assert parameters == config.keys() - set(DESCRIPTION), "the YAML's keys are the class's fields"
-    for key in parameters:
-        (line,) = (line for line in text.splitlines() if line.startswith(f"{key}:"))
-        assert " # " in line, f"{key} has no comment"
+def test_the_yaml_and_the_page_are_complete(attack):
+    missing = unmet("attack", attack.name, Attack)
+    assert not missing, f"conf/attack/{attack.name}.yaml:\n- " + "\n- ".join(missing)
+    assert attack.config["control"] is None or attack.config["control"] in ATTACKS
 
 
 def test_every_preset_can_be_built(attack):
-    assert issubclass(attack.load(), Attack)
     for preset in [None, *attack.config["presets"]]:
         construct(attack.load(), attack.settle({}, preset), attack.name)
 

@@ -116,7 +116,7 @@ def test_clip_is_read_from_a_folder_and_looks_at_pictures(clip, context, tmp_pat
         pez(clip="x", target="text").targets(context, tower, "a cat"), clip.text_features(["a cat"])
     )
     assert len(attack.run(replace(context, shots=context.shots[:1])).shots) == 1
-    with pytest.raises(overpaint.UserError, match="needs pictures of 'cat'"):
+    with pytest.raises(overpaint.UserError, match="needs images of 'cat'"):
         attack.targets(replace(context, examples=None), tower, "a cat")
 
 
@@ -129,7 +129,7 @@ def test_a_prompt_gets_one_text_for_all_its_images_and_no_others(context):
 
 
 def test_what_cannot_be_is_refused(context):
-    with pytest.raises(overpaint.UserError, match="target=pictures needs a CLIP model"):
+    with pytest.raises(overpaint.UserError, match=r"attack\.target=pictures needs a CLIP model"):
         pez(target="pictures")
     with pytest.raises(overpaint.UserError, match="CLIP folder nowhere does not exist"):
         pez(clip="nowhere").run(context)

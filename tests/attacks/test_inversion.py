@@ -183,7 +183,7 @@ def test_scrambled_pictures_have_the_same_tiles_elsewhere():
     orders = {tuple(tiles(np.array(inversion(tiles=2).scrambled(picture, number)))) for number in range(20)}
     assert len(orders) > 5 and max(map(len, orders)) == 4
     assert np.array_equal(np.array(picture), pixels), "the picture itself is left alone"
-    with pytest.raises(overpaint.UserError, match="tiles=11 cuts a picture of 9 x 10 pixels"):
+    with pytest.raises(overpaint.UserError, match="tiles=11 is too large for an image of 9 x 10 pixels"):
         inversion(tiles=11).scrambled(picture, 0)
 
 
@@ -224,7 +224,7 @@ def test_only_the_concepts_pictures_are_counted(values, predictions, shown, judg
 
 
 def test_without_pictures_there_is_nothing_to_invert(shown):
-    with pytest.raises(overpaint.UserError, match="attack=inversion needs pictures of 'cat', and there are none"):
+    with pytest.raises(overpaint.UserError, match="attack=inversion needs images of 'cat', and there are none"):
         inversion().run(replace(shown, examples=None))
 
 
@@ -233,7 +233,7 @@ def test_without_pictures_there_is_nothing_to_invert(shown):
     [
         ({"tiles": 1}, "tiles takes a number from 2"),
         ({"guidance_scale": -1.0}, "guidance_scale takes a number from 0"),
-        ({"renoisings": 2, "averaged": 4}, "averaged takes at most renoisings \\+ 1 predictions, got 4 of 3"),
+        ({"renoisings": 2, "averaged": 4}, "averaged takes at most attack.renoisings \\+ 1 = 3, got 4"),
         ({"method": "null_text"}, "null_text"),
     ],
 )

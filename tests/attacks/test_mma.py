@@ -204,5 +204,5 @@ def test_a_prompt_gets_one_text_for_all_its_images_and_no_others(context):
 
 
 def test_words_that_do_not_fit_are_refused(context):
-    with pytest.raises(overpaint.UserError, match="tokens=76 do not fit: the model takes 75"):
+    with pytest.raises(overpaint.UserError, match="tokens=76 is too long: the model takes up to 75"):
         mma(tokens=76).run(context)

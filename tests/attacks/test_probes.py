@@ -181,5 +181,5 @@ def test_bad_input(name, values, said):
 
 
 def test_noise_of_other_schedulers_is_refused(context):
-    with pytest.raises(overpaint.UserError, match="needs scheduler=ddim"):
+    with pytest.raises(overpaint.UserError, match=r"needs attack\.scheduler=ddim"):
         probe("completion", eta=1.0, scheduler="pndm").run(context)

@@ -91,7 +91,7 @@ BEYOND_WORDS = [name for name in components("attack") if not component("attack",
 @pytest.mark.parametrize("name", BEYOND_WORDS)
 def test_what_takes_more_than_words_is_no_list(name, context, stored, tmp_path):
     """Learned tokens, embeddings, start noise, trained weights: the texts alone would be other attacks."""
-    with pytest.raises(overpaint.UserError, match=f"attack={name} makes its pictures with more than words"):
+    with pytest.raises(overpaint.UserError, match=f"attack={name} cannot be exported"):
         write_prompts(tmp_path / "list.csv", [stored(painted(context, ["a cat"], [1]), attack=name)])
     assert not (tmp_path / "list.csv").exists()
 

@@ -151,5 +151,5 @@ def test_bad_input(context):
     for values, said in (({"curve": [5, 5]}, "curve takes rising"), ({"clip": 0.0}, "clip takes")):
         with pytest.raises(overpaint.UserError, match=said):
             relearn(**values)
-    with pytest.raises(overpaint.UserError, match="needs pictures of 'cat'"):
+    with pytest.raises(overpaint.UserError, match="needs images of 'cat'"):
         relearn().run(replace(context, examples=lambda n: []))

@@ -141,7 +141,7 @@ def test_the_ledger_counts_every_text(context):
 
 
 def test_words_that_do_not_fit_are_refused(context):
-    with pytest.raises(overpaint.UserError, match="tokens=76 do not fit: the model takes 75"):
+    with pytest.raises(overpaint.UserError, match="tokens=76 is too long: the model takes up to 75"):
         rab(tokens=76).run(context)
     with pytest.raises(overpaint.UserError, match="population takes"):
         rab(population=1)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from catalogue import faults
 from PIL import Image
 
 import overpaint
@@ -18,6 +17,7 @@ from overpaint.errors import AssetMissing
 from overpaint.grid.registry import component, components
 from overpaint.images.stages.score import scores
 from overpaint.testbed.world import draw_world
+from requirements import unmet
 
 DETECTORS = sorted(components("detector"))
 #: Columns that are no label.
@@ -132,9 +132,9 @@ def test_an_unknown_or_wrong_setting_is_refused(chosen):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_the_yaml_says_everything(name):
-    found = faults("detector", name)
-    assert not found, f"conf/detector/{name}.yaml: {'; '.join(found)}"
+def test_the_yaml_is_complete(name):
+    missing = unmet("detector", name, Detector)
+    assert not missing, f"conf/detector/{name}.yaml:\n- " + "\n- ".join(missing)
 
 
 def test_detectors_are_told_apart(pictures):

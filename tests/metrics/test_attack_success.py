@@ -68,7 +68,7 @@ def test_a_detector_that_guided_the_attack_does_not_agree_with_itself(evidence_o
     evidence = evidence_of(0.5)
     assert JudgeAgreement().measure(evidence).value is not None
     figure = JudgeAgreement().measure(replace(evidence, judged_by_itself=True))
-    assert figure.value is None and "no judge but the detector" in figure.why
+    assert figure.value is None and "the detector itself guided the attack" in figure.why
 
 
 def test_a_list_with_more_images_of_a_prompt_than_its_control_is_not_paired_with_a_part(frame_of, evidence_of):

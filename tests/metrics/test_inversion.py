@@ -111,5 +111,5 @@ def test_what_cannot_be_had_is_undefined(evidence_of):
     assert LikelihoodDistance().measure(alone).why == "no ordinary pictures"
     assert ReconstructionPsnr().measure(alone).value == ReconstructionPsnr().measure(evidence).value
     equal = ReconstructionPsnr().measure(replace(evidence, images=evidence.images.assign(psnr=math.inf)))
-    assert equal.value is None and equal.why == "psnr has no finite figure"
+    assert equal.value is None and equal.why == "the figure of psnr is non-finite"
     assert not LikelihoodDistance.relevant(replace(evidence, images=evidence.images.drop(columns="nll")))

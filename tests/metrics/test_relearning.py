@@ -78,10 +78,10 @@ def test_prompts_of_one_text_are_resampled_as_one(evidence_of):
 
 def test_half_that_is_not_back_is_a_bound_and_says_so(evidence_of):
     figure = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 1)]))
-    assert figure.value == 40 and figure.why.startswith("censored")
+    assert figure.value == 40 and figure.why.startswith("lower bound")
     assert figure.high == 40 and figure.low < 40, "some resampled prompts do come back"
     never = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0)] * 4))
-    assert (never.value, never.low, never.high) == (40, None, None) and "censored" in never.why
+    assert (never.value, never.low, never.high) == (40, None, None) and "lower bound" in never.why
     flat = RelearnArea().measure(knowing(evidence_of, [(0, 0, 0)] * 4))
     assert (flat.value, flat.low, flat.high) == (0, *wilson(0, 4))
 
@@ -115,5 +115,8 @@ def test_a_curve_that_does_not_begin_with_the_victim_has_no_steps_to_half(eviden
     shifted = replace(evidence, images=late, original=scored(((1, 1, 1),) * 4, steps=[5.0, 10.0, 40.0]))
     assert RelearnStepsToHalf().measure(evidence).value == 0
     half = RelearnStepsToHalf().measure(shifted)
-    assert half.value is None and half.why == "the curve does not begin at step 0, the victim itself"
+    assert (
+        half.value is None
+        and half.why == "the curve does not start at step 0, the victim itself: add 0 to attack.curve"
+    )
     assert RelearnArea().measure(shifted).value == pytest.approx((0.75 * 5 + 30) / 35)

@@ -156,7 +156,9 @@ def test_a_block_a_concept_set():
 
 def test_a_lower_bound_is_marked():
     row = record("uce", "church", "object", "relearn_steps_to_half", 40, 20, 40, attack="relearn", unit="steps")
-    free, bound = (render(corrected(pd.DataFrame([row | {"why": why}])), "md") for why in ("", "censored: not back"))
+    free, bound = (
+        render(corrected(pd.DataFrame([row | {"why": why}])), "md") for why in ("", "lower bound: not reached")
+    )
     assert "| 40 [20, 40] |" in free and "≥" not in free
     assert "| ≥ 40 [20, 40] |" in bound and "≥ a lower bound" in bound
 
