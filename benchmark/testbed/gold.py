@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from overpaint.shipped import shipped
+from overpaint.grid.shipped import shipped
 
 from . import membership
 from .agreement import CONCEPT, THRESHOLD, Question, agreement, questions, read_catalogue, write_json

@@ -124,7 +124,7 @@ def test_recipes_that_cannot_be_told_are_left_out(context):
     bare = replace(context, concept=Concept("cat", article="a", label="cat"))
     found = by_variant(arithmetic().run(bare))
     assert set(found) == {"beside"} and len(found["beside"]) == len(context.shots)
-    with pytest.raises(overpaint.UserError, match="no recipe of attack.recipes applies to 'cat', which only has name"):
+    with pytest.raises(overpaint.UserError, match=r"no recipe of attack.recipes applies to 'cat', which only has name"):
         arithmetic(recipes={"a": {"synonym": 1.0}}).run(bare)
 
 

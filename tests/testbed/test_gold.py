@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
-from overpaint.shipped import shipped
+from overpaint.grid.shipped import shipped
 from overpaint.testbed import gold, membership, parallel
 from overpaint.testbed.agreement import CONCEPT, questions, read_catalogue
 from overpaint.testbed.denoiser import WordyDenoiser
