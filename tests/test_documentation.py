@@ -30,7 +30,9 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_are_named_exist(page):
-    """Those named by their whole path, as `methods/ridge.py`."""
+    """Files that are named by their whole path, as `methods/uce.py`. Extending names files that its reader writes."""
+    if page.name == "extending.md":
+        return  # tests/test_extending.py writes and runs every file of it
     named = re.findall(
         r"`((?:benchmark|conf|datasets|methods|scripts|tests)/[\w./]+\.\w+)`", page.read_text(encoding="utf-8")
     )
