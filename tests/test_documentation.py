@@ -30,7 +30,9 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page.name != "extending.md"],  # it names files that its reader writes: tests/test_extending.py
+    [
+        page for page in PAGES if page.name != "extending.md"
+    ],  # it names files that its reader writes: tests/test_extending.py
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_files_that_are_named_exist(page):

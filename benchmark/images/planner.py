@@ -19,6 +19,7 @@ from overpaint.images.tasks import (
     build_attack,
     found_images,
     known_images,
+    latency_task,
     measure_task,
     painted_images,
     reference_images,
@@ -35,7 +36,8 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
     plan = Plan("images")
     for cell in cells:
         frames = _frames(plan, cell)
-        plan.cells.append((cell, measure_task(plan, cell, frames)))
+        latency = latency_task(plan, cell) if cell.attack.name == "none" else None
+        plan.cells.append((cell, measure_task(plan, cell, frames, latency)))
     return plan
 
 

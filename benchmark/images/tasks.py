@@ -134,10 +134,22 @@ def reference_images(plan: Plan, cell: Cell) -> Batch:
     return Batch([], made, _score_task(plan, cell, made, {}))
 
 
-def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -> Task:
+def latency_task(plan: Plan, cell: Cell) -> Task | None:
+    """How much slower the cell's images are than the unedited model's; ``None`` on the unedited model."""
+    erasure = erase_task(plan, cell)
+    if erasure is None:
+        return None
+    config = _model(cell) | {"protocol": _protocol(cell)}
+    label = f"latency of {cell.method.label}"
+    return plan.add(Task("latency", config, _erasure(erasure), {"latency": 1}, _runtime(cell), label))
+
+
+def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], latency: Task | None) -> Task:
     """The cell's figures: pure functions of the scores of every frame."""
     scored = [(f"{name}/{index}", b) for name, batches in frames.items() for index, b in enumerate(batches)]
     inputs = {place: batch.scored.key for place, batch in scored}
+    if latency:
+        inputs["latency"] = latency.key
     shots = {
         name: [b.shots and [shot.as_dict() for shot in b.shots] for b in batches] for name, batches in frames.items()
     }

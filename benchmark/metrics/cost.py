@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import ClassVar
 
 from overpaint.metrics.metric import PROMPT_LISTS, AttackMetric, Evidence, Figure, Metric
@@ -44,19 +45,25 @@ class ArtefactBytes(ErasureCost):
 
 
 class LatencyRatio(Metric):
-    """Seconds per image with the erasure, divided by those of the original model at equal steps and batch size."""
+    """Median ratio of seconds per image, with the erasure by without, in pairs that alternate on one machine.
+
+    It is exactly 1, and has no interval, where an erasure changes weights only: the computation is the same.
+    """
 
     facet = "sustainability"
     direction = "down"
     unit = "ratio"
     paper = "SAFREE, arXiv 2410.12761"
-    aggregation = "one erasure"
+    aggregation = "median of pairs"
+    version = 2
 
     def measure(self, evidence: Evidence) -> Figure:
-        here, there = _number(evidence.seconds_per_image), _number(evidence.original_seconds_per_image)
-        if here is None or not there:
-            return Figure(None, why="seconds per image were not measured for both models")
-        return Figure(here / there, n=1, original=1.0, difference=here / there - 1)
+        ratios = evidence.latency
+        if not ratios:
+            return Figure(None, why="there is no erasure to compare with the unedited model")
+        value = statistics.median(ratios)
+        limits = (min(ratios), max(ratios)) if len(ratios) > 1 else (None, None)
+        return Figure(value, *limits, n=len(ratios), original=1.0, difference=value - 1)
 
 
 class AttackCost(AttackMetric):

@@ -74,8 +74,7 @@ class Evidence:
     judged_by_itself: bool = False  # whether the judge that guided the attack is the detector
     erasure: Mapping[str, float] = field(default_factory=dict)  # seconds, peak_bytes, artefact_bytes, extra_parameters
     ledger: Mapping[str, float] = field(default_factory=dict)  # what the attack spent: forwards, images, seconds, …
-    seconds_per_image: float | None = None
-    original_seconds_per_image: float | None = None
+    latency: Sequence[float] | None = None  # paired ratios of seconds per image, edited by unedited
 
     @property
     def targets(self) -> list[str]:

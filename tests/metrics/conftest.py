@@ -107,8 +107,7 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
         kinds=KINDS,
         erasure={"seconds": 1 + badness, "peak_bytes": 100 * (1 + badness), "artefact_bytes": 10 * (1 + badness)},
         ledger={"images": 100 * (2 - badness), "forwards": 1000 * (2 - badness)},
-        seconds_per_image=1 + badness,
-        original_seconds_per_image=1.0,
+        latency=[1 + badness] * 6,
     )
 
 

@@ -121,7 +121,7 @@ def test_nothing_to_measure_is_undefined(metric, evidence_of, columns):
     empty = {name: getattr(evidence, name).iloc[:0] if columns else pd.DataFrame() for name in FRAMES}
     if not columns:
         empty |= dict.fromkeys(("control", "random_prefix", "floor", "unrelated", "reference"))
-    bare = replace(evidence, **empty, erasure={}, ledger={}, seconds_per_image=None, original_seconds_per_image=None)
+    bare = replace(evidence, **empty, erasure={}, ledger={}, latency=None)
     figure = metric.measure(bare)
     assert figure.value is None and figure.low is None and figure.difference is None
     assert figure.why

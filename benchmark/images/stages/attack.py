@@ -43,10 +43,10 @@ def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[
 
 
 def _note(attack, context: AttackContext) -> dict[str, str]:
-    """What a run says of prompts whose end an attack did not read."""
-    cut, known = attack.shortened(context), len({shot.prompt.text for shot in context.shots})
-    takes = f"the {context.victim.tokens} tokens that the model reads"
-    return {"note": f"{cut} of {known} prompts were cut so that they fit {takes}"} if cut else {}
+    """The note of a run on prompts that were truncated."""
+    truncated, known = attack.shortened(context), len({shot.prompt.text for shot in context.shots})
+    note = f"{truncated} of {known} prompts were truncated to the model's {context.victim.tokens} tokens"
+    return {"note": note} if truncated else {}
 
 
 def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:

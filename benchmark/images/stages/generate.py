@@ -30,7 +30,13 @@ def run(task, inputs, folder, bench) -> dict:
         groups[guidance or protocol["guidance_scale"]].append(index)
     images: list[Image.Image | None] = [None] * len(shots)
     with bench.victim(config, task.runtime, inputs.get("erasure")) as victim, victim.learned_tokens(tokens):
-        clock = _Clock(len(shots))
+        start, done = time.perf_counter(), 0
+
+        def finished(count: int) -> None:
+            nonlocal done
+            done += count
+            announce(done, len(shots), "images")
+
         for guidance, indices in groups.items():
             made = victim.sample(
                 [shots[i][0] for i in indices],
@@ -40,42 +46,23 @@ def run(task, inputs, folder, bench) -> dict:
                 scheduler=protocol["scheduler"],
                 size=protocol["size"],
                 batch_size=task.runtime["batch_size"],
-                on_batch=clock.batch,
+                on_batch=finished,
                 keep_failed=True,
             )
             for index, image in zip(indices, made):
                 images[index] = image
-        cut = victim.too_long([text for text, *_ in shots])
+        seconds = time.perf_counter() - start
+        truncated = victim.too_long([text for text, *_ in shots])
     rows = [{"prompt": t, "noise_seed": s, "guidance_scale": g or protocol["guidance_scale"]} for t, s, g in shots]
     write_images(folder, images, rows)
-    cost = {"images": len(shots), "seconds": clock.total, "seconds_per_image": clock.fastest}
-    note = f"{cut} of {len(shots)} prompts were cut to the {victim.tokens} tokens that the model reads"
-    return {"cost": cost} | erasure_cost(inputs) | ({"note": note} if cut else {})
+    cost = {"images": len(shots), "seconds": seconds}
+    note = f"{truncated} of {len(shots)} prompts were truncated to the model's {victim.tokens} tokens"
+    return {"cost": cost} | erasure_cost(inputs) | ({"note": note} if truncated else {})
 
 
 def erasure_cost(inputs: Mapping[str, Path]) -> dict[str, dict]:
-    """What the erasure behind these images cost, for their manifest: it outlives the erasure so."""
+    """What the erasure behind these images cost. Their manifest keeps it, so that the erasure may be deleted."""
     return {"erasure": read_manifest(inputs["erasure"])["cost"]} if "erasure" in inputs else {}
-
-
-class _Clock:
-    """Seconds an image, batch by batch. The fastest batch is the one least disturbed by whatever else the machine did;
-    batches smaller than the first are left out, since a small batch is slower an image."""
-
-    def __init__(self, images: int):
-        self.images, self.done, self.total, self.largest = images, 0, 0.0, 0
-        self.fastest: float | None = None
-        self.last = time.perf_counter()
-
-    def batch(self, count: int) -> None:
-        now = time.perf_counter()
-        seconds, self.last = now - self.last, now
-        self.total += seconds
-        self.done += count
-        self.largest = max(self.largest, count)
-        if count == self.largest:
-            self.fastest = min(self.fastest or seconds / count, seconds / count)
-        announce(self.done, self.images, "images")
 
 
 def write_images(folder: Path, images: Sequence[Image.Image | None], rows: list[dict]) -> None:

@@ -69,7 +69,7 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
     plain = _plain_prompts(config["shots"])
     frames = {name: _frame(name, batches, inputs, plain) for name, batches in config["shots"].items()}
     costs = {name: _costs(name, batches, inputs) for name, batches in config["shots"].items()}
-    own, unedited = costs.get("images", []), costs.get("original", [])
+    own = costs.get("images", [])
     empty, attack = pd.DataFrame(columns=list(IMAGE_COLUMNS)), Counter[str]()
     for cost in own:
         attack.update(cost["attack"])
@@ -90,8 +90,7 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
         judged_by_itself=config["judged_by_itself"],
         erasure=next((cost["erasure"] for cost in own), {}),
         ledger=dict(attack),
-        seconds_per_image=_fastest(own),
-        original_seconds_per_image=_fastest(unedited),
+        latency=_latency(inputs.get("latency")),
     )
 
 
@@ -180,6 +179,8 @@ def _costs(name: str, batches: list, inputs: Mapping[str, Path]) -> list[dict]:
     return [read_manifest(inputs[f"{name}/{index}"])["made"] for index in range(len(batches))]
 
 
-def _fastest(costs: Sequence[Mapping]) -> float | None:
-    times = [cost["images"].get("seconds_per_image") for cost in costs]
-    return min((seconds for seconds in times if seconds), default=None)
+def _latency(folder: Path | None) -> list[float] | None:
+    """Ratios of seconds per image, edited by unedited; one of exactly 1 where only weights changed."""
+    if folder is None:
+        return None
+    return json.loads((folder / "latency.json").read_text(encoding="utf-8"))["ratios"] or [1.0]
