@@ -185,6 +185,8 @@ def work(assignment: Assignment, pipe: Connection) -> None:
         messenger.tell("refused", str(error))
     except KeyboardInterrupt:
         return
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # libraries clean up after this, and must not be interrupted
 
 
 def _die_with(parent: int) -> None:
