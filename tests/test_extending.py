@@ -55,9 +55,10 @@ def shell(command, folder, tmp_path, *python_path):
 
 def test_every_block_of_the_page_is_run():
     assert len(BLOCKS) == PAGE.count("```") // 2, "a block without a first line that names its file"
-    assert len(COMMANDS) == 2 and set(COMMANDS) == {
+    assert set(COMMANDS) == {
         "in the folder that contains my_package",
         "in the folder that contains pyproject.toml",
+        "with the track, in the folder that contains my_package",
     }
 
 
@@ -72,6 +73,11 @@ def test_a_folder_named_in_the_search_path(package, tmp_path):
     )
     assert figures["attack_success", "misspelling"] == 2
     assert records["detector"].str.startswith("oracle_mean").all()
+
+
+def test_another_track(package, tmp_path):
+    printed = shell(COMMANDS["with the track, in the folder that contains my_package"], package, tmp_path)
+    assert "mentions" in printed and "0.50" in printed
 
 
 def test_an_installed_package(package, tmp_path):

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from overpaint.commands.grids import ERR, Grid, compose, prepare
 from overpaint.commands.plan import summary
 from overpaint.errors import UserError
-from overpaint.images.contact_sheets import contact_sheets
 from overpaint.report.records import stored_records
 from overpaint.report.tables import show
 from overpaint.run.display import Display
@@ -94,7 +93,7 @@ def _until_readable(run: Callable[[], Outcome], grid: Grid) -> tuple[Outcome, pd
 def _sheets(grid: Grid) -> list[Path]:
     """Contact sheets are a convenience: a full disk, say, costs them and not the table."""
     try:
-        return contact_sheets(grid.plan, grid.store, grid.store.root / "sheets")
+        return track(grid.plan.track).sheets(grid.plan, grid.store, grid.store.root / "sheets")
     except (OSError, UserError) as error:
         ERR.print(f"no contact sheet: {error}", style="yellow")
         return []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError
 from overpaint.grid.cells import Cell, cell_from
+from overpaint.images.contact_sheets import contact_sheets
 from overpaint.images.planner import make_plan
 from overpaint.images.workbench import Workbench
 from overpaint.run.plan import Plan
+from overpaint.run.store import Store
 from overpaint.run.track import Track
 
 
@@ -36,6 +39,9 @@ class Images(Track):
             reason = str(error).splitlines()[0]
             raise UserError(f"engine.device={asked} is not a device of this machine: {reason}") from None
         return [f"cuda:{n}" for n in range(torch.cuda.device_count())] if asked == "cuda" else [asked]
+
+    def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
+        return contact_sheets(plan, store, folder)
 
     def settle(self, threads: int | None) -> int:
         import torch

@@ -9,6 +9,7 @@ from typing import Any
 
 from overpaint.grid.registry import component, components, load_attribute
 from overpaint.run.plan import Plan
+from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 
 #: A stage takes a task, the folders of its inputs by name, an empty folder to fill and the bench. It returns further
@@ -42,6 +43,10 @@ class Track(ABC):
     @abstractmethod
     def devices(self, asked: str) -> list[str]:
         """The devices meant by ``auto``, ``cpu``, ``cuda`` or ``cuda:0``; a `UserError` if this machine lacks it."""
+
+    def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
+        """Write files that show results beside the table, such as contact sheets, and return their paths."""
+        return []
 
     @abstractmethod
     def settle(self, threads: int | None) -> int:

@@ -11,6 +11,7 @@ from overpaint.blocks.soft_prompts import PLACES, SoftPrompt
 from overpaint.grid.concepts import Concept, Request
 from overpaint.grid.registry import component
 from overpaint.methods.advunlearn import COCO, Deck
+from overpaint.models.parameters import Parameter
 
 
 def traced_erase(model, records=None, **arguments):
@@ -244,11 +245,9 @@ def test_groups_have_the_official_number_of_tensors(tiny_sd, values, tensors):
 
 
 def test_layer_1_has_10_and_11_in_it_as_released():
-    name = "text_model.encoder.layers.11.mlp.fc1.weight"
+    eleventh = Parameter("text_model.encoder.layers.11.mlp.fc1.weight", torch.nn.Linear(1, 1))
     released, intended = (
-        component("method", "advunlearn")
-        .build({"layers": [0, 1], "compat": compat}, seed=0)
-        .in_text_encoder(name, None)
+        component("method", "advunlearn").build({"layers": [0, 1], "compat": compat}, seed=0).in_text_encoder(eleventh)
         for compat in ("official", "intended")
     )
     assert released and not intended
