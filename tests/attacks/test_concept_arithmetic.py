@@ -138,7 +138,7 @@ def test_what_is_drawn_is_judged_and_counted(context, judge):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"recipes": {}}, "at least one way"),
+        ({"recipes": {}}, "at least one recipe"),
         ({"recipes": {"a": {"nmae": 1.0}}}, "did you mean 'name'"),
         ({"recipes": {"a": {"name": "much"}}}, "numbers as weights, got 'much' for a.name"),
         ({"recipes": {"a": []}}, r"got \[\] for a"),

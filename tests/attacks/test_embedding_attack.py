@@ -112,7 +112,7 @@ def test_matrices_that_see_nothing_still_give_finite_rows(context):
         for regulariser in ("zero", "surrogate"):
             found = attack("rece_embedding", regulariser=regulariser).embedding(context, "a cat", Draws(0))
             assert torch.isfinite(found).all()
-        with pytest.raises(overpaint.UserError, match="take r > 0"):
+        with pytest.raises(overpaint.UserError, match="use r > 0"):
             attack("rece_embedding", r=0).embedding(context, "a cat", Draws(0))
 
 
