@@ -34,6 +34,8 @@ class Eraser(ABC):
         stacks: whether its guard can be installed on a model that already has one (then in ``model.guidance``).
         acts_on: the stage of the pipeline that it changes: ``"text_encoder"``, ``"conditioning"`` or ``"denoiser"``
             (`overpaint.grid.scope`). Make it a property if it depends on hyper-parameters.
+        draws: whether the result depends on the seed. A method that does not draw is run for one seed only. Make it a
+            property if it depends on hyper-parameters.
     """
 
     seed: int = 0
@@ -44,6 +46,7 @@ class Eraser(ABC):
     multiple: ClassVar[bool] = True
     stacks: ClassVar[bool] = False
     acts_on: ClassVar[str] = "denoiser"
+    draws: ClassVar[bool] = True
 
     @abstractmethod
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:

@@ -38,6 +38,7 @@ class NegativePrompt(Eraser):
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     acts_on: ClassVar[str] = "conditioning"
+    draws: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:

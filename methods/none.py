@@ -16,6 +16,7 @@ class Unedited(Eraser):
     """Erases nothing."""
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    draws: ClassVar[bool] = False
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         return Erasure("none")

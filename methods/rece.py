@@ -74,6 +74,10 @@ class RECE(Eraser):
         if self.regulariser_text is not None and self.regulariser != "standard":
             raise UserError(f"regulariser_text needs regulariser=standard, got regulariser={self.regulariser}")
 
+    @property
+    def draws(self) -> bool:
+        return self.select == "validation"
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         uce = self.uce()
         rows, edited, shared = uce.problem(model, request)

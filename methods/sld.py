@@ -47,6 +47,7 @@ class SLD(Eraser):
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     acts_on: ClassVar[str] = "conditioning"
+    draws: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
 
     def __post_init__(self):

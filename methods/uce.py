@@ -87,6 +87,10 @@ class UCE(Eraser):
         if self.attributes is not None:
             self.check_balance(self.attributes)
 
+    @property
+    def draws(self) -> bool:
+        return self.attributes is not None  # debiasing paints images
+
     def check_balance(self, attributes: list[str]) -> None:
         """Raise a `UserError` for shares that do not match the attributes and for settings that debiasing does not use."""
         if len(attributes) < 2:

@@ -179,6 +179,7 @@ class Attack(ABC):
     - ``worded`` says that texts and seeds are enough to generate its images again, so that they can be exported as a
       list.
     - ``together`` is the number of shots that it attacks side by side (`run_together`).
+    - ``draws`` says whether the result depends on the seed. An attack that does not draw is run for one seed only.
     """
 
     seed: int = 0
@@ -191,6 +192,7 @@ class Attack(ABC):
     enters_by: ClassVar[str] = "prompt"
     worded: ClassVar[bool] = True
     together: ClassVar[int] = 1
+    draws: ClassVar[bool] = True
 
     @property
     def images(self) -> int:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -46,6 +47,8 @@ class ConceptArithmetic(Probe):
     """Hyper-parameters; ``conf/attack/concept_arithmetic.yaml`` says what each means."""
 
     recipes: dict
+
+    draws: ClassVar[bool] = False
 
     def __post_init__(self):
         where = "attack=concept_arithmetic: recipes"

@@ -29,6 +29,8 @@ class SeedSearch(Attack):
     first: int
     tries: int
 
+    draws: ClassVar[bool] = False
+
     def __post_init__(self):
         at_least(1, first=self.first, tries=self.tries)
 

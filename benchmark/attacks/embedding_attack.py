@@ -74,6 +74,7 @@ class ReceEmbedding(EmbeddingAttack):
     r: float
 
     enters_by: ClassVar[str] = "embedding"
+    draws: ClassVar[bool] = False
 
     def __post_init__(self):
         at_least(0, r=self.r)
@@ -96,6 +97,7 @@ class RabEmbedding(EmbeddingAttack):
     eta: float
 
     enters_by: ClassVar[str] = "embedding"
+    draws: ClassVar[bool] = False
 
     def embedding(self, context: AttackContext, text: str, draws: Draws) -> torch.Tensor:
         with context.unedited() as model, torch.no_grad():

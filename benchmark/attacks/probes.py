@@ -98,6 +98,7 @@ class Completion(Probe):
     compat: Literal["intended", "official"]
 
     enters_by: ClassVar[str] = "image"
+    draws: ClassVar[bool] = False
 
     def __post_init__(self):
         if not self.fractions or not all(0 <= f <= 1 for f in self.fractions):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import ClassVar
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext
 from overpaint.attacks.stored import read_assault
@@ -30,6 +31,8 @@ class PromptFile(Attack):
 
     file: str | None
     most: int | None
+
+    draws: ClassVar[bool] = False
 
     def __post_init__(self):
         at_least(1, most=1 if self.most is None else self.most)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext
 from overpaint.attacks.wording import renamed, sentences
@@ -40,6 +41,8 @@ def spread(context: AttackContext, variants: Sequence[str], whole: bool = False)
 class Synonym(Attack):
     """The concept's synonyms in place of its name."""
 
+    draws: ClassVar[bool] = False
+
     def run(self, context: AttackContext) -> Assault:
         return Assault(spread(context, context.concept.synonyms))
 
@@ -47,6 +50,8 @@ class Synonym(Attack):
 @dataclass(kw_only=True)
 class Paraphrase(Attack):
     """Descriptions of the concept in place of its name and article."""
+
+    draws: ClassVar[bool] = False
 
     def run(self, context: AttackContext) -> Assault:
         return Assault(spread(context, context.concept.paraphrases, whole=True))
@@ -61,6 +66,8 @@ class Multilingual(Attack):
     """
 
     languages: list[str] | None
+
+    draws: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.languages == []:
@@ -93,6 +100,8 @@ class Implicit(Attack):
     Unsafe content uses the catalogue's implicit prompts. Marks, which appear unasked, use ordinary prompts. Other kinds
     have no implicit prompts.
     """
+
+    draws: ClassVar[bool] = False
 
     def run(self, context: AttackContext) -> Assault:
         ordinary = [row["prompt"] for row in context.catalogue.utility]

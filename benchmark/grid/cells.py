@@ -1,33 +1,36 @@
-"""A cell of the grid as checked values: the bridge between composed configuration and the planner."""
+"""A cell of the grid: checked values on every axis, their labels, and the settings that decide its records."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from pathlib import Path
-from typing import Any, Literal
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
-from overpaint.errors import UserError, unknown
-from overpaint.grid.concepts import KINDS, Catalogue, Concept, Request, load_catalogue
-from overpaint.grid.registry import (
-    COMPANY,
-    DESCRIPTION,
-    check_type,
-    checked,
-    component,
-    components,
-    conf_folders,
-    construct,
-    created,
-)
+from pydantic import Field
+
+from overpaint.errors import unknown
+from overpaint.grid.choices import Choice, choose, preset_families
+from overpaint.grid.concept_sets import ConceptSet, concept_set
+from overpaint.grid.labels import digest, label
+from overpaint.grid.registry import components, conf_folders
+from overpaint.grid.typed import Count, Positive, Share, check_type, construct
+
+#: What the models of these families were trained with.
+TIMESTEPS = 1000
+AXES = ("model", "concepts", "method", "attack", "protocol", "budget", "metrics", "seed")
+#: Keys that change how fast a grid runs, never its records.
+SPEED = ("protocol.batch_size", "budget.shard")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model, from where, and who judges its images: ``detector`` for figures, ``judge`` for attacks that search
-    with one (another than the detector, so that an attack cannot fit what it is measured by)."""
+    """Which model, from where, and who looks at its images.
+
+    ``detector`` is for figures, ``judge`` for attacks that search with one: another network, so that an attack cannot
+    overfit the one that measures it. ``protocol`` is the protocol that the model is used with unless told otherwise.
+    """
 
     name: str
     path: str
@@ -37,6 +40,7 @@ class ModelSpec:
     judge: str | None
     reference: str | None
     catalogue: str | None
+    protocol: str = "ddim50"
 
     def __post_init__(self):
         for key in ("detector", "judge"):
@@ -46,132 +50,68 @@ class ModelSpec:
         if self.preset is not None and self.preset not in preset_families(conf_folders()):
             raise unknown("preset", self.preset, preset_families(conf_folders()), "model.preset")
 
-
-@cache
-def preset_families(folders: tuple[Path, ...]) -> frozenset[str]:
-    """What presets of methods and attacks are called, those for one kind of concept by their first part; of the shipped
-    configuration and of these folders."""
-    found = (component(kind, name).config.get("presets") for kind in ("method", "attack") for name in components(kind))
-    kinds = "|".join(KINDS)
-    return frozenset(re.sub(rf"_({kinds})$", "", str(name)) for presets in found for name in presets or ())
-
-
-#: What the models of these families were trained with.
-TIMESTEPS = 1000
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("path", "precision", "detector", "judge", "reference")}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are made. ``batch_size`` changes speed only."""
+    """How images are made. ``batch_size`` changes speed only; ``size`` in pixels (``None``: the model's own)."""
 
     name: str
     scheduler: Literal["ddim", "pndm", "dpm", "euler", "lms"]
-    steps: int
-    guidance_scale: float
-    size: int | None
-    batch_size: int
+    steps: Annotated[int, Field(ge=1, le=TIMESTEPS)]
+    guidance_scale: Annotated[float, Field(ge=0, le=1000)]
+    size: Annotated[int, Field(ge=1, le=8192)] | None
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
 
-    def __post_init__(self):
-        for key in ("steps", "size", "batch_size"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise UserError(f"protocol.{key} takes a positive number, got {getattr(self, key)}")
-        if self.steps > TIMESTEPS:
-            raise UserError(f"protocol.steps takes at most the model's {TIMESTEPS} timesteps, got {self.steps}")
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("scheduler", "steps", "guidance_scale", "size")}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is measured: prompts a role, seeds a prompt, images a task."""
+    """How much is measured: prompts of each role (`overpaint.grid.roles`), seeds a prompt, images a task."""
 
     name: str
-    target_prompts: int
-    near_prompts: int
-    grid: int
-    in_prompt: int
-    utility_prompts: int
-    floor_prompts: int
-    seeds: int
-    reference_images: int
-    shard: int
+    target_prompts: Positive
+    near_prompts: Count
+    grid: Count
+    in_prompt: Count
+    utility_prompts: Count
+    floor_prompts: Count
+    seeds: Annotated[int, Field(ge=1, le=1000)]
+    reference_images: Positive
+    shard: Positive
 
-    def __post_init__(self):
-        for key in ("seeds", "shard", "target_prompts", "reference_images"):
-            if getattr(self, key) < 1:
-                raise UserError(f"budget.{key} takes a positive number, got {getattr(self, key)}")
-        for key in ("near_prompts", "grid", "in_prompt", "utility_prompts", "floor_prompts"):
-            if getattr(self, key) < 0:
-                raise UserError(f"budget.{key} takes a number from 0 up, got {getattr(self, key)}")
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "shard")}
 
 
 @dataclass(frozen=True)
 class MetricSpec:
     """Which figures, and how a score becomes present, absent or failed."""
 
-    metrics: dict
-    threshold: float
-    failure_limit: float
-
-    def __post_init__(self):
-        for name, reference in self.metrics.items():
-            check_type(reference, str, f"metrics.metrics.{name}")
-        for key in ("threshold", "failure_limit"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UserError(f"metrics.{key} takes a number from 0 to 1, got {getattr(self, key)}")
-
-
-@dataclass(frozen=True)
-class ConceptSet:
-    """Concepts to erase (``sequential``: one request after the other) and to keep, and the sentences that show them."""
-
     name: str
-    request: Request
-    sequential: bool
-    near: tuple[Concept, ...]
-    catalogue: Catalogue
-    templates: tuple[str, ...] | None
-    prompts: Mapping[str, str]
+    metrics: dict[str, str]
+    threshold: Share
+    failure_limit: Share
 
     @property
-    def kind(self) -> str:
-        """Kind of the first concept to erase: what presets are chosen by."""
-        return self.request.erase[0].kind
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A method or an attack with its settled hyper-parameters; ``given`` is what was set by hand, which its label shows.
-
-    An attack has a ``control`` (another attack, with as many images; none: random prefixes neither) and a ``floor`` (whether it
-    is run for concepts it was not made for).
-    """
-
-    name: str
-    preset: str | None
-    values: Mapping[str, Any]
-    given: Mapping[str, Any] = field(default_factory=dict)
-    control: str | None = None
-    floor: bool = False
-
-    def __post_init__(self):
-        check_type(self.floor, bool, f"attack={self.name}: floor")
-        if self.control is not None and not _is_control(self.control):
-            known = [*filter(_is_control, components("attack")), "null"]
-            raise unknown("control", str(self.control), known, f"attack={self.name}")
-
-    @property
-    def label(self) -> str:
-        """``uce``, or ``uce lamb=1.0`` where a value was set by hand, so that the points of a sweep stay apart."""
-        return " ".join([self.name, *(f"{key}={value}" for key, value in sorted(self.given.items()))])
-
-
-def _is_control(name: str) -> bool:
-    """Can this attack stand beside another: does it draw as many images as it is told to?"""
-    return name in components("attack") and "tries" in component("attack", name).defaults
+    def settings(self) -> dict[str, Any]:
+        """What decides every figure. The list of figures decides none of them: a record names its own."""
+        return {"threshold": self.threshold, "failure_limit": self.failure_limit}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid."""
+    """One point of the grid.
+
+    ``given`` is what was set by hand on any axis, by its full key: ``{"budget.target_prompts": 4}``.
+    """
 
     model: ModelSpec
     concepts: ConceptSet
@@ -181,13 +121,61 @@ class Cell:
     budget: Budget
     metrics: MetricSpec
     seed: int
+    given: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property
     def label(self) -> str:
         return f"{self.concepts.name} / {self.method.label} / {self.attack.label}"
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The name on every axis: of the YAML file, of concepts given by hand their own. A name is not an identity."""
+        named = {axis: getattr(self, axis).name for axis in AXES if axis != "seed"}
+        return named | {"seed": str(self.seed) if self.draws else "any"}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The name on every axis with what was set by hand there: ``smoke target_prompts=4``."""
+        return {axis: label(name, self._shown(axis)) for axis, name in self.names.items()}
+
+    def _shown(self, axis: str) -> dict[str, Any]:
+        """What was set by hand on an axis and can change records; concepts that are the name are not said twice."""
+        if axis in ("method", "attack"):
+            return dict(getattr(self, axis).given)
+        told = {"concepts.name", "concepts.sequential"}
+        if self.concepts.name.removesuffix(" in turn") == "+".join(c.name for c in self.concepts.request.erase):
+            told.add("concepts.erase")
+        keys = [key for key in self.given if key.startswith(f"{axis}.") and key not in SPEED and key not in told]
+        return {key.partition(".")[2]: self.given[key] for key in keys}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the records, by axis, as JSON values. A seed that nothing draws from is ``None``."""
+        found = {axis: getattr(self, axis).settings for axis in AXES if axis != "seed"}
+        return json.loads(json.dumps(found | {"seed": self.seed if self.draws else None}))
+
+    @property
+    def identity(self) -> str:
+        """A hash of the settings: what tells this point of the grid from all others."""
+        return digest(self.settings)[:16]
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything in this cell depends on its seed: the method, the attack, or what is run beside the attack."""
+        return self.method.draws or self.attack.draws or self.attack.control is not None
+
+    @property
+    def method_seed(self) -> int:
+        """The method's seed: 0 where it draws nothing, so that all seeds share its erasure."""
+        return self.seed if self.method.draws else 0
+
+    @property
+    def attack_seed(self) -> int:
+        """The attack's seed: 0 where it draws nothing."""
+        return self.seed if self.attack.draws else 0
+
     def with_attack(self, name: str, **values: Any) -> Cell:
-        """The same cell under another attack at its default setting (a control, say) but for ``values``."""
+        """The same cell under another attack with its default values, except ``values``."""
         chosen = choose("attack", {"name": name}, frozenset(), self.model.preset, self.concepts.kind)
         return replace(self, attack=replace(chosen, values={**chosen.values, **values}))
 
@@ -196,31 +184,18 @@ class Cell:
         return replace(self, method=Choice("none", None, {}))
 
 
-#: The whole of a configuration: the groups of ``conf/config.yaml``, and what stands beside them.
-KEYS = (
-    "track",
-    "model",
-    "concepts",
-    "method",
-    "attack",
-    "metrics",
-    "protocol",
-    "budget",
-    "engine",
-    "tracker",
-    "seed",
-    "store",
-)
+#: Keys of a configuration: the groups of ``conf/config.yaml``, and what stands beside them.
+KEYS = ("track", "engine", "tracker", "store", *AXES)
 
 
 def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
-    """Check a composed configuration and settle presets."""
+    """The cell of a composed configuration. ``explicit`` are the keys that were set by hand."""
     for key in config:
         if key not in KEYS:
             raise unknown("key", key, KEYS, "the configuration")
+    check_type(config["seed"], Annotated[int, Field(ge=0, le=2**63 - 1)], "seed")
     model = construct(ModelSpec, config["model"], "model")
     concepts = concept_set(config["concepts"], model.catalogue)
-    metrics = {k: v for k, v in config["metrics"].items() if k != "name"}
     return Cell(
         model,
         concepts,
@@ -228,113 +203,34 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
         choose("attack", config["attack"], explicit, model.preset, concepts.kind),
         construct(Protocol, config["protocol"], "protocol"),
         construct(Budget, config["budget"], "budget"),
-        construct(MetricSpec, metrics, "metrics"),
-        construct(_Seed, {"seed": config["seed"]}, "configuration").seed,
+        construct(MetricSpec, config["metrics"], "metrics"),
+        config["seed"],
+        {key: value_at(config, key) for key in sorted(explicit)},
     )
 
 
-@dataclass(frozen=True)
-class _Seed:
-    seed: int
-
-    def __post_init__(self):
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed takes a number from 0 to 2**63 - 1, got {self.seed}")
-
-
-def choose(
-    kind: str, config: Mapping[str, Any], explicit: frozenset[str], family: str | None, concept_kind: str
-) -> Choice:
-    """Settle a component: YAML defaults, then its preset, then what the command line set.
-
-    A preset for the concept's kind comes before one for all: ``paper`` is ``paper_style`` for a style, where there is one.
-    ``preset: auto`` takes the model's preset, else one named as the kind, else none, which leaves the defaults.
-    """
-    chosen = component(kind, config["name"])
-    for key in config:
-        if key not in chosen.config:
-            raise unknown("hyper-parameter", key, chosen.defaults, f"{kind}={chosen.name}")
-    presets = chosen.config.get("presets") or {}
-    asked = config.get("preset", "auto")
-    wanted = [f"{family}_{concept_kind}", family, concept_kind] if asked == "auto" else [f"{asked}_{concept_kind}"]
-    preset = next((name for name in wanted if name in presets), None if asked == "auto" else asked)
-    given = {k.split(".", 1)[1] for k in explicit if k.startswith(f"{kind}.")}
-    values = {k: config[k] for k in given if k in chosen.defaults and k in config}
-    where = f"{kind}={chosen.name}"
-    described = sorted(key for key in given if key in DESCRIPTION and key not in COMPANY)
-    if described:
-        raise UserError(f"{where}: {described[0]} says what it is and cannot be set; choose another, {kind}=…")
-    settled = checked(chosen.load(), chosen.settle(values, preset), where)
-    created(chosen.load(), settled, where)  # a wrong value is told before anything runs
-    if "preset" in given and preset:
-        values = {"preset": asked if asked != "auto" else preset, **values}
-    company = {key: config.get(key, chosen.config[key]) for key in ("control", "floor") if key in chosen.config}
-    return Choice(chosen.name, preset, settled, values, **company)
+def value_at(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, ``None`` for a key that was deleted."""
+    value: Any = config
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
-SET_KEYS = ("name", "catalogue", "erase", "sequential", "retain", "near", "anchor", "kind", "templates", "prompts")
-SET_TYPES = {
-    "name": str | None,
-    "catalogue": str | None,
-    "sequential": bool,
-    "near": str | list[str] | None,
-    "anchor": str | list[str] | None,
-    "kind": str,
-    "templates": list[str] | None,
-    "prompts": dict | None,
-}
-
-
-def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
-    """A concept set from the ``concepts`` group; names the catalogue knows come with kind, label and synonyms."""
-    for key in config:
-        if key not in SET_KEYS:
-            raise unknown("key", key, SET_KEYS, "concepts")
-    for key, hint in SET_TYPES.items():
-        check_type(config[key], hint, f"concepts.{key}")
-    if config["kind"] not in KINDS:
-        raise unknown("kind", config["kind"], KINDS, "concepts.kind")
-    for role, path in (config["prompts"] or {}).items():
-        check_type(path, str | None, f"concepts.prompts.{role}")
-    catalogue = load_catalogue(catalogue_of_model if config["catalogue"] == "auto" else config["catalogue"])
-    erase = _concepts(config["erase"], catalogue, config["kind"], "concepts.erase")
-    names = {c.name for c in erase}
-    retain = config["retain"]
-    if retain == "all":
-        retain = [name for name in catalogue.concepts if name not in names]
-    near = config["near"]
-    if near is None:
-        near = [name for c in erase for name in c.neighbours if name not in names]
-    near = list(dict.fromkeys([near] if isinstance(near, str) else near))
-    anchors = config["anchor"]
-    request = Request.of(erase, anchors, _concepts(retain, catalogue, config["kind"], "concepts.retain"))
-    sequential = config["sequential"] and len(erase) > 1  # one concept is the same request either way
-    name = config["name"] or "+".join(c.name for c in erase)
-    templates = config["templates"]
-    for template in templates or ():
-        if "{}" not in template:
-            raise UserError(f"concepts.templates: {template!r} has no {{}} to put the concept in")
-        if re.search(r"[{}]", template.replace("{}", "", 1)):
-            raise UserError(f"concepts.templates: {template!r} has braces besides one {{}} for the concept")
-    return ConceptSet(
-        f"{name} in turn" if sequential else name,
-        request,
-        sequential,
-        tuple(_concepts(near, catalogue, config["kind"], "concepts.near")),
-        catalogue,
-        tuple(templates) if templates else None,
-        dict(config["prompts"] or {}),
-    )
-
-
-def _concepts(names: Any, catalogue: Catalogue, kind: str, where: str) -> list[Concept]:
-    if isinstance(names, str):
-        names = [names]
-    if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
-        raise UserError(f"{where} takes a list of names, got {names!r}")
-    if catalogue.concepts:
-        for name in names:
-            if name not in catalogue.concepts:
-                raise unknown("concept", name, catalogue.concepts, where)
-        return [catalogue.concepts[name] for name in names]
-    return [Concept(name, kind=kind) for name in names]
+def merged(cells: Iterable[Cell]) -> tuple[list[Cell], list[str]]:
+    """The cells without repeated ones, and a sentence for seeds that were left out because nothing draws from them."""
+    kept: dict[str, Cell] = {}
+    idle: dict[str, list[int]] = {}
+    for cell in cells:
+        point = json.dumps([cell.identity, cell.labels])
+        if point in kept and cell.seed != kept[point].seed:
+            idle.setdefault(point, [kept[point].seed]).append(cell.seed)
+        kept.setdefault(point, cell)
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for point, found in idle.items():
+        seeds.setdefault((kept[point].method.label, kept[point].attack.label), list(dict.fromkeys(found)))
+    said = [
+        f"method {method} with attack {attack} draws nothing from the seed: seeds {', '.join(map(str, found))} are one run"
+        for (method, attack), found in seeds.items()
+    ]
+    return list(kept.values()), said

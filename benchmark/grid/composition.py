@@ -1,183 +1,332 @@
-"""From a command line to the cells of a grid: Hydra composes each axis value once, the cells are crossed as plain dicts."""
+"""From a command line to the cells of a grid.
+
+Hydra reads the overrides, the defaults lists and the experiment. Each option of a group is read once; the axes are crossed
+as plain dicts.
+"""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.registry import components, conf_folders, look_in
+from overpaint.grid.overrides import MOST_CELLS, Setting, read_override
+from overpaint.grid.registry import COMPANY, DESCRIPTION, components, conf_folders, look_in
 from overpaint.grid.shipped import shipped
+from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
-#: Groups whose keys a preset may set, so that keys given on the command line must be known to win over it.
-PRESET_GROUPS = ("method", "attack")
+#: Groups whose options differ in their keys, so that a key says whose it is: ``uce.lamb=0.1``.
+ADDRESSED = ("method", "attack")
 #: Keys that say where and how a grid runs, not what it is.
 CIRCUMSTANCES = ("store", "engine", "tracker", "track")
+#: The most references (``${key}``) of one configuration.
+MOST_REFERENCES = 20
+#: What a deleted key's value is.
+DELETED = object()
 
 
 @dataclass(frozen=True)
 class Composed:
-    """One cell's configuration and the keys of it that were given explicitly (``method.lamb``)."""
+    """One cell's configuration, and the keys of it that were set by hand (``method.lamb``)."""
 
     config: dict[str, Any]
     explicit: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Point:
+    """One value of an axis: the options that it chooses (by group), and the keys that it sets."""
+
+    options: Mapping[str, str]
+    values: tuple[tuple[str, Any], ...] = ()
+
+
 def compose_cells(overrides: Sequence[str]) -> list[Composed]:
-    """Every cell of the grid that the overrides span; an experiment brings axes of its own, which overrides replace."""
-    options = [o for o in overrides if o.startswith("-")]
-    if options:
-        raise UserError(f"there is no option {options[0]} here; overrides are key=value")
+    """Every cell of the grid that the overrides span. An experiment brings axes of its own, which overrides replace."""
+    settings = [read_override(o) for o in overrides]
+    look_in(*_searchpath(settings))
+    settings = [s for s in settings if s.key != "hydra.searchpath"]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-        given = _with_searchpath(list(overrides))
-        try:
-            _check_choices(given)
-            return list(_expand(_with_experiment(given)))
-        except OverrideParseException as error:
-            raise UserError(f"cannot read the override {error.override!r}: {str(error).splitlines()[0]}") from error
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _explained(error, overrides) from error
+    try:
+        with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+            return list(Grid(settings).cells())
+    except (HydraException, OmegaConfBaseException) as error:
+        text = " ".join(str(error).split()).partition(" Config search path:")[0]
+        raise UserError(f"the configuration cannot be composed: {text}") from error
 
 
-def _with_searchpath(overrides: list[str]) -> list[str]:
-    """Let Hydra and the registry look in the folders of ``hydra.searchpath=[file://…]`` and of installed packages."""
-    asked = [o for o in overrides if o.startswith("hydra.searchpath=")]
-    for override in asked:
-        value = _parser().parse_override(override).value()
-        for place in value if isinstance(value, list) else [value]:
-            folder = Path(str(place).removeprefix("file://")).expanduser()
-            if not folder.is_dir():
-                raise UserError(f"hydra.searchpath: {folder} is not a folder")
-            look_in(folder)
-    places = ",".join(f"file://{folder}" for folder in conf_folders())
-    return [o for o in overrides if o not in asked] + ([f"hydra.searchpath=[{places}]"] if places else [])
+def _searchpath(settings: Sequence[Setting]) -> list[Path]:
+    """The folders of ``hydra.searchpath=[file:///folder,…]``."""
+    found = []
+    for setting in settings:
+        if setting.key == "hydra.searchpath":
+            places = setting.values[0] if isinstance(setting.values[0], list) else setting.values
+            found += [Path(str(place).removeprefix("file://")).expanduser() for place in places]
+    for folder in found:
+        if not folder.is_dir():
+            raise UserError(f"hydra.searchpath: {folder} is not a folder")
+    return [folder.resolve() for folder in found]
 
 
-def _check_choices(overrides: list[str]) -> None:
-    """Refuse what is no choice of an option: lists in brackets (Hydra takes the last option of one), null, ``~method``."""
-    loader = GlobalHydra.instance().config_loader()
-    for o in _parser().parse_overrides(overrides):
-        group = o.key_or_group
-        if not group:
-            raise UserError(f"cannot read the override {o.input_line!r}: there is no key before the =")
-        if group == "hydra" or not loader.get_group_options(group):
+class Grid:
+    """The axes that settings span, and the cells between them."""
+
+    def __init__(self, settings: Sequence[Setting]):
+        self.read: dict[tuple[str, str], dict[str, Any]] = {}
+        self.searchpath = [f"hydra.searchpath=[{','.join(map(_file, conf_folders()))}]"] if conf_folders() else []
+        self.plain, self.default, _ = self._composed([])
+        self.top = {key: value for key, value in self.plain.items() if key not in self.default}
+        for setting in settings:
+            if setting.key == "experiment":
+                settings = [*self._experiment(setting, settings), *(s for s in settings if s is not setting)]
+        self.axes = self._axes(settings)
+
+    def _composed(self, choices: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """What Hydra makes of ``config.yaml`` with these options: the configuration, the option of every group, and the
+        axes of an experiment (``hydra.sweeper.params``)."""
+        config = _container(compose("config", [*choices, *self.searchpath], return_hydra_config=True))
+        hydra = config.pop("hydra")
+        options = {group: name for group, name in hydra["runtime"]["choices"].items() if "/" not in group}
+        return config, options, hydra["sweeper"].get("params") or {}
+
+    def _experiment(self, asked: Setting, settings: Sequence[Setting]) -> list[Setting]:
+        """What an experiment sets, axes and single keys, unless it is set by hand; its options become the defaults."""
+        if len(asked.values) > 1:
+            raise UserError(f"{asked.typed}: an experiment is a grid of its own; run one after the other")
+        name = _option(asked, asked.values[0])
+        config, self.default, axes = self._composed([f"experiment={name}"])
+        inside: dict[str, Any] = {}
+        for key, value in config.items():
+            if key in self.top:
+                self.top[key] = value
+            else:
+                option = self.default.get(key)
+                inside |= _differences(value, self.option(key, option) if option else {}, key)
+        brought = [read_override(f"{key}={value}") for key, value in axes.items()]
+        brought += [Setting(f"{key} of experiment={name}", key, (value,)) for key, value in inside.items()]
+        by_hand = {s.key for s in settings}
+        return [s for s in brought if s.key not in by_hand]
+
+    # --- the axes ------------------------------------------------------------------------------------------------
+
+    def _axes(self, settings: Sequence[Setting]) -> list[list[Point]]:
+        """The points of each axis, in the order in which the axes are named first."""
+        for s in settings:
+            if s.key in self.default and s.how == "delete":
+                raise UserError(f"{s.typed}: a run needs one option of {s.key}; choose another, {s.key}=…")
+        options = {s.key: [_option(s, value) for value in s.values] for s in settings if s.key in self.default}
+        names = {group: options.get(group) or [self.default[group]] for group in ADDRESSED}
+        axes: dict[str, list[Point]] = {}
+        for setting in settings:
+            if setting.key in self.default:
+                axes[setting.key] = [Point({setting.key: name}) for name in options[setting.key]]
+        for setting in settings:
+            owner = next((group for group in ADDRESSED if setting.group in names[group] and setting.inner), None)
+            if setting.key in self.default:
+                continue
+            if owner and setting.group not in self.default:
+                points = axes.get(owner) or [Point({owner: name}) for name in names[owner]]
+                axes[owner] = list(_addressed(points, owner, setting))
+            else:
+                self._check(setting, names)
+                axes[setting.key] = [Point({}, ((setting.key, value),)) for value in _listed(setting)]
+        order = [next((g for g in ADDRESSED if s.group in names[g] and s.key not in axes), s.key) for s in settings]
+        return [axes[key] for key in dict.fromkeys(order)]
+
+    def _check(self, setting: Setting, names: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a key that no group has, or that does not say which of several components it is for."""
+        group, inner = setting.group, setting.inner
+        if group in ADDRESSED and inner and inner.split(".")[0] not in COMPANY and len(set(names[group])) > 1:
+            own = {name: self.option(group, name) for name in dict.fromkeys(names[group])}
+            having = [name for name, keys in own.items() if inner.split(".")[0] in keys]
+            if not having:
+                known = {key for keys in own.values() for key in keys if key not in DESCRIPTION}
+                raise unknown("hyper-parameter", inner, known, f"{group}={','.join(own)}")
+            value = setting.typed.partition("=")[2]
+            better = " or ".join(f"{name}.{inner}={value}" for name in having)
+            raise UserError(
+                f"{setting.typed}: this grid has several {group}s ({', '.join(own)}); say whose it is, {better}"
+            )
+        if setting.key == "model.protocol":
+            raise UserError(f"{setting.typed}: set protocol=… instead, which is stronger than the model's own")
+        if (group in self.default and inner) or setting.key in self.top:
+            return
+        for kind in ADDRESSED:
+            if inner and group in components(kind):
+                raise UserError(f"{setting.typed}: {group} is none of this grid's {kind}s ({', '.join(names[kind])})")
+        allowed = [*self.default, *self.top, *(name for kind in ADDRESSED for name in names[kind] if inner)]
+        raise unknown("key", group, allowed, "the configuration")
+
+    # --- the cells -----------------------------------------------------------------------------------------------
+
+    def cells(self) -> Iterator[Composed]:
+        """Cross the axes."""
+        count = math.prod(map(len, self.axes))
+        if count > MOST_CELLS:
+            raise UserError(f"this grid has {count} cells; one run takes at most {MOST_CELLS}, so split it")
+        for points in itertools.product(*self.axes):
+            yield self._cell(points)
+
+    def _cell(self, points: Sequence[Point]) -> Composed:
+        options = dict(self.default)
+        for point in points:
+            options |= point.options
+        config = copy.deepcopy(self.top)
+        for group, name in options.items():
+            if group == "protocol" and name is None:
+                name = self.option("model", options["model"]).get("protocol", "ddim50")
+            if name is not None and group != "experiment":
+                config[group] = copy.deepcopy(self.option(group, name))
+        _name(config["concepts"], options["concepts"], points)
+        explicit = set()
+        for key, value in (pair for point in points for pair in point.values):
+            _assign(config, key, value)
+            explicit.add(key)
+        return Composed(_resolved(config), frozenset(explicit))
+
+    def option(self, group: str, name: str) -> dict[str, Any]:
+        """The keys of one option of a group, such as ``concepts=church``."""
+        if (group, name) not in self.read:
+            known = components(group)
+            if name not in known:
+                raise unknown(group, str(name), known)
+            self.read[group, name] = self._read(group, name, known[name])
+        return self.read[group, name]
+
+    def _read(self, group: str, name: str, path: Path) -> dict[str, Any]:
+        what = f"{group}={name}"
+        node = _checked_file(path, what)
+        if "defaults" in node or re.search(r"^\s*#\s*@package", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found, _, _ = self._composed([f"{group}={name}"])
+            for other in found:
+                if other != group and found[other] != self.plain.get(other, DELETED):
+                    raise UserError(f"{what}: {path} sets {other}; it may set keys of {group} only")
+            node = found.get(group) or {}
+        return node if group == "concepts" else node | {"name": name}  # concepts can be named after themselves
+
+
+def _name(concepts: dict[str, Any], option: str, points: Sequence[Point]) -> None:
+    """Name a concept set that has no name of its own after its file, unless the concepts to erase are given by hand."""
+    by_hand = any(key == "concepts.erase" for point in points for key, _ in point.values)
+    shipped_set = components("concepts")[option].is_relative_to(shipped("conf").resolve())
+    if concepts.get("name") is None and not (shipped_set and (by_hand or option == "inline")):
+        concepts["name"] = option
+
+
+def _option(setting: Setting, value: Any) -> str:
+    """The option that an override chooses; lists in brackets, mappings and null are no options."""
+    if isinstance(value, list):
+        raise UserError(f"{setting.typed}: {setting.key} takes one option; several without brackets are an axis")
+    if not isinstance(value, str) or value not in components(setting.key):
+        raise unknown(setting.key, str(value), components(setting.key))
+    return value
+
+
+def _addressed(points: Sequence[Point], owner: str, setting: Setting) -> Iterator[Point]:
+    """The points of an axis of components, each that the setting addresses once for every value."""
+    for point in points:
+        if point.options[owner] != setting.group:
+            yield point
             continue
-        if o.is_delete():
-            raise UserError(f"{o.input_line}: a run needs one option of {group}; choose another, {group}=…")
-        if o.is_sweep_override() and group == "experiment":
-            raise UserError(f"{o.input_line}: an experiment is a grid of its own; run one after the other")
-        values = list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.value()]
-        for value in values:
-            if isinstance(value, list):
-                raise UserError(f"{o.input_line}: {group} takes one option; several without brackets are an axis")
-            if not isinstance(value, str) or value == "null":
-                raise unknown(group, str(value), components(group))
+        for value in _listed(setting):
+            yield replace(point, values=(*point.values, (f"{owner}.{setting.inner}", value)))
 
 
-def _with_experiment(overrides: list[str]) -> list[str]:
-    """Put the experiment's axes (``hydra.sweeper.params``) before the overrides given by hand."""
-    if not any(o.split("=")[0].lstrip("+") == "experiment" for o in overrides):
-        return overrides
-    parsed = _parser().parse_overrides(overrides)
-    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
-    config = compose("config", fixed, return_hydra_config=True)
-    params = OmegaConf.to_container(config.hydra.sweeper.params or {})
-    by_hand = {o.get_key_element() for o in parsed}
-    return [f"{key}={value}" for key, value in params.items() if key not in by_hand] + overrides
+def _listed(setting: Setting) -> Sequence[Any]:
+    """The values of a setting, deletions included."""
+    if setting.how != "delete":
+        return setting.values
+    if not setting.key.startswith("metrics.metrics."):
+        raise UserError(
+            f"{setting.typed}: only figures (metrics.metrics.…) can be left out; set {setting.key}=null instead"
+        )
+    return [DELETED]
 
 
-def _expand(overrides: list[str]):
-    """Cross the axes: one compose a value of a group, none a cell."""
-    loader = GlobalHydra.instance().config_loader()
-    parsed = _parser().parse_overrides(overrides)
-    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
-    axes = {o.get_key_element(): list(o.sweep_string_iterator()) for o in parsed if o.is_sweep_override()}
-    explicit = frozenset(_key(o) for o in parsed if _key(o).split(".")[0] in PRESET_GROUPS and "." in _key(o))
-    first = {key: values[0] for key, values in axes.items()}
-    groups = {key for key in axes if loader.get_group_options(key)}
+def _assign(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``a.b.c`` of nested mappings. Keys of metrics can be new, and of components that are checked later."""
+    *place, last = key.split(".")
+    node: Any = config
+    for depth, name in enumerate(place, start=1):
+        node = node.get(name) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise UserError(f"{key}: there is no mapping {'.'.join(place[:depth])} to set {last} in")
+    where = ".".join(place)
+    new = (where == "metrics.metrics" and value is not DELETED) or (where in ADDRESSED and last in COMPANY)
+    if last not in node and not new:
+        what = "hyper-parameter" if where in ADDRESSED else "key"
+        inside = f"{where}={node['name']}" if where in config and node.get("name") else where
+        raise unknown(what, last, (k for k in node if k not in DESCRIPTION or k in COMPANY), inside)
+    if value is DELETED:
+        del node[last]
+    elif isinstance(value, dict) and isinstance(node.get(last), dict) and where not in ADDRESSED:
+        for name, inside in value.items():
+            _assign(config, f"{key}.{name}", inside)
+    else:
+        node[last] = copy.deepcopy(value)
 
-    def composed(**changed) -> dict[str, Any]:
-        chosen = [f"{key}={value}" for key, value in {**first, **changed}.items()]
-        return OmegaConf.to_container(compose("config", fixed + chosen), resolve=False)
 
-    base = composed()
-    parts = {}
-    for key, values in axes.items():
-        path = key.lstrip("+").replace("/", ".").split(".")
-        for value in values:
-            node = composed(**{key: value})  # also checks that the key exists
-            for name in path:
-                node = node[name]
-            parts[key, value] = path, node
-    for combination in itertools.product(*[[(key, value) for value in values] for key, values in axes.items()]):
-        cell = copy.deepcopy(base)
-        for choice in sorted(combination, key=lambda c: c[0] not in groups):  # groups first, then keys inside them
-            path, node = parts[choice]
-            place = cell
-            for name in path[:-1]:
-                place = place[name]
-            place[path[-1]] = copy.deepcopy(node)
-        yield Composed(_resolved(cell), explicit)
+def _differences(node: Any, own: Any, key: str) -> dict[str, Any]:
+    """The keys of a node that an option's own file does not set so."""
+    if isinstance(node, dict) and isinstance(own, dict):
+        found: dict[str, Any] = {}
+        for name, value in node.items():
+            found |= _differences(value, own.get(name, DELETED), f"{key}.{name}")
+        return found
+    return {} if node == own else {key: node}
+
+
+def _checked_file(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in an option's file, with the files of its group that its defaults list names checked as well."""
+    found = read_mapping(path, what)
+    refuse_resolvers(found, what)
+    for entry in found.get("defaults") or ():
+        sibling = path.with_name(f"{entry}.yaml")
+        if isinstance(entry, str) and sibling.is_file() and sibling != path:
+            _checked_file(sibling, f"{what} ({entry})")
+    return found
 
 
 def _resolved(cell: dict[str, Any]) -> dict[str, Any]:
-    """The cell with interpolations filled in; one that has none (nor a missing value) is taken as it is."""
+    """The cell with references (``${seed}``) filled in. A value that is missing is told by its key."""
+    for key, value in cell.items():
+        _refuse_missing(value, key)
     text = repr(cell)
-    if "${" not in text and "???" not in text:
+    if "${" not in text:
         return cell
-    return OmegaConf.to_container(OmegaConf.create(cell), resolve=True, throw_on_missing=True)
+    if text.count("${") > MOST_REFERENCES:
+        raise UserError(f"a configuration takes at most {MOST_REFERENCES} references (${{key}})")
+    refuse_resolvers(cell, "the configuration")
+    return _container(OmegaConf.create(cell), resolve=True)
 
 
-def _key(override: Override) -> str:
-    return override.get_key_element().lstrip("+~").replace("/", ".")
+def _container(config: Any, resolve: bool = False) -> dict[str, Any]:
+    """A configuration as plain mappings and lists."""
+    found = OmegaConf.to_container(config, resolve=resolve)
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
-def _parser() -> OverridesParser:
-    return OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+def _refuse_missing(value: Any, key: str) -> None:
+    if value == "???":
+        raise UserError(f"{key} has no value: give it on the command line, {key}=…")
+    if isinstance(value, dict):
+        for name, inside in value.items():
+            _refuse_missing(inside, f"{key}.{name}")
 
 
-def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
-    """Hydra's message as one sentence that names the key, the choices and the nearest match."""
-    text = " ".join(str(error).split()).partition(" Config search path:")[0]
-    option = re.search(r"Could not find '([^']+)/([^'/]*)' Available options in '[^']+': (.*)", text)
-    if option:
-        return unknown(option[1], option[2], option[3].split())
-    override = re.search(r"Could not override '([^']+)'", text)
-    missing = re.search(r"Missing mandatory value: \S+ full_key: (\S+)", text)
-    if missing:
-        return UserError(f"{missing[1]} has no value: give it on the command line, {missing[1]}=…")
-    if override:
-        *place, key = override[1].split(".")
-        node: Any = OmegaConf.to_container(compose("config", _groups_only(overrides)), resolve=False)
-        for name in place:
-            node = node.get(name) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            return unknown("key", key, (k for k in node if k != "hydra"), ".".join(place) or "the configuration")
-        return UserError(f"cannot set {override[1]}: there is no {'.'.join(place)} in the configuration")
-    return UserError(text)
-
-
-def _groups_only(overrides: Sequence[str]) -> list[str]:
-    """The overrides that choose one option of a group: enough to see which keys a node has."""
-    loader = GlobalHydra.instance().config_loader()
-    chosen = []
-    for o in _parser().parse_overrides(list(overrides)):
-        if not o.is_sweep_override() and loader.get_group_options(o.get_key_element()):
-            chosen.append(o.input_line)
-        elif o.is_sweep_override() and loader.get_group_options(o.get_key_element()):
-            chosen.append(f"{o.get_key_element()}={next(iter(o.sweep_string_iterator()))}")
-    return chosen
+def _file(folder: Path) -> str:
+    """A folder as Hydra's search path names it."""
+    escaped = str(folder).replace('"', '\\"')
+    return f'"file://{escaped}"'

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any, Literal, get_args
 
-import yaml
+from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.labels import file_digest
 from overpaint.grid.shipped import shipped
+from overpaint.grid.typed import checked
+from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
-KINDS = ("object", "style", "person", "character", "unsafe", "mark")
+Kind = Literal["object", "style", "person", "character", "unsafe", "mark"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One concept. ``anchor`` is what to paint instead (``None``: the method's own default); ``label`` is what
-    the detector calls it (``None``: nobody can see it); ``translations`` maps a language code to words."""
+    """One concept.
+
+    ``anchor`` is what to paint instead (``None``: the method's default), ``label`` is the detector's name for the concept
+    (``None``: no detector sees it), ``translations`` maps a language code to words.
+    """
 
     name: str
     kind: str = "object"
@@ -33,6 +42,8 @@ class Concept:
     def __post_init__(self):
         if not self.name.strip():
             raise UserError("a concept needs a name, got an empty string")
+        if not self.name.isprintable():
+            raise UserError(f"a concept's name takes printable characters on one line, got {self.name!r}")
         if self.kind not in KINDS:
             raise unknown("concept kind", self.kind, KINDS, f"concept {self.name!r}")
 
@@ -42,9 +53,9 @@ class Concept:
         return f"{self.article} {self.name}".strip()
 
 
-def _read(concept: Concept) -> str:
-    """The name as tokenizers of the CLIP kind read it: capitals and spaces around it make no other text."""
-    return concept.name.strip().lower()
+def read_as(text: str) -> str:
+    """A text as CLIP's tokenizers read it: capitals and repeated spaces do not change it."""
+    return " ".join(text.lower().split())
 
 
 @dataclass(frozen=True)
@@ -57,13 +68,16 @@ class Request:
     def __post_init__(self):
         if not self.erase:
             raise UserError("nothing to erase: give at least one concept in concepts.erase")
-        names = [_read(c) for c in self.erase]
+        names = [read_as(c.name) for c in self.erase]
         twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
         if twice:
             raise UserError(f"{', '.join(twice)} cannot be erased twice in one request")
-        both = set(names) & set(map(_read, self.retain))
+        both = set(names) & {read_as(c.name) for c in self.retain}
         if both:
             raise UserError(f"{', '.join(sorted(both))} cannot be erased and retained in one request")
+        for concept in self.erase:
+            if concept.anchor and read_as(concept.anchor) in (read_as(concept.name), read_as(concept.phrase)):
+                raise UserError(f"anchor={concept.anchor} is the concept to erase; give what to paint instead")
 
     def anchors(self, default: str) -> list[str]:
         """The anchor text of each concept to erase; ``default`` where a concept names none."""
@@ -103,71 +117,112 @@ def _listed(names, where: str) -> list:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The concepts of one world and the sentences that show them, read from ``datasets/concepts/<name>.yaml``."""
+    """The concepts of one world and the sentences that show them, read from ``datasets/concepts/<name>.yaml``.
+
+    ``identity`` is the name and version of a shipped catalogue, or a hash of a user's file.
+    """
 
     concepts: Mapping[str, Concept] = field(default_factory=dict)
     templates: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     implicit: tuple[str, ...] = ()
     utility: tuple[Mapping, ...] = ()
     unseen: Mapping[str, Concept] = field(default_factory=dict)
+    identity: str = ""
 
     def concept(self, name: str) -> Concept:
-        """The named concept; a name the catalogue does not hold is a bare object without detector label."""
+        """The named concept; a name that the catalogue does not know is an object without detector label."""
         return self.concepts.get(name) or Concept(name)
 
     def of_kind(self, *kinds: str) -> list[Concept]:
         return [c for c in self.concepts.values() if c.kind in kinds]
 
 
+class ConceptEntry(TypedDict, total=False):
+    """A concept in a catalogue file."""
+
+    kind: Kind
+    anchor: str | None
+    label: str | None
+    article: str
+    synonyms: list[str]
+    paraphrases: list[str]
+    translations: dict[str, str | list[str]]
+    neighbours: list[str]
+
+
+class UtilityEntry(TypedDict, total=False):
+    """An ordinary prompt in a catalogue file, with the labels of everything it asks for."""
+
+    prompt: str
+    expects: list[str]
+
+
+class CatalogueFile(TypedDict, total=False):
+    """The keys of a catalogue file."""
+
+    version: int
+    concepts: dict[str, dict[str, Any] | None]
+    unseen: dict[str, dict[str, Any] | None]
+    templates: dict[Kind, dict[str, list[str]]]
+    implicit: list[str]
+    utility: list[dict[str, Any]]
+
+
 @cache
 def load_catalogue(name: str | None) -> Catalogue:
-    """Read a catalogue by name (shipped) or path. ``None`` gives the empty one."""
+    """Read a catalogue by name (a shipped one) or path. ``None`` gives the empty one."""
     if not name:
         return Catalogue()
     folder = shipped("datasets") / "concepts"
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown("concept catalogue", name, (p.stem for p in folder.glob("*.yaml")))
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"concept catalogue {name} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("concepts"), dict):
-        raise UserError(f"concept catalogue {name} has no mapping 'concepts' (name: its kind, label, synonyms …)")
-    if not isinstance(raw.get("unseen", {}), dict):
-        raise UserError(f"concept catalogue {name}: 'unseen' takes a mapping as 'concepts' does, got {raw['unseen']!r}")
-    concepts, unseen = (
-        {n: concept_from(n, entry or {}, str(path)) for n, entry in raw.get(part, {}).items()}
-        for part in ("concepts", "unseen")
-    )
-    templates = {
-        kind: {language: tuple(lines) for language, lines in by_language.items()}
-        for kind, by_language in raw.get("templates", {}).items()
-    }
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name).expanduser() if own else folder / f"{name}.yaml"
+    if not path.is_file() or (not own and path.parent != folder):
+        raise unknown("concept catalogue", name, (p.stem for p in folder.glob("*.yaml")), "concepts.catalogue")
+    where = f"concept catalogue {name}"
+    raw = read_mapping(path, where)
+    refuse_resolvers(raw, where)
+    if not isinstance(raw.get("concepts"), dict):
+        raise UserError(f"{where} has no mapping 'concepts' (name: its kind, label, synonyms …)")
+    raw = checked(CatalogueFile, raw, where)
+    utility = [checked(UtilityEntry, row, f"{where}: utility") for row in raw.get("utility", ())]
+    if not all("prompt" in row for row in utility):
+        raise UserError(f"{where}: utility has an entry without a prompt")
     return Catalogue(
-        concepts,
-        templates,
+        {n: concept_from(n, entry or {}, where) for n, entry in raw["concepts"].items()},
+        {
+            kind: {language: templates(lines, f"{where}: templates") for language, lines in by_language.items()}
+            for kind, by_language in raw.get("templates", {}).items()
+        },
         tuple(raw.get("implicit", ())),
-        tuple(raw.get("utility", ())),
-        unseen,
+        tuple(utility),
+        {n: concept_from(n, entry or {}, where) for n, entry in raw.get("unseen", {}).items()},
+        f"sha256:{file_digest(name)}" if own else f"{name} v{raw.get('version', 1)}",
     )
+
+
+def templates(lines: Sequence[str] | None, where: str) -> tuple[str, ...]:
+    """Sentences with one ``{}`` for the concept each; others are refused."""
+    for line in lines or ():
+        if "{}" not in line:
+            raise UserError(f"{where}: {line!r} has no {{}} to put the concept in")
+        if re.search(r"[{}]", line.replace("{}", "", 1)):
+            raise UserError(f"{where}: {line!r} has braces besides one {{}} for the concept")
+    return tuple(lines or ())
 
 
 def concept_from(name: str, entry: Mapping, where: str) -> Concept:
-    """A concept from its YAML mapping; an unknown field is an error that names the nearest one."""
-    known = {f.name for f in fields(Concept)} - {"name"}
-    for key in entry:
-        if key not in known:
-            raise unknown("field", key, known, f"concept {name!r} of {where}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
-    if "translations" in values:
-        values["translations"] = {
-            language: tuple([words] if isinstance(words, str) else words)
-            for language, words in values["translations"].items()
-        }
-    return Concept(name=name, **values)
+    """A concept from its mapping in a YAML file; a wrong field or value is a `UserError`."""
+    return _concept({"name": name, **checked(ConceptEntry, entry, f"{where}: concept {name!r}")})
 
 
 def stored_concept(entry: Mapping) -> Concept:
     """A concept from the plain values (``dataclasses.asdict``) that a task's configuration holds."""
-    return concept_from(entry["name"], {k: v for k, v in entry.items() if k != "name"}, "task")
+    return _concept(entry)
+
+
+def _concept(values: Mapping) -> Concept:
+    """A concept from plain values: lists become tuples, and one word of a language a list of one."""
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    words = values.get("translations", {}).items()
+    plain["translations"] = {language: tuple([w] if isinstance(w, str) else w) for language, w in words}
+    return Concept(**plain)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from overpaint.errors import UserError
+from overpaint.grid.typed import shown
 
+#: The largest prompt file that is read, in bytes.
+LARGEST = 64 << 20
 #: Column names that published prompt files use, mapped to ours (I2P, UnlearnDiffAtk, MMA, HUB, COCO-30k lists). A list of
 #: adversarial prompts may hold the plain ones as well.
 COLUMNS = {
@@ -89,42 +93,67 @@ def shots(prompts: Iterable[Prompt], seeds: int, first: int = 0) -> list[Shot]:
 def read_prompts(
     path: str | Path, role: str = "target", concept: str = "", expects: Sequence[str] = ()
 ) -> list[Prompt]:
-    """Prompts from a CSV with a ``prompt`` column; ids, seeds and guidance under any of the published column names."""
+    """Prompts from a CSV file with a ``prompt`` column; ids, seeds and guidance under any of the published column names.
+
+    Raises a `UserError` that names the file and the line of anything that cannot be used.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"prompt file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            prompts = _rows(csv.DictReader(file), path, role, concept, tuple(expects))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"prompt file {path} cannot be read as a CSV in UTF-8: {error}") from error
+        prompts = list(_rows(reader, path, role, concept, tuple(expects)))
+    except csv.Error as error:
+        raise UserError(f"prompt file {path} line {reader.line_num} is not CSV: {error}") from None
     if not prompts:
         raise UserError(f"{path} has a 'prompt' column but no prompt in it")
     return distinct(prompts)
 
 
-def _rows(reader: csv.DictReader, path: Path, role: str, concept: str, expects: tuple[str, ...]) -> list[Prompt]:
-    header = {name.strip().lower(): name for name in reader.fieldnames or ()}
-    found = {key: next((header[n] for n in names if n in header), None) for key, names in COLUMNS.items()}
-    if not found["prompt"]:
-        given = ", ".join(header) or "none"
+def _text(path: Path) -> str:
+    """The text of a prompt file, which is in UTF-8."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"prompt file {path} is larger than {LARGEST >> 20} MiB")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"prompt file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(f"prompt file {path} line {line} is not in UTF-8; save it as UTF-8") from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"prompt file {path} line {line} holds a NUL character; is it a text file in UTF-8?")
+    return text
+
+
+def _rows(reader, path: Path, role: str, concept: str, expects: tuple[str, ...]) -> Iterator[Prompt]:
+    """The prompts of a CSV reader; rows without a prompt are left out."""
+    header = [name.strip().lower() for name in next(reader, [])]
+    twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
+    if twice:
+        raise UserError(f"{path} has the column {twice[0]!r} more than once")
+    found = {key: next((header.index(n) for n in names if n in header), None) for key, names in COLUMNS.items()}
+    if found["prompt"] is None:
+        given = shown(", ".join(header))[1:-1] or "none"
         raise UserError(f"{path} has no 'prompt' column (its columns: {given})")
-    prompts = []
     for row in reader:
-        text = (row[found["prompt"]] or "").strip()
-        if not text:
-            continue
-        cell = {key: (row[name] or "").strip() for key, name in found.items() if name}
         where = f"{path} line {reader.line_num}"
+        if len(row) > len(header):
+            raise UserError(
+                f"{where} has {len(row)} fields for {len(header)} columns; quote a prompt that holds commas"
+            )
+        cell = {key: row[place].strip() for key, place in found.items() if place is not None and place < len(row)}
+        if not cell.get("prompt"):
+            continue
         seed = _number(cell.get("seed"), int, f"{where}: seed")
         guidance = _number(cell.get("guidance"), float, f"{where}: guidance")
         if seed is not None and not 0 <= seed < 2**63:
-            raise UserError(f"{where}: seed takes a number from 0 to 2**63 - 1, got {seed}")
-        if guidance is not None and guidance <= 0:
-            raise UserError(f"{where}: guidance takes a number above 0, got {guidance:g}")
+            raise UserError(f"{where}: seed takes a number from 0 to 2**63 - 1, got {shown(seed)}")
+        if guidance is not None and not 0 < guidance <= 1000:
+            raise UserError(f"{where}: guidance takes a number above 0 and up to 1000, got {guidance:g}")
         names = {"id": cell.get("id", ""), "plain": cell.get("plain", "")}
-        prompts.append(Prompt(text, role, concept, expects, **names, seed=seed, guidance=guidance))
-    return prompts
+        yield Prompt(cell["prompt"], role, concept, expects, **names, seed=seed, guidance=guidance)
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -143,11 +172,11 @@ def _number(text: str | None, kind: type, where: str):
     if not text:
         return None
     try:
-        if kind is int and text.lstrip("-").isdigit():  # a float would lose the last digits of a long seed
+        if kind is int and text.lstrip("-").isdecimal():  # a float would lose the last digits of a long seed
             return int(text)
         number = float(text)
     except ValueError:
-        raise UserError(f"{where} takes a number, got {text!r}") from None
+        raise UserError(f"{where} takes a number, got {shown(text)}") from None
     if not math.isfinite(number) or (kind is int and not number.is_integer()):
-        raise UserError(f"{where} takes a {'whole' if kind is int else 'finite'} number, got {text!r}")
+        raise UserError(f"{where} takes a {'whole' if kind is int else 'finite'} number, got {shown(text)}")
     return kind(number)

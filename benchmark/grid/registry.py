@@ -1,31 +1,35 @@
-"""Components by name: every method and attack is a YAML that points at a class, found in ``conf/`` or by entry point."""
+"""Components by name: every method, attack, detector … is a YAML file that names a class, from ``conf/`` or from others.
+
+Others are folders that the user names (``hydra.searchpath``) and installed packages with an entry point of group
+``overpaint.conf``. A component's class comes from this package, from such a package, or from beside such a folder.
+"""
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.shipped import shipped
+from overpaint.grid.typed import construct
+from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
-#: Keys of a component's YAML that are set but change nothing of what it does: which preset, and what stands beside an attack.
+#: Settable keys that are not hyper-parameters: the preset, and what is run beside an attack.
 COMPANY = ("preset", "control", "floor")
-#: Keys of a component's YAML that are none of its hyper-parameters; all but `COMPANY` describe it and cannot be set.
+#: Keys of a component's YAML that are not hyper-parameters. All but `COMPANY` describe it and cannot be set.
 DESCRIPTION = (*COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated")
 
 
 @dataclass(frozen=True)
 class Component:
-    """One method or attack: its YAML and the class behind it."""
+    """One method, attack, detector …: its YAML and the class behind it."""
 
     kind: str
     name: str
@@ -33,64 +37,64 @@ class Component:
 
     def load(self) -> type:
         """Import the class (or function) that the YAML's ``component: module:attribute`` names."""
+        reference = self.config.get("component")
+        if not isinstance(reference, str):
+            raise UserError(f"{self.kind}={self.name} has no component: give component: module:Class in its YAML")
         try:
-            return load_attribute(self.config["component"])
+            return load_attribute(reference)
         except UserError as error:
             raise UserError(f"{self.kind}={self.name}: component {error}") from error
 
     @property
     def defaults(self) -> dict[str, Any]:
+        """Hyper-parameters with the YAML's values."""
         return {k: v for k, v in self.config.items() if k not in DESCRIPTION}
 
-    def build(self, values: Mapping[str, Any] | None = None, preset: str | None = None, **fixed) -> Any:
-        """An instance from the YAML's defaults, a preset over them, and explicit values over both."""
-        return construct(self.load(), self.settle(values or {}, preset) | fixed, f"{self.kind}={self.name}")
+    @property
+    def presets(self) -> Mapping[str, Mapping[str, Any] | None]:
+        found = self.config.get("presets") or {}
+        if not isinstance(found, dict) or not all(isinstance(values, dict | None) for values in found.values()):
+            raise UserError(f"{self.kind}={self.name}: presets takes a mapping of mappings, got {found!r}")
+        return found
 
     def settle(self, values: Mapping[str, Any], preset: str | None = None) -> dict[str, Any]:
-        """Hyper-parameters: defaults, then the preset, then ``values``; unknown names are refused."""
-        presets = self.config.get("presets") or {}
-        if preset and preset not in presets:
-            raise unknown("preset", preset, presets, f"{self.kind}={self.name}")
+        """Hyper-parameters: the YAML's, then the preset's, then ``values``. Unknown names are refused."""
+        if preset and preset not in self.presets:
+            raise unknown("preset", preset, self.presets, f"{self.kind}={self.name}")
         for key in values:
             if key not in self.defaults:
                 raise unknown("hyper-parameter", key, self.defaults, f"{self.kind}={self.name}")
-        return self.defaults | dict(presets.get(preset) or {}) | dict(values)
+        return self.defaults | dict(self.presets.get(preset or "") or {}) | dict(values)
+
+    def build(self, values: Mapping[str, Any] | None = None, preset: str | None = None, **fixed) -> Any:
+        """An instance from the YAML's values, a preset over them, and explicit values over both."""
+        return construct(self.load(), self.settle(values or {}, preset) | fixed, f"{self.kind}={self.name}")
 
 
-def load_attribute(reference: str) -> Any:
-    """The object behind ``module:attribute``."""
-    module, _, attribute = reference.partition(":")
-    try:
-        loaded = import_module(module)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):  # a module of its own lacks something
-            raise
-        raise UserError(f"{reference!r} is no module:attribute that can be imported: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{reference!r} is no module:attribute that can be imported") from error
-    if not hasattr(loaded, attribute):
-        raise unknown("attribute", attribute, (n for n in vars(loaded) if not n.startswith("_")), module)
-    return getattr(loaded, attribute)
-
-
-_asked: list[Path] = []  # folders that this process was told to look in
-
-
-def look_in(folder: Path) -> None:
-    """Look for components in a user's own configuration folder too (a layout like ``conf/``)."""
-    if folder not in _asked:
-        _asked.append(folder)
+def component(kind: str, name: str) -> Component:
+    """The component of that name; an unknown name or an unusable YAML file is a `UserError`."""
+    found = _files(kind)
+    if name not in found:
+        raise UserError(" ".join([str(unknown(kind, name, found)), *broken_packages()]))
+    path, *others = found[name]
+    if others:
+        raise UserError(f"{kind}={name} is in {path} and in {others[0]}: rename one of them")
+    config = read_mapping(path, f"{kind}={name}")
+    refuse_resolvers(config, f"{kind}={name}")
+    return Component(kind, name, config)
 
 
 def components(kind: str) -> dict[str, Path]:
-    """YAML files of a kind (a folder of ``conf/``) by name, third parties' included."""
-    folders = [shipped("conf"), *conf_folders()]
-    return {path.stem: path for folder in folders for path in sorted((folder / kind).glob("*.yaml"))}
+    """YAML files of a kind (a folder of ``conf/``) by name, others' included."""
+    return {name: paths[0] for name, paths in _files(kind).items()}
 
 
-def conf_folders() -> tuple[Path, ...]:
-    """Configuration folders besides ``conf/``: those asked for, and those that installed packages offer."""
-    return (*_asked, *_installed_folders())
+def _files(kind: str) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for folder in dict.fromkeys(place.resolve() for place in (shipped("conf"), *conf_folders())):
+        for path in sorted((folder / kind).glob("*.yaml")):
+            found.setdefault(path.stem, []).append(path)
+    return found
 
 
 def named_in_yaml(kind: str, name: str) -> Path:
@@ -99,93 +103,102 @@ def named_in_yaml(kind: str, name: str) -> Path:
     return next((place for place in places if place.is_file()), places[0])
 
 
+# --- where components come from ----------------------------------------------------------------------------------
+
+_asked: list[Path] = []  # folders that the user named
+
+
+def look_in(*folders: Path) -> None:
+    """Look for components in these folders too (laid out like ``conf/``), and for modules in and beside them.
+
+    They take the place of folders that were named before.
+    """
+    _asked[:] = folders
+    for place in (str(p) for folder in folders for p in _beside(folder)):
+        if place not in sys.path:
+            sys.path.append(place)
+
+
+def asked_folders() -> tuple[Path, ...]:
+    """The folders that the user named, for worker processes to `look_in`."""
+    return tuple(_asked)
+
+
+def conf_folders() -> tuple[Path, ...]:
+    """Configuration folders besides ``conf/``: those of installed packages, and those that the user named."""
+    return (*_asked, *(folder for folders, _ in _packages().values() for folder in folders))
+
+
+def broken_packages() -> list[str]:
+    """One sentence for each installed package whose configuration cannot be found."""
+    return [why for _, why in _packages().values() if why]
+
+
 @cache
-def _installed_folders() -> tuple[Path, ...]:
-    """Folders of packages named by entry points of group ``overpaint.conf``."""
-    modules = [import_module(entry.value) for entry in entry_points(group="overpaint.conf")]
-    return tuple(Path(place) for module in modules for place in module.__path__)
+def _packages() -> dict[str, tuple[tuple[Path, ...], str]]:
+    """Modules that entry points of group ``overpaint.conf`` name -> their folders, or why they have none."""
+    found = {}
+    for entry in entry_points(group="overpaint.conf"):
+        try:
+            module = import_module(entry.value)
+            found[entry.value] = tuple(Path(place) for place in module.__path__), ""
+        except Exception as error:  # another package's fault must not stop this one
+            why = (
+                f"The entry point {entry.name} = {entry.value} of group overpaint.conf cannot be used: {_first(error)}"
+            )
+            found[entry.value] = (), why
+    return found
 
 
-def component(kind: str, name: str) -> Component:
-    known = components(kind)
-    if name not in known:
-        raise unknown(kind, name, known)
-    config = yaml.load(known[name].read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return Component(kind, name, config)
+def load_attribute(reference: str) -> Any:
+    """The object behind ``module:attribute``.
 
-
-def construct(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """``cls(**values)`` with every value checked against the dataclass field it fills."""
-    return created(cls, checked(cls, values, where), where)
-
-
-def created(cls: type, settled: Mapping[str, Any], where: str) -> Any:
-    """``cls(**settled)`` of checked values; what the class itself refuses says where."""
+    Raises a `UserError` for a module that is not this package's, an extending package's or one of a folder that the user
+    named, and for a module that cannot be imported.
+    """
+    module, _, attribute = reference.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise UserError(f"{reference!r} is not of the form module:attribute")
+    if not _may_import(module):
+        raise UserError(
+            f"{reference!r}: there is no module {module.split('.')[0]!r} in overpaint, in a package that extends it "
+            "(entry point overpaint.conf) or in or beside a folder of hydra.searchpath"
+        )
     try:
-        return cls(**settled)
-    except UserError as error:
-        raise (error if where in str(error) else UserError(f"{where}: {error}")) from None
+        loaded = import_module(module)
+    except Exception as error:
+        if module.startswith("overpaint.") and not isinstance(error, ImportError):  # our own fault, with its traceback
+            raise
+        raise UserError(f"{reference!r} cannot be imported: {_first(error)}") from error
+    if not hasattr(loaded, attribute):
+        raise unknown("attribute", attribute, (n for n in vars(loaded) if not n.startswith("_")), module)
+    return getattr(loaded, attribute)
 
 
-def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values that fill the fields of a dataclass, each as its field has it: 10 for a float is 10.0."""
-    hints = get_type_hints(cls)
-    names = {f.name for f in fields(cls) if f.init}
-    for key, value in values.items():
-        if key not in names:
-            raise unknown("hyper-parameter", key, names, where)
-        check_type(value, hints[key], f"{where}: {key}")
-    missing = [f.name for f in fields(cls) if f.name not in values and _required(f)]
-    if missing:
-        raise UserError(f"{where}: no value for {', '.join(missing)}")
-    return {key: _as_field(value, hints[key]) for key, value in values.items()}
-
-
-def _as_field(value: Any, hint: Any) -> Any:
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if whole and float in options and int not in options else value
-
-
-def _required(f) -> bool:
-    from dataclasses import MISSING
-
-    return f.init and f.default is MISSING and f.default_factory is MISSING
-
-
-def check_type(value: Any, hint: Any, where: str) -> None:
-    """Raise a `UserError` naming the key, the value and what is allowed, unless ``value`` fits ``hint``."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in arguments:
-            raise unknown("value", str(value), map(str, arguments), where)
-        return
-    if not _fits(value, hint):
-        options = arguments if origin in (Union, UnionType) else (hint,)
-        raise UserError(f"{where} takes {' or '.join(map(_said, options))}, got {value!r}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    kind, parts = get_origin(hint) or hint, get_args(hint)
-    if kind is Any:
+def _may_import(module: str) -> bool:
+    """Is this a module of overpaint, of a package that extends it, or of a folder that the user named?"""
+    root = module.split(".")[0]
+    if root in ("overpaint", *(name.split(".")[0] for name in _packages())):
         return True
-    if kind in (Union, UnionType):
-        return any(_fits(value, option) for option in parts)
-    if kind is Literal:
-        return value in parts
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind in (list, tuple):
-        return isinstance(value, list | tuple) and all(_fits(v, parts[0]) for v in value if parts)
-    if kind is dict and parts:
-        return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
-    return isinstance(value, kind) if isinstance(kind, type) else True
+    try:
+        spec = find_spec(root)
+    except ValueError:  # a module that runs as a script has no spec
+        return False
+    if not spec or (not spec.has_location and not spec.submodule_search_locations):
+        return False
+    place = Path(next(iter(spec.submodule_search_locations or ()), str(spec.origin))).resolve()
+    return any(place.parent in _beside(folder) for folder in _asked)
 
 
-def _said(hint: Any) -> str:
-    """A type as an error message names it."""
-    if hint is float:
-        return "a finite number"
-    return "null" if hint is NoneType else str(hint) if get_args(hint) else getattr(hint, "__name__", str(hint))
+def _beside(folder: Path) -> list[Path]:
+    """Where modules of a user's configuration folder can be: in it, beside it, or beside the package that it is part of."""
+    package = folder.parent
+    while (package / "__init__.py").is_file():
+        package = package.parent
+    return [folder, folder.parent, package]
+
+
+def _first(error: Exception) -> str:
+    """An error of somebody else's code in one line."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}".removesuffix(": ")

@@ -1,77 +1,121 @@
-"""Which prompts a concept set asks for, role by role: the images every method makes on a cell without attack."""
+"""Roles of prompts: why a cell without attack makes its images. Each role is declared once, in `ROLES`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product, zip_longest
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.cells import Budget, ConceptSet
+from overpaint.grid.cells import Budget, Cell
+from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts, shots
 from overpaint.grid.registry import named_in_yaml
 
-ROLES = ("target", "near", "grid", "in_prompt", "utility")
-
-#: Sentences for concepts that come without a catalogue.
+#: Sentences for concepts without a catalogue.
 TEMPLATES = {
     "style": ("a painting in the style of {}", "{} style artwork", "a picture in {} style", "a landscape by {}"),
     "person": ("a portrait of {}", "a photo of {}", "{} smiling", "a close-up photo of {}"),
     "object": ("a photo of {}", "a picture of {}", "an image of {}", "a close-up photo of {}", "a good photo of {}"),
 }
+#: More prompts of a role than any catalogue has.
+ALL = 10**9
 
 
-def role_shots(role: str, concepts: ConceptSet, budget: Budget) -> list[Shot]:
-    """The images of one role at one budget, in an order that a smaller budget is a prefix of.
+@dataclass(frozen=True)
+class Role:
+    """Why images are made.
 
-    Target prompts get ``budget.seeds`` images each; the other roles one (two from ten seeds up), since there a wider
-    choice of prompts says more than another seed.
+    ``budget`` is the budget's key for how many; ``make(concepts, count)`` makes the prompts, those of a smaller count
+    among those of a larger. ``every_seed``: a prompt gets all seeds of the budget, instead of a fifth of them.
+    ``pictures``: how many of a cell the contact sheet shows.
     """
-    if role not in ROLES:
-        raise unknown("role", role, ROLES)
-    seeds = budget.seeds if role == "target" else max(1, budget.seeds // 5)
-    return shots(role_prompts(role, concepts, budget), seeds)
+
+    name: str
+    budget: str
+    make: Callable[[ConceptSet, int], list[Prompt]]
+    every_seed: bool = False
+    pictures: int = 1
+
+    def prompts(self, concepts: ConceptSet, budget: Budget) -> list[Prompt]:
+        """The prompts at a budget: from the concept set's CSV file where it names one, else from templates."""
+        return self._first(concepts, getattr(budget, self.budget))
+
+    def shots(self, concepts: ConceptSet, budget: Budget) -> list[Shot]:
+        """The images at a budget, in an order that a smaller budget is a prefix of."""
+        seeds = budget.seeds if self.every_seed else max(1, budget.seeds // 5)
+        return shots(self.prompts(concepts, budget), seeds)
+
+    def shortfall(self, concepts: ConceptSet, budget: Budget) -> str:
+        """A sentence if the budget asks for more than there is; else an empty string."""
+        asked, total = getattr(budget, self.budget), len(self._first(concepts, ALL))
+        enough = (
+            bisect_left(range(1, max(total, 1)), total, key=lambda n: len(self._first(concepts, n))) + 1 if total else 0
+        )
+        if asked <= enough:
+            return ""
+        return f"budget.{self.budget}={asked}: concepts={concepts.name} has {total} {self.name} prompts, enough for {enough}"
+
+    def _first(self, concepts: ConceptSet, count: int) -> list[Prompt]:
+        for name in concepts.prompts:
+            if name not in {role.name for role in ROLES}:
+                raise unknown("role", name, (role.name for role in ROLES), "concepts.prompts")
+        path = concepts.prompts.get(self.name)
+        if not path:
+            return distinct(self.make(concepts, count))
+        first = concepts.request.erase[0] if self.name == "target" else None
+        label = (first.label or first.name) if first else ""
+        file = named_in_yaml("concepts", path)
+        return read_prompts(file, self.name, label, [label] if label else [])[:count]
+
+
+def role(name: str) -> Role:
+    """The role of that name."""
+    found = {role.name: role for role in ROLES}
+    if name not in found:
+        raise unknown("role", name, found)
+    return found[name]
+
+
+def role_shots(name: str, concepts: ConceptSet, budget: Budget) -> list[Shot]:
+    """The images of one role at a budget."""
+    return role(name).shots(concepts, budget)
 
 
 def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, prompts: int) -> list[Shot]:
-    """Target shots for a concept that stands in for the erased one: what an attack's floors are run with."""
+    """Target shots of a concept that stands in for the erased one: what an attack's floors are run with."""
     return shots(distinct(_about(concept, "target", concepts, prompts)), budget.seeds)
 
 
-def role_prompts(role: str, concepts: ConceptSet, budget: Budget) -> list[Prompt]:
-    """Prompts of one role: the concept set's CSV where it names one, else made from templates."""
-    path = concepts.prompts.get(role)
-    for name in concepts.prompts:
-        if name not in ROLES:
-            raise unknown("role", name, ROLES, "concepts.prompts")
-    if path:
-        first = concepts.request.erase[0] if role == "target" else None
-        label = (first.label or first.name) if first else ""
-        prompts = read_prompts(named_in_yaml("concepts", path), role, label, [label] if label else [])
-        return prompts[: getattr(budget, BUDGET_OF[role])]
-    return distinct(_MAKERS[role](concepts, budget))
+def shortfalls(cell: Cell) -> list[str]:
+    """A sentence for each role that has fewer prompts than the cell's budget asks for."""
+    return [said for role in ROLES if (said := role.shortfall(cell.concepts, cell.budget))]
 
 
-BUDGET_OF = {
-    "target": "target_prompts",
-    "near": "near_prompts",
-    "grid": "grid",
-    "in_prompt": "in_prompt",
-    "utility": "utility_prompts",
-}
+def templates_for(concept: Concept, concepts: ConceptSet) -> Sequence[str]:
+    """English sentences for a concept: the set's own, else the catalogue's for its kind, else `TEMPLATES`."""
+    if concepts.templates:
+        return concepts.templates
+    ours = concepts.catalogue.templates
+    return ours.get(concept.kind, {}).get("en") or TEMPLATES.get(concept.kind, TEMPLATES["object"])
 
 
-def _target(concepts: ConceptSet, budget: Budget) -> list[Prompt]:
-    found = []
-    for concept in concepts.request.erase:
-        found += _about(concept, "target", concepts, budget.target_prompts)
+# --- how the prompts of each role are made -------------------------------------------------------------------------
+
+
+def _target(concepts: ConceptSet, count: int) -> list[Prompt]:
+    """Prompts that name each concept to erase."""
+    found = [prompt for c in concepts.request.erase for prompt in _about(c, "target", concepts, count)]
     if not found:
         raise UserError(f"concepts={concepts.name} has no prompts: give concepts.templates or concepts.prompts.target")
     return found
 
 
-def _near(concepts: ConceptSet, budget: Budget) -> list[Prompt]:
-    return [p for concept in concepts.near for p in _about(concept, "near", concepts, budget.near_prompts)]
+def _near(concepts: ConceptSet, count: int) -> list[Prompt]:
+    """Prompts that name each neighbour."""
+    return [prompt for c in concepts.near for prompt in _about(c, "near", concepts, count)]
 
 
 def _about(concept: Concept, role: str, concepts: ConceptSet, count: int) -> list[Prompt]:
@@ -83,37 +127,34 @@ def _about(concept: Concept, role: str, concepts: ConceptSet, count: int) -> lis
     ]
 
 
-def templates_for(concept: Concept, concepts: ConceptSet) -> Sequence[str]:
-    """English sentences for a concept: the set's own, else the catalogue's for its kind, else `TEMPLATES`."""
-    if concepts.templates:
-        return concepts.templates
-    ours = concepts.catalogue.templates
-    return ours.get(concept.kind, {}).get("en") or TEMPLATES.get(concept.kind, TEMPLATES["object"])
-
-
-def _grid(concepts: ConceptSet, budget: Budget) -> list[Prompt]:
+def _grid(concepts: ConceptSet, count: int) -> list[Prompt]:
     """UnlearnCanvas's grid: things × styles, the erased concepts first on their side."""
-    things = _side(concepts, ("object", "character"), budget.grid)
-    styles = _side(concepts, ("style",), budget.grid)
+    things = _side(concepts, ("object", "character"), count)
+    styles = _side(concepts, ("style",), count)
     return [
-        Prompt(f"{thing.phrase} in {style.name} style", "grid", thing.label, (thing.label, style.label), style.name)
+        Prompt(f"{thing.phrase} in {style.name} style", "grid", *_labels(thing, style), style.name)
         for thing, style in product(things, styles)
     ]
 
 
+def _labels(first: Concept, second: Concept) -> tuple[str, tuple[str, str]]:
+    """The label of the first of two concepts that a detector sees, and the labels of both."""
+    return first.label or "", (first.label or "", second.label or "")
+
+
 def _side(concepts: ConceptSet, kinds: tuple[str, ...], count: int) -> list[Concept]:
-    """Concepts of one side of the grid that a detector can see: those to erase, their own kind, then the others."""
+    """Concepts of one side of the grid that a detector sees: those to erase, then ``count`` others, their own kind first."""
     erase = [c for c in concepts.request.erase if c.kind in kinds and c.label]
     kept = [c for c in concepts.catalogue.of_kind(*kinds) if c.label and c not in erase]
     kept.sort(key=lambda c: c.kind != concepts.kind)
     return [*erase, *kept[:count]]
 
 
-def _in_prompt(concepts: ConceptSet, budget: Budget) -> list[Prompt]:
+def _in_prompt(concepts: ConceptSet, count: int) -> list[Prompt]:
     """Prompts that ask for an erased concept and for something else, which has to stay: each concept in turn."""
     erased = concepts.request.erase
     found = [[_beside(c, other) for other in _partners(c, concepts)] for c in erased if c.label]
-    return [prompt for turn in zip_longest(*found) for prompt in turn if prompt][: budget.in_prompt]
+    return [prompt for turn in zip_longest(*found) for prompt in turn if prompt][:count]
 
 
 def _partners(concept: Concept, concepts: ConceptSet) -> list[Concept]:
@@ -125,7 +166,7 @@ def _partners(concept: Concept, concepts: ConceptSet) -> list[Concept]:
 def _beside(concept: Concept, other: Concept) -> Prompt:
     _, sentence = _PAIRS.get(concept.kind, _PAIRS["object"])
     text = sentence.format(concept=concept.phrase, name=concept.name, other=other.phrase, style=other.name)
-    return Prompt(text, "in_prompt", concept.label, (other.label, concept.label), "en")
+    return Prompt(text, "in_prompt", concept.label or "", _labels(other, concept)[1], "en")
 
 
 #: Kind of the erased concept → kind of what stands beside it, and the sentence that asks for both.
@@ -139,9 +180,18 @@ _PAIRS = {
 }
 
 
-def _utility(concepts: ConceptSet, budget: Budget) -> list[Prompt]:
-    rows = concepts.catalogue.utility[: budget.utility_prompts]
+def _utility(concepts: ConceptSet, count: int) -> list[Prompt]:
+    """Ordinary prompts of the catalogue."""
+    rows = concepts.catalogue.utility[:count]
     return [Prompt(row["prompt"], "utility", "", tuple(row.get("expects", ())), "en") for row in rows]
 
 
-_MAKERS = {"target": _target, "near": _near, "grid": _grid, "in_prompt": _in_prompt, "utility": _utility}
+#: Every role, in the order in which images are planned. A new one also needs a key in `Budget`, ``conf/budget`` and
+#: ``conf/concepts/inline.yaml`` (``prompts``).
+ROLES = (
+    Role("target", "target_prompts", _target, every_seed=True, pictures=2),
+    Role("near", "near_prompts", _near),
+    Role("grid", "grid", _grid),
+    Role("in_prompt", "in_prompt", _in_prompt),
+    Role("utility", "utility_prompts", _utility),
+)

@@ -25,8 +25,8 @@ from overpaint.run.plan import Plan
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
 
-#: Pictures of a cell without attack, by role; other roles show one, an attack shows two.
-SHOWN = {"target": 2}
+#: Pictures of a cell without attack, by role; an attack shows two.
+SHOWN = {role.name: role.pictures for role in ROLES}
 SIDE, GAP, HEAD, LEFT = 128, 6, 62, 150
 #: Columns of a record that are the same for all rows of one sheet.
 SHEET = ("model", "concepts", "protocol", "budget", "seed")

@@ -63,8 +63,8 @@ def _plain(plan: Plan, cell: Cell) -> list[Batch]:
     """The images of every role of prompts."""
     batches = []
     for role in ROLES:
-        shots = role_shots(role, cell.concepts, cell.budget)
-        batches += known_images(plan, cell, shots, f"{_subject(cell)}, {role} prompts")
+        shots = role.shots(cell.concepts, cell.budget)
+        batches += known_images(plan, cell, shots, f"{_subject(cell)}, {role.name} prompts")
     return batches
 
 

@@ -56,7 +56,7 @@ def erase_task(plan: Plan, cell: Cell) -> Task | None:
         "hyperparameters": dict(cell.method.values),
         "erase": [asdict(c) for c in request.erase],
         "retain": [asdict(c) for c in request.retain],
-        "seed": cell.seed,
+        "seed": cell.method_seed,
     }
     if cell.concepts.sequential:
         config["sequential"] = True
@@ -81,7 +81,7 @@ def attack_task(
         "concept": asdict(concept),
         "shots": [shot.as_dict() for shot in plain],
         "templates": {concept.kind: cell.concepts.catalogue.templates.get(concept.kind, {})},
-        "seed": cell.seed,
+        "seed": cell.attack_seed,
     }
     inputs = _erasure(erase_task(plan, cell)) if attack.needs == "victim" else {}
     if attack.shown and not examples:
@@ -213,7 +213,7 @@ def _described(cell: Cell) -> dict[str, Any]:
         "attack": cell.attack.label,
         "protocol": cell.protocol.name,
         "budget": cell.budget.name,
-        "seed": cell.seed,
+        "seed": cell.seed if cell.draws else 0,
         "method_name": cell.method.name,
         "attack_name": cell.attack.name,
     }

@@ -21,7 +21,7 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 
 #: Roles of images: those of plain prompts, an attack's images, and the images that an attack makes only for comparison.
-IMAGE_ROLES = (*ROLES, "attacked", "floor", "scrambled", "ordinary")
+IMAGE_ROLES = (*(role.name for role in ROLES), "attacked", "floor", "scrambled", "ordinary")
 
 #: Frames of an `Evidence`.
 FrameName = Literal[

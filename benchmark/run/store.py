@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from overpaint.errors import UserError
-from overpaint.grid.registry import check_type
+from overpaint.grid.typed import check_type
 from overpaint.run.owner import alive, owner
 
 MANIFEST = "manifest.json"

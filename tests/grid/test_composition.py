@@ -23,7 +23,8 @@ def test_cells_equal_a_true_compose():
     for ours, (method, attack, seed) in zip(composed, wanted, strict=True):
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-            true = compose("config", [f"method={method}", f"attack={attack}", f"seed={seed}", "budget=smoke"])
+            chosen = [f"method={method}", f"attack={attack}", f"seed={seed}", "budget=smoke", "protocol=testbed"]
+            true = compose("config", [*chosen, "concepts.name=church"])  # named after its file
         assert ours.config == OmegaConf.to_container(true, resolve=True)
 
 
@@ -89,15 +90,3 @@ def test_a_method_from_a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (cell,) = cells("method=mine", "method.strength=0.25", f"hydra.searchpath=[file://{tmp_path}]")
     assert cell.method.values == {"strength": 0.25}
-
-
-def test_names_that_are_checked_early_are_those_of_the_models():
-    """The configuration is checked without loading torch, so that these names stand twice."""
-    from typing import get_args, get_type_hints
-
-    from overpaint.grid.cells import ModelSpec, Protocol
-    from overpaint.models.diffusion import SCHEDULERS
-    from overpaint.models.loading import DTYPES
-
-    assert set(get_args(get_type_hints(Protocol)["scheduler"])) == set(SCHEDULERS)
-    assert set(get_args(get_type_hints(ModelSpec)["precision"])) == set(DTYPES)

@@ -10,7 +10,7 @@ from overpaint.grid.composition import compose_cells
 from overpaint.grid.concepts import load_catalogue
 from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts
 from overpaint.grid.registry import component, components
-from overpaint.grid.roles import ROLES, role_shots
+from overpaint.grid.roles import ROLES
 from overpaint.images.planner import make_plan
 from overpaint.images.stages.attack import _context
 from overpaint.images.tasks import HALF_PRECISION
@@ -61,7 +61,7 @@ def test_an_attack_brings_its_control_floor_and_the_unedited_model():
 def test_an_attack_can_go_without_its_company_or_with_another():
     (cell, alone), *_ = plan("attack=cce", "attack.control=null", "attack.floor=false", "budget=smoke").cells
     assert {name.split("/")[0] for name in alone.inputs} == {"images", "original", "plain", "plain_original"}
-    assert cell.attack.label == "cce"  # what it does is the same
+    assert cell.attack.label == "cce control=null floor=false"  # other records, so another label
     beside = plan("attack=cce", "attack.control=random_prefix", "attack.floor=false", "budget=smoke")
     ((_, measure),) = beside.cells
     control, prefixes = (
@@ -170,12 +170,12 @@ def test_batch_size_and_shard_size_name_no_image():
     assert set(small.tasks) == set(large.tasks)
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_a_smaller_budget_is_part_of_a_larger(role):
     def of(budget):
         (composed,) = compose_cells([f"budget={budget}"])
         cell = cell_from(composed.config, composed.explicit)
-        return {(s.prompt.id, s.noise_seed) for s in role_shots(role, cell.concepts, cell.budget)}
+        return {(s.prompt.id, s.noise_seed) for s in role.shots(cell.concepts, cell.budget)}
 
     assert of("smoke") and of("smoke") <= of("lite") <= of("paper")
 

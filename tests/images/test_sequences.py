@@ -6,7 +6,7 @@ import overpaint
 from overpaint.cli import main
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
-from overpaint.grid.roles import role_prompts, role_shots
+from overpaint.grid.roles import role, role_shots
 from overpaint.images.planner import make_plan
 from overpaint.report.records import stored_records
 from overpaint.run.store import Store
@@ -58,9 +58,9 @@ def test_every_erased_concept_is_asked_for_and_no_anchor_is_erased(name, count):
     erased = {c.name for c in cell.concepts.request.erase}
     assert len(erased) == count and not erased & {c.anchor for c in cell.concepts.request.erase}
     assert not erased & {c.name for c in (*cell.concepts.near, *cell.concepts.request.retain)}
-    for role in ("target", "in_prompt"):
-        assert {p.concept for p in role_prompts(role, cell.concepts, cell.budget)} == erased
-    for prompt in role_prompts("in_prompt", cell.concepts, cell.budget):
+    for name in ("target", "in_prompt"):
+        assert {p.concept for p in role(name).prompts(cell.concepts, cell.budget)} == erased
+    for prompt in role("in_prompt").prompts(cell.concepts, cell.budget):
         assert not erased & {label for label in prompt.expects if label != prompt.concept}
 
 

@@ -1,0 +1,145 @@
+"""A method or attack of a cell: its hyper-parameters, settled and checked in one place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from overpaint.errors import UserError, unknown
+from overpaint.grid.concepts import KINDS
+from overpaint.grid.labels import file_digest, label
+from overpaint.grid.registry import COMPANY, DESCRIPTION, Component, component, components
+from overpaint.grid.typed import check_type, checked, construct, created
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method or an attack with its settled hyper-parameters. ``given`` is what was set by hand.
+
+    ``draws``: whether its result depends on the seed. Of an attack: ``control`` is another attack that is run beside it
+    with as many images (``None``: no control, and no random prefixes); ``floor``: whether it is also run for concepts
+    that it was not made for.
+    """
+
+    name: str
+    preset: str | None
+    values: Mapping[str, Any]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    control: str | None = None
+    floor: bool = False
+    draws: bool = False
+
+    @property
+    def label(self) -> str:
+        """``uce``, or ``uce lamb=1.0`` where a value was set by hand, so that the points of a sweep stay apart."""
+        return label(self.name, self.given)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides its results; files that values name by what they hold."""
+        files = {key: file_digest(value) for key, value in self.values.items() if isinstance(value, str)}
+        found = {"name": self.name, "values": dict(self.values), "files": {k: v for k, v in files.items() if v}}
+        return found | {"control": self.control, "floor": self.floor}
+
+
+def choose(
+    kind: str, config: Mapping[str, Any], explicit: frozenset[str], family: str | None, concept_kind: str
+) -> Choice:
+    """The method or attack of a composed configuration.
+
+    Values come from the component's YAML, then its preset, then the keys that were set by hand (``explicit``). They are
+    checked, and the component is built once, so that a wrong value is told before anything runs.
+    """
+    chosen = component(kind, config["name"])
+    where = f"{kind}={chosen.name}"
+    settable = {*chosen.defaults, *COMPANY}
+    given = {key: config[key] for key in _by_hand(kind, config, explicit)}
+    for key in config:
+        if key not in settable and key not in DESCRIPTION:
+            raise unknown("hyper-parameter", key, chosen.defaults, where)
+    for key in given:
+        if key not in settable:
+            raise UserError(f"{where}: {key} describes the component and cannot be set; choose another, {kind}=…")
+    preset = _preset(chosen, config.get("preset", "auto"), family, concept_kind)
+    values = chosen.settle({key: value for key, value in given.items() if key in chosen.defaults}, preset)
+    values = checked(chosen.load(), values, where)
+    built = created(chosen.load(), values, where)
+    company = {key: config.get(key, chosen.config[key]) for key in ("control", "floor") if key in chosen.config}
+    shown = {key: values.get(key, value) for key, value in given.items() if key not in COMPANY or key in company}
+    if "preset" in given and preset:
+        shown["preset"] = preset if given["preset"] == "auto" else given["preset"]
+    draws = getattr(built, "draws", True)
+    return Choice(chosen.name, preset, values, shown, draws=draws, **_company(company, where))
+
+
+def _by_hand(kind: str, config: Mapping[str, Any], explicit: frozenset[str]) -> list[str]:
+    """The keys of a component that were set by hand, without the group: ``lamb``."""
+    keys = (key.split(".")[1] for key in sorted(explicit) if key.startswith(f"{kind}."))
+    return [key for key in dict.fromkeys(keys) if key in config]
+
+
+def _preset(chosen: Component, asked: Any, family: str | None, concept_kind: str) -> str | None:
+    """The preset that is meant. One for the concept's kind comes before one for all: ``paper_style`` before ``paper``.
+
+    ``auto`` takes the model's preset, else one named as the kind, else none, which leaves the YAML's values.
+    """
+    check_type(asked, str | None, f"{chosen.kind}={chosen.name}: preset")
+    if asked is None:
+        return None
+    if asked == "auto":
+        wanted = [f"{family}_{concept_kind}", family, concept_kind]
+        return next((name for name in wanted if name in chosen.presets), None)
+    return f"{asked}_{concept_kind}" if f"{asked}_{concept_kind}" in chosen.presets else asked
+
+
+@dataclass(frozen=True)
+class _Company:
+    """What an attack has beside it."""
+
+    control: str | None = None
+    floor: bool = False
+
+
+def _company(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    settled = checked(_Company, values, where)
+    control = settled.get("control")
+    if control is not None and not _is_control(control):
+        raise unknown("control", control, [*filter(_is_control, components("attack")), "null"], where)
+    return settled
+
+
+def _is_control(name: str) -> bool:
+    """Can this attack stand beside another: does it draw as many images as it is told to?"""
+    return name in components("attack") and "tries" in component("attack", name).defaults
+
+
+@cache
+def preset_families(folders: tuple[Path, ...]) -> frozenset[str]:
+    """What presets of methods and attacks are called, without the kind of concept that some end in.
+
+    ``folders`` are those beside ``conf/`` in which components are looked for; unusable files have no presets.
+    """
+    kinds = "|".join(KINDS)
+    return frozenset(
+        re.sub(rf"_({kinds})$", "", name)
+        for kind in ("method", "attack")
+        for other in components(kind)
+        for name in _presets(kind, other)
+    )
+
+
+def _presets(kind: str, name: str) -> list[str]:
+    try:
+        return list(map(str, component(kind, name).presets))
+    except UserError:  # it is told where this component is chosen
+        return []
+
+
+def build(kind: str, choice: Choice, seed: int) -> Any:
+    """The method or attack itself, with the seed of a cell."""
+    chosen = component(kind, choice.name)
+    return construct(chosen.load(), {**choice.values, "seed": seed}, f"{kind}={choice.name}")

@@ -1,0 +1,109 @@
+"""Concept sets: what is erased and kept in a cell, and the sentences that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from overpaint.errors import UserError, unknown
+from overpaint.grid.concepts import Catalogue, Concept, Kind, Request, load_catalogue, read_as, templates
+from overpaint.grid.labels import file_digest
+from overpaint.grid.registry import named_in_yaml
+from overpaint.grid.typed import construct
+
+
+@dataclass(frozen=True)
+class ConceptSet:
+    """Concepts to erase (``sequential``: one request after the other) and to keep, and the sentences that show them.
+
+    ``prompts`` are CSV files by role, ``near`` the neighbours whose images are measured.
+    """
+
+    name: str
+    request: Request
+    sequential: bool
+    near: tuple[Concept, ...]
+    catalogue: Catalogue
+    templates: tuple[str, ...] | None
+    prompts: Mapping[str, str]
+
+    @property
+    def kind(self) -> str:
+        """Kind of the first concept to erase, by which presets are chosen."""
+        return self.request.erase[0].kind
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the prompts and the request; prompt files by what they hold."""
+        return {
+            "erase": [asdict(c) for c in self.request.erase],
+            "retain": [asdict(c) for c in self.request.retain],
+            "near": [asdict(c) for c in self.near],
+            "sequential": self.sequential,
+            "catalogue": self.catalogue.identity,
+            "templates": self.templates,
+            "prompts": {role: _content(path) for role, path in sorted(self.prompts.items()) if path},
+        }
+
+
+def _content(path: str) -> str:
+    return file_digest(str(named_in_yaml("concepts", path))) or path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The keys of the ``concepts`` group; see ``conf/concepts/inline.yaml``."""
+
+    name: str | None
+    catalogue: str | None
+    erase: str | list[str]
+    sequential: bool
+    retain: str | list[str]
+    near: str | list[str] | None
+    anchor: str | list[str] | None
+    kind: Kind
+    templates: list[str] | None
+    prompts: dict[str, str | None] | None
+
+
+def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
+    """A concept set from the ``concepts`` group. Names that the catalogue knows come with kind, label and synonyms."""
+    entry = construct(Entry, config, "concepts")
+    catalogue = load_catalogue(catalogue_of_model if entry.catalogue == "auto" else entry.catalogue)
+    erase = _concepts(entry.erase, catalogue, entry.kind, "concepts.erase")
+    names = [c.name for c in erase]
+    others = [name for name in catalogue.concepts if name not in names]
+    retain = _concepts(others if entry.retain == "all" else entry.retain, catalogue, entry.kind, "concepts.retain")
+    neighbours = [name for c in erase for name in c.neighbours if name not in names]
+    asked = neighbours if entry.near is None else _listed(entry.near)
+    near = _concepts(list(dict.fromkeys(asked)), catalogue, entry.kind, "concepts.near")
+    request = Request.of(erase, entry.anchor, retain)
+    erased_too = [c.name for c in near if read_as(c.name) in map(read_as, names)]
+    if erased_too:
+        raise UserError(f"concepts.near: {', '.join(erased_too)} cannot be erased and be a neighbour that stays")
+    sequential = entry.sequential and len(erase) > 1  # one concept is the same request either way
+    name = entry.name or "+".join(names)
+    return ConceptSet(
+        f"{name} in turn" if sequential else name,
+        request,
+        sequential,
+        tuple(near),
+        catalogue,
+        templates(entry.templates, "concepts.templates") or None,
+        dict(entry.prompts or {}),
+    )
+
+
+def _concepts(names: str | Sequence[str], catalogue: Catalogue, kind: str, where: str) -> list[Concept]:
+    names = _listed(names)
+    if not catalogue.concepts:
+        return [Concept(name, kind=kind) for name in names]
+    for name in names:
+        if name not in catalogue.concepts:
+            raise unknown("concept", name, catalogue.concepts, where)
+    return [catalogue.concepts[name] for name in names]
+
+
+def _listed(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names

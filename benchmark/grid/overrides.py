@@ -1,0 +1,116 @@
+"""Overrides as they are typed: ``key=value``. Several values make an axis of the grid."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.errors import HydraException
+
+from overpaint.errors import UserError
+from overpaint.grid.registry import components
+from overpaint.grid.typed import shown
+
+#: The most cells of one grid, and so the most values of one axis.
+MOST_CELLS = 10_000
+How = Literal["set", "add", "delete"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One override: a key, the values that it takes in turn, and how it was typed.
+
+    ``how`` is ``set``, ``add`` (``+key=value``: a key that is not there yet) or ``delete`` (``~key``).
+    """
+
+    typed: str
+    key: str
+    values: tuple[Any, ...]
+    how: How = "set"
+
+    @property
+    def group(self) -> str:
+        """The part before the first dot: a group (``method``), or a component (``uce``)."""
+        return self.key.partition(".")[0]
+
+    @property
+    def inner(self) -> str:
+        """The part after the first dot; empty for ``method=uce``."""
+        return self.key.partition(".")[2]
+
+
+def read_override(typed: str) -> Setting:
+    """An override from its text, in Hydra's grammar; a `UserError` says how to quote what the grammar does not read."""
+    if typed.startswith("-"):
+        raise UserError(f"there is no option {typed} here; overrides are key=value")
+    try:
+        parsed = OverridesParser.create().parse_override(typed)
+    except (HydraException, ValueError, RecursionError):
+        raise _unreadable(typed) from None
+    if not parsed.key_or_group:
+        raise UserError(f"cannot read the override {typed!r}: there is no key before the =")
+    if parsed.package is not None:
+        raise UserError(f"cannot read the override {typed!r}: a key has no package (@) here")
+    how: How = "delete" if parsed.is_delete() else "add" if parsed.is_add() or parsed.is_force_add() else "set"
+    return Setting(typed, parsed.key_or_group, tuple(_values(parsed)), how)
+
+
+def _values(parsed: Override) -> list[Any]:
+    """The values of an override, each as plain Python."""
+    if not parsed.is_sweep_override():
+        return [parsed.value()]
+    sweep = parsed.value()
+    if isinstance(sweep, IntervalSweep):
+        raise UserError(f"{parsed.input_line}: an interval has no values to run; list some of them")
+    if isinstance(sweep, Glob):
+        found: list[Any] = sweep.filter(list(components(parsed.key_or_group)))
+    elif isinstance(sweep, RangeSweep) and not sweep.step:
+        raise UserError(f"{parsed.input_line}: a range takes a step other than 0")
+    elif isinstance(sweep, RangeSweep) and ((sweep.stop or 0) - (sweep.start or 0)) / sweep.step > MOST_CELLS:
+        found = [None] * (MOST_CELLS + 1)
+    else:
+        found = [_plain(value) for value in islice(parsed.sweep_iterator(), MOST_CELLS + 1)]
+    if not found:
+        raise UserError(f"{parsed.input_line} has no value")
+    if len(found) > MOST_CELLS:
+        raise UserError(f"{parsed.input_line} has more than {MOST_CELLS} values; a grid has at most so many cells")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """An element of a sweep as plain Python."""
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    return value
+
+
+def _unreadable(typed: str) -> UserError:
+    """The error for a text outside the grammar, with the quoted form where that can be read."""
+    key, equals, value = typed.partition("=")
+    if not equals:
+        return UserError(f"cannot read the override {shown(typed)}: overrides are key=value")
+    listed = value.startswith("[") and value.endswith("]")
+    parts = [_quoted(part.strip()) for part in (value[1:-1].split(",") if listed else [value])]
+    better = f"{key}=" + (f"[{','.join(parts)}]" if listed else parts[0])
+    try:
+        OverridesParser.create().parse_override(better)
+    except (HydraException, ValueError, RecursionError):
+        return UserError(f"cannot read the override {shown(typed)}: overrides are key=value, in Hydra's grammar")
+    return UserError(
+        f"cannot read the override {shown(typed)}: quote texts with quotation marks, accents or other signs: "
+        f"{shlex.quote(better)}"
+    )
+
+
+def _quoted(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text
+    return '"' + text.replace('"', '\\"') + '"'

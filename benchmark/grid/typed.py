@@ -1,0 +1,141 @@
+"""Values checked against a class's field types, by pydantic; what does not fit is one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic_core import ErrorDetails
+from typing_extensions import TypedDict
+
+from overpaint.errors import UserError, unknown
+
+#: Strict: 10 is a float, but True is not an int and "10" is not a number. NaN and infinity are not numbers either.
+RULES = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True)
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def construct(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """``cls(**values)`` with every value checked against the field that it fills.
+
+    ``where`` starts the messages: ``budget`` or ``method=uce``.
+    """
+    return created(cls, checked(cls, values, where), where)
+
+
+def created(cls: type, settled: Mapping[str, Any], where: str) -> Any:
+    """``cls(**settled)`` of checked values; a refusal of the class itself names ``where``."""
+    try:
+        return cls(**settled)
+    except UserError as error:
+        raise (error if where in str(error) else UserError(f"{where}: {error}")) from None
+
+
+def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values as the fields of a dataclass (or keys of a TypedDict) hold them: 10 for a float is 10.0."""
+    hints = _hints(cls)
+    try:
+        return _adapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False)[0], values, hints, where) from None
+
+
+def check_type(value: Any, hint: Any, where: str) -> None:
+    """Raise a `UserError` with the key, the value and what is allowed, unless ``value`` fits ``hint``."""
+    try:
+        TypeAdapter(hint, config=RULES).validate_python(value)
+    except ValidationError:
+        raise _unfit(value, hint, where) from None
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Types of what a class is made from: the fields of a dataclass, the keys of a `TypedDict`."""
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except NameError as error:
+        raise UserError(f"the types of {cls.__name__}'s fields cannot be read: {error}; import it for good") from None
+    names = [f.name for f in fields(cls) if f.init] if hasattr(cls, "__dataclass_fields__") else hints
+    return {name: hints[name] for name in names}
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter:
+    """A pydantic type of the class's values; a class that is a dataclass keeps its own defaults."""
+    optional = {f.name for f in getattr(cls, "__dataclass_fields__", {}).values() if _has_default(f)}
+    total = getattr(cls, "__total__", True)
+    keys = {n: NotRequired[hint] if n in optional or not total else hint for n, hint in _hints(cls).items()}
+    shape = TypedDict(cls.__name__, keys)  # type: ignore[misc]
+    return TypeAdapter(with_config(RULES)(shape))
+
+
+def _has_default(f) -> bool:
+    return f.default is not MISSING or f.default_factory is not MISSING
+
+
+def _refusal(error: ErrorDetails, values: Mapping, hints: Mapping[str, Any], where: str) -> UserError:
+    """Pydantic's first error as a sentence."""
+    key = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return unknown("hyper-parameter" if "=" in where else "key", key, hints, where)
+    if error["type"] == "missing":
+        return UserError(f"{where}: no value for {key}")
+    value, hint, place = values[key], hints[key], named(where, key)
+    for part in error["loc"][1:]:  # into mappings, whose keys a message names too; other parts are members of unions
+        inner = next((get_args(o)[1] for o in _options(hint) if get_origin(o) is dict and isinstance(part, str)), None)
+        if inner is None or not isinstance(value, dict) or part not in value:
+            continue
+        value, hint, place = value[part], inner, f"{place}.{part}"
+    return _unfit(value, hint, place)
+
+
+def named(where: str, key: str) -> str:
+    """A key as messages name it: ``budget.seeds``, or ``method=uce: lamb``."""
+    return f"{where}: {key}" if "=" in where or " " in where else f"{where}.{key}"
+
+
+def _unfit(value: Any, hint: Any, where: str) -> UserError:
+    """What is allowed beside what was given; the nearest of several words."""
+    words = [word for option in _options(hint) if get_origin(option) is Literal for word in get_args(option)]
+    if words and isinstance(value, str):
+        return unknown("value", value, map(str, words), where)
+    return UserError(f"{where} takes {' or '.join(map(said, _options(hint)))}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} …"
+
+
+def _options(hint: Any) -> Iterable[Any]:
+    """The members of a union, or the type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def said(hint: Any) -> str:
+    """A type as an error message names it: ``a finite number``, ``int from 1 up``, ``list[str]``."""
+    if get_origin(hint) is Annotated:
+        kind, *limits = get_args(hint)
+        bounds = {type(limit).__name__: limit for field in limits for limit in getattr(field, "metadata", ())}
+        name = "a number" if kind is float else said(kind)
+        low, high = bounds["Ge"].ge, bounds.get("Le")
+        return f"{name} from {low} " + (f"to {high.le}" if high else "up")
+    if hint is float:
+        return "a finite number"
+    if hint is NoneType:
+        return "null"
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    if get_args(hint) and hasattr(hint, "__origin__"):
+        return f"{hint.__origin__.__name__}[{', '.join(map(said, get_args(hint)))}]".replace("a finite number", "float")
+    if get_origin(hint) is UnionType:
+        return " | ".join("None" if part is NoneType else said(part) for part in get_args(hint))
+    return getattr(hint, "__name__", str(hint))

@@ -1,0 +1,114 @@
+"""YAML files that anyone may have written: read within limits, refused in one sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from overpaint.errors import UserError
+
+#: The largest file that is read, in bytes, and the most values that its aliases may expand to.
+LARGEST, MOST_VALUES = 8 << 20, 200_000
+#: An interpolation that runs a resolver, such as ``${oc.env:HOME}``; ``${seed}`` only refers to another value.
+RESOLVER = re.compile(r"\$\{[^${}]*:")
+
+
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):
+    """Plain values only. Numbers are read as Hydra reads them (``1e-4`` is one), dates stay texts."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The value in a YAML file (``None`` for an empty one). ``what`` names the file in messages: ``method=mine``.
+
+    Raises a `UserError` for a file that cannot be read, that is not YAML, that holds a key twice, or whose aliases
+    expand to more than `MOST_VALUES` values.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{what}: {path} is larger than {LARGEST >> 20} MiB")
+        loader = _Loader(path.read_text(encoding="utf-8-sig"))
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > MOST_VALUES:
+            raise UserError(f"{what}: {path} expands to more than {MOST_VALUES} values by its aliases")
+        return loader.construct_document(node)
+    except UnicodeDecodeError:
+        raise UserError(f"{what}: {path} is not a text in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{what}: {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{what}: {path} is not YAML: {_problem(error)}") from None
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file, whose keys are texts."""
+    found = read_yaml(path, what)
+    if not isinstance(found, dict):
+        given = "is empty" if found is None else f"holds a {type(found).__name__}"
+        raise UserError(f"{what}: {path} {given}; it takes a mapping (key: value)")
+    for key in found:
+        if not isinstance(key, str):
+            raise UserError(f"{what}: {path} has the key {key!r}, which is not a text; quote it")
+    return found
+
+
+def refuse_resolvers(value: Any, where: str) -> None:
+    """Raise a `UserError` if a text inside ``value`` would run a resolver, which can read the environment."""
+    if isinstance(value, str) and RESOLVER.search(value):
+        raise UserError(f"{where}: {value!r} runs a resolver; only references to other keys, ${{key}}, are allowed")
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            refuse_resolvers(key, where)
+            refuse_resolvers(inside, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for inside in value:
+            refuse_resolvers(inside, where)
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node has once its aliases are expanded; a key that stands twice is refused."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.MarkedYAMLError(problem="an alias that holds itself", problem_mark=node.start_mark)
+        return known[id(node)]
+    known[id(node)] = 0
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+    total = 1
+    for part in parts:
+        total += _values(part, known)
+        if total > MOST_VALUES:
+            break
+    known[id(node)] = total
+    return total
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong and in which line, without the parser's excerpt."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return " ".join(str(problem).split()) + (f" (line {mark.line + 1})" if mark else "")
