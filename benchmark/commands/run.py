@@ -16,7 +16,7 @@ from overpaint.commands.grids import ERR, Grid, compose, prepare
 from overpaint.commands.plan import summary
 from overpaint.errors import UserError
 from overpaint.report.records import stored_records
-from overpaint.report.tables import show
+from overpaint.report.rendering import print_tables
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates, duration
 from overpaint.run.runner import Outcome
@@ -57,7 +57,7 @@ def run_grid(grid: Grid) -> int:
         ERR.print("run the same command to continue")
         return 130
     if len(records):
-        show(records)
+        print_tables(records)
         tracker.send(records, str(store.root))
     for path in _sheets(grid):
         ERR.print(f"contact sheet: {path}")

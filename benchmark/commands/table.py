@@ -9,8 +9,8 @@ import click
 
 from overpaint.commands.grids import planned
 from overpaint.errors import UserError, unknown
-from overpaint.report.records import stored_records
-from overpaint.report.tables import FORMATS, render, show
+from overpaint.report.records import stored_outcomes, stored_records
+from overpaint.report.rendering import FORMATS, print_tables, render
 from overpaint.run.store import Store
 
 
@@ -18,7 +18,8 @@ from overpaint.run.store import Store
 @click.argument("overrides", nargs=-1)
 @click.option("--format", "form", default="terminal", help="terminal, md, csv, json or latex.")
 @click.option("--view", default="facets", help="facets (every figure), or one of `overpaint list views`.")
-def table(overrides: Sequence[str], form: str, view: str) -> None:
+@click.option("--spreadsheet", is_flag=True, help="csv: put ' before text that a spreadsheet would run as a formula.")
+def table(overrides: Sequence[str], form: str, view: str, spreadsheet: bool) -> None:
     """Print tables from stored records: of the grid that the overrides span, or of the whole store."""
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
@@ -31,6 +32,8 @@ def table(overrides: Sequence[str], form: str, view: str) -> None:
         raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
     records = stored_records(store, plan)
     if form == "terminal":
-        show(records, view)
+        print_tables(records, view, stored_outcomes(store, records))
+    elif form in ("csv", "json"):
+        sys.stdout.write(render(records, form, view, spreadsheet=spreadsheet))
     else:
-        sys.stdout.write(render(records, form, view))
+        sys.stdout.write(render(records, form, view, stored_outcomes(store, records)))

@@ -13,6 +13,7 @@ What the reference pictures contribute is not in it.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -24,6 +25,8 @@ from overpaint.metrics.metric import Evidence, Figure, Metric
 from overpaint.metrics.outcomes import Tally
 from overpaint.report.statistics import Estimate
 
+#: Fewer images have no FID: at 40 of them, even real pictures are 200 away from real pictures of the same world.
+FID_IMAGES = 500
 SPLITS = 10
 KID_ROWS = 5_000  # up to so many pictures a side KID uses every pair at once, beyond them random subsets
 
@@ -36,37 +39,64 @@ class KernelDistance(NamedTuple):
 
 
 def fid(x: NDArray, y: NDArray) -> float:
-    """Frechet distance of the Gaussians fitted to feature rows ``(n, d)`` and ``(m, d)`` (Heusel et al., arXiv
-    1706.08500).
+    """Fréchet distance of the Gaussians fitted to feature rows ``(n, d)`` and ``(m, d)`` (Heusel et al., arXiv
+    1706.08500), as torchmetrics computes it: ``|μ_x − μ_y|² + tr S_x + tr S_y − 2 tr (S_x S_y)^½``, covariances over n − 1."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
-    ``|mu_x - mu_y|^2 + tr S_x + tr S_y - 2 tr (S_x S_y)^(1/2)``, covariances over n - 1. With centred rows
-    ``S_x = X'X``, the last trace is the sum of the singular values of ``X Y'``: real and exact, however singular the
-    covariances are.
-    """
     x, y = _matrix(x), _matrix(y)
-    gap = x.mean(axis=0) - y.mean(axis=0)
-    a, b = _root(x), _root(y)
-    overlap = np.linalg.svd(a @ b.T, compute_uv=False).sum()
-    return max(float(gap @ gap + (a * a).sum() + (b * b).sum() - 2 * overlap), 0.0)
+    if min(len(x), len(y)) < 2:
+        raise ValueError("a covariance needs at least two images")
+    middle = x.mean(axis=0)  # torchmetrics sums squares: a common shift changes no distance and keeps its digits
+    metric = FrechetInceptionDistance(feature=_given(x.shape[1])).set_dtype(_double())
+    return max(_computed(metric, x - middle, y - middle), 0.0)
 
 
 def kid(x: NDArray, y: NDArray, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> KernelDistance:
-    """Kernel distance: unbiased squared MMD under ``(x.y / d + 1)^3`` (Binkowski et al., arXiv 1801.01401), can be
-    negative.
+    """Kernel distance: unbiased squared MMD under ``(x·y / d + 1)³`` (Bińkowski et al., arXiv 1801.01401), as torchmetrics
+    computes it; it can be negative.
 
-    The mean over ``subsets`` random subsets of ``subset_size`` rows of either side; a single subset takes the first
-    rows.
+    The mean over ``subsets`` random subsets of ``subset_size`` rows of either side; a single subset takes the first rows.
     """
+    import torch
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     x, y = _matrix(x), _matrix(y)
     size = min(subset_size, len(x), len(y))
     if subsets == 1:
-        return KernelDistance(_unbiased_mmd(x[:size], y[:size]), None)
-    rng = np.random.default_rng(seed)
-    values = [
-        _unbiased_mmd(x[rng.choice(len(x), size, replace=False)], y[rng.choice(len(y), size, replace=False)])
-        for _ in range(subsets)
-    ]
-    return KernelDistance(float(np.mean(values)), float(np.std(values)))
+        x, y = x[:size], y[:size]
+    with warnings.catch_warnings():  # that it keeps all features in memory
+        warnings.simplefilter("ignore", UserWarning)
+        metric = KernelInceptionDistance(feature=_given(x.shape[1]), subsets=subsets, subset_size=size)
+    for rows, real in ((x, True), (y, False)):
+        metric.update(torch.from_numpy(rows), real=real)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, deviation = metric.compute()
+    return KernelDistance(float(mean), float(deviation) if subsets > 1 else None)
+
+
+def _given(width: int):
+    """A feature network for torchmetrics that takes features as they are, ``(n, width)``."""
+    from torch.nn import Identity
+
+    network = Identity()
+    network.num_features = width
+    return network
+
+
+def _double():
+    import torch
+
+    return torch.float64
+
+
+def _computed(metric, x: NDArray, y: NDArray) -> float:
+    """A metric of torchmetrics, from features of two sets."""
+    import torch
+
+    for rows, real in ((x, True), (y, False)):
+        metric.update(torch.from_numpy(rows), real=real)
+    return float(metric.compute())
 
 
 def cmmd(x: NDArray, y: NDArray, sigma: float = 10.0, scale: float = 1000.0) -> float:
@@ -143,9 +173,10 @@ class FeatureDistance(Metric):
     direction = "down"
     unit = "distance"
     aggregation = "all general prompts"
-    version = 2
+    version = 3
     roles = ("utility",)
     floor: ClassVar[float] = -math.inf
+    least: ClassVar[int] = 2  # images a side below which the distance means nothing
 
     @staticmethod
     def distance(x: NDArray, y: NDArray) -> float:
@@ -169,15 +200,17 @@ class ReferenceDistance(FeatureDistance):
         own, original = (feature_rows(evidence.images_of("utility", frame=f)) for f in ("images", "original"))
         count = Tally(len(own.vectors), own.failed)
         reference = feature_rows(pd.DataFrame() if evidence.reference is None else evidence.reference).vectors
-        why = count.refusal(evidence.failure_limit, "utility images") or _too_few(own.vectors, "utility images")
-        why = why or _too_few(reference, "reference pictures")
+        why = count.refusal(evidence.failure_limit, "utility images") or _too_few(
+            len(own.vectors), "utility images", self.least
+        )
+        why = why or _too_few(len(reference), "reference pictures", self.least)
         if why:
             return Figure(None, n=count.judged, failed=count.failed, why=why)
         value = self.estimate(lambda p: self.distance(own.of(p), reference), own.prompts, self.floor)
         figure = {"n": count.judged, "failed": count.failed}
         unusable = Tally(len(original.vectors), original.failed).refusal(evidence.failure_limit, "original images")
         shared = own.keys.intersection(original.keys)
-        if unusable or len(shared) < 2 or not (own.keys.is_unique and original.keys.is_unique):
+        if unusable or len(shared) < self.least or not (own.keys.is_unique and original.keys.is_unique):
             return Figure(value.value, value.low, value.high, **figure)
         here, there = own.at(shared), original.at(shared)
         gap = self.estimate(
@@ -209,7 +242,7 @@ class OriginalDistance(FeatureDistance):
         if not why and not (own.keys.is_unique and original.keys.is_unique):
             why = "several images of one prompt and seed"
         shared = own.keys.intersection(original.keys)
-        why = why or _too_few(shared, "images with an original of the same prompt and seed")
+        why = why or _too_few(len(shared), "images with an original of the same prompt and seed", self.least)
         if why:
             return Figure(None, n=count.judged, failed=count.failed, why=why)
         here, there = own.at(shared), original.at(shared)
@@ -220,6 +253,7 @@ class OriginalDistance(FeatureDistance):
 class FidReference(ReferenceDistance):
     """FID to the reference pictures."""
 
+    least = FID_IMAGES
     paper = "FID, arXiv 1706.08500"
     floor = 0.0
     distance = staticmethod(fid)
@@ -228,16 +262,39 @@ class FidReference(ReferenceDistance):
 class FidOriginal(OriginalDistance):
     """FID to the original model's images (HUB's FID-SD)."""
 
+    least = FID_IMAGES
     paper = "FID, arXiv 1706.08500"
     floor = 0.0
     distance = staticmethod(fid)
 
 
 def full_kid(x: NDArray, y: NDArray) -> float:
-    """KID over all pairs where the sets are small enough for that, over random subsets otherwise."""
+    """KID over all pairs where the sets are small enough for that, over random subsets otherwise.
+
+    torchmetrics takes as many pictures of one side as of the other; here every picture of both sides counts.
+    """
     if max(len(x), len(y)) <= KID_ROWS:
         return _unbiased_mmd(_matrix(x), _matrix(y))
     return kid(x, y).mean
+
+
+def paired_kid(x: NDArray, y: NDArray) -> float:
+    """KID of pictures in pairs, rows ``(n, d)`` in one order: the U-statistic of Gretton et al. (2012, equation 4).
+
+    A picture and its partner depend on each other, so that their similarity says nothing of the distributions and is left
+    out: ``Σ_{i≠j} k(x_i, x_j) + k(y_i, y_j) − k(x_i, y_j) − k(x_j, y_i)`` over n (n − 1). It is 0 for equal sets.
+    """
+    x, y = _matrix(x), _matrix(y)
+    if x.shape != y.shape or len(x) < 2:
+        raise ValueError(f"pairs of at least two images are needed, got features {x.shape} and {y.shape}")
+    if len(x) > KID_ROWS:
+        chosen = np.random.default_rng(0).choice(len(x), KID_ROWS, replace=False)
+        x, y = x[chosen], y[chosen]
+    if np.array_equal(x, y):
+        return 0.0
+    across = _kernel(x, y)
+    both = _kernel(x, x) + _kernel(y, y) - across - across.T
+    return float((both.sum() - np.trace(both)) / (len(x) * (len(x) - 1)))
 
 
 class KidReference(ReferenceDistance):
@@ -248,10 +305,11 @@ class KidReference(ReferenceDistance):
 
 
 class KidOriginal(OriginalDistance):
-    """KID to the original model's images; about zero or below it for an erasure that leaves them alone."""
+    """KID to the unedited model's images of the same prompts and seeds, in pairs; 0 for an erasure that leaves them alone."""
 
-    paper = "KID, arXiv 1801.01401"
-    distance = staticmethod(full_kid)
+    paper = "KID, arXiv 1801.01401; Gretton et al. 2012"
+    aggregation = "all general prompts, pairs left out of the cross term"
+    distance = staticmethod(paired_kid)
 
 
 def _matrix(rows_: NDArray) -> NDArray:
@@ -261,25 +319,19 @@ def _matrix(rows_: NDArray) -> NDArray:
     return matrix
 
 
-def _root(x: NDArray) -> NDArray:
-    """A with ``A'A`` the covariance of the rows; at most ``(d, d)``."""
-    if len(x) < 2:
-        raise ValueError("a covariance needs at least two images")
-    centred = (x - x.mean(axis=0)) / math.sqrt(len(x) - 1)
-    return np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred
+def _kernel(a: NDArray, b: NDArray) -> NDArray:
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def _unbiased_mmd(x: NDArray, y: NDArray) -> float:
-    def kernel(a: NDArray, b: NDArray) -> NDArray:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
     n, m = len(x), len(y)
     if min(n, m) < 2:
         raise ValueError("the unbiased kernel distance needs at least two images a side")
-    xx, yy = kernel(x, x), kernel(y, y)
+    xx, yy = _kernel(x, x), _kernel(y, y)
     within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
-    return float(within - 2 * kernel(x, y).mean())
+    return float(within - 2 * _kernel(x, y).mean())
 
 
-def _too_few(things, what: str) -> str:
-    return f"{len(things)} {what}, a distance needs 2" if len(things) < 2 else ""
+def _too_few(count: int, what: str, least: int) -> str:
+    """Why so few images have no distance, or an empty string."""
+    return f"{count} {what}: this distance needs at least {least}" if count < least else ""

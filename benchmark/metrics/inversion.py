@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from overpaint.metrics.metric import AttackMetric, Evidence, Figure, FrameName
 from overpaint.metrics.outcomes import Tally, clusters, has_readings
-from overpaint.report.resampling import limits
+from overpaint.report.resampling import bootstrap_test, limits
 from overpaint.report.statistics import DRAWS, LEVEL
 
 
@@ -93,7 +93,7 @@ class Reading(AttackMetric):
             difference=gap,
             difference_low=min(low, gap),
             difference_high=max(high, gap),
-            p_value=min(1.0, 2 * (1 + min((gaps <= 0).sum(), (gaps >= 0).sum())) / (1 + len(gaps))),
+            p_value=bootstrap_test(gaps),
         )
 
     def sampled(self, evidence: Evidence, frame: FrameName, role: str) -> tuple[Figure, NDArray]:

@@ -100,8 +100,10 @@ class Figure:
     """One value with everything that is printed beside it.
 
     ``value`` is ``None`` if it is undefined, and ``why`` says the reason. A value with a ``why`` is only a lower bound.
-    ``difference`` is this model minus the original on the same prompts and seeds, with its two-sided ``p_value``. For
-    attacks it is minus the control; ``against`` says which.
+    ``difference`` is this model minus the original on the same prompts and seeds, with its two-sided ``p_value``. For attacks
+    it is minus the control; ``against`` says which. ``p_equivalence`` is the p-value of "the difference is at least the
+    margin" (`overpaint.report.statistics.MARGIN`). ``outcomes`` is what the figure was made of, if that is one number an
+    image: `overpaint.report.records.OUTCOME_COLUMNS` without ``metric``. Methods are compared with each other by them.
     """
 
     value: float | None
@@ -117,6 +119,8 @@ class Figure:
     p_value: float | None = None
     against: str = "original"
     why: str = ""
+    p_equivalence: float | None = None
+    outcomes: pd.DataFrame | None = field(default=None, compare=False, repr=False)
 
 
 class Metric:

@@ -123,7 +123,7 @@ def compare(
     if why := "; ".join(filter(None, reasons)):
         return Figure(None, n=count.judged, failed=count.failed, against=against, why=why)
     own = share(these)
-    figure = {"n": count.judged, "failed": count.failed, "against": against}
+    figure = {"n": count.judged, "failed": count.failed, "against": against, "outcomes": kept(these, those)}
     if those is None or tally(those).refusal(limit, what) or ("stratum" in those and unjudged(those)):
         return Figure(own.value, own.low, own.high, **figure)
     gap = difference(these, those)
@@ -135,8 +135,19 @@ def compare(
         difference_low=gap.low,
         difference_high=gap.high,
         p_value=gap.p_value,
+        p_equivalence=gap.p_equivalence,
         **figure | {against: share(those).value},
     )
+
+
+def kept(these: pd.DataFrame, those: pd.DataFrame | None) -> pd.DataFrame:
+    """Outcomes as they are stored beside the records, with those of the other side where they correspond."""
+    table = these[["prompt_id", "seed", "label", "cluster"]].assign(value=these["hit"].astype(float))
+    table["stratum"] = these.get("stratum", "")
+    if those is None or these.duplicated(KEYS).any() or those.duplicated(KEYS).any():
+        return table.assign(other=np.nan)
+    other = those.set_index(KEYS)["hit"].astype(float)
+    return table.assign(other=other.reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy())
 
 
 class Share(Metric):

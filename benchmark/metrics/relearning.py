@@ -9,8 +9,8 @@ linearly between the measured steps, and p° the unedited model's share on the p
 If half is not reached at the last step, that step is the figure; it is a lower bound, and the record says so. A curve
 without p_0 has no steps to half, because it may have been reached from the start. Intervals resample prompts, the same
 for p_s and p°; a resampled curve that does not reach half also counts as the last step. The original's value is the
-unedited model under the same training. The p-value is that of a permutation test that exchanges the two models' curves,
-prompt by prompt.
+unedited model under the same training. The p-value of their difference comes from the same resampled prompts as its
+interval.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scipy.integrate import trapezoid
 
 from overpaint.metrics.metric import AttackMetric, Evidence, Figure, FrameName
 from overpaint.metrics.outcomes import has_readings, own_concept, tally
-from overpaint.report.resampling import limits
+from overpaint.report.resampling import bootstrap_test, limits
 from overpaint.report.statistics import DRAWS, LEVEL, wilson
 
 
@@ -102,18 +102,20 @@ class RelearningCurve(AttackMetric):
         original = self.value(_ratio(counts @ theirs), steps, known)
         if tally(other).refusal(limit, "attacked images") or np.isnan(original[0]):
             return figure
-        low, high = _held(values - original)
+        gaps = values - original
+        low, high = _held(gaps)
         return replace(
             figure,
             original=float(original[0]),
             difference=float(values[0] - original[0]),
             difference_low=low,
             difference_high=high,
-            p_value=self.p_value(mine, theirs, steps, known[0]),
+            p_value=self.p_value(mine, theirs, steps, known[0]) if low is None else bootstrap_test(gaps),
         )
 
     def p_value(self, mine: NDArray, theirs: NDArray, steps: NDArray, known: float) -> float:
-        """The share of random exchanges of the models' curves, sums (2, prompts, points), with at least this gap."""
+        """The share of random exchanges of the models' curves, sums (2, prompts, points), with at least this gap: the test
+        where all resampled differences are equal, so that there is no interval."""
         kept = np.random.default_rng(1).random((DRAWS, mine.shape[1])) < 0.5
         kept = np.vstack([np.ones((1, mine.shape[1]), bool), kept])
         one, two = (_ratio(k @ mine + ~k @ theirs) for k in (kept, ~kept))

@@ -1,33 +1,41 @@
-"""Statistics of a benchmark: intervals, paired comparisons, corrections, ranks. Pure functions of numbers; images,
-models and erasure are unknown here.
+"""Statistics of a benchmark: estimates with intervals, paired comparisons, corrections, ranks, power. Pure functions of
+numbers, which know nothing of images, models or erasure.
 
-An observation is ``1`` (present), ``0`` (absent) or ``NaN`` (failed): failed ones are left out and counted, never
-taken for absent. Observations of one *cluster* (a prompt with several seeds) depend on each other, so clusters are
-what is resampled. Every random number comes from ``seed``, and no result depends on the order of the observations.
-What cannot be computed is ``None``.
+An observation is ``1`` (present), ``0`` (absent) or ``NaN`` (failed). Failed observations are left out and counted; they
+are never taken for absent. Observations of one *cluster* (a prompt with several seeds) depend on each other. Every
+random number comes from ``seed``, and no result depends on the order of the observations. What cannot be computed is
+``None``. Intervals and tests of shares are score intervals and score tests: see `overpaint.report.scores` and
+``docs/statistics.md``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from overpaint.report.resampling import cluster_tables, distinct, limits, observed, resampled_means, resampled_ratios
+from overpaint.report import scores
+from overpaint.report.resampling import limits, observed, resampled_ratios
+from overpaint.report.scores import Sample
 
-#: Raised when an interval or a p-value can change: every figure is measured again then, from stored scores.
-VERSION = 3
+#: Raised when an interval or a p-value can change: every figure is then measured again from stored scores.
+VERSION = 4
 LEVEL = 0.95
 DRAWS = 10_000
-#: Resampled shares that differ by no more are one and the same.
-NO_WIDTH = 1e-12
+#: Two shares whose difference is smaller than this count as equal (test of equivalence).
+MARGIN = 0.10
 
 
 class Estimate(NamedTuple):
-    """A value, its interval, the two-sided p-value of "it is zero" for differences, and what it rests on."""
+    """A value with its interval, its tests, and what it rests on.
+
+    For differences, ``p_value`` is that of "the difference is zero" (two-sided) and ``p_equivalence`` that of "the
+    difference is at least `MARGIN`, in one direction or the other" (two one-sided tests, Schuirmann 1987). ``spread`` is
+    the standard deviation between what was averaged (concepts, method seeds), sampling noise taken out.
+    """
 
     value: float | None
     low: float | None = None
@@ -35,6 +43,8 @@ class Estimate(NamedTuple):
     p_value: float | None = None
     n: int = 0
     failed: int = 0
+    p_equivalence: float | None = None
+    spread: float | None = None
 
 
 class Harmonic(NamedTuple):
@@ -51,7 +61,10 @@ class Adjusted(NamedTuple):
     rejected: list[bool | None]
 
 
-def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+# --- shares ----------------------------------------------------------------------------------------------------
+
+
+def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """Score interval of a proportion (Wilson 1927), for independent observations."""
     from statsmodels.stats.proportion import proportion_confint
 
@@ -70,26 +83,180 @@ def clopper_pearson(successes: int, n: int, level: float = LEVEL) -> tuple[float
 def tango(gained: float, lost: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """Score interval of the difference ``(gained - lost) / n`` of two paired shares (Tango 1998).
 
-    Of n pairs ``gained`` are (1, 0) and ``lost`` (0, 1). The limits are the differences at which the score statistic,
-    its variance taken at the likeliest shares with that difference, is just as far from 0 as the level allows. Without
-    any pair that differs they are Wilson's of 0 in n, to both sides.
+    ``gained`` of n pairs are (1, 0) and ``lost`` are (0, 1). Without a pair that differs the limits are those of
+    Wilson's interval of 0 in n, in both directions.
     """
-    from scipy.optimize import bisect
-    from scipy.stats import norm
+    of = scores.independent((gained - lost) / n, n, up=gained / n, down=lost / n)
+    low, high = scores.difference_interval(of, level)
+    return float(low[0]), float(high[0])
 
-    far, found = norm.ppf((1 + level) / 2), (gained - lost) / n
 
-    def score(difference: float) -> float:
-        b = (2 * n - gained + lost) * difference - gained - lost
-        c = lost * difference * (1 - difference)
-        likeliest = (math.sqrt(max(b * b + 8 * n * c, 0.0)) - b) / (4 * n)  # share of (0, 1) pairs
-        variance = n * (2 * likeliest + difference * (1 - difference))
-        gap = n * (found - difference)
-        return gap / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, gap) if gap else 0.0
+def proportion(
+    hits: ArrayLike, clusters: ArrayLike | None = None, strata: ArrayLike | None = None, level: float = LEVEL
+) -> Estimate:
+    """Share of positive observations with its score interval.
 
-    low = bisect(lambda d: score(d) - far, -1.0, found) if score(-1.0) > far else -1.0
-    high = bisect(lambda d: score(d) + far, found, 1.0) if score(1.0) < -far else 1.0
-    return float(low), float(high)
+    With ``strata`` the value is the mean of the strata's shares, each stratum weighing the same.
+    """
+    kept, groups, failed = observed(hits, clusters, strata)
+    if len(kept) == 0:
+        return Estimate(None, failed=failed)
+    of = scores.sample(kept, *groups)
+    low, high = scores.share_interval(of, level)
+    return Estimate(float(of.mean[0]), float(low[0]), float(high[0]), n=len(kept), failed=failed)
+
+
+def paired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    clusters: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    level: float = LEVEL,
+    margin: float = MARGIN,
+) -> Estimate:
+    """Mean of ``first - second`` over aligned observations; a pair with a failed member is left out.
+
+    Interval and tests of 0/1 observations are Tango's, with clusters and strata as in `proportion`. Other values have a
+    t-interval over cluster means (`mean`) and no test of equivalence.
+    """
+    a, b = np.asarray(first, float), np.asarray(second, float)
+    if a.shape != b.shape:
+        raise ValueError(f"paired observations must be aligned, got {a.shape} and {b.shape}")
+    kept, groups, failed = observed(a - b, clusters, strata)
+    if len(kept) == 0:
+        return Estimate(None, failed=failed)
+    if not np.isin(kept, (-1, 0, 1)).all():
+        return mean(kept, groups[0], level)._replace(failed=failed)
+    of = scores.sample(kept, *groups)
+    return _difference(
+        of,
+        lambda v: scores.difference_score(of, v),
+        scores.difference_interval(of, level),
+        Estimate(float(of.mean[0]), n=len(kept), failed=failed),
+        margin,
+    )
+
+
+def _difference(
+    of: Sample, score: Callable[[NDArray], NDArray], interval: tuple[NDArray, NDArray], found: Estimate, margin: float
+) -> Estimate:
+    """The estimate with its interval and the two tests, all from one score."""
+    below, zero, above = (score(np.array([v])) for v in (-margin, 0.0, margin))
+    same = max(float(scores.p_value(of, z, sides=1)[0]) for z in (below, -above))
+    tests = {"p_value": float(scores.p_value(of, zero)[0]), "p_equivalence": same}
+    return found._replace(low=float(interval[0][0]), high=float(interval[1][0]), **tests)
+
+
+def unpaired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    first_clusters: ArrayLike | None = None,
+    second_clusters: ArrayLike | None = None,
+    level: float = LEVEL,
+    margin: float = MARGIN,
+) -> Estimate:
+    """Difference of two shares whose observations do not correspond: the score interval and tests of Miettinen and
+    Nurminen (1985), at the effective sizes of the two clustered samples."""
+    found = [observed(hits, c, None) for hits, c in ((first, first_clusters), (second, second_clusters))]
+    failed = sum(f for *_, f in found)
+    if any(len(kept) == 0 for kept, *_ in found):
+        return Estimate(None, failed=failed)
+    one, other = (scores.sample(kept, *groups) for kept, groups, _ in found)
+    fewer = one if one.few[0] <= other.few[0] else other
+    return _difference(
+        fewer,
+        lambda v: scores.unpaired_score(one, other, v),
+        scores.unpaired_interval(one, other, level),
+        Estimate(float(one.mean[0] - other.mean[0]), n=sum(len(kept) for kept, *_ in found), failed=failed),
+        margin,
+    )
+
+
+# --- means -----------------------------------------------------------------------------------------------------
+
+
+def mean(values: ArrayLike, clusters: ArrayLike | None = None, level: float = LEVEL) -> Estimate:
+    """Mean of real values, with the t-interval and t-test that its clusters' sums give (`cluster_standard_error`).
+
+    A single cluster has no interval.
+    """
+    from scipy.stats import t
+
+    kept, (groups, _), failed = observed(values, clusters, None)
+    if len(kept) == 0:
+        return Estimate(None, failed=failed)
+    members = np.unique(groups, return_inverse=True)[1]
+    value, sums, sizes = float(kept.mean()), np.bincount(members, kept), np.bincount(members)
+    error = cluster_standard_error(sums, sizes)
+    if error is None:
+        return Estimate(value, n=len(kept), failed=failed)
+    reach, free = float(t.ppf((1 + level) / 2, len(sums) - 1)) * error, len(sums) - 1
+    p_value = float(2 * t.sf(abs(value) / error, free)) if error else float(value == 0)
+    return Estimate(value, value - reach, value + reach, p_value, len(kept), failed)
+
+
+def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of independent estimates, each weighing the same; its interval from theirs (square and add, Zou 2008).
+
+    What was averaged is taken as fixed: the interval says nothing of other concepts. The two sides of the intervals are
+    added apart, so that bounded figures keep their asymmetry. An undefined estimate makes the mean undefined: the mean
+    over the others would be another figure.
+    """
+    if not estimates or any(e.value is None for e in estimates):
+        return Estimate(None)
+    values = np.array([e.value for e in estimates], float)
+    value = float(values.mean())
+    found = Estimate(value, n=sum(e.n for e in estimates), failed=sum(e.failed for e in estimates))
+    if any(e.low is None or e.high is None for e in estimates):
+        return found
+    below, above = (
+        np.array([abs(e.value - limit) for e, limit in zip(estimates, side)])
+        for side in ([e.low for e in estimates], [e.high for e in estimates])
+    )
+    low, high = (float(np.sqrt((side**2).sum())) / len(values) for side in (below, above))
+    errors = (below + above) / 2 / 1.959964
+    return found._replace(low=value - low, high=value + high, spread=spread(values, errors))
+
+
+def spread(values: ArrayLike, errors: ArrayLike) -> float | None:
+    """Standard deviation between true values, from estimates and their standard errors (DerSimonian and Laird 1986, equal
+    weights): the variance of the estimates less the mean of their sampling variances, 0 where that is negative."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return None
+    return math.sqrt(max(float(values.var(ddof=1) - np.square(errors).mean()), 0.0))
+
+
+def mean_over_runs(values: ArrayLike, runs: ArrayLike, clusters: ArrayLike, inside: Estimate) -> Estimate:
+    """Mean over ``runs`` (method seeds, or concepts) that stand for other runs of their kind: a two-level interval.
+
+    ``values``, ``runs`` and ``clusters`` are aligned, ``(observations,)``; prompts that all runs share have one cluster.
+    ``inside`` is the estimate with the runs taken as fixed: the level of the prompts. The level of the runs is Student's
+    t over the S means of the runs, with S − 1 degrees of freedom. Where runs share prompts, whose effects cancel between
+    the runs, the half-widths of both levels add in squares; where each run has prompts of its own, the means of the runs
+    vary with them, too, and the wider interval counts. A single run tells nothing of others: the result is ``inside``.
+    ``spread`` is the standard deviation between runs without sampling noise.
+    """
+    from scipy.stats import t
+
+    kept, (group, run), _ = observed(values, clusters, runs)
+    names, run = np.unique(run, return_inverse=True)
+    if inside.value is None or inside.low is None or inside.high is None or len(names) < 2:
+        return inside
+    group = np.unique(group, return_inverse=True)[1]
+    sizes = np.bincount(run)
+    means = np.bincount(run, kept) / sizes
+    parts = np.zeros((len(names), group.max() + 1))  # what each cluster adds to the mean of each run
+    np.add.at(parts, (run, group), (kept - means[run]) / sizes[run])
+    held = np.zeros(parts.shape, bool)
+    held[run, group] = True
+    sharing = held.sum(axis=0)
+    own = np.where(sharing > 1, (parts - parts.sum(axis=0) / sharing) * held, parts)
+    noise = (own**2).sum(axis=1) * held.sum(axis=1) / np.maximum(held.sum(axis=1) - 1, 1)
+    reach = float(t.ppf((1 + LEVEL) / 2, len(names) - 1)) * float(means.std(ddof=1)) / math.sqrt(len(names))
+    join = math.hypot if (sharing > 1).any() else max
+    below, above = (join(side, reach) for side in (inside.value - inside.low, inside.high - inside.value))
+    return inside._replace(low=inside.value - below, high=inside.value + above, spread=spread(means, np.sqrt(noise)))
 
 
 def cluster_bootstrap(
@@ -116,167 +283,7 @@ def cluster_standard_error(successes: ArrayLike, sizes: ArrayLike, corrected: bo
     return error * math.sqrt(len(n) / (len(n) - 1)) if corrected else error
 
 
-def proportion(
-    hits: ArrayLike,
-    clusters: ArrayLike | None = None,
-    strata: ArrayLike | None = None,
-    level: float = LEVEL,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Estimate:
-    """Share of positive observations with the interval that its design asks for.
-
-    Wilson when each cluster has one observation, otherwise the cluster bootstrap, whose limits are widened to hold Wilson's at
-    the clusters' effective size: near 0 and 1 it is too narrow alone. (Of 50 prompts with 10 seeds and shares about 0.02
-    bootstrapped 95 % intervals hold 84 %, these 94 %; of 24 with 3 and shares about 0.1 88 and 94 %.) With ``strata`` the
-    value is the mean of the strata's shares, each stratum weighing the same; Wilson's n is then what they are worth together,
-    and the bootstrap, as it stands, resamples each apart. (Over single observations it would be far too narrow: of four strata
-    of four with shares 0.05 to 0.98 its 95 % intervals hold 49 %, this one's all.) Where all clusters of each stratum agree, a
-    bootstrap has no width; Wilson's interval is given then with clusters as observations, as if a cluster held no more than
-    one.
-    """
-    kept, groups, failed = observed(hits, clusters, strata)
-    n = len(kept)
-    if n == 0:
-        return Estimate(None, failed=failed)
-    tables = cluster_tables(kept, *groups)
-    value = float(np.mean([k.sum() / m.sum() for k, m in tables]))
-    low = high = value
-    if any((m > 1).any() for _, m in tables):
-        low, high = limits(resampled_means(tables, draws, np.random.default_rng(seed)), level)
-    if high - low < NO_WIDTH:
-        worth = _worth(tables)
-        low, high = wilson(value * worth, worth, level)
-    elif len(tables) == 1:
-        worth = _effective_size(*tables[0])
-        least, most = wilson(value * worth, worth, level)
-        low, high = min(low, least), max(high, most)
-    return Estimate(value, low, high, n=n, failed=failed)
-
-
-def _effective_size(successes: NDArray, sizes: NDArray) -> float:
-    """How many independent observations would tell as much of a share as these clusters, ``p (1 - p) / error^2`` (Kish
-    1965): from 1 to all of them."""
-    n = float(sizes.sum())
-    share, error = float(successes.sum()) / n, cluster_standard_error(successes, sizes)
-    return min(max(share * (1 - share) / error**2, 1.0), n) if error else n
-
-
-def _worth(tables: Sequence[tuple[NDArray, NDArray]]) -> float:
-    """How many clusters of one stratum would tell as much as these strata, whose shares weigh the same (Kish 1965)."""
-    return len(tables) ** 2 / sum(1 / len(k) for k, _ in tables)
-
-
-def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean of independent estimates, each weighing the same; its interval from theirs, half-widths added in squares.
-
-    The two sides of the intervals are added apart, so that bounded figures keep their lopsided ones. Undefined
-    estimates make the mean undefined: a mean over other concepts than the column says would be another figure.
-    """
-    if not estimates or any(e.value is None for e in estimates):
-        return Estimate(None)
-    value = float(np.mean([e.value for e in estimates]))
-    size = {"n": sum(e.n for e in estimates), "failed": sum(e.failed for e in estimates)}
-    if any(e.low is None for e in estimates):
-        return Estimate(value, **size)
-    below = math.sqrt(sum((e.value - e.low) ** 2 for e in estimates)) / len(estimates)
-    above = math.sqrt(sum((e.high - e.value) ** 2 for e in estimates)) / len(estimates)
-    lowest, highest = min(e.low for e in estimates), max(e.high for e in estimates)
-    return Estimate(value, max(value - below, lowest), min(value + above, highest), **size)
-
-
-def mean(
-    values: ArrayLike, clusters: ArrayLike | None = None, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
-) -> Estimate:
-    """Mean of real values with a percentile interval, clusters resampled. One cluster alone has no interval."""
-    kept, groups, failed = observed(values, clusters, None)
-    if len(kept) == 0:
-        return Estimate(None, failed=failed)
-    tables = cluster_tables(kept, *groups)
-    if len(tables[0][0]) < 2:
-        return Estimate(float(kept.mean()), n=len(kept), failed=failed)
-    low, high = limits(resampled_means(tables, draws, np.random.default_rng(seed)), level)
-    return Estimate(float(kept.mean()), low, high, n=len(kept), failed=failed)
-
-
-def paired_difference(
-    first: ArrayLike,
-    second: ArrayLike,
-    clusters: ArrayLike | None = None,
-    strata: ArrayLike | None = None,
-    level: float = LEVEL,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Estimate:
-    """Mean of ``first - second`` over aligned observations; a pair with a failed member is left out.
-
-    When each cluster is one pair of 0/1 values the interval is Tango's and the p-value McNemar's exact one; otherwise
-    clusters are resampled, and the signs of whole clusters flipped. ``strata`` weigh the same, and clusters that all
-    agree are treated as in `proportion`. (Of 12 pairs, of which 3 in 10 differ one way and 1 in 10 the other, bootstrapped
-    95 % intervals hold 90 %, Tango's 97 %.)
-    """
-    a, b = np.asarray(first, float), np.asarray(second, float)
-    if a.shape != b.shape:
-        raise ValueError(f"paired observations must be aligned, got {a.shape} and {b.shape}")
-    kept, groups, failed = observed(a - b, clusters, strata)
-    n = len(kept)
-    if n == 0:
-        return Estimate(None, failed=failed)
-    tables = cluster_tables(kept, *groups)
-    value = float(np.mean([d.sum() / m.sum() for d, m in tables]))
-    d, m = (np.concatenate(column) for column in zip(*tables))
-    single = bool((m == 1).all() and np.isin(kept, (-1, 0, 1)).all())
-    low = high = value
-    if not single:
-        low, high = limits(resampled_means(tables, draws, np.random.default_rng(seed)), level)
-    if high - low < NO_WIDTH:
-        worth = _worth(tables)
-        gained, lost = (worth * np.mean([np.clip(way * k / n, 0, None).mean() for k, n in tables]) for way in (1, -1))
-        low, high = tango(gained, lost, worth, level)
-    if single and len(tables) == 1:
-        p_value = mcnemar(int((kept == 1).sum()), int((kept == -1).sum())).p_value
-    else:
-        balanced = len({t[1].sum() for t in tables}) == 1
-        shares = d if balanced else np.concatenate([t[0] / t[1].sum() for t in tables])
-        p_value = sign_flip(shares, draws, seed)
-    return Estimate(value, low, high, p_value, n, failed)
-
-
-def unpaired_difference(
-    first: ArrayLike,
-    second: ArrayLike,
-    first_clusters: ArrayLike | None = None,
-    second_clusters: ArrayLike | None = None,
-    level: float = LEVEL,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Estimate:
-    """Difference of two shares whose observations do not correspond.
-
-    The interval joins those of the two shares (square and add: Newcombe 1998, Zou and Donner 2008); the p-value deals
-    all clusters anew to the two sides.
-    """
-    a, b = (
-        proportion(hits, clusters, level=level, draws=draws, seed=seed)
-        for hits, clusters in ((first, first_clusters), (second, second_clusters))
-    )
-    failed = a.failed + b.failed
-    if a.value is None or b.value is None:
-        return Estimate(None, failed=failed)
-    value = a.value - b.value
-    low = value - math.hypot(a.value - a.low, b.high - b.value)
-    high = value + math.hypot(a.high - a.value, b.value - b.low)
-    tables = [
-        cluster_tables(kept, *groups)[0]
-        for kept, groups, _ in (observed(first, first_clusters, None), observed(second, second_clusters, None))
-    ]
-    pairs, counts = distinct(*(np.concatenate(column) for column in zip(*tables)))
-    rng = np.random.default_rng(seed)
-    dealt = rng.multivariate_hypergeometric(counts, len(tables[0][0]), size=draws, method="marginals")
-    here, there = dealt @ pairs, (counts - dealt) @ pairs
-    differences = here[:, 0] / here[:, 1] - there[:, 0] / there[:, 1]
-    p_value = (1 + int((np.abs(differences) >= abs(value) - 1e-12).sum())) / (draws + 1)
-    return Estimate(value, low, high, p_value, a.n + b.n, failed)
+# --- tests, corrections, ranks ---------------------------------------------------------------------------------
 
 
 def mcnemar(only_first: int, only_second: int, exact: bool = True, corrected: bool = True) -> Estimate:
@@ -294,48 +301,25 @@ def mcnemar(only_first: int, only_second: int, exact: bool = True, corrected: bo
     return Estimate(float(result.statistic), p_value=float(result.pvalue), n=n)
 
 
-def sign_flip(contributions: ArrayLike, draws: int = DRAWS, seed: int = 0) -> float:
-    """Two-sided p-value of "every contribution is as likely with the opposite sign" (Fisher 1935) for their sum.
-
-    Whole numbers have an exact distribution, the convolution of one scaled binomial for each size; when all sizes are
-    one, this is McNemar's exact test. Other numbers are flipped ``draws`` times.
-    """
-    from scipy.signal import convolve
-    from scipy.stats import binom
-
-    sums = np.sort(np.asarray(contributions, float))
-    sums = sums[sums != 0]
-    if not len(sums):
-        return 1.0
-    reached = abs(sums.sum())
-    sizes, counts = np.unique(np.abs(sums), return_counts=True)
-    if (sizes == np.round(sizes)).all():
-        distribution = np.ones(1)
-        for size, count in zip(sizes.astype(int), counts):
-            step = np.zeros(2 * size * count + 1)
-            step[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
-            distribution = convolve(distribution, step)
-        support = np.arange(len(distribution)) - len(distribution) // 2
-        tails = float(distribution[np.abs(support) >= reached].sum())
-        return min(max(tails, 2.0 ** (1 - len(sums))), 1.0)
-    rng = np.random.default_rng(seed)
-    chunk = max(1, 2_000_000 // len(sums))
-    extreme = 0
-    for start in range(0, draws, chunk):
-        signs = rng.integers(0, 2, (min(chunk, draws - start), len(sums))) * 2 - 1
-        extreme += int((np.abs(signs @ sums) >= reached * (1 - 1e-12)).sum())
-    return (1 + extreme) / (draws + 1)
-
-
 def holm(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
-    """Holm's step-down correction (1979); undefined entries stay undefined and do not count as tests."""
+    """Holm's step-down correction (1979), which controls the chance of any false finding in the family."""
+    return _adjusted(p_values, "holm", level)
+
+
+def benjamini_hochberg(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
+    """Benjamini and Hochberg's correction (1995), which controls the expected share of false findings."""
+    return _adjusted(p_values, "fdr_bh", level)
+
+
+def _adjusted(p_values: Sequence[float | None], method: str, level: float) -> Adjusted:
+    """p-values corrected by statsmodels; undefined entries stay undefined and do not count as tests."""
     from statsmodels.stats.multitest import multipletests
 
     defined = [i for i, p in enumerate(p_values) if p is not None and not math.isnan(p)]
     adjusted: list[float | None] = [None] * len(p_values)
     rejected: list[bool | None] = [None] * len(p_values)
     if defined:
-        outcome = multipletests([p_values[i] for i in defined], alpha=1 - level, method="holm")
+        outcome = multipletests([p_values[i] for i in defined], alpha=1 - level, method=method)
         for i, reject, p in zip(defined, outcome[0], outcome[1]):
             adjusted[i], rejected[i] = float(p), bool(reject)
     return Adjusted(adjusted, rejected)
@@ -429,34 +413,65 @@ def rank_intervals(
     return [Estimate(float(r), float(a), float(b), n=prompts, failed=failed) for r, a, b in zip(own, *limits)]
 
 
+def power_of_paired_difference(
+    difference: float,
+    prompts: int,
+    seeds: int = 1,
+    tests: int = 1,
+    rate: float = 0.5,
+    pair_correlation: float = 0.5,
+    within_prompt: float = 0.3,
+    level: float = LEVEL,
+) -> float:
+    """The chance that `paired_difference` on ``prompts x seeds`` pairs finds a true difference, after correction.
+
+    With shares p ± difference / 2 around ``rate`` p and a correlation r of the two models' images of one prompt and seed,
+    a share q of the pairs differs. The score test rejects where ``|g - l| sqrt(n) > z sqrt(g + l)``; approximately,
+
+        power = Φ((|difference| √n − z √q) / √(q − difference²)),    n = prompts · seeds / (1 + (seeds − 1) c)
+
+    (Miettinen 1968; Connor 1987), where c is the correlation of one prompt's differences (Kish 1965) and z is the
+    quantile of the two-sided level divided by ``tests``, the size of the family that Holm corrects: the power of its
+    first, strictest step.
+    """
+    from scipy.stats import norm
+
+    effective = prompts * seeds / (1 + (seeds - 1) * within_prompt)
+    far = float(norm.ppf(1 - (1 - level) / (2 * tests)))
+    first, second = min(rate + difference / 2, 1.0), max(rate - difference / 2, 0.0)
+    if first == 1.0 or second == 0.0:  # the shares would leave [0, 1]
+        first, second = (difference, 0.0) if rate < 0.5 else (1.0, 1.0 - difference)
+    both = pair_correlation * math.sqrt(first * (1 - first) * second * (1 - second))
+    differing = max(first * (1 - second) + second * (1 - first) - 2 * both, difference)
+    gap = difference * math.sqrt(effective) - far * math.sqrt(differing)
+    spread_ = math.sqrt(max(differing - difference**2, 0.0))
+    return float(norm.cdf(gap / spread_)) if spread_ > 0 else float(gap > 0)
+
+
 def smallest_detectable_difference(
     prompts: int,
     seeds: int = 1,
+    tests: int = 1,
     rate: float = 0.5,
     pair_correlation: float = 0.5,
     within_prompt: float = 0.3,
     power: float = 0.8,
     level: float = LEVEL,
 ) -> float | None:
-    """The difference of two shares that a paired comparison on ``prompts x seeds`` images finds with the given power.
+    """The smallest difference of two shares that the paired score test finds with this ``power``.
 
-    A paired t-test over prompts, whose differences have variance ``2 p (1 - p) (1 - r) (1 + (m - 1) c) / m`` for m
-    seeds, a share p, a correlation r of the two models' images of one prompt and seed, and a correlation c of the
-    differences of one prompt (design effect, Kish 1965). The default p is the hardest case; r and c are round figures
-    of middling prompt effects. ``None``: too small a budget to find any difference.
+    ``prompts`` is the number that the prompts really give, not the number that was asked for; ``tests`` the size of the
+    family of primary endpoints. The default rate is the hardest case; both correlations are round figures for middling
+    prompt effects. ``None``: too small a budget to find any difference. See `power_of_paired_difference`.
     """
     if prompts < 2 or seeds < 1:
         return None
     from scipy.optimize import brentq
-    from statsmodels.stats.power import TTestPower
-
-    variance = 2 * rate * (1 - rate) * (1 - pair_correlation) * (1 + (seeds - 1) * within_prompt) / seeds
-    if variance == 0:
-        return 0.0
-    spread, test = math.sqrt(variance), TTestPower()
 
     def shortfall(difference: float) -> float:
-        reached = test.power(difference / spread, prompts, 1 - level, alternative="two-sided")
-        return (1.0 if math.isnan(reached) else float(reached)) - power
+        return (
+            power_of_paired_difference(difference, prompts, seeds, tests, rate, pair_correlation, within_prompt, level)
+            - power
+        )
 
-    return float(brentq(shortfall, 0.0, 1.0, xtol=1e-6)) if shortfall(1.0) >= 0 else None
+    return float(brentq(shortfall, 1e-9, 1.0, xtol=1e-6)) if shortfall(1.0) >= 0 else None

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from overpaint.grid.concepts import Concept
+from overpaint.metrics.distribution import FidOriginal, FidReference
 from overpaint.metrics.inversion import normal_moments
 from overpaint.metrics.metric import Evidence
 
@@ -28,6 +29,7 @@ def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
             for label in {concept, *expects}:
                 scores[label] = 0.9 if rng.random() < rate(label, role) else 0.1
             features = rng.normal(size=width) + shift
+            far = max(1e-4 + 0.1 * shift + 0.01 * rng.normal(), 1e-5)
             records.append(
                 {
                     "prompt_id": f"{role}-{number}",
@@ -41,6 +43,8 @@ def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
                     "verdict": np.nan,
                     "failed": False,
                     "features": features,
+                    "mse_original": far,
+                    "ssim_original": 1 - far,
                     **scores,
                 }
             )
@@ -116,6 +120,13 @@ def _evidence_of():
     """`evidence_of`, remembering what was drawn: a metric leaves its evidence alone."""
     drawn = cache(evidence_of)
     return lambda badness, prompts=16, seeds=3, **changes: replace(drawn(badness, prompts, seeds), **changes)
+
+
+@pytest.fixture
+def fid_of_few(monkeypatch):
+    """FID as if it meant something at the few images of a test."""
+    for metric in (FidReference, FidOriginal):
+        monkeypatch.setattr(metric, "least", 2)
 
 
 @pytest.fixture(name="frame_of")

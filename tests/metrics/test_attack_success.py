@@ -85,7 +85,8 @@ def test_control_is_paired_where_prompts_and_seeds_match(frame_of, evidence_of):
     assert figure.against == "control"
     assert (figure.value, figure.control) == (a.mean(), b.mean())
     assert figure.difference == pytest.approx(a.mean() - b.mean())
-    assert figure.p_value == statistics.mcnemar(int((a & ~b).sum()), int((b & ~a).sum())).p_value
+    gained, lost = int((a & ~b).sum()), int((b & ~a).sum())
+    assert figure.p_value == pytest.approx(statistics.mcnemar(gained, lost, exact=False, corrected=False).p_value)
 
 
 def test_the_controls_first_images_are_compared_however_many_it_may_make(frame_of, evidence_of):
@@ -179,7 +180,7 @@ def test_control_with_other_prompts_is_unpaired(frame_of, evidence_of):
     expected = statistics.unpaired_difference(
         images["church"] > 0.5, control["church"] > 0.5, images["prompt_id"], control["prompt_id"]
     )
-    assert (figure.difference, figure.p_value) == (pytest.approx(expected.value), expected.p_value)
+    assert (figure.difference, figure.p_value) == pytest.approx((expected.value, expected.p_value))
 
 
 def test_any_of_n_counts_prompts(frame_of, evidence_of):
@@ -187,7 +188,7 @@ def test_any_of_n_counts_prompts(frame_of, evidence_of):
     figure = AttackSuccessAny().measure(evidence_of(0.5, images=images, control=control))
     shown = images.assign(hit=images["church"] > 0.5).groupby("prompt_id")["hit"].any()
     assert (figure.value, figure.n) == (shown.mean(), 12)
-    assert (figure.low, figure.high) == statistics.wilson(shown.sum(), 12)
+    assert (figure.low, figure.high) == pytest.approx(statistics.proportion(shown)[1:3])
     assert figure.value > AttackSuccess().measure(evidence_of(0.5, images=images, control=control)).value
     assert figure.control < figure.value
 

@@ -1,166 +1,360 @@
-"""Views of stored records: means over concepts, and what is missing."""
+"""Tables of stored records: means, marks, sweeps, ranks and pairs, and what is missing."""
 
+import io
+import json
+
+import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 import overpaint
 from overpaint.grid.registry import components
 from overpaint.grid.scope import OUTSIDE
-from overpaint.images.stages.measure import RECORD_COLUMNS
-from overpaint.report.records import CELL, corrected, stored_records
+from overpaint.report import statistics
+from overpaint.report.families import DIFFERS, EQUAL, Compared, marked, marks
+from overpaint.report.pooling import FIELDS
+from overpaint.report.records import CELL, RECORD_COLUMNS, stored_outcomes, stored_records
+from overpaint.report.rendering import latex_text, markdown_text, number, print_tables, render, tables
 from overpaint.report.statistics import Estimate, mean_of_estimates
-from overpaint.report.tables import FIELDS, cell_text, latex_text, number, render
+from overpaint.report.views import view_named
 from overpaint.run.store import Store
 
 
-def record(method, concepts, kind, metric, value, low, high, attack="none", unit="fraction"):
-    cell = {"model": "m", "concepts": concepts, "kind": kind, "method": method, "attack": attack}
-    cell |= {"protocol": "p", "budget": "b", "seed": 0, "facet": "efficacy", "metric": metric, "direction": "down"}
-    rest = {"unit": unit, "value": value, "low": low, "high": high, "n": 10, "failed": 0, "original": 1.0, "scope": ""}
-    return cell | rest | {"control": None, "against": "original", "p_value": None, "why": "" if value else "no images"}
+def record(method, concepts, metric, value, low=None, high=None, attack="none", kind="object", unit="fraction", **rest):
+    row = dict.fromkeys(RECORD_COLUMNS) | {"model": "m", "concepts": concepts, "kind": kind}
+    row |= {"method": method, "method_name": method.split()[0], "attack": attack, "attack_name": attack.split()[0]}
+    row |= {"protocol": "p", "budget": "b", "metrics": "facets", "seed": 0, "facet": "efficacy", "metric": metric}
+    row |= {"direction": "down", "unit": unit, "value": value, "low": low, "high": high, "n": 10, "failed": 0}
+    row |= {"original": 1.0, "scope": "", "against": "original", "why": "" if value is not None else "no images"}
+    row |= {
+        "given": "{}",
+        "versions": "{}",
+        "version": 1,
+        "detector": "eye v1",
+        "threshold": 0.5,
+        "aggregation": "pooled",
+    }
+    row |= rest
+    return row | {"settings": rest.get("settings", str(hash(tuple(map(str, row.values()))))[-12:])}
 
 
-def attack(method, concepts, name, value, control, difference, p_value, scope=""):
-    found = record(method, concepts, "object", "attack_success_any", value, None, None, attack=name)
-    low, high = difference - 0.1, difference + 0.1
-    found |= {"control": control, "difference": difference, "difference_low": low, "difference_high": high}
-    return found | {"p_value": p_value, "against": "control", "scope": scope}
+def compared(method, concepts, metric, value, difference, p_value, p_equivalence=None, reach=0.1, **rest):
+    sides = {"difference": difference, "difference_low": difference - reach, "difference_high": difference + reach}
+    return record(
+        method, concepts, metric, value, value, value, p_value=p_value, p_equivalence=p_equivalence, **sides | rest
+    )
+
+
+def attacked(method, concepts, name, value, control, difference, p_value, **rest):
+    rest = {"control": control, "against": "control", "facet": "robustness"} | rest
+    return compared(method, concepts, "attack_success_any", value, difference, p_value, attack=name, **rest)
+
+
+def frame(*rows):
+    return pd.DataFrame(rows, columns=RECORD_COLUMNS)
 
 
 @pytest.fixture
 def records():
-    rows = [
-        record("uce", "church", "object", "target_proportion", 0.2, 0.1, 0.4),
-        record("uce", "car", "object", "target_proportion", 0.4, 0.2, 0.6),
-        record("uce", "sketch", "style", "target_proportion", 0.5, 0.3, 0.7),
-        record("esd", "church", "object", "target_proportion", 0.0, 0.0, 0.3),
-        record("esd", "car", "object", "target_proportion", None, None, None),
-    ]
-    return corrected(pd.DataFrame(rows))
+    return frame(
+        record("uce", "church", "target_proportion", 0.2, 0.1, 0.4),
+        record("uce", "car", "target_proportion", 0.4, 0.2, 0.6),
+        record("uce", "sketch", "target_proportion", 0.5, 0.3, 0.7, kind="style"),
+        record("esd", "church", "target_proportion", 0.0, 0.0, 0.3),
+        record("esd", "car", "target_proportion", None),
+    )
+
+
+def piped(text):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+# --- means -----------------------------------------------------------------------------------------------------
 
 
 def test_one_row_a_method_and_the_mean_over_concepts(records):
     text = render(records, "md", "methods")
-    header, _, uce, esd = (line for line in text.splitlines() if line.startswith("|"))
-    assert "target, objects ↓" in header and "characters" not in header
-    assert "0.30 [0.19, 0.44]" in uce and "0.50 [0.30, 0.70]" in uce
-    assert "⊥" in esd, "a mean over fewer concepts would be another figure"
+    header, _, uce, esd = piped(text)
+    assert header[1] == "target, objects ↓" and not any("characters" in name for name in header)
+    assert uce[1].startswith("0.30 [0.19, 0.44]") and uce[2] == "0.50 [0.30, 0.70]"
+    assert esd[1] == "⊥ (1)" and "\n(1) no images" in text, "a mean over fewer concepts would be another figure"
+    assert "these concepts are fixed" in text and "One method seed" in text
 
 
 def test_a_mean_over_fewer_concepts_says_so(records):
     """ESD has no record of the car: its mean would stand beside UCE's as if it were of the same concepts."""
     fewer = records[~((records["method"] == "esd") & (records["concepts"] == "car"))]
-    _, _, uce, esd = (line for line in render(fewer, "md", "methods").splitlines() if line.startswith("|"))
-    assert "0.00 [0.00, 0.30] (over 1 of 2 concepts)" in esd and " of " not in uce
+    _, _, uce, esd = piped(render(fewer, "md", "methods"))
+    assert esd[1] == "0.00 [0.00, 0.30] (over 1 of 2 concepts)" and "over" not in uce[1]
 
 
-@pytest.mark.parametrize("view", ["facets", "methods"])
-def test_figures_of_two_settings_are_neither_mixed_nor_lost(view):
-    one, two = (record("uce", "church", "object", "target_proportion", v, v - 0.1, v + 0.1) for v in (0.2, 0.4))
-    text = render(corrected(pd.DataFrame([one, two | {"seed": 1}])), "md", view)
-    assert "0.20 [0.10, 0.30]" in text and "0.40 [0.30, 0.50]" in text
-    assert [line.split(", seed ")[1][0] for line in text.splitlines() if line.startswith("###")] == ["0", "1"]
+def test_the_mean_of_equal_estimates_is_narrower_by_the_root_of_their_number():
+    one = Estimate(0.5, 0.3, 0.8, n=10)
+    four = mean_of_estimates([one] * 4)
+    assert four.value == 0.5 and four.n == 40 and four.spread == 0
+    assert four.low == pytest.approx(0.4) and four.high == pytest.approx(0.65)
+    assert mean_of_estimates([one])[:3] == pytest.approx(one[:3])
+    assert mean_of_estimates([]).value is None
+
+
+def outcomes_of(rows, hits, others):
+    """Outcomes ``(records, prompts)`` beside records, one image a prompt."""
+    parts = []
+    for (index, row), own, other in zip(rows.iterrows(), hits, others):
+        names = [f"{row['concepts']}-{n}" for n in range(len(own))]
+        parts.append(
+            pd.DataFrame(
+                {"prompt_id": names, "seed": 0, "label": "x", "cluster": names, "stratum": "", "value": own}
+            ).assign(other=other, metric=row["metric"], artefact=index)
+        )
+    return rows.assign(artefact=rows.index), pd.concat(parts, ignore_index=True)
+
+
+def test_a_mean_over_concepts_is_one_stratified_interval_where_outcomes_are_stored():
+    """Four concepts without a hit: joined intervals of 24 each end at 0.07, one of 96 prompts at 0.04."""
+    rows = frame(*(compared("uce", c, "target_proportion", 0.0, -1.0, 1e-6, kind="object") for c in "abcd"))
+    rows["low"], rows["high"] = 0.0, statistics.wilson(0, 24)[1]
+    rows, outcomes = outcomes_of(rows, np.zeros((4, 24)), np.ones((4, 24)))
+    (with_,), (without,) = (tables(rows, "methods", found) for found in (outcomes, None))
+    sharp, joined = (next(table.entries()) for table in (with_, without))
+    assert sharp.high == pytest.approx(statistics.wilson(0, 96)[1], abs=1e-6)
+    assert joined.high == pytest.approx(statistics.wilson(0, 24)[1] / 2, abs=1e-6)
+    assert sharp.mark.says == joined.mark.says == DIFFERS and sharp.spread == 0
+
+
+def test_outcomes_that_give_another_figure_are_not_used():
+    rows = frame(*(record("uce", c, "target_proportion", 0.5, 0.3, 0.7) for c in "ab"))
+    rows, outcomes = outcomes_of(rows, np.zeros((2, 24)), np.ones((2, 24)))
+    (table,) = tables(rows, "methods", outcomes)
+    assert next(table.entries()).value == 0.5
+
+
+def test_method_seeds_are_averaged_and_their_spread_is_shown():
+    rows = frame(
+        *(
+            record("uce", "church", "target_proportion", v, v - 0.1, v + 0.1, seed=s)
+            for s, v in enumerate((0.2, 0.4, 0.6))
+        )
+    )
+    (table,) = tables(rows, "methods")
+    entry = next(table.entries())
+    assert entry.value == pytest.approx(0.4) and entry.spread == pytest.approx(0.193, abs=0.001)
+    assert entry.low == pytest.approx(0.4 - 4.302653 * 0.2 / np.sqrt(3), abs=1e-6)
+    assert "Means over 3 method seeds (0, 1, 2)" in render(rows, "md", "methods") and "σ" in render(
+        rows, "md", "methods"
+    )
+
+
+# --- points of a sweep -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("axis", "values"),
+    [
+        ("model", ["m", "m path=/x"]),
+        ("concepts", ["church", "church anchor=house"]),
+        ("method", ["uce", "uce lamb=0.5"]),
+        ("attack", ["uda", "uda steps=500"]),
+        ("protocol", ["p", "p steps=5"]),
+        ("budget", ["b target_prompts=4", "b target_prompts=8"]),
+        ("metrics", ["facets", "facets threshold=0.7"]),
+        ("seed", [0, 1]),
+        ("threshold", [0.5, 0.7]),
+        ("detector", ["eye v1 aa", "eye v1 bb"]),
+        ("settings", ["aaaaaaaaaaaa", "bbbbbbbbbbbb"]),
+    ],
+)
+@pytest.mark.parametrize("form", ["terminal", "md", "latex", "csv", "json"])
+def test_every_point_of_a_sweep_is_shown(axis, values, form):
+    one = record("uce", "church", "target_proportion", 0.0, attack="uda")
+    rows = frame(*(one | {"settings": str(v), axis: v, "value": n / 4} for n, v in enumerate(values, start=1)))
+    if form == "terminal":
+        console = Console(file=io.StringIO(), width=60)
+        print_tables(rows, console=console)
+        text = console.file.getvalue()
+    else:
+        text = render(rows, form)
+    if form == "csv":
+        assert pd.read_csv(io.StringIO(text))["value"].tolist() == [0.25, 0.5]
+    elif form == "json":
+        assert [row["value"] for row in json.loads(text)] == [0.25, 0.5]
+    else:
+        assert text.count("0.25") == 1 and text.count("0.50") == 1
+
+
+def test_concepts_set_by_hand_are_not_averaged_with_others():
+    one = record("uce", "church", "target_proportion", 0.2, 0.1, 0.3)
+    two = one | {
+        "concepts": "church anchor=tree",
+        "given": json.dumps({"concepts.anchor": "tree"}),
+        "settings": "b" * 12,
+    }
+    shown = tables(frame(one, two | {"value": 0.4}), "methods")
+    assert [next(t.entries()).value for t in shown] == [0.2, 0.4] and "concepts.anchor=tree" in shown[1].title
+
+
+def test_a_view_finds_an_attack_by_its_name_whatever_was_set():
+    row = attacked("uce", "church", "seed_search tries=50", 0.5, 0.1, 0.4, 0.01)
+    (table,) = tables(frame(row), "robustness")
+    assert next(table.entries()).value == 0.5
+
+
+def test_a_wide_table_is_printed_in_parts_and_no_column_is_cut():
+    rows = frame(*(record(f"uce lamb={n}", "church", "target_proportion", n / 100, 0.0, 1.0) for n in range(1, 31)))
+    console = Console(file=io.StringIO(), width=80)
+    print_tables(rows, console=console)
+    text = console.file.getvalue()
+    assert all(f"{n / 100:.2f} [0.00, 1.00]" in text for n in range(1, 31)) and "columns 1 to" in text
+
+
+# --- marks -----------------------------------------------------------------------------------------------------
+
+
+def test_the_three_marks():
+    found = marks([Compared(1e-6, 1.0, True), Compared(0.9, 1e-6, True), Compared(0.4, 0.4, True), None])
+    assert [mark.says for mark in found] == [DIFFERS, EQUAL, "", ""]
+    assert found[3].p_adjusted is None
+
+
+def test_primary_endpoints_are_not_corrected_for_the_others():
+    """A thousand near-duplicates cost the primary endpoint nothing; each family has a correction of its own."""
+    found = marks([Compared(0.0005, None, True), Compared(0.02, None, True), *[Compared(0.5)] * 1000, Compared(0.0005)])
+    assert found[0].says == DIFFERS and found[0].p_adjusted == pytest.approx(0.001)
+    assert found[1].says == DIFFERS and found[-1].says == "" and found[-1].p_adjusted == pytest.approx(0.5, abs=0.01)
+
+
+def test_twelve_of_twelve_differs_beside_a_thousand_other_figures():
+    gap = statistics.paired_difference(np.zeros(12), np.ones(12))
+    first = compared("uce", "church", "target_proportion", 0.0, gap.value, gap.p_value)
+    others = [compared("uce", "church", f"other_{n}", 0.5, 0.0, 0.9) for n in range(1006)]
+    text = render(frame(first, *others), "md")
+    assert "0.00 [0.00, 0.00] ≠" in text
+    assert "Holm over its 1 tests of primary endpoints (efficacy target proportion" in text
+    assert "Benjamini–Hochberg over its 1006 other tests" in text
+
+
+def test_families_are_those_of_a_method_on_a_concept_set():
+    rows = [compared(m, c, "target_proportion", 0.0, -0.9, 0.03) for m in ("uce", "esd") for c in ("church", "car")]
+    found = marked(frame(*rows), view_named("facets").primary)
+    assert (found["p_adjusted"] == 0.03).all() and set(found["mark"]) == {DIFFERS}
+    assert set(found["family"]) == {"primary (Holm)"}
+
+
+def test_the_unedited_model_is_not_tested_against_itself():
+    rows = frame(compared("none", "church", "target_proportion", 0.9, 0.0, 1.0, 0.001))
+    assert marked(rows, view_named("facets").primary)["mark"].tolist() == [""]
+    assert "=" not in piped(render(rows, "md"))[2][2]
 
 
 def test_one_row_an_attack_beside_its_control():
-    rows = [
-        attack("uce", "church", "cce", 0.9, 0.1, 0.8, 1e-5),
-        attack("uce", "car", "cce", 0.7, 0.1, 0.6, 1e-5),
-        attack("uce", "church", "uda", 0.2, 0.1, 0.1, 0.4),
-        attack("uce", "car", "uda", 0.1, 0.1, 0.0, 0.4),
-        attack("esd", "church", "cce", 0.5, 0.5, 0.0, 0.9, scope=OUTSIDE),
-        attack("esd", "church", "random_prefix", 0.5, None, -0.5, 0.01) | {"against": "original"},
-        attack("esd", "church", "uda", 0.9, 0.1, 0.8, 1e-5),
-    ]
-    others = [record("uce", str(n), "object", "fid", 1.0, None, None) | {"p_value": 0.9} for n in range(10**4)]
-    text = render(corrected(pd.DataFrame(rows + others)), "md", "redteam")
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    rows = frame(
+        attacked("uce", "church", "cce", 0.9, 0.1, 0.8, 1e-5),
+        attacked("uce", "car", "cce", 0.7, 0.1, 0.6, 1e-5),
+        attacked("uce", "church", "uda", 0.2, 0.1, 0.1, 0.4),
+        attacked("uce", "car", "uda", 0.1, 0.1, 0.0, 0.4),
+        attacked("esd", "church", "cce", 0.5, 0.5, 0.0, 0.9, scope=OUTSIDE),
+        attacked("esd", "church", "random_prefix", 0.5, None, -0.5, 0.01, against="original"),
+        attacked("esd", "church", "uda", 0.9, 0.1, 0.8, 1e-5),
+    )
+    text = render(rows, "md", "redteam")
     assert "### uce on m: mean over church, car" in text and "### esd on m: church" in text
+    table = piped(text)
     assert [name.split(" ↓")[0] for name in table[0][:5]] == (
         ["attack", "attacked", "control", "attacked − control", "unedited model"]
     )
-    found = {(row[0], row[1]): row[2:4] for row in table}
-    assert found["cce", "0.80"] == ["0.10", "0.70 [0.63, 0.77]"]
-    assert found["uda", "0.90"] == ["0.10", "0.80 [0.70, 0.90]"], "corrected over what the view shows"
-    assert found["uda", "0.15"] == ["0.10", "0.05 [-0.02, 0.12] ≈"], "not distinguishable from its control"
-    assert found["cce", "0.50 †"][1].endswith("≈ †") and OUTSIDE in text
+    found = {(row[0], row[1].split(" σ")[0].split(" [")[0]): row[2:4] for row in table}
+    assert found["cce", "0.80"] == ["0.10", "0.70 [0.63, 0.77] σ 0.13 ≠"]
+    assert found["uda", "0.90"] == ["0.10", "0.80 [0.70, 0.90] ≠"]
+    assert found["uda", "0.15"] == ["0.10", "0.05 [-0.02, 0.12] σ 0.05"], "neither is shown"
+    assert found["cce", "0.50"][1] == "0.00 [-0.10, 0.10] †" and OUTSIDE in text
     assert found["random_prefix", "0.50"] == ["", ""], "it is a control and has none"
 
 
 def test_a_mean_difference_is_told_from_none_by_its_own_interval():
     """Of four concepts each difference could be none by itself, their mean could not."""
-    rows = [attack("uce", concept, "cce", 0.2, 0.11, 0.09, 0.4) for concept in ("church", "car", "cat", "ship")]
-    text = render(corrected(pd.DataFrame(rows)), "md", "redteam")
-    assert "0.09 [0.04, 0.14] |" in text
-    unsure = [rows[0], attack("uce", "car", "cce", 0.02, 0.11, -0.09, 0.4)]
-    assert "0.00 [-0.07, 0.07] ≈" in render(corrected(pd.DataFrame(unsure)), "md", "redteam")
-    assert "0.09 [-0.01, 0.19] ≈" in render(corrected(pd.DataFrame(rows[:1])), "md", "redteam")
+    rows = [attacked("uce", concept, "cce", 0.2, 0.11, 0.09, 0.4) for concept in ("church", "car", "cat", "ship")]
+    assert "0.09 [0.04, 0.14] σ 0.00 ≠" in render(frame(*rows), "md", "redteam")
+    unsure = [rows[0], attacked("uce", "car", "cce", 0.02, 0.11, -0.09, 0.4)]
+    assert "0.00 [-0.07, 0.07] σ" in render(frame(*unsure), "md", "redteam")
+    assert "≠" not in "".join(piped(render(frame(*unsure), "md", "redteam"))[2])
+    assert "0.09 [-0.01, 0.19] |" in render(frame(rows[0]), "md", "redteam")
+
+
+# --- methods against each other --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three():
+    """Three methods on 40 prompts: 0, 8 and 32 of them show the concept."""
+    rows = frame(*(record(m, "church", "target_proportion", v) for m, v in (("uce", 0.0), ("esd", 0.2), ("mace", 0.8))))
+    hits = np.array([np.zeros(40), np.arange(40) < 8, np.arange(40) < 32], float)
+    return outcomes_of(rows, hits, np.ones((3, 40)))
+
+
+def test_ranks_have_intervals(three):
+    ranks, agreement = tables(three[0], "ranks", three[1])
+    assert [(row.names, row.entries[0].value) for row in ranks.rows] == [(("uce",), 1), (("esd",), 2), (("mace",), 3)]
+    assert (ranks.rows[0].entries[0].low, ranks.rows[2].entries[0].high) == (1, 3)
+    assert agreement.heads == ("column",) and "tau-b" in agreement.notes[0]
+    without = tables(three[0], "ranks")[0].rows[0].entries[0]
+    assert without.value == 1 and without.low is None
+
+
+def test_rankings_agree_or_not(three):
+    rows, outcomes = three
+    other = rows.assign(metric="neighbour_retention", direction="up", value=1 - rows["value"], artefact=[10, 11, 12])
+    turned = outcomes.assign(
+        metric="neighbour_retention", artefact=outcomes["artefact"] + 10, value=1 - outcomes["value"]
+    )
+    found = pd.concat([rows, other], ignore_index=True), pd.concat([outcomes, turned], ignore_index=True)
+    agreement = tables(found[0], "ranks", found[1])[1]
+    assert agreement.rows[0].entries[1].value == pytest.approx(1.0) and agreement.rows[0].entries[0] is None
+
+
+def test_methods_in_pairs(three):
+    (table,) = tables(three[0], "pairs", three[1])
+    (uce, esd, mace) = (row.entries for row in table.rows)
+    gap = statistics.paired_difference(np.zeros(40), np.arange(40) < 8)
+    assert uce[0] is None and (uce[1].value, uce[1].low, uce[1].high) == pytest.approx(gap[:3])
+    assert esd[0].value == 0.2 and esd[0].low == pytest.approx(-gap.high) and mace[0].value == 0.8
+    assert uce[1].mark.says == DIFFERS and uce[1].mark.p_adjusted == pytest.approx(gap.p_value)
+    assert "Holm over the 3 pairs" in table.notes[0]
+    (bare,) = tables(three[0], "pairs")
+    assert bare.rows[0].entries[1].value is None and "outcomes are not stored" in bare.rows[0].entries[1].why
+
+
+# --- what is undefined, what failed ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["md", "latex"])
 @pytest.mark.parametrize("view", ["facets", "methods"])
 def test_failed_images_are_shown_beside_the_figure(form, view):
-    one, other = (record("uce", c, "object", "target_proportion", 0.25, 0.1, 0.5) for c in ("church", "car"))
-    whole, holed = (render(corrected(pd.DataFrame([one, other | {"failed": n}])), form, view) for n in (0, 3))
+    one, other = (record("uce", c, "target_proportion", 0.25, 0.1, 0.5) for c in ("church", "car"))
+    whole, holed = (render(frame(one, other | {"failed": n}), form, view) for n in (0, 3))
     assert "failed" not in whole and holed.count("(3 failed)") == 1
-    undefined = corrected(pd.DataFrame([one | {"value": None, "failed": 24}])).iloc[0]
-    assert cell_text(undefined) == "⊥ (24 failed)"
 
 
-@pytest.fixture
-def measured(tmp_path):
-    """``measured(record, …)``: a store with a measurement of each of these records, made one after the other."""
-
-    def make(*records):
-        store = Store(tmp_path)
-        store.prepare()
-        for index, row in enumerate(records):
-            with store.workspace() as folder:
-                columns = [name for name in RECORD_COLUMNS if name in row]
-                pd.DataFrame([row], columns=columns).to_parquet(folder / "records.parquet")
-                store.publish("measure", f"{index:03}", folder, {})
-        return stored_records(store)
-
-    return make
-
-
-def test_figures_of_two_detectors_or_thresholds_stay_apart(measured):
-    one = record("uce", "church", "object", "target_proportion", 0.2, 0.1, 0.3)
-    judged = [("oracle v1 aa", 0.5), ("oracle v1 aa", 0.9), ("other v1 bb", 0.5)]
-    rows = [
-        one | {"detector": d, "threshold": t, "aggregation": "pooled", "value": 0.2 + n / 100}
-        for n, (d, t) in enumerate(judged)
-    ]
-    found = measured(*rows, rows[0] | {"value": 0.4})
-    assert sorted(found["value"]) == pytest.approx([0.21, 0.22, 0.4]), "the newest of one detector and threshold"
-    titles = [line for line in render(found, "md").splitlines() if line.startswith("###")]
-    assert len(titles) == 3 and titles[0].endswith("detector oracle v1 aa, threshold 0.9")
-
-
-def test_records_from_before_detectors_were_kept_count_until_there_is_a_newer_one(measured):
-    old = record("uce", "church", "object", "target_proportion", 0.2, 0.1, 0.3)
-    new = old | {"detector": "oracle v1 aa", "threshold": 0.5, "aggregation": "pooled", "value": 0.25}
-    found = measured(old, old | {"method": "esd", "value": 0.3}, new)
-    assert sorted(found["value"]) == [0.25, 0.3]
-    assert "0.30 [0.10, 0.30]" in render(found, "md") and render(found, "md").count("###") == 1
-
-
-def test_a_block_a_concept_set():
-    one = record("uce", "church", "object", "target_proportion", 0.25, 0.1, 0.5)
-    text = render(
-        corrected(pd.DataFrame([one, one | {"concepts": "objects5 in turn", "value": 0.75}])), "md", "scaling"
-    )
-    titles = [line for line in text.splitlines() if line.startswith("###")]
-    assert titles == ["### m: church", "### m: objects5 in turn"] and "0.25 [" in text and "0.75 [" in text
+@pytest.mark.parametrize("form", ["terminal", "md", "latex"])
+def test_an_undefined_figure_says_why(form, capsys):
+    rows = frame(record("uce", "church", "fid_reference", None, why="40 images, FID needs 500", failed=24))
+    if form == "terminal":
+        print_tables(rows)
+        text = capsys.readouterr().out
+    else:
+        text = render(rows, form)
+    assert "(1) (24 failed)" in text and "(1) 40 images, FID needs 500" in text
 
 
 def test_a_lower_bound_is_marked():
-    row = record("uce", "church", "object", "relearn_steps_to_half", 40, 20, 40, attack="relearn", unit="steps")
-    free, bound = (
-        render(corrected(pd.DataFrame([row | {"why": why}])), "md") for why in ("", "lower bound: not reached")
-    )
+    row = record("uce", "church", "relearn_steps_to_half", 40, 20, 40, attack="relearn", unit="steps")
+    free, bound = (render(frame(row | {"why": why}), "md") for why in ("", "censored: not back"))
     assert "| 40 [20, 40] |" in free and "≥" not in free
-    assert "| ≥ 40 [20, 40] |" in bound and "≥ a lower bound" in bound
+    assert "| ≥ 40 [20, 40] (1) |" in bound and "≥ a lower bound" in bound and "(1) censored: not back" in bound
+
+
+def test_a_facet_that_no_track_names_is_shown():
+    assert "0.25" in render(frame(record("uce", "church", "target_proportion", 0.25, facet="beauty")), "md")
 
 
 def test_an_unknown_view_names_the_known(records):
@@ -169,36 +363,83 @@ def test_an_unknown_view_names_the_known(records):
 
 
 def test_a_view_that_shows_nothing_says_so(records):
-    plain = corrected(records[records["metric"] == "target_proportion"])
     with pytest.raises(overpaint.UserError, match="view redteam shows none of the"):
-        render(plain, "md", "redteam")
-    assert render(plain, "csv", "redteam").startswith("model,")  # the long form holds everything, whatever the view
+        render(records, "md", "redteam")
+    assert render(records, "csv", "redteam").startswith("model,")  # the long form holds everything, in every view
+    with pytest.raises(overpaint.UserError, match="no records stored"):
+        render(records.iloc[:0], "md")
+
+
+def test_a_block_a_concept_set():
+    one = record("uce", "church", "target_proportion", 0.25, 0.1, 0.5)
+    text = render(frame(one, one | {"concepts": "objects5 in turn", "value": 0.75}), "md", "scaling")
+    titles = [line for line in text.splitlines() if line.startswith("###")]
+    assert titles == ["### m: church", "### m: objects5 in turn"] and "0.25 [" in text and "0.75 [" in text
+
+
+# --- text ------------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "[/x]",
+    "[v] dog",
+    "a | b",
+    "*bold* _it_ `code`",
+    "<script>",
+    "\x1b[31mred",
+    "=1+1",
+    "r\u202eevil",
+    "\\input{x}",
+    "a\nb",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("form", ["terminal", "md", "latex", "csv", "json"])
+def test_names_are_printed_as_they_are(name, form):
+    rows = frame(
+        record("uce", name, "target_proportion", 0.25, 0.1, 0.5), record(name, "x", "target_proportion", None, why=name)
+    )
+    if form == "terminal":
+        console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+        print_tables(rows, console=console)
+        text = console.file.getvalue()
+        assert "\x1b[31m" not in text and "\u202e" not in text
+        assert name.isprintable() <= (name in text)
+    else:
+        text = render(rows, form)
+    if form == "md":
+        assert len({len(row) for row in piped(text.replace("\\|", "¦"))}) == 1 and "\x1b" not in text
+    if form == "csv":
+        assert pd.read_csv(io.StringIO(text))["concepts"][0] == name
+    if form == "json":
+        assert json.loads(text)[0]["concepts"] == name
+
+
+def test_markdown_escapes_mark_up():
+    assert markdown_text("*a* [b](c) <d> e|f `g` in_word _h_") == r"\*a\* \[b\](c) \<d\> e\|f \`g\` in_word \_h\_"
 
 
 def test_latex_escapes_what_it_would_read_as_commands():
-    assert latex_text(r"a_b {c} $d \e 50 % ≈") == r"a\_b \{c\} \$d \textbackslash{}e 50 \% $\approx$"
+    assert latex_text(r"a_b {c} $d \e 50 % ≠") == r"a\_b \{c\} \$d \textbackslash{}e 50 \% $\neq$"
 
 
-@pytest.mark.parametrize("view", sorted(components("view")))
-def test_every_view_asks_for_metrics_that_exist(view):
-    import yaml
-
-    known = yaml.safe_load(components("metrics")["facets"].read_text())["metrics"]
-    chosen = yaml.safe_load(components("view")[view].read_text())
-    columns = chosen["columns"]
-    assert chosen["rows"] in ("method", "attack") and set(chosen["blocks"]) <= set(CELL)
-    assert {column.get("field", "value") for column in columns.values()} <= FIELDS.keys()
-    assert {column["metric"] for column in columns.values()} <= known.keys()
-    assert {column.get("attack", "none") for column in columns.values()} <= components("attack").keys()
+def test_latex_is_a_float_that_fits(records):
+    text = render(records, "latex", "methods")
+    assert text.startswith("% These tables need \\usepackage{booktabs} and \\usepackage{graphicx}.")
+    assert (
+        text.count(r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%")
+        == text.count(r"\begin{table}")
+        == 1
+    )
+    assert r"\label{tab:m-mean-over-church-car-sketch-1}" in text
 
 
-def test_the_mean_of_equal_estimates_is_narrower_by_the_root_of_their_number():
-    one = Estimate(0.5, 0.3, 0.8, n=10)
-    four = mean_of_estimates([one] * 4)
-    assert four.value == 0.5 and four.n == 40
-    assert four.low == pytest.approx(0.4) and four.high == pytest.approx(0.65)
-    assert mean_of_estimates([one])[:3] == pytest.approx(one[:3])
-    assert mean_of_estimates([]).value is None
+@pytest.mark.parametrize("start", "=+-@\t\r")
+def test_a_spreadsheet_runs_no_cell(start):
+    rows = frame(record("uce", f"{start}cmd()", "target_proportion", 0.25, difference=-0.5))
+    safe = pd.read_csv(io.StringIO(render(rows, "csv", spreadsheet=True), newline=""), dtype=str, keep_default_na=False)
+    assert safe["concepts"][0].startswith("'") and safe["difference"][0] == "-0.5"
+    assert "'" not in render(rows, "csv")
 
 
 @pytest.mark.parametrize(
@@ -209,8 +450,119 @@ def test_the_mean_of_equal_estimates_is_narrower_by_the_root_of_their_number():
         (421e3, "bytes", "421 kB"),
         (0.00129, "seconds", "0.00129 s"),
         (26.17, "dB", "26.2 dB"),
+        (2.0, "rank", "2"),
         (141.3, "", "141"),
     ],
 )
 def test_numbers_are_short_and_have_their_unit(value, unit, text):
     assert number(value, unit) == text
+
+
+# --- views -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(components("view")))
+def test_every_view_asks_for_metrics_that_exist(name):
+    import yaml
+
+    known = yaml.safe_load(components("metrics")["facets"].read_text())["metrics"]
+    view = view_named(name)
+    assert view.rows in ("method", "attack") and set(view.blocks) <= set(CELL)
+    assert {column.field for column in view.columns.values()} <= FIELDS.keys()
+    assert {column.metric for column in view.columns.values()} <= known.keys()
+    assert {column.attack for column in view.columns.values()} <= components("attack").keys()
+    assert {endpoint["metric"] for endpoint in view.primary.values()} <= known.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colums: {}", "did you mean 'columns'"),
+        ("cells: rank", "did you mean 'ranks'"),
+        ("columns: {a: {metrik: x}}", "did you mean 'metric'"),
+        ("columns: {a: {metric: x, field: valu}}", "did you mean 'value'"),
+        ("- a", "must hold a mapping"),
+    ],
+)
+def test_a_view_that_is_none_is_refused(text, message):
+    import yaml
+
+    from overpaint.report.views import _view
+
+    with pytest.raises(overpaint.UserError, match=message):
+        _view("mine", yaml.safe_load(text))
+
+
+# --- the store -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """``measured(record, …)``: a store with a measurement of each of these records, ``key`` of the artefact where given."""
+
+    def make(*rows, outcomes=None):
+        store = Store(tmp_path)
+        store.prepare()
+        for index, row in enumerate(rows):
+            with store.workspace() as folder:
+                columns = [name for name in RECORD_COLUMNS if name in row]
+                pd.DataFrame([row], columns=columns).to_parquet(folder / "records.parquet")
+                if outcomes is not None:
+                    outcomes.to_parquet(folder / "outcomes.parquet")
+                store.publish("measure", row.get("key", f"{index:03}"), folder, {})
+        return store
+
+    return make
+
+
+OLD = ("settings", "given", "method_name", "attack_name", "versions", "metrics", "p_equivalence")
+
+
+def older(row, *more):
+    return {k: v for k, v in row.items() if k not in (*OLD, *more)}
+
+
+def test_the_highest_versions_are_current_whenever_they_were_measured(measured):
+    one = record("uce", "church", "target_proportion", 0.2, settings="a" * 12)
+    rows = [
+        one | {"versions": json.dumps({"metric": metric, "statistics": s}), "value": value, "key": key}
+        for key, metric, s, value in (("c", 2, 3, 0.1), ("a", 2, 4, 0.4), ("b", 1, 9, 0.3))
+    ]
+    store = measured(*rows)
+    assert stored_records(store)["value"].tolist() == [0.4]
+    everything = stored_records(store, older=True)
+    assert dict(zip(everything["value"], everything["current"])) == {0.1: False, 0.4: True, 0.3: False}
+
+
+def test_records_of_two_settings_detectors_or_thresholds_stay_apart(measured):
+    one = record("uce", "church", "target_proportion", 0.2, settings="a" * 12)
+    rows = [one, one | {"settings": "b" * 12}, one | {"threshold": 0.9}, one | {"detector": "other v1 bb"}]
+    found = stored_records(measured(*rows))
+    assert len(found) == 4
+    text = render(found, "md")
+    assert text.count("###") == 3 and "uce #aaaaaa" in text and "uce #bbbbbb" in text
+
+
+def test_records_of_an_older_store_count_until_their_cell_is_measured_again(measured):
+    old = older(record("uce", "church", "target_proportion", 0.2))
+    oldest = older(record("uce", "church", "target_proportion", 0.1), "detector", "threshold", "aggregation")
+    other = older(record("esd", "church", "target_proportion", 0.3), "detector", "threshold", "aggregation")
+    found = stored_records(measured(oldest, old, other))
+    assert sorted(found["value"]) == [0.2, 0.3] and found["settings"].str.fullmatch("[0-9a-f]{12}").all()
+    assert found["settings"].nunique() == 2 and found["attack_name"].tolist() == ["none", "none"]
+    assert "0.30" in render(found, "md")
+    again = stored_records(measured(oldest, old, other, record("uce", "church", "target_proportion", 0.4)))
+    assert sorted(again["value"]) == [0.3, 0.4]
+
+
+def test_outcomes_are_read_with_their_records(measured):
+    row = record("uce", "church", "target_proportion", 0.5)
+    table = pd.DataFrame({"metric": row["metric"], "prompt_id": ["p", "q"], "seed": 0, "value": [0.0, 1.0]})
+    store = measured(row, outcomes=table)
+    found = stored_outcomes(store, stored_records(store))
+    assert found["value"].tolist() == [0.0, 1.0] and found["artefact"].tolist() == ["000", "000"]
+
+
+def test_a_store_without_outcomes_has_none(measured):
+    store = measured(record("uce", "church", "target_proportion", 0.5))
+    assert stored_outcomes(store, stored_records(store)).empty

@@ -16,27 +16,37 @@ from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import load_attribute
 from overpaint.images.stages.score import SHOTS
 from overpaint.metrics.metric import IMAGE_COLUMNS, Evidence, Figure, Metric
-from overpaint.report.records import RECORD_COLUMNS
+from overpaint.report.records import OUTCOME_COLUMNS, RECORD_COLUMNS
 from overpaint.run.store import read_manifest
 from overpaint.run.tasks import canonical
 
 
 def run(task, inputs, folder, bench) -> dict:
-    records = pd.DataFrame(figures(task.config, inputs), columns=list(RECORD_COLUMNS))
+    found = measured(task.config, inputs)
+    records = pd.DataFrame([row for row, _ in found], columns=list(RECORD_COLUMNS))
+    outcomes = [table.assign(metric=row["metric"]) for row, table in found if table is not None]
+    outcomes = pd.concat(outcomes, ignore_index=True) if outcomes else pd.DataFrame()
+    outcomes.reindex(columns=OUTCOME_COLUMNS).to_parquet(folder / "outcomes.parquet", index=False)
     records.to_parquet(folder / "records.parquet", index=False)
     return {}
 
 
 def figures(config: Mapping, inputs: Mapping[str, Path]) -> list[dict]:
     """Every figure of one cell as a row of `RECORD_COLUMNS`."""
+    return [row for row, _ in measured(config, inputs)]
+
+
+def measured(config: Mapping, inputs: Mapping[str, Path]) -> list[tuple[dict, pd.DataFrame | None]]:
+    """Every figure of one cell as a row of `RECORD_COLUMNS`, and the outcomes that it was made of, if it has any."""
     evidence = gather(config, inputs)
     judge = {"detector": _detector(config["detector"]), "threshold": config["threshold"]}
-    rows = []
+    found = []
     for name, reference in config["metrics"].items():
         metric: Metric = load_attribute(reference)()
         if metric.applies_to(config["cell"]["attack_name"]) and metric.relevant(evidence):
-            rows.append(_row(config, name, metric, metric.measure(evidence), evidence) | judge)
-    return rows
+            figure = metric.measure(evidence)
+            found.append((_row(config, name, metric, figure, evidence) | judge, figure.outcomes))
+    return found
 
 
 def _row(config: Mapping, name: str, metric: Metric, figure: Figure, evidence: Evidence) -> dict:
@@ -52,7 +62,7 @@ def _row(config: Mapping, name: str, metric: Metric, figure: Figure, evidence: E
         "paper": metric.paper,
         "seconds": cost.get("seconds"),
     }
-    values = {k: getattr(figure, k) for k in figure.__dataclass_fields__}
+    values = {k: getattr(figure, k) for k in figure.__dataclass_fields__ if k != "outcomes"}
     return config["cell"] | described | values
 
 

@@ -1,0 +1,146 @@
+"""Methods against each other: ranks with intervals, agreement of rankings, and paired differences. All from outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from overpaint.report import statistics
+from overpaint.report.families import Compared, Mark, is_primary, marks
+from overpaint.report.pooling import Outcomes, pooled
+from overpaint.report.statistics import Estimate
+from overpaint.report.tables import ARROWS, SETTINGS, Entry, Row, Table, _several, _under, distinguished
+from overpaint.report.views import View
+
+#: Columns that say which outcomes of two methods correspond.
+PAIR = ["concepts", "run", "prompt_id", "seed", "label", "stratum"]
+MISSING = "per-image outcomes are not stored: measured by an older version, run the grid again"
+
+
+def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
+    """Two tables a block: the rank of each method in each column with its interval, and how far the columns agree."""
+    for title, part in _blocks(records, view):
+        shown, ranks = {}, {}
+        methods = [m for m in dict.fromkeys(part["method"])]
+        for name, column in view.columns.items():
+            chosen = column.chosen(part, view.rows)
+            if not chosen.empty:
+                head = f"{name} {ARROWS[chosen['direction'].iloc[0]]}"
+                shown[head] = dict(zip(methods, _ranks(chosen, methods, outcomes)))
+                ranks[head] = [shown[head][m].value for m in methods]
+        if not shown or len(methods) < 2:
+            continue
+        rows = [Row((m,), [shown[head].get(m) for head in shown]) for m in methods]
+        note = "Ranks: 1 is best, ties share the better rank; 95 % intervals from resampled prompts, concepts fixed."
+        yield Table(f"Ranks, {title}", (view.rows,), list(shown), rows, [note])
+        yield _agreement(title, ranks)
+
+
+def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> list[Entry]:
+    """The rank of each method by its mean outcome; by the means of its records, without intervals, where outcomes lack."""
+    direction = chosen["direction"].iloc[0]
+    table = outcomes.together(chosen)
+    missing = [m for m in methods if not (chosen["method"] == m).any()]
+    present = [m for m in methods if m not in missing]
+    if table is None:
+        means = [pooled(chosen[chosen["method"] == m], "value", Outcomes()) for m in present]
+        values = [np.nan if found is None or found.estimate.value is None else found.estimate.value for found in means]
+        ranks = pd.Series(values).rank(method="min", ascending=direction == "down")
+        found = [Estimate(None if np.isnan(rank) else float(rank)) for rank in ranks]
+        why = MISSING
+    else:
+        prompts = table.groupby(["method", "concepts", "cluster"], sort=True)["value"].agg(
+            lambda values: values.mean(skipna=False)
+        )
+        matrix = prompts.unstack("method").reindex(columns=present).T
+        found, why = statistics.rank_intervals(matrix.to_numpy(float), direction), ""
+        if found[0].value is None:
+            why = "no prompt was judged for every method"
+    entries = {
+        m: Entry(e.value, e.low, e.high, "rank", e.n, e.failed, why=why if e.value is None else "")
+        for m, e in zip(present, found)
+    }
+    return [entries.get(m, Entry(None, unit="rank", why="not measured")) for m in methods]
+
+
+def _agreement(title: str, ranks: dict[str, list[float | None]]) -> Table:
+    """Kendall's tau-b between the columns of a ranking."""
+    names = list(ranks)
+    rows = []
+    for one in names:
+        entries: list[Entry | None] = []
+        for other in names:
+            both = [(a, b) for a, b in zip(ranks[one], ranks[other]) if a is not None and b is not None]
+            found = statistics.kendall_tau_b(*zip(*both)) if len(both) > 1 else Estimate(None)
+            why = "" if found.value is not None else "fewer than two different ranks"
+            entries.append(Entry(found.value, unit="correlation", n=len(both), why=why) if one != other else None)
+        rows.append(Row((one,), entries))
+    note = "Kendall's tau-b between the columns' rankings: 1 the same order, −1 the reverse."
+    return Table(f"Agreement of the rankings, {title}", ("column",), names, rows, [note])
+
+
+def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
+    """One table a column of the view: the paired difference of each two methods, row minus column."""
+    for title, part in _blocks(records, view):
+        for name, column in view.columns.items():
+            chosen = column.chosen(part, view.rows)
+            methods = list(dict.fromkeys(chosen["method"]))
+            if len(methods) < 2:
+                continue
+            first = chosen.iloc[0]
+            primary = is_primary(view.primary, first["facet"], column.metric, first["attack_name"], first["against"])
+            found = {(a, b): _pair(chosen, a, b, outcomes) for a, b in combinations(methods, 2)}
+            said = marks(
+                [
+                    Compared(e.p_value, e.p_equivalence, primary) if e.p_value is not None else None
+                    for e, _ in found.values()
+                ]
+            )
+            shown: dict[tuple[str, str], Entry] = {}
+            for ((a, b), (e, why)), mark in zip(found.items(), said):
+                shown[a, b] = _difference(e, why, mark, first["unit"])
+                turned = e._replace(value=_minus(e.value), low=_minus(e.high), high=_minus(e.low))
+                shown[b, a] = _difference(turned, why, mark, first["unit"])
+            rows = [Row((a,), [shown.get((a, b)) for b in methods]) for a in methods]
+            correction = "Holm" if primary else "Benjamini–Hochberg"
+            note = (
+                f"Row minus column, paired on the same prompts and seeds; {correction} over the {len(found)} pairs of this "
+                f"table, 5 % level, equivalence margin {statistics.MARGIN:.2f}."
+            )
+            heading = f"{name} {ARROWS[first['direction']]}: methods against each other, {title}"
+            yield Table(heading, ("method",), methods, rows, [note])
+
+
+def _minus(value: float | None) -> float | None:
+    return None if value is None else 0.0 - value
+
+
+def _difference(e: Estimate, why: str, mark: Mark, unit: str) -> Entry:
+    return Entry(e.value, e.low, e.high, unit, e.n, e.failed, mark, why=why)
+
+
+def _pair(records: pd.DataFrame, one: str, other: str, outcomes: Outcomes) -> tuple[Estimate, str]:
+    """The mean paired difference of two methods over the concepts and seeds that both have, or why there is none."""
+    tables = [outcomes.together(records[records["method"] == m]) for m in (one, other)]
+    if tables[0] is None or tables[1] is None:
+        return Estimate(None), MISSING
+    joined = tables[0].merge(tables[1], on=PAIR, suffixes=("", "_other"))
+    if joined.empty:
+        return Estimate(None), "no images of the same prompts and seeds"
+    clusters, strata = (joined["concepts"].astype(str) + "\x1f" + joined[c].astype(str) for c in ("cluster", "stratum"))
+    found = statistics.paired_difference(joined["value"], joined["value_other"], clusters, strata)
+    return found, "" if found.value is not None else "every pair of images failed"
+
+
+def _blocks(records: pd.DataFrame, view: View) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The records of each model and setting, the unedited model left out, with a title."""
+    records = distinguished(records)
+    records = records[records["method_name"] != "none"]
+    several = _several(records, [n for n in SETTINGS if n != "seed"])
+    for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
+        values = by[len(view.blocks) :]
+        concepts = ", ".join(dict.fromkeys(part["concepts"]))
+        yield f"{model}{_under(several, values)}: {concepts}", part

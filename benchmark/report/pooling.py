@@ -1,0 +1,162 @@
+"""Means of records over concepts and method seeds, from their outcomes where these are stored.
+
+Concepts are fixed: a mean over church and car speaks of church and car. Method seeds and prompts are samples. With
+outcomes, a mean over concepts is one stratified score interval, and its difference has one test; without them the
+records' own intervals are joined (`overpaint.report.statistics.mean_of_estimates`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from overpaint.report import statistics
+from overpaint.report.statistics import Estimate
+
+#: What a view's column shows of its records: where they keep it, with its interval.
+FIELDS = {
+    "value": ("value", "low", "high"),
+    "control": ("control",),
+    "difference": ("difference", "difference_low", "difference_high"),
+    "original": ("original",),
+}
+#: A mean of outcomes that is farther than this from the mean of the records is another figure.
+SAME = 1e-6
+NORMAL = 1.959964
+
+
+class Outcomes:
+    """Outcomes of records (`overpaint.report.records.OUTCOME_COLUMNS` and ``artefact``), looked up by record."""
+
+    def __init__(self, frame: pd.DataFrame | None = None):
+        known = frame is not None and len(frame)
+        self._by_record = dict(tuple(frame.groupby(["artefact", "metric"], sort=False))) if known else {}
+
+    def of(self, record: pd.Series) -> pd.DataFrame | None:
+        """The outcomes of one record, or ``None`` where they were not stored."""
+        return self._by_record.get((record.get("artefact"), record["metric"]))
+
+    def together(self, records: pd.DataFrame) -> pd.DataFrame | None:
+        """The outcomes of several records with their ``concepts`` and ``run`` (method seed); ``None`` if any lacks them."""
+        parts = []
+        for _, record in records.iterrows():
+            found = self.of(record)
+            if found is None:
+                return None
+            parts.append(found.assign(concepts=record["concepts"], run=record["seed"], method=record["method"]))
+        return pd.concat(parts, ignore_index=True) if parts else None
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A mean with its interval, and the tests of its difference."""
+
+    estimate: Estimate
+    p_value: float | None = None
+    p_equivalence: float | None = None
+
+
+def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Pooled | None:
+    """The mean of records of one metric over their concepts and method seeds; ``None`` where the field is empty.
+
+    The tests are those of the difference, whichever field is shown.
+    """
+    shown = _mean(figures, field, outcomes)
+    if shown.value is None and (field in ("control", "difference") or not len(figures)):
+        return None
+    tested = figures[figures["p_value"].notna()]
+    itself = (tested["method_name"] == "none") & (tested["against"] == "original")
+    if len(tested) < len(figures) or itself.any() or field in ("control", "original"):
+        return Pooled(shown)
+    if len(figures) == 1:
+        record = figures.iloc[0]
+        same = record.get("p_equivalence")
+        return Pooled(shown, float(record["p_value"]), None if pd.isna(same) else float(same))
+    gap = shown if field == "difference" else _mean(figures, "difference", outcomes)
+    return Pooled(shown, *_tests(gap, figures["unit"].iloc[0]))
+
+
+def _tests(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
+    """The p-values of a difference: its own, or those that its interval gives at a normal distribution."""
+    if gap.p_value is not None:
+        return gap.p_value, gap.p_equivalence
+    if gap.value is None or gap.low is None or gap.high is None:
+        return None, None
+
+    def beyond(value: float) -> float:
+        """The one-sided p-value of "the difference is on the other side of value", from the half-width towards it."""
+        half = (gap.value - gap.low) if gap.value > value else (gap.high - gap.value)
+        error = half / NORMAL
+        return (
+            0.5 * math.erfc(abs(gap.value - value) / error / math.sqrt(2)) if error > 0 else float(gap.value == value)
+        )
+
+    margin = statistics.MARGIN
+    inside = abs(gap.value) < margin
+    same = max(beyond(-margin), beyond(margin)) if inside else 1.0
+    return min(2 * beyond(0.0), 1.0), same if unit == "fraction" else None
+
+
+def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Estimate:
+    """The mean of one field: over the method seeds of each concept, then over concepts."""
+    by_concept = [part for _, part in figures.groupby("concepts", sort=False)]
+    own = [_over_seeds(part, field, outcomes) for part in by_concept]
+    mean = statistics.mean_of_estimates(own)
+    if mean.value is None or len(own) == 1:
+        return own[0] if len(own) == 1 else mean
+    if figures["seed"].nunique() > 1:
+        return mean
+    found = _from_outcomes(figures, field, outcomes, mean.value)
+    return mean if found is None else found._replace(spread=mean.spread)
+
+
+def _over_seeds(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Estimate:
+    """The mean of one concept's records over method seeds, which are a sample."""
+    own = [_estimate(record, field) for _, record in figures.iterrows()]
+    if len(own) == 1:
+        return own[0]
+    mean = statistics.mean_of_estimates(own)
+    if mean.value is None:
+        return mean
+    fixed = _from_outcomes(figures, field, outcomes, mean.value)
+    table = outcomes.together(figures)
+    if fixed is None or table is None:
+        return _between(own, mean)
+    values = table["value"] - table["other"] if field == "difference" else table["value"]
+    return statistics.mean_over_runs(values, table["run"], table["cluster"], fixed)._replace(
+        p_value=None, p_equivalence=None
+    )
+
+
+def _between(own: list[Estimate], mean: Estimate) -> Estimate:
+    """The mean of several seeds' records without outcomes: Student's t over them, or their joint interval if wider."""
+    spread = statistics.mean([e.value for e in own])
+    if spread.low is None:
+        return mean
+    low, high = (limit if limit is not None else mean.value for limit in (mean.low, mean.high))
+    return mean._replace(low=min(low, spread.low), high=max(high, spread.high))
+
+
+def _from_outcomes(figures: pd.DataFrame, field: str, outcomes: Outcomes, value: float) -> Estimate | None:
+    """The mean as one stratified score estimate; ``None`` where outcomes do not give the mean of the records."""
+    table = outcomes.together(figures) if field in ("value", "difference") else None
+    if table is None or not table["value"].dropna().isin((0, 1)).all():
+        return None
+    clusters, strata = (table["concepts"].astype(str) + "\x1f" + table[c].astype(str) for c in ("cluster", "stratum"))
+    if field == "value":
+        found = statistics.proportion(table["value"], clusters, strata)
+    else:
+        found = statistics.paired_difference(table["value"], table["other"], clusters, strata)
+    return found if found.value is not None and abs(found.value - value) < SAME else None
+
+
+def _estimate(record: pd.Series, field: str) -> Estimate:
+    """One field of a record as an estimate."""
+    numbers = [None if pd.isna(record[name]) else float(record[name]) for name in FIELDS[field]]
+    found = Estimate(*numbers, n=int(record["n"]), failed=int(record["failed"]))
+    if field == "difference" and not pd.isna(record["p_value"]):
+        same = record.get("p_equivalence")
+        return found._replace(p_value=float(record["p_value"]), p_equivalence=None if pd.isna(same) else float(same))
+    return found

@@ -1,0 +1,263 @@
+"""Score intervals and score tests for shares and paired differences of shares, with clusters and strata.
+
+One function of the hypothesised value gives the interval and the test, so that they never contradict each other: a
+value is inside the 95 % interval exactly where its two-sided p-value is above 0.05.
+
+Let y_i be the observations (0 or 1; −1, 0 or 1 for differences), w_i = 1 / (H n_h) their weights in H strata of n_h
+observations, m = Σ w_i y_i and N = 1 / Σ w_i². The score of a hypothesised value v is
+
+    z(v) = (m − v) √N / √(D(v) V(v))
+
+V(v) is the variance of one observation: v (1 − v) for a share (Wilson 1927); for a difference it is taken at the most
+likely shares with that difference (Tango 1998). D(v) is the design effect, estimated at the hypothesised value, too
+(Boos 1992 describes such tests; at v = 0 and for equal clusters it is the test of Durkalski et al. 2003):
+
+    D(v) = max(1, C/(C−1) Σ_c (Σ_{i in c} w_i e_i)² / Σ_i w_i² e_i²) · min(1, Σ_i w_i² e_i² / Σ_i w_i² (y_i − v)²)
+
+with e_i = y_i − o_h − v for the C clusters c and the strata's offsets o_h, their means minus m shrunk by
+n_h / (n_h + `SHRINKAGE`). The first factor is at most the size of the largest cluster. It is 1 where each cluster has
+one observation, the second is 1 where there is one stratum; then the interval is Wilson's or Tango's own. Because D
+is estimated at v and not at m, a single hit cannot make it collapse.
+
+Two corrections near the limits of the scale. A share's limit is widened to that of a Poisson count where at most
+`RARE` effective hits were found (Brown, Cai and DasGupta 2001). Where clusters have several observations and hits come
+from few clusters, Student's t replaces the normal distribution, in the interval and in the test.
+
+All functions are vectorised: leading axes of the arrays are data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Effective hits up to which a share's limit is that of a Poisson count.
+RARE = 3
+#: Observations at which a stratum's mean is trusted by half.
+SHRINKAGE = 6.0
+#: Halvings of an interval in which a limit is searched.
+HALVINGS = 55
+TINY = 1e-12
+
+Score = Callable[[NDArray], NDArray]
+
+
+class Sample(NamedTuple):
+    """What scores need to know of data sets: arrays of shape ``(sets,)``, and ``(sets, 3)`` coefficients of quadratics.
+
+    ``by_cluster``, ``by_observation`` and ``unstratified`` are the three sums of squares of the design effect, as
+    coefficients of 1, v and v².
+    """
+
+    mean: NDArray
+    up: NDArray  # weighted share of observations that are 1
+    down: NDArray  # weighted share of observations that are -1
+    size: NDArray  # N
+    clusters: NDArray
+    largest: NDArray  # observations of the largest cluster
+    few: NDArray  # degrees of freedom; infinite where the normal distribution serves
+    by_cluster: NDArray
+    by_observation: NDArray
+    unstratified: NDArray
+
+
+def sample(values: NDArray, clusters: NDArray, strata: NDArray) -> Sample:
+    """The sums of data sets ``values`` (sets, n) with the same layout: ``clusters`` (n,) and ``strata`` (n,) are codes."""
+    values = np.atleast_2d(np.asarray(values, float))
+    member, sizes = np.unique(clusters, return_inverse=True, return_counts=True)[1:]
+    stratum, in_stratum = np.unique(strata, return_inverse=True, return_counts=True)[1:]
+    weights = 1.0 / (len(in_stratum) * in_stratum[stratum])
+
+    def averaged(table: NDArray) -> NDArray:
+        return (_sums(table, stratum) / in_stratum).mean(axis=1)
+
+    mean = averaged(values)
+    offsets = _sums(values, stratum) / in_stratum - mean[:, None]
+    trust = in_stratum / (in_stratum + SHRINKAGE) * (len(in_stratum) > 1)
+    offsets = offsets * trust
+    spent = (trust * (2 - trust)).mean() * (len(in_stratum) - 1)  # degrees of freedom that the offsets take
+    lost = max(len(stratum) - 1, 1) / max(len(stratum) - 1 - spent, 1)
+    centred = values - offsets[:, stratum]
+    total, width = _sums(centred * weights, member), np.bincount(member, weights)
+    squares = weights**2
+    hit = [_sums(values == sign, member) for sign in (1, -1)]
+    several = int(sizes.max()) > 1
+    return Sample(
+        mean=mean,
+        up=averaged(values == 1),
+        down=averaged(values == -1),
+        size=np.full(len(values), 1.0 / squares.sum()),
+        clusters=np.full(len(values), len(sizes)),
+        largest=np.full(len(values), sizes.max()),
+        few=_few(hit, sizes) if several else np.full(len(values), np.inf),
+        by_cluster=lost * _quadratic((total**2).sum(axis=1), total @ width, (width**2).sum()),
+        by_observation=lost * _quadratic(centred**2 @ squares, centred @ squares, squares.sum()),
+        unstratified=_quadratic(values**2 @ squares, values @ squares, squares.sum()),
+    )
+
+
+def _sums(values: NDArray, groups: NDArray) -> NDArray:
+    """``(sets, groups)`` sums of ``values`` (sets, n) over groups, given as codes (n,)."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], np.arange(groups.max() + 1))
+    return np.add.reduceat(values[:, order], starts, axis=1, dtype=float)
+
+
+def _quadratic(constant: NDArray, linear: NDArray, square: float) -> NDArray:
+    return np.stack([constant, -2 * linear, np.full(len(constant), square)], axis=1)
+
+
+def _few(hit: list[NDArray], sizes: NDArray) -> NDArray:
+    """Degrees of freedom: 4 more than the clusters with hits, or with misses, where these are fewer than 10 and fewer than
+    a quarter of all clusters; infinite otherwise and where there are none.
+
+    For differences, hits are pairs that differ and misses pairs that do not. The simulation of ``docs/statistics.md``
+    chose these numbers.
+    """
+    found = hit[0] + hit[1]
+    rarer = np.minimum((found > 0).sum(axis=1), (found < sizes).sum(axis=1))
+    return np.where((rarer > 0) & (rarer < min(10.0, len(sizes) / 4)), rarer + 4, np.inf)
+
+
+def design_effect(of: Sample, value: NDArray) -> NDArray:
+    """D(v): how much the clusters and strata of a sample multiply the variance of independent observations."""
+    powers = np.stack([np.ones_like(value), value, value**2], axis=-1)
+    by_cluster, inside, plain = (
+        np.maximum((part * powers).sum(axis=-1), 0.0) for part in (of.by_cluster, of.by_observation, of.unstratified)
+    )
+    nothing = inside <= TINY * of.by_observation[..., 2]
+    all_alike = of.by_cluster[..., 2] / of.by_observation[..., 2]
+    ratio = np.where(nothing, all_alike, by_cluster / np.where(nothing, 1.0, inside))
+    ratio = np.where(nothing, ratio, ratio * of.clusters / np.maximum(of.clusters - 1, 1))
+    ratio = np.where(of.largest > 1, np.clip(ratio, 1.0, of.largest), 1.0)
+    strata = np.where(plain > inside, inside / np.where(plain > 0, plain, 1.0), 1.0)
+    return ratio * np.maximum(strata, TINY)
+
+
+def share_score(of: Sample, share: NDArray) -> NDArray:
+    """z of a hypothesised share: Wilson's score, with the design effect."""
+    return _score(of, share, share * (1 - share))
+
+
+def difference_score(of: Sample, difference: NDArray) -> NDArray:
+    """z of a hypothesised difference of two paired shares: Tango's score, with the design effect.
+
+    The most likely share of (0, 1) pairs q at a difference v solves 2 q² + b q − l v (1 − v) = 0 with
+    b = (2 − g + l) v − g − l, for the shares g of (1, 0) pairs and l of (0, 1) pairs.
+    """
+    gained, lost, v = of.up, of.down, difference
+    b = (2 - gained + lost) * v - gained - lost
+    likeliest = (np.sqrt(np.maximum(b * b + 8 * lost * v * (1 - v), 0.0)) - b) / 4
+    return _score(of, v, 2 * likeliest + v * (1 - v))
+
+
+def independent(mean: NDArray, size: NDArray, up: NDArray | None = None, down: NDArray | None = None) -> Sample:
+    """Data sets of ``size`` independent observations, from their means (or shares of 1 and -1) alone."""
+    mean = np.atleast_1d(np.asarray(mean, float))
+    size = np.broadcast_to(np.asarray(size, float), mean.shape)
+    up, down = (mean if up is None else np.atleast_1d(up)), (0 * mean if down is None else np.atleast_1d(down))
+    plain = _quadratic((up + down) / size, mean / size, 0.0) + np.stack([0 * mean, 0 * mean, 1 / size], axis=1)
+    one, never = np.ones_like(mean), np.full_like(mean, np.inf)
+    return Sample(mean, up, down, size, size, one, never, plain, plain, plain)
+
+
+def worth(of: Sample) -> NDArray:
+    """How many independent observations tell as much as a sample (Kish 1965)."""
+    return of.size / design_effect(of, of.mean)
+
+
+def unpaired_score(one: Sample, other: Sample, difference: NDArray) -> NDArray:
+    """z of a hypothesised difference of two shares without pairs (Miettinen and Nurminen 1985), at their effective sizes.
+
+    The most likely shares with that difference are a root of a cubic, which Farrington and Manning (1990) give in closed
+    form.
+    """
+    p, q, n, m, v = one.mean, other.mean, worth(one), worth(other), difference
+    ratio = m / n
+    a, b = 1 + ratio, -(1 + ratio + p + ratio * q + v * (ratio + 2))
+    c, d = v * v + v * (2 * p + ratio + 1) + p + ratio * q, -p * v * (1 + v)
+    cubed = (b / (3 * a)) ** 3 - b * c / (6 * a * a) + d / (2 * a)
+    root = np.copysign(np.sqrt(np.maximum((b / (3 * a)) ** 2 - c / (3 * a), 0.0)), cubed)
+    cosine = np.where(np.abs(root) > TINY, cubed / np.where(np.abs(root) > TINY, root**3, 1.0), 1.0)
+    angle = (np.pi + np.arccos(np.clip(cosine, -1, 1))) / 3
+    first = np.clip(2 * root * np.cos(angle) - b / (3 * a), np.maximum(v, 0), np.minimum(1 + v, 1))
+    second = first - v
+    variance = (first * (1 - first) / n + second * (1 - second) / m) * (n + m) / np.maximum(n + m - 1, TINY)
+    return _ratio(p - q - v, variance)
+
+
+def unpaired_interval(one: Sample, other: Sample, level: float) -> tuple[NDArray, NDArray]:
+    """Limits ``(sets,)`` of unpaired differences."""
+    gap, far = one.mean - other.mean, np.maximum(reach(one, level), reach(other, level))
+    return tuple(
+        _limit(lambda v: unpaired_score(one, other, v), gap, np.full_like(gap, end), far) for end in (-1.0, 1.0)
+    )
+
+
+def _score(of: Sample, value: NDArray, variance: NDArray) -> NDArray:
+    return _ratio(of.mean - value, variance * design_effect(of, value) / of.size)
+
+
+def _ratio(gap: NDArray, variance: NDArray) -> NDArray:
+    """A gap in standard errors: 0 without a gap, infinite where a gap is impossible."""
+    spread = np.sqrt(np.maximum(variance, 0.0))
+    impossible = np.where(np.abs(gap) < TINY, 0.0, np.copysign(np.inf, gap))
+    return np.where(spread > TINY, gap / np.where(spread > TINY, spread, 1.0), impossible)
+
+
+def p_value(of: Sample, score: NDArray, sides: int = 2) -> NDArray:
+    """The p-value of scores: two-sided, or the upper tail."""
+    from scipy.stats import norm, t
+
+    far = np.abs(score) if sides == 2 else score
+    few = np.isfinite(of.few)
+    tail = np.where(few, t.sf(far, np.where(few, of.few, 1.0)), norm.sf(far))
+    return np.minimum(sides * tail, 1.0)
+
+
+def reach(of: Sample, level: float) -> NDArray:
+    """The score at which a two-sided interval of this level ends."""
+    from scipy.stats import norm, t
+
+    few, side = np.isfinite(of.few), (1 + level) / 2
+    return np.where(few, t.ppf(side, np.where(few, of.few, 1.0)), norm.ppf(side))
+
+
+def share_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
+    """Limits ``(sets,)`` of shares."""
+    from scipy.stats import gamma
+
+    far = reach(of, level)
+    low = _limit(lambda v: share_score(of, v), of.mean, np.zeros_like(of.mean), far)
+    high = _limit(lambda v: share_score(of, v), of.mean, np.ones_like(of.mean), far)
+
+    def poisson(hits: NDArray, limit: NDArray) -> NDArray:
+        """The limit of a count of rare hits, counted in effective observations."""
+        return np.where((hits > 0) & (hits <= RARE), gamma.ppf(1 - level, np.maximum(hits, TINY)), np.inf) * limit
+
+    size = np.minimum(worth(of), of.size)
+    low = np.minimum(low, poisson(of.mean * size, 1 / size))
+    high = np.maximum(high, 1 - poisson((1 - of.mean) * size, 1 / size))
+    return np.where(of.mean <= TINY, 0.0, low), np.where(of.mean >= 1 - TINY, 1.0, high)
+
+
+def difference_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
+    """Limits ``(sets,)`` of paired differences."""
+    far = reach(of, level)
+    return tuple(
+        _limit(lambda v: difference_score(of, v), of.mean, np.full_like(of.mean, end), far) for end in (-1.0, 1.0)
+    )
+
+
+def _limit(score: Score, inside: NDArray, outside: NDArray, far: NDArray) -> NDArray:
+    """The value between ``inside`` and ``outside`` whose score is ``far`` from zero; ``outside`` where there is none."""
+    beyond = np.abs(score(outside)) > far
+    near, away = inside.copy(), outside.copy()
+    for _ in range(HALVINGS):
+        middle = (near + away) / 2
+        out = np.abs(score(middle)) > far
+        near, away = np.where(out, near, middle), np.where(out, middle, away)
+    return np.where(beyond, (near + away) / 2, outside)
