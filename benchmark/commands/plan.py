@@ -9,10 +9,10 @@ import click
 from rich.console import Console
 
 from overpaint.commands.grids import planned
-from overpaint.report.statistics import smallest_detectable_difference
 from overpaint.run.estimates import Estimates
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
+from overpaint.run.track import track
 
 
 @click.command()
@@ -29,13 +29,8 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
     for stage, asked in grid.plan.asked.items():
         took = estimates.total(t for t in todo if t.stage == stage)
         out.print(f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {took}")
-    for budget in dict.fromkeys(cell.budget for cell in grid.cells):
-        smallest = smallest_detectable_difference(budget.target_prompts, budget.seeds)
-        found = "no paired difference" if smallest is None else f"a paired difference of about {smallest:.2f}"
-        out.print(
-            f"budget {budget.name}: {budget.target_prompts} target prompts × {budget.seeds} images detect {found} "
-            "(80 % power, 5 % level)"
-        )
+    for line in [*grid.plan.notes, *track(grid.plan.track).power(grid.cells)]:
+        out.print(line)
 
 
 def summary(plan: Plan, todo: Sequence[Task], estimates: Estimates) -> str:

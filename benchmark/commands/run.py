@@ -48,6 +48,8 @@ def run_grid(grid: Grid) -> int:
     estimates = Estimates(store)
     todo = plan.missing(store)
     ERR.print(summary(plan, todo, estimates))
+    for note in plan.notes:
+        ERR.print(f"note: {note}", style="yellow")
     try:
         with Display(todo, estimates) as display:
             outcome, records = _until_readable(lambda: engine.run(plan, store, display), grid)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from overpaint.attacks.attack import AttackContext
-from overpaint.grid.cells import Cell
+from overpaint.grid.cells import Cell, merged
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component
-from overpaint.grid.roles import ROLES, role_shots, stand_in_shots
+from overpaint.grid.roles import ROLES, role_shots, shortfalls, stand_in_shots
 from overpaint.images.pictures import pictures
 from overpaint.images.tasks import (
     Batch,
     attack_task,
     build_attack,
+    compare_task,
     found_images,
     known_images,
     latency_task,
@@ -34,10 +35,12 @@ EXAMPLES = 500
 def make_plan(cells: Iterable[Cell]) -> Plan:
     """Plan every cell, and beside it what its figures are compared with."""
     plan = Plan("images")
+    cells, merged_seeds = merged(cells)
+    plan.notes += merged_seeds
+    plan.notes += dict.fromkeys(said for cell in cells for said in shortfalls(cell))
     for cell in cells:
         frames = _frames(plan, cell)
-        latency = latency_task(plan, cell) if cell.attack.name == "none" else None
-        plan.cells.append((cell, measure_task(plan, cell, frames, latency)))
+        plan.cells.append((cell, measure_task(plan, cell, frames, _beside(plan, cell, frames))))
     return plan
 
 
@@ -57,6 +60,16 @@ def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
         **_controls(plan, cell),
         **_floors(plan, cell),
     }
+
+
+def _beside(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -> dict[str, Task]:
+    """What an edited model's plain images are compared with beside their scores: pictures of the same noise, and time."""
+    latency = latency_task(plan, cell)
+    if cell.attack.name != "none" or latency is None:
+        return {}
+    pairs = zip(frames["images"], frames["original"], strict=True)
+    compared = {f"similarity/{index}": compare_task(plan, *pair) for index, pair in enumerate(pairs)}
+    return compared | {"latency": latency}
 
 
 def _plain(plan: Plan, cell: Cell) -> list[Batch]:
@@ -105,7 +118,7 @@ def _floors(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
 
 def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[Batch]:
     """The images of the cell's attack, for the erased concept or for one that stands in for it."""
-    attack = build_attack(cell.attack, cell.seed)
+    attack = build_attack(cell.attack, cell.attack_seed)
     concept = stand_in or cell.concepts.request.erase[0]
     plain = _target_shots(cell, stand_in, few=attack.unit == "prompt")
     what = f"{_subject(cell)}, {cell.attack.label}"
@@ -146,7 +159,7 @@ def _target_shots(cell: Cell, stand_in: Concept | None = None, few: bool = False
 
 def _images_for(cell: Cell, concept: Concept) -> int:
     """The most images that the cell's attack makes for one plain image of a concept; 0 where it can make none."""
-    return build_attack(cell.attack, cell.seed).images_for(concept, _target_shots(cell))
+    return build_attack(cell.attack, cell.attack_seed).images_for(concept, _target_shots(cell))
 
 
 def _drawn(cell: Cell) -> bool:

@@ -6,7 +6,7 @@ runtime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity
 from overpaint.errors import UserError
-from overpaint.grid.cells import Cell, Choice
+from overpaint.grid.cells import SPEED, Cell, Choice
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component, construct, load_attribute
@@ -24,9 +24,10 @@ from overpaint.images.pictures import pictures
 from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, resolve
 from overpaint.report import statistics
+from overpaint.report.records import settings_hash
 from overpaint.run.plan import Plan
 from overpaint.run.store import file_hash
-from overpaint.run.tasks import Task
+from overpaint.run.tasks import Task, canonical
 
 #: Version of half-precision arithmetic (scaled losses, noise levels, attention): it decides what is trained with it. Models
 #: in float32 and float64 do not depend on it.
@@ -134,6 +135,13 @@ def reference_images(plan: Plan, cell: Cell) -> Batch:
     return Batch([], made, _score_task(plan, cell, made, {}))
 
 
+def compare_task(plan: Plan, images: Batch, original: Batch) -> Task:
+    """How alike the images of a batch are to the unedited model's images of the same prompts and noise."""
+    inputs = {"images": images.made.key, "original": original.made.key}
+    label = f"compare {images.made.label.removeprefix('generate ')}"
+    return plan.add(Task("compare", {}, inputs, {"compare": 1}, {"device": None}, label, images.made.amount))
+
+
 def latency_task(plan: Plan, cell: Cell) -> Task | None:
     """How much slower the cell's images are than the unedited model's; ``None`` on the unedited model."""
     erasure = erase_task(plan, cell)
@@ -144,18 +152,17 @@ def latency_task(plan: Plan, cell: Cell) -> Task | None:
     return plan.add(Task("latency", config, _erasure(erasure), {"latency": 1}, _runtime(cell), label))
 
 
-def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], latency: Task | None) -> Task:
-    """The cell's figures: pure functions of the scores of every frame."""
+def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], beside: Mapping[str, Task]) -> Task:
+    """The cell's figures: pure functions of the scores of every frame and of the tasks ``beside`` them."""
     scored = [(f"{name}/{index}", b) for name, batches in frames.items() for index, b in enumerate(batches)]
     inputs = {place: batch.scored.key for place, batch in scored}
-    if latency:
-        inputs["latency"] = latency.key
+    inputs |= {name: task.key for name, task in beside.items()}
     shots = {
         name: [b.shots and [shot.as_dict() for shot in b.shots] for b in batches] for name, batches in frames.items()
     }
     metrics = cell.metrics.metrics
     config = {
-        "cell": _described(cell),
+        "cell": _described(plan, cell, inputs.values()),
         "scope": _scope(cell),
         "erased": [asdict(c) for c in cell.concepts.request.erase],
         "kinds": {c.label: c.kind for c in cell.concepts.catalogue.concepts.values() if c.label},
@@ -203,20 +210,34 @@ def _erasure(task: Task | None) -> dict[str, str]:
     return {"erasure": task.key} if task else {}
 
 
-def _described(cell: Cell) -> dict[str, Any]:
-    """The columns that say which cell a record belongs to."""
+def _described(plan: Plan, cell: Cell, inputs: Iterable[str]) -> dict[str, Any]:
+    """The columns that say which cell a record belongs to: labels for people, and what identifies it."""
+    settings = cell.settings
+    settings["model"]["path"] = fingerprint_model(cell.model.path)
     return {
-        "model": cell.model.name,
-        "concepts": cell.concepts.name,
+        **cell.labels,
         "kind": cell.concepts.kind,
-        "method": cell.method.label,
-        "attack": cell.attack.label,
-        "protocol": cell.protocol.name,
-        "budget": cell.budget.name,
-        "seed": cell.seed if cell.draws else 0,
         "method_name": cell.method.name,
         "attack_name": cell.attack.name,
+        "settings": settings_hash(settings),
+        "given": canonical({key: value for key, value in cell.given.items() if key not in SPEED}),
+        "versions": canonical(_versions(plan, inputs)),
     }
+
+
+def _versions(plan: Plan, inputs: Iterable[str]) -> dict[str, int]:
+    """The version of every component behind these tasks, by its name."""
+    found: dict[str, int] = {}
+    waiting, seen = list(inputs), set()
+    while waiting:
+        task = plan.tasks[waiting.pop()]
+        if task.key not in seen:
+            seen.add(task.key)
+            waiting += task.inputs.values()
+            found |= {str(task.config.get(name, name)): version for name, version in task.versions.items()}
+            if task.config.get("detector"):
+                found[task.config["detector"]] = task.config["settings"]["version"]
+    return found
 
 
 def _scope(cell: Cell) -> str:
@@ -224,8 +245,8 @@ def _scope(cell: Cell) -> str:
     if cell.method.name == "none":
         return ""
     method = component("method", cell.method.name).load()
-    eraser = construct(method, {**cell.method.values, "seed": cell.seed}, f"method={cell.method.name}")
-    return scope(eraser.acts_on, build_attack(cell.attack, cell.seed).enters_by)
+    eraser = construct(method, {**cell.method.values, "seed": cell.method_seed}, f"method={cell.method.name}")
+    return scope(eraser.acts_on, build_attack(cell.attack, cell.attack_seed).enters_by)
 
 
 def _metric(name: str, reference: str) -> type[Metric]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError
 from overpaint.grid.cells import Cell, cell_from
+from overpaint.grid.roles import role_shots
 from overpaint.images.contact_sheets import contact_sheets
 from overpaint.images.planner import make_plan
 from overpaint.images.workbench import Workbench
+from overpaint.report.statistics import smallest_detectable_difference
+from overpaint.report.views import view_named
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.track import Track
@@ -39,6 +42,23 @@ class Images(Track):
             reason = str(error).splitlines()[0]
             raise UserError(f"engine.device={asked} is not a device of this machine: {reason}") from None
         return [f"cuda:{n}" for n in range(torch.cuda.device_count())] if asked == "cuda" else [asked]
+
+    def power(self, cells: Sequence[Cell]) -> list[str]:
+        """The smallest paired difference that the primary tests of a method find, with the prompts that there really are."""
+        attacks = {cell.attack.label for cell in cells} - {"none"}
+        tests = len(view_named("facets").primary) - 1 + max(1, len(attacks))
+        said = []
+        for cell in cells:
+            shots = role_shots("target", cell.concepts, cell.budget)
+            prompts, seeds = len({shot.prompt.id for shot in shots}), cell.budget.seeds
+            smallest = smallest_detectable_difference(prompts, seeds, tests)
+            found = "no paired difference" if smallest is None else f"a paired difference of about {smallest:.2f}"
+            where = f"{cell.labels['concepts']}, budget {cell.labels['budget']}"
+            said.append(
+                f"{where}: {prompts} target prompts × {seeds} images detect {found} "
+                f"(80 % power, 5 % level, Holm over {tests} primary tests)"
+            )
+        return list(dict.fromkeys(said))
 
     def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
         return contact_sheets(plan, store, folder)

@@ -22,6 +22,7 @@ class Plan:
     track: str
     cells: list[tuple[Any, Task]] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what the user should know before anything runs
     asked: Counter = field(default_factory=Counter)  # tasks by stage, before equal ones were merged
     bundles: dict[str, list[Task]] = field(default_factory=dict)
 

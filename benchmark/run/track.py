@@ -44,6 +44,10 @@ class Track(ABC):
     def devices(self, asked: str) -> list[str]:
         """The devices meant by ``auto``, ``cpu``, ``cuda`` or ``cuda:0``; a `UserError` if this machine lacks it."""
 
+    def power(self, cells: Sequence[Any]) -> list[str]:
+        """What the cells' budgets can detect, in sentences for `overpaint plan`."""
+        return []
+
     def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
         """Write files that show results beside the table, such as contact sheets, and return their paths."""
         return []

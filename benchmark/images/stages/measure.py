@@ -126,6 +126,8 @@ def _frame(name: str, batches: list, inputs: Mapping[str, Path], plain: pd.DataF
             described = _known_images(shots, plain)
         else:
             described = _found_images(json.loads((folder / SHOTS).read_text(encoding="utf-8")), plain)
+        if name == "images" and f"similarity/{index}" in inputs:
+            described = described.join(pd.read_parquet(inputs[f"similarity/{index}"] / "similarity.parquet"))
         if {*scores.columns, *described.columns} - {*IMAGE_COLUMNS}:
             parts.append(pd.concat([described, scores], axis=1))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(IMAGE_COLUMNS))
