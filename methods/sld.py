@@ -25,7 +25,7 @@ import torch
 
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
-from overpaint.grid.registry import construct
+from overpaint.grid.typed import construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure

@@ -38,6 +38,7 @@ from overpaint.blocks.rollouts import Noised, leco_rollout, rollout
 from overpaint.blocks.training import parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
+from overpaint.grid.typed import check_type
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
@@ -46,6 +47,12 @@ from overpaint.models.parameters import Parameter
 
 #: Range of the anchors' norms, relative to the norm of the concept's embedding.
 LENGTHS = (0.8, 1.2)
+
+
+Transport = Literal["linear", "released"]
+Matching = Literal["clipcos_tokenuni", "clipcos", "tokenuni", "allone"]
+#: The settings of a stored erasure.
+SETTINGS = {"concepts": list[str], "scale": float, "transport": Transport, "matching": Matching}
 
 
 @dataclass(kw_only=True)
@@ -69,8 +76,8 @@ class SPM(Eraser):
     weight_decay: float
     warmup_steps: int
     restarts: int
-    transport: Literal["linear", "released"]
-    matching: Literal["clipcos_tokenuni", "clipcos", "tokenuni", "allone"]
+    transport: Transport
+    matching: Matching
 
     def __post_init__(self):
         at_least(1, rank=self.rank, iterations=self.iterations, batch_size=self.batch_size, restarts=self.restarts)
@@ -159,6 +166,8 @@ class SPM(Eraser):
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
         settings = erasure.settings
+        for key, hint in SETTINGS.items():
+            check_type(settings.get(key), hint, f"this erasure's settings: {key}")
         count, kind = len(settings["concepts"]), model.dtype
         membranes: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
         for key, tensor in erasure.parts.items():

@@ -220,7 +220,7 @@ def test_read_only_store(run):
     "call, said",
     [
         (lambda m: m.sample("a dog", seeds=0), "sample() takes lists of prompts and seeds, got 'a dog' and 0"),
-        (lambda m: m.sample(["a dog"], seeds=[0], size=m.pixels_per_latent + 1), "have a side of whole"),
+        (lambda m: m.sample(["a dog"], seeds=[0], size=m.pixels_per_latent + 1), "must be a multiple of"),
         (lambda m: overpaint.erase(m, "uce", erase=5), "erase takes a list of concept names, got [5]"),
         (
             lambda m: overpaint.erase(m, "uce", erase="dog", anchor=[5]),

@@ -44,7 +44,6 @@ def resolve(path: str) -> str:
             "convert it to a diffusers folder with safetensors"
         )
     if folder.is_dir():
-        check_pipeline(read_index(folder, f"model.path={path}")["_class_name"], f"model.path={path}/model_index.json")
         for part in ("unet", "transformer"):
             weights = [p for p in (folder / part).glob("*") if p.suffix in (*PICKLES, ".safetensors")]
             if weights and not any(p.suffix == ".safetensors" for p in weights):
@@ -52,6 +51,7 @@ def resolve(path: str) -> str:
                     f"model.path={path} holds pickle weights only ({weights[0].name}); overpaint reads safetensors "
                     "(save the pipeline again with safe_serialization=True)"
                 )
+        check_pipeline(read_index(folder, f"model.path={path}")["_class_name"], f"model.path={path}/model_index.json")
         return str(folder)
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
         raise UserError(

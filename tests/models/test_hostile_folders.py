@@ -192,6 +192,26 @@ def test_text_encoder_files_of_every_version_of_transformers_load(folder, tiny_s
         assert torch.equal(overpaint.load_model(str(folder)).encode(["dog"]), tiny_sd.encode(["dog"]))
 
 
+def test_published_files_of_stable_diffusion_load(folder, tiny_sd):
+    """They hold a buffer that is no weight any more, and the autoencoder's attention has its old names."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(tensors):
+        for name in [n for n in tensors if "mid_block.attentions" in n]:
+            layer, _, leaf = name.rpartition(".")
+            before = next(
+                (f"{layer.removesuffix(new)}{was}.{leaf}" for new, was in old.items() if layer.endswith(new)), name
+            )
+            tensors[before] = tensors.pop(name)
+
+    rewrite(folder / "vae/diffusion_pytorch_model.safetensors", rename)
+    rewrite(folder / TEXT, lambda t: t.update({"text_model.embeddings.position_ids": torch.arange(77)[None]}))
+    model = overpaint.load_model(str(folder))
+    assert torch.equal(model.encode(["dog"]), tiny_sd.encode(["dog"]))
+    for one, other in zip(model.vae.parameters(), tiny_sd.vae.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_network_that_a_library_left_at_random_gets_its_weights(tiny_sd, goldens):
     """As transformers 4 does with a file of version 5: it reports every tensor as missing."""
     part = copy.deepcopy(tiny_sd.text_encoder)
