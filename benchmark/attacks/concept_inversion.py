@@ -105,7 +105,9 @@ class ConceptInversion(Attack):
                 for number in range(step * self.accumulation, (step + 1) * self.accumulation):
                     value = self.loss(context, branch, latents, draws, number) / self.accumulation
                     (gradient,) = gradients(value, [v], victim.dtype)
-                    total, summed = total + value.detach(), summed + gradient
+                    total = total + value.detach()
+                    if gradient is not None:
+                        summed = summed + gradient
                 v.grad = summed
                 trace_values(loss=total, gradient=v.grad, row=v.detach().clone())
                 optimizer.step()
@@ -181,7 +183,8 @@ class ConceptInversion(Attack):
         guarded = victim.guidance(victim, embeds, nothing, w, captions)
         for t in visits:
             noised = victim.add_noise(x0, noise, t)
-            predicted = guarded(noised, t, counted if self.compat == "official" else total - int(t[0]))
+            step = counted if self.compat == "official" else total - int(t[0])
+            predicted = guarded(noised, t, step)  # type: ignore[arg-type]  # guards only compare it
         with torch.no_grad():
             goal = Guidance(victim, wanted, nothing, w)(noised, t, 0)
         return mse_loss(predicted.float(), goal.float())

@@ -75,7 +75,8 @@ class HardPrompts(Attack):
         """y (n, d): features of images of the concept, or of the text."""
         if not self.shown:
             return tower.text_features([text])
-        return tower.image_features(context.concept_images(self.pictures, "pez"))
+        images = context.concept_images(self.pictures, "pez")
+        return tower.image_features(images)  # type: ignore[attr-defined]  # only a CLIP model is shown images
 
     def invert(self, tower: Tower, targets: torch.Tensor, draws: Draws, without: str = "") -> str:
         """The text of the best words for target features (n, d). The words of the text ``without`` are never used."""

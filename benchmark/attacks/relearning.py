@@ -53,7 +53,8 @@ class Adapter:
         layers = [name.removesuffix(".weight") for name in names]
         with torch.random.fork_rng(devices=[] if victim.device.type == "cpu" else [victim.device]):
             torch.manual_seed(draws.integer("adapter", 0, 2**31))  # peft uses the global generator
-            self.denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers))
+            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)  # type: ignore[arg-type]  # any number
+            self.denoiser.add_adapter(lora)
         self.dtype = victim.dtype
         self.masters = {name: p for name, p in self.denoiser.named_parameters() if p.requires_grad}
         for master in self.masters.values():
