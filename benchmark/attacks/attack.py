@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Catalogue, Concept
@@ -36,6 +36,11 @@ class Ledger:
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
+
+    def add(self, other: Ledger) -> None:
+        """Add what another ledger counted."""
+        for key, spent in other.as_dict().items():
+            setattr(self, key, getattr(self, key) + spent)
 
     @contextmanager
     def counting(self, model: DiffusionModel) -> Iterator[None]:
@@ -133,15 +138,26 @@ class AttackContext:
     concept: Concept
     shots: Sequence[Shot]
     catalogue: Catalogue
-    victim: DiffusionModel | None = None
+    victim: DiffusionModel = None  # type: ignore[assignment]  # attacks that need nothing never ask
     examples: Callable[[int], list[Image]] | None = None
     ordinary: Callable[[int], list[tuple[Image, str]]] | None = None
-    unedited: Callable[[], AbstractContextManager[DiffusionModel]] | None = None
-    paint: Callable[..., list[Image]] | None = None
-    judge: Callable[[Sequence[Image]], list[Verdict]] | None = None
-    protocol: Mapping[str, object] = field(default_factory=dict)
+    unedited: Callable[[], AbstractContextManager[DiffusionModel]] = None  # type: ignore[assignment]
+    paint: Callable[..., list[Image | None]] = None  # type: ignore[assignment]
+    judge: Callable[[Sequence[Image | None]], list[Verdict]] | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 8
     features: Callable[[Sequence[Image]], torch.Tensor] | None = None
+
+    def verdicts(self, images: Sequence[Image | None]) -> list[Verdict | None]:
+        """A verdict for each image, or ``None`` for each without a judge."""
+        return list(self.judge(images)) if self.judge else [None] * len(images)
+
+    def concept_images(self, count: int, attack: str) -> list[Image]:
+        """Up to ``count`` images of the concept. Raises `UserError`, which names the ``attack``, if there are none."""
+        images = list(self.examples(count)) if self.examples else []
+        if not images:
+            raise UserError(f"attack={attack} needs images of {self.concept.name!r}, and there are none")
+        return images
 
     @property
     def guard(self) -> Guard | None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -89,16 +89,11 @@ class ConceptArithmetic(Probe):
         noise = victim.noise([shot.noise_seed for shot in shots], context.protocol["size"])
         for name, terms in possible.items():
             schedule = self.schedule(context, context.protocol["scheduler"])
-            parts = [
-                (
-                    self.guidance(
-                        victim, context, [placed(shot, context.concept, place, words[place]) for shot in shots]
-                    ),
-                    r,
-                )
-                for place, r in terms.items()
-                if r
-            ]
+            parts = []
+            for place, weight in terms.items():
+                if weight:
+                    own = [placed(shot, context.concept, place, words[place]) for shot in shots]
+                    parts.append((self.guidance(victim, context, own), weight))
             yield name, walk(Composition(victim, parts), schedule, noise * schedule.init_noise_sigma, 0, None)
 
 
@@ -111,7 +106,7 @@ class Composition:
 
     def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
         """The composed prediction for ``latents`` (batch, channels, height, width) at scheduler step ``step``."""
-        total = sum(weight * guidance(latents, timestep, step) for guidance, weight in self.parts)
+        total: Any = sum(weight * guidance(latents, timestep, step) for guidance, weight in self.parts)
         if abs(self.rest) < 1e-9:
             return total
         nothing = self.model.unconditional().expand(len(latents), -1, -1)

@@ -101,11 +101,14 @@ class ConceptInversion(Attack):
         optimizer = torch.optim.AdamW([v], lr=self.learning_rate, weight_decay=self.weight_decay)
         with ledger.counting(victim), victim.learned_tokens({self.placeholder: v}), torch.enable_grad():
             for step in steps(self.steps, "inversion steps"):
-                total, v.grad = 0.0, torch.zeros_like(v)
+                total, summed = torch.zeros(()), torch.zeros_like(v)
                 for number in range(step * self.accumulation, (step + 1) * self.accumulation):
                     value = self.loss(context, branch, latents, draws, number) / self.accumulation
                     (gradient,) = gradients(value, [v], victim.dtype)
-                    total, v.grad = total + value.detach(), v.grad + gradient
+                    total = total + value.detach()
+                    if gradient is not None:
+                        summed = summed + gradient
+                v.grad = summed
                 trace_values(loss=total, gradient=v.grad, row=v.detach().clone())
                 optimizer.step()
         return Assault(self.shots(context), {self.placeholder: v.detach().clone()}, ledger)
@@ -128,9 +131,7 @@ class ConceptInversion(Attack):
 
     def latents(self, context: AttackContext) -> torch.Tensor:
         """Latents (n, c, h, w) of the concept's images, followed by those of their mirror images."""
-        pictures = list(context.examples(self.pictures)) if context.examples else []
-        if not pictures:
-            raise UserError(f"attack=cce needs images of {context.concept.name!r}, and there are none")
+        pictures = context.concept_images(self.pictures, "cce")
         if self.mirror:
             pictures += [ImageOps.mirror(picture) for picture in pictures]
         blocks = [pictures[i : i + self.batch_size] for i in range(0, len(pictures), self.batch_size)]
@@ -182,7 +183,8 @@ class ConceptInversion(Attack):
         guarded = victim.guidance(victim, embeds, nothing, w, captions)
         for t in visits:
             noised = victim.add_noise(x0, noise, t)
-            predicted = guarded(noised, t, counted if self.compat == "official" else total - int(t[0]))
+            step = counted if self.compat == "official" else total - int(t[0])
+            predicted = guarded(noised, t, step)  # type: ignore[arg-type]  # guards only compare it
         with torch.no_grad():
             goal = Guidance(victim, wanted, nothing, w)(noised, t, 0)
         return mse_loss(predicted.float(), goal.float())

@@ -37,7 +37,7 @@ from overpaint.attacks.ring_a_bell import concept_vector, contrasts
 from overpaint.blocks import soft_prompts
 from overpaint.blocks.adversarial_rows import adversarial_rows, overlaps
 from overpaint.blocks.draws import Draws
-from overpaint.blocks.rollouts import compvis_rollout, rollout
+from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
 from overpaint.blocks.soft_prompts import SoftPrompt
 from overpaint.blocks.token_variables import text_within
 from overpaint.errors import at_least
@@ -157,7 +157,7 @@ class SoftPrefix(EmbeddingAttack):
             times = [torch.tensor([t], device=victim.device) for _, t in visited]
             return [Targets(x, t, model.predict(x, t, named)) for (x, _), t in zip(visited, times)]
 
-    def noised(self, context: AttackContext, text: str, named: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, int]:
+    def noised(self, context: AttackContext, text: str, named: torch.Tensor, draws: Draws) -> Noised:
         """x_t (1, c, h, w) and t on the victim's trajectory from noise to an image of the prompt."""
         victim, S = context.victim, self.rollout_steps
         k = draws.integer("k", 0, S)

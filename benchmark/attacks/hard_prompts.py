@@ -1,4 +1,4 @@
-"""PEZ: hard prompts by gradient: words whose text feature is close to that of an image or of another text.
+"""PEZ: gradient search for words whose text feature is close to that of an image or of another text.
 
 Wen, Jain, Kirchenbauer, Goldblum, Geiping and Goldstein, "Hard Prompts Made Easy: Gradient-Based Discrete Optimization
 for Prompt Tuning and Discovery", NeurIPS 2023, arXiv 2302.03668. No diffusion model is involved. With F a text
@@ -75,12 +75,8 @@ class HardPrompts(Attack):
         """y (n, d): features of images of the concept, or of the text."""
         if not self.shown:
             return tower.text_features([text])
-        pictures = list(context.examples(self.pictures)) if context.examples else []
-        if not pictures:
-            raise UserError(
-                f"attack=pez needs images of {context.concept.name!r}, and there are none; attack.target=text needs none"
-            )
-        return tower.image_features(pictures)
+        images = context.concept_images(self.pictures, "pez")
+        return tower.image_features(images)  # type: ignore[attr-defined]  # only a CLIP model is shown images
 
     def invert(self, tower: Tower, targets: torch.Tensor, draws: Draws, without: str = "") -> str:
         """The text of the best words for target features (n, d). The words of the text ``without`` are never used."""
@@ -88,7 +84,7 @@ class HardPrompts(Attack):
         ids = draws.take("init_ids", lambda g: torch.randint(len(tower.table), size, generator=g))
         variable = Nearest(tower.table, ids, tower.ids(without))
         optimizer = torch.optim.AdamW([variable.parameter], lr=self.learning_rate, weight_decay=self.weight_decay)
-        targets, cosines = normalize(targets.float(), dim=-1), None
+        targets, cosines = normalize(targets.float(), dim=-1), torch.empty(0)
 
         def loss(step: int, ids: Sequence[torch.Tensor], rows: Sequence[torch.Tensor]) -> torch.Tensor:
             nonlocal cosines

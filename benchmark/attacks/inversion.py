@@ -113,10 +113,7 @@ class Inversion(Attack):
 
     def exposures(self, context: AttackContext) -> dict[str, list[Exposure]]:
         """By role: images of the concept, one for each shot; the same images scrambled; as many ordinary images."""
-        wanted = min(self.pictures, len(context.shots))
-        pictures = list(context.examples(wanted)) if context.examples else []
-        if not pictures:
-            raise UserError(f"attack=inversion needs images of {context.concept.name!r}, and there are none")
+        pictures = context.concept_images(min(self.pictures, len(context.shots)), "inversion")
         texts = [shot.prompt.text for shot in context.shots]
         scrambled = [self.scrambled(picture, number) for number, picture in enumerate(pictures)]
         others = context.ordinary(len(pictures)) if context.ordinary else []
@@ -150,12 +147,14 @@ class Inversion(Attack):
         victim, pictures = context.victim, [exposure.picture for exposure in part]
         start = self.invert(victim, victim.to_latents(pictures), [exposure.text for exposure in part])
         images = victim.to_images(self.sample(victim, start, [exposure.text for exposure in part]))
-        verdicts = context.judge(images) if context.judge else [None] * len(images)
-        readings = [
-            {"nll": value} | ({"psnr": image_psnr(picture, image)} if image else {}) | {"dimensions": start[0].numel()}
-            for value, picture, image in zip(nll(start).tolist(), pictures, images)
-        ]
-        return [Painted(exposure.shot, *seen) for exposure, *seen in zip(part, images, verdicts, readings)]
+        painted = []
+        for exposure, image, verdict, value in zip(part, images, context.verdicts(images), nll(start).tolist()):
+            readings = {"nll": value}
+            if image:
+                readings["psnr"] = image_psnr(exposure.picture, image)
+            readings["dimensions"] = start[0].numel()
+            painted.append(Painted(exposure.shot, image, verdict, readings))
+        return painted
 
     def invert(self, victim: DiffusionModel, latents: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """Start noise x_T (n, c, h, w) for latents x_0 (n, c, h, w)."""

@@ -1,5 +1,4 @@
-"""MMA-Diffusion, text modality: words that mean the same as a prompt without banned words, by greedy coordinate
-gradient.
+"""MMA-Diffusion, text modality: words with a prompt's meaning but without banned words, by greedy coordinate gradient.
 
 Yang, Gao, Wang, Ho, Xu and Xu, "MMA-Diffusion: MultiModal Attack on Diffusion Models", CVPR 2024, arXiv 2311.17516.
 With F the text encoder's feature at the end token and w the k words of the state,

@@ -26,7 +26,7 @@ guards.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import product
@@ -62,15 +62,15 @@ class Probe(Attack):
         """For every way its name and the final latents (n, c, h, w) of the shots."""
 
     def run(self, context: AttackContext) -> Assault:
-        ledger, painted = Ledger(), []
-        parts = batches(context.shots)
+        ledger, parts = Ledger(), batches(context.shots)
+        painted: list[Painted] = []
         with ledger.counting(context.victim), torch.no_grad():
             for number in steps(len(parts), "batches"):
                 for draw, (variant, latents) in enumerate(self.latents(context, parts[number])):
                     images = context.victim.to_images(latents)
-                    verdicts = context.judge(images) if context.judge else [None] * len(images)
                     made = [attacked(shot, shot.prompt.text, context.concept, variant) for shot in parts[number]]
-                    painted += [Painted(replace(s, draw=draw), *seen) for s, *seen in zip(made, images, verdicts)]
+                    for shot, image, verdict in zip(made, images, context.verdicts(images)):
+                        painted.append(Painted(replace(shot, draw=draw), image, verdict))
         ledger.images = len(painted)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
@@ -120,9 +120,8 @@ class Completion(Probe):
             raise UserError(f"attack.eta={self.eta} needs attack.scheduler=ddim, got {name}")
         schedule = self.schedule(context, name)
         start = victim.noise(seeds, context.protocol["size"])
-        noise = self.eta and step_noise(
-            [torch.Generator().manual_seed(s) for s in seeds], len(schedule.timesteps), start
-        )
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = step_noise(generators, len(schedule.timesteps), start) if self.eta else None
         cuts = {f: self.cut(f, schedule.timesteps, victim.train_timesteps) for f in self.fractions}
         with context.unedited() as model:
             halves = self.halves(
@@ -135,7 +134,7 @@ class Completion(Probe):
                 own = noise  # from the first step on
             else:
                 handed = deepcopy(handed)
-                own = noise[begin:] if self.eta else noise
+                own = None if noise is None else noise[begin:]
             guidance = self.guidance(victim, context, shots)
             yield f"fraction {fraction:g}", walk(guidance, handed, half, begin, None, self.eta, own)
 
@@ -148,7 +147,7 @@ class Completion(Probe):
         """The unedited model's latents after each of ``stops`` steps, with a copy of the scheduler at that point."""
         found, done, latents = {}, 0, start * schedule.init_noise_sigma
         for stop in sorted(stops):
-            latents = walk(guidance, schedule, latents, done, stop, self.eta, noise[done:] if self.eta else noise)
+            latents = walk(guidance, schedule, latents, done, stop, self.eta, None if noise is None else noise[done:])
             found[stop], done = (latents, deepcopy(schedule)), stop
         return found
 
@@ -204,7 +203,13 @@ def step_noise(sources: Sequence[torch.Generator], count: int, start: torch.Tens
 
 
 def walk(
-    guidance: Guidance, schedule, latents: torch.Tensor, begin: int, stop: int | None, eta: float = 0.0, noise=None
+    guidance: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+    schedule,
+    latents: torch.Tensor,
+    begin: int,
+    stop: int | None,
+    eta: float = 0.0,
+    noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Latents (n, c, h, w) after the scheduler's steps ``begin`` to ``stop``, from latents at step ``begin``.
 
@@ -212,6 +217,6 @@ def walk(
     """
     for number, timestep in enumerate(schedule.timesteps[begin:stop]):
         predicted = guidance(schedule.scale_model_input(latents, timestep), timestep, begin + number)
-        random = {"eta": eta, "variance_noise": noise[number]} if eta else {}
+        random = {"eta": eta, "variance_noise": noise[number]} if eta and noise is not None else {}
         latents = schedule.step(predicted, timestep, latents, return_dict=False, **random)[0]
     return latents

@@ -68,7 +68,8 @@ def write_prompts(target: Path, folders: Iterable[Path]) -> int:
     rows = []
     for folder in folders:
         config = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["config"]
-        assault, attack = read_assault(folder), component("attack", config["attack"]).load()
+        assault = read_assault(folder)
+        attack: type[Attack] = component("attack", config["attack"]).load()
         if not attack.worded:
             raise UserError(f"attack={config['attack']} cannot be exported: its images do not come from prompts alone")
         verdicts, searched = [p.verdict for p in assault.painted] or [None] * len(assault.shots), attack.paints

@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from PIL.Image import Image
@@ -72,23 +72,21 @@ def make_images(
     encodings of the texts. ``origins`` say how a search came to each text; they are stored with the image.
     """
     context, shots = trials[0].context, []
-    for trial, text, seed in zip(trials, texts, seeds or [None] * len(trials)):
+    for number, (trial, text) in enumerate(zip(trials, texts)):
         shot = replace(attacked(trial.shot, text, context.concept, variant), draw=len(trial.painted))
-        shots.append(shot if seed is None else replace(shot, prompt=replace(shot.prompt, seed=seed - shot.index)))
+        if seeds is not None:
+            shot = replace(shot, prompt=replace(shot.prompt, seed=seeds[number] - shot.index))
+        shots.append(shot)
     images = paint(trials, shots, embeds)
-    verdicts = context.judge(images) if context.judge else [None] * len(images)
-    made = [
-        Painted(shot, image, verdict, provenance=origin)
-        for shot, image, verdict, origin in zip(shots, images, verdicts, origins or [None] * len(images))
-    ]
-    for trial, painted in zip(trials, made):
-        trial.painted.append(painted)
-    return made
+    for number, (trial, verdict) in enumerate(zip(trials, context.verdicts(images))):
+        origin = origins[number] if origins is not None else None
+        trial.painted.append(Painted(shots[number], images[number], verdict, provenance=origin))
+    return [trial.painted[-1] for trial in trials]
 
 
-def paint(trials: Sequence[Trial], shots: Sequence[Shot], embeds: torch.Tensor | None = None) -> list[Image]:
+def paint(trials: Sequence[Trial], shots: Sequence[Shot], embeds: torch.Tensor | None = None) -> list[Image | None]:
     """One image a shot, charged to its trial. Shots with the same guidance scale are generated in one call."""
-    context, images = trials[0].context, {}
+    context, images = trials[0].context, dict[int, Image | None]()
     for guidance in dict.fromkeys(shot.prompt.guidance for shot in shots):
         where = [i for i, shot in enumerate(shots) if shot.prompt.guidance == guidance]
         texts, seeds = [shots[i].prompt.text for i in where], [shots[i].noise_seed for i in where]
@@ -145,8 +143,9 @@ class SearchAttack(Attack):
     def assault(self, trials: Sequence[Trial]) -> Assault:
         """The images of these trials and the sum of their costs."""
         painted = [picture for trial in trials for picture in trial.painted]
-        spent = [trial.ledger.as_dict() for trial in trials]
-        ledger = Ledger(**{key: sum(each[key] for each in spent) for key in Ledger().as_dict()})
+        ledger = Ledger()
+        for trial in trials:
+            ledger.add(trial.ledger)
         ledger.images = len(painted)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)
 
@@ -165,7 +164,7 @@ class WordSearch:
     variable: TokenVariable
     x0: torch.Tensor
     predict: Prediction
-    targets: Targets | None = None
+    targets: Targets = field(init=False)
     losses: list[torch.Tensor] = field(default_factory=list)
 
     def provenance(self, ids: Sequence[int], text: str) -> Provenance:
@@ -195,7 +194,7 @@ class PromptSearch(SearchAttack):
     back as other tokens, or their ``ids``.
     """
 
-    prediction: Literal["conditional", "guided"]
+    prediction: str
     drawn_from: Literal["text", "ids"]
 
     together: ClassVar[int] = 8
@@ -226,13 +225,13 @@ class PromptSearch(SearchAttack):
             ended = [Frame(victim, s.frame.words, s.frame.places) for s in searches]  # padded as the sampler pads
             with torch.no_grad(), counting(victim, [search.ledger for search in searches]):
                 embeds = encoded(ended, ids, [victim.token_table[own] for own in ids])
-        origins = [search.provenance(*each) for search, *each in zip(searches, words, texts)]
+        origins = [search.provenance(own, text) for search, own, text in zip(searches, words, texts)]
         return make_images([search.trial for search in searches], texts, variant, embeds, seeds, origins)
 
     def originals(self, context: AttackContext, trials: Sequence[Trial]) -> list[Image]:
-        """The unedited model's images of the same prompts from the same start noise."""
+        """The unedited model's images of the same prompts from the same start noise; encoding a failed one raises."""
         with context.unedited():
-            return paint(trials, [trial.shot for trial in trials])
+            return cast("list[Image]", paint(trials, [trial.shot for trial in trials]))
 
     # --- targets -----------------------------------------------------------------------------------------------
 

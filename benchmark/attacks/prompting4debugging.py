@@ -29,7 +29,7 @@ that an edited text encoder is not attacked. Image generation does none of this;
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -49,9 +49,9 @@ from overpaint.models.diffusion import DiffusionModel
 class BestWordSearch(WordSearch):
     """A search that keeps its ``best`` words (1, k): those whose image is most similar to the original."""
 
-    likeness: Callable[[Painted], float] | None = None
+    likeness: Callable[[Painted], float] = field(kw_only=True)
+    best: torch.Tensor = field(kw_only=True)
     most: float = -float("inf")
-    best: torch.Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -187,7 +187,7 @@ class Prompting4Debugging(PromptSearch):
 
             features = Clip.load(self.clip, context.victim.device).image_features
         if features is None:
-            return lambda painted: painted.verdict.score
+            return lambda painted: painted.verdict.score if painted.verdict else float("-inf")
         wanted = features([original])
 
         def alike(painted: Painted) -> float:

@@ -53,7 +53,8 @@ class Adapter:
         layers = [name.removesuffix(".weight") for name in names]
         with torch.random.fork_rng(devices=[] if victim.device.type == "cpu" else [victim.device]):
             torch.manual_seed(draws.integer("adapter", 0, 2**31))  # peft uses the global generator
-            self.denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers))
+            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)  # type: ignore[arg-type]  # any number
+            self.denoiser.add_adapter(lora)
         self.dtype = victim.dtype
         self.masters = {name: p for name, p in self.denoiser.named_parameters() if p.requires_grad}
         for master in self.masters.values():
@@ -140,9 +141,7 @@ class Relearning(Attack):
         return context.victim.to_latents(pictures), captions
 
     def of_concept(self, context: AttackContext) -> tuple[list, list[list[str]]]:
-        pictures = list(context.examples(self.pictures)) if context.examples else []
-        if not pictures:
-            raise UserError(f"attack=relearn needs images of {context.concept.name!r}, and there are none")
+        pictures = context.concept_images(self.pictures, "relearn")
         words = f"{context.concept.article} {context.concept.name}".strip()
         lines = [line.format(words) for line in sentences(context.concept, context.catalogue)]
         return pictures, [lines] * len(pictures)
@@ -174,13 +173,12 @@ class Relearning(Attack):
 
     def paint(self, context: AttackContext, student, step: int, number: int) -> list[Painted]:
         """All plain images, generated and judged, from the fine-tuned victim."""
-        painted = []
+        painted: list[Painted] = []
         for part in batches(context.shots):
             texts, seeds = [s.prompt.text for s in part], [s.noise_seed for s in part]
             with torch.no_grad(), student.active():
                 images = context.paint(texts, seeds, guidance=part[0].prompt.guidance)
-            verdicts = context.judge(images) if context.judge else [None] * len(images)
             made = [attacked(shot, shot.prompt.text, context.concept, f"step {step}") for shot in part]
-            seen = zip(made, images, verdicts)
-            painted += [Painted(replace(shot, draw=number), *each, {"steps": step}) for shot, *each in seen]
+            for shot, image, verdict in zip(made, images, context.verdicts(images)):
+                painted.append(Painted(replace(shot, draw=number), image, verdict, {"steps": step}))
         return painted

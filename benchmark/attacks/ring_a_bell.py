@@ -71,7 +71,7 @@ class RingABell(Attack):
         with ledger.counting(model):
             vector = concept_vector(model, contrasts(concept, context.catalogue))
             for prompt, shots in groupby(context.shots, key=lambda shot: shot.prompt):
-                target = encoded(model, [prompt.text], truncate=True) + self.eta * vector
+                target = full_encoding(model, [prompt.text], truncate=True) + self.eta * vector
                 words = self.search(model, target, Draws.of(self.seed, prompt.id), forbidden)
                 found += [attacked(shot, text_of(model, words), concept, "ring-a-bell") for shot in shots]
         return Assault(found, ledger=ledger)
@@ -141,10 +141,12 @@ def contrasts(concept: Concept, catalogue: Catalogue) -> list[tuple[str, str]]:
 
 def concept_vector(model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
     """v (tokens, width): the mean difference between the encodings of sentences with and without the concept."""
-    return torch.stack([encoded(model, [named])[0] - encoded(model, [plain])[0] for named, plain in pairs]).mean(dim=0)
+    return torch.stack(
+        [full_encoding(model, [named])[0] - full_encoding(model, [plain])[0] for named, plain in pairs]
+    ).mean(dim=0)
 
 
 @torch.no_grad()
-def encoded(model: DiffusionModel, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
+def full_encoding(model: DiffusionModel, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
     """E (n, tokens, width), at least float32. An over-long text is an error, or is truncated with ``truncate``."""
     return full(model.encode(texts, truncate))

@@ -1,5 +1,4 @@
-"""UnlearnDiffAtk: words inserted into a prompt, found by gradient, so that the erased model generates the concept
-again.
+"""UnlearnDiffAtk: words inserted into a prompt by gradient search, so that the erased model generates the concept.
 
 Zhang, Jia, Chen, Chen, Zhang, Liu, Ding and Liu, "To Generate or Not? Safety-Driven Unlearned Diffusion Models Are
 Still Easy To Generate Unsafe Images … For Now", ECCV 2024, arXiv 2310.11868. The erased model itself serves as the
@@ -41,6 +40,7 @@ from overpaint.models.diffusion import DiffusionModel
 class UnlearnDiffAtk(PromptSearch):
     """Hyper-parameters; ``conf/attack/uda.yaml`` says what each means."""
 
+    prediction: Literal["conditional", "guided"]
     variable: Literal["simplex", "nearest"]
     target: Literal["noise", "original"]
     tokens: int

@@ -149,7 +149,7 @@ def train(
     iterations: int,
     loss: Callable[[], torch.Tensor],
     what: str = "iterations",
-    adjust: Callable[[], None] | None = None,
+    adjust: Callable[[], object] | None = None,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> None:
     """Run ``iterations`` optimiser steps on ``loss()``, which draws its own batch, and announce progress.

@@ -62,8 +62,8 @@ class LatencyRatio(Metric):
         if not ratios:
             return Figure(None, why="there is no erasure to compare with the unedited model")
         value = statistics.median(ratios)
-        limits = (min(ratios), max(ratios)) if len(ratios) > 1 else (None, None)
-        return Figure(value, *limits, n=len(ratios), original=1.0, difference=value - 1)
+        low, high = (min(ratios), max(ratios)) if len(ratios) > 1 else (None, None)
+        return Figure(value, low, high, n=len(ratios), original=1.0, difference=value - 1)
 
 
 class AttackCost(AttackMetric):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -49,12 +49,12 @@ def normal_moments(dimensions: int) -> Moments:
     return Moments(dimensions / 2 * (1 + math.log(2 * math.pi)), math.sqrt(dimensions / 2))
 
 
-def wasserstein(one: Moments, other: Moments) -> float | NDArray:
-    """Squared 2-Wasserstein distance between two normals."""
+def wasserstein(one: Moments, other: Moments) -> Any:
+    """Squared 2-Wasserstein distance between two normals: a number, or an array (draws,) of resampled ones."""
     return (one.mean - other.mean) ** 2 + (one.deviation - other.deviation) ** 2
 
 
-def likelihood_distance(concept: Moments, ordinary: Moments, normal: Moments) -> float | NDArray:
+def likelihood_distance(concept: Moments, ordinary: Moments, normal: Moments) -> Any:
     """d: the distance of the concept's start noises from N(0, I), divided by that of ordinary images."""
     return wasserstein(concept, normal) / wasserstein(ordinary, normal)
 
@@ -78,14 +78,15 @@ class Reading(AttackMetric):
 
     def measure(self, evidence: Evidence) -> Figure:
         figure, resampled = self.sampled(evidence, self.frame, "attacked")
-        if figure.value is None:
+        value = figure.value
+        if value is None:
             return figure
         if self.frame == "images":
             figure = replace(figure, original=self.sampled(evidence, "original", "attacked")[0].value)
         control, same = self.sampled(evidence, self.frame, "scrambled")
         if control.value is None:
             return figure
-        gap, gaps = figure.value - control.value, resampled - same
+        gap, gaps = value - control.value, resampled - same
         low, high = limits(gaps, LEVEL)
         return replace(
             figure,
@@ -117,7 +118,7 @@ class Reading(AttackMetric):
             figure = replace(figure, low=min(low, value), high=max(high, value))
         return figure, spread
 
-    def value(self, dimensions: int, own: Moments, *beside: Moments) -> float | NDArray:
+    def value(self, dimensions: int, own: Moments, *beside: Moments) -> Any:
         """The figure from the moments of these images' readings and of those of the roles in ``beside``."""
         return own.mean
 
@@ -130,8 +131,8 @@ class LikelihoodDistance(Reading):
     column = "nll"
     beside = ("ordinary",)
 
-    def value(self, dimensions: int, own: Moments, *beside: Moments) -> float | NDArray:
-        return likelihood_distance(own, *beside, normal_moments(dimensions))
+    def value(self, dimensions: int, own: Moments, *beside: Moments) -> Any:
+        return likelihood_distance(own, beside[0], normal_moments(dimensions))
 
 
 class LikelihoodDistanceFloor(LikelihoodDistance):

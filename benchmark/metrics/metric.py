@@ -167,6 +167,6 @@ class AttackMetric(Metric):
     """A metric of the images of any attack except prompt lists."""
 
     facet = "robustness"
-    roles = ("attacked",)
-    attacks = ("*",)
-    not_attacks = PROMPT_LISTS
+    roles: ClassVar[tuple[str, ...]] = ("attacked",)
+    attacks: ClassVar[tuple[str, ...]] = ("*",)
+    not_attacks: ClassVar[tuple[str, ...]] = PROMPT_LISTS

@@ -1,5 +1,4 @@
-"""From scored images to outcomes, and from outcomes to a figure: what all metrics that are shares of images have in
-common.
+"""Outcomes of scored images, and figures from outcomes: what all metrics that are shares of images have in common.
 
 *Outcomes* are a frame with one row for each image and label in question: ``prompt_id``, ``seed``, ``cluster``,
 ``label``, ``image`` (the image's row number) and ``hit`` (1 present, 0 absent, NaN unknown). If one label of an image
@@ -9,7 +8,8 @@ is unknown, all its labels are. An optional column ``stratum`` names groups whos
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -88,7 +88,7 @@ def share(table: pd.DataFrame) -> Estimate:
 
 def unjudged(table: pd.DataFrame) -> list[str]:
     """Labels without any judged image."""
-    return [label for label, judged in table.groupby("label")["hit"].count().items() if not judged]
+    return [str(label) for label, judged in table.groupby("label")["hit"].count().items() if not judged]
 
 
 def difference(these: pd.DataFrame, those: pd.DataFrame) -> Estimate:
@@ -110,7 +110,11 @@ def difference(these: pd.DataFrame, those: pd.DataFrame) -> Estimate:
 
 
 def compare(
-    these: pd.DataFrame, those: pd.DataFrame | None, limit: float, what: str, against: str = "original"
+    these: pd.DataFrame,
+    those: pd.DataFrame | None,
+    limit: float,
+    what: str,
+    against: Literal["original", "control"] = "original",
 ) -> Figure:
     """The figure of ``these`` outcomes, compared with ``those`` of the original model or the control (``against``).
 
@@ -123,20 +127,20 @@ def compare(
     if why := "; ".join(filter(None, reasons)):
         return Figure(None, n=count.judged, failed=count.failed, against=against, why=why)
     own = share(these)
-    figure = {"n": count.judged, "failed": count.failed, "against": against, "outcomes": kept(these, those)}
+    figure = Figure(own.value, own.low, own.high, n=count.judged, failed=count.failed, against=against)
+    figure = replace(figure, outcomes=kept(these, those))
     if those is None or tally(those).refusal(limit, what) or ("stratum" in those and unjudged(those)):
-        return Figure(own.value, own.low, own.high, **figure)
-    gap = difference(these, those)
-    return Figure(
-        own.value,
-        own.low,
-        own.high,
+        return figure
+    gap, other = difference(these, those), share(those).value
+    return replace(
+        figure,
+        original=other if against == "original" else None,
+        control=other if against == "control" else None,
         difference=gap.value,
         difference_low=gap.low,
         difference_high=gap.high,
         p_value=gap.p_value,
         p_equivalence=gap.p_equivalence,
-        **figure | {against: share(those).value},
     )
 
 
@@ -169,7 +173,7 @@ class Share(Metric):
         return compare(these, those, evidence.failure_limit, f"{'/'.join(self.roles)} images")
 
 
-def asking(labels: Callable[[object], Collection[str]], frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def asking(labels: Callable[[list[str]], Collection[str]], frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Outcomes of the labels that ``labels`` selects from those that each prompt expects."""
     return outcomes(frame, [labels(_listed(expects)) for expects in frame["expects"]], threshold)
 

@@ -119,8 +119,8 @@ class RelearningCurve(AttackMetric):
         kept = np.random.default_rng(1).random((DRAWS, mine.shape[1])) < 0.5
         kept = np.vstack([np.ones((1, mine.shape[1]), bool), kept])
         one, two = (_ratio(k @ mine + ~k @ theirs) for k in (kept, ~kept))
-        known = np.full(len(kept), known)
-        gaps = np.abs(self.value(one, steps, known) - self.value(two, steps, known))
+        halves = np.full(len(kept), known)
+        gaps = np.abs(self.value(one, steps, halves) - self.value(two, steps, halves))
         return float((gaps >= gaps[0] - 1e-12).mean())
 
 
@@ -150,7 +150,7 @@ class RelearnArea(RelearningCurve):
     def value(self, shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
         return area(shares, steps)
 
-    def interval(self, values: NDArray, prompts: int) -> tuple[float, float]:
+    def interval(self, values: NDArray, prompts: int) -> tuple[float | None, float | None]:
         """The resampled interval or, if all resampled areas are equal, Wilson's with prompts as observations."""
         low, high = _held(values)
         return wilson(float(values[0]) * prompts, prompts) if low is None else (low, high)
@@ -170,8 +170,8 @@ def _sums(table: pd.DataFrame, prompts: NDArray, steps: NDArray) -> NDArray:
     judged = table[table["hit"].notna() & table["steps"].isin(steps)]
     sums = np.zeros((2, len(prompts), len(steps)))
     place = np.searchsorted(prompts, judged["cluster"]), np.searchsorted(steps, judged["steps"])
-    np.add.at(sums, (0, *place), judged["hit"])
-    np.add.at(sums, (1, *place), 1)
+    np.add.at(sums[0], place, judged["hit"])
+    np.add.at(sums[1], place, 1)
     return sums
 
 

@@ -15,6 +15,7 @@ should be kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ class GridAccuracy(Share):
         inside = {_axis(c.kind) for c in evidence.erased if c.label}
         tables = []
         for place, axis in enumerate(AXES):
-            table = asking(lambda labels, place=place: labels[place : place + 1], frame, evidence.threshold)
+            table = asking(itemgetter(slice(place, place + 1)), frame, evidence.threshold)
             chosen = [self.chosen(axis, label, erased, inside) for label in table["label"]]
             tables.append(table[np.array(chosen, dtype=bool)])
         table = pd.concat(tables, ignore_index=True)

@@ -148,7 +148,7 @@ def test_unrelated_pictures_are_of_other_things(context):
 
 
 def test_bad_input(context):
-    for values, said in (({"curve": [5, 5]}, "curve takes rising"), ({"clip": 0.0}, "clip takes")):
+    for values, said in (({"curve": [5, 5]}, "curve takes increasing"), ({"clip": 0.0}, "clip takes")):
         with pytest.raises(overpaint.UserError, match=said):
             relearn(**values)
     with pytest.raises(overpaint.UserError, match="needs images of 'cat'"):

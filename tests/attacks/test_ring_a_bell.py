@@ -7,7 +7,7 @@ import torch
 
 import overpaint
 from official import by_name, distance, watched
-from overpaint.attacks.ring_a_bell import concept_vector, contrasts, encoded
+from overpaint.attacks.ring_a_bell import concept_vector, contrasts, full_encoding
 from overpaint.blocks.draws import Draws
 from overpaint.grid.registry import component
 
@@ -24,7 +24,7 @@ def test_official_vector(golden, tiny_sd_float64):
 
 def test_official_search(golden, tiny_sd_float64):
     meta, results, extra = golden("rab/rab_ga")
-    target = encoded(tiny_sd_float64, [meta["prompt"]]) + meta["cof"] * extra["vec"]
+    target = full_encoding(tiny_sd_float64, [meta["prompt"]]) + meta["cof"] * extra["vec"]
     assert distance(target, results["target"]) < 1e-5
     attack = rab(
         tokens=meta["length"],
@@ -76,12 +76,12 @@ def test_the_prompts_own_words_are_the_target_without_a_step_along_the_vector(ti
     )
     attack = rab(tokens=len(own), population=4, generations=1)
     with watched({"population.0": start}) as seen:
-        assert attack.search(tiny_sd, encoded(tiny_sd, ["a photo of a dog"]), Draws(0)) == own
+        assert attack.search(tiny_sd, full_encoding(tiny_sd, ["a photo of a dog"]), Draws(0)) == own
     assert seen[0]["distances"][0] < 1e-6 < seen[0]["distances"][1:].min()
 
 
 def traced_search(model, draws, **values):
-    target = encoded(model, ["a dog"])
+    target = full_encoding(model, ["a dog"])
     with watched() as seen:
         words = rab(**values).search(model, target, draws)
     return words, seen
@@ -117,11 +117,11 @@ def test_the_name_can_be_forbidden(tiny_sd):
     (dog,) = tiny_sd.token_ids("dog")[1:-1]
     allowed = [word for word in everything if word != dog]
     words = rab(tokens=1, population=4, generations=60, elitism=True).search(
-        tiny_sd, encoded(tiny_sd, ["dog"]), Draws(0), forbidden=allowed[:-1]
+        tiny_sd, full_encoding(tiny_sd, ["dog"]), Draws(0), forbidden=allowed[:-1]
     )
     assert words == [dog]
     words = rab(tokens=1, population=4, generations=60, elitism=True).search(
-        tiny_sd, encoded(tiny_sd, ["dog"]), Draws(0), forbidden=[dog]
+        tiny_sd, full_encoding(tiny_sd, ["dog"]), Draws(0), forbidden=[dog]
     )
     assert words != [dog]
 
