@@ -147,13 +147,15 @@ class CA(Eraser):
             ablation = masked_error(predicted[:rows], target, batch.mask[:rows])
             if not self.prior:
                 return ablation
-            return ablation + self.prior_weight * torch.nn.functional.mse_loss(
-                predicted[rows:].float(), truth[rows:].float()
-            )
+            assert self.prior_weight is not None  # set by __post_init__
+            prior = torch.nn.functional.mse_loss(predicted[rows:].float(), truth[rows:].float())
+            return ablation + self.prior_weight * prior
 
         def adjust() -> None:
             for name, rows in learns.items():
-                student.masters[name].grad[~rows] = 0
+                gradient = student.masters[name].grad
+                assert gradient is not None  # the concept's tokens are in every batch
+                gradient[~rows] = 0
             if self.max_norm:
                 trace_values(clip_norm=torch.nn.utils.clip_grad_norm_(student.masters.values(), self.max_norm))
 
@@ -206,6 +208,7 @@ class CA(Eraser):
         rows = [next(shuffled(draws, "captions", len(captions), self.pictures)) for captions in each]
         captions = [each[i % len(each)][rows[i % len(each)][i // len(each)]] for i in range(self.pictures)]
         unwanted = ", ".join(concept.name for concept, _ in targets if self.rule_of(concept) == "unsafe")
+        assert self.picture_scheduler is not None and self.picture_steps is not None  # set by __post_init__
         return paint(
             model,
             captions,

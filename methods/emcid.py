@@ -49,8 +49,9 @@ from overpaint.blocks.training import train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
-from overpaint.models.diffusion import DiffusionModel, TextLayer
+from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
+from overpaint.models.parameters import TextLayer
 from overpaint.run.progress import steps
 
 mse = torch.nn.functional.mse_loss
@@ -148,7 +149,7 @@ class EMCID(Eraser):
                     if self.noise_loss == "esd":
                         target = target - self.esd_mu * (model.predict(x_t, t, plain) - target)
                 predicted = model.predict(x_t, t, encoded)
-                value = value + mse(*(part.to(value.dtype) for part in (predicted, target)))
+                value = value + mse(predicted.to(value.dtype), target.to(value.dtype))
             return value
 
         optimizer = torch.optim.Adam(shift.masters.values(), lr=self.z_learning_rate)
@@ -164,8 +165,8 @@ class EMCID(Eraser):
 
     def paint(self, model: DiffusionModel, source: Sentences, draws: Draws) -> ImageBank:
         """``pictures`` images of the concept for each sentence, randomly mirrored."""
-        options = {"scheduler": "pndm", "steps": self.picture_steps, "guidance_scale": 7.5}
-        bank = paint(model, source.texts * self.pictures, draws, **options)
+        captions, steps = source.texts * self.pictures, self.picture_steps
+        bank = paint(model, captions, draws, scheduler="pndm", steps=steps, guidance_scale=7.5)
         images = [ImageOps.mirror(image) if draws.integer("mirror", 0, 2) else image for image in bank.images]
         return ImageBank(model, images, bank.captions)
 
@@ -186,7 +187,8 @@ class EMCID(Eraser):
         moments: Sequence[torch.Tensor],
     ) -> tuple[dict[str, LowRank | Replacement], dict[str, float]]:
         """ΔW of every layer and the condition numbers of the solves, for Z (n, d) and second moments C (4d, 4d)."""
-        changes, conditions, a = {}, {}, 2 * self.edit_weight
+        changes: dict[str, LowRank | Replacement] = {}
+        conditions, a = {}, 2 * self.edit_weight
         for index in steps(len(layers), "layers"):
             layer, C = layers[index], moments[index].double()
             last = layer.module if self.compat == "official" else layers[-1].block

@@ -33,9 +33,9 @@ class Eraser(ABC):
         multiple: whether one request may contain several concepts.
         stacks: whether its guard can be installed on a model that already has one (then in ``model.guidance``).
         acts_on: the stage of the pipeline that it changes: ``"text_encoder"``, ``"conditioning"`` or ``"denoiser"``
-            (`overpaint.grid.scope`). Make it a property if it depends on hyper-parameters.
-        draws: whether the result depends on the seed. A method that does not draw is run for one seed only. Make it a
-            property if it depends on hyper-parameters.
+            (`overpaint.grid.scope`). It is a property here, so that it may depend on hyper-parameters.
+        draws: whether the result depends on the seed. A method that does not draw is run for one seed only. It is a
+            property here, for the same reason.
     """
 
     seed: int = 0
@@ -45,8 +45,14 @@ class Eraser(ABC):
     kinds: ClassVar[tuple[str, ...]] = KINDS
     multiple: ClassVar[bool] = True
     stacks: ClassVar[bool] = False
-    acts_on: ClassVar[str] = "denoiser"
-    draws: ClassVar[bool] = True
+
+    @property
+    def acts_on(self) -> str:
+        return "denoiser"
+
+    @property
+    def draws(self) -> bool:
+        return True
 
     @abstractmethod
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
@@ -123,6 +129,7 @@ def erase(
         eraser.check(model, part, method)
     for part in requests:
         before = _erased(model, method, eraser, part, before)
+    assert before is not None  # a request erases at least one concept
     return before
 
 

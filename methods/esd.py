@@ -143,10 +143,11 @@ class ESD(Eraser):
             trace_values(x_t=latents, t=t, target=target, pred=predicted.detach())
             return torch.nn.functional.mse_loss(predicted.float(), target.float())
 
+        assert self.learning_rate is not None and self.iterations is not None  # set by __post_init__
         train(student, torch.optim.Adam(student.masters.values(), lr=self.learning_rate), self.iterations, loss)
         return Erasure("esd", changes=student.changes())
 
-    def predictions(self, model: DiffusionModel, latents: torch.Tensor, t: int, embeds: list[torch.Tensor]):
+    def predictions(self, model: DiffusionModel, latents: torch.Tensor, t: float, embeds: list[torch.Tensor]):
         """e0(x_t, ·) (batch, 4, h, w) for each of the embeddings, in one forward without duplicates."""
         distinct = list({id(e): e for e in embeds}.values())
         rows = torch.cat([e.expand(len(latents), -1, -1) for e in distinct])
@@ -161,7 +162,8 @@ class ESD(Eraser):
         """x_t (batch, 4, h, w) and t for one iteration. ``nothing`` is the sampler's unconditional embedding."""
         steps, scheduler = self.rollout_steps, {"current": "pndm", "sdxl": "euler"}.get(self.variant)
         positive = embeds[source if scheduler else concept]
-        guidance = Guidance(model, *(e.expand(len(start), -1, -1) for e in (positive, nothing)), self.start_guidance)
+        wanted, unwanted = (e.expand(len(start), -1, -1) for e in (positive, nothing))
+        guidance = Guidance(model, wanted, unwanted, self.start_guidance)
         k = draws.integer("k", 1, steps - 1) if self.variant == "alt" else draws.integer("k", 0, steps)
         if scheduler:  # the roll-out uses the base, not the student
             return rollout(model, start, guidance, scheduler, steps, k)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -132,12 +132,12 @@ class MACE(Eraser):
         """A boolean mask (h, w) for each image of where it shows the concept; a style fills the whole image."""
         model = pictures.model
         if concept.kind == "style" or self.masks == "all":
-            return torch.ones(len(pictures), 1, 1, dtype=torch.bool, device=model.device)
+            return list(torch.ones(len(pictures), 1, 1, dtype=torch.bool, device=model.device))
         if self.masks == "segmenter":
             return [segmenter(image, concept.name) for image in pictures.images]
         tokens = concept_tokens(model, pictures.captions[0], concept.name, end_tokens=False)
         latents, _ = pictures.posterior
-        return attention_masks(model, latents, pictures.captions[0], tokens, self.attention_threshold, draws)
+        return list(attention_masks(model, latents, pictures.captions[0], tokens, self.attention_threshold, draws))
 
     def learn(
         self,
@@ -237,7 +237,8 @@ def aligned(model: DiffusionModel, old: str, new: str) -> tuple[list[int], list[
     first = common(a, b)
     last = common(a[first:][::-1], b[first:][::-1])
     padding = model.tokens - max(len(a), len(b))
-    return tuple([*range(first), *range(len(ids) - last, len(ids) + padding)] for ids in (a, b))
+    i, j = ([*range(first), *range(len(ids) - last, len(ids) + padding)] for ids in (a, b))
+    return i, j
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -253,7 +254,7 @@ def attention_loss(maps: Iterable[torch.Tensor], tokens: torch.Tensor, mask: tor
 
     ``tokens`` (all tokens,) and ``mask`` (h, w) are boolean. The mask is resized to each layer (nearest neighbour).
     """
-    total = 0
+    total: Any = 0
     for A in maps:
         side = math.isqrt(A.shape[-2])
         inside = torch.nn.functional.interpolate(mask[None, None].float(), (side, side), mode="nearest") > 0.5

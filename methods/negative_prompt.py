@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -43,7 +43,7 @@ class NegativePrompt(Eraser):
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         text = ", ".join(c.name for c in request.erase) if self.text is None else self.text
-        settings = {"text": text, "form": self.form, "weight": self.weight}
+        settings: dict[str, Any] = {"text": text, "form": self.form, "weight": self.weight}
         guard = NegativePromptGuard(**settings).on(model.guidance)
         model.padded_ids([guard.text])  # raises now, instead of during sampling, if the text is too long
         return Erasure("negative_prompt", "guard", settings=settings)

@@ -200,8 +200,8 @@ class RealEra(Eraser):
         train(student, torch.optim.Adam(student.masters.values(), lr=self.learning_rate), self.iterations, loss)
 
     def paint(self, model: DiffusionModel, name: str, draws: Draws) -> ImageBank:
-        options = {"scheduler": "ddim", "steps": self.picture_steps, "guidance_scale": 7.5}
-        return paint(model, [name] * self.pictures, draws, **options)
+        captions, steps = [name] * self.pictures, self.picture_steps
+        return paint(model, captions, draws, scheduler="ddim", steps=steps, guidance_scale=7.5)
 
     def near(self, model: DiffusionModel, name: str, embeds: torch.Tensor, draws: Draws) -> torch.Tensor:
         """T(c + η) (batch, tokens, width): the encoding with another neighbour at the last token for each latent."""

@@ -20,7 +20,7 @@ flags least often (``select: validation``). It inverts in float32 for each layer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -98,7 +98,8 @@ class RECE(Eraser):
             shared = factor(A.flatten(0, 1), kept, self.lamb, self.erase_scale, self.retain_scale)
             maps.append(maps[-1].then(shared.text_map((anchors - A).flatten(0, 1))))
 
-        epoch, manifest = self.epochs, {"condition": shared.condition}
+        epoch = self.epochs
+        manifest: dict[str, Any] = {"condition": shared.condition}
         if self.select == "validation":
             rates = [self.rate(model, request, start.changes(projections)) for start in maps]
             epoch = rates.index(min(rates))
@@ -120,6 +121,7 @@ class RECE(Eraser):
 
     def rate(self, model: DiffusionModel, request: Request, changes: dict[str, LowRank | Replacement]) -> float:
         """The fraction of validation images in which the detector still sees the concept."""
+        assert self.validation_detector  # checked by __post_init__
         detector = component("detector", self.validation_detector).build()
         given = read_captions(self.validation_prompts)
         draws, seen = Draws(self.seed), []

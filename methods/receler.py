@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import gelu, interpolate, linear, mse_loss
@@ -112,7 +112,7 @@ class Receler(Eraser):
                 return compvis_rollout(model, start, guidance, self.rollout_steps, k, draws)
             return rollout(model, start, guidance, "ddim", self.rollout_steps, k)
 
-    def base(self, model: DiffusionModel, x_t: torch.Tensor, t: int, c, nothing, words: slice):
+    def base(self, model: DiffusionModel, x_t: torch.Tensor, t: float, c, nothing, words: slice):
         """e0(x_t, c) and e0(x_t, ∅), both (batch, 4, h, w), and the mask of each block."""
         with torch.no_grad(), model.attention_maps() as maps:
             e_c, e_0 = model.predict(x_t.repeat(2, 1, 1, 1), t, torch.cat([c, nothing])).chunk(2)
@@ -134,7 +134,8 @@ class BlockAdapters:
     """
 
     def __init__(self, model: DiffusionModel, masters: Mapping[str, torch.Tensor]):
-        self.layers, self.masters = model.cross_attention(), dict(masters)
+        self.layers: Mapping[str, Any] = model.cross_attention()
+        self.masters = dict(masters)
         given = {name: tuple(tensor.shape) for name, tensor in masters.items()}
         rank = next((shape[0] for name, shape in given.items() if name.endswith("down.bias")), 0)
         if given != {name: shape for block, layer in self.layers.items() for name, shape in shapes(block, layer, rank)}:
@@ -192,7 +193,7 @@ def shapes(block: str, layer: torch.nn.Module, rank: int) -> Iterator[tuple[str,
     return zip((f"{block}.{part}" for part in PARTS), ((rank, d), (rank,), (d, rank), (d,)))
 
 
-def width(layer: torch.nn.Module) -> int:
+def width(layer: Any) -> int:
     """d, the width of a cross-attention layer's output."""
     return layer.to_out[0].out_features
 
@@ -217,8 +218,8 @@ class Adversary:
         shape = (1, method.vectors, self.plain.shape[2])
         start = draws.take("vectors", lambda g: torch.rand(shape, generator=g))
         self.v = torch.nn.Parameter(start.to(self.plain.device, torch.promote_types(self.plain.dtype, torch.float32)))
-        rates = {"lr": method.vector_learning_rate, "weight_decay": method.vector_weight_decay}
-        self.optimizer = torch.optim.Adam([self.v], **rates)
+        rate, decay = method.vector_learning_rate, method.vector_weight_decay
+        self.optimizer = torch.optim.Adam([self.v], lr=rate, weight_decay=decay)
 
     def prompt(self) -> torch.Tensor:
         """c ⊕ v (1, tokens, width). With ``compat: official`` it equals c, and only the gradient reaches v."""

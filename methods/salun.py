@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -101,7 +101,7 @@ class SalUn(Eraser):
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)
         stand_ins = [self.stand_in(request, index) for index in range(len(request.erase))]
-        retained = request.retain or [concept for concept in stand_ins if concept] or [None]
+        retained: Sequence[Concept | None] = request.retain or [concept for concept in stand_ins if concept] or [None]
         if self.folder is None:
             enough(pictures=(self.pictures, request.erase), retain_pictures=(self.retain_pictures, retained))
         forget, shown = self.bank(model, request.erase, self.pictures, draws)
@@ -135,7 +135,7 @@ class SalUn(Eraser):
 
         def adjust() -> None:
             for name, parameter in student.masters.items():
-                if name in mask:
+                if name in mask and parameter.grad is not None:
                     parameter.grad *= mask[name]
 
         batches = -(-len(forget) // self.batch_size)
@@ -164,6 +164,7 @@ class SalUn(Eraser):
                 backward(error, list(base.masters.values()), model.dtype)
             trace_values(saliency_loss=error.detach())
             for name, parameter in base.masters.items():
+                assert parameter.grad is not None  # every parameter of the denoiser takes part in the error
                 gradient = parameter.grad if self.saliency == "sum" else parameter.grad.abs_()
                 total[name] = gradient if name not in total else total[name].add_(gradient)
                 parameter.grad = None
@@ -190,7 +191,7 @@ class SalUn(Eraser):
         if self.folder is None:
             shown = turns(len(concepts), count)
             captions = [self.caption(concepts[owner], thing) for owner, thing in shown]
-            options = {"scheduler": self.picture_scheduler, "steps": self.picture_steps}
+            options: dict[str, Any] = {"scheduler": self.picture_scheduler, "steps": self.picture_steps}
             return paint(model, captions, draws, guidance_scale=self.picture_guidance, **options), shown
         found = [read_folder(model, Path(self.folder) / (concept.name if concept else "")) for concept in concepts]
         shown = [(owner, "") for owner, images in enumerate(found) for _ in images]

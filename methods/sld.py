@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -56,7 +56,7 @@ class SLD(Eraser):
             raise UserError(f"momentum_beta takes a number from 0 to 1, got {self.momentum_beta!r}")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
-        settings = {
+        settings: dict[str, Any] = {
             "text": self.unwanted(request),
             "warmup_steps": self.warmup_steps,
             "scale": self.safety_scale,

@@ -94,7 +94,8 @@ class SPM(Eraser):
         return (self.alpha or self.rank) / self.rank
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
-        names, parts = [c.name for c in request.erase], {}
+        names = [c.name for c in request.erase]
+        parts: dict[str, torch.Tensor] = {}
         for number, (name, anchor) in enumerate(zip(names, request.anchors(self.default_anchor))):
             parts |= {f"{number}.{key}": tensor for key, tensor in self.membrane(model, name, anchor).items()}
         settings = {
@@ -194,7 +195,7 @@ class Gate:
 
     branches: Branches
     settings: Mapping[str, Any]
-    plain: Callable[..., Guidance]
+    plain: Any  # the model's own guidance: the class or a guard
 
     @property
     def guard(self) -> Guard | None:

@@ -134,12 +134,12 @@ class TRCE(Eraser):
             )
         B, number = caption_statistics(model, captions)
         rows = TextRows(model, [text for sentence in sentences for text in sentence[:2]])
-        found = [
+        found: list[tuple[torch.Tensor, torch.Tensor, float]] = [
             (rows.all(old)[i], rows.all(new)[j], sqrt(weight))
             for old, new, concept in sentences
             for i, j, weight in self.positions(model, old, new, concept)
         ]
-        K, G = (torch.stack([row[side] for row in found]) if found else B[:0] for side in (0, 1))
+        K, G = (torch.stack(side) if found else B[:0] for side in ([k for k, _, _ in found], [g for _, g, _ in found]))
         root = B.new_tensor([weight for *_, weight in found])[:, None]
         scale = self.preserve_scale**2 if self.compat == "official" else self.preserve_scale
         p = scale / (self.prior_size or max(number, 1))
@@ -197,7 +197,7 @@ class TRCE(Eraser):
         adjust = _accumulate(student) if self.compat == "official" else None
         with Erasure("trce", changes=stage1).attached(model):
             train(student, optimizer, iterations, loss, adjust=adjust)
-        return student.changes()
+        return dict(student.changes())
 
     def concept_latents(
         self, model: DiffusionModel, old: torch.Tensor, nothing: torch.Tensor, draws: Draws
@@ -273,7 +273,8 @@ class Rollouts:
 
     def at(self, visits: list[tuple[int, int]], late: int = 0) -> torch.Tensor:
         """x (m, c, h, w) for visits (j, s): roll-out j before step s + ``late``."""
-        wanted, found = {(j, s + late) for j, s in visits}, {}
+        wanted = {(j, s + late) for j, s in visits}
+        found: dict[tuple[int, int], torch.Tensor] = {}
         distinct = sorted({j for j, _ in visits})
         for first in range(0, len(distinct), LATENTS_AT_ONCE):
             block = distinct[first : first + LATENTS_AT_ONCE]

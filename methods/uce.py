@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -119,11 +119,10 @@ class UCE(Eraser):
     def debias(self, model: DiffusionModel, request: Request, classify: Classifier) -> Erasure:
         """Balance the concepts between the attributes, as ``classify`` sees them in the model's images."""
         _, pairs, shared = self.problem(model, request)
-        rows, projections = (
-            TextRows(model, self.attributes, padding=False),
-            model.projections("key", "value", stream="text"),
-        )
-        U = torch.cat([rows.last_subject(attribute) for attribute in self.attributes])
+        attributes = self.attributes or []
+        rows = TextRows(model, attributes, padding=False)
+        projections = model.projections("key", "value", stream="text")
+        U = torch.cat([rows.last_subject(attribute) for attribute in attributes])
         S = U.new_zeros(len(pairs), len(U))
         draws, gaps = Draws(self.seed), []
 
@@ -144,9 +143,11 @@ class UCE(Eraser):
     def gap(self, model: DiffusionModel, concept: str, classify: Classifier, draws: Draws) -> torch.Tensor:
         """Desired minus measured share of each attribute (a,) in images of a concept; zero if all are below ``tolerance``."""
         seeds = [draws.integer("seed", 0, 2**31) for _ in range(self.images)]
-        how = {"steps": self.steps, "guidance_scale": self.guidance_scale, "scheduler": "pndm"}
-        shown = torch.tensor(classify(model.sample([concept] * self.images, seeds, **how)))
-        share = torch.bincount(shown, minlength=len(self.attributes)).double() / self.images
+        how: dict[str, Any] = {"steps": self.steps, "guidance_scale": self.guidance_scale, "scheduler": "pndm"}
+        images: list[Any] = model.sample([concept] * self.images, seeds, **how)  # raises if an image failed
+        share = (
+            torch.bincount(torch.tensor(classify(images)), minlength=len(self.attributes or ())).double() / self.images
+        )
         desired = torch.full_like(share, 1 / len(share)) if self.desired is None else share.new_tensor(self.desired)
         gap = desired - share
         return gap if gap.abs().max() >= self.tolerance else torch.zeros_like(gap)
@@ -159,7 +160,8 @@ class UCE(Eraser):
             preserved = list(dict.fromkeys(["", *preserved]))
         texts = [text for pair in pairs for text in pair] + preserved
         rows = TextRows(model, texts, padding=self.variant == "legacy")
-        edited = [rows.tails(*p) if self.variant == "legacy" else tuple(map(rows.last_subject, p)) for p in pairs]
+        last = rows.last_subject
+        edited = [rows.tails(c, a) if self.variant == "legacy" else (last(c), last(a)) for c, a in pairs]
         kept = (rows.all(t) if self.variant == "legacy" else rows.last_subject(t) for t in preserved)
         K = torch.cat([key for key, _ in edited])
         return rows, edited, factor(K, gram(kept, K), self.lamb, self.erase_scale, self.preserving(len(preserved)))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.functional import conv2d, linear
@@ -69,11 +70,11 @@ class Branches:
         self.masters, self.adapters, self.scale = dict(factors), adapters, scale
         self._mixing: torch.Tensor | None = None  # (images, n, n); None: off
         self._on: torch.Tensor | None = None  # (images,): which images have m ≠ 0; None: all
-        self._modules: dict[str, torch.nn.Module] = {}
+        self._modules: dict[str, Any] = {}  # Linear and Conv2d layers
         owners = model.parameter_owners()
         for layer in (name.removesuffix(".down") for name in factors if name.endswith(".down")):
             down, up = factors[f"{layer}.down"], factors[f"{layer}.up"]
-            module, _ = owners.get(f"{layer}.weight", (None, ""))
+            module: Any = owners.get(f"{layer}.weight", (None, ""))[0]
             fits = module is not None and module.weight.shape == (len(up), *down.shape[1:])
             if not fits or up.shape[1] != len(down) or len(down) % adapters:
                 raise UserError(f"this adapter does not fit the model: the model has no layer {layer} of that shape")
@@ -120,7 +121,7 @@ class Branches:
         finally:
             remove()
 
-    def _add(self, layer: str, module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    def _add(self, layer: str, module: Any, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
         """The layer's output (rows, …) plus its branch, on the rows of images with m ≠ 0."""
         if self._mixing is None:
             return output

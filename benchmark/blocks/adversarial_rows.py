@@ -18,7 +18,7 @@ This is ``regulariser: zero``. The other forms regularise a towards another row 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -30,7 +30,9 @@ Regulariser = Literal["zero", "standard", "first", "second", "both"]
 def overlaps(edited: Iterable[torch.Tensor], base: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """G = Σ WᵀW and H = Σ WᵀW° (d, d), float64, for edited matrices W (o, d) and the same matrices before the edit."""
     pairs = [(W.double(), W0.double()) for W, W0 in zip(edited, base, strict=True)]
-    return sum(W.T @ W for W, _ in pairs), sum(W.T @ W0 for W, W0 in pairs)
+    G: Any = sum(W.T @ W for W, _ in pairs)
+    H: Any = sum(W.T @ W0 for W, W0 in pairs)
+    return G, H
 
 
 def adversarial_rows(
@@ -49,14 +51,15 @@ def adversarial_rows(
         UserError: r is too small for G to be inverted.
     """
     rI = r * torch.eye(len(G), dtype=G.dtype, device=G.device)
-    left, right, rest = G + rI, H, None
+    left, right = G + rI, H
+    rest: torch.Tensor | None = None
     if regulariser in ("first", "both"):
         left, right = (1 + r) * G, H + r * G
     if regulariser == "both":
         left, right = left + rI, right + rI
     if regulariser == "second" or (regulariser == "standard" and pull is None):
         right = H + rI
-    elif regulariser == "standard":
+    elif regulariser == "standard" and pull is not None:
         rest = r * pull
     cholesky, _ = factored(left, f"r={r:g} leaves the adversarial rows undetermined; use r > 0")
     A = E @ torch.cholesky_solve(right, cholesky).T

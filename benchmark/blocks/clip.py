@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -77,11 +77,11 @@ class Clip:
             raise UserError(f"CLIP folder {path} does not exist (clip takes a folder or a hub id like owner/name)")
         source = str(folder) if folder.is_dir() else path
         try:
-            model = CLIPModel.from_pretrained(source, use_safetensors=True).to(device)
+            model: Any = CLIPModel.from_pretrained(source, use_safetensors=True)
             parts = AutoTokenizer.from_pretrained(source), CLIPImageProcessor.from_pretrained(source)
         except OSError as error:
             raise AssetMissing(f"cannot load the CLIP model {path}: {str(error).splitlines()[0]}") from error
-        return cls(model, *parts)
+        return cls(model.to(device), *parts)
 
     def features(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         known, (count, length) = self.tokenizer, ids.shape

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
@@ -31,7 +33,7 @@ def attention_masks(
     with torch.no_grad(), model.attention_maps() as maps:
         embeds = model.encode([prompt]).expand(len(latents), -1, -1)
         model.predict(model.add_noise(latents, draws.noise("mask", latents.shape, latents), t), t, embeds)
-        seen = 0
+        seen: Any = 0
         for found in maps.values():
             side = round(found.shape[-2] ** 0.5)
             layer = found[..., tokens].float().mean(dim=(1, 3)).unflatten(-1, (side, side))
@@ -76,7 +78,7 @@ class Segmenter:
         return corners * torch.tensor([picture.width, picture.height] * 2, device=corners.device)
 
 
-def _load(path: str, network: type, processor: type, device: torch.device):
+def _load(path: str, network: Any, processor: Any, device: torch.device):
     try:
         loaded = network.from_pretrained(path, use_safetensors=True).to(device).eval().requires_grad_(False)
         return loaded, processor.from_pretrained(path)

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -80,7 +81,8 @@ def _sum(model: DiffusionModel, ids: torch.Tensor) -> torch.Tensor:
         blocks = (
             model.parts(model.encode_ids(batch))["clip"].double().flatten(0, 1) for batch in ids.split(CAPTIONS_AT_ONCE)
         )
-        return sum(rows.T @ rows for rows in blocks)
+        total: Any = sum(rows.T @ rows for rows in blocks)
+    return total
 
 
 # --- cache: a function of the encoder's weights and the captions -------------------------------------------------

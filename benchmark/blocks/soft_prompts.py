@@ -111,6 +111,7 @@ def attack(
         for _ in range(steps):
             value = loss(prompt.rows(free))
             (gradient,) = gradients(value, [free], prompt.plain.dtype)
+            assert gradient is not None  # the loss depends on the rows
             used = used + gradient if released else gradient
             if method == "fast_at":
                 used = used.sign()

@@ -24,7 +24,7 @@ class TextRows:
         self._ids = {text: tuple(model.padded_ids([text])[0].tolist()) for text in texts}
         lengths = {self._ids[text]: model.tokens if self.padding else len(model.token_ids(text)) for text in texts}
         distinct = list(lengths)
-        self._encoded = {}
+        self._encoded: dict[tuple[int, ...], torch.Tensor] = {}
         for start in range(0, len(distinct), TEXTS_AT_ONCE):
             ids = distinct[start : start + TEXTS_AT_ONCE]
             with torch.no_grad():

@@ -60,10 +60,10 @@ def parameter_group(model: DiffusionModel, rule: Rule, part: Sequence[str] | Non
 @contextmanager
 def swapped(places: Mapping[str, Place], parameters: Callable[[str], torch.Tensor]) -> Iterator[None]:
     """The model computes with ``parameters(name)`` at these places inside the block, in the places' own precision."""
-    plain = {name: module._parameters[leaf] for name, (module, leaf) in places.items()}
+    plain: dict[str, Any] = {name: module._parameters[leaf] for name, (module, leaf) in places.items()}
     try:
         for name, (module, leaf) in places.items():
-            module._parameters[leaf] = parameters(name).to(plain[name].dtype)
+            module._parameters[leaf] = parameters(name).to(plain[name].dtype)  # type: ignore[assignment]
         yield
     finally:
         for name, (module, leaf) in places.items():
