@@ -110,17 +110,17 @@ class Store:
     def disk_error(self, error: BaseException) -> OSError | None:
         """The full disk or read-only file system of this store behind an exception, if that is its cause.
 
-        Libraries that write through code of their own say so in words only. Files outside the store are not its affair.
+        Libraries with their own input and output code say so in words only. Errors about files elsewhere do not count.
         """
-        seen: BaseException | None = error
-        while seen:
-            if isinstance(seen, OSError) and seen.errno in UNWRITABLE:
-                return seen if self._mine(seen.filename) else None
-            for number in UNWRITABLE:
-                if os.strerror(number) in str(seen):
-                    return OSError(number, os.strerror(number))
+        chain, seen = [error], error.__cause__ or error.__context__
+        while seen and seen not in chain:
+            chain.append(seen)
             seen = seen.__cause__ or seen.__context__
-        return None
+        for link in chain:
+            if isinstance(link, OSError) and link.errno in UNWRITABLE:
+                return link if self._mine(link.filename) else None
+        full = os.strerror(errno.ENOSPC)
+        return OSError(errno.ENOSPC, full) if any(full in str(link) for link in chain) else None
 
     def _mine(self, file: object) -> bool:
         return not isinstance(file, str | os.PathLike) or Path(file).absolute().is_relative_to(self.root)
