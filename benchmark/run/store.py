@@ -235,9 +235,9 @@ class Store:
         Its name says who owns it, and it gives a sign of life every minute for other machines.
         """
         folder, done = self._temporary(), threading.Event()
-        folder.mkdir()
-        threading.Thread(target=_beat, args=(folder, done), daemon=True).start()
         try:
+            folder.mkdir()
+            threading.Thread(target=_beat, args=(folder, done), daemon=True).start()
             yield folder
         finally:
             done.set()
@@ -248,7 +248,7 @@ class Store:
 
         An owner on this machine is gone when its process is, one on another machine after a day of silence.
         """
-        for place in (self.root / "tmp").iterdir():
+        for place in (self.root / "tmp").glob("*"):
             with suppress(OSError):  # published or removed by its owner just now
                 living = alive(place.name)
                 if living is None:
@@ -307,22 +307,21 @@ class Store:
         work may be done twice, results stay right.
         """
         path = self.root / "locks" / f"{key}.lock"
-        lock = FileLock(path)
+        lock, mine = FileLock(path), True
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield False
-            return
-        except (OSError, NotImplementedError):
-            yield True
-            return
-        try:
-            yield True
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                mine = False
+            except (OSError, NotImplementedError):  # no locks here
+                pass
+            yield mine
         finally:
-            with suppress(OSError):  # a locked file cannot be removed on Windows
-                path.unlink()
-            with suppress(OSError):
-                lock.release()
+            if lock.is_locked:
+                with suppress(OSError):  # a locked file cannot be removed on Windows
+                    path.unlink()
+                with suppress(OSError):
+                    lock.release()
 
     # --- failures ----------------------------------------------------------------------------------------------
 
