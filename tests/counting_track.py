@@ -60,6 +60,8 @@ LOCKS = "OVERPAINT_TEST_LOCKS"
 class IdleLock:
     """A lock that does nothing, as on some network file systems."""
 
+    is_locked = True
+
     def __init__(self, path): ...
     def acquire(self, blocking): ...
     def release(self): ...
@@ -67,6 +69,8 @@ class IdleLock:
 
 class RefusedLock(IdleLock):
     """A lock that the file system refuses."""
+
+    is_locked = False
 
     def acquire(self, blocking):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -84,13 +84,15 @@ def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher) -> Outcome:
     Several processes may run one plan on one store: each task is claimed by one of them. The others go on elsewhere and
     look again when they have nothing else to do. A task that failed during this run, in any process, is not tried again.
     """
-    scheduler, done = Scheduler(plan, plan.missing(store)), 0
+    scheduler, done, up_to_date = Scheduler(plan, plan.missing(store)), 0, True
     while True:
         while crew.free and (bundle := scheduler.next()):
             crew.give(bundle)
         idle = crew.free == crew.living
         if idle and not scheduler.elsewhere:
-            scheduler.update(plan.missing(store))  # another process may have set something aside
+            if not up_to_date:
+                scheduler.update(plan.missing(store))  # another process may have set something aside
+                up_to_date = True
             if not scheduler.left:
                 return Outcome(done, scheduler.failed, scheduler.blocked)
             if crew.living:
@@ -103,6 +105,7 @@ def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher) -> Outcome:
         if idle:
             watcher.waiting(scheduler.elsewhere)
         found = crew.results(PATIENCE if scheduler.elsewhere else None)
+        up_to_date = up_to_date and not found
         for made, result in found:
             done += len(result.keys)
             _settle(made, result, scheduler, watcher)

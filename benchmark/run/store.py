@@ -110,17 +110,17 @@ class Store:
     def disk_error(self, error: BaseException) -> OSError | None:
         """The full disk or read-only file system of this store behind an exception, if that is its cause.
 
-        Libraries that write through code of their own say so in words only. Files outside the store are not its affair.
+        Libraries with their own input and output code say so in words only. Errors about files elsewhere do not count.
         """
-        seen: BaseException | None = error
-        while seen:
-            if isinstance(seen, OSError) and seen.errno in UNWRITABLE:
-                return seen if self._mine(seen.filename) else None
-            for number in UNWRITABLE:
-                if os.strerror(number) in str(seen):
-                    return OSError(number, os.strerror(number))
+        chain, seen = [error], error.__cause__ or error.__context__
+        while seen and seen not in chain:
+            chain.append(seen)
             seen = seen.__cause__ or seen.__context__
-        return None
+        for link in chain:
+            if isinstance(link, OSError) and link.errno in UNWRITABLE:
+                return link if self._mine(link.filename) else None
+        full = os.strerror(errno.ENOSPC)
+        return OSError(errno.ENOSPC, full) if any(full in str(link) for link in chain) else None
 
     def _mine(self, file: object) -> bool:
         return not isinstance(file, str | os.PathLike) or Path(file).absolute().is_relative_to(self.root)
@@ -235,9 +235,9 @@ class Store:
         Its name says who owns it, and it gives a sign of life every minute for other machines.
         """
         folder, done = self._temporary(), threading.Event()
-        folder.mkdir()
-        threading.Thread(target=_beat, args=(folder, done), daemon=True).start()
         try:
+            folder.mkdir()
+            threading.Thread(target=_beat, args=(folder, done), daemon=True).start()
             yield folder
         finally:
             done.set()
@@ -248,7 +248,7 @@ class Store:
 
         An owner on this machine is gone when its process is, one on another machine after a day of silence.
         """
-        for place in (self.root / "tmp").iterdir():
+        for place in (self.root / "tmp").glob("*"):
             with suppress(OSError):  # published or removed by its owner just now
                 living = alive(place.name)
                 if living is None:
@@ -307,22 +307,21 @@ class Store:
         work may be done twice, results stay right.
         """
         path = self.root / "locks" / f"{key}.lock"
-        lock = FileLock(path)
+        lock, mine = FileLock(path), True
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield False
-            return
-        except (OSError, NotImplementedError):
-            yield True
-            return
-        try:
-            yield True
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                mine = False
+            except (OSError, NotImplementedError):  # no locks here
+                pass
+            yield mine
         finally:
-            with suppress(OSError):  # a locked file cannot be removed on Windows
-                path.unlink()
-            with suppress(OSError):
-                lock.release()
+            if lock.is_locked:
+                with suppress(OSError):  # a locked file cannot be removed on Windows
+                    path.unlink()
+                with suppress(OSError):
+                    lock.release()
 
     # --- failures ----------------------------------------------------------------------------------------------
 

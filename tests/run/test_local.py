@@ -59,6 +59,7 @@ def test_the_others_take_over_from_a_worker_that_is_killed(store):
     outcome = two().run(plan, store, watcher)
     assert watcher.gone == [-signal.SIGKILL] and not outcome.failed and watcher.reasons == []
     assert results(plan, store) == list(range(100, 108))
+    assert [*(store.root / "tmp").iterdir(), *(store.root / "locks").iterdir()] == []
 
 
 @pytest.mark.usefixtures("counting")

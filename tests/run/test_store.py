@@ -69,6 +69,30 @@ def test_a_folder_without_a_manifest_is_set_aside_and_replaced(store):
     assert (store.root / "corrupt" / "score-k" / "data.txt").read_text() == "an interrupted copy"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_copy_that_stops_anywhere_is_not_whole(store, tmp_path, order):
+    """Copy the files of an artefact, manifest last or first, and stop after every possible number of bytes."""
+    with store.workspace() as folder:
+        (folder / "a.txt").write_text("hello")
+        (folder / "z.txt").write_text("world")
+        store.publish("score", "k", folder, {})
+    source = store.path("score", "k")
+    files = sorted(source.iterdir(), key=lambda path: path.name == MANIFEST)[::order]
+    whole = sum(path.stat().st_size for path in files)
+    for number, stop in enumerate(range(whole + 1)):
+        target, left = Store(tmp_path / f"copy{number}").path("score", "k"), stop
+        target.mkdir(parents=True)
+        for path in files:
+            content = path.read_bytes()[:left]
+            (target / path.name).write_bytes(content)
+            left -= len(content)
+            if left <= 0:
+                break
+        copied = {path.name: path.read_bytes() for path in target.iterdir()}
+        complete = copied == {path.name: path.read_bytes() for path in files}
+        assert Store(tmp_path / f"copy{number}").has("score", "k") == complete
+
+
 # --- damage --------------------------------------------------------------------------------------------------------
 
 

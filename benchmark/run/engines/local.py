@@ -83,7 +83,7 @@ class Workers:
     """The worker processes of one run, each at the other end of a pipe; a context manager that leaves none behind."""
 
     def __init__(self, plan: Plan, store: Store, devices: Sequence[str], threads: int, watcher: Watcher):
-        self._plan, self._watcher, self.size = plan, watcher, len(devices)
+        self._plan, self._store, self._watcher, self.size = plan, store, watcher, len(devices)
         share, run = Plan(plan.track, tasks=plan.tasks, bundles=plan.bundles), Run.begin(store)
         common = (share, store.root, run, tuple(conf_folders()), os.getpid())
         self._assignments = [Assignment(*common, device, threads) for device in devices]
@@ -118,6 +118,7 @@ class Workers:
             process.join(PATIENCE)
             process.kill()
             process.join()
+        self._store.sweep()  # of those that were killed
 
     @property
     def living(self) -> int:
