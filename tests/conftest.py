@@ -48,6 +48,12 @@ def tiny_sd_float64():
 
 
 @pytest.fixture(scope="session")
+def tiny_sd_in(request):
+    """``tiny_sd_in("f64")``: the tiny model in the precision of a recording."""
+    return lambda precision: request.getfixturevalue({"f32": "tiny_sd", "f64": "tiny_sd_float64"}[precision])
+
+
+@pytest.fixture(scope="session")
 def tiny_sdxl_folder(tmp_path_factory):
     """A random SDXL-layout pipeline with ``tiny_sd``'s tokenizer, whose second one pads with another word."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -103,10 +109,9 @@ def golden():
     """``golden("esd/esdold_x")`` -> (meta, results, draws and intermediates) of one run of official code."""
 
     def read(tag):
-        path = GOLDENS / tag
-        extra = path.with_name(f"{path.name}.extra.safetensors")
-        meta = json.loads(path.with_name(f"{path.name}.json").read_text())["meta"]
-        return meta, load_file(f"{path}.safetensors"), load_file(extra) if extra.exists() else {}
+        meta = json.loads((GOLDENS / f"{tag}.json").read_text())["meta"]
+        files = [GOLDENS / f"{tag}{ending}.safetensors" for ending in ("", ".extra")]
+        return meta, *(load_file(file) if file.exists() else {} for file in files)
 
     return read
 

@@ -27,6 +27,22 @@ def parameters(model, names):
     return {name: model.named_parameters()[name].data.clone() for name in names}
 
 
+def recorded(extra, *names):
+    """The recorded draws of these names: ``x_T.0``, ``x_T.1``, … for ``"x_T"``."""
+    return {key: value for key, value in extra.items() if key.split(".")[0] in names}
+
+
+def rollout_settings(meta):
+    """The settings that ESD and the methods built on its code record under the same names."""
+    return {
+        "negative_guidance": meta["eta"],
+        "start_guidance": meta["start_guidance"],
+        "rollout_steps": meta["steps"],
+        "iterations": meta["iterations"],
+        "learning_rate": meta["lr"],
+    }
+
+
 def changed(model, method, **arguments):
     """What an erasure makes of the parameters that it changes, by name."""
     erasure = overpaint.erase(model, method, **arguments)

@@ -1,16 +1,62 @@
-"""Every method and every attack has a page, and pages lead to what is there."""
+"""Every method and every attack has a page; links, file names, commands and code of all pages work."""
 
+import functools
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import yaml
 
+import overpaint
+from overpaint.cli import COMMANDS, cli
+from overpaint.commands.grids import planned, single_cell, taken
+from overpaint.commands.list import lines
+from overpaint.commands.targets import target
+from overpaint.grid.registry import components
+from overpaint.report.tables import FORMATS
 from requirements import documented
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+#: Blocks that are not run, by the start of their first line -> why.
+NOT_CODE = {
+    "conf/ ──compose──▶": "a diagram of the data flow",
+    "cli → commands → images": "the order of the rooms; import-linter checks it",
+}
+#: Commands that are not run, by their first word -> why.
+NOT_RUN = {
+    "apt-get": "needs root and installs system packages",
+}
+#: Pages whose commands span hundreds of cells; `make test-slow` plans them.
+LARGE = {"docs/redteam.md"}
+#: Placeholders in commands -> what stands for them here.
+PLACEHOLDERS = {"/path/to/diffusers-folder": str(ROOT / "tests" / "goldens" / "tiny_sd")}
+
+
+def blocks(*languages):
+    """Fenced blocks in one of the languages, as parameters (page, text); tests/test_extending.py runs docs/extending.md."""
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        if name != "docs/extending.md":
+            found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.S | re.M)
+            for number, (language, text) in enumerate(found):
+                if language in languages:
+                    marks = [pytest.mark.slow] if name in LARGE else []
+                    yield pytest.param(page, text, id=f"{name}-{number}", marks=marks)
+
+
+def commands(text):
+    """The commands of a shell block as lists of words, without comments and redirections."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words[: words.index(">")] if ">" in words else words
 
 
 def shipped(kind):
@@ -50,14 +96,89 @@ def test_the_readme_names_them_all():
         assert set(shipped(kind)) - {"none"} <= set(re.findall(r"`(\w+)`", row))
 
 
+load_once = functools.cache(overpaint.load_model)
+
+
+@functools.cache
+def executed(text):
+    """The names that a block of Python leaves; the blocks share their models."""
+    names = {}
+    with patch.object(overpaint, "load_model", load_once):
+        exec(text, names)
+    return names
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_python_runs(page, text):
+    assert executed(text)
+
+
 def test_the_readmes_python_does_what_it_says():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = next(block for block in re.findall(r"```python\n(.+?)```", text, re.S) if "load_model" in block)
-    names = {}
-    exec(code.replace("erasure.tensors", "tensors = erasure.tensors"), names)
-    parameters = names["model"].named_parameters()
-    assert names["tensors"] and all(t.shape == parameters[name].shape for name, t in names["tensors"].items())
+    names = executed(next(block for block in re.findall(r"```python\n(.+?)```", text, re.S) if "load_model" in block))
+    parameters, tensors = names["model"].named_parameters(), names["erasure"].tensors
+    assert tensors and all(tensor.shape == parameters[name].shape for name, tensor in tensors.items())
     assert [image.size for image in names["images"]] == [(64, 64)]
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("bash", "sh", "shell", "console"))
+def test_commands_are_understood(page, text, tmp_path, monkeypatch):
+    """`overpaint` commands are parsed, composed and planned, targets of `make` exist; no image is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OVERPAINT_STORE", raising=False)
+    for word, wanted in PLACEHOLDERS.items():
+        text = text.replace(word, wanted)
+    for tool, *words in commands(text):
+        if tool == "overpaint":
+            understood(*words)
+        elif tool == "make":
+            rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+            assert {word for word in words if "=" not in word} <= set(rules)
+        elif tool == "python":
+            assert (ROOT / words[0]).is_file()
+        else:
+            assert tool in NOT_RUN, f"run {tool!r} here, or say in NOT_RUN why no test can"
+
+
+def understood(name, *words):
+    """Parse a command as the command line does, and compose and plan its overrides."""
+    assert name in COMMANDS
+    given = cli.get_command(None, name).make_context(name, list(words)).params
+    overrides = list(given.get("overrides", ()))
+    if name == "list":
+        assert list(lines(given["what"]))
+    elif name == "erase":
+        out, rest = taken(overrides, "out")
+        assert single_cell(rest, name).method.name != "none"
+        target(out, ".safetensors").touch()
+    elif name == "export":
+        out, rest = taken(overrides, "out")
+        erasure, rest = taken(rest, "erasure")
+        if erasure:
+            assert Path(erasure).is_file(), "an earlier command of the block writes it"
+            single_cell(rest, name)
+            target(out)
+        else:
+            assert planned(rest).plan.tasks
+            target(out, ".csv").write_text("prompt\na church\n")
+    elif name == "table":
+        assert given["form"] in FORMATS and given["view"] in components("view")
+        assert not overrides or planned(overrides).cells
+    elif name != "doctor":
+        assert planned(overrides, demo=True).plan.tasks
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("yaml", "toml"))
+def test_configuration_is_valid(page, text):
+    assert tomllib.loads(text) if re.search(r"^\[\w", text) else yaml.safe_load(text)
+
+
+def test_every_other_block_says_why_it_is_not_run():
+    run = {"python", "bash", "sh", "shell", "console", "yaml", "toml"}
+    languages = {match for page in PAGES for match in re.findall(r"^```(\w+)$", page.read_text(encoding="utf-8"), re.M)}
+    others = [parameter.values[1] for parameter in blocks("", *sorted(languages - run))]
+    assert [text for text in others if not text.lstrip().startswith(tuple(NOT_CODE))] == []
+    assert [start for start in NOT_CODE if not any(text.lstrip().startswith(start) for text in others)] == []
 
 
 def test_the_red_teams_tables_are_those_of_its_records():

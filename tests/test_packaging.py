@@ -1,14 +1,28 @@
-"""The wheel holds one package, the package list is complete, and the folders do not shadow other people's names."""
+"""The wheel holds the checkout's package and nothing else, and the folders do not shadow other people's names."""
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Folder of the checkout -> its place in the wheel, and the kinds of files that belong there.
+PLACES = {
+    "benchmark": ("overpaint", (".py", ".typed")),
+    "methods": ("overpaint/methods", (".py",)),
+    "conf": ("overpaint/conf", (".yaml",)),
+    "datasets/concepts": ("overpaint/datasets/concepts", (".yaml", ".csv")),
+    "datasets/testbed": ("overpaint/datasets/testbed", (".json", ".jsonl", ".csv", ".md", ".safetensors")),
+}
+#: Other people's variables do not decide where Python looks for modules.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+ENVIRONMENT["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
 
 
 def test_package_list_matches_the_folders():
@@ -38,37 +52,78 @@ def test_import_datasets_is_not_ours():
     assert str(ROOT / "datasets") not in done.stdout
 
 
-def test_importing_the_package_is_cheap():
-    code = "import sys, overpaint, overpaint.cli; print([m for m in ('torch','diffusers','pandas','hydra') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the checkout with its links, and with gold models, which are large and do not belong in a wheel."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("benchmark", "methods", "conf", "datasets"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "overpaint"):
+        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
+    gold = folder / "datasets" / "testbed_gold" / "without_church"
+    gold.mkdir(parents=True)
+    (gold / "unet.safetensors").write_bytes(b"")
+    return folder
 
 
-def test_listing_methods_imports_nothing_heavy():
-    code = (
-        "import sys\nfrom overpaint.commands.list import lines\nrows = list(lines('methods'))\n"
-        "assert any(r.startswith('uce') for r in rows)\n"
-        "print([m for m in ('torch','diffusers','pandas','hydra') if m in sys.modules])"
+def pip(*arguments):
+    """Run pip without the network: this environment's setuptools builds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *arguments, "--no-deps", "--no-build-isolation", "--no-index", "-q"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.returncode == 0, done.stderr
+
+
+def python(code, site, folder):
+    """What this interpreter prints in another folder, with ``site`` before this environment's packages.
+
+    Without ``-S`` the interpreter would first find this environment's own editable install.
+    """
+    head = f"import site, sys; site.addsitedir({str(site)!r}); sys.path.append({sysconfig.get_path('purelib')!r})\n"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", head + code], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 @pytest.mark.slow
-def test_wheel_holds_overpaint_alone(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), str(ROOT)],
-        check=True,
-        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-    )
-    import zipfile
+def test_the_wheel_holds_every_file_of_the_package_once(checkout, tmp_path):
+    pip("wheel", str(checkout), "-w", str(tmp_path))
+    wheel = next(tmp_path.glob("*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    wanted = {
+        f"{place}/{file.relative_to(ROOT / folder).as_posix()}"
+        for folder, (place, endings) in PLACES.items()
+        for file in (ROOT / folder).rglob("*")  # does not follow the link benchmark/methods
+        if file.suffix in endings
+    }
+    assert {"overpaint/cli.py", "overpaint/methods/uce.py", "overpaint/conf/config.yaml"} < wanted
+    assert sorted(name for name in names if ".dist-info/" not in name) == sorted(wanted)
 
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert {n.split("/")[0].split("-")[0] for n in names} == {"overpaint"}
-    for needed in (
-        "overpaint/conf/config.yaml",
-        "overpaint/methods/uce.py",
-        "overpaint/datasets/concepts/testbed.yaml",
-    ):
-        assert needed in names
-    assert any(n.endswith("unet/diffusion_pytorch_model.safetensors") for n in names)
+    pip("install", str(wheel), "--target", str(tmp_path / "site"))
+    code = (
+        "import overpaint; print(overpaint.__file__)\n"
+        "sys.argv = ['overpaint', 'list', 'methods']; from overpaint.cli import main; main()"
+    )
+    file, *methods = python(code, tmp_path / "site", tmp_path)
+    assert file == str(tmp_path / "site" / "overpaint" / "__init__.py")
+    assert {line.split()[0] for line in methods} == {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
+
+
+@pytest.mark.slow
+def test_an_editable_install_is_the_checkout(checkout, tmp_path):
+    """From another folder; modules that the link `benchmark/methods` also reaches are loaded once."""
+    pip("install", "--editable", str(checkout), "--target", str(tmp_path / "site"))
+    code = (
+        "import os, overpaint, overpaint.methods.none\n"
+        "print(os.path.realpath(overpaint.__file__), os.path.realpath(overpaint.methods.none.__file__), sep='\\n')\n"
+        "print([name for name in sys.modules if name.endswith('methods.none')])"
+    )
+    package, method, loaded = python(code, tmp_path / "site", tmp_path)
+    assert package == str(checkout / "benchmark" / "__init__.py")
+    assert method == str(checkout / "methods" / "none.py")
+    assert loaded == "['overpaint.methods.none']"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import overpaint
-from official import distance, victim, watched
+from official import distance, recorded, victim, watched
 from overpaint.attacks.attack import AttackContext, Ledger
 from overpaint.blocks.draws import Draws
 from overpaint.grid.concepts import Catalogue, Concept
@@ -33,7 +33,7 @@ def test_official_code(tag, bound, tiny_sd, tiny_sd_float64, golden, goldens):
     ):  # a few values near the guard's switches make most of its gradient: no place for rounding
         tiny_sd = tiny_sd_float64
     guarded = meta["branch"] in ("np", "sld")
-    records = {key: value for key, value in extra.items() if key.split(".")[0] in ("x0", "noise", "t", "perm")}
+    records = recorded(extra, "x0", "noise", "t", "perm")
     records |= {key: value.to(tiny_sd.dtype) for key, value in records.items() if value.is_floating_point()}
     stride = 2 if guarded else 1  # the guarded branch also encodes its fixed texts, every second call
     records |= {f"ids.{n}": extra[f"enc_ids.{stride * n}"] for n in range(meta["steps"])}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import overpaint
-from official import by_name, distance, victim, watched
+from official import by_name, distance, recorded, victim, watched
 from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.registry import component
 
@@ -26,7 +26,7 @@ def one(context):
 def test_official_code(golden, goldens, erased):
     meta, results, extra = golden("uda/traj_prefix")
     shot = Shot(Prompt(meta["prompt"], "target", "cat"), 0)
-    records = {k: v for k, v in extra.items() if k.split(".")[0] in ("ids", "noise")} | {"x0.0": extra["x0.0"]}
+    records = recorded(extra, "ids", "noise", "x0")
     with erased(victim(goldens / "uda" / f"{meta['victim']}.safetensors")) as context:
         assault, seen = run(
             replace(context, shots=[shot]),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import overpaint
-from official import by_name, distance, flat, parameters, victim, watched
+from official import by_name, distance, flat, parameters, rollout_settings, victim, watched
 from overpaint.blocks import soft_prompts
 from overpaint.blocks.draws import Draws, replayed
 from overpaint.blocks.soft_prompts import PLACES, SoftPrompt
@@ -26,11 +26,7 @@ def settings(meta):
         "compat": "official",
         "erase": [meta["word"]],
         "sublayers": meta["component"],
-        "negative_guidance": meta["eta"],
-        "start_guidance": meta["start_guidance"],
-        "rollout_steps": meta["steps"],
-        "iterations": meta["iterations"],
-        "learning_rate": meta["lr"],
+        **rollout_settings(meta),
         "retain_train": meta["retain_train"],
         "retain_prompts": [text for hand in meta["retain_prompts"] for text in hand],
         "retain_batch": len(meta["retain_prompts"][0]),

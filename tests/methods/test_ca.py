@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import overpaint
-from official import by_name, distance, flat, parameters, watched
+from official import by_name, distance, flat, parameters, recorded, watched
 from overpaint.blocks.training import Student, parameter_group
 from overpaint.grid.registry import component
 from overpaint.methods.ca import FILTERS, GROUPS, Placement, detached_begin, masked_error, target_caption
@@ -27,9 +27,7 @@ def traced_erase(model, records=None, **arguments):
 @pytest.mark.parametrize("tag", ["style_noaug", "style_prior"])
 def test_official_code(tag, tiny_sd_float64, golden):
     meta, weights, extra = golden(f"ca/{tag}")
-    draws = {
-        k: v for k, v in extra.items() if k.split(".")[0] in ("z", "mask", "input_ids", "anchor_ids", "t", "noise")
-    }
+    draws = recorded(extra, "z", "mask", "input_ids", "anchor_ids", "t", "noise")
     erasure, seen = traced_erase(
         tiny_sd_float64,
         draws,

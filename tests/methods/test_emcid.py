@@ -40,8 +40,8 @@ def stream(model, layer, source):
 
 
 @pytest.fixture
-def model(request, precision):
-    return request.getfixturevalue({"f32": "tiny_sd", "f64": "tiny_sd_float64"}[precision])
+def model(tiny_sd_in, precision):
+    return tiny_sd_in(precision)
 
 
 @pytest.mark.parametrize("precision", ["f32", "f64"])

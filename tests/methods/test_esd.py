@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import overpaint
-from official import distance, flat, parameters, watched
+from official import distance, flat, parameters, recorded, rollout_settings, watched
 from overpaint.blocks.training import parameter_group
 from overpaint.grid.registry import component
 from overpaint.methods.esd import CURRENT_GROUPS, GROUPS, SDXL_GROUPS
@@ -27,15 +27,10 @@ def traced_erase(model, records=None, **arguments):
 @pytest.mark.parametrize("tag", RUNS)
 def test_official_code(tag, tiny_sd_float64, golden):
     meta, weights, extra = golden(f"esd/{tag}")
-    draws = {key: value for key, value in extra.items() if key.split(".")[0] in ("x_T", "k", "t")}
     erasure, iterations = traced_erase(
         tiny_sd_float64,
-        draws,
-        iterations=meta["iterations"],
-        learning_rate=meta["lr"],
-        negative_guidance=meta["eta"],
-        start_guidance=meta["start_guidance"],
-        rollout_steps=meta["steps"],
+        recorded(extra, "x_T", "k", "t"),
+        **rollout_settings(meta),
         **RUNS[tag],
     )
     for n, seen in enumerate(iterations):

@@ -70,8 +70,8 @@ def test_official_refinement(tag, tiny_sd_float64, golden):
 
 
 @pytest.mark.parametrize("precision, tag", [("f32", "plain"), ("f64", "prior")])
-def test_official_fusion(precision, tag, request, golden):
-    model = request.getfixturevalue({"f32": "tiny_sd", "f64": "tiny_sd_float64"}[precision])
+def test_official_fusion(precision, tag, tiny_sd_in, golden):
+    model = tiny_sd_in(precision)
     meta, official, extra = golden(f"mace/{precision}/fusion_own_{tag}")
     changes = [
         {name: LowRank(extra[f"lora.{i}.{name}.up"], extra[f"lora.{i}.{name}.down"]) for name in official}

@@ -30,8 +30,8 @@ def eraser(**values) -> RECE:
 
 
 @pytest.mark.parametrize(("tag", "precision"), [("object", "f64"), ("multi", "f64"), ("multi", "f32")])
-def test_official_code(tag, precision, goldens, request):
-    model = request.getfixturevalue({"f32": "tiny_sd", "f64": "tiny_sd_float64"}[precision])
+def test_official_code(tag, precision, goldens, tiny_sd_in):
+    model = tiny_sd_in(precision)
     official = load_file(goldens / "rece" / precision / f"rece_{tag}.safetensors")
     ours = changed(model, "rece", **RUNS[tag])
     assert ours.keys() == official.keys()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import overpaint
-from official import distance, flat, watched
+from official import distance, flat, recorded, rollout_settings, watched
 from overpaint.blocks.draws import Draws
 from overpaint.grid.registry import component
 from overpaint.methods.receler import Adversary, BlockAdapters, concept_masks, outside
@@ -29,11 +29,7 @@ def settings(meta):
         "compat": "official",
         "erase": [meta["concept"]],
         "rank": meta["rank"],
-        "negative_guidance": meta["eta"],
-        "start_guidance": meta["start_guidance"],
-        "rollout_steps": meta["steps"],
-        "iterations": meta["iterations"],
-        "learning_rate": meta["lr"],
+        **rollout_settings(meta),
         "mask_threshold": meta["mask_thres"],
         "regulariser": meta["concept_reg_weight"],
         "inner_steps": meta["advrs_iters"],
@@ -43,7 +39,7 @@ def settings(meta):
 
 def draws(extra):
     """Recorded draws under our names; the start of every tensor is its only draw."""
-    drawn = {key: value for key, value in extra.items() if key.split(".")[0] in ("x_T", "k", "t")}
+    drawn = recorded(extra, "x_T", "k", "t")
     return drawn | {f"{key}.0": value for key, value in extra.items() if key.startswith("start.")}
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import overpaint
-from official import by_name, distance, flat, parameters, watched
+from official import by_name, distance, flat, parameters, recorded, watched
 from overpaint.blocks.image_bank import THINGS
 from overpaint.methods.salun import in_order, largest, turns
 
@@ -28,7 +28,7 @@ def official(tiny_sd, golden):
     """Mask and two training steps of official code, both stages replayed in one erasure."""
     _, packed, stage1 = golden("salun/mask_w7.5")
     meta, weights, stage2 = golden("salun/train_xattn_mask")
-    draws = {key: value for key, value in stage1.items() if key.split(".")[0] in ("z", "t", "noise")}
+    draws = recorded(stage1, "z", "t", "noise")
     for key, value in stage2.items():
         name, _, step = key.partition(".")
         if step:

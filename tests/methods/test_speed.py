@@ -35,9 +35,9 @@ def rows(model, *texts):
 
 @pytest.mark.parametrize("precision", ["f32", "f64"])
 @pytest.mark.parametrize("tag", ["plain", "default"])
-def test_official_code(tag, precision, golden, request):
+def test_official_code(tag, precision, golden, tiny_sd_in):
     """Recorded augmentations are the *kept* ones, so the draw that is replayed includes their selection."""
-    model = request.getfixturevalue({"f32": "tiny_sd", "f64": "tiny_sd_float64"}[precision])
+    model = tiny_sd_in(precision)
     meta, official, extra = golden(f"speed/{precision}/{tag}")
     records = {name if name.startswith("aug.") else f"{name}.0": value for name, value in extra.items()}
     with replayed(records):

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import overpaint
-from official import distance, flat, watched
+from official import distance, flat, recorded, watched
 from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side
 from overpaint.commands.export import export_pipeline
 from overpaint.methods.spm import anchors, permeability, resolutions, transformer_layers
@@ -64,7 +64,7 @@ def predicted(model, prompts=("dog", "a cat on the ground")):
 def test_official_training(tag, tiny_sd_float64, golden):
     meta, weights, extra = golden(f"spm/{tag}")
     start = factors_of(extra, "init.", tiny_sd_float64)
-    drawn = {key: value for key, value in extra.items() if key.split(".")[0] in ("x_T", "k", "anchors")}
+    drawn = recorded(extra, "x_T", "k", "anchors")
     erasure, iterations = traced_erase(
         tiny_sd_float64,
         drawn | {"init.0": start},

@@ -54,8 +54,8 @@ def stage_1(meta):
 
 
 @pytest.mark.parametrize("precision", ["f32", "f64"])
-def test_official_code(precision, goldens, request):
-    model = request.getfixturevalue({"f32": "tiny_sd", "f64": "tiny_sd_float64"}[precision])
+def test_official_code(precision, goldens, tiny_sd_in):
+    model = tiny_sd_in(precision)
     meta = json.loads((goldens / "trce" / "f64" / "trce_stage1_own_eos.json").read_text())["meta"]
     official = load_file(goldens / "trce" / precision / "trce_stage1_own_eos.safetensors")
     ours = changed(model, "trce", **stage_1(meta), epochs=0)

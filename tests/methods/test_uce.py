@@ -25,8 +25,8 @@ TOLERANCE = {("f32", "current"): 5e-4, ("f32", "legacy"): 5e-4, ("f64", "current
 
 @pytest.mark.parametrize("precision", ["f32", "f64"])
 @pytest.mark.parametrize("tag", RUNS)
-def test_official_code(tag, precision, goldens, request):
-    model = request.getfixturevalue({"f32": "tiny_sd", "f64": "tiny_sd_float64"}[precision])
+def test_official_code(tag, precision, goldens, tiny_sd_in):
+    model = tiny_sd_in(precision)
     official = load_file(goldens / "uce" / precision / f"{tag}.safetensors")
     ours, base = changed(model, "uce", **RUNS[tag]), parameters(model, official)
     assert ours.keys() == official.keys()
