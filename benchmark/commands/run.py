@@ -51,7 +51,7 @@ def run_grid(grid: Grid) -> int:
     for note in plan.notes:
         ERR.print(f"note: {note}", style="yellow")
     try:
-        with Display(todo, estimates) as display:
+        with Display(todo, estimates, ERR) as display:
             outcome, records = _until_readable(lambda: engine.run(plan, store, display), grid)
     except KeyboardInterrupt:
         left = len(plan.missing(store))
