@@ -14,8 +14,6 @@ HEAVY = {
     "PIL", "diffusers", "huggingface_hub", "matplotlib", "pandas", "peft", "platformdirs", "pyarrow", "scipy",
     "statsmodels", "torch", "torchmetrics", "transformers", "wandb",
 }  # fmt: skip
-#: (module, what it imports inside a function) -> why.
-EXCEPTIONS = {}
 #: Commands must start, plan and report without these.
 MODELS = {"torch", "diffusers", "transformers", "peft"}
 
@@ -93,13 +91,9 @@ def test_functions_import_only_what_is_heavy():
         already = loaded(module)
         for name in imports(module)[1]:
             needed = loaded(name) if name in TREES else {library(name)}
-            if not needed & HEAVY - already and (module, name) not in EXCEPTIONS:
+            if not needed & HEAVY - already:
                 idle.append(f"{module} imports {name} inside a function: import it at the top")
     assert idle == []
-
-
-def test_exceptions_are_needed():
-    assert [key for key in EXCEPTIONS if key[0] not in TREES or key[1] not in imports(key[0])[1]] == []
 
 
 def test_planning_running_and_reporting_load_no_model():
