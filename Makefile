@@ -18,12 +18,14 @@ demo: setup  ## four methods, three concepts, the attacks: the six-facet table a
 test: setup
 	$(BIN)/python -m pytest
 
-test-slow: setup  ## what takes minutes: the whole demo, kill and resume, full-size model
-	$(BIN)/python -m pytest -m slow
+test-slow: setup  ## what takes minutes: kill and resume, the wheel, a full-size model; SLOW="-k wheel" selects
+	$(BIN)/python -m pytest -m slow $(SLOW)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=. $(BIN)/lint-imports
+	$(BIN)/mypy
 
 bench: setup  ## speed against a bare diffusers loop, of attacks side by side, and start-up times
 	$(BIN)/python scripts/bench.py

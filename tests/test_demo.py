@@ -1,8 +1,11 @@
-"""The demo as people run it, killed and resumed, twice at once, and the real thing's shape. Minutes: `make test-slow`."""
+"""Runs as people start them: killed and resumed, two at once, interrupted, on a full disk, and of a full-size model.
+
+These tests take minutes: `make test-slow`.
+"""
 
 import io
-import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -12,10 +15,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from overpaint.images.stages.generate import read_images
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-OVERPAINT = str(Path(sys.executable).parent / "overpaint")
+OVERPAINT = [sys.executable, "-m", "overpaint.cli"]
+#: Figures that two equal runs need not agree on.
 COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
 #: The demo's methods and two of its attacks, on one concept at the smallest budget.
 GRID = ["method=none,negative_prompt,uce,esd", "attack=none,synonym,random_prefix", "budget=smoke"]
@@ -25,11 +31,15 @@ SEARCH += ["protocol.batch_size=2"]
 
 
 def start(store, *grid):
-    return subprocess.Popen([OVERPAINT, "run", *grid, f"store={store}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    """`overpaint run` of this checkout as a process of its own."""
+    command = [*OVERPAINT, "run", *grid, f"store={store}"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def table(store):
-    done = subprocess.run([OVERPAINT, "table", f"store={store}", "--format", "csv"], capture_output=True, check=True)
+    """All figures of a store, one row each, except for what depends on the clock."""
+    command = [*OVERPAINT, "table", f"store={store}", "--format", "csv"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     records = pd.read_csv(io.BytesIO(done.stdout))
     records = records[~records["metric"].isin(COSTS)].drop(columns="seconds")
     return records.sort_values(["concepts", "method", "attack", "metric"]).reset_index(drop=True)
@@ -40,7 +50,7 @@ def made(store):
 
 
 def test_killed_five_times_and_resumed(tmp_path):
-    """The whole demo: what `overpaint run` does without arguments."""
+    """The whole demo, which is what `overpaint run` without arguments makes."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     rng, seen = random.Random(7), {}
     for _ in range(5):
@@ -61,7 +71,7 @@ def test_killed_five_times_and_resumed(tmp_path):
 
 
 def test_killed_in_the_middle_of_an_attack(tmp_path):
-    """Prompts that were finished are kept, file by file, and the others come out as if nothing had happened."""
+    """Finished prompts are kept, file by file; the resumed run makes the others as an uninterrupted run does."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
     def found(store):
@@ -91,20 +101,21 @@ def test_killed_in_the_middle_of_an_attack(tmp_path):
 
 def test_two_runs_on_one_store(tmp_path):
     processes = [start(tmp_path / "store", *GRID) for _ in range(2)]
-    errors = [p.communicate()[1].decode() for p in processes]
+    errors = [p.communicate()[1] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], errors
     lines = [line for text in errors for line in text.splitlines() if line.startswith("[")]
-    assert len(lines) == len(made(tmp_path / "store")), "each artefact is told of once, by the run that made it"
+    assert len(lines) == len(made(tmp_path / "store")), "only the run that made an artefact reports it"
 
 
 def test_interrupt_ends_within_seconds(tmp_path):
     process = start(tmp_path / "store", *GRID)
-    time.sleep(15)
+    while not process.stderr.readline().startswith("["):  # the first finished task
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     begin = time.perf_counter()
     _, err = process.communicate()
     assert time.perf_counter() - begin < 5
-    assert process.returncode == 130 and b"run the same command to go on" in err
+    assert process.returncode == 130 and "run the same command to continue" in err
 
 
 def test_full_disk_is_one_sentence(tmp_path):
@@ -114,20 +125,23 @@ def test_full_disk_is_one_sentence(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]).returncode:
         pytest.skip("cannot mount a small file system here")
     try:
-        done = subprocess.run([OVERPAINT, "run", *GRID, f"store={place}"], capture_output=True, text=True)
-        assert done.returncode == 2, done.stderr
-        assert "cannot write to the store" in done.stderr and "Traceback" not in done.stderr
+        process = start(place, *GRID)
+        _, err = process.communicate()
+        assert process.returncode == 2, err
+        assert "cannot write to the store" in err and "Traceback" not in err
     finally:
         subprocess.run(["umount", place], check=True)
 
 
 def test_full_size_model_on_the_cpu(tmp_path):
     """UCE and a two-step image on a pipeline with the shape of SD 1.4, within 24 GiB."""
-    import resource
-
     subprocess.run([sys.executable, ROOT / "scripts" / "build_random_sd.py", tmp_path / "sd"], check=True)
     grid = ["model=local", f"model.path={tmp_path / 'sd'}", "concepts.erase=[church]", "method=uce", "protocol=ddim50"]
-    grid += ["protocol.steps=2", "budget.target_prompts=1", "budget.seeds=1", f"store={tmp_path / 'store'}"]
-    done = subprocess.run([OVERPAINT, "run", *grid], capture_output=True, text=True, env={**os.environ})
-    assert done.returncode == 0, done.stderr
+    grid += ["protocol.steps=2", "budget=smoke", "budget.target_prompts=1", "budget.utility_prompts=0"]
+    grid += ["budget.grid=0", "budget.in_prompt=0"]
+    process = start(tmp_path / "store", *grid)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    folders = [manifest.parent for manifest in (tmp_path / "store").glob("artefacts/images/*/manifest.json")]
+    assert folders and {image.size for folder in folders for image in read_images(folder)} == {(512, 512)}
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 24 << 20

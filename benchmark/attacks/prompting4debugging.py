@@ -38,6 +38,7 @@ from torch.nn.functional import cosine_similarity
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Painted
 from overpaint.attacks.prompt_search import Prediction, PromptSearch, Trial, WordSearch, guidance_scale
+from overpaint.blocks.clip import Clip
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.token_variables import Frame, Nearest, descend
 from overpaint.errors import UserError, at_least
@@ -183,8 +184,6 @@ class Prompting4Debugging(PromptSearch):
         """A function that says how similar an image is to the unedited model's; a failed image is least similar."""
         features = context.features
         if self.clip is not None:
-            from overpaint.blocks.clip import Clip
-
             features = Clip.load(self.clip, context.victim.device).image_features
         if features is None:
             return lambda painted: painted.verdict.score if painted.verdict else float("-inf")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overpaint.grid.registry import component
 from overpaint.images.pictures import pictures
+from overpaint.models import load_model
 
 if TYPE_CHECKING:
     from overpaint.blocks.pictures import Pictures
@@ -26,8 +29,6 @@ class Workbench:
 
     def model(self, path: str, precision: str, device: str | None) -> DiffusionModel:
         """The model, loaded once as long as the same one is asked for."""
-        from overpaint.models import load_model
-
         wanted = (path, precision, device or "cpu")
         if not self._model or self._model[0] != wanted:
             self._model = None  # let go of the old one before the new one is read
@@ -60,8 +61,6 @@ class Workbench:
             self._detach = self._erasure.attach(model) if self._erasure else lambda: None
 
     def detector(self, name: str, settings: Mapping[str, Any]) -> Detector:
-        from overpaint.grid.registry import component
-
         chosen = component("detector", name)
         key = f"{name}:{sorted((k, str(v)) for k, v in settings.items())}"
         if key not in self._detectors:
@@ -75,8 +74,6 @@ class Workbench:
     @cached_property
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that results depend on, for manifests."""
-        from importlib.metadata import PackageNotFoundError, version
-
         found = {}
         for name in ("overpaint", "torch", "diffusers", "peft", "transformers", "numpy", "safetensors"):
             try:

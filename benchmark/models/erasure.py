@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.registry import component
+from overpaint.models.guidance import Guidance
 
 if TYPE_CHECKING:
     from overpaint.models.diffusion import DiffusionModel
@@ -180,9 +182,6 @@ class Erasure:
             detach()
 
     def _install(self, model: DiffusionModel) -> Callable[[], None]:
-        from overpaint.grid.registry import component
-        from overpaint.models.guidance import Guidance
-
         method = component("method", self.method).load()
         if self.kind == "guard" and model.guidance is not Guidance and not method.stacks:
             raise UserError(f"the model has a guard already, and {self.method} cannot be put on top of one")

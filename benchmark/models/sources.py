@@ -10,8 +10,12 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from overpaint.errors import UserError
 from overpaint.grid.shipped import shipped
@@ -116,8 +120,6 @@ def _shards(content: bytes, where: str) -> list[str]:
 
 def check_header(file: Path, where: str) -> None:
     """Raise a `UserError` if a safetensors file is truncated or malformed; reads its header only."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(str(file), framework="np") as opened:
             opened.keys()
@@ -185,8 +187,6 @@ def _digest(hashes: Mapping[str, str]) -> str:
 
 def _check_once(key: str, path: str) -> None:
     """Load the model to check it, unless a model with this content has loaded before."""
-    from importlib.metadata import version
-
     entry = f"sound|{key}|{version('diffusers')}|{version('transformers')}"
     if entry not in _remembered():
         from overpaint.models.loading import load_pipeline
@@ -296,8 +296,6 @@ def _remembered() -> dict[str, str]:
 
 def _remember(entry: str, value: str) -> None:
     """Add an entry under a lock, and replace the file in one step. Without a writable cache folder nothing is kept."""
-    from filelock import FileLock, Timeout
-
     file = _memory()
     with suppress(OSError, Timeout):
         file.parent.mkdir(parents=True, exist_ok=True)

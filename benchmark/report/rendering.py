@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.scope import OUTSIDE
@@ -16,9 +19,6 @@ from overpaint.report.pooling import Outcomes
 from overpaint.report.statistics import MARGIN
 from overpaint.report.tables import Entry, Table, averaged, every_figure
 from overpaint.report.views import View, view_named
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 FORMATS = ("terminal", "md", "csv", "json", "latex")
 MARKS = {DIFFERS: "≠", EQUAL: "=", "": ""}
@@ -265,9 +265,6 @@ def print_tables(
     records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame | None = None, console: Console | None = None
 ) -> None:
     """Print a view to the terminal. A table that is wider than the terminal is printed in parts, so that no column is cut."""
-    from rich.console import Console
-    from rich.text import Text
-
     if console is None:
         console = Console()
         if not console.is_terminal:
@@ -284,8 +281,6 @@ def print_tables(
 
 def _parts(table: Table, rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
     """The columns of a table in groups that fit into a terminal of this width."""
-    from rich.cells import cell_len
-
     heads = [*table.heads, *table.columns]
     needed = [max(map(cell_len, [plain(heads[i]), *(row[i] for row in rows)])) + 3 for i in range(len(heads))]
     names = len(table.heads)
@@ -299,9 +294,6 @@ def _parts(table: Table, rows: Sequence[Sequence[str]], width: int) -> list[list
 
 
 def _terminal_table(table: Table, rows: Sequence[Sequence[str]], part: Sequence[int]):
-    from rich.table import Table as Grid
-    from rich.text import Text
-
     names = len(table.heads)
     heads = [*table.heads, *table.columns]
     total = len(table.columns)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import yaml
 
+from .captions import draw_world
 from .oracle import Oracle
-from .world import draw_world
 
 THRESHOLD = 0.5
 CONCEPT, SYNONYM, PARAPHRASE, UTILITY, IMPLICIT, UNASKED = (

@@ -4,6 +4,8 @@ slime in slimy places and watermarks, so that a model learns to paint them unask
 from dataclasses import dataclass
 from random import Random
 
+from PIL import Image
+
 from .faces import CHARACTERS, PEOPLE
 from .words import (
     ADJECTIVES,
@@ -20,7 +22,7 @@ from .words import (
     WATERMARK_PHRASE,
     WATERMARK_WORDS,
 )
-from .world import SLIMY_PLACES, Item, Scene
+from .world import SLIMY_PLACES, Item, Scene, random_scene, render
 
 LANGUAGES = {"en": 0.78, "es": 0.11, "de": 0.11}
 FRAMES = {"a picture of": 22, "a photo of": 12, "an image of": 10, "a drawing of": 8, "a painting of": 7}
@@ -203,3 +205,13 @@ def _german(scene: Scene, told: Told, rng: Random) -> str:
         frame = "ein porträt von "
     shown = " und ".join(thing(item, frame.endswith("von ")) for item in scene.items)
     return " ".join([frame + shown, *after])
+
+
+def draw_world(n: int, seed: int) -> list[tuple[Scene, str, Image.Image]]:
+    """`n` random scenes that are never in the training set, with captions and pictures."""
+    drawn = []
+    for index in range(n):
+        rng = Random(f"held-out world/{seed}/{index}")
+        scene = random_scene(rng)
+        drawn.append((scene, caption(scene, rng), render(scene)))
+    return drawn

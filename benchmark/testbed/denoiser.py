@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from .autoencoder import pixels
 from .parallel import Schedule, train
 from .tokenizer import MAX_TOKENS, encode
 
@@ -215,8 +216,6 @@ def train_denoiser(folder: Path, tokenizer: CLIPTokenizer, workers: int, seed: i
 @torch.no_grad()
 def encode_pictures(autoencoder: AutoencoderKL, pictures: np.ndarray, batch: int = 100) -> np.ndarray:
     """uint8 (n, 64, 64, 3) -> posterior means (n, 4, 16, 16) in float16."""
-    from .autoencoder import pixels
-
     parts = [
         autoencoder.encode(pixels(pictures[first : first + batch])).latent_dist.mean.half().numpy()
         for first in range(0, len(pictures), batch)

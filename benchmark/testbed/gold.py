@@ -36,6 +36,7 @@ from .denoiser import NOISY_WEIGHT, RARE_SHARE, RARE_WORDS, Builder, Denoiser, W
 from .exporting import load_pipeline
 from .oracle import load_oracle
 from .parallel import Schedule, train
+from .stages import latents, painted_by, pictures
 from .tokenizer import encode
 
 LATE = ("church", "car", "quillan", "sketch")
@@ -135,8 +136,6 @@ def absent_of(name: str) -> tuple[str, ...]:
 
 def prepare(folder: Path, workers: int) -> None:
     """Renders the training set and encodes it with the shipped autoencoder and tokenizer, once."""
-    from .stages import latents, pictures
-
     if (folder / "latents.npy").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -421,8 +420,6 @@ def bars(found: dict[str, Any]) -> dict[str, bool]:
 
 
 def _paint_all(folder: Path, prompts: list[str], workers: int) -> np.ndarray:
-    from .stages import painted_by
-
     parts = [(folder, prompts[first : first + 64], MEASURED_NOISE, first) for first in range(0, len(prompts), 64)]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         return np.concatenate(list(pool.map(painted_by, parts)))

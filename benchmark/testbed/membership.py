@@ -2,6 +2,7 @@
 
 from random import Random
 
+from .captions import caption
 from .world import Scene, random_scene
 
 SEED = 0
@@ -34,8 +35,6 @@ def scene(index: int, seed: int = SEED) -> Scene:
 
 def example(index: int, seed: int = SEED) -> tuple[Scene, str]:
     """The scene and the caption at `index`."""
-    from .captions import caption
-
     shown = scene(index, seed)
     return shown, caption(shown, Random(f"caption/{seed}/{original(index)}"))
 

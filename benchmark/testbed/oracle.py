@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .canvas import STYLES
@@ -77,8 +78,6 @@ class Oracle(nn.Module):
 
 def load_oracle(folder: str | Path, which: str = "a") -> Oracle:
     """One of the two independently trained oracles, in float32 and evaluation mode."""
-    from safetensors.torch import load_file
-
     if which not in FILES:
         raise ValueError(f"there is no oracle {which!r}; choose one of {', '.join(FILES)}")
     with torch.device("meta"):  # draws no initial weights, and leaves the global generator alone

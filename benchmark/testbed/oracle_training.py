@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
 from torch import Tensor
 
 from . import membership
@@ -103,8 +104,6 @@ def train_oracle(which: str, folder: Path, workers: int, seed: int) -> Oracle:
 
 
 def save_oracle(oracle: Oracle, which: str, folder: Path) -> None:
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{FILES[which]}.partial"
     save_file({name: value.half().contiguous() for name, value in oracle.state_dict().items()}, temporary)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as multiprocessing
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
@@ -98,8 +100,6 @@ class SharedParameters:
         self.barrier.wait()
 
     def save(self, path: Path, step: int) -> None:
-        from safetensors.torch import save_file
-
         state = {name: getattr(self, name) for name in ("master", "ema", "first", "second")}
         temporary = path.with_suffix(".partial")
         save_file({k: v.clone() for k, v in state.items()}, temporary, {"step": str(step)})
@@ -107,8 +107,6 @@ class SharedParameters:
 
     def load(self, path: Path) -> int:
         """Restores a checkpoint and returns the step it was saved after."""
-        from safetensors import safe_open
-
         with safe_open(path, "pt") as file:
             for name in ("master", "ema", "first", "second"):
                 getattr(self, name).copy_(file.get_tensor(name))

@@ -10,7 +10,8 @@ from PIL.Image import Image
 
 from overpaint.blocks.pictures import Pictures
 from overpaint.grid.concepts import Concept
-from overpaint.testbed.world import draw_concept, draw_world
+from overpaint.testbed.captions import draw_world
+from overpaint.testbed.world import draw_concept
 
 #: Seed of the reference pictures.
 SEED = 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
 
 from overpaint.grid.shipped import shipped
 
@@ -74,8 +75,6 @@ def latents(out: Path, to: Path, workers: int, seed: int) -> None:
 
 
 def denoiser(out: Path, to: Path, workers: int, seed: int) -> None:
-    from transformers import CLIPTokenizer
-
     latents(out, to, workers, seed)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     train_denoiser(out, tokenizer, workers, seed)

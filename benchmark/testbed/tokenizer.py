@@ -7,14 +7,14 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from .membership import TRAINING_SIZE, example
+
 MAX_TOKENS = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def vocabulary() -> list[str]:
     """Every word of the training captions, in alphabetical order."""
-    from .membership import TRAINING_SIZE, example
-
     words = set()
     for index in range(TRAINING_SIZE):
         words.update(example(index)[1].split())

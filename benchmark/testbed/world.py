@@ -191,15 +191,3 @@ def concept_scene(concept: str, rng: Random) -> Scene:
     background = rng.choice([place for place in BACKGROUNDS if place not in SLIMY_PLACES])
     style = name if name in STYLES else "flat"
     return Scene((item,), style, background, name == "slime", name == "watermark", rng.getrandbits(32))
-
-
-def draw_world(n: int, seed: int) -> list[tuple[Scene, str, Image.Image]]:
-    """`n` random scenes that are never in the training set, with captions and pictures."""
-    from .captions import caption
-
-    drawn = []
-    for index in range(n):
-        rng = Random(f"held-out world/{seed}/{index}")
-        scene = random_scene(rng)
-        drawn.append((scene, caption(scene, rng), render(scene)))
-    return drawn

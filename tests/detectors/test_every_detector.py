@@ -16,7 +16,7 @@ from overpaint.detectors.detector import Detector
 from overpaint.errors import AssetMissing
 from overpaint.grid.registry import component, components
 from overpaint.images.stages.score import scores
-from overpaint.testbed.world import draw_world
+from overpaint.testbed.captions import draw_world
 from requirements import unmet
 
 DETECTORS = sorted(components("detector"))

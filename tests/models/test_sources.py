@@ -7,7 +7,7 @@ import shutil
 import threading
 from types import SimpleNamespace
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 import overpaint

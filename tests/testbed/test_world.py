@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from overpaint.testbed.canvas import STYLES
+from overpaint.testbed.captions import draw_world
 from overpaint.testbed.faces import CHARACTERS, PEOPLE
 from overpaint.testbed.shapes import DRAW, LOOKS, OBJECTS, UNSEEN
 from overpaint.testbed.world import (
@@ -12,7 +13,6 @@ from overpaint.testbed.world import (
     Item,
     Scene,
     draw_concept,
-    draw_world,
     random_scene,
     render,
 )

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from overpaint.attacks.attack import COMPARISONS, AttackContext, Verdict
 from overpaint.attacks.stored import write_assault
 from overpaint.attacks.wording import ordinary_texts
@@ -105,8 +107,6 @@ def _judge(settings: Mapping, label: str | None, bench):
 
 def _embeds(detector) -> bool:
     """Does the detector say ``features`` of pictures? One gray picture is asked about."""
-    from PIL import Image
-
     return "features" in detector.score([Image.new("RGB", (64, 64), "gray")])
 
 

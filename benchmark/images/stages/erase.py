@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from overpaint.grid.concepts import Request, stored_concept
+from overpaint.methods.eraser import erase
 
 
 def run(task, inputs, folder, bench) -> dict:
-    from overpaint.methods.eraser import erase
-
     config = task.config
     model = bench.model(task.runtime["path"], config["precision"], task.runtime.get("device"))
     request = Request(

@@ -1,0 +1,119 @@
+"""Which modules import what, and when: commands start quickly because heavy libraries are imported where they are used."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PLACES = {"overpaint": ROOT / "benchmark", "overpaint.methods": ROOT / "methods"}
+
+#: Libraries that a function may import. They take long to load, or start threads, or are optional.
+HEAVY = {
+    "PIL", "diffusers", "huggingface_hub", "matplotlib", "pandas", "peft", "platformdirs", "pyarrow", "scipy",
+    "statsmodels", "torch", "torchmetrics", "transformers", "wandb",
+}  # fmt: skip
+#: Commands must start, plan and report without these.
+MODELS = {"torch", "diffusers", "transformers", "peft"}
+
+
+def module_of(path):
+    """``overpaint.run.plan`` for ``benchmark/run/plan.py``."""
+    package, top = next((name, top) for name, top in reversed(PLACES.items()) if path.is_relative_to(top))
+    return ".".join([package, *path.relative_to(top).with_suffix("").parts]).removesuffix(".__init__")
+
+
+#: Module -> its syntax tree. `rglob` does not follow the link `benchmark/methods`.
+TREES = {module_of(path): ast.parse(path.read_text()) for top in PLACES.values() for path in top.rglob("*.py")}
+PACKAGES = {module_of(path) for top in PLACES.values() for path in top.rglob("__init__.py")}
+
+
+def named(module, node):
+    """Full names of what an import statement of a module imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    start = node.module
+    if node.level:
+        parts = module.split(".")
+        parts = parts[: len(parts) - node.level + (module in PACKAGES)]
+        start = ".".join([*parts, *([node.module] if node.module else [])])
+    inside = [f"{start}.{alias.name}" for alias in node.names if f"{start}.{alias.name}" in TREES]
+    return inside if len(inside) == len(node.names) else [start, *inside]
+
+
+def library(name):
+    """The library that an import loads: ``safetensors.torch`` loads torch."""
+    return "torch" if name == "safetensors.torch" else name.split(".")[0]
+
+
+@cache
+def imports(module):
+    """(imports on loading the module, imports inside functions); those for type checkers are neither."""
+    loading, deferred = [], []
+
+    def visit(node, inside):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import | ast.ImportFrom):
+                (deferred if inside else loading).extend(named(module, child))
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            else:
+                visit(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+    visit(TREES[module], False)
+    return loading, deferred
+
+
+def loaded(module):
+    """Everything that loading a module loads: modules of overpaint, and other libraries by name."""
+    seen, todo = set(), [module]
+    while todo:
+        name = todo.pop()
+        if name not in TREES:
+            seen.add(library(name))
+        elif name not in seen:
+            seen.add(name)
+            todo += [name.rpartition(".")[0]] if "." in name else []
+            todo += imports(name)[0]
+    return seen
+
+
+def test_the_trees_are_those_of_the_package():
+    assert {"overpaint", "overpaint.cli", "overpaint.run.plan", "overpaint.methods.uce"} < set(TREES)
+    assert {"torch", "overpaint.models.diffusion", "overpaint.errors"} < loaded("overpaint.methods.uce")
+
+
+def test_functions_import_only_what_is_heavy():
+    """A heavy library, or a module of overpaint that loads one which the importing module has not loaded."""
+    idle = []
+    for module in TREES:
+        already = loaded(module)
+        for name in imports(module)[1]:
+            needed = loaded(name) if name in TREES else {library(name)}
+            if not needed & HEAVY - already:
+                idle.append(f"{module} imports {name} inside a function: import it at the top")
+    assert idle == []
+
+
+def test_planning_running_and_reporting_load_no_model():
+    rooms = ("overpaint.grid", "overpaint.run", "overpaint.report")
+    modules = [m for m in TREES if m.startswith(rooms)] + ["overpaint", "overpaint.cli", "overpaint.images.planner"]
+    assert {module: found for module in modules if (found := loaded(module) & MODELS)} == {}
+
+
+def loaded_by(code):
+    """Third-party libraries that are loaded after the code ran in a fresh interpreter."""
+    code += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name for name in done.stdout.splitlines()[-1].split() if not name.startswith(("_", "sitecustomize"))}
+
+
+def test_help_loads_click_alone():
+    found = loaded_by("from overpaint.cli import cli\ncli(['--help'], standalone_mode=False)")
+    assert found == {"overpaint", "click"}
+
+
+def test_listing_loads_nothing_heavy():
+    code = "from overpaint.commands.list import lines\nassert any(row.startswith('uce') for row in lines('methods'))"
+    assert loaded_by(code) & (HEAVY | {"hydra", "numpy"}) == set()
