@@ -20,14 +20,8 @@ from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track
 
-YAML = """
-name: counting
-component: counting_track:Counting
-facets: [sums]
-stages:
-  count: {run: "counting_track:count", together: "counting_track:count_together"}
-  measure: {run: "counting_track:count"}
-"""
+#: The configuration folder of the track, beside this module.
+CONF = Path(__file__).parent / "counting"
 
 
 class Counting(Track):
@@ -74,13 +68,6 @@ class RefusedLock(IdleLock):
 
     def acquire(self, blocking):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-
-def register(folder: Path) -> Path:
-    """Write the track's YAML into a configuration folder; returns the folder."""
-    (folder / "track").mkdir(parents=True, exist_ok=True)
-    (folder / "track" / "counting.yaml").write_text(YAML)
-    return folder
 
 
 def count(task, inputs, folder, bench):
@@ -156,10 +143,10 @@ class Told:
     def waiting(self, tasks): ...
 
 
-def main(conf: str, root: str, engine: str, width: int, pause: float) -> None:
+def main(root: str, engine: str, width: int, pause: float) -> None:
     """Make one grid as a command does, and leave with 1 if a task failed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    look_in(Path(conf))
+    look_in(CONF)
     place = Store(root)
     place.prepare()
     place.sweep()

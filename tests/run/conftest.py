@@ -1,4 +1,4 @@
-"""The counting track, registered from a temporary configuration folder, and an empty store."""
+"""The counting track, registered for a test, and an empty store."""
 
 import counting_track
 import pytest
@@ -8,12 +8,10 @@ from overpaint.run.store import Store
 
 
 @pytest.fixture
-def counting(tmp_path, monkeypatch):
-    """The configuration folder of ``counting_track``, known to this process during the test."""
+def counting(monkeypatch):
+    """Let this process look in the configuration folder of ``counting_track`` during the test."""
     monkeypatch.setattr("overpaint.grid.registry._asked", [])
-    folder = counting_track.register(tmp_path / "conf")
-    look_in(folder)
-    return folder
+    look_in(counting_track.CONF)
 
 
 @pytest.fixture

@@ -142,12 +142,11 @@ def test_two_runs_at_once_end_well_without_working_locks(engine, store, monkeypa
     monkeypatch.setenv(counting_track.LOCKS, lock)
     monkeypatch.setattr("overpaint.run.store.FileLock", {"idle": IdleLock, "refused": RefusedLock}[lock])
     plan = grid(range(6), pause=0.02)
-    tasks = list(plan.tasks.values())
     second = fork(lambda: component("engine", "inline").build({}).run(plan, store, Told()))
-    with Display(tasks, Estimates(store), Console(file=io.StringIO(), force_terminal=True)) as display:
+    with Display(plan.tasks.values(), Estimates(store), Console(file=io.StringIO(), force_terminal=True)) as display:
         outcome = engine.run(plan, store, display)
     assert os.waitpid(second, 0)[1] == 0
-    assert not outcome.failed and results(plan, store) == list(range(100, 106)) and display.done == len(tasks)
+    assert not outcome.failed and results(plan, store) == list(range(100, 106)) and display.at_work == {}
     assert nothing_left(store) and store.failures() == {}
 
 

@@ -89,8 +89,8 @@ def test_work_is_dealt_out_to_all_workers(store):
     assert len(makers) == 2 and os.getpid() not in makers
 
 
-def test_workers_die_with_a_killed_run_and_blame_no_task(store, counting):
-    arguments = (str(counting), str(store.root), "local", 4, 30.0)
+def test_workers_die_with_a_killed_run_and_blame_no_task(store):
+    arguments = (str(store.root), "local", 4, 30.0)
     code = f"import counting_track; counting_track.main(*{arguments})"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     run = subprocess.Popen([sys.executable, "-c", code], env=environment)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from overpaint.errors import UserError
-from overpaint.grid.registry import conf_folders, look_in
+from overpaint.grid.registry import asked_folders, look_in
 from overpaint.run.executor import Executor, Result, Run, Watcher
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Outcome, run_here, run_plan
@@ -85,7 +85,7 @@ class Workers:
     def __init__(self, plan: Plan, store: Store, devices: Sequence[str], threads: int, watcher: Watcher):
         self._plan, self._store, self._watcher, self.size = plan, store, watcher, len(devices)
         share, run = Plan(plan.track, tasks=plan.tasks, bundles=plan.bundles), Run.begin(store)
-        common = (share, store.root, run, tuple(conf_folders()), os.getpid())
+        common = (share, store.root, run, asked_folders(), os.getpid())
         self._assignments = [Assignment(*common, device, threads) for device in devices]
         self._processes: dict[Connection, BaseProcess] = {}
         self._open: list[Connection] = []
@@ -174,8 +174,7 @@ def work(assignment: Assignment, pipe: Connection) -> None:
     messenger = Messenger(pipe)
     try:
         signal.signal(signal.SIGTERM, _leave)
-        for folder in assignment.conf_folders:
-            look_in(folder)
+        look_in(*assignment.conf_folders)
         plan, store = assignment.plan, Store(assignment.store)
         track(plan.track).settle(assignment.threads)
         executor = Executor(plan, store, assignment.device, messenger, assignment.run)
