@@ -9,8 +9,9 @@ linearly between the measured steps, and p° the unedited model's share on the p
 If half is not reached at the last step, that step is the figure; it is a lower bound, and the record says so. A curve
 without p_0 has no steps to half, because it may have been reached from the start. Intervals resample prompts, the same
 for p_s and p°; a resampled curve that does not reach half also counts as the last step. The original's value is the
-unedited model under the same training. The p-value of their difference comes from the same resampled prompts as its
-interval.
+unedited model under the same training. The p-value of their difference is the larger one of two: that of the
+resampled prompts, and that of a permutation test that exchanges the two models' curves, prompt by prompt. The interval holds
+0 where that p-value is 0.05 or more.
 """
 
 from __future__ import annotations
@@ -104,18 +105,22 @@ class RelearningCurve(AttackMetric):
             return figure
         gaps = values - original
         low, high = _held(gaps)
+        p_value = self.p_value(mine, theirs, steps, known[0])
+        if low is not None and high is not None:
+            p_value = max(p_value, bootstrap_test(gaps))
+            if p_value >= 1 - LEVEL:  # of few prompts, a bootstrap alone is too sure
+                low, high = min(low, 0.0), max(high, 0.0)
         return replace(
             figure,
             original=float(original[0]),
             difference=float(values[0] - original[0]),
             difference_low=low,
             difference_high=high,
-            p_value=self.p_value(mine, theirs, steps, known[0]) if low is None else bootstrap_test(gaps),
+            p_value=p_value,
         )
 
     def p_value(self, mine: NDArray, theirs: NDArray, steps: NDArray, known: float) -> float:
-        """The share of random exchanges of the models' curves, sums (2, prompts, points), with at least this gap: the test
-        where all resampled differences are equal, so that there is no interval."""
+        """The share of random exchanges of the models' curves, sums (2, prompts, points), with at least this gap."""
         kept = np.random.default_rng(1).random((DRAWS, mine.shape[1])) < 0.5
         kept = np.vstack([np.ones((1, mine.shape[1]), bool), kept])
         one, two = (_ratio(k @ mine + ~k @ theirs) for k in (kept, ~kept))

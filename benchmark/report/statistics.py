@@ -25,8 +25,13 @@ from overpaint.report.scores import Sample
 VERSION = 4
 LEVEL = 0.95
 DRAWS = 10_000
+TINY = 1e-9
+#: Pairs up to which the power of a test is summed over all outcomes.
+EXACT_PAIRS = 150
 #: Two shares whose difference is smaller than this count as equal (test of equivalence).
 MARGIN = 0.10
+#: The 97.5 % quantile of the normal distribution.
+NORMAL = 1.959964
 
 
 class Estimate(NamedTuple):
@@ -214,7 +219,7 @@ def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
         for side in ([e.low for e in estimates], [e.high for e in estimates])
     )
     low, high = (float(np.sqrt((side**2).sum())) / len(values) for side in (below, above))
-    errors = (below + above) / 2 / 1.959964
+    errors = (below + above) / 2 / NORMAL
     return found._replace(low=value - low, high=value + high, spread=spread(values, errors))
 
 
@@ -231,11 +236,14 @@ def mean_over_runs(values: ArrayLike, runs: ArrayLike, clusters: ArrayLike, insi
     """Mean over ``runs`` (method seeds, or concepts) that stand for other runs of their kind: a two-level interval.
 
     ``values``, ``runs`` and ``clusters`` are aligned, ``(observations,)``; prompts that all runs share have one cluster.
-    ``inside`` is the estimate with the runs taken as fixed: the level of the prompts. The level of the runs is Student's
-    t over the S means of the runs, with S − 1 degrees of freedom. Where runs share prompts, whose effects cancel between
-    the runs, the half-widths of both levels add in squares; where each run has prompts of its own, the means of the runs
-    vary with them, too, and the wider interval counts. A single run tells nothing of others: the result is ``inside``.
-    ``spread`` is the standard deviation between runs without sampling noise.
+    ``inside`` is the estimate with the runs taken as fixed: the level of the prompts. With S runs whose means have the
+    variance B, of which N comes from prompts and images, and the squared standard error I of ``inside``,
+
+        error² = B / S + max(I − N / S, 0),    reach = t_ν · error
+
+    where ν is Satterthwaite's (1946) number of degrees of freedom: S − 1 for B / S, the number of clusters less one for the
+    rest. An interval is never narrower than that of ``inside``, on either side. A single run tells nothing of others: the
+    result is ``inside``. ``spread`` is the square root of B − N.
     """
     from scipy.stats import t
 
@@ -253,9 +261,16 @@ def mean_over_runs(values: ArrayLike, runs: ArrayLike, clusters: ArrayLike, insi
     sharing = held.sum(axis=0)
     own = np.where(sharing > 1, (parts - parts.sum(axis=0) / sharing) * held, parts)
     noise = (own**2).sum(axis=1) * held.sum(axis=1) / np.maximum(held.sum(axis=1) - 1, 1)
-    reach = float(t.ppf((1 + LEVEL) / 2, len(names) - 1)) * float(means.std(ddof=1)) / math.sqrt(len(names))
-    join = math.hypot if (sharing > 1).any() else max
-    below, above = (join(side, reach) for side in (inside.value - inside.low, inside.high - inside.value))
+    side, count = (1 + LEVEL) / 2, len(names)
+    outer = float(means.var(ddof=1)) / count
+
+    def reach(half: float) -> float:
+        """Half the width of one side, from that of ``inside``."""
+        inner = max((half / NORMAL) ** 2 - float(noise.mean()) / count, 0.0)
+        free = (outer + inner) ** 2 / (outer**2 / (count - 1) + inner**2 / max(group.max(), 1)) if outer else math.inf
+        return max(half, float(t.ppf(side, free)) * math.sqrt(outer + inner))
+
+    below, above = reach(inside.value - inside.low), reach(inside.high - inside.value)
     return inside._replace(low=inside.value - below, high=inside.value + above, spread=spread(means, np.sqrt(noise)))
 
 
@@ -425,16 +440,16 @@ def power_of_paired_difference(
 ) -> float:
     """The chance that `paired_difference` on ``prompts x seeds`` pairs finds a true difference, after correction.
 
-    With shares p ± difference / 2 around ``rate`` p and a correlation r of the two models' images of one prompt and seed,
-    a share q of the pairs differs. The score test rejects where ``|g - l| sqrt(n) > z sqrt(g + l)``; approximately,
+    With shares p ± difference / 2 around ``rate`` p and a correlation r of the two models' images of one prompt and seed, a
+    share q of the pairs differs. Of g pairs gained and l lost the score test rejects where ``|g − l| > z √(g + l)``, where z
+    is the quantile of the two-sided level divided by ``tests``, the size of the family that Holm corrects: the power of its
+    first, strictest step. Up to `EXACT_PAIRS` pairs the power is the sum over all g and l, beyond them approximately
 
-        power = Φ((|difference| √n − z √q) / √(q − difference²)),    n = prompts · seeds / (1 + (seeds − 1) c)
+        Φ((difference √n − z √q) / √(q − difference²)),    n = prompts · seeds / (1 + (seeds − 1) c)
 
-    (Miettinen 1968; Connor 1987), where c is the correlation of one prompt's differences (Kish 1965) and z is the
-    quantile of the two-sided level divided by ``tests``, the size of the family that Holm corrects: the power of its
-    first, strictest step.
+    (Miettinen 1968; Connor 1987). c is the correlation of one prompt's differences (Kish 1965).
     """
-    from scipy.stats import norm
+    from scipy.stats import multinomial, norm
 
     effective = prompts * seeds / (1 + (seeds - 1) * within_prompt)
     far = float(norm.ppf(1 - (1 - level) / (2 * tests)))
@@ -443,6 +458,13 @@ def power_of_paired_difference(
         first, second = (difference, 0.0) if rate < 0.5 else (1.0, 1.0 - difference)
     both = pair_correlation * math.sqrt(first * (1 - first) * second * (1 - second))
     differing = max(first * (1 - second) + second * (1 - first) - 2 * both, difference)
+    if effective <= EXACT_PAIRS:
+        n = int(effective + TINY)
+        gained, lost = (side.ravel() for side in np.mgrid[: n + 1, : n + 1])
+        rejected = (gained + lost <= n) & (np.abs(gained - lost) > far * np.sqrt(gained + lost))
+        outcomes = np.stack([gained, lost, n - gained - lost], axis=1)[rejected]
+        chances = np.clip([(differing + difference) / 2, (differing - difference) / 2, 1 - differing], 0, 1)
+        return float(multinomial.pmf(outcomes, n, chances / chances.sum()).sum()) if len(outcomes) else 0.0
     gap = difference * math.sqrt(effective) - far * math.sqrt(differing)
     spread_ = math.sqrt(max(differing - difference**2, 0.0))
     return float(norm.cdf(gap / spread_)) if spread_ > 0 else float(gap > 0)

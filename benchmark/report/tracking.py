@@ -37,8 +37,9 @@ class WandB:
         import wandb
 
         quiet = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
-        for values, figures in records.groupby(CELL, sort=False):
-            cell = dict(zip(CELL, values))
+        axes = [*CELL, "settings"] if "settings" in records else CELL
+        for values, figures in records.groupby(axes, sort=False, dropna=False):
+            cell = {name: None if pd.isna(value) else value for name, value in zip(axes, values)}
             run = wandb.init(
                 project=self.project,
                 mode=self.mode,

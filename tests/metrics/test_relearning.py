@@ -65,6 +65,7 @@ def test_figures_of_four_prompts(evidence_of):
     assert (half.original, whole.original) == (0, 1)
     assert half.difference == half.value and whole.difference == pytest.approx(whole.value - 1)
     assert whole.p_value == pytest.approx(2 / 2**4, abs=0.01), "all four prompts part the same way"
+    assert whole.difference_high == 0, "and so the interval holds 0"
 
 
 def test_prompts_of_one_text_are_resampled_as_one(evidence_of):

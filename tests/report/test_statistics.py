@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.stats import chi2, norm
+from scipy.stats import binom, chi2, norm
 from statsmodels.stats.proportion import test_proportions_2indep as score_test
 
 from overpaint.report import statistics as st
@@ -320,15 +320,14 @@ def test_benjamini_hochberg():
 
 
 def test_seeds_vary_more_than_their_prompts_say():
-    """Three method seeds with means 0.2, 0.5 and 0.8: the interval over seeds is Student's, joined with that of prompts."""
+    """Three method seeds with means 0.2, 0.5 and 0.8: next to theirs, the variance of 200 prompts is nothing."""
     runs, prompts = np.repeat(np.arange(3), 200), np.tile(np.arange(200), 3)
     values = np.concatenate([np.arange(200) < share * 200 for share in (0.2, 0.5, 0.8)]).astype(float)
     inside = st.proportion(values, prompts)
     ours = st.mean_over_runs(values, runs, prompts, inside)
-    reach = 4.302653 * 0.3 / math.sqrt(3)
+    reach = 4.302653 * 0.3 / math.sqrt(3)  # Student's t with 2 degrees of freedom
     assert ours.value == pytest.approx(0.5) and ours.spread == pytest.approx(0.3, abs=0.01)
-    expected = 0.5 - math.hypot(reach, 0.5 - inside.low), 0.5 + math.hypot(reach, inside.high - 0.5)
-    assert (ours.low, ours.high) == pytest.approx(expected, abs=1e-6)
+    assert (ours.low, ours.high) == pytest.approx((0.5 - reach, 0.5 + reach), abs=0.02)
     assert st.mean_over_runs(values[:200], runs[:200], prompts[:200], inside) == inside, (
         "one seed tells nothing of others"
     )
@@ -396,4 +395,10 @@ def test_the_power_of_many_pairs_is_the_textbook_one():
     """One pair in four differs under no difference: z + z_power standard errors of sqrt(0.25 / n)."""
     gap = 2 * math.sqrt(0.25 / 4000)
     assert st.power_of_paired_difference(gap, 4000) == pytest.approx(norm.cdf(2 - 1.959964), abs=0.01)
-    assert st.power_of_paired_difference(0.0, 100) < 0.05
+    assert st.power_of_paired_difference(0.0, 100) == pytest.approx(0.05, abs=0.01)
+
+
+def test_the_power_of_few_pairs_is_the_sum_over_outcomes():
+    """All pairs that differ are gained: of 24, four or more are needed."""
+    gap = 0.3
+    assert st.power_of_paired_difference(gap, 24, rate=0.0) == pytest.approx(binom.sf(3, 24, gap))
