@@ -183,7 +183,7 @@ class Erasure:
         from overpaint.grid.registry import component
         from overpaint.models.guidance import Guidance
 
-        method = component("method", self.method).load()
+        method: Any = component("method", self.method).load()
         if self.kind == "guard" and model.guidance is not Guidance and not method.stacks:
             raise UserError(f"the model has a guard already, and {self.method} cannot be put on top of one")
         try:
