@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy, deepcopy
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ class DiffusionModel:
         return self.denoiser.config.sample_size * self.pixels_per_latent
 
     @property
-    def text_encoders(self) -> list[torch.nn.Module]:
+    def text_encoders(self) -> list[Any]:
         """All text encoders; `tokenizer` belongs to the first one."""
         return [self.text_encoder]
 
@@ -331,7 +331,7 @@ class DiffusionModel:
             return self.encode_ids(ids)
 
     @contextmanager
-    def _tables(self, stand_in: Callable[[torch.nn.Module, slice], torch.nn.Module]) -> Iterator[None]:
+    def _tables(self, stand_in: Callable[[Any, slice], torch.nn.Module]) -> Iterator[None]:
         """Replace each encoder's token table by ``stand_in(table, its columns of token_table)`` inside the block."""
         plain, start = [encoder.get_input_embeddings() for encoder in self.text_encoders], 0
         try:
@@ -405,7 +405,7 @@ class DiffusionModel:
             if role not in ROLES:
                 raise unknown("projection role", role, ROLES)
         return [
-            Projection(p.name, p.role, p.module, p.stream)
+            Projection(p.name, p.role, cast(torch.nn.Linear, p.module), p.stream)
             for p in self.parameters(self.denoiser_names)
             if p.attention == "cross" and p.role in roles and p.is_weight and stream in (None, p.stream)
         ]

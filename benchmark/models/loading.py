@@ -63,9 +63,12 @@ def from_pipeline(pipeline: Any, dtype: str | None, device: str | None) -> Diffu
     for name in kind.components:
         if getattr(pipeline, name, None) is None:
             raise UserError(f"{where}: the pipeline has no {name}")
-    if dtype or device:
-        pipeline = pipeline.to(**{k: v for k, v in (("device", device), ("dtype", DTYPES.get(dtype))) if v})
-    return checked(kind, pipeline, where)
+    moved: Any = pipeline
+    if dtype:
+        moved = moved.to(DTYPES[dtype])
+    if device:
+        moved = moved.to(device)
+    return checked(kind, moved, where)
 
 
 def check_components(index: Mapping[str, Any], kind: type[DiffusionModel], where: str) -> None:
@@ -103,7 +106,7 @@ def load_component(folder: Path, name: str, entry: list[str], where: str) -> Any
     return part
 
 
-def assembled(index: Mapping[str, Any], parts: Mapping[str, Any]) -> DiffusionPipeline:
+def assembled(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
     """The pipeline of these components with the settings of its index, and without a safety checker."""
     cls = getattr(diffusers, index["_class_name"])
     accepted = signature(cls.__init__).parameters

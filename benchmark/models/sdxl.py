@@ -39,7 +39,7 @@ class SDXLModel(DiffusionModel):
             self.vae.float()  # its activations overflow in half precision
 
     @property
-    def text_encoders(self) -> list[torch.nn.Module]:
+    def text_encoders(self) -> list[Any]:
         return [self.text_encoder, self.text_encoder_2]
 
     @property

@@ -27,6 +27,8 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 WEIGHTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 #: Names of a network's weight file, without suffix: of diffusers, and of transformers.
 STEMS = ("diffusion_pytorch_model", "model")
+#: The file of a tokenizer that is no JSON: which pieces a word is made of.
+MERGES = "merges.txt"
 #: Files below this size are hashed each time, larger ones are remembered.
 REMEMBERED_FROM = 64 << 20
 #: Seconds to wait for the hub.
@@ -160,7 +162,7 @@ def content(names: Iterable[str], folder: Path) -> list[str]:
     """The files among a pipeline's that decide what it computes, sorted; shards are named by indices in ``folder``."""
     paths = [PurePosixPath(name) for name in names]
     found = {"model_index.json"} & {str(p) for p in paths}
-    found |= {str(p) for p in paths if len(p.parts) == 2 and p.suffix == ".json" and _describes(p)}
+    found |= {str(p) for p in paths if len(p.parts) == 2 and _describes(p)}
     for part in WEIGHTS:
         inside = [p.name for p in paths if p.parent == PurePosixPath(part)]
         weights, _ = chosen_weights(inside, lambda index, part=part: (folder / part / index).read_bytes(), part)
@@ -169,9 +171,14 @@ def content(names: Iterable[str], folder: Path) -> list[str]:
 
 
 def _describes(file: PurePosixPath) -> bool:
-    """Whether a JSON file configures a scheduler, a tokenizer or a network."""
+    """Whether a file of a component configures a scheduler, a tokenizer or a network."""
     folder = file.parent.name
-    return folder == "scheduler" or folder.startswith("tokenizer") or (folder in WEIGHTS and file.name == "config.json")
+    if folder in WEIGHTS:
+        return file.name == "config.json"
+    json_file = file.suffix == ".json"
+    return (folder == "scheduler" and json_file) or (
+        folder.startswith("tokenizer") and (json_file or file.name == MERGES)
+    )
 
 
 def _listing(folder: Path) -> list[str]:

@@ -23,6 +23,9 @@ def write(path, tensors, header):
     save_file(tensors or {"x": torch.zeros(1)}, path, metadata={"overpaint": text})
 
 
+SLD = {
+    "text": "dog", "warmup_steps": 0, "scale": 5.0, "threshold": 0.1, "momentum_scale": 0.0, "momentum_beta": 0.4, "active": True
+}  # fmt: skip
 W, UP, DOWN = torch.zeros(4, 4), torch.zeros(4, 2), torch.zeros(2, 4)
 MALFORMED = {
     "a header that is no JSON": ({"a": W}, "{", "is not an overpaint erasure file"),
@@ -80,8 +83,13 @@ MISFITS = {
     "sld without settings": ({}, HEADER | {"method": "sld", "kind": "guard"}, "settings"),
     "sld with an unknown setting": (
         {},
-        HEADER | {"method": "sld", "kind": "guard", "settings": {"texts": "x"}},
-        "did you mean 'text'",
+        HEADER | {"method": "sld", "kind": "guard", "settings": SLD | {"treshold": 0.1}},
+        "did you mean 'threshold'",
+    ),
+    "sld with a threshold that is a text": (
+        {},
+        HEADER | {"method": "sld", "kind": "guard", "settings": SLD | {"threshold": "high"}},
+        "threshold takes a finite number, got 'high'",
     ),
     "a negative prompt that is a number": (
         {},
