@@ -24,9 +24,10 @@ test-slow: setup  ## what takes minutes: the whole demo, kill and resume, full-s
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: setup  ## speed against a bare diffusers loop, of attacks side by side, and start-up times
 	$(BIN)/python scripts/bench.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache outputs
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache outputs

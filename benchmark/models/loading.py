@@ -64,7 +64,9 @@ def from_pipeline(pipeline: Any, dtype: str | None, device: str | None) -> Diffu
         if getattr(pipeline, name, None) is None:
             raise UserError(f"{where}: the pipeline has no {name}")
     if dtype or device:
-        pipeline = pipeline.to(**{k: v for k, v in (("device", device), ("dtype", DTYPES.get(dtype))) if v})
+        pipeline = pipeline.to(
+            **{k: v for k, v in (("device", device), ("dtype", DTYPES[dtype] if dtype else None)) if v}
+        )
     return checked(kind, pipeline, where)
 
 

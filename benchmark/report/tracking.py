@@ -38,7 +38,7 @@ class WandB:
 
         quiet = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
         for values, figures in records.groupby(CELL, sort=False):
-            cell = dict(zip(CELL, values))
+            cell = dict(zip(CELL, values, strict=True))
             run = wandb.init(
                 project=self.project,
                 mode=self.mode,
