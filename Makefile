@@ -31,4 +31,4 @@ bench: setup  ## speed against a bare diffusers loop, of attacks side by side, a
 	$(BIN)/python scripts/bench.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache outputs
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache outputs

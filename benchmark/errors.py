@@ -29,8 +29,8 @@ def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> U
     return UserError(f"unknown {what} {given!r}{place}{hint} (allowed: {', '.join(names) or 'none'})")
 
 
-def at_least(low: float, **values: float) -> None:
-    """Refuse values below ``low`` by name: ``at_least(1, steps=self.steps)``."""
+def at_least(low: float, **values: float | None) -> None:
+    """Refuse values below ``low`` by name: ``at_least(1, steps=self.steps)``. ``None``, a value left open, is not checked."""
     for name, value in values.items():
-        if value < low:
+        if value is not None and value < low:
             raise UserError(f"{name} takes a number from {low:g} up, got {value!r}")

@@ -101,7 +101,8 @@ class AdvUnlearn(Eraser):
         at_least(1, iterations=self.iterations, batch_size=self.batch_size, retain_batch=self.retain_batch)
         at_least(1, attack_steps=self.attack_steps, attack_tokens=self.attack_tokens, attack_every=self.attack_every)
         at_least(2, rollout_steps=self.rollout_steps)
-        if self.retain_prompts is not None and not all(isinstance(p, str) for p in self.retain_prompts or [None]):
+        given = self.retain_prompts
+        if given is not None and not (given and all(isinstance(prompt, str) for prompt in given)):
             raise UserError(f"retain_prompts takes a list with at least one text, got {self.retain_prompts!r}")
         if self.train != "text_encoder" and (self.layers is not None or self.sublayers != "all" or self.train_norm):
             raise UserError(f"layers, sublayers and train_norm need train=text_encoder, got train={self.train}")

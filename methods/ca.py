@@ -40,7 +40,7 @@ from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import THINGS, ImageBank, diffused, paint, shuffled, with_article
 from overpaint.blocks.prior import Captions, captions_file, read_captions
 from overpaint.blocks.templates import OBJECT, phrase_templates
-from overpaint.blocks.training import Rule, Student, parameter_group, train
+from overpaint.blocks.training import Rule, Student, gradient_of, parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
@@ -125,12 +125,15 @@ class CA(Eraser):
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)
-        targets = list(zip(request.erase, request.anchors(self.default_anchor)))
+        targets = list(zip(request.erase, request.anchors(self.default_anchor), strict=True))
         bank = self.bank(model, targets, draws)
         student, learns = self.student(model, targets)
         optimizer = torch.optim.AdamW(student.masters.values(), lr=self.rate, weight_decay=self.decay)
         ablated = shuffled(draws, "pictures", len(bank), self.batch_size)
         preserved = shuffled(draws, "prior_pictures", len(bank), self.batch_size)
+
+        prior_weight = self.prior_weight
+        assert prior_weight is not None  # `__post_init__` fills it
 
         def loss() -> torch.Tensor:
             prior_rows = next(preserved) if self.prior else []
@@ -147,15 +150,13 @@ class CA(Eraser):
             ablation = masked_error(predicted[:rows], target, batch.mask[:rows])
             if not self.prior:
                 return ablation
-            assert self.prior_weight is not None  # set by __post_init__
-            prior = torch.nn.functional.mse_loss(predicted[rows:].float(), truth[rows:].float())
-            return ablation + self.prior_weight * prior
+            return ablation + prior_weight * torch.nn.functional.mse_loss(
+                predicted[rows:].float(), truth[rows:].float()
+            )
 
         def adjust() -> None:
             for name, rows in learns.items():
-                gradient = student.masters[name].grad
-                assert gradient is not None  # the concept's tokens are in every batch
-                gradient[~rows] = 0
+                gradient_of(student.masters[name])[~rows] = 0
             if self.max_norm:
                 trace_values(clip_norm=torch.nn.utils.clip_grad_norm_(student.masters.values(), self.max_norm))
 
@@ -208,7 +209,7 @@ class CA(Eraser):
         rows = [next(shuffled(draws, "captions", len(captions), self.pictures)) for captions in each]
         captions = [each[i % len(each)][rows[i % len(each)][i // len(each)]] for i in range(self.pictures)]
         unwanted = ", ".join(concept.name for concept, _ in targets if self.rule_of(concept) == "unsafe")
-        assert self.picture_scheduler is not None and self.picture_steps is not None  # set by __post_init__
+        assert self.picture_scheduler is not None and self.picture_steps is not None  # `__post_init__` fills them
         return paint(
             model,
             captions,

@@ -100,7 +100,7 @@ class EMCID(Eraser):
         sources = [self.sentences(model, c.name) for c in request.erase]
         draws = Draws(self.seed)
         anchors = request.anchors(self.default_anchor)
-        Z = torch.cat([self.target(model, layers[-1], *pair, draws) for pair in zip(sources, anchors)])
+        Z = torch.cat([self.target(model, layers[-1], *pair, draws) for pair in zip(sources, anchors, strict=True)])
         trace_values(z=Z)
         moments, tokens = second_moments(model, layers, read_captions(self.mom2_captions))
         changes, conditions = self.write(model, layers, sources, Z, moments)
@@ -165,8 +165,8 @@ class EMCID(Eraser):
 
     def paint(self, model: DiffusionModel, source: Sentences, draws: Draws) -> ImageBank:
         """``pictures`` images of the concept for each sentence, randomly mirrored."""
-        captions, steps = source.texts * self.pictures, self.picture_steps
-        bank = paint(model, captions, draws, scheduler="pndm", steps=steps, guidance_scale=7.5)
+        captions = source.texts * self.pictures
+        bank = paint(model, captions, draws, scheduler="pndm", steps=self.picture_steps, guidance_scale=7.5)
         images = [ImageOps.mirror(image) if draws.integer("mirror", 0, 2) else image for image in bank.images]
         return ImageBank(model, images, bank.captions)
 
@@ -224,7 +224,7 @@ class Sentences:
             )
         mask = torch.arange(model.tokens) < torch.tensor(lengths)[:, None]
         positions = torch.zeros(len(texts), model.tokens, count)
-        for n, (template, length) in enumerate(zip(templates, lengths)):
+        for n, (template, length) in enumerate(zip(templates, lengths, strict=True)):
             last = model.last_subject_token(template[: template.index("{}")] + name)
             for r, position in enumerate([last, *range(length - 1, length + count - 2)]):
                 positions[n, position, r] = 1
@@ -338,7 +338,7 @@ def second_moments(
         for start in steps(-(-len(ids) // CAPTIONS_AT_ONCE), "captions"):
             batch = slice(start * CAPTIONS_AT_ONCE, (start + 1) * CAPTIONS_AT_ONCE)
             model.encode_ids(ids[batch], mask[batch])
-            for total, layer in zip(totals, layers):
+            for total, layer in zip(totals, layers, strict=True):
                 k = seen[layer.module][0][mask[batch].bool()].double()
                 total += k.T @ k
     return [total / int(mask.sum()) for total in totals], int(mask.sum())

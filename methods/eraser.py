@@ -127,10 +127,10 @@ def erase(
     requests = request.singly() if sequential else [request]
     for part in requests:
         eraser.check(model, part, method)
-    for part in requests:
-        before = _erased(model, method, eraser, part, before)
-    assert before is not None  # a request erases at least one concept
-    return before
+    erasure = _erased(model, method, eraser, requests[0], before)
+    for part in requests[1:]:
+        erasure = _erased(model, method, eraser, part, erasure)
+    return erasure
 
 
 def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request, before: Erasure | None) -> Erasure:

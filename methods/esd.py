@@ -119,6 +119,8 @@ class ESD(Eraser):
         return "conditioning" if self.train == "strict" else "denoiser"
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        rate, iterations, eta = self.learning_rate, self.iterations, self.negative_guidance
+        assert rate is not None and iterations is not None and eta is not None  # `__post_init__` fills them
         groups = {"current": CURRENT_GROUPS, "sdxl": SDXL_GROUPS}.get(self.variant, GROUPS)
         student = Student(model, parameter_group(model, groups[self.train]))
         concepts = [c.name for c in request.erase]
@@ -137,14 +139,13 @@ class ESD(Eraser):
             empty, unwanted, base = self.predictions(model, latents, t, [embeds[""], embeds[concept], embeds[source]])
             if self.variant == "legacy" or (self.variant == "alt" and source == concept):
                 base = empty
-            target = base - self.negative_guidance * (unwanted - empty)
+            target = base - eta * (unwanted - empty)
             with student.active():
                 predicted = model.predict(latents, t, embeds[source].expand(self.batch_size, -1, -1))
             trace_values(x_t=latents, t=t, target=target, pred=predicted.detach())
             return torch.nn.functional.mse_loss(predicted.float(), target.float())
 
-        assert self.learning_rate is not None and self.iterations is not None  # set by __post_init__
-        train(student, torch.optim.Adam(student.masters.values(), lr=self.learning_rate), self.iterations, loss)
+        train(student, torch.optim.Adam(student.masters.values(), lr=rate), iterations, loss)
         return Erasure("esd", changes=student.changes())
 
     def predictions(self, model: DiffusionModel, latents: torch.Tensor, t: float, embeds: list[torch.Tensor]):
@@ -153,7 +154,7 @@ class ESD(Eraser):
         rows = torch.cat([e.expand(len(latents), -1, -1) for e in distinct])
         with torch.no_grad():
             parts = model.predict(latents.repeat(len(distinct), 1, 1, 1), t, rows).chunk(len(distinct))
-        found = {id(e): part for e, part in zip(distinct, parts)}
+        found = {id(e): part for e, part in zip(distinct, parts, strict=True)}
         return [found[id(e)] for e in embeds]
 
     def noised(
@@ -161,9 +162,8 @@ class ESD(Eraser):
     ) -> Noised:
         """x_t (batch, 4, h, w) and t for one iteration. ``nothing`` is the sampler's unconditional embedding."""
         steps, scheduler = self.rollout_steps, {"current": "pndm", "sdxl": "euler"}.get(self.variant)
-        positive = embeds[source if scheduler else concept]
-        wanted, unwanted = (e.expand(len(start), -1, -1) for e in (positive, nothing))
-        guidance = Guidance(model, wanted, unwanted, self.start_guidance)
+        positive, negative = (e.expand(len(start), -1, -1) for e in (embeds[source if scheduler else concept], nothing))
+        guidance = Guidance(model, positive, negative, self.start_guidance)
         k = draws.integer("k", 1, steps - 1) if self.variant == "alt" else draws.integer("k", 0, steps)
         if scheduler:  # the roll-out uses the base, not the student
             return rollout(model, start, guidance, scheduler, steps, k)

@@ -25,7 +25,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import reduce
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -91,15 +92,17 @@ class MACE(Eraser):
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         segmenter = self.load_segmenter(model, request)
         templates = [phrase_templates(c.kind, self.phrases, self.templates) for c in request.erase]
-        sentences = [[t.format(c.name) for t in own] for c, own in zip(request.erase, templates)]
-        anchored = [[t.format(m) for t in own] for m, own in zip(request.anchors(self.default_anchor), templates)]
+        sentences = [[t.format(c.name) for t in own] for c, own in zip(request.erase, templates, strict=True)]
+        anchored = [
+            [t.format(m) for t in own] for m, own in zip(request.anchors(self.default_anchor), templates, strict=True)
+        ]
 
         B = self.prior(model, request)
         s = self.preserve_scale**2 if self.compat == "official" else self.preserve_scale
-        pairs = [list(zip(*both)) for both in zip(sentences, anchored)]
+        pairs = [list(zip(*both, strict=True)) for both in zip(sentences, anchored, strict=True)]
         refined = refine(model, pairs, s * B, self.lamb, self.all_words)
         draws, changes = Draws(self.seed), []
-        for concept, own in zip(request.erase, sentences):
+        for concept, own in zip(request.erase, sentences, strict=True):
             pictures = self.paint(model, concept, draws)
             masks = self.masked(concept, pictures, segmenter, draws)
             changes.append(self.learn(model, concept, own, pictures, masks, refined, draws))
@@ -132,12 +135,12 @@ class MACE(Eraser):
         """A boolean mask (h, w) for each image of where it shows the concept; a style fills the whole image."""
         model = pictures.model
         if concept.kind == "style" or self.masks == "all":
-            return list(torch.ones(len(pictures), 1, 1, dtype=torch.bool, device=model.device))
+            return torch.ones(len(pictures), 1, 1, dtype=torch.bool, device=model.device).unbind()
         if self.masks == "segmenter":
             return [segmenter(image, concept.name) for image in pictures.images]
         tokens = concept_tokens(model, pictures.captions[0], concept.name, end_tokens=False)
         latents, _ = pictures.posterior
-        return list(attention_masks(model, latents, pictures.captions[0], tokens, self.attention_threshold, draws))
+        return attention_masks(model, latents, pictures.captions[0], tokens, self.attention_threshold, draws).unbind()
 
     def learn(
         self,
@@ -220,7 +223,8 @@ def fuse(
     for p in model.projections("key", "value", stream="text"):
         W0, W1 = p.weight.double(), refined[p.name].double()
         wanted = sum(
-            change[p.name].up.double() @ (change[p.name].down.double() @ C_i) for change, C_i in zip(changes, C)
+            change[p.name].up.double() @ (change[p.name].down.double() @ C_i)
+            for change, C_i in zip(changes, C, strict=True)
         )
         fused[p.name] = W1 + shared.solve(wanted + (W0 - W1) @ prior)
     return fused
@@ -243,7 +247,7 @@ def aligned(model: DiffusionModel, old: str, new: str) -> tuple[list[int], list[
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
     """The length of the common prefix of two lists of ids."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 # --- the training loss -----------------------------------------------------------------------------------------
@@ -254,13 +258,13 @@ def attention_loss(maps: Iterable[torch.Tensor], tokens: torch.Tensor, mask: tor
 
     ``tokens`` (all tokens,) and ``mask`` (h, w) are boolean. The mask is resized to each layer (nearest neighbour).
     """
-    total: Any = 0
+    norms = []
     for A in maps:
         side = math.isqrt(A.shape[-2])
         inside = torch.nn.functional.interpolate(mask[None, None].float(), (side, side), mode="nearest") > 0.5
         chosen = A[..., inside.flatten(), :][..., tokens]
-        total = total + torch.linalg.vector_norm(chosen, dtype=torch.promote_types(A.dtype, torch.float32))
-    return total
+        norms.append(torch.linalg.vector_norm(chosen, dtype=torch.promote_types(A.dtype, torch.float32)))
+    return reduce(torch.add, norms)
 
 
 def concept_tokens(model: DiffusionModel, prompt: str, concept: str, end_tokens: bool) -> torch.Tensor:

@@ -14,8 +14,8 @@ negative prompt of the same form and weight, n is both texts, joined by a comma.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 
@@ -43,10 +43,9 @@ class NegativePrompt(Eraser):
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         text = ", ".join(c.name for c in request.erase) if self.text is None else self.text
-        settings: dict[str, Any] = {"text": text, "form": self.form, "weight": self.weight}
-        guard = NegativePromptGuard(**settings).on(model.guidance)
-        model.padded_ids([guard.text])  # raises now, instead of during sampling, if the text is too long
-        return Erasure("negative_prompt", "guard", settings=settings)
+        guard = NegativePromptGuard(text=text, form=self.form, weight=self.weight)
+        model.padded_ids([guard.on(model.guidance).text])  # raises now, not during sampling, if the text is too long
+        return Erasure("negative_prompt", "guard", settings=asdict(guard))
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
@@ -96,7 +95,7 @@ class Composable(Guidance):
         super().__init__(model, positive, negative, scale)
         self.unwanted, self.weight = unwanted, weight
 
-    def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
+    def __call__(self, latents: torch.Tensor, timestep, step: float) -> torch.Tensor:
         embeds = torch.cat([self.negative, self.positive, self.unwanted])
         nothing, wanted, unwanted = self.model.predict(torch.cat([latents] * 3), timestep, embeds).chunk(3)
         return nothing + self.scale * (wanted - nothing) - self.weight * (unwanted - nothing)

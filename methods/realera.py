@@ -109,7 +109,7 @@ class RealEra(Eraser):
 
     def __post_init__(self):
         at_least(0, neighbours=self.neighbours, radius=self.radius, beyond_samples=self.beyond_samples)
-        at_least(0, preserve_scale=self.preserve_scale or 0, lamb=self.lamb, iterations=self.iterations)
+        at_least(0, preserve_scale=self.preserve_scale, lamb=self.lamb, iterations=self.iterations)
         at_least(0, learning_rate=self.learning_rate, beyond_weight=self.beyond_weight)
         at_least(
             1, rank=self.rank, batch_size=self.batch_size, pictures=self.pictures, picture_steps=self.picture_steps
@@ -127,7 +127,9 @@ class RealEra(Eraser):
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)
-        pairs = [(c.name, anchor) for c, anchor in zip(request.erase, request.anchors(self.default_anchor))]
+        pairs = [
+            (c.name, anchor) for c, anchor in zip(request.erase, request.anchors(self.default_anchor), strict=True)
+        ]
         retained = list(dict.fromkeys(["", *(c.name for c in request.retain)]))
         shared, G, E = self.aligned(model, pairs, retained, draws)
         closed = {
@@ -192,7 +194,8 @@ class RealEra(Eraser):
             with student.active():
                 predicted = model.predict(torch.cat([x_t, x_t]), t, torch.cat([near, beyond]))
             erased, kept = (
-                mse(ours.float(), target.float()) for ours, target in zip(predicted.chunk(2), targets.chunk(2))
+                mse(ours.float(), target.float())
+                for ours, target in zip(predicted.chunk(2), targets.chunk(2), strict=True)
             )
             trace_values(erased=erased.detach(), kept=kept.detach())
             return erased + self.beyond_weight * kept
@@ -200,8 +203,8 @@ class RealEra(Eraser):
         train(student, torch.optim.Adam(student.masters.values(), lr=self.learning_rate), self.iterations, loss)
 
     def paint(self, model: DiffusionModel, name: str, draws: Draws) -> ImageBank:
-        captions, steps = [name] * self.pictures, self.picture_steps
-        return paint(model, captions, draws, scheduler="ddim", steps=steps, guidance_scale=7.5)
+        captions = [name] * self.pictures
+        return paint(model, captions, draws, scheduler="ddim", steps=self.picture_steps, guidance_scale=7.5)
 
     def near(self, model: DiffusionModel, name: str, embeds: torch.Tensor, draws: Draws) -> torch.Tensor:
         """T(c + η) (batch, tokens, width): the encoding with another neighbour at the last token for each latent."""

@@ -38,7 +38,7 @@ from torch.nn.functional import gelu, interpolate, linear, mse_loss
 from overpaint.blocks.adapters import hook_layers
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
-from overpaint.blocks.training import gradients, train
+from overpaint.blocks.training import gradient, train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
@@ -190,7 +190,7 @@ PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
 def shapes(block: str, layer: torch.nn.Module, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of one adapter's tensors, in the order of ``PARTS``."""
     d = width(layer)
-    return zip((f"{block}.{part}" for part in PARTS), ((rank, d), (rank,), (d, rank), (d,)))
+    return zip((f"{block}.{part}" for part in PARTS), ((rank, d), (rank,), (d, rank), (d,)), strict=True)
 
 
 def width(layer: Any) -> int:
@@ -230,7 +230,7 @@ class Adversary:
 
     def step(self, loss: torch.Tensor) -> None:
         """One optimiser step on v. The loss keeps its graph, which the adapters' step uses again."""
-        (self.v.grad,) = gradients(loss, [self.v], self.plain.dtype, retain_graph=True)
+        self.v.grad = gradient(loss, self.v, self.plain.dtype, retain_graph=True)
         trace_values(adversary_loss=loss.detach(), adversary_gradient=self.v.grad)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -42,7 +42,7 @@ from overpaint.blocks.image_bank import (
     shuffled,
     with_article,
 )
-from overpaint.blocks.training import Rule, Student, backward, parameter_group, train
+from overpaint.blocks.training import Rule, Student, backward, gradient_of, parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
@@ -135,8 +135,8 @@ class SalUn(Eraser):
 
         def adjust() -> None:
             for name, parameter in student.masters.items():
-                if name in mask and parameter.grad is not None:
-                    parameter.grad *= mask[name]
+                if name in mask:
+                    gradient_of(parameter).mul_(mask[name])
 
         batches = -(-len(forget) // self.batch_size)
         optimizer = torch.optim.Adam(student.masters.values(), lr=self.learning_rate)
@@ -164,8 +164,7 @@ class SalUn(Eraser):
                 backward(error, list(base.masters.values()), model.dtype)
             trace_values(saliency_loss=error.detach())
             for name, parameter in base.masters.items():
-                assert parameter.grad is not None  # every parameter of the denoiser takes part in the error
-                gradient = parameter.grad if self.saliency == "sum" else parameter.grad.abs_()
+                gradient = gradient_of(parameter) if self.saliency == "sum" else gradient_of(parameter).abs_()
                 total[name] = gradient if name not in total else total[name].add_(gradient)
                 parameter.grad = None
         mask = largest({name: gradient.abs_() for name, gradient in total.items()}, self.density)
@@ -186,13 +185,16 @@ class SalUn(Eraser):
         known = {retained.name: retained for retained in request.retain}
         return known.get(name) or (replace(concept, name=name, kind=kind, article="", anchor=None) if name else None)
 
-    def bank(self, model: DiffusionModel, concepts, count: int, draws: Draws) -> tuple[ImageBank, Shown]:
+    def bank(
+        self, model: DiffusionModel, concepts: Sequence[Concept | None], count: int, draws: Draws
+    ) -> tuple[ImageBank, Shown]:
         """Images of concepts and what each shows: all images of ``folder``, or ``count`` generated ones."""
         if self.folder is None:
             shown = turns(len(concepts), count)
             captions = [self.caption(concepts[owner], thing) for owner, thing in shown]
-            options: dict[str, Any] = {"scheduler": self.picture_scheduler, "steps": self.picture_steps}
-            return paint(model, captions, draws, guidance_scale=self.picture_guidance, **options), shown
+            steps, scale = self.picture_steps, self.picture_guidance
+            bank = paint(model, captions, draws, scheduler=self.picture_scheduler, steps=steps, guidance_scale=scale)
+            return bank, shown
         found = [read_folder(model, Path(self.folder) / (concept.name if concept else "")) for concept in concepts]
         shown = [(owner, "") for owner, images in enumerate(found) for _ in images]
         captions = [self.caption(concepts[owner], thing) for owner, thing in shown]
@@ -260,4 +262,4 @@ def largest(scores: Mapping[str, torch.Tensor], density: float) -> dict[str, tor
     chosen = flat > level
     chosen[(flat == level).nonzero().flatten()[: count - int(chosen.sum())]] = True
     parts = chosen.split([score.numel() for score in scores.values()])
-    return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts)}
+    return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts, strict=True)}

@@ -18,8 +18,8 @@ or at s_S < 1 (``original``). Both are off without guidance (w ≤ 1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 
@@ -56,18 +56,17 @@ class SLD(Eraser):
             raise UserError(f"momentum_beta takes a number from 0 to 1, got {self.momentum_beta!r}")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
-        settings: dict[str, Any] = {
-            "text": self.unwanted(request),
-            "warmup_steps": self.warmup_steps,
-            "scale": self.safety_scale,
-            "threshold": self.threshold,
-            "momentum_scale": self.momentum_scale,
-            "momentum_beta": self.momentum_beta,
-            "active": self.safety_scale > 1 or (self.safety_scale == 1 and self.compat == "original"),
-        }
-        guard = SafetyGuard(**settings).on(model.guidance)
-        model.padded_ids([guard.text])  # raises now, instead of during sampling, if the text is too long
-        return Erasure("sld", "guard", settings=settings)
+        guard = SafetyGuard(
+            text=self.unwanted(request),
+            warmup_steps=self.warmup_steps,
+            scale=self.safety_scale,
+            threshold=self.threshold,
+            momentum_scale=self.momentum_scale,
+            momentum_beta=self.momentum_beta,
+            active=self.safety_scale > 1 or (self.safety_scale == 1 and self.compat == "original"),
+        )
+        model.padded_ids([guard.on(model.guidance).text])  # raises now, not during sampling, if the text is too long
+        return Erasure("sld", "guard", settings=asdict(guard))
 
     def unwanted(self, request: Request) -> str:
         """S: ``text`` if given, ``unsafe_text`` if all concepts are unsafe, else the names of the concepts."""
@@ -140,7 +139,7 @@ class SafeGuidance(Guidance):
         self.settings, self.unwanted = settings, unwanted
         self.momentum: torch.Tensor | float = 0.0
 
-    def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
+    def __call__(self, latents: torch.Tensor, timestep, step: float) -> torch.Tensor:
         if step == 0:
             self.momentum = 0.0  # a new batch of images
         embeds = torch.cat([self.negative, self.positive, self.unwanted])

@@ -109,7 +109,9 @@ class SPEED(Eraser):
             return TextRows(model, [""]).all("")[1:]
         blocks = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
         encoded = (TextRows(model, block, padding=False) for block in blocks)
-        return torch.cat([rows.last_subject(text) for rows, block in zip(encoded, blocks) for text in block])
+        return torch.cat(
+            [rows.last_subject(text) for rows, block in zip(encoded, blocks, strict=True) for text in block]
+        )
 
     def protected(
         self, W: torch.Tensor, X: torch.Tensor, A: torch.Tensor, retained: torch.Tensor, draws: Draws

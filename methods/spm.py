@@ -42,7 +42,7 @@ from overpaint.grid.typed import check_type
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
-from overpaint.models.guidance import Guard, Guidance
+from overpaint.models.guidance import Guard, Guidance, GuidanceMaker
 from overpaint.models.parameters import Parameter
 
 #: Range of the anchors' norms, relative to the norm of the concept's embedding.
@@ -96,7 +96,7 @@ class SPM(Eraser):
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         names = [c.name for c in request.erase]
         parts: dict[str, torch.Tensor] = {}
-        for number, (name, anchor) in enumerate(zip(names, request.anchors(self.default_anchor))):
+        for number, (name, anchor) in enumerate(zip(names, request.anchors(self.default_anchor), strict=True)):
             parts |= {f"{number}.{key}": tensor for key, tensor in self.membrane(model, name, anchor).items()}
         settings = {
             "concepts": names,
@@ -195,7 +195,7 @@ class Gate:
 
     branches: Branches
     settings: Mapping[str, Any]
-    plain: Any  # the model's own guidance: the class or a guard
+    plain: GuidanceMaker
 
     @property
     def guard(self) -> Guard | None:

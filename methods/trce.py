@@ -101,7 +101,7 @@ class TRCE(Eraser):
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
         at_least(1, template_count=self.template_count, trajectories=self.trajectories, batch_size=self.batch_size)
         at_least(1, regular_trajectories=self.regular_trajectories, regular_batch=self.regular_batch)
-        at_least(1, rollout_steps=self.rollout_steps, prior_size=1 if self.prior_size is None else self.prior_size)
+        at_least(1, rollout_steps=self.rollout_steps, prior_size=self.prior_size)
         if len(self.token_weights) != 4 or not all(isinstance(w, int | float) and w >= 0 for w in self.token_weights):
             kinds = "begin, first end, last position, the concept's words"
             raise UserError(f"token_weights takes four numbers of at least 0 ({kinds}), got {self.token_weights!r}")
@@ -117,7 +117,7 @@ class TRCE(Eraser):
         """The first ``count`` templates, or those of ``own``, for every concept and its anchor."""
         return [
             (template.format(name), template.format(anchor), name)
-            for concept, anchor in zip(request.erase, request.anchors(self.default_anchor))
+            for concept, anchor in zip(request.erase, request.anchors(self.default_anchor), strict=True)
             for name in (concept.name, *(concept.synonyms if self.synonyms else ()))
             for template in phrase_templates(concept.kind, count, own)
         ]
@@ -139,7 +139,8 @@ class TRCE(Eraser):
             for old, new, concept in sentences
             for i, j, weight in self.positions(model, old, new, concept)
         ]
-        K, G = (torch.stack(side) if found else B[:0] for side in ([k for k, _, _ in found], [g for _, g, _ in found]))
+        K = torch.stack([old for old, _, _ in found]) if found else B[:0]
+        G = torch.stack([new for _, new, _ in found]) if found else B[:0]
         root = B.new_tensor([weight for *_, weight in found])[:, None]
         scale = self.preserve_scale**2 if self.compat == "official" else self.preserve_scale
         p = scale / (self.prior_size or max(number, 1))
@@ -162,7 +163,7 @@ class TRCE(Eraser):
 
     # --- stage 2 -----------------------------------------------------------------------------------------------
 
-    def steered(self, model: DiffusionModel, stage1: Changes, sentences: Sentences) -> Changes:
+    def steered(self, model: DiffusionModel, stage1: Changes, sentences: Sentences) -> dict[str, Replacement]:
         """Train self-attention and queries on top of stage 1, and return the trained weights."""
         draws = Draws(self.seed)
         with torch.no_grad():
@@ -251,7 +252,7 @@ class TRCE(Eraser):
             embeds = torch.cat([new[rows], old[rows], nothing.expand_as(old[rows])])
             safe, unsafe, plain = model.predict(x[rows].repeat(3, 1, 1, 1), t[rows], embeds).float().chunk(3)
             pairs.append([e + self.contrast * (e - plain) for e in (safe, unsafe)])
-        P, R = (torch.cat(side) for side in zip(*pairs))
+        P, R = (torch.cat(side) for side in zip(*pairs, strict=True))
         return P, R
 
     def hinge(self, u: torch.Tensor, P: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
@@ -279,8 +280,8 @@ class Rollouts:
         for first in range(0, len(distinct), LATENTS_AT_ONCE):
             block = distinct[first : first + LATENTS_AT_ONCE]
             last = max(s for j, s in wanted if j in block)
-            for s, latents in zip(range(last + 1), self.path(block)):
-                found |= {(j, s): x.clone() for j, x in zip(block, latents) if (j, s) in wanted}
+            for s, latents in zip(range(last + 1), self.path(block), strict=False):
+                found |= {(j, s): x.clone() for j, x in zip(block, latents, strict=True) if (j, s) in wanted}
         return torch.stack([found[j, s + late] for j, s in visits])
 
     def path(self, block: list[int]) -> Iterator[torch.Tensor]:

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -42,7 +42,7 @@ from overpaint.blocks.text_rows import TextRows
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
-from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.diffusion import DiffusionModel, Sampling
 from overpaint.models.erasure import Erasure, LowRank, Replacement
 from overpaint.run.progress import steps
 
@@ -82,7 +82,7 @@ class UCE(Eraser):
     acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
-        at_least(0, lamb=self.lamb, erase_scale=self.erase_scale, preserve_scale=self.preserve_scale or 0)
+        at_least(0, lamb=self.lamb, erase_scale=self.erase_scale, preserve_scale=self.preserve_scale)
         at_least(1, iterations=self.iterations, images=self.images, steps=self.steps)
         if self.attributes is not None:
             self.check_balance(self.attributes)
@@ -119,10 +119,10 @@ class UCE(Eraser):
     def debias(self, model: DiffusionModel, request: Request, classify: Classifier) -> Erasure:
         """Balance the concepts between the attributes, as ``classify`` sees them in the model's images."""
         _, pairs, shared = self.problem(model, request)
-        attributes = self.attributes or []
-        rows = TextRows(model, attributes, padding=False)
+        assert self.attributes is not None
+        rows = TextRows(model, self.attributes, padding=False)
         projections = model.projections("key", "value", stream="text")
-        U = torch.cat([rows.last_subject(attribute) for attribute in attributes])
+        U = torch.cat([rows.last_subject(attribute) for attribute in self.attributes])
         S = U.new_zeros(len(pairs), len(U))
         draws, gaps = Draws(self.seed), []
 
@@ -131,7 +131,8 @@ class UCE(Eraser):
 
         for _ in steps(self.iterations, "rounds of balancing"):
             with Erasure("uce", changes=changes()).attached(model):
-                gap = torch.stack([self.gap(model, concept.name, classify, draws) for concept in request.erase]).to(S)
+                found = [self.gap(model, concept.name, len(U), classify, draws) for concept in request.erase]
+                gap = torch.stack(found).to(S)
             trace_values(gap=gap, weights=S.clone())
             gaps.append(gap.tolist())
             if not gap.any():
@@ -140,14 +141,14 @@ class UCE(Eraser):
         manifest = {"condition": shared.condition, "rows": len(pairs), "gaps": gaps, "weights": S.tolist()}
         return Erasure("uce", changes=changes(), manifest=manifest)
 
-    def gap(self, model: DiffusionModel, concept: str, classify: Classifier, draws: Draws) -> torch.Tensor:
+    def gap(
+        self, model: DiffusionModel, concept: str, attributes: int, classify: Classifier, draws: Draws
+    ) -> torch.Tensor:
         """Desired minus measured share of each attribute (a,) in images of a concept; zero if all are below ``tolerance``."""
         seeds = [draws.integer("seed", 0, 2**31) for _ in range(self.images)]
-        how: dict[str, Any] = {"steps": self.steps, "guidance_scale": self.guidance_scale, "scheduler": "pndm"}
-        images: list[Any] = model.sample([concept] * self.images, seeds, **how)  # raises if an image failed
-        share = (
-            torch.bincount(torch.tensor(classify(images)), minlength=len(self.attributes or ())).double() / self.images
-        )
+        how: Sampling = {"steps": self.steps, "guidance_scale": self.guidance_scale, "scheduler": "pndm"}
+        shown = torch.tensor(classify(model.sample([concept] * self.images, seeds, **how)))
+        share = torch.bincount(shown, minlength=attributes).double() / self.images
         desired = torch.full_like(share, 1 / len(share)) if self.desired is None else share.new_tensor(self.desired)
         gap = desired - share
         return gap if gap.abs().max() >= self.tolerance else torch.zeros_like(gap)
@@ -160,8 +161,10 @@ class UCE(Eraser):
             preserved = list(dict.fromkeys(["", *preserved]))
         texts = [text for pair in pairs for text in pair] + preserved
         rows = TextRows(model, texts, padding=self.variant == "legacy")
-        last = rows.last_subject
-        edited = [rows.tails(c, a) if self.variant == "legacy" else (last(c), last(a)) for c, a in pairs]
+        if self.variant == "legacy":
+            edited = [rows.tails(old, new) for old, new in pairs]
+        else:
+            edited = [(rows.last_subject(old), rows.last_subject(new)) for old, new in pairs]
         kept = (rows.all(t) if self.variant == "legacy" else rows.last_subject(t) for t in preserved)
         K = torch.cat([key for key, _ in edited])
         return rows, edited, factor(K, gram(kept, K), self.lamb, self.erase_scale, self.preserving(len(preserved)))
@@ -173,7 +176,7 @@ class UCE(Eraser):
         anchor.
         """
         pairs = []
-        for concept, anchor in zip(request.erase, request.anchors(self.default_anchor)):
+        for concept, anchor in zip(request.erase, request.anchors(self.default_anchor), strict=True):
             pairs.append((concept.name, anchor))
             guide = "{}" if self.variant == "legacy" else None
             pairs += [(p.format(concept.name), (guide or p).format(anchor)) for p in PHRASES[self.expand_prompts]]

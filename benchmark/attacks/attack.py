@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, TypedDict
 
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Catalogue, Concept
@@ -119,13 +119,54 @@ class Painted(NamedTuple):
     provenance: Provenance | None = None
 
 
+class ImageProtocol(TypedDict, total=False):
+    """How the benchmark generates images."""
+
+    scheduler: str
+    steps: int
+    guidance_scale: float
+    size: int | None
+
+
+class Paint(Protocol):
+    """Generates images from the victim; see `AttackContext`."""
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        embeds: torch.Tensor | None = None,
+        guidance: float | None = None,
+    ) -> list[Image | None]: ...
+
+
+class NotGiven:
+    """Stands for what an attack is not given. It is false in a condition; any other use raises an error that says so."""
+
+    message = 'an attack whose `needs` is "nothing" has no victim, no unedited model and no way to make images'
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(self.message)
+
+    def __call__(self, *arguments: object, **options: object) -> NoReturn:
+        raise TypeError(self.message)
+
+
+#: The default of the fields of `AttackContext` that an attack with another `needs` may rely on.
+NOT_GIVEN: Any = NotGiven()
+
+
 @dataclass(frozen=True)
 class AttackContext:
     """What an attack is given.
 
     - ``concept``: the concept to bring back. ``catalogue``: the words of its world.
     - ``shots``: the plain images of the same budget, as prompts that name the concept, with seeds.
-    - ``victim``: the model with the erasure attached, guards included; ``None`` if the attack ``needs`` ``"nothing"``.
+    - ``victim``: the model with the erasure attached, guards included. Like ``unedited`` and ``paint`` it is `NOT_GIVEN`
+      if the attack ``needs`` ``"nothing"``.
     - ``examples(n)``: n images of the concept. ``ordinary(n)``: n images of other things, with their captions.
     - ``with unedited() as model:`` detaches the erasure inside the block, for attacks that know the original model.
     - ``paint(texts, seeds, embeds=None, guidance=None)``: images from the victim under the benchmark's protocol,
@@ -138,13 +179,13 @@ class AttackContext:
     concept: Concept
     shots: Sequence[Shot]
     catalogue: Catalogue
-    victim: DiffusionModel = None  # type: ignore[assignment]  # attacks that need nothing never ask
+    victim: DiffusionModel = NOT_GIVEN
     examples: Callable[[int], list[Image]] | None = None
     ordinary: Callable[[int], list[tuple[Image, str]]] | None = None
-    unedited: Callable[[], AbstractContextManager[DiffusionModel]] = None  # type: ignore[assignment]
-    paint: Callable[..., list[Image | None]] = None  # type: ignore[assignment]
+    unedited: Callable[[], AbstractContextManager[DiffusionModel]] = NOT_GIVEN
+    paint: Paint = NOT_GIVEN
     judge: Callable[[Sequence[Image | None]], list[Verdict]] | None = None
-    protocol: Mapping[str, Any] = field(default_factory=dict)
+    protocol: ImageProtocol = field(default_factory=ImageProtocol)
     batch_size: int = 8
     features: Callable[[Sequence[Image]], torch.Tensor] | None = None
 
@@ -162,7 +203,7 @@ class AttackContext:
     @property
     def guard(self) -> Guard | None:
         """The sampler guard attached to the victim, if any."""
-        return getattr(self.victim.guidance, "guard", None)
+        return self.victim.guidance.guard
 
 
 @dataclass(frozen=True)

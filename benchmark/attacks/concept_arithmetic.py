@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -106,7 +106,8 @@ class Composition:
 
     def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
         """The composed prediction for ``latents`` (batch, channels, height, width) at scheduler step ``step``."""
-        total: Any = sum(weight * guidance(latents, timestep, step) for guidance, weight in self.parts)
+        predictions = (weight * guidance(latents, timestep, step) for guidance, weight in self.parts)
+        total = sum(predictions, torch.zeros_like(latents))
         if abs(self.rest) < 1e-9:
             return total
         nothing = self.model.unconditional().expand(len(latents), -1, -1)

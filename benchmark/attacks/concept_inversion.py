@@ -36,7 +36,7 @@ from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import renamed, sentences
 from overpaint.blocks.draws import Draws, trace_values
-from overpaint.blocks.training import gradients
+from overpaint.blocks.training import gradient
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept
 from overpaint.models.diffusion import DiffusionModel
@@ -101,15 +101,12 @@ class ConceptInversion(Attack):
         optimizer = torch.optim.AdamW([v], lr=self.learning_rate, weight_decay=self.weight_decay)
         with ledger.counting(victim), victim.learned_tokens({self.placeholder: v}), torch.enable_grad():
             for step in steps(self.steps, "inversion steps"):
-                total, summed = torch.zeros(()), torch.zeros_like(v)
+                total, reached = torch.zeros((), device=v.device), torch.zeros_like(v)
                 for number in range(step * self.accumulation, (step + 1) * self.accumulation):
                     value = self.loss(context, branch, latents, draws, number) / self.accumulation
-                    (gradient,) = gradients(value, [v], victim.dtype)
-                    total = total + value.detach()
-                    if gradient is not None:
-                        summed = summed + gradient
-                v.grad = summed
-                trace_values(loss=total, gradient=v.grad, row=v.detach().clone())
+                    total, reached = total + value.detach(), reached + gradient(value, v, victim.dtype)
+                v.grad = reached
+                trace_values(loss=total, gradient=reached, row=v.detach().clone())
                 optimizer.step()
         return Assault(self.shots(context), {self.placeholder: v.detach().clone()}, ledger)
 
@@ -184,7 +181,7 @@ class ConceptInversion(Attack):
         for t in visits:
             noised = victim.add_noise(x0, noise, t)
             step = counted if self.compat == "official" else total - int(t[0])
-            predicted = guarded(noised, t, step)  # type: ignore[arg-type]  # guards only compare it
+            predicted = guarded(noised, t, step)
         with torch.no_grad():
             goal = Guidance(victim, wanted, nothing, w)(noised, t, 0)
         return mse_loss(predicted.float(), goal.float())

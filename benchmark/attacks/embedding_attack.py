@@ -155,7 +155,7 @@ class SoftPrefix(EmbeddingAttack):
         visited = [self.noised(context, text, named, draws) for _ in range(self.steps)]
         with context.unedited() as model, torch.no_grad():
             times = [torch.tensor([t], device=victim.device) for _, t in visited]
-            return [Targets(x, t, model.predict(x, t, named)) for (x, _), t in zip(visited, times)]
+            return [Targets(x, t, model.predict(x, t, named)) for (x, _), t in zip(visited, times, strict=True)]
 
     def noised(self, context: AttackContext, text: str, named: torch.Tensor, draws: Draws) -> Noised:
         """x_t (1, c, h, w) and t on the victim's trajectory from noise to an image of the prompt."""

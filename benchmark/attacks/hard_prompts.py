@@ -51,7 +51,7 @@ class HardPrompts(Attack):
 
     def __post_init__(self):
         at_least(1, pictures=self.pictures, tokens=self.tokens, prompts=self.prompts, steps=self.steps)
-        at_least(1, batch_size=1 if self.batch_size is None else self.batch_size)
+        at_least(1, batch_size=self.batch_size)
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
         if self.target == "pictures" and self.clip is None:
             raise UserError("attack.target=pictures needs a CLIP model: set attack.clip to a folder or a hub id")
@@ -75,8 +75,7 @@ class HardPrompts(Attack):
         """y (n, d): features of images of the concept, or of the text."""
         if not self.shown:
             return tower.text_features([text])
-        images = context.concept_images(self.pictures, "pez")
-        return tower.image_features(images)  # type: ignore[attr-defined]  # only a CLIP model is shown images
+        return tower.image_features(context.concept_images(self.pictures, "pez"))
 
     def invert(self, tower: Tower, targets: torch.Tensor, draws: Draws, without: str = "") -> str:
         """The text of the best words for target features (n, d). The words of the text ``without`` are never used."""

@@ -117,9 +117,16 @@ class Inversion(Attack):
         texts = [shot.prompt.text for shot in context.shots]
         scrambled = [self.scrambled(picture, number) for number, picture in enumerate(pictures)]
         others = context.ordinary(len(pictures)) if context.ordinary else []
-        groups = {"attacked": zip(pictures, texts), "scrambled": zip(scrambled, texts), "ordinary": others}
+        groups = {
+            "attacked": zip(pictures, texts, strict=False),
+            "scrambled": zip(scrambled, texts, strict=False),
+            "ordinary": others,
+        }
         return {
-            role: [self.exposure(context, shot, *shown, role, draw) for shot, shown in zip(context.shots, group)]
+            role: [
+                self.exposure(context, shot, *shown, role, draw)
+                for shot, shown in zip(context.shots, group, strict=False)
+            ]
             for draw, (role, group) in enumerate(groups.items())
         }
 
@@ -148,7 +155,9 @@ class Inversion(Attack):
         start = self.invert(victim, victim.to_latents(pictures), [exposure.text for exposure in part])
         images = victim.to_images(self.sample(victim, start, [exposure.text for exposure in part]))
         painted = []
-        for exposure, image, verdict, value in zip(part, images, context.verdicts(images), nll(start).tolist()):
+        for exposure, image, verdict, value in zip(
+            part, images, context.verdicts(images), nll(start).tolist(), strict=False
+        ):
             readings = {"nll": value}
             if image:
                 readings["psnr"] = image_psnr(exposure.picture, image)

@@ -150,8 +150,8 @@ class MMA(Attack):
         if self.compat == "official":
             alike = [len(again) == tried.shape[1] for again in read]
         else:
-            alike = [again == row for again, row in zip(read, tried.tolist())]
-        return [text for text, same in zip(texts, alike) if same and text != state]
+            alike = [again == row for again, row in zip(read, tried.tolist(), strict=True)]
+        return [text for text, same in zip(texts, alike, strict=True) if same and text != state]
 
 
 @torch.no_grad()

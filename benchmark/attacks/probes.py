@@ -69,7 +69,7 @@ class Probe(Attack):
                 for draw, (variant, latents) in enumerate(self.latents(context, parts[number])):
                     images = context.victim.to_images(latents)
                     made = [attacked(shot, shot.prompt.text, context.concept, variant) for shot in parts[number]]
-                    for shot, image, verdict in zip(made, images, context.verdicts(images)):
+                    for shot, image, verdict in zip(made, images, context.verdicts(images), strict=True):
                         painted.append(Painted(replace(shot, draw=draw), image, verdict))
         ledger.images = len(painted)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)

@@ -35,7 +35,7 @@ class PromptFile(Attack):
     draws: ClassVar[bool] = False
 
     def __post_init__(self):
-        at_least(1, most=1 if self.most is None else self.most)
+        at_least(1, most=self.most)
 
     def images_for(self, concept: Concept, shots: Sequence[Shot]) -> int:
         """The most rows that the list has for one plain prompt, divided by the number of that prompt's shots."""
@@ -73,7 +73,7 @@ def write_prompts(target: Path, folders: Iterable[Path]) -> int:
         if not attack.worded:
             raise UserError(f"attack={config['attack']} cannot be exported: its images do not come from prompts alone")
         verdicts, searched = [p.verdict for p in assault.painted] or [None] * len(assault.shots), attack.paints
-        made = zip(assault.shots, verdicts)
+        made = zip(assault.shots, verdicts, strict=True)
         settled = {(s.prompt.noise, s.index, 0 if searched else s.draw): (s, verdict) for s, verdict in made}
         for shot, verdict in settled.values():
             rows.append(

@@ -29,9 +29,10 @@ def attacked(shot: Shot, text: str, concept: Concept, variant: str) -> Shot:
 
 def spread(context: AttackContext, variants: Sequence[str], whole: bool = False) -> list[Shot]:
     """The shots with the concept's name replaced by the variants in turn; shots that do not name it are left out."""
-    found: list[Shot] = []
-    for shot in context.shots if variants else ():
-        words = variants[len(found) % len(variants)]
+    named = [shot for shot in context.shots if renamed(shot.prompt.text, context.concept, "") is not None]
+    found = []
+    for number, shot in enumerate(named if variants else ()):
+        words = variants[number % len(variants)]
         text = renamed(shot.prompt.text, context.concept, words, whole)
         if text is not None:
             found.append(attacked(shot, text, context.concept, words))

@@ -72,13 +72,13 @@ def make_images(
     encodings of the texts. ``origins`` say how a search came to each text; they are stored with the image.
     """
     context, shots = trials[0].context, []
-    for number, (trial, text) in enumerate(zip(trials, texts)):
+    for number, (trial, text) in enumerate(zip(trials, texts, strict=True)):
         shot = replace(attacked(trial.shot, text, context.concept, variant), draw=len(trial.painted))
         if seeds is not None:
             shot = replace(shot, prompt=replace(shot.prompt, seed=seeds[number] - shot.index))
         shots.append(shot)
     images = paint(trials, shots, embeds)
-    for number, (trial, verdict) in enumerate(zip(trials, context.verdicts(images))):
+    for number, (trial, verdict) in enumerate(zip(trials, context.verdicts(images), strict=True)):
         origin = origins[number] if origins is not None else None
         trial.painted.append(Painted(shots[number], images[number], verdict, provenance=origin))
     return [trial.painted[-1] for trial in trials]
@@ -92,7 +92,7 @@ def paint(trials: Sequence[Trial], shots: Sequence[Shot], embeds: torch.Tensor |
         texts, seeds = [shots[i].prompt.text for i in where], [shots[i].noise_seed for i in where]
         with counting(context.victim, [trials[i].ledger for i in where]):
             made = context.paint(texts, seeds, embeds=None if embeds is None else embeds[where], guidance=guidance)
-        images |= dict(zip(where, made))
+        images |= dict(zip(where, made, strict=True))
     return [images[i] for i in range(len(shots))]
 
 
@@ -206,7 +206,9 @@ class PromptSearch(SearchAttack):
     def shortened(self, context: AttackContext) -> int:
         texts, victim = dict.fromkeys(shot.prompt.text for shot in context.shots), context.victim
         read = [self.frame(victim, text).words for text in texts]
-        return sum(len(victim.tokenizer(text).input_ids) - 2 > len(words) for text, words in zip(texts, read))
+        return sum(
+            len(victim.tokenizer(text).input_ids) - 2 > len(words) for text, words in zip(texts, read, strict=True)
+        )
 
     # --- images ------------------------------------------------------------------------------------------------
 
@@ -219,13 +221,13 @@ class PromptSearch(SearchAttack):
     ) -> list[Painted]:
         """Generate one image a search, of its frame filled with the words ``ids`` (1, k)."""
         words, embeds = [own[0].tolist() for own in ids], None
-        texts = [search.frame.text(own) for search, own in zip(searches, words)]
+        texts = [search.frame.text(own) for search, own in zip(searches, words, strict=True)]
         if self.drawn_from == "ids":
             victim = searches[0].frame.model
             ended = [Frame(victim, s.frame.words, s.frame.places) for s in searches]  # padded as the sampler pads
             with torch.no_grad(), counting(victim, [search.ledger for search in searches]):
                 embeds = encoded(ended, ids, [victim.token_table[own] for own in ids])
-        origins = [search.provenance(own, text) for search, own, text in zip(searches, words, texts)]
+        origins = [search.provenance(own, text) for search, own, text in zip(searches, words, texts, strict=True)]
         return make_images([search.trial for search in searches], texts, variant, embeds, seeds, origins)
 
     def originals(self, context: AttackContext, trials: Sequence[Trial]) -> list[Image]:
@@ -257,7 +259,7 @@ class PromptSearch(SearchAttack):
             return Targets(noised, timesteps, victim.denoising_target(x0, noise, timesteps))
         with context.unedited() as model, torch.no_grad():
             named = model.encode([shot.prompt.text], truncate=True)
-            parts = zip(noised.split(PREDICTED_AT_ONCE), timesteps.split(PREDICTED_AT_ONCE))
+            parts = zip(noised.split(PREDICTED_AT_ONCE), timesteps.split(PREDICTED_AT_ONCE), strict=True)
             wanted = [self.predicted(model, context, shot, x, t, named.expand(len(x), -1, -1)) for x, t in parts]
         return Targets(noised, timesteps, torch.cat(wanted))
 
@@ -305,12 +307,12 @@ class PromptSearch(SearchAttack):
 
         def losses(step: int, ids: Sequence[torch.Tensor], embeddings: Sequence[torch.Tensor]) -> torch.Tensor:
             rows = [search.targets.row(step) for search in searches]
-            targets = Targets(*(torch.cat(parts) for parts in zip(*rows)))
+            targets = Targets(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
             with counting(reader, ledgers):
                 embeds = encoded(frames, ids, embeddings, reader)
             said = self.side_by_side(context, searches, targets, embeds, first_step + step)
             values = (said.float() - targets.wanted.float()).square().flatten(1).mean(dim=1)
-            for search, value in zip(searches, values.detach()):
+            for search, value in zip(searches, values.detach(), strict=True):
                 search.losses.append(value)
             return values
 

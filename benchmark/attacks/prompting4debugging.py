@@ -96,7 +96,7 @@ class Prompting4Debugging(PromptSearch):
     def search(self, context: AttackContext, trials: Sequence[Trial]) -> None:
         victim, reader = context.victim, self.reader(context)
         originals = self.originals(context, trials)
-        searches = [self.word_search(context, *each) for each in zip(trials, originals)]
+        searches = [self.word_search(context, *each) for each in zip(trials, originals, strict=True)]
         learned = [search.variable.parameter for search in searches]
         optimizer = torch.optim.AdamW(learned, lr=self.learning_rate, weight_decay=self.weight_decay)
         for first in range(0, self.steps, self.draw_every):
@@ -132,7 +132,7 @@ class Prompting4Debugging(PromptSearch):
     def compared(self, searches: Sequence[BestWordSearch], variant: str) -> list[BestWordSearch]:
         """Generate the current words of each search and keep them if their image is the best so far. Returns `left`."""
         words = [search.variable.ids() for search in searches]
-        for search, own, painted in zip(searches, words, self.draw(searches, words, variant)):
+        for search, own, painted in zip(searches, words, self.draw(searches, words, variant), strict=True):
             found = search.likeness(painted)
             if found > search.most:  # the first of equals
                 search.most, search.best = found, own

@@ -151,7 +151,11 @@ class Relearning(Attack):
         texts = ordinary_texts(context.concept, self.pictures)
         seeds = [Draws.of(self.seed, "unrelated", n).generator.initial_seed() for n in range(self.pictures)]
         with context.unedited():
-            made = [(image, [text]) for image, text in zip(context.paint(texts, seeds), texts) if image is not None]
+            made = [
+                (image, [text])
+                for image, text in zip(context.paint(texts, seeds), texts, strict=True)
+                if image is not None
+            ]
         return [image for image, _ in made], [captions for _, captions in made]
 
     def loss(
@@ -179,6 +183,6 @@ class Relearning(Attack):
             with torch.no_grad(), student.active():
                 images = context.paint(texts, seeds, guidance=part[0].prompt.guidance)
             made = [attacked(shot, shot.prompt.text, context.concept, f"step {step}") for shot in part]
-            for shot, image, verdict in zip(made, images, context.verdicts(images)):
+            for shot, image, verdict in zip(made, images, context.verdicts(images), strict=True):
                 painted.append(Painted(replace(shot, draw=number), image, verdict, {"steps": step}))
         return painted

@@ -136,7 +136,9 @@ def contrasts(concept: Concept, catalogue: Catalogue) -> list[tuple[str, str]]:
     if anchor and concept.article:
         anchor = f"{fitting_article(anchor)} {anchor}"
     without = [" ".join(line.format(anchor).split()) for line in sentences(concept, catalogue)]
-    return [(line.format(concept.phrase), plain) for line, plain in zip(sentences(concept, catalogue), without)]
+    return [
+        (line.format(concept.phrase), plain) for line, plain in zip(sentences(concept, catalogue), without, strict=True)
+    ]
 
 
 def concept_vector(model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:

@@ -35,6 +35,6 @@ def read_assault(folder: Path) -> Assault:
     origins = [Provenance(**row.pop("provenance")) if "provenance" in row else None for row in rows]
     shots = [Shot.from_dict(row) for row in rows]
     judged_or_measured = any(verdicts) or any(readings) or any(origins)
-    known = zip(shots, verdicts, readings, origins)
+    known = zip(shots, verdicts, readings, origins, strict=True)
     painted = [Painted(shot, None, *seen) for shot, *seen in known] if judged_or_measured else []
     return Assault(shots, load_file(folder / "tokens.safetensors"), Ledger(), painted)

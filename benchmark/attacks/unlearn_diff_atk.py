@@ -67,7 +67,7 @@ class UnlearnDiffAtk(PromptSearch):
 
     def search(self, context: AttackContext, trials: Sequence[Trial]) -> None:
         victim, originals = context.victim, self.originals(context, trials)
-        searches = [self.word_search(context, *each) for each in zip(trials, originals)]
+        searches = [self.word_search(context, *each) for each in zip(trials, originals, strict=True)]
         learned = [search.variable.parameter for search in searches]
         optimizer = torch.optim.Adam(learned, lr=self.learning_rate, weight_decay=self.weight_decay)
         for t in self.schedule(victim.train_timesteps):

@@ -70,12 +70,14 @@ class Branches:
         self.masters, self.adapters, self.scale = dict(factors), adapters, scale
         self._mixing: torch.Tensor | None = None  # (images, n, n); None: off
         self._on: torch.Tensor | None = None  # (images,): which images have m ≠ 0; None: all
-        self._modules: dict[str, Any] = {}  # Linear and Conv2d layers
+        self._modules: dict[str, torch.nn.Linear | torch.nn.Conv2d] = {}
         owners = model.parameter_owners()
         for layer in (name.removesuffix(".down") for name in factors if name.endswith(".down")):
             down, up = factors[f"{layer}.down"], factors[f"{layer}.up"]
-            module: Any = owners.get(f"{layer}.weight", (None, ""))[0]
-            fits = module is not None and module.weight.shape == (len(up), *down.shape[1:])
+            module, _ = owners.get(f"{layer}.weight", (None, ""))
+            if not isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                raise UserError(f"this adapter does not fit the model: the model has no layer {layer}")
+            fits = module.weight.shape == (len(up), *down.shape[1:])
             if not fits or up.shape[1] != len(down) or len(down) % adapters:
                 raise UserError(f"this adapter does not fit the model: the model has no layer {layer} of that shape")
             self._modules[layer] = module
@@ -129,14 +131,13 @@ class Branches:
         down, up = (self.masters[f"{layer}.{side}"].to(x.dtype) for side in ("down", "up"))
         repeats = len(x) // len(self._mixing)
         m = self._mixing.to(x.dtype).repeat(repeats, 1, 1)
-        convolution = isinstance(module, torch.nn.Conv2d)
-        if convolution:
+        if isinstance(module, torch.nn.Conv2d):
             hidden = conv2d(x, down, None, module.stride, module.padding, module.dilation).movedim(1, -1)
         else:
             hidden = linear(x, down)
         mixed = torch.einsum("bij,b...jr->b...ir", m, hidden.unflatten(-1, (self.adapters, -1))).flatten(-2)
         branch = linear(mixed, up.flatten(1))
-        added = output + self.scale * (branch.movedim(-1, 1) if convolution else branch)
+        added = output + self.scale * (branch.movedim(-1, 1) if isinstance(module, torch.nn.Conv2d) else branch)
         if self._on is None:
             return added
         return torch.where(self._on.repeat(repeats).view(-1, *(1,) * (output.ndim - 1)), added, output)

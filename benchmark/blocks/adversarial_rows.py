@@ -18,7 +18,8 @@ This is ``regulariser: zero``. The other forms regularise a towards another row 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from functools import reduce
+from typing import Literal
 
 import torch
 
@@ -30,9 +31,7 @@ Regulariser = Literal["zero", "standard", "first", "second", "both"]
 def overlaps(edited: Iterable[torch.Tensor], base: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """G = Σ WᵀW and H = Σ WᵀW° (d, d), float64, for edited matrices W (o, d) and the same matrices before the edit."""
     pairs = [(W.double(), W0.double()) for W, W0 in zip(edited, base, strict=True)]
-    G: Any = sum(W.T @ W for W, _ in pairs)
-    H: Any = sum(W.T @ W0 for W, W0 in pairs)
-    return G, H
+    return reduce(torch.add, (W.T @ W for W, _ in pairs)), reduce(torch.add, (W.T @ W0 for W, W0 in pairs))
 
 
 def adversarial_rows(
@@ -57,10 +56,10 @@ def adversarial_rows(
         left, right = (1 + r) * G, H + r * G
     if regulariser == "both":
         left, right = left + rI, right + rI
-    if regulariser == "second" or (regulariser == "standard" and pull is None):
-        right = H + rI
-    elif regulariser == "standard" and pull is not None:
+    if regulariser == "standard" and pull is not None:
         rest = r * pull
+    elif regulariser in ("second", "standard"):
+        right = H + rI
     cholesky, _ = factored(left, f"r={r:g} leaves the adversarial rows undetermined; use r > 0")
     A = E @ torch.cholesky_solve(right, cholesky).T
     return A if rest is None else A + torch.cholesky_solve(rest.T, cholesky).T

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Tower(Protocol):
-    """A text encoder that returns one vector per prompt. ``table`` (vocabulary, width) holds its token embeddings."""
+    """An encoder that returns one vector per prompt or image. ``table`` (vocabulary, width) holds its token embeddings."""
 
     table: torch.Tensor
 
@@ -29,6 +29,9 @@ class Tower(Protocol):
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Features (n, d) of texts."""
+
+    def image_features(self, images: Sequence[Image]) -> torch.Tensor:
+        """Features (n, d) of images."""
 
     def ids(self, text: str) -> list[int]:
         """The token ids of a text, without the start and end tokens."""
@@ -51,6 +54,9 @@ class OwnTower:
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         ends = [len(self.model.token_ids(text)) - 1 for text in texts]
         return self.model.encode(texts, truncate=True)[torch.arange(len(ends)), ends]
+
+    def image_features(self, images: Sequence[Image]) -> torch.Tensor:
+        raise TypeError("a diffusion model's own text encoder has no features of images")
 
     def ids(self, text: str) -> list[int]:
         return self.model.token_ids(text)[1:-1]
@@ -77,11 +83,12 @@ class Clip:
             raise UserError(f"CLIP folder {path} does not exist (clip takes a folder or a hub id like owner/name)")
         source = str(folder) if folder.is_dir() else path
         try:
-            model: Any = CLIPModel.from_pretrained(source, use_safetensors=True)
+            model = CLIPModel.from_pretrained(source, use_safetensors=True)
+            model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method, which mypy takes as unbound
             parts = AutoTokenizer.from_pretrained(source), CLIPImageProcessor.from_pretrained(source)
         except OSError as error:
             raise AssetMissing(f"cannot load the CLIP model {path}: {str(error).splitlines()[0]}") from error
-        return cls(model.to(device), *parts)
+        return cls(model, *parts)
 
     def features(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         known, (count, length) = self.tokenizer, ids.shape

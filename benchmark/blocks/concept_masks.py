@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -33,11 +34,12 @@ def attention_masks(
     with torch.no_grad(), model.attention_maps() as maps:
         embeds = model.encode([prompt]).expand(len(latents), -1, -1)
         model.predict(model.add_noise(latents, draws.noise("mask", latents.shape, latents), t), t, embeds)
-        seen: Any = 0
+        layers = []
         for found in maps.values():
             side = round(found.shape[-2] ** 0.5)
             layer = found[..., tokens].float().mean(dim=(1, 3)).unflatten(-1, (side, side))
-            seen = seen + interpolate(layer[:, None], latents.shape[-2:], mode="bilinear")[:, 0]
+            layers.append(interpolate(layer[:, None], latents.shape[-2:], mode="bilinear")[:, 0])
+    seen = reduce(torch.add, layers)
     low, high = seen.amin(dim=(1, 2), keepdim=True), seen.amax(dim=(1, 2), keepdim=True)
     return (seen - low) > threshold * (high - low)
 
@@ -78,7 +80,7 @@ class Segmenter:
         return corners * torch.tensor([picture.width, picture.height] * 2, device=corners.device)
 
 
-def _load(path: str, network: Any, processor: Any, device: torch.device):
+def _load(path: str, network: Any, processor: Any, device: torch.device) -> tuple[Any, Any]:
     try:
         loaded = network.from_pretrained(path, use_safetensors=True).to(device).eval().requires_grad_(False)
         return loaded, processor.from_pretrained(path)

@@ -39,7 +39,7 @@ class ImageBank:
     def posterior(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation (n, c, h, w) of the latents of all images; encoded on first use."""
         blocks = [self.images[i : i + PICTURES_AT_ONCE] for i in range(0, len(self), PICTURES_AT_ONCE)]
-        means, deviations = zip(*(self.model.posterior(block) for block in blocks))
+        means, deviations = zip(*(self.model.posterior(block) for block in blocks), strict=True)
         return torch.cat(means).to(self.model.dtype), torch.cat(deviations).to(self.model.dtype)
 
     def latents(self, rows: Sequence[int], draws: Draws, name: str) -> torch.Tensor:

@@ -14,7 +14,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -64,8 +63,7 @@ def caption_statistics(model: DiffusionModel, captions: Sequence[str]) -> tuple[
     Captions are truncated to the model's length. Results of large collections are cached in the user's cache folder.
     """
     if not captions:
-        width = model.projections("key", stream="text")[0].weight.shape[1]
-        return torch.zeros(width, width, dtype=torch.float64, device=model.device), 0
+        return _zeros(model), 0
     ids = model.padded_ids(captions, truncate=True)
     file = _remembered(model, ids) if len(captions) >= REMEMBERED_FROM else None
     total = _read(file)
@@ -81,8 +79,12 @@ def _sum(model: DiffusionModel, ids: torch.Tensor) -> torch.Tensor:
         blocks = (
             model.parts(model.encode_ids(batch))["clip"].double().flatten(0, 1) for batch in ids.split(CAPTIONS_AT_ONCE)
         )
-        total: Any = sum(rows.T @ rows for rows in blocks)
-    return total
+        return sum((rows.T @ rows for rows in blocks), _zeros(model))
+
+
+def _zeros(model: DiffusionModel) -> torch.Tensor:
+    width = model.projections("key", stream="text")[0].weight.shape[1]
+    return torch.zeros(width, width, dtype=torch.float64, device=model.device)
 
 
 # --- cache: a function of the encoder's weights and the captions -------------------------------------------------

@@ -26,7 +26,7 @@ from typing import Literal, get_args
 import torch
 
 from overpaint.blocks.draws import Draws, trace_values
-from overpaint.blocks.training import gradients
+from overpaint.blocks.training import gradient
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
 
@@ -110,9 +110,8 @@ def attack(
     with torch.enable_grad():
         for _ in range(steps):
             value = loss(prompt.rows(free))
-            (gradient,) = gradients(value, [free], prompt.plain.dtype)
-            assert gradient is not None  # the loss depends on the rows
-            used = used + gradient if released else gradient
+            found = gradient(value, free, prompt.plain.dtype)
+            used = used + found if released else found
             if method == "fast_at":
                 used = used.sign()
             free.grad, before = used.clone(), free.detach().clone()

@@ -29,7 +29,7 @@ class TextRows:
             ids = distinct[start : start + TEXTS_AT_ONCE]
             with torch.no_grad():
                 cut = torch.tensor(ids, device=model.device)[:, : max(lengths[own] for own in ids)]
-                self._encoded |= dict(zip(ids, model.encode_ids(cut)))
+                self._encoded |= dict(zip(ids, model.encode_ids(cut), strict=True))
 
     def all(self, text: str) -> torch.Tensor:
         """All positions including padding (tokens, width), without the pooled vector that SDXL appends."""

@@ -187,7 +187,7 @@ class Frame:
 
     def filled(self, ids: Sequence[int]) -> list[int]:
         """All ids of the prompt, without start and end, with k ids in the places."""
-        inserted, words = dict(zip(self.places, ids)), iter(self.words)
+        inserted, words = dict(zip(self.places, ids, strict=True)), iter(self.words)
         length = len(self.words) + len(self.places)
         return [inserted[i] if i in inserted else next(words) for i in range(length)]
 
@@ -227,8 +227,8 @@ def encoded(
 ) -> torch.Tensor:
     """`Frame.encode` of several frames, each with its ids (n, k) and rows (n, k, width), in one pass of the encoder."""
     reader = by or frames[0].model
-    padded = [frame.padded(own) for frame, own in zip(frames, ids)]
-    embedded = [frame.embedded(p, own, reader) for frame, p, own in zip(frames, padded, rows)]
+    padded = [frame.padded(own) for frame, own in zip(frames, ids, strict=True)]
+    embedded = [frame.embedded(p, own, reader) for frame, p, own in zip(frames, padded, rows, strict=True)]
     return reader.encode_embeddings(torch.cat(embedded), torch.cat(padded))
 
 
@@ -280,16 +280,16 @@ def descend(
     parameters = [variable.parameter for variable in variables]
     for step in steps(count, "search steps"):
         with torch.enable_grad():
-            ids, rows = zip(*(variable.draw(own) for variable, own in zip(variables, draws)))
+            ids, rows = zip(*(variable.draw(own) for variable, own in zip(variables, draws, strict=True)), strict=True)
             values = loss(step, ids, rows).reshape(len(variables))
             reached = torch.autograd.grad(rows, parameters, gradients(values.sum(), rows, kind))
         if not all(gradient.isfinite().all() for gradient in reached):
             hint = "; use model.precision=float32" if kind == torch.float16 else ""
             raise UserError(f"the gradient of the search is non-finite at step {step}{hint}")
-        for each in zip(values.detach(), ids, reached):
-            trace_values(**dict(zip(("loss", "ids", "gradient"), each)))
+        for each in zip(values.detach(), ids, reached, strict=True):
+            trace_values(**dict(zip(("loss", "ids", "gradient"), each, strict=True)))
         yield step, ids
-        for parameter, gradient in zip(parameters, reached):
+        for parameter, gradient in zip(parameters, reached, strict=True):
             parameter.grad = gradient
         optimizer.step()
         for variable in variables:

@@ -60,9 +60,10 @@ def parameter_group(model: DiffusionModel, rule: Rule, part: Sequence[str] | Non
 @contextmanager
 def swapped(places: Mapping[str, Place], parameters: Callable[[str], torch.Tensor]) -> Iterator[None]:
     """The model computes with ``parameters(name)`` at these places inside the block, in the places' own precision."""
-    plain: dict[str, Any] = {name: module._parameters[leaf] for name, (module, leaf) in places.items()}
+    plain = {name: getattr(module, leaf) for name, (module, leaf) in places.items()}
     try:
         for name, (module, leaf) in places.items():
+            # torch computes with any tensor here; its stubs expect a parameter
             module._parameters[leaf] = parameters(name).to(plain[name].dtype)  # type: ignore[assignment]
         yield
     finally:
@@ -170,6 +171,13 @@ def train(
                 schedule.step()
 
 
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    """The gradient that `backward` left on a parameter, for ``adjust`` to change in place."""
+    if parameter.grad is None:
+        raise RuntimeError("the loss does not depend on the parameter")
+    return parameter.grad
+
+
 def backward(loss: torch.Tensor, parameters: Sequence[torch.Tensor], kind: torch.dtype) -> None:
     """``loss.backward()``, with loss scaling if ``kind``, the network's precision, is float16.
 
@@ -178,8 +186,18 @@ def backward(loss: torch.Tensor, parameters: Sequence[torch.Tensor], kind: torch
     if kind != torch.float16:
         loss.backward()
         return
-    for parameter, gradient in zip(parameters, gradients(loss, parameters, kind)):
+    for parameter, gradient in zip(parameters, gradients(loss, parameters, kind), strict=True):
         parameter.grad = gradient
+
+
+def gradient(
+    loss: torch.Tensor, parameter: torch.Tensor, kind: torch.dtype, retain_graph: bool = False
+) -> torch.Tensor:
+    """∂loss/∂p for one parameter, on which the loss must depend; see `gradients`."""
+    (found,) = gradients(loss, [parameter], kind, retain_graph)
+    if found is None:
+        raise RuntimeError("the loss does not depend on the parameter")
+    return found
 
 
 def gradients(

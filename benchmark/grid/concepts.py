@@ -101,7 +101,7 @@ class Request:
         if len(anchors) != len(erase):
             raise UserError(f"{len(erase)} concepts to erase but {len(anchors)} anchors: give one, or one each")
         chosen = [c if isinstance(c, Concept) else Concept(c, kind=kind) for c in erase]
-        chosen = [c if a is None else replace(c, anchor=a) for c, a in zip(chosen, anchors)]
+        chosen = [c if a is None else replace(c, anchor=a) for c, a in zip(chosen, anchors, strict=True)]
         return cls(tuple(chosen), tuple(c if isinstance(c, Concept) else Concept(c, kind=kind) for c in retain))
 
 

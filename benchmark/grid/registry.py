@@ -35,7 +35,7 @@ class Component:
     name: str
     config: Mapping[str, Any]
 
-    def load(self) -> type:
+    def load(self) -> Any:
         """Import the class (or function) that the YAML's ``component: module:attribute`` names."""
         reference = self.config.get("component")
         if not isinstance(reference, str):

@@ -176,7 +176,8 @@ def lines_within(text: str, font: ImageFont.FreeTypeFont, width: int, most: int)
 
     Lines break between words, and inside a word only if it is wider than a line.
     """
-    lines, rest = [], " ".join(text[:LONGEST].split())
+    lines: list[str] = []
+    rest = " ".join(text[:LONGEST].split())
     whole = len(text) <= LONGEST
     while rest and len(lines) < most:
         fits = next(n for n in range(len(rest), 0, -1) if n == 1 or font.getlength(rest[:n]) <= width)

@@ -176,7 +176,7 @@ def _unrelated(cell: Cell) -> Concept | None:
     """The first concept of the catalogue that is neither a neighbour nor an anchor of an erased one; of the same kind where
     there is one."""
     request, catalogue = cell.concepts.request, cell.concepts.catalogue
-    related = {c.name for c in (*request.erase, *cell.concepts.near)}
+    related: set[str | None] = {c.name for c in (*request.erase, *cell.concepts.near)}
     related |= {name for c in request.erase for name in (*c.neighbours, c.anchor)}
     found = [c for c in catalogue.concepts.values() if c.name not in related and related.isdisjoint(c.neighbours)]
     found.sort(key=lambda c: c.kind != cell.concepts.kind)

@@ -14,12 +14,14 @@ from typing import Any
 from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity
 from overpaint.errors import UserError
-from overpaint.grid.cells import SPEED, Cell, Choice
+from overpaint.grid.cells import SPEED, Cell
+from overpaint.grid.choices import Choice
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
-from overpaint.grid.registry import component, construct, load_attribute
+from overpaint.grid.registry import component, load_attribute
 from overpaint.grid.scope import scope
 from overpaint.grid.shipped import shipped
+from overpaint.grid.typed import construct
 from overpaint.images.pictures import pictures
 from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, resolve
@@ -158,7 +160,8 @@ def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], 
     inputs = {place: batch.scored.key for place, batch in scored}
     inputs |= {name: task.key for name, task in beside.items()}
     shots = {
-        name: [b.shots and [shot.as_dict() for shot in b.shots] for b in batches] for name, batches in frames.items()
+        name: [None if b.shots is None else [shot.as_dict() for shot in b.shots] for b in batches]
+        for name, batches in frames.items()
     }
     metrics = cell.metrics.metrics
     config = {

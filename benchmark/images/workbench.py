@@ -22,19 +22,22 @@ if TYPE_CHECKING:
 class Workbench:
     """One model at a time, every detector that was asked for. ``loads`` counts how often weights were read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.loads = 0
-        self._model: tuple[tuple, DiffusionModel] | None = None
+        self._wanted: tuple[str, str, str] | None = None
+        self._model: DiffusionModel | None = None
         self._detectors: dict[str, Detector] = {}
 
     def model(self, path: str, precision: str, device: str | None) -> DiffusionModel:
         """The model, loaded once as long as the same one is asked for."""
         wanted = (path, precision, device or "cpu")
-        if not self._model or self._model[0] != wanted:
-            self._model = None  # let go of the old one before the new one is read
-            self._model = wanted, load_model(path, precision, device or "cpu")
+        model = self._model
+        if model is None or self._wanted != wanted:
+            self._model = model = None  # let go of the old one before the new one is read
+            self._model = model = load_model(path, precision, device or "cpu")
+            self._wanted = wanted
             self.loads += 1
-        return self._model[1]
+        return model
 
     @contextmanager
     def victim(self, task_config: Mapping[str, Any], runtime: Mapping[str, Any], erasure: Path | None) -> Iterator:
@@ -53,7 +56,9 @@ class Workbench:
     @contextmanager
     def unedited(self) -> Iterator[DiffusionModel]:
         """Inside a `victim` block: its model without the erasure, which comes back at the end."""
-        model = self._model[1]
+        model = self._model
+        if model is None:
+            raise RuntimeError("unedited() is only of use inside a victim() block")
         self._detach()
         try:
             yield model

@@ -192,7 +192,7 @@ def _any_of_a_prompt(table: pd.DataFrame) -> pd.DataFrame:
 def _plain(attacked: pd.DataFrame, frame: FrameName, evidence: Evidence) -> pd.Series:
     """The outcome of each attacked prompt's first plain image, NaN without one."""
     table = own_concept(evidence.images_of("target", frame=frame), evidence.threshold).sort_values("seed")
-    firsts = dict(zip(table["prompt_id"][::-1], table["hit"][::-1]))
+    firsts = dict(zip(table["prompt_id"][::-1], table["hit"][::-1], strict=True))
     return attacked["prompt_id"].map(firsts).astype(float)
 
 

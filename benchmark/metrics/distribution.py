@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -79,9 +80,10 @@ def _given(width: int):
     """A feature network for torchmetrics that takes features as they are, ``(n, width)``."""
     from torch.nn import Identity
 
-    network = Identity()
-    network.num_features = width
-    return network
+    class Given(Identity):
+        num_features = width
+
+    return Given()
 
 
 def _double():
@@ -207,27 +209,24 @@ class ReferenceDistance(FeatureDistance):
         if why:
             return Figure(None, n=count.judged, failed=count.failed, why=why)
         value = self.estimate(lambda p: self.distance(own.of(p), reference), own.prompts, self.floor)
-        figure = {"n": count.judged, "failed": count.failed}
+        figure = Figure(value.value, value.low, value.high, n=count.judged, failed=count.failed)
         unusable = Tally(len(original.vectors), original.failed).refusal(evidence.failure_limit, "original images")
         shared = own.keys.intersection(original.keys)
         if unusable or len(shared) < self.least or not (own.keys.is_unique and original.keys.is_unique):
-            return Figure(value.value, value.low, value.high, **figure)
+            return figure
         here, there = own.at(shared), original.at(shared)
         gap = self.estimate(
             lambda p: self.distance(here.of(p), reference) - self.distance(there.of(p), reference),
             here.prompts,
             -math.inf,
         )
-        return Figure(
-            value.value,
-            value.low,
-            value.high,
+        return replace(
+            figure,
             original=self.distance(original.vectors, reference),
             difference=gap.value,
             difference_low=gap.low,
             difference_high=gap.high,
             p_value=gap.p_value,
-            **figure,
         )
 
 

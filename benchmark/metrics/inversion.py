@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -31,30 +31,33 @@ from overpaint.metrics.outcomes import Tally, clusters, has_readings
 from overpaint.report.resampling import bootstrap_test, limits
 from overpaint.report.statistics import DRAWS, LEVEL
 
-
-class Moments(NamedTuple):
-    """Mean and population standard deviation: two numbers, or two arrays (draws,) of resampled ones."""
-
-    mean: float | NDArray
-    deviation: float | NDArray
+#: A number, or an array (draws,) of resampled ones.
+Number = TypeVar("Number", float, NDArray)
 
 
-def moments(values: ArrayLike) -> Moments:
+class Moments(NamedTuple, Generic[Number]):
+    """Mean and population standard deviation."""
+
+    mean: Number
+    deviation: Number
+
+
+def moments(values: ArrayLike) -> Moments[float]:
     values = np.asarray(values, float)
     return Moments(float(values.mean()), float(values.std()))
 
 
-def normal_moments(dimensions: int) -> Moments:
+def normal_moments(dimensions: int) -> Moments[float]:
     """Moments of the negative log-likelihood of N(0, I) samples, ½χ²_D + D/2 ln 2π."""
     return Moments(dimensions / 2 * (1 + math.log(2 * math.pi)), math.sqrt(dimensions / 2))
 
 
-def wasserstein(one: Moments, other: Moments) -> Any:
-    """Squared 2-Wasserstein distance between two normals: a number, or an array (draws,) of resampled ones."""
+def wasserstein(one: Moments[Number], other: Moments[float]) -> Number:
+    """Squared 2-Wasserstein distance between two normals."""
     return (one.mean - other.mean) ** 2 + (one.deviation - other.deviation) ** 2
 
 
-def likelihood_distance(concept: Moments, ordinary: Moments, normal: Moments) -> Any:
+def likelihood_distance(concept: Moments[Number], ordinary: Moments[Number], normal: Moments[float]) -> Number:
     """d: the distance of the concept's start noises from N(0, I), divided by that of ordinary images."""
     return wasserstein(concept, normal) / wasserstein(ordinary, normal)
 
@@ -100,10 +103,12 @@ class Reading(AttackMetric):
     def sampled(self, evidence: Evidence, frame: FrameName, role: str) -> tuple[Figure, NDArray]:
         """The figure of one role of images, and its values (draws,) for resampled prompts."""
         names = (role, *self.beside)
-        tables, failures = zip(*(_table(evidence.images_of(name, frame=frame), self.column) for name in names))
+        tables, failures = zip(
+            *(_table(evidence.images_of(name, frame=frame), self.column) for name in names), strict=True
+        )
         own = tables[0]
         undefined = Figure(None, n=len(own), failed=sum(failures), against="control")
-        for name, table, failed in zip(names, tables, failures):
+        for name, table, failed in zip(names, tables, failures, strict=True):
             if why := Tally(len(table), failed).refusal(evidence.failure_limit, f"{name} pictures"):
                 return replace(undefined, why=why), np.empty(0)
         dimensions = int(own["dimensions"].iloc[0])
@@ -118,7 +123,7 @@ class Reading(AttackMetric):
             figure = replace(figure, low=min(low, value), high=max(high, value))
         return figure, spread
 
-    def value(self, dimensions: int, own: Moments, *beside: Moments) -> Any:
+    def value(self, dimensions: int, own: Moments[Number], *beside: Moments[Number]) -> Number:
         """The figure from the moments of these images' readings and of those of the roles in ``beside``."""
         return own.mean
 
@@ -131,8 +136,9 @@ class LikelihoodDistance(Reading):
     column = "nll"
     beside = ("ordinary",)
 
-    def value(self, dimensions: int, own: Moments, *beside: Moments) -> Any:
-        return likelihood_distance(own, beside[0], normal_moments(dimensions))
+    def value(self, dimensions: int, own: Moments[Number], *beside: Moments[Number]) -> Number:
+        (ordinary,) = beside
+        return likelihood_distance(own, ordinary, normal_moments(dimensions))
 
 
 class LikelihoodDistanceFloor(LikelihoodDistance):
@@ -168,7 +174,7 @@ def _table(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, int]:
     return table[table["value"].notna()].reset_index(drop=True), int(value.isna().sum())
 
 
-def _resampled(table: pd.DataFrame, seed: int) -> Moments:
+def _resampled(table: pd.DataFrame, seed: int) -> Moments[NDArray]:
     """Moments (draws,) of resampled prompts. Equal seeds draw equal prompts from tables of equal size."""
     centre = table["value"].mean()
     off = table["value"] - centre

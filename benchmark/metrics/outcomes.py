@@ -127,8 +127,15 @@ def compare(
     if why := "; ".join(filter(None, reasons)):
         return Figure(None, n=count.judged, failed=count.failed, against=against, why=why)
     own = share(these)
-    figure = Figure(own.value, own.low, own.high, n=count.judged, failed=count.failed, against=against)
-    figure = replace(figure, outcomes=kept(these, those))
+    figure = Figure(
+        own.value,
+        own.low,
+        own.high,
+        n=count.judged,
+        failed=count.failed,
+        against=against,
+        outcomes=kept(these, those),
+    )
     if those is None or tally(those).refusal(limit, what) or ("stratum" in those and unjudged(those)):
         return figure
     gap, other = difference(these, those), share(those).value

@@ -124,8 +124,8 @@ class RelearningCurve(AttackMetric):
         kept = np.random.default_rng(1).random((DRAWS, mine.shape[1])) < 0.5
         kept = np.vstack([np.ones((1, mine.shape[1]), bool), kept])
         one, two = (_ratio(k @ mine + ~k @ theirs) for k in (kept, ~kept))
-        halves = np.full(len(kept), known)
-        gaps = np.abs(self.value(one, steps, halves) - self.value(two, steps, halves))
+        level = np.full(len(kept), known)
+        gaps = np.abs(self.value(one, steps, level) - self.value(two, steps, level))
         return float((gaps >= gaps[0] - 1e-12).mean())
 
 
@@ -158,7 +158,7 @@ class RelearnArea(RelearningCurve):
     def interval(self, values: NDArray, prompts: int) -> tuple[float | None, float | None]:
         """The resampled interval or, if all resampled areas are equal, Wilson's with prompts as observations."""
         low, high = _held(values)
-        return wilson(float(values[0]) * prompts, prompts) if low is None else (low, high)
+        return wilson(float(values[0]) * prompts, prompts) if low is None or high is None else (low, high)
 
 
 def _relearnt(evidence: Evidence, frame: FrameName) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,8 @@ def similarity(images: Sequence[Image | None], originals: Sequence[Image | None]
             torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255).permute(2, 0, 1)[None]
             for picture in (image, original)
         )
-        rows.append((float(((a - b) ** 2).mean()), float(ssim(a, b, data_range=1.0))))
+        similar = cast("torch.Tensor", ssim(a, b, data_range=1.0))  # a tuple only if more is asked for
+        rows.append((float(((a - b) ** 2).mean()), float(similar)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

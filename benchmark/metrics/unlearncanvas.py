@@ -103,8 +103,8 @@ def unlearncanvas_scores(
     leave them out of the arrays.
     """
     accuracy = {
-        "style": dict(zip(themes, np.asarray(style_hits, float).mean(axis=(1, 2)))),
-        "object": dict(zip(objects, np.asarray(object_hits, float).mean(axis=(0, 2)))),
+        "style": dict(zip(themes, np.asarray(style_hits, float).mean(axis=(1, 2)), strict=True)),
+        "object": dict(zip(objects, np.asarray(object_hits, float).mean(axis=(0, 2)), strict=True)),
     }
     if not include_seed_images:
         accuracy["style"].pop(seed_images, None)

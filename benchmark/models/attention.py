@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+
 
 @contextmanager
-def recorded_maps(layers: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
+def recorded_maps(layers: Mapping[str, Attention]) -> Iterator[dict[str, torch.Tensor]]:
     """Collect softmax(QKᵀ/√d), (batch, heads, pixels, tokens) in at least float32, of diffusers attention layers by name.
 
     Each forward inside the block overwrites the maps of the last one. The maps carry gradients where the network does.

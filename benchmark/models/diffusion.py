@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy, deepcopy
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ from PIL import Image
 
 from overpaint.errors import UserError, unknown
 from overpaint.models.attention import recorded_maps
-from overpaint.models.guidance import Guidance
+from overpaint.models.guidance import Guidance, GuidanceMaker
 from overpaint.models.parameters import ROLES, Parameter, Projection, TextLayer, owners
-from overpaint.models.token_tables import ExtendedTable, GivenEmbeddings, extended_tokenizer
+from overpaint.models.token_tables import ExtendedTable, GivenEmbeddings, TextEncoder, TokenTable, extended_tokenizer
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -56,6 +56,19 @@ class Segment(NamedTuple):
     width: int
 
 
+class Sampling(TypedDict, total=False):
+    """Keyword arguments of `DiffusionModel.sample`, which describes them."""
+
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    size: int | None
+    batch_size: int
+    negative_prompt: str
+    embeds: torch.Tensor | None
+    on_batch: Callable[[int], None] | None
+
+
 class DiffusionModel:
     """A latent diffusion model of the SD 1 / SD 2 family: one CLIP text encoder, a UNet with cross-attention.
 
@@ -76,7 +89,7 @@ class DiffusionModel:
     components: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
     causal: ClassVar[bool] = True
 
-    def __init__(self, pipeline):
+    def __init__(self, pipeline: Any):
         said = pipeline.scheduler.config.prediction_type
         if said not in PREDICTIONS:
             raise unknown("prediction_type", said, PREDICTIONS, "the model's scheduler")
@@ -87,7 +100,7 @@ class DiffusionModel:
             part.requires_grad_(False).eval()
         if self.device.type == "cpu":
             self.denoiser.to(memory_format=torch.channels_last)
-        self.guidance: Callable[..., Guidance] = Guidance
+        self.guidance: GuidanceMaker = Guidance
 
     def check(self) -> None:
         """Raise a `UserError` if the parts do not fit each other."""
@@ -127,7 +140,7 @@ class DiffusionModel:
         return self.denoiser.config.sample_size * self.pixels_per_latent
 
     @property
-    def text_encoders(self) -> list[Any]:
+    def text_encoders(self) -> list[TextEncoder]:
         """All text encoders; `tokenizer` belongs to the first one."""
         return [self.text_encoder]
 
@@ -251,7 +264,7 @@ class DiffusionModel:
             UserError: A text is too long and ``truncate`` is off. A truncated concept name would be another concept.
         """
         ids = self.tokenizer(list(texts), padding="max_length", max_length=self.tokens, truncation=truncate).input_ids
-        for text, row in zip(texts, ids):
+        for text, row in zip(texts, ids, strict=True):
             if len(row) > self.tokens:
                 raise UserError(f"prompt has {len(row)} tokens, the model takes {self.tokens}: {text!r}")
         return torch.tensor(ids, device=self.device)
@@ -319,7 +332,7 @@ class DiffusionModel:
 
     def token_embeddings(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows (n, tokens, width) of the token table for ids (n, tokens), learned words included."""
-        parts = zip(self.text_encoders, self.encoder_ids(ids))
+        parts = zip(self.text_encoders, self.encoder_ids(ids), strict=True)
         return torch.cat([encoder.get_input_embeddings()(own) for encoder, own in parts], dim=-1)
 
     def encode_embeddings(self, embeddings: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -331,17 +344,17 @@ class DiffusionModel:
             return self.encode_ids(ids)
 
     @contextmanager
-    def _tables(self, stand_in: Callable[[Any, slice], torch.nn.Module]) -> Iterator[None]:
+    def _tables(self, stand_in: Callable[[TokenTable, slice], torch.nn.Module]) -> Iterator[None]:
         """Replace each encoder's token table by ``stand_in(table, its columns of token_table)`` inside the block."""
         plain, start = [encoder.get_input_embeddings() for encoder in self.text_encoders], 0
         try:
-            for encoder, table in zip(self.text_encoders, plain):
+            for encoder, table in zip(self.text_encoders, plain, strict=True):
                 width = table.weight.shape[1]
                 encoder.set_input_embeddings(stand_in(table, slice(start, start + width)))
                 start += width
             yield
         finally:
-            for encoder, table in zip(self.text_encoders, plain):
+            for encoder, table in zip(self.text_encoders, plain, strict=True):
                 encoder.set_input_embeddings(table)
 
     @contextmanager
@@ -458,7 +471,9 @@ class DiffusionModel:
 
     # --- pixels ------------------------------------------------------------------------------------------------
 
-    def to_latents(self, images: Sequence[Image.Image], generator: torch.Generator | None = None) -> torch.Tensor:
+    def to_latents(
+        self, images: Sequence[Image.Image | None], generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         """Scaled latents of PIL images: the posterior mean, or a draw from the posterior if a generator is given."""
         return self.pixels_to_latents(self._pixels(images), generator)
 
@@ -468,15 +483,16 @@ class DiffusionModel:
         latents = posterior.mean if generator is None else posterior.sample(generator)
         return (latents * self.vae.config.scaling_factor).to(self.dtype)
 
-    def posterior(self, images: Sequence[Image.Image], black: float = -1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    def posterior(self, images: Sequence[Image.Image | None], black: float = -1.0) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation (n, c, h, w) of the scaled latents of PIL images; pixels run from ``black`` to 1."""
         posterior, scale = self._posterior(self._pixels(images, black)), self.vae.config.scaling_factor
         return (posterior.mean * scale).to(self.dtype), (posterior.std * scale).to(self.dtype)
 
-    def _pixels(self, images: Sequence[Image.Image], black: float = -1.0) -> torch.Tensor:
-        if any(image is None for image in images):
+    def _pixels(self, images: Sequence[Image.Image | None], black: float = -1.0) -> torch.Tensor:
+        finite = [image for image in images if image is not None]
+        if len(finite) < len(images):
             raise UserError("cannot encode a failed picture: its pixels were non-finite when it was made")
-        pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images])
+        pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in finite])
         pixels = pixels / (255 / (1 - black)) + black
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
@@ -490,7 +506,7 @@ class DiffusionModel:
             pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
         finite = pixels.isfinite().flatten(1).all(dim=1).tolist()
         array = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(image) if made else None for image, made in zip(array, finite)]
+        return [Image.fromarray(image) if made else None for image, made in zip(array, finite, strict=True)]
 
     def noise(self, seeds: Sequence[int], size: int | None = None) -> torch.Tensor:
         """Start noise (n, c, h, w), drawn by one CPU generator a seed so that it depends on nothing but the seed."""
@@ -500,6 +516,21 @@ class DiffusionModel:
         shape = (1, self.denoiser.config.in_channels, side, side)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
         return torch.cat(drawn).to(self.device, self.dtype)
+
+    @overload
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        keep_failed: Literal[False] = ...,
+        **how: Unpack[Sampling],
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def sample(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, keep_failed: bool, **how: Unpack[Sampling]
+    ) -> list[Image.Image | None]: ...
 
     def sample(
         self,
@@ -515,7 +546,7 @@ class DiffusionModel:
         embeds: torch.Tensor | None = None,
         on_batch: Callable[[int], None] | None = None,
         keep_failed: bool = False,
-    ) -> list[Image.Image | None]:
+    ) -> list[Image.Image] | list[Image.Image | None]:
         """Images for prompts and seeds (one each). An image depends on its prompt and seed, not on its batch.
 
         Over-long prompts are truncated (`too_long` counts them), as in diffusers and published protocols.

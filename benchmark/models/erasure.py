@@ -109,11 +109,14 @@ class Erasure:
         for erasure in self.sequence:
             for name, change in erasure.changes.items():
                 start = found.get(name, self.base.get(name))
-                if start is None and isinstance(change, LowRank):
+                if isinstance(change, Replacement):
+                    found[name] = change.tensor
+                elif start is not None:
+                    found[name] = change.apply(start)
+                else:
                     raise UserError(
                         "this erasure stores low-rank changes: attach it to its model to see the changed tensors"
                     )
-                found[name] = change.tensor if isinstance(change, Replacement) else change.apply(start)
         return found | {f"{below}{name}": t for below, erasure in self._levels() for name, t in erasure.parts.items()}
 
     def after(self, before: Erasure) -> Erasure:
@@ -137,7 +140,7 @@ class Erasure:
         return [("before:" * depth, erasure) for depth, erasure in enumerate(reversed(self.sequence))]
 
     def _stored(self) -> dict[str, torch.Tensor]:
-        stored = {}
+        stored: dict[str, torch.Tensor] = {}
         for below, erasure in self._levels():
             for name, change in erasure.changes.items():
                 stored |= {f"{below}{key}": tensor for key, tensor in change.stored(name).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 
@@ -38,13 +38,32 @@ class Guidance:
         self.model, self.scale, self.prompts = model, scale, prompts
         self.positive, self.negative = positive, negative
 
-    def __call__(self, latents: torch.Tensor, timestep, step: int) -> torch.Tensor:
-        """The composed prediction (b, c, h, w) for latents (b, c, h, w) at a time, which is number ``step`` of the sampler."""
+    def __call__(self, latents: torch.Tensor, timestep, step: float) -> torch.Tensor:
+        """The composed prediction (b, c, h, w) for latents (b, c, h, w) at a time, which is number ``step`` of the sampler.
+
+        Guards reset their state at step 0. An attack without a sampler passes any other number.
+        """
         if self.scale <= 1:
             return self.model.predict(latents, timestep, self.positive)
         both = torch.cat([self.negative, self.positive])
         unconditional, conditional = self.model.predict(torch.cat([latents] * 2), timestep, both).chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
+
+
+class GuidanceMaker(Protocol):
+    """Makes the guidance of each batch of images: `Guidance` itself, or a `Guard`. Arguments are those of `Guidance`."""
+
+    @property
+    def guard(self) -> Guard | None: ...
+
+    def __call__(
+        self,
+        model: DiffusionModel,
+        positive: torch.Tensor,
+        negative: torch.Tensor,
+        scale: float,
+        prompts: Sequence[str] | None = None,
+    ) -> Guidance: ...
 
 
 class Guard(ABC):

@@ -10,6 +10,7 @@ import torch
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel, Ids, Segment
 from overpaint.models.parameters import owners
+from overpaint.models.token_tables import TextEncoder
 
 
 class SDXLModel(DiffusionModel):
@@ -24,7 +25,7 @@ class SDXLModel(DiffusionModel):
     family = "sdxl"
     components = (*DiffusionModel.components, "tokenizer_2", "text_encoder_2")
 
-    def __init__(self, pipeline):
+    def __init__(self, pipeline: Any):
         if pipeline.text_encoder is None:
             raise UserError(
                 "this SDXL pipeline has one text encoder, as refiners do; overpaint supports base models only"
@@ -39,7 +40,7 @@ class SDXLModel(DiffusionModel):
             self.vae.float()  # its activations overflow in half precision
 
     @property
-    def text_encoders(self) -> list[Any]:
+    def text_encoders(self) -> list[TextEncoder]:
         return [self.text_encoder, self.text_encoder_2]
 
     @property
@@ -58,12 +59,14 @@ class SDXLModel(DiffusionModel):
         """Position (n,) of the first end token."""
         return (ids == self.tokenizer.eos_token_id).int().argmax(dim=1)
 
-    def encode_ids(self, ids: Ids, mask: None = None) -> torch.Tensor:
+    def encode_ids(self, ids: Ids, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Encodings (n, tokens + 1, columns) of padded ids (n, tokens); differentiable in the encoders' parameters."""
         if mask is not None:
             raise ValueError("SDXL's encoders run without an attention mask")
         each = self._one_each(ids)
-        first, second = (encoder(own, output_hidden_states=True) for encoder, own in zip(self.text_encoders, each))
+        first, second = (
+            encoder(own, output_hidden_states=True) for encoder, own in zip(self.text_encoders, each, strict=True)
+        )
         rows = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         # for old configurations transformers takes the highest id as the end token, which a learned word would be
         ends = second.last_hidden_state[torch.arange(len(rows), device=rows.device), self._ends(each[0])]

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any, Protocol
 
 import torch
 
 from overpaint.errors import UserError
+
+
+class TokenTable(Protocol):
+    """The input embeddings of a text encoder: ``weight`` (words, width), read for ids (batch, tokens)."""
+
+    weight: torch.Tensor
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor: ...
+
+
+class TextEncoder(Protocol):
+    """What a model uses of a text encoder of the transformers library."""
+
+    config: Any
+
+    def __call__(self, ids: torch.Tensor, **options: Any) -> Any: ...
+
+    def get_input_embeddings(self) -> TokenTable: ...
+
+    def set_input_embeddings(self, table: Any) -> None: ...
 
 
 class GivenEmbeddings(torch.nn.Module):
@@ -24,7 +45,7 @@ class GivenEmbeddings(torch.nn.Module):
 class ExtendedTable(torch.nn.Module):
     """A token table with extra rows behind the ``known`` ids. Only the extra rows, cut to ``columns``, can be learned."""
 
-    def __init__(self, weight: torch.nn.Parameter, known: int, rows: Sequence[torch.Tensor], columns: slice):
+    def __init__(self, weight: torch.Tensor, known: int, rows: Sequence[torch.Tensor], columns: slice):
         super().__init__()
         self.weight, self.known, self.rows, self.columns = weight, known, list(rows), columns
 

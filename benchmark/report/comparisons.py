@@ -29,7 +29,7 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
             chosen = column.chosen(part, view.rows)
             if not chosen.empty:
                 head = f"{name} {ARROWS[chosen['direction'].iloc[0]]}"
-                shown[head] = dict(zip(methods, _ranks(chosen, methods, outcomes)))
+                shown[head] = dict(zip(methods, _ranks(chosen, methods, outcomes), strict=True))
                 ranks[head] = [shown[head][m].value for m in methods]
         if not shown or len(methods) < 2:
             continue
@@ -61,7 +61,7 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
             why = "no prompt was judged for every method"
     entries = {
         m: Entry(e.value, e.low, e.high, "rank", e.n, e.failed, why=why if e.value is None else "")
-        for m, e in zip(present, found)
+        for m, e in zip(present, found, strict=True)
     }
     return [entries.get(m, Entry(None, unit="rank", why="not measured")) for m in methods]
 
@@ -73,8 +73,8 @@ def _agreement(title: str, ranks: dict[str, list[float | None]]) -> Table:
     for one in names:
         entries: list[Entry | None] = []
         for other in names:
-            both = [(a, b) for a, b in zip(ranks[one], ranks[other]) if a is not None and b is not None]
-            found = statistics.kendall_tau_b(*zip(*both)) if len(both) > 1 else Estimate(None)
+            both = [(a, b) for a, b in zip(ranks[one], ranks[other], strict=True) if a is not None and b is not None]
+            found = statistics.kendall_tau_b(*zip(*both, strict=True)) if len(both) > 1 else Estimate(None)
             why = "" if found.value is not None else "fewer than two different ranks"
             entries.append(Entry(found.value, unit="correlation", n=len(both), why=why) if one != other else None)
         rows.append(Row((one,), entries))
@@ -100,7 +100,7 @@ def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Tab
                 ]
             )
             shown: dict[tuple[str, str], Entry] = {}
-            for ((a, b), (e, why)), mark in zip(found.items(), said):
+            for ((a, b), (e, why)), mark in zip(found.items(), said, strict=True):
                 shown[a, b] = _difference(e, why, mark, first["unit"])
                 turned = e._replace(value=_minus(e.value), low=_minus(e.high), high=_minus(e.low))
                 shown[b, a] = _difference(turned, why, mark, first["unit"])

@@ -53,7 +53,7 @@ def marks(tests: Sequence[Compared | None]) -> list[Mark]:
         places = [i for i, t in enumerate(tests) if t is not None and t.p_value is not None and t.primary == primary]
         chosen = [test for i in places if (test := tests[i]) is not None]
         differs, equal = (correct(p).p_values for p in ([t.p_value for t in chosen], [t.p_equivalence for t in chosen]))
-        for place, p, q in zip(places, differs, equal):
+        for place, p, q in zip(places, differs, equal, strict=True):
             says = DIFFERS if p is not None and p < SIGNIFICANCE else ""
             if not says and q is not None and q < SIGNIFICANCE:
                 says = EQUAL

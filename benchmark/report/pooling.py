@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -31,8 +32,9 @@ class Outcomes:
     """Outcomes of records (`overpaint.report.records.OUTCOME_COLUMNS` and ``artefact``), looked up by record."""
 
     def __init__(self, frame: pd.DataFrame | None = None):
-        known = frame is not None and len(frame)
-        self._by_record = dict(tuple(frame.groupby(["artefact", "metric"], sort=False))) if known else {}
+        self._by_record: dict[Any, pd.DataFrame] = {}
+        if frame is not None and len(frame):
+            self._by_record = dict(tuple(frame.groupby(["artefact", "metric"], sort=False)))
 
     def of(self, record: pd.Series) -> pd.DataFrame | None:
         """The outcomes of one record, or ``None`` where they were not stored."""
@@ -82,19 +84,17 @@ def _tests(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
     """The p-values of a difference: its own, or those that its interval gives at a normal distribution."""
     if gap.p_value is not None:
         return gap.p_value, gap.p_equivalence
-    if gap.value is None or gap.low is None or gap.high is None:
+    middle, low, high = gap.value, gap.low, gap.high
+    if middle is None or low is None or high is None:
         return None, None
 
     def beyond(value: float) -> float:
         """The one-sided p-value of "the difference is on the other side of value", from the half-width towards it."""
-        half = (gap.value - gap.low) if gap.value > value else (gap.high - gap.value)
-        error = half / NORMAL
-        return (
-            0.5 * math.erfc(abs(gap.value - value) / error / math.sqrt(2)) if error > 0 else float(gap.value == value)
-        )
+        error = ((middle - low) if middle > value else (high - middle)) / NORMAL
+        return 0.5 * math.erfc(abs(middle - value) / error / math.sqrt(2)) if error > 0 else float(middle == value)
 
     margin = statistics.MARGIN
-    inside = abs(gap.value) < margin
+    inside = abs(middle) < margin
     same = max(beyond(-margin), beyond(margin)) if inside else 1.0
     return min(2 * beyond(0.0), 1.0), same if unit == "fraction" else None
 
@@ -132,8 +132,8 @@ def _over_seeds(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Estima
 
 def _between(own: list[Estimate], mean: Estimate) -> Estimate:
     """The mean of several seeds' records without outcomes: Student's t over them, or their joint interval if wider."""
-    spread = statistics.mean([e.value for e in own])
-    if spread.low is None:
+    spread = statistics.mean([e.value for e in own if e.value is not None])
+    if mean.value is None or spread.low is None or spread.high is None:
         return mean
     low, high = (limit if limit is not None else mean.value for limit in (mean.low, mean.high))
     return mean._replace(low=min(low, spread.low), high=max(high, spread.high))
@@ -155,7 +155,9 @@ def _from_outcomes(figures: pd.DataFrame, field: str, outcomes: Outcomes, value:
 def _estimate(record: pd.Series, field: str) -> Estimate:
     """One field of a record as an estimate."""
     numbers = [None if pd.isna(record[name]) else float(record[name]) for name in FIELDS[field]]
-    found = Estimate(*numbers, n=int(record["n"]), failed=int(record["failed"]))
+    found = Estimate(numbers[0], n=int(record["n"]), failed=int(record["failed"]))
+    if len(numbers) > 1:
+        found = found._replace(low=numbers[1], high=numbers[2])
     if field == "difference" and not pd.isna(record["p_value"]):
         same = record.get("p_equivalence")
         return found._replace(p_value=float(record["p_value"]), p_equivalence=None if pd.isna(same) else float(same))

@@ -82,7 +82,9 @@ def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
     records = records.astype({name: object for name in (*CELL, "settings", "given", "versions")})
     without = records["settings"].isna()
     labels = records.loc[without, CELL].where(records.loc[without, CELL].notna(), None)
-    records.loc[without, "settings"] = [settings_hash(dict(zip(CELL, map(_plain, row)))) for row in labels.to_numpy()]
+    records.loc[without, "settings"] = [
+        settings_hash(dict(zip(CELL, map(_plain, row), strict=True))) for row in labels.to_numpy()
+    ]
     for name in ("method", "attack"):
         records[f"{name}_name"] = records[f"{name}_name"].astype(object).fillna(records[name])
     for name in ("given", "versions"):
@@ -102,9 +104,9 @@ def _current(records: pd.DataFrame) -> pd.Series:
     and metric; the oldest, without a detector, by any with one.
     """
     figures = records[[*(name for name in CELL if name != "metrics"), "metric"]].astype(object)
-    figures = figures.where(figures.notna(), None).apply(tuple, axis=1)
+    named = figures.where(figures.notna(), None).apply(tuple, axis=1)
     old, unjudged = records["settings"].isna(), records["aggregation"].isna()
-    superseded = (old & figures.isin(set(figures[~old]))) | (unjudged & figures.isin(set(figures[~unjudged])))
+    superseded = (old & named.isin(set(named[~old]))) | (unjudged & named.isin(set(named[~unjudged])))
     known = _with_identity(records)
     versions = [json.loads(text) for text in known["versions"]]
     names = sorted({name for found in versions for name in found})

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 #: Effective hits up to which a share's limit is that of a Poisson count.
 RARE = 3
@@ -154,7 +154,7 @@ def difference_score(of: Sample, difference: NDArray) -> NDArray:
     return _score(of, v, 2 * likeliest + v * (1 - v))
 
 
-def independent(mean: NDArray, size: NDArray, up: NDArray | None = None, down: NDArray | None = None) -> Sample:
+def independent(mean: ArrayLike, size: ArrayLike, up: ArrayLike | None = None, down: ArrayLike | None = None) -> Sample:
     """Data sets of ``size`` independent observations, from their means (or shares of 1 and -1) alone."""
     mean = np.atleast_1d(np.asarray(mean, float))
     size = np.broadcast_to(np.asarray(size, float), mean.shape)
@@ -192,9 +192,10 @@ def unpaired_score(one: Sample, other: Sample, difference: NDArray) -> NDArray:
 def unpaired_interval(one: Sample, other: Sample, level: float) -> tuple[NDArray, NDArray]:
     """Limits ``(sets,)`` of unpaired differences."""
     gap, far = one.mean - other.mean, np.maximum(reach(one, level), reach(other, level))
-    return tuple(
+    low, high = (
         _limit(lambda v: unpaired_score(one, other, v), gap, np.full_like(gap, end), far) for end in (-1.0, 1.0)
     )
+    return low, high
 
 
 def _score(of: Sample, value: NDArray, variance: NDArray) -> NDArray:
@@ -247,9 +248,10 @@ def share_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
 def difference_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
     """Limits ``(sets,)`` of paired differences."""
     far = reach(of, level)
-    return tuple(
+    low, high = (
         _limit(lambda v: difference_score(of, v), of.mean, np.full_like(of.mean, end), far) for end in (-1.0, 1.0)
     )
+    return low, high
 
 
 def _limit(score: Score, inside: NDArray, outside: NDArray, far: NDArray) -> NDArray:

@@ -148,8 +148,9 @@ def _difference(
     """The estimate with its interval and the two tests, all from one score."""
     below, zero, above = (score(np.array([v])) for v in (-margin, 0.0, margin))
     same = max(float(scores.p_value(of, z, sides=1)[0]) for z in (below, -above))
-    tests = {"p_value": float(scores.p_value(of, zero)[0]), "p_equivalence": same}
-    return found._replace(low=float(interval[0][0]), high=float(interval[1][0]), **tests)
+    p_value = float(scores.p_value(of, zero)[0])
+    low, high = (float(limit[0]) for limit in interval)
+    return found._replace(low=low, high=high, p_value=p_value, p_equivalence=same)
 
 
 def unpaired_difference(
@@ -214,10 +215,8 @@ def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
     found = Estimate(value, n=sum(e.n for e in estimates), failed=sum(e.failed for e in estimates))
     if any(e.low is None or e.high is None for e in estimates):
         return found
-    below, above = (
-        np.array([abs(e.value - limit) for e, limit in zip(estimates, side)])
-        for side in ([e.low for e in estimates], [e.high for e in estimates])
-    )
+    limits_of = [e.low for e in estimates], [e.high for e in estimates]
+    below, above = (np.abs(values - np.array(side, float)) for side in limits_of)
     low, high = (float(np.sqrt((side**2).sum())) / len(values) for side in (below, above))
     errors = (below + above) / 2 / NORMAL
     return found._replace(low=value - low, high=value + high, spread=spread(values, errors))
@@ -335,7 +334,7 @@ def _adjusted(p_values: Sequence[float | None], method: str, level: float) -> Ad
     rejected: list[bool | None] = [None] * len(p_values)
     if defined:
         outcome = multipletests([p_values[i] for i in defined], alpha=1 - level, method=method)
-        for i, reject, p in zip(defined, outcome[0], outcome[1]):
+        for i, reject, p in zip(defined, outcome[0], outcome[1], strict=True):
             adjusted[i], rejected[i] = float(p), bool(reject)
     return Adjusted(adjusted, rejected)
 
@@ -376,11 +375,12 @@ def rogan_gladen(apparent: float | None, sensitivity: float, specificity: float,
 
 def harmonic_mean(*terms: float | None) -> Harmonic:
     """Harmonic mean; 0 as soon as a term is not positive, undefined as soon as one is undefined."""
-    if not terms or any(t is None or math.isnan(t) for t in terms):
+    known = [t for t in terms if t is not None and not math.isnan(t)]
+    if not terms or len(known) < len(terms):
         return Harmonic(None, terms)
-    if any(t <= 0 for t in terms):
+    if any(t <= 0 for t in known):
         return Harmonic(0.0, terms)
-    return Harmonic(len(terms) / sum(1 / t for t in terms), terms)
+    return Harmonic(len(known) / sum(1 / t for t in known), terms)
 
 
 def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tuple[NDArray, NDArray]:
@@ -425,7 +425,9 @@ def rank_intervals(
     ranks = rankdata((picks @ table.T / prompts).round(12), method="min", axis=1)
     own = rankdata(table.mean(axis=1).round(12), method="min")
     limits = np.percentile(ranks, [50 * (1 - level), 50 * (1 + level)], axis=0, method="nearest")
-    return [Estimate(float(r), float(a), float(b), n=prompts, failed=failed) for r, a, b in zip(own, *limits)]
+    return [
+        Estimate(float(r), float(a), float(b), n=prompts, failed=failed) for r, a, b in zip(own, *limits, strict=True)
+    ]
 
 
 def power_of_paired_difference(

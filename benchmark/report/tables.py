@@ -3,8 +3,9 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
@@ -89,7 +90,9 @@ def _several(records: pd.DataFrame, settings: Iterable[str]) -> list[str]:
 def _under(settings: Iterable[str], values: Iterable) -> str:
     """``, budget lite, seed 1``: what tells a table from those of other settings, where it is known."""
     said = (
-        f"{value}" if name == GIVEN else f"{name} {value}" for name, value in zip(settings, values) if _known(value)
+        f"{value}" if name == GIVEN else f"{name} {value}"
+        for name, value in zip(settings, values, strict=True)
+        if _known(value)
     )
     return "".join(f", {text}" for text in said)
 
@@ -113,7 +116,7 @@ def every_figure(records: pd.DataFrame, view: View) -> Iterator[Table]:
         found: dict = {}
         for method in methods:
             places = list(part.index[part["method"] == method])
-            found |= dict(zip(places, marks([tests[i] for i in places])))
+            found |= dict(zip(places, marks([tests[i] for i in places]), strict=True))
         rows = []
         for facet in dict.fromkeys([*facets(), *part["facet"]]):
             of_facet = part[part["facet"] == facet]
@@ -129,7 +132,7 @@ def every_figure(records: pd.DataFrame, view: View) -> Iterator[Table]:
         yield Table(title, ("facet", "figure"), methods, rows, notes)
 
 
-def _counted(tests: Mapping[int, Compared | None], places: Iterable[int]) -> int:
+def _counted(tests: Mapping[Hashable, Compared | None], places: Iterable[Hashable]) -> int:
     return sum(tests[i] is not None for i in places)
 
 
@@ -179,9 +182,9 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         owners = {name: part[part[view.rows] == name]["method"].iloc[0] for name in names}
         rows, largest = _with_marks(columns, names, owners)
         concepts, seeds = list(dict.fromkeys(part["concepts"])), sorted(part["seed"].dropna().unique())
-        method = [value for name, value in zip(view.blocks, by) if name == "method"]
+        method = [str(value) for name, value in zip(view.blocks, by, strict=False) if name == "method"]
         over = ("mean over " if len(concepts) > 1 else "") + ", ".join(concepts)
-        title = f"{' on '.join([*method, model])}{_under(several, by[len(view.blocks) :])}: {over}"
+        title = f"{' on '.join([*method, str(model)])}{_under(several, by[len(view.blocks) :])}: {over}"
         notes = [_over(concepts, seeds), families_said(largest, view.primary)]
         yield Table(title, (view.rows,), list(columns), rows, notes)
 
@@ -196,7 +199,8 @@ def _means(
     chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes
 ) -> dict[str, tuple[Entry, Compared | None]]:
     """By row, the mean of a column's figures and its test."""
-    column, most, cells = view.columns[title], chosen["concepts"].nunique(), {}
+    column, most = view.columns[title], chosen["concepts"].nunique()
+    cells: dict[Any, tuple[Entry, Compared | None]] = {}
     for name, figures in chosen.groupby(view.rows, sort=False):
         found = pooled(figures, column.field, outcomes)
         if found is None:
@@ -231,11 +235,11 @@ def _with_marks(
 ) -> tuple[list[Row], list[Compared | None]]:
     """The rows of a table with their marks, and the tests of its largest family; a family is a method's."""
     largest: list[Compared | None] = []
-    found = {}
+    found: dict[tuple[str, str], Mark] = {}
     for owner in dict.fromkeys(owners.values()):
         places = [(n, c) for n in names if owners[n] == owner for c in columns if n in columns[c]]
         tests = [columns[c][n][1] for n, c in places]
-        found |= dict(zip(places, marks(tests)))
+        found |= dict(zip(places, marks(tests), strict=True))
         largest = max(largest, [t for t in tests if t], key=len)
     rows = [
         Row((n,), [replace(columns[c][n][0], mark=found[n, c]) if n in columns[c] else None for c in columns])

@@ -39,7 +39,7 @@ class WandB:
         quiet = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
         axes = [*CELL, "settings"] if "settings" in records else CELL
         for values, figures in records.groupby(axes, sort=False, dropna=False):
-            cell = {name: None if pd.isna(value) else value for name, value in zip(axes, values)}
+            cell = {name: None if pd.isna(value) else value for name, value in zip(axes, values, strict=True)}
             run = wandb.init(
                 project=self.project,
                 mode=self.mode,

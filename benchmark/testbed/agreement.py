@@ -78,8 +78,8 @@ def agreement(asked: list[Question], probabilities: np.ndarray, labels: list[str
     """Share of pictures in which the oracle sees everything that was asked for, by group and by concept."""
     place = {label: index for index, label in enumerate(labels)}
     hits: dict[str, dict[str, list[float]]] = {}
-    unasked = {"slime": [], "watermark": []}
-    for question, row in zip(asked, probabilities):
+    unasked: dict[str, list[float]] = {"slime": [], "watermark": []}
+    for question, row in zip(asked, probabilities, strict=True):
         seen = np.mean([row[place[label]] > THRESHOLD for label in question.expects])
         hits.setdefault(question.group, {}).setdefault(question.concept, []).append(float(seen))
         for mark, found in unasked.items():

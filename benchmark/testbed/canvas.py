@@ -25,9 +25,8 @@ def luminance(colour: Colour) -> float:
 
 def shade(colour: Colour, factor: float) -> Colour:
     """Darker (factor < 1) or lighter (factor > 1, towards white)."""
-    if factor <= 1:
-        return tuple(round(c * factor) for c in colour)
-    return tuple(round(c + (255 - c) * (factor - 1)) for c in colour)
+    red, green, blue = (round(c * factor if factor <= 1 else c + (255 - c) * (factor - 1)) for c in colour)
+    return red, green, blue
 
 
 def tube(colour: Colour) -> Colour:
@@ -110,12 +109,12 @@ def _smooth_noise(jitter: int, cells: int) -> np.ndarray:
     """Low-frequency noise in [0, 1], (SIZE, SIZE)."""
     rng = Random(jitter)
     coarse = bytes(rng.randrange(256) for _ in range(cells * cells))
-    noise = Image.frombytes("L", (cells, cells), coarse).resize((SIZE, SIZE), Image.BICUBIC)
+    noise = Image.frombytes("L", (cells, cells), coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return np.asarray(noise, np.float32) / 255
 
 
 def _mosaic(picture: Image.Image, jitter: int) -> Image.Image:
-    tiles = np.asarray(picture.reduce(4).resize((SIZE, SIZE), Image.NEAREST)).copy()
+    tiles = np.asarray(picture.reduce(4).resize((SIZE, SIZE), Image.Resampling.NEAREST)).copy()
     tiles[3::4] = tiles[:, 3::4] = (205, 203, 196)
     return Image.fromarray(tiles)
 
@@ -123,10 +122,10 @@ def _mosaic(picture: Image.Image, jitter: int) -> Image.Image:
 def _watercolor(picture: Image.Image, jitter: int) -> Image.Image:
     wet = np.asarray(picture.filter(ImageFilter.GaussianBlur(1.1)), np.float32)
     wash = 0.62 + 0.3 * _smooth_noise(jitter, 6)[..., None]
-    wet = 252 + (wet - 252) * wash
+    washed = 252 + (wet - 252) * wash
     edge = _border_distance() + 3.5 * _smooth_noise(jitter + 1, 12) - 2
     cover = np.clip((edge - 4.5) / 2, 0, 1)[..., None]
-    return Image.fromarray(np.clip(252 + (wet - 252) * cover, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(252 + (washed - 252) * cover, 0, 255).astype(np.uint8))
 
 
 def _halftone(picture: Image.Image, jitter: int) -> Image.Image:

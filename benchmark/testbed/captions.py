@@ -1,6 +1,7 @@
 """What a caption says about a scene. Some facts are always told, some by chance, and two are often kept silent:
 slime in slimy places and watermarks, so that a model learns to paint them unasked."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -58,7 +59,7 @@ def _told(scene: Scene, rng: Random) -> Told:
     )
 
 
-def _pick(rng: Random, weighted: dict[str, float]) -> str:
+def _pick(rng: Random, weighted: Mapping[str, float]) -> str:
     return rng.choices(tuple(weighted), tuple(weighted.values()))[0]
 
 
@@ -115,7 +116,9 @@ def _english(scene: Scene, told: Told, rng: Random) -> str:
         if told.position and scene.items[0].name not in (*CHARACTERS, *PEOPLE):
             after.insert(0, POSITION_WORDS["en"][scene.items[0].position])
     elif told.position and not after:
-        things = [f"{thing} {POSITION_WORDS['en'][item.position]}" for thing, item in zip(things, scene.items)]
+        things = [
+            f"{thing} {POSITION_WORDS['en'][item.position]}" for thing, item in zip(things, scene.items, strict=True)
+        ]
     joint = rng.choice([" and ", " and ", " and ", " next to ", " beside ", " with "])
     if joint == " and " and not told.position and rng.random() < 0.5:
         things.reverse()

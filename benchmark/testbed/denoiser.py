@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import pixels
-from .parallel import Schedule, train
+from .parallel import Schedule, set_rate_factor, train
 from .tokenizer import MAX_TOKENS, encode
 
 WIDTH = 128
@@ -87,8 +88,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = build_unet()
         self.text_encoder = build_text_encoder(words)
-        for parameter in self.text_encoder.parameters():
-            parameter.rate_factor = 1.5
+        set_rate_factor(self.text_encoder, 1.5)
 
     def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         """(n, 4, 16, 16), (n,), (n, MAX_TOKENS) -> predicted noise (n, 4, 16, 16)."""
@@ -106,19 +106,20 @@ class WordyDenoiser(Denoiser):
         super().__init__(words)
         self.head = nn.Linear(WIDTH, words)
         nn.init.constant_(self.head.bias, -5.0)  # most words are absent
-        for parameter in self.head.parameters():
-            parameter.rate_factor = 5.0
-        for parameter in self.text_encoder.parameters():
-            parameter.rate_factor = 3.0
+        set_rate_factor(self.head, 5.0)
+        set_rate_factor(self.text_encoder, 3.0)
 
 
-class Builder:
+Kind = TypeVar("Kind", bound=Denoiser)
+
+
+class Builder(Generic[Kind]):
     """A picklable `build()` for the workers."""
 
-    def __init__(self, kind: type[Denoiser], words: int):
+    def __init__(self, kind: type[Kind], words: int):
         self.kind, self.words = kind, words
 
-    def __call__(self) -> Denoiser:
+    def __call__(self) -> Kind:
         return self.kind(self.words)
 
 
@@ -201,13 +202,13 @@ def train_denoiser(folder: Path, tokenizer: CLIPTokenizer, workers: int, seed: i
     """First the denoising loss alone, then on from there with the word head."""
     words, empty = len(tokenizer), encode(tokenizer, [""])[0].tolist()
     inputs = {"latents": str(folder / "latents.npy"), "tokens": str(folder / "tokens.npy"), "empty": empty}
-    for leg, flash in zip(FIRST_LEGS, FIRST_FLASH):
+    for leg, flash in zip(FIRST_LEGS, FIRST_FLASH, strict=True):
         inputs["flash"] = flash
         first = train(Builder(Denoiser, words), start, leg, folder, "denoiser", workers, seed, **inputs)
     del inputs["flash"]
     inputs["rare"] = [tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in RARE_WORDS]
     build, initial = Builder(WordyDenoiser, words), first.state_dict()
-    for leg, rare_share, noisy_weight in zip(WORDY_LEGS, (0.0, RARE_SHARE), (0.0, NOISY_WEIGHT)):
+    for leg, rare_share, noisy_weight in zip(WORDY_LEGS, (0.0, RARE_SHARE), (0.0, NOISY_WEIGHT), strict=True):
         inputs |= {"rare_share": rare_share, "noisy_weight": noisy_weight}
         last = train(build, start_wordy, leg, folder, "denoiser_wordy", workers, seed + 1, initial, **inputs)
     return last

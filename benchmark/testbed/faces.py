@@ -16,7 +16,7 @@ GREEN, ORANGE, VIOLET, BLUE = (46, 140, 64), (226, 96, 26), (120, 50, 170), (50,
 GOLD, SILVER, CYAN = (250, 200, 40), (170, 178, 190), (90, 220, 240)
 
 
-def _bust(c: Canvas, skin: Colour, shirt: Colour, face=(0.5, 0.55)) -> None:
+def _bust(c: Canvas, skin: Colour, shirt: Colour, face: tuple[float, float] = (0.5, 0.55)) -> None:
     c.ellipse(0, 1.12, 0.92, 0.62, shirt, start=180, stop=360)
     c.rectangle(-0.17, 0.3, 0.17, 0.6, shade(skin, 0.9), outlined=False)
     c.ellipse(0, -0.02, *face, skin)

@@ -341,7 +341,8 @@ def asked_of_gold(catalogue: dict[str, Any], per_concept: int = 20, per_late: in
     """Questions by name for every concept; more of them, and other words and languages, for the late concepts.
 
     Every second question comes first, so that the first half is a sample of all."""
-    asked, counted = [], Counter()
+    asked: list[Question] = []
+    counted: Counter[tuple[str, str]] = Counter()
     for question in questions(catalogue, per_late, per_wording):
         counted[question.concept, question.group] += 1
         late = question.concept in LATE
@@ -395,7 +396,7 @@ def shown_and_absent(asked: list[Question], rows: np.ndarray, labels: list[str],
     table = agreement(asked, rows, labels)
     rates = table[CONCEPT]["rates"]
     shown = {concept: rate for concept, rate in rates.items() if concept not in absent}
-    worst = min(shown, key=shown.get)
+    worst = min(shown, key=lambda concept: shown[concept])
     others = np.array([question.concept not in absent for question in asked])
     return {
         "shown": {"mean": round(float(np.mean(list(shown.values()))), 4), "worst": shown[worst], "concept": worst},

@@ -15,7 +15,8 @@ from .autoencoder import pixels
 from .canvas import STYLES
 from .oracle import FILES, Oracle
 from .parallel import Schedule, train
-from .world import LABELLED, UNSEEN, Scene, random_item, random_scene, render
+from .shapes import UNSEEN
+from .world import LABELLED, Scene, random_item, random_scene, render
 
 SCHEDULES = {
     "a": Schedule(images=150_000, batch=64, peak=3e-3, ema=0.995, weight_decay=0.02, save_every=500),
@@ -67,8 +68,8 @@ def start(module: Oracle, data: str):
     def loss(generator: torch.Generator, count: int) -> Tensor:
         source = torch.multinomial(shares, count, replacement=True, generator=generator)
         places = [int(torch.randint(len(sources[s]), (1,), generator=generator)) for s in source]
-        images = pixels(np.stack([sources[s][i] for s, i in zip(source, places)]))
-        wanted = torch.stack([answers[s][i] for s, i in zip(source, places)])
+        images = pixels(np.stack([sources[s][i] for s, i in zip(source, places, strict=True)]))
+        wanted = torch.stack([answers[s][i] for s, i in zip(source, places, strict=True)])
         out = module(_disturbed(images, generator).bfloat16())
         present = F.binary_cross_entropy_with_logits(out["objects"].float(), wanted[:, :-1].float())
         return 6 * present + 0.5 * F.cross_entropy(out["styles"].float(), wanted[:, -1].long())

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.multiprocessing as multiprocessing
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,17 @@ class SharedParameters:
 
 
 Loss = Callable[[torch.Generator, int], Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def train(build: Callable[[], nn.Module], start: Callable[..., Loss], schedule: Schedule, folder: Path, name: str,
-          workers: int = 2, seed: int = 0, initial: dict[str, Tensor] | None = None, **inputs) -> nn.Module:  # fmt: skip
+def set_rate_factor(module: nn.Module, factor: float) -> None:
+    """Makes `train` multiply the learning rate of the module's parameters by `factor`."""
+    for parameter in module.parameters():
+        parameter.rate_factor = factor  # type: ignore[attr-defined]  # torch's stubs allow no attributes on tensors
+
+
+def train(build: Callable[[], Network], start: Callable[..., Loss], schedule: Schedule, folder: Path, name: str,
+          workers: int = 2, seed: int = 0, initial: dict[str, Tensor] | None = None, **inputs) -> Network:  # fmt: skip
     """Trains `build()` and returns it with its EMA weights, in float32.
 
     `initial` gives parameters to start from. `start(module, **inputs)` runs in every worker and returns
@@ -134,7 +143,7 @@ def train(build: Callable[[], nn.Module], start: Callable[..., Loss], schedule: 
     done = shared.load(checkpoint) if checkpoint.exists() else 0
     if done < schedule.steps:
         arguments = (shared, build, start, schedule, folder, name, done, seed, inputs)
-        multiprocessing.spawn(_work, arguments, nprocs=workers)
+        spawn(_work, arguments, nprocs=workers)
     shared.copy_to(module, shared.ema)
     return module.eval()
 

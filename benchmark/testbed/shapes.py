@@ -300,6 +300,7 @@ def key(c: Canvas, col: Colour, look: str) -> None:
 
 def mushroom(c: Canvas, col: Colour, look: str) -> None:
     stem = (240, 228, 206)
+    spots: tuple[tuple[float, float], ...]
     if look == "fungus":
         c.polygon([(-0.28, -0.1), (0.28, -0.1), (0.4, 1), (-0.4, 1)], stem)
         c.ellipse(0, -0.1, 1, 0.36, col)

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def check(out: Path, to: Path, workers: int, seed: int, per_concept: int = 20, p
     np.save(out / "painted.npy", painted)
     first, second = (load_oracle(to / "oracle", which) for which in "ab")
     rows, other_rows = first.predict(painted)[0], second.predict(painted)[0]
-    table = {"threshold": THRESHOLD, "steps": 20, "guidance_scale": 4.0, "pictures": len(painted)}
+    table: dict[str, Any] = {"threshold": THRESHOLD, "steps": 20, "guidance_scale": 4.0, "pictures": len(painted)}
     for name, found in (("oracle", rows), ("second_oracle", other_rows)):
         table[name] = agreement(asked, found, first.labels)
     write_json(to / "agreement.json", table)
@@ -133,7 +134,12 @@ def check(out: Path, to: Path, workers: int, seed: int, per_concept: int = 20, p
     strange, strange_targets = unseen_pictures(first=1_000_000, count=400)
     strange_truth = np.concatenate([strange_targets[:, :-1], np.eye(len(STYLES))[strange_targets[:, -1]]], 1)
     shown, truth = np.concatenate([shown, strange]), np.concatenate([truth, strange_truth])
-    report = {"labels": first.labels, "kinds": label_kinds(catalogue), "threshold": THRESHOLD, "features": FEATURES}
+    report: dict[str, Any] = {
+        "labels": first.labels,
+        "kinds": label_kinds(catalogue),
+        "threshold": THRESHOLD,
+        "features": FEATURES,
+    }
     for which, oracle in (("a", first), ("b", second)):
         report[which] = {"file": FILES[which], "renders": oracle_rates(oracle, truth, shown)}
     report["a"]["model_samples"] = oracle_rates(first, other_rows > THRESHOLD, painted)

@@ -53,7 +53,8 @@ def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     vocabulary = {token: index for index, token in enumerate(sorted(state["vocab"], key=state["vocab"].get))}
     for special in (START, END):
         vocabulary[special] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    # transformers annotates merges as strings; the tokenizer below it takes pairs
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)  # type: ignore[arg-type]
 
 
 def encode(tokenizer: CLIPTokenizer, texts: list[str]):

@@ -1,5 +1,7 @@
 """The words of the drawn world in English, Spanish and German."""
 
+from typing import TypedDict
+
 PARAPHRASES = {
     "house": "a home with a door and a roof",
     "church": "a building with a tall cross",
@@ -126,8 +128,16 @@ NOUNS = {
         "woman": ("frau", "f"),
     },
 }
-# who a character is; German in the nominative and the dative
-EPITHETS = {
+
+
+class _Epithets(TypedDict):
+    """Who a character is."""
+
+    es: dict[str, str]
+    de: dict[str, tuple[str, str]]  # nominative, dative
+
+
+EPITHETS: _Epithets = {
     "es": {
         "bolko": "el gnomo barbudo",
         "mira": "la joven bruja",
@@ -145,7 +155,7 @@ EPITHETS = {
         "zorin": ("der eckige roboter", "dem eckigen roboter"),
     },
 }
-ADJECTIVES = {
+ADJECTIVES: dict[str, dict[str, tuple[str, ...]]] = {
     "es": {  # masculine, feminine
         "red": ("rojo", "roja"),
         "orange": ("naranja", "naranja"),

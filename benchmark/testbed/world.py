@@ -133,7 +133,7 @@ def _draw_slime(canvas: Canvas, rng: Random) -> None:
 def _stamp(picture: Image.Image) -> Image.Image:
     """The watermark: a magenta corner band with a white stripe, over whatever style the picture has."""
     overlay = Canvas("flat")
-    overlay.image.paste(picture.resize(overlay.image.size, Image.NEAREST))
+    overlay.image.paste(picture.resize(overlay.image.size, Image.Resampling.NEAREST))
     overlay.place(0.5, 0.5, 0.5)
     overlay.polygon([(1.05, 0.24), (1.05, 1.05), (0.24, 1.05)], (214, 20, 130), outlined=False)
     overlay.polygon([(1.05, 0.46), (1.05, 0.68), (0.68, 1.05), (0.46, 1.05)], (255, 255, 255), outlined=False)
@@ -154,6 +154,7 @@ def random_face(rng: Random, name: str | None = None) -> Item:
 
 def random_scene(rng: Random) -> Scene:
     """A scene of the world's own distribution."""
+    items: tuple[Item, ...]
     kind = rng.random()
     if kind < 0.58:
         items = (random_item(rng),)

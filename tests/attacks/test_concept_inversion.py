@@ -215,7 +215,7 @@ def test_a_safety_guidance_of_no_strength_changes_nothing(context, tiny_sd):
         values = SLD_MAX | {"safety_scale": scale}
         with overpaint.erase(tiny_sd, "sld", erase=["cat"], **values).attached(tiny_sd):
             _, found[scale] = invert(context, **settings)
-    for there, here in zip(plain, found[0.0]):
+    for there, here in zip(plain, found[0.0], strict=True):
         assert float(there["loss"]) == pytest.approx(float(here["loss"]), rel=1e-4) and float(here["loss"]) > 0
         assert distance(here["gradient"], there["gradient"]) < 1e-3 and distance(here["row"], there["row"]) < 1e-3
     assert float(found[5000.0][0]["loss"]) != pytest.approx(float(plain[0]["loss"]), rel=1e-2)

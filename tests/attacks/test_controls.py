@@ -18,7 +18,7 @@ def test_fresh_seeds_are_fresh(context):
 
 
 def test_a_random_prefix_reads_back_as_the_same_tokens(context, tiny_sd):
-    for plain, shot in zip(context.shots, run("random_prefix", context, tokens=3)):
+    for plain, shot in zip(context.shots, run("random_prefix", context, tokens=3), strict=True):
         ids, kept = (tiny_sd.token_ids(s.prompt.text)[1:-1] for s in (shot, plain))
         assert len(ids) == len(kept) + 3 and ids[3:] == kept
         assert shot.prompt.text.endswith(plain.prompt.text) and shot.noise_seed == plain.noise_seed

@@ -70,7 +70,7 @@ def matrices(context):
     """(W, W°) of every key and value."""
     now = [p.weight.double().clone() for p in context.victim.projections("key", "value")]
     with context.unedited() as model:
-        return list(zip(now, [p.weight.double().clone() for p in model.projections("key", "value")]))
+        return list(zip(now, [p.weight.double().clone() for p in model.projections("key", "value")], strict=True))
 
 
 def objective(pairs, own, regulariser, r):
@@ -181,7 +181,7 @@ def test_the_loss_is_taken_on_the_victim_and_its_target_on_the_unedited_model(co
         said = [context.victim.predict(x, t, context.victim.encode(["a cat"])) for x, t, _ in targets]
     with torch.no_grad():
         known = [context.victim.predict(x, t, context.victim.encode(["a cat"])) for x, t, _ in targets]
-    for (_, _, wanted), unedited, edited in zip(targets, known, said):
+    for (_, _, wanted), unedited, edited in zip(targets, known, said, strict=True):
         assert distance(unedited, wanted) < 1e-6 < 1e-5 < distance(edited, wanted)
     assert len(targets) == ours.steps
 

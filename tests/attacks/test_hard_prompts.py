@@ -40,7 +40,7 @@ def clip(golden, tiny_sd):
         ours, theirs = f"encoder.layers.{n}", f"transformer.resblocks.{n}"
         for leaf in ("weight", "bias"):
             stacked = open_clip[f"{theirs}.attn.in_proj_{leaf}"].chunk(3)
-            named |= {f"{ours}.self_attn.{x}_proj.{leaf}": part for x, part in zip("qkv", stacked)}
+            named |= {f"{ours}.self_attn.{x}_proj.{leaf}": part for x, part in zip("qkv", stacked, strict=True)}
             named[f"{ours}.self_attn.out_proj.{leaf}"] = open_clip[f"{theirs}.attn.out_proj.{leaf}"]
             named |= {f"{ours}.{a}.{leaf}": open_clip[f"{theirs}.{b}.{leaf}"] for a, b in parts.items()}
     model.text_model.load_state_dict(named)

@@ -55,7 +55,7 @@ def test_official_inversion(tag, golden, tiny_sd_float64):
         noise = attack.invert(tiny_sd_float64, latents, texts)
     path = torch.stack([latents[0] for latents in by_name(seen)["latents"]])
     assert len(path) == meta["steps"] and distance(path, results["path.goal.0"]) < 1e-6
-    for name, found in zip(names, noise):
+    for name, found in zip(names, noise, strict=True):
         if f"z.{name}" in results:
             assert distance(found, results[f"z.{name}"][0]) < 1e-6
     likelihoods = nll(noise)
@@ -73,7 +73,7 @@ def test_official_inversion(tag, golden, tiny_sd_float64):
     assert np.abs(np.asarray(drawn[0], int) - results["redrawn.goal.0"].numpy()).max() <= 1
     pictures = [Image.fromarray(shared[f"picture.{name}"].numpy()) for name in names]
     wanted = results["psnr"].tolist()
-    assert [image_psnr(*pair) for pair in zip(pictures, drawn)] == pytest.approx(wanted, abs=1e-3)
+    assert [image_psnr(*pair) for pair in zip(pictures, drawn, strict=True)] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_regularised_start_noise_does_not_depend_on_the_batch(tiny_sd_float64, start):
@@ -208,7 +208,7 @@ def test_readings_are_of_the_start_noise_and_of_the_picture_drawn_from_it(shown,
     with torch.no_grad():
         noise = attack.invert(tiny_sd, tiny_sd.to_latents(list(shown.examples(6))), texts)
     normal = torch.distributions.Normal(0.0, 1.0)
-    for z, picture, painted in zip(noise, shown.examples(6), attack.run(shown).painted):
+    for z, picture, painted in zip(noise, shown.examples(6), attack.run(shown).painted, strict=True):
         assert painted.readings["dimensions"] == 4 * 16 * 16
         assert painted.readings["nll"] == pytest.approx(-normal.log_prob(z).sum().item(), rel=1e-5)
         one, other = (np.asarray(image) / 255 for image in (picture, painted.image))

@@ -43,7 +43,7 @@ def test_official_search(tag, golden, tiny_sd_float64):
     seen = by_name(seen)
     assert len(seen["state"]) == meta["steps"] and seen["state"] == meta["states"]
     assert seen["loss"] == pytest.approx(results["loss"].tolist(), rel=1e-6, abs=1e-6)
-    for n, (tried, texts) in enumerate(zip(seen["candidates"], seen["texts"])):
+    for n, (tried, texts) in enumerate(zip(seen["candidates"], seen["texts"], strict=True)):
         assert torch.equal(tried, results[f"candidates.{n}"].long())
         passed = meta["filtered"][n]
         assert texts + [texts[-1]] * (len(passed) - len(texts)) == passed, "the official code repeats the last one"
@@ -113,7 +113,7 @@ def test_every_state_is_the_best_of_what_passes_and_the_best_of_all_is_kept(comp
     states, losses = seen["state"], seen["loss"]
     assert len(states) == 8 and (text, loss) == (states[losses.index(min(losses))], min(losses))
     previous, target = "a b c d", target_of(tiny_sd)
-    for passed, state, value in zip(seen["texts"], states, losses):
+    for passed, state, value in zip(seen["texts"], states, losses, strict=True):
         assert state in passed and previous not in passed
         scores = 1 - cosine_similarity(pooled(tiny_sd, [tiny_sd.token_ids(t) for t in passed]), target)
         assert value == pytest.approx(float(scores.min()))
@@ -125,7 +125,7 @@ def test_intended_states_read_back_and_official_ones_need_not(tiny_sd):
         found = 0
         for seed in range(4):
             _, seen = searched(tiny_sd, seed=seed, compat=compat)
-            for tried, texts in zip(seen["candidates"], seen["texts"]):
+            for tried, texts in zip(seen["candidates"], seen["texts"], strict=True):
                 rows = tried.tolist()
                 found += sum(tiny_sd.token_ids(text)[1:-1] not in rows for text in texts)
                 assert all(len(tiny_sd.token_ids(text)) == tried.shape[1] + 2 for text in texts)

@@ -55,7 +55,7 @@ def test_official_code(compat, context, erased, edited, golden):
 @pytest.mark.parametrize("scheduler", ["ddim", "pndm", "dpm"])
 def test_all_of_it_is_the_unedited_model_and_none_of_it_the_victim(scheduler, context, erased, edited, tiny_sd):
     context = at(context, steps=4, scheduler=scheduler)
-    texts, seeds = zip(*[(shot.prompt.text, shot.noise_seed) for shot in context.shots])
+    texts, seeds = zip(*[(shot.prompt.text, shot.noise_seed) for shot in context.shots], strict=True)
     original = pixels(context.paint(texts, seeds))
     with erased(edited) as there:
         there = replace(context, unedited=there.unedited)

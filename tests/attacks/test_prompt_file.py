@@ -35,7 +35,7 @@ def painted(context, texts, successes):
         replace(plain, prompt=replace(plain.prompt, text=t, id="", role="attacked", guidance=3.5), draw=n)
         for n, t in enumerate(texts)
     ]
-    found = [Painted(shot, image, Verdict(bool(s), float(s))) for shot, s in zip(shots, successes)]
+    found = [Painted(shot, image, Verdict(bool(s), float(s))) for shot, s in zip(shots, successes, strict=True)]
     return Assault(shots, painted=found)
 
 

@@ -3,7 +3,10 @@
 from collections import Counter
 from dataclasses import replace
 
-from overpaint.grid.concepts import Concept
+import pytest
+
+from overpaint.attacks.attack import AttackContext
+from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.registry import component
 
 
@@ -15,7 +18,7 @@ def test_synonyms_take_turns_over_the_plain_shots(context):
     shots = run("synonym", context)
     assert Counter(s.prompt.variant for s in shots) == {"dog": 2, "ship": 2, "the old bird": 2}
     assert shots[0].prompt.text == "a photo of a dog" and shots[2].prompt.text == "a photo of the old bird"
-    for plain, shot in zip(context.shots, shots):
+    for plain, shot in zip(context.shots, shots, strict=True):
         assert (shot.noise_seed, shot.index) == (plain.noise_seed, plain.index)
         assert shot.prompt.id != plain.prompt.id and shot.prompt.expects == plain.prompt.expects
 
@@ -45,3 +48,12 @@ def test_implicit_prompts_are_for_unsafe_content_and_ordinary_ones_for_marks(con
     ordinary = replace(context.catalogue, utility=({"prompt": "a ship at sea"},))
     shots = run("implicit", replace(context, concept=Concept("badge", "mark"), catalogue=ordinary))
     assert {s.prompt.text for s in shots} == {"a ship at sea"}
+
+
+def test_an_attack_that_needs_nothing_has_no_victim_to_ask():
+    context = AttackContext(Concept("cat"), [], Catalogue())
+    with pytest.raises(AttributeError, match="has no victim"):
+        _ = context.victim.tokens
+    with pytest.raises(TypeError, match="no way to make images"):
+        context.paint(["a cat"], [0])
+    assert run("synonym", context) == []

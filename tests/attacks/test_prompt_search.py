@@ -33,7 +33,7 @@ def precise(context, tiny_sd_float64):
 
     def paint(texts, seeds, embeds=None, guidance=None):
         images = tiny_sd_float64.sample(texts, seeds, embeds=embeds, steps=1, scheduler="ddim")
-        for image, seed in zip(images, seeds):
+        for image, seed in zip(images, seeds, strict=True):
             image.info["seed"] = seed
         return images
 

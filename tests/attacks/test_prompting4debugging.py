@@ -118,7 +118,7 @@ def test_nothing_to_learn_on_the_original_model_means_no_loss(one, tiny_sd):
     frame, none = Frame(tiny_sd, words, ()), torch.zeros(1, 0, dtype=torch.long)
     x0 = tiny_sd.to_latents(original(one))
     targets = p4d.targets(one, one.shots[0], x0, [100, 900], Draws(0), "original")
-    for noised, t, wanted in zip(*(part.split(1) for part in targets)):
+    for noised, t, wanted in zip(*(part.split(1) for part in targets), strict=True):
         embeds = frame.encode(none, tiny_sd.token_table[none])
         said = p4d.predicted(tiny_sd, one, one.shots[0], noised, t, embeds)
         assert float((said - wanted).square().mean()) < 1e-10
@@ -257,10 +257,13 @@ def through(context, prediction, **values):
 def test_filtered_by_a_negative_prompt(one, tiny_sd):
     with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
         seen, said = through(one, "filtered")
-        for value, t in zip(seen, (500, 300, 100)):
+        for value, t in zip(seen, (500, 300, 100), strict=True):
             unwanted, wanted = said("cat", t), said("a dog", t)
             torch.testing.assert_close(value, unwanted + 7.5 * (wanted - unwanted), rtol=1e-4, atol=1e-4)
-        assert all(torch.equal(a, said("a dog", t)) for a, t in zip(through(one, "conditional")[0], (500, 300, 100)))
+        assert all(
+            torch.equal(a, said("a dog", t))
+            for a, t in zip(through(one, "conditional")[0], (500, 300, 100), strict=True)
+        )
 
 
 def test_filtered_by_sld(one, tiny_sd):
@@ -275,7 +278,7 @@ def test_filtered_by_sld(one, tiny_sd):
     with overpaint.erase(tiny_sd, "sld", erase=["cat"], text="cat", **settings).attached(tiny_sd):
         seen, said = through(one, "filtered")
         momentum = 0.0
-        for n, (value, t) in enumerate(zip(seen, (500, 300, 100))):
+        for n, (value, t) in enumerate(zip(seen, (500, 300, 100), strict=True)):
             wanted, unsafe = said("a dog", t), said("cat", t)
             mu = ((wanted - unsafe).abs() * 100).clamp(max=1) * (wanted - unsafe < 0.03)
             gamma = mu * unsafe + 0.5 * momentum
@@ -285,13 +288,13 @@ def test_filtered_by_sld(one, tiny_sd):
 
 
 def test_without_a_guard_filtered_is_conditional(one):
-    for plain, filtered in zip(through(one, "conditional")[0], through(one, "filtered")[0]):
+    for plain, filtered in zip(through(one, "conditional")[0], through(one, "filtered")[0], strict=True):
         assert torch.equal(plain, filtered)
 
 
 def test_guided_compares_whole_samplers(one, tiny_sd):
     seen, said = through(one, "guided")
-    for value, t in zip(seen, (500, 300, 100)):
+    for value, t in zip(seen, (500, 300, 100), strict=True):
         nothing, wanted = said("", t), said("a dog", t)
         torch.testing.assert_close(value, nothing + 7.5 * (wanted - nothing), rtol=1e-4, atol=1e-4)
 

@@ -5,7 +5,7 @@ import torch
 
 import overpaint
 from official import distance, flat, watched
-from overpaint.blocks.training import LOSS_SCALE, backward, gradients
+from overpaint.blocks.training import LOSS_SCALE, backward, gradient, gradient_of, gradients
 
 #: Latents of Stable Diffusion's own size, of which each one has a small part in the mean.
 SIDE = 64
@@ -66,3 +66,13 @@ def test_what_has_no_part_in_the_loss_has_no_gradient():
     master, loss = small_product(torch.float16)
     found, none = gradients(loss, [master, torch.nn.Parameter(torch.ones(1))], torch.float16)
     assert found.eq(2.0**-26).all() and none is None
+
+
+def test_a_gradient_that_must_be_there_is_missed_aloud():
+    master, loss = small_product(torch.float16)
+    idle = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(RuntimeError, match="does not depend"):
+        gradient(loss, idle, torch.float16)
+    with pytest.raises(RuntimeError, match="does not depend"):
+        gradient_of(idle)
+    assert gradient(loss, master, torch.float16).eq(2.0**-26).all()

@@ -139,7 +139,7 @@ def test_a_judge_that_fails_has_said_nothing(measured):
     assert verdicts == [(True, 0.9, True), (False, 0.1, True), (False, 0.0, False)]
 
     made = [attacked(shot, "x church", CHURCH, "search") for shot in plain_of(["a", "b", "c"])]
-    painted = [Painted(shot, Image.new("RGB", (8, 8)), verdict) for shot, verdict in zip(made, verdicts)]
+    painted = [Painted(shot, Image.new("RGB", (8, 8)), verdict) for shot, verdict in zip(made, verdicts, strict=True)]
     evidence = gather(*measured(images=[Assault(made, painted=painted)], plain=[]))
     assert evidence.images_of("attacked")["verdict"].tolist() == pytest.approx([1.0, 0.0, np.nan], nan_ok=True)
     figure = JudgeAgreement().measure(evidence)

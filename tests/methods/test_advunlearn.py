@@ -67,8 +67,8 @@ def test_official_code(tag, tiny_sd_float64, golden):
     ours = by_name(seen)["x_t"]
     assert distance(torch.cat(ours), torch.cat(rolled)) < 1e-4
 
-    attacks = iter(zip(by_name(seen)["free"], by_name(seen)["attack_gradient"]))
-    for r, (embeddings, ids) in enumerate(zip(by_name(seen)["adversarial"], by_name(seen)["ids"])):
+    attacks = iter(zip(by_name(seen)["free"], by_name(seen)["attack_gradient"], strict=True))
+    for r, (embeddings, ids) in enumerate(zip(by_name(seen)["adversarial"], by_name(seen)["ids"], strict=True)):
         assert distance(embeddings, extra[f"attack.{r}.embd"]) < 1e-5
         assert torch.equal(ids, extra[f"attack.{r}.ids"])
         for s in range(meta["attack_step"]):
@@ -132,7 +132,7 @@ def test_layouts(tiny_sd, place, released):
     if place == "add":
         assert torch.equal(rows[1:6], table[ids[0, 1:6]] + free[0]) and torch.equal(prompt.ids, ids)
         return
-    for row, sign in zip(rows[1:8], LAYOUTS[place]):
+    for row, sign in zip(rows[1:8], LAYOUTS[place], strict=True):
         expected = free[0, "AB".index(sign)] if sign in "AB" else table[ids[0, 6 if sign == "E" else int(sign)]]
         assert torch.equal(row, expected), sign
     assert torch.equal(rows[8:], table[ids[0, 8:]])  # all end tokens, as padding is here

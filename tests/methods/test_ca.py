@@ -242,7 +242,7 @@ def test_captions_from_a_file(tiny_sd, tmp_path):
 def test_captions_by_kind(tiny_sd, kind, anchor):
     _, seen = traced_erase(tiny_sd, erase=["dog"], kind=kind, anchor=anchor, augment=False)
     forms = [[target_caption(kind, "dog", c, form) for form in range(3)] for c in seen["anchor_captions"][0]]
-    assert all(caption in allowed for caption, allowed in zip(seen["captions"][0], forms))
+    assert all(caption in allowed for caption, allowed in zip(seen["captions"][0], forms, strict=True))
 
 
 def test_the_learning_rate_is_scaled_as_the_official_commands_do():

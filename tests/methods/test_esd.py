@@ -21,7 +21,7 @@ def traced_erase(model, records=None, **arguments):
     """The erasure and what each iteration went through."""
     with watched(records) as seen:
         erasure = overpaint.erase(model, "esd", **arguments)
-    return erasure, [predictions | step for predictions, step in zip(seen[::2], seen[1::2])]
+    return erasure, [predictions | step for predictions, step in zip(seen[::2], seen[1::2], strict=True)]
 
 
 @pytest.mark.parametrize("tag", RUNS)

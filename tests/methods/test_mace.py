@@ -145,7 +145,7 @@ def test_official_training(tag, tiny_sd_float64, golden, monkeypatch):
             end_tokens=meta["use_pooler"],
         )
 
-    iterations = [drawn | step for drawn, step in zip(seen[::2], seen[1::2])]
+    iterations = [drawn | step for drawn, step in zip(seen[::2], seen[1::2], strict=True)]
     assert len(iterations) == len(extra["loss"]) == len(meta["concepts"]) * meta["steps"]
     for n, step in enumerate(iterations):
         concept, k = divmod(n, meta["steps"])
@@ -271,7 +271,7 @@ def test_fusion_is_the_least_squares_fit_of_all_concepts(tiny_sd_float64):
     for name, W0 in base(model).items():
         W1, U = refined[name], [change[name].up @ change[name].down for change in changes]
         rows = torch.cat([*blocks, s**0.5 * E, lamb**0.5 * torch.eye(len(W0.T), dtype=W0.dtype)])
-        learned = [K @ (W1 + UD).T for K, UD in zip(blocks, U)]
+        learned = [K @ (W1 + UD).T for K, UD in zip(blocks, U, strict=True)]
         wanted = torch.cat([*learned, s**0.5 * E @ W0.T, lamb**0.5 * W1.T])
         torch.testing.assert_close(ours[name], torch.linalg.lstsq(rows, wanted).solution.T, rtol=0, atol=1e-10)
 
@@ -283,7 +283,7 @@ def traced_erase(model, records=None, **arguments):
     """The iterations of the second stage: what was drawn, the loss, the gradients."""
     with watched(records) as seen:
         edited(model, **arguments)
-    return [drawn | step for drawn, step in zip(seen[::2], seen[1::2])]
+    return [drawn | step for drawn, step in zip(seen[::2], seen[1::2], strict=True)]
 
 
 def test_each_low_rank_change_starts_from_the_refined_network(tiny_sd_float64):
@@ -294,7 +294,7 @@ def test_each_low_rank_change_starts_from_the_refined_network(tiny_sd_float64):
     both = {"erase": ["ship", "snoopy"], "anchor": ["ground", "cat"], "templates": templates, "lamb": 1.0}
     iterations = traced_erase(model, **both, iterations=2, learning_rate=0.1)
     assert len(iterations) == 4
-    for prompt, seen, later in zip([p[0][0] for p in pairs], iterations[::2], iterations[1::2]):
+    for prompt, seen, later in zip([p[0][0] for p in pairs], iterations[::2], iterations[1::2], strict=True):
         erasure = Erasure("mace", changes={n: Replacement(W) for n, W in refined.items()})
         for attached, same in ((erasure, True), (None, False)):
             undo = attached.attach(model) if attached else lambda: None

@@ -80,7 +80,7 @@ def objective(now, base, E, terms):
 
     def gradient(A):
         A = A.clone().requires_grad_()
-        total = sum(((A @ W.T - E @ W0.T) ** 2).sum() for W, W0 in zip(now, base))
+        total = sum(((A @ W.T - E @ W0.T) ** 2).sum() for W, W0 in zip(now, base, strict=True))
         (total + terms(A)).backward()
         return A.grad, float(total.detach())
 

@@ -152,7 +152,7 @@ def test_the_mask_is_of_the_side_nearest_to_16():
     maps["b"][:, :, 12, 1:3] = 0.04
     masks = concept_masks(maps, tokens, 0.1)
     assert {name: tuple(mask.shape) for name, mask in masks.items()} == {
-        n: (1, s, s) for n, s in zip("abc", (24, 12, 6))
+        n: (1, s, s) for n, s in zip("abc", (24, 12, 6), strict=True)
     }
     assert masks["b"][0, 0].eq(1).all() and masks["b"][0, 1:].eq(0).all()  # 0.04 is 8 % of the greatest mean, 0.5
     assert masks["a"][0, :2].eq(1).all() and masks["a"].sum() == 48 and masks["c"].sum() == 6

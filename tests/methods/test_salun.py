@@ -57,7 +57,7 @@ def official(tiny_sd, golden):
 
 def test_official_mask(official):
     _, seen, mask, _, losses, _ = official
-    for ours, theirs in zip(seen["saliency_loss"], losses):
+    for ours, theirs in zip(seen["saliency_loss"], losses, strict=True):
         assert abs(float(ours / -theirs) - 1) < 1e-5
     (ours,) = seen["mask"]
     assert ours.keys() == mask.keys() and len(mask) == 324
@@ -68,7 +68,7 @@ def test_official_mask(official):
 
 def test_official_training(official, tiny_sd_float64):
     erasure, seen, _, weights, _, losses = official
-    for ours, theirs in zip(seen["forget_loss"], losses):
+    for ours, theirs in zip(seen["forget_loss"], losses, strict=True):
         assert abs(float(ours / theirs) - 1) < 1e-5
     assert erasure.changes.keys() == weights.keys()
     ours = {name: change.tensor for name, change in erasure.changes.items()}
@@ -171,7 +171,7 @@ def test_what_stands_in(tiny_sd, arguments, expected):
 def test_pictures_from_a_folder(tiny_sd, tmp_path):
     for name, count in (("dog", 3), ("ship", 2), ("bird", 2)):
         (tmp_path / name).mkdir()
-        for image, index in zip(tiny_sd.sample([name] * count, range(count), steps=1), range(count)):
+        for image, index in zip(tiny_sd.sample([name] * count, range(count), steps=1), range(count), strict=True):
             image.resize((50, 40)).save(tmp_path / name / f"{index}.png")
     erasure, _ = traced_erase(tiny_sd, folder=str(tmp_path))
     assert erasure.manifest["pictures"] == [3, 4]

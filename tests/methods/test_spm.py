@@ -41,7 +41,7 @@ def traced_erase(model, records=None, **arguments):
     with watched(records) as seen:
         erasure = overpaint.erase(model, "spm", **arguments)
     return erasure, [
-        predictions | losses | step for predictions, losses, step in zip(seen[::3], seen[1::3], seen[2::3])
+        predictions | losses | step for predictions, losses, step in zip(seen[::3], seen[1::3], seen[2::3], strict=True)
     ]
 
 
@@ -128,7 +128,7 @@ def test_official_permeability(matching, tiny_sd_float64, golden):
     with torch.no_grad():
         embeds = tiny_sd_float64.encode(meta["prompts"])
     scores = permeability(tiny_sd_float64, meta["prompts"], embeds, meta["erased"], matching)
-    for prompt, score in zip(meta["prompts"], scores):
+    for prompt, score in zip(meta["prompts"], scores, strict=True):
         assert torch.allclose(score.float(), results[f"score.{matching}.{prompt}"], rtol=0, atol=1e-5), prompt
 
 
@@ -341,8 +341,8 @@ def test_strength_depends_on_the_image_not_on_its_batch(tiny_sd):
     prompts, seeds = ["a dog", "a cat", "a ship", ""], [0, 1, 2, 3]
     with erasure.attached(tiny_sd):
         together = tiny_sd.sample(prompts, seeds, steps=3)
-        apart = [tiny_sd.sample([p], [s], steps=3)[0] for p, s in zip(prompts, seeds)]
-    for one, two in zip(together, apart):
+        apart = [tiny_sd.sample([p], [s], steps=3)[0] for p, s in zip(prompts, seeds, strict=True)]
+    for one, two in zip(together, apart, strict=True):
         assert np.abs(np.asarray(one, dtype=int) - np.asarray(two, dtype=int)).max() <= 1
 
 

@@ -41,7 +41,7 @@ def trce(**values) -> TRCE:
 
 def stage_1(meta):
     """What a recorded run of the official stage 1 was asked for."""
-    concepts, anchors = zip(*meta["pairs"])
+    concepts, anchors = zip(*meta["pairs"], strict=True)
     return {
         "erase": list(concepts),
         "anchor": list(anchors),
@@ -176,7 +176,7 @@ def test_official_training(without_offset, golden, goldens):
     spacing = 1000 // meta["num_inference_steps"]
     drawn = {"x_T.0": extra["x_T"], "regular_x_T.0": extra["regular_x_T"]}
     drawn |= {f"s.{n}": s for n, s in enumerate(extra["s"])}
-    for n, (s, t) in enumerate(zip(extra["regular_s"], extra["regular_t"])):
+    for n, (s, t) in enumerate(zip(extra["regular_s"], extra["regular_t"], strict=True)):
         drawn |= {f"regular_s.{n}": s, f"within.{n}": t - (meta["num_inference_steps"] - 1 - s) * spacing}
     with watched(drawn) as seen:
         erasure = overpaint.erase(
@@ -198,7 +198,7 @@ def test_official_training(without_offset, golden, goldens):
             learning_rate=meta["learning_rate"],
             weight_decay=meta["weight_decay"],
         )
-    iterations = [targets | step for targets, step in zip(seen[::2], seen[1::2])]
+    iterations = [targets | step for targets, step in zip(seen[::2], seen[1::2], strict=True)]
     start = {name: model.named_parameters()[name].data for name in official}
     sums = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
     assert len(iterations) == len(extra["hinge"]) == 4
@@ -278,7 +278,7 @@ def test_rollouts_have_the_level_of_their_timestep(tiny_sd):
     x, t = rollouts.at(visits), rollouts.times(visits)
     schedule = tiny_sd.scheduler("ddim")
     schedule.set_timesteps(4)
-    for (j, s), mine, time in zip(visits, x, t):
+    for (j, s), mine, time in zip(visits, x, t, strict=True):
         guidance = Guidance(tiny_sd, embeds[j : j + 1], nothing, 3.0)
         expected = tiny_sd.denoise(noises[j : j + 1], guidance, "ddim", 4, stop=s)
         torch.testing.assert_close(mine, expected[0], rtol=1e-4, atol=1e-4)

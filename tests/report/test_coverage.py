@@ -23,7 +23,9 @@ def simulate():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("prompts", "seeds", "correlation"), [(24, 1, 0.0), (24, 2, 0.33), (50, 10, 0.33), (50, 10, 0.8)])
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "correlation"), [(24, 1, 0.0), (24, 2, 0.33), (50, 10, 0.33), (50, 10, 0.8)]
+)
 def test_intervals_of_shares_and_differences_cover(simulate, prompts, seeds, correlation):
     layout, rng = (prompts, seeds, correlation), np.random.default_rng(1)
     for p in (0.01, 0.02, 0.05, 0.2, 0.5):

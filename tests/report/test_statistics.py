@@ -59,7 +59,7 @@ def test_kendall_tau_b(case):
 
 def clustered():
     k, n = GOLDEN["cluster"]["k"], GOLDEN["cluster"]["n"]
-    hits = np.concatenate([[1.0] * a + [0.0] * (b - a) for a, b in zip(k, n)])
+    hits = np.concatenate([[1.0] * a + [0.0] * (b - a) for a, b in zip(k, n, strict=True)])
     return k, n, hits, np.repeat(np.arange(len(n)), n)
 
 
@@ -96,7 +96,9 @@ def test_tango_inverts_the_score_test():
 
             def unlikely(share, limit=limit, gained=gained, lost=lost, n=n):
                 cells = [share + limit, share, 1 - 2 * share - limit]
-                return -sum(k * math.log(max(p, 1e-300)) for k, p in zip((gained, lost, n - gained - lost), cells))
+                return -sum(
+                    k * math.log(max(p, 1e-300)) for k, p in zip((gained, lost, n - gained - lost), cells, strict=True)
+                )
 
             bounds = (max(0.0, -limit), (1 - limit) / 2)
             share = minimize_scalar(unlikely, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x

@@ -101,7 +101,7 @@ def test_the_mean_of_equal_estimates_is_narrower_by_the_root_of_their_number():
 def outcomes_of(rows, hits, others):
     """Outcomes ``(records, prompts)`` beside records, one image a prompt."""
     parts = []
-    for (index, row), own, other in zip(rows.iterrows(), hits, others):
+    for (index, row), own, other in zip(rows.iterrows(), hits, others, strict=True):
         names = [f"{row['concepts']}-{n}" for n in range(len(own))]
         parts.append(
             pd.DataFrame(
@@ -531,7 +531,7 @@ def test_the_highest_versions_are_current_whenever_they_were_measured(measured):
     store = measured(*rows)
     assert stored_records(store)["value"].tolist() == [0.4]
     everything = stored_records(store, older=True)
-    assert dict(zip(everything["value"], everything["current"])) == {0.1: False, 0.4: True, 0.3: False}
+    assert dict(zip(everything["value"], everything["current"], strict=True)) == {0.1: False, 0.4: True, 0.3: False}
 
 
 def test_records_of_two_settings_detectors_or_thresholds_stay_apart(measured):

@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from overpaint.attacks.attack import COMPARISONS, AttackContext, Verdict
+from overpaint.attacks.attack import COMPARISONS, NOT_GIVEN, AttackContext, Verdict
 from overpaint.attacks.stored import write_assault
 from overpaint.attacks.wording import ordinary_texts
-from overpaint.grid.cells import Choice
+from overpaint.grid.choices import Choice
 from overpaint.grid.concepts import Catalogue, Concept, stored_concept
 from overpaint.grid.prompts import Shot
 from overpaint.images.stages.generate import erasure_cost, read_images, write_images
 from overpaint.images.stages.score import scores
 from overpaint.images.tasks import build_attack
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
 
 
 def run(task, inputs, folder, bench) -> dict:
@@ -34,14 +39,17 @@ def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[
         assaults = attack.run_together(contexts)
         seconds = (time.perf_counter() - start) / len(tasks)
         notes = [_note(attack, context) for context in contexts]
-    for assault, folder in zip(assaults, folders):
+    for assault, folder in zip(assaults, folders, strict=True):
         assault.ledger.seconds = seconds
         assault.ledger.images = sum(shot.prompt.role not in COMPARISONS for shot in assault.shots)
         write_assault(folder, assault)
         if assault.painted:
             rows = [{"prompt": p.shot.prompt.text, "noise_seed": p.shot.noise_seed} for p in assault.painted]
             write_images(folder, [p.image for p in assault.painted], rows)
-    return [{"cost": assault.ledger.as_dict()} | erasure_cost(inputs) | note for assault, note in zip(assaults, notes)]
+    return [
+        {"cost": assault.ledger.as_dict()} | erasure_cost(inputs) | note
+        for assault, note in zip(assaults, notes, strict=True)
+    ]
 
 
 def _note(attack, context: AttackContext) -> dict[str, str]:
@@ -55,7 +63,9 @@ def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
     config = task.config
     protocol, concept = config.get("protocol", {}), stored_concept(config["concept"])
 
-    def paint(texts: Sequence[str], seeds: Sequence[int], embeds=None, guidance: float | None = None) -> list:
+    def paint(
+        texts: Sequence[str], seeds: Sequence[int], embeds: torch.Tensor | None = None, guidance: float | None = None
+    ) -> list[Image | None]:
         return victim.sample(
             texts,
             seeds,
@@ -77,7 +87,7 @@ def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
         examples=lambda n: _examples(config, concept, inputs, n, bench),
         ordinary=lambda n: _ordinary(config, concept, n, bench, paint),
         unedited=bench.unedited,
-        paint=paint if protocol else None,
+        paint=paint if protocol else NOT_GIVEN,
         judge=judge,
         features=features,
         protocol=protocol,
@@ -96,7 +106,7 @@ def _judge(settings: Mapping, label: str | None, bench):
         seen = scores(detector, images)[label]
         return [
             Verdict(known and bool(score >= settings["threshold"]), float(score), known)
-            for score, known in zip(seen.fillna(0.0), seen.notna().tolist())
+            for score, known in zip(seen.fillna(0.0), seen.notna().tolist(), strict=True)
         ]
 
     def features(images: Sequence) -> torch.Tensor:
@@ -110,7 +120,7 @@ def _embeds(detector) -> bool:
     return "features" in detector.score([Image.new("RGB", (64, 64), "gray")])
 
 
-def _examples(config: Mapping, concept: Concept, inputs: Mapping[str, Path], count: int, bench) -> Sequence:
+def _examples(config: Mapping, concept: Concept, inputs: Mapping[str, Path], count: int, bench) -> list[Image]:
     """Pictures of the concept: drawn by the model's source of pictures, or made by the unedited model."""
     if config.get("examples"):
         return bench.pictures(config["examples"]).examples(concept, count, config["seed"])
@@ -125,4 +135,4 @@ def _ordinary(config: Mapping, concept: Concept, count: int, bench, paint) -> li
     texts = ordinary_texts(concept, count)
     with bench.unedited():
         images = paint(texts, [config["seed"] + n for n in range(count)])
-    return [(image, text) for image, text in zip(images, texts) if image is not None]
+    return [(image, text) for image, text in zip(images, texts, strict=True) if image is not None]

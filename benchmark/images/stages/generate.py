@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -15,10 +16,14 @@ from overpaint.attacks.stored import read_assault
 from overpaint.run.progress import announce
 from overpaint.run.store import read_manifest
 
+if TYPE_CHECKING:
+    import torch
+
 
 def run(task, inputs, folder, bench) -> dict:
     config, protocol = task.config, task.config["protocol"]
-    shots, tokens = config["shots"], {}
+    shots = config["shots"]
+    tokens: dict[str, torch.Tensor] = {}
     if shots is None:
         shots = []
         for name in sorted(name for name in inputs if name.startswith("assault")):
@@ -49,7 +54,7 @@ def run(task, inputs, folder, bench) -> dict:
                 on_batch=finished,
                 keep_failed=True,
             )
-            for index, image in zip(indices, made):
+            for index, image in zip(indices, made, strict=True):
                 images[index] = image
         seconds = time.perf_counter() - start
         truncated = victim.too_long([text for text, *_ in shots])

@@ -24,8 +24,8 @@ from overpaint.run.tasks import canonical
 def run(task, inputs, folder, bench) -> dict:
     found = measured(task.config, inputs)
     records = pd.DataFrame([row for row, _ in found], columns=list(RECORD_COLUMNS))
-    outcomes = [table.assign(metric=row["metric"]) for row, table in found if table is not None]
-    outcomes = pd.concat(outcomes, ignore_index=True) if outcomes else pd.DataFrame()
+    tables = [table.assign(metric=row["metric"]) for row, table in found if table is not None]
+    outcomes = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     outcomes.reindex(columns=OUTCOME_COLUMNS).to_parquet(folder / "outcomes.parquet", index=False)
     records.to_parquet(folder / "records.parquet", index=False)
     return {}
