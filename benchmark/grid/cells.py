@@ -205,7 +205,7 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
         construct(Budget, config["budget"], "budget"),
         construct(MetricSpec, config["metrics"], "metrics"),
         config["seed"],
-        {key: value_at(config, key) for key in sorted(explicit)},
+        {key: value_at(config, key) for key in sorted(explicit) if key.split(".")[0] in AXES and key not in SPEED},
     )
 
 

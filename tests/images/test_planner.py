@@ -165,6 +165,14 @@ def test_a_whole_number_is_the_same_hyperparameter_as_a_real_one(whole, real):
     assert keys[0] == keys[1]
 
 
+@pytest.mark.parametrize(
+    "where", [["store=elsewhere"], ["engine=local", "engine.workers=2"], ["tracker=none"], ["protocol.batch_size=3"]]
+)
+def test_where_and_how_a_grid_runs_names_no_task(where):
+    grid = ["method=uce", "budget=smoke", "attack=none"]
+    assert set(plan(*grid, *where).tasks) == set(plan(*grid).tasks)
+
+
 def test_batch_size_and_shard_size_name_no_image():
     small, large = plan("budget=smoke", "protocol.batch_size=1"), plan("budget=smoke", "protocol.batch_size=32")
     assert set(small.tasks) == set(large.tasks)
