@@ -45,7 +45,7 @@ CASES = [
         ["'testbed/caption'", "did you mean 'testbed/captions'"],
     ),
     (("run", "method=ca", "method.captions=missing.csv"), ["caption collection 'missing.csv'", "testbed/captions"]),
-    (("run", "method=salun", "method.folder=missing"), ["folder=missing is no folder"]),
+    (("run", "method=salun", "method.folder=missing"), ["folder=missing is not a folder"]),
     (("run", "concepts.erase=[curch]"), ["concept 'curch'", "did you mean 'church'"]),
     (("run", "concepts=inline"), ["nothing to erase"]),
     (("run", "concepts.templates=[no place]"), ["'no place' has no {}"]),
