@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageOps
@@ -72,7 +72,7 @@ def paint(
         announce(done, len(captions), "pictures")
 
     announce(0, len(captions), "pictures")
-    images: list[Any] = model.sample(  # raises if an image failed
+    images = model.sample(
         captions,
         seeds,
         steps=steps,

@@ -72,7 +72,7 @@ def _adapter(cls: type) -> TypeAdapter:
     optional = {f.name for f in getattr(cls, "__dataclass_fields__", {}).values() if _has_default(f)}
     total = getattr(cls, "__total__", True)
     keys = {n: NotRequired[hint] if n in optional or not total else hint for n, hint in _hints(cls).items()}
-    shape = TypedDict(cls.__name__, keys)  # type: ignore[misc]
+    shape = TypedDict(cls.__name__, keys)  # type: ignore[misc]  # made at run time
     return TypeAdapter(with_config(RULES)(shape))
 
 

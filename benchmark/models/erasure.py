@@ -185,7 +185,7 @@ class Erasure:
             detach()
 
     def _install(self, model: DiffusionModel) -> Callable[[], None]:
-        method: Any = component("method", self.method).load()
+        method = component("method", self.method).load()
         if self.kind == "guard" and model.guidance is not Guidance and not method.stacks:
             raise UserError(f"the model has a guard already, and {self.method} cannot be put on top of one")
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -39,7 +39,8 @@ class WandB:
         quiet = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
         axes = [*CELL, "settings"] if "settings" in records else CELL
         for values, figures in records.groupby(axes, sort=False, dropna=False):
-            cell = {name: None if pd.isna(value) else value for name, value in zip(axes, values, strict=True)}
+            labels: tuple[Any, ...] = values
+            cell = {name: None if pd.isna(label) else label for name, label in zip(axes, labels, strict=True)}
             run = wandb.init(
                 project=self.project,
                 mode=self.mode,

@@ -21,7 +21,6 @@ from overpaint.images.tasks import build_attack
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
 
 def run(task, inputs, folder, bench) -> dict:
@@ -65,7 +64,7 @@ def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
 
     def paint(
         texts: Sequence[str], seeds: Sequence[int], embeds: torch.Tensor | None = None, guidance: float | None = None
-    ) -> list[Image | None]:
+    ) -> list[Image.Image | None]:
         return victim.sample(
             texts,
             seeds,
@@ -120,7 +119,7 @@ def _embeds(detector) -> bool:
     return "features" in detector.score([Image.new("RGB", (64, 64), "gray")])
 
 
-def _examples(config: Mapping, concept: Concept, inputs: Mapping[str, Path], count: int, bench) -> list[Image]:
+def _examples(config: Mapping, concept: Concept, inputs: Mapping[str, Path], count: int, bench) -> list[Image.Image]:
     """Pictures of the concept: drawn by the model's source of pictures, or made by the unedited model."""
     if config.get("examples"):
         return bench.pictures(config["examples"]).examples(concept, count, config["seed"])
