@@ -132,6 +132,10 @@ def power(prompts: int, seeds: int, tests: int, correlation: float, sets: int, r
     return gap, float((p < (1 - LEVEL) / tests).mean())
 
 
+def _named(layout: tuple[int, int, float]) -> tuple[int, int, str]:
+    return (*layout[:2], f"{layout[2]:g}")
+
+
 def table(title: str, heads: Iterable[str], rows: Iterable[Sequence]) -> None:
     """Print a table as Markdown, row by row as it is computed."""
     heads = list(heads)
@@ -150,24 +154,24 @@ def main() -> None:
     table(
         "Share: coverage of its 95 % interval",
         (*layout, *(f"p = {p}" for p in SHARES)),
-        ((*where, *(share(*where, p, sets, rng) for p in SHARES)) for where in LAYOUTS),
+        ((*_named(where), *(share(*where, p, sets, rng) for p in SHARES)) for where in LAYOUTS),
     )
     table(
         "Paired difference: coverage of its 95 % interval, by the shares of pairs (gained, lost)",
         (*layout, *(f"{g:g}, {lost:g}" for g, lost in PAIRS)),
-        ((*where, *(pairs(*where, *p, sets, rng)[0] for p in PAIRS)) for where in LAYOUTS),
+        ((*_named(where), *(pairs(*where, *p, sets, rng)[0] for p in PAIRS)) for where in LAYOUTS),
     )
     nothing = [(q, q) for q in (0.02, 0.05, 0.1, 0.2, 0.4)]
     table(
         "Paired difference: how often the 5 % test rejects where there is none, by the share of pairs gained and lost",
         (*layout, *(f"{g:g}" for g, _ in nothing)),
-        ((*where, *(pairs(*where, *p, sets, rng)[1] for p in nothing)) for where in LAYOUTS),
+        ((*_named(where), *(pairs(*where, *p, sets, rng)[1] for p in nothing)) for where in LAYOUTS),
     )
     both = ((0.05, 0.05), (0.5, 0.5), (0.9, 0.4), (0.3, 0.1), (0.98, 0.02))
     table(
         "Unpaired difference: coverage of its 95 % interval, by the two shares",
         (*layout, *(f"{p:g}, {q:g}" for p, q in both)),
-        ((*where, *(unpaired(*where, *p, sets, rng) for p in both)) for where in LAYOUTS),
+        ((*_named(where), *(unpaired(*where, *p, sets, rng) for p in both)) for where in LAYOUTS),
     )
     sizes = ((4, 1, 0.0), (12, 1, 0.0), (24, 1, 0.0), (12, 3, 0.33))
     table(
@@ -190,7 +194,7 @@ def main() -> None:
         "Power: the smallest detectable difference at 80 %, and how often the test finds it",
         ("prompts", "seeds", "tests in the family", "correlation", "smallest difference", "found"),
         (
-            (n, m, k, c, *power(n, m, k, c, sets, rng))
+            (n, m, k, f"{c:g}", *power(n, m, k, c, sets, rng))
             for n in (24, 50, 100)
             for m, c in ((1, 0.0), (2, 0.3), (10, 0.3))
             for k in (1, 5)

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from overpaint.report import statistics
-from overpaint.report.statistics import Estimate
+from overpaint.report.statistics import NORMAL, Estimate
 
 #: What a view's column shows of its records: where they keep it, with its interval.
 FIELDS = {
@@ -25,7 +25,6 @@ FIELDS = {
 }
 #: A mean of outcomes that is farther than this from the mean of the records is another figure.
 SAME = 1e-6
-NORMAL = 1.959964
 
 
 class Outcomes:

@@ -19,9 +19,9 @@ n_h / (n_h + `SHRINKAGE`). The first factor is at most the size of the largest c
 one observation, the second is 1 where there is one stratum; then the interval is Wilson's or Tango's own. Because D
 is estimated at v and not at m, a single hit cannot make it collapse.
 
-Two corrections near the limits of the scale. A share's limit is widened to that of a Poisson count where at most
-`RARE` effective hits were found (Brown, Cai and DasGupta 2001). Where clusters have several observations and hits come
-from few clusters, Student's t replaces the normal distribution, in the interval and in the test.
+Two corrections near the limits of the scale. A share's limit is widened to that of a Poisson count where at most `RARE`
+effective hits were found, in a share of at most `RARE_SHARE` (Brown, Cai and DasGupta 2001). Where clusters have several
+observations and hits come from few clusters, Student's t replaces the normal distribution, in the interval and in the test.
 
 All functions are vectorised: leading axes of the arrays are data sets.
 """
@@ -36,6 +36,8 @@ from numpy.typing import ArrayLike, NDArray
 
 #: Effective hits up to which a share's limit is that of a Poisson count.
 RARE = 3
+#: Shares above this are not rare, however few observations there are.
+RARE_SHARE = 0.25
 #: Observations at which a stratum's mean is trusted by half.
 SHRINKAGE = 6.0
 #: Halvings of an interval in which a limit is searched.
@@ -235,13 +237,15 @@ def share_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
     low = _limit(lambda v: share_score(of, v), of.mean, np.zeros_like(of.mean), far)
     high = _limit(lambda v: share_score(of, v), of.mean, np.ones_like(of.mean), far)
 
-    def poisson(hits: NDArray, limit: NDArray) -> NDArray:
-        """The limit of a count of rare hits, counted in effective observations."""
-        return np.where((hits > 0) & (hits <= RARE), gamma.ppf(1 - level, np.maximum(hits, TINY)), np.inf) * limit
+    def poisson(share: NDArray) -> NDArray:
+        """The limit of a rare share, from its hits among effective observations."""
+        hits = share * size
+        rare = (hits > 0) & (hits <= RARE) & (share <= RARE_SHARE)
+        return np.where(rare, gamma.ppf(1 - level, np.maximum(hits, TINY)), np.inf) / size
 
     size = np.minimum(worth(of), of.size)
-    low = np.minimum(low, poisson(of.mean * size, 1 / size))
-    high = np.maximum(high, 1 - poisson((1 - of.mean) * size, 1 / size))
+    low = np.minimum(low, poisson(of.mean))
+    high = np.maximum(high, 1 - poisson(1 - of.mean))
     return np.where(of.mean <= TINY, 0.0, low), np.where(of.mean >= 1 - TINY, 1.0, high)
 
 

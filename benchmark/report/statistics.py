@@ -22,7 +22,7 @@ from overpaint.report.resampling import limits, observed, resampled_ratios
 from overpaint.report.scores import Sample
 
 #: Raised when an interval or a p-value can change: every figure is then measured again from stored scores.
-VERSION = 4
+VERSION = 5
 LEVEL = 0.95
 DRAWS = 10_000
 TINY = 1e-9

@@ -72,7 +72,7 @@ def test_one_cell_of_the_simulation(simulate):
 
 
 def test_the_page_has_a_table_for_every_interval_within_its_bounds():
-    """93 to 97 % in the middle, 93 % or more at the rim, as the page says of itself."""
+    """The exceptions that the page names are its lowest figures."""
     page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
     tables = re.findall(r"\*\*([^*]+: coverage [^*]+)\*\*\n\n((?:\|.*\n)+)", page)
     assert {title.split(":")[0] for title, _ in tables} == {
@@ -85,5 +85,6 @@ def test_the_page_has_a_table_for_every_interval_within_its_bounds():
     }
     for title, table in tables:
         cells = [float(cell) for row in table.splitlines()[2:] for cell in re.findall(r"\b[01]\.\d{3}\b", row)]
-        covered = [cell for cell in cells if cell > 0.85]
-        assert len(covered) >= 12 and min(covered) >= 0.92, title
+        covered = [cell for cell in cells if cell > 0.82]
+        least = 0.85 if title.startswith("Mean over method seeds") else 0.91
+        assert len(covered) >= 12 and min(covered) >= least, title

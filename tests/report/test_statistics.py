@@ -152,11 +152,13 @@ def test_harmonic_mean():
 def rare(hits, n):
     """Wilson's limits, widened to those of a Poisson count of rare hits or misses (Brown, Cai and DasGupta 2001)."""
     low, high = st.wilson(hits, n)
-    below, above = (chi2.ppf(0.05, 2 * k) / 2 / n if 0 < k <= 3 else math.inf for k in (hits, n - hits))
+    below, above = (chi2.ppf(0.05, 2 * k) / 2 / n if 0 < k <= 3 and 4 * k <= n else math.inf for k in (hits, n - hits))
     return min(low, below), max(high, 1 - above)
 
 
-@pytest.mark.parametrize(("hits", "n"), [(0, 12), (1, 12), (3, 24), (4, 24), (12, 24), (22, 24), (24, 24), (30, 500)])
+@pytest.mark.parametrize(
+    ("hits", "n"), [(0, 12), (2, 2), (1, 12), (3, 24), (4, 24), (12, 24), (22, 24), (24, 24), (30, 500)]
+)
 def test_independent_observations_have_wilsons_interval(hits, n):
     ours = st.proportion([1.0] * hits + [0.0] * (n - hits))
     assert (ours.low, ours.high) == pytest.approx(rare(hits, n), abs=EXACT)
