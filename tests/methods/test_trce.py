@@ -242,7 +242,7 @@ def test_the_hinge():
 def test_nothing_is_learned_from_equal_targets(tiny_sd):
     """The hinge, alone and without margin, has no gradient where P = R."""
     ours = changed(
-        tiny_sd, "trce", erase=["dog"], anchor="dog", **STAGE2, margin=0.0, regular_weight=0.0, weight_decay=0.0
+        tiny_sd, "trce", erase=["dog"], default_anchor="dog", **STAGE2, margin=0.0, regular_weight=0.0, weight_decay=0.0
     )
     for name, tensor in parameters(tiny_sd, ours).items():
         assert torch.equal(ours[name], tensor)

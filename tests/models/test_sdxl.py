@@ -112,7 +112,7 @@ def test_refiners_are_refused(tiny_sdxl):
 
 @pytest.mark.parametrize("variant", ["legacy", "current"])
 def test_uce_maps_the_concept_to_itself_or_by_one_pairs_closed_form(tiny_sdxl, variant):
-    same = overpaint.erase(tiny_sdxl, "uce", variant=variant, erase=["Dog"], anchor="dog", retain=["ship"])
+    same = overpaint.erase(tiny_sdxl, "uce", variant=variant, erase=["Dog"], default_anchor="dog", retain=["ship"])
     with same.attached(tiny_sdxl):
         assert all(torch.equal(tensor, same.base[name]) for name, tensor in same.tensors.items())
     if variant == "legacy":
