@@ -59,7 +59,7 @@ class Component:
 
     def settle(self, values: Mapping[str, Any], preset: str | None = None) -> dict[str, Any]:
         """Hyper-parameters: the YAML's, then the preset's, then ``values``. Unknown names are refused."""
-        if preset and preset not in self.presets:
+        if preset is not None and preset not in self.presets:
             raise unknown("preset", preset, self.presets, f"{self.kind}={self.name}")
         for key in values:
             if key not in self.defaults:
