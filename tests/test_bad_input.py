@@ -78,7 +78,7 @@ CASES = [
     (("run", "store=[a]", "budget=smoke"), ["store takes str or null, got ['a']"]),
     (("rn",), ["unknown command 'rn'", "did you mean 'run'"]),
     (("table", "--formt", "md"), ["No such option '--formt'. Did you mean '--format'?"]),
-    (("doctor", "strore=x"), ["doctor takes store=DIR and nothing else, got strore=x"]),
+    (("doctor", "strore=x"), ["doctor takes store=DIR and hydra.searchpath=[…], got strore=x"]),
     (("erase", "concepts=church", "out=x.safetensors"), ["method=none erases nothing"]),
     (("erase", "method=uce", "out=no/x.safetensors"), ["out=no/x.safetensors: the folder no does not exist"]),
     (("export", "attack=uda", "out=no/x.csv"), ["out=no/x.csv: the folder no does not exist"]),

@@ -112,6 +112,7 @@ class Grid:
         if len(asked.values) > 1:
             raise UserError(f"{asked.typed}: an experiment is a grid of its own; run one after the other")
         name = _option(asked, asked.values[0])
+        _checked_file(components("experiment")[name], f"experiment={name}")
         config, self.default, axes = self._composed([f"experiment={name}"])
         inside: dict[str, Any] = {}
         for key, value in config.items():
@@ -301,14 +302,19 @@ def _differences(node: Any, own: Any, key: str) -> dict[str, Any]:
     return {} if node == own else {key: node}
 
 
-def _checked_file(path: Path, what: str) -> dict[str, Any]:
-    """The mapping in an option's file, with the files of its group that its defaults list names checked as well."""
+def _checked_file(path: Path, what: str, before: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in an option's file; the files of its group that its defaults list names are checked as well."""
     found = read_mapping(path, what)
     refuse_resolvers(found, what)
-    for entry in found.get("defaults") or ():
+    defaults = found.get("defaults", [])
+    if not isinstance(defaults, list) or not all(isinstance(entry, str | dict) for entry in defaults):
+        raise UserError(f"{what}: {path}: defaults takes a list of options, got {shown(defaults)}")
+    for entry in (e for e in defaults if isinstance(e, str) and re.fullmatch(r"[\w.-]+", e)):
         sibling = path.with_name(f"{entry}.yaml")
-        if isinstance(entry, str) and sibling.is_file() and sibling != path:
-            _checked_file(sibling, f"{what} ({entry})")
+        if sibling in (path, *before):
+            raise UserError(f"{what}: {path}: defaults leads back to {entry}")
+        if sibling.is_file():
+            _checked_file(sibling, f"{what} ({entry})", (path, *before))
     return found
 
 

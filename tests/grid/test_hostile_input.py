@@ -485,7 +485,7 @@ METHODS = {
     "preset is a number": "component: overpaint.methods.none:Unedited\npresets: {a: 1}\npreset: a\n",
     "preset with an unknown key": "component: overpaint.methods.none:Unedited\npresets: {a: {nope: 1}}\npreset: a\n",
     "preset that is not there": "component: overpaint.methods.none:Unedited\npresets: {}\npreset: b\n",
-    "defaults of another group": "defaults: [/engine@_global_.engine: local, _self_]\ncomponent: overpaint.methods.none:Unedited\n",
+    "defaults of another group": "defaults: [/engine@_global_.engine: local, _self_]\ncomponent: x:Y\n",
     "defaults that are not there": "defaults: [nope]\ncomponent: overpaint.methods.none:Unedited\n",
     "defaults that run a resolver": "defaults: ['${oc.env:HOME}']\ncomponent: overpaint.methods.none:Unedited\n",
     "defaults of itself": "defaults: [mine]\ncomponent: overpaint.methods.none:Unedited\n",
@@ -527,7 +527,7 @@ SETS = {
 
 @pytest.mark.parametrize("content", SETS.values(), ids=SETS.keys())
 def test_a_concept_set_that_is_wrong(conf, content):
-    conf("concepts/evil", "# @package _global_\nengine: {device: cuda}\n")
+    conf("concepts/evil", "# @package _global_\nmodel: {path: owner/name}\n")
     conf("concepts/bomb", BOMB)
     searchpath = conf("concepts/mine", content)
     refused(lambda: ask("concepts=mine", searchpath))
@@ -548,8 +548,6 @@ def test_no_environment_variable_gets_into_a_name(conf, monkeypatch):
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_experiment(conf, content):
     searchpath = conf("experiment/mine", content)
-    if content.strip() in (b"", b"# nothing", b"null"):  # an experiment that sets nothing
-        return
     refused(lambda: ask("experiment=mine", searchpath))
 
 
@@ -673,7 +671,7 @@ KEYS = ["method", "attack", "seed", "concepts", "concepts.erase", "concepts.anch
         "uce.lamb", "method.lamb", "metrics.metrics.ua", "model.precision", "hydra.searchpath", "~attack", "+x"]  # fmt: skip
 WORDS = ["uce", "esd", "none", "church", "null", "true", "1", "-1", "1e9", "nan", "[", "]", "{", "}", ",", "'", '"', "${",
          "}", ":", "=", "range(0,3)", "choice(", ")", "café", " ", "???", "~", "\\", "*"]  # fmt: skip
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def harmless(call):
