@@ -12,7 +12,8 @@ import click
 
 from overpaint.commands.grids import taken
 from overpaint.errors import UserError
-from overpaint.grid.registry import component, components
+from overpaint.grid.composition import search
+from overpaint.grid.registry import broken_packages, component, components
 from overpaint.run.store import Store
 
 LIBRARIES = ("torch", "diffusers", "transformers", "hydra-core", "torchmetrics", "pandas", "pyarrow")
@@ -23,9 +24,9 @@ EXTRAS = {"wandb": "wandb"}
 @click.argument("overrides", nargs=-1)
 def doctor(overrides: Sequence[str]) -> None:
     """Say what this machine has: libraries, devices, assets, the store."""
-    store, rest = taken(overrides, "store")
+    store, rest = taken(search(overrides), "store")
     if rest:
-        raise UserError(f"doctor takes store=DIR and nothing else, got {rest[0]}")
+        raise UserError(f"doctor takes store=DIR and hydra.searchpath=[…], got {rest[0]}")
     for line in report(store):
         click.echo(line)
 
@@ -44,6 +45,7 @@ def report(store: str | None = None) -> Iterator[str]:
             yield f"detector {name}: present ({', '.join(files) or 'no files needed'})"
         except UserError as error:
             yield f"detector {name}: MISSING, {error}"
+    yield from broken_packages()
     place = Store.chosen(store)
     if place.root.is_dir():
         size = sum(f.stat().st_size for f in place.root.rglob("*") if f.is_file())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import click
-import yaml
 
-from overpaint.errors import unknown
-from overpaint.grid.registry import component, components, load_attribute
+from overpaint.errors import UserError, unknown
+from overpaint.grid.composition import search
+from overpaint.grid.concepts import load_catalogue
+from overpaint.grid.registry import broken_packages, component, components, load_attribute
 from overpaint.grid.shipped import shipped
 
 GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector"}
@@ -18,47 +20,74 @@ PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "bu
 
 @click.command(name="list")
 @click.argument("what")
-def list_(what: str) -> None:
-    """List methods, concepts, attacks, metrics, detectors, models, experiments and other groups, one a line."""
+@click.argument("overrides", nargs=-1)
+def list_(what: str, overrides: Sequence[str]) -> None:
+    """List methods, concepts, attacks, metrics, detectors, models, experiments and other groups, one a line.
+
+    `hydra.searchpath=[file:///folder]` also lists what is in that folder.
+    """
+    others = search(overrides)
+    if others:
+        raise UserError(f"list takes hydra.searchpath=[file:///folder] and nothing else, got {others[0]}")
     for line in lines(what):
         click.echo(line)
 
 
 def lines(what: str) -> Iterator[str]:
-    """Lines of `overpaint list WHAT`."""
+    """Lines of `overpaint list WHAT`; a file that cannot be used is told in its line."""
     if what in GROUPS:
-        kind = GROUPS[what]
-        rows = [(name, component(kind, name).config) for name in sorted(components(kind))]
-        width = max((len(name) for name, _ in rows), default=0)
-        for name, config in rows:
-            about = [config.get("summary", ""), config.get("paper") or "", config.get("status") or ""]
-            yield f"{name:<{width}}  " + " · ".join(part for part in about if part)
+        yield from _components(GROUPS[what])
     elif what in PLAIN:
         for name, path in sorted(components(PLAIN[what]).items()):
-            comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
-            yield f"{name:<18}  {next((c for c in comments if not c.startswith('@')), '')}"
+            yield f"{name:<18}  {_comment(path)}"
     elif what == "concepts":
         yield from _concepts()
     elif what == "metrics":
         yield from _metrics()
     else:
         raise unknown("list", what, [*GROUPS, *PLAIN, "concepts", "metrics"])
+    yield from broken_packages()
+
+
+def _components(kind: str) -> Iterator[str]:
+    names = sorted(components(kind))
+    width = max(map(len, names), default=0)
+    for name in names:
+        try:
+            config = component(kind, name).config
+        except UserError as error:
+            yield f"{name:<{width}}  cannot be used: {error}"
+        else:
+            about = [config.get(key) or "" for key in ("summary", "paper", "status")]
+            yield f"{name:<{width}}  " + " · ".join(str(part) for part in about if part)
+
+
+def _comment(path: Path) -> str:
+    """The first comment of an option's file, which says what it is."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    comments = [line[1:].strip() for line in lines if line.startswith("#")]
+    return next((c for c in comments if not c.startswith("@")), "")
 
 
 def _concepts() -> Iterator[str]:
     for name, path in sorted(components("concepts").items()):
-        comment = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        yield f"{name:<18}  concept set · {comment}"
+        yield f"{name:<18}  concept set · {_comment(path)}"
     for path in sorted((shipped("datasets") / "concepts").glob("*.yaml")):
-        raw = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        for name, entry in raw["concepts"].items():
-            yield f"{name:<18}  {entry.get('kind', 'object')} of the {path.stem} catalogue"
+        for name, concept in load_catalogue(path.stem).concepts.items():
+            yield f"{name:<18}  {concept.kind} of the {path.stem} catalogue"
 
 
 def _metrics() -> Iterator[str]:
-    for path in components("metrics").values():
-        config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        for name, reference in config["metrics"].items():
-            metric = load_attribute(reference)
-            better = {"up": "higher is better", "down": "lower is better"}[metric.direction]
-            yield f"{name:<24}  {metric.facet:<14} {better:<16} {metric.unit:<9} {metric.paper}"
+    for kind in components("metrics"):
+        try:
+            listed = component("metrics", kind).config.get("metrics") or {}
+        except UserError as error:
+            yield f"{kind}  cannot be used: {error}"
+            continue
+        for name, reference in listed.items():
+            try:
+                metric = load_attribute(str(reference))
+                better = {"up": "higher is better", "down": "lower is better"}[metric.direction]
+                yield f"{name:<24}  {metric.facet:<14} {better:<16} {metric.unit:<9} {metric.paper}"
+            except (UserError, AttributeError, KeyError) as error:
+                yield f"{name:<24}  cannot be used: {error}"

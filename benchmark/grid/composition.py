@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.overrides import MOST_CELLS, Setting, read_override
 from overpaint.grid.registry import COMPANY, DESCRIPTION, components, conf_folders, look_in
 from overpaint.grid.shipped import shipped
+from overpaint.grid.typed import shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
 #: Groups whose options differ in their keys, so that a key says whose it is: ``uce.lamb=0.1``.
@@ -33,6 +35,8 @@ ADDRESSED = ("method", "attack")
 CIRCUMSTANCES = ("store", "engine", "tracker", "track")
 #: The most references (``${key}``) of one configuration.
 MOST_REFERENCES = 20
+#: Keys that describe an option.
+NOT_SETTABLE = {*DESCRIPTION} - {*COMPANY}
 #: What a deleted key's value is.
 DELETED = object()
 
@@ -55,9 +59,7 @@ class Point:
 
 def compose_cells(overrides: Sequence[str]) -> list[Composed]:
     """Every cell of the grid that the overrides span. An experiment brings axes of its own, which overrides replace."""
-    settings = [read_override(o) for o in overrides]
-    look_in(*_searchpath(settings))
-    settings = [s for s in settings if s.key != "hydra.searchpath"]
+    settings = [read_override(o) for o in search(overrides)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
@@ -67,17 +69,18 @@ def compose_cells(overrides: Sequence[str]) -> list[Composed]:
         raise UserError(f"the configuration cannot be composed: {text}") from error
 
 
-def _searchpath(settings: Sequence[Setting]) -> list[Path]:
-    """The folders of ``hydra.searchpath=[file:///folder,…]``."""
-    found = []
-    for setting in settings:
-        if setting.key == "hydra.searchpath":
-            places = setting.values[0] if isinstance(setting.values[0], list) else setting.values
-            found += [Path(str(place).removeprefix("file://")).expanduser() for place in places]
-    for folder in found:
+def search(overrides: Sequence[str]) -> list[str]:
+    """Look for components in the folders of ``hydra.searchpath=[file:///folder,…]``; returns the other overrides."""
+    asked = [o for o in overrides if o.partition("=")[0].lstrip("+") == "hydra.searchpath"]
+    folders = []
+    for setting in map(read_override, asked):
+        places = setting.values[0] if isinstance(setting.values[0], list) else setting.values
+        folders += [Path(str(place).removeprefix("file://")).expanduser() for place in places]
+    for folder in folders:
         if not folder.is_dir():
             raise UserError(f"hydra.searchpath: {folder} is not a folder")
-    return [folder.resolve() for folder in found]
+    look_in(*(folder.resolve() for folder in folders))
+    return [o for o in overrides if o not in asked]
 
 
 class Grid:
@@ -96,7 +99,10 @@ class Grid:
     def _composed(self, choices: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """What Hydra makes of ``config.yaml`` with these options: the configuration, the option of every group, and the
         axes of an experiment (``hydra.sweeper.params``)."""
-        config = _container(compose("config", [*choices, *self.searchpath], return_hydra_config=True))
+        if self.searchpath:  # a user's files can change
+            config = _container(compose("config", [*choices, *self.searchpath], return_hydra_config=True))
+        else:
+            config = copy.deepcopy(_shipped(tuple(choices)))
         hydra = config.pop("hydra")
         options = {group: name for group, name in hydra["runtime"]["choices"].items() if "/" not in group}
         return config, options, hydra["sweeper"].get("params") or {}
@@ -106,6 +112,7 @@ class Grid:
         if len(asked.values) > 1:
             raise UserError(f"{asked.typed}: an experiment is a grid of its own; run one after the other")
         name = _option(asked, asked.values[0])
+        _checked_file(components("experiment")[name], f"experiment={name}")
         config, self.default, axes = self._composed([f"experiment={name}"])
         inside: dict[str, Any] = {}
         for key, value in config.items():
@@ -159,6 +166,15 @@ class Grid:
             raise UserError(
                 f"{setting.typed}: this grid has several {group}s ({', '.join(own)}); say whose it is, {better}"
             )
+        if (
+            inner in NOT_SETTABLE
+            and group in self.default
+            and group not in ADDRESSED
+            and setting.key != "concepts.name"
+        ):
+            raise UserError(
+                f"{setting.typed}: {inner} describes the {group} and cannot be set; choose another, {group}=…"
+            )
         if setting.key == "model.protocol":
             raise UserError(f"{setting.typed}: set protocol=… instead, which is stronger than the model's own")
         if (group in self.default and inner) or setting.key in self.top:
@@ -166,7 +182,7 @@ class Grid:
         for kind in ADDRESSED:
             if inner and group in components(kind):
                 raise UserError(f"{setting.typed}: {group} is none of this grid's {kind}s ({', '.join(names[kind])})")
-        allowed = [*self.default, *self.top, *(name for kind in ADDRESSED for name in names[kind] if inner)]
+        allowed = {*self.default, *self.top, *(name for kind in ADDRESSED for name in names[kind] if inner)} - {"none"}
         raise unknown("key", group, allowed, "the configuration")
 
     # --- the cells -----------------------------------------------------------------------------------------------
@@ -230,7 +246,7 @@ def _option(setting: Setting, value: Any) -> str:
     if isinstance(value, list):
         raise UserError(f"{setting.typed}: {setting.key} takes one option; several without brackets are an axis")
     if not isinstance(value, str) or value not in components(setting.key):
-        raise unknown(setting.key, str(value), components(setting.key))
+        raise unknown(setting.key, value if isinstance(value, str) else shown(value), components(setting.key))
     return value
 
 
@@ -249,9 +265,7 @@ def _listed(setting: Setting) -> Sequence[Any]:
     if setting.how != "delete":
         return setting.values
     if not setting.key.startswith("metrics.metrics."):
-        raise UserError(
-            f"{setting.typed}: only figures (metrics.metrics.…) can be left out; set {setting.key}=null instead"
-        )
+        raise UserError(f"{setting.typed}: only figures (metrics.metrics.…) can be left out")
     return [DELETED]
 
 
@@ -288,14 +302,19 @@ def _differences(node: Any, own: Any, key: str) -> dict[str, Any]:
     return {} if node == own else {key: node}
 
 
-def _checked_file(path: Path, what: str) -> dict[str, Any]:
-    """The mapping in an option's file, with the files of its group that its defaults list names checked as well."""
+def _checked_file(path: Path, what: str, before: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in an option's file; the files of its group that its defaults list names are checked as well."""
     found = read_mapping(path, what)
     refuse_resolvers(found, what)
-    for entry in found.get("defaults") or ():
+    defaults = found.get("defaults", [])
+    if not isinstance(defaults, list) or not all(isinstance(entry, str | dict) for entry in defaults):
+        raise UserError(f"{what}: {path}: defaults takes a list of options, got {shown(defaults)}")
+    for entry in (e for e in defaults if isinstance(e, str) and re.fullmatch(r"[\w.-]+", e)):
         sibling = path.with_name(f"{entry}.yaml")
-        if isinstance(entry, str) and sibling.is_file() and sibling != path:
-            _checked_file(sibling, f"{what} ({entry})")
+        if sibling in (path, *before):
+            raise UserError(f"{what}: {path}: defaults leads back to {entry}")
+        if sibling.is_file():
+            _checked_file(sibling, f"{what} ({entry})", (path, *before))
     return found
 
 
@@ -308,8 +327,13 @@ def _resolved(cell: dict[str, Any]) -> dict[str, Any]:
         return cell
     if text.count("${") > MOST_REFERENCES:
         raise UserError(f"a configuration takes at most {MOST_REFERENCES} references (${{key}})")
-    refuse_resolvers(cell, "the configuration")
+    refuse_resolvers(cell, "")
     return _container(OmegaConf.create(cell), resolve=True)
+
+
+@cache
+def _shipped(choices: tuple[str, ...]) -> dict[str, Any]:
+    return _container(compose("config", list(choices), return_hydra_config=True))
 
 
 def _container(config: Any, resolve: bool = False) -> dict[str, Any]:

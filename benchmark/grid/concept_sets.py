@@ -84,6 +84,8 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
         raise UserError(f"concepts.near: {', '.join(erased_too)} cannot be erased and be a neighbour that stays")
     sequential = entry.sequential and len(erase) > 1  # one concept is the same request either way
     name = entry.name or "+".join(names)
+    if not name.isprintable():
+        raise UserError(f"concepts.name takes printable characters on one line, got {name!r}")
     return ConceptSet(
         f"{name} in turn" if sequential else name,
         request,

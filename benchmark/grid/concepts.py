@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.labels import file_digest
+from overpaint.grid.labels import file_digest, is_file
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import checked
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
@@ -176,7 +176,7 @@ def load_catalogue(name: str | None) -> Catalogue:
     folder = shipped("datasets") / "concepts"
     own = name.endswith((".yaml", ".yml"))
     path = Path(name).expanduser() if own else folder / f"{name}.yaml"
-    if not path.is_file() or (not own and path.parent != folder):
+    if not is_file(path) or (not own and path.parent != folder):
         raise unknown("concept catalogue", name, (p.stem for p in folder.glob("*.yaml")), "concepts.catalogue")
     where = f"concept catalogue {name}"
     raw = read_mapping(path, where)

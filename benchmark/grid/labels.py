@@ -43,10 +43,17 @@ def digest(value: Any) -> str:
 def file_digest(text: str) -> str | None:
     """A hash of the file that a text names; ``None`` where it names none. Any text may be asked about."""
     try:
-        path = Path(text).expanduser()
-        if not path.is_file():
+        if not is_file(Path(text)):
             return None
-        with path.open("rb") as file:
+        with Path(text).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, RuntimeError, ValueError):  # too long for a path, ``~nobody``, a NUL byte, no permission
+    except (OSError, RuntimeError, ValueError):
         return None
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path names a file. Any text may be asked about: too long for a path, ``~nobody``, with a NUL byte."""
+    try:
+        return path.expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False

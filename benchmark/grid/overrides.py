@@ -56,6 +56,7 @@ def read_override(typed: str) -> Setting:
     if parsed.package is not None:
         raise UserError(f"cannot read the override {typed!r}: a key has no package (@) here")
     how: How = "delete" if parsed.is_delete() else "add" if parsed.is_add() or parsed.is_force_add() else "set"
+    typed = typed if typed.isprintable() and len(typed) <= 200 else shown(typed)[1:-1]
     return Setting(typed, parsed.key_or_group, tuple(_values(parsed)), how)
 
 
@@ -99,15 +100,14 @@ def _unreadable(typed: str) -> UserError:
         return UserError(f"cannot read the override {shown(typed)}: overrides are key=value")
     listed = value.startswith("[") and value.endswith("]")
     parts = [_quoted(part.strip()) for part in (value[1:-1].split(",") if listed else [value])]
+    if not typed.isprintable() or len(typed) > 200:
+        return UserError(f"cannot read the override {shown(typed)}")
     better = f"{key}=" + (f"[{','.join(parts)}]" if listed else parts[0])
     try:
         OverridesParser.create().parse_override(better)
     except (HydraException, ValueError, RecursionError):
         return UserError(f"cannot read the override {shown(typed)}: overrides are key=value, in Hydra's grammar")
-    return UserError(
-        f"cannot read the override {shown(typed)}: quote texts with quotation marks, accents or other signs: "
-        f"{shlex.quote(better)}"
-    )
+    return UserError(f"cannot read the override {shown(typed)}; quote it: {shlex.quote(better)}")
 
 
 def _quoted(text: str) -> str:

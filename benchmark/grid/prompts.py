@@ -6,11 +6,13 @@ import csv
 import hashlib
 import io
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from overpaint.errors import UserError
+from overpaint.grid.labels import is_file
 from overpaint.grid.typed import shown
 
 #: The largest prompt file that is read, in bytes.
@@ -97,9 +99,12 @@ def read_prompts(
 
     Raises a `UserError` that names the file and the line of anything that cannot be used.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"prompt file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    path = Path(path)
+    if not is_file(path):
+        raise UserError(
+            f"prompt file {shown(str(path))[1:-1]} {'is a folder' if os.path.isdir(path) else 'does not exist'}"
+        )
+    path = path.expanduser()
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         prompts = list(_rows(reader, path, role, concept, tuple(expects)))

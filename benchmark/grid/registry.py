@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.labels import is_file
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import construct
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
@@ -59,7 +60,7 @@ class Component:
 
     def settle(self, values: Mapping[str, Any], preset: str | None = None) -> dict[str, Any]:
         """Hyper-parameters: the YAML's, then the preset's, then ``values``. Unknown names are refused."""
-        if preset and preset not in self.presets:
+        if preset is not None and preset not in self.presets:
             raise unknown("preset", preset, self.presets, f"{self.kind}={self.name}")
         for key in values:
             if key not in self.defaults:
@@ -99,8 +100,8 @@ def _files(kind: str) -> dict[str, list[Path]]:
 
 def named_in_yaml(kind: str, name: str) -> Path:
     """The file that a YAML of this kind names: relative to the working directory, else beside a user's own YAML files."""
-    places = (Path(name).expanduser(), *(folder / kind / name for folder in conf_folders()))
-    return next((place for place in places if place.is_file()), places[0])
+    places = (Path(name), *(folder / kind / name for folder in conf_folders()))
+    return next(filter(is_file, places), places[0])
 
 
 # --- where components come from ----------------------------------------------------------------------------------

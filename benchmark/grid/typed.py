@@ -17,6 +17,9 @@ from overpaint.errors import UserError, unknown
 #: Strict: 10 is a float, but True is not an int and "10" is not a number. NaN and infinity are not numbers either.
 RULES = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True)
 
+#: The largest number that single precision holds.
+LARGEST = 3.4e38
+
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,9 +45,13 @@ def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The values as the fields of a dataclass (or keys of a TypedDict) hold them: 10 for a float is 10.0."""
     hints = _hints(cls)
     try:
-        return _adapter(cls).validate_python(dict(values))
+        found = _adapter(cls).validate_python(dict(values))
     except ValidationError as error:
         raise _refusal(error.errors(include_url=False)[0], values, hints, where) from None
+    for key, value in found.items():
+        if isinstance(value, float) and abs(value) > LARGEST:
+            raise UserError(f"{named(where, key)} takes a number up to {LARGEST:g}, got {value!r}")
+    return found
 
 
 def check_type(value: Any, hint: Any, where: str) -> None:
@@ -110,8 +117,10 @@ def _unfit(value: Any, hint: Any, where: str) -> UserError:
 
 
 def shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
-    text = repr(value)
+    """A value in a message, as it is typed in YAML, on one line and cut where it is long."""
+    text = (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
     return text if len(text) <= 200 else f"{text[:200]} …"
 
 

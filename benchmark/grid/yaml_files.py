@@ -76,7 +76,7 @@ def refuse_resolvers(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, inside in value.items():
             refuse_resolvers(key, where)
-            refuse_resolvers(inside, f"{where}.{key}")
+            refuse_resolvers(inside, f"{where}.{key}" if where else str(key))
     elif isinstance(value, list | tuple):
         for inside in value:
             refuse_resolvers(inside, where)
