@@ -316,7 +316,7 @@ def test_official_gradients_add_up(tiny_sd, monkeypatch):
         ({"prior_captions": None}, "trce needs prior_captions"),
         ({"token_weights": [0, 1, 0]}, "token_weights takes four numbers"),
         ({"token_weights": [0, -1, 0, 0]}, "token_weights takes four numbers"),
-        ({"templates": ["no place"]}, "templates takes a list of sentences"),
+        ({"templates": ["no place"]}, "templates takes sentences"),
         ({"prior_captions": "nowhere.csv"}, "unknown caption collection 'nowhere.csv'"),
         ({"trajectories": 0}, "trajectories takes a number from 1 up"),
     ],
