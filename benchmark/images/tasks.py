@@ -219,6 +219,7 @@ def _described(plan: Plan, cell: Cell, inputs: Iterable[str]) -> dict[str, Any]:
     settings["model"]["path"] = fingerprint_model(cell.model.path)
     return {
         **cell.labels,
+        "seed": cell.seed,
         "kind": cell.concepts.kind,
         "method_name": cell.method.name,
         "attack_name": cell.attack.name,

@@ -20,7 +20,14 @@ class ErasureCost(Metric):
 
     def measure(self, evidence: Evidence) -> Figure:
         value = _number(evidence.erasure.get(self.metered))
-        return Figure(None, why=f"{self.metered} was not measured") if value is None else Figure(value, n=1)
+        if value is None:
+            why = (
+                f"{self.metered} was not kept with these images"
+                if evidence.latency
+                else "the unedited model has no erasure"
+            )
+            return Figure(None, why=why)
+        return Figure(value, n=1)
 
 
 class EraseSeconds(ErasureCost):
