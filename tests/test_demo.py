@@ -142,6 +142,6 @@ def test_full_size_model_on_the_cpu(tmp_path):
     process = start(tmp_path / "store", *grid)
     _, err = process.communicate()
     assert process.returncode == 0, err
-    folders = [manifest.parent for manifest in (tmp_path / "store").glob("artefacts/images/*/manifest.json")]
+    folders = [manifest.parent for manifest in (tmp_path / "store").glob("artefacts/generate/*/manifest.json")]
     assert folders and {image.size for folder in folders for image in read_images(folder)} == {(512, 512)}
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 24 << 20
