@@ -118,7 +118,7 @@ def test_the_first_loss_follows_from_the_base_predictions(tiny_sd_float64, noise
 
 
 def test_a_concept_mapped_to_itself_has_nothing_to_learn(tiny_sd_float64):
-    _, _, losses = traced_erase(tiny_sd_float64, **(SMALL | {"anchor": "dog", "iterations": 2}))
+    _, _, losses = traced_erase(tiny_sd_float64, **(SMALL | {"anchor": None, "default_anchor": "dog", "iterations": 2}))
     assert losses == [0, 0]
 
 

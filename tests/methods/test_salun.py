@@ -129,7 +129,7 @@ def test_sums_cancel_where_sizes_do_not(tiny_sd):
 
 
 def test_a_concept_that_stands_in_for_itself_leaves_nothing_to_learn(tiny_sd):
-    arguments = {"anchor": "dog", "retain_weight": 0.0, "density": 1.0}
+    arguments = {"anchor": None, "default_anchor": "dog", "retain": (), "retain_weight": 0.0, "density": 1.0}
     erasure, seen = traced_erase(tiny_sd, **arguments)
     assert float(seen["loss"][0]) == 0
     base = tiny_sd.named_parameters()

@@ -68,7 +68,9 @@ def test_official_code(precision, goldens, tiny_sd_in):
 @pytest.mark.parametrize("compat", ["official", "intended"])
 @pytest.mark.parametrize("weights_", [[0, 1, 0, 0], [1, 1, 1, 0]])
 def test_mapping_a_concept_to_itself_changes_no_bit(tiny_sd, compat, weights_):
-    ours = changed(tiny_sd, "trce", erase=["snoopy"], anchor="snoopy", compat=compat, token_weights=weights_, **STAGE1)
+    ours = changed(
+        tiny_sd, "trce", erase=["snoopy"], default_anchor="snoopy", compat=compat, token_weights=weights_, **STAGE1
+    )
     assert all(torch.equal(ours[name], tensor) for name, tensor in parameters(tiny_sd, ours).items())
 
 
