@@ -8,11 +8,12 @@ import yaml
 
 from overpaint.detectors.oracle import OracleDetector
 from overpaint.grid.shipped import shipped
+from overpaint.testbed.captions import draw_world
 from overpaint.testbed.exporting import weight_bytes
 from overpaint.testbed.membership import example
 from overpaint.testbed.oracle import load_oracle
 from overpaint.testbed.tokenizer import MAX_TOKENS, split_words
-from overpaint.testbed.world import LABELLED, draw_concept, draw_world
+from overpaint.testbed.world import LABELLED, draw_concept
 
 FOLDER = shipped("datasets") / "testbed"
 
