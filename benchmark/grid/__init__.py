@@ -1,1 +1,1 @@
-"""What is asked: composed configurations, checked cells, concepts, prompts and components by name."""
+"""The definition of a grid: composed configurations, checked cells, concepts, prompts and components by name."""

@@ -1,4 +1,4 @@
-"""A cell of the grid: checked values on every axis, their labels, and the settings that decide its records."""
+"""A cell of the grid: checked values on every axis, their labels, and the settings that determine its records."""
 
 from __future__ import annotations
 
@@ -17,19 +17,26 @@ from overpaint.grid.labels import digest, label
 from overpaint.grid.registry import components, conf_folders
 from overpaint.grid.typed import Count, Positive, Share, check_type, construct
 
-#: What the models of these families were trained with.
+#: Number of training timesteps of the supported model families.
 TIMESTEPS = 1000
 AXES = ("model", "concepts", "method", "attack", "protocol", "budget", "metrics", "seed")
-#: Keys that change how fast a grid runs, never its records.
+#: Keys that affect speed only, not records.
 SPEED = ("protocol.batch_size", "budget.shard")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model, from where, and who looks at its images.
+    """A model: its source, its precision and the components used with it.
 
-    ``detector`` is for figures, ``judge`` for attacks that search with one: another network, so that an attack cannot
-    overfit the one that measures it. ``protocol`` is the protocol that the model is used with unless told otherwise.
+    Attributes:
+        path: a folder or a Hub id.
+        preset: preset of methods and attacks that ``preset: auto`` prefers.
+        detector: detector for the figures.
+        judge: detector for attacks that search with one. It is a different network from ``detector``, so that an attack
+            cannot overfit the detector that measures it.
+        reference: source of real images: an option of ``conf/pictures`` or a folder.
+        catalogue: default concept catalogue.
+        protocol: default protocol.
     """
 
     name: str
@@ -57,7 +64,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are made. ``batch_size`` changes speed only; ``size`` in pixels (``None``: the model's own)."""
+    """How images are generated.
+
+    ``size`` is the side in pixels (``None``: the model's default). ``batch_size`` affects speed only.
+    """
 
     name: str
     scheduler: Literal["ddim", "pndm", "dpm", "euler", "lms"]
@@ -73,7 +83,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is measured: prompts of each role (`overpaint.grid.roles`), seeds a prompt, images a task."""
+    """How much is measured: prompts per role (`overpaint.grid.roles`), seeds per prompt, images per task (``shard``)."""
 
     name: str
     target_prompts: Positive
@@ -93,7 +103,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """Which figures, and how a score becomes present, absent or failed."""
+    """The metrics of a cell, and the thresholds that turn a score into present, absent or failed.
+
+    ``metrics`` maps names to classes (``module:Class``). ``failure_limit`` is the largest share of failed images at which
+    a figure is still computed.
+    """
 
     name: str
     metrics: dict[str, str]
@@ -102,7 +116,7 @@ class MetricSpec:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides every figure. The list of figures decides none of them: a record names its own."""
+        """The settings that affect every figure. The list of metrics is left out: it does not change any single figure."""
         return {"threshold": self.threshold, "failure_limit": self.failure_limit}
 
 
@@ -110,7 +124,7 @@ class MetricSpec:
 class Cell:
     """One point of the grid.
 
-    ``given`` is what was set by hand on any axis, by its full key: ``{"budget.target_prompts": 4}``.
+    ``given`` holds the values that were set by hand, by full key: ``{"budget.target_prompts": 4}``.
     """
 
     model: ModelSpec
@@ -129,17 +143,17 @@ class Cell:
 
     @property
     def names(self) -> dict[str, str]:
-        """The name on every axis: of the YAML file, of concepts given by hand their own. A name is not an identity."""
+        """The name on every axis: the YAML file's, or the concepts themselves if given by hand. Names do not identify."""
         named = {axis: getattr(self, axis).name for axis in AXES if axis != "seed"}
         return named | {"seed": str(self.seed) if self.draws else "any"}
 
     @property
     def labels(self) -> dict[str, str]:
-        """The name on every axis with what was set by hand there: ``smoke target_prompts=4``."""
+        """The name on every axis with the values set by hand: ``smoke target_prompts=4``."""
         return {axis: label(name, self._shown(axis)) for axis, name in self.names.items()}
 
     def _shown(self, axis: str) -> dict[str, Any]:
-        """What was set by hand on an axis and can change records; concepts that are the name are not said twice."""
+        """Values set by hand on an axis that can change records. Erased concepts are left out if the name lists them."""
         if axis in ("method", "attack"):
             return dict(getattr(self, axis).given)
         told = {"concepts.name", "concepts.sequential"}
@@ -150,28 +164,28 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the records, by axis, as JSON values. A seed that nothing draws from is ``None``."""
+        """Everything that determines the records, by axis, as JSON values. An unused seed is ``None``."""
         found = {axis: getattr(self, axis).settings for axis in AXES if axis != "seed"}
         return json.loads(json.dumps(found | {"seed": self.seed if self.draws else None}))
 
     @property
     def identity(self) -> str:
-        """A hash of the settings: what tells this point of the grid from all others."""
+        """A hash of the settings, which identifies this point of the grid."""
         return digest(self.settings)[:16]
 
     @property
     def draws(self) -> bool:
-        """Whether anything in this cell depends on its seed: the method, the attack, or what is run beside the attack."""
+        """Whether the method, the attack or the attack's control depends on the seed."""
         return self.method.draws or self.attack.draws or self.attack.control is not None
 
     @property
     def method_seed(self) -> int:
-        """The method's seed: 0 where it draws nothing, so that all seeds share its erasure."""
+        """The method's seed. It is 0 for a deterministic method, so that all seeds share its erasure."""
         return self.seed if self.method.draws else 0
 
     @property
     def attack_seed(self) -> int:
-        """The attack's seed: 0 where it draws nothing."""
+        """The attack's seed; 0 for a deterministic attack."""
         return self.seed if self.attack.draws else 0
 
     def with_attack(self, name: str, **values: Any) -> Cell:
@@ -184,12 +198,12 @@ class Cell:
         return replace(self, method=Choice("none", None, {}))
 
 
-#: Keys of a configuration: the groups of ``conf/config.yaml``, and what stands beside them.
+#: Top-level keys of a configuration (``conf/config.yaml``).
 KEYS = ("track", "engine", "tracker", "store", *AXES)
 
 
 def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
-    """The cell of a composed configuration. ``explicit`` are the keys that were set by hand."""
+    """The cell of a composed configuration. ``explicit`` lists the keys that were set by hand."""
     for key in config:
         if key not in KEYS:
             raise unknown("key", key, KEYS, "the configuration")
@@ -218,7 +232,7 @@ def value_at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def merged(cells: Iterable[Cell]) -> tuple[list[Cell], list[str]]:
-    """The cells without repeated ones, and a sentence for seeds that were left out because nothing draws from them."""
+    """The distinct cells, and a sentence for each group of cells that were merged because nothing depends on the seed."""
     kept: dict[str, Cell] = {}
     idle: dict[str, list[int]] = {}
     for cell in cells:

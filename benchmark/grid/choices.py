@@ -1,4 +1,4 @@
-"""A method or attack of a cell: its hyper-parameters, settled and checked in one place."""
+"""The method or attack of a cell: its hyper-parameters are resolved and checked here."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from overpaint.grid.typed import check_type, checked, construct, created
 
 @dataclass(frozen=True)
 class Choice:
-    """A method or an attack with its settled hyper-parameters. ``given`` is what was set by hand.
+    """A method or an attack with its resolved hyper-parameters.
 
-    ``draws``: whether its result depends on the seed. Of an attack: ``control`` is another attack that is run beside it
-    with as many images (``None``: no control, and no random prefixes); ``floor``: whether it is also run for concepts
-    that it was not made for.
+    Attributes:
+        values: the hyper-parameters.
+        given: the values that were set by hand.
+        control: for an attack, the attack that serves as its control at the same number of images. ``None`` means no
+            control and no random prefixes.
+        floor: for an attack, whether it is also run for an unseen and an unrelated concept.
+        draws: whether the result depends on the seed.
     """
 
     name: str
@@ -35,12 +39,12 @@ class Choice:
 
     @property
     def label(self) -> str:
-        """``uce``, or ``uce lamb=1.0`` where a value was set by hand, so that the points of a sweep stay apart."""
+        """``uce``, or ``uce lamb=1.0`` if a value was set by hand, so that the points of a sweep have different labels."""
         return label(self.name, self.given)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides its results; files that values name by what they hold."""
+        """Everything that determines its results. Files named by values are given by a hash of their content."""
         files = {key: file_digest(value) for key, value in self.values.items() if isinstance(value, str)}
         found = {"name": self.name, "values": dict(self.values), "files": {k: v for k, v in files.items() if v}}
         return found | {"control": self.control, "floor": self.floor}
@@ -51,8 +55,11 @@ def choose(
 ) -> Choice:
     """The method or attack of a composed configuration.
 
-    Values come from the component's YAML, then its preset, then the keys that were set by hand (``explicit``). They are
-    checked, and the component is built once, so that a wrong value is told before anything runs.
+    Keys set by hand (``explicit``) override the preset, which overrides the component's YAML. The values are checked and the
+    component is built once, so that a wrong value is reported before anything runs.
+
+    Raises:
+        UserError: for an unknown key, a wrong value, an unknown preset, or a key that only describes the component.
     """
     chosen = component(kind, config["name"])
     where = f"{kind}={chosen.name}"
@@ -83,9 +90,9 @@ def _by_hand(kind: str, config: Mapping[str, Any], explicit: frozenset[str]) -> 
 
 
 def _preset(chosen: Component, asked: Any, family: str | None, concept_kind: str) -> str | None:
-    """The preset that is meant. One for the concept's kind comes before one for all: ``paper_style`` before ``paper``.
+    """The preset to use. A preset for the concept's kind has priority: ``paper_style`` before ``paper``.
 
-    ``auto`` takes the model's preset, else one named as the kind, else none, which leaves the YAML's values.
+    ``auto`` selects the model's preset, else the preset named after the kind, else none.
     """
     check_type(asked, str | None, f"{chosen.kind}={chosen.name}: preset")
     if asked is None:
@@ -98,7 +105,7 @@ def _preset(chosen: Component, asked: Any, family: str | None, concept_kind: str
 
 @dataclass(frozen=True)
 class _Company:
-    """What an attack has beside it."""
+    """The comparisons that are run with an attack."""
 
     control: str | None = None
     floor: bool = False
@@ -113,15 +120,15 @@ def _company(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_control(name: str) -> bool:
-    """Can this attack stand beside another: does it draw as many images as it is told to?"""
+    """Whether an attack can serve as a control: it must have the hyper-parameter ``tries`` (number of images)."""
     return name in components("attack") and "tries" in component("attack", name).defaults
 
 
 @cache
 def preset_families(folders: tuple[Path, ...]) -> frozenset[str]:
-    """What presets of methods and attacks are called, without the kind of concept that some end in.
+    """Names of the presets of all methods and attacks, without the suffix for the kind of concept.
 
-    ``folders`` are those beside ``conf/`` in which components are looked for; unusable files have no presets.
+    ``folders`` are the configuration folders besides ``conf/``; they are the key of the cache. Unusable files are skipped.
     """
     kinds = "|".join(KINDS)
     return frozenset(
@@ -135,11 +142,11 @@ def preset_families(folders: tuple[Path, ...]) -> frozenset[str]:
 def _presets(kind: str, name: str) -> list[str]:
     try:
         return list(map(str, component(kind, name).presets))
-    except UserError:  # it is told where this component is chosen
+    except UserError:  # reported when this component is chosen
         return []
 
 
 def build(kind: str, choice: Choice, seed: int) -> Any:
-    """The method or attack itself, with the seed of a cell."""
+    """An instance of the method or attack, with the seed of a cell."""
     chosen = component(kind, choice.name)
     return construct(chosen.load(), {**choice.values, "seed": seed}, f"{kind}={choice.name}")

@@ -1,7 +1,7 @@
 """From a command line to the cells of a grid.
 
-Hydra reads the overrides, the defaults lists and the experiment. Each option of a group is read once; the axes are crossed
-as plain dicts.
+Hydra parses the overrides, the defaults lists and the experiment. Each option of a group is read once. The cells are the
+product of the axes, built as plain dicts.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
-#: Groups whose options differ in their keys, so that a key says whose it is: ``uce.lamb=0.1``.
+#: Groups whose options have different keys. Their keys can be addressed to one option: ``uce.lamb=0.1``.
 ADDRESSED = ("method", "attack")
-#: Keys that say where and how a grid runs, not what it is.
+#: Keys that control where and how a grid runs; they do not affect its cells.
 CIRCUMSTANCES = ("store", "engine", "tracker", "track")
-#: The most references (``${key}``) of one configuration.
+#: Maximum number of references (``${key}``) in one configuration.
 MOST_REFERENCES = 20
-#: Keys that describe an option.
+#: Keys that describe an option and cannot be set.
 NOT_SETTABLE = {*DESCRIPTION} - {*COMPANY}
-#: What a deleted key's value is.
+#: The value of a deleted key.
 DELETED = object()
 
 
 @dataclass(frozen=True)
 class Composed:
-    """One cell's configuration, and the keys of it that were set by hand (``method.lamb``)."""
+    """The configuration of one cell, and its keys that were set by hand (``method.lamb``)."""
 
     config: dict[str, Any]
     explicit: frozenset[str]
@@ -51,14 +51,18 @@ class Composed:
 
 @dataclass(frozen=True)
 class Point:
-    """One value of an axis: the options that it chooses (by group), and the keys that it sets."""
+    """One value of an axis: the options that it selects, by group, and the keys that it sets."""
 
     options: Mapping[str, str]
     values: tuple[tuple[str, Any], ...] = ()
 
 
 def compose_cells(overrides: Sequence[str]) -> list[Composed]:
-    """Every cell of the grid that the overrides span. An experiment brings axes of its own, which overrides replace."""
+    """All cells of the grid that the overrides define. Overrides replace the axes of an experiment.
+
+    Raises:
+        UserError: for an override, option or YAML file that cannot be used, or a grid with too many cells.
+    """
     settings = [read_override(o) for o in search(overrides)]
     GlobalHydra.instance().clear()
     try:
@@ -70,7 +74,7 @@ def compose_cells(overrides: Sequence[str]) -> list[Composed]:
 
 
 def search(overrides: Sequence[str]) -> list[str]:
-    """Look for components in the folders of ``hydra.searchpath=[file:///folder,…]``; returns the other overrides."""
+    """Search the folders of ``hydra.searchpath=[file:///folder,…]`` for components; return the other overrides."""
     asked = [o for o in overrides if o.partition("=")[0].lstrip("+") == "hydra.searchpath"]
     folders = []
     for setting in map(read_override, asked):
@@ -84,7 +88,7 @@ def search(overrides: Sequence[str]) -> list[str]:
 
 
 class Grid:
-    """The axes that settings span, and the cells between them."""
+    """The axes that the settings define, and the cells of their product."""
 
     def __init__(self, settings: Sequence[Setting]):
         self.read: dict[tuple[str, str], dict[str, Any]] = {}
@@ -97,8 +101,8 @@ class Grid:
         self.axes = self._axes(settings)
 
     def _composed(self, choices: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """What Hydra makes of ``config.yaml`` with these options: the configuration, the option of every group, and the
-        axes of an experiment (``hydra.sweeper.params``)."""
+        """Compose ``config.yaml`` with these options. Returns the configuration, the option of every group, and the axes of
+        an experiment (``hydra.sweeper.params``)."""
         if self.searchpath:  # a user's files can change
             config = _container(compose("config", [*choices, *self.searchpath], return_hydra_config=True))
         else:
@@ -108,7 +112,7 @@ class Grid:
         return config, options, hydra["sweeper"].get("params") or {}
 
     def _experiment(self, asked: Setting, settings: Sequence[Setting]) -> list[Setting]:
-        """What an experiment sets, axes and single keys, unless it is set by hand; its options become the defaults."""
+        """The axes and keys that an experiment sets, except those set by hand. Its options become the defaults."""
         if len(asked.values) > 1:
             raise UserError(f"{asked.typed}: an experiment is a grid of its own; run one after the other")
         name = _option(asked, asked.values[0])
@@ -129,7 +133,7 @@ class Grid:
     # --- the axes ------------------------------------------------------------------------------------------------
 
     def _axes(self, settings: Sequence[Setting]) -> list[list[Point]]:
-        """The points of each axis, in the order in which the axes are named first."""
+        """The points of each axis, in the order in which the axes first appear."""
         for s in settings:
             if s.key in self.default and s.how == "delete":
                 raise UserError(f"{s.typed}: a run needs one option of {s.key}; choose another, {s.key}=…")
@@ -153,7 +157,7 @@ class Grid:
         return [axes[key] for key in dict.fromkeys(order)]
 
     def _check(self, setting: Setting, names: Mapping[str, Sequence[str]]) -> None:
-        """Refuse a key that no group has, or that does not say which of several components it is for."""
+        """Raise a `UserError` for an unknown key, and for a key that could belong to several components."""
         group, inner = setting.group, setting.inner
         if group in ADDRESSED and inner and inner.split(".")[0] not in COMPANY and len(set(names[group])) > 1:
             own = {name: self.option(group, name) for name in dict.fromkeys(names[group])}
@@ -188,7 +192,7 @@ class Grid:
     # --- the cells -----------------------------------------------------------------------------------------------
 
     def cells(self) -> Iterator[Composed]:
-        """Cross the axes."""
+        """All cells: the product of the axes."""
         count = math.prod(map(len, self.axes))
         if count > MOST_CELLS:
             raise UserError(f"this grid has {count} cells; one run takes at most {MOST_CELLS}, so split it")
@@ -234,7 +238,7 @@ class Grid:
 
 
 def _name(concepts: dict[str, Any], option: str, points: Sequence[Point]) -> None:
-    """Name a concept set that has no name of its own after its file, unless the concepts to erase are given by hand."""
+    """Name an unnamed concept set after its file, unless the concepts to erase are set by hand."""
     by_hand = any(key == "concepts.erase" for point in points for key, _ in point.values)
     shipped_set = components("concepts")[option].is_relative_to(shipped("conf").resolve())
     if concepts.get("name") is None and not (shipped_set and (by_hand or option == "inline")):
@@ -242,7 +246,7 @@ def _name(concepts: dict[str, Any], option: str, points: Sequence[Point]) -> Non
 
 
 def _option(setting: Setting, value: Any) -> str:
-    """The option that an override chooses; lists in brackets, mappings and null are no options."""
+    """The option that an override selects. Raises a `UserError` for a list in brackets, a mapping or null."""
     if isinstance(value, list):
         raise UserError(f"{setting.typed}: {setting.key} takes one option; several without brackets are an axis")
     if not isinstance(value, str) or value not in components(setting.key):
@@ -251,7 +255,7 @@ def _option(setting: Setting, value: Any) -> str:
 
 
 def _addressed(points: Sequence[Point], owner: str, setting: Setting) -> Iterator[Point]:
-    """The points of an axis of components, each that the setting addresses once for every value."""
+    """The points of an axis of components. A point that the setting addresses is repeated once per value."""
     for point in points:
         if point.options[owner] != setting.group:
             yield point
@@ -261,7 +265,7 @@ def _addressed(points: Sequence[Point], owner: str, setting: Setting) -> Iterato
 
 
 def _listed(setting: Setting) -> Sequence[Any]:
-    """The values of a setting, deletions included."""
+    """The values of a setting; `DELETED` for a deletion."""
     if setting.how != "delete":
         return setting.values
     if not setting.key.startswith("metrics.metrics."):
@@ -270,7 +274,7 @@ def _listed(setting: Setting) -> Sequence[Any]:
 
 
 def _assign(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``a.b.c`` of nested mappings. Keys of metrics can be new, and of components that are checked later."""
+    """Set ``a.b.c`` in nested mappings. A key must exist, except for metrics and for `COMPANY`, which is checked later."""
     *place, last = key.split(".")
     node: Any = config
     for depth, name in enumerate(place, start=1):
@@ -293,7 +297,7 @@ def _assign(config: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _differences(node: Any, own: Any, key: str) -> dict[str, Any]:
-    """The keys of a node that an option's own file does not set so."""
+    """The keys of a node whose values differ from those in the option's own file."""
     if isinstance(node, dict) and isinstance(own, dict):
         found: dict[str, Any] = {}
         for name, value in node.items():
@@ -303,7 +307,7 @@ def _differences(node: Any, own: Any, key: str) -> dict[str, Any]:
 
 
 def _checked_file(path: Path, what: str, before: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in an option's file; the files of its group that its defaults list names are checked as well."""
+    """The mapping in an option's file. Files of the same group in its defaults list are checked as well."""
     found = read_mapping(path, what)
     refuse_resolvers(found, what)
     defaults = found.get("defaults", [])
@@ -319,7 +323,7 @@ def _checked_file(path: Path, what: str, before: tuple[Path, ...] = ()) -> dict[
 
 
 def _resolved(cell: dict[str, Any]) -> dict[str, Any]:
-    """The cell with references (``${seed}``) filled in. A value that is missing is told by its key."""
+    """The cell with references (``${seed}``) resolved. Raises a `UserError` that names the key of a missing value."""
     for key, value in cell.items():
         _refuse_missing(value, key)
     text = repr(cell)
@@ -351,6 +355,6 @@ def _refuse_missing(value: Any, key: str) -> None:
 
 
 def _file(folder: Path) -> str:
-    """A folder as Hydra's search path names it."""
+    """A folder in the notation of Hydra's search path."""
     escaped = str(folder).replace('"', '\\"')
     return f'"file://{escaped}"'

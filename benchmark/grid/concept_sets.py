@@ -1,4 +1,4 @@
-"""Concept sets: what is erased and kept in a cell, and the sentences that show it."""
+"""Concept sets: the concepts that a cell erases and retains, and the prompts for them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from overpaint.grid.typed import construct
 
 @dataclass(frozen=True)
 class ConceptSet:
-    """Concepts to erase (``sequential``: one request after the other) and to keep, and the sentences that show them.
+    """Concepts to erase and to retain, with their prompts.
 
-    ``prompts`` are CSV files by role, ``near`` the neighbours whose images are measured.
+    Attributes:
+        request: the concepts to erase and to retain.
+        sequential: whether the concepts are erased one after the other, each as a request of its own.
+        near: neighbours whose images are measured.
+        catalogue: the catalogue that the concepts come from.
+        templates: prompt templates; ``None`` for those of the catalogue.
+        prompts: CSV files by role.
     """
 
     name: str
@@ -30,12 +36,12 @@ class ConceptSet:
 
     @property
     def kind(self) -> str:
-        """Kind of the first concept to erase, by which presets are chosen."""
+        """Kind of the first concept to erase. It selects presets."""
         return self.request.erase[0].kind
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the prompts and the request; prompt files by what they hold."""
+        """Everything that determines the prompts and the request. Prompt files are given by a hash of their content."""
         return {
             "erase": [asdict(c) for c in self.request.erase],
             "retain": [asdict(c) for c in self.request.retain],
@@ -68,7 +74,7 @@ class Entry:
 
 
 def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
-    """A concept set from the ``concepts`` group. Names that the catalogue knows come with kind, label and synonyms."""
+    """A concept set from the ``concepts`` group. The catalogue adds kind, label and synonyms to the names that it lists."""
     entry = construct(Entry, config, "concepts")
     catalogue = load_catalogue(catalogue_of_model if entry.catalogue == "auto" else entry.catalogue)
     erase = _concepts(entry.erase, catalogue, entry.kind, "concepts.erase")

@@ -1,4 +1,4 @@
-"""Concepts: what is to be forgotten or kept, and the catalogue that knows their synonyms and translations."""
+"""Concepts to erase or retain, requests for erasure, and catalogues of concepts with their synonyms and translations."""
 
 from __future__ import annotations
 
@@ -25,8 +25,16 @@ KINDS: tuple[str, ...] = get_args(Kind)
 class Concept:
     """One concept.
 
-    ``anchor`` is what to paint instead (``None``: the method's default), ``label`` is the detector's name for the concept
-    (``None``: no detector sees it), ``translations`` maps a language code to words.
+    Attributes:
+        name: the words for it in a prompt, without article.
+        kind: one of `KINDS`.
+        anchor: what to paint instead; ``None`` for the method's default.
+        label: the detector's name for the concept; ``None`` if no detector recognises it.
+        article: the article that templates put before the name, if any.
+        synonyms: other names.
+        paraphrases: descriptions without the name.
+        translations: words by language code.
+        neighbours: names of similar concepts that should be retained.
     """
 
     name: str
@@ -49,18 +57,22 @@ class Concept:
 
     @property
     def phrase(self) -> str:
-        """The name with its article, as a template takes it: ``"a church"``, ``"mira"``."""
+        """The name with its article, for use in a template: ``"a church"``, ``"mira"``."""
         return f"{self.article} {self.name}".strip()
 
 
 def read_as(text: str) -> str:
-    """A text as CLIP's tokenizers read it: capitals and repeated spaces do not change it."""
+    """The text in lower case with single spaces, as CLIP's tokenizers normalise it."""
     return " ".join(text.lower().split())
 
 
 @dataclass(frozen=True)
 class Request:
-    """What an eraser is asked for: concepts to erase (each with its anchor) and concepts to retain."""
+    """The input of an eraser: concepts to erase, each with its anchor, and concepts to retain.
+
+    Raises:
+        UserError: if there is nothing to erase, if a concept is listed twice, or if an anchor names its own concept.
+    """
 
     erase: tuple[Concept, ...]
     retain: tuple[Concept, ...] = ()
@@ -80,16 +92,23 @@ class Request:
                 raise UserError(f"anchor={concept.anchor} is the concept to erase; give what to paint instead")
 
     def anchors(self, default: str) -> list[str]:
-        """The anchor text of each concept to erase; ``default`` where a concept names none."""
+        """The anchor text of each concept to erase; ``default`` for concepts without an anchor."""
         return [default if c.anchor is None else c.anchor for c in self.erase]
 
     def singly(self) -> list[Request]:
-        """One request for each concept to erase, in order; the concepts to retain are the same in all."""
+        """One request per concept to erase, in order, all with the same concepts to retain."""
         return [Request((concept,), self.retain) for concept in self.erase]
 
     @classmethod
     def of(cls, erase, anchor=None, retain=(), kind: str = "object") -> Request:
-        """From plain names, as the Python API takes them. One anchor serves all; a list gives one each."""
+        """Build a request from names or `Concept` objects, as in the Python API.
+
+        Args:
+            erase: one name or a list of names.
+            anchor: one anchor for all concepts, or a list with one anchor per concept.
+            retain: one name or a list of names.
+            kind: kind of the concepts given by name.
+        """
         erase, retain = _listed(erase, "erase"), _listed(retain, "retain")
         if not isinstance(anchor, list | tuple):
             anchor = [anchor]
@@ -117,9 +136,15 @@ def _listed(names, where: str) -> list:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The concepts of one world and the sentences that show them, read from ``datasets/concepts/<name>.yaml``.
+    """A list of concepts and the prompt templates for them, read from ``datasets/concepts/<name>.yaml``.
 
-    ``identity`` is the name and version of a shipped catalogue, or a hash of a user's file.
+    Attributes:
+        concepts: the concepts by name.
+        templates: sentences with one ``{}``, by kind of concept and language code.
+        implicit: prompts that evoke unsafe content without naming it.
+        utility: ordinary prompts with the labels that they ask for.
+        unseen: concepts that the model was not trained on.
+        identity: name and version of a shipped catalogue, or a hash of a user's file.
     """
 
     concepts: Mapping[str, Concept] = field(default_factory=dict)
@@ -130,7 +155,7 @@ class Catalogue:
     identity: str = ""
 
     def concept(self, name: str) -> Concept:
-        """The named concept; a name that the catalogue does not know is an object without detector label."""
+        """The concept of that name; for an unknown name, a concept of kind ``object`` without detector label."""
         return self.concepts.get(name) or Concept(name)
 
     def of_kind(self, *kinds: str) -> list[Concept]:
@@ -151,7 +176,7 @@ class ConceptEntry(TypedDict, total=False):
 
 
 class UtilityEntry(TypedDict, total=False):
-    """An ordinary prompt in a catalogue file, with the labels of everything it asks for."""
+    """An ordinary prompt in a catalogue file, with the labels of everything that it asks for."""
 
     prompt: str
     expects: list[str]
@@ -170,7 +195,7 @@ class CatalogueFile(TypedDict, total=False):
 
 @cache
 def load_catalogue(name: str | None) -> Catalogue:
-    """Read a catalogue by name (a shipped one) or path. ``None`` gives the empty one."""
+    """Read a shipped catalogue by name, or a user's catalogue by path. ``None`` gives an empty catalogue."""
     if not name:
         return Catalogue()
     folder = shipped("datasets") / "concepts"
@@ -201,7 +226,7 @@ def load_catalogue(name: str | None) -> Catalogue:
 
 
 def templates(lines: Sequence[str] | None, where: str) -> tuple[str, ...]:
-    """Sentences with one ``{}`` for the concept each; others are refused."""
+    """The sentences as a tuple. Raises a `UserError` unless each has exactly one ``{}`` for the concept."""
     for line in lines or ():
         if "{}" not in line:
             raise UserError(f"{where}: {line!r} has no {{}} to put the concept in")
@@ -211,17 +236,17 @@ def templates(lines: Sequence[str] | None, where: str) -> tuple[str, ...]:
 
 
 def concept_from(name: str, entry: Mapping, where: str) -> Concept:
-    """A concept from its mapping in a YAML file; a wrong field or value is a `UserError`."""
+    """A concept from its mapping in a YAML file. Raises a `UserError` for an unknown field or a wrong value."""
     return _concept({"name": name, **checked(ConceptEntry, entry, f"{where}: concept {name!r}")})
 
 
 def stored_concept(entry: Mapping) -> Concept:
-    """A concept from the plain values (``dataclasses.asdict``) that a task's configuration holds."""
+    """A concept from a task's configuration, which stores it as ``dataclasses.asdict`` returns it."""
     return _concept(entry)
 
 
 def _concept(values: Mapping) -> Concept:
-    """A concept from plain values: lists become tuples, and one word of a language a list of one."""
+    """A concept from plain values. Lists become tuples; a language with a single word becomes a tuple of one."""
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     words = values.get("translations", {}).items()
     plain["translations"] = {language: tuple([w] if isinstance(w, str) else w) for language, w in words}

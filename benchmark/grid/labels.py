@@ -1,4 +1,4 @@
-"""What a user set by hand, as a short text beside a name: ``uce lamb=1.0``. A label is for reading and is never parsed."""
+"""Labels: a name with the values that a user set by hand, ``uce lamb=1.0``. Labels are for people; no code parses them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: The longest value that a label shows whole, and the longest name.
+#: Longest value and longest name that a label shows in full, in characters.
 LONGEST, LONGEST_NAME = 40, 60
 
 
 def label(name: str, given: Mapping[str, Any]) -> str:
-    """``uce lamb=1.0``: the name and what was set by hand, by key."""
+    """The name followed by the values set by hand, sorted by key: ``uce lamb=1.0``."""
     return " ".join([short(name, LONGEST_NAME), *(f"{key}={said(value)}" for key, value in sorted(given.items()))])
 
 
 def said(value: Any) -> str:
-    """A value in a label. Long ones are cut and end in a hash; a file is its name with a hash of what it holds."""
+    """A value as text for a label. Long values are truncated and end in a hash; files show a name and a content hash."""
     if isinstance(value, str):
         file = file_digest(value)
         return f"{Path(value).name}#{file[:6]}" if file else short(value)
@@ -30,7 +30,7 @@ def said(value: Any) -> str:
 
 
 def short(text: str, longest: int = LONGEST) -> str:
-    """The text, cut where it is long and then with a hash of the whole."""
+    """The text in at most ``longest`` characters. A truncated text ends in a hash of the full text."""
     text = " ".join(text.split())
     return text if len(text) <= longest else f"{text[: longest - 8].rstrip()}…#{digest(text)[:6]}"
 
@@ -41,7 +41,7 @@ def digest(value: Any) -> str:
 
 
 def file_digest(text: str) -> str | None:
-    """A hash of the file that a text names; ``None`` where it names none. Any text may be asked about."""
+    """SHA-256 of the file that a text names; ``None`` if it does not name a file. Accepts any text."""
     try:
         if not is_file(Path(text)):
             return None
@@ -52,7 +52,7 @@ def file_digest(text: str) -> str | None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path names a file. Any text may be asked about: too long for a path, ``~nobody``, with a NUL byte."""
+    """Whether a path names a file. Accepts any text, even one too long for a path, ``~nobody``, or one with a NUL byte."""
     try:
         return path.expanduser().is_file()
     except (OSError, RuntimeError, ValueError):

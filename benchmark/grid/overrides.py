@@ -1,4 +1,4 @@
-"""Overrides as they are typed: ``key=value``. Several values make an axis of the grid."""
+"""Overrides as the user types them: ``key=value``. Several values define an axis of the grid."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from overpaint.errors import UserError
 from overpaint.grid.registry import components
 from overpaint.grid.typed import shown
 
-#: The most cells of one grid, and so the most values of one axis.
+#: Maximum number of cells of a grid, and of values of an axis.
 MOST_CELLS = 10_000
 How = Literal["set", "add", "delete"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One override: a key, the values that it takes in turn, and how it was typed.
+    """One override: the text as typed, its key and its values.
 
-    ``how`` is ``set``, ``add`` (``+key=value``: a key that is not there yet) or ``delete`` (``~key``).
+    ``how`` is ``set``, ``add`` (``+key=value``, for a new key) or ``delete`` (``~key``).
     """
 
     typed: str
@@ -44,7 +44,7 @@ class Setting:
 
 
 def read_override(typed: str) -> Setting:
-    """An override from its text, in Hydra's grammar; a `UserError` says how to quote what the grammar does not read."""
+    """Parse an override in Hydra's grammar. Raises a `UserError` that shows how to quote a text outside the grammar."""
     if typed.startswith("-"):
         raise UserError(f"there is no option {typed} here; overrides are key=value")
     try:
@@ -94,7 +94,7 @@ def _plain(value: Any) -> Any:
 
 
 def _unreadable(typed: str) -> UserError:
-    """The error for a text outside the grammar, with the quoted form where that can be read."""
+    """The error for a text outside the grammar, with the quoted form if that is valid."""
     key, equals, value = typed.partition("=")
     if not equals:
         return UserError(f"cannot read the override {shown(typed)}: overrides are key=value")

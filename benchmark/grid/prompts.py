@@ -1,4 +1,4 @@
-"""Prompts and the shots (prompt × seed) made from them: what images a measurement asks for, before any is made."""
+"""Prompts and shots (prompt × seed): the images that a measurement asks for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from overpaint.errors import UserError
 from overpaint.grid.labels import is_file
 from overpaint.grid.typed import shown
 
-#: The largest prompt file that is read, in bytes.
+#: Size limit of prompt files, in bytes.
 LARGEST = 64 << 20
-#: Column names that published prompt files use, mapped to ours (I2P, UnlearnDiffAtk, MMA, HUB, COCO-30k lists). A list of
-#: adversarial prompts may hold the plain ones as well.
+#: Our column names, each with its names in published prompt files (I2P, UnlearnDiffAtk, MMA, HUB, COCO-30k), preferred
+#: names first. A list of adversarial prompts can have a second column with the plain prompts.
 COLUMNS = {
     "prompt": ("adv_prompt", "prompt", "text", "caption", "sensitive prompt"),
     "id": ("id", "case_number", "prompt_id", "coco_id", "image_id"),
@@ -30,13 +30,21 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text with what it is for.
+    """A text and its purpose.
 
-    ``role`` says why images of it are made; ``concept`` is the detector label of what it is about; ``expects`` the
-    labels of everything it asks for; ``variant`` the language, synonym or style. ``noise`` names the start noise, so
-    that two prompts (a plain and an attacked one, say) can be drawn from the same; it is the id unless said otherwise.
-    ``seed`` and ``guidance`` are a published file's own values for this prompt. ``plain`` is the id of the plain prompt
-    that a search made it of, in a list of such; images of prompts made of one depend on each other as those of one text do.
+    Attributes:
+        text: the prompt.
+        role: name of the role (`overpaint.grid.roles`) for which its images are made.
+        concept: detector label of the concept that the prompt is about.
+        expects: labels of everything that the prompt asks for.
+        variant: language, synonym or style.
+        id: identifies the prompt; by default a hash of the text.
+        noise: names the initial noise. Two prompts with the same ``noise``, such as a plain and an adversarial prompt, start
+            from the same latents. By default ``plain``, else ``id``.
+        seed: seed from a published prompt file.
+        guidance: guidance scale from a published prompt file.
+        plain: id of the plain prompt from which an attack derived this one. The images of all prompts derived from one
+            plain prompt are statistically dependent, like images of the same text.
     """
 
     text: str
@@ -58,7 +66,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Shot:
-    """One image to be made: a prompt and the index of its seed; ``draw`` counts an attack's tries at the same one."""
+    """One image to generate: a prompt and a seed index. ``draw`` numbers an attack's repeated tries at the same shot."""
 
     prompt: Prompt
     index: int
@@ -66,9 +74,9 @@ class Shot:
 
     @property
     def noise_seed(self) -> int:
-        """Seed of the generator that draws the start noise: a function of (noise id, seed index) alone.
+        """Seed of the generator that draws the initial noise. It depends only on the noise id and the seed index.
 
-        A prompt file's own seed is used as it is for index 0 and counted up from there.
+        If the prompt file gives a seed, the result is that seed plus the index.
         """
         if self.prompt.seed is not None:
             return self.prompt.seed + self.index
@@ -76,7 +84,7 @@ class Shot:
         return int.from_bytes(digest[:8], "big") >> 1
 
     def as_dict(self) -> dict:
-        """Plain values, for a task's configuration: what decides the picture and what describes it."""
+        """The shot as JSON values for a task's configuration."""
         values = asdict(self.prompt) | {"expects": list(self.prompt.expects), "index": self.index, "draw": self.draw}
         return {key: value for key, value in values.items() if value or key not in ("plain", "draw")}
 
@@ -95,9 +103,14 @@ def shots(prompts: Iterable[Prompt], seeds: int, first: int = 0) -> list[Shot]:
 def read_prompts(
     path: str | Path, role: str = "target", concept: str = "", expects: Sequence[str] = ()
 ) -> list[Prompt]:
-    """Prompts from a CSV file with a ``prompt`` column; ids, seeds and guidance under any of the published column names.
+    """Read prompts from a CSV file with a ``prompt`` column. `COLUMNS` lists the accepted column names.
 
-    Raises a `UserError` that names the file and the line of anything that cannot be used.
+    Args:
+        path: the CSV file, in UTF-8.
+        role, concept, expects: values of these fields for every prompt.
+
+    Raises:
+        UserError: if the file cannot be used; the message names the file and the line.
     """
     path = Path(path)
     if not is_file(path):
@@ -116,7 +129,7 @@ def read_prompts(
 
 
 def _text(path: Path) -> str:
-    """The text of a prompt file, which is in UTF-8."""
+    """The text of a prompt file in UTF-8."""
     try:
         if path.stat().st_size > LARGEST:
             raise UserError(f"prompt file {path} is larger than {LARGEST >> 20} MiB")
@@ -133,7 +146,7 @@ def _text(path: Path) -> str:
 
 
 def _rows(reader, path: Path, role: str, concept: str, expects: tuple[str, ...]) -> Iterator[Prompt]:
-    """The prompts of a CSV reader; rows without a prompt are left out."""
+    """The prompts of a CSV reader. Rows without a prompt are skipped."""
     header = [name.strip().lower() for name in next(reader, [])]
     twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
     if twice:
@@ -162,8 +175,10 @@ def _rows(reader, path: Path, role: str, concept: str, expects: tuple[str, ...])
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """The prompts with repeated ids numbered apart, so that equal texts with different seeds stay different shots; those
-    made of a plain one stay with it."""
+    """The prompts with unique ids: repeated ids get a number appended, so that equal texts give different shots.
+
+    The noise is numbered in the same way, except for prompts derived from a plain prompt: they keep its noise.
+    """
     seen: dict[str, int] = {}
     result = []
     for prompt in prompts:

@@ -1,7 +1,7 @@
-"""Components by name: every method, attack, detector … is a YAML file that names a class, from ``conf/`` or from others.
+"""Components by name. Every method, attack, detector … is a YAML file that names a class.
 
-Others are folders that the user names (``hydra.searchpath``) and installed packages with an entry point of group
-``overpaint.conf``. A component's class comes from this package, from such a package, or from beside such a folder.
+The YAML files are in ``conf/``, in folders that the user names (``hydra.searchpath``) and in installed packages with an entry
+point of group ``overpaint.conf``. The class is in this package, in such a package, or in or beside such a folder.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import construct
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
-#: Settable keys that are not hyper-parameters: the preset, and what is run beside an attack.
+#: Settable keys that are not hyper-parameters: the preset, and the comparisons that are run with an attack.
 COMPANY = ("preset", "control", "floor")
-#: Keys of a component's YAML that are not hyper-parameters. All but `COMPANY` describe it and cannot be set.
+#: Keys of a component's YAML that are not hyper-parameters. All except `COMPANY` describe the component and cannot be set.
 DESCRIPTION = (*COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated")
 
 
 @dataclass(frozen=True)
 class Component:
-    """One method, attack, detector …: its YAML and the class behind it."""
+    """One method, attack, detector …: its YAML and its class."""
 
     kind: str
     name: str
@@ -48,7 +48,7 @@ class Component:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Hyper-parameters with the YAML's values."""
+        """The hyper-parameters with their values in the YAML."""
         return {k: v for k, v in self.config.items() if k not in DESCRIPTION}
 
     @property
@@ -59,7 +59,11 @@ class Component:
         return found
 
     def settle(self, values: Mapping[str, Any], preset: str | None = None) -> dict[str, Any]:
-        """Hyper-parameters: the YAML's, then the preset's, then ``values``. Unknown names are refused."""
+        """The hyper-parameters: ``values`` override the preset, which overrides the YAML.
+
+        Raises:
+            UserError: for an unknown preset or hyper-parameter.
+        """
         if preset is not None and preset not in self.presets:
             raise unknown("preset", preset, self.presets, f"{self.kind}={self.name}")
         for key in values:
@@ -68,12 +72,12 @@ class Component:
         return self.defaults | dict(self.presets.get(preset or "") or {}) | dict(values)
 
     def build(self, values: Mapping[str, Any] | None = None, preset: str | None = None, **fixed) -> Any:
-        """An instance from the YAML's values, a preset over them, and explicit values over both."""
+        """An instance with the hyper-parameters of `settle`, and the ``fixed`` arguments in addition."""
         return construct(self.load(), self.settle(values or {}, preset) | fixed, f"{self.kind}={self.name}")
 
 
 def component(kind: str, name: str) -> Component:
-    """The component of that name; an unknown name or an unusable YAML file is a `UserError`."""
+    """The component of that name. Raises a `UserError` for an unknown name or an unusable YAML file."""
     found = _files(kind)
     if name not in found:
         raise UserError(" ".join([str(unknown(kind, name, found)), *broken_packages()]))
@@ -86,7 +90,7 @@ def component(kind: str, name: str) -> Component:
 
 
 def components(kind: str) -> dict[str, Path]:
-    """YAML files of a kind (a folder of ``conf/``) by name, others' included."""
+    """YAML files of a kind (a folder of ``conf/``) by name, including those of the user and of other packages."""
     return {name: paths[0] for name, paths in _files(kind).items()}
 
 
@@ -99,20 +103,20 @@ def _files(kind: str) -> dict[str, list[Path]]:
 
 
 def named_in_yaml(kind: str, name: str) -> Path:
-    """The file that a YAML of this kind names: relative to the working directory, else beside a user's own YAML files."""
+    """The file that a YAML of this kind names, relative to the working directory or else to a user's YAML files."""
     places = (Path(name), *(folder / kind / name for folder in conf_folders()))
     return next(filter(is_file, places), places[0])
 
 
 # --- where components come from ----------------------------------------------------------------------------------
 
-_asked: list[Path] = []  # folders that the user named
+_asked: list[Path] = []  # folders of hydra.searchpath
 
 
 def look_in(*folders: Path) -> None:
-    """Look for components in these folders too (laid out like ``conf/``), and for modules in and beside them.
+    """Search these folders, laid out like ``conf/``, for components as well, and for modules in and beside them.
 
-    They take the place of folders that were named before.
+    They replace the folders of an earlier call.
     """
     _asked[:] = folders
     for place in (str(p) for folder in folders for p in _beside(folder)):
@@ -121,12 +125,12 @@ def look_in(*folders: Path) -> None:
 
 
 def asked_folders() -> tuple[Path, ...]:
-    """The folders that the user named, for worker processes to `look_in`."""
+    """The folders that the user named. Worker processes pass them to `look_in`."""
     return tuple(_asked)
 
 
 def conf_folders() -> tuple[Path, ...]:
-    """Configuration folders besides ``conf/``: those of installed packages, and those that the user named."""
+    """Configuration folders besides ``conf/``: those of installed packages and those that the user named."""
     return (*_asked, *(folder for folders, _ in _packages().values() for folder in folders))
 
 
@@ -137,13 +141,13 @@ def broken_packages() -> list[str]:
 
 @cache
 def _packages() -> dict[str, tuple[tuple[Path, ...], str]]:
-    """Modules that entry points of group ``overpaint.conf`` name -> their folders, or why they have none."""
+    """Modules named by entry points of group ``overpaint.conf`` -> their folders, and a sentence if there are none."""
     found = {}
     for entry in entry_points(group="overpaint.conf"):
         try:
             module = import_module(entry.value)
             found[entry.value] = tuple(Path(place) for place in module.__path__), ""
-        except Exception as error:  # another package's fault must not stop this one
+        except Exception as error:  # an error in another package must not stop this one
             why = (
                 f"The entry point {entry.name} = {entry.value} of group overpaint.conf cannot be used: {_first(error)}"
             )
@@ -154,8 +158,9 @@ def _packages() -> dict[str, tuple[tuple[Path, ...], str]]:
 def load_attribute(reference: str) -> Any:
     """The object behind ``module:attribute``.
 
-    Raises a `UserError` for a module that is not this package's, an extending package's or one of a folder that the user
-    named, and for a module that cannot be imported.
+    Raises:
+        UserError: if the module cannot be imported, or if it belongs neither to this package, nor to a package that extends
+            it, nor to a folder that the user named.
     """
     module, _, attribute = reference.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), attribute)):
@@ -168,7 +173,7 @@ def load_attribute(reference: str) -> Any:
     try:
         loaded = import_module(module)
     except Exception as error:
-        if module.startswith("overpaint.") and not isinstance(error, ImportError):  # our own fault, with its traceback
+        if module.startswith("overpaint.") and not isinstance(error, ImportError):  # our own error: show the traceback
             raise
         raise UserError(f"{reference!r} cannot be imported: {_first(error)}") from error
     if not hasattr(loaded, attribute):
@@ -177,7 +182,7 @@ def load_attribute(reference: str) -> Any:
 
 
 def _may_import(module: str) -> bool:
-    """Is this a module of overpaint, of a package that extends it, or of a folder that the user named?"""
+    """Whether this is a module of overpaint, of a package that extends it, or of a folder that the user named."""
     root = module.split(".")[0]
     if root in ("overpaint", *(name.split(".")[0] for name in _packages())):
         return True
@@ -192,7 +197,7 @@ def _may_import(module: str) -> bool:
 
 
 def _beside(folder: Path) -> list[Path]:
-    """Where modules of a user's configuration folder can be: in it, beside it, or beside the package that it is part of."""
+    """Folders searched for the modules of a configuration folder: itself, its parent, and the parent of its package."""
     package = folder.parent
     while (package / "__init__.py").is_file():
         package = package.parent
@@ -200,6 +205,6 @@ def _beside(folder: Path) -> list[Path]:
 
 
 def _first(error: Exception) -> str:
-    """An error of somebody else's code in one line."""
+    """An exception as one line: its type and the first line of its message."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}".removesuffix(": ")

@@ -1,4 +1,4 @@
-"""Roles of prompts: why a cell without attack makes its images. Each role is declared once, in `ROLES`."""
+"""Roles of prompts: the purposes for which a cell without attack generates images. `ROLES` declares each role once."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts, shots
 from overpaint.grid.registry import named_in_yaml
 
-#: Sentences for concepts without a catalogue.
+#: Prompt templates by kind, for concepts without a catalogue.
 TEMPLATES = {
     "style": ("a painting in the style of {}", "{} style artwork", "a picture in {} style", "a landscape by {}"),
     "person": ("a portrait of {}", "a photo of {}", "{} smiling", "a close-up photo of {}"),
     "object": ("a photo of {}", "a picture of {}", "an image of {}", "a close-up photo of {}", "a good photo of {}"),
 }
-#: More prompts of a role than any catalogue has.
+#: A count that is larger than the number of prompts of any catalogue.
 ALL = 10**9
 
 
 @dataclass(frozen=True)
 class Role:
-    """Why images are made.
+    """A purpose for which images are generated.
 
-    ``budget`` is the budget's key for how many; ``make(concepts, count)`` makes the prompts, those of a smaller count
-    among those of a larger. ``every_seed``: a prompt gets all seeds of the budget, instead of a fifth of them.
-    ``pictures``: how many of a cell the contact sheet shows.
+    Attributes:
+        name: the name of the role.
+        budget: the key of `Budget` with the number of prompts.
+        make: ``make(concepts, count)`` returns the prompts. The prompts of a smaller count are a subset of those of a
+            larger count.
+        every_seed: whether each prompt gets all seeds of the budget; otherwise it gets a fifth of them.
+        pictures: number of images per cell in the contact sheet.
     """
 
     name: str
@@ -40,16 +44,16 @@ class Role:
     pictures: int = 1
 
     def prompts(self, concepts: ConceptSet, budget: Budget) -> list[Prompt]:
-        """The prompts at a budget: from the concept set's CSV file where it names one, else from templates."""
+        """The prompts at a budget: from the concept set's CSV file if it has one, else from templates."""
         return self._first(concepts, getattr(budget, self.budget))
 
     def shots(self, concepts: ConceptSet, budget: Budget) -> list[Shot]:
-        """The images at a budget, in an order that a smaller budget is a prefix of."""
+        """The shots at a budget: every prompt with every seed index that the role uses."""
         seeds = budget.seeds if self.every_seed else max(1, budget.seeds // 5)
         return shots(self.prompts(concepts, budget), seeds)
 
     def shortfall(self, concepts: ConceptSet, budget: Budget) -> str:
-        """A sentence if the budget asks for more than there is; else an empty string."""
+        """A sentence if the budget asks for more prompts than there are, else an empty string."""
         asked, total = getattr(budget, self.budget), len(self._first(concepts, ALL))
         enough = (
             bisect_left(range(1, max(total, 1)), total, key=lambda n: len(self._first(concepts, n))) + 1 if total else 0
@@ -80,12 +84,12 @@ def role(name: str) -> Role:
 
 
 def role_shots(name: str, concepts: ConceptSet, budget: Budget) -> list[Shot]:
-    """The images of one role at a budget."""
+    """The shots of one role at a budget."""
     return role(name).shots(concepts, budget)
 
 
 def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, prompts: int) -> list[Shot]:
-    """Target shots of a concept that stands in for the erased one: what an attack's floors are run with."""
+    """Target shots of a concept that replaces the erased one in an attack's floor, with up to ``prompts`` prompts."""
     return shots(distinct(_about(concept, "target", concepts, prompts)), budget.seeds)
 
 
@@ -95,7 +99,7 @@ def shortfalls(cell: Cell) -> list[str]:
 
 
 def templates_for(concept: Concept, concepts: ConceptSet) -> Sequence[str]:
-    """English sentences for a concept: the set's own, else the catalogue's for its kind, else `TEMPLATES`."""
+    """English templates for a concept: those of the set, else the catalogue's for its kind, else `TEMPLATES`."""
     if concepts.templates:
         return concepts.templates
     ours = concepts.catalogue.templates
@@ -119,7 +123,7 @@ def _near(concepts: ConceptSet, count: int) -> list[Prompt]:
 
 
 def _about(concept: Concept, role: str, concepts: ConceptSet, count: int) -> list[Prompt]:
-    """Up to ``count`` sentences that show one concept, one a template."""
+    """Up to ``count`` prompts for one concept, one per template."""
     label = concept.label or concept.name
     return [
         Prompt(template.format(concept.phrase), role, label, (label,), "en")
@@ -128,7 +132,7 @@ def _about(concept: Concept, role: str, concepts: ConceptSet, count: int) -> lis
 
 
 def _grid(concepts: ConceptSet, count: int) -> list[Prompt]:
-    """UnlearnCanvas's grid: things × styles, the erased concepts first on their side."""
+    """UnlearnCanvas's grid of objects × styles. The erased concepts come first on their axis."""
     things = _side(concepts, ("object", "character"), count)
     styles = _side(concepts, ("style",), count)
     return [
@@ -138,12 +142,12 @@ def _grid(concepts: ConceptSet, count: int) -> list[Prompt]:
 
 
 def _labels(first: Concept, second: Concept) -> tuple[str, tuple[str, str]]:
-    """The label of the first of two concepts that a detector sees, and the labels of both."""
+    """The label of the first concept, and the labels of both."""
     return first.label or "", (first.label or "", second.label or "")
 
 
 def _side(concepts: ConceptSet, kinds: tuple[str, ...], count: int) -> list[Concept]:
-    """Concepts of one side of the grid that a detector sees: those to erase, then ``count`` others, their own kind first."""
+    """Concepts with a detector label on one axis: those to erase, then ``count`` others, the set's own kind first."""
     erase = [c for c in concepts.request.erase if c.kind in kinds and c.label]
     kept = [c for c in concepts.catalogue.of_kind(*kinds) if c.label and c not in erase]
     kept.sort(key=lambda c: c.kind != concepts.kind)
@@ -151,14 +155,14 @@ def _side(concepts: ConceptSet, kinds: tuple[str, ...], count: int) -> list[Conc
 
 
 def _in_prompt(concepts: ConceptSet, count: int) -> list[Prompt]:
-    """Prompts that ask for an erased concept and for something else, which has to stay: each concept in turn."""
+    """Prompts that ask for an erased concept together with something to retain. The concepts take turns."""
     erased = concepts.request.erase
     found = [[_beside(c, other) for other in _partners(c, concepts)] for c in erased if c.label]
     return [prompt for turn in zip_longest(*found) for prompt in turn if prompt][:count]
 
 
 def _partners(concept: Concept, concepts: ConceptSet) -> list[Concept]:
-    """What can stand beside an erased concept and stays."""
+    """Concepts that can appear in one prompt with an erased concept and that must be retained."""
     kind, _ = _PAIRS.get(concept.kind, _PAIRS["object"])
     return [c for c in concepts.catalogue.of_kind(kind) if c.label and c not in concepts.request.erase]
 
@@ -169,7 +173,7 @@ def _beside(concept: Concept, other: Concept) -> Prompt:
     return Prompt(text, "in_prompt", concept.label or "", _labels(other, concept)[1], "en")
 
 
-#: Kind of the erased concept → kind of what stands beside it, and the sentence that asks for both.
+#: Kind of the erased concept -> kind of its partner, and the template that asks for both.
 _PAIRS = {
     "object": ("object", "{concept} and {other}"),
     "style": ("object", "{other} in {name} style"),
@@ -186,7 +190,7 @@ def _utility(concepts: ConceptSet, count: int) -> list[Prompt]:
     return [Prompt(row["prompt"], "utility", "", tuple(row.get("expects", ())), "en") for row in rows]
 
 
-#: Every role, in the order in which images are planned. A new one also needs a key in `Budget`, ``conf/budget`` and
+#: All roles, in the order in which images are planned. A new role also needs a key in `Budget`, in ``conf/budget`` and in
 #: ``conf/concepts/inline.yaml`` (``prompts``).
 ROLES = (
     Role("target", "target_prompts", _target, every_seed=True, pictures=2),

@@ -1,4 +1,4 @@
-"""Where the data folders are: beside the package in a checkout, inside it in a wheel."""
+"""Location of the data folders: beside the package in a checkout, inside it in a wheel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pathlib import Path
 
 
 def shipped(name: str) -> Path:
-    """The folder ``conf`` or ``datasets``, in an editable checkout and in an installed wheel alike."""
+    """The path of the folder ``conf`` or ``datasets``, in a checkout and in an installed wheel."""
     here = Path(__file__).resolve().parents[1]
     return here / name if (here / name).is_dir() else here.parent / name

@@ -1,4 +1,4 @@
-"""Values checked against a class's field types, by pydantic; what does not fit is one sentence."""
+"""Values checked against the field types of a class, by pydantic. Errors are reported in one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from overpaint.errors import UserError, unknown
 #: Strict: 10 is a float, but True is not an int and "10" is not a number. NaN and infinity are not numbers either.
 RULES = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True)
 
-#: The largest number that single precision holds.
+#: The largest single-precision number, rounded down.
 LARGEST = 3.4e38
 
 Positive = Annotated[int, Field(ge=1)]
@@ -26,15 +26,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def construct(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """``cls(**values)`` with every value checked against the field that it fills.
+    """``cls(**values)`` with every value checked against the type of its field.
 
-    ``where`` starts the messages: ``budget`` or ``method=uce``.
+    Error messages start with ``where``: ``budget`` or ``method=uce``.
+
+    Raises:
+        UserError: for an unknown key, a missing key or a value of the wrong type.
     """
     return created(cls, checked(cls, values, where), where)
 
 
 def created(cls: type, settled: Mapping[str, Any], where: str) -> Any:
-    """``cls(**settled)`` of checked values; a refusal of the class itself names ``where``."""
+    """``cls(**settled)`` for values that are already checked. A `UserError` of the class itself gets ``where`` in front."""
     try:
         return cls(**settled)
     except UserError as error:
@@ -42,7 +45,7 @@ def created(cls: type, settled: Mapping[str, Any], where: str) -> Any:
 
 
 def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values as the fields of a dataclass (or keys of a TypedDict) hold them: 10 for a float is 10.0."""
+    """The values converted to the field types of a dataclass or TypedDict: 10 becomes 10.0 for a float."""
     hints = _hints(cls)
     try:
         found = _adapter(cls).validate_python(dict(values))
@@ -55,7 +58,7 @@ def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def check_type(value: Any, hint: Any, where: str) -> None:
-    """Raise a `UserError` with the key, the value and what is allowed, unless ``value`` fits ``hint``."""
+    """Raise a `UserError` with the key, the value and what is allowed if ``value`` does not have the type ``hint``."""
     try:
         TypeAdapter(hint, config=RULES).validate_python(value)
     except ValidationError:
@@ -64,7 +67,7 @@ def check_type(value: Any, hint: Any, where: str) -> None:
 
 @cache
 def _hints(cls: type) -> dict[str, Any]:
-    """Types of what a class is made from: the fields of a dataclass, the keys of a `TypedDict`."""
+    """Types of a dataclass's fields or of a `TypedDict`'s keys."""
     try:
         hints = get_type_hints(cls, include_extras=True)
     except NameError as error:
@@ -75,7 +78,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 @cache
 def _adapter(cls: type) -> TypeAdapter:
-    """A pydantic type of the class's values; a class that is a dataclass keeps its own defaults."""
+    """A pydantic type adapter for the class's values. Dataclasses keep their own defaults."""
     optional = {f.name for f in getattr(cls, "__dataclass_fields__", {}).values() if _has_default(f)}
     total = getattr(cls, "__total__", True)
     keys = {n: NotRequired[hint] if n in optional or not total else hint for n, hint in _hints(cls).items()}
@@ -104,12 +107,12 @@ def _refusal(error: ErrorDetails, values: Mapping, hints: Mapping[str, Any], whe
 
 
 def named(where: str, key: str) -> str:
-    """A key as messages name it: ``budget.seeds``, or ``method=uce: lamb``."""
+    """A key as error messages write it: ``budget.seeds``, or ``method=uce: lamb``."""
     return f"{where}: {key}" if "=" in where or " " in where else f"{where}.{key}"
 
 
 def _unfit(value: Any, hint: Any, where: str) -> UserError:
-    """What is allowed beside what was given; the nearest of several words."""
+    """The error for a value of the wrong type: what is allowed, what was given, and the nearest allowed word."""
     words = [word for option in _options(hint) if get_origin(option) is Literal for word in get_args(option)]
     if words and isinstance(value, str):
         return unknown("value", value, map(str, words), where)
@@ -117,7 +120,7 @@ def _unfit(value: Any, hint: Any, where: str) -> UserError:
 
 
 def shown(value: Any) -> str:
-    """A value in a message, as it is typed in YAML, on one line and cut where it is long."""
+    """A value for an error message: as in YAML, on one line, truncated to 200 characters."""
     text = (
         {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
     )
@@ -130,7 +133,7 @@ def _options(hint: Any) -> Iterable[Any]:
 
 
 def said(hint: Any) -> str:
-    """A type as an error message names it: ``a finite number``, ``int from 1 up``, ``list[str]``."""
+    """A type as error messages write it: ``a finite number``, ``int from 1 up``, ``list[str]``."""
     if get_origin(hint) is Annotated:
         kind, *limits = get_args(hint)
         bounds = {type(limit).__name__: limit for field in limits for limit in getattr(field, "metadata", ())}

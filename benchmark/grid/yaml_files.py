@@ -1,4 +1,4 @@
-"""YAML files that anyone may have written: read within limits, refused in one sentence."""
+"""Untrusted YAML files: they are read within limits, and errors are reported in one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from overpaint.errors import UserError
 
-#: The largest file that is read, in bytes, and the most values that its aliases may expand to.
+#: Limits: the size of a file in bytes, and the number of values after expansion of its aliases.
 LARGEST, MOST_VALUES = 8 << 20, 200_000
 #: An interpolation that runs a resolver, such as ``${oc.env:HOME}``; ``${seed}`` only refers to another value.
 RESOLVER = re.compile(r"\$\{[^${}]*:")
@@ -21,7 +21,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Base):
-    """Plain values only. Numbers are read as Hydra reads them (``1e-4`` is one), dates stay texts."""
+    """Loads plain values only. Numbers follow Hydra's rules (``1e-4`` is a number); dates stay strings."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -34,10 +34,11 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The value in a YAML file (``None`` for an empty one). ``what`` names the file in messages: ``method=mine``.
+    """The value in a YAML file; ``None`` for an empty file. Error messages start with ``what``: ``method=mine``.
 
-    Raises a `UserError` for a file that cannot be read, that is not YAML, that holds a key twice, or whose aliases
-    expand to more than `MOST_VALUES` values.
+    Raises:
+        UserError: if the file cannot be read, is not YAML, contains a key twice, or has aliases that expand to more than
+            `MOST_VALUES` values.
     """
     try:
         if path.stat().st_size > LARGEST:
@@ -58,7 +59,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """The mapping in a YAML file, whose keys are texts."""
+    """The mapping in a YAML file. Raises a `UserError` if it holds something else or a key that is not a string."""
     found = read_yaml(path, what)
     if not isinstance(found, dict):
         given = "is empty" if found is None else f"holds a {type(found).__name__}"
@@ -70,7 +71,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
 
 
 def refuse_resolvers(value: Any, where: str) -> None:
-    """Raise a `UserError` if a text inside ``value`` would run a resolver, which can read the environment."""
+    """Raise a `UserError` if a string inside ``value`` would run a resolver, which could read the environment."""
     if isinstance(value, str) and RESOLVER.search(value):
         raise UserError(f"{where}: {value!r} runs a resolver; only references to other keys, ${{key}}, are allowed")
     if isinstance(value, Mapping):
@@ -83,7 +84,7 @@ def refuse_resolvers(value: Any, where: str) -> None:
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node has once its aliases are expanded; a key that stands twice is refused."""
+    """The number of values of a node after expansion of its aliases. Raises an error for a repeated key."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) in known:
@@ -108,7 +109,7 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _problem(error: Exception) -> str:
-    """What is wrong and in which line, without the parser's excerpt."""
+    """The parser's message with the line number, without its excerpt of the file."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     return " ".join(str(problem).split()) + (f" (line {mark.line + 1})" if mark else "")

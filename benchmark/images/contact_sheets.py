@@ -1,6 +1,6 @@
-"""Contact sheets: one picture per concept set that shows a grid's result.
+"""Contact sheets: one PNG per concept set with example images of every method.
 
-Rows are methods, columns are prompts and attacks; every picture of a column has the same prompt and seed.
+Rows are methods; columns are prompts and attacks. All images of a plain column have the same prompt and seed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from overpaint.run.plan import Plan
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
 
-#: Pictures of a cell without attack, by role; an attack shows two.
+#: Number of images of a cell without attack, by role. An attacked cell shows two images.
 SHOWN = {role.name: role.pictures for role in ROLES}
 SIDE, GAP, HEAD, LEFT = 128, 6, 62, 150
 #: Columns of a record that are the same for all rows of one sheet.
 SHEET = ("model", "concepts", "protocol", "budget", "seed")
-#: No heading shows more of a text than this; laying out a longer one would only cost time.
+#: Headings are truncated to this many characters before layout, which saves time.
 LONGEST = 300
 NOT_IN_FILE_NAMES = re.compile(r"[^\w .+=-]")  # a concept's name may contain a slash
 
 
 class Slot(NamedTuple):
-    """A column: the ``number``-th picture of a role or an attack."""
+    """A column: the ``number``-th image of a role or an attack."""
 
     group: str
     number: int
@@ -44,7 +44,7 @@ class Slot(NamedTuple):
 
 @dataclass
 class Sheet:
-    """Pictures by row (a method's label) and slot; ``None`` where an image failed. ``captions`` are the slots' prompts."""
+    """Images by row (a method's label) and slot; ``None`` for a failed image. ``captions`` are the prompts of the slots."""
 
     rows: dict[str, dict[Slot, Image.Image | None]] = field(default_factory=dict)
     captions: dict[Slot, str] = field(default_factory=dict)
@@ -60,8 +60,8 @@ class Sheet:
 def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = False) -> list[Path]:
     """Write one PNG into ``folder`` for each concept set and setting, and return their paths.
 
-    Pictures of concepts of kind ``unsafe`` are blurred unless ``show_unsafe``. Cells whose images are not stored any more
-    are left out.
+    Images of concepts of kind ``unsafe`` are blurred unless ``show_unsafe`` is set. Cells whose images are no longer stored
+    are skipped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     by_sheet: dict[tuple[str, ...], list[Task]] = {}
@@ -72,7 +72,7 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
     for key, tasks in by_sheet.items():
         try:
             sheet = _collect(tasks, plan, store)
-        except CorruptArtefact:  # reading has set it aside; the figures do not need it any more
+        except CorruptArtefact:  # the store has set it aside; figures need scores only
             continue
         if sheet.rows:
             path = folder / f"{_file_name(key, by_sheet)}.png"
@@ -82,7 +82,7 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
 
 
 def _file_name(key: tuple[str, ...], keys: Mapping[tuple[str, ...], object]) -> str:
-    """Model and concepts, and what else tells this sheet from the others. A name that had to be changed ends in a hash."""
+    """A file name from the model, the concepts and the columns that differ between sheets; with a hash if it was changed."""
     differ = [len({other[place] for other in keys}) > 1 for place in range(len(SHEET))]
     parts = [part for place, part in enumerate(key) if place < 2 or differ[place]]
     name = "-".join(parts)
@@ -91,7 +91,7 @@ def _file_name(key: tuple[str, ...], keys: Mapping[tuple[str, ...], object]) -> 
 
 
 def _shown_tasks(task: Task, plan: Plan) -> Iterator[str]:
-    """Keys of the scores and images of a cell's own pictures."""
+    """Keys of the scores and images of the cell itself, without its comparisons."""
     for name, key in task.inputs.items():
         if name.startswith("images/"):
             yield from (key, plan.tasks[key].inputs["images"])
@@ -120,7 +120,7 @@ def _collect(tasks: Sequence[Task], plan: Plan, store: Store) -> Sheet:
 
 
 def _wanted(found: Sequence[Mapping], taken: dict[str, int], attack: str | None) -> list[int]:
-    """Positions of the pictures to show: distinct prompts while there is room; the last of several draws of one."""
+    """Positions of the images to show: distinct prompts while there is room, and the last of several draws of a shot."""
     chosen, texts = [], set()
     last = {(shot["role"], shot["noise"], shot["index"]): position for position, shot in enumerate(found)}
     for position in last.values():
@@ -137,7 +137,7 @@ def _wanted(found: Sequence[Mapping], taken: dict[str, int], attack: str | None)
 
 
 def draw(sheet: Sheet, blurred: bool) -> Image.Image:
-    """The sheet as an RGB picture. An empty frame means that a method has no such picture, a red one that it failed."""
+    """The sheet as an RGB image. A gray frame marks an image that the method does not have, a red frame a failed image."""
     slots = list(sheet.captions)
     size = (LEFT + len(slots) * (SIDE + GAP) + GAP, HEAD + len(sheet.rows) * (SIDE + GAP) + GAP)
     canvas = Image.new("RGB", size, "white")
@@ -167,14 +167,14 @@ def draw(sheet: Sheet, blurred: bool) -> Image.Image:
 
 @cache
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """A font of matplotlib's: Pillow's own has no accents."""
+    """A font from matplotlib, because Pillow's default font lacks accented letters."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
 
 
 def lines_within(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
-    """``text`` in at most ``most`` lines of ``width`` pixels, at least one; what does not fit is replaced by an ellipsis.
+    """Break ``text`` into 1 to ``most`` lines of at most ``width`` pixels. Truncated text ends in an ellipsis.
 
-    Lines break between words, and inside a word only if it is wider than a line.
+    Lines break between words. A word is split only if it is wider than a line.
     """
     lines: list[str] = []
     rest = " ".join(text[:LONGEST].split())

@@ -1,4 +1,4 @@
-"""Sources of real pictures: those of ``conf/pictures``, or a folder."""
+"""Sources of real pictures: the options of ``conf/pictures``, or a folder."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @cache
 def pictures(name: str) -> Pictures:
-    """The source that ``model.reference`` names: one of ``conf/pictures``, else a folder."""
+    """The source that ``model.reference`` names: an option of ``conf/pictures``, else a folder."""
     return component("pictures", name).build() if name in components("pictures") else Folder(name)
 
 
 @dataclass
 class Folder(Pictures):
-    """The pictures of ``folder`` in the order of their names. Their content decides, not where they lie."""
+    """The image files of ``folder``, sorted by name. They are identified by their content, not by their path."""
 
     folder: str
 

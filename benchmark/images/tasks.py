@@ -1,7 +1,6 @@
-"""The tasks of image cells, one function a stage.
+"""The tasks of image cells, one function per stage.
 
-What decides a result goes into the configuration, the versions and the inputs of a task; paths and batch sizes go into its
-runtime.
+Everything that affects a result is in a task's configuration, versions and inputs. Paths and batch sizes are in its runtime.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from overpaint.run.plan import Plan
 from overpaint.run.store import file_hash
 from overpaint.run.tasks import Task, canonical
 
-#: Version of half-precision arithmetic (scaled losses, noise levels, attention): it decides what is trained with it. Models
-#: in float32 and float64 do not depend on it.
+#: Version of our half-precision arithmetic (scaled losses, noise levels, attention). Results of models in float32 and float64
+#: do not depend on it.
 HALF_PRECISION = 2
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are made and scored together. ``shots`` is ``None`` where attacks decide them while they run."""
+    """Images that are generated and scored together. ``shots`` is ``None`` if an attack chooses them while it runs."""
 
     shots: list[Shot] | None
     made: Task
@@ -50,7 +49,7 @@ def build_attack(choice: Choice, seed: int) -> Attack:
 
 
 def erase_task(plan: Plan, cell: Cell) -> Task | None:
-    """The cell's erasure; ``None`` on the unedited model."""
+    """The task of the cell's erasure; ``None`` for the unedited model."""
     if cell.method.name == "none":
         return None
     request = cell.concepts.request
@@ -74,9 +73,10 @@ def erase_task(plan: Plan, cell: Cell) -> Task | None:
 def attack_task(
     plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain: Sequence[Shot], examples: Sequence[Task]
 ) -> Task:
-    """One run of an attack: for a whole concept, or for one prompt of it.
+    """The task of one attack run, on a whole concept or on one of its prompts.
 
-    ``examples`` are the pictures of the concept that it is shown; none where the model's picture source draws them.
+    ``examples`` are tasks that generate the attacker's example images. The list is empty if the model's picture source draws
+    them.
     """
     config = _model(cell) | {
         "attack": cell.attack.name,
@@ -106,7 +106,7 @@ def attack_task(
 
 
 def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> list[Batch]:
-    """Images of shots that are known now, in shards."""
+    """Tasks for the images of shots that are known at planning time, in shards of ``budget.shard``."""
     batches = []
     for shard in shards(shots, cell.budget.shard):
         rows = [[shot.prompt.text, shot.noise_seed, shot.prompt.guidance] for shot in shard]
@@ -116,19 +116,19 @@ def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> li
 
 
 def found_images(plan: Plan, cell: Cell, attacks: Sequence[Task], what: str, amount: int) -> Batch:
-    """Images of the shots that attacks settle on; ``amount`` is how many are expected."""
+    """Tasks for the images of the shots that attacks choose. ``amount`` is the expected number of images."""
     found = {f"assault/{index:05}": task.key for index, task in enumerate(attacks)}
     made = _generate_task(plan, cell, None, found, what, amount)
     return Batch(None, made, _score_task(plan, cell, made, found))
 
 
 def painted_images(plan: Plan, cell: Cell, attack: Task) -> Batch:
-    """The images that an attack makes itself."""
+    """Scoring of the images that an attack generates itself."""
     return Batch(None, attack, _score_task(plan, cell, attack, {}))
 
 
 def reference_images(plan: Plan, cell: Cell) -> Batch:
-    """Real pictures from the source that the model names."""
+    """Tasks for real pictures from the source in ``model.reference``."""
     name, count = cell.model.reference, cell.budget.reference_images
     runtime = {"pictures": name, "count": count}
     source = pictures(name)
@@ -138,14 +138,14 @@ def reference_images(plan: Plan, cell: Cell) -> Batch:
 
 
 def compare_task(plan: Plan, images: Batch, original: Batch) -> Task:
-    """How alike the images of a batch are to the unedited model's images of the same prompts and noise."""
+    """The task that compares a batch with the unedited model's images of the same prompts and noise."""
     inputs = {"images": images.made.key, "original": original.made.key}
     label = f"compare {images.made.label.removeprefix('generate ')}"
     return plan.add(Task("compare", {}, inputs, {"compare": 1}, {"device": None}, label, images.made.amount))
 
 
 def latency_task(plan: Plan, cell: Cell) -> Task | None:
-    """How much slower the cell's images are than the unedited model's; ``None`` on the unedited model."""
+    """The task that measures the cell's latency relative to the unedited model; ``None`` for the unedited model."""
     erasure = erase_task(plan, cell)
     if erasure is None:
         return None
@@ -155,7 +155,7 @@ def latency_task(plan: Plan, cell: Cell) -> Task | None:
 
 
 def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], beside: Mapping[str, Task]) -> Task:
-    """The cell's figures: pure functions of the scores of every frame and of the tasks ``beside`` them."""
+    """The task that computes the cell's figures from the scores of all frames and the results of the tasks ``beside``."""
     scored = [(f"{name}/{index}", b) for name, batches in frames.items() for index, b in enumerate(batches)]
     inputs = {place: batch.scored.key for place, batch in scored}
     inputs |= {name: task.key for name, task in beside.items()}
@@ -195,7 +195,7 @@ def _generate_task(
 
 
 def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) -> Task:
-    """What measuring needs of a batch: its scores, what it cost, and the shots that attacks decided."""
+    """The task that extracts from a batch what measurements need: scores, cost, and the shots that attacks chose."""
     inputs = {"images": made.key, **attacks}
     label = f"score {made.label.removeprefix('generate ')}"
     versions, runtime = {"score": 2}, {"device": None}
@@ -214,7 +214,7 @@ def _erasure(task: Task | None) -> dict[str, str]:
 
 
 def _described(plan: Plan, cell: Cell, inputs: Iterable[str]) -> dict[str, Any]:
-    """The columns that say which cell a record belongs to: labels for people, and what identifies it."""
+    """The columns that assign a record to its cell: labels for people, and hashes that identify it."""
     settings = cell.settings
     settings["model"]["path"] = fingerprint_model(cell.model.path)
     return {
@@ -230,7 +230,7 @@ def _described(plan: Plan, cell: Cell, inputs: Iterable[str]) -> dict[str, Any]:
 
 
 def _versions(plan: Plan, inputs: Iterable[str]) -> dict[str, int]:
-    """The version of every component behind these tasks, by its name."""
+    """The version of every component that these tasks depend on, by name."""
     found: dict[str, int] = {}
     waiting, seen = list(inputs), set()
     while waiting:
@@ -245,7 +245,7 @@ def _versions(plan: Plan, inputs: Iterable[str]) -> dict[str, int]:
 
 
 def _scope(cell: Cell) -> str:
-    """Whether the cell's attack goes round its defence; the unedited model has none."""
+    """`overpaint.grid.scope.scope` of the cell's attack and method; empty for the unedited model."""
     if cell.method.name == "none":
         return ""
     method = component("method", cell.method.name).load()
@@ -264,7 +264,7 @@ def _metric(name: str, reference: str) -> type[Metric]:
 
 
 def _protocol(cell: Cell) -> dict[str, Any]:
-    """The part of the protocol that decides pictures."""
+    """The settings of the protocol that affect images."""
     return {key: getattr(cell.protocol, key) for key in ("scheduler", "steps", "guidance_scale", "size")}
 
 
@@ -273,7 +273,7 @@ def _model(cell: Cell) -> dict[str, Any]:
 
 
 def _arithmetic(cell: Cell) -> dict[str, int]:
-    """The version of half-precision arithmetic, where a model computes in it."""
+    """The version of half-precision arithmetic; empty for models in float32 and float64."""
     return {"half": HALF_PRECISION} if cell.model.precision in ("float16", "bfloat16") else {}
 
 
@@ -282,7 +282,7 @@ def _runtime(cell: Cell) -> dict[str, Any]:
 
 
 def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files that hyper-parameters name (a caption collection, say): their content decides the result."""
+    """Hashes of the files that hyper-parameters name, such as a caption file, because their content affects the result."""
     found = {}
     for key, value in values.items():
         if isinstance(value, str) and value:
@@ -293,7 +293,7 @@ def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a text names a file. A text that is too long for a path, or ``~nobody``, names none."""
+    """Whether a path names a file. False for a path that is too long or contains an unknown user (``~nobody``)."""
     try:
         return path.expanduser().is_file()
     except (OSError, RuntimeError):

@@ -44,7 +44,7 @@ class Images(Track):
         return [f"cuda:{n}" for n in range(torch.cuda.device_count())] if asked == "cuda" else [asked]
 
     def power(self, cells: Sequence[Cell]) -> list[str]:
-        """The smallest paired difference that the primary tests of a method find, with the prompts that there really are."""
+        """The smallest paired difference that the primary tests can detect, at the actual number of prompts."""
         attacks = {cell.attack.label for cell in cells} - {"none"}
         tests = len(view_named("facets").primary) - 1 + max(1, len(attacks))
         said = []

@@ -1,4 +1,4 @@
-"""What a worker process keeps between tasks: the loaded model and detectors."""
+"""State that a worker process keeps between tasks: the loaded model and the detectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Workbench:
-    """One model at a time, every detector that was asked for. ``loads`` counts how often weights were read."""
+    """Keeps the last model and all detectors in memory. ``loads`` counts how often model weights were read."""
 
     def __init__(self) -> None:
         self.loads = 0
@@ -29,11 +29,11 @@ class Workbench:
         self._detectors: dict[str, Detector] = {}
 
     def model(self, path: str, precision: str, device: str | None) -> DiffusionModel:
-        """The model, loaded once as long as the same one is asked for."""
+        """The model. It is read again only if the path, precision or device differs from the previous call."""
         wanted = (path, precision, device or "cpu")
         model = self._model
         if model is None or self._wanted != wanted:
-            self._model = model = None  # let go of the old one before the new one is read
+            self._model = model = None  # free the old model before the new one is read
             self._model = model = load_model(path, precision, device or "cpu")
             self._wanted = wanted
             self.loads += 1
@@ -41,7 +41,7 @@ class Workbench:
 
     @contextmanager
     def victim(self, task_config: Mapping[str, Any], runtime: Mapping[str, Any], erasure: Path | None) -> Iterator:
-        """The task's model with the erasure of a folder attached, or unedited."""
+        """Context: the task's model with the erasure in folder ``erasure`` attached, or unedited if it is ``None``."""
         from overpaint.models.erasure import load_erasure
 
         model = self.model(runtime["path"], task_config["precision"], runtime.get("device"))
@@ -55,7 +55,7 @@ class Workbench:
 
     @contextmanager
     def unedited(self) -> Iterator[DiffusionModel]:
-        """Inside a `victim` block: its model without the erasure, which comes back at the end."""
+        """Context inside a `victim` block: the same model without the erasure, which is attached again at the end."""
         model = self._model
         if model is None:
             raise RuntimeError("unedited() is only of use inside a victim() block")
@@ -78,7 +78,7 @@ class Workbench:
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """Versions of the libraries that results depend on, for manifests."""
+        """Versions of the libraries that affect results, for manifests."""
         found = {}
         for name in ("overpaint", "torch", "diffusers", "peft", "transformers", "numpy", "safetensors"):
             try:

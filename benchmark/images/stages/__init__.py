@@ -1,2 +1,2 @@
-"""The stages. Each takes a task, the folders of its inputs, an empty folder to fill and the bench, and returns what its
-manifest says besides; none knows of stores, grids or other tasks."""
+"""The stages. Each takes a task, the folders of its inputs, an empty output folder and the workbench, and returns additional
+entries for the manifest. A stage knows nothing about stores, grids or other tasks."""

@@ -1,4 +1,7 @@
-"""Stage *compare*: every image beside the unedited model's image of the same prompt and noise (``similarity.parquet``)."""
+"""Stage *compare*: similarity of each image to the unedited model's image with the same prompt and noise.
+
+The result is ``similarity.parquet``, one row per image.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage *erase*: a method takes concepts from a model; the erasure file is the artefact."""
+"""Stage *erase*: a method erases concepts from a model. The artefact is the erasure file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def run(task, inputs, folder, bench) -> dict:
     )
     how = {"seed": config["seed"], "sequential": config.get("sequential", False)}
     erasure = erase(model, config["method"], request=request, **how, **config["hyperparameters"])
-    cost = {k: erasure.manifest.pop(k) for k in ("seconds", "peak_bytes")}  # the file itself is the same on every run
+    cost = {k: erasure.manifest.pop(k) for k in ("seconds", "peak_bytes")}  # keeps the file identical between runs
     erasure.save(folder / "erasure.safetensors")
     return {"cost": cost | {"artefact_bytes": erasure.artefact_bytes}}

@@ -1,4 +1,4 @@
-"""Stage *generate*: images through the victim under the protocol, as Parquet that Hugging Face `datasets` can read."""
+"""Stage *generate*: the victim samples images under the protocol; Hugging Face `datasets` can read the Parquet file."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def run(task, inputs, folder, bench) -> dict:
 
 
 def erasure_cost(inputs: Mapping[str, Path]) -> dict[str, dict]:
-    """What the erasure behind these images cost. Their manifest keeps it, so that the erasure may be deleted."""
+    """Cost of the erasure behind these images. It is copied into their manifest, so that the erasure can be deleted."""
     return {"erasure": read_manifest(inputs["erasure"])["cost"]} if "erasure" in inputs else {}
 
 
 def write_images(folder: Path, images: Sequence[Image.Image | None], rows: list[dict]) -> None:
-    """``images.parquet``: an ``image`` column of PNG bytes (the Hugging Face layout) beside the given columns.
+    """Write ``images.parquet``: the columns of ``rows`` and an ``image`` column of PNG bytes in the Hugging Face layout.
 
-    An image that failed (``None``) is null.
+    A failed image (``None``) is stored as null.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -95,7 +95,7 @@ def write_images(folder: Path, images: Sequence[Image.Image | None], rows: list[
 
 
 def read_images(folder: Path) -> list[Image.Image | None]:
-    """The pictures of an images artefact, in order; ``None`` where one failed."""
+    """The images of an artefact, in order; ``None`` for a failed image."""
     import pyarrow.parquet as pq
 
     column = pq.read_table(folder / "images.parquet", columns=["image"]).column("image").to_pylist()

@@ -1,7 +1,7 @@
-"""Stage *latency*: how much slower an image is with the erasure, measured in pairs that alternate with the unedited model.
+"""Stage *latency*: ratio of sampling times with and without the erasure, measured in pairs of runs.
 
-Pairs cancel what else the machine does. The interval from the smallest to the largest of six ratios covers the median with
-probability 1 − 2 · 0.5⁶ = 96.9 %, whatever their distribution.
+Pairs cancel slow changes in the load of the machine. For any distribution, the interval from the smallest to the largest of
+six independent ratios covers the median with probability 1 − 2 · 0.5⁶ = 96.9 %.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from overpaint.models.erasure import load_erasure
 from overpaint.run.progress import steps
 
 PAIRS = 6
-#: Images of one measurement: enough for a batch, few enough to be quick.
+#: Images per measurement: enough to fill a batch, few enough to be quick.
 IMAGES = 4
 PROMPT = "a photo of a tree"
 
 
 def run(task, inputs, folder, bench) -> dict:
-    """``latency.json``: the ``ratios``. Changed weights run the same computation: their ratio is 1 and is not measured."""
+    """Write the ``ratios`` to ``latency.json``.
+
+    The list is empty for an erasure that only changes weights: the computation is the same, so the ratio counts as 1.
+    """
     ratios = []
     if any(part.kind != "delta" for part in load_erasure(inputs["erasure"] / "erasure.safetensors").sequence):
         with bench.victim(task.config, task.runtime, inputs["erasure"]) as victim:
-            _seconds(victim, task)  # the first call of a process pays for its warm-up
+            _seconds(victim, task)  # warm-up: the first call of a process is slower
             for number in steps(PAIRS, "pairs"):
                 with bench.unedited() as model:
                     before = _seconds(model, task) if number % 2 else 0.0

@@ -1,4 +1,4 @@
-"""Stage *measure*: from the scores of a cell, and of what it is compared with, to its figures. No image is opened."""
+"""Stage *measure*: computes the figures of a cell from its scores and those of its comparisons. It opens no image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def figures(config: Mapping, inputs: Mapping[str, Path]) -> list[dict]:
 
 
 def measured(config: Mapping, inputs: Mapping[str, Path]) -> list[tuple[dict, pd.DataFrame | None]]:
-    """Every figure of one cell as a row of `RECORD_COLUMNS`, and the outcomes that it was made of, if it has any."""
+    """Every figure of one cell as a row of `RECORD_COLUMNS`, with the outcomes that it was computed from, if any."""
     evidence = gather(config, inputs)
     judge = {"detector": _detector(config["detector"]), "threshold": config["threshold"]}
     found = []
@@ -67,7 +67,7 @@ def _row(config: Mapping, name: str, metric: Metric, figure: Figure, evidence: E
 
 
 def _detector(scored: Mapping) -> str:
-    """The detector's name, its version and a short hash of everything that decides its scores."""
+    """The detector's name, its version and a short hash of all settings that affect its scores."""
     if not scored["detector"]:
         return ""
     identity = hashlib.sha256(canonical(scored["settings"]).encode()).hexdigest()[:8]
@@ -75,7 +75,7 @@ def _detector(scored: Mapping) -> str:
 
 
 def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
-    """Read the cell's scores and costs from the folders of its inputs, ``{frame}/{index}`` each."""
+    """Read the cell's scores and costs from the folders of its inputs, named ``{frame}/{index}``."""
     plain = _plain_prompts(config["shots"])
     frames = {name: _frame(name, batches, inputs, plain) for name, batches in config["shots"].items()}
     costs = {name: _costs(name, batches, inputs) for name, batches in config["shots"].items()}
@@ -105,16 +105,16 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
 
 
 def _plain_prompts(shots: Mapping[str, list]) -> pd.DataFrame:
-    """The plain prompts beside an attack, by id, with the ``first`` id that has the same text."""
+    """The plain prompts of an attacked cell, by id. ``first`` is the first id with the same text."""
     found = [(s["noise"], s["text"]) for batch in shots.get("plain", ()) for s in batch]
     plain = pd.DataFrame(found, columns=["id", "text"]).drop_duplicates("id").set_index("id", drop=False)
     return plain.assign(first=plain.groupby("text")["id"].transform("first"))
 
 
 def _frame(name: str, batches: list, inputs: Mapping[str, Path], plain: pd.DataFrame) -> pd.DataFrame:
-    """The images of one frame, one row each: what is known of them beside what the detector says of them.
+    """The images of one frame, one row each: their descriptions joined with the detector's scores.
 
-    Without a detector only images that an attack measured itself have anything to say.
+    Without a detector, only images that an attack measured itself are included.
     """
     parts = []
     for index, shots in enumerate(batches):
@@ -134,10 +134,10 @@ def _frame(name: str, batches: list, inputs: Mapping[str, Path], plain: pd.DataF
 
 
 def _known_images(shots: Sequence[dict], plain: pd.DataFrame) -> pd.DataFrame:
-    """Images that the planner knew: those of one text are one cluster, whichever prompts they stand for.
+    """Descriptions of images that the planner knew. All images of one text form one cluster.
 
-    A prompt that a list made of a plain prompt joins the cluster of that prompt. Clusters of plain texts are named by the
-    first prompt that has the text.
+    A prompt that was derived from a plain prompt joins the cluster of that prompt. The cluster of a plain text is named by the
+    first prompt with that text.
     """
     frame = _described([Shot.from_dict(s) for s in shots])
     made_of = pd.Series([s.get("plain", "") for s in shots], dtype=object)
@@ -148,9 +148,9 @@ def _known_images(shots: Sequence[dict], plain: pd.DataFrame) -> pd.DataFrame:
 
 
 def _found_images(rows: Sequence[dict], plain: pd.DataFrame) -> pd.DataFrame:
-    """Images that attacks decided: everything made of one plain text is one cluster.
+    """Descriptions of images whose shots an attack chose. All images derived from one plain text form one cluster.
 
-    The verdicts of the judge that guided the attack and the attack's own readings stand beside each.
+    The columns include the judge's verdicts and the attack's own readings.
     """
     frame = _described([Shot.from_dict({k: v for k, v in row.items() if k not in FOUND}) for row in rows])
     frame["verdict"] = [_verdict(row.get("verdict")) for row in rows]
@@ -163,7 +163,7 @@ FOUND = ("verdict", "readings", "provenance")
 
 
 def _verdict(stored: Sequence | None) -> float:
-    """1 or 0 as the judge said; NaN where none was asked or the judge failed."""
+    """1 or 0 for the judge's verdict; NaN if there was no judge or it failed."""
     if not stored:
         return np.nan
     success, _, known = stored
@@ -187,12 +187,12 @@ def _described(shots: Sequence[Shot]) -> pd.DataFrame:
 
 
 def _costs(name: str, batches: list, inputs: Mapping[str, Path]) -> list[dict]:
-    """What each batch of a frame cost, by who spent it: its images, the erasure, the attacks."""
+    """The cost of each batch of a frame, split into images, erasure and attacks."""
     return [read_manifest(inputs[f"{name}/{index}"])["made"] for index in range(len(batches))]
 
 
 def _latency(folder: Path | None) -> list[float] | None:
-    """Ratios of seconds per image, edited by unedited; one of exactly 1 where only weights changed."""
+    """Ratios of seconds per image, edited over unedited; ``[1.0]`` if the erasure only changes weights."""
     if folder is None:
         return None
     return json.loads((folder / "latency.json").read_text(encoding="utf-8"))["ratios"] or [1.0]

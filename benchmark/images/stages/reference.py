@@ -1,4 +1,4 @@
-"""Stage *reference*: real pictures for distances between distributions, from the source that the model names."""
+"""Stage *reference*: real pictures for distances between distributions, from the source in ``model.reference``."""
 
 from __future__ import annotations
 

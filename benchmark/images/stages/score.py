@@ -1,7 +1,7 @@
-"""Stage *score*: everything that measuring needs of a batch of images, so that a measurement never opens one again.
+"""Stage *score*: extracts everything that a measurement needs from a batch of images, so that it opens no image itself.
 
-``scores.parquet`` has one row an image: what the detector says of it. Thresholds are applied later. ``shots.json`` holds the
-shots that attacks decided while they ran. The manifest keeps what the images, their erasure and their attacks cost.
+``scores.parquet`` has the detector's scores, one row per image. Thresholds are applied later. ``shots.json`` holds the shots
+that attacks chose. The manifest holds the cost of the images, of their erasure and of their attacks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(task, inputs, folder, bench) -> dict:
         frame = pd.DataFrame({"failed": [image is None for image in images]})
     frame.to_parquet(folder / "scores.parquet", index=False)
     attacks = [inputs[name] for name in sorted(inputs) if name.startswith("assault/")]
-    if not attacks and (inputs["images"] / SHOTS).is_file():  # the attack made the images itself
+    if not attacks and (inputs["images"] / SHOTS).is_file():  # the attack generated the images itself
         attacks = [inputs["images"]]
     rows = [row for place in attacks for row in json.loads((place / SHOTS).read_text(encoding="utf-8"))]
     if attacks:
@@ -45,7 +45,7 @@ def run(task, inputs, folder, bench) -> dict:
 
 
 def _costs(images: Path, attacks: Sequence[Path]) -> Mapping[str, Mapping[str, float]]:
-    """What was spent, by who spent it: the ``images``, their ``erasure``, and all ``attack`` runs together."""
+    """The cost of the ``images``, of their ``erasure``, and of all ``attack`` runs together."""
     made = read_manifest(images)
     spent: Counter[str] = Counter()
     for place in attacks:
@@ -54,7 +54,7 @@ def _costs(images: Path, attacks: Sequence[Path]) -> Mapping[str, Mapping[str, f
 
 
 def scores(detector: Detector, images: Sequence[Image | None]) -> pd.DataFrame:
-    """`Detector.score` of the images, one row each. An image that failed when it was made is not shown, and fails."""
+    """`Detector.score` of the images, one row each. A failed image (``None``) gets NaN scores without being scored."""
     shown = [number for number, image in enumerate(images) if image is not None]
     frame = detector.score([image for image in images if image is not None])
     if len(shown) == len(images):
