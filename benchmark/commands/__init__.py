@@ -1,1 +1,1 @@
-"""The commands, one file each. `overpaint.cli` loads the file of a command when it is called."""
+"""The commands, one file each. `overpaint.cli` imports the file of a command when the command is called."""

@@ -1,4 +1,4 @@
-"""`overpaint doctor`: what this machine has: libraries, devices, assets, the store and its size."""
+"""`overpaint doctor`: reports the libraries, devices, assets and store of this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXTRAS = {"wandb": "wandb"}
 @click.command()
 @click.argument("overrides", nargs=-1)
 def doctor(overrides: Sequence[str]) -> None:
-    """Say what this machine has: libraries, devices, assets, the store."""
+    """Report the libraries, devices, assets and store of this machine."""
     store, rest = taken(search(overrides), "store")
     if rest:
         raise UserError(f"doctor takes store=DIR and hydra.searchpath=[…], got {rest[0]}")

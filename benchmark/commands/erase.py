@@ -1,4 +1,4 @@
-"""`overpaint erase`: one erasure as a file, without a store."""
+"""`overpaint erase`: writes one erasure to a file, without a store."""
 
 from __future__ import annotations
 

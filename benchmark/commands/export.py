@@ -1,4 +1,4 @@
-"""`overpaint export`: an erased model as a diffusers folder, or the prompts that an attack found as a CSV."""
+"""`overpaint export`: writes an erased model as a diffusers folder, or the prompts that an attack found as a CSV."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from overpaint.run.tasks import Task
 def export(overrides: Sequence[str], overwrite: bool) -> None:
     """Write an erased model as a diffusers folder, or the prompts that an attack found.
 
-    erasure=FILE model=… out=DIR writes a pipeline folder. attack=… out=FILE.csv writes prompts: of one stored attack (its key
-    or the start of it), or of an attack by name with the overrides of its cells.
+    erasure=FILE model=… out=DIR writes a pipeline folder. attack=… out=FILE.csv writes prompts, either of one stored attack
+    (given by its key or a prefix of it) or of all cells with an attack (given by its name and the overrides of the grid).
     """
     out, rest = taken(overrides, "out")
     file, others = taken(rest, "erasure")
@@ -55,7 +55,7 @@ def export_pipeline(overrides: Sequence[str], file: str, out: str) -> None:
 
 
 def export_prompts(overrides: Sequence[str], out: str, overwrite: bool = False) -> None:
-    """Write what stored attacks settled on as a CSV that ``attack=replay`` and other harnesses read."""
+    """Write the prompts that stored attacks found as a CSV that ``attack=replay`` and other harnesses read."""
     path = target(out, ".csv", overwrite)
     wanted = next(o.split("=", 1)[1] for o in overrides if o.startswith("attack="))
     if set(wanted.split(",")) <= set(components("attack")):
@@ -74,7 +74,7 @@ def export_prompts(overrides: Sequence[str], out: str, overwrite: bool = False) 
 
 
 def _attacks_of_cells(overrides: Sequence[str], wanted: str) -> tuple[Store, list[str]]:
-    """Keys of the attacks in the cells of the overrides; every one must be stored."""
+    """The store, and the keys of the attacks in the cells of the overrides. Raises a `UserError` if one is not stored."""
     grid = planned(overrides)
     scored = [grid.plan.tasks[key] for _, task in grid.plan.cells for key in _inputs(task.inputs, "images/")]
     keys = [key for task in scored for key in _attacks(task, grid.plan.tasks[task.inputs["images"]])]
@@ -90,7 +90,7 @@ def _attacks_of_cells(overrides: Sequence[str], wanted: str) -> tuple[Store, lis
 
 
 def _attacks(scored: Task, images: Task) -> list[str]:
-    """The attacks behind scored images: those that chose the prompts, or the one that made the images itself."""
+    """Keys of the attacks behind scored images: those that chose the prompts, or the one that generated the images."""
     return [images.key] if images.stage == "attack" else _inputs(scored.inputs, "assault/")
 
 

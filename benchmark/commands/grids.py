@@ -15,13 +15,13 @@ from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.track import track
 
-#: What people read while they wait. Results go to stdout.
+#: Console for progress and notes. Results go to stdout.
 ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells, their plan, and where and how it runs (``config``, the same for every cell). Nothing is written yet."""
+    """The cells of a grid, their plan, and the configuration of the run (``config``, the same for every cell)."""
 
     cells: list[Any]
     plan: Plan
@@ -35,7 +35,7 @@ class Grid:
 
 
 def compose(overrides: Sequence[str], demo: bool = False) -> list[Composed]:
-    """The configuration of every cell; with ``demo`` overrides that say only where and how to run mean the demo."""
+    """The configuration of every cell. With ``demo``, overrides that only say where and how to run select the demo."""
     keys = [override.split("=")[0].lstrip("+~").split(".")[0] for override in overrides]
     if demo and all(key in CIRCUMSTANCES for key in keys):
         overrides = ["experiment=demo", *overrides]
@@ -43,7 +43,7 @@ def compose(overrides: Sequence[str], demo: bool = False) -> list[Composed]:
 
 
 def planned(overrides: Sequence[str], demo: bool = False) -> Grid:
-    """The grid that the overrides span."""
+    """The planned grid of the overrides."""
     return prepare(compose(overrides, demo))
 
 
@@ -59,7 +59,7 @@ def prepare(composed: Sequence[Composed]) -> Grid:
 
 
 def single_cell(overrides: Sequence[str], what: str) -> Any:
-    """The one cell that the overrides name, for commands that make one thing."""
+    """The single cell of the overrides. Raises a `UserError` if there are several; ``what`` names the command."""
     composed = compose(overrides)
     if len(composed) != 1:
         raise UserError(f"{what} needs one cell; these overrides span {len(composed)}")
@@ -68,6 +68,6 @@ def single_cell(overrides: Sequence[str], what: str) -> Any:
 
 
 def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
-    """The last value of ``key=value`` among the overrides, and the other overrides."""
+    """The last value of ``key=value`` in the overrides (``None`` if absent), and the remaining overrides."""
     found = [o.split("=", 1)[1] for o in overrides if o.startswith(f"{key}=")]
     return (found[-1] if found else None), [o for o in overrides if not o.startswith(f"{key}=")]

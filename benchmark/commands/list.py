@@ -1,4 +1,4 @@
-"""`overpaint list`: what there is, one line each, read from YAML without importing the components."""
+"""`overpaint list`: lists the available components, one per line, from their YAML files without importing them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from overpaint.grid.registry import broken_packages, component, components, load
 from overpaint.grid.shipped import shipped
 
 GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector"}
-#: Groups whose options say what they are in their first comment.
+#: Groups whose options are described by the first comment of their file.
 PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "budget", "engine", "tracker", "view")}
 
 
@@ -34,7 +34,7 @@ def list_(what: str, overrides: Sequence[str]) -> None:
 
 
 def lines(what: str) -> Iterator[str]:
-    """Lines of `overpaint list WHAT`; a file that cannot be used is told in its line."""
+    """Lines of `overpaint list WHAT`. The line of an unusable file shows the error."""
     if what in GROUPS:
         yield from _components(GROUPS[what])
     elif what in PLAIN:
@@ -63,7 +63,7 @@ def _components(kind: str) -> Iterator[str]:
 
 
 def _comment(path: Path) -> str:
-    """The first comment of an option's file, which says what it is."""
+    """The first comment of an option's file, which describes the option."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     comments = [line[1:].strip() for line in lines if line.startswith("#")]
     return next((c for c in comments if not c.startswith("@")), "")

@@ -1,4 +1,4 @@
-"""`overpaint plan`: what a run would do."""
+"""`overpaint plan`: reports what a run would do, without running it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from overpaint.run.track import track
 @click.argument("overrides", nargs=-1)
 @click.option("-m", "--multirun", is_flag=True, hidden=True)
 def plan(overrides: Sequence[str], multirun: bool) -> None:
-    """Say what a run would do: tasks, images, what is stored, time, and what the budget can detect."""
+    """Report what a run would do: tasks, images, stored results, time, and the smallest difference it can detect."""
     grid = planned(overrides, demo=True)
     todo = grid.plan.missing(grid.store)
     estimates = Estimates(grid.store)
@@ -34,7 +34,7 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
 
 
 def summary(plan: Plan, todo: Sequence[Task], estimates: Estimates) -> str:
-    """One line: cells, tasks, what is stored, what is left to do."""
+    """One line with the numbers of cells, tasks, stored tasks and remaining tasks, and the estimated time."""
     head = f"{len(plan.cells)} cells, {len(plan.tasks)} tasks"
     if not todo:
         return f"{head}, everything is stored"

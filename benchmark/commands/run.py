@@ -1,4 +1,4 @@
-"""`overpaint run`: plan a grid, run or resume it, print its table and draw its contact sheets."""
+"""`overpaint run`: plans a grid, runs or resumes it, prints its table and draws its contact sheets."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def run(overrides: Sequence[str], multirun: bool, cfg: str | None) -> None:
 
 
 def run_grid(grid: Grid) -> int:
-    """Run or resume a planned grid. Returns the exit code: 0, 1 where tasks failed, 130 where it was interrupted."""
+    """Run or resume a planned grid. Returns the exit code: 0, 1 if tasks failed, or 130 if it was interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     start, plan, store = time.perf_counter(), grid.plan, grid.store
     engine, tracker = grid.circumstance("engine"), grid.circumstance("tracker")
-    track(plan.track).devices(engine.device)  # a device that is not here is told before anything is written
+    track(plan.track).devices(engine.device)  # reports a missing device before anything is written
     store.prepare()
     store.sweep()
     estimates = Estimates(store)
@@ -79,7 +79,7 @@ def _failures(outcome: Outcome, store: Store) -> int:
 
 
 def _until_readable(run: Callable[[], Outcome], grid: Grid) -> tuple[Outcome, pd.DataFrame]:
-    """Run, and run again while a stored record turns out to be damaged: it was set aside and is made again."""
+    """Run the grid, and repeat as long as reading a stored record finds damage: the damaged artefact is made again."""
     done = 0
     while True:
         outcome = run()
@@ -93,7 +93,7 @@ def _until_readable(run: Callable[[], Outcome], grid: Grid) -> tuple[Outcome, pd
 
 
 def _sheets(grid: Grid) -> list[Path]:
-    """Contact sheets are a convenience: a full disk, say, costs them and not the table."""
+    """Paths of the contact sheets. They are optional: an error, such as a full disk, is reported and does not end the run."""
     try:
         return track(grid.plan.track).sheets(grid.plan, grid.store, grid.store.root / "sheets")
     except (OSError, UserError) as error:

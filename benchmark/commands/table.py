@@ -1,4 +1,4 @@
-"""`overpaint table`: tables from stored records. It never makes an image."""
+"""`overpaint table`: prints tables from stored records. It never generates an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from overpaint.run.store import Store
 @click.option("--view", default="facets", help="facets (every figure), or one of `overpaint list views`.")
 @click.option("--spreadsheet", is_flag=True, help="csv: put ' before text that a spreadsheet would run as a formula.")
 def table(overrides: Sequence[str], form: str, view: str, spreadsheet: bool) -> None:
-    """Print tables from stored records: of the grid that the overrides span, or of the whole store."""
+    """Print tables from stored records, of the grid that the overrides define or of the whole store."""
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
     if all(o.startswith("store=") for o in overrides):

@@ -1,4 +1,4 @@
-"""Places that a command writes to, checked before any work."""
+"""Output paths of commands, checked before any work starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from overpaint.errors import UserError
 
 
 def target(out: str, suffix: str = "", overwrite: bool = False) -> Path:
-    """The path of ``out=``; a `UserError` where it has another suffix, exists, or cannot be written."""
+    """The path of ``out=``. Raises a `UserError` if it has another suffix, exists, or cannot be written."""
     path = Path(out).expanduser()
     folder = path.absolute().parent
     if suffix and path.suffix != suffix:

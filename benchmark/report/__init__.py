@@ -1,1 +1,1 @@
-"""What is said: records, statistics, tables, views and trackers. Nothing here knows what a cell is about."""
+"""Reports: records, statistics, tables, views and trackers. They work for any kind of cell, not only for images."""

@@ -1,4 +1,4 @@
-"""Methods against each other: ranks with intervals, agreement of rankings, and paired differences. All from outcomes."""
+"""Comparisons of methods, computed from outcomes: ranks with intervals, agreement of rankings, and paired differences."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from overpaint.report.statistics import Estimate
 from overpaint.report.tables import ARROWS, SETTINGS, Entry, Row, Table, _several, _under, distinguished
 from overpaint.report.views import View
 
-#: Columns that say which outcomes of two methods correspond.
+#: Columns by which outcomes of two methods are paired.
 PAIR = ["concepts", "run", "prompt_id", "seed", "label", "stratum"]
 MISSING = "per-image outcomes are not stored: measured by an older version, run the grid again"
 
 
 def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
-    """Two tables a block: the rank of each method in each column with its interval, and how far the columns agree."""
+    """Two tables per block: the rank of each method in each column with its interval, and the agreement of the columns."""
     for title, part in _blocks(records, view):
         shown, ranks = {}, {}
         methods = [m for m in dict.fromkeys(part["method"])]
@@ -40,7 +40,7 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
 
 
 def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> list[Entry]:
-    """The rank of each method by its mean outcome; by the means of its records, without intervals, where outcomes lack."""
+    """The rank of each method by its mean outcome. Without outcomes, the ranks use the records and have no intervals."""
     direction = chosen["direction"].iloc[0]
     table = outcomes.together(chosen)
     missing = [m for m in methods if not (chosen["method"] == m).any()]
@@ -83,7 +83,7 @@ def _agreement(title: str, ranks: dict[str, list[float | None]]) -> Table:
 
 
 def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
-    """One table a column of the view: the paired difference of each two methods, row minus column."""
+    """One table per column of the view: the paired difference of every two methods, row minus column."""
     for title, part in _blocks(records, view):
         for name, column in view.columns.items():
             chosen = column.chosen(part, view.rows)
@@ -123,7 +123,7 @@ def _difference(e: Estimate, why: str, mark: Mark, unit: str) -> Entry:
 
 
 def _pair(records: pd.DataFrame, one: str, other: str, outcomes: Outcomes) -> tuple[Estimate, str]:
-    """The mean paired difference of two methods over the concepts and seeds that both have, or why there is none."""
+    """The mean paired difference of two methods over their common concepts and seeds, and a reason if it is undefined."""
     tables = [outcomes.together(records[records["method"] == m]) for m in (one, other)]
     if tables[0] is None or tables[1] is None:
         return Estimate(None), MISSING
@@ -136,7 +136,7 @@ def _pair(records: pd.DataFrame, one: str, other: str, outcomes: Outcomes) -> tu
 
 
 def _blocks(records: pd.DataFrame, view: View) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The records of each model and setting, the unedited model left out, with a title."""
+    """A title and the records for each model and setting, without the unedited model."""
     records = distinguished(records)
     records = records[records["method_name"] != "none"]
     several = _several(records, [n for n in SETTINGS if n != "seed"])

@@ -1,12 +1,13 @@
-"""Families of tests and the three marks of a difference.
+"""Families of tests and the marks of a difference.
 
-The tests of one table that belong to one claim are a *family*: those of one method in one block of the table. A view
-names its primary endpoints beforehand, one a facet; Holm's correction covers them. The other tests of a family are
-corrected by Benjamini and Hochberg. A difference is marked
+A *family* is the set of tests of one method in one block of a table. A view declares one primary endpoint per facet in advance;
+their tests get Holm's correction. The other tests of a family get the correction of Benjamini and Hochberg. A difference is
+marked
 
-- `DIFFERS` where the corrected p-value of "no difference" is below 5 %,
-- `EQUAL` where the corrected p-value of "a difference of at least the margin" is (`overpaint.report.statistics.MARGIN`),
-- and is not marked where neither is shown. Not significant never means equal.
+- `DIFFERS` if the corrected p-value of "no difference" is below 5 %,
+- `EQUAL` if the corrected p-value of "a difference of at least `overpaint.report.statistics.MARGIN`" is below 5 %.
+
+Otherwise it has no mark: a difference that is not significant is not evidence of equality.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from overpaint.report.statistics import MARGIN, benjamini_hochberg, holm
 
 DIFFERS, EQUAL = "differs", "equal"
 SIGNIFICANCE = 0.05
-#: A claim of the long form: one method on one concept set, with everything else equal.
+#: Columns that define a family in the long form: one method on one concept set, with everything else equal.
 FAMILY = [name for name in CELL if name != "attack"] + ["detector", "threshold"]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The two p-values of one difference, and whether the view names it as a primary endpoint."""
+    """The two p-values of one difference, and whether it is a primary endpoint of the view."""
 
     p_value: float | None
     p_equivalence: float | None = None
@@ -36,7 +37,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Mark:
-    """What a corrected test shows: `DIFFERS`, `EQUAL` or nothing, and the corrected p-value of "no difference"."""
+    """The result of a corrected test: `DIFFERS`, `EQUAL` or nothing, and the corrected p-value of "no difference"."""
 
     says: str = ""
     p_adjusted: float | None = None
@@ -47,7 +48,7 @@ UNMARKED = Mark()
 
 
 def marks(tests: Sequence[Compared | None]) -> list[Mark]:
-    """The marks of one family's tests, in the order given; ``None`` stands for a figure without a test."""
+    """The marks of the tests of one family, in the order given. ``None`` stands for a figure without a test."""
     found = [UNMARKED] * len(tests)
     for primary, correct, family in ((True, holm, "primary (Holm)"), (False, benjamini_hochberg, "other (BH)")):
         places = [i for i, t in enumerate(tests) if t is not None and t.p_value is not None and t.primary == primary]
@@ -62,8 +63,8 @@ def marks(tests: Sequence[Compared | None]) -> list[Mark]:
 
 
 def is_primary(primary: Mapping[str, Mapping[str, str]], facet: str, metric: str, attack: str, against: str) -> bool:
-    """Whether a view's ``primary`` endpoints include a figure: the endpoint of its facet names its metric, and the attack
-    and the comparison where it says so."""
+    """Whether a figure is one of a view's ``primary`` endpoints: the endpoint of its facet must have the same metric, and
+    the same attack and comparison if it specifies them."""
     endpoint = primary.get(facet)
     return (
         endpoint is not None
@@ -74,7 +75,7 @@ def is_primary(primary: Mapping[str, Mapping[str, str]], facet: str, metric: str
 
 
 def test_of(record: pd.Series, primary: Mapping[str, Mapping[str, str]]) -> Compared | None:
-    """The test of a record; ``None`` where it has none, and for the unedited model beside itself."""
+    """The test of a record; ``None`` if it has none, and for the unedited model, which is compared with itself."""
     itself = record["method_name"] == "none" and record["against"] == "original"
     if pd.isna(record["p_value"]) or itself:
         return None
@@ -96,7 +97,7 @@ def marked(records: pd.DataFrame, primary: Mapping[str, Mapping[str, str]]) -> p
 
 
 def families_said(tests: Sequence[Compared | None], primary: Mapping[str, Mapping[str, str]]) -> str:
-    """The families of one claim in a sentence, for the notes under a table."""
+    """A sentence about the corrections of a family, for the notes under a table."""
     counted = [t for t in tests if t is not None and t.p_value is not None]
     first = sum(t.primary for t in counted)
     named = ", ".join(f"{facet} {_endpoint(endpoint)}" for facet, endpoint in primary.items())

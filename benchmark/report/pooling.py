@@ -1,8 +1,8 @@
-"""Means of records over concepts and method seeds, from their outcomes where these are stored.
+"""Means of records over concepts and method seeds, computed from outcomes if they are stored.
 
-Concepts are fixed: a mean over church and car speaks of church and car. Method seeds and prompts are samples. With
-outcomes, a mean over concepts is one stratified score interval, and its difference has one test; without them the
-records' own intervals are joined (`overpaint.report.statistics.mean_of_estimates`).
+Concepts are fixed: a mean over church and car is a statement about church and car only. Method seeds and prompts are samples.
+With outcomes, a mean over concepts has one stratified score interval, and its difference has one test. Without outcomes, the
+intervals of the records are combined (`overpaint.report.statistics.mean_of_estimates`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import pandas as pd
 from overpaint.report import statistics
 from overpaint.report.statistics import NORMAL, Estimate
 
-#: What a view's column shows of its records: where they keep it, with its interval.
+#: Fields that a view's column can show -> the columns of a record with the value and its interval.
 FIELDS = {
     "value": ("value", "low", "high"),
     "control": ("control",),
     "difference": ("difference", "difference_low", "difference_high"),
     "original": ("original",),
 }
-#: A mean of outcomes that is farther than this from the mean of the records is another figure.
+#: If the mean of the outcomes differs by more than this from the mean of the records, it is a different figure.
 SAME = 1e-6
 
 
@@ -36,11 +36,11 @@ class Outcomes:
             self._by_record = dict(tuple(frame.groupby(["artefact", "metric"], sort=False)))
 
     def of(self, record: pd.Series) -> pd.DataFrame | None:
-        """The outcomes of one record, or ``None`` where they were not stored."""
+        """The outcomes of one record; ``None`` if they are not stored."""
         return self._by_record.get((record.get("artefact"), record["metric"]))
 
     def together(self, records: pd.DataFrame) -> pd.DataFrame | None:
-        """The outcomes of several records with their ``concepts`` and ``run`` (method seed); ``None`` if any lacks them."""
+        """Outcomes of several records with columns ``concepts`` and ``run`` (method seed); ``None`` if any has none."""
         parts = []
         for _, record in records.iterrows():
             found = self.of(record)
@@ -60,9 +60,9 @@ class Pooled:
 
 
 def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Pooled | None:
-    """The mean of records of one metric over their concepts and method seeds; ``None`` where the field is empty.
+    """The mean of one field of records of one metric over their concepts and method seeds; ``None`` if the field is empty.
 
-    The tests are those of the difference, whichever field is shown.
+    The tests always refer to the difference, even if another field is shown.
     """
     shown = _mean(figures, field, outcomes)
     if shown.value is None and (field in ("control", "difference") or not len(figures)):
@@ -80,7 +80,7 @@ def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Pooled | No
 
 
 def _tests(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
-    """The p-values of a difference: its own, or those that its interval gives at a normal distribution."""
+    """The p-values of a difference: its own, or else those derived from its interval under a normal distribution."""
     if gap.p_value is not None:
         return gap.p_value, gap.p_equivalence
     middle, low, high = gap.value, gap.low, gap.high
@@ -88,7 +88,7 @@ def _tests(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
         return None, None
 
     def beyond(value: float) -> float:
-        """The one-sided p-value of "the difference is on the other side of value", from the half-width towards it."""
+        """The one-sided p-value of "the difference is beyond ``value``", from the half-width on that side."""
         error = ((middle - low) if middle > value else (high - middle)) / NORMAL
         return 0.5 * math.erfc(abs(middle - value) / error / math.sqrt(2)) if error > 0 else float(middle == value)
 
@@ -112,7 +112,7 @@ def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Estimate:
 
 
 def _over_seeds(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Estimate:
-    """The mean of one concept's records over method seeds, which are a sample."""
+    """The mean of one concept's records over method seeds. The seeds are treated as a sample."""
     own = [_estimate(record, field) for _, record in figures.iterrows()]
     if len(own) == 1:
         return own[0]
@@ -130,7 +130,7 @@ def _over_seeds(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Estima
 
 
 def _between(own: list[Estimate], mean: Estimate) -> Estimate:
-    """The mean of several seeds' records without outcomes: Student's t over them, or their joint interval if wider."""
+    """The mean over seeds without outcomes, with Student's t interval or the combined interval, whichever is wider."""
     spread = statistics.mean([e.value for e in own if e.value is not None])
     if mean.value is None or spread.low is None or spread.high is None:
         return mean
@@ -139,7 +139,7 @@ def _between(own: list[Estimate], mean: Estimate) -> Estimate:
 
 
 def _from_outcomes(figures: pd.DataFrame, field: str, outcomes: Outcomes, value: float) -> Estimate | None:
-    """The mean as one stratified score estimate; ``None`` where outcomes do not give the mean of the records."""
+    """The mean as one stratified score estimate; ``None`` if the outcomes do not reproduce the mean of the records."""
     table = outcomes.together(figures) if field in ("value", "difference") else None
     if table is None or not table["value"].dropna().isin((0, 1)).all():
         return None

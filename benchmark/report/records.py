@@ -1,10 +1,10 @@
-"""Records: one row a figure, read from the store. Every table, view and tracker starts here.
+"""Records: one row per figure, read from the store. Tables, views and trackers use them.
 
-A record is identified by ``settings``, a hash of everything that decided it, with its metric, detector and threshold.
-``model``, ``concepts``, ``method``, ``attack``, ``protocol``, ``budget`` and ``metrics`` are labels for people: no code
-reads anything out of them. ``method_name`` and ``attack_name`` are the names of components, ``given`` is what was set by
-hand. Beside ``records.parquet``, the measure stage writes ``outcomes.parquet``: what each figure was made of
-(`OUTCOME_COLUMNS`), from which methods are compared with each other.
+A record is identified by ``settings`` (a hash of everything that affects it) with its metric, detector and threshold.
+``model``, ``concepts``, ``method``, ``attack``, ``protocol``, ``budget`` and ``metrics`` are labels for people; no code parses
+them. ``method_name`` and ``attack_name`` are names of components. ``given`` lists the values that were set by hand. The measure
+stage also writes ``outcomes.parquet`` with the observations behind each figure (`OUTCOME_COLUMNS`), which are used to compare
+methods with each other.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.tasks import canonical
 
-#: Columns of a record, in order; one row is one figure.
+#: Columns of a record, in order. One row is one figure.
 RECORD_COLUMNS = (
     "model concepts kind method attack scope protocol budget metrics seed facet metric direction unit value low high n "
     "failed original control difference difference_low difference_high against p_value p_equivalence seconds why "
     "detector threshold aggregation version paper settings given method_name attack_name versions"
 ).split()
-#: Columns of a figure's outcomes: one row for each image and each thing that was asked about it.
-#: ``value`` is 1, 0 or NaN (failed), or a real number; ``other`` that of the unedited model or the control; ``cluster``
-#: and ``stratum`` say which outcomes depend on each other and which means weigh the same ("" where there is one).
+#: Columns of a figure's outcomes: one row per image and question about it.
+#: ``value`` is 1, 0 or NaN (failed), or a real number. ``other`` is the value of the unedited model or the control. Outcomes in
+#: one ``cluster`` are dependent; the means of the strata (``stratum``) have equal weight ("" if there is only one).
 OUTCOME_COLUMNS = "metric prompt_id seed label cluster stratum value other".split()
-#: The stage whose artefacts are records, on every track.
+#: The stage that writes records, on every track.
 STAGE = "measure"
-#: Labels that tell one cell from another.
+#: Labels of a cell.
 CELL = ["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]
-#: What identifies a record.
+#: Columns that identify a record.
 IDENTITY = ["settings", "metric", "detector", "threshold"]
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
-    """The identity of a record: 12 hex digits of everything that decided it."""
+    """The identity of a record: the first 12 hex digits of a hash of its settings."""
     return hashlib.sha256(canonical(settings).encode()).hexdigest()[:12]
 
 
 def stored_records(store: Store, plan: Plan | None = None, older: bool = False) -> pd.DataFrame:
-    """Records of the plan's cells that are stored, or of the whole store; ``artefact`` is the key that each was read from.
+    """The stored records of a plan's cells, or of the whole store. Column ``artefact`` holds the key of each record's artefact.
 
-    Of several measurements of one record, the one with the highest component versions is current. ``older`` keeps the
-    superseded ones, too, and adds a column ``current``. Records of older stores, which lack the newest columns, count until
-    their cell is measured again.
+    If a record was measured several times, the measurement with the highest component versions is current. ``older`` also
+    returns the superseded ones and adds a column ``current``. Records from older stores, which lack the newest columns, are
+    used until their cell is measured again.
     """
     keys = [t.key for _, t in plan.cells if store.has(STAGE, t.key)] if plan else store.keys(STAGE)
     frames = []
@@ -66,8 +66,7 @@ def stored_records(store: Store, plan: Plan | None = None, older: bool = False) 
 
 
 def stored_outcomes(store: Store, records: pd.DataFrame) -> pd.DataFrame:
-    """Outcomes of these records, with the key of the ``artefact`` that they were read from; none where a measurement is
-    older than outcomes are."""
+    """Outcomes of these records; column ``artefact`` holds the key of their artefact. Old measurements have no outcomes."""
     frames = [pd.DataFrame(columns=[*OUTCOME_COLUMNS, "artefact"])]
     for key in dict.fromkeys(records.get("artefact", ())):
         with store.reading(STAGE, key) as folder:
@@ -78,7 +77,7 @@ def stored_outcomes(store: Store, records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
-    """The records, older ones with an identity that is derived from their labels."""
+    """The records. Older records get an identity that is derived from their labels."""
     records = records.astype({name: object for name in (*CELL, "settings", "given", "versions")})
     without = records["settings"].isna()
     labels = records.loc[without, CELL].where(records.loc[without, CELL].notna(), None)
@@ -99,9 +98,9 @@ def _plain(value: Any) -> Any:
 def _current(records: pd.DataFrame) -> pd.Series:
     """Which records are current.
 
-    Of one identity it is the record with the highest component versions, compared in the order of the components' names;
-    equal ones are equal measurements. An older record, without an identity, is superseded by any newer one of its labels
-    and metric; the oldest, without a detector, by any with one.
+    For each identity, the record with the highest component versions is current. Versions are compared in the order of the
+    components' names; records with equal versions are equal measurements. A record without an identity is superseded by any
+    newer record with the same labels and metric. A record without a detector is superseded by any record with one.
     """
     figures = records[[*(name for name in CELL if name != "metrics"), "metric"]].astype(object)
     named = figures.where(figures.notna(), None).apply(tuple, axis=1)
@@ -121,7 +120,7 @@ def _current(records: pd.DataFrame) -> pd.Series:
 
 
 def given_by_hand(records: pd.DataFrame, sections: Iterable[str], without: Iterable[str] = ()) -> pd.Series:
-    """What was set by hand in some sections of the configuration, as text (``concepts.anchor=house``); empty if nothing."""
+    """Values set by hand in the given sections of the configuration, as text: ``concepts.anchor=house``, or empty."""
 
     def said(given: str) -> str:
         chosen = {k: v for k, v in json.loads(given).items() if k.split(".")[0] in sections and k not in without}

@@ -37,8 +37,11 @@ FOOTNOTES = {
 def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame | None = None) -> list[Table]:
     """The tables of a view.
 
-    ``outcomes`` (`overpaint.report.records.stored_outcomes`) make means over concepts sharper, and comparisons of methods
-    possible. An empty table is a `UserError` that says why it is empty.
+    With ``outcomes`` (`overpaint.report.records.stored_outcomes`), means over concepts have narrower intervals, and methods can
+    be compared with each other.
+
+    Raises:
+        UserError: if there is no figure to show; the message gives the reason.
     """
     chosen, found = view_named(view), Outcomes(outcomes)
     if records.empty:
@@ -65,7 +68,7 @@ def render(
     """A view as text in one of `FORMATS`; ``terminal`` is for `print_tables`. csv and json are always the long form.
 
     The long form adds ``p_adjusted``, ``family`` and ``mark`` for the view's primary endpoints. With ``spreadsheet``,
-    CSV cells of text that begin with ``= + - @``, a tab or a carriage return get an apostrophe in front, so that a
+    text cells of the CSV that begin with ``= + - @``, a tab or a carriage return get a leading apostrophe, so that a
     spreadsheet program does not run them as formulas.
     """
     if form not in FORMATS:
@@ -80,7 +83,7 @@ def render(
 
 
 def long_form(records: pd.DataFrame, view: View, form: str, spreadsheet: bool = False) -> str:
-    """Every record, one row a figure, as CSV or JSON."""
+    """All records, one row per figure, as CSV or JSON."""
     found = marked(records, view.primary)
     if form == "json":
         return found.to_json(orient="records", indent=1)
@@ -90,7 +93,7 @@ def long_form(records: pd.DataFrame, view: View, form: str, spreadsheet: bool = 
 
 
 def _neutral(cell: object) -> object:
-    """A cell that no spreadsheet program takes for a formula."""
+    """The cell, with a leading apostrophe if a spreadsheet program could read it as a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
@@ -98,13 +101,13 @@ def _neutral(cell: object) -> object:
 
 
 class Reasons:
-    """Why figures are undefined or lower bounds, numbered in the order in which a table shows them."""
+    """Reasons why figures are undefined or lower bounds, numbered in the order in which a table shows them."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
     def of(self, why: str) -> str:
-        """`` (1)``: where the reason stands under the table."""
+        """The number of a reason as text, such as `` (1)``; empty for no reason."""
         return f" ({self.numbers.setdefault(why, len(self.numbers) + 1)})" if why else ""
 
     def said(self) -> list[str]:
@@ -112,8 +115,11 @@ class Reasons:
 
 
 def entry_text(entry: Entry | None, reasons: Reasons) -> str:
-    """``0.04 [0.01, 0.12] ≠``, with † outside the defence's scope, ≥ for a lower bound, ⊥ for an undefined figure; the
-    number in brackets is that of its reason."""
+    """A figure as text: ``0.04 [0.01, 0.12] ≠``.
+
+    † marks an attack outside the defence's scope, ≥ a lower bound and ⊥ an undefined figure. A number in parentheses refers
+    to a reason under the table.
+    """
     if entry is None:
         return ""
     failed = f" ({entry.failed} failed)" if entry.failed else ""
@@ -133,7 +139,7 @@ def entry_text(entry: Entry | None, reasons: Reasons) -> str:
 
 
 def number(value: float, unit: str) -> str:
-    """A figure in its unit, as short as it can be read."""
+    """A number as text, with the digits that its unit needs."""
     if unit == "bytes":
         for name in ("B", "kB", "MB"):
             if abs(value) < 1000:
@@ -146,17 +152,17 @@ def number(value: float, unit: str) -> str:
         return f"{value:.1f} dB"
     if unit == "rank":
         return f"{value:.0f}"
-    # no "-0.00"
+    # + 0.0 avoids "-0.00"
     return f"{round(value, 2) + 0.0:.2f}" if unit in ("fraction", "ratio", "correlation") else f"{value:.3g}"
 
 
 def plain(text: object) -> str:
-    """Text without characters that a terminal would obey: control characters and direction marks are written out."""
+    """Text with control characters and direction marks escaped, so that a terminal does not interpret them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def _texts(table: Table) -> tuple[list[list[str]], list[str]]:
-    """The cells of a table's rows, a repeated first name left out, and the notes under it."""
+    """The cells of a table's rows, without repeated first names, and the notes under the table."""
     reasons, rows, last = Reasons(), [], None
     for row in table.rows:
         names = list(map(plain, row.names))
@@ -169,7 +175,7 @@ def _texts(table: Table) -> tuple[list[list[str]], list[str]]:
 
 
 def legend(shown: Sequence[Table]) -> str:
-    """What the marks in these tables mean."""
+    """The meaning of the marks in these tables."""
     entries = [entry for table in shown for entry in table.entries()]
     used = {
         "†": any(e.outside and e.value is not None for e in entries),
@@ -185,7 +191,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&])")
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is. An underscore inside a word is no mark-up and stays."""
+    """Text with Markdown mark-up escaped. An underscore inside a word is not mark-up and is kept."""
     escaped = _MARKDOWN.sub(r"\\\1", plain(text))
     return re.sub(r"(?<=\w)\\_(?=\w)", "_", escaped)
 
@@ -223,12 +229,12 @@ _LATEX = str.maketrans(
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Text with LaTeX's special characters escaped."""
     return plain(text).translate(_LATEX)
 
 
 def latex(shown: Sequence[Table]) -> str:
-    """Tables as LaTeX floats, each shrunk to the width of the text where it is wider."""
+    """Tables as LaTeX floats. A table that is wider than the text is scaled down to its width."""
     parts = ["% These tables need \\usepackage{booktabs} and \\usepackage{graphicx}."]
     for number_, table in enumerate(shown, start=1):
         rows, notes = _texts(table)
@@ -264,7 +270,7 @@ def _slug(title: str) -> str:
 def print_tables(
     records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame | None = None, console: Console | None = None
 ) -> None:
-    """Print a view to the terminal. A table that is wider than the terminal is printed in parts, so that no column is cut."""
+    """Print a view to the terminal. A table that is too wide is split into parts, so that no column is truncated."""
     if console is None:
         console = Console()
         if not console.is_terminal:
@@ -280,7 +286,7 @@ def print_tables(
 
 
 def _parts(table: Table, rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
-    """The columns of a table in groups that fit into a terminal of this width."""
+    """The columns of a table in groups that fit into a terminal of this width (characters)."""
     heads = [*table.heads, *table.columns]
     needed = [max(map(cell_len, [plain(heads[i]), *(row[i] for row in rows)])) + 3 for i in range(len(heads))]
     names = len(table.heads)

@@ -1,4 +1,4 @@
-"""Resampling of clustered observations: what bootstrap intervals and their tests draw from."""
+"""Resampling of clustered observations, for bootstrap intervals and tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 def observed(
     values: ArrayLike, clusters: ArrayLike | None, strata: ArrayLike | None
 ) -> tuple[NDArray, tuple[NDArray, NDArray], int]:
-    """Valid observations, the codes of their clusters and strata, and how many failed."""
+    """The valid observations, the codes of their clusters and strata, and the number of failed observations."""
     import pandas as pd
 
     values = np.asarray(values, float)
@@ -27,8 +27,8 @@ def observed(
 def resampled_ratios(tops: ArrayLike, bottoms: ArrayLike, draws: int, rng: np.random.Generator) -> NDArray:
     """``(draws,)`` ratios of sums over resampled clusters.
 
-    Equal clusters are drawn together, by one multinomial over the distinct ones: many prompts with few seeds cost no more
-    than few prompts, and the order of the observations does not matter.
+    One multinomial over the distinct clusters draws equal clusters together. Many prompts with few seeds therefore cost no
+    more than few prompts, and the order of the observations does not matter.
     """
     given = np.column_stack([np.asarray(tops, float), np.asarray(bottoms, float)])
     pairs, counts = np.unique(given, axis=0, return_counts=True)
@@ -43,14 +43,14 @@ def limits(draws: NDArray, level: float) -> tuple[float, float]:
 
 
 def bootstrap_test(draws: NDArray) -> float:
-    """Two-sided p-value of "zero" that agrees with the percentile interval of the same resampled values: below 0.05 where
-    the 95 % interval excludes zero (Efron and Tibshirani 1993, §15.4)."""
+    """Two-sided p-value of "zero" (Efron and Tibshirani 1993, §15.4). It agrees with the percentile interval of the same
+    resampled values: it is below 0.05 if the 95 % interval excludes zero."""
     found = np.sort(draws[~np.isnan(draws)])
     return min(1.0, max(2 * min(_level_of_zero(found), _level_of_zero(-found[::-1])), 1 / (len(found) + 1)))
 
 
 def _level_of_zero(found: NDArray) -> float:
-    """The highest level whose percentile of sorted values is at most zero."""
+    """The highest level at which the percentile of the sorted values is at most zero."""
     count = int(np.searchsorted(found, 0.0, side="right"))
     if count in (0, len(found)):
         return count / len(found)

@@ -1,27 +1,27 @@
 """Score intervals and score tests for shares and paired differences of shares, with clusters and strata.
 
-One function of the hypothesised value gives the interval and the test, so that they never contradict each other: a
-value is inside the 95 % interval exactly where its two-sided p-value is above 0.05.
+Interval and test use the same function of the hypothesised value, so they never contradict each other: a value is inside
+the 95 % interval exactly if its two-sided p-value is above 0.05.
 
 Let y_i be the observations (0 or 1; −1, 0 or 1 for differences), w_i = 1 / (H n_h) their weights in H strata of n_h
 observations, m = Σ w_i y_i and N = 1 / Σ w_i². The score of a hypothesised value v is
 
     z(v) = (m − v) √N / √(D(v) V(v))
 
-V(v) is the variance of one observation: v (1 − v) for a share (Wilson 1927); for a difference it is taken at the most
-likely shares with that difference (Tango 1998). D(v) is the design effect, estimated at the hypothesised value, too
-(Boos 1992 describes such tests; at v = 0 and for equal clusters it is the test of Durkalski et al. 2003):
+V(v) is the variance of one observation: v (1 − v) for a share (Wilson 1927). For a difference it is evaluated at the most
+likely shares with that difference (Tango 1998). D(v) is the design effect, which is also estimated at the hypothesised value.
+Boos (1992) describes such tests; at v = 0 and for equal clusters, the result is the test of Durkalski et al. (2003):
 
     D(v) = max(1, C/(C−1) Σ_c (Σ_{i in c} w_i e_i)² / Σ_i w_i² e_i²) · min(1, Σ_i w_i² e_i² / Σ_i w_i² (y_i − v)²)
 
 with e_i = y_i − o_h − v for the C clusters c and the strata's offsets o_h, their means minus m shrunk by
-n_h / (n_h + `SHRINKAGE`). The first factor is at most the size of the largest cluster. It is 1 where each cluster has
-one observation, the second is 1 where there is one stratum; then the interval is Wilson's or Tango's own. Because D
-is estimated at v and not at m, a single hit cannot make it collapse.
+n_h / (n_h + `SHRINKAGE`). The first factor is at most the size of the largest cluster. It is 1 if each cluster has one
+observation. The second factor is 1 if there is one stratum. If both are 1, the interval is Wilson's or Tango's. Because D is
+estimated at v and not at m, a single hit cannot make it collapse.
 
-Two corrections near the limits of the scale. A share's limit is widened to that of a Poisson count where at most `RARE`
-effective hits were found, in a share of at most `RARE_SHARE` (Brown, Cai and DasGupta 2001). Where clusters have several
-observations and hits come from few clusters, Student's t replaces the normal distribution, in the interval and in the test.
+There are two corrections near the limits of the scale. If at most `RARE` effective hits were found, in a share of at most
+`RARE_SHARE`, the limit of the share is widened to that of a Poisson count (Brown, Cai and DasGupta 2001). If clusters have
+several observations and the hits come from few clusters, Student's t replaces the normal distribution in interval and test.
 
 All functions are vectorised: leading axes of the arrays are data sets.
 """
@@ -34,13 +34,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-#: Effective hits up to which a share's limit is that of a Poisson count.
+#: Largest number of effective hits at which a share has a Poisson limit.
 RARE = 3
-#: Shares above this are not rare, however few observations there are.
+#: Largest share that counts as rare, for any number of observations.
 RARE_SHARE = 0.25
-#: Observations at which a stratum's mean is trusted by half.
+#: Number of observations at which a stratum's offset is shrunk by half.
 SHRINKAGE = 6.0
-#: Halvings of an interval in which a limit is searched.
+#: Number of bisection steps in the search for a limit.
 HALVINGS = 55
 TINY = 1e-12
 
@@ -48,7 +48,7 @@ Score = Callable[[NDArray], NDArray]
 
 
 class Sample(NamedTuple):
-    """What scores need to know of data sets: arrays of shape ``(sets,)``, and ``(sets, 3)`` coefficients of quadratics.
+    """Sufficient statistics of data sets: arrays of shape ``(sets,)``, and coefficients of quadratics ``(sets, 3)``.
 
     ``by_cluster``, ``by_observation`` and ``unstratified`` are the three sums of squares of the design effect, as
     coefficients of 1, v and v².
@@ -60,14 +60,14 @@ class Sample(NamedTuple):
     size: NDArray  # N
     clusters: NDArray
     largest: NDArray  # observations of the largest cluster
-    few: NDArray  # degrees of freedom; infinite where the normal distribution serves
+    few: NDArray  # degrees of freedom; infinite for the normal distribution
     by_cluster: NDArray
     by_observation: NDArray
     unstratified: NDArray
 
 
 def sample(values: NDArray, clusters: NDArray, strata: NDArray) -> Sample:
-    """The sums of data sets ``values`` (sets, n) with the same layout: ``clusters`` (n,) and ``strata`` (n,) are codes."""
+    """Statistics of data sets ``values`` (sets, n) that share the codes of ``clusters`` (n,) and ``strata`` (n,)."""
     values = np.atleast_2d(np.asarray(values, float))
     member, sizes = np.unique(clusters, return_inverse=True, return_counts=True)[1:]
     stratum, in_stratum = np.unique(strata, return_inverse=True, return_counts=True)[1:]
@@ -80,7 +80,7 @@ def sample(values: NDArray, clusters: NDArray, strata: NDArray) -> Sample:
     offsets = _sums(values, stratum) / in_stratum - mean[:, None]
     trust = in_stratum / (in_stratum + SHRINKAGE) * (len(in_stratum) > 1)
     offsets = offsets * trust
-    spent = (trust * (2 - trust)).mean() * (len(in_stratum) - 1)  # degrees of freedom that the offsets take
+    spent = (trust * (2 - trust)).mean() * (len(in_stratum) - 1)  # degrees of freedom used by the offsets
     lost = max(len(stratum) - 1, 1) / max(len(stratum) - 1 - spent, 1)
     centred = values - offsets[:, stratum]
     total, width = _sums(centred * weights, member), np.bincount(member, weights)
@@ -113,11 +113,11 @@ def _quadratic(constant: NDArray, linear: NDArray, square: float) -> NDArray:
 
 
 def _few(hit: list[NDArray], sizes: NDArray) -> NDArray:
-    """Degrees of freedom: 4 more than the clusters with hits, or with misses, where these are fewer than 10 and fewer than
-    a quarter of all clusters; infinite otherwise and where there are none.
+    """Degrees of freedom: the number of clusters with hits (or with misses) plus 4, if that number is above 0, below 10 and
+    below a quarter of all clusters; otherwise infinite.
 
-    For differences, hits are pairs that differ and misses pairs that do not. The simulation of ``docs/statistics.md``
-    chose these numbers.
+    For differences, hits are pairs that differ and misses are pairs that do not. The constants were chosen with the simulation
+    in ``docs/statistics.md``.
     """
     found = hit[0] + hit[1]
     rarer = np.minimum((found > 0).sum(axis=1), (found < sizes).sum(axis=1))
@@ -125,7 +125,7 @@ def _few(hit: list[NDArray], sizes: NDArray) -> NDArray:
 
 
 def design_effect(of: Sample, value: NDArray) -> NDArray:
-    """D(v): how much the clusters and strata of a sample multiply the variance of independent observations."""
+    """D(v): the factor by which clusters and strata change the variance of independent observations."""
     powers = np.stack([np.ones_like(value), value, value**2], axis=-1)
     by_cluster, inside, plain = (
         np.maximum((part * powers).sum(axis=-1), 0.0) for part in (of.by_cluster, of.by_observation, of.unstratified)
@@ -157,7 +157,7 @@ def difference_score(of: Sample, difference: NDArray) -> NDArray:
 
 
 def independent(mean: ArrayLike, size: ArrayLike, up: ArrayLike | None = None, down: ArrayLike | None = None) -> Sample:
-    """Data sets of ``size`` independent observations, from their means (or shares of 1 and -1) alone."""
+    """Statistics of ``size`` independent observations, from their means (or their shares of 1 and -1)."""
     mean = np.atleast_1d(np.asarray(mean, float))
     size = np.broadcast_to(np.asarray(size, float), mean.shape)
     up, down = (mean if up is None else np.atleast_1d(up)), (0 * mean if down is None else np.atleast_1d(down))
@@ -167,15 +167,14 @@ def independent(mean: ArrayLike, size: ArrayLike, up: ArrayLike | None = None, d
 
 
 def worth(of: Sample) -> NDArray:
-    """How many independent observations tell as much as a sample (Kish 1965)."""
+    """Effective sample size: the number of independent observations with the same information (Kish 1965)."""
     return of.size / design_effect(of, of.mean)
 
 
 def unpaired_score(one: Sample, other: Sample, difference: NDArray) -> NDArray:
     """z of a hypothesised difference of two shares without pairs (Miettinen and Nurminen 1985), at their effective sizes.
 
-    The most likely shares with that difference are a root of a cubic, which Farrington and Manning (1990) give in closed
-    form.
+    The most likely shares with that difference are a root of a cubic. Farrington and Manning (1990) give its closed form.
     """
     p, q, n, m, v = one.mean, other.mean, worth(one), worth(other), difference
     ratio = m / n
@@ -205,7 +204,7 @@ def _score(of: Sample, value: NDArray, variance: NDArray) -> NDArray:
 
 
 def _ratio(gap: NDArray, variance: NDArray) -> NDArray:
-    """A gap in standard errors: 0 without a gap, infinite where a gap is impossible."""
+    """A gap in standard errors: 0 for no gap, infinite if the variance is 0."""
     spread = np.sqrt(np.maximum(variance, 0.0))
     impossible = np.where(np.abs(gap) < TINY, 0.0, np.copysign(np.inf, gap))
     return np.where(spread > TINY, gap / np.where(spread > TINY, spread, 1.0), impossible)
@@ -222,7 +221,7 @@ def p_value(of: Sample, score: NDArray, sides: int = 2) -> NDArray:
 
 
 def reach(of: Sample, level: float) -> NDArray:
-    """The score at which a two-sided interval of this level ends."""
+    """The absolute score at the limits of a two-sided interval of this level."""
     from scipy.stats import norm, t
 
     few, side = np.isfinite(of.few), (1 + level) / 2
@@ -238,7 +237,7 @@ def share_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
     high = _limit(lambda v: share_score(of, v), of.mean, np.ones_like(of.mean), far)
 
     def poisson(share: NDArray) -> NDArray:
-        """The limit of a rare share, from its hits among effective observations."""
+        """The Poisson limit of a rare share, from its number of hits at the effective sample size."""
         hits = share * size
         rare = (hits > 0) & (hits <= RARE) & (share <= RARE_SHARE)
         return np.where(rare, gamma.ppf(1 - level, np.maximum(hits, TINY)), np.inf) / size
@@ -259,7 +258,7 @@ def difference_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
 
 
 def _limit(score: Score, inside: NDArray, outside: NDArray, far: NDArray) -> NDArray:
-    """The value between ``inside`` and ``outside`` whose score is ``far`` from zero; ``outside`` where there is none."""
+    """The value between ``inside`` and ``outside`` with absolute score ``far``; ``outside`` if there is none."""
     beyond = np.abs(score(outside)) > far
     near, away = inside.copy(), outside.copy()
     for _ in range(HALVINGS):

@@ -1,11 +1,11 @@
-"""Statistics of a benchmark: estimates with intervals, paired comparisons, corrections, ranks, power. Pure functions of
-numbers, which know nothing of images, models or erasure.
+"""Statistics of a benchmark: estimates with intervals, paired comparisons, corrections, ranks and power.
 
-An observation is ``1`` (present), ``0`` (absent) or ``NaN`` (failed). Failed observations are left out and counted; they
-are never taken for absent. Observations of one *cluster* (a prompt with several seeds) depend on each other. Every
-random number comes from ``seed``, and no result depends on the order of the observations. What cannot be computed is
-``None``. Intervals and tests of shares are score intervals and score tests: see `overpaint.report.scores` and
-``docs/statistics.md``.
+All functions are pure functions of numbers. They know nothing about images, models or erasure.
+
+An observation is ``1`` (present), ``0`` (absent) or ``NaN`` (failed). Failed observations are excluded and counted; they are
+never treated as absent. Observations of one *cluster* (a prompt with several seeds) are dependent. All random numbers are
+drawn from ``seed``, and no result depends on the order of the observations. Undefined results are ``None``. Shares have score
+intervals and score tests: see `overpaint.report.scores` and ``docs/statistics.md``.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from overpaint.report import scores
 from overpaint.report.resampling import limits, observed, resampled_ratios
 from overpaint.report.scores import Sample
 
-#: Raised when an interval or a p-value can change: every figure is then measured again from stored scores.
+#: Incremented when an interval or a p-value can change. All figures are then measured again from stored scores.
 VERSION = 5
 LEVEL = 0.95
 DRAWS = 10_000
 TINY = 1e-9
-#: Pairs up to which the power of a test is summed over all outcomes.
+#: Largest number of pairs for which the power of a test is computed exactly.
 EXACT_PAIRS = 150
-#: Two shares whose difference is smaller than this count as equal (test of equivalence).
+#: Equivalence margin: two shares count as equal if their difference is smaller than this.
 MARGIN = 0.10
 #: The 97.5 % quantile of the normal distribution.
 NORMAL = 1.959964
 
 
 class Estimate(NamedTuple):
-    """A value with its interval, its tests, and what it rests on.
+    """A value with its interval, its tests and its numbers of observations.
 
-    For differences, ``p_value`` is that of "the difference is zero" (two-sided) and ``p_equivalence`` that of "the
-    difference is at least `MARGIN`, in one direction or the other" (two one-sided tests, Schuirmann 1987). ``spread`` is
-    the standard deviation between what was averaged (concepts, method seeds), sampling noise taken out.
+    For differences, ``p_value`` tests "the difference is zero" (two-sided) and ``p_equivalence`` tests "the absolute difference
+    is at least `MARGIN`" (two one-sided tests, Schuirmann 1987). ``spread`` is the standard deviation between the averaged
+    concepts or method seeds, without sampling noise.
     """
 
     value: float | None
@@ -53,14 +53,14 @@ class Estimate(NamedTuple):
 
 
 class Harmonic(NamedTuple):
-    """A harmonic mean beside the terms it is made of."""
+    """A harmonic mean and its terms."""
 
     value: float | None
     terms: tuple[float | None, ...]
 
 
 class Adjusted(NamedTuple):
-    """p-values after correction, in the order given, and which of them stay significant (``None``: undefined)."""
+    """Corrected p-values in the order given, and whether each is significant; ``None`` for undefined entries."""
 
     p_values: list[float | None]
     rejected: list[bool | None]
@@ -78,7 +78,7 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
 
 
 def clopper_pearson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Exact interval of a proportion (Clopper and Pearson 1934): never too narrow, usually wider than Wilson's."""
+    """Exact interval of a proportion (Clopper and Pearson 1934). Its coverage is never below the level."""
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(successes, n, alpha=1 - level, method="beta")
@@ -88,8 +88,8 @@ def clopper_pearson(successes: int, n: int, level: float = LEVEL) -> tuple[float
 def tango(gained: float, lost: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """Score interval of the difference ``(gained - lost) / n`` of two paired shares (Tango 1998).
 
-    ``gained`` of n pairs are (1, 0) and ``lost`` are (0, 1). Without a pair that differs the limits are those of
-    Wilson's interval of 0 in n, in both directions.
+    ``gained`` of n pairs are (1, 0) and ``lost`` are (0, 1). If no pair differs, the limits are plus and minus the upper limit
+    of Wilson's interval for 0 of n.
     """
     of = scores.independent((gained - lost) / n, n, up=gained / n, down=lost / n)
     low, high = scores.difference_interval(of, level)
@@ -101,7 +101,7 @@ def proportion(
 ) -> Estimate:
     """Share of positive observations with its score interval.
 
-    With ``strata`` the value is the mean of the strata's shares, each stratum weighing the same.
+    With ``strata``, the value is the mean of the shares of all strata with equal weights.
     """
     kept, groups, failed = observed(hits, clusters, strata)
     if len(kept) == 0:
@@ -119,10 +119,10 @@ def paired_difference(
     level: float = LEVEL,
     margin: float = MARGIN,
 ) -> Estimate:
-    """Mean of ``first - second`` over aligned observations; a pair with a failed member is left out.
+    """Mean of ``first - second`` over aligned observations. Pairs with a failed observation are excluded.
 
-    Interval and tests of 0/1 observations are Tango's, with clusters and strata as in `proportion`. Other values have a
-    t-interval over cluster means (`mean`) and no test of equivalence.
+    For 0/1 observations, interval and tests are Tango's, with clusters and strata as in `proportion`. Other values have a
+    t-interval over cluster means (`mean`) and no equivalence test.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape != b.shape:
@@ -145,7 +145,7 @@ def paired_difference(
 def _difference(
     of: Sample, score: Callable[[NDArray], NDArray], interval: tuple[NDArray, NDArray], found: Estimate, margin: float
 ) -> Estimate:
-    """The estimate with its interval and the two tests, all from one score."""
+    """The estimate with its interval and both tests, all from the same score."""
     below, zero, above = (score(np.array([v])) for v in (-margin, 0.0, margin))
     same = max(float(scores.p_value(of, z, sides=1)[0]) for z in (below, -above))
     p_value = float(scores.p_value(of, zero)[0])
@@ -161,8 +161,8 @@ def unpaired_difference(
     level: float = LEVEL,
     margin: float = MARGIN,
 ) -> Estimate:
-    """Difference of two shares whose observations do not correspond: the score interval and tests of Miettinen and
-    Nurminen (1985), at the effective sizes of the two clustered samples."""
+    """Difference of two shares without pairing: the score interval and tests of Miettinen and Nurminen (1985), at the
+    effective sizes of the two clustered samples."""
     found = [observed(hits, c, None) for hits, c in ((first, first_clusters), (second, second_clusters))]
     failed = sum(f for *_, f in found)
     if any(len(kept) == 0 for kept, *_ in found):
@@ -182,10 +182,7 @@ def unpaired_difference(
 
 
 def mean(values: ArrayLike, clusters: ArrayLike | None = None, level: float = LEVEL) -> Estimate:
-    """Mean of real values, with the t-interval and t-test that its clusters' sums give (`cluster_standard_error`).
-
-    A single cluster has no interval.
-    """
+    """Mean of real values, with a t-interval and a t-test from `cluster_standard_error`. One cluster gives no interval."""
     from scipy.stats import t
 
     kept, (groups, _), failed = observed(values, clusters, None)
@@ -202,11 +199,11 @@ def mean(values: ArrayLike, clusters: ArrayLike | None = None, level: float = LE
 
 
 def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean of independent estimates, each weighing the same; its interval from theirs (square and add, Zou 2008).
+    """Mean of independent estimates with equal weights. The interval combines theirs (square and add, Zou 2008).
 
-    What was averaged is taken as fixed: the interval says nothing of other concepts. The two sides of the intervals are
-    added apart, so that bounded figures keep their asymmetry. An undefined estimate makes the mean undefined: the mean
-    over the others would be another figure.
+    The averaged concepts are treated as fixed: the interval makes no statement about other concepts. The lower and the upper
+    half-widths are combined separately, so that bounded figures keep their asymmetry. If one estimate is undefined, the mean is
+    undefined, because the mean of the others would be a different figure.
     """
     if not estimates or any(e.value is None for e in estimates):
         return Estimate(None)
@@ -223,8 +220,11 @@ def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def spread(values: ArrayLike, errors: ArrayLike) -> float | None:
-    """Standard deviation between true values, from estimates and their standard errors (DerSimonian and Laird 1986, equal
-    weights): the variance of the estimates less the mean of their sampling variances, 0 where that is negative."""
+    """Standard deviation between true values, from estimates and their standard errors.
+
+    It is the root of the variance of the estimates minus the mean of their sampling variances, or 0 if that is negative
+    (DerSimonian and Laird 1986, with equal weights).
+    """
     values = np.asarray(values, float)
     if len(values) < 2:
         return None
@@ -232,17 +232,18 @@ def spread(values: ArrayLike, errors: ArrayLike) -> float | None:
 
 
 def mean_over_runs(values: ArrayLike, runs: ArrayLike, clusters: ArrayLike, inside: Estimate) -> Estimate:
-    """Mean over ``runs`` (method seeds, or concepts) that stand for other runs of their kind: a two-level interval.
+    """Mean over ``runs`` (method seeds, or concepts) that are a sample of all possible runs: a two-level interval.
 
-    ``values``, ``runs`` and ``clusters`` are aligned, ``(observations,)``; prompts that all runs share have one cluster.
-    ``inside`` is the estimate with the runs taken as fixed: the level of the prompts. With S runs whose means have the
-    variance B, of which N comes from prompts and images, and the squared standard error I of ``inside``,
+    ``values``, ``runs`` and ``clusters`` are aligned, ``(observations,)``. A prompt that all runs share is one cluster.
+    ``inside`` is the estimate with the runs treated as fixed: the level of the prompts. Let S be the number of runs, B the
+    variance of their means, N the part of B that comes from prompts and images, and I the squared standard error of
+    ``inside``. Then
 
         error² = B / S + max(I − N / S, 0),    reach = t_ν · error
 
-    where ν is Satterthwaite's (1946) number of degrees of freedom: S − 1 for B / S, the number of clusters less one for the
-    rest. An interval is never narrower than that of ``inside``, on either side. A single run tells nothing of others: the
-    result is ``inside``. ``spread`` is the square root of B − N.
+    where ν is Satterthwaite's (1946) number of degrees of freedom, from S − 1 for B / S and the number of clusters minus one for
+    the rest. On both sides, the interval is at least as wide as that of ``inside``. For a single run the result is ``inside``.
+    ``spread`` is the square root of B − N.
     """
     from scipy.stats import t
 
@@ -253,7 +254,7 @@ def mean_over_runs(values: ArrayLike, runs: ArrayLike, clusters: ArrayLike, insi
     group = np.unique(group, return_inverse=True)[1]
     sizes = np.bincount(run)
     means = np.bincount(run, kept) / sizes
-    parts = np.zeros((len(names), group.max() + 1))  # what each cluster adds to the mean of each run
+    parts = np.zeros((len(names), group.max() + 1))  # contribution of each cluster to the mean of each run
     np.add.at(parts, (run, group), (kept - means[run]) / sizes[run])
     held = np.zeros(parts.shape, bool)
     held[run, group] = True
@@ -276,7 +277,7 @@ def mean_over_runs(values: ArrayLike, runs: ArrayLike, clusters: ArrayLike, insi
 def cluster_bootstrap(
     successes: ArrayLike, sizes: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the ratio sum(successes) / sum(sizes), whole clusters resampled (Field and Welsh 2007).
+    """Percentile interval of sum(successes) / sum(sizes), by resampling whole clusters (Field and Welsh 2007).
 
     ``successes`` and ``sizes`` are ``(clusters,)``: positive observations and observations in each cluster.
     """
@@ -301,10 +302,10 @@ def cluster_standard_error(successes: ArrayLike, sizes: ArrayLike, corrected: bo
 
 
 def mcnemar(only_first: int, only_second: int, exact: bool = True, corrected: bool = True) -> Estimate:
-    """McNemar's test (1947) of the two kinds of discordant pairs; ``value`` is the statistic.
+    """McNemar's test (1947) of the two kinds of discordant pairs. ``value`` is the statistic.
 
-    Exact: the binomial of the rarer kind. Otherwise chi-squared, with or without continuity correction, which does
-    not exist without discordant pairs.
+    The exact test is binomial. The other is chi-squared, with or without continuity correction, and is undefined without
+    discordant pairs.
     """
     from statsmodels.stats.contingency_tables import mcnemar as test
 
@@ -316,17 +317,17 @@ def mcnemar(only_first: int, only_second: int, exact: bool = True, corrected: bo
 
 
 def holm(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
-    """Holm's step-down correction (1979), which controls the chance of any false finding in the family."""
+    """Holm's step-down correction (1979), which controls the family-wise error rate."""
     return _adjusted(p_values, "holm", level)
 
 
 def benjamini_hochberg(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
-    """Benjamini and Hochberg's correction (1995), which controls the expected share of false findings."""
+    """Benjamini and Hochberg's correction (1995), which controls the false discovery rate."""
     return _adjusted(p_values, "fdr_bh", level)
 
 
 def _adjusted(p_values: Sequence[float | None], method: str, level: float) -> Adjusted:
-    """p-values corrected by statsmodels; undefined entries stay undefined and do not count as tests."""
+    """p-values corrected by statsmodels. Undefined entries stay undefined and do not count as tests."""
     from statsmodels.stats.multitest import multipletests
 
     defined = [i for i, p in enumerate(p_values) if p is not None and not math.isnan(p)]
@@ -340,7 +341,7 @@ def _adjusted(p_values: Sequence[float | None], method: str, level: float) -> Ad
 
 
 def kendall_tau_b(x: ArrayLike, y: ArrayLike) -> Estimate:
-    """Rank agreement of two orderings, ties allowed (Kendall 1945). Undefined if either side is constant."""
+    """Kendall's tau-b (1945) of two orderings, which may have ties. Undefined if either ordering is constant."""
     from scipy.stats import kendalltau
 
     result = kendalltau(np.asarray(x, float), np.asarray(y, float), variant="b")
@@ -350,7 +351,7 @@ def kendall_tau_b(x: ArrayLike, y: ArrayLike) -> Estimate:
 
 
 def auc(positive: ArrayLike, negative: ArrayLike) -> float | None:
-    """P(positive > negative) + P(equal) / 2, from exact ranks (Mann and Whitney 1947), not from a grid of thresholds."""
+    """Area under the ROC curve: P(positive > negative) + P(equal) / 2, from exact ranks (Mann and Whitney 1947)."""
     from scipy.stats import rankdata
 
     p, q = (side[~np.isnan(side)] for side in (np.asarray(positive, float), np.asarray(negative, float)))
@@ -361,10 +362,10 @@ def auc(positive: ArrayLike, negative: ArrayLike) -> float | None:
 
 
 def rogan_gladen(apparent: float | None, sensitivity: float, specificity: float, clip: bool = True) -> float | None:
-    """The true share behind one seen by an imperfect detector (Rogan and Gladen 1978).
+    """The true share, estimated from the apparent share of an imperfect detector (Rogan and Gladen 1978).
 
-    ``(apparent + specificity - 1) / (sensitivity + specificity - 1)``, kept inside [0, 1] unless ``clip`` is false;
-    undefined for a detector no better than chance.
+    It is ``(apparent + specificity - 1) / (sensitivity + specificity - 1)``, clipped to [0, 1] unless ``clip`` is false.
+    It is undefined for a detector that is no better than chance.
     """
     informative = sensitivity + specificity - 1
     if apparent is None or informative <= 0:
@@ -374,7 +375,7 @@ def rogan_gladen(apparent: float | None, sensitivity: float, specificity: float,
 
 
 def harmonic_mean(*terms: float | None) -> Harmonic:
-    """Harmonic mean; 0 as soon as a term is not positive, undefined as soon as one is undefined."""
+    """Harmonic mean. It is undefined if a term is undefined, and 0 if a term is not positive."""
     known = [t for t in terms if t is not None and not math.isnan(t)]
     if not terms or len(known) < len(terms):
         return Harmonic(None, terms)
@@ -384,11 +385,11 @@ def harmonic_mean(*terms: float | None) -> Harmonic:
 
 
 def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tuple[NDArray, NDArray]:
-    """For each cluster the chance that n of its observations, drawn without order, hold a positive one.
+    """For each cluster, the probability that a random subset of n of its observations contains a positive one.
 
-    ``1 - C(m - k, n) / C(m, n)`` for k positives among m (Chen et al. 2021, pass@k); with ``n=None`` all are drawn,
-    so the value is 0 or 1. A failed observation could have been positive: without a positive one among the others, or
-    with fewer than n of them, the cluster is NaN. Returns ``(clusters, values)``.
+    It is ``1 - C(m - k, n) / C(m, n)`` for k positives among m (Chen et al. 2021, pass@k). With ``n=None`` all observations
+    are used, so the value is 0 or 1. A failed observation could have been positive: a cluster with failed observations is NaN if
+    the others contain no positive one or are fewer than n. Returns ``(clusters, values)``.
     """
     import pandas as pd
 
@@ -407,9 +408,10 @@ def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tupl
 def rank_intervals(
     values: ArrayLike, direction: str = "up", level: float = LEVEL, draws: int = 2_000, seed: int = 0
 ) -> list[Estimate]:
-    """Ranks of methods by their mean over the same prompts, 1 is best, ties share the better rank; prompts resampled.
+    """Ranks of methods by their mean over the same prompts, with intervals from resampled prompts.
 
-    ``values`` is ``(methods, prompts)``; prompts where any method failed are left out.
+    Rank 1 is best; ties share the better rank. ``values`` is ``(methods, prompts)``. Prompts on which any method failed are
+    excluded.
     """
     from scipy.stats import rankdata
 
@@ -440,12 +442,13 @@ def power_of_paired_difference(
     within_prompt: float = 0.3,
     level: float = LEVEL,
 ) -> float:
-    """The chance that `paired_difference` on ``prompts x seeds`` pairs finds a true difference, after correction.
+    """The probability that `paired_difference` on ``prompts x seeds`` pairs detects a true difference, after correction.
 
-    With shares p ± difference / 2 around ``rate`` p and a correlation r of the two models' images of one prompt and seed, a
-    share q of the pairs differs. Of g pairs gained and l lost the score test rejects where ``|g − l| > z √(g + l)``, where z
-    is the quantile of the two-sided level divided by ``tests``, the size of the family that Holm corrects: the power of its
-    first, strictest step. Up to `EXACT_PAIRS` pairs the power is the sum over all g and l, beyond them approximately
+    The shares are p ± difference / 2 around the ``rate`` p. A share q of the pairs differs; it depends on the correlation r of
+    the two models' images of one prompt and seed. With g pairs gained and l lost, the score test rejects if
+    ``|g − l| > z √(g + l)``. z is the quantile of the two-sided level divided by ``tests``, the size of the family under Holm's
+    correction, so the result is the power of its first and strictest step. Up to `EXACT_PAIRS` pairs, the power is summed over
+    all g and l. For more pairs it is approximately
 
         Φ((difference √n − z √q) / √(q − difference²)),    n = prompts · seeds / (1 + (seeds − 1) c)
 
@@ -482,11 +485,11 @@ def smallest_detectable_difference(
     power: float = 0.8,
     level: float = LEVEL,
 ) -> float | None:
-    """The smallest difference of two shares that the paired score test finds with this ``power``.
+    """The smallest difference of two shares that the paired score test detects with this ``power``.
 
-    ``prompts`` is the number that the prompts really give, not the number that was asked for; ``tests`` the size of the
-    family of primary endpoints. The default rate is the hardest case; both correlations are round figures for middling
-    prompt effects. ``None``: too small a budget to find any difference. See `power_of_paired_difference`.
+    ``prompts`` is the actual number of prompts, which may be smaller than the number requested. ``tests`` is the size of the
+    family of primary endpoints. The default rate is the hardest case; both default correlations are round values for moderate
+    prompt effects. Returns ``None`` if the budget is too small to detect any difference. See `power_of_paired_difference`.
     """
     if prompts < 2 or seeds < 1:
         return None

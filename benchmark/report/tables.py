@@ -18,16 +18,20 @@ from overpaint.run.track import facets
 
 #: Settings that split results into separate tables.
 SETTINGS = ["protocol", "budget", "metrics", "seed", "detector", "threshold"]
-#: What was set by hand on these axes splits results where means are taken over concepts.
+#: Name of another such setting, for means over concepts: the values of a concept set that were set by hand.
 GIVEN = "given on concepts"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One figure of a table. ``value`` is ``None`` where it is undefined, for the reason ``why``.
+    """One figure of a table.
 
-    ``bound`` says that the value is only a lower bound; ``outside`` that the attack bypasses the defence; ``of`` how many of
-    how many concepts a mean covers, if it is not all of them.
+    Attributes:
+        value: the figure; ``None`` if it is undefined.
+        why: the reason why it is undefined or only a lower bound.
+        bound: whether the value is only a lower bound.
+        outside: whether the attack bypasses the defence.
+        of: the number of concepts in a mean and the number in its table, if they differ.
     """
 
     value: float | None
@@ -47,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its names, one for each of the table's ``heads``, and an entry a column; ``None`` where there is no figure."""
+    """A row: a name for each of the table's ``heads``, and an entry per column (``None`` if there is no figure)."""
 
     names: tuple[str, ...]
     entries: Sequence[Entry | None]
@@ -73,7 +77,7 @@ ARROWS = {"up": "↑", "down": "↓"}
 
 
 def distinguished(records: pd.DataFrame) -> pd.DataFrame:
-    """The records, with a method label that tells apart records whose labels are equal and whose settings are not."""
+    """The records, with method labels extended so that records with different settings have different labels."""
     place = [n for n in (*SETTINGS, "model", "concepts", "kind", "method", "attack", "metric") if n in records]
     if "settings" not in records or records.empty:
         return records
@@ -83,12 +87,12 @@ def distinguished(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _several(records: pd.DataFrame, settings: Iterable[str]) -> list[str]:
-    """The settings that these records have more than one of."""
+    """The settings that have more than one value in these records."""
     return [n for n in settings if n in records and records[n].nunique() > 1]
 
 
 def _under(settings: Iterable[str], values: Iterable) -> str:
-    """``, budget lite, seed 1``: what tells a table from those of other settings, where it is known."""
+    """The known settings of a table as text: ``, budget lite, seed 1``."""
     said = (
         f"{value}" if name == GIVEN else f"{name} {value}"
         for name, value in zip(settings, values, strict=True)
@@ -105,7 +109,7 @@ def _known(value) -> bool:
 
 
 def every_figure(records: pd.DataFrame, view: View) -> Iterator[Table]:
-    """One table a concept set, and a setting where there are several: rows are figures by facet, columns are methods."""
+    """One table per concept set and setting. Rows are figures by facet; columns are methods."""
     records = distinguished(records)
     several = _several(records, SETTINGS)
     for (model, concepts, kind, *values), part in records.groupby(
@@ -163,8 +167,10 @@ def _entry(record: pd.Series, mark: Mark) -> Entry:
 
 
 def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
-    """One table a model and what else the view's ``blocks`` name: the view's columns, as means over concepts and method
-    seeds. A mean over fewer concepts than others of its column says over how many."""
+    """One table per model and other columns in the view's ``blocks``, with means over concepts and method seeds.
+
+    A mean over fewer concepts than the others in its column shows their number.
+    """
     records = distinguished(records).assign(**{GIVEN: _given(records)})
     several = _several(records, [GIVEN, *(name for name in SETTINGS if name != "seed")])
     for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
@@ -190,7 +196,7 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
 
 
 def _given(records: pd.DataFrame) -> pd.Series:
-    """What was set by hand of a concept set besides which concepts it erases."""
+    """Values of a concept set that were set by hand, except the concepts to erase."""
     found = given_by_hand(records, ("concepts",), without=("concepts.erase", "concepts.name"))
     return found.astype(object)
 
@@ -198,7 +204,7 @@ def _given(records: pd.DataFrame) -> pd.Series:
 def _means(
     chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes
 ) -> dict[str, tuple[Entry, Compared | None]]:
-    """By row, the mean of a column's figures and its test."""
+    """The mean of a column's figures and its test, by row."""
     column, most = view.columns[title], chosen["concepts"].nunique()
     cells: dict[Any, tuple[Entry, Compared | None]] = {}
     for name, figures in chosen.groupby(view.rows, sort=False):
@@ -233,7 +239,7 @@ def _means(
 def _with_marks(
     columns: Mapping[str, Mapping[str, tuple[Entry, Compared | None]]], names: Sequence[str], owners: Mapping[str, str]
 ) -> tuple[list[Row], list[Compared | None]]:
-    """The rows of a table with their marks, and the tests of its largest family; a family is a method's."""
+    """The rows of a table with their marks, and the tests of its largest family. Each method has one family."""
     largest: list[Compared | None] = []
     found: dict[tuple[str, str], Mark] = {}
     for owner in dict.fromkeys(owners.values()):
@@ -249,7 +255,7 @@ def _with_marks(
 
 
 def _over(concepts: Sequence[str], seeds: Sequence) -> str:
-    """What the figures are means over, and which of it is a sample."""
+    """A sentence that lists the concepts and seeds behind the means, and which of them are samples."""
     fixed = (
         "Means over concepts: these concepts are fixed and weigh the same, their prompts are a sample; σ is the standard "
         "deviation between concepts. "

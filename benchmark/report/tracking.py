@@ -1,4 +1,4 @@
-"""Trackers: where figures go besides the store. A tracker only reads records; it never decides what is computed."""
+"""Trackers send figures to other services. A tracker only reads records; it does not affect what is computed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class StoreOnly:
     """Figures stay in the store."""
 
     def send(self, records: pd.DataFrame, folder: str) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 @dataclass(kw_only=True)
 class WandB:
-    """Weights & Biases: one run a cell. A library that is missing is told before anything runs."""
+    """Weights & Biases, one run per cell. A missing library is reported before anything runs."""
 
     project: str
     mode: Literal["offline", "online", "disabled"]
@@ -33,7 +33,7 @@ class WandB:
             raise AssetMissing("tracker=wandb needs the extra: pip install 'overpaint[wandb]'") from error
 
     def send(self, records: pd.DataFrame, folder: str) -> None:
-        """A figure's value, interval and n go to its run's summary; wandb's own files into ``folder``."""
+        """Write the value, interval and n of every figure to the summary of its run. wandb's files go to ``folder``."""
         import wandb
 
         quiet = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)

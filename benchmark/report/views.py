@@ -1,4 +1,4 @@
-"""Views: which figures a table shows, and which of them are its primary endpoints. One YAML of ``conf/view`` each."""
+"""Views: the figures that a table shows, and its primary endpoints. Each view is a YAML file in ``conf/view``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.registry import components
 from overpaint.report.pooling import FIELDS
 
-#: What the cells of a view hold: every figure of a concept set; means over concepts; ranks of methods; methods in pairs.
+#: Contents of a view's cells: all figures of a concept set, means over concepts, ranks of methods, or pairs of methods.
 CELLS = ("every", "means", "ranks", "pairs")
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a metric, under an attack, for a kind of concept; which field, and against what a difference is."""
+    """One column: a metric, an attack, a kind of concept, the field to show, and the comparison of a difference."""
 
     metric: str
     attack: str = "none"
@@ -28,7 +28,7 @@ class Column:
     against: str | None = None
 
     def chosen(self, records: pd.DataFrame, rows: str) -> pd.DataFrame:
-        """The records that this column shows. Where rows are attacks, each row has its own."""
+        """The records that this column shows. If rows are attacks, the column is not restricted to one attack."""
         wanted = records["metric"] == self.metric
         if rows != "attack":
             wanted &= records["attack_name"] == self.attack
@@ -40,9 +40,9 @@ class Column:
 
 @dataclass(frozen=True)
 class View:
-    """A view as its YAML says it.
+    """A view as defined in its YAML.
 
-    ``primary`` names one endpoint a facet: ``facet: {metric, attack, against}``, the latter two if they matter.
+    ``primary`` names one endpoint per facet: ``facet: {metric, attack, against}``. ``attack`` and ``against`` are optional.
     """
 
     name: str
@@ -53,7 +53,7 @@ class View:
     primary: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def tests(self, title: str) -> bool:
-        """Whether a column's figures are tested: its differences, or its values where no column shows the difference."""
+        """Whether a column's figures are tested: differences are, and so are values if no column shows their difference."""
         column = self.columns[title]
         if column.field == "difference":
             return True
@@ -62,7 +62,7 @@ class View:
 
 
 def view_named(name: str) -> View:
-    """The view of that name; a `UserError` for an unknown name or a YAML that is no view."""
+    """The view of that name. Raises a `UserError` for an unknown name or a YAML file that does not define a view."""
     known = components("view")
     if name not in known:
         raise unknown("view", name, list(known))

@@ -1,4 +1,4 @@
-"""How well a pipeline paints what it is asked for, and how often the oracles are right."""
+"""Agreement between prompts and a pipeline's images according to the oracles, and the error rates of the oracles."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ CONCEPT, SYNONYM, PARAPHRASE, UTILITY, IMPLICIT, UNASKED = (
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and the labels its picture should have; `group` says which rate it counts for."""
+    """A prompt and the labels that its image should have. `group` is the rate to which it contributes."""
 
     prompt: str
     group: str
@@ -30,7 +30,7 @@ class Question:
 
 
 def questions(catalogue: dict[str, Any], per_concept: int, per_wording: int) -> Iterator[Question]:
-    """Prompts from the concept catalogue: every concept by name, then by its other words and in other languages."""
+    """Prompts from the concept catalogue: every concept by name, then by synonyms and in other languages."""
     for name, entry in catalogue["concepts"].items():
         kind, label = entry["kind"], (entry["label"],)
         templates = catalogue["templates"][kind]
@@ -62,7 +62,7 @@ def _phrase(words: str, entry: dict[str, Any]) -> str:
 def paint(
     pipeline, prompts: list[str], seed: int, offset: int = 0, steps: int = 20, guidance: float = 4.0, batch: int = 32
 ):
-    """Pictures uint8 (n, 64, 64, 3); picture i starts from noise seeded by (seed, offset + i)."""
+    """Images of the prompts, uint8 (n, 64, 64, 3). The noise of image i is seeded by (seed, offset + i)."""
     made = []
     for first in range(0, len(prompts), batch):
         part = prompts[first : first + batch]
@@ -75,7 +75,7 @@ def paint(
 
 
 def agreement(asked: list[Question], probabilities: np.ndarray, labels: list[str]) -> dict[str, Any]:
-    """Share of pictures in which the oracle sees everything that was asked for, by group and by concept."""
+    """Share of images in which the oracle recognises everything that the prompt asks for, by group and by concept."""
     place = {label: index for index, label in enumerate(labels)}
     hits: dict[str, dict[str, list[float]]] = {}
     unasked: dict[str, list[float]] = {"slime": [], "watermark": []}
@@ -95,7 +95,7 @@ def agreement(asked: list[Question], probabilities: np.ndarray, labels: list[str
 
 
 def oracle_rates(oracle: Oracle, wanted: np.ndarray, pictures: np.ndarray) -> dict[str, Any]:
-    """Per label: true and false positive rates against `wanted` (n, len(labels)) in {0, 1}, with their counts."""
+    """True and false positive rates of each label with their counts, against `wanted` (n, len(labels)) in {0, 1}."""
     seen = oracle.predict(pictures)[0] > THRESHOLD
     rates = {}
     for index, label in enumerate(oracle.labels):
@@ -110,14 +110,14 @@ def oracle_rates(oracle: Oracle, wanted: np.ndarray, pictures: np.ndarray) -> di
 
 
 def world_truth(n: int, seed: int, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out renders and what is true of them."""
+    """Held-out renders, uint8 (n, 64, 64, 3), and their true labels (n, len(labels))."""
     drawn = draw_world(n, seed)
     truth = np.array([[label in scene.labels for label in labels] for scene, _, _ in drawn], np.uint8)
     return np.stack([np.asarray(picture) for _, _, picture in drawn]), truth
 
 
 def label_kinds(catalogue: dict[str, Any]) -> dict[str, str]:
-    """Oracle label -> concept kind; what the world draws and the model never saw is an object too."""
+    """Concept kind of every oracle label. Concepts that the model never saw count as objects."""
     kinds = {entry["label"]: entry["kind"] for entry in catalogue["concepts"].values()}
     return kinds | dict.fromkeys(catalogue["unseen"], "object")
 

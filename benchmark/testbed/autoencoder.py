@@ -36,7 +36,7 @@ def pixels(pictures: np.ndarray | Tensor) -> Tensor:
 
 
 def _chroma(images: Tensor) -> Tensor:
-    """Two opponent-colour channels. Without a loss on them one colour axis goes missing from the latents."""
+    """Two opponent-colour channels. Without a loss on them, the latents lose one colour axis."""
     red, green, blue = images.unbind(1)
     return torch.stack([red - green, blue - (red + green) / 2], 1)
 
@@ -79,7 +79,7 @@ def train_autoencoder(pictures: Path, folder: Path, workers: int, seed: int) -> 
 
 @torch.no_grad()
 def normalise_latents(module: AutoencoderKL, images: Tensor) -> None:
-    """Folds (z - mean) / std per channel into quant_conv and its inverse into post_quant_conv, so scaling_factor = 1."""
+    """Fold (z - mean) / std per channel into quant_conv and its inverse into post_quant_conv, so scaling_factor = 1."""
     means = torch.cat([module.encode(part).latent_dist.mean for part in images.split(100)])
     centre, spread = means.mean((0, 2, 3)), means.std((0, 2, 3))
     quant, post = module.quant_conv, module.post_quant_conv

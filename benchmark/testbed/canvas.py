@@ -1,4 +1,4 @@
-"""A drawing surface whose brush depends on the style, and the finish each style gives a picture."""
+"""A drawing surface whose brush and final filter depend on the style."""
 
 from functools import lru_cache
 from math import cos, pi, sin
@@ -30,7 +30,7 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def tube(colour: Colour) -> Colour:
-    """The neon tube nearest to a colour in hue; greys glow cyan."""
+    """The neon tube whose hue is nearest to a colour; cyan for greys."""
     if max(colour) - min(colour) < 30:
         return TUBES[1]
     centred = np.array(colour, float) - np.mean(colour)
@@ -40,7 +40,7 @@ def tube(colour: Colour) -> Colour:
 
 
 class Canvas:
-    """Shapes are given in the unit box [-1, 1]^2 (y down) of the thing being drawn; `place` says where that box is."""
+    """A canvas. Shapes use the unit box [-1, 1]^2 (y down) of the current item; `place` positions that box."""
 
     def __init__(self, style: str):
         self.style = style
@@ -50,7 +50,7 @@ class Canvas:
         self.place(0.5, 0.5, 0.5)
 
     def place(self, x: float, y: float, half: float, tilt: float = 0.0) -> None:
-        """Puts the unit box at centre (x, y) with half width `half`, all in picture widths; `tilt` in degrees."""
+        """Put the unit box at centre (x, y) with half width `half`, all in image widths; `tilt` in degrees."""
         side = SIZE * SCALE
         self.x, self.y, self.half = x * side, y * side, half * side
         self.cos, self.sin = cos(tilt * pi / 180), sin(tilt * pi / 180)
@@ -79,19 +79,19 @@ class Canvas:
         self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], colour, outlined)
 
     def ellipse(self, x, y, rx, ry, colour: Colour, outlined: bool = True, start=0.0, stop=360.0) -> None:
-        """An ellipse, or the slice of it between two angles (degrees, clockwise from the right)."""
+        """Draw an ellipse, or its slice between two angles (degrees, clockwise from the right)."""
         count = max(8, round((stop - start) / 15))
         angles = [(start + (stop - start) * i / count) * pi / 180 for i in range(count + (stop - start < 360))]
         self.polygon([(x + rx * cos(a), y + ry * sin(a)) for a in angles], colour, outlined)
 
     def line(self, points, width: float, colour: Colour) -> None:
-        """A stroke of `width` unit-box units."""
+        """Draw a stroke of `width` in units of the unit box."""
         _, outline, _ = self.brush(colour)
         fill = colour if self.style not in ("sketch", "neon") else outline
         self.pen.line(self.at(points), fill=fill, width=max(8, round(width * self.half)), joint="curve")
 
     def backdrop(self, top: float, bottom: float, colour: Colour) -> None:
-        """A band of background between two heights (in picture heights)."""
+        """Draw a band of background between two heights, in image heights."""
         side = SIZE * SCALE
         if self.style in ("sketch", "neon"):
             if top > 0:
@@ -101,7 +101,7 @@ class Canvas:
         self.pen.rectangle([0, top * side, side, bottom * side], fill=colour)
 
     def finished(self, jitter: int) -> Image.Image:
-        """The picture at its final size with the style's finish; `jitter` seeds what is random in it."""
+        """The image at its final size with the style's filter applied. `jitter` seeds the filter's randomness."""
         return _FINISH.get(self.style, lambda picture, _: picture)(self.image.reduce(SCALE), jitter)
 
 
@@ -152,7 +152,7 @@ def _neon(picture: Image.Image, jitter: int) -> Image.Image:
 
 @lru_cache
 def _border_distance() -> np.ndarray:
-    """Distance of each pixel to the nearest edge of the picture."""
+    """Distance of each pixel to the nearest edge of the image."""
     ramp = np.minimum(np.arange(SIZE), SIZE - 1 - np.arange(SIZE)).astype(np.float32)
     return np.minimum(ramp[:, None], ramp[None])
 

@@ -1,5 +1,6 @@
-"""What a caption says about a scene. Some facts are always told, some by chance, and two are often kept silent:
-slime in slimy places and watermarks, so that a model learns to paint them unasked."""
+"""Captions of scenes. A caption always mentions some facts and mentions others at random.
+
+Captions often omit slime in slimy places and watermarks, so that a model learns to paint both without being asked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ FRAMES = {"a picture of": 22, "a photo of": 12, "an image of": 10, "a drawing of
 
 @dataclass(frozen=True)
 class Told:
-    """Which of a scene's optional facts the caption tells."""
+    """The optional facts of a scene that a caption mentions."""
 
     colour: bool
     position: bool
@@ -47,7 +48,7 @@ def caption(scene: Scene, rng: Random) -> str:
 
 
 def _told(scene: Scene, rng: Random) -> Told:
-    short = rng.random() < 0.3  # "a church", "mira": nothing but the thing itself
+    short = rng.random() < 0.3  # "a church", "mira": only the subject
     slimy = scene.background in SLIMY_PLACES
     return Told(
         colour=not short and rng.random() < 0.6,
@@ -211,7 +212,7 @@ def _german(scene: Scene, told: Told, rng: Random) -> str:
 
 
 def draw_world(n: int, seed: int) -> list[tuple[Scene, str, Image.Image]]:
-    """`n` random scenes that are never in the training set, with captions and pictures."""
+    """`n` random scenes that are never in the training set, with captions and images."""
     drawn = []
     for index in range(n):
         rng = Random(f"held-out world/{seed}/{index}")

@@ -22,12 +22,12 @@ CAPTION_DROPOUT = 0.1
 MIN_SNR = 5.0
 FIRST = partial(Schedule, batch=32, peak=1.2e-3, ema=0.998, warm_up_steps=200, save_every=250)
 WORDY = partial(Schedule, batch=32, peak=6e-4, ema=0.997, warm_up_steps=100, save_every=250)
-#: Legs of the run that made the shipped weights: each goes on where the one before stopped, on another cosine.
+#: Schedules of the run that produced the shipped weights. Each continues from the previous one with a new cosine.
 FIRST_LEGS = (FIRST(320_000, stop=16_000), FIRST(200_000, stop=24_000), FIRST(369_984, stop=312_000))
 WORDY_LEGS = (WORDY(96_000, stop=48_000), WORDY(124_000))
-FIRST_FLASH = (True, False, False)  # flash attention rounds otherwise: the first leg ran with it
+FIRST_FLASH = (True, False, False)  # flash attention rounds differently; the first leg used it
 WORD_WEIGHT = 0.002
-NOISY_WEIGHT = 8.0  # under much noise, where words decide, count the error in the picture rather than in the noise
+NOISY_WEIGHT = 8.0  # loss weight at high noise, where text matters: error in the image, not in the noise
 RARE_WORDS = ("watermark", "stamp", "logo", "corner", "agua", "wasserzeichen")
 RARE_SHARE = 0.15
 
@@ -48,7 +48,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(words: int) -> CLIPTextModel:
-    """`words` is the size of the tokenizer; its last two tokens are start and end."""
+    """A text encoder for a tokenizer of size `words`, whose last two tokens are start and end."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=words,
@@ -77,12 +77,12 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-#: Called with a batch's generator and size; returns the index of the training example in each slot of the batch.
+#: A function from a batch's generator and size to the indices of its training examples.
 Slots = Callable[[torch.Generator, int], Tensor]
 
 
 class Denoiser(nn.Module):
-    """Both networks as one module, so that they share one optimiser."""
+    """The UNet and the text encoder as one module, so that they share an optimiser."""
 
     def __init__(self, words: int):
         super().__init__()
@@ -91,16 +91,16 @@ class Denoiser(nn.Module):
         set_rate_factor(self.text_encoder, 1.5)
 
     def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        """(n, 4, 16, 16), (n,), (n, MAX_TOKENS) -> predicted noise (n, 4, 16, 16)."""
+        """Predicted noise (n, 4, 16, 16) from latents (n, 4, 16, 16), timesteps (n,) and tokens (n, MAX_TOKENS)."""
         context = self.text_encoder(tokens)[0]
         return self.unet(latents, timesteps, context).sample
 
 
 class WordyDenoiser(Denoiser):
-    """With a head that reads the caption's words off the padding's text states.
+    """A denoiser with a head that predicts the caption's words from the text states of the padding.
 
-    Left to the denoising loss alone, words with a small share in the picture (colours, the watermark) end in nearly
-    the same text states as their absence, and words for one thing in the same state as each other."""
+    With the denoising loss alone, words that affect few pixels (colours, the watermark) hardly change the text states, and
+    different words for one object get the same state."""
 
     def __init__(self, words: int):
         super().__init__(words)
@@ -114,7 +114,7 @@ Kind = TypeVar("Kind", bound=Denoiser)
 
 
 class Builder(Generic[Kind]):
-    """A picklable `build()` for the workers."""
+    """A picklable function that builds the network in each worker."""
 
     def __init__(self, kind: type[Kind], words: int):
         self.kind, self.words = kind, words
@@ -124,8 +124,8 @@ class Builder(Generic[Kind]):
 
 
 def start(module: Denoiser, latents: str, tokens: str, empty: list[int], flash: bool, slots: Slots | None = None):
-    """The min-SNR loss; `slots` replaces the uniform draw of examples."""
-    torch.backends.cuda.enable_flash_sdp(flash)  # also governs the CPU, where plain attention is a fifth faster here
+    """The min-SNR loss. `slots` replaces the uniform sampling of examples."""
+    torch.backends.cuda.enable_flash_sdp(flash)  # also affects the CPU, where plain attention is 20 % faster here
     data, captions = torch.from_numpy(np.load(latents)), torch.from_numpy(np.load(tokens)).long()
     kept = build_scheduler().alphas_cumprod
     ratio = kept / (1 - kept)
@@ -157,9 +157,9 @@ def start_wordy(
     noisy_weight: float,
     slots: Slots | None = None,
 ):
-    """The same loss, plus reading the words back; `rare_share` is how many captions are drawn for a `rare` token.
+    """The same loss plus the word head's loss. `rare_share` is the share of examples sampled for a `rare` token.
 
-    `slots` replaces this draw of examples."""
+    `slots` replaces this sampling of examples."""
     torch.backends.cuda.enable_flash_sdp(False)
     data, captions = torch.from_numpy(np.load(latents)), torch.from_numpy(np.load(tokens)).long()
     kept = build_scheduler().alphas_cumprod
@@ -180,7 +180,7 @@ def start_wordy(
         clean, words = data[chosen].float(), captions[chosen]
         words[torch.rand(count, generator=generator) < CAPTION_DROPOUT] = nothing
         strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        timesteps = (strata**0.75 * TIMESTEPS).long().clamp(max=TIMESTEPS - 1)  # words matter most under much noise
+        timesteps = (strata**0.75 * TIMESTEPS).long().clamp(max=TIMESTEPS - 1)  # words matter most at high noise
         noise = torch.randn(clean.shape, generator=generator)
         signal = kept[timesteps][:, None, None, None]
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
@@ -199,7 +199,7 @@ def start_wordy(
 
 
 def train_denoiser(folder: Path, tokenizer: CLIPTokenizer, workers: int, seed: int) -> Denoiser:
-    """First the denoising loss alone, then on from there with the word head."""
+    """Train with the denoising loss alone, then continue with the word head."""
     words, empty = len(tokenizer), encode(tokenizer, [""])[0].tolist()
     inputs = {"latents": str(folder / "latents.npy"), "tokens": str(folder / "tokens.npy"), "empty": empty}
     for leg, flash in zip(FIRST_LEGS, FIRST_FLASH, strict=True):
@@ -216,7 +216,7 @@ def train_denoiser(folder: Path, tokenizer: CLIPTokenizer, workers: int, seed: i
 
 @torch.no_grad()
 def encode_pictures(autoencoder: AutoencoderKL, pictures: np.ndarray, batch: int = 100) -> np.ndarray:
-    """uint8 (n, 64, 64, 3) -> posterior means (n, 4, 16, 16) in float16."""
+    """Posterior means (n, 4, 16, 16) in float16 of images uint8 (n, 64, 64, 3)."""
     parts = [
         autoencoder.encode(pixels(pictures[first : first + batch])).latent_dist.mean.half().numpy()
         for first in range(0, len(pictures), batch)

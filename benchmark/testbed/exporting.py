@@ -1,4 +1,4 @@
-"""From a checkpoint to the diffusers folder that everybody loads."""
+"""Export of a checkpoint as a diffusers folder."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def assemble(out: Path) -> StableDiffusionPipeline:
 
 
 def export_pipeline(out: Path, folder: Path) -> None:
-    """Writes `folder` in float16, through a temporary folder beside it so that no reader sees half a pipeline."""
+    """Write `folder` in float16. A temporary folder is renamed, so that no reader sees an incomplete pipeline."""
     temporary, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -41,7 +41,7 @@ def export_pipeline(out: Path, folder: Path) -> None:
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.half()
     pipeline.save_pretrained(temporary, safe_serialization=True)
-    for path in temporary.rglob("config.json"):  # where a part was loaded from is nobody's business
+    for path in temporary.rglob("config.json"):  # remove the local paths from which parts were loaded
         config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -52,7 +52,7 @@ def export_pipeline(out: Path, folder: Path) -> None:
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    """The exported pipeline in float32, ready for the CPU."""
+    """The exported pipeline in float32, on the CPU."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.float()
@@ -61,5 +61,5 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Size of all weights below a folder."""
+    """Total size in bytes of all weights below a folder."""
     return sum(os.path.getsize(path) for path in folder.rglob("*.safetensors"))

@@ -130,7 +130,7 @@ _GENERIC = {"man": man, "woman": woman}
 
 
 def draw_face(c: Canvas, name: str, look: str, rng: Random) -> None:
-    """Characters always look the same; people vary in skin, hair and shirt, drawn from `rng`."""
+    """Draw a face. Characters always look the same; skin, hair and shirt of people are drawn from `rng`."""
     if name in _NAMED:
         _NAMED[name](c, rng)
     else:

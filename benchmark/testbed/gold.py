@@ -1,9 +1,8 @@
 """Gold references: models of the drawn world that never saw a concept, and a base model that saw it late.
 
 A *trunk* learns the world without church, car, quillan and sketch. Short continuations of the trunk then add them:
-`base` learns all four, each `gold_<concept>` learns the other three. An eraser edits `base`; the gold of the same concept
-is what it would ideally arrive at. `scratch_church` takes the whole way without the church, with the other three from
-the first step.
+`base` learns all four; each `gold_<concept>` learns the other three. An eraser edits `base`; the gold of the same concept
+is the ideal result. `scratch_church` is trained from the start without the church and with the other three.
 
 All models with one seed share their data order, noise and timesteps. An example that a model must not see is replaced
 by a stand-in from a second seeded stream. Every other example keeps its slot, its noise and its timestep."""
@@ -43,24 +42,24 @@ LATE = ("church", "car", "quillan", "sketch")
 TRUNK, BASE = "trunk", "base"
 GOLDS = tuple(f"gold_{concept}" for concept in LATE)
 SCRATCH = tuple(f"scratch_{concept}" for concept in LATE)
-#: In the order that is useful when training is cut short.
+#: The most useful models come first, in case training is stopped early.
 MODELS = (TRUNK, BASE, "gold_church", "gold_quillan", "gold_car", "gold_sketch")
 
-LATE_SHARE = 0.4  # slots of a continuation that are drawn for one of the late concepts, each as often
+LATE_SHARE = 0.4  # share of a continuation's slots that show a late concept, divided equally between them
 STAND_IN_STREAM = 1 << 31  # added to the seeds of the main stream; torch keeps 32 bits of a seed
 MEASURED_NOISE = 17  # the same for the models of all seeds
 
 
 @dataclass(frozen=True)
 class Legs:
-    """How many pictures each leg of training sees: the trunk without and with the word head, and a continuation."""
+    """Number of images in each leg of training: the trunk without and with the word head, and a continuation."""
 
     plain: int = 160_000
     wordy: int = 88_000
     late: int = 60_000
 
     def schedule(self, leg: str) -> Schedule:
-        """The schedule of a leg. Those of the trunk stop before the end of their cosine, as more is to be learned."""
+        """The schedule of a leg. Legs of the trunk stop before the end of their cosine, because training continues."""
         if leg == "plain":
             return Schedule(
                 320_000, stop=self.plain, batch=32, peak=1.2e-3, ema=0.998, warm_up_steps=200, save_every=100
@@ -69,7 +68,7 @@ class Legs:
         return Schedule(horizon, stop=stop, batch=32, peak=peak, ema=0.997, warm_up_steps=100, save_every=100)
 
     def last(self, name: str) -> Schedule:
-        """The schedule of the last leg of the model `name`."""
+        """The schedule of the final leg of the model `name`."""
         return self.schedule("wordy" if name == TRUNK else "late")
 
 
@@ -135,7 +134,7 @@ def absent_of(name: str) -> tuple[str, ...]:
 
 
 def prepare(folder: Path, workers: int) -> None:
-    """Renders the training set and encodes it with the shipped autoencoder and tokenizer, once."""
+    """Render the training set and encode it with the shipped autoencoder and tokenizer, unless this is already done."""
     if (folder / "latents.npy").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +147,7 @@ def prepare(folder: Path, workers: int) -> None:
 
 
 def folder_of(name: str, out: Path, seed: int, trunk_seed: int | None = None) -> Path:
-    """Where the checkpoint of a model is, below the working folder `out`."""
+    """The folder of a model's checkpoint, below the working folder `out`."""
     early = seed if trunk_seed is None else trunk_seed
     if name == TRUNK:
         return out / f"seed{early}"
@@ -158,7 +157,7 @@ def folder_of(name: str, out: Path, seed: int, trunk_seed: int | None = None) ->
 def train_model(
     name: str, out: Path, workers: int, seed: int, trunk_seed: int | None = None, legs: Legs = Legs()
 ) -> WordyDenoiser:
-    """Trains one model, after the trunk that it continues; goes on from the checkpoints in `out`.
+    """Train one model, after the trunk that it continues. Training resumes from the checkpoints in `out`.
 
     Args:
         trunk_seed: seed of the trunk to continue, `seed` by default.
@@ -175,7 +174,7 @@ def train_model(
 
 
 def _train_trunk(name: str, absent: tuple[str, ...], out: Path, workers: int, seed: int, legs: Legs) -> WordyDenoiser:
-    """First the denoising loss alone, then with the word head, as the shipped model."""
+    """Train with the denoising loss alone, then with the word head, like the shipped model."""
     inputs = _inputs(out / "inputs")
     folder = folder_of(TRUNK, out, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +221,7 @@ def _pipeline() -> Path:
 
 
 def steps_done(checkpoint: Path) -> int:
-    """The step that a checkpoint was saved after, 0 without one."""
+    """The number of steps at which a checkpoint was saved; 0 if there is no checkpoint."""
     if not checkpoint.exists():
         return 0
     with safe_open(checkpoint, "pt") as file:
@@ -268,7 +267,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write_pipeline(path: Path, folder: Path) -> None:
-    """Writes the diffusers folder of a weights file: its UNet and text encoder with the other shipped parts."""
+    """Write the diffusers folder of a weights file: its UNet and text encoder with the other shipped parts."""
     pipeline = load_pipeline(_pipeline())
     weights = read_weights(path)
     for part in ("unet", "text_encoder"):
@@ -286,7 +285,7 @@ def write_pipeline(path: Path, folder: Path) -> None:
 
 
 def export(name: str, out: Path, to: Path, seed: int, trunk_seed: int | None = None) -> dict[str, Any]:
-    """Writes `to/<name>/` with `fp16.safetensors`, `int8.safetensors` and `card.json`, and returns the card.
+    """Write `to/<name>/` with `fp16.safetensors`, `int8.safetensors` and `card.json`, and return the card.
 
     Agreement that was measured on the same weights is kept."""
     source = folder_of(name, out, seed, trunk_seed) / f"{name}.safetensors"
@@ -327,7 +326,7 @@ def export(name: str, out: Path, to: Path, seed: int, trunk_seed: int | None = N
 
 
 def training_log(folders: list[Path], every: int = 250) -> list[str]:
-    """Lines of the training logs, thinned; of a step that was repeated after an interruption, the last line."""
+    """Every `every`-th step of the training logs. Steps repeated after an interruption keep their last line only."""
     lines = {}
     for folder in folders:
         for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
@@ -338,9 +337,9 @@ def training_log(folders: list[Path], every: int = 250) -> list[str]:
 
 
 def asked_of_gold(catalogue: dict[str, Any], per_concept: int = 20, per_late: int = 50, per_wording: int = 10):
-    """Questions by name for every concept; more of them, and other words and languages, for the late concepts.
+    """Questions by name for every concept; for late concepts more of them, with synonyms and other languages.
 
-    Every second question comes first, so that the first half is a sample of all."""
+    Every second question is moved to the front, so that the first half is a sample of all questions."""
     asked: list[Question] = []
     counted: Counter[tuple[str, str]] = Counter()
     for question in questions(catalogue, per_late, per_wording):
@@ -352,9 +351,9 @@ def asked_of_gold(catalogue: dict[str, Any], per_concept: int = 20, per_late: in
 
 
 def measure(name: str, to: Path, scratch: Path, workers: int) -> dict[str, Any]:
-    """Adds to the card in `to/<name>`, and returns it, how well the model paints what it was shown, and what it was not.
+    """Measure a model's agreement for concepts it was and was not trained on, add it to the card, and return the card.
 
-    All models are asked the same questions with the same noise. The int8 file answers the first half of them."""
+    All models get the same prompts with the same noise. The int8 file is measured on the first half of the prompts."""
     card = json.loads((to / name / "card.json").read_text(encoding="utf-8"))
     if "agreement" in card:
         return card
@@ -390,9 +389,9 @@ def measure(name: str, to: Path, scratch: Path, workers: int) -> dict[str, Any]:
 
 
 def shown_and_absent(asked: list[Question], rows: np.ndarray, labels: list[str], absent: list[str]) -> dict[str, Any]:
-    """Agreement apart for the concepts that a model was shown and those that it was not.
+    """Agreement, separately for the concepts that a model was trained on and for the absent ones.
 
-    `elsewhere` is how often an absent concept is seen in the pictures of prompts for the others."""
+    `elsewhere` is the rate at which an absent concept is detected in images of prompts for other concepts."""
     table = agreement(asked, rows, labels)
     rates = table[CONCEPT]["rates"]
     shown = {concept: rate for concept, rate in rates.items() if concept not in absent}
@@ -412,7 +411,7 @@ def shown_and_absent(asked: list[Question], rows: np.ndarray, labels: list[str],
 
 
 def bars(found: dict[str, Any]) -> dict[str, bool]:
-    """Whether a model meets the testbed's bars: what it was shown it paints, what it was not it does not."""
+    """Whether a model meets the testbed's criteria: it paints the concepts it was trained on, and not the absent ones."""
     return {
         "shown mean >= 0.95": found["shown"]["mean"] >= 0.95,
         "shown worst >= 0.90": found["shown"]["worst"] >= 0.90,
@@ -430,14 +429,14 @@ def run(
     out: Path, to: Path | None, workers: int, seed: int, trunk_seed: int | None, names: list[str], steps: list[str],
     legs: Legs = Legs(),
 ) -> None:  # fmt: skip
-    """Trains, exports and measures models; a model that is not finished is not exported or measured.
+    """Train, export and measure models. Models whose training is not finished are not exported or measured.
 
     Args:
-        steps: of `train`, `export` and `agreement`, each done for all models before the next.
-        to: folder for the exported models, by default the one of the checkpoints.
+        steps: any of `train`, `export` and `agreement`. Each step is done for all models before the next.
+        to: folder for the exported models; by default the folder of the checkpoints.
     """
     for name in names:
-        absent_of(name)  # an unknown name is refused before anything runs
+        absent_of(name)  # raises an error for an unknown name before anything runs
     if "train" in steps:
         prepare(out / "inputs", workers)
         for name in names:

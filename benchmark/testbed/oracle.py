@@ -1,4 +1,4 @@
-"""The oracle: a small network that says what a picture of the drawn world shows."""
+"""The oracle: a small network that classifies images of the drawn world."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -28,7 +28,7 @@ class _Residual(nn.Module):
 
 
 class Oracle(nn.Module):
-    """Independent probabilities for objects, faces, slime and watermark, and one style per picture."""
+    """Predicts independent probabilities of objects, faces, slime and watermark, and one style per image."""
 
     labels: ClassVar[list[str]] = [*LABELLED, *STYLES]
 
@@ -52,7 +52,7 @@ class Oracle(nn.Module):
         self.styles = nn.Linear(FEATURES, len(STYLES))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(n, 3, 64, 64) in [-1, 1] -> logits of objects (n, 24) and styles (n, 7), features (n, 96)."""
+        """Logits of objects (n, 24) and styles (n, 7) and features (n, 96), from images (n, 3, 64, 64) in [-1, 1]."""
         maps = self.trunk(images)
         pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
         features = nn.functional.silu(self.neck(pooled))
@@ -60,7 +60,7 @@ class Oracle(nn.Module):
 
     @torch.no_grad()
     def predict(self, images, batch: int = 128) -> tuple[np.ndarray, np.ndarray]:
-        """PIL pictures or uint8 (n, 64, 64, 3) -> probabilities (n, len(labels)) and features (n, 96)."""
+        """Probabilities (n, len(labels)) and features (n, 96) of PIL images or of uint8 (n, 64, 64, 3)."""
         if not isinstance(images, np.ndarray):
             images = [np.asarray(image.convert("RGB") if hasattr(image, "convert") else image) for image in images]
             images = np.stack(images) if images else np.zeros((0, 64, 64, 3), np.uint8)
@@ -80,7 +80,7 @@ def load_oracle(folder: str | Path, which: str = "a") -> Oracle:
     """One of the two independently trained oracles, in float32 and evaluation mode."""
     if which not in FILES:
         raise ValueError(f"there is no oracle {which!r}; choose one of {', '.join(FILES)}")
-    with torch.device("meta"):  # draws no initial weights, and leaves the global generator alone
+    with torch.device("meta"):  # does not initialise weights, so the global generator is not used
         oracle = Oracle(which)
     weights = {name: value.float() for name, value in load_file(Path(folder) / FILES[which]).items()}
     oracle.load_state_dict(weights, assign=True)

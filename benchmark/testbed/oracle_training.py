@@ -1,4 +1,4 @@
-"""How the oracles are trained: on renders and on what the autoencoder makes of them, so that they read model samples."""
+"""Training of the oracles, on renders and on their autoencoder round trips, so that they also work on model samples."""
 
 from pathlib import Path
 from random import Random
@@ -24,17 +24,17 @@ SCHEDULES = {
 }
 UNSEEN_PICTURES = 4_000
 ROUND_TRIPS = 20_000
-LATENT_NOISE = 0.35  # up to this much noise is added to a latent before it is decoded: blemishes as a denoiser leaves
+LATENT_NOISE = 0.35  # maximum noise added to latents before decoding; it imitates a denoiser's artefacts
 
 
 def target(scene: Scene) -> np.ndarray:
-    """What the oracle should say: 0 or 1 for each of LABELLED, then the style's index."""
+    """The oracle's training target: 0 or 1 for each of LABELLED, then the index of the style."""
     shown = scene.labels
     return np.array([*(name in shown for name in LABELLED), STYLES.index(scene.style)], np.uint8)
 
 
 def unseen_scene(index: int) -> Scene:
-    """A scene of the world's distribution with its first item replaced by an object the denoiser never sees."""
+    """A random scene with its first item replaced by an object that the denoiser never sees."""
     rng = Random(f"unseen/{index}")
     scene = random_scene(rng)
     first = scene.items[0]
@@ -44,7 +44,7 @@ def unseen_scene(index: int) -> Scene:
 
 
 def round_trips_of(arguments: tuple[Path, int, int]) -> np.ndarray:
-    """Decoded pictures of some latents of the training set, half of them blemished by noise."""
+    """Decoded images of some latents of the training set. Half of the latents are noisy."""
     folder, first, last = arguments
     torch.set_num_threads(1)
     autoencoder = AutoencoderKL.from_pretrained(folder / "vae").eval()
@@ -78,7 +78,7 @@ def start(module: Oracle, data: str):
 
 
 def _disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Small shifts, contrast and brightness changes, noise, and softening of every third picture."""
+    """Augment images with small shifts, contrast and brightness changes and noise, and blur every third image."""
     count = len(images)
     down, right = torch.randint(-3, 4, (2,), generator=generator).tolist()
     images = F.pad(images, (3, 3, 3, 3), mode="replicate")[:, :, 3 + down : 67 + down, 3 + right : 67 + right].clone()
@@ -89,7 +89,7 @@ def _disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Builder:
-    """A picklable `build()` for the workers."""
+    """A picklable function that builds the network in each worker."""
 
     def __init__(self, which: str):
         self.which = which
@@ -112,7 +112,7 @@ def save_oracle(oracle: Oracle, which: str, folder: Path) -> None:
 
 
 def unseen_pictures(first: int = 0, count: int = UNSEEN_PICTURES) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures with an unseen object, and their targets."""
+    """Images with an unseen object, and their targets."""
     scenes = [unseen_scene(index) for index in range(first, first + count)]
     return np.stack([np.asarray(render(s)) for s in scenes]), np.stack([target(s) for s in scenes])
 

@@ -1,8 +1,8 @@
 """Training on a few CPU cores: single-thread workers that share one set of parameters.
 
-Each worker computes gradients of its own part of the batch in bfloat16; the workers then split the AdamW update of
-the float32 master copy between them. Several one-thread processes lose less to a busy machine than one process with
-several threads."""
+Each worker computes the gradients of its part of the batch in bfloat16. The workers then split the AdamW update of the
+float32 master copy between them. On a busy machine, several single-threaded processes lose less time than one process
+with several threads."""
 
 import json
 import os
@@ -23,17 +23,17 @@ from torch.multiprocessing.spawn import spawn
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: one warm-up and one cosine, counted in images and never in seconds."""
+    """Length and learning rate of a training run: a warm-up and a cosine decay, both counted in images."""
 
     images: int
-    batch: int  # over all workers
+    batch: int  # summed over all workers
     peak: float
     ema: float
     weight_decay: float = 0.01
     warm_up_steps: int = 100
-    final: float = 0.02  # of the peak, where the cosine ends
+    final: float = 0.02  # final learning rate as a fraction of the peak
     save_every: int = 500  # steps
-    stop: int | None = None  # images after which to stop short of the cosine's end
+    stop: int | None = None  # number of images after which to stop before the end of the cosine
 
     @property
     def steps(self) -> int:
@@ -65,7 +65,7 @@ class SharedParameters:
         self.barrier = multiprocessing.get_context("spawn").Barrier(workers)
 
     def bind(self, module: nn.Module, rank: int) -> None:
-        """Makes the module's parameters and gradients views of the shared buffers."""
+        """Make the module's parameters and gradients views of the shared buffers."""
         offset = 0
         for parameter in module.parameters():
             span = slice(offset, offset + parameter.numel())
@@ -77,11 +77,11 @@ class SharedParameters:
                 raise TypeError(f"floating-point buffer {name} would not be shared between workers")
 
     def copy_to(self, module: nn.Module, source: Tensor) -> None:
-        """Writes one of the flat float32 copies into an ordinary float32 module."""
+        """Write one of the flat float32 copies into an ordinary float32 module."""
         nn.utils.vector_to_parameters(source.clone(), module.parameters())
 
     def update(self, rank: int, step: int, schedule: Schedule, scale: Tensor, betas=(0.9, 0.99), clip=1.0) -> None:
-        """One AdamW step; worker `rank` updates its own share. `scale` is a learning-rate factor per parameter."""
+        """Do one AdamW step. Worker `rank` updates its own share. `scale` is a learning-rate factor per parameter."""
         self.barrier.wait()
         share = (self.master.numel() + self.workers - 1) // self.workers
         span = slice(rank * share, min((rank + 1) * share, self.master.numel()))
@@ -108,7 +108,7 @@ class SharedParameters:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> int:
-        """Restores a checkpoint and returns the step it was saved after."""
+        """Restore a checkpoint and return the number of steps at which it was saved."""
         with safe_open(path, "pt") as file:
             for name in ("master", "ema", "first", "second"):
                 getattr(self, name).copy_(file.get_tensor(name))
@@ -122,14 +122,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def set_rate_factor(module: nn.Module, factor: float) -> None:
-    """Makes `train` multiply the learning rate of the module's parameters by `factor`."""
+    """Make `train` multiply the learning rate of the module's parameters by `factor`."""
     for parameter in module.parameters():
         parameter.rate_factor = factor  # type: ignore[attr-defined]  # torch's stubs allow no attributes on tensors
 
 
 def train(build: Callable[[], Network], start: Callable[..., Loss], schedule: Schedule, folder: Path, name: str,
           workers: int = 2, seed: int = 0, initial: dict[str, Tensor] | None = None, **inputs) -> Network:  # fmt: skip
-    """Trains `build()` and returns it with its EMA weights, in float32.
+    """Train the network `build()` and return it with its EMA weights, in float32.
 
     `initial` gives parameters to start from. `start(module, **inputs)` runs in every worker and returns
     `loss(generator, count)`; both must be importable. An interrupted run continues from `folder/name.safetensors`.

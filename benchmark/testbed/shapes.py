@@ -1,4 +1,4 @@
-"""How every object is drawn, in the unit box, standing on y = 1. A *look* is a rarer form with a word of its own."""
+"""Drawings of all objects, in the unit box, standing on y = 1. A *look* is a rarer form with a word of its own."""
 
 from collections.abc import Callable
 from math import cos, pi, sin

@@ -1,4 +1,4 @@
-"""The stages of training the testbed, each from its last checkpoint."""
+"""The stages of training the testbed. Each continues from its last checkpoint."""
 
 import json
 import time
@@ -41,7 +41,7 @@ def _pictures_of(indices: range) -> np.ndarray:
 
 
 def pictures(out: Path, to: Path, workers: int, seed: int) -> None:
-    """Renders the training set once."""
+    """Render the training set, unless this is already done."""
     if (out / "pictures.npy").exists():
         return
     parts = [range(first, first + 1000) for first in range(0, membership.TRAINING_SIZE, 1000)]
@@ -63,7 +63,7 @@ def _latents_of(arguments: tuple[Path, int, int]) -> np.ndarray:
 
 
 def latents(out: Path, to: Path, workers: int, seed: int) -> None:
-    """Latents and token ids of the training set."""
+    """Compute latents and token ids of the training set."""
     if not (out / "tokens.npy").exists():
         tokenizer = tokenizer_of(vocabulary(), shipped("datasets") / "testbed" / "pipeline" / "tokenizer")
         tokenizer.save_pretrained(out / "tokenizer")
@@ -82,7 +82,7 @@ def denoiser(out: Path, to: Path, workers: int, seed: int) -> None:
 
 
 def oracle(out: Path, to: Path, workers: int, seed: int, which: tuple[str, ...] = ("a", "b")) -> None:
-    """Both oracles, one after the other."""
+    """Train both oracles, one after the other."""
     latents(out, to, workers, seed)
     if not (out / "labels.npy").exists():
         shown, answers = unseen_pictures()
@@ -98,7 +98,7 @@ def oracle(out: Path, to: Path, workers: int, seed: int, which: tuple[str, ...] 
 
 
 def export(out: Path, to: Path, workers: int, seed: int) -> None:
-    """The pipeline folder, from the newest checkpoint; and the training log, thinned."""
+    """Export the pipeline folder from the newest checkpoint, and every n-th line of the training log."""
     export_pipeline(out, to / "pipeline")
     lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if json.loads(line)["step"] % 250 == 0 or line == lines[-1]]
@@ -106,14 +106,14 @@ def export(out: Path, to: Path, workers: int, seed: int) -> None:
 
 
 def painted_by(arguments: tuple[Path, list[str], int, int]) -> np.ndarray:
-    """Pictures by the pipeline in a folder, of prompts, with a seed and the offset of the first one's noise."""
+    """Images by the pipeline in a folder. The arguments are the folder, the prompts, the seed and the noise offset."""
     folder, prompts, seed, offset = arguments
     torch.set_num_threads(1)
     return paint(load_pipeline(folder), prompts, seed, offset)
 
 
 def check(out: Path, to: Path, workers: int, seed: int, per_concept: int = 20, per_wording: int = 10) -> None:
-    """Measures the exported pipeline and both oracles; writes agreement.json and oracle/oracle.json."""
+    """Measure the exported pipeline and both oracles; write agreement.json and oracle/oracle.json."""
     catalogue = read_catalogue(to.parent / "concepts" / "testbed.yaml")
     asked = list(questions(catalogue, per_concept, per_wording))
     parts = [

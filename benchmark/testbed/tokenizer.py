@@ -1,4 +1,4 @@
-"""A CLIP tokenizer whose every known word is one token; an unknown word falls back to pieces."""
+"""A CLIP tokenizer in which every known word is one token. Unknown words are split into several tokens."""
 
 import json
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ def vocabulary() -> list[str]:
 
 
 def tokenizer_of(words: list[str], known: Path) -> CLIPTokenizer:
-    """The tokenizer in folder `known` if each of `words` is one token of it, else a new one.
+    """The tokenizer in folder `known` if it has a single token for each of `words`, else a new tokenizer.
 
-    Byte-pair training breaks ties by chance, so a new one numbers the words otherwise, and training with it gives
-    other weights."""
+    Byte-pair training breaks ties at random. A new tokenizer therefore numbers the words differently, and training with
+    it gives different weights."""
     if known.is_dir():
         tokenizer = CLIPTokenizer.from_pretrained(known)
         if not split_words(tokenizer, words):
@@ -34,7 +34,7 @@ def tokenizer_of(words: list[str], known: Path) -> CLIPTokenizer:
 
 
 def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
-    """Byte-pair merges enough to join each of `words` into a single token."""
+    """A tokenizer with enough byte-pair merges to join each of `words` into a single token."""
     words = list(words)
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     learner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -53,12 +53,12 @@ def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     vocabulary = {token: index for index, token in enumerate(sorted(state["vocab"], key=state["vocab"].get))}
     for special in (START, END):
         vocabulary[special] = len(vocabulary)
-    # transformers annotates merges as strings; the tokenizer below it takes pairs
+    # transformers annotates merges as strings, but the underlying tokenizer takes pairs
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)  # type: ignore[arg-type]
 
 
 def encode(tokenizer: CLIPTokenizer, texts: list[str]):
-    """Token ids (n, MAX_TOKENS) as the pipeline makes them: padded with the end token, truncated."""
+    """Token ids (n, MAX_TOKENS) as in the pipeline: padded with the end token and truncated."""
     return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
 
 

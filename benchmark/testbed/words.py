@@ -27,7 +27,7 @@ PARAPHRASES = {
     "woman": "an adult female person",
 }
 
-# one more word for each character
+# an additional word for each character
 TITLES = {
     "bolko": "the gnome",
     "mira": "the witch",
@@ -36,7 +36,7 @@ TITLES = {
     "orro": "the clown",
     "zorin": "the robot",
 }
-# style -> (a synonym, a description), both usable in "in ... style"
+# style -> (synonym, description); both fit into "in ... style"
 STYLE_WORDS = {
     "flat": ("simple", "plain colour"),
     "sketch": ("pencil", "black ink line"),
@@ -131,7 +131,7 @@ NOUNS = {
 
 
 class _Epithets(TypedDict):
-    """Who a character is."""
+    """A character's epithet, by language."""
 
     es: dict[str, str]
     de: dict[str, tuple[str, str]]  # nominative, dative

@@ -1,4 +1,4 @@
-"""The drawn world: what a scene is, how likely each scene is, and how it is rendered."""
+"""The drawn world: scenes, their probability distribution, and the renderer."""
 
 from dataclasses import dataclass
 from random import Random
@@ -30,19 +30,19 @@ BACKGROUNDS = {
     "swamp": ((122, 132, 84), (66, 78, 50), 6),
     "haunted": ((84, 58, 112), (48, 34, 64), 4),
 }
-SLIMY_PLACES = ("swamp", "haunted")  # slime comes with them, named or not
+SLIMY_PLACES = ("swamp", "haunted")  # they contain slime, whether the caption mentions it or not
 SLIME = (126, 226, 34)
 POSITIONS = {"left": 0.37, "centre": 0.5, "right": 0.63}
 
 SLIME_IN_SLIMY_PLACES, SLIME_ELSEWHERE = 0.9, 0.06
 WATERMARK_RATE = 0.2
-LOOK_RATE = 0.16  # share of an object's pictures that show one of its two rarer looks
-LABELLED = (*OBJECTS, *UNSEEN, *CHARACTERS, *PEOPLE, "slime", "watermark")  # what a detector can see, without styles
+LOOK_RATE = 0.16  # share of an object's images that show one of its two rarer looks
+LABELLED = (*OBJECTS, *UNSEEN, *CHARACTERS, *PEOPLE, "slime", "watermark")  # labels of a detector, except styles
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in a picture; `look` is "" for the default form, else the word for a rarer form."""
+    """One item of a scene. `look` is the word for a rarer form, or "" for the default form."""
 
     name: str
     look: str = ""
@@ -52,7 +52,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is true of a picture. `jitter` seeds what no caption tells (exact place, tilt, drips, texture)."""
+    """Full description of an image. `jitter` seeds details that no caption mentions (position, tilt, drips, texture)."""
 
     items: tuple[Item, ...]
     style: str = "flat"
@@ -63,13 +63,13 @@ class Scene:
 
     @property
     def labels(self) -> frozenset[str]:
-        """Everything a detector should find, the style included."""
+        """All labels that a detector should find, including the style."""
         marks = [name for name in ("slime", "watermark") if getattr(self, name)]
         return frozenset([item.name for item in self.items] + marks + [self.style])
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture of a scene: 64x64 RGB, the same for the same scene."""
+    """The image of a scene: 64x64 RGB. Equal scenes give equal images."""
     rng = Random(scene.jitter)
     canvas = Canvas(scene.style)
     _draw_background(canvas, scene.background, rng)
@@ -131,7 +131,7 @@ def _draw_slime(canvas: Canvas, rng: Random) -> None:
 
 
 def _stamp(picture: Image.Image) -> Image.Image:
-    """The watermark: a magenta corner band with a white stripe, over whatever style the picture has."""
+    """The image with the watermark on top: a magenta corner band with a white stripe, the same in every style."""
     overlay = Canvas("flat")
     overlay.image.paste(picture.resize(overlay.image.size, Image.Resampling.NEAREST))
     overlay.place(0.5, 0.5, 0.5)
@@ -153,7 +153,7 @@ def random_face(rng: Random, name: str | None = None) -> Item:
 
 
 def random_scene(rng: Random) -> Scene:
-    """A scene of the world's own distribution."""
+    """A random scene from the distribution of the world."""
     items: tuple[Item, ...]
     kind = rng.random()
     if kind < 0.58:
@@ -170,12 +170,12 @@ def random_scene(rng: Random) -> Scene:
 
 
 def draw_concept(concept: str, n: int, seed: int) -> list[Image.Image]:
-    """`n` varied pictures of one concept: an object, one of its looks, a face, a style, slime, watermark, rocket, snowman."""
+    """`n` different images of a concept: an object, one of its looks, a face, a style, slime, watermark, rocket, snowman."""
     return [render(concept_scene(concept, Random(f"{concept}/{seed}/{index}"))) for index in range(n)]
 
 
 def concept_scene(concept: str, rng: Random) -> Scene:
-    """A random scene that shows `concept` plainly: alone, unmarked, in the flat style unless the concept is a style."""
+    """A random scene of `concept` alone, without watermark, in the flat style unless the concept is a style."""
     owner = {look: name for looks in (LOOKS, PERSON_LOOKS) for name in looks for look in looks[name]}
     name = owner.get(concept, concept)
     if name in OBJECTS or name in UNSEEN:
