@@ -1,4 +1,4 @@
-"""Speed of the harness, each figure paired with what it is compared to in one run: `make bench`."""
+"""Benchmark the speed of the harness (`make bench`). Every figure and its baseline are measured in the same run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = ("church", "house", "car", "cat", "boat", "fish", "tree", "star")
 
 
 def images_per_second(batch_size: int = 32, batches: int = 3, rounds: int = 5) -> dict[str, float]:
-    """The generate stage (model hooks, PNG, Parquet) against a bare batched loop over the same diffusers pipeline."""
+    """Images per second of the generate stage (hooks, PNG, Parquet) and of a plain batched loop over the same pipeline."""
     count = batch_size * batches
     shots = [[f"a picture of a {WORDS[i % len(WORDS)]}", 1000 + i, None] for i in range(count)]
     bench = Workbench()
@@ -72,7 +72,7 @@ def images_per_second(batch_size: int = 32, batches: int = 3, rounds: int = 5) -
     }
 
 
-#: What the official scripts and a 20-line reference take on weights of this shape, for the reader.
+#: Seconds of the official scripts and of a 20-line reference on weights of this shape, for comparison.
 CLOSED_FORM = {
     "uce current": ("uce", {"variant": "current"}),
     "uce legacy": ("uce", {"variant": "legacy"}),
@@ -82,10 +82,10 @@ CLOSED_FORM = {
 
 
 def closed_form_seconds(retained: int = 100) -> dict[str, dict[str, float]]:
-    """Closed-form edits on random weights of Stable Diffusion 1.4's shape (860 M UNet, 32 key and value matrices).
+    """Seconds of closed-form edits on random weights with Stable Diffusion 1.4's shape (860 M UNet, 32 key/value matrices).
 
-    One concept with ``retained`` others, then a hundred concepts at once. ``encode`` is the time spent in the text
-    encoder, ``solve`` the rest.
+    The edits erase one concept with ``retained`` retained concepts, and then a hundred concepts at once. ``encode`` is the time
+    in the text encoder; ``solve`` is the rest.
     """
     from build_random_sd import random_pipeline
 
@@ -117,7 +117,7 @@ def closed_form_seconds(retained: int = 100) -> dict[str, dict[str, float]]:
 
 
 class _Encoding:
-    """Counts the seconds that a model spends in its text encoder."""
+    """Measures the seconds that a model spends in its text encoder."""
 
     def __init__(self, model):
         self.seconds, encode = 0.0, model.encode_ids
@@ -133,12 +133,15 @@ class _Encoding:
 
 
 def attack_seconds(prompts: int = 20, alone: int = 3) -> dict[str, float]:
-    """UnlearnDiffAtk (testbed preset, UCE's victim) on all prompts in one process, against a fresh process for each of a
-    few: wall-clock seconds a prompt from start to exit, and denoiser evaluations a prompt, of both."""
+    """UnlearnDiffAtk (testbed preset, UCE victim) on all prompts in one process, and in one process per prompt.
+
+    Returns wall-clock seconds from start to exit and denoiser evaluations, both per prompt. The second variant runs only
+    ``alone`` prompts.
+    """
     with tempfile.TemporaryDirectory() as folder:
         stores = [f"{folder}/together", f"{folder}/alone"]
         for store in stores:
-            _in_a_process(store, prompts, "none")  # the erasure is there before
+            _in_a_process(store, prompts, "none")  # makes the erasure in advance
         together = _in_a_process(stores[0], prompts, "all")
         one_by_one = [_in_a_process(stores[1], prompts, str(n * prompts // alone)) for n in range(alone)]
     apart = {key: statistics.mean(found[key] for found in one_by_one) for key in together}
@@ -154,7 +157,7 @@ def attack_seconds(prompts: int = 20, alone: int = 3) -> dict[str, float]:
 
 
 def _in_a_process(store: str, prompts: int, which: str) -> dict[str, float]:
-    """`attack_prompts` in a process of its own, with the seconds that it took."""
+    """The result of `attack_prompts` in a separate process, with its wall-clock seconds."""
     start = time.perf_counter()
     command = [sys.executable, __file__, "attack", store, str(prompts), which]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -162,8 +165,10 @@ def _in_a_process(store: str, prompts: int, which: str) -> dict[str, float]:
 
 
 def attack_prompts(store: str, prompts: int, which: str) -> dict[str, float]:
-    """Attack none, all or the n-th of so many prompts, as `overpaint run` does; how often weights were read, and what
-    forwards were spent."""
+    """Attack none, all or the n-th of the prompts (``which``), like `overpaint run`.
+
+    Returns how often weights were read, and the number of forward passes.
+    """
     overrides = ["method=uce", "attack=uda", "concepts=church", f"budget.target_prompts={prompts}", f"store={store}"]
     grid = prepare(compose_cells(overrides))
     plan, place = grid.plan, grid.store
@@ -184,7 +189,7 @@ def attack_prompts(store: str, prompts: int, which: str) -> dict[str, float]:
 
 
 def start_up(*arguments: str, rounds: int = 7) -> float:
-    """Median seconds of a command line from start to exit."""
+    """Median wall-clock seconds of a command from start to exit."""
     command = [str(Path(sys.executable).parent / "overpaint"), *arguments]
     times = []
     for _ in range(rounds):

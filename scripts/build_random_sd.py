@@ -1,6 +1,6 @@
 """Write a pipeline folder with the shape of Stable Diffusion 1.4 (860 M UNet) and random weights.
 
-For checking the code path of the real thing where no weights can be had: `python scripts/build_random_sd.py DIR`.
+It tests the code path of the real model where its weights are not available: `python scripts/build_random_sd.py DIR`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 
 def byte_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer without merges: one token a byte, as many positions as CLIP's."""
+    """A CLIP tokenizer without merges: one token per byte, with CLIP's maximum length."""
     symbols = [chr(c) for c in [*range(33, 127), *range(161, 173), *range(174, 256)]] + [
         chr(256 + i) for i in range(68)
     ]
@@ -27,7 +27,7 @@ def byte_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def random_pipeline(seed: int = 0) -> StableDiffusionPipeline:
-    """The pipeline in single precision."""
+    """The pipeline with random weights in float32."""
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = byte_tokenizer(Path(folder))
@@ -65,7 +65,7 @@ def random_pipeline(seed: int = 0) -> StableDiffusionPipeline:
 
 
 def build(target: Path, seed: int = 0) -> None:
-    """Write the folder in half precision (2 GB)."""
+    """Write the pipeline folder in float16 (2 GB)."""
     pipeline = random_pipeline(seed)
     pipeline.to(torch.float16).save_pretrained(target)
     print(f"{target}: {sum(p.numel() for p in pipeline.unet.parameters()):,} UNet parameters")

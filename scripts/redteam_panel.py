@@ -1,13 +1,13 @@
-"""Draw the red team's panel from its records: attacks × erasers, what comes back beyond random words.
+"""Draw the red-team panel, attacks × erasers, from its records.
 
     overpaint table experiment=redteam … --format csv > records.csv
-    python scripts/redteam_panel.py records.csv panel.png     # the picture
+    python scripts/redteam_panel.py records.csv panel.png     # a heat map
     python scripts/redteam_panel.py records.csv               # the same as a Markdown table
 
-A cell says how many prompts show the concept in any of the attack's pictures / in as many pictures of fresh seeds / in as
-many behind random words. Its colour is the paired difference to random words; it is framed (bold in the table) where the
-intervals of both differences lie above 0, slanted where that to fresh seeds alone does. † marks attacks from behind the
-place where the defence acts.
+A cell shows three shares of prompts: those with the concept in at least one of the attack's images, in at least one of as many
+images with fresh seeds, and in at least one of as many images with random prefixes. The colour is the paired difference to
+random prefixes. A cell is framed (bold in the table) if the intervals of both differences are above 0, and italic if only the
+interval of the difference to fresh seeds is. † marks attacks that bypass the defence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pandas as pd
 
 from overpaint.grid.scope import OUTSIDE
 
-#: What a cell needs of the two metrics: column here -> (metric, column of the record).
+#: Column of a cell -> (metric, column of the record).
 NEEDED = {
     "any": ("attack_success_any", "value"),
     "seeds": ("attack_success_any", "control"),
@@ -31,7 +31,7 @@ NEEDED = {
 
 
 def cells(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a (method, attack) that has both controls, in the order of the records: `NEEDED` and ``outside``."""
+    """One row per (method, attack) with both controls, in the order of the records. Columns: `NEEDED` and ``outside``."""
     compared = records[records["against"] == "control"]
     by_metric = {m: part.set_index(["method", "attack"]) for m, part in compared.groupby("metric", sort=False)}
     found = pd.DataFrame({name: by_metric[metric][column] for name, (metric, column) in NEEDED.items()})
@@ -40,14 +40,14 @@ def cells(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def told_apart(cell: pd.Series) -> str:
-    """``both`` controls, fresh ``seeds`` alone, or neither."""
+    """The controls from which the attack differs: ``both``, fresh ``seeds`` only, or neither."""
     if cell["beyond_seeds"] <= 0 or pd.isna(cell["beyond_seeds"]):
         return ""
     return "both" if cell["beyond_prefixes"] > 0 else "seeds"
 
 
 def markdown(found: pd.DataFrame, methods: list[str]) -> str:
-    """A table of the cells, a column a method."""
+    """A Markdown table of the cells, one column per method."""
     attacks = dict.fromkeys(attack for method, attack in found.index if method in methods)
     lines = ["| attack | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
     for attack in attacks:
@@ -65,7 +65,7 @@ def markdown(found: pd.DataFrame, methods: list[str]) -> str:
 
 
 def draw(found: pd.DataFrame, methods: list[str], path: Path) -> None:
-    """The cells as a heat map, the attack that brings most back on the average at the top."""
+    """Draw the cells as a heat map. Attacks are sorted by their mean success, the strongest at the top."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,7 +96,7 @@ def draw(found: pd.DataFrame, methods: list[str], path: Path) -> None:
 
 
 def write(axes, x: int, y: int, cell: pd.Series) -> None:
-    """One cell's figures, and its frame where it is told from both controls."""
+    """Write the figures of one cell, and its frame if the attack differs from both controls."""
     from matplotlib.patches import Rectangle
 
     apart, place = told_apart(cell), {"ha": "center", "va": "center"}

@@ -1,10 +1,10 @@
-"""Simulate how often the intervals of the tables cover the truth, and how often a test finds a difference.
+"""Simulate the coverage of the tables' intervals and the power of their tests.
 
     python scripts/simulate_coverage.py [--sets 4000] [--seed 0]
 
-prints the tables of ``docs/statistics.md``. Prompts have shares of their own: a Beta distribution around the share (a
-Dirichlet distribution for pairs) whose correlation inside a prompt is given; 0 means independent seeds. All data sets of a
-cell are computed at once.
+prints the tables of ``docs/statistics.md``. Every prompt has its own share, drawn from a Beta distribution around the overall
+share (a Dirichlet distribution for pairs). The correlation inside a prompt is given; 0 means independent seeds. All data sets
+of a cell are computed at once.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from overpaint.report import scores, statistics
 
 LEVEL = 0.95
 SHARES = (0.02, 0.05, 0.1, 0.3, 0.5)
-#: Shares of pairs of which only the first, and only the second, shows the concept.
+#: Share of pairs with the concept in the first image only, and share of pairs with it in the second image only.
 PAIRS = ((0.02, 0.02), (0.05, 0.0), (0.1, 0.1), (0.2, 0.0), (0.3, 0.1), (0.5, 0.0), (0.9, 0.0))
 LAYOUTS = [(n, 1, 0.0) for n in (12, 24, 50)] + [
     (n, m, c) for n in (12, 24, 50) for m in (2, 10) for c in (0.0, 0.33, 0.8)
 ]
 LABELS = ((0.05, 0.9, 0.95, 0.98), (0.9,) * 4, (0.97,) * 9, (0.2, 0.4, 0.6, 0.8), (0.0, 1.0, 0.0, 1.0, 0.5, 0.5))
-#: Squared coefficients of variation of gamma distributed prompts, whose skewness is twice their root.
+#: Squared coefficients of variation of gamma-distributed prompts. The skewness is twice the square root.
 SKEWS = (0.0625, 0.25, 1.0)
 
 
 def outcomes(shares: NDArray, seeds: int, correlation: float, sets: int, rng: np.random.Generator) -> NDArray:
-    """``(sets, prompts * seeds)`` outcomes of prompts with these probabilities ``(prompts, kinds)``; the kinds are 1, -1
-    (if there are three) and 0."""
+    """Outcomes ``(sets, prompts * seeds)`` of prompts with probabilities ``(prompts, kinds)``. The kinds are 1, -1 (if there
+    are three kinds) and 0."""
     chances = np.broadcast_to(shares, (sets, *shares.shape))
     if correlation:
         drawn = rng.gamma(np.maximum(chances, 1e-9) * (1 / correlation - 1)) + 1e-300
@@ -46,7 +46,7 @@ def outcomes(shares: NDArray, seeds: int, correlation: float, sets: int, rng: np
 
 
 def covered(interval: Callable, found: scores.Sample, truth: float) -> float:
-    """The share of data sets whose interval holds the truth."""
+    """The share of data sets whose interval contains the true value."""
     low, high = interval(found, LEVEL)
     return float(((low <= truth + 1e-12) & (truth - 1e-12 <= high)).mean())
 
@@ -59,7 +59,7 @@ def share(prompts: int, seeds: int, correlation: float, p: float, sets: int, rng
 
 
 def labels(shares: Sequence[float], prompts: int, seeds: int, correlation: float, sets: int, rng) -> float:
-    """Coverage of the interval of a mean over labels, each with as many prompts."""
+    """Coverage of the interval of a mean over labels, each with the same number of prompts."""
     chances = np.repeat([[p, 1 - p] for p in shares], prompts, axis=0)
     values = outcomes(chances, seeds, correlation, sets, rng)
     layout = np.repeat(np.arange(len(chances)), seeds), np.repeat(np.arange(len(shares)), prompts * seeds)
@@ -77,7 +77,7 @@ def pairs(
 
 
 def unpaired(prompts: int, seeds: int, correlation: float, p: float, q: float, sets: int, rng) -> float:
-    """Coverage of the interval of a difference without pairs."""
+    """Coverage of the interval of an unpaired difference."""
     layout = np.repeat(np.arange(prompts), seeds), np.zeros(prompts * seeds, int)
     one, other = (
         scores.sample(outcomes(np.tile([s, 1 - s], (prompts, 1)), seeds, correlation, sets, rng), *layout)
@@ -88,7 +88,7 @@ def unpaired(prompts: int, seeds: int, correlation: float, p: float, q: float, s
 
 
 def mean(prompts: int, seeds: int, skew: float, sets: int, rng: np.random.Generator) -> float:
-    """Coverage of the t-interval of a mean of real values: gamma distributed prompts with mean 1 plus noise of each image."""
+    """Coverage of the t-interval of a mean of real values: gamma-distributed prompts with mean 1, plus noise per image."""
     inside = 0
     for _ in range(sets):
         effects = rng.gamma(1 / skew, skew, prompts)
@@ -99,8 +99,11 @@ def mean(prompts: int, seeds: int, skew: float, sets: int, rng: np.random.Genera
 
 
 def runs(count: int, prompts: int, between: float, sets: int, rng: np.random.Generator) -> float:
-    """Coverage of a mean over method seeds that share their prompts. The log-odds of a share are the sum of a normal effect
-    of the prompt, with standard deviation 1, and one of the seed, with standard deviation ``between``."""
+    """Coverage of the interval of a mean over method seeds that share their prompts.
+
+    The log-odds of a share are the sum of two normal effects: the prompt's, with standard deviation 1, and the seed's, with
+    standard deviation ``between``.
+    """
     inside = 0
     truth = float(_logistic(math.hypot(1.0, between) * rng.normal(size=400_000)).mean())
     seed, prompt = np.repeat(np.arange(count), prompts), np.tile(np.arange(prompts), count)
@@ -113,14 +116,14 @@ def runs(count: int, prompts: int, between: float, sets: int, rng: np.random.Gen
 
 
 def _logistic(odds: NDArray) -> NDArray:
-    """Shares with these log-odds, around 0.27."""
+    """Shares with these log-odds, shifted so that they lie around 0.27."""
     return 1 / (1 + np.exp(1.0 - odds))
 
 
 def power(prompts: int, seeds: int, tests: int, correlation: float, sets: int, rng) -> tuple[float, float]:
-    """The smallest detectable difference as the plan states it, and how often the test finds it.
+    """The smallest detectable difference that the plan states, and how often the test detects it.
 
-    Pairs of one prompt and seed: shares p ± d / 2 around 0.5 with correlation 0.5, which prompts share.
+    The pairs of a prompt and seed have the shares p ± d / 2 around 0.5 with correlation 0.5, the same for all prompts.
     """
     gap = statistics.smallest_detectable_difference(prompts, seeds, tests, within_prompt=correlation)
     first, second = 0.5 + gap / 2, 0.5 - gap / 2
@@ -137,7 +140,7 @@ def _named(layout: tuple[int, int, float]) -> tuple[int, int, str]:
 
 
 def table(title: str, heads: Iterable[str], rows: Iterable[Sequence]) -> None:
-    """Print a table as Markdown, row by row as it is computed."""
+    """Print a Markdown table. Each row is printed as soon as it is computed."""
     heads = list(heads)
     print(f"\n**{title}**\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for row in rows:

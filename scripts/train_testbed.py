@@ -1,12 +1,12 @@
-"""Trains the testbed from nothing: renders the world, then autoencoder, denoiser and oracles, then exports and checks.
+"""Train the testbed from scratch: render the world, train autoencoder, denoiser and oracles, export and check.
 
     python scripts/train_testbed.py all --out work/testbed
 
     python scripts/train_testbed.py gold --out work/gold
 
-trains the gold references: a trunk without four concepts, a base with them, and golds that each lack one.
+trains the gold references: a trunk without four concepts, a base with all four, and golds that each lack one of them.
 
-Every stage continues from its last checkpoint in --out, so an interrupted run is resumed by the same command."""
+Every stage continues from its last checkpoint in --out. To resume an interrupted run, repeat the command."""
 
 import argparse
 from pathlib import Path
