@@ -65,7 +65,7 @@ def markdown(found: pd.DataFrame, methods: list[str]) -> str:
 
 
 def draw(found: pd.DataFrame, methods: list[str], path: Path) -> None:
-    """Draw the cells as a heat map. Attacks are sorted by their mean success, the strongest at the top."""
+    """Draw the cells as a heat map. Attacks are sorted by their mean difference to random prefixes, largest first."""
     import matplotlib
 
     matplotlib.use("Agg")
