@@ -1,4 +1,4 @@
-"""The tiny pipeline that official code was run on, and the folder of what it wrote."""
+"""Fixtures: the tiny pipeline on which the official code was run, and its recordings."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ def tiny_sd():
 
 @pytest.fixture
 def predicting(tiny_sd):
-    """``predicting("v_prediction")``: the tiny model, whose network is taken to predict that."""
+    """``predicting("v_prediction")``: the tiny model with that prediction type."""
 
     def read(kind):
         model, scheduler = copy.copy(tiny_sd), tiny_sd.pipeline.scheduler
@@ -55,7 +55,7 @@ def tiny_sd_in(request):
 
 @pytest.fixture(scope="session")
 def tiny_sdxl_folder(tmp_path_factory):
-    """A random SDXL-layout pipeline with ``tiny_sd``'s tokenizer, whose second one pads with another word."""
+    """A random SDXL-layout pipeline with ``tiny_sd``'s tokenizer. Its second tokenizer has another padding token."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -130,7 +130,7 @@ def cat():
 
 @pytest.fixture
 def context(tiny_sd, cat, judge):
-    """A cat in front of the tiny model: two prompts, three seeds each."""
+    """An attack context for a cat on the tiny model: two prompts with three seeds each."""
     catalogue = Catalogue(
         {"cat": cat},
         {"object": {"en": ("a photo of {}", "a picture of {}"), "es": ("una foto de {}", "un cuadro de {}")}},
@@ -157,7 +157,7 @@ def context(tiny_sd, cat, judge):
 
 
 def painter(model, protocol):
-    """``paint`` of a context in front of that model."""
+    """The ``paint`` function of a context for that model."""
 
     def paint(texts, seeds, embeds=None, guidance=None):
         scale = guidance or protocol["guidance_scale"]
@@ -168,7 +168,7 @@ def painter(model, protocol):
 
 @pytest.fixture
 def in_front_of(context):
-    """``in_front_of(model)``: the context before another model."""
+    """``in_front_of(model)``: the context for another model."""
 
     def moved(model):
         paint = painter(model, context.protocol)
@@ -178,7 +178,7 @@ def in_front_of(context):
 
 
 class ScriptedJudge:
-    """Sees the concept in those of the pictures it is shown whose numbers, counted from 0, are in ``fires``."""
+    """Reports the concept in the images whose numbers, counted from 0, are in ``fires``."""
 
     def __init__(self):
         self.fires, self.seen = (), []
@@ -196,7 +196,7 @@ def judge():
 
 @pytest.fixture
 def erased(context, tiny_sd):
-    """``with erased(erasure) as context:`` the context with an erasure on its victim, which ``context.unedited`` lifts."""
+    """``with erased(erasure) as context:`` the context with an erasure attached; ``context.unedited`` detaches it."""
 
     @contextmanager
     def attached(erasure):

@@ -1,6 +1,6 @@
-"""A track without pictures: its tasks write numbers. Plans, engines and the store work on it as on any other.
+"""A track without images: its tasks write numbers. Plans, engines and the store treat it like any other track.
 
-Run as a program, it makes one grid on a store: ``python -c 'import counting_track; counting_track.main(…)'``.
+As a program it runs one grid on a store: ``python -c 'import counting_track; counting_track.main(…)'``.
 """
 
 import errno
@@ -73,8 +73,8 @@ class RefusedLock(IdleLock):
 def count(task, inputs, folder, bench):
     """Write the task's number plus those of its inputs.
 
-    ``runtime`` can ask for a log of labels, for steps that take time, and for trouble: ``broken`` and ``refused`` name
-    files, and while such a file exists the stage raises; ``full`` finds the disk full.
+    ``runtime`` can request a log of labels, slow steps, and errors: the stage raises while a file named by ``broken`` or
+    ``refused`` exists; ``full`` simulates a full disk.
     """
     runtime = task.runtime
     if "log" in runtime:
@@ -98,7 +98,7 @@ def count_together(tasks, inputs, folders, bench):
 
 
 def grid(numbers, **runtime) -> Plan:
-    """For each number ``i`` a task ``count i``, and ``measure i`` that adds 100 to it."""
+    """A plan with a task ``count i`` for each number ``i``, and a task ``measure i`` that adds 100 to it."""
     plan = Plan("counting")
     for n in numbers:
         first = plan.add(Task("count", {"n": n}, runtime=runtime, label=f"count {n}", like="count"))
@@ -108,12 +108,12 @@ def grid(numbers, **runtime) -> Plan:
 
 
 def results(plan, store) -> list[int]:
-    """The number of every cell, all of whose artefacts must be whole."""
+    """The number of every cell. All artefacts of the plan must be complete."""
     return [int((store.read("measure", task.key) / "n").read_text()) for _, task in plan.cells]
 
 
 class Told:
-    """A watcher that keeps what it is told, and calls ``at_first`` when the first task starts."""
+    """A watcher that records all messages, and calls ``at_first`` when the first task starts."""
 
     def __init__(self, at_first=lambda: None):
         self.begun, self.done, self.reasons, self.notes, self.gone, self.theirs = [], [], [], [], [], []
@@ -144,7 +144,7 @@ class Told:
 
 
 def main(root: str, engine: str, width: int, pause: float) -> None:
-    """Make one grid as a command does, and leave with 1 if a task failed."""
+    """Run one grid like a command, and exit with 1 if a task failed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     look_in(CONF)
     place = Store(root)

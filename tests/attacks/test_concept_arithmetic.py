@@ -1,4 +1,4 @@
-"""Concept arithmetic: what a sum of guided predictions has to be, whatever the model."""
+"""Concept arithmetic: identities of a sum of guided predictions that hold for every model."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -115,7 +115,7 @@ def test_prompts_of_a_recipe(cat):
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_there_is_always_something_else(kind):
-    """Also for an erasure of one of the ordinary things to another one."""
+    """This also holds if one of the ordinary things is erased and another is its anchor."""
     for name, anchor in permutations(OTHERS[kind], 2):
         assert words_for(Concept(name, kind=kind, anchor=anchor))["other"] in {*OTHERS[kind]} - {name, anchor}
 

@@ -1,4 +1,4 @@
-"""Concept inversion against runs of the official code, replayed draw for draw, and against its identities."""
+"""Concept inversion against recorded runs of the official code, with the same random draws, and against its identities."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -98,8 +98,8 @@ def test_the_loss_falls_on_what_it_learns_from(context):
 
 
 def test_the_branch_follows_the_guard(context, tiny_sd):
-    """The guarded loss costs four network evaluations an image, and SLD's, which looks at the concept too, three a visit and
-    two; the plain one one. What has a gradient is gone back through."""
+    """Network evaluations per image: four for the guarded loss, three per visit plus two for SLD, which also evaluates the
+    concept, and one for the plain loss. Evaluations with a gradient also count as backward passes."""
     with overpaint.erase(tiny_sd, "sld", erase=["cat"]).attached(tiny_sd):
         ledger = invert(context)[0].ledger
         assert (ledger.forwards, ledger.backwards) == (2 * 2 * (3 * 3 + 2), 2 * 2 * 3 * 3)
@@ -112,7 +112,7 @@ def test_the_branch_follows_the_guard(context, tiny_sd):
 
 
 def test_accumulated_batches_are_one_large_one(context):
-    """Two batches of two have the loss and the gradient of one of four with the same draws."""
+    """Two batches of two give the same loss and gradient as one batch of four with the same draws."""
     generator = torch.Generator().manual_seed(0)
     noise, rows = (torch.randn(4, 4, 16, 16, generator=generator) for _ in range(2))
     t, captions = torch.tensor([100, 300, 600, 900]), torch.tensor([0, 1, 1, 0])
@@ -125,7 +125,7 @@ def test_accumulated_batches_are_one_large_one(context):
 
 
 def test_officially_the_warm_up_counts_batches(context, tiny_sd):
-    """Warm-up 1: the first batch is not guarded, the second one is; as intended it counts the sampler's steps."""
+    """With warm-up 1, the first batch is unguarded and the second is guarded. ``intended`` counts the sampler's steps."""
     losses = {}
     for key, values in {
         "off": {"safety_scale": 0.0},
@@ -149,7 +149,7 @@ def test_it_can_start_from_the_concepts_own_name(context, tiny_sd):
 
 
 def test_a_guard_of_no_strength_is_the_unguarded_sampler(context, tiny_sd):
-    """With an empty negative prompt, the word that equals the concept's has nothing to cancel: loss zero."""
+    """With an empty negative prompt and a token equal to the concept's, there is nothing to cancel: the loss is zero."""
     context = replace(context, concept=Concept("cat", article=""), catalogue=Catalogue())
     records = {"ids.0": tiny_sd.padded_ids(["cat"] * 2)}
     with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"], text="").attached(tiny_sd):
@@ -161,7 +161,7 @@ def test_a_guard_of_no_strength_is_the_unguarded_sampler(context, tiny_sd):
 
 
 def test_momentum_starts_anew_in_every_window_and_reaches_the_last_visit(context, tiny_sd):
-    """Equal draws give equal losses, whatever came before; the first visit moves the loss through the momentum alone."""
+    """Equal draws give equal losses in every window. The first visit affects the loss only through the momentum."""
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     # offsets 80, 40, 0 of the window, and one whose first visit alone is another
     orders = [torch.tensor([80, 40, 0]), torch.tensor([80, 40, 0]), torch.tensor([60, 40, 0])]
@@ -186,7 +186,7 @@ def test_visits_are_different_timesteps_of_the_window(context):
 
 @pytest.mark.parametrize("branch", ["guided", "trajectory"])
 def test_prompts_are_learned_behind_the_new_word_and_are_what_the_guard_shall_not_see(branch, context, tiny_sd):
-    """Without a guard, and with the word left out of the captions, there is nothing to cancel: loss zero."""
+    """Without a guard and without the placeholder in the captions, there is nothing to cancel: the loss is zero."""
     asked = [shot.prompt.text for shot in context.shots]
     attack = component("attack", "cce").build({"captions": "prompts"})
     assert attack.prompts(context) == ([f"<concept> {text}" for text in asked], asked)
@@ -198,7 +198,7 @@ def test_prompts_are_learned_behind_the_new_word_and_are_what_the_guard_shall_no
 
 
 def test_what_is_spent_is_what_the_network_evaluates(context, tiny_sd):
-    """Composable negative prompts evaluate three predictions an image, whatever the branch was thought to cost."""
+    """Composable negative prompts need three predictions per image; the ledger counts the actual evaluations."""
     for method, values in (("sld", {"warmup_steps": 0}), ("negative_prompt", {"form": "composable"})):
         real = Ledger()
         with overpaint.erase(tiny_sd, method, erase=["cat"], **values).attached(tiny_sd), real.counting(tiny_sd):
@@ -207,7 +207,7 @@ def test_what_is_spent_is_what_the_network_evaluates(context, tiny_sd):
 
 
 def test_a_safety_guidance_of_no_strength_changes_nothing(context, tiny_sd):
-    """Loss, gradient and word of the trajectory branch are those of the unguarded sampler seen through the same window."""
+    """Loss, gradient and learned token of the trajectory branch equal those of the unguarded sampler in the same window."""
     settings = {"branch": "trajectory", "window": 20, "learning_rate": 0.01}
     _, plain = invert(context, **settings)
     found = {}
@@ -222,7 +222,7 @@ def test_a_safety_guidance_of_no_strength_changes_nothing(context, tiny_sd):
 
 
 def test_half_precision_has_the_gradients_of_single_precision(context, goldens):
-    """Also where the mean over larger latents makes those on the way back too small for float16."""
+    """This also holds for larger latents, where the mean makes backpropagated gradients too small for float16."""
     found, pictures = {}, [picture.resize((64, 64)) for picture in context.examples(2)]
     context = replace(context, examples=lambda n: pictures)
     for dtype in ("float32", "float16"):

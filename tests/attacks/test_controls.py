@@ -1,4 +1,4 @@
-"""Luck at the same number of images."""
+"""Controls: chance at the same number of images."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The embedding attacks against a run of AdvUnlearn's inner attack, replayed draw for draw, and against their identities."""
+"""The embedding attacks against a recorded run of AdvUnlearn's inner attack, and against their identities."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -85,7 +85,7 @@ def objective(pairs, own, regulariser, r):
 
 @pytest.mark.parametrize("regulariser", ["zero", "surrogate"])
 def test_rows_minimise_what_they_should(regulariser, context, erased):
-    """As far as single precision, in which they are handed on, can tell."""
+    """The tolerance is that of single precision, in which the rows are returned."""
     r = 0.1
     with uce_victim(context, erased) as attacked:
         pairs, own = matrices(attacked), context.victim.encode(["a cat"])[0].double()
@@ -140,7 +140,7 @@ def test_the_vector_is_added(context, cat):
 
 
 def test_official_soft_prefix(golden, goldens, context, erased, monkeypatch):
-    """Its sampler's latents are handed out; which it is asked for is compared."""
+    """The recorded latents replace the sampler's; the requested steps are compared."""
     meta, results, extra = golden("advunlearn/advu_pgd_word")
     edited = victim(goldens / "uce" / "f32" / f"{meta['victim'].removeprefix('uce_')}.safetensors")
     ours = attack(
@@ -188,7 +188,7 @@ def test_the_loss_is_taken_on_the_victim_and_its_target_on_the_unedited_model(co
 
 @pytest.mark.parametrize("compat", ["official", "intended"])
 def test_it_comes_closer_to_the_unedited_model(compat, context, erased, monkeypatch):
-    """On one lesson, again and again."""
+    """The same example is repeated."""
     erasure = overpaint.erase(context.victim, "uce", erase=["cat"], anchor="ship")
     ours = attack("soft_prefix", compat=compat, steps=20, learning_rate=0.02)
     one = type(ours).targets
@@ -200,7 +200,7 @@ def test_it_comes_closer_to_the_unedited_model(compat, context, erased, monkeypa
 
 
 def test_half_precision_has_the_gradients_of_single_precision(goldens):
-    """On one lesson of larger latents, whose mean leaves little for float16 on the way back."""
+    """One example with larger latents, where the mean makes backpropagated gradients small for float16."""
     generator = torch.Generator().manual_seed(0)
     noised, wanted = (torch.randn(1, 4, 48, 48, generator=generator) for _ in range(2))
     found = {}
@@ -233,7 +233,7 @@ def test_a_long_prompt_leaves_room_for_the_rows(context, tiny_sd):
 )
 @pytest.mark.parametrize("compat", ["official", "intended"])
 def test_other_ways_of_a_soft_prefix_find_other_embeddings(values, compat, context):
-    """Each draws the plain picture and one of an embedding that is neither the prompt's nor the default way's."""
+    """Each paints the plain image, and an image of an embedding that differs from the prompt's and from the default's."""
     one, found = replace(context, shots=context.shots[:1]), []
     paint = context.paint
 

@@ -1,4 +1,4 @@
-"""What every attack has to satisfy, run over every ``conf/attack/*.yaml``. A new attack is tested by being there."""
+"""The common test suite of attacks. It runs over every ``conf/attack/*.yaml``, so a new attack is tested automatically."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +15,15 @@ from overpaint.images.stages.attack import _note
 from requirements import unmet
 
 ATTACKS = sorted(components("attack"))
-#: Those that never look at a model, and those that do.
+#: Attacks that use no model, and attacks that use one.
 BLIND = [name for name in ATTACKS if component("attack", name).load().needs == "nothing"]
 SEEING = [name for name in ATTACKS if name not in BLIND]
-#: Those that leave nothing to be drawn for a cat: no attack, and prompts that imply unsafe content or marks.
+#: Attacks without images for a cat: no attack, and prompts that imply unsafe content or marks.
 SILENT = ("none", "implicit")
 #: Counts that must be at least 1, with the attacks that have them.
 COUNTS = ("batch_size", "first", "generations", "iterations", "pictures", "restarts", "tokens", "tries")
 COUNTED = [(name, key) for name in ATTACKS for key in COUNTS if key in component("attack", name).defaults]
-LIST = Path(__file__).with_name("prompts.csv")  # a list for attacks that read one
+LIST = Path(__file__).with_name("prompts.csv")  # for attacks that read a prompt list
 TINY = {
     "steps": 2,
     "batch_size": 2,
@@ -96,7 +96,7 @@ def test_the_victim_is_left_as_it_was(attack, context, tiny_sd):
 
 
 def drawn(model, assault, most=2):
-    """The first images of what an attack left."""
+    """The first images of an attack's result."""
     with model.learned_tokens(assault.tokens):
         shots = assault.shots[:most]
         return [image for s in shots for image in model.sample([s.prompt.text], [s.noise_seed], steps=1)]
@@ -111,7 +111,7 @@ def test_what_it_leaves_can_be_drawn(attack, context, tiny_sd):
 @pytest.mark.parametrize("family", ["sdxl", "velocity"])
 @pytest.mark.parametrize("name", SEEING)
 def test_it_runs_on_other_families(name, family, in_front_of, tiny_sdxl, goldens):
-    """Two text encoders, and a network that predicts velocity: the same attack, and finite images."""
+    """With two text encoders, and with a network that predicts velocity, the attack runs and gives finite images."""
     attack = component("attack", name)
     if family == "sdxl":
         model = tiny_sdxl
@@ -140,7 +140,7 @@ def test_a_model_of_another_family_is_refused_by_name(name):
 
 @pytest.mark.parametrize("name", SEEING)
 def test_over_long_prompts_are_truncated_and_reported(name, context, tiny_sd):
-    """82 tokens for a model of 77: truncated as a sampler truncates, or shorter, so that words fit."""
+    """82 tokens for a model with 77: truncated like a sampler's prompts, or further to make room for learned tokens."""
     long = Prompt("a photo of a cat" + " on a ship" * 25, "target", "cat", ("cat",))
     assert len(tiny_sd.tokenizer(long.text).input_ids) == 82
     ready, long = built(component("attack", name)), replace(context, shots=shots([long], 1))

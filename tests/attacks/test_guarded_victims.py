@@ -1,4 +1,4 @@
-"""Attacks through victims that a guard or an adapter protects while they sample."""
+"""Attacks on victims with a guard or an adapter that acts during sampling."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ VICTIMS = {
 @pytest.mark.parametrize("method", VICTIMS)
 @pytest.mark.parametrize("branch", ["plain", "guided"])
 def test_concept_inversion_runs_and_restores(method, branch, context, tiny_sd):
-    """The plain branch learns through the network, adapters included, the other one through the sampler's guidance."""
+    """The plain branch optimises through the network with its adapters, the other through the sampler's guidance."""
     erasure = overpaint.erase(tiny_sd, method, erase=["cat"], **VICTIMS[method])
     attack = component("attack", "cce").build({"steps": 2, "batch_size": 2, "pictures": 2, "branch": branch}, seed=1)
     before = {name: p.data.clone() for name, p in tiny_sd.named_parameters().items()}

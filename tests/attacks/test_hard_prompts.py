@@ -1,4 +1,4 @@
-"""PEZ against a run of the official code, replayed draw for draw, and against its identities."""
+"""PEZ against a recorded run of the official code, with the same random draws, and against its identities."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def pez(seed=0, **values):
 
 @pytest.fixture(scope="module")
 def clip(golden, tiny_sd):
-    """The random CLIP of the recorded run, whose text tower came from open_clip, with a vision tower of its own."""
+    """The random CLIP of the recorded run: its text tower comes from open_clip; its vision tower is separate."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     _, _, extra = golden("pez/text_negative")
@@ -50,7 +50,7 @@ def clip(golden, tiny_sd):
 
 
 def test_official_code(golden, clip):
-    """Negative weight: away from the targets."""
+    """A negative weight moves away from the targets."""
     meta, results, extra = golden("pez/text_negative")
     attack = pez(
         tokens=meta["prompt_len"],

@@ -1,4 +1,4 @@
-"""Inversion against runs of the official code, the equation that it solves, and what its pictures, texts and budget are."""
+"""Inversion against runs of the official code and the equation that it solves; its images, texts and budget."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def inversion(**values):
 
 @pytest.fixture
 def shown(context, tiny_sd):
-    """The context with six pictures of the concept and as many ordinary ones."""
+    """The context with six example images of the concept and six ordinary images."""
     pictures = tiny_sd.sample(["a cat"] * 12, list(range(12)), steps=4)
     return replace(
         context,
@@ -34,14 +34,14 @@ def shown(context, tiny_sd):
 
 @pytest.fixture
 def start(tiny_sd_float64):
-    """Latents of two pictures to invert, and their texts."""
+    """Latents of two images to invert, and their texts."""
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return latents, ["a cat", "a cat and a ship"]
 
 
 @pytest.mark.parametrize("tag", ["ddim", "renoise", "regularised"])
 def test_official_inversion(tag, golden, tiny_sd_float64):
-    """From the latents on: every x_t of one picture, start noise, likelihoods, distances and pictures drawn of six."""
+    """Starting from the latents: every x_t of one image; initial noise, likelihoods, distances and images of six."""
     meta, results, extra = golden(f"inversion/{tag}")
     shared = golden("inversion/regularised")[2]
     names = [f"{kind}.{n}" for kind in ("goal", "ref") for n in range(3)]
@@ -86,8 +86,8 @@ def test_regularised_start_noise_does_not_depend_on_the_batch(tiny_sd_float64, s
 
 
 def upwards(model, latents, texts, predictions, mean=()):
-    """x_T by the docstring's equation; at each step e is taken ``predictions`` times, and at the timesteps ``mean`` their
-    average goes on instead of the last."""
+    """x_T by the docstring's equation. Each step evaluates e ``predictions`` times and uses the last result, or the average
+    at the timesteps in ``mean``."""
     schedule = model.scheduler("ddim")
     schedule.set_timesteps(STEPS)
     levels, embeds = model.alphas_cumprod.double(), model.encode(texts)
@@ -127,7 +127,7 @@ def test_no_renoising_is_ddim(tiny_sd_float64, start):
 
 
 def test_a_fixed_point_samples_back_to_the_picture(tiny_sd_float64, start):
-    """Where x_t solves its equation, sampling undoes inverting (far above 30 dB); one prediction a step does not."""
+    """If x_t solves its equation, sampling undoes inversion (far above 30 dB). One prediction per step does not."""
     latents, texts = start
     with torch.no_grad():
         error = {}
@@ -141,7 +141,7 @@ def test_a_fixed_point_samples_back_to_the_picture(tiny_sd_float64, start):
 
 
 def test_guards_guide_there_and_back(shown, tiny_sd):
-    """At guidance 1 a negative prompt cancels out of the sampler; above it does not."""
+    """A negative prompt cancels out of the sampler at guidance 1, but not above."""
     for scale, felt in ((1.0, False), (3.0, True)):
         attack = inversion(method="ddim", guidance_scale=scale)
         plain = [p.readings["nll"] for p in attack.run(shown).painted]

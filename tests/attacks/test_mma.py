@@ -1,4 +1,4 @@
-"""MMA-Diffusion's text attack against runs of the official code, replayed draw for draw, and against its definition."""
+"""MMA-Diffusion's text attack against recorded runs of the official code, and against its definition."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def searched(model, state="a b c d", seed=0, forbidden=(971, 972), **values):
 
 @pytest.mark.parametrize("tag", ["gcg", "gcg_small", "gcg_home"])
 def test_official_search(tag, golden, tiny_sd_float64):
-    """In ``gcg_small`` the cut at a text's end decides a state; in ``gcg_home`` the best is not the last."""
+    """In ``gcg_small``, truncation at the end of a text affects a state. In ``gcg_home``, the best state is not the last."""
     meta, results, extra = golden(f"mma/{tag}")
     attack = mma(steps=meta["steps"], candidates=meta["batch"], top=meta["topk"], compat="official")
     target = target_of(tiny_sd_float64, meta["prompt"])
@@ -63,7 +63,7 @@ def test_the_feature_is_that_of_the_end_token_in_the_padded_prompt(tiny_sd):
 
 
 def one_hot_gradient(model, ids, target):
-    """∂loss/∂onehot of the whole padded prompt, (tokens, vocabulary), by definition."""
+    """∂loss/∂onehot (tokens, vocabulary) of the whole padded prompt, by definition."""
     padded = torch.tensor([[971, *ids, 972, *[972] * (75 - len(ids))]])
     rows = one_hot(padded, 973).float().requires_grad_()
     states = model.encode_embeddings(rows @ model.token_table.detach(), padded)
@@ -95,7 +95,7 @@ def test_copies_have_one_word_of_the_best_in_evenly_spread_places(tiny_sd):
 
 
 def test_brute_force_over_the_vocabulary_finds_the_same_word(tiny_sd):
-    """One place, all words tried once: the next state is the best of those that read back."""
+    """For one position, all words are tried. The next state is the best one that tokenizes back to the same ids."""
     everything, forbidden = 971, [971, 972]
     attack, target = mma(candidates=everything, top=everything, steps=1, compat="intended"), target_of(tiny_sd, "a dog")
     with replayed({"draw.0": torch.arange(everything)}):
@@ -155,7 +155,7 @@ def test_official_words_that_contain_a_banned_one(tag, golden, tiny_sd):
 
 
 def test_official_bans_what_contains_a_word_of_the_concept_or_is_a_part_of_one(tiny_sd, cat):
-    """By the vocabulary's names; of ``the old bird`` each word, and of an article itself alone."""
+    """Tokens are compared by name, with each word of ``the old bird``; an article bans only itself."""
     concept = replace(cat, name="a Church", synonyms=("the old bird",))
     forbidden, words = set(banned(tiny_sd, concept, "official")), ("church", "the", "old", "bird")
     pieces = {piece for text in ("a church", "the old bird") for piece in tiny_sd.token_ids(text)[1:-1]}
@@ -167,7 +167,7 @@ def test_official_bans_what_contains_a_word_of_the_concept_or_is_a_part_of_one(t
 
 
 def test_official_prompts_hold_no_word_of_the_concept(context, tiny_sd):
-    """Neither as a piece nor inside of one, in what is tried; ``intended`` tries such pieces."""
+    """Candidates contain no word of the concept, as a piece or inside one. ``intended`` does try such pieces."""
 
     def tried(compat):
         with watched() as seen:

@@ -1,4 +1,4 @@
-"""Completion and the noise probe against a run of official code, and against their identities."""
+"""Completion and the noise probe against a recorded run of official code, and against their identities."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def edited(goldens):
 
 
 def at(context, **protocol):
-    """The context under another protocol: what is painted, and what an attack is told."""
+    """The context with another protocol, for painting and for the attack."""
     protocol = context.protocol | protocol
     return replace(
         context, protocol=protocol, paint=lambda texts, seeds: context.victim.sample(texts, seeds, **protocol)
@@ -37,7 +37,7 @@ def pixels(images):
 
 @pytest.mark.parametrize("compat", ["official", "intended"])
 def test_official_code(compat, context, erased, edited, golden):
-    """Under DDIM without noise a handed-over scheduler and a new one are the same."""
+    """For DDIM without noise, a reused scheduler and a new one give the same result."""
     meta, results, extra = golden("probes/uoc_ddim")
     prompt = Prompt(meta["prompt"], "target", seed=meta["seed"])
     context = replace(context, shots=shots([prompt], 1), protocol={"guidance_scale": meta["guidance"], "size": 32})
@@ -74,7 +74,7 @@ def test_official_reads_fraction_zero_as_none_given(context):
 
 
 def test_official_pndm_loses_a_step_where_intended_does_not(context, tiny_sd_float64):
-    """Handed from a model to itself, a scheduler that goes on draws the plain picture; one that starts anew does not."""
+    """If both models are the same, a scheduler that keeps its state gives the plain image; a reset scheduler does not."""
     context = at(context, steps=6, scheduler="pndm")
     plain = pixels(context.paint([s.prompt.text for s in context.shots], [s.noise_seed for s in context.shots]))
     assert by_variant(probe("completion", fractions=[0.5]).run(context))["fraction 0.5"] == plain
@@ -84,7 +84,7 @@ def test_official_pndm_loses_a_step_where_intended_does_not(context, tiny_sd_flo
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_noise_that_there_is_room_for_is_the_schedulers_own(eta, context, tiny_sd):
-    """Bit for bit against the scheduler's own loop, with the noise handed to it; η = 0 is DDIM, whatever v."""
+    """Bit for bit equal to the scheduler's own loop with the same noise. η = 0 is DDIM for every v."""
     context = at(context, steps=3)
     attack, part = probe("noise_probe", etas=[eta], variance_scales=[1.0, 1.5]), context.shots[:2]
     with torch.no_grad():
@@ -104,8 +104,8 @@ def test_noise_that_there_is_room_for_is_the_schedulers_own(eta, context, tiny_s
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("eta", [1.0, 1.85, 2.5])
 def test_spread_of_a_world_of_normal_pictures(eta, kind, predicting):
-    """Pictures are N(0, I), and a network that knows it says e = √(1 − ᾱ) x, so that every step multiplies x by a number and
-    adds noise: the variance of 20,000 values follows the released code's coefficients, its absolute value included."""
+    """Images are N(0, I), so the ideal prediction is e = √(1 − ᾱ) x, and every step multiplies x by a number and adds noise.
+    The variance of 20,000 values follows the released code's coefficients, including its absolute value."""
     model, v = predicting(kind), 1.1
     schedule = model.scheduler("ddim")
     schedule.set_timesteps(10)
@@ -117,7 +117,7 @@ def test_spread_of_a_world_of_normal_pictures(eta, kind, predicting):
         folded |= bool(sigma**2 > room)
         gain = (before * at).sqrt() + ((room - sigma**2).abs() * (1 - at)).sqrt()
         variance = float(gain**2 * variance + (v * sigma) ** 2)
-        said = ((1 - at).sqrt() if kind == "epsilon" else 0.0) * latents  # of such pictures the velocity says nothing
+        said = ((1 - at).sqrt() if kind == "epsilon" else 0.0) * latents  # the ideal velocity is zero
         noise = torch.randn(20_000, generator=normal)
         latents = model.stochastic_step(schedule, said.float() + 0 * latents, t, latents, eta, v * noise)
         assert float(latents.var()) == pytest.approx(variance, rel=0.05)

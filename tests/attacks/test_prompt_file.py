@@ -1,4 +1,4 @@
-"""Prompts out of a store and back in: the same texts, seeds and guidance."""
+"""Prompts exported from a store and read again have the same texts, seeds and guidance."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from overpaint.run.store import MANIFEST
 
 @pytest.fixture
 def stored(tmp_path):
-    """A folder as the attack stage leaves it."""
+    """An output folder of the attack stage."""
 
     def store(assault, name="attack", attack="uda"):
         folder = tmp_path / name
@@ -49,7 +49,7 @@ def test_what_was_settled_on_comes_back_with_seed_and_guidance(context, stored, 
 
 
 def test_all_prompts_of_an_attack_that_does_not_search_come_back(context, stored, tmp_path):
-    """Four random prefixes a plain image, each with its start noise, under ids of their own."""
+    """Four random prefixes per plain image, with the same initial noise and different ids."""
     assault = component("attack", "random_prefix").build({"tries": 4, "tokens": 2}, seed=0).run(context)
     assert write_prompts(tmp_path / "list.csv", [stored(assault, attack="random_prefix")]) == len(assault.shots) == 24
     found = PromptFile(file=str(tmp_path / "list.csv"), most=None).run(context).shots
@@ -66,7 +66,7 @@ def test_shots_and_verdicts_survive_the_store(context, stored):
 
 
 def test_the_store_knows_how_a_search_came_to_each_prompt(context, stored):
-    """Ids, whether the text reads back as them, and the losses of the steps since the picture before; none for the plain one."""
+    """Token ids, whether the text tokenizes back to them, and the losses since the previous image; none for the plain image."""
     attack = component("attack", "uda").build({"timesteps": 2, "iterations": 3, "tokens": 2}, seed=0)
     quiet = replace(context, shots=context.shots[:2], judge=lambda images: [Verdict(False, 0.0)] * len(images))
     assault = attack.run(quiet)
@@ -90,7 +90,7 @@ BEYOND_WORDS = [name for name in components("attack") if not component("attack",
 
 @pytest.mark.parametrize("name", BEYOND_WORDS)
 def test_what_takes_more_than_words_is_no_list(name, context, stored, tmp_path):
-    """Learned tokens, embeddings, start noise, trained weights: the texts alone would be other attacks."""
+    """Learned tokens, embeddings, initial noise, trained weights: the texts alone would be a different attack."""
     with pytest.raises(overpaint.UserError, match=f"attack={name} cannot be exported"):
         write_prompts(tmp_path / "list.csv", [stored(painted(context, ["a cat"], [1]), attack=name)])
     assert not (tmp_path / "list.csv").exists()
@@ -104,7 +104,7 @@ def test_every_attack_says_whether_words_are_all():
 
 
 def test_a_control_gets_as_many_images_as_the_list_has_of_a_prompt(context, stored, tmp_path):
-    """Six plain images of three prompts (two seeds each), four prefixes an image: eight rows a prompt, four a shot."""
+    """Six plain images of three prompts with two seeds; four prefixes per image give eight rows per prompt, four per shot."""
     assault = component("attack", "random_prefix").build({"tries": 4, "tokens": 2}, seed=0).run(context)
     write_prompts(tmp_path / "list.csv", [stored(assault, attack="random_prefix")])
     replay = PromptFile(file=str(tmp_path / "list.csv"), most=None)

@@ -1,4 +1,4 @@
-"""Synonyms, paraphrases, translations and prompts that name nothing."""
+"""Synonyms, paraphrases, translations and prompts that do not name the concept."""
 
 from collections import Counter
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Searches side by side: each one is what it would be alone, and pays what it would have paid."""
+"""Batched searches: each search has the result and the cost that it has alone."""
 
 from collections import Counter
 from contextlib import nullcontext
@@ -19,13 +19,13 @@ SEARCHES = {
     "p4d_n": {"tokens": 2, "steps": 2, "draw_every": 1, "last_images": 2, "stop_early": True},
     "p4d_k": {"every": 2, "steps": 2, "draw_every": 1, "last_images": 1, "stop_early": True},
 }
-#: Which picture of a plain image, by the seed of its start noise, shows the concept.
+#: Seed of the initial noise -> number of the attacked image that shows the concept.
 FIRES = {0: 0, 1: 1, 2: 2}
 
 
 @pytest.fixture
 def precise(context, tiny_sd_float64):
-    """Four plain images of two prompts, one longer, in float64; a judge that knows whose picture it sees and which one."""
+    """Four plain images of two prompts of different length, in float64, and a judge that identifies every image."""
     short = [replace(s, prompt=replace(s.prompt, text="a cat")) for s in context.shots[3:5]]
     context = replace(context, shots=[*context.shots[:2], *short])
     seeds = {shot.noise_seed: number for number, shot in enumerate(context.shots)}
@@ -89,7 +89,7 @@ def test_each_is_what_it_is_alone(name, prediction, precise, tiny_sd_float64):
 
 
 def test_no_more_go_side_by_side_than_a_batch_holds(context, tiny_sd):
-    """And what goes on in a batch is one pass of the network."""
+    """A batch of searches is one pass of the network."""
     attack = component("attack", "uda").build({"tokens": 2, "timesteps": 1, "iterations": 1}, seed=0)
     sizes = []
 
@@ -108,7 +108,7 @@ def test_no_more_go_side_by_side_than_a_batch_holds(context, tiny_sd):
 
 @pytest.mark.parametrize("name", ["uda", "p4d_uda", "p4d_n"])
 def test_half_precision_finds_the_gradient_that_full_precision_has(name, context, goldens):
-    """Of the first step, for the same words, of a picture of 128 pixels: without a scale 1 to 18 % are lost."""
+    """The first step with the same tokens at 128 pixels. Without loss scaling, 1 to 18 % of the gradient are lost."""
     steps = {"timesteps": [300], "iterations": 1} if "uda" in name else {"steps": 1, "draw_every": 1, "last_images": 1}
     words, gradients = torch.tensor([500, 600, 700]), []
     for dtype in ("float32", "float16"):

@@ -1,4 +1,4 @@
-"""Prompting4Debugging against runs of the official code, replayed draw for draw, and against its identities."""
+"""Prompting4Debugging against recorded runs of the official code, and against its identities."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -38,13 +38,13 @@ def one(context):
 
 
 def original(context):
-    """The unedited model's picture of the first prompt."""
+    """The unedited model's image of the first prompt."""
     p4d = attack()
     return p4d.originals(context, [p4d.trial(context, context.shots[0])])
 
 
 def recorded(extra):
-    """The run's draws by our names; P4D kept the timesteps of all steps together."""
+    """The recorded draws under our names. P4D stores the timesteps of all steps in one tensor."""
     records = {k: v for k, v in extra.items() if k.startswith("noise.")}
     records |= {f"t.{n}": t for n, t in enumerate(extra["timesteps"])}
     return records | {"init_ids.0": extra["init_ids"], "vae_noise.0": extra["vae_noise"]}
@@ -112,7 +112,7 @@ def test_intended_layouts_end_and_are_padded(tiny_sd):
 
 
 def test_nothing_to_learn_on_the_original_model_means_no_loss(one, tiny_sd):
-    """Variant k without further words, on a victim that is the original."""
+    """Variant k without additional tokens, with the original model as victim."""
     p4d = attack("p4d_k", compat="intended")
     words = tuple(tiny_sd.token_ids("a photo of a cat")[1:-1])
     frame, none = Frame(tiny_sd, words, ()), torch.zeros(1, 0, dtype=torch.long)
@@ -125,7 +125,7 @@ def test_nothing_to_learn_on_the_original_model_means_no_loss(one, tiny_sd):
 
 
 def test_the_kept_words_are_those_whose_picture_is_most_like_the_original(one):
-    """Of equals the first; the plain picture is no candidate."""
+    """The first of equal candidates is kept. The plain image is not a candidate."""
     assault, _ = run(one, steps=3, draw_every=1, learning_rate=2.0)
     features = one.features
     wanted = features(original(one))
@@ -156,7 +156,7 @@ def test_without_anything_that_compares_pictures_it_is_refused_before_it_draws_o
 
 
 def test_it_is_refused_when_it_is_planned():
-    """On the command line, for a model without a detector."""
+    """The command line rejects it for a model without a detector."""
 
     def plan(*further):
         axes = ["budget=smoke", "method=none", "attack=p4d_n", "model.detector=null", "model.judge=null", *further]
@@ -168,7 +168,7 @@ def test_it_is_refused_when_it_is_planned():
 
 
 class Stub:
-    """A detector of cats, with an embedding or without one."""
+    """A cat detector, with or without features."""
 
     def __init__(self, embeds):
         self.embeds = embeds
@@ -180,7 +180,7 @@ class Stub:
 
 @pytest.mark.parametrize("embeds", [True, False])
 def test_a_judge_without_an_embedding_has_no_features(embeds, one):
-    """Then its score says what is most alike; the search goes through."""
+    """Without features, the judge's score measures similarity, and the search runs."""
     bench = SimpleNamespace(detector=lambda name, settings: Stub(embeds))
     judge, features = _judge({"detector": "stub", "settings": {}, "threshold": 0.4}, "cat", bench)
     pictures = one.examples(2)
@@ -198,7 +198,7 @@ def test_of_a_long_prompt_variant_k_keeps_what_fits_with_its_words(tiny_sd):
 
 
 def test_two_text_encoders_read_the_words_of_variant_k(tiny_sdxl):
-    """As released the prompt has no end token, behind which the second encoder's padding would begin at once."""
+    """In the released code the prompt has no end token, after which the second encoder's padding would start."""
     frame = attack("p4d_k", compat="official").frame(tiny_sdxl, "a photo of a cat")
     ids = torch.tensor([[500, 600]])
     assert len(frame.places) == 2
@@ -232,7 +232,7 @@ def test_last_pictures_have_noise_of_their_own_but_for_the_last(one):
 
 @pytest.mark.parametrize("compat", ["official", "intended"])
 def test_whose_text_encoder_reads_the_words(compat, one, erased, tiny_sd):
-    """As released the original one, which an erasure of the text encoder does not change."""
+    """In the released code it is the original text encoder, which an erasure does not change."""
     name = "text_model.final_layer_norm.bias"
     changed = Replacement(tiny_sd.named_parameters()[name].data + 1)
     with erased(Erasure("esd", changes={name: changed})) as context:
@@ -244,7 +244,7 @@ def test_whose_text_encoder_reads_the_words(compat, one, erased, tiny_sd):
 
 
 def through(context, prediction, **values):
-    """What the search sees of a prompt through the victim, at three steps; and the victim's network alone."""
+    """The prediction that the search uses for a prompt at three steps, and the prediction of the victim's network alone."""
     victim, shot = context.victim, context.shots[0]
     p4d = attack(prediction=prediction, **values)
     view = p4d.victim_prediction(context, shot)

@@ -1,4 +1,4 @@
-"""Relearning against its identities: what learns, what comes back, and that it learns."""
+"""Relearning: which weights are trained, that the loss falls, and that the concept returns."""
 
 import re
 from dataclasses import replace
@@ -84,7 +84,7 @@ def test_a_low_rank_change_is_what_it_says_and_leaves_the_layers_that_were_there
 
 @pytest.mark.parametrize("train", ["xattn_kv", "attention_lora"])
 def test_half_precision_learns_what_single_precision_learns(train, context, goldens):
-    """Pictures stay numbers, and gradients are those of single precision: no factor learns in half precision itself."""
+    """Images stay finite, and gradients equal those of single precision: no factor is trained in half precision."""
     gradients, pictures, shown = {}, {}, [picture.resize((64, 64)) for picture in context.examples(2)]
     for dtype in ("float32", "float16"):
         model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=dtype)
@@ -105,7 +105,7 @@ def test_half_precision_learns_what_single_precision_learns(train, context, gold
 
 
 def test_the_loss_falls(context, monkeypatch):
-    """On batches that are all alike: the same picture, caption, noise and time."""
+    """All batches have the same image, caption, noise and timestep."""
     attack = relearn(train="full", learning_rate=1e-3, curve=[15], pictures=1)
     draw = type(attack).loss
     monkeypatch.setattr(type(attack), "loss", lambda self, *given: draw(self, *given[:-1], Draws(3)))
@@ -116,7 +116,7 @@ def test_the_loss_falls(context, monkeypatch):
 
 
 def test_the_curve_of_a_toy_problem_is_monotone(context, tiny_sd):
-    """Taught one red picture, the victim's pictures come nearer to its latents from point to point."""
+    """The victim is trained on one red image. At every point of the curve its images are closer to the latents of it."""
     red = Image.new("RGB", (32, 32), (220, 30, 30))
     goal = tiny_sd.to_latents([red])
 

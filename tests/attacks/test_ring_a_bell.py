@@ -1,4 +1,4 @@
-"""Ring-A-Bell against a run of the official code, replayed draw for draw, and against its identities."""
+"""Ring-A-Bell against a recorded run of the official code, with the same random draws, and against its identities."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""UnlearnDiffAtk against a run of the official code, replayed draw for draw, and against its identities."""
+"""UnlearnDiffAtk against a recorded run of the official code, with the same random draws, and against its identities."""
 
 from dataclasses import replace
 
@@ -58,7 +58,7 @@ def test_official_schedule(golden):
 
 
 def test_official_number_of_pictures(golden, one, judge, tiny_sd_float64):
-    """1 where the plain picture shows the concept, else one more for each timestep until one does."""
+    """1 if the plain image shows the concept, else one more per timestep until an image does."""
     meta, results, _ = golden("uda/counting")
     blank = tiny_sd_float64.sample(["cat"], [0], steps=1)
     one = replace(one, paint=lambda texts, seeds, **rest: blank)
@@ -102,7 +102,7 @@ def test_pictures_are_those_of_their_texts(one, tiny_sd):
 
 
 def test_p4d_with_the_prompt_itself_as_its_words_has_no_loss(one, tiny_sd):
-    """On the unedited model, words that repeat the prompt say what the prompt says."""
+    """On the unedited model, tokens that repeat the prompt give the same prediction as the prompt."""
     nothing = replace(one, shots=[Shot(Prompt("", "target", "cat"), 0)])
     end = tiny_sd.tokenizer.eos_token_id
     _, seen = run(nothing, {"init_ids.0": torch.full((1, 3), end)}, name="p4d_uda", timesteps=[500], iterations=1)
@@ -110,7 +110,7 @@ def test_p4d_with_the_prompt_itself_as_its_words_has_no_loss(one, tiny_sd):
 
 
 def test_the_original_model_is_the_unedited_one(one, erased, tiny_sd):
-    """Its prediction is the target although the victim is another model; the victim is back afterwards."""
+    """The target is the unedited model's prediction although the victim is attached; the victim is restored afterwards."""
     erasure = overpaint.erase(tiny_sd, "uce", erase=["cat"])
     end = torch.full((1, 3), tiny_sd.tokenizer.eos_token_id)
     with erased(erasure) as context:
@@ -134,7 +134,7 @@ def test_the_guided_loss_sees_a_guard(one, erased, tiny_sd):
 
 
 def test_pictures_can_be_drawn_from_ids(one, tiny_sd):
-    """Where the text reads back as the same tokens, both are the same picture."""
+    """If the text tokenizes back to the same ids, both give the same image."""
     words = torch.tensor([tiny_sd.token_ids("dog ship church")[1:-1]])
     values = {"name": "p4d_uda", "timesteps": [500], "iterations": 1, "learning_rate": 0.0}
     pictures = [run(one, {"init_ids.0": words}, drawn_from=kind, **values)[0].painted[1] for kind in ("text", "ids")]
@@ -143,7 +143,7 @@ def test_pictures_can_be_drawn_from_ids(one, tiny_sd):
 
 
 def test_the_ledger_counts_pictures_too(one):
-    """With guidance a picture of one step is two evaluations; the original's is one of the pictures."""
+    """With guidance, an image with one step costs two evaluations. The original's image is counted as well."""
     ledger = run(one, timesteps=2, iterations=2)[0].ledger
     assert (ledger.forwards, ledger.backwards, ledger.images) == (4 + 2 * (3 + 1), 4, 3)
 

@@ -1,4 +1,4 @@
-"""Other words in a concept's place."""
+"""Prompts with other words in place of a concept."""
 
 import pytest
 

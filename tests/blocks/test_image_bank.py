@@ -1,4 +1,4 @@
-"""Pictures to train on, and what is drawn from them."""
+"""Training images, and the latents and batches drawn from them."""
 
 from itertools import islice
 

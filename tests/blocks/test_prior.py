@@ -1,4 +1,4 @@
-"""Statistics of captions: streamed, remembered, and what a caption collection may be."""
+"""Statistics of captions: streaming, caching, and accepted caption files."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The closed-form solve against the identities it has to satisfy and an independent least-squares route."""
+"""The closed-form solve against its identities and an independent least-squares solution."""
 
 import pytest
 import torch

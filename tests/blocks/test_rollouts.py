@@ -8,7 +8,7 @@ from overpaint.blocks.rollouts import compvis_rollout, leco_rollout, rollout
 
 
 class Oracle:
-    """Knows the image and returns the noise that is in a latent, so that a roll-out stays on the exact path."""
+    """Knows the image and predicts the exact noise of a latent, so that a roll-out stays on the exact path."""
 
     def __init__(self, model, image):
         self.alphas, self.image = model.alphas_cumprod.double(), image
@@ -44,7 +44,7 @@ def test_the_level_of_x_is_that_of_t(path, scheduler, steps, k):
 @pytest.mark.parametrize("k", [0, 7, 30, 49])
 @pytest.mark.parametrize("layout", ["tiny_sd_float64", "tiny_sdxl"])
 def test_euler_latents_are_as_noisy_as_the_network_expects(layout, k, request):
-    """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε with both coefficients: scaled as the network reads it, not as the sampler keeps it."""
+    """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε with both coefficients: scaled for the network, not as stored by the sampler."""
     model = request.getfixturevalue(layout)
     image, noise = (model.noise([1]) * 0.5).double(), model.noise([2]).double()
     oracle, schedule = Oracle(model, image), model.scheduler("euler")
@@ -77,7 +77,7 @@ def test_the_official_loop_is_cleaner_than_its_timestep(path, k):
 
 
 class VelocityOracle(Oracle):
-    """Says the same as a velocity, √ᾱ ε − √(1−ᾱ) x_0."""
+    """Predicts the same as a velocity, √ᾱ ε − √(1−ᾱ) x_0."""
 
     def __call__(self, latents, timestep, step):
         alpha = self.alphas[int(timestep)]
@@ -86,7 +86,7 @@ class VelocityOracle(Oracle):
 
 @pytest.mark.parametrize("official", ["compvis", "leco"])
 def test_official_loops_take_a_velocity_for_a_velocity(path, predicting, official):
-    """The latents are those of a network that says the same of the noise."""
+    """The latents equal those of an equivalent network that predicts noise."""
     plain, oracle, noise = path
     model = predicting("v_prediction")
     velocity = VelocityOracle(model, oracle.image)
@@ -103,7 +103,7 @@ def test_official_loops_take_a_velocity_for_a_velocity(path, predicting, officia
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_official_loop_leaves_the_noise_of_the_lowest_level(tiny_sd, dtype):
-    """Of an empty image √(1−ᾱ_0) ε is left, though ᾱ_0 itself is 1 in bfloat16."""
+    """For an empty image √(1−ᾱ_0) ε remains, although ᾱ_0 is rounded to 1 in bfloat16."""
     noise = tiny_sd.noise([2])
     start = (1 - tiny_sd.alphas_cumprod[801]).sqrt() * noise
     latents, _ = compvis_rollout(tiny_sd, start.to(dtype), lambda *_: noise.to(dtype), 10, 1, Draws(0))

@@ -1,4 +1,4 @@
-"""Which rows of a prompt's encoding an edit touches."""
+"""The rows of a prompt's encoding that an edit uses."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_the_empty_text_is_read_at_the_begin_token(tiny_sd):
 
 
 def test_encodings_match_the_recorded_ones(tiny_sd):
-    """(position of the last word piece, E[that, 0], ‖E‖) as the official code's encoder gave them."""
+    """Recorded values of the official code's encoder: (position p of the last word piece, E[p, 0], ‖E‖)."""
     recorded = {"": (0, 0.786955, 70.6704), "snoopy": (6, 1.092207, 70.2981), "Picasso": (7, -1.210442, 70.1278)}
     rows = TextRows(tiny_sd, list(recorded))
     for text, (position, first, norm) in recorded.items():
@@ -35,7 +35,7 @@ def test_encodings_match_the_recorded_ones(tiny_sd):
 
 @pytest.mark.parametrize("name", ["tiny_sd_float64", "tiny_sdxl"])
 def test_a_last_word_is_the_same_without_what_follows(request, name):
-    """Text encoders are causal, so the padding need not be encoded for the rows before it."""
+    """Text encoders are causal, so rows before the padding do not depend on it."""
     model = request.getfixturevalue(name)
     texts = ["dog", "a photo of snoopy", "", "dog"]
     padded, short = TextRows(model, texts), TextRows(model, texts, padding=False)

@@ -1,4 +1,4 @@
-"""Token variables and their places in a prompt, against official code and their identities."""
+"""Token variables and their positions in a prompt, against official code and against their identities."""
 
 import math
 
@@ -145,7 +145,7 @@ def test_a_text_within_so_many_words_is_its_beginning(tiny_sd):
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])
 def test_gradients_are_those_of_the_loss_clamped_whatever_its_precision(kind):
-    """A loss whose gradients are 3 and −0.5 in two words: the first one's is clamped to 1, and no other."""
+    """A loss with gradients 3 and −0.5 for two tokens: only the first gradient is clamped, to 1."""
     variable, slope = Simplex(torch.eye(4), 2), torch.tensor([[[3.0, 0, 0, 0], [0, -0.5, 0, 0]]])
     variable.parameter.data = torch.eye(4)[None, :2]
     before, optimizer = torch.eye(4)[None, :2], torch.optim.SGD([variable.parameter], lr=1.0)

@@ -1,4 +1,4 @@
-"""What trainers share: gradients in half precision, which float32 models and their masters know nothing of."""
+"""Shared training code: gradients in half precision; float32 models are unaffected."""
 
 import pytest
 import torch
@@ -7,12 +7,12 @@ import overpaint
 from official import distance, flat, watched
 from overpaint.blocks.training import LOSS_SCALE, backward, gradient, gradient_of, gradients
 
-#: Latents of Stable Diffusion's own size, of which each one has a small part in the mean.
+#: Latents with Stable Diffusion's size, each of which contributes little to the mean.
 SIDE = 64
 
 
 def first_gradients(folder, dtype, method="esd", **arguments):
-    """Of the first step of an erasure on latents of that size, one vector."""
+    """Gradients of the first step of an erasure on latents of that size, as one vector."""
     model = overpaint.load_model(str(folder), dtype=dtype)
     model.denoiser.register_to_config(sample_size=SIDE)
     with watched({"k.0": torch.tensor([1])}) as seen:
@@ -30,7 +30,7 @@ def test_float16_gradients_are_those_of_float32_at_full_size(goldens):
 
 
 def small_product(dtype):
-    """A float32 master, and a loss of which the gradient, 2⁻²⁶ a row, passes through ``dtype``."""
+    """A float32 master weight, and a loss whose gradient, 2⁻²⁶ per row, passes through ``dtype``."""
     master = torch.nn.Parameter(torch.ones(3))
     return master, ((master.to(dtype) * torch.tensor(2.0**-13, dtype=dtype)).float() * 2.0**-13).sum()
 
@@ -54,7 +54,7 @@ def test_other_precisions_are_left_alone(dtype):
 
 
 def test_a_scaled_loss_that_overflows_is_scaled_less():
-    """The gradient 60, times 2¹⁴, is beyond float16; times 2¹⁰ it is not."""
+    """The gradient 60 overflows float16 when scaled by 2¹⁴, but not by 2¹⁰."""
     master = torch.nn.Parameter(torch.ones(3))
     loss = (master.to(torch.float16) * 60).float().sum()
     assert 60 * LOSS_SCALE > 65504

@@ -1,4 +1,4 @@
-"""What every detector has to satisfy, run over every ``conf/detector/*.yaml``. A new detector is tested by being there."""
+"""The common test suite of detectors. It runs over every ``conf/detector/*.yaml``, so a new one is tested automatically."""
 
 import re
 from dataclasses import fields
@@ -20,13 +20,13 @@ from overpaint.testbed.captions import draw_world
 from requirements import unmet
 
 DETECTORS = sorted(components("detector"))
-#: Columns that are no label.
+#: Columns that are not labels.
 OTHERS = ["features", "failed"]
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Six different pictures of the drawn world, one of another size and one in gray."""
+    """Six different images of the drawn world, one of another size and one in gray."""
     drawn = [image for _, _, image in draw_world(6, seed=3)]
     return [*drawn[:4], drawn[4].resize((96, 80)), drawn[5].convert("L")]
 
@@ -82,7 +82,7 @@ def test_twice_the_same_whatever_the_global_seed(chosen, pictures):
 
 
 def test_a_score_depends_on_its_picture_alone(detector, pictures):
-    """Not on the batch that it is in, nor on its place there."""
+    """It does not depend on the batch or on the position in the batch."""
     whole = detector.score(pictures)
     single = pd.concat([detector.score([picture]) for picture in pictures], ignore_index=True)
     assert_close(whole, single, 1e-5)
@@ -103,7 +103,7 @@ def test_no_picture_no_row_and_the_same_columns(detector, pictures):
 
 
 def test_a_failed_picture_is_neither_present_nor_absent(detector, pictures):
-    """The stage shows it the other pictures alone, and keeps everyone's place."""
+    """The stage scores only the other images, and keeps the positions of all images."""
     found = scores(detector, [pictures[0], None, pictures[1]])
     assert found["failed"].tolist() == [False, True, False]
     assert found.loc[1, labels(found)].isna().all()
@@ -138,7 +138,7 @@ def test_the_yaml_is_complete(name):
 
 
 def test_detectors_are_told_apart(pictures):
-    """Two names never stand for the same scores: what agrees with itself would look like agreement."""
+    """Two detectors never have the same scores; otherwise their agreement would mean nothing."""
     found = {name: component("detector", name).build().score(pictures) for name in DETECTORS}
     identities = [repr(sorted(detector_identity(name).items(), key=str)) for name in DETECTORS]
     assert len(set(identities)) == len(DETECTORS)

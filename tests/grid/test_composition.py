@@ -1,4 +1,4 @@
-"""The grid composed once an axis value equals Hydra composing every cell; presets and explicit values settle in order."""
+"""Composing once per axis value gives the same cells as composing every cell with Hydra; order of presets and overrides."""
 
 from typing import get_args, get_type_hints
 
@@ -61,7 +61,7 @@ def test_inline_concepts():
 
 
 def test_configuration_allows_the_schedulers_and_precisions_that_models_have():
-    """`cells` names them again, so that they can be checked without importing torch."""
+    """`cells` repeats their names, so that they can be checked without importing torch."""
     from overpaint.models.diffusion import SCHEDULERS
     from overpaint.models.loading import DTYPES
 

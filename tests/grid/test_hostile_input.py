@@ -1,4 +1,4 @@
-"""Hostile input: overrides, YAML files and CSV files of anybody. Each is refused in one sentence, before anything is written."""
+"""Untrusted overrides, YAML files and CSV files. Each error is one sentence, before anything is written."""
 
 import codecs
 import os
@@ -20,7 +20,7 @@ from overpaint.grid.roles import ROLES, shortfalls
 
 
 def ask(*overrides):
-    """Everything that is asked of overrides before a plan is made."""
+    """All checks of overrides that run before planning."""
     cells = [cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))]
     kept, _ = merged(cells)
     for cell in kept:
@@ -32,7 +32,7 @@ def ask(*overrides):
 
 
 def refused(call, *said):
-    """The sentence in which ``call`` is refused."""
+    """The message of the error that ``call`` raises."""
     with pytest.raises(UserError) as error:
         call()
     text = str(error.value)
@@ -44,7 +44,7 @@ def refused(call, *said):
 
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path, monkeypatch):
-    """Nothing is left behind: no file in the working folder, no folder that components are looked for in."""
+    """No file is left in the working folder, and no folder in the search path of components."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -682,7 +682,7 @@ FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=[HealthChe
 
 
 def harmless(call):
-    """Nothing but a `UserError` in one line comes out of it."""
+    """The call succeeds or raises a `UserError` of one line."""
     try:
         call()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Every point of a sweep has labels and settings of its own; seeds that nothing draws from are one point."""
+"""Every point of a sweep has its own labels and settings; seeds on which nothing depends are one point."""
 
 import json
 
@@ -15,7 +15,7 @@ def cells(*overrides):
     return [cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))]
 
 
-#: One setting on every axis and key that decides records, as it is swept, and the axis whose label shows it.
+#: One sweep for every axis and key that affects records, with the axis whose label shows it.
 SWEEPS = [
     ("model", "model.path=testbed,owner/name"),
     ("model", "model.precision=float32,float64"),
@@ -185,7 +185,7 @@ def test_settings_decide_whether_a_method_draws():
 
 @pytest.mark.parametrize("kind", ["method", "attack"])
 def test_every_component_says_whether_it_draws(kind):
-    """Who says that it does not draw has no use for its seed: it stands nowhere in its source."""
+    """A component that declares that it does not draw must not use ``self.seed`` in its source."""
     import inspect
 
     for name in components(kind):

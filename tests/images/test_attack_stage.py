@@ -1,4 +1,4 @@
-"""The stage that runs attacks: what it refuses, and what it stores."""
+"""The attack stage: the inputs that it rejects, and the results that it stores."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace

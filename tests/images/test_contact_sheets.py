@@ -1,4 +1,4 @@
-"""Contact sheets: what they show, in which place, and what they hide."""
+"""Contact sheets: their images, the layout, and blurring."""
 
 import time
 

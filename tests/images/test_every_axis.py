@@ -1,4 +1,4 @@
-"""A sweep over any axis loses no point: every setting that was given by hand has records, a label and a place in every table."""
+"""A sweep over any axis loses no point: every setting has its own records, its own label and its own place in tables."""
 
 import io
 import json
@@ -13,12 +13,12 @@ from overpaint.cli import main
 from overpaint.grid.shipped import shipped
 from overpaint.report.records import CELL
 
-#: The cheapest grid that has figures: one prompt of three roles, one step.
+#: The cheapest grid with figures: one prompt for each of three roles, one step.
 TINY = [
     "concepts=church", "attack=none", "protocol=testbed", "protocol.steps=1", "budget=smoke", "budget.target_prompts=1",
     "budget.near_prompts=1", "budget.grid=0", "budget.in_prompt=0", "budget.utility_prompts=1", "budget.reference_images=1",
 ]  # fmt: skip
-#: What is swept: the axis, and overrides of which one has two values.
+#: Sweeps: the axis, and overrides; one of them has two values.
 SWEEPS = {
     "method": ["method=none,uce"],
     "a method's key": ["method=uce", "method.lamb=0.1,0.7"],
@@ -46,7 +46,7 @@ def values_of(overrides):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A folder that every sweep ran in, one command each, on one store."""
+    """A folder in which all sweeps ran, one command each, on one store."""
     folder = tmp_path_factory.mktemp("axes")
     for name, text in (("one", "a church"), ("two", "the church")):
         (folder / f"{name}.csv").write_text(f"prompt\n{text} of {name}\n")
@@ -101,7 +101,7 @@ def test_every_point_has_a_place_of_its_own_in_the_wide_forms(store, capsys, for
             assert "".join(part.split()) in text, (name, part)
 
 
-#: What each sweep's points are called in a table.
+#: Names of each sweep's points in a table.
 SHOWN = {
     "a method's key": ["uce lamb=0.1", "uce lamb=0.7"],
     "one method's key beside another": ["uce lamb=0.2", "uce lamb=0.3"],
@@ -117,7 +117,7 @@ SHOWN = {
 
 
 def mask(records, name):
-    """The records of one sweep, by what was set by hand beside `TINY` (as `given` holds it) or by component."""
+    """The records of one sweep, selected by the settings in `given` besides `TINY`, or by component."""
     sweep, column = SWEEPS[name], records["given"].map(json.loads)
     if name == "method":
         return records["method"].isin(["none", "uce"]) & plain(records)
@@ -144,7 +144,7 @@ def _said(value):
 
 
 def plain(records):
-    """Cells of the church without attack in which nothing but `TINY` was set."""
+    """Cells of the church without attack and without settings besides `TINY`."""
     usual = {o.split("=")[0]: o.split("=")[1] for o in TINY}
 
     def nothing_else(text):

@@ -1,4 +1,4 @@
-"""A picture whose values are no finite numbers has failed: it counts neither as present nor as absent."""
+"""An image with non-finite values has failed: it counts neither as present nor as absent."""
 
 import sys
 from dataclasses import replace
@@ -24,7 +24,7 @@ WHITE = Image.new("RGB", (64, 64), "white")
 
 @pytest.fixture
 def broken(tiny_sd):
-    """The tiny model with one value of one tensor of its U-Net that is no number."""
+    """The tiny model with one NaN in one tensor of its UNet."""
     weight = tiny_sd.denoiser.conv_out.weight.data
     kept = weight[0, 0, 0, 0].clone()
     weight[0, 0, 0, 0] = float("nan")
@@ -78,7 +78,7 @@ def test_the_detector_is_not_shown_it_and_nothing_is_known_of_it(pictures, tmp_p
 
 @pytest.mark.parametrize("name", ["noise_probe", "completion", "concept_arithmetic", "inversion", "soft_prefix"])
 def test_attacks_that_paint_go_on(name, context, broken):
-    """What their judge makes of a failed picture is unknown, and no success."""
+    """The judge's verdict on a failed image is unknown, which is not a success."""
 
     def paint(texts, seeds, embeds=None, guidance=None):
         return broken.sample(texts, seeds, embeds=embeds, **context.protocol, keep_failed=True)

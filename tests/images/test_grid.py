@@ -37,7 +37,7 @@ def plan_of(*overrides):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A store with the grid in it; tests work on copies."""
+    """A store with the finished grid. Tests work on copies."""
     root = tmp_path_factory.mktemp("grid") / "store"
     assert overpaint("run", *GRID, f"store={root}") == 0
     return root
@@ -90,7 +90,7 @@ def test_second_run_does_nothing(store, capsys):
     ],
 )
 def test_new_figures_of_old_scores_make_nothing_but_figures(store, change):
-    """Images, attacks and erasures may be gone once they are scored: scores hold what measuring needs."""
+    """Images, attacks and erasures can be deleted after scoring: scores contain everything that measuring needs."""
     for stage in ("generate", "attack", "erase", "reference"):
         shutil.rmtree(store.root / "artefacts" / stage, ignore_errors=True)
     before = manifests(store)
@@ -133,7 +133,7 @@ def test_damaged_figures_are_made_again_and_a_table_says_so(store, capsys):
 
 
 def test_an_interrupted_run_ends_with_the_same_table(store, capsys, tmp_path, monkeypatch):
-    """Stop in the middle, go on: every figure but measured costs equals the uninterrupted run's to the last digit."""
+    """After interrupting and resuming, all figures except measured costs equal those of an uninterrupted run."""
     from overpaint.run import executor as running
 
     other, count, execute = Store(tmp_path / "other"), [0], running.execute

@@ -1,4 +1,4 @@
-"""Latency is measured in pairs that alternate; changed weights are not measured, because they change no computation."""
+"""Latency is measured in alternating pairs. Erasures that only change weights are not measured."""
 
 import json
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from overpaint.run.tasks import Task
 
 
 class SlowModel:
-    """A model whose images take one second on its clock, two while an erasure is attached, and more with every call."""
+    """A model whose images take one second of simulated time, two with an erasure attached, and more with every call."""
 
     def __init__(self):
         self.edited, self.calls, self.now = True, [], 0.0

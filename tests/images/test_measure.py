@@ -1,4 +1,4 @@
-"""What a measurement reads from its inputs' folders: whose images depend on each other, who judged, what is unknown."""
+"""What a measurement reads from its input folders: clusters of images, verdicts and missing values."""
 
 import json
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ def plain_of(texts, seeds=1):
 
 @pytest.fixture
 def measured(tmp_path):
-    """``measured(images=[shots or an assault], plain=[…])`` configuration and folders as the measure stage gets them; every
+    """``measured(images=[shots or an assault], plain=[…])``: configuration and input folders of the measure stage. Every
     image shows the church."""
 
     def make(**frames):
@@ -80,7 +80,7 @@ def test_one_text_under_several_seeds_is_one_cluster(measured, tmp_path):
 
 
 def test_what_a_list_says_of_several_plain_prompts_is_one_cluster(measured):
-    """`implicit` takes its lines in turn, whatever prompt and seed they stand for."""
+    """`implicit` uses its lines in turn, for all prompts and seeds."""
     plain = plain_of(["a church", "the church", "church by the sea"], seeds=4)
     listed = [attacked(shot, ("steeple", "nave")[number % 2], CHURCH, "implicit") for number, shot in enumerate(plain)]
     images = gather(*measured(images=[listed], plain=[plain])).images
@@ -106,7 +106,7 @@ def test_what_a_search_makes_of_one_plain_text_is_one_cluster(measured):
 
 
 def test_an_exported_search_is_replayed_beside_its_plain_prompts(measured, tmp_path, context):
-    """Two seeds of two prompts: found again by prompt, one cluster a prompt, and joined with their plain images."""
+    """Two seeds of two prompts: they are matched by prompt, form one cluster per prompt, and join their plain images."""
     plain = plain_of(["a church", "the church"], seeds=2)
     found = Assault([attacked(shot, f"x{n} {shot.prompt.text}", CHURCH, "search") for n, shot in enumerate(plain)])
     folder = tmp_path / "found"
@@ -125,7 +125,7 @@ def test_an_exported_search_is_replayed_beside_its_plain_prompts(measured, tmp_p
 
 
 def test_a_plain_prompts_plain_form_has_no_new_key():
-    """Attacks' keys hold the plain form of the plain prompts."""
+    """The keys of attacks contain the plain prompts as plain values, which must not change."""
     keys = {"text", "role", "concept", "expects", "variant", "id", "noise", "seed", "guidance", "index"}
     assert plain_of(["a church"])[0].as_dict().keys() == keys
 

@@ -1,4 +1,4 @@
-"""The planner: cells share what is equal, and images depend on nothing but prompt and seed."""
+"""The planner: cells share equal tasks, and images depend only on prompt and seed."""
 
 from collections import Counter
 from dataclasses import replace
@@ -121,7 +121,7 @@ def test_examples_begin_with_other_noise_than_what_is_attacked():
 
 
 def test_recipes_that_cannot_be_told_are_not_paid_for():
-    """Concepts without synonyms, descriptions and translations: two of four recipes are left, for the control as well."""
+    """Without synonyms, descriptions and translations, two of four recipes apply, also for the control."""
     made = plan("method=none", "attack=concept_arithmetic", "attack.floor=false", "budget=smoke", "concepts.catalogue=null",
                 "concepts.erase=[church]", "concepts.anchor=house", "concepts.templates=['a {}']")  # fmt: skip
     ((cell, measure),) = made.cells
@@ -130,7 +130,7 @@ def test_recipes_that_cannot_be_told_are_not_paid_for():
 
 
 def test_an_attack_has_no_floor_where_it_can_make_nothing(tmp_path):
-    """The paper's recipe needs an anchor, which the unrelated concept of this catalogue has not."""
+    """The paper's recipe needs an anchor, and this catalogue's unrelated concept has none."""
     (tmp_path / "two.yaml").write_text(
         "concepts: {church: {anchor: house}, tree: {}}\ntemplates: {object: {en: ['a {}']}}\n"
     )
@@ -260,7 +260,7 @@ def test_prompts_are_attacked_together_as_far_as_a_batch_goes():
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_half_precision_has_a_version_of_its_own(precision):
-    """It names what is trained in it; keys of single precision know nothing of it."""
+    """The version is part of the keys of half-precision training; single-precision keys do not contain it."""
     exact, half = (
         plan("method=esd", "attack=cce", "budget=smoke", f"model.precision={kind}") for kind in ("float32", precision)
     )

@@ -1,4 +1,4 @@
-"""Two concepts in one request and in two, from the command line to the table; what sets of several concepts ask for."""
+"""Two concepts in one request and in sequence, from the command line to the table; prompts of sets of several concepts."""
 
 import pytest
 
