@@ -1,4 +1,4 @@
-"""What tests share: to hold ours to what official code wrote, and to look at what attacks made."""
+"""Functions that tests share: comparison with recordings of official code, and access to results of attacks."""
 
 from collections import defaultdict
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from overpaint.models.erasure import Erasure, Replacement
 
 
 def distance(ours, theirs, start=None):
-    """‖ours − theirs‖ / ‖theirs‖ in double precision; of a change, beside what it started from, / ‖theirs − start‖."""
+    """‖ours − theirs‖ / ‖theirs‖ in double precision. With ``start``, the denominator is ‖theirs − start‖."""
     ours, theirs = ours.double(), theirs.double()
     return float((ours - theirs).norm() / (theirs if start is None else theirs - start.double()).norm())
 
 
 def flat(tensors, names):
-    """All of these tensors as one vector."""
+    """All these tensors as one vector."""
     return torch.cat([tensors[name].flatten() for name in names])
 
 
@@ -44,7 +44,7 @@ def rollout_settings(meta):
 
 
 def changed(model, method, **arguments):
-    """What an erasure makes of the parameters that it changes, by name."""
+    """The parameters that an erasure changes, after the change, by name."""
     erasure = overpaint.erase(model, method, **arguments)
     with erasure.attached(model):
         return parameters(model, erasure.changes)
@@ -57,7 +57,7 @@ def victim(path):
 
 @contextmanager
 def watched(records=None):
-    """Everything that is shown in the block, in order, as it is then; recorded draws are replayed."""
+    """Context: a list of all values traced in the block, in order, copied at that time. Recorded draws are replayed."""
     seen = []
 
     def keep(**values):
@@ -68,7 +68,7 @@ def watched(records=None):
 
 
 def by_name(seen):
-    """What was shown, a list a name; none of a name that never was."""
+    """The traced values as lists by name; an empty list for an unknown name."""
     found = defaultdict(list)
     for values in seen:
         for name, value in values.items():
@@ -77,7 +77,7 @@ def by_name(seen):
 
 
 def by_variant(assault):
-    """The bytes of an attack's pictures, a list a variant."""
+    """The bytes of an attack's images, one list per variant."""
     found = defaultdict(list)
     for painted in assault.painted:
         found[painted.shot.prompt.variant].append(painted.image.tobytes())

@@ -1,4 +1,4 @@
-"""What a component's YAML and documentation must contain. `unmet` lists everything that is missing at once."""
+"""Requirements for a component's YAML and documentation. `unmet` lists everything that is missing at once."""
 
 import re
 from dataclasses import fields
@@ -10,7 +10,7 @@ from overpaint.errors import UserError
 from overpaint.grid.registry import DESCRIPTION, component, components
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Kind of a component -> the keys that describe it, beside the defaults of its class's fields.
+#: Kind of a component -> required keys that describe it, in addition to the defaults of its fields.
 DESCRIBED_BY = {
     "detector": ("name", "component", "summary", "paper"),
     "method": ("name", "component", "summary", "paper", "status", "preset", "presets"),
@@ -21,7 +21,7 @@ WITH_PAGES = ("method", "attack")
 
 
 def documented(kind):
-    """Components with a page: the page of a component names its YAML, as in ``conf/attack/{uda,p4d_uda}.yaml``."""
+    """Components with a page. The page of a component names its YAML, as in ``conf/attack/{uda,p4d_uda}.yaml``."""
     for page in (ROOT / "docs" / f"{kind}s").glob("*.md"):
         for names in re.findall(rf"`conf/{kind}/(\w+|{{[\w,]+}})\.yaml`", page.read_text(encoding="utf-8")):
             yield from names.strip("{}").split(",")

@@ -1,4 +1,4 @@
-"""Bad input: one clear sentence that says what, where, the choices and the nearest match; exit code 2; nothing written."""
+"""Bad input: an error of one sentence with key, value, choices and nearest match; exit code 2; no output is written."""
 
 import os
 import re
@@ -65,7 +65,7 @@ CASES = [
     (("run", "attack=replay", "attack.file=missing.csv"), ["prompt file missing.csv does not exist"]),
     (("export", "attack=abc", "out=x.csv"), ["attack=abc", "neither an attack's name nor the key"]),
     (("export", "attack=cce", "out=x.txt"), ["must end in .csv"]),
-    # what Hydra itself would take or trip over
+    # overrides that Hydra itself would accept or fail on
     (("run", "+foo=1"), ["unknown key 'foo' in the configuration", "allowed: attack"]),
     (("run", "method=uce", "+method.lam=1"), ["unknown hyper-parameter 'lam' in method=uce; did you mean 'lamb'"]),
     (("run", "~method"), ["a run needs one option of method"]),

@@ -1,4 +1,4 @@
-"""Runs as people start them: killed and resumed, two at once, interrupted, on a full disk, and of a full-size model.
+"""Complete runs from the command line: killed and resumed, two at once, interrupted, on a full disk, and full-size.
 
 These tests take minutes: `make test-slow`.
 """
@@ -21,23 +21,23 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERPAINT = [sys.executable, "-m", "overpaint.cli"]
-#: Figures that two equal runs need not agree on.
+#: Figures that may differ between equal runs.
 COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
 #: The demo's methods and two of its attacks, on one concept at the smallest budget.
 GRID = ["method=none,negative_prompt,uce,esd", "attack=none,synonym,random_prefix", "budget=smoke"]
-#: An attack that searches six prompts, two side by side.
+#: An attack that searches six prompts in batches of two.
 SEARCH = ["method=uce", "attack=uda", "attack.timesteps=2", "budget=smoke", "budget.target_prompts=6"]
 SEARCH += ["protocol.batch_size=2"]
 
 
 def start(store, *grid):
-    """`overpaint run` of this checkout as a process of its own."""
+    """Start `overpaint run` of this checkout in a separate process."""
     command = [*OVERPAINT, "run", *grid, f"store={store}"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def table(store):
-    """All figures of a store, one row each, except for what depends on the clock."""
+    """All figures of a store, one row each, except those that depend on time."""
     command = [*OVERPAINT, "table", f"store={store}", "--format", "csv"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     records = pd.read_csv(io.BytesIO(done.stdout))
@@ -50,7 +50,7 @@ def made(store):
 
 
 def test_killed_five_times_and_resumed(tmp_path):
-    """The whole demo, which is what `overpaint run` without arguments makes."""
+    """The whole demo: `overpaint run` without arguments."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     rng, seen = random.Random(7), {}
     for _ in range(5):
@@ -71,7 +71,7 @@ def test_killed_five_times_and_resumed(tmp_path):
 
 
 def test_killed_in_the_middle_of_an_attack(tmp_path):
-    """Finished prompts are kept, file by file; the resumed run makes the others as an uninterrupted run does."""
+    """The files of finished prompts are kept; the resumed run gives the same results as an uninterrupted run."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
     def found(store):
@@ -119,7 +119,7 @@ def test_interrupt_ends_within_seconds(tmp_path):
 
 
 def test_full_disk_is_one_sentence(tmp_path):
-    """A store on a file system of 256 kB; needs the right to mount one."""
+    """A store on a file system of 256 kB. The test needs the right to mount one."""
     place = tmp_path / "small"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]).returncode:

@@ -37,7 +37,7 @@ NOT_RUN = {
 }
 #: Of a command that spans more cells than this, every second, third, … is planned.
 PLANNED = 40
-#: Placeholders in commands -> what stands for them here.
+#: Placeholders in commands -> their values in this test.
 PLACEHOLDERS = {"/path/to/diffusers-folder": str(ROOT / "tests" / "goldens" / "tiny_sd")}
 
 
@@ -100,7 +100,7 @@ load_once = functools.cache(overpaint.load_model)
 
 @functools.cache
 def executed(text):
-    """The names that a block of Python leaves; the blocks share their models."""
+    """The names that a Python block defines. All blocks share the same models."""
     names = {}
     with patch.object(overpaint, "load_model", load_once):
         exec(text, names)

@@ -1,4 +1,4 @@
-"""Everything that docs/extending.md tells a reader to write is written, installed and run."""
+"""Write, install and run every example of docs/extending.md."""
 
 import os
 import re
@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"^```(\w+)\n# ([^\n]+)\n(.*?)^```$", PAGE, re.S | re.M)
 COMMANDS = {place: text for language, place, text in BLOCKS if language == "bash"}
 FILES = {name: text for language, name, text in BLOCKS if language != "bash"}
 
-#: What makes the page's commands small enough for a test; it is appended to each `overpaint run` and `overpaint table`.
+#: Overrides that make the page's commands small; they are appended to each `overpaint run` and `overpaint table`.
 TINY = "protocol.steps=2 budget.utility_prompts=0 budget.grid=0 budget.in_prompt=0 budget.reference_images=1"
 
 

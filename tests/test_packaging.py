@@ -1,4 +1,4 @@
-"""The wheel holds the checkout's package and nothing else, and the folders do not shadow other people's names."""
+"""The wheel contains only the checkout's package, and the folders do not shadow other packages."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def test_import_datasets_is_not_ours():
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the checkout with its links, and with gold models, which are large and do not belong in a wheel."""
+    """A copy of the checkout with its links and with gold models, which are too large for a wheel."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("benchmark", "methods", "conf", "datasets"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -78,7 +78,7 @@ def pip(*arguments):
 
 
 def python(code, site, folder):
-    """What this interpreter prints in another folder, with ``site`` before this environment's packages.
+    """The output of this interpreter in another folder, with ``site`` before this environment's packages.
 
     Without ``-S`` the interpreter would first find this environment's own editable install.
     """
@@ -116,7 +116,7 @@ def test_the_wheel_holds_every_file_of_the_package_once(checkout, tmp_path):
 
 @pytest.mark.slow
 def test_an_editable_install_is_the_checkout(checkout, tmp_path):
-    """From another folder; modules that the link `benchmark/methods` also reaches are loaded once."""
+    """Imports work from another folder. Modules that the link `benchmark/methods` also reaches are loaded once."""
     pip("install", "--editable", str(checkout), "--target", str(tmp_path / "site"))
     code = (
         "import os, overpaint, overpaint.methods.none\n"

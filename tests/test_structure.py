@@ -1,4 +1,4 @@
-"""Which modules import what, and when: commands start quickly because heavy libraries are imported where they are used."""
+"""Imports of all modules. Commands start quickly because heavy libraries are imported only where they are used."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = {"overpaint": ROOT / "benchmark", "overpaint.methods": ROOT / "methods"}
 
-#: Libraries that a function may import. They take long to load, or start threads, or are optional.
+#: Libraries that a function may import: they load slowly, start threads, or are optional.
 HEAVY = {
     "PIL", "diffusers", "huggingface_hub", "matplotlib", "pandas", "peft", "platformdirs", "pyarrow", "scipy",
     "statsmodels", "torch", "torchmetrics", "transformers", "wandb",
@@ -30,7 +30,7 @@ PACKAGES = {module_of(path) for top in PLACES.values() for path in top.rglob("__
 
 
 def named(module, node):
-    """Full names of what an import statement of a module imports."""
+    """Full names of the modules and attributes that an import statement imports."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     start = node.module
@@ -85,7 +85,7 @@ def test_the_trees_are_those_of_the_package():
 
 
 def test_functions_import_only_what_is_heavy():
-    """A heavy library, or a module of overpaint that loads one which the importing module has not loaded."""
+    """They import a heavy library, or a module of overpaint that loads one that is not loaded yet."""
     idle = []
     for module in TREES:
         already = loaded(module)

@@ -49,7 +49,7 @@ def test_what_was_settled_on_comes_back_with_seed_and_guidance(context, stored, 
 
 
 def test_all_prompts_of_an_attack_that_does_not_search_come_back(context, stored, tmp_path):
-    """Four random prefixes per plain image, with the same initial noise and different ids."""
+    """Four random prefixes per plain image. Each keeps its initial noise and has its own id."""
     assault = component("attack", "random_prefix").build({"tries": 4, "tokens": 2}, seed=0).run(context)
     assert write_prompts(tmp_path / "list.csv", [stored(assault, attack="random_prefix")]) == len(assault.shots) == 24
     found = PromptFile(file=str(tmp_path / "list.csv"), most=None).run(context).shots

@@ -1,4 +1,4 @@
-"""AdvUnlearn and its inner attack against runs of official code, replayed draw for draw, and against their identities."""
+"""AdvUnlearn and its inner attack against recorded runs of official code, and against their identities."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from overpaint.models.parameters import Parameter
 
 
 def traced_erase(model, records=None, **arguments):
-    """The erasure and everything that was shown on the way."""
+    """The erasure and all traced values."""
     with watched(records) as seen:
         erasure = overpaint.erase(model, "advunlearn", **arguments)
     return erasure, seen
@@ -43,7 +43,7 @@ def settings(meta):
 
 
 def draws(meta, extra):
-    """Recorded draws under our names: integers in the order start of the first attack, then k and t of each step."""
+    """Recorded draws under our names. Integers are ordered: the start of the first attack, then k and t of each step."""
     codes = {key.replace("code", "x_T"): value for key, value in extra.items() if key.startswith("code.")}
     hands = {f"retain.{n}": hand for n, hand in enumerate(meta["retain_prompts"])}
     integers = [extra[f"draw.{n}"] for n in range(meta["n_draws"])]
@@ -113,7 +113,7 @@ def test_official_attack_on_an_edited_network(tag, tiny_sd, golden, goldens):
         assert distance(seen[s]["free"], results[f"var_step.{s}"]) < 1e-5
 
 
-#: Where free rows (A, B, …) go among words (1, 2, …); E is an end row, what follows is padding.
+#: Positions of free rows (A, B, …) among words (1, 2, …). E is the end row; padding follows.
 LAYOUTS = {
     "prefix_k": "AB12345", "suffix_k": "12345AB", "mid_k": "12AB345", "insert_k": "1A2B345", "per_k_words": "A123B45",
     "replace_k": "ABEEEEE",
@@ -181,7 +181,7 @@ SMALL = {
 
 @pytest.mark.parametrize("compat", ["intended", "official"])
 def test_the_first_losses_are_zero_where_nothing_is_asked(tiny_sd, compat):
-    """η = −1 wants the concept itself, and the student still is the base."""
+    """With η = −1 the target is the concept itself, and the student still equals the base model."""
     arguments = SMALL | {"compat": compat, "warmup": 1, "negative_guidance": -1.0}
     _, seen = traced_erase(tiny_sd, **arguments)
     assert float(by_name(seen)["erase"][0]) < 1e-12 and float(by_name(seen)["retain"][0]) == 0
@@ -218,7 +218,7 @@ def test_iter_mode_takes_retaining_steps_of_their_own(tiny_sd):
 
 @pytest.mark.parametrize("compat, rows", [("official", slice(1, 3)), ("intended", slice(3, 5))])
 def test_latest_under_suffix_takes_the_concepts_own_rows_as_released(tiny_sd, compat, rows):
-    """Of "a dog" with two free rows behind: as released, the next attack starts from the embeddings of "a dog"."""
+    """Two free rows follow "a dog". In the released code, the next attack starts from the embeddings of "a dog"."""
     arguments = SMALL | {"erase": ["a dog"], "attack_type": "suffix_k", "attack_tokens": 2, "attack_init": "latest"}
     arguments |= {"compat": compat, "iterations": 2, "attack_steps": 1, "attack_learning_rate": 0.0}
     _, seen = traced_erase(tiny_sd, **arguments)

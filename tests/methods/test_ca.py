@@ -1,4 +1,4 @@
-"""CA against runs of its official diffusers code, replayed draw for draw, and against its closed forms."""
+"""CA against recorded runs of its official diffusers code, with the same random draws, and against its closed forms."""
 
 from functools import partial
 
@@ -13,12 +13,12 @@ from overpaint.grid.registry import component
 from overpaint.methods.ca import FILTERS, GROUPS, Placement, detached_begin, masked_error, target_caption
 from overpaint.methods.ca import place as placed
 
-#: Small enough for the tiny model.
+#: Settings that are small enough for the tiny model.
 SMALL = {"pictures": 4, "picture_steps": 1, "batch_size": 2, "iterations": 1, "learning_rate": 1e-3}
 
 
 def traced_erase(model, records=None, **arguments):
-    """The erasure and what its iterations went through, each a list by name."""
+    """The erasure and the traced values of its iterations, as lists by name."""
     with watched(records) as seen:
         erasure = overpaint.erase(model, "ca", **(SMALL | arguments))
     return erasure, by_name(seen)
@@ -63,7 +63,7 @@ def test_official_captions(golden):
 
 
 def test_official_attention_gradients(tiny_sd, golden):
-    """The begin token's keys and values let no gradient through, and the output does not change by a bit."""
+    """The begin token's keys and values pass no gradient, and the output is bit-identical."""
     _, official, extra = golden("ca/processor")
     student = Student(tiny_sd, parameter_group(tiny_sd, GROUPS["kv"]))
     with student.active():
@@ -152,7 +152,7 @@ def test_masks_of_placed_pictures():
 
 @pytest.mark.parametrize("variant, resample", [("diffusers", "LANCZOS"), ("compvis", "BICUBIC")])
 def test_pictures_are_resized_as_the_official_codes_do(tiny_sd, variant, resample):
-    """One picture zoomed to 1.25: the latents are those of the picture resized by hand and cropped."""
+    """For one image at zoom 1.25, the latents equal those of the image resized and cropped in the test."""
     size = tiny_sd.image_size
     scale = size * 5 // 4
     fixed = {"percent": 99, "scale": scale, "top": 0, "left": 0, "flip": 0}
@@ -183,7 +183,7 @@ def test_pictures_are_resized_as_the_official_codes_do(tiny_sd, variant, resampl
 
 
 def test_captions_are_cut_where_the_model_stops_reading(tiny_sd):
-    """As the official tokenizer calls do; by then all pictures are painted."""
+    """The official tokenizer calls do the same. By then all images are generated."""
     caption = "a photo of a cat " + "on the ground " * 40
     ids = {}
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""EMCID against vectors and tensors of its official code, replayed draw for draw, and against its identities."""
+"""EMCID against vectors and tensors of its official code, with the same random draws, and against its identities."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def eraser(**values):
 
 
 def traced_erase(model, records=None, **arguments):
-    """The erasure, its targets Z and the losses on the way."""
+    """The erasure, its targets Z and the traced losses."""
     small = {"picture_steps": 1, "mom2_captions": CAPTIONS}
     with watched(records) as seen:
         erasure = overpaint.erase(model, "emcid", **(small | arguments))
@@ -33,7 +33,7 @@ def traced_erase(model, records=None, **arguments):
 
 
 def stream(model, layer, source):
-    """The stream (n, r, d) behind a block at the edited positions."""
+    """The residual stream (n, r, d) after a block at the edited positions."""
     with torch.no_grad(), passing(layer.block) as seen:
         model.encode_ids(source.ids, source.mask)
         return source.rows(seen[layer.block][1])
@@ -91,7 +91,7 @@ SMALL = {"erase": ["dog"], "anchor": "cat", "iterations": 1}
 
 
 def first_step(model):
-    """x_t, t and what they are replayed as, for one sentence."""
+    """x_t, t and the draws that reproduce them, for one sentence."""
     x_t, t = model.noise([5]), torch.tensor([300])
     return x_t, t, {"x.0": x_t, "t.0": t}
 
@@ -131,7 +131,7 @@ def test_the_target_stays_within_its_ball(tiny_sd_float64):
 
 
 def test_the_decay_weighs_the_norm_and_not_its_square(tiny_sd_float64):
-    """With nothing else in the loss, the second loss is w ‖δ‖/‖h‖² for the δ of one Adam step."""
+    """If the loss has no other term, the second loss is w ‖δ‖/‖h‖² for the δ of one Adam step."""
     model, settings = tiny_sd_float64, {"noise_loss": "off", "text_weight": 1e-3, "weight_decay": 10.0}
     _, _, losses = traced_erase(model, **(SMALL | settings | {"iterations": 2}))
     _, first, _ = traced_erase(model, **(SMALL | settings))
@@ -141,7 +141,7 @@ def test_the_decay_weighs_the_norm_and_not_its_square(tiny_sd_float64):
 
 @pytest.mark.parametrize("compat", ["intended", "official"])
 def test_where_the_target_starts(tiny_sd_float64, compat):
-    """At the mean over the sentences, or at the first one."""
+    """The target starts at the mean over the sentences, or at the first sentence."""
     model = tiny_sd_float64
     _, Z, _ = traced_erase(model, compat=compat, **(SMALL | {"iterations": 0}))
     h = stream(model, model.text_layers()[1], eraser().sentences(model, "dog"))
@@ -149,7 +149,7 @@ def test_where_the_target_starts(tiny_sd_float64, compat):
 
 
 def test_positions(tiny_sd):
-    """The name's last word piece wherever the name stands, then end token and padding."""
+    """The last word piece of the name at any position, then end token and padding."""
     sentences = Sentences.of(tiny_sd, ["{} in a photo", "a photo of {}"], "snoopy", 4)
     assert len(tiny_sd.token_ids("snoopy in a photo")) == 11
     found = [[int(row[:, r].argmax()) for r in range(4)] for row in sentences.positions]
@@ -212,7 +212,7 @@ def test_at_equal_weights_it_is_memit(tiny_sd_float64, problem):
 
 
 def test_the_edit_weight_moves_the_balance(tiny_sd_float64, problem):
-    """a = 2 ``edit_weight``: as if captions weighed (2 − a)/a of their share."""
+    """With a = 2 ``edit_weight``, the weight of captions is multiplied by (2 − a)/a."""
     layers, sources, Z, moments = problem
     one, _ = eraser(mom2_weight=6.0, edit_weight=0.75).write(tiny_sd_float64, layers, sources, Z, moments)
     two, _ = eraser(mom2_weight=2.0, edit_weight=0.5).write(tiny_sd_float64, layers, sources, Z, moments)

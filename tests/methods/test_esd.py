@@ -1,4 +1,4 @@
-"""ESD against runs of its three official codes, replayed draw for draw, and against its closed forms."""
+"""ESD against recorded runs of its three official codes, with the same random draws, and against its closed forms."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ RUNS = {
 
 
 def traced_erase(model, records=None, **arguments):
-    """The erasure and what each iteration went through."""
+    """The erasure and the traced values of each iteration."""
     with watched(records) as seen:
         erasure = overpaint.erase(model, "esd", **arguments)
     return erasure, [predictions | step for predictions, step in zip(seen[::2], seen[1::2], strict=True)]
@@ -61,7 +61,7 @@ def test_groups_have_the_official_number_of_tensors(tiny_sd, groups, name, tenso
 
 @pytest.mark.parametrize("group, tensors", [("x", 40), ("strict", 16), ("selfattn", 40), ("u", 134), ("full", 174)])
 def test_groups_of_the_sdxl_script(tiny_sdxl, group, tensors):
-    """Its rule, from names of layers: in a block and no embedding; of ``u`` no cross-attention."""
+    """The script's rule by layer name: layers inside a block, without embeddings; ``u`` also excludes cross-attention."""
     found = parameter_group(tiny_sdxl, SDXL_GROUPS[group])
     assert len(found) == tensors
     if group in ("u", "full"):
@@ -74,7 +74,7 @@ def test_groups_of_the_sdxl_script(tiny_sdxl, group, tensors):
 
 @pytest.mark.parametrize("group", ["x", "strict", "selfattn", "u", "full"])
 def test_the_sdxl_script_moves_all_of_its_group(tiny_sdxl, group):
-    """With its preset's η = 1 the first loss is MSE(e0(c), e0(∅)), and no tensor is without a gradient."""
+    """With the preset's η = 1, the first loss is MSE(e0(c), e0(∅)), and every tensor has a gradient."""
     erasure, (seen,) = traced_erase(tiny_sdxl, preset="sdxl", train=group, **SMALL)
     with torch.no_grad():
         named, nothing = (tiny_sdxl.predict(seen["x_t"], seen["t"], tiny_sdxl.encode([text])) for text in ("dog", ""))

@@ -1,4 +1,4 @@
-"""What every method has to satisfy, run over every ``conf/method/*.yaml``. A new method is tested by being there."""
+"""The common test suite of methods. It runs over every ``conf/method/*.yaml``, so a new method is tested automatically."""
 
 import copy
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from overpaint.models.erasure import Erasure
 from requirements import unmet
 
 METHODS = sorted(components("method"))
-#: What makes any method small enough for the tiny model; keys that a method does not have are left out.
+#: Settings that make every method small enough for the tiny model. Keys that a method does not have are ignored.
 TINY = {"iterations": 2, "steps": 2, "rollout_steps": 4, "batch_size": 2, "epochs": 1, "learning_rate": 1e-3}
 TINY |= {"warmup_steps": 0}
 TINY |= {"prior_captions": ["a dog on the ground", "a church by the sky", "a black and white photo of a ship"]}
@@ -149,7 +149,7 @@ def test_several_concepts_in_one_request(tiny_sd, method):
 
 @dataclass(kw_only=True)
 class Narrow(Eraser):
-    """Supports as little as a method may."""
+    """A method that supports as little as allowed."""
 
     kinds = ("style",)
     multiple = False

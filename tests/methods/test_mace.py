@@ -1,4 +1,4 @@
-"""MACE against tensors written by the official code, stage by stage, and against its identities."""
+"""MACE against tensors written by the official code, for each stage, and against its identities."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def edited(model, **arguments):
 
 @pytest.mark.parametrize("tag", ["cfr_own_plain", "cfr_own_prior"])
 def test_official_refinement(tag, tiny_sd_float64, golden):
-    """Through `overpaint.erase`: a second stage that does not learn leaves what the first one made."""
+    """Through `overpaint.erase`: if the second stage does not train, the result is that of the first stage."""
     meta, official, _ = golden(f"mace/f64/{tag}")
     ours = edited(
         tiny_sd_float64,
@@ -95,7 +95,7 @@ def test_official_attention_loss(goldens):
 
 
 def orders(meta, extra):
-    """The order of each pass through two pictures, of which the run recorded every step's and made only some in full."""
+    """The order of each pass over two images. The run recorded the image of every step and completed only some passes."""
     first = [
         int(extra[f"image.{concept * meta['steps'] + k}"])
         for concept in range(len(meta["concepts"]))
@@ -106,7 +106,7 @@ def orders(meta, extra):
 
 @pytest.mark.parametrize("tag", ["lora_masked", "lora_plain"])
 def test_official_training(tag, tiny_sd_float64, golden, monkeypatch):
-    """All three stages through `overpaint.erase`, replayed draw for draw on the pictures and masks of the run."""
+    """All three stages through `overpaint.erase`, with the draws, images and masks of the recorded run."""
     model = tiny_sd_float64
     meta, official, extra = golden(f"mace/{tag}")
 
@@ -192,7 +192,7 @@ def test_a_concept_mapped_to_itself_is_refined_to_what_it_was(tiny_sd, s):
 
 
 def test_refinement_is_the_least_squares_fit_of_the_other_words(tiny_sd_float64):
-    """Solved here another way: stacked rows and an orthogonal factorisation."""
+    """The test solves the problem differently: with stacked rows and an orthogonal factorisation."""
     model, lamb, s = tiny_sd_float64, 2.0, 0.5
     old, new, kept = SENTENCES[0][1], "ground at night", "a church by the sky"
     ours = refine(model, [[(old, new)]], s * caption_statistics(model, [kept])[0], lamb, all_words=False)
@@ -215,7 +215,7 @@ def test_refinement_is_the_least_squares_fit_of_the_other_words(tiny_sd_float64)
     ],
 )  # fmt: skip
 def test_rows_are_paired_around_the_concepts_own_words(tiny_sd, old, new, old_rows, new_rows):
-    """Snoopy is six word pieces here, dog and cat one."""
+    """In this tokenizer, snoopy has six word pieces; dog and cat have one."""
     assert aligned(tiny_sd, old, new) == (old_rows, new_rows)
 
 
@@ -262,7 +262,7 @@ def test_fusion_without_ridge_answers_the_sentences_as_the_low_rank_change_does(
 
 
 def test_fusion_is_the_least_squares_fit_of_all_concepts(tiny_sd_float64):
-    """The ridge holds on to the refined matrices, the prior to the original ones."""
+    """The ridge pulls towards the refined matrices, the prior towards the original ones."""
     model, lamb, s, kept = tiny_sd_float64, 2.0, 0.5, "a church by the sky"
     sentences, changes = [["a ship", "ship at night"], ["a photo of dog"]], [low_rank(model, 0), low_rank(model, 1)]
     refined = {name: W + 0.1 * low_rank(model, 2)[name].up for name, W in base(model).items()}
@@ -280,7 +280,7 @@ def test_fusion_is_the_least_squares_fit_of_all_concepts(tiny_sd_float64):
 
 
 def traced_erase(model, records=None, **arguments):
-    """The iterations of the second stage: what was drawn, the loss, the gradients."""
+    """The iterations of the second stage: draws, loss and gradients."""
     with watched(records) as seen:
         edited(model, **arguments)
     return [drawn | step for drawn, step in zip(seen[::2], seen[1::2], strict=True)]

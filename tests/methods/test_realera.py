@@ -1,4 +1,4 @@
-"""RealEra's identities; there is no official code to hold it to."""
+"""RealEra's identities. There is no official code to compare with."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_accepted_neighbours_follow_the_sampling_rule_in_few_dimensions():
 
 
 def test_unfiltered_neighbours_have_the_variance_that_shrinks():
-    """E ηηᵀ = D₁²‖e‖²/(3d) · I, since E r² = D₁²‖e‖²/3 and directions are even."""
+    """E ηηᵀ = D₁²‖e‖²/(3d) · I, because E r² = D₁²‖e‖²/3 and directions are uniform."""
     e = np.array([2.0, -1.0, 0.5, 3.0])
     eta = Neighbourhood(0.0, 0.8, -1.0, 1.0).sample(torch.tensor(e), 40_000, Draws(2), "neighbours").numpy() - e
     variance = 0.8**2 * (e @ e) / (3 * len(e))
@@ -111,7 +111,7 @@ def test_without_neighbours_it_is_uce(tiny_sd_float64, values):
 
 
 def test_the_closed_form_is_least_squares_over_the_neighbourhood(tiny_sd_float64):
-    """Against rows stacked by hand: neighbours with weight 1/3 each, retained rows with β, λ, and those beyond."""
+    """Compared with rows stacked in the test: neighbours with weight 1/3 each, retained rows with β, λ, and rows beyond."""
     model = tiny_sd_float64
     near, beyond = (torch.randn(n, 48, dtype=torch.float64) for n in (2, 5))
     with replayed({"neighbours.0": near, "beyond.0": beyond}):
@@ -193,7 +193,7 @@ def test_a_great_weight_beyond_keeps_those_outputs(tiny_sd_float64):
 
 
 def test_training_starts_from_the_closed_form(tiny_sd_float64):
-    """The trained factor is zero to begin with, so no learning is the closed form alone."""
+    """The trained factor starts at zero, so without training the result is the closed form."""
     idle = changed(tiny_sd_float64, "realera", **(TRAINED | {"learning_rate": 0}))
     closed = changed(tiny_sd_float64, "realera", **CLOSED)
     moved = changed(tiny_sd_float64, "realera", **TRAINED)

@@ -129,7 +129,7 @@ def test_each_concept_has_its_own_anchor_and_order_does_not_matter(tiny_sd_float
 
 @pytest.fixture
 def eye(monkeypatch):
-    """A detector named ``eye`` that sees a dog in as many pictures as the test says, batch by batch, or (seen, failed on)."""
+    """A detector ``eye`` that reports a dog in a given number of images of each batch, or fails: (seen, failed)."""
     rates = []
 
     class Eye:

@@ -1,4 +1,4 @@
-"""Receler against a run of its official code, replayed draw for draw, and what an adversary must do that the code does not."""
+"""Receler against a recorded run of its official code, and the behaviour of an adversary that the code lacks."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from overpaint.methods.receler import Adversary, BlockAdapters, concept_masks, o
 
 
 def traced_erase(model, records=None, **arguments):
-    """The erasure and what each iteration went through; each inner step's values as lists."""
+    """The erasure and the traced values of each iteration; values of inner steps are lists."""
     iterations = []
     with watched(records) as seen:
         erasure = overpaint.erase(model, "receler", **arguments)
@@ -38,7 +38,7 @@ def settings(meta):
 
 
 def draws(extra):
-    """Recorded draws under our names; the start of every tensor is its only draw."""
+    """Recorded draws under our names. Every tensor has one draw, its start."""
     drawn = recorded(extra, "x_T", "k", "t")
     return drawn | {f"{key}.0": value for key, value in extra.items() if key.startswith("start.")}
 
@@ -68,7 +68,7 @@ def test_official_code(tag, tiny_sd_float64, golden):
 
 
 def compared(meta, n):
-    """Recorded name -> (block, what we call it), of one iteration."""
+    """Recorded name -> (block, our name), for one iteration."""
     kinds = {"attn": "attention", "mask": "masks", "eraser_out": "added"}
     return {f"{theirs}.{n}.{block}": (block, ours) for theirs, ours in kinds.items() for block in meta["blocks"]}
 
@@ -93,7 +93,7 @@ def test_fresh_erasers_change_no_bit(tiny_sd):
 
 @pytest.mark.parametrize("eta", [0.5, 2.0])
 def test_the_first_loss_follows_from_the_base_predictions(tiny_sd_float64, eta):
-    """(1 + η)² MSE(e0(c), e0(∅)), since fresh erasers add nothing and nothing is inserted."""
+    """(1 + η)² MSE(e0(c), e0(∅)), because new erasers add nothing and no token is inserted."""
     arguments = SMALL | {"compat": "official", "negative_guidance": eta}
     _, (seen,) = traced_erase(tiny_sd_float64, **arguments)
     with torch.no_grad():

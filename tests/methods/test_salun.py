@@ -1,4 +1,4 @@
-"""SalUn against runs of its official code, replayed draw for draw, and against its closed forms."""
+"""SalUn against recorded runs of its official code, with the same random draws, and against its closed forms."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from official import by_name, distance, flat, parameters, recorded, watched
 from overpaint.blocks.image_bank import THINGS
 from overpaint.methods.salun import in_order, largest, turns
 
-#: Small enough for the tiny model.
+#: Settings that are small enough for the tiny model.
 SMALL = {
     "pictures": 4, "retain_pictures": 4, "picture_steps": 1, "batch_size": 4, "epochs": 1, "learning_rate": 1e-3,
     "erase": ["dog"], "anchor": "cat", "retain": ["ship", "bird"],
@@ -17,7 +17,7 @@ SMALL = {
 
 
 def traced_erase(model, records=None, **arguments):
-    """The erasure and what it went through, each a list by name."""
+    """The erasure and its traced values, as lists by name."""
     with watched(records) as seen:
         erasure = overpaint.erase(model, "salun", **(SMALL | arguments))
     return erasure, by_name(seen)
@@ -110,7 +110,7 @@ def test_scale_changes_no_rank():
 
 
 def test_the_saliency_loss_guides_away_from_the_empty_prompt(tiny_sd_float64):
-    """mean (ε − (1 + w) e(c) + w e(∅))², over the pictures of what is erased."""
+    """mean (ε − (1 + w) e(c) + w e(∅))² over the images of the erased concepts."""
     model = tiny_sd_float64
     z, noise, t = model.noise(range(4)), model.noise(range(4, 8)), torch.tensor([10, 300, 600, 990])
     _, seen = traced_erase(model, {"z.0": z, "noise.0": noise, "t.0": t}, saliency_guidance=3.0)
@@ -206,7 +206,7 @@ def test_every_style_is_seen_on_every_thing_equally_often(concepts):
 
 
 def test_released_batches_are_in_order():
-    """The last one of a pass is what is left of it."""
+    """The last batch of a pass contains the remaining images."""
     rows = in_order(5, 2)
     assert [next(rows) for _ in range(6)] == [[0, 1], [2, 3], [4]] * 2
 
@@ -220,7 +220,7 @@ def test_released_batches_are_in_order():
     ],
 )
 def test_what_the_released_code_shuffles(tiny_sd, arguments, shuffles):
-    """A recorded order decides the saliency-free training where pictures are shuffled, and is not asked for elsewhere."""
+    """Training without saliency uses the recorded order if images are shuffled; otherwise no order is drawn."""
     ran = {}
     for name in ("forget", "retain"):
         losses = []

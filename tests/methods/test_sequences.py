@@ -1,4 +1,4 @@
-"""Requests one after the other: what a sequence of erasures is on the model, in a file, and when it does not fit."""
+"""Sequences of erasures: on the model, in a file, and errors for sequences that do not fit the model."""
 
 import pytest
 import torch

@@ -29,7 +29,7 @@ def settings(meta):
 
 
 def guidance(model, prompt, scale=7.5, negative="", **hyperparameters):
-    """The guidance that an erasure with these settings puts in the sampler."""
+    """The guidance that an erasure with these settings installs in the sampler."""
     erasure = overpaint.erase(model, "sld", erase=["dog"], **hyperparameters)
     with erasure.attached(model), torch.no_grad():
         return model.guidance(model, model.encode([prompt]), model.encode([negative]), scale, [prompt])
@@ -95,7 +95,7 @@ def test_diffusers_safe_pipeline(preset, scheduler, negative, tiny_sd):
 
 
 def test_the_equations(tiny_sd):
-    """Two steps written out, so that the momentum counts."""
+    """Two explicit steps, so that the momentum has an effect."""
     composed = guidance(
         tiny_sd, "a dog", warmup_steps=1, safety_scale=7.0, threshold=0.5, momentum_scale=0.2, momentum_beta=0.6
     )
@@ -174,7 +174,7 @@ def test_on_top_of_another_both_texts_are_unwanted(tiny_sd):
 
 
 def test_sdxl_is_guarded_too(tiny_sdxl):
-    """With S the prompt itself there is nothing to steer away from; with another text there is."""
+    """If S equals the prompt, the guard has no effect; with another text it has."""
     plain, same, other = (
         denoised(tiny_sdxl, "a cat", **(values | {"warmup_steps": 0})) for values in (OFF, {"text": "a cat"}, {})
     )

@@ -36,7 +36,7 @@ def rows(model, *texts):
 @pytest.mark.parametrize("precision", ["f32", "f64"])
 @pytest.mark.parametrize("tag", ["plain", "default"])
 def test_official_code(tag, precision, golden, tiny_sd_in):
-    """Recorded augmentations are the *kept* ones, so the draw that is replayed includes their selection."""
+    """Recorded augmentations are those that were *kept*, so the replayed draw includes their selection."""
     model = tiny_sd_in(precision)
     meta, official, extra = golden(f"speed/{precision}/{tag}")
     records = {name if name.startswith("aug.") else f"{name}.0": value for name, value in extra.items()}
@@ -91,7 +91,7 @@ def test_the_change_lives_in_the_null_space_and_meets_the_constraints(problem):
 
 @pytest.mark.parametrize("count", [25, 60])
 def test_the_projector_is_one(count):
-    """Fewer rows than the width and more: they take different Gram matrices."""
+    """Fewer and more rows than the width: the two cases use different Gram matrices."""
     S = torch.randn(count, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     P = projector(S, threshold=0.5)
     assert 0 < P.trace() < 40
@@ -135,7 +135,7 @@ def test_kept_rows_and_the_begin_row_keep_their_outputs(tiny_sd_float64):
 
 
 def test_rows_that_the_filter_drops_are_not_protected(tiny_sd_float64):
-    """The method's own weak spot: about half of the retained texts move."""
+    """A weakness of the method: about half of the retained texts change."""
     changes = change(tiny_sd_float64, erase=["van gogh"], anchor="art", retain=RETAIN)
     kept = rows(tiny_sd_float64, *RETAIN)
     for delta in changes.values():
@@ -165,7 +165,7 @@ def test_a_great_weight_on_the_distance_leaves_the_weights(tiny_sd_float64):
 
 
 def test_concepts_are_averaged(tiny_sd_float64):
-    """A concept that is read twice counts as once."""
+    """A concept with two rows counts once."""
     composed, apart = "caf\u00e9", "cafe\u0301"  # one text to the tokenizer
     one = change(tiny_sd_float64, erase=[composed], anchor="art", retain=RETAIN, aug_num=0)
     two = change(tiny_sd_float64, erase=[composed, apart], anchor="art", retain=RETAIN, aug_num=0)
@@ -185,7 +185,7 @@ def test_retained_texts_that_hold_a_concept_as_a_word_are_dropped(tiny_sd):
 
 
 def test_tokens(tiny_sd):
-    """One row a concept, all but the begin row, or the official rule: all for exactly one concept called nudity."""
+    """One row per concept, all rows but the begin row, or the official rule: all rows only for a single concept "nudity"."""
 
     def pairs(tokens, *names):
         eraser = component("method", "speed").build({"tokens": tokens, "default_anchor": ""}, seed=0)

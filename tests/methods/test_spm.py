@@ -1,4 +1,4 @@
-"""SPM against runs of its official code, replayed draw for draw, and its identities."""
+"""SPM against recorded runs of its official code, with the same random draws, and against its identities."""
 
 import copy
 import math
@@ -37,7 +37,7 @@ def random_factors(model, seed=0, spread=0.2):
 
 
 def traced_erase(model, records=None, **arguments):
-    """The erasure and what each iteration went through."""
+    """The erasure and the traced values of each iteration."""
     with watched(records) as seen:
         erasure = overpaint.erase(model, "spm", **arguments)
     return erasure, [
@@ -204,7 +204,7 @@ def test_branches_of_another_model_are_refused(tiny_sd):
 
 @pytest.mark.parametrize("eta", [0.5, 2.0])
 def test_the_first_loss_follows_from_the_base_predictions(tiny_sd_float64, eta):
-    """(1+η)² MSE(e0(c), e0(∅)), since a fresh membrane is no membrane; its anchors cost nothing."""
+    """(1+η)² MSE(e0(c), e0(∅)), because a new membrane has no effect, so its anchoring loss is zero."""
     model = tiny_sd_float64
     _, (seen,) = traced_erase(model, erase=["dog"], negative_guidance=eta, **SMALL)
     with torch.no_grad():
@@ -227,7 +227,7 @@ def test_the_anchor_and_the_negated_prompt_are_in_the_target(tiny_sd):
 
 @pytest.mark.parametrize("compat", ["intended", "official"])
 def test_which_embeddings_are_anchored(compat, tiny_sd):
-    """All that were drawn; in the released form the second half of them, and the empty prompt between."""
+    """All sampled embeddings; in the released form the second half of them, with the empty prompt in between."""
     start = random_factors(tiny_sd)
     with torch.no_grad():
         nothing, named = tiny_sd.encode(["", "dog"])
@@ -279,7 +279,7 @@ def test_roll_outs_have_random_sides(tiny_sd):
 
 @pytest.mark.parametrize("warmup, restarts", [(0, 1), (3, 1), (2, 3)])
 def test_the_rate_rises_and_descends_along_cosines(tiny_sd, warmup, restarts):
-    """n/warmup of the highest, then ½ (1 + cos π φ) with φ from 0 to 1 in each of the descents."""
+    """n/warmup of the peak, then ½ (1 + cos π φ) with φ from 0 to 1 in each cycle."""
     rates, total, highest = [], 14, 1e-2
     with pytest.MonkeyPatch.context() as patch:
         step = torch.optim.AdamW.step
@@ -349,7 +349,7 @@ def test_strength_depends_on_the_image_not_on_its_batch(tiny_sd):
 @pytest.mark.parametrize("transport", ["linear", "released"])
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_both_halves_of_guidance_are_mixed_by_the_images_prompt(transport, scale, tiny_sd):
-    """Two images at once, against each image alone with branches mixed by hand."""
+    """Two images in one batch equal each image alone with branches mixed in the test."""
     names, prompts = ["dog", "ship"], ["a dog", "a cat and a ship"]
     adapters = [random_factors(tiny_sd, n) for n in range(2)]
     erasure = installed(tiny_sd, names, adapters, transport=transport)

@@ -1,4 +1,4 @@
-"""TRCE: stage 1 against tensors written by its official code, both stages against what they promise."""
+"""TRCE: stage 1 against tensors written by its official code, and both stages against their identities."""
 
 import json
 
@@ -40,7 +40,7 @@ def trce(**values) -> TRCE:
 
 
 def stage_1(meta):
-    """What a recorded run of the official stage 1 was asked for."""
+    """The arguments of a recorded run of the official stage 1."""
     concepts, anchors = zip(*meta["pairs"], strict=True)
     return {
         "erase": list(concepts),
@@ -86,7 +86,7 @@ def test_a_heavy_prior_keeps_the_weights(tiny_sd_float64):
 
 
 def test_solves_its_least_squares_problem(tiny_sd_float64):
-    """All four kinds of rows, by an independent route: the normal equations' gradient is zero at W'."""
+    """With all four kinds of rows, the gradient of the normal equations is zero at W'."""
     eraser = trce(token_weights=[0.5, 1, 0.1, 2], lamb=0.3, **STAGE1)
     request = Request.of(["dog"], "cat")
     sentences = eraser.sentences(request, 3, None)
@@ -106,7 +106,7 @@ def test_solves_its_least_squares_problem(tiny_sd_float64):
 
 
 def test_positions_by_words_and_by_tokens(tiny_sd):
-    """snoopy is six word pieces: by words the end lies inside it, and only its first row counts."""
+    """snoopy has six word pieces: counted in words, the end lies inside it, and only its first row is used."""
     official, intended = (trce(token_weights=[1, 1, 1, 1], compat=c) for c in ("official", "intended"))
     one_piece = [(0, 0, 1), (4, 2, 1), (76, 76, 72), (2, 76, 1)]
     assert list(official.positions(tiny_sd, "a dog man", "cat", "dog")) == one_piece
@@ -121,7 +121,7 @@ def test_positions_by_words_and_by_tokens(tiny_sd):
 
 
 def test_all_of_a_concepts_words_are_looked_for(tiny_sd):
-    """Its first word may stand elsewhere in the sentence; that of the place where all of them stand is mapped."""
+    """The first word of a concept may also occur elsewhere. The position at which all its words occur is used."""
     official = trce(token_weights=[0, 0, 0, 1])
 
     def found(sentence, concept):
@@ -134,7 +134,7 @@ def test_all_of_a_concepts_words_are_looked_for(tiny_sd):
 
 
 def test_both_readings_agree_on_words_of_one_piece(tiny_sd_float64):
-    """Then only the preserve scale differs: squared, or as it is."""
+    """Then only the preserve scale differs: squared or not."""
     arguments = {"erase": ["dog"], "anchor": "cat", "templates": ["{}", "a {}"]}
     one = changed(tiny_sd_float64, "trce", **arguments, **STAGE1)
     two = changed(tiny_sd_float64, "trce", compat="intended", **arguments, **STAGE1 | {"preserve_scale": 100.0})
@@ -172,7 +172,7 @@ def without_offset(goldens):
 
 
 def test_official_training(without_offset, golden, goldens):
-    """From what stage 1 of the same code made, through `overpaint.erase`, replayed draw for draw."""
+    """Starts from the result of the official stage 1, through `overpaint.erase`, with the recorded draws."""
     model = without_offset
     meta, official, extra = golden("trce/stage2")
     spacing = 1000 // meta["num_inference_steps"]
@@ -251,7 +251,7 @@ def test_nothing_is_learned_from_equal_targets(tiny_sd):
 
 
 def test_the_first_loss_is_that_of_stage_1(tiny_sd_float64):
-    """Recomputed from the base and stage 1: the hinge; drift is zero before the first step."""
+    """The loss is the hinge, recomputed from the base and stage 1. The drift is zero before the first step."""
     model = tiny_sd_float64
     seen = []
     arguments = {"erase": ["dog"], "anchor": "cat", **STAGE2, "compat": "intended"}

@@ -35,7 +35,7 @@ def test_official_code(tag, precision, goldens, tiny_sd_in):
 
 
 def test_moderation_by_the_official_words(tiny_sd_float64, golden):
-    """The paper's script with its alias of eleven words, which are of one and of several word pieces."""
+    """The paper's script with its list of eleven words, some with one and some with several word pieces."""
     _, official, _ = golden("uce/f64/legacy_moderation")
     words = yaml.safe_load((shipped("conf") / "concepts" / "i2g.yaml").read_text(encoding="utf-8"))["erase"]
     ours = changed(tiny_sd_float64, "uce", variant="legacy", erase=words)

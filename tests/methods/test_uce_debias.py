@@ -1,4 +1,4 @@
-"""UCE's debiasing under a scripted classifier, against its update written out, and what tells attributes apart."""
+"""UCE's debiasing with a scripted classifier, against explicit updates; the classifiers of attributes."""
 
 import math
 
@@ -18,7 +18,7 @@ SMALL = {"variant": "current", "images": 4, "steps": 2, "attributes": ["ship", "
 
 
 def debiased(model, shown, erase=("dog",), retain=("bird",), **values):
-    """The erasure made with a classifier that answers with ``shown``, one answer a concept and round, and each round."""
+    """The erasure with a classifier that returns ``shown``, one answer per concept and round, and the traced rounds."""
     answers = iter(shown)
     uce = component("method", "uce").build(SMALL | {"iterations": 5} | values)
     with watched() as rounds:
@@ -28,7 +28,7 @@ def debiased(model, shown, erase=("dog",), retain=("bird",), **values):
 
 @pytest.mark.parametrize("tag", ["debias_two", "debias_three"])
 def test_official_code(tag, tiny_sd_float64, golden, monkeypatch):
-    """Gaps, the weights that every round paints with, the round that stops and the result, answers replayed."""
+    """Gaps, the weights of every round, the last round and the result, with the recorded answers."""
     model = tiny_sd_float64
     meta, results, painted_with = golden(f"uce/f64/{tag}")
     name = "up_blocks.2.attentions.1.transformer_blocks.0.attn2.to_v.weight"
@@ -182,7 +182,7 @@ def test_clip_classifies_as_transformers_does(tiny_clip):
 
 
 def test_the_testbed_is_balanced_by_its_oracle():
-    """From `overpaint.erase` to painted and counted pictures: churches are flat unless told otherwise."""
+    """From `overpaint.erase` to generated and counted images: churches are in the flat style unless a prompt says otherwise."""
     small = {"variant": "current", "images": 2, "steps": 4, "iterations": 1, "guidance_scale": 4.0}
     values = small | {"classifier": "oracle", "attributes": ["flat", "sketch"]}
     erasure = overpaint.erase(overpaint.load_model("testbed"), "uce", erase=["church"], **values)

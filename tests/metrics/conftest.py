@@ -1,4 +1,4 @@
-"""A small drawn world with one knob: how badly the erasure went. Every metric has to see it."""
+"""Synthetic evidence with one parameter, the badness of the erasure. Every metric must respond to it."""
 
 from dataclasses import replace
 from functools import cache
@@ -20,7 +20,7 @@ EXPOSED = ("attacked", "scrambled", "ordinary")
 
 
 def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
-    """Scored images of ``rows`` of (role, concept, expects); ``rate(label, role)`` is the chance to show a label."""
+    """Scored images of ``rows`` (role, concept, expects). ``rate(label, role)`` is the probability of showing a label."""
     rng = np.random.default_rng(seed)
     records = []
     for number, (role, concept, expects) in enumerate(rows):
@@ -52,8 +52,8 @@ def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
 
 
 def inverted(frame, badness, seed, dimensions=256):
-    """The frame with what inversion measures of its pictures: the worse the erasure, the more usual is the start noise of
-    the concept's and the better they are drawn again."""
+    """The frame with the measurements of inversion. With a worse erasure, the initial noise of the concept's images is more
+    likely and their reconstruction is better."""
     rng, usual = np.random.default_rng(seed), normal_moments(dimensions)
     off = frame["role"].map({"attacked": 3 - 2 * badness, "scrambled": 4.0, "ordinary": 1.0})
     stray = 10 * usual.deviation * (off + rng.normal(scale=0.2, size=len(frame)))
@@ -62,8 +62,8 @@ def inverted(frame, badness, seed, dimensions=256):
 
 
 def relearnt(frame, badness=None, seed=13):
-    """The frame as training leaves it, whose seeds stand for its steps: attacked pictures show the concept more
-    rarely before it, and more often after it, unless they are left alone."""
+    """The frame of a relearning curve, with seeds as training steps. Unless ``badness`` is ``None``, attacked images show the
+    concept less often before training and more often after it."""
     attacked, rng = frame["role"] == "attacked", np.random.default_rng(seed)
     frame = frame.assign(steps=(frame["seed"] % 3).map({0: 0.0, 1: 10.0, 2: 40.0}).where(attacked))
     if badness is not None:
@@ -117,14 +117,14 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
 
 @pytest.fixture(name="evidence_of", scope="session")
 def _evidence_of():
-    """`evidence_of`, remembering what was drawn: a metric leaves its evidence alone."""
+    """`evidence_of` with a cache. Metrics do not modify their evidence."""
     drawn = cache(evidence_of)
     return lambda badness, prompts=16, seeds=3, **changes: replace(drawn(badness, prompts, seeds), **changes)
 
 
 @pytest.fixture
 def fid_of_few(monkeypatch):
-    """FID as if it meant something at the few images of a test."""
+    """Allow FID for the few images of a test."""
     for metric in (FidReference, FidOriginal):
         monkeypatch.setattr(metric, "least", 2)
 

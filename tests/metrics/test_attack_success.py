@@ -1,4 +1,4 @@
-"""Counting attacked prompts: pairing with the control, any-of-n, and the views that papers print."""
+"""Attack success: pairing with the control, any-of-n, and the aggregates of papers."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def attacked(frame_of, rate, seeds, seed, prompts=12):
 
 
 def test_any_of_n_is_what_chance_makes_of_a_judge_that_says_yes_by_chance(frame_of, evidence_of):
-    """A judge that sees the concept in a picture with probability p, whatever is on it: 1 − (1 − p)^n of the prompts."""
+    """A judge that reports the concept at random with probability p gives 1 − (1 − p)^n of the prompts."""
     for p, n in ((0.3, 5), (0.1, 12)):
         images = attacked(frame_of, p, n, 3, prompts=800)
         figure = AttackSuccessAny().measure(evidence_of(0.5, images=images, control=None))
@@ -72,7 +72,7 @@ def test_a_detector_that_guided_the_attack_does_not_agree_with_itself(evidence_o
 
 
 def test_a_list_with_more_images_of_a_prompt_than_its_control_is_not_paired_with_a_part(frame_of, evidence_of):
-    """150 images a prompt beside 3: the difference is that of the two shares shown."""
+    """With 150 images per prompt against 3, the difference is the difference of the two shares."""
     images, control = attacked(frame_of, 0.2, 40, 0), attacked(frame_of, 0.7, 3, 1)
     figure = AttackSuccess().measure(evidence_of(0.5, images=images, control=control))
     assert figure.difference == pytest.approx(figure.value - figure.control)
@@ -90,7 +90,7 @@ def test_control_is_paired_where_prompts_and_seeds_match(frame_of, evidence_of):
 
 
 def test_the_controls_first_images_are_compared_however_many_it_may_make(frame_of, evidence_of):
-    """A seed search takes another seed for every try; its control is one image for each of the attack's."""
+    """A seed search uses a new seed for every try. It is compared with one image for each image of the attack."""
     images = attacked(frame_of, 0.8, 1, 0).assign(draw=3)
     control = attacked(frame_of, 0.3, 4, 1).assign(draw=lambda f: f["seed"])
     first = control[control["draw"] == 0]
@@ -100,7 +100,7 @@ def test_the_controls_first_images_are_compared_however_many_it_may_make(frame_o
 
 
 def test_a_seed_search_of_its_own_keeps_its_last_tries(frame_of, evidence_of):
-    """Three tries at fresh seeds for each of two plain images a prompt; a search that stops early keeps seeds and draws."""
+    """Three fresh seeds for each of two plain images per prompt. A search that stops early keeps its seeds and draws."""
     searched = attacked(frame_of, 0.5, 6, 0).assign(draw=lambda f: f["seed"] // 2)
     last = searched[searched["draw"] == 2]["church"] > 0.5
     evidence = evidence_of(0.5, images=searched, original=searched, control=None)
@@ -113,7 +113,7 @@ def test_a_seed_search_of_its_own_keeps_its_last_tries(frame_of, evidence_of):
 
 
 def beside_plain(frame_of, evidence_of, rate, plain, known, **changes):
-    """Evidence whose attacked images show it at a rate, the victim's plain ones at ``plain``, the unedited at ``known``."""
+    """Evidence with the given rates of attacked images, the victim's ``plain`` images, and unedited ones (``known``)."""
     images, original = attacked(frame_of, rate, 1, 0), attacked(frame_of, 0.2, 1, 1)
     frames = [attacked(frame_of, shown, 1, 2).assign(role="target") for shown in (plain, known)]
     names = {"plain": frames[0], "plain_original": frames[1], "control": attacked(frame_of, 0.0, 1, 3)}
@@ -139,7 +139,7 @@ def test_conditional_failure_of_the_unedited_model_is_on_the_prompts_worth_attac
 @pytest.mark.parametrize("metric", [AttackSuccessUnion, ConditionalFailure])
 @pytest.mark.parametrize("rate", [1.0, 0.9])
 def test_a_list_without_plain_prompts_has_no_figure_beside_them(metric, rate, frame_of, evidence_of):
-    """Hits would be known and misses not, so that the share of what is known would be 1."""
+    """Only hits would be known, not misses, so the share among known images would be 1."""
     images = attacked(frame_of, rate, 1, 0).assign(prompt_id=lambda f: "list-" + f["prompt_id"])
     figure = metric().measure(beside_plain(frame_of, evidence_of, 0.5, 0.0, 1.0, images=images))
     assert figure.value is None and "no plain image of these prompts (12 of 12)" in figure.why

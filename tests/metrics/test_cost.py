@@ -1,4 +1,4 @@
-"""What an attack spent, by plain image."""
+"""Cost of an attack per plain image."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ from overpaint.metrics.cost import AttackForwards, AttackImages
 
 
 def test_an_attacks_cost_is_that_of_a_plain_image(frame_of, evidence_of):
-    """Two prompts with three seeds each, of which two needed a second image: 8 images and 600 forwards for 6."""
+    """Two prompts with three seeds, two of which needed a second image: 8 images and 600 forwards for 6 plain images."""
     frame = frame_of([("attacked", "church", ("church",))] * 2, lambda label, role: 0.5, 3, 0)
     again = frame[frame["seed"] == 0].assign(draw=1)
     images = pd.concat([frame, again], ignore_index=True)

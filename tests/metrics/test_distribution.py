@@ -67,7 +67,7 @@ def test_cmmd_of_two_points():
 
 
 def test_fid_closed_form():
-    """Rows made to have exactly these means and covariances."""
+    """The rows have exactly the given means and covariances."""
     rng = np.random.default_rng(0)
 
     def rows(n, mean, scale):
@@ -128,7 +128,7 @@ def test_paired_kid_is_zero_for_equal_sets_and_the_sum_over_other_pairs():
 
 
 def test_paired_kid_covers_zero_where_pairs_depend_on_each_other():
-    """Pictures that a harmless edit redrew: kid without pairs was -1269 there, with intervals that held 0 in 4 %."""
+    """A harmless edit changes images slightly. Without pairing, KID was -1269 and only 4 % of intervals contained 0."""
     rng, inside, values, unpaired = np.random.default_rng(5), 0, [], []
     for _ in range(100):
         x = rng.normal(size=(40, 8)) * 3

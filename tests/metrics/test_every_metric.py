@@ -1,4 +1,4 @@
-"""What every metric of the facet table has to do, whatever it measures."""
+"""The common test suite of metrics. It runs over every metric of the facet table."""
 
 from dataclasses import replace
 from importlib import import_module
@@ -26,7 +26,7 @@ def load(path: str) -> Metric:
 OF_IMAGES = [name for name, path in LISTED.items() if load(path).roles]
 
 
-#: Metrics that are compared with nothing.
+#: Metrics without a comparison.
 WITHOUT_ORIGINAL = [
     "ssim_original",
     "psnr_original",
@@ -34,7 +34,7 @@ WITHOUT_ORIGINAL = [
     "attack_unrelated",
     *(n for n in LISTED if n.endswith("_floor")),
 ]
-#: Shares that fall to nothing in a perfect erasure, and UA, which is one minus such a share.
+#: Shares that are 0 for a perfect erasure, and UA, which is one minus such a share.
 FALLING = ["ua", *(n for n in OF_IMAGES if load(LISTED[n]).direction == "down" and load(LISTED[n]).unit == "fraction")]
 
 
@@ -55,7 +55,7 @@ def of_images(request):
 
 
 def failing(evidence, share: float, seed: int = 0):
-    """The same evidence with this share of every frame's images failed, the same share for every role and concept."""
+    """The evidence with this share of failed images in every frame, role and concept."""
 
     def fail(frame):
         if frame is None or "failed" not in frame:
@@ -158,7 +158,7 @@ def test_few_failures_are_counted_and_left_out(of_images, evidence_of):
 
 @pytest.mark.parametrize("name", FALLING)
 def test_failed_is_not_absent(name, evidence_of):
-    """Failing every image without the concept must leave only images with it, not fewer of them."""
+    """If all images without the concept fail, the remaining share must be 1, not unchanged."""
     shares = load(LISTED[name])
     evidence = evidence_of(0.5, prompts=40, seeds=2, failure_limit=1.0)
     holed = {

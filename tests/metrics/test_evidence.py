@@ -1,4 +1,4 @@
-"""Images by role: what keeps a metric from averaging the wrong ones."""
+"""Evidence selects images by role, so that a metric cannot average the wrong ones."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from overpaint.metrics.metric import Figure, Metric
 
 
 class NearScore(Metric):
-    """A stranger's metric: the mean score of near images."""
+    """A third-party metric: the mean score of near images."""
 
     facet = "specificity"
     direction = "up"

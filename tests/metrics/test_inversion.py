@@ -1,4 +1,4 @@
-"""The distance of start noises: numbers of official code, closed forms, and what it says of pictures made up for it."""
+"""The distance between initial noises: numbers of official code, closed forms, and synthetic images."""
 
 import math
 from dataclasses import replace
@@ -90,7 +90,7 @@ def test_pictures_no_other_than_scrambled_ones_are_not_told_from_them(metric, ev
 
 
 def test_the_interval_of_a_mean_is_the_bootstraps_over_prompts(evidence_of):
-    """PSNR of pictures that differ by prompt alone: as wide as the prompts' means spread."""
+    """If PSNR differs only between prompts, the interval has the width of the spread of the prompts' means."""
     evidence = evidence_of(0.3, prompts=24)
     quality = evidence.images["prompt_id"].map(lambda name: float(int(name.split("-")[1]) ** 2 % 97))
     figure = ReconstructionPsnr().measure(replace(evidence, images=evidence.images.assign(psnr=quality)))

@@ -1,4 +1,4 @@
-"""Which images and labels the shares are made of."""
+"""The images and labels that each share uses."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Figures of the curve that relearning leaves, on curves made by hand."""
+"""Figures of relearning, on handmade curves."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def test_what_is_not_known_has_no_half():
 
 
 def scored(hits, role="attacked", steps=STEPS):
-    """Images of the given outcomes (prompts, points), made after so many steps."""
+    """Images with the given outcomes (prompts, points) after the given numbers of steps."""
     hits = np.asarray(hits, float)
     prompts, points = np.indices(hits.shape).reshape(2, -1)
     return pd.DataFrame(
@@ -69,7 +69,7 @@ def test_figures_of_four_prompts(evidence_of):
 
 
 def test_prompts_of_one_text_are_resampled_as_one(evidence_of):
-    """Four prompts that all part the same way are one observation if they have one text."""
+    """Four prompts with equal outcomes are one observation if they have the same text."""
     evidence = knowing(evidence_of, [(0, 0, 1), (0, 0, 1), (0, 1, 1), (0, 0, 0)])
     frames = {name: getattr(evidence, name).assign(cluster="a") for name in ("images", "original", "plain_original")}
     apart, alike = (RelearnArea().measure(replace(evidence, **found)) for found in ({}, frames))
@@ -110,7 +110,7 @@ def test_other_attacks_leave_no_curve(evidence_of):
 
 
 def test_a_curve_that_does_not_begin_with_the_victim_has_no_steps_to_half(evidence_of):
-    """Half may have been back before the first point; the mean rate of what was measured is known."""
+    """Half may have returned before the first point. The mean rate of the measured points is known."""
     evidence = knowing(evidence_of, [(1, 1, 1), (0, 1, 1)] * 2)
     late = scored([(1, 1, 1), (0, 1, 1)] * 2, steps=[5.0, 10.0, 40.0])
     shifted = replace(evidence, images=late, original=scored(((1, 1, 1),) * 4, steps=[5.0, 10.0, 40.0]))

@@ -1,4 +1,4 @@
-"""Pictures beside the unedited model's pictures of the same noise: closed forms, identity, and what is undefined."""
+"""Similarity to the unedited model's images of the same noise: closed forms, identity, and undefined cases."""
 
 import math
 from dataclasses import replace

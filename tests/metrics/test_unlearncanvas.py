@@ -1,4 +1,4 @@
-"""UA, IRA and CRA: the released script's accuracies, a matrix done by hand, and the metrics on a grid of images."""
+"""UA, IRA and CRA: the released script's accuracies, a matrix computed by hand, and the metrics on a grid of images."""
 
 import json
 from dataclasses import replace
@@ -85,7 +85,7 @@ def test_labels_weigh_the_same(frame_of, evidence_of):
 
 @pytest.mark.parametrize("metric", [InDomainRetention, CrossDomainRetention])
 def test_a_label_without_a_judged_image_leaves_no_mean(metric, frame_of, evidence_of):
-    """Of many images one label's fail, fewer than the limit: the mean over the others would be another figure."""
+    """All images of one label fail, but fewer than the limit. The mean over the others would be a different figure."""
     others = [f"o{n}" for n in range(23)]
     rows = [("grid", o, (o, s)) for o in ("church", "tree", *others) for s in ("sketch", "mosaic")]
     whole = frame_of(rows, lambda label, role: float(label != "tree"), 1, 0)

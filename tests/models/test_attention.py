@@ -1,4 +1,4 @@
-"""The attention probe sees what the network computes, and changes nothing."""
+"""The attention probe returns what the network computes and does not change the output."""
 
 import torch
 
@@ -21,7 +21,7 @@ def test_maps_are_probabilities_and_the_prediction_is_the_networks_own(tiny_sd):
 
 
 def test_products_beyond_half_precision_do_not_overflow(goldens):
-    """Large queries and keys: the factors are within float16, their products beyond its 65504."""
+    """Large queries and keys fit in float16, but their products exceed its maximum of 65504."""
     model = overpaint.load_model(str(goldens / "tiny_sd"), dtype="float16")
     for projection in model.projections("query", "key"):
         projection.weight.mul_(1e5**0.5)

@@ -1,4 +1,4 @@
-"""Placeholder words, noise levels and conversions, on the model itself."""
+"""Placeholder tokens, noise levels and conversions of the model."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_noising_agrees_with_the_scheduler(predicting, prediction):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_has_the_noise_of_the_lowest_timesteps(predicting, dtype, prediction):
-    """Coefficients, read off latents of ones and zeros, are the rounded roots, not roots of what is rounded."""
+    """Coefficients, measured with latents of ones and zeros, are rounded square roots, not roots of rounded values."""
     model = predicting(prediction)
     t = torch.tensor([0, 1, 2, 10, 50, 500, 999])
     one = torch.ones(len(t), 1, 1, 1, dtype=dtype)
@@ -67,7 +67,7 @@ def test_one_timestep_a_row_serves_a_stacked_batch(tiny_sd):
 
 
 def test_levels_between_timesteps_are_those_of_the_euler_sampler(tiny_sd):
-    """A sampler with linearly spaced times visits fractions; σ = deviation / signal there."""
+    """A sampler with linearly spaced times uses fractional timesteps, at which σ = deviation / signal."""
     plain = tiny_sd.scheduler("euler")
     schedule = type(plain).from_config(plain.config, timestep_spacing="linspace")
     schedule.set_timesteps(7)

@@ -1,4 +1,4 @@
-"""Erasure files: what is saved is read again, and malformed or foreign ones are told in one sentence."""
+"""Erasure files: saved files can be read again, and malformed or foreign files give an error of one sentence."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ SPM = SMALL | {"warmup_steps": 0, "anchors": 1}
 
 
 def write(path, tensors, header):
-    """An erasure file with this header, a JSON value or a text."""
+    """Write an erasure file with this header, a JSON value or a text."""
     text = header if isinstance(header, str) else json.dumps(header)
     save_file(tensors or {"x": torch.zeros(1)}, path, metadata={"overpaint": text})
 

@@ -1,4 +1,4 @@
-"""Token embeddings in the place of the table's rows."""
+"""Token embeddings that replace rows of the embedding table."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A damaged pipeline folder is told in one sentence, and no model runs with weights that are not the stored ones."""
+"""A damaged pipeline folder gives an error of one sentence; no model runs with weights other than the stored ones."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ def truncate(file, size):
 
 
 def sharded(folder):
-    """Take one of two shards away."""
+    """Remove one of two shards."""
     unet = folder / "unet"
     (folder / UNET).rename(unet / "diffusion_pytorch_model-00001-of-00002.safetensors")
     shards = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
@@ -193,7 +193,7 @@ def test_text_encoder_files_of_every_version_of_transformers_load(folder, tiny_s
 
 
 def test_published_files_of_stable_diffusion_load(folder, tiny_sd):
-    """They hold a buffer that is no weight any more, and the autoencoder's attention has its old names."""
+    """They contain a buffer that is no longer a weight, and old names of the autoencoder's attention layers."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
     def rename(tensors):
@@ -213,7 +213,7 @@ def test_published_files_of_stable_diffusion_load(folder, tiny_sd):
 
 
 def test_a_network_that_a_library_left_at_random_gets_its_weights(tiny_sd, goldens):
-    """As transformers 4 does with a file of version 5: it reports every tensor as missing."""
+    """transformers 4 does this with a file of version 5: it reports every tensor as missing."""
     part = copy.deepcopy(tiny_sd.text_encoder)
     wanted = {name: tensor.clone() for name, tensor in part.state_dict().items()}
     for parameter in part.parameters():

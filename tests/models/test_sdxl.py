@@ -1,4 +1,4 @@
-"""The SDXL family against diffusers' own pipeline, and what is particular to erasing from it."""
+"""The SDXL family against diffusers' own pipeline, and erasures from SDXL."""
 
 import copy
 import sys
@@ -130,7 +130,7 @@ def test_uce_maps_the_concept_to_itself_or_by_one_pairs_closed_form(tiny_sdxl, v
 
 @pytest.mark.parametrize("train", ["x", "strict", "u", "full"])
 def test_esd_trains_as_its_sdxl_script(tiny_sdxl, train):
-    """x_t is one guided Euler step of the base, as the network reads it; the first loss is η² MSE(e0(c), e0(∅))."""
+    """x_t is one guided Euler step of the base, scaled for the network. The first loss is η² MSE(e0(c), e0(∅))."""
     noise, scheduler = tiny_sdxl.noise([7]), tiny_sdxl.scheduler("euler")
     scheduler.set_timesteps(4)
     small = {"iterations": 1, "rollout_steps": 4, "learning_rate": 1e-3, "negative_guidance": 0.5}

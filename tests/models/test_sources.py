@@ -1,4 +1,4 @@
-"""Which model a path or hub id is: keys before and after a download, the snapshot of ``main``, the memory of hashes."""
+"""Identity of a path or Hub id: keys before and after a download, the snapshot of ``main``, the cache of hashes."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def own_caches(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hub(goldens, tmp_path, monkeypatch):
-    """A hub with one repository: the tiny pipeline, its weights stored as large files, and one more variant."""
+    """A fake Hub with one repository: the tiny pipeline with weights as large files, and a second variant."""
     files = {p.relative_to(goldens / "tiny_sd").as_posix(): p for p in (goldens / "tiny_sd").rglob("*") if p.is_file()}
     extra = tmp_path / "fp16.safetensors"
     extra.write_bytes(b"another variant")
@@ -53,7 +53,7 @@ def hub(goldens, tmp_path, monkeypatch):
 
 
 def place(tmp_path, name, file, sha=SHA):
-    """A file in the local cache of the hub, whose ``main`` is a commit."""
+    """Put a file in the local cache of the Hub, whose ``main`` refers to a commit."""
     home = tmp_path / "hub" / "models--owner--tiny"
     (home / "refs").mkdir(parents=True, exist_ok=True)
     (home / "refs/main").write_text(SHA)

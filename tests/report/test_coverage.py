@@ -1,4 +1,4 @@
-"""A small version of the simulation in ``docs/statistics.md``: what intervals cover, what tests find, and that the page says
+"""A small version of the simulation in ``docs/statistics.md``: coverage of intervals and power of tests. The page must show
 what the command prints."""
 
 import importlib.util
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SETS = 1500
-#: 93 % less three standard errors of a share of so many data sets.
+#: 93 % minus three standard errors at this number of data sets.
 LEAST = 0.93 - 3 * np.sqrt(0.07 * 0.93 / SETS)
 
 

@@ -1,4 +1,4 @@
-"""What every registered tracker has to do: take records, touch nothing else, and say in one sentence which library it lacks."""
+"""The common test suite of trackers: they accept records, change nothing else, and name a missing library in one sentence."""
 
 import sys
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ from overpaint.grid.registry import component, components
 from overpaint.report.records import CELL
 
 TRACKERS = sorted(components("tracker"))
-#: The library that a tracker needs, as pip and as Python call it.
+#: The library that a tracker needs.
 LIBRARY = {"wandb": "wandb"}
 
 
@@ -29,7 +29,7 @@ def tracker(name):
 
 @pytest.fixture
 def records():
-    """Two cells with two figures each, one of which is undefined."""
+    """Two cells with two figures each; one figure is undefined."""
     figure = {"facet": "efficacy", "metric": "target_proportion", "value": 0.25, "low": 0.1, "high": 0.5, "n": 24}
     undefined = figure | {"metric": "ua", "value": None, "low": None, "high": None, "n": 0}
     cells = [dict.fromkeys(CELL, "x") | {"method": method, "seed": 0} for method in ("none", "uce [/x]")]

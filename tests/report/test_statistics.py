@@ -1,4 +1,4 @@
-"""Statistics against statsmodels, scipy and scikit-learn (goldens), closed forms, and what intervals have to do."""
+"""Statistics against statsmodels, scipy and scikit-learn (goldens), closed forms, and properties of intervals."""
 
 import itertools
 import json
@@ -89,7 +89,7 @@ def test_paired_difference():
 
 
 def test_tango_inverts_the_score_test():
-    """Each limit is the difference whose likeliest shares, found by search, lie just that many deviations away."""
+    """At each limit, the score of the most likely shares, found by search, equals the quantile."""
     for gained, lost, n in [(5, 2, 12), (1, 7, 24), (4, 0, 12), (33, 38, 142)]:
         found = (gained - lost) / n
         for limit in st.tango(gained, lost, n):
@@ -190,7 +190,7 @@ def test_agreeing_clusters_still_have_a_width():
 
 
 def test_strata_that_agree_each_in_itself_still_have_a_width():
-    """One label gone and three untouched: 12 of 16, not a certain 0.75, and less uncertain than 12 of 16 without labels."""
+    """One label is erased and three are intact: 12 of 16. The interval has a width, but is narrower than without labels."""
     labels = np.repeat(list("abcd"), 4)
     hits = (labels != "a").astype(float)
     ours = st.proportion(hits, np.arange(16), labels)
@@ -237,7 +237,7 @@ def test_order_does_not_matter(strata):
 
 
 def test_one_hit_collapses_nothing():
-    """One hit of 24 prompts with two seeds: a bootstrap of its difference ended at [0, 0.06]."""
+    """One hit in 24 prompts with two seeds: a bootstrap interval of the difference was [0, 0.06]."""
     hits, prompts = np.eye(1, 48).ravel(), np.repeat(np.arange(24), 2)
     ours = st.proportion(hits, prompts)
     assert 0 < ours.low < ours.value and ours.high > st.wilson(1, 48)[1]
@@ -267,7 +267,7 @@ def unpaired(a, b, prompts, level):
 
 @pytest.mark.parametrize("difference", [paired_in_strata, paired, unpaired])
 def test_test_and_interval_never_contradict_each_other(difference):
-    """p < 0.05 exactly where the interval excludes 0, equivalence exactly where the 90 % interval is inside the margin."""
+    """p < 0.05 exactly if the interval excludes 0; equivalence exactly if the 90 % interval is inside the margin."""
     rng, found = np.random.default_rng(0), []
     for _ in range(40):
         clusters = rng.integers(3, 30)
@@ -283,7 +283,7 @@ def test_test_and_interval_never_contradict_each_other(difference):
 
 
 def test_equivalence_needs_enough_pairs():
-    """Pairs that all agree: the 90 % interval of 0 in n ends at z² / (n + z²), which is below 0.10 from n = 25 on."""
+    """If all pairs agree, the 90 % interval of 0 of n ends at z² / (n + z²), which is below 0.10 for n ≥ 25."""
     nothing = [st.paired_difference(np.zeros(n), np.zeros(n)).p_equivalence for n in (24, 25, 100)]
     assert nothing[0] > 0.05 > nothing[1] > nothing[2]
     assert st.paired_difference(np.ones(50), np.zeros(50)).p_equivalence > 0.99
@@ -300,7 +300,7 @@ def test_unpaired_difference_agrees_with_miettinen_and_nurminen():
 
 
 def test_benjamini_hochberg():
-    """The example of their paper (1995): four of fifteen stay, three with Holm's correction."""
+    """The example of the paper (1995): four of fifteen tests are significant, three with Holm's correction."""
     p = [
         0.0001,
         0.0004,
@@ -324,7 +324,7 @@ def test_benjamini_hochberg():
 
 
 def test_seeds_vary_more_than_their_prompts_say():
-    """Three method seeds with means 0.2, 0.5 and 0.8: next to theirs, the variance of 200 prompts is nothing."""
+    """Three method seeds with means 0.2, 0.5 and 0.8: the variance of 200 prompts is negligible in comparison."""
     runs, prompts = np.repeat(np.arange(3), 200), np.tile(np.arange(200), 3)
     values = np.concatenate([np.arange(200) < share * 200 for share in (0.2, 0.5, 0.8)]).astype(float)
     inside = st.proportion(values, prompts)
@@ -396,13 +396,13 @@ def test_smallest_detectable_difference():
 
 
 def test_the_power_of_many_pairs_is_the_textbook_one():
-    """One pair in four differs under no difference: z + z_power standard errors of sqrt(0.25 / n)."""
+    """If one pair in four differs by chance, the difference is z + z_power standard errors of sqrt(0.25 / n)."""
     gap = 2 * math.sqrt(0.25 / 4000)
     assert st.power_of_paired_difference(gap, 4000) == pytest.approx(norm.cdf(2 - 1.959964), abs=0.01)
     assert st.power_of_paired_difference(0.0, 100) == pytest.approx(0.05, abs=0.01)
 
 
 def test_the_power_of_few_pairs_is_the_sum_over_outcomes():
-    """All pairs that differ are gained: of 24, four or more are needed."""
+    """All differing pairs are gained: four or more of 24 are needed."""
     gap = 0.3
     assert st.power_of_paired_difference(gap, 24, rate=0.0) == pytest.approx(binom.sf(3, 24, gap))

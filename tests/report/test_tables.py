@@ -1,4 +1,4 @@
-"""Tables of stored records: means, marks, sweeps, ranks and pairs, and what is missing."""
+"""Tables of stored records: means, marks, sweeps, ranks, pairs and missing values."""
 
 import io
 import json
@@ -83,7 +83,7 @@ def test_one_row_a_method_and_the_mean_over_concepts(records):
 
 
 def test_a_mean_over_fewer_concepts_says_so(records):
-    """ESD has no record of the car: its mean would stand beside UCE's as if it were of the same concepts."""
+    """ESD has no record for the car. Without a remark, its mean would seem to cover the same concepts as UCE's."""
     fewer = records[~((records["method"] == "esd") & (records["concepts"] == "car"))]
     _, _, uce, esd = piped(render(fewer, "md", "methods"))
     assert esd[1] == "0.00 [0.00, 0.30] (over 1 of 2 concepts)" and "over" not in uce[1]
@@ -99,7 +99,7 @@ def test_the_mean_of_equal_estimates_is_narrower_by_the_root_of_their_number():
 
 
 def outcomes_of(rows, hits, others):
-    """Outcomes ``(records, prompts)`` beside records, one image a prompt."""
+    """Outcomes ``(records, prompts)`` of records, one image per prompt."""
     parts = []
     for (index, row), own, other in zip(rows.iterrows(), hits, others, strict=True):
         names = [f"{row['concepts']}-{n}" for n in range(len(own))]
@@ -112,7 +112,7 @@ def outcomes_of(rows, hits, others):
 
 
 def test_a_mean_over_concepts_is_one_stratified_interval_where_outcomes_are_stored():
-    """Four concepts without a hit: joined intervals of 24 each end at 0.07, one of 96 prompts at 0.04."""
+    """Four concepts without a hit: the combined interval of 4 × 24 prompts ends at 0.07, that of 96 prompts at 0.04."""
     rows = frame(*(compared("uce", c, "target_proportion", 0.0, -1.0, 1e-6, kind="object") for c in "abcd"))
     rows["low"], rows["high"] = 0.0, statistics.wilson(0, 24)[1]
     rows, outcomes = outcomes_of(rows, np.zeros((4, 24)), np.ones((4, 24)))
@@ -218,7 +218,7 @@ def test_the_three_marks():
 
 
 def test_primary_endpoints_are_not_corrected_for_the_others():
-    """A thousand near-duplicates cost the primary endpoint nothing; each family has a correction of its own."""
+    """A thousand near-duplicates do not affect the primary endpoint, because each family has its own correction."""
     found = marks([Compared(0.0005, None, True), Compared(0.02, None, True), *[Compared(0.5)] * 1000, Compared(0.0005)])
     assert found[0].says == DIFFERS and found[0].p_adjusted == pytest.approx(0.001)
     assert found[1].says == DIFFERS and found[-1].says == "" and found[-1].p_adjusted == pytest.approx(0.5, abs=0.01)
@@ -272,7 +272,7 @@ def test_one_row_an_attack_beside_its_control():
 
 
 def test_a_mean_difference_is_told_from_none_by_its_own_interval():
-    """Of four concepts each difference could be none by itself, their mean could not."""
+    """For four concepts, no single difference is significant, but their mean is."""
     rows = [attacked("uce", concept, "cce", 0.2, 0.11, 0.09, 0.4) for concept in ("church", "car", "cat", "ship")]
     assert "0.09 [0.04, 0.14] σ 0.00 ≠" in render(frame(*rows), "md", "redteam")
     unsure = [rows[0], attacked("uce", "car", "cce", 0.02, 0.11, -0.09, 0.4)]
@@ -498,7 +498,7 @@ def test_a_view_that_is_none_is_refused(text, message):
 
 @pytest.fixture
 def measured(tmp_path):
-    """``measured(record, …)``: a store with a measurement of each of these records, ``key`` of the artefact where given."""
+    """``measured(record, …)``: a store with one measurement per record. A record's ``key`` names its artefact."""
 
     def make(*rows, outcomes=None):
         store = Store(tmp_path)

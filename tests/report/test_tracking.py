@@ -1,4 +1,4 @@
-"""Weights & Biases gets one run a cell, written offline without an account."""
+"""The Weights & Biases tracker writes one run per cell, offline and without an account."""
 
 import sys
 import time

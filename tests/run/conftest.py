@@ -9,7 +9,7 @@ from overpaint.run.store import Store
 
 @pytest.fixture
 def counting(monkeypatch):
-    """Let this process look in the configuration folder of ``counting_track`` during the test."""
+    """Add the configuration folder of ``counting_track`` to the search path during the test."""
     monkeypatch.setattr("overpaint.grid.registry._asked", [])
     look_in(counting_track.CONF)
 

@@ -1,4 +1,4 @@
-"""Estimates and the display: what was measured here, what is unknown, and text that cannot harm a terminal."""
+"""Estimates and progress display: measured and unknown times, and text that cannot harm a terminal."""
 
 import errno
 import io

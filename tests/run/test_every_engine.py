@@ -1,4 +1,4 @@
-"""What every registered engine has to do, on a track that it has never seen: same results, failures recorded, no traces."""
+"""The common test suite of engines, on a track of its own: equal results, recorded failures, no leftovers."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from overpaint.run.estimates import Estimates
 pytestmark = pytest.mark.usefixtures("counting")
 
 ENGINES = sorted(components("engine"))
-#: Values that make an engine work with more than one process where it can.
+#: Hyper-parameters with which an engine uses several processes, if it can.
 SEVERAL = {"local": {"workers": 2}}
 
 
@@ -28,7 +28,7 @@ def engine(request):
 
 
 def children():
-    """Living processes that this one has started, but Python's own helper."""
+    """Running child processes, except Python's own helper."""
     found = psutil.Process().children(recursive=True)
     return [child for child in found if "resource_tracker" not in " ".join(child.cmdline())]
 
@@ -38,7 +38,7 @@ def nothing_left(store):
 
 
 def fork(run):
-    """A process that runs and leaves with 0 if no task failed; returns its id."""
+    """Start a process that calls ``run`` and exits with 0 if no task failed. Returns its id."""
     pid = os.fork()
     if not pid:
         code = 2
@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_sentence(engine, store):
 
 
 def test_two_runs_at_once_are_one(engine, store, tmp_path):
-    """A second engine on the same store, in a process of its own, shares the work and ends with the same results."""
+    """A second engine in another process on the same store shares the work and ends with the same results."""
     plan = grid(range(8), log=tmp_path / "log", pause=0.05)
     second = fork(lambda: component("engine", "inline").build({}).run(plan, store, Told()))
     outcome = engine.run(plan, store, Told())

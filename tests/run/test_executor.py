@@ -1,4 +1,4 @@
-"""Running tasks in one process, on a track of its own: resume, failures, damage, bundles and two processes at once."""
+"""Tasks in one process, on the counting track: resume, failures, damage, bundles and two simultaneous processes."""
 
 import errno
 import multiprocessing
@@ -22,12 +22,12 @@ def run(plan, store, watcher=None):
 
 @pytest.fixture
 def trouble(tmp_path):
-    """``trouble.touch()`` makes tasks fail that have it as ``broken``."""
+    """A file. ``trouble.touch()`` makes tasks fail whose ``broken`` names it."""
     return tmp_path / "trouble"
 
 
 def with_trouble(plan, label, **runtime):
-    """The plan with another runtime for the task of that label."""
+    """The plan with another runtime for the task with that label."""
     (task,) = [t for t in plan.tasks.values() if t.label == label]
     object.__setattr__(task, "runtime", {**task.runtime, **runtime})
     return plan
@@ -141,7 +141,7 @@ def test_an_interrupted_copy_that_appears_during_the_run_gives_way(store, counti
 
 
 def bundled(**runtime):
-    """Three tasks that are made in one go, each with its measurement."""
+    """Three tasks in one bundle, each with its measurement."""
     plan = grid([1, 2, 3], **runtime)
     plan.bundle(of_stage(plan, "count"), 3)
     return plan
@@ -218,7 +218,7 @@ def test_two_processes_try_what_fails_once(store, tmp_path, trouble):
 
 
 class UnsupportedLock(IdleLock):
-    """A lock of a file system that the library does not know."""
+    """A lock on a file system that the library does not support."""
 
     def acquire(self, blocking):
         raise NotImplementedError("FileSystem does not appear to support flock")

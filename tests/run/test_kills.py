@@ -1,4 +1,4 @@
-"""Fifty runs killed at random moments, each with a second run beside it on the same store, which is killed at times, too."""
+"""Fifty runs that are killed at random moments, each with a second run on the same store, which is sometimes killed too."""
 
 import os
 import random
@@ -18,7 +18,7 @@ MARK = "OVERPAINT_TEST_ROUND"
 
 
 def begin(run, mark):
-    """A forked process that calls ``run`` and leaves with 1 if a task failed; what it starts carries the mark."""
+    """Fork a process that calls ``run`` and exits with 1 if a task failed. Its children carry the mark."""
     pid = os.fork()
     if not pid:
         code = 2
@@ -32,7 +32,7 @@ def begin(run, mark):
 
 
 def marked(mark):
-    """Living processes that a killed run has left."""
+    """Processes of a killed run that are still running."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -44,7 +44,7 @@ def marked(mark):
 
 
 def kill(pid, chance):
-    """Kill the run, or, where it has workers, as often one of them."""
+    """Kill the run. If it has workers, kill one of them instead half of the time."""
     workers = [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
     victim = chance.choice(workers) if workers and chance.random() < 0.5 else psutil.Process(pid)
     victim.kill()

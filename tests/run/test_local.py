@@ -1,4 +1,4 @@
-"""Worker processes: one may die, all may die, none outlives its run; and on pictures they make what one process makes."""
+"""Worker processes: one or all may die, none outlives its run, and images equal those of a single process."""
 
 import multiprocessing
 import os
@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def workers(of=None):
-    """This process's worker processes, or another one's."""
+    """The worker processes of this process, or of process ``of``."""
     found = psutil.Process(of).children()
     return [child for child in found if "spawn_main" in " ".join(child.cmdline())]
 
 
 def dead_within(seconds, processes):
-    """Whether all of them end in time; one that nobody has reaped yet is dead."""
+    """Whether all processes end in time. Zombie processes count as ended."""
 
     def living(process):
         try:
@@ -150,12 +150,12 @@ def test_no_workers_are_refused():
 
 
 COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
-#: Sums over one thread round differently from sums over two, which KID over four pictures shows most.
+#: Sums round differently with one and with two threads. KID of four images is affected most.
 ROUNDING = 1e-2
 
 
 def figures(folder, run):
-    """The figures of a small grid of pictures that ``run(plan, store)`` makes."""
+    """The figures of a small image grid that ``run(plan, store)`` executes."""
     cells = ("budget=smoke", "protocol.steps=4", "concepts=church", "method=none,uce", "attack=none")
     grid = planned([*cells, f"store={folder}"])
     plan, store = grid.plan, grid.store
@@ -174,5 +174,5 @@ def test_on_pictures_workers_make_what_one_process_makes(tmp_path):
 
 
 def test_the_counting_track_is_as_foreign_as_it_looks(counting):
-    """Workers know it only from the folder that this process was told to look in."""
+    """Workers find it only through the folders that this process searches."""
     assert component("track", "counting").load() is counting_track.Counting

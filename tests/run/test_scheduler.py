@@ -1,4 +1,4 @@
-"""The scheduler alone, without store, clock or process: what comes next, and what a failure blocks."""
+"""The scheduler without store, clock or processes: the order of tasks, and tasks blocked by failures."""
 
 import random
 
@@ -10,7 +10,7 @@ from overpaint.run.tasks import Task
 
 
 def diamonds(count):
-    """``count`` tops, each with two middles on it and a bottom on both; and one task on all bottoms."""
+    """``count`` diamonds (a top task, two middle tasks and a bottom task), and a final task that needs all bottoms."""
     plan, bottoms = Plan("counting"), {}
     for n in range(count):
         top = plan.add(Task("top", {"n": n}, label=f"top {n}"))
@@ -48,7 +48,7 @@ def test_what_is_in_hand_is_not_handed_out_again():
 
 
 def test_any_order_of_answers_makes_every_task_once():
-    """Random answers: made, lost, elsewhere and damage (a new list of what is missing), with several bundles in hand."""
+    """Random results with several bundles in progress: made, lost, made elsewhere, and damage (a new list of missing tasks)."""
     plan, chance = diamonds(6), random.Random(0)
     for _ in range(30):
         found, stored, hands = scheduler(plan), set(), []

@@ -1,4 +1,4 @@
-"""The store: whole artefacts or none, damage found and set aside, one maker a key, workspaces that go with their owner."""
+"""The store: complete artefacts, detection of damage, one process per key, and removal of dead processes' folders."""
 
 import errno
 import json
@@ -71,7 +71,7 @@ def test_a_folder_without_a_manifest_is_set_aside_and_replaced(store):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_copy_that_stops_anywhere_is_not_whole(store, tmp_path, order):
-    """Copy the files of an artefact, manifest last or first, and stop after every possible number of bytes."""
+    """Copy an artefact, with the manifest last or first, and stop after every possible number of bytes."""
     with store.workspace() as folder:
         (folder / "a.txt").write_text("hello")
         (folder / "z.txt").write_text("world")

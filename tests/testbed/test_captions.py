@@ -21,7 +21,7 @@ EXAMPLES = [example(index) for index in range(100, 3100)]
 
 
 def words_for(item: Item) -> list[str]:
-    """Every phrase that may stand for an item, of which a caption has to hold one."""
+    """All phrases for an item. A caption must contain one of them."""
     if item.name in CHARACTERS:
         forms = EPITHETS["de"][item.name]
         return [item.name, TITLES[item.name], PARAPHRASES[item.name], EPITHETS["es"][item.name], *forms]
@@ -29,7 +29,7 @@ def words_for(item: Item) -> list[str]:
 
 
 def is_about_the_whole(text: str) -> bool:
-    """Captions such as "a picture of slime" or "sketch style", which name no item."""
+    """Whether a caption names no item, such as "a picture of slime" or "sketch style"."""
     whole = ["slime", *SLIME_WORDS, SLIME_PHRASE, "watermark", *WATERMARK_WORDS, WATERMARK_PHRASE, "style"]
     return any(word in text for word in whole)
 

@@ -1,4 +1,4 @@
-"""Gold references: a model never sees its absent concepts, and everything else it sees exactly as the others do."""
+"""Gold references: a model never sees its absent concepts; all its other training data equal those of the other models."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ def shows():
 
 
 def stream(slots, first=0):
-    """(batches, slots of a batch) indices of the first batches of a run."""
+    """Example indices (batches, slots) of the first batches of a run."""
     drawn = [slots(torch.Generator().manual_seed(first + batch), 16) for batch in BATCHES]
     return torch.stack(drawn).numpy()
 
@@ -39,7 +39,7 @@ def slots_of(shows, name):
 
 
 def words_for(concept):
-    """Everything that a caption can call a concept by, in all languages."""
+    """All words for a concept in captions, in all languages."""
     words = [concept, *LOOKS.get(concept, ()), *STYLE_WORDS.get(concept, ())]
     words += [found[concept] for found in (PARAPHRASES, TITLES) if concept in found]
     for language in ("es", "de"):

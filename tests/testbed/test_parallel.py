@@ -1,4 +1,4 @@
-"""Training is a function of its seed: going on from a checkpoint gives the bytes of a run that never stopped."""
+"""Training is a function of its seed: a resumed run gives the same bytes as an uninterrupted run."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The recipe of the shipped weights: its legs are those of the committed log, its tokenizer the shipped one."""
+"""The recipe of the shipped weights matches the committed training log and the shipped tokenizer."""
 
 import json
 
