@@ -59,6 +59,7 @@ class ModelSpec:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The fields that affect records."""
         return {key: getattr(self, key) for key in ("path", "precision", "detector", "judge", "reference")}
 
 
@@ -78,6 +79,7 @@ class Protocol:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The fields that affect records."""
         return {key: getattr(self, key) for key in ("scheduler", "steps", "guidance_scale", "size")}
 
 
@@ -98,6 +100,7 @@ class Budget:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The fields that affect records."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "shard")}
 
 
@@ -139,6 +142,7 @@ class Cell:
 
     @cached_property
     def label(self) -> str:
+        """Concepts, method and attack for progress messages: ``church / uce lamb=1.0 / cce``."""
         return f"{self.concepts.name} / {self.method.label} / {self.attack.label}"
 
     @property

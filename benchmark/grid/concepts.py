@@ -159,6 +159,7 @@ class Catalogue:
         return self.concepts.get(name) or Concept(name)
 
     def of_kind(self, *kinds: str) -> list[Concept]:
+        """The concepts of these kinds, in the order of the catalogue."""
         return [c for c in self.concepts.values() if c.kind in kinds]
 
 

@@ -90,6 +90,7 @@ class Shot:
 
     @classmethod
     def from_dict(cls, values: dict) -> Shot:
+        """The shot that `as_dict` converted to ``values``."""
         values = dict(values)
         index, draw = values.pop("index"), values.pop("draw", 0)
         return cls(Prompt(**values), index, draw)

@@ -51,6 +51,7 @@ class Sheet:
     unsafe: bool = False
 
     def add(self, row: str, group: str, caption: str, image: Image.Image | None) -> None:
+        """Add an image to a row, in the next slot of its group."""
         pictures = self.rows.setdefault(row, {})
         slot = Slot(group, sum(known.group == group for known in pictures))
         pictures[slot] = image

@@ -45,6 +45,7 @@ class Batch:
 
 
 def build_attack(choice: Choice, seed: int) -> Attack:
+    """An instance of the chosen attack with this seed."""
     return construct(component("attack", choice.name).load(), {**choice.values, "seed": seed}, f"attack={choice.name}")
 
 
@@ -182,6 +183,7 @@ def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], 
 
 
 def shards(shots: Sequence[Shot], size: int) -> list[list[Shot]]:
+    """The shots in consecutive lists of at most ``size``."""
     return [list(shots[start : start + size]) for start in range(0, len(shots), size)]
 
 

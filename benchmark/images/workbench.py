@@ -66,6 +66,7 @@ class Workbench:
             self._detach = self._erasure.attach(model) if self._erasure else lambda: None
 
     def detector(self, name: str, settings: Mapping[str, Any]) -> Detector:
+        """The detector with these settings. It is built on the first call."""
         chosen = component("detector", name)
         key = f"{name}:{sorted((k, str(v)) for k, v in settings.items())}"
         if key not in self._detectors:

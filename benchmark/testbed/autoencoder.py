@@ -1,4 +1,4 @@
-"""The variational autoencoder: 64x64 pictures to 4x16x16 latents of unit variance per channel."""
+"""The variational autoencoder: 64x64 RGB images to 4x16x16 latents with unit variance per channel."""
 
 from pathlib import Path
 

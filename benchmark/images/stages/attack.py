@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 def run(task, inputs, folder, bench) -> dict:
+    """Run one attack task; see `run_together`."""
     return run_together([task], inputs, [folder], bench)[0]
 
 

@@ -10,6 +10,7 @@ from overpaint.metrics.similarity import similarity
 
 
 def run(task, inputs, folder, bench) -> dict:
+    """Write ``similarity.parquet``."""
     images, originals = read_images(inputs["images"]), read_images(inputs["original"])
     similarity(images, originals).to_parquet(folder / "similarity.parquet", index=False)
     return {}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def run(task, inputs, folder, bench) -> dict:
+    """Write ``images.parquet`` with the images of the task's shots, or of the shots that its attacks chose."""
     config, protocol = task.config, task.config["protocol"]
     shots = config["shots"]
     tokens: dict[str, torch.Tensor] = {}

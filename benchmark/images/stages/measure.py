@@ -22,6 +22,7 @@ from overpaint.run.tasks import canonical
 
 
 def run(task, inputs, folder, bench) -> dict:
+    """Write ``records.parquet`` with one row per figure, and ``outcomes.parquet`` with their outcomes."""
     found = measured(task.config, inputs)
     records = pd.DataFrame([row for row, _ in found], columns=list(RECORD_COLUMNS))
     tables = [table.assign(metric=row["metric"]) for row, table in found if table is not None]

@@ -7,6 +7,7 @@ from overpaint.images.stages.generate import write_images
 
 
 def run(task, inputs, folder, bench) -> dict:
+    """Write ``images.parquet``. Raises a `UserError` if the source changed after planning."""
     source, count = bench.pictures(task.runtime["pictures"]), task.runtime["count"]
     if source.identity(count) != task.config:
         raise UserError(f"the pictures of model.reference={task.runtime['pictures']} changed after the run was planned")

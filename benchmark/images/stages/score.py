@@ -27,6 +27,7 @@ SHOTS = "shots.json"
 
 
 def run(task, inputs, folder, bench) -> dict:
+    """Write ``scores.parquet``, and ``shots.json`` if an attack chose the shots."""
     images = read_images(inputs["images"])
     if task.config["detector"]:
         frame = scores(bench.detector(task.config["detector"], task.config["settings"]), images)
