@@ -208,7 +208,9 @@ def test_readings_are_of_the_start_noise_and_of_the_picture_drawn_from_it(shown,
     with torch.no_grad():
         noise = attack.invert(tiny_sd, tiny_sd.to_latents(list(shown.examples(6))), texts)
     normal = torch.distributions.Normal(0.0, 1.0)
-    for z, picture, painted in zip(noise, shown.examples(6), attack.run(shown).painted, strict=True):
+    for z, picture, painted in zip(
+        noise, shown.examples(6), attack.run(shown).painted, strict=False
+    ):  # scrambled ones follow
         assert painted.readings["dimensions"] == 4 * 16 * 16
         assert painted.readings["nll"] == pytest.approx(-normal.log_prob(z).sum().item(), rel=1e-5)
         one, other = (np.asarray(image) / 255 for image in (picture, painted.image))

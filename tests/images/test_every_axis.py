@@ -34,7 +34,7 @@ SWEEPS = {
     "protocol": ["method=none", "protocol.guidance_scale=2.0,3.0"],
     "budget": ["method=none", "budget.target_prompts=2,3"],
     "precision": ["method=none", "model.precision=float64,bfloat16"],
-    "model's path": ["method=none", "model.path=copy,changed"],
+    "model's path": ["method=none", "model.path=./one,./two"],
     "threshold": ["method=none", "metrics.threshold=0.4,0.6"],
     "inline concepts": ["method=none", "concepts=inline", "concepts.erase=[tree],[boat]"],
 }  # fmt: skip
@@ -50,12 +50,12 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("axes")
     for name, text in (("one", "a church"), ("two", "the church")):
         (folder / f"{name}.csv").write_text(f"prompt\n{text} of {name}\n")
-    for name in ("copy", "changed"):
+    for name, factor in (("one", 1.25), ("two", 1.5)):
         shutil.copytree(shipped("datasets") / "testbed" / "pipeline", folder / name)
-    weights = folder / "changed" / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
-    first = next(iter(tensors))
-    save_file(tensors | {first: tensors[first] * np.float16(1.5)}, weights, metadata={"format": "pt"})
+        weights = folder / name / "unet" / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(weights)
+        first = next(iter(tensors))
+        save_file(tensors | {first: tensors[first] * np.float16(factor)}, weights, metadata={"format": "pt"})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("OVERPAINT_STORE", str(folder / "store"))
@@ -95,6 +95,7 @@ def test_labels_tell_all_points_apart(store, capsys):
 @pytest.mark.parametrize("form", ["md", "latex", "terminal"])
 def test_every_point_has_a_place_of_its_own_in_the_wide_forms(store, capsys, form):
     text = "".join(printed(store, capsys, "--format", form).split())
+    text = text.replace("\\", "") if form == "md" else text  # Markdown escapes brackets
     for name, shown in SHOWN.items():
         for part in shown:
             part = part.replace("_", r"\_") if form == "latex" else part

@@ -147,7 +147,7 @@ def test_an_interrupted_run_ends_with_the_same_table(store, capsys, tmp_path, mo
     monkeypatch.setattr(running, "execute", stopping)
     assert overpaint("run", *GRID, f"store={other.root}") == 130
     err = " ".join(capsys.readouterr().err.split())
-    assert "interrupted with" in err and "run the same command to go on" in err
+    assert "interrupted: " in err and "run the same command to continue" in err
     done = manifests(other)
     assert len(done) == 4
     assert overpaint("run", *GRID, f"store={other.root}") == 0
@@ -193,7 +193,7 @@ def test_what_does_not_fit_of_a_prompt_is_cut_and_said(tmp_path, capsys):
     grid = ["method=none", "attack=none", "budget=smoke", "budget.target_prompts=3", "protocol.steps=2"]
     prompts = f"concepts.prompts.target={tmp_path / 'long.csv'}"
     assert overpaint("run", *grid, prompts, f"store={tmp_path / 'store'}") == 0
-    assert "2 of 3 prompts were cut to the 32 tokens" in " ".join(capsys.readouterr().err.split())
+    assert "2 of 3 prompts were truncated to the model's 32 tokens" in " ".join(capsys.readouterr().err.split())
     folders = [path.parent for path in (tmp_path / "store").glob("artefacts/generate/*/manifest.json")]
     texts = {
         folder: [s[0] for s in json.loads((folder / "manifest.json").read_text())["config"]["shots"]]
