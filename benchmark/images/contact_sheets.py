@@ -127,8 +127,8 @@ def _wanted(found: Sequence[Mapping], taken: dict[str, int], attack: str | None)
     for position in last.values():
         shot = found[position]
         role = shot["role"]
-        room = 2 if attack else SHOWN.get(role, 1)
-        if role in COMPARISONS or not (attack or role in ROLES) or shot["text"] in texts:
+        room = 2 if attack else SHOWN.get(role, 0)
+        if role in COMPARISONS or shot["text"] in texts:
             continue
         if taken.get(role, 0) < room:
             taken[role] = taken.get(role, 0) + 1

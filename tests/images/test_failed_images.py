@@ -12,9 +12,9 @@ import overpaint
 from overpaint.attacks.attack import Verdict
 from overpaint.cli import main
 from overpaint.grid.registry import component
+from overpaint.images.stages import erase as erasing
 from overpaint.images.stages.generate import read_images, write_images
 from overpaint.images.stages.score import scores
-from overpaint.methods import eraser as erasing
 from overpaint.metrics.distribution import feature_rows
 from overpaint.metrics.outcomes import outcomes, tally
 from overpaint.run.store import Store
