@@ -15,8 +15,8 @@ $(VENV)/ready: pyproject.toml
 demo: setup  ## four methods, three concepts, the attacks: the six-facet table and contact sheets
 	$(BIN)/overpaint run experiment=demo
 
-test: setup
-	$(BIN)/python -m pytest
+test: setup  ## one process a core, each with one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: setup  ## what takes minutes: kill and resume, the wheel, a full-size model; SLOW="-k wheel" selects
 	$(BIN)/python -m pytest -m slow $(SLOW)
