@@ -52,8 +52,11 @@ def file_digest(text: str) -> str | None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path names a file. Accepts any text, even one too long for a path, ``~nobody``, or one with a NUL byte."""
+    """Whether a path names a file. Accepts any text, even one too long for a path, ``~nobody``, or one with a NUL byte.
+
+    A bare word such as ``x`` is a value and never a file, whatever the working directory contains.
+    """
     try:
-        return path.expanduser().is_file()
+        return any(mark in str(path) for mark in "./") and path.expanduser().is_file()
     except (OSError, RuntimeError, ValueError):
         return False

@@ -16,6 +16,7 @@ from overpaint.errors import UserError
 from overpaint.grid.cells import SPEED, Cell
 from overpaint.grid.choices import Choice
 from overpaint.grid.concepts import Concept
+from overpaint.grid.labels import is_file
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component, load_attribute
 from overpaint.grid.scope import scope
@@ -288,15 +289,7 @@ def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for key, value in values.items():
         if isinstance(value, str) and value:
-            path = next(filter(_is_file, (shipped("datasets") / f"{value}.csv", Path(value))), None)
+            path = next(filter(is_file, (shipped("datasets") / f"{value}.csv", Path(value))), None)
             if path:
                 found[key] = file_hash(path.expanduser())
     return found
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a path names a file. False for a path that is too long or contains an unknown user (``~nobody``)."""
-    try:
-        return path.expanduser().is_file()
-    except (OSError, RuntimeError):
-        return False

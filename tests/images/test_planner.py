@@ -267,3 +267,11 @@ def test_half_precision_has_a_version_of_its_own(precision):
     for stage in ("erase", "attack"):
         assert not any("half" in task.versions for task in stages(exact, stage))
         assert stages(half, stage) and all(task.versions["half"] == HALF_PRECISION for task in stages(half, stage))
+
+
+def test_a_word_is_no_file_whatever_the_working_directory_contains(tmp_path, monkeypatch):
+    """ESD has a variant ``x``; a file of that name must not change its key."""
+    before = {t.key for t in stages(plan("method=esd", "budget=smoke"), "erase")}
+    (tmp_path / "x").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    assert {t.key for t in stages(plan("method=esd", "budget=smoke"), "erase")} == before
