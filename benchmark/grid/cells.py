@@ -163,7 +163,7 @@ class Cell:
         told = {"concepts.name", "concepts.sequential"}
         if self.concepts.name.removesuffix(" in turn") == "+".join(c.name for c in self.concepts.request.erase):
             told.add("concepts.erase")
-        keys = [key for key in self.given if key.startswith(f"{axis}.") and key not in SPEED and key not in told]
+        keys = [key for key in self.given if key.startswith(f"{axis}.") and key not in told]
         return {key.partition(".")[2]: self.given[key] for key in keys}
 
     @property

@@ -18,6 +18,7 @@ from overpaint.images.tasks import (
     attack_task,
     build_attack,
     compare_task,
+    erase_task,
     found_images,
     known_images,
     latency_task,
@@ -64,8 +65,8 @@ def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
 
 def _beside(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -> dict[str, Task]:
     """Tasks for an edited model without attack: similarity to the unedited model's images, and latency."""
-    latency = latency_task(plan, cell)
-    if cell.attack.name != "none" or latency is None:
+    latency = latency_task(plan, cell) if cell.attack.name == "none" else None
+    if latency is None:
         return {}
     pairs = zip(frames["images"], frames["original"], strict=True)
     compared = {f"similarity/{index}": compare_task(plan, *pair) for index, pair in enumerate(pairs)}
@@ -128,7 +129,8 @@ def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[B
     if attack.unit == "prompt":
         units = [list(shots) for _, shots in groupby(plain, lambda shot: shot.prompt)]
     examples = _examples(plan, cell, concept, stand_in) if attack.shown and not _drawn(cell) else []
-    tasks = [attack_task(plan, cell, attack, concept, unit, examples) for unit in units]
+    erasure = erase_task(plan, cell)
+    tasks = [attack_task(plan, cell, attack, concept, unit, examples, erasure) for unit in units]
     if attack.together > 1:
         most = max(map(len, units), default=1)
         plan.bundle(tasks, max(1, min(attack.together, cell.protocol.batch_size) // most))

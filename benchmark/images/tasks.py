@@ -13,15 +13,14 @@ from typing import Any
 from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity
 from overpaint.errors import UserError
-from overpaint.grid.cells import SPEED, Cell
-from overpaint.grid.choices import Choice
+from overpaint.grid.cells import Cell
+from overpaint.grid.choices import Choice, build
 from overpaint.grid.concepts import Concept
 from overpaint.grid.labels import is_file
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component, load_attribute
 from overpaint.grid.scope import scope
 from overpaint.grid.shipped import shipped
-from overpaint.grid.typed import construct
 from overpaint.images.pictures import pictures
 from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, resolve
@@ -47,7 +46,7 @@ class Batch:
 
 def build_attack(choice: Choice, seed: int) -> Attack:
     """An instance of the chosen attack with this seed."""
-    return construct(component("attack", choice.name).load(), {**choice.values, "seed": seed}, f"attack={choice.name}")
+    return build("attack", choice, seed)
 
 
 def erase_task(plan: Plan, cell: Cell) -> Task | None:
@@ -73,7 +72,13 @@ def erase_task(plan: Plan, cell: Cell) -> Task | None:
 
 
 def attack_task(
-    plan: Plan, cell: Cell, attack: Attack, concept: Concept, plain: Sequence[Shot], examples: Sequence[Task]
+    plan: Plan,
+    cell: Cell,
+    attack: Attack,
+    concept: Concept,
+    plain: Sequence[Shot],
+    examples: Sequence[Task],
+    erasure: Task | None,
 ) -> Task:
     """The task of one attack run, on a whole concept or on one of its prompts.
 
@@ -88,7 +93,7 @@ def attack_task(
         "templates": {concept.kind: cell.concepts.catalogue.templates.get(concept.kind, {})},
         "seed": cell.attack_seed,
     }
-    inputs = _erasure(erase_task(plan, cell)) if attack.needs == "victim" else {}
+    inputs = _erasure(erasure) if attack.needs == "victim" else {}
     if attack.shown and not examples:
         config["examples"] = cell.model.reference
     inputs |= {f"examples{index}": made.key for index, made in enumerate(examples)}
@@ -109,10 +114,10 @@ def attack_task(
 
 def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> list[Batch]:
     """Tasks for the images of shots that are known at planning time, in shards of ``budget.shard``."""
-    batches = []
+    batches, erasure = [], erase_task(plan, cell)
     for shard in shards(shots, cell.budget.shard):
         rows = [[shot.prompt.text, shot.noise_seed, shot.prompt.guidance] for shot in shard]
-        made = _generate_task(plan, cell, rows, {}, what, len(shard))
+        made = _generate_task(plan, cell, erasure, rows, {}, what, len(shard))
         batches.append(Batch(shard, made, _score_task(plan, cell, made, {})))
     return batches
 
@@ -120,7 +125,7 @@ def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> li
 def found_images(plan: Plan, cell: Cell, attacks: Sequence[Task], what: str, amount: int) -> Batch:
     """Tasks for the images of the shots that attacks choose. ``amount`` is the expected number of images."""
     found = {f"assault/{index:05}": task.key for index, task in enumerate(attacks)}
-    made = _generate_task(plan, cell, None, found, what, amount)
+    made = _generate_task(plan, cell, erase_task(plan, cell), None, found, what, amount)
     return Batch(None, made, _score_task(plan, cell, made, found))
 
 
@@ -189,10 +194,10 @@ def shards(shots: Sequence[Shot], size: int) -> list[list[Shot]]:
 
 
 def _generate_task(
-    plan: Plan, cell: Cell, shots: list | None, attacks: Mapping[str, str], what: str, amount: int
+    plan: Plan, cell: Cell, erasure: Task | None, shots: list | None, attacks: Mapping[str, str], what: str, amount: int
 ) -> Task:
     config = _model(cell) | {"protocol": _protocol(cell), "shots": shots}
-    inputs = _erasure(erase_task(plan, cell)) | dict(attacks)
+    inputs = _erasure(erasure) | dict(attacks)
     label, like = f"generate {what}", f"{config['model']}/{cell.protocol.steps}"
     return plan.add(Task("generate", config, inputs, {"generate": 1}, _runtime(cell), label, amount, like))
 
@@ -227,7 +232,7 @@ def _described(plan: Plan, cell: Cell, inputs: Iterable[str]) -> dict[str, Any]:
         "method_name": cell.method.name,
         "attack_name": cell.attack.name,
         "settings": settings_hash(settings),
-        "given": canonical({key: value for key, value in cell.given.items() if key not in SPEED}),
+        "given": canonical(cell.given),
         "versions": canonical(_versions(plan, inputs)),
     }
 
@@ -251,8 +256,7 @@ def _scope(cell: Cell) -> str:
     """`overpaint.grid.scope.scope` of the cell's attack and method; empty for the unedited model."""
     if cell.method.name == "none":
         return ""
-    method = component("method", cell.method.name).load()
-    eraser = construct(method, {**cell.method.values, "seed": cell.method_seed}, f"method={cell.method.name}")
+    eraser = build("method", cell.method, cell.method_seed)
     return scope(eraser.acts_on, build_attack(cell.attack, cell.attack_seed).enters_by)
 
 
