@@ -51,10 +51,13 @@ def kill(pid, chance):
     return victim.pid
 
 
-@pytest.mark.parametrize(("name", "values", "longest"), [("inline", {}, 0.4), ("local", {"workers": 2}, 1.2)])
-def test_a_kill_at_any_moment_costs_nothing_but_time(name, values, longest, store, counting, tmp_path):
+@pytest.mark.parametrize(("name", "values"), [("inline", {}), ("local", {"workers": 2})])
+def test_a_kill_at_any_moment_costs_nothing_but_time(name, values, store, counting, tmp_path):
     chance, caught = random.Random(len(name)), 0
     engine = component("engine", name).build(values)
+    started = time.monotonic()
+    os.waitpid(begin(lambda: engine.run(grid(NUMBERS, steps=2, pause=0.01), store, Told()), ""), 0)
+    longest = time.monotonic() - started  # how long a run takes on this machine
     for number in range(ROUNDS):
         store.root = tmp_path / str(number)
         store.prepare()
@@ -67,7 +70,7 @@ def test_a_kill_at_any_moment_costs_nothing_but_time(name, values, longest, stor
             os.kill(second, signal.SIGKILL)
         _, beside = os.waitpid(second, 0)
         _, status = os.waitpid(first, 0)
-        caught += os.WIFSIGNALED(status)
+        caught += os.WIFSIGNALED(status) or killed != first  # it still ran, or had workers, when it was killed
         assert both or beside == 0, "the run beside it failed"
         assert killed == first or status == 0, "the run failed with its worker"
         gone_by = time.monotonic() + 2
