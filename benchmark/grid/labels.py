@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,31 @@ def digest(value: Any) -> str:
 
 
 def file_digest(text: str) -> str | None:
-    """SHA-256 of the file that a text names; ``None`` if it does not name a file. Accepts any text."""
+    """SHA-256 of the file that a text names, or of all files in a folder of networks (one with a ``config.json`` or a
+    ``model_index.json``); ``None`` if it names neither. Accepts any text."""
     try:
-        if not is_file(Path(text)):
-            return None
-        with Path(text).expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        path = Path(text)
+        if is_file(path):
+            return _hash(path.expanduser())
+        if any(is_file(path / name) for name in ("model_index.json", "config.json")):
+            folder = path.expanduser()
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            return digest({file.relative_to(folder).as_posix(): _hash(file) for file in files})
     except (OSError, RuntimeError, ValueError):
-        return None
+        pass
+    return None
+
+
+def _hash(path: Path) -> str:
+    stat = path.stat()
+    return _hash_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _hash_of(path: Path, size: int, modified: int) -> str:
+    """The SHA-256 of a file's content; a process reads a file of this size and time once."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_file(path: Path) -> bool:

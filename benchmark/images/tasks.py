@@ -16,7 +16,7 @@ from overpaint.errors import UserError
 from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concepts import Concept
-from overpaint.grid.labels import is_file
+from overpaint.grid.labels import file_digest, is_file
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component, load_attribute
 from overpaint.grid.scope import scope
@@ -289,11 +289,11 @@ def _runtime(cell: Cell) -> dict[str, Any]:
 
 
 def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files that hyper-parameters name, such as a caption file, because their content affects the result."""
+    """Hashes of the files and folders that hyper-parameters name, such as a caption file: their content affects the result."""
     found = {}
     for key, value in values.items():
         if isinstance(value, str) and value:
-            path = next(filter(is_file, (shipped("datasets") / f"{value}.csv", Path(value))), None)
-            if path:
-                found[key] = file_hash(path.expanduser())
+            ours = shipped("datasets") / f"{value}.csv"
+            if content := file_hash(ours) if is_file(ours) else file_digest(value):
+                found[key] = content
     return found

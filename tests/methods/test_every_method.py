@@ -12,6 +12,7 @@ from overpaint.grid.concepts import KINDS, Concept, Request
 from overpaint.grid.registry import component, components, construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models.erasure import Erasure
+from published import cross_attention, factors, write_kohya
 from requirements import unmet
 
 METHODS = sorted(components("method"))
@@ -28,8 +29,25 @@ def method(request):
     return component("method", request.param)
 
 
+#: A published erasure for each family, for methods that read a file.
+PUBLISHED = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def published(tiny_sd, tiny_sdxl, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    for model in (tiny_sd, tiny_sdxl):
+        pairs = factors(model, cross_attention(model, "to_v"))
+        PUBLISHED[model.family] = str(write_kohya(pairs, folder / f"{model.family}.safetensors"))
+
+
+def required(method, family="sd"):
+    """Values of hyper-parameters that have no default."""
+    return {"file": PUBLISHED.get(family, "missing.safetensors")} if method.defaults.get("file") == "" else {}
+
+
 def erased(model, method, **arguments):
-    budget = {key: value for key, value in TINY.items() if key in method.defaults}
+    budget = {key: value for key, value in TINY.items() if key in method.defaults} | required(method, model.family)
     arguments = {"erase": ["dog"], "anchor": "cat", "retain": ["ship"], "seed": 1} | budget | arguments
     return overpaint.erase(model, method.name, **arguments)
 
@@ -205,7 +223,7 @@ def test_on_sdxl_it_works_or_says_that_it_does_not(tiny_sdxl, method):
 
 
 def test_every_kind_that_it_declares_is_accepted(tiny_sd, method):
-    eraser = method.build(seed=0)
+    eraser = method.build(required(method), seed=0)
     assert set(eraser.kinds) <= set(KINDS)
     for kind in eraser.kinds:
         eraser.check(tiny_sd, Request((Concept("dog", kind=kind),)), method.name)
@@ -232,4 +250,4 @@ def test_every_preset_can_be_built(method, tmp_path, monkeypatch):
     (tmp_path / "coco2014.csv").write_text("prompt\na dog on the grass\n")  # what MACE's presets ask for by name
     assert issubclass(method.load(), Eraser)
     for preset in [None, *method.config["presets"]]:
-        construct(method.load(), method.settle({}, preset), method.name)
+        construct(method.load(), method.settle(required(method), preset), method.name)

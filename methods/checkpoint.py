@@ -1,0 +1,93 @@
+"""Checkpoint: an erasure that somebody else has made, read from their file.
+
+`file` names a published erasure in one of these formats. It is compared with the model's own weights, and the tensors that
+differ are the erasure. Nothing is trained, and the request only says which concept the checkpoint is meant to erase.
+
+- changed tensors, or a whole UNet or text encoder, under the names of diffusers, transformers or the original Stable
+  Diffusion code (ESD, UCE, SalUn, AdvUnlearn, …): ``.safetensors``, or a pickle that holds weights only
+- the folder of a diffusers pipeline or of one of its networks, or a hub id (MACE, RECE, …)
+- a LoRA with the names of diffusers, peft or kohya, fused with strength ``lora_scale``
+- the file of an SPM (``lora_unet_…`` with the concepts in its header): its prompts gate it as in SPM's own code
+- a file that ``overpaint erase`` has written
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from overpaint.errors import UserError
+from overpaint.grid.concepts import Request
+from overpaint.methods.eraser import Eraser
+from overpaint.methods.spm import transformer_layers
+from overpaint.models import checkpoints
+from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.erasure import Erasure, load_erasure
+
+
+@dataclass(kw_only=True)
+class Checkpoint(Eraser):
+    """Hyper-parameters of a published erasure; ``conf/method/checkpoint.yaml`` explains each."""
+
+    file: str
+    stage: Literal["text_encoder", "conditioning", "denoiser"]
+    lora_scale: float
+
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    draws: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not self.file:
+            raise UserError("method=checkpoint needs method.file: a file, a folder or a hub id")
+
+    @property
+    def acts_on(self) -> str:
+        return self.stage
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        path = checkpoints.located(self.file, f"method.file={self.file}")
+        header = checkpoints.metadata(path)
+        if "overpaint" in header:
+            made = load_erasure(path)
+            made.attach(model)()  # raises if it was made for other weights
+            return replace(made, manifest={**made.manifest, "made_by": made.method})
+        if "prompts" in header and "rank" in header:
+            return released_membrane(model, checkpoints.read_state(path), header, path)
+        return Erasure("checkpoint", changes=checkpoints.changes_of(model, path, self.lora_scale))
+
+
+def released_membrane(
+    model: DiffusionModel, state: checkpoints.State, header: Mapping[str, str], path: Path
+) -> Erasure:
+    """The erasure of a file that SPM's own code has written: one membrane, whose concept is ``prompts`` in the header.
+
+    Raises:
+        UserError: Its layers are not the model's, or one membrane erases several concepts.
+    """
+    if "," in header["prompts"]:
+        raise UserError(
+            f"{path} erases {header['prompts']} with one membrane; SPM files with one concept are supported"
+        )
+    parts, used = {}, set()
+    for layer in transformer_layers(model):
+        stored = f"lora_unet_{layer.replace('.', '_')}"
+        for side in ("down", "up"):
+            key = f"{stored}.lora_{side}.weight"
+            if key not in state:
+                raise UserError(f"{path} does not fit the model: it has no {key}")
+            parts[f"0.{layer}.{side}"] = state[key].to(model.device, model.dtype)
+            used.add(key)
+        used.add(f"{stored}.alpha")
+    if left := sorted(set(state) - used):
+        raise UserError(f"{path} does not fit the model, which has no layer for {left[0]}")
+    rank = len(parts[next(iter(parts))])
+    alpha = float(next((tensor for name, tensor in state.items() if name.endswith(".alpha")), rank))
+    settings = {
+        "concepts": [header["prompts"].strip()],
+        "scale": (alpha or rank) / rank,
+        "transport": "released",
+        "matching": "clipcos_tokenuni",
+    }
+    return Erasure("spm", "adapter", parts=parts, settings=settings)

@@ -1,0 +1,230 @@
+"""Published erasures: every format gives the same change, and what does not fit the model is refused."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import overpaint
+from overpaint.models import checkpoints
+from published import cross_attention, factors, write_kohya, write_peft
+
+
+def read(model, path, **values):
+    return overpaint.erase(model, "checkpoint", erase=["dog"], file=str(path), **values)
+
+
+def picture(model):
+    return np.asarray(model.sample(["a photo of a dog"], [0], steps=3, guidance_scale=5)[0])
+
+
+@pytest.fixture(scope="module")
+def edited(tiny_sd):
+    """Changed tensors of an ESD-x like edit: every key and value of cross-attention."""
+    generator = torch.Generator().manual_seed(0)
+    own = tiny_sd.named_parameters()
+    return {
+        name: own[name].data + 0.1 * torch.randn(own[name].shape, generator=generator) * own[name].data.std()
+        for name in cross_attention(tiny_sd, "to_k", "to_v")
+    }
+
+
+def assert_is(erasure, tensors):
+    assert erasure.changes.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(erasure.tensors[name], tensor), name
+
+
+def denoiser(model, edited):
+    return model.denoiser.state_dict() | edited
+
+
+def in_names_of(prefix, tensors):
+    return {f"{prefix}{name}": tensor.contiguous() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "unet.", "module."])
+def test_changed_tensors(prefix, tiny_sd, edited, tmp_path):
+    save_file(in_names_of(prefix, edited), tmp_path / "esd.safetensors")
+    assert_is(read(tiny_sd, tmp_path / "esd.safetensors"), edited)
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda s: {"state_dict": s}, lambda s: {"epoch": 3, "unet": s}])
+def test_a_pickled_denoiser_is_read_as_weights_only_and_its_changes_are_found(wrap, tiny_sd, edited, tmp_path):
+    torch.save(wrap(denoiser(tiny_sd, edited)), tmp_path / "unet.pt")
+    assert_is(read(tiny_sd, tmp_path / "unet.pt"), edited)
+
+
+def test_rounding_of_half_precision_files_is_no_change(tiny_sd, edited, tmp_path):
+    half = {name: tensor.half() for name, tensor in denoiser(tiny_sd, edited).items()}
+    save_file({name: tensor.contiguous() for name, tensor in half.items()}, tmp_path / "unet.safetensors")
+    assert_is(read(tiny_sd, tmp_path / "unet.safetensors"), {name: half[name].float() for name in edited})
+
+
+def test_folders_of_a_pipeline_and_of_its_networks(goldens, tiny_sd, edited, tmp_path):
+    other = overpaint.load_model(str(goldens / "tiny_sd"))
+    word = "text_model.embeddings.token_embedding.weight"
+    changes = edited | {word: other.named_parameters()[word].data * 1.1}
+    for name, tensor in changes.items():
+        other.named_parameters()[name].data.copy_(tensor)
+    other.pipeline.save_pretrained(tmp_path / "pipeline")
+    assert_is(read(tiny_sd, tmp_path / "pipeline"), changes)
+    assert_is(read(tiny_sd, tmp_path / "pipeline" / "unet"), edited)
+    assert_is(read(tiny_sd, tmp_path / "pipeline" / "text_encoder"), {word: changes[word]})
+
+
+def original_name(name, config):
+    """A parameter's name in the original Stable Diffusion code, for networks with attention on every level."""
+    blocks = config["layers_per_block"]
+    resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
+              "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
+    whole = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+             "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
+    for ours, theirs in whole.items():
+        if name.startswith(f"{ours}."):
+            return name.replace(ours, theirs, 1)
+    kind, rest = name.split(".", 1)
+    if kind == "mid_block":
+        part, number, rest = rest.split(".", 2)
+        place = f"middle_block.{1 if part == 'attentions' else 2 * int(number)}"
+    else:
+        level, part, number, rest = rest.split(".", 3)
+        level, number, down = int(level), int(number), kind == "down_blocks"
+        if part == "downsamplers":
+            return f"input_blocks.{(level + 1) * (blocks + 1)}.0.op.{rest.removeprefix('conv.')}"
+        first = level * (blocks + 1)
+        if part == "upsamplers":
+            place = f"output_blocks.{first + blocks}"
+            attended = config["up_block_types"][level].startswith("CrossAttn")
+            return f"{place}.{2 if attended else 1}.{rest}"
+        place = f"input_blocks.{first + 1 + number}" if down else f"output_blocks.{first + number}"
+        place += ".1" if part == "attentions" else ".0"
+    if part == "resnets":
+        head, tail = rest.split(".", 1)
+        rest = f"{resnet[head]}.{tail}"
+    return f"{place}.{rest}"
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
+def test_names_of_the_original_code(prefix, tiny_sd, edited, tmp_path):
+    state, config = denoiser(tiny_sd, edited), dict(tiny_sd.denoiser.config)
+    named = {prefix + original_name(name, config): tensor.contiguous() for name, tensor in state.items()}
+    assert len(named) == len(state)
+    if prefix:
+        text = {f"cond_stage_model.transformer.{n}": p.data.clone() for n, p in tiny_sd.named_parameters().items()
+                if n.startswith("text_model.")}  # fmt: skip
+        named |= text | {"first_stage_model.encoder.conv_in.weight": torch.zeros(1), "betas": torch.zeros(1000)}
+    torch.save({"state_dict": named}, tmp_path / "compvis.ckpt")
+    assert_is(read(tiny_sd, tmp_path / "compvis.ckpt"), edited)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_lora_in_kohyas_and_in_diffusers_names_is_one_change(scale, tiny_sd, tmp_path):
+    pairs = factors(tiny_sd, cross_attention(tiny_sd, "to_k", "to_v", "to_out.0"))
+    kohya = read(tiny_sd, write_kohya(pairs, tmp_path / "kohya.safetensors"), lora_scale=scale)
+    peft = read(tiny_sd, write_peft(pairs, tmp_path / "peft.safetensors"), lora_scale=scale)
+    assert kohya.changes.keys() == peft.changes.keys() == pairs.keys()
+    for name, (up, down) in pairs.items():
+        assert torch.equal(kohya.tensors[name], peft.tensors[name])
+        expected = tiny_sd.named_parameters()[name].data + scale * up @ down
+        torch.testing.assert_close(kohya.tensors[name], expected, rtol=0, atol=1e-6)
+
+
+def test_alpha_scales_a_lora(tiny_sd, tmp_path):
+    pairs = factors(tiny_sd, cross_attention(tiny_sd, "to_v"), rank=4)
+    erasure = read(tiny_sd, write_kohya(pairs, tmp_path / "a.safetensors", alpha=2))
+    for name, (up, down) in pairs.items():
+        expected = tiny_sd.named_parameters()[name].data + 0.5 * up @ down
+        torch.testing.assert_close(erasure.tensors[name], expected, rtol=0, atol=1e-6)
+
+
+def test_the_file_of_overpaint_erase_gives_the_same_erasure(tiny_sd, tmp_path):
+    made = overpaint.erase(tiny_sd, "uce", erase=["dog"], anchor="cat")
+    made.save(tmp_path / "uce.safetensors")
+    again = read(tiny_sd, tmp_path / "uce.safetensors")
+    assert_is(again, made.tensors)
+    assert again.manifest["method"] == "checkpoint" and again.manifest["made_by"] == "uce"
+    with made.attached(tiny_sd):
+        ours = picture(tiny_sd)
+    with again.attached(tiny_sd):
+        assert np.array_equal(picture(tiny_sd), ours)
+
+
+def test_the_file_of_an_spm_is_gated_by_prompts(tiny_sd, tmp_path):
+    small = {"iterations": 2, "warmup_steps": 0, "rollout_steps": 4, "learning_rate": 0.1, "transport": "released"}
+    ours = overpaint.erase(tiny_sd, "spm", erase=["dog"], **small)
+    pairs = {}
+    for key, tensor in ours.parts.items():
+        layer, side = key.removeprefix("0.").rsplit(".", 1)
+        pairs.setdefault(f"{layer}.weight", {})[side] = tensor
+    pairs = {name: (found["up"], found["down"]) for name, found in pairs.items()}
+    header = {"prompts": "dog", "rank": "1", "alpha": "1.0"}
+    theirs = read(tiny_sd, write_kohya(pairs, tmp_path / "dog.safetensors", alpha=1, metadata=header))
+    assert theirs.kind == "adapter" and theirs.settings == ours.settings
+    with ours.attached(tiny_sd):
+        expected = picture(tiny_sd)
+    with theirs.attached(tiny_sd):
+        assert np.array_equal(picture(tiny_sd), expected)
+    header["prompts"] = "dog,cat"
+    path = write_kohya(pairs, tmp_path / "two.safetensors", metadata=header)
+    with pytest.raises(overpaint.UserError, match="one concept are supported"):
+        read(tiny_sd, path)
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+def refused(name):
+    return {
+        "another model": (lambda s: {n: torch.randn_like(t) for n, t in s.items()}, "was made for another model"),
+        "another shape": (lambda s: {n: t[:-1].clone() for n, t in s.items()}, "does not fit the model"),
+        "another name": (lambda s: {f"x.{n}": t for n, t in s.items()}, "has no parameter x."),
+        "not finite": (lambda s: {n: t * float("nan") for n, t in s.items()}, "finite numbers"),
+        "whole numbers": (lambda s: {n: t.to(torch.int8) for n, t in s.items()}, "finite numbers"),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["another model", "another shape", "another name", "not finite", "whole numbers"])
+def test_what_does_not_fit_is_refused(name, tiny_sd, edited, tmp_path):
+    spoil, told = refused(name)
+    save_file(spoil(edited), tmp_path / "file.safetensors")
+    with pytest.raises(overpaint.UserError, match=told):
+        read(tiny_sd, tmp_path / "file.safetensors")
+
+
+def test_files_that_are_no_checkpoint_are_refused(tiny_sd, tmp_path, capsys):
+    own = {name: tensor.clone() for name, tensor in tiny_sd.denoiser.state_dict().items()}
+    save_file({name: tensor.contiguous() for name, tensor in own.items()}, tmp_path / "same.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    (tmp_path / "notes.txt").write_text("no tensors")
+    (tmp_path / "folder").mkdir()
+    torch.save({"weights": Harmful()}, tmp_path / "harmful.pt")
+    torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    pairs = factors(tiny_sd, cross_attention(tiny_sd, "to_v"))
+    wrong = {name.replace("attn2", "attn7"): tuple(f.clone() for f in pair) for name, pair in pairs.items()}
+    write_kohya(pairs | wrong, tmp_path / "lora.safetensors")
+    for name, told in {
+        "same.safetensors": "changes nothing",
+        "text.safetensors": "not a readable safetensors file",
+        "notes.txt": "is no checkpoint",
+        "folder": "holds no weights of a network",
+        "harmful.pt": "cannot be read as weights only",
+        "empty.pt": "holds no named tensors",
+        "lora.safetensors": "does not fit the model",
+        "missing.safetensors": "does not exist",
+    }.items():
+        with pytest.raises(overpaint.UserError, match=re.escape(name) + ".*" + told):
+            read(tiny_sd, tmp_path / name)
+    assert "it ran" not in capsys.readouterr().out
+    with pytest.raises(overpaint.UserError, match="needs method.file"):
+        read(tiny_sd, "")
+
+
+def test_a_text_in_the_header_is_read_without_tensors(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"prompts": "dog"})
+    assert checkpoints.metadata(tmp_path / "a.safetensors") == {"prompts": "dog"}
+    assert checkpoints.metadata(tmp_path / "a.pt") == {}
