@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overpaint.errors import UserError
+from overpaint.grid.choices import for_concepts
 from overpaint.grid.concepts import KINDS, Request
 from overpaint.grid.registry import component
 from overpaint.models.meter import Meter
@@ -123,7 +124,7 @@ def erase(
     """
     request = request or Request.of(erase, anchor, retain, kind)
     chosen = component("method", method)
-    eraser = chosen.build(hyperparameters, preset, seed=seed)
+    eraser = chosen.build(for_concepts(chosen.settle(hyperparameters, preset), request), seed=seed)
     requests = request.singly() if sequential else [request]
     for part in requests:
         eraser.check(model, part, method)

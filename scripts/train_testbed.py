@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, help="where export and check put results (default: datasets/testbed)")
     golds = parser.add_argument_group("gold")
     golds.add_argument("--only", help=f"comma-separated models, of {', '.join((*gold.MODELS, *gold.SCRATCH))}")
-    golds.add_argument("--do", default="train", help="comma-separated, of train, export, agreement (default: train)")
+    golds.add_argument(
+        "--do", default="train", help="comma-separated, of train, export, agreement, ship (default: train)"
+    )
     golds.add_argument("--trunk-seed", type=int, help="continue the trunk of this seed (default: --seed)")
     golds.add_argument("--pictures", help="pictures in the trunk's two legs and in a continuation: 160000,88000,60000")
     given = parser.parse_args()

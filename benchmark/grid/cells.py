@@ -194,7 +194,7 @@ class Cell:
 
     def with_attack(self, name: str, **values: Any) -> Cell:
         """The same cell under another attack with its default values, except ``values``."""
-        chosen = choose("attack", {"name": name}, frozenset(), self.model.preset, self.concepts.kind)
+        chosen = choose("attack", {"name": name}, frozenset(), self.model.preset, self.concepts)
         return replace(self, attack=replace(chosen, values={**chosen.values, **values}))
 
     def unedited(self) -> Cell:
@@ -217,8 +217,8 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
     return Cell(
         model,
         concepts,
-        choose("method", config["method"], explicit, model.preset, concepts.kind),
-        choose("attack", config["attack"], explicit, model.preset, concepts.kind),
+        choose("method", config["method"], explicit, model.preset, concepts),
+        choose("attack", config["attack"], explicit, model.preset, concepts),
         construct(Protocol, config["protocol"], "protocol"),
         construct(Budget, config["budget"], "budget"),
         construct(MetricSpec, config["metrics"], "metrics"),

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.concepts import KINDS
+from overpaint.grid.concept_sets import ConceptSet
+from overpaint.grid.concepts import KINDS, Request
 from overpaint.grid.labels import file_digest, label
 from overpaint.grid.registry import COMPANY, DESCRIPTION, Component, component, components
 from overpaint.grid.typed import check_type, checked, construct, created
@@ -51,7 +52,7 @@ class Choice:
 
 
 def choose(
-    kind: str, config: Mapping[str, Any], explicit: frozenset[str], family: str | None, concept_kind: str
+    kind: str, config: Mapping[str, Any], explicit: frozenset[str], family: str | None, concepts: ConceptSet
 ) -> Choice:
     """The method or attack of a composed configuration.
 
@@ -71,8 +72,9 @@ def choose(
     for key in given:
         if key not in settable:
             raise UserError(f"{where}: {key} describes the component and cannot be set; choose another, {kind}=…")
-    preset = _preset(chosen, config.get("preset", "auto"), family, concept_kind)
+    preset = _preset(chosen, config.get("preset", "auto"), family, concepts.kind)
     values = chosen.settle({key: value for key, value in given.items() if key in chosen.defaults}, preset)
+    values = for_concepts(values, concepts.request)
     values = checked(chosen.load(), values, where)
     built = created(chosen.load(), values, where)
     company = {key: config.get(key, chosen.config[key]) for key in ("control", "floor") if key in chosen.config}
@@ -81,6 +83,12 @@ def choose(
         shown["preset"] = preset if given["preset"] == "auto" else given["preset"]
     draws = getattr(built, "draws", True)
     return Choice(chosen.name, preset, values, shown, draws=draws, **_company(company, where))
+
+
+def for_concepts(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """The values with ``{concept}`` in names of files replaced by the concept to erase (``church``, or ``church+cat``)."""
+    name = "+".join(concept.name for concept in request.erase)
+    return {key: v.replace("{concept}", name) if isinstance(v, str) else v for key, v in values.items()}
 
 
 def _by_hand(kind: str, config: Mapping[str, Any], explicit: frozenset[str]) -> list[str]:

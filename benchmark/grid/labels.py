@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from overpaint.grid.shipped import shipped
+
 #: Longest value and longest name that a label shows in full, in characters.
 LONGEST, LONGEST_NAME = 40, 60
 
@@ -43,15 +45,15 @@ def digest(value: Any) -> str:
 
 def file_digest(text: str) -> str | None:
     """SHA-256 of the file that a text names, or of all files in a folder of networks (one with a ``config.json`` or a
-    ``model_index.json``); ``None`` if it names neither. Accepts any text."""
+    ``model_index.json``); ``None`` if it names neither. Accepts any text. Data of this package are named from ``datasets/``."""
     try:
-        path = Path(text)
-        if is_file(path):
-            return _hash(path.expanduser())
-        if any(is_file(path / name) for name in ("model_index.json", "config.json")):
-            folder = path.expanduser()
-            files = sorted(file for file in folder.rglob("*") if file.is_file())
-            return digest({file.relative_to(folder).as_posix(): _hash(file) for file in files})
+        for path in (Path(text), shipped("datasets") / text):
+            if is_file(path):
+                return _hash(path.expanduser())
+            if any(is_file(path / name) for name in ("model_index.json", "config.json")):
+                folder = path.expanduser()
+                files = sorted(file for file in folder.rglob("*") if file.is_file())
+                return digest({file.relative_to(folder).as_posix(): _hash(file) for file in files})
     except (OSError, RuntimeError, ValueError):
         pass
     return None

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from overpaint.errors import UserError
+from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Replacement
 from overpaint.models.loading import told
@@ -50,14 +51,16 @@ def metadata(file: Path) -> dict[str, str]:
 
 
 def located(path: str, where: str) -> Path:
-    """The file or folder of a checkpoint; a hub id is downloaded if the local cache lacks it.
+    """The file or folder of a checkpoint; a hub id is downloaded if the local cache lacks it. Data of this package are
+    named from ``datasets/``.
 
     Raises:
         UserError: There is no such file, folder or hub repository.
     """
     found = Path(path).expanduser()
-    if found.exists():
-        return found
+    for place in (found, shipped("datasets") / path):
+        if place.exists():
+            return place
     if found.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or found.suffix:
         raise UserError(f"{where} does not exist (it takes a file, a folder or a hub id like owner/name)")
     return hub_snapshot(path) or local_folder(path)
@@ -97,7 +100,7 @@ def _read_network(folder: Path) -> dict[str, torch.Tensor]:
 def _read_file(file: Path) -> dict[str, torch.Tensor]:
     if file.suffix == ".safetensors":
         with told(f"{file} is not a readable safetensors file"):
-            return load_file(file)
+            return unpacked(load_file(file))
     if file.suffix not in PICKLES:
         raise UserError(f"{file} is no checkpoint: it takes .safetensors, or {', '.join(PICKLES)} with weights only")
     with told(f"{file} cannot be read as weights only"):
@@ -111,6 +114,18 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise UserError(f"{file} holds no named tensors")
     return tensors
+
+
+def unpacked(stored: State) -> dict[str, torch.Tensor]:
+    """The tensors with int8 ones multiplied by their scale: float32, one per row, stored as ``NAME.scale``."""
+    found = {}
+    for name, tensor in stored.items():
+        if name.endswith(".scale") and name.removesuffix(".scale") in stored:
+            continue
+        scale = stored.get(f"{name}.scale")
+        packed = tensor.dtype == torch.int8 and scale is not None
+        found[name] = tensor.float() * scale.reshape(-1, *[1] * (tensor.dim() - 1)) if packed else tensor
+    return found
 
 
 def _tensors(found: Mapping) -> dict[str, torch.Tensor]:

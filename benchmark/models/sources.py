@@ -22,6 +22,8 @@ from overpaint.grid.shipped import shipped
 from overpaint.models.families import check_pipeline
 from overpaint.run.store import file_hash
 
+#: Models of this project, by the name of their folder in ``datasets/``.
+OURS = ("testbed", "testbed_gold")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 #: Folders of a pipeline that hold weights.
 WEIGHTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
@@ -41,8 +43,11 @@ def resolve(path: str) -> str:
     Raises:
         UserError: There is no such folder, or it is not a readable diffusers pipeline of a known family.
     """
-    if path == "testbed":
-        path = str(shipped("datasets") / "testbed" / "pipeline")
+    if path in OURS:
+        own = shipped("datasets") / path / "pipeline"
+        if not own.is_dir():
+            raise UserError(f"model.path={path} is in the repository but not in the installed package: use a clone")
+        path = str(own)
     folder = Path(path).expanduser()
     if folder.suffix in PICKLES:
         raise UserError(
@@ -61,7 +66,8 @@ def resolve(path: str) -> str:
         return str(folder)
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
         raise UserError(
-            f"model.path={path} does not exist (it takes a diffusers pipeline folder, a hub id like owner/name, or testbed)"
+            f"model.path={path} does not exist (it takes a diffusers pipeline folder, a hub id like owner/name, or "
+            f"{' or '.join(OURS)})"
         )
     return path
 
@@ -153,7 +159,7 @@ def fingerprint_model(path: str) -> str:
         hashes = _hub_hashes(source)
         return _digest(hashes) if hashes else f"hub:{source}"
     key = _digest({name: remembered_hash(folder / name) for name in content(_listing(folder), folder)})
-    if path != "testbed":
+    if path not in OURS:
         _check_once(key, path)
     return key
 

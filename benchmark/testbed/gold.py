@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from overpaint.grid.shipped import shipped
+from overpaint.models.checkpoints import unpacked
 
 from . import membership
 from .agreement import CONCEPT, THRESHOLD, Question, agreement, questions, read_catalogue, write_json
@@ -255,18 +256,10 @@ def quantised(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights in a float16 or int8 file that `export` wrote, in float32."""
-    stored = load_file(path)
-    weights = {}
-    for name, value in stored.items():
-        if value.dtype == torch.int8:
-            scale = stored[f"{name}.scale"]
-            weights[name] = value.float() * scale.reshape(-1, *[1] * (value.dim() - 1))
-        elif not name.endswith(".scale"):
-            weights[name] = value.float()
-    return weights
+    return {name: value.float() for name, value in unpacked(load_file(path)).items()}
 
 
-def write_pipeline(path: Path, folder: Path) -> None:
+def write_pipeline(path: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the diffusers folder of a weights file: its UNet and text encoder with the other shipped parts."""
     pipeline = load_pipeline(_pipeline())
     weights = read_weights(path)
@@ -275,6 +268,7 @@ def write_pipeline(path: Path, folder: Path) -> None:
         getattr(pipeline, part).load_state_dict(state)
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.to(dtype)
     pipeline.save_pretrained(temporary, safe_serialization=True)
     for config in temporary.rglob("config.json"):
         content = json.loads(config.read_text(encoding="utf-8"))
@@ -323,6 +317,22 @@ def export(name: str, out: Path, to: Path, seed: int, trunk_seed: int | None = N
         card |= {key: known[key] for key in ("agreement", "int8", "bars")}
     write_json(path, card)
     return card
+
+
+def ship(exports: Path, to: Path) -> list[str]:
+    """Write the folder that ``model=testbed_gold`` and ``method=gold`` read, and return the names of its models.
+
+    The base is a pipeline in float16, golds are int8 files; each model has its card."""
+    found = [name for name in (BASE, *GOLDS) if (exports / name / "card.json").exists()]
+    for name in found:
+        (to / name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(exports / name / "card.json", to / name / "card.json")
+        if name == BASE:
+            write_pipeline(exports / name / "fp16.safetensors", to / "pipeline", torch.float16)
+        else:
+            shutil.copyfile(exports / name / "int8.safetensors", to / name / "int8.safetensors")
+    shutil.copyfile(exports / "training_log.jsonl", to / "training_log.jsonl")
+    return found
 
 
 def training_log(folders: list[Path], every: int = 250) -> list[str]:
@@ -432,7 +442,7 @@ def run(
     """Train, export and measure models. Models whose training is not finished are not exported or measured.
 
     Args:
-        steps: any of `train`, `export` and `agreement`. Each step is done for all models before the next.
+        steps: any of `train`, `export`, `agreement` and `ship`. Each step is done for all models before the next.
         to: folder for the exported models; by default the folder of the checkpoints.
     """
     for name in names:
@@ -461,3 +471,5 @@ def run(
     for name in done if "agreement" in steps else []:
         card = measure(name, to, out / "painting", workers)
         print(json.dumps({"measured": name, **card["agreement"]["oracle"]["shown"], **card["bars"]}), flush=True)
+    if "ship" in steps:
+        print(json.dumps({"shipped": ship(to, shipped("datasets") / "testbed_gold")}), flush=True)

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from published import cross_attention, factors, write_kohya, write_peft
 from safetensors.torch import save_file
 
 import overpaint
 from overpaint.models import checkpoints
-from published import cross_attention, factors, write_kohya, write_peft
 
 
 def read(model, path, **values):
@@ -173,6 +173,23 @@ def test_the_file_of_an_spm_is_gated_by_prompts(tiny_sd, tmp_path):
         read(tiny_sd, path)
 
 
+def test_one_file_a_concept(tiny_sd, edited, tmp_path):
+    save_file(edited, tmp_path / "dog.safetensors")
+    assert_is(read(tiny_sd, tmp_path / "{concept}.safetensors"), edited)
+    with pytest.raises(overpaint.UserError, match=r"cat\.safetensors does not exist"):
+        overpaint.erase(tiny_sd, "checkpoint", erase=["cat"], file=str(tmp_path / "{concept}.safetensors"))
+
+
+def test_int8_tensors_are_multiplied_by_their_scale(tiny_sd, edited, tmp_path):
+    packed, expected = {}, {}
+    for name, tensor in edited.items():
+        scale = tensor.abs().amax(1) / 127
+        packed |= {name: (tensor / scale[:, None]).round().to(torch.int8), f"{name}.scale": scale}
+        expected[name] = packed[name].float() * scale[:, None]
+    save_file(packed, tmp_path / "int8.safetensors")
+    assert_is(read(tiny_sd, tmp_path / "int8.safetensors"), expected)
+
+
 class Harmful:
     def __reduce__(self):
         return print, ("it ran",)
@@ -220,7 +237,7 @@ def test_files_that_are_no_checkpoint_are_refused(tiny_sd, tmp_path, capsys):
         with pytest.raises(overpaint.UserError, match=re.escape(name) + ".*" + told):
             read(tiny_sd, tmp_path / name)
     assert "it ran" not in capsys.readouterr().out
-    with pytest.raises(overpaint.UserError, match="needs method.file"):
+    with pytest.raises(overpaint.UserError, match=r"needs method\.file"):
         read(tiny_sd, "")
 
 
