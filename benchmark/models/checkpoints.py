@@ -123,8 +123,9 @@ def unpacked(stored: State) -> dict[str, torch.Tensor]:
         if name.endswith(".scale") and name.removesuffix(".scale") in stored:
             continue
         scale = stored.get(f"{name}.scale")
-        packed = tensor.dtype == torch.int8 and scale is not None
-        found[name] = tensor.float() * scale.reshape(-1, *[1] * (tensor.dim() - 1)) if packed else tensor
+        if tensor.dtype == torch.int8 and scale is not None:
+            tensor = tensor.float() * scale.reshape(-1, *[1] * (tensor.dim() - 1))
+        found[name] = tensor
     return found
 
 
