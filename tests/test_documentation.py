@@ -170,6 +170,15 @@ def understood(name, *words):
     elif name == "table":
         assert given["form"] in FORMATS and (given["view"] == "facets" or view_named(given["view"]))
         assert not overrides or tasks(*overrides)
+    elif name in ("show", "scores"):
+        for key in ("out", "prompt", "role"):
+            overrides = taken(overrides, key)[1]
+        assert tasks(*overrides)
+    elif name == "score":
+        for key in ("images", "prompts", "names", "role", "prompt", "name"):
+            overrides = taken(overrides, key)[1]
+        detector, rest = taken(overrides, "detector")
+        assert single_cell([*rest, *([f"model.detector={detector}"] if detector else [])], name).model.detector
     elif name != "doctor":
         assert tasks(*overrides)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from overpaint.attacks.attack import Attack
@@ -143,6 +144,14 @@ def reference_images(plan: Plan, cell: Cell) -> Batch:
     return Batch([], made, _score_task(plan, cell, made, {}))
 
 
+def given_images(plan: Plan, cell: Cell, shots: list[Shot], files: Sequence[tuple[Path, str]], method: str) -> Batch:
+    """Tasks for pictures that other code made. ``files`` are their paths and hashes, one for each shot."""
+    config = {"files": [content for _, content in files]}
+    runtime = {"files": [str(path) for path, _ in files]}
+    made = plan.add(Task("given", config, {}, {"given": 1}, runtime, f"read pictures of {method}", len(files)))
+    return Batch(shots, made, _score_task(plan, cell, made, {}))
+
+
 def compare_task(plan: Plan, images: Batch, original: Batch) -> Task:
     """The task that compares a batch with the unedited model's images of the same prompts and noise."""
     inputs = {"images": images.made.key, "original": original.made.key}
@@ -160,8 +169,13 @@ def latency_task(plan: Plan, cell: Cell) -> Task | None:
     return plan.add(Task("latency", config, _erasure(erasure), {"latency": 1}, _runtime(cell), label))
 
 
-def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], beside: Mapping[str, Task]) -> Task:
-    """The task that computes the cell's figures from the scores of all frames and the results of the tasks ``beside``."""
+def measure_task(
+    plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], beside: Mapping[str, Task], given: bool = False
+) -> Task:
+    """The task that computes the cell's figures from the scores of all frames and the results of the tasks ``beside``.
+
+    ``given`` says that other code made the images: the cell's model and method are names only.
+    """
     scored = [(f"{name}/{index}", b) for name, batches in frames.items() for index, b in enumerate(batches)]
     inputs = {place: batch.scored.key for place, batch in scored}
     inputs |= {name: task.key for name, task in beside.items()}
@@ -171,8 +185,8 @@ def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], 
     }
     metrics = cell.metrics.metrics
     config = {
-        "cell": _described(plan, cell, inputs.values()),
-        "scope": _scope(cell),
+        "cell": _described(plan, cell, inputs.values(), "" if given else fingerprint_model(cell.model.path)),
+        "scope": "" if given else _scope(cell),
         "erased": [asdict(c) for c in cell.concepts.request.erase],
         "kinds": {c.label: c.kind for c in cell.concepts.catalogue.concepts.values() if c.label},
         "shots": shots,
@@ -220,10 +234,10 @@ def _erasure(task: Task | None) -> dict[str, str]:
     return {"erasure": task.key} if task else {}
 
 
-def _described(plan: Plan, cell: Cell, inputs: Iterable[str]) -> dict[str, Any]:
+def _described(plan: Plan, cell: Cell, inputs: Iterable[str], model: str) -> dict[str, Any]:
     """The columns that assign a record to its cell: labels for people, and hashes that identify it."""
     settings = cell.settings
-    settings["model"]["path"] = fingerprint_model(cell.model.path)
+    settings["model"]["path"] = model
     return {
         **cell.labels,
         "seed": cell.seed,

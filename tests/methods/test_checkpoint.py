@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from published import cross_attention, factors, write_kohya, write_peft
 from safetensors.torch import save_file
 
 import overpaint
 from overpaint.models import checkpoints
+from published import cross_attention, factors, write_kohya, write_peft
 
 
 def read(model, path, **values):

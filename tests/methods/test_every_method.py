@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from published import cross_attention, factors, write_kohya
 
 import overpaint
 from overpaint.grid.concepts import KINDS, Concept, Request
 from overpaint.grid.registry import component, components, construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models.erasure import Erasure
+from published import cross_attention, factors, write_kohya
 from requirements import unmet
 
 METHODS = sorted(components("method"))
