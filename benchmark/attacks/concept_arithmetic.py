@@ -57,7 +57,7 @@ class ConceptArithmetic(Probe):
         for name, terms in self.recipes.items():
             if not isinstance(terms, Mapping) or not terms:
                 raise UserError(
-                    f"{where} takes a weight for each of some places ({', '.join(PLACES)}), got {terms!r} for {name}"
+                    f"{where} takes weights by place ({', '.join(PLACES)}), got {terms!r} for {name}"
                 )
             for place, weight in terms.items():
                 if place not in PLACES:

@@ -108,6 +108,6 @@ class UnlearnDiffAtk(PromptSearch):
                 raise UserError(f"timesteps takes numbers from 0 to {T - 1}, got {self.timesteps}")
             return self.timesteps
         if self.timesteps > T:
-            raise UserError(f"timesteps takes at most the model's {T}, got {self.timesteps}")
+            raise UserError(f"timesteps takes at most {T}, the model's number of timesteps, got {self.timesteps}")
         apart = T // self.timesteps
         return list(range(apart // 2, T, apart))[: self.timesteps]

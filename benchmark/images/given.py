@@ -61,7 +61,7 @@ def read_pictures(folder: Path, table: Path, concepts: ConceptSet) -> list[Pictu
         raise UserError(f"images={folder} is not a folder")
     found = list(_rows(table, folder, concepts))
     if not found:
-        raise UserError(f"prompts={table} lists no picture")
+        raise UserError(f"prompts={table} lists no pictures")
     twice = Counter((p.method, p.shot.prompt.id, p.shot.index) for p in found).most_common(1)[0]
     if twice[1] > 1:
         method, prompt, index = twice[0]

@@ -79,8 +79,8 @@ class Store:
     """``ROOT/artefacts/<stage>/<key>/`` with a ``manifest.json`` each; ``tmp``, ``locks``, ``failures`` and ``corrupt``
     lie beside it.
 
-    The manifest makes an artefact whole: it lists every file with its size and hash. Locks only save work; that two
-    processes end well with one key rests on the rename alone.
+    The manifest makes an artefact whole: it lists every file with its size and hash. Locks only save work. Correctness
+    with two processes on one key rests on the rename alone.
     """
 
     def __init__(self, root: str | Path):

@@ -109,7 +109,7 @@ BAD = {
     "no file": ([("missing.png", "a church")], "has no file 'missing.png'"),
     "outside": ([("../outside.png", "a church")], "is outside images="),
     "absolute": ([("/etc/hostname", "a church")], "is outside images="),
-    "no rows": ([], "lists no picture"),
+    "no rows": ([], "lists no pictures"),
     "twice": ([("a.png", "a church", "0"), ("a.png", "a church", "0")], "lists 2 pictures"),
     "seed": ([("a.png", "a church", "first")], "seed takes a whole number"),
     "role": ([("a.png", "a church", "0", "targets")], "did you mean 'target'"),
