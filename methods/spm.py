@@ -137,7 +137,7 @@ class SPM(Eraser):
         schedule = get_cosine_with_hard_restarts_schedule_with_warmup(
             optimizer, self.warmup_steps, self.iterations, self.restarts
         )
-        train(student, optimizer, self.iterations, loss, schedule=schedule)
+        train(student, optimizer, self.iterations, loss, after=schedule.step)
         return {name: tensor.detach() for name, tensor in factors.items()}
 
     def noised(self, model: DiffusionModel, student: Branches, named, nothing, draws: Draws) -> Noised:

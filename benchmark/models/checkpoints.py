@@ -103,7 +103,9 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
         with told(f"{file} is not a readable safetensors file"):
             return unpacked(load_file(file))
     if file.suffix not in PICKLES:
-        raise UserError(f"{file} is not a checkpoint: method.file takes .safetensors, or {', '.join(PICKLES)} with weights only")
+        raise UserError(
+            f"{file} is not a checkpoint: method.file takes .safetensors, or {', '.join(PICKLES)} with weights only"
+        )
     with told(f"{file} cannot be read as weights only"):
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
     while isinstance(found, Mapping) and not _tensors(found):
