@@ -28,7 +28,7 @@ The authors published two codes (``variant``); ``OFFICIAL`` has their constants:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -108,6 +108,7 @@ class CA(Eraser):
     max_norm: float | None
 
     version: ClassVar[int] = 2
+    lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
 
     def __post_init__(self):
         for name, value in OFFICIAL[self.variant].items():
@@ -118,6 +119,9 @@ class CA(Eraser):
         at_least(1, batch_size=self.batch_size)
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, max_norm=self.max_norm)
         at_least(0, prior_weight=self.prior_weight)
+
+    def least(self, request: Request) -> Mapping[str, int]:
+        return {"pictures": len(request.erase)}
 
     @property
     def acts_on(self) -> str:

@@ -81,6 +81,7 @@ class EMCID(Eraser):
 
     version: ClassVar[int] = 2
     acts_on: ClassVar[str] = "text_encoder"
+    lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
 
     def __post_init__(self):
         captions_file(self.mom2_captions)

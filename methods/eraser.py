@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from overpaint.errors import UserError
 from overpaint.grid.choices import for_concepts
 from overpaint.grid.concepts import KINDS, Request
+from overpaint.grid.lengths import Shortenable
 from overpaint.grid.registry import component
 from overpaint.models.meter import Meter
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Eraser(ABC):
+class Eraser(Shortenable, ABC):
     """Base class of a method.
 
     A subclass is a keyword-only dataclass. Its fields are the hyper-parameters; their defaults are in
@@ -37,6 +38,7 @@ class Eraser(ABC):
             (`overpaint.grid.scope`). It is a property here, so that it may depend on hyper-parameters.
         draws: whether the result depends on the seed. A method that does not draw is run for one seed only. It is a
             property here, for the same reason.
+        lengths, paced: the hyper-parameters that a budget may shorten (`overpaint.grid.lengths.Shortenable`).
     """
 
     seed: int = 0

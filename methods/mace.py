@@ -81,6 +81,7 @@ class MACE(Eraser):
 
     version: ClassVar[int] = 2
     acts_on: ClassVar[str] = "conditioning"
+    lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
 
     def __post_init__(self):
         captions_file(self.prior_captions)

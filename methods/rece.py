@@ -78,6 +78,10 @@ class RECE(Eraser):
     def draws(self) -> bool:
         return self.select == "validation"
 
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        return ("epochs", "validation_images") if self.select == "validation" else ("epochs",)
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         uce = self.uce()
         rows, edited, shared = uce.problem(model, request)

@@ -98,6 +98,13 @@ class SalUn(Eraser):
         if self.template is not None and "{}" not in self.template:
             raise UserError(f"template takes a sentence with {{}} for the concept, got {self.template!r}")
 
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        return ("epochs", "pictures", "retain_pictures") if self.folder is None else ("epochs",)
+
+    def least(self, request: Request) -> Mapping[str, int]:
+        return {"pictures": len(request.erase), "retain_pictures": len(request.retain or request.erase)}
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)
         stand_ins = [self.stand_in(request, index) for index in range(len(request.erase))]

@@ -61,6 +61,7 @@ class SDD(Eraser):
     batch_size: int
 
     families: ClassVar[tuple[str, ...]] = ("sd",)
+    lengths: ClassVar[tuple[str, ...]] = ("iterations",)
 
     def __post_init__(self):
         at_least(1, iterations=self.iterations, batch_size=self.batch_size)

@@ -93,6 +93,7 @@ class TRCE(Eraser):
 
     version: ClassVar[int] = 3
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    lengths: ClassVar[tuple[str, ...]] = ("epochs", "trajectories", "regular_trajectories")
 
     def __post_init__(self):
         captions_file(self.prior_captions)

@@ -26,8 +26,8 @@ COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
 #: The demo's methods and two of its attacks, on one concept at the smallest budget.
 GRID = ["method=none,negative_prompt,uce,esd", "attack=none,synonym,random_prefix", "budget=smoke"]
 #: An attack that searches six prompts in batches of two.
-SEARCH = ["method=uce", "attack=uda", "attack.timesteps=2", "budget=smoke", "budget.target_prompts=6"]
-SEARCH += ["protocol.batch_size=2"]
+SEARCH = ["method=uce", "attack=uda", "attack.timesteps=2", "attack.iterations=15", "budget=smoke"]
+SEARCH += ["budget.target_prompts=6", "protocol.batch_size=2"]
 
 
 def start(store, *grid):

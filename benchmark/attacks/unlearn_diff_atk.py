@@ -65,6 +65,10 @@ class UnlearnDiffAtk(PromptSearch):
     def images(self) -> int:
         return 1 + (self.timesteps if isinstance(self.timesteps, int) else len(self.timesteps))
 
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        return ("timesteps", "iterations") if isinstance(self.timesteps, int) else ("iterations",)
+
     def search(self, context: AttackContext, trials: Sequence[Trial]) -> None:
         victim, originals = context.victim, self.originals(context, trials)
         searches = [self.word_search(context, *each) for each in zip(trials, originals, strict=True)]

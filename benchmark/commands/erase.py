@@ -9,6 +9,7 @@ import click
 from overpaint.commands.grids import ERR, single_cell, taken
 from overpaint.commands.targets import target
 from overpaint.errors import UserError
+from overpaint.grid.lengths import shortenings
 from overpaint.methods.eraser import erase as erase_concepts
 from overpaint.models import load_model
 from overpaint.run.progress import watched
@@ -28,6 +29,8 @@ def erase(overrides: Sequence[str], overwrite: bool) -> None:
     path = target(out, ".safetensors", overwrite)
     model = load_model(cell.model.path, cell.model.precision)
     name = cell.method.label
+    for note in shortenings([cell]):
+        ERR.print(f"note: {note}", style="yellow")
     how = {"request": cell.concepts.request, "sequential": cell.concepts.sequential, "seed": cell.seed}
     with ERR.status(f"{name} …") as status, watched(lambda *step: status.update(f"{name}: {_said(*step)}")):
         erasure = erase_concepts(model, cell.method.name, **how, **cell.method.values)

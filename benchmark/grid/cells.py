@@ -85,7 +85,11 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is measured: prompts per role (`overpaint.grid.roles`), seeds per prompt, images per task (``shard``)."""
+    """How much is measured: prompts per role (`overpaint.grid.roles`), seeds per prompt, images per task (``shard``).
+
+    ``max_steps`` limits the lengths of methods and attacks (`overpaint.grid.lengths`). It is at least 2, so that a warm-up
+    is shorter than the training.
+    """
 
     name: str
     target_prompts: Positive
@@ -97,11 +101,12 @@ class Budget:
     seeds: Annotated[int, Field(ge=1, le=1000)]
     reference_images: Positive
     shard: Positive
+    max_steps: Annotated[int, Field(ge=2)] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields that affect records."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "shard")}
+        """The fields that affect records. ``max_steps`` does so only through the values of methods and attacks."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "shard", "max_steps")}
 
 
 @dataclass(frozen=True)
@@ -214,13 +219,14 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
     check_type(config["seed"], Annotated[int, Field(ge=0, le=2**63 - 1)], "seed")
     model = construct(ModelSpec, config["model"], "model")
     concepts = concept_set(config["concepts"], model.catalogue)
+    budget = construct(Budget, config["budget"], "budget")
     return Cell(
         model,
         concepts,
-        choose("method", config["method"], explicit, model.preset, concepts),
-        choose("attack", config["attack"], explicit, model.preset, concepts),
+        choose("method", config["method"], explicit, model.preset, concepts, budget.max_steps),
+        choose("attack", config["attack"], explicit, model.preset, concepts, budget.max_steps),
         construct(Protocol, config["protocol"], "protocol"),
-        construct(Budget, config["budget"], "budget"),
+        budget,
         construct(MetricSpec, config["metrics"], "metrics"),
         config["seed"],
         {key: value_at(config, key) for key in sorted(explicit) if key.split(".")[0] in AXES and key not in SPEED},

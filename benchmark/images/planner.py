@@ -9,6 +9,7 @@ from itertools import groupby
 from overpaint.attacks.attack import AttackContext
 from overpaint.grid.cells import Cell, merged
 from overpaint.grid.concepts import Concept
+from overpaint.grid.lengths import shortenings
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component
 from overpaint.grid.roles import ROLES, role_shots, shortfalls, stand_in_shots
@@ -38,6 +39,7 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
     plan = Plan("images")
     cells, merged_seeds = merged(cells)
     plan.notes += merged_seeds
+    plan.notes += shortenings(cells)
     plan.notes += dict.fromkeys(said for cell in cells for said in shortfalls(cell))
     for cell in cells:
         frames = _frames(plan, cell)

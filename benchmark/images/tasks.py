@@ -16,7 +16,7 @@ from overpaint.errors import UserError
 from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concepts import Concept
-from overpaint.grid.labels import file_digest, is_file
+from overpaint.grid.labels import file_digest, is_file, label
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component, load_attribute
 from overpaint.grid.scope import scope
@@ -68,7 +68,7 @@ def erase_task(plan: Plan, cell: Cell) -> Task | None:
         config["files"] = files
     versions = {"method": component("method", cell.method.name).load().version} | _arithmetic(cell)
     label = f"erase {cell.concepts.name} with {cell.method.label}"
-    return plan.add(Task("erase", config, {}, versions, _runtime(cell), label, like=cell.method.name))
+    return plan.add(Task("erase", config, {}, versions, _runtime(cell), label, like=_kind(cell.method, config)))
 
 
 def attack_task(
@@ -109,7 +109,8 @@ def attack_task(
     label = f"{whose}{cell.attack.label} for {concept.name}{which}"
     amount = len(plain) * attack.images_for(concept, plain)
     versions = {"attack": attack.version} | _arithmetic(cell)
-    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount, cell.attack.name))
+    like = _kind(cell.attack, config) + (f"/{cell.protocol.steps}" if attack.paints else "")
+    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount, like))
 
 
 def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> list[Batch]:
@@ -166,7 +167,8 @@ def latency_task(plan: Plan, cell: Cell) -> Task | None:
         return None
     config = _model(cell) | {"protocol": _protocol(cell)}
     label = f"latency of {cell.method.label}"
-    return plan.add(Task("latency", config, _erasure(erasure), {"latency": 1}, _runtime(cell), label))
+    like = f"{config['model']}/{cell.protocol.steps}"
+    return plan.add(Task("latency", config, _erasure(erasure), {"latency": 1}, _runtime(cell), label, like=like))
 
 
 def measure_task(
@@ -290,6 +292,11 @@ def _protocol(cell: Cell) -> dict[str, Any]:
 
 def _model(cell: Cell) -> dict[str, Any]:
     return {"model": fingerprint_model(cell.model.path), "precision": cell.model.precision}
+
+
+def _kind(choice: Choice, config: Mapping[str, Any]) -> str:
+    """The kind of a method's or attack's task for estimates: the same model, and the same lengths."""
+    return f"{config['model']}/{label(choice.name, choice.lengths)}"
 
 
 def _arithmetic(cell: Cell) -> dict[str, int]:

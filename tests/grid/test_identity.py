@@ -42,6 +42,7 @@ SWEEPS = [
     ("budget", "budget=smoke,lite"),
     ("budget", "budget.target_prompts=4,8"),
     ("budget", "budget.seeds=1,2"),
+    ("budget", "budget.max_steps=3,5"),
     ("metrics", "metrics.threshold=0.5,0.7"),
     ("seed", "seed=0,1,2"),
 ]

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from work import undeclared
 
 import overpaint
 from overpaint.grid.concepts import KINDS, Concept, Request
+from overpaint.grid.lengths import shortened
 from overpaint.grid.registry import component, components, construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models.erasure import Erasure
@@ -251,3 +253,24 @@ def test_every_preset_can_be_built(method, tmp_path, monkeypatch):
     assert issubclass(method.load(), Eraser)
     for preset in [None, *method.config["presets"]]:
         construct(method.load(), method.settle(required(method), preset), method.name)
+
+
+def test_whatever_it_repeats_is_a_length_that_a_budget_can_shorten(tiny_sd, method):
+    small = {key: value for key, value in TINY.items() if key in method.defaults}
+    built = method.build(small | required(method), seed=1)
+    missing = undeclared(built, method.defaults, lambda **values: erased(tiny_sd, method, **values))
+    assert not missing, f"{method.name}: declare lengths: {', '.join(missing)} (overpaint.grid.lengths)"
+
+
+@pytest.mark.parametrize("limit", [2, 10])
+def test_every_preset_can_be_shortened(method, limit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco2014.csv").write_text("prompt\na dog on the grass\n")
+    request = Request((Concept("dog"), Concept("cat"), Concept("bird")), (Concept("ship"),))
+    for preset in [None, *method.config["presets"]]:
+        values = method.settle(required(method), preset)
+        built = method.build(values)
+        cut = {key: new for key, (_, new) in shortened(built, limit, (), request).items()}
+        short = method.build(values | cut)
+        assert all(getattr(short, key) <= max(limit, built.least(request).get(key, 0)) for key in short.lengths)
+        assert not shortened(short, limit, (), request)
