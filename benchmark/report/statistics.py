@@ -12,24 +12,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from overpaint.report import scores
-from overpaint.report.resampling import limits, observed, resampled_ratios
+from overpaint.report import scores, seeds
+from overpaint.report.resampling import observed
 from overpaint.report.scores import Sample
 
 #: Incremented when an interval or a p-value can change. All figures are then measured again from stored scores.
-VERSION = 5
+VERSION = 6
 LEVEL = 0.95
-DRAWS = 10_000
 TINY = 1e-9
 #: Largest number of pairs for which the power of a test is computed exactly.
 EXACT_PAIRS = 150
 #: Equivalence margin: two shares count as equal if their difference is smaller than this.
 MARGIN = 0.10
+#: Fewer prompts have no interval of a mean of real values: at any width, skewed values would be covered too rarely.
+FEWEST_PROMPTS = 6
 #: The 97.5 % quantile of the normal distribution.
 NORMAL = 1.959964
 
@@ -77,14 +79,6 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
     return (float(low) if successes else 0.0), (float(high) if successes < n else 1.0)  # to the last bit
 
 
-def clopper_pearson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Exact interval of a proportion (Clopper and Pearson 1934). Its coverage is never below the level."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(successes, n, alpha=1 - level, method="beta")
-    return float(np.nan_to_num(low, nan=0.0)), float(np.nan_to_num(high, nan=1.0))
-
-
 def tango(gained: float, lost: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """Score interval of the difference ``(gained - lost) / n`` of two paired shares (Tango 1998).
 
@@ -97,18 +91,27 @@ def tango(gained: float, lost: float, n: float, level: float = LEVEL) -> tuple[f
 
 
 def proportion(
-    hits: ArrayLike, clusters: ArrayLike | None = None, strata: ArrayLike | None = None, level: float = LEVEL
+    hits: ArrayLike,
+    clusters: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    level: float = LEVEL,
+    weights: ArrayLike | None = None,
+    runs: ArrayLike | None = None,
+    concepts: ArrayLike | None = None,
 ) -> Estimate:
     """Share of positive observations with its score interval.
 
-    With ``strata``, the value is the mean of the shares of all strata with equal weights.
+    With ``strata``, the value is the mean of the shares of all strata, with equal weights or with the weights that
+    ``weights`` gives for each observation's stratum. With ``runs``, method seeds of each of the ``concepts`` are a sample:
+    see `mean_over_runs`.
     """
     kept, groups, failed = observed(hits, clusters, strata)
     if len(kept) == 0:
         return Estimate(None, failed=failed)
-    of = scores.sample(kept, *groups)
+    of = scores.sample(kept, *groups, _by_stratum(weights, hits, groups[1]))
     low, high = scores.share_interval(of, level)
-    return Estimate(float(of.mean[0]), float(low[0]), float(high[0]), n=len(kept), failed=failed)
+    found = Estimate(float(of.mean[0]), float(low[0]), float(high[0]), n=len(kept), failed=failed)
+    return found if runs is None else mean_over_runs(found, hits, runs, clusters, strata, concepts, (0.0, 1.0))
 
 
 def paired_difference(
@@ -118,11 +121,14 @@ def paired_difference(
     strata: ArrayLike | None = None,
     level: float = LEVEL,
     margin: float = MARGIN,
+    weights: ArrayLike | None = None,
+    runs: ArrayLike | None = None,
+    concepts: ArrayLike | None = None,
 ) -> Estimate:
     """Mean of ``first - second`` over aligned observations. Pairs with a failed observation are excluded.
 
-    For 0/1 observations, interval and tests are Tango's, with clusters and strata as in `proportion`. Other values have a
-    t-interval over cluster means (`mean`) and no equivalence test.
+    For 0/1 observations, interval and tests are Tango's, with the other arguments as in `proportion`. Other values have
+    the interval and test of `mean`, and no equivalence test.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape != b.shape:
@@ -131,15 +137,17 @@ def paired_difference(
     if len(kept) == 0:
         return Estimate(None, failed=failed)
     if not np.isin(kept, (-1, 0, 1)).all():
-        return mean(kept, groups[0], level)._replace(failed=failed)
-    of = scores.sample(kept, *groups)
-    return _difference(
+        found = mean(kept, groups[0], level)._replace(failed=failed)
+        return found if runs is None else mean_over_runs(found, a - b, runs, clusters, None, concepts)
+    of = scores.sample(kept, *groups, _by_stratum(weights, a - b, groups[1]))
+    found = _difference(
         of,
         lambda v: scores.difference_score(of, v),
         scores.difference_interval(of, level),
         Estimate(float(of.mean[0]), n=len(kept), failed=failed),
         margin,
     )
+    return found if runs is None else mean_over_runs(found, a - b, runs, clusters, strata, concepts, (-1.0, 1.0))
 
 
 def _difference(
@@ -151,6 +159,14 @@ def _difference(
     p_value = float(scores.p_value(of, zero)[0])
     low, high = (float(limit[0]) for limit in interval)
     return found._replace(low=low, high=high, p_value=p_value, p_equivalence=same)
+
+
+def _by_stratum(weights: ArrayLike | None, values: ArrayLike, stratum: NDArray) -> NDArray | None:
+    """The weights ``(strata,)`` of strata from those of observations, which are equal within each stratum."""
+    if weights is None:
+        return None
+    kept = np.asarray(weights, float)[~np.isnan(np.asarray(values, float))]
+    return kept[np.unique(stratum, return_index=True)[1]]
 
 
 def unpaired_difference(
@@ -182,24 +198,62 @@ def unpaired_difference(
 
 
 def mean(values: ArrayLike, clusters: ArrayLike | None = None, level: float = LEVEL) -> Estimate:
-    """Mean of real values, with a t-interval and a t-test from `cluster_standard_error`. One cluster gives no interval."""
-    from scipy.stats import t
-
+    """Mean of real values, with interval and test from the contributions of its clusters: see `from_contributions`."""
     kept, (groups, _), failed = observed(values, clusters, None)
     if len(kept) == 0:
         return Estimate(None, failed=failed)
     members = np.unique(groups, return_inverse=True)[1]
     value, sums, sizes = float(kept.mean()), np.bincount(members, kept), np.bincount(members)
-    error = cluster_standard_error(sums, sizes)
-    if error is None:
-        return Estimate(value, n=len(kept), failed=failed)
-    reach, free = float(t.ppf((1 + level) / 2, len(sums) - 1)) * error, len(sums) - 1
-    p_value = float(2 * t.sf(abs(value) / error, free)) if error else float(value == 0)
-    return Estimate(value, value - reach, value + reach, p_value, len(kept), failed)
+    found = from_contributions(value, (sums - value * sizes) / len(kept), level=level)
+    return found._replace(n=len(kept), failed=failed)
 
 
-def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
+def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) -> Estimate:
+    """Interval and test of a value, from the contributions of clusters to its deviation from the true value.
+
+    Each of ``samples`` is one independent sample ``(clusters,)`` of contributions. For a mean, these are the clusters' sums of
+    residuals over n; for other figures they come from a jackknife (`overpaint.report.resampling.left_out`). With C clusters,
+
+        error² = Σ C/(C−1) Σ_c p_c²,    a = Σ C²/((C−1)(C−2)) Σ_c p_c³ / error³,    T = (value − μ) / error
+
+    The first is the sandwich variance (Liang and Zeger 1986), the second the skewness of the value. The interval contains every
+    μ with |T + a T² / 3 + a² T³ / 27 + a / 6| ≤ t, which removes the effect of the skewness on Student's t (Hall 1992). Degrees
+    of freedom are C − 1, or Satterthwaite's for several samples. With fewer than `FEWEST_PROMPTS` clusters in a sample, interval
+    and test are undefined.
+    """
+    from scipy.stats import t
+
+    counts = np.array([len(part) for part in samples], float)
+    if counts.min() < FEWEST_PROMPTS:
+        return Estimate(value)
+    variances = np.array([c / (c - 1) * (part @ part) for c, part in zip(counts, samples, strict=True)])
+    error = math.sqrt(variances.sum())
+    if error <= TINY * abs(value):  # all clusters agree
+        return Estimate(value, value, value, float(value == 0))
+    third = sum(c**2 / ((c - 1) * (c - 2)) * float((part**3).sum()) for c, part in zip(counts, samples, strict=True))
+    skewness, free = third / error**3, variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
+    far = float(t.ppf((1 + level) / 2, free))
+    low, high = (value - error * _deviation(side * far, skewness) for side in (1, -1))
+    return Estimate(value, low, high, float(2 * t.sf(abs(_symmetric(value / error, skewness)), free)))
+
+
+def _symmetric(deviation: float, skewness: float) -> float:
+    """Hall's monotone transformation of a standardised deviation to one with a symmetric distribution."""
+    return deviation + skewness * deviation**2 / 3 + skewness**2 * deviation**3 / 27 + skewness / 6
+
+
+def _deviation(symmetric: float, skewness: float) -> float:
+    """The inverse of `_symmetric`."""
+    if abs(skewness) < TINY:
+        return symmetric
+    return 3 / skewness * (float(np.cbrt(1 + skewness * (symmetric - skewness / 6))) - 1)
+
+
+def mean_of_estimates(estimates: Sequence[Estimate], shared: bool = False) -> Estimate:
     """Mean of independent estimates with equal weights. The interval combines theirs (square and add, Zou 2008).
+
+    If the estimates ``shared`` their prompts, they are not independent. The half-widths are then averaged, which is right for any
+    dependence.
 
     The averaged concepts are treated as fixed: the interval makes no statement about other concepts. The lower and the upper
     half-widths are combined separately, so that bounded figures keep their asymmetry. If one estimate is undefined, the mean is
@@ -214,7 +268,8 @@ def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
         return found
     limits_of = [e.low for e in estimates], [e.high for e in estimates]
     below, above = (np.abs(values - np.array(side, float)) for side in limits_of)
-    low, high = (float(np.sqrt((side**2).sum())) / len(values) for side in (below, above))
+    combined = np.mean if shared else lambda side: np.sqrt((side**2).sum()) / len(side)
+    low, high = (float(combined(side)) for side in (below, above))
     errors = (below + above) / 2 / NORMAL
     return found._replace(low=value - low, high=value + high, spread=spread(values, errors))
 
@@ -231,71 +286,62 @@ def spread(values: ArrayLike, errors: ArrayLike) -> float | None:
     return math.sqrt(max(float(values.var(ddof=1) - np.square(errors).mean()), 0.0))
 
 
-def mean_over_runs(values: ArrayLike, runs: ArrayLike, clusters: ArrayLike, inside: Estimate) -> Estimate:
-    """Mean over ``runs`` (method seeds, or concepts) that are a sample of all possible runs: a two-level interval.
+def mean_over_runs(
+    inside: Estimate,
+    values: ArrayLike,
+    runs: ArrayLike,
+    clusters: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    concepts: ArrayLike | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    margin: float = MARGIN,
+) -> Estimate:
+    """Mean over method seeds (``runs``), which are a sample of all seeds: interval and tests of both levels.
 
-    ``values``, ``runs`` and ``clusters`` are aligned, ``(observations,)``. A prompt that all runs share is one cluster.
-    ``inside`` is the estimate with the runs treated as fixed: the level of the prompts. Let S be the number of runs, B the
-    variance of their means, N the part of B that comes from prompts and images, and I the squared standard error of
-    ``inside``. Then
-
-        error² = B / S + max(I − N / S, 0),    reach = t_ν · error
-
-    where ν is Satterthwaite's (1946) number of degrees of freedom, from S − 1 for B / S and the number of clusters minus one for
-    the rest. On both sides, the interval is at least as wide as that of ``inside``. For a single run the result is ``inside``.
-    ``spread`` is the square root of B − N.
+    ``inside`` is the estimate with the seeds treated as fixed: the level of the prompts. The arrays are aligned,
+    ``(observations,)``. A prompt that all runs share is one cluster. Runs of different concepts are independent. See
+    `overpaint.report.seeds`; with fewer seeds than that needs, the result is ``inside``. ``spread`` is the standard deviation
+    between the seeds of one concept.
     """
-    from scipy.stats import t
+    import pandas as pd
 
-    kept, (group, run), _ = observed(values, clusters, runs)
-    names, run = np.unique(run, return_inverse=True)
-    if inside.value is None or inside.low is None or inside.high is None or len(names) < 2:
+    if inside.value is None or inside.low is None or inside.high is None:
         return inside
-    group = np.unique(group, return_inverse=True)[1]
-    sizes = np.bincount(run)
-    means = np.bincount(run, kept) / sizes
-    parts = np.zeros((len(names), group.max() + 1))  # contribution of each cluster to the mean of each run
-    np.add.at(parts, (run, group), (kept - means[run]) / sizes[run])
-    held = np.zeros(parts.shape, bool)
-    held[run, group] = True
-    sharing = held.sum(axis=0)
-    own = np.where(sharing > 1, (parts - parts.sum(axis=0) / sharing) * held, parts)
-    noise = (own**2).sum(axis=1) * held.sum(axis=1) / np.maximum(held.sum(axis=1) - 1, 1)
-    side, count = (1 + LEVEL) / 2, len(names)
-    outer = float(means.var(ddof=1)) / count
-
-    def reach(half: float) -> float:
-        """Half the width of one side, from that of ``inside``."""
-        inner = max((half / NORMAL) ** 2 - float(noise.mean()) / count, 0.0)
-        free = (outer + inner) ** 2 / (outer**2 / (count - 1) + inner**2 / max(group.max(), 1)) if outer else math.inf
-        return max(half, float(t.ppf(side, free)) * math.sqrt(outer + inner))
-
-    below, above = reach(inside.value - inside.low), reach(inside.high - inside.value)
-    return inside._replace(low=inside.value - below, high=inside.value + above, spread=spread(means, np.sqrt(noise)))
+    kept, (cluster, stratum), _ = observed(values, clusters, strata)
+    valid = ~np.isnan(np.asarray(values, float))
+    run, concept = (
+        np.zeros(len(kept), int) if names is None else pd.factorize(np.asarray(names)[valid])[0]
+        for names in (runs, concepts)
+    )
+    weights = 1.0 / np.bincount(stratum)[stratum]
+    found = []
+    for own in (concept == code for code in range(concept.max() + 1)):
+        codes = [np.unique(side[own], return_inverse=True)[1] for side in (run, cluster)]
+        found.append(seeds.between(kept[None, own], *codes, weights[own]))
+    if len(found) == 1 and found[0].count > 1:
+        inside = inside._replace(spread=math.sqrt(max(float(found[0].variance[0] - found[0].noise[0]), 0.0)))
+    if max(of.count for of in found) < seeds.FEWEST:
+        return inside
+    return _over_seeds(inside, seeds.plausible(found), bounds, margin)
 
 
-def cluster_bootstrap(
-    successes: ArrayLike, sizes: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of sum(successes) / sum(sizes), by resampling whole clusters (Field and Welsh 2007).
+def _over_seeds(inside: Estimate, plausible: NDArray, bounds: tuple[float, float], margin: float) -> Estimate:
+    """The estimate ``inside`` with an interval and tests that include the ``plausible`` variances (1, points) between seeds."""
+    value, low, high = inside.value, inside.low, inside.high
+    assert value is not None and low is not None and high is not None
+    below, above = (np.array([half / NORMAL]) for half in (value - low, high - value))
 
-    ``successes`` and ``sizes`` are ``(clusters,)``: positive observations and observations in each cluster.
-    """
-    return limits(resampled_ratios(successes, sizes, draws, np.random.default_rng(seed)), level)
+    def beyond(limit: float) -> float:
+        """One-sided p-value of "the true mean is beyond ``limit``"."""
+        return float(seeds.tail(np.array([abs(value - limit)]), below if value > limit else above, plausible)[0])
 
-
-def cluster_standard_error(successes: ArrayLike, sizes: ArrayLike, corrected: bool = True) -> float | None:
-    """Linearised (sandwich) standard error of sum(successes) / sum(sizes), robust to dependence inside clusters.
-
-    ``sqrt(sum_c (k_c - p n_c)^2) / sum n``, times ``sqrt(C / (C - 1))`` when corrected for C clusters (Liang and
-    Zeger 1986).
-    """
-    k, n = np.asarray(successes, float), np.asarray(sizes, float)
-    if n.sum() == 0 or (corrected and len(n) < 2):
-        return None
-    residuals = k - k.sum() / n.sum() * n
-    error = math.sqrt(float(residuals @ residuals)) / float(n.sum())
-    return error * math.sqrt(len(n) / (len(n) - 1)) if corrected else error
+    same = max(beyond(-margin), beyond(margin)) if abs(value) < margin else 1.0
+    return inside._replace(
+        low=max(value - float(seeds.reach(below, plausible, LEVEL)[0]), bounds[0]),
+        high=min(value + float(seeds.reach(above, plausible, LEVEL)[0]), bounds[1]),
+        p_value=None if inside.p_value is None else min(2 * beyond(0.0), 1.0),
+        p_equivalence=None if inside.p_equivalence is None else same,
+    )
 
 
 # --- tests, corrections, ranks ---------------------------------------------------------------------------------
@@ -406,30 +452,44 @@ def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tupl
 
 
 def rank_intervals(
-    values: ArrayLike, direction: str = "up", level: float = LEVEL, draws: int = 2_000, seed: int = 0
+    values: ArrayLike,
+    direction: str = "up",
+    clusters: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    runs: ArrayLike | None = None,
+    concepts: ArrayLike | None = None,
 ) -> list[Estimate]:
-    """Ranks of methods by their mean over the same prompts, with intervals from resampled prompts.
+    """Ranks of methods by their means over the same observations, with intervals.
 
-    Rank 1 is best; ties share the better rank. ``values`` is ``(methods, prompts)``. Prompts on which any method failed are
-    excluded.
+    ``values`` is ``(methods, observations)``; the other arguments are those of `paired_difference`. Observations on which any
+    method failed are excluded. Rank 1 is best; ties share the better rank. The interval of a rank starts after the methods that
+    are significantly better and ends before those that are significantly worse, with Holm's correction for each method. It
+    contains the true rank if no equal methods are declared different (Mogstad et al. 2024). A bootstrap of ranks fails if
+    methods are equal or nearly equal (Xie, Singh and Zhang 2009).
     """
     from scipy.stats import rankdata
 
     table = np.asarray(values, float)
     complete = ~np.isnan(table).any(axis=0)
-    failed = int((~complete).sum())
+    failed, methods = int((~complete).sum()), len(table)
+    if not complete.any():
+        return [Estimate(None, failed=failed)] * methods
     table = table[:, complete] * (-1 if direction == "up" else 1)
-    prompts = table.shape[1]
-    if prompts == 0:
-        return [Estimate(None, failed=failed)] * len(table)
-    table = table[:, np.lexsort(table)]
-    picks = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)
-    ranks = rankdata((picks @ table.T / prompts).round(12), method="min", axis=1)
-    own = rankdata(table.mean(axis=1).round(12), method="min")
-    limits = np.percentile(ranks, [50 * (1 - level), 50 * (1 + level)], axis=0, method="nearest")
-    return [
-        Estimate(float(r), float(a), float(b), n=prompts, failed=failed) for r, a, b in zip(own, *limits, strict=True)
-    ]
+    groups = [None if names is None else np.asarray(names)[complete] for names in (clusters, strata, runs, concepts)]
+    better = np.zeros((methods, methods))  # mean of the row's method minus that of the column's
+    p_values = np.full((methods, methods), math.nan)
+    for i, j in combinations(range(methods), 2):
+        gap = paired_difference(table[i], table[j], *groups[:2], runs=groups[2], concepts=groups[3])
+        better[i, j], better[j, i] = gap.value or 0.0, -(gap.value or 0.0)
+        p_values[i, j] = p_values[j, i] = math.nan if gap.p_value is None else gap.p_value
+    stratum = np.unique(np.zeros(complete.sum()) if groups[1] is None else groups[1], return_inverse=True)[1]
+    means = [float(np.mean(np.bincount(stratum, row) / np.bincount(stratum))) for row in table]
+    found = []
+    for rank, gaps, tests in zip(rankdata(np.round(means, 12), method="min"), better, p_values, strict=True):
+        apart = np.array([bool(rejected) for rejected in holm(tests).rejected])
+        low, high = 1 + (apart & (gaps > 0)).sum(), methods - (apart & (gaps < 0)).sum()
+        found.append(Estimate(float(rank), float(low), float(high), n=int(complete.sum()), failed=failed))
+    return found
 
 
 def power_of_paired_difference(
