@@ -34,8 +34,8 @@ from overpaint.report import statistics
 from overpaint.report.statistics import LEVEL, Estimate
 
 
-#: Bisection steps in the search for a p-value.
-HALVINGS = 20
+#: Normal quantiles between which a p-value is sought.
+NEAREST, FARTHEST = 0.01, 6.0
 
 
 def steps_to_half(shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
@@ -206,16 +206,19 @@ def _sum(one: Estimate, other: Estimate, factor: float) -> Estimate:
 
 
 def _p_value(at: Callable[[float], Estimate]) -> float:
-    """The p-value of "zero": one minus the highest level at which the interval of ``at(level)`` excludes zero."""
-    inside, outside = 1.0, 0.0
-    for _ in range(HALVINGS):
-        level = (inside + outside) / 2
-        found = at(level)
-        if found.low <= 0 <= found.high:
-            inside = level
-        else:
-            outside = level
-    return 1.0 - inside if inside < 1.0 else 0.0
+    """The p-value of "zero": one minus the level at which a limit of the interval ``at(level)`` is zero."""
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    def outside(quantile: float) -> float:
+        """How far zero is outside the interval; negative inside it."""
+        found = at(1 - 2 * float(norm.sf(quantile)))
+        return found.low if found.value > 0 else -found.high
+
+    if not outside(NEAREST) > 0:
+        return 1.0
+    far = FARTHEST if outside(FARTHEST) > 0 else float(brentq(outside, NEAREST, FARTHEST, xtol=1e-6))
+    return 2 * float(norm.sf(far))
 
 
 def _relearnt(evidence: Evidence, frame: FrameName) -> pd.DataFrame:

@@ -46,7 +46,7 @@ RARE_SHARE = 0.25
 #: Number of observations at which a stratum's offset is shrunk by half.
 SHRINKAGE = 6.0
 #: Number of bisection steps in the search for a limit.
-HALVINGS = 55
+HALVINGS = 42
 TINY = 1e-12
 
 Score = Callable[[NDArray], NDArray]
@@ -207,7 +207,7 @@ def unpaired_score(one: Sample, other: Sample, difference: NDArray) -> NDArray:
 def unpaired_interval(one: Sample, other: Sample, level: float) -> tuple[NDArray, NDArray]:
     """Limits ``(sets,)`` of unpaired differences."""
     gap, far = one.mean - other.mean, np.maximum(reach(one, level), reach(other, level))
-    limits = _limits(lambda v: unpaired_score(one, other, v), gap, far)
+    limits = _limits(lambda v: unpaired_score(one, other, v), gap, far, (-1.0, 1.0))
     return _rare_differences(gap, np.minimum(worth(one), worth(other)), limits, level)
 
 
@@ -246,8 +246,7 @@ def share_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
 
     size = np.minimum(worth(of), of.size)
     far = t.ppf((1 + level) / 2, np.minimum(of.few, 2 * size))
-    low = _limit(lambda v: share_score(of, v), of.mean, np.zeros_like(of.mean), far)
-    high = _limit(lambda v: share_score(of, v), of.mean, np.ones_like(of.mean), far)
+    low, high = _limits(lambda v: share_score(of, v), of.mean, far, (0.0, 1.0))
     low = np.minimum(low, _rare(of.mean, size, level))
     high = np.maximum(high, 1 - _rare(1 - of.mean, size, level))
     return np.where(of.mean <= TINY, 0.0, low), np.where(of.mean >= 1 - TINY, 1.0, high)
@@ -274,22 +273,18 @@ def _rare_differences(
 
 def difference_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
     """Limits ``(sets,)`` of paired differences."""
-    limits = _limits(lambda v: difference_score(of, v), of.mean, reach(of, level))
+    limits = _limits(lambda v: difference_score(of, v), of.mean, reach(of, level), (-1.0, 1.0))
     return _rare_differences(of.mean, np.minimum(worth(of), of.size), limits, level)
 
 
-def _limits(score: Score, gap: NDArray, far: NDArray) -> tuple[NDArray, NDArray]:
-    """The limits of a difference: the values in [-1, 1] with absolute score ``far``."""
-    low, high = (_limit(score, gap, np.full_like(gap, end), far) for end in (-1.0, 1.0))
-    return low, high
-
-
-def _limit(score: Score, inside: NDArray, outside: NDArray, far: NDArray) -> NDArray:
-    """The value between ``inside`` and ``outside`` with absolute score ``far``; ``outside`` if there is none."""
+def _limits(score: Score, inside: NDArray, far: NDArray, ends: tuple[float, float]) -> tuple[NDArray, NDArray]:
+    """On both sides of ``inside``, the value with absolute score ``far``; the end of the scale if there is none."""
+    outside = np.array(ends)[:, None] + 0 * inside
+    near, away = inside + 0 * outside, outside.copy()
     beyond = np.abs(score(outside)) > far
-    near, away = inside.copy(), outside.copy()
     for _ in range(HALVINGS):
         middle = (near + away) / 2
         out = np.abs(score(middle)) > far
         near, away = np.where(out, near, middle), np.where(out, middle, away)
-    return np.where(beyond, (near + away) / 2, outside)
+    low, high = np.where(beyond, (near + away) / 2, outside)
+    return low, high

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 #: Fewer seeds show nothing of other seeds: with two, Student's t quantile is 12.7.
 FEWEST = 3
 #: Number of points at which the fiducial distribution is evaluated.
-POINTS = 1000
+POINTS = 500
 HALVINGS = 40
 
 

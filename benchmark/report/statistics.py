@@ -30,8 +30,8 @@ TINY = 1e-9
 EXACT_PAIRS = 150
 #: Equivalence margin: two shares count as equal if their difference is smaller than this.
 MARGIN = 0.10
-#: Fewer prompts have no interval of a mean of real values: at any width, skewed values would be covered too rarely.
-FEWEST_PROMPTS = 6
+#: Fewer prompts have no interval of a mean of real values: for skewed values, it would cover too rarely.
+FEWEST_PROMPTS = 8
 #: The 97.5 % quantile of the normal distribution.
 NORMAL = 1.959964
 
@@ -214,12 +214,12 @@ def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) ->
     Each of ``samples`` is one independent sample ``(clusters,)`` of contributions. For a mean, these are the clusters' sums of
     residuals over n; for other figures they come from a jackknife (`overpaint.report.resampling.left_out`). With C clusters,
 
-        error² = Σ C/(C−1) Σ_c p_c²,    a = Σ C²/((C−1)(C−2)) Σ_c p_c³ / error³,    T = (value − μ) / error
+        error² = Σ C/(C−1) Σ_c p_c²,    a = Σ C²/((C−1)(C−2)) Σ_c p_c³ / error³
 
-    The first is the sandwich variance (Liang and Zeger 1986), the second the skewness of the value. The interval contains every
-    μ with |T + a T² / 3 + a² T³ / 27 + a / 6| ≤ t, which removes the effect of the skewness on Student's t (Hall 1992). Degrees
-    of freedom are C − 1, or Satterthwaite's for several samples. With fewer than `FEWEST_PROMPTS` clusters in a sample, interval
-    and test are undefined.
+    The first is the sandwich variance (Liang and Zeger 1986), the second the skewness of the value. The limits are
+    value ± t · error, and the limit on the long side of the distribution is moved outwards by Johnson's (1978) correction,
+    |a| (2 t² + 1) / 6 · error. The test inverts the interval. Degrees of freedom are C − 1, or Satterthwaite's for several
+    samples. With fewer than `FEWEST_PROMPTS` clusters in a sample, interval and test are undefined.
     """
     from scipy.stats import t
 
@@ -233,20 +233,21 @@ def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) ->
     third = sum(c**2 / ((c - 1) * (c - 2)) * float((part**3).sum()) for c, part in zip(counts, samples, strict=True))
     skewness, free = third / error**3, variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
     far = float(t.ppf((1 + level) / 2, free))
-    low, high = (value - error * _deviation(side * far, skewness) for side in (1, -1))
-    return Estimate(value, low, high, float(2 * t.sf(abs(_symmetric(value / error, skewness)), free)))
+    low, high = (value + side * error * _moved(far, max(side * skewness, 0.0)) for side in (-1, 1))
+    quantile = _quantile(abs(value) / error, max(-skewness if value > 0 else skewness, 0.0))
+    return Estimate(value, low, high, float(2 * t.sf(quantile, free)))
 
 
-def _symmetric(deviation: float, skewness: float) -> float:
-    """Hall's monotone transformation of a standardised deviation to one with a symmetric distribution."""
-    return deviation + skewness * deviation**2 / 3 + skewness**2 * deviation**3 / 27 + skewness / 6
+def _moved(quantile: float, skewness: float) -> float:
+    """The distance of a limit in standard errors, on the side on which the ``skewness`` (≥ 0) makes values spread."""
+    return quantile + skewness * (2 * quantile**2 + 1) / 6
 
 
-def _deviation(symmetric: float, skewness: float) -> float:
-    """The inverse of `_symmetric`."""
-    if abs(skewness) < TINY:
-        return symmetric
-    return 3 / skewness * (float(np.cbrt(1 + skewness * (symmetric - skewness / 6))) - 1)
+def _quantile(distance: float, skewness: float) -> float:
+    """The quantile for which `_moved` gives this distance, or 0 if the distance is too small."""
+    if skewness < TINY:
+        return distance
+    return max((math.sqrt(max(1 - skewness * (skewness / 6 - distance) * 4 / 3, 0.0)) - 1) * 1.5 / skewness, 0.0)
 
 
 def mean_of_estimates(estimates: Sequence[Estimate], shared: bool = False) -> Estimate:
@@ -507,14 +508,16 @@ def power_of_paired_difference(
     The shares are p ± difference / 2 around the ``rate`` p. A share q of the pairs differs; it depends on the correlation r of
     the two models' images of one prompt and seed. With g pairs gained and l lost, the score test rejects if
     ``|g − l| > z √(g + l)``. z is the quantile of the two-sided level divided by ``tests``, the size of the family under Holm's
-    correction, so the result is the power of its first and strictest step. Up to `EXACT_PAIRS` pairs, the power is summed over
-    all g and l. For more pairs it is approximately
+    correction, so the result is the power of its first and strictest step. With one seed and up to `EXACT_PAIRS` pairs, the power
+    is summed over all g and l. For more pairs it is approximately
 
         Φ((difference √n − z √q) / √(q − difference²)),    n = prompts · seeds / (1 + (seeds − 1) c)
 
-    (Miettinen 1968; Connor 1987). c is the correlation of one prompt's differences (Kish 1965).
+    (Miettinen 1968; Connor 1987). c is the correlation of one prompt's differences (Kish 1965). With several seeds, the test
+    compares the sums of C prompts with their squares, so that |t| > √((C − 1) z² / (C − z²)) for their t statistic. The power is
+    that of the noncentral t distribution with C − 1 degrees of freedom and noncentrality difference √(n / (q − difference²)).
     """
-    from scipy.stats import multinomial, norm
+    from scipy.stats import multinomial, nct, norm
 
     effective = prompts * seeds / (1 + (seeds - 1) * within_prompt)
     far = float(norm.ppf(1 - (1 - level) / (2 * tests)))
@@ -523,6 +526,15 @@ def power_of_paired_difference(
         first, second = (difference, 0.0) if rate < 0.5 else (1.0, 1.0 - difference)
     both = pair_correlation * math.sqrt(first * (1 - first) * second * (1 - second))
     differing = max(first * (1 - second) + second * (1 - first) - 2 * both, difference)
+    spread_ = math.sqrt(max(differing - difference**2, 0.0))
+    if seeds > 1:
+        if prompts <= far**2:
+            return 0.0
+        if spread_ == 0:
+            return 1.0
+        t = far * math.sqrt((prompts - 1) / (prompts - far**2))
+        centre = min(difference * math.sqrt(effective) / spread_, 3 * t)  # scipy's tail fails far beyond, where the power is 1
+        return float(nct.sf(t, prompts - 1, centre))
     if effective <= EXACT_PAIRS:
         n = int(effective + TINY)
         gained, lost = (side.ravel() for side in np.mgrid[: n + 1, : n + 1])
@@ -531,7 +543,6 @@ def power_of_paired_difference(
         chances = np.clip([(differing + difference) / 2, (differing - difference) / 2, 1 - differing], 0, 1)
         return float(multinomial.pmf(outcomes, n, chances / chances.sum()).sum()) if len(outcomes) else 0.0
     gap = difference * math.sqrt(effective) - far * math.sqrt(differing)
-    spread_ = math.sqrt(max(differing - difference**2, 0.0))
     return float(norm.cdf(gap / spread_)) if spread_ > 0 else float(gap > 0)
 
 
@@ -562,3 +573,58 @@ def smallest_detectable_difference(
         )
 
     return float(brentq(shortfall, 1e-9, 1.0, xtol=1e-6)) if shortfall(1.0) >= 0 else None
+
+
+def power_of_equality(
+    differing: float,
+    prompts: int,
+    seeds: int = 1,
+    tests: int = 1,
+    within_prompt: float = 0.3,
+    level: float = LEVEL,
+    margin: float = MARGIN,
+) -> float:
+    """The probability that two equal shares are called equal, after correction, if a share ``differing`` of the pairs differs.
+
+    It is summed over all numbers of pairs gained and lost, of the effective number of pairs. The design effect is that at the
+    margin v, where pairs that agree all deviate by v: (v² seeds + q (1 + (seeds − 1) c)) / (v² + q) for the share q of differing
+    pairs and their correlation c inside a prompt.
+    """
+    from scipy.stats import multinomial, norm
+
+    own = 1 + (seeds - 1) * within_prompt
+    design = (margin**2 * seeds + differing * own) / (margin**2 + differing)
+    n = int(prompts * seeds / design + TINY)
+    most = min(n, int(n * differing + 8 * math.sqrt(n * differing) + 8))
+    gained, lost = (side.ravel() for side in np.mgrid[: most + 1, : most + 1])
+    possible = gained + lost <= n
+    gained, lost = gained[possible], lost[possible]
+    of = scores.independent((gained - lost) / n, n, gained / n, lost / n)
+    far = float(norm.ppf(1 - (1 - level) / tests))
+    below, above = (scores.difference_score(of, np.full(len(gained), v)) for v in (-margin, margin))
+    shown = (below > far) & (above < -far)
+    outcomes = np.stack([gained, lost, n - gained - lost], axis=1)[shown]
+    chances = [differing / 2, differing / 2, 1 - differing]
+    return float(multinomial.pmf(outcomes, n, chances).sum()) if len(outcomes) else 0.0
+
+
+def largest_share_shown_equal(
+    prompts: int,
+    seeds: int = 1,
+    tests: int = 1,
+    within_prompt: float = 0.3,
+    power: float = 0.8,
+    level: float = LEVEL,
+) -> float | None:
+    """The largest share of differing pairs at which two equal shares are called equal with this ``power``.
+
+    ``None`` if the budget is too small to show equality even if no pair differs.
+    """
+    from scipy.optimize import brentq
+
+    def excess(differing: float) -> float:
+        return power_of_equality(differing, prompts, seeds, tests, within_prompt, level) - power
+
+    if prompts < 2 or seeds < 1 or excess(1e-9) < 0:
+        return None
+    return float(brentq(excess, 1e-9, 1.0, xtol=1e-6)) if excess(1.0) < 0 else 1.0
