@@ -54,10 +54,11 @@ REALS: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], NDArray]
 
 
 class Cell(NamedTuple):
-    """The share of intervals that contain the true value, and their mean width."""
+    """The share of intervals that contain the true value, their mean width and their number."""
 
     covered: float
     width: float
+    sets: int
 
     def __str__(self) -> str:
         return f"{self.covered:.3f} ({self.width:.2g})"
@@ -65,7 +66,8 @@ class Cell(NamedTuple):
 
 def cell(low: NDArray, high: NDArray, truth: NDArray | float) -> Cell:
     low, high = np.asarray(low, float), np.asarray(high, float)
-    return Cell(float(((low <= truth + 1e-9) & (truth - 1e-9 <= high)).mean()), float((high - low).mean()))
+    inside = (low <= truth + 1e-9) & (truth - 1e-9 <= high)
+    return Cell(float(inside.mean()), float((high - low).mean()), inside.shape[0])
 
 
 def of_estimates(found: Iterable[Estimate], truth: float) -> Cell:
@@ -159,7 +161,7 @@ def label_pairs(gains: Sequence[float], prompts: int, m: int, correlation: float
     chances = np.repeat([[g, x, 1 - g - x] for g, x in zip(gains, lost, strict=True)], prompts, axis=0)
     values = outcomes(chances, m, correlation, sets, rng)
     layout = np.repeat(np.arange(len(chances)), m), np.repeat(np.arange(len(gains)), prompts * m)
-    found = scores.sample(values, *layout)
+    found = scores.sample(values, *layout, images=2)
     return cell(*scores.difference_interval(found, LEVEL), float(np.mean(gains - lost)))
 
 
@@ -204,7 +206,7 @@ def runs(count: int, prompts: int, between: float, sets: int, rng, concepts: int
     codes = np.indices(shape[1:]).reshape(3, -1)
     cluster, run = codes[0] * prompts + codes[2], codes[1]
     values = values.reshape(sets, -1)
-    of = scores.sample(values, cluster, codes[0])
+    of = scores.sample(values, cluster, codes[0], images=1 + paired)
     limits = (scores.difference_interval if paired else scores.share_interval)(of, LEVEL)
     parts = []
     for concept in range(concepts):
@@ -472,7 +474,7 @@ def tables(sets: int, rng: np.random.Generator) -> Iterator[Table]:
         "Paired difference: how often two shares that differ by 0.10 are called equal, by the share of pairs lost",
         (*layout, "0", "0.05", "0.2"),
         by_layout(
-            FEWER + [(200, 1, 0.0), (200, 2, 0.3)],
+            [*FEWER, (200, 1, 0.0), (200, 2, 0.3)],
             (0.0, 0.05, 0.2),
             lambda where, x: called_equal(*where, x + MARGIN, x, sets, rng),
         ),

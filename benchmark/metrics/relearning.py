@@ -33,7 +33,6 @@ from overpaint.metrics.outcomes import KEYS, has_readings, own_concept, tally
 from overpaint.report import statistics
 from overpaint.report.statistics import LEVEL, Estimate
 
-
 #: Normal quantiles between which a p-value is sought.
 NEAREST, FARTHEST = 0.01, 6.0
 
@@ -135,7 +134,9 @@ class RelearnStepsToHalf(RelearningCurve):
         if np.isnan(value):
             return Estimate(None)
         points = [(e, _sum(e, known, -0.5)) for e in shares.values()]
-        early, late = (np.array([[getattr(gap, side) + half[0] for _, gap in points]], float) for side in ("high", "low"))
+        early, late = (
+            np.array([[getattr(gap, side) + half[0] for _, gap in points]], float) for side in ("high", "low")
+        )
         low, high = (float(steps_to_half(band, steps, 2 * half)[0]) for band in (early, late))
         return Estimate(float(value), min(low, value), max(high, value))
 

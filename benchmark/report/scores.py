@@ -15,9 +15,9 @@ Boos (1992) describes such tests; at v = 0 and for equal clusters, the result is
     D(v) = max(1, Σ_c (Σ_{i in c} w_i e_i)² / Σ_i w_i² e_i²) · min(1, Σ_i w_i² e_i² / Σ_i w_i² (y_i − v)²)
 
 with e_i = y_i − o_h − v for the C clusters c and the strata's offsets o_h, their means minus m shrunk by
-n_h / (n_h + `SHRINKAGE`). The first factor is at most the size of the largest cluster. It is 1 if each cluster has one
-observation. The second factor is 1 if there is one stratum. If both are 1, the interval is Wilson's or Tango's. Because D is
-estimated at v and not at m, a single hit cannot make it collapse. For the same reason the sum over clusters needs no factor
+C_h / (C_h + `SHRINKAGE`) for the C_h clusters of a stratum, with twice that constant for differences. The first factor is at most
+the size of the largest cluster. It is 1 if each cluster has one observation. The second factor is 1 if there is one stratum. If
+both are 1, the interval is Wilson's or Tango's. Because D is estimated at v and not at m, a single hit cannot make it collapse. For the same reason the sum over clusters needs no factor
 C/(C−1): the deviations are taken from v, not from a fitted mean. `worth`, which evaluates D at m, has that factor.
 
 There are three corrections for few observations:
@@ -43,7 +43,7 @@ from numpy.typing import ArrayLike, NDArray
 RARE = 4
 #: Largest share that counts as rare, for any number of observations.
 RARE_SHARE = 0.25
-#: Number of observations at which a stratum's offset is shrunk by half.
+#: Number of prompts at which a stratum's offset is shrunk by half; twice as many for differences.
 SHRINKAGE = 6.0
 #: Number of bisection steps in the search for a limit.
 HALVINGS = 42
@@ -71,10 +71,13 @@ class Sample(NamedTuple):
     unstratified: NDArray
 
 
-def sample(values: NDArray, clusters: NDArray, strata: NDArray, shares: NDArray | None = None) -> Sample:
+def sample(
+    values: NDArray, clusters: NDArray, strata: NDArray, shares: NDArray | None = None, images: int = 1
+) -> Sample:
     """Statistics of data sets ``values`` (sets, n) that share the codes of ``clusters`` (n,) and ``strata`` (n,).
 
-    ``shares`` (strata,) are weights of the strata, equal by default.
+    ``shares`` (strata,) are weights of the strata, equal by default. ``images`` is the number of images of an observation: 2 for
+    differences.
     """
     values = np.atleast_2d(np.asarray(values, float))
     member, sizes = np.unique(clusters, return_inverse=True, return_counts=True)[1:]
@@ -88,7 +91,8 @@ def sample(values: NDArray, clusters: NDArray, strata: NDArray, shares: NDArray 
 
     mean = averaged(values)
     offsets = _sums(values, stratum) / in_stratum - mean[:, None]
-    trust = in_stratum / (in_stratum + SHRINKAGE) * (len(in_stratum) > 1)
+    prompts = np.bincount(np.unique(np.stack([stratum, member]), axis=1)[0])  # clusters of each stratum
+    trust = prompts / (prompts + images * SHRINKAGE) * (len(in_stratum) > 1)
     offsets = offsets * trust
     spent = (trust * (2 - trust)).mean() * (len(in_stratum) - 1)  # degrees of freedom used by the offsets
     lost = max(len(stratum) - 1, 1) / max(len(stratum) - 1 - spent, 1)

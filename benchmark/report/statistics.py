@@ -139,7 +139,7 @@ def paired_difference(
     if not np.isin(kept, (-1, 0, 1)).all():
         found = mean(kept, groups[0], level)._replace(failed=failed)
         return found if runs is None else mean_over_runs(found, a - b, runs, clusters, None, concepts)
-    of = scores.sample(kept, *groups, _by_stratum(weights, a - b, groups[1]))
+    of = scores.sample(kept, *groups, _by_stratum(weights, a - b, groups[1]), images=2)
     found = _difference(
         of,
         lambda v: scores.difference_score(of, v),
@@ -533,7 +533,9 @@ def power_of_paired_difference(
         if spread_ == 0:
             return 1.0
         t = far * math.sqrt((prompts - 1) / (prompts - far**2))
-        centre = min(difference * math.sqrt(effective) / spread_, 3 * t)  # scipy's tail fails far beyond, where the power is 1
+        centre = min(
+            difference * math.sqrt(effective) / spread_, 3 * t
+        )  # scipy's tail fails far beyond, where the power is 1
         return float(nct.sf(t, prompts - 1, centre))
     if effective <= EXACT_PAIRS:
         n = int(effective + TINY)
