@@ -141,11 +141,11 @@ class RelearnStepsToHalf(RelearningCurve):
         return Estimate(float(value), min(low, value), max(high, value))
 
     def difference(self, own: pd.DataFrame, other: pd.DataFrame, plain: pd.DataFrame) -> Estimate:
-        def at(level: float) -> Estimate:
-            return _sum(self.estimate(own, plain, level), self.estimate(other, plain, level), -1.0)
+        return self.gap(own, other, plain)._replace(p_value=_p_value(lambda level: self.gap(own, other, plain, level)))
 
-        found = at(LEVEL)
-        return found._replace(p_value=_p_value(at))
+    def gap(self, own: pd.DataFrame, other: pd.DataFrame, plain: pd.DataFrame, level: float = LEVEL) -> Estimate:
+        """The difference of two curves' steps with its interval, without test."""
+        return _sum(self.estimate(own, plain, level), self.estimate(other, plain, level), -1.0)
 
     def refusal(self, steps: NDArray) -> str:
         return super().refusal(steps) or (

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 #: Fewer seeds show nothing of other seeds: with two, Student's t quantile is 12.7.
 FEWEST = 3
 #: Number of points at which the fiducial distribution is evaluated.
-POINTS = 500
+POINTS = 200
 HALVINGS = 40
 
 
@@ -67,19 +67,22 @@ def _summed(values: NDArray, codes: NDArray, count: int) -> NDArray:
 def plausible(found: list[Between]) -> NDArray:
     """Variances ``(sets, POINTS)`` of a mean over concepts that seeds may cause, each equally likely.
 
-    Concepts with fewer than `FEWEST` seeds add nothing: their seeds are treated as fixed.
+    Variances of several concepts are added, with Satterthwaite's (1946) degrees of freedom. Concepts with fewer than `FEWEST`
+    seeds add nothing: their seeds are treated as fixed.
     """
     from scipy.stats import chi2
 
-    rng = np.random.default_rng(0)
-    sets = len(found[0].variance)
-    total = np.zeros((sets, POINTS))
-    for of in found:
-        if of.count >= FEWEST:
-            drawn = rng.permutation(chi2.ppf((np.arange(POINTS) + 0.5) / POINTS, of.count - 1))
-            scaled = of.variance[:, None] * (of.count - 1) / drawn
-            total += np.maximum(scaled - of.noise[:, None], 0.0) / of.count
-    return total / len(found) ** 2
+    parts = [of for of in found if of.count >= FEWEST]
+    if not parts:
+        return np.zeros((len(found[0].variance), POINTS))
+    variance, noise = (
+        np.stack([getattr(of, name) / of.count for of in parts]) / len(found) ** 2 for name in ("variance", "noise")
+    )
+    total, freedom = variance.sum(axis=0), np.array([[of.count - 1] for of in parts])
+    squares = (variance**2 / freedom).sum(axis=0)
+    free = np.where(squares > 0, total**2 / np.where(squares > 0, squares, 1.0), freedom.sum())[:, None]
+    drawn = chi2.ppf((np.arange(POINTS) + 0.5) / POINTS, free)
+    return np.maximum(total[:, None] * free / drawn - noise.sum(axis=0)[:, None], 0.0)
 
 
 def tail(gap: NDArray, error: NDArray, seeds: NDArray) -> NDArray:
