@@ -26,7 +26,7 @@ There are three corrections for few observations:
   Poisson count (Brown, Cai and DasGupta 2001). The same holds for the distance of a difference from 1 or -1.
 - If clusters have several observations and the hits come from few clusters, Student's t replaces the normal distribution in
   interval and test.
-- For a single share, Student's t has at most 2 N degrees of freedom, for the effective size N.
+- For a single share, Student's t has at most 1.5 N degrees of freedom, for the effective size N.
 
 All functions are vectorised: leading axes of the arrays are data sets.
 """
@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 #: Largest number of effective hits at which a share has a Poisson limit.
-RARE = 4
+RARE = 3
 #: Largest share that counts as rare, for any number of observations.
 RARE_SHARE = 0.25
 #: Number of prompts at which a stratum's offset is shrunk by half; twice as many for differences.
@@ -249,7 +249,7 @@ def share_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
     from scipy.stats import t
 
     size = np.minimum(worth(of), of.size)
-    far = t.ppf((1 + level) / 2, np.minimum(of.few, 2 * size))
+    far = t.ppf((1 + level) / 2, np.minimum(of.few, 1.5 * size))
     low, high = _limits(lambda v: share_score(of, v), of.mean, far, (0.0, 1.0))
     low = np.minimum(low, _rare(of.mean, size, level))
     high = np.maximum(high, 1 - _rare(1 - of.mean, size, level))

@@ -146,8 +146,8 @@ def test_harmonic_mean():
 def rare(hits, n):
     """Wilson's limits with Student's t, widened to those of a Poisson count of rare hits or misses (Brown, Cai and DasGupta
     2001)."""
-    low, high = st.wilson(hits, n, level=1 - 2 * norm.sf(t.ppf(0.975, 2 * n)))
-    below, above = (chi2.ppf(0.05, 2 * k) / 2 / n if 0 < k <= 4 and 4 * k <= n else math.inf for k in (hits, n - hits))
+    low, high = st.wilson(hits, n, level=1 - 2 * norm.sf(t.ppf(0.975, 1.5 * n)))
+    below, above = (chi2.ppf(0.05, 2 * k) / 2 / n if 0 < k <= 3 and 4 * k <= n else math.inf for k in (hits, n - hits))
     return min(low, below), max(high, 1 - above)
 
 
