@@ -10,7 +10,7 @@ import pandas as pd
 
 from overpaint.report import statistics
 from overpaint.report.families import Compared, Mark, is_primary, marks
-from overpaint.report.pooling import Outcomes, pooled
+from overpaint.report.pooling import Outcomes, groups_of, pooled
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import ARROWS, SETTINGS, Entry, Row, Table, _several, _under, distinguished
 from overpaint.report.views import View
@@ -34,7 +34,7 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         if not shown or len(methods) < 2:
             continue
         rows = [Row((m,), [shown[head].get(m) for head in shown]) for m in methods]
-        note = "Ranks: 1 is best, ties share the better rank; 95 % intervals from resampled prompts, concepts fixed."
+        note = "Ranks: 1 is best, ties share the better rank; 95 % intervals from paired tests, concepts fixed."
         yield Table(f"Ranks, {title}", (view.rows,), list(shown), rows, [note])
         yield _agreement(title, ranks)
 
@@ -52,11 +52,9 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
         found = [Estimate(None if np.isnan(rank) else float(rank)) for rank in ranks]
         why = MISSING
     else:
-        prompts = table.groupby(["method", "concepts", "cluster"], sort=True)["value"].agg(
-            lambda values: values.mean(skipna=False)
-        )
-        matrix = prompts.unstack("method").reindex(columns=present).T
-        found, why = statistics.rank_intervals(matrix.to_numpy(float), direction), ""
+        images = table.pivot(index=[*PAIR, "cluster"], columns="method", values="value").reindex(columns=present)
+        keys = images.index.to_frame(index=False)
+        found, why = statistics.rank_intervals(images.to_numpy(float).T, direction, **groups_of(keys)), ""
         if found[0].value is None:
             why = "no prompt was judged for every method"
     entries = {
@@ -130,8 +128,7 @@ def _pair(records: pd.DataFrame, one: str, other: str, outcomes: Outcomes) -> tu
     joined = tables[0].merge(tables[1], on=PAIR, suffixes=("", "_other"))
     if joined.empty:
         return Estimate(None), "no images of the same prompts and seeds"
-    clusters, strata = (joined["concepts"].astype(str) + "\x1f" + joined[c].astype(str) for c in ("cluster", "stratum"))
-    found = statistics.paired_difference(joined["value"], joined["value_other"], clusters, strata)
+    found = statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined))
     return found, "" if found.value is not None else "every pair of images failed"
 
 

@@ -13,6 +13,7 @@ from overpaint.grid.scope import OUTSIDE
 from overpaint.report.families import UNMARKED, Compared, Mark, families_said, is_primary, marks, test_of
 from overpaint.report.pooling import Outcomes, pooled
 from overpaint.report.records import given_by_hand
+from overpaint.report.seeds import FEWEST
 from overpaint.report.views import View
 from overpaint.run.track import facets
 
@@ -262,8 +263,9 @@ def _over(concepts: Sequence[str], seeds: Sequence) -> str:
         if len(concepts) > 1
         else ""
     )
+    named = f"{len(seeds)} method seeds ({', '.join(f'{s:.0f}' for s in seeds)})"
+    if len(seeds) >= FEWEST:
+        return fixed + f"Means over {named}, a sample of seeds."
     if len(seeds) > 1:
-        return (
-            fixed + f"Means over {len(seeds)} method seeds ({', '.join(f'{s:.0f}' for s in seeds)}), a sample of seeds."
-        )
+        return fixed + f"Means over {named}: the intervals say nothing of other seeds, which takes {FEWEST} seeds."
     return fixed + "One method seed: the intervals say nothing of other seeds."
