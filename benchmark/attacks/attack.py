@@ -265,9 +265,12 @@ class Attack(ABC):
         """Whether it is shown images of the concept."""
         return self.needs == "victim"
 
-    def check_family(self, family: str, name: str) -> None:
-        """Refuse a model of a family that this attack does not run on; ``name`` is the attack's name in ``attack=``."""
-        if self.needs != "nothing" and family not in self.families:
+    def check_family(self, family: str | None, name: str) -> None:
+        """Refuse a model of a family that this attack does not run on; ``name`` is the attack's name in ``attack=``.
+
+        ``family`` is ``None`` while it is not known, for a hub model that was never downloaded.
+        """
+        if self.needs != "nothing" and family and family not in self.families:
             raise UserError(f"attack={name} runs on models of the families {', '.join(self.families)}, not on {family}")
 
     def check(self, judged: bool) -> None:  # noqa: B027 - most refuse nothing

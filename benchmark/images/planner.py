@@ -26,6 +26,7 @@ from overpaint.images.tasks import (
     painted_images,
     reference_images,
 )
+from overpaint.models.sources import model_family
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
 
@@ -120,6 +121,7 @@ def _floors(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
 def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[Batch]:
     """The images of the cell's attack on the first erased concept, or on the concept ``stand_in``."""
     attack = build_attack(cell.attack, cell.attack_seed)
+    attack.check_family(model_family(cell.model.path), cell.attack.name)
     concept = stand_in or cell.concepts.request.erase[0]
     plain = _target_shots(cell, stand_in, few=attack.unit == "prompt")
     what = f"{_subject(cell)}, {cell.attack.label}"

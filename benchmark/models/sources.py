@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from overpaint.errors import UserError
 from overpaint.grid.shipped import shipped
-from overpaint.models.families import check_pipeline
+from overpaint.models.families import check_pipeline, family_name, family_source
 from overpaint.run.store import file_hash
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -64,6 +64,32 @@ def resolve(path: str) -> str:
             f"model.path={path} does not exist (it takes a diffusers pipeline folder, a hub id like owner/name, or testbed)"
         )
     return path
+
+
+@cache
+def _pipeline(path: str) -> str | None:
+    """The class name of a model's pipeline; ``None`` for a hub model whose index is not in the local cache."""
+    source = resolve(path)
+    if Path(source).is_dir():
+        return read_index(Path(source), f"model.path={path}")["_class_name"]
+    folder = _hub_folder(source) / "snapshots" / (hub_revision(source) or "-")
+    if not (folder / "model_index.json").is_file():
+        return None
+    name = read_index(folder, f"model.path={path}")["_class_name"]
+    check_pipeline(name, f"model.path={path}/model_index.json")
+    return name
+
+
+def model_family(path: str) -> str | None:
+    """The family of a model, before it is loaded; ``None`` for a hub model of which nothing is known yet."""
+    pipeline = _pipeline(path)
+    return family_name(pipeline, f"model.path={path}/model_index.json") if pipeline else None
+
+
+def model_family_source(path: str) -> dict[str, str]:
+    """`family_source` of a model's family; empty as long as the family is not known."""
+    pipeline = _pipeline(path)
+    return family_source(pipeline) if pipeline else {}
 
 
 def read_index(folder: Path, where: str) -> dict[str, Any]:
