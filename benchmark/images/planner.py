@@ -8,6 +8,7 @@ from itertools import groupby
 
 from overpaint.attacks.attack import AttackContext
 from overpaint.grid.cells import Cell, merged
+from overpaint.grid.choices import build
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component
@@ -39,11 +40,24 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
     plan = Plan("images")
     cells, merged_seeds = merged(cells)
     plan.notes += merged_seeds
+    for cell in cells:
+        _check_support(cell)
     plan.notes += dict.fromkeys(said for cell in cells for said in shortfalls(cell))
     for cell in cells:
         frames = _frames(plan, cell)
         plan.cells.append((cell, measure_task(plan, cell, frames, _beside(plan, cell, frames))))
     return plan
+
+
+def _check_support(cell: Cell) -> None:
+    """Raise a `UserError` if the cell's method, attack or control does not support its model or concepts. Loads no model."""
+    family, request = model_family(cell.model.path), cell.concepts.request
+    if cell.method.name != "none":
+        eraser = build("method", cell.method, cell.method_seed)
+        eraser.check(family, request, cell.method.name, cell.concepts.sequential)
+    control = [cell.with_attack(cell.attack.control).attack] if cell.attack.control else []
+    for attack in (cell.attack, *control):
+        build_attack(attack, cell.attack_seed).check_family(family, attack.name)
 
 
 def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
@@ -121,7 +135,6 @@ def _floors(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
 def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[Batch]:
     """The images of the cell's attack on the first erased concept, or on the concept ``stand_in``."""
     attack = build_attack(cell.attack, cell.attack_seed)
-    attack.check_family(model_family(cell.model.path), cell.attack.name)
     concept = stand_in or cell.concepts.request.erase[0]
     plain = _target_shots(cell, stand_in, few=attack.unit == "prompt")
     what = f"{_subject(cell)}, {cell.attack.label}"

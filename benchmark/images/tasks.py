@@ -25,7 +25,7 @@ from overpaint.grid.shipped import shipped
 from overpaint.grid.source_code import source_of
 from overpaint.images.pictures import pictures
 from overpaint.metrics.metric import Metric
-from overpaint.models.sources import fingerprint_model, model_family, model_family_source, resolve
+from overpaint.models.sources import fingerprint_model, model_family_source, resolve
 from overpaint.report import statistics
 from overpaint.report.records import settings_hash
 from overpaint.run.plan import Plan
@@ -68,9 +68,7 @@ def erase_task(plan: Plan, cell: Cell) -> Task | None:
     files = _named_files(cell.method.values)
     if files:
         config["files"] = files
-    eraser = build("method", cell.method, cell.method_seed)
-    eraser.check(model_family(cell.model.path), request, cell.method.name, cell.concepts.sequential)
-    versions = {"method": eraser.version} | _arithmetic(cell)
+    versions = {"method": component("method", cell.method.name).load().version} | _arithmetic(cell)
     sources = _source("method", cell.method.name) | model_family_source(cell.model.path)
     label = f"erase {cell.concepts.name} with {cell.method.label}"
     return plan.add(Task("erase", config, {}, versions, _runtime(cell), label, like=cell.method.name, sources=sources))
@@ -309,8 +307,8 @@ def _source(kind: str, name: str) -> dict[str, str]:
     return component(kind, name).source
 
 
-def _pictures_source(name: str) -> dict[str, str]:
-    return _source("pictures", name) if name in components("pictures") else {}
+def _pictures_source(name: str | None) -> dict[str, str]:
+    return _source("pictures", name) if name and name in components("pictures") else {}
 
 
 def _runtime(cell: Cell) -> dict[str, Any]:

@@ -68,20 +68,27 @@ def resolve(path: str) -> str:
 
 @cache
 def _pipeline(path: str) -> str | None:
-    """The class name of a model's pipeline; ``None`` for a hub model whose index is not in the local cache."""
+    """The class name of a model's pipeline; ``None`` for a hub model that is neither in the local cache nor to be asked for."""
     source = resolve(path)
     if Path(source).is_dir():
         return read_index(Path(source), f"model.path={path}")["_class_name"]
-    folder = _hub_folder(source) / "snapshots" / (hub_revision(source) or "-")
-    if not (folder / "model_index.json").is_file():
+    index = _hub_index(source)
+    if not index.is_file():
+        fingerprint_model(path)  # asks the hub, which downloads the index
+        index = _hub_index(source)
+    if not index.is_file():
         return None
-    name = read_index(folder, f"model.path={path}")["_class_name"]
+    name = read_index(index.parent, f"model.path={path}")["_class_name"]
     check_pipeline(name, f"model.path={path}/model_index.json")
     return name
 
 
+def _hub_index(name: str) -> Path:
+    return _hub_folder(name) / "snapshots" / (hub_revision(name) or "-") / "model_index.json"
+
+
 def model_family(path: str) -> str | None:
-    """The family of a model, before it is loaded; ``None`` for a hub model of which nothing is known yet."""
+    """The family of a model, before it is loaded; ``None`` for a hub model if the hub cannot be asked."""
     pipeline = _pipeline(path)
     return family_name(pipeline, f"model.path={path}/model_index.json") if pipeline else None
 

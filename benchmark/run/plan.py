@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import ChainMap, Counter
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,9 +35,11 @@ class Plan:
         A task with the same key that is already planned is returned instead.
         """
         self.asked[task.stage] += 1
-        inherited = [self.tasks[key].sources for key in task.inputs.values()]
-        sources = ChainMap({**task.sources, **self._track_source}, *inherited)
-        task = replace(task, sources=dict(sources)) if sources else task
+        sources: dict[str, str] = {}
+        for key in task.inputs.values():
+            sources |= self.tasks[key].sources
+        sources |= {**task.sources, **self._track_source}
+        task = replace(task, sources=sources) if sources else task
         return self.tasks.setdefault(task.key, task)
 
     @property
