@@ -297,7 +297,7 @@ def test_an_unsupported_family_is_refused_before_anything_is_read(unloadable, ov
 def test_a_control_of_an_unsupported_family_is_refused_too(unloadable, monkeypatch):
     for name, value in (("families", ("sculpture",)), ("needs", "victim")):
         monkeypatch.setattr(component("attack", "seed_search").load(), name, value)
-    with pytest.raises(UserError, match="^attack=seed_search runs on models of the families sculpture, not on sdxl$"):
+    with pytest.raises(UserError, match=r"^attack=seed_search runs on models of the families sculpture, not on sdxl$"):
         plan(*unloadable, "attack=uda", "attack.control=seed_search", "method=none", "budget=smoke")
 
 

@@ -226,7 +226,7 @@ def test_without_the_hub_the_family_is_not_known(monkeypatch):
 def test_a_hub_pipeline_of_no_family_is_refused(hub, tmp_path):
     (tmp_path / "index.json").write_text('{"_class_name": "FluxPipeline"}')
     hub.files["model_index.json"] = tmp_path / "index.json"
-    with pytest.raises(overpaint.UserError, match="unknown pipeline class 'FluxPipeline' in model.path=owner/tiny"):
+    with pytest.raises(overpaint.UserError, match=r"unknown pipeline class 'FluxPipeline' in model\.path=owner/tiny"):
         model_family(NAME)
 
 
