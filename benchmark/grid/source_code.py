@@ -13,10 +13,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
@@ -92,7 +93,8 @@ def _spec(module: str) -> ModuleSpec | None:
     parent, _, _ = module.rpartition(".")
     if parent:
         places = _locations(_spec(parent))
-        return PathFinder.find_spec(module, places) if places else None
+        specs = (finder.find_spec(module, places) for finder in sys.meta_path) if places else ()
+        return next(filter(None, specs), None)
     try:
         return find_spec(module)
     except ValueError:  # a module that runs as a script has no spec

@@ -188,16 +188,14 @@ def test_a_cache_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeyp
 
 def test_families_of_other_packages_are_known(monkeypatch):
     entry = SimpleNamespace(name="OtherPipeline", value="overpaint.models.diffusion:DiffusionModel")
-    monkeypatch.setattr(
-        "overpaint.models.families.entry_points", lambda group: [entry] * (group == "overpaint.families")
-    )
-    families.cache_clear()
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "overpaint.models.families.entry_points", lambda group: [entry] * (group == "overpaint.families")
+        )
+        families.cache_clear()
         assert families() == FAMILIES | {"OtherPipeline": entry.value}
         check_pipeline("OtherPipeline", "here")
-    finally:
-        families.cache_clear()
-    assert families() == FAMILIES
+    families.cache_clear()
     with pytest.raises(overpaint.UserError, match="unknown pipeline class 'FluxPipelin' in here"):
         check_pipeline("FluxPipelin", "here")
 
