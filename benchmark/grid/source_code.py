@@ -175,11 +175,12 @@ def _checkout() -> Path | None:
 
 @cache
 def _uncommitted() -> frozenset[Path]:
-    """The files of the checkout that differ from the last commit; none if git cannot tell."""
-    folder = _checkout()
-    command = ["git", "--no-optional-locks", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all"]
+    """The files of this package that differ from the last commit; none if git cannot tell."""
+    folder, package = _checkout(), Path(__file__).resolve().parents[1]
+    command = ["git", "--no-optional-locks", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--"]
+    places = [str(package), str((package / "methods").resolve())]  # a link
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run([*command, *places], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return frozenset()
     return frozenset((folder / line[3:]).resolve() for line in done.stdout.split("\0") if folder and line)
