@@ -70,7 +70,7 @@ class Eraser(ABC):
     def check(self, family: str | None, request: Request, name: str, sequential: bool = False) -> None:
         """Raise a `UserError` if this method does not support the model's family or the request.
 
-        ``family`` is ``None`` while it is not known, for a hub model that was never downloaded.
+        ``family`` is ``None`` for a hub model that is not known before it is downloaded.
         """
         if family and family not in self.families:
             raise UserError(f"method={name} supports the families {', '.join(self.families)}, not {family}")

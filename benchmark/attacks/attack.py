@@ -268,7 +268,7 @@ class Attack(ABC):
     def check_family(self, family: str | None, name: str) -> None:
         """Refuse a model of a family that this attack does not run on; ``name`` is the attack's name in ``attack=``.
 
-        ``family`` is ``None`` while it is not known, for a hub model that was never downloaded.
+        ``family`` is ``None`` for a hub model that is not known before it is downloaded.
         """
         if self.needs != "nothing" and family and family not in self.families:
             raise UserError(f"attack={name} runs on models of the families {', '.join(self.families)}, not on {family}")

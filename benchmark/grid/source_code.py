@@ -177,7 +177,16 @@ def _checkout() -> Path | None:
 def _uncommitted() -> frozenset[Path]:
     """The files of this package that differ from the last commit; none if git cannot tell."""
     folder, package = _checkout(), Path(__file__).resolve().parents[1]
-    command = ["git", "--no-optional-locks", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--"]
+    command = [
+        "git",
+        "--no-optional-locks",
+        "status",
+        "--porcelain",
+        "-z",
+        "--no-renames",
+        "--untracked-files=all",
+        "--",
+    ]
     places = [str(package), str((package / "methods").resolve())]  # a link
     try:
         done = subprocess.run([*command, *places], cwd=folder, capture_output=True, text=True, timeout=10, check=True)

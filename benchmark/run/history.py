@@ -27,8 +27,8 @@ class History:
         """Those of the sources that results were made with."""
         return {component: source for component, source in sources.items() if source in self.of(component)}
 
-    def age(self, sources: Mapping[str, str]) -> dict[str, int]:
-        """How recently these sources of components were used: larger is more recent. Unknown sources are left out."""
+    def recency(self, sources: Mapping[str, str]) -> dict[str, int]:
+        """A number for each of these sources, larger if it was used more recently. Unknown sources are left out."""
         return {component: self.of(component).index(source) for component, source in self.known(sources).items()}
 
     def add(self, sources: Mapping[str, str]) -> None:

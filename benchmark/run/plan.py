@@ -52,8 +52,8 @@ class Plan:
         """The source of the track and its stages; empty for a track of this package."""
         config = component("track", self.track).config
         stages = (reference for stage in config["stages"].values() for reference in stage.values())
-        source = source_of(config["component"], *stages)
-        return {f"track={self.track}": source} if source and not is_ours(source) else {}
+        references = [config["component"], *stages]
+        return {} if all(map(is_ours, references)) else {f"track={self.track}": source_of(*references)}
 
     def bundle(self, tasks: Sequence[Task], size: int) -> None:
         """Make these tasks ``size`` at a time. Tasks that are already in a bundle stay there."""
