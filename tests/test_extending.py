@@ -143,7 +143,7 @@ def test_a_changed_source_makes_results_again(package, tmp_path, installed):
 
     warning = "track=echo has changed since its results were made: 2 tasks to make again"
     said, figures = overpaint("run")
-    assert "changed" not in said and "2 tasks done" in said and figures == [0.5]
+    assert "has changed" not in said and "2 tasks done" in said and figures == [0.5]
     edit(echo, "number % 2 else", "number % 2 < 2 else")
     said, figures = overpaint("plan")
     assert warning in said and figures == [0.5]
@@ -151,10 +151,10 @@ def test_a_changed_source_makes_results_again(package, tmp_path, installed):
     assert warning in said and "2 tasks done" in said and figures == [1.0], "not both records"
     edit(echo, "class Bench:", "# A comment\nclass Bench:")
     said, _ = overpaint("plan")
-    assert "changed" not in said and "everything is stored" in said
+    assert "has changed" not in said and "everything is stored" in said
     edit(echo, "number % 2 < 2 else", "number % 2 else")
     said, figures = overpaint("run")
-    assert "changed" not in said and "0 tasks done" in said and figures == [0.5], "the first record is current again"
+    assert "has changed" not in said and "0 tasks done" in said and figures == [0.5], "the first record is current again"
 
 
 def test_an_edited_method_of_a_clone_keeps_its_results_and_says_so(tmp_path):
@@ -166,11 +166,11 @@ def test_an_edited_method_of_a_clone_keeps_its_results_and_says_so(tmp_path):
     def overpaint(command):
         return shell(f"overpaint {command} {grid} 2>&1", tmp_path, tmp_path, clone)
 
-    assert "changed" not in overpaint("run")
-    assert "changed" not in overpaint("plan")
+    assert "source changed" not in overpaint("run")
+    assert "source changed" not in overpaint("plan")
     edit(clone / "methods" / "uce.py", "version: ClassVar[int] = 2", "edited = version = 2")
     said = overpaint("plan")
     assert said.count("its source changed since its results were made, and its version did not") == 1
     assert "method=uce: " in said and "1 task kept; raise version" in said and "everything is stored" in said
     shell(f"git add methods && {commit} second", clone, tmp_path)
-    assert "changed" not in overpaint("plan"), "committed with the version that it should have"
+    assert "source changed" not in overpaint("plan"), "committed with the version that it should have"
