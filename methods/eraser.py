@@ -70,17 +70,20 @@ class Eraser(Shortenable, ABC):
         """Install an adapter or a guard on the model; the returned function removes it. Deltas do not need this."""
         raise TypeError(f"{cls.__name__} makes erasures of kind {erasure.kind!r} but does not implement install()")
 
-    def check(self, model: DiffusionModel, request: Request, name: str) -> None:
-        """Raise a `UserError` if this method does not support the model or the request."""
-        if model.family not in self.families:
-            raise UserError(f"method={name} supports the families {', '.join(self.families)}, not {model.family}")
+    def check(self, family: str | None, request: Request, name: str, sequential: bool = False) -> None:
+        """Raise a `UserError` if this method does not support the model's family or the request.
+
+        ``family`` is ``None`` for a hub model that is not known before it is downloaded.
+        """
+        if family and family not in self.families:
+            raise UserError(f"method={name} supports the families {', '.join(self.families)}, not {family}")
         for concept in request.erase:
             if concept.kind not in self.kinds:
                 raise UserError(
                     f"method={name} erases the kinds {', '.join(self.kinds)}, not {concept.kind} "
                     f"(concept {concept.name!r})"
                 )
-        if len(request.erase) > 1 and not self.multiple:
+        if len(request.erase) > 1 and not self.multiple and not sequential:
             raise UserError(
                 f"method={name} erases one concept per request, got {len(request.erase)}; "
                 "erase them one after the other with concepts.sequential=true"
@@ -127,9 +130,8 @@ def erase(
     request = request or Request.of(erase, anchor, retain, kind)
     chosen = component("method", method)
     eraser = chosen.build(for_concepts(chosen.settle(hyperparameters, preset), request), seed=seed)
+    eraser.check(model.family, request, method, sequential)
     requests = request.singly() if sequential else [request]
-    for part in requests:
-        eraser.check(model, part, method)
     erasure = _erased(model, method, eraser, requests[0], before)
     for part in requests[1:]:
         erasure = _erased(model, method, eraser, part, erasure)

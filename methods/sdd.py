@@ -118,8 +118,8 @@ class SDD(Eraser):
         steps, total = self.rollout_steps, model.train_timesteps
         k = draws.integer("k", 0, steps)
         start = draws.noise("x_T", (self.batch_size, *model.noise([0]).shape[1:]), nothing)
-        rows = (embeds.expand(len(start), -1, -1) for embeds in (named, nothing))
-        guidance = Guidance(model, *rows, self.start_guidance)
+        positive, negative = (embeds.expand(len(start), -1, -1) for embeds in (named, nothing))
+        guidance = Guidance(model, positive, negative, self.start_guidance)
         with teacher.active():
             if self.compat == "intended":
                 return rollout(model, start, guidance, "ddim", steps, k)

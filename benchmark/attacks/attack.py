@@ -268,9 +268,12 @@ class Attack(Shortenable, ABC):
         """Whether it is shown images of the concept."""
         return self.needs == "victim"
 
-    def check_family(self, family: str, name: str) -> None:
-        """Refuse a model of a family that this attack does not run on; ``name`` is the attack's name in ``attack=``."""
-        if self.needs != "nothing" and family not in self.families:
+    def check_family(self, family: str | None, name: str) -> None:
+        """Refuse a model of a family that this attack does not run on; ``name`` is the attack's name in ``attack=``.
+
+        ``family`` is ``None`` for a hub model that is not known before it is downloaded.
+        """
+        if self.needs != "nothing" and family and family not in self.families:
             raise UserError(f"attack={name} runs on models of the families {', '.join(self.families)}, not on {family}")
 
     def check(self, judged: bool) -> None:

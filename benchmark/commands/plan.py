@@ -10,6 +10,7 @@ from rich.console import Console
 
 from overpaint.commands.grids import planned
 from overpaint.run.estimates import Estimates
+from overpaint.run.history import changes
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
 from overpaint.run.track import track
@@ -29,7 +30,7 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
     for stage, asked in grid.plan.asked.items():
         took = estimates.total(t for t in todo if t.stage == stage)
         out.print(f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {took}")
-    for line in [*grid.plan.notes, *track(grid.plan.track).power(grid.cells)]:
+    for line in [*changes(grid.plan, grid.store, todo), *grid.plan.notes, *track(grid.plan.track).power(grid.cells)]:
         out.print(line)
 
 

@@ -19,6 +19,7 @@ from overpaint.report.records import stored_records
 from overpaint.report.rendering import print_tables
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates, duration
+from overpaint.run.history import changes
 from overpaint.run.runner import Outcome
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.track import track
@@ -48,7 +49,7 @@ def run_grid(grid: Grid) -> int:
     estimates = Estimates(store)
     todo = plan.missing(store)
     ERR.print(summary(plan, todo, estimates))
-    for note in plan.notes:
+    for note in [*plan.notes, *changes(plan, store, todo)]:
         ERR.print(f"note: {note}", style="yellow")
     try:
         with Display(todo, estimates, ERR) as display:

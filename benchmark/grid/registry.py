@@ -19,6 +19,7 @@ from typing import Any
 from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import is_file
 from overpaint.grid.shipped import shipped
+from overpaint.grid.source_code import source_of
 from overpaint.grid.typed import construct
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
@@ -45,6 +46,12 @@ class Component:
             return load_attribute(reference)
         except UserError as error:
             raise UserError(f"{self.kind}={self.name}: component {error}") from error
+
+    @property
+    def source(self) -> dict[str, str]:
+        """``{"method=mine": source}`` of the class's code, for `Task.sources`; empty if its source is not followed."""
+        source = source_of(str(self.config.get("component")))
+        return {f"{self.kind}={self.name}": source} if source else {}
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from itertools import groupby
 
 from overpaint.attacks.attack import AttackContext
 from overpaint.grid.cells import Cell, merged
+from overpaint.grid.choices import build
 from overpaint.grid.concepts import Concept
 from overpaint.grid.lengths import shortenings
 from overpaint.grid.prompts import Shot
@@ -27,6 +28,7 @@ from overpaint.images.tasks import (
     painted_images,
     reference_images,
 )
+from overpaint.models.sources import model_family
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
 
@@ -39,12 +41,25 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
     plan = Plan("images")
     cells, merged_seeds = merged(cells)
     plan.notes += merged_seeds
+    for cell in cells:
+        _check_support(cell)
     plan.notes += shortenings(cells)
     plan.notes += dict.fromkeys(said for cell in cells for said in shortfalls(cell))
     for cell in cells:
         frames = _frames(plan, cell)
         plan.cells.append((cell, measure_task(plan, cell, frames, _beside(plan, cell, frames))))
     return plan
+
+
+def _check_support(cell: Cell) -> None:
+    """Raise a `UserError` if the cell's method, attack or control does not support its model or concepts. Loads no model."""
+    family, request = model_family(cell.model.path), cell.concepts.request
+    if cell.method.name != "none":
+        eraser = build("method", cell.method, cell.method_seed)
+        eraser.check(family, request, cell.method.name, cell.concepts.sequential)
+    control = [cell.with_attack(cell.attack.control).attack] if cell.attack.control else []
+    for attack in (cell.attack, *control):
+        build_attack(attack, cell.attack_seed).check_family(family, attack.name)
 
 
 def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:

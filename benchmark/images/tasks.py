@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from overpaint.grid.choices import Choice, build
 from overpaint.grid.concepts import Concept
 from overpaint.grid.labels import file_digest, is_file, label
 from overpaint.grid.prompts import Shot
-from overpaint.grid.registry import component, load_attribute
+from overpaint.grid.registry import component, components, load_attribute
 from overpaint.grid.scope import scope
 from overpaint.grid.shipped import shipped
+from overpaint.grid.source_code import source_of
 from overpaint.images.pictures import pictures
 from overpaint.metrics.metric import Metric
-from overpaint.models.sources import fingerprint_model, resolve
+from overpaint.models.sources import fingerprint_model, model_family_source, resolve
 from overpaint.report import statistics
 from overpaint.report.records import settings_hash
 from overpaint.run.plan import Plan
@@ -67,8 +69,10 @@ def erase_task(plan: Plan, cell: Cell) -> Task | None:
     if files:
         config["files"] = files
     versions = {"method": component("method", cell.method.name).load().version} | _arithmetic(cell)
+    sources = _source("method", cell.method.name) | model_family_source(cell.model.path)
     label = f"erase {cell.concepts.name} with {cell.method.label}"
-    return plan.add(Task("erase", config, {}, versions, _runtime(cell), label, like=_kind(cell.method, config)))
+    like = _kind(cell.method, config)
+    return plan.add(Task("erase", config, {}, versions, _runtime(cell), label, like=like, sources=sources))
 
 
 def attack_task(
@@ -93,9 +97,11 @@ def attack_task(
         "templates": {concept.kind: cell.concepts.catalogue.templates.get(concept.kind, {})},
         "seed": cell.attack_seed,
     }
+    sources = _source("attack", cell.attack.name) | model_family_source(cell.model.path)
     inputs = _erasure(erasure) if attack.needs == "victim" else {}
     if attack.shown and not examples:
         config["examples"] = cell.model.reference
+        sources |= _pictures_source(cell.model.reference)
     inputs |= {f"examples{index}": made.key for index, made in enumerate(examples)}
     if attack.paints:
         config["protocol"] = _protocol(cell)
@@ -104,13 +110,14 @@ def attack_task(
         if judge:
             identity = detector_identity(judge)
             config["judge"] = {"detector": judge, "settings": identity, "threshold": cell.metrics.threshold}
+            sources |= _source("detector", judge)
     whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
     which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
     label = f"{whose}{cell.attack.label} for {concept.name}{which}"
     amount = len(plain) * attack.images_for(concept, plain)
     versions = {"attack": attack.version} | _arithmetic(cell)
     like = _kind(cell.attack, config) + (f"/{cell.protocol.steps}" if attack.paints else "")
-    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount, like))
+    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount, like, sources=sources))
 
 
 def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> list[Batch]:
@@ -141,7 +148,10 @@ def reference_images(plan: Plan, cell: Cell) -> Batch:
     runtime = {"pictures": name, "count": count}
     source = pictures(name)
     versions = {"reference": source.version}
-    made = plan.add(Task("reference", source.identity(count), {}, versions, runtime, "reference pictures", count))
+    sources = _pictures_source(name)
+    made = plan.add(
+        Task("reference", source.identity(count), {}, versions, runtime, "reference pictures", count, sources=sources)
+    )
     return Batch([], made, _score_task(plan, cell, made, {}))
 
 
@@ -168,7 +178,8 @@ def latency_task(plan: Plan, cell: Cell) -> Task | None:
     config = _model(cell) | {"protocol": _protocol(cell)}
     label = f"latency of {cell.method.label}"
     like = f"{config['model']}/{cell.protocol.steps}"
-    return plan.add(Task("latency", config, _erasure(erasure), {"latency": 1}, _runtime(cell), label, like=like))
+    inputs, versions, sources = _erasure(erasure), {"latency": 1}, model_family_source(cell.model.path)
+    return plan.add(Task("latency", config, inputs, versions, _runtime(cell), label, like=like, sources=sources))
 
 
 def measure_task(
@@ -200,7 +211,11 @@ def measure_task(
     }
     versions = {name: _metric(name, reference).version for name, reference in metrics.items()}
     versions["statistics"] = statistics.VERSION
-    return plan.add(Task("measure", config, inputs, versions, {}, f"measure {cell.label}"))
+    sources = {f"metrics.metrics.{name}": source_of(reference) for name, reference in metrics.items()}
+    for attack in filter(None, (cell.attack.name, cell.attack.control)):  # some run in the planner and have no task
+        sources |= _source("attack", attack)
+    sources = {name: source for name, source in sources.items() if source}
+    return plan.add(Task("measure", config, inputs, versions, {}, f"measure {cell.label}", sources=sources))
 
 
 def shards(shots: Sequence[Shot], size: int) -> list[list[Shot]]:
@@ -214,16 +229,18 @@ def _generate_task(
     config = _model(cell) | {"protocol": _protocol(cell), "shots": shots}
     inputs = _erasure(erasure) | dict(attacks)
     label, like = f"generate {what}", f"{config['model']}/{cell.protocol.steps}"
-    return plan.add(Task("generate", config, inputs, {"generate": 1}, _runtime(cell), label, amount, like))
+    versions, sources = {"generate": 1}, model_family_source(cell.model.path)
+    return plan.add(Task("generate", config, inputs, versions, _runtime(cell), label, amount, like, sources=sources))
 
 
 def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) -> Task:
     """The task that extracts from a batch what measurements need: scores, cost, and the shots that attacks chose."""
     inputs = {"images": made.key, **attacks}
     label = f"score {made.label.removeprefix('generate ')}"
-    versions, runtime = {"score": 2}, {"device": None}
+    versions, runtime, detector = {"score": 2}, {"device": None}, cell.model.detector or ""
+    sources = _source("detector", detector) if detector else {}
     return plan.add(
-        Task("score", _score_settings(cell), inputs, versions, runtime, label, made.amount, cell.model.detector or "")
+        Task("score", _score_settings(cell), inputs, versions, runtime, label, made.amount, detector, sources=sources)
     )
 
 
@@ -302,6 +319,15 @@ def _kind(choice: Choice, config: Mapping[str, Any]) -> str:
 def _arithmetic(cell: Cell) -> dict[str, int]:
     """The version of half-precision arithmetic; empty for models in float32 and float64."""
     return {"half": HALF_PRECISION} if cell.model.precision in ("float16", "bfloat16") else {}
+
+
+@cache
+def _source(kind: str, name: str) -> dict[str, str]:
+    return component(kind, name).source
+
+
+def _pictures_source(name: str | None) -> dict[str, str]:
+    return _source("pictures", name) if name and name in components("pictures") else {}
 
 
 def _runtime(cell: Cell) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from overpaint.errors import UserError
 from overpaint.grid.shipped import shipped
-from overpaint.models.families import check_pipeline
+from overpaint.models.families import check_pipeline, family_name, family_source
 from overpaint.run.store import file_hash
 
 #: Models of this project, by the name of their folder in ``datasets/``.
@@ -70,6 +70,39 @@ def resolve(path: str) -> str:
             f"{' or '.join(OURS)})"
         )
     return path
+
+
+@cache
+def _pipeline(path: str) -> str | None:
+    """The class name of a model's pipeline; ``None`` for a hub model that is neither in the local cache nor to be asked for."""
+    source = resolve(path)
+    if Path(source).is_dir():
+        return read_index(Path(source), f"model.path={path}")["_class_name"]
+    index = _hub_index(source)
+    if not index.is_file():
+        fingerprint_model(path)  # asks the hub, which downloads the index
+        index = _hub_index(source)
+    if not index.is_file():
+        return None
+    name = read_index(index.parent, f"model.path={path}")["_class_name"]
+    check_pipeline(name, f"model.path={path}/model_index.json")
+    return name
+
+
+def _hub_index(name: str) -> Path:
+    return _hub_folder(name) / "snapshots" / (hub_revision(name) or "-") / "model_index.json"
+
+
+def model_family(path: str) -> str | None:
+    """The family of a model, before it is loaded; ``None`` for a hub model if the hub cannot be asked."""
+    pipeline = _pipeline(path)
+    return family_name(pipeline, f"model.path={path}/model_index.json") if pipeline else None
+
+
+def model_family_source(path: str) -> dict[str, str]:
+    """`family_source` of a model's family; empty as long as the family is not known."""
+    pipeline = _pipeline(path)
+    return family_source(pipeline) if pipeline else {}
 
 
 def read_index(folder: Path, where: str) -> dict[str, Any]:

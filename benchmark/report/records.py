@@ -16,8 +16,10 @@ from typing import Any
 
 import pandas as pd
 
+from overpaint.grid.source_code import is_ours
+from overpaint.run.history import History
 from overpaint.run.plan import Plan
-from overpaint.run.store import Store
+from overpaint.run.store import Store, read_manifest
 from overpaint.run.tasks import canonical
 
 #: Columns of a record, in order. One row is one figure.
@@ -46,21 +48,24 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
 def stored_records(store: Store, plan: Plan | None = None, older: bool = False) -> pd.DataFrame:
     """The stored records of a plan's cells, or of the whole store. Column ``artefact`` holds the key of each record's artefact.
 
-    If a record was measured several times, the measurement with the highest component versions is current. ``older`` also
-    returns the superseded ones and adds a column ``current``. Records from older stores, which lack the newest columns, are
-    used until their cell is measured again.
+    If a record was measured several times, the measurement with the highest component versions is current, and among equal
+    versions the one with the sources that were used last (`History`). ``older`` also returns the superseded ones and adds a
+    column ``current``. Records from older stores, which lack the newest columns, are used until their cell is measured again.
     """
     keys = [t.key for _, t in plan.cells if store.has(STAGE, t.key)] if plan else store.keys(STAGE)
-    frames = []
+    frames, recency, history = [], {}, History(store)
     for key in sorted(set(keys)) if plan is None else dict.fromkeys(keys):
         with store.reading(STAGE, key) as folder:
             frame = pd.read_parquet(folder / "records.parquet")
+            if plan is None:  # whose cells have one measurement each
+                sources = read_manifest(folder).get("sources", {})
+                recency[key] = history.recency({name: s for name, s in sources.items() if not is_ours(s)})
         if len(frame):
             frames.append(frame.reindex(columns=RECORD_COLUMNS).astype(object).assign(artefact=key))
     if not frames:
         return pd.DataFrame(columns=[*RECORD_COLUMNS, "artefact", *(["current"] if older else [])])
     records = pd.concat(frames, ignore_index=True).infer_objects()
-    current = _current(records)
+    current = _current(records, recency)
     records = _with_identity(records).assign(current=current)
     return records if older else records[current].drop(columns="current").reset_index(drop=True)
 
@@ -95,11 +100,12 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _current(records: pd.DataFrame) -> pd.Series:
-    """Which records are current.
+def _current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) -> pd.Series:
+    """Which records are current. ``recency`` holds `History.recency` of the sources behind each artefact.
 
-    For each identity, the record with the highest component versions is current. Versions are compared in the order of the
-    components' names; records with equal versions are equal measurements. A record without an identity is superseded by any
+    For each identity, the record with the highest component versions is current, and among these the one with the most recent
+    sources. Both are compared in the order of the components' names; records that are equal in both are equal measurements. A
+    record without an identity is superseded by any
     newer record with the same labels and metric. A record without a detector is superseded by any record with one.
     """
     figures = records[[*(name for name in CELL if name != "metrics"), "metric"]].astype(object)
@@ -109,11 +115,18 @@ def _current(records: pd.DataFrame) -> pd.Series:
     known = _with_identity(records)
     versions = [json.loads(text) for text in known["versions"]]
     names = sorted({name for found in versions for name in found})
+    components = sorted({component for found in recency.values() for component in found})
     best: dict[tuple, tuple] = {}
     identities = known[IDENTITY].astype(object).where(known[IDENTITY].notna(), None)
     for row, identity in enumerate(identities.itertuples(index=False, name=None)):
         if not superseded.iloc[row]:
-            rank = (*(versions[row].get(name, 0) for name in names), known["version"].fillna(0).iloc[row], row)
+            used = recency.get(known["artefact"].iloc[row], {})
+            rank = (
+                *(versions[row].get(name, 0) for name in names),
+                known["version"].fillna(0).iloc[row],
+                *(used.get(component, -1) for component in components),
+                row,
+            )
             best[identity] = max(rank, best.get(identity, rank))
     chosen = {rank[-1] for rank in best.values()}
     return pd.Series([row in chosen for row in range(len(records))], index=records.index)

@@ -1,10 +1,12 @@
 """The planner: cells share equal tasks, and images depend only on prompt and seed."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from overpaint.errors import UserError
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.concepts import load_catalogue
@@ -267,6 +269,56 @@ def test_half_precision_has_a_version_of_its_own(precision):
     for stage in ("erase", "attack"):
         assert not any("half" in task.versions for task in stages(exact, stage))
         assert stages(half, stage) and all(task.versions["half"] == HALF_PRECISION for task in stages(half, stage))
+
+
+@pytest.fixture
+def unloadable(tiny_sdxl_folder, tmp_path, monkeypatch):
+    """A folder that names SDXL's pipeline and holds nothing else. Reading its weights would fail."""
+    (tmp_path / "sdxl").mkdir()
+    shutil.copy(tiny_sdxl_folder / "model_index.json", tmp_path / "sdxl")
+    monkeypatch.setattr("overpaint.images.tasks.fingerprint_model", lambda path: pytest.fail("the weights were read"))
+    return ["model=local", f"model.path={tmp_path / 'sdxl'}", "concepts=inline", "concepts.erase=[church]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method=uce,mace"], "method=mace supports the families sd, not sdxl"),
+        (["method=uce", "attack=none,cce"], "attack=cce runs on models of the families sculpture, not on sdxl"),
+        (["method=none", "attack=cce"], "attack=cce runs on models of the families sculpture, not on sdxl"),
+    ],
+)
+def test_an_unsupported_family_is_refused_before_anything_is_read(unloadable, overrides, said, monkeypatch):
+    monkeypatch.setattr(component("attack", "cce").load(), "families", ("sculpture",))
+    with pytest.raises(UserError, match=f"^{said}$"):
+        plan(*unloadable, *overrides, "budget=smoke")
+
+
+def test_a_control_of_an_unsupported_family_is_refused_too(unloadable, monkeypatch):
+    for name, value in (("families", ("sculpture",)), ("needs", "victim")):
+        monkeypatch.setattr(component("attack", "seed_search").load(), name, value)
+    with pytest.raises(UserError, match=r"^attack=seed_search runs on models of the families sculpture, not on sdxl$"):
+        plan(*unloadable, "attack=uda", "attack.control=seed_search", "method=none", "budget=smoke")
+
+
+def test_concepts_that_a_method_does_not_erase_are_refused_when_they_are_planned(monkeypatch):
+    method = component("method", "uce").load()
+    for name, value in (("kinds", ("style",)), ("multiple", False)):
+        with monkeypatch.context() as patched:
+            patched.setattr(method, name, value)
+            if name == "kinds":
+                with pytest.raises(UserError, match="method=uce erases the kinds style, not object"):
+                    plan("method=none,uce", "concepts=mosaic,church", "budget=smoke")
+            else:
+                assert plan("method=uce", "concepts=objects5", "concepts.sequential=true", "budget=smoke").cells
+                with pytest.raises(UserError, match="method=uce erases one concept per request, got 5"):
+                    plan("method=uce", "concepts=objects5", "budget=smoke")
+
+
+def test_an_unknown_family_of_a_hub_model_is_checked_when_it_is_loaded(monkeypatch):
+    monkeypatch.setattr("overpaint.images.planner.model_family", lambda path: None)
+    monkeypatch.setattr(component("attack", "cce").load(), "families", ("sculpture",))
+    assert plan("method=uce", "attack=cce", "budget=smoke").cells
 
 
 def test_a_word_is_no_file_whatever_the_working_directory_contains(tmp_path, monkeypatch):

@@ -180,7 +180,9 @@ class Narrow(Eraser):
 
 def test_what_a_method_does_not_support_is_refused(tiny_sd):
     def check(*kinds):
-        Narrow().check(tiny_sd, Request(tuple(Concept(f"c{i}", kind=kind) for i, kind in enumerate(kinds))), "narrow")
+        Narrow().check(
+            tiny_sd.family, Request(tuple(Concept(f"c{i}", kind=kind) for i, kind in enumerate(kinds))), "narrow"
+        )
 
     check("style")
     with pytest.raises(overpaint.UserError, match="method=narrow erases the kinds style, not object"):
@@ -228,7 +230,7 @@ def test_every_kind_that_it_declares_is_accepted(tiny_sd, method):
     eraser = method.build(required(method), seed=0)
     assert set(eraser.kinds) <= set(KINDS)
     for kind in eraser.kinds:
-        eraser.check(tiny_sd, Request((Concept("dog", kind=kind),)), method.name)
+        eraser.check(tiny_sd.family, Request((Concept("dog", kind=kind),)), method.name)
 
 
 def test_the_yaml_and_the_page_are_complete(method):
