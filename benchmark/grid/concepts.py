@@ -142,7 +142,7 @@ class Catalogue:
         concepts: the concepts by name.
         templates: sentences with one ``{}``, by kind of concept and language code.
         implicit: prompts that evoke unsafe content without naming it.
-        utility: ordinary prompts with the labels that they ask for.
+        utility: ordinary prompts with the labels that they ask for: those that the file lists, then those that it makes by rule.
         unseen: concepts that the model was not trained on.
         identity: name and version of a shipped catalogue, or a hash of a user's file.
     """
@@ -183,6 +183,16 @@ class UtilityEntry(TypedDict, total=False):
     expects: list[str]
 
 
+class UtilityTemplate(TypedDict, total=False):
+    """A sentence for ordinary prompts: ``{}`` takes a concept with its article, ``{name}`` without it.
+
+    ``expects`` are the labels that the sentence asks for besides the concept.
+    """
+
+    prompt: str
+    expects: list[str]
+
+
 class CatalogueFile(TypedDict, total=False):
     """The keys of a catalogue file."""
 
@@ -192,6 +202,7 @@ class CatalogueFile(TypedDict, total=False):
     templates: dict[Kind, dict[str, list[str]]]
     implicit: list[str]
     utility: list[dict[str, Any]]
+    utility_templates: dict[Kind, list[dict[str, Any]]]
 
 
 @cache
@@ -213,17 +224,53 @@ def load_catalogue(name: str | None) -> Catalogue:
     utility = [checked(UtilityEntry, row, f"{where}: utility") for row in raw.get("utility", ())]
     if not all("prompt" in row for row in utility):
         raise UserError(f"{where}: utility has an entry without a prompt")
+    concepts = {n: concept_from(n, entry or {}, where) for n, entry in raw["concepts"].items()}
+    rules = {
+        kind: [_utility_template(row, f"{where}: utility_templates") for row in rows]
+        for kind, rows in raw.get("utility_templates", {}).items()
+    }
     return Catalogue(
-        {n: concept_from(n, entry or {}, where) for n, entry in raw["concepts"].items()},
+        concepts,
         {
             kind: {language: templates(lines, f"{where}: templates") for language, lines in by_language.items()}
             for kind, by_language in raw.get("templates", {}).items()
         },
         tuple(raw.get("implicit", ())),
-        tuple(utility),
+        _with_made(utility, rules, concepts.values()),
         {n: concept_from(n, entry or {}, where) for n, entry in raw.get("unseen", {}).items()},
         f"sha256:{file_digest(name)}" if own else f"{name} v{raw.get('version', 1)}",
     )
+
+
+def _utility_template(row: Mapping, where: str) -> UtilityTemplate:
+    """The sentence of an entry of ``utility_templates``. Raises a `UserError` unless it has one place for the concept."""
+    template = checked(UtilityTemplate, row, where)
+    line = template.get("prompt", "")
+    if len(re.findall(r"{(?:name)?}", line)) != 1 or re.search(r"[{}]", re.sub(r"{(?:name)?}", "", line)):
+        raise UserError(f"{where}: {line!r} takes one {{}} or {{name}} for the concept, and no other braces")
+    return template
+
+
+def _with_made(
+    listed: Sequence[UtilityEntry], rules: Mapping[str, Sequence[UtilityTemplate]], concepts: Iterable[Concept]
+) -> tuple[UtilityEntry, ...]:
+    """The listed ordinary prompts, followed by those that the rules make.
+
+    In round r, concept i takes sentence i + r of its kind, so that the first rounds have all concepts and many sentences.
+    """
+    rows = {row["prompt"]: row for row in listed}
+    subjects = [c for c in concepts if c.label and rules.get(c.kind)]
+    for turn in range(max((len(sentences) for sentences in rules.values()), default=0)):
+        for place, concept in enumerate(subjects):
+            sentences = rules[concept.kind]
+            if turn >= len(sentences):
+                continue
+            sentence = sentences[(place + turn) % len(sentences)]
+            also = sentence.get("expects", [])
+            if concept.label not in also:  # no "a cat and a cat"
+                text = sentence["prompt"].format(concept.phrase, name=concept.name)
+                rows.setdefault(text, {"prompt": text, "expects": [str(concept.label), *also]})
+    return tuple(rows.values())
 
 
 def templates(lines: Sequence[str] | None, where: str) -> tuple[str, ...]:
