@@ -1,6 +1,7 @@
 """Bring committed tables of figures to today's statistics, as far as they store what is needed. No image is made.
 
     python scripts/recompute_leaderboards.py leaderboards/*.csv     # rewrites the files; a second run changes nothing
+    python scripts/recompute_leaderboards.py leaderboards/testbed-erasers.csv --view methods    # prints a view in Markdown
 
 A share of independent outcomes is its number of outcomes and hits. A paired difference also needs the numbers of pairs that were
 gained and lost; Tango's interval in the table determines them. Both get today's interval and tests. All other figures keep the
@@ -21,6 +22,7 @@ import pandas as pd
 from overpaint.metrics.distribution import FID_IMAGES
 from overpaint.report.families import marked
 from overpaint.report.records import RECORD_COLUMNS
+from overpaint.report.rendering import render
 from overpaint.report.statistics import VERSION, Estimate, paired_difference, proportion, tango
 from overpaint.report.views import view_named
 
@@ -109,8 +111,13 @@ def update(table: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, nargs="+", help="files of overpaint table --format csv")
-    for path in parser.parse_args().tables:
-        table = update(pd.read_csv(path))
+    parser.add_argument("--view", help="print this view of the files instead (overpaint list views)")
+    asked = parser.parse_args()
+    for path in asked.tables:
+        table = update(pd.read_csv(path, low_memory=False))
+        if asked.view:
+            print(render(table, "md", asked.view))
+            continue
         table.to_csv(path, index=False)
         today = (table["statistics"] == VERSION).sum()
         print(f"{path}: {today} of {len(table)} figures have version {VERSION} of the statistics")
