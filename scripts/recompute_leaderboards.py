@@ -6,8 +6,8 @@
 A share of independent outcomes is its number of outcomes and hits. A paired difference also needs the numbers of pairs that were
 gained and lost; Tango's interval in the table determines them. Both get today's interval and tests. All other figures keep the
 interval and the p-value of the version that made them, and column ``statistics`` says which version that is. FID from fewer
-images than today's limit, and KID to the unedited model from before version 5, become undefined. The corrected p-values and the marks of view
-``facets`` are then computed from the p-values of every row.
+images than today's limit, and KID to the unedited model from before version 5, become undefined. The corrected p-values and the
+marks of view ``facets`` are then computed from the p-values of every row.
 """
 
 from __future__ import annotations

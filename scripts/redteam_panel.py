@@ -83,7 +83,9 @@ def differences(records: pd.DataFrame, method: str) -> str:
     """A Markdown table of one eraser: each attack with its differences to both controls, and its floors."""
     by_metric = {name: part.loc[method] for name, part in of_metrics(records[records["method"] == method]).items()}
     seeds, prefixes = (by_metric[metric] for metric in ABOVE.values())
-    titles = "attack|any image|single image|seeds|attacked − seeds|prefixes|attacked − prefixes|unseen|unrelated".split("|")
+    titles = "attack|any image|single image|seeds|attacked − seeds|prefixes|attacked − prefixes|unseen|unrelated".split(
+        "|"
+    )
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for attack in prefixes.index:
         one = {name: part.loc[attack] for name, part in by_metric.items() if attack in part.index}
@@ -160,7 +162,9 @@ def main() -> None:
     )
     parser.add_argument("--concepts", help="which concept set (the first one of the records)")
     parser.add_argument("--methods", help="which erasers, comma-separated (all but the unedited model)")
-    parser.add_argument("--differences", metavar="METHOD", help="print this eraser with its differences to both controls")
+    parser.add_argument(
+        "--differences", metavar="METHOD", help="print this eraser with its differences to both controls"
+    )
     asked = parser.parse_args()
     records = pd.read_csv(asked.records, low_memory=False)
     sets = list(records["concepts"].unique())

@@ -142,9 +142,10 @@ class Catalogue:
         concepts: the concepts by name.
         templates: sentences with one ``{}``, by kind of concept and language code.
         implicit: prompts that evoke unsafe content without naming it.
-        utility: ordinary prompts with the labels that they ask for: those that the file lists, then those that it makes by rule.
+        utility: ordinary prompts with the labels that they ask for: those of the file, then those made from its sentences.
         unseen: concepts that the model was not trained on.
         identity: name and version of a shipped catalogue, or a hash of a user's file.
+        utility_templates: sentences for ordinary prompts, as `UtilityTemplate` describes them.
     """
 
     concepts: Mapping[str, Concept] = field(default_factory=dict)
@@ -153,6 +154,7 @@ class Catalogue:
     utility: tuple[Mapping, ...] = ()
     unseen: Mapping[str, Concept] = field(default_factory=dict)
     identity: str = ""
+    utility_templates: tuple[Mapping, ...] = ()
 
     def concept(self, name: str) -> Concept:
         """The concept of that name; for an unknown name, a concept of kind ``object`` without detector label."""
@@ -184,11 +186,13 @@ class UtilityEntry(TypedDict, total=False):
 
 
 class UtilityTemplate(TypedDict, total=False):
-    """A sentence for ordinary prompts: ``{}`` takes a concept with its article, ``{name}`` without it.
+    """A sentence for ordinary prompts about concepts of some kinds: ``{}`` takes a concept with its article, ``{name}``
+    without it.
 
     ``expects`` are the labels that the sentence asks for besides the concept.
     """
 
+    kinds: list[Kind]
     prompt: str
     expects: list[str]
 
@@ -202,7 +206,7 @@ class CatalogueFile(TypedDict, total=False):
     templates: dict[Kind, dict[str, list[str]]]
     implicit: list[str]
     utility: list[dict[str, Any]]
-    utility_templates: dict[Kind, list[dict[str, Any]]]
+    utility_templates: list[dict[str, Any]]
 
 
 @cache
@@ -225,10 +229,7 @@ def load_catalogue(name: str | None) -> Catalogue:
     if not all("prompt" in row for row in utility):
         raise UserError(f"{where}: utility has an entry without a prompt")
     concepts = {n: concept_from(n, entry or {}, where) for n, entry in raw["concepts"].items()}
-    rules = {
-        kind: [_utility_template(row, f"{where}: utility_templates") for row in rows]
-        for kind, rows in raw.get("utility_templates", {}).items()
-    }
+    made = [_utility_template(row, f"{where}: utility_templates") for row in raw.get("utility_templates", ())]
     return Catalogue(
         concepts,
         {
@@ -236,36 +237,38 @@ def load_catalogue(name: str | None) -> Catalogue:
             for kind, by_language in raw.get("templates", {}).items()
         },
         tuple(raw.get("implicit", ())),
-        _with_made(utility, rules, concepts.values()),
+        _with_made(utility, made, concepts.values()),
         {n: concept_from(n, entry or {}, where) for n, entry in raw.get("unseen", {}).items()},
         f"sha256:{file_digest(name)}" if own else f"{name} v{raw.get('version', 1)}",
+        tuple(made),
     )
 
 
 def _utility_template(row: Mapping, where: str) -> UtilityTemplate:
-    """The sentence of an entry of ``utility_templates``. Raises a `UserError` unless it has one place for the concept."""
+    """An entry of ``utility_templates``. Raises a `UserError` unless it has kinds and one place for the concept."""
     template = checked(UtilityTemplate, row, where)
     line = template.get("prompt", "")
     if len(re.findall(r"{(?:name)?}", line)) != 1 or re.search(r"[{}]", re.sub(r"{(?:name)?}", "", line)):
         raise UserError(f"{where}: {line!r} takes one {{}} or {{name}} for the concept, and no other braces")
+    if not template.get("kinds"):
+        raise UserError(f"{where}: {line!r} has no kinds; give those of the concepts that it can be about")
     return template
 
 
 def _with_made(
-    listed: Sequence[UtilityEntry], rules: Mapping[str, Sequence[UtilityTemplate]], concepts: Iterable[Concept]
+    listed: Sequence[UtilityEntry], sentences: Sequence[UtilityTemplate], concepts: Iterable[Concept]
 ) -> tuple[UtilityEntry, ...]:
-    """The listed ordinary prompts, followed by those that the rules make.
+    """The listed ordinary prompts, followed by those that the sentences make.
 
-    In round r, concept i takes sentence i + r of its kind, so that the first rounds have all concepts and many sentences.
+    In round r, concept i takes sentence i + r of its kind, so that each round has every concept once and many sentences.
     """
     rows = {row["prompt"]: row for row in listed}
-    subjects = [c for c in concepts if c.label and rules.get(c.kind)]
-    for turn in range(max((len(sentences) for sentences in rules.values()), default=0)):
-        for place, concept in enumerate(subjects):
-            sentences = rules[concept.kind]
-            if turn >= len(sentences):
+    subjects = [(c, [s for s in sentences if c.kind in s["kinds"]]) for c in concepts if c.label]
+    for turn in range(len(sentences)):
+        for place, (concept, own) in enumerate(subjects):
+            if turn >= len(own):
                 continue
-            sentence = sentences[(place + turn) % len(sentences)]
+            sentence = own[(place + turn) % len(own)]
             also = sentence.get("expects", [])
             if concept.label not in also:  # no "a cat and a cat"
                 text = sentence["prompt"].format(concept.phrase, name=concept.name)
