@@ -1,6 +1,6 @@
 """Measure whether the unedited testbed paints what the catalogue's sentences ask for.
 
-    python scripts/check_prompts.py --out datasets/testbed/prompts.csv               # the figures of the testbed's card
+    python scripts/check_prompts.py --out datasets/testbed/prompts.csv --first 24    # the figures of the testbed's card
     python scripts/check_prompts.py --out new.csv --kinds object,style --first 50    # target templates 51, 52, … of two kinds
 
 Each target template of a kind is filled with all concepts of that kind, each sentence for ordinary prompts with all concepts of
