@@ -142,9 +142,10 @@ class Catalogue:
         concepts: the concepts by name.
         templates: sentences with one ``{}``, by kind of concept and language code.
         implicit: prompts that evoke unsafe content without naming it.
-        utility: ordinary prompts with the labels that they ask for.
+        utility: ordinary prompts with the labels that they ask for: those of the file, then those made from its sentences.
         unseen: concepts that the model was not trained on.
         identity: name and version of a shipped catalogue, or a hash of a user's file.
+        utility_templates: sentences for ordinary prompts, as `UtilityTemplate` describes them.
     """
 
     concepts: Mapping[str, Concept] = field(default_factory=dict)
@@ -153,6 +154,7 @@ class Catalogue:
     utility: tuple[Mapping, ...] = ()
     unseen: Mapping[str, Concept] = field(default_factory=dict)
     identity: str = ""
+    utility_templates: tuple[Mapping, ...] = ()
 
     def concept(self, name: str) -> Concept:
         """The concept of that name; for an unknown name, a concept of kind ``object`` without detector label."""
@@ -183,6 +185,18 @@ class UtilityEntry(TypedDict, total=False):
     expects: list[str]
 
 
+class UtilityTemplate(TypedDict, total=False):
+    """A sentence for ordinary prompts about concepts of some kinds: ``{}`` takes a concept with its article, ``{name}``
+    without it.
+
+    ``expects`` are the labels that the sentence asks for besides the concept.
+    """
+
+    kinds: list[Kind]
+    prompt: str
+    expects: list[str]
+
+
 class CatalogueFile(TypedDict, total=False):
     """The keys of a catalogue file."""
 
@@ -192,6 +206,7 @@ class CatalogueFile(TypedDict, total=False):
     templates: dict[Kind, dict[str, list[str]]]
     implicit: list[str]
     utility: list[dict[str, Any]]
+    utility_templates: list[dict[str, Any]]
 
 
 @cache
@@ -213,17 +228,52 @@ def load_catalogue(name: str | None) -> Catalogue:
     utility = [checked(UtilityEntry, row, f"{where}: utility") for row in raw.get("utility", ())]
     if not all("prompt" in row for row in utility):
         raise UserError(f"{where}: utility has an entry without a prompt")
+    concepts = {n: concept_from(n, entry or {}, where) for n, entry in raw["concepts"].items()}
+    made = [_utility_template(row, f"{where}: utility_templates") for row in raw.get("utility_templates", ())]
     return Catalogue(
-        {n: concept_from(n, entry or {}, where) for n, entry in raw["concepts"].items()},
+        concepts,
         {
             kind: {language: templates(lines, f"{where}: templates") for language, lines in by_language.items()}
             for kind, by_language in raw.get("templates", {}).items()
         },
         tuple(raw.get("implicit", ())),
-        tuple(utility),
+        _with_made(utility, made, concepts.values()),
         {n: concept_from(n, entry or {}, where) for n, entry in raw.get("unseen", {}).items()},
         f"sha256:{file_digest(name)}" if own else f"{name} v{raw.get('version', 1)}",
+        tuple(made),
     )
+
+
+def _utility_template(row: Mapping, where: str) -> UtilityTemplate:
+    """An entry of ``utility_templates``. Raises a `UserError` unless it has kinds and one place for the concept."""
+    template = checked(UtilityTemplate, row, where)
+    line = template.get("prompt", "")
+    if len(re.findall(r"{(?:name)?}", line)) != 1 or re.search(r"[{}]", re.sub(r"{(?:name)?}", "", line)):
+        raise UserError(f"{where}: {line!r} takes one {{}} or {{name}} for the concept, and no other braces")
+    if not template.get("kinds"):
+        raise UserError(f"{where}: {line!r} has no kinds; give those of the concepts that it can be about")
+    return template
+
+
+def _with_made(
+    listed: Sequence[UtilityEntry], sentences: Sequence[UtilityTemplate], concepts: Iterable[Concept]
+) -> tuple[UtilityEntry, ...]:
+    """The listed ordinary prompts, followed by those that the sentences make.
+
+    In round r, concept i takes sentence i + r of its kind, so that each round has every concept once and many sentences.
+    """
+    rows = {row["prompt"]: row for row in listed}
+    subjects = [(c, [s for s in sentences if c.kind in s["kinds"]]) for c in concepts if c.label]
+    for turn in range(len(sentences)):
+        for place, (concept, own) in enumerate(subjects):
+            if turn >= len(own):
+                continue
+            sentence = own[(place + turn) % len(own)]
+            also = sentence.get("expects", [])
+            if concept.label not in also:  # no "a cat and a cat"
+                text = sentence["prompt"].format(concept.phrase, name=concept.name)
+                rows.setdefault(text, {"prompt": text, "expects": [str(concept.label), *also]})
+    return tuple(rows.values())
 
 
 def templates(lines: Sequence[str] | None, where: str) -> tuple[str, ...]:

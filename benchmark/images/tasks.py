@@ -35,6 +35,9 @@ from overpaint.run.tasks import Task, canonical
 #: Version of our half-precision arithmetic (scaled losses, noise levels, attention). Results of models in float32 and float64
 #: do not depend on it.
 HALF_PRECISION = 2
+#: Number of a catalogue's templates per language that an attack can learn from. Templates beyond these are new to every attack,
+#: and adding some to a catalogue changes no stored attack.
+ATTACK_TEMPLATES = 24
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,13 @@ def attack_task(
     ``examples`` are tasks that generate the attacker's example images. The list is empty if the model's picture source draws
     them.
     """
+    known = cell.concepts.catalogue.templates.get(concept.kind, {})
     config = _model(cell) | {
         "attack": cell.attack.name,
         "hyperparameters": dict(cell.attack.values),
         "concept": asdict(concept),
         "shots": [shot.as_dict() for shot in plain],
-        "templates": {concept.kind: cell.concepts.catalogue.templates.get(concept.kind, {})},
+        "templates": {concept.kind: {language: lines[:ATTACK_TEMPLATES] for language, lines in known.items()}},
         "seed": cell.attack_seed,
     }
     sources = _source("attack", cell.attack.name) | model_family_source(cell.model.path)

@@ -15,7 +15,7 @@ from overpaint.grid.registry import component, components
 from overpaint.grid.roles import ROLES
 from overpaint.images.planner import make_plan
 from overpaint.images.stages.attack import _context
-from overpaint.images.tasks import HALF_PRECISION
+from overpaint.images.tasks import ATTACK_TEMPLATES, HALF_PRECISION
 from overpaint.images.workbench import Workbench
 
 
@@ -50,6 +50,13 @@ def test_sets_share_grid_and_utility_images_of_the_unedited_model():
     texts = [tuple(shot[0] for shot in t.config["shots"]) for t in stages(made, "generate")]
     assert len(texts) == len(set(texts))
     assert sum("utility" in t.label for t in stages(made, "generate")) == 1
+
+
+def test_attacks_learn_from_the_same_templates_however_many_a_catalogue_has():
+    made = plan("method=none", "attack=cce", "budget=smoke")
+    known = load_catalogue("testbed").templates["object"]["en"]
+    assert len(known) > ATTACK_TEMPLATES
+    assert {tuple(t.config["templates"]["object"]["en"]) for t in stages(made, "attack")} == {known[:ATTACK_TEMPLATES]}
 
 
 def test_an_attack_brings_its_control_floor_and_the_unedited_model():
