@@ -619,7 +619,9 @@ def _printed(value: object) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", type=int, default=3000, help="data sets a cell; slow figures get a fourth or a twelfth")
+    parser.add_argument(
+        "--sets", type=int, default=3000, help="data sets a cell; slow figures get a fourth or a twelfth"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="print the tables whose title contains this text")
     asked = parser.parse_args()

@@ -87,7 +87,10 @@ def test_tests_keep_their_level(simulate, rng):
         for q in (0.02, 0.1, 0.4):
             assert simulate.rejected(*layout, q, SETS, rng) < 0.07 + slack(0.07, SETS), (layout, q)
         for lost in (0.0, 0.2):
-            assert simulate.called_equal(*layout, lost + 0.1, lost, SETS, rng) < 0.07 + slack(0.07, SETS), (layout, lost)
+            assert simulate.called_equal(*layout, lost + 0.1, lost, SETS, rng) < 0.07 + slack(0.07, SETS), (
+                layout,
+                lost,
+            )
 
 
 @pytest.mark.slow
