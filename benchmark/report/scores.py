@@ -17,8 +17,9 @@ Boos (1992) describes such tests; at v = 0 and for equal clusters, the result is
 with e_i = y_i − o_h − v for the C clusters c and the strata's offsets o_h, their means minus m shrunk by
 C_h / (C_h + `SHRINKAGE`) for the C_h clusters of a stratum, with twice that constant for differences. The first factor is at most
 the size of the largest cluster. It is 1 if each cluster has one observation. The second factor is 1 if there is one stratum. If
-both are 1, the interval is Wilson's or Tango's. Because D is estimated at v and not at m, a single hit cannot make it collapse. For the same reason the sum over clusters needs no factor
-C/(C−1): the deviations are taken from v, not from a fitted mean. `worth`, which evaluates D at m, has that factor.
+both are 1, the interval is Wilson's or Tango's. Because D is estimated at v and not at m, a single hit cannot make it collapse.
+For the same reason the sum over clusters needs no factor C/(C−1): the deviations are taken from v, not from a fitted mean.
+`worth`, which evaluates D at m, has that factor.
 
 There are three corrections for few observations:
 

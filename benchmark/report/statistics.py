@@ -365,26 +365,31 @@ def mcnemar(only_first: int, only_second: int, exact: bool = True, corrected: bo
 
 def holm(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
     """Holm's step-down correction (1979), which controls the family-wise error rate."""
-    return _adjusted(p_values, "holm", level)
+
+    def corrected(p: NDArray) -> NDArray:
+        order = np.argsort(p)
+        steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+        return np.minimum(steps, 1.0)[np.argsort(order)]
+
+    return _adjusted(p_values, corrected, level)
 
 
 def benjamini_hochberg(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
     """Benjamini and Hochberg's correction (1995), which controls the false discovery rate."""
-    return _adjusted(p_values, "fdr_bh", level)
+    from scipy.stats import false_discovery_control
+
+    return _adjusted(p_values, false_discovery_control, level)
 
 
-def _adjusted(p_values: Sequence[float | None], method: str, level: float) -> Adjusted:
-    """p-values corrected by statsmodels. Undefined entries stay undefined and do not count as tests."""
-    from statsmodels.stats.multitest import multipletests
-
-    defined = [i for i, p in enumerate(p_values) if p is not None and not math.isnan(p)]
-    adjusted: list[float | None] = [None] * len(p_values)
-    rejected: list[bool | None] = [None] * len(p_values)
-    if defined:
-        outcome = multipletests([p_values[i] for i in defined], alpha=1 - level, method=method)
-        for i, reject, p in zip(defined, outcome[0], outcome[1], strict=True):
-            adjusted[i], rejected[i] = float(p), bool(reject)
-    return Adjusted(adjusted, rejected)
+def _adjusted(p_values: Sequence[float | None], corrected: Callable[[NDArray], NDArray], level: float) -> Adjusted:
+    """Corrected p-values. Undefined entries stay undefined and do not count as tests."""
+    given = np.array([math.nan if p is None else p for p in p_values], float)
+    found = np.full(len(given), math.nan)
+    defined = ~np.isnan(given)
+    if defined.any():
+        found[defined] = corrected(given[defined])
+    adjusted = [None if math.isnan(p) else float(p) for p in found]
+    return Adjusted(adjusted, [None if p is None else p <= 1 - level for p in adjusted])
 
 
 def kendall_tau_b(x: ArrayLike, y: ArrayLike) -> Estimate:
@@ -477,20 +482,35 @@ def rank_intervals(
         return [Estimate(None, failed=failed)] * methods
     table = table[:, complete] * (-1 if direction == "up" else 1)
     groups = [None if names is None else np.asarray(names)[complete] for names in (clusters, strata, runs, concepts)]
-    better = np.zeros((methods, methods))  # mean of the row's method minus that of the column's
-    p_values = np.full((methods, methods), math.nan)
-    for i, j in combinations(range(methods), 2):
-        gap = paired_difference(table[i], table[j], *groups[:2], runs=groups[2], concepts=groups[3])
-        better[i, j], better[j, i] = gap.value or 0.0, -(gap.value or 0.0)
-        p_values[i, j] = p_values[j, i] = math.nan if gap.p_value is None else gap.p_value
+    gaps, p_values = np.zeros((methods, methods)), np.full((methods, methods), math.nan)
+    for (i, j), (gap, p_value) in zip(combinations(range(methods), 2), _gaps(table, *groups), strict=True):
+        gaps[i, j], gaps[j, i], p_values[i, j], p_values[j, i] = gap, -gap, p_value, p_value
     stratum = np.unique(np.zeros(complete.sum()) if groups[1] is None else groups[1], return_inverse=True)[1]
     means = [float(np.mean(np.bincount(stratum, row) / np.bincount(stratum))) for row in table]
     found = []
-    for rank, gaps, tests in zip(rankdata(np.round(means, 12), method="min"), better, p_values, strict=True):
+    for rank, gap, tests in zip(rankdata(np.round(means, 12), method="min"), gaps, p_values, strict=True):
         apart = np.array([bool(rejected) for rejected in holm(tests).rejected])
-        low, high = 1 + (apart & (gaps > 0)).sum(), methods - (apart & (gaps < 0)).sum()
+        low, high = 1 + (apart & (gap > 0)).sum(), methods - (apart & (gap < 0)).sum()
         found.append(Estimate(float(rank), float(low), float(high), n=int(complete.sum()), failed=failed))
     return found
+
+
+def _gaps(
+    table: NDArray, clusters: NDArray | None, strata: NDArray | None, runs: NDArray | None, concepts: NDArray | None
+) -> list[tuple[float, float]]:
+    """The difference of each two rows of ``table`` and its p-value, NaN if undefined: all at once for shares."""
+    import pandas as pd
+
+    pairs = list(combinations(table, 2))
+    by_concept = np.zeros(table.shape[1]) if concepts is None else concepts
+    several = runs is not None and pd.Series(runs).groupby(by_concept).nunique().max() >= seeds.FEWEST
+    if pairs and not several and np.isin(table, (-1, 0, 1)).all() and np.abs(np.ptp(table)) <= 1:
+        rows = np.stack([one - other for one, other in pairs])
+        of = scores.sample(rows, *observed(rows[0], clusters, strata)[1], images=2)
+        p_values = scores.p_value(of, scores.difference_score(of, np.zeros(len(rows))))
+        return list(zip(of.mean.tolist(), p_values.tolist(), strict=True))
+    found = [paired_difference(a, b, clusters, strata, runs=runs, concepts=concepts) for a, b in pairs]
+    return [(e.value or 0.0, math.nan if e.p_value is None else e.p_value) for e in found]
 
 
 def power_of_paired_difference(
