@@ -154,7 +154,9 @@ def test_a_changed_source_makes_results_again(package, tmp_path, installed):
     assert "has changed" not in said and "everything is stored" in said
     edit(echo, "number % 2 < 2 else", "number % 2 else")
     said, figures = overpaint("run")
-    assert "has changed" not in said and "0 tasks done" in said and figures == [0.5], "the first record is current again"
+    assert "has changed" not in said and "0 tasks done" in said and figures == [0.5], (
+        "the first record is current again"
+    )
 
 
 def test_an_edited_method_of_a_clone_keeps_its_results_and_says_so(tmp_path):
