@@ -1,18 +1,22 @@
 """The planner: cells share equal tasks, and images depend only on prompt and seed."""
 
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from overpaint.errors import UserError
+from overpaint.grid import source_code
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.concepts import load_catalogue
 from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts
 from overpaint.grid.registry import component, components
 from overpaint.grid.roles import ROLES
+from overpaint.grid.source_code import source_of
+from overpaint.images import tasks
 from overpaint.images.planner import make_plan
 from overpaint.images.stages.attack import _context
 from overpaint.images.tasks import ATTACK_TEMPLATES, HALF_PRECISION
@@ -326,6 +330,56 @@ def test_an_unknown_family_of_a_hub_model_is_checked_when_it_is_loaded(monkeypat
     monkeypatch.setattr("overpaint.images.planner.model_family", lambda path: None)
     monkeypatch.setattr(component("attack", "cce").load(), "families", ("sculpture",))
     assert plan("method=uce", "attack=cce", "budget=smoke").cells
+
+
+#: Kind, one of our components that a user's module offers as its own, what selects it, and the stages that depend on it.
+FOREIGN = [
+    ("method", "uce", "method=mine_method", {"erase", "generate", "score", "compare", "latency", "attack", "measure"}),
+    ("attack", "cce", "attack=none,mine_attack", {"attack", "generate", "score", "measure"}),
+    ("detector", "oracle", "model.detector=mine_detector", {"score", "measure"}),
+    ("detector", "oracle_b", "model.judge=mine_detector", {"attack", "score", "measure"}),
+    ("pictures", "world", "model.reference=mine_pictures", {"reference", "attack", "generate", "score", "measure"}),
+    ("metrics", "", "metrics.metrics.mine='mine_metrics:Mine'", {"measure"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "like", "override", "stages"), FOREIGN, ids=[case[2].split("=")[0] for case in FOREIGN]
+)
+def test_the_source_of_a_users_component_is_in_the_keys_of_what_depends_on_it(
+    kind, like, override, stages, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("overpaint.grid.registry._asked", [])
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, f"mine_{kind}", raising=False)
+    ours = component(kind, like).config["component"] if like else "overpaint.metrics.cost:EraseSeconds"
+    code = "from {} import {} as Mine\n".format(*ours.split(":"))
+    (tmp_path / f"mine_{kind}.py").write_text(code)
+    (tmp_path / "conf" / kind).mkdir(parents=True)
+    if like:
+        text = components(kind)[like].read_text().replace(ours, f"mine_{kind}:Mine")
+        (tmp_path / "conf" / kind / f"mine_{kind}.yaml").write_text(text.replace(f"name: {like}", f"name: mine_{kind}"))
+    grid = {"method": "uce", "attack": "none,uda" if "judge" in override else "none,cce", "budget": "smoke"}
+    chosen = [f"{key}={value}" for key, value in grid.items() if key != override.split("=")[0]]
+
+    def planned():
+        for cached in (source_of, source_code._parsed, tasks._source):
+            cached.cache_clear()
+        return plan(*chosen, override, f"hydra.searchpath=[file://{tmp_path / 'conf'}]").tasks
+
+    before = planned()
+    mine = {key for key, task in before.items() if task.foreign}
+    assert {before[key].stage for key in mine} == stages
+    assert {name for key in mine for name in before[key].foreign} == {
+        f"{kind}=mine_{kind}" if like else "metrics.metrics.mine"
+    }
+    (tmp_path / f"mine_{kind}.py").write_text(f"# A comment\n{code}")
+    assert planned().keys() == before.keys()
+    (tmp_path / f"mine_{kind}.py").write_text(f"{code}changed = 1\n")
+    after = planned()
+    assert len(after) == len(before) and after.keys() & before.keys() == before.keys() - mine
+    for cached in (source_of, source_code._parsed, tasks._source):
+        cached.cache_clear()
 
 
 def test_a_word_is_no_file_whatever_the_working_directory_contains(tmp_path, monkeypatch):
