@@ -213,7 +213,7 @@ def test_a_card_of_the_demo_shows_its_records(method):
         title, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         found = [pair for words, pair in ROWS.items() if title.startswith(words)]
         for concept, cell in zip(("church", "sketch", "quillan"), cells, strict=True) if found else ():
-            row = table.loc[(concept, *found[0])].iloc[0]
+            row = table.loc[[(concept, *found[0])]].iloc[0]
             control = f" ({row['control']:.2f})" if found[0][1] == "cce" and "control" in title else ""
             assert cell == text(row["value"], row["low"], row["high"]) + control, (title, concept)
             checked += 1

@@ -244,7 +244,7 @@ def load_catalogue(name: str | None) -> Catalogue:
     )
 
 
-def _utility_template(row: Mapping, where: str) -> UtilityTemplate:
+def _utility_template(row: Mapping, where: str) -> Mapping:
     """An entry of ``utility_templates``. Raises a `UserError` unless it has kinds and one place for the concept."""
     template = checked(UtilityTemplate, row, where)
     line = template.get("prompt", "")
@@ -256,13 +256,13 @@ def _utility_template(row: Mapping, where: str) -> UtilityTemplate:
 
 
 def _with_made(
-    listed: Sequence[UtilityEntry], sentences: Sequence[UtilityTemplate], concepts: Iterable[Concept]
-) -> tuple[UtilityEntry, ...]:
+    listed: Sequence[Mapping], sentences: Sequence[Mapping], concepts: Iterable[Concept]
+) -> tuple[Mapping, ...]:
     """The listed ordinary prompts, followed by those that the sentences make.
 
     In round r, concept i takes sentence i + r of its kind, so that each round has every concept once and many sentences.
     """
-    rows = {row["prompt"]: row for row in listed}
+    rows: dict[str, Mapping] = {row["prompt"]: row for row in listed}
     subjects = [(c, [s for s in sentences if c.kind in s["kinds"]]) for c in concepts if c.label]
     for turn in range(len(sentences)):
         for place, (concept, own) in enumerate(subjects):
