@@ -41,14 +41,16 @@ def independent(row: pd.Series) -> bool:
 
 
 def pairs(n: int, difference: float, low: float, high: float) -> tuple[int, int]:
-    """The numbers of pairs (1, 0) and (0, 1) of n that give a paired difference and its Tango interval.
+    """The numbers of pairs (1, 0) and (0, 1) of n that give a paired difference and a limit of its Tango interval.
+
+    Version 6 of the statistics widened intervals on the side with few pairs, so that one limit can be another than in the table.
 
     Raises:
         ValueError: if no numbers of pairs give this interval.
     """
     gap = round(n * difference)
     for lost in range(max(0, -gap), (n - gap) // 2 + 1):
-        if np.allclose(tango(gap + lost, lost, n), (low, high), rtol=0, atol=ROUNDING):
+        if np.isclose(tango(gap + lost, lost, n), (low, high), rtol=0, atol=ROUNDING).any():
             return gap + lost, lost
     raise ValueError(f"no pairs give {difference} [{low}, {high}] at n={n}")
 
