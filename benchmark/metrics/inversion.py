@@ -131,7 +131,7 @@ class Reading(AttackMetric):
                 known = np.isfinite(without).all()
                 prompts = np.unique(table["cluster"].astype(str))
                 parts = left_out(without) if known else np.empty(0)
-                contributions[names[place]] = pd.Series(parts, index=prompts if known else None)
+                contributions[names[place]] = pd.Series(parts, index=prompts if known else None, dtype=float)
         return Read(replace(undefined, value=value), contributions)
 
     def value(self, dimensions: int, own: Moments[Number], *beside: Moments[Number]) -> Number:
@@ -196,7 +196,6 @@ def _without(table: pd.DataFrame) -> Moments[NDArray]:
 
 
 def _gaps(own: Read, control: Read) -> list[pd.Series]:
-    """Contributions to the difference of two figures. Prompts of the two sides that have the same name are one prompt."""
-    (mine, *others), (theirs, *same) = own.contributions.values(), control.contributions.values()
-    paired = mine.sub(theirs, fill_value=0.0)
-    return [paired, *(one.sub(other, fill_value=0.0) for one, other in zip(others, same, strict=True))]
+    """Contributions to the difference of two figures, none if one side has none. Prompts of the same name are one prompt."""
+    sides = zip(own.contributions.values(), control.contributions.values(), strict=True)
+    return [one.sub(other, fill_value=0.0) if len(one) and len(other) else one.iloc[:0] for one, other in sides]

@@ -127,7 +127,7 @@ class RelearnStepsToHalf(RelearningCurve):
 
     def estimate(self, table: pd.DataFrame, plain: pd.DataFrame, level: float = LEVEL) -> Estimate:
         shares, known = _by_step(table, level), statistics.proportion(plain["hit"], plain["cluster"], level=level)
-        if known.value is None or any(e.value is None for e in shares.values()):
+        if known.value is None or not shares or any(e.value is None for e in shares.values()):
             return Estimate(None)
         steps, half = np.array(list(shares), float), np.array([known.value]) / 2
         value = steps_to_half(np.array([[e.value for e in shares.values()]], float), steps, 2 * half)[0]
@@ -198,12 +198,15 @@ def _by_step(table: pd.DataFrame, level: float) -> dict[float, Estimate]:
 
 def _sum(one: Estimate, other: Estimate, factor: float) -> Estimate:
     """``one + factor · other`` for a negative factor: half-widths are squared and added (Zou and Donner 2008)."""
-    if None in (one.value, one.low, one.high, other.value, other.low, other.high):
+    (value, low, high), (beside, least, most) = one[:3], other[:3]
+    if value is None or low is None or high is None or beside is None or least is None or most is None:
         return Estimate(None)
-    value = one.value + factor * other.value
-    below = math.hypot(one.value - one.low, factor * (other.high - other.value))
-    above = math.hypot(one.high - one.value, factor * (other.value - other.low))
-    return Estimate(value, value - below, value + above)
+    total = value + factor * beside
+    below, above = (
+        math.hypot(value - low, factor * (most - beside)),
+        math.hypot(high - value, factor * (beside - least)),
+    )
+    return Estimate(total, total - below, total + above)
 
 
 def _p_value(at: Callable[[float], Estimate]) -> float:
@@ -213,8 +216,9 @@ def _p_value(at: Callable[[float], Estimate]) -> float:
 
     def outside(quantile: float) -> float:
         """How far zero is outside the interval; negative inside it."""
-        found = at(1 - 2 * float(norm.sf(quantile)))
-        return found.low if found.value > 0 else -found.high
+        value, low, high = at(1 - 2 * float(norm.sf(quantile)))[:3]
+        assert value is not None and low is not None and high is not None
+        return low if value > 0 else -high
 
     if not outside(NEAREST) > 0:
         return 1.0

@@ -76,7 +76,7 @@ def test_prompts_of_one_text_are_one_observation(evidence_of):
     frames = {name: getattr(evidence, name).assign(cluster="a") for name in ("images", "original", "plain_original")}
     apart, alike = (RelearnArea().measure(replace(evidence, **found)) for found in ({}, frames))
     assert alike.value == apart.value and alike.p_value > 0.2 > apart.p_value
-    assert alike.high - alike.low > 1.3 * (apart.high - apart.low)
+    assert alike.high - alike.low > 1.2 * (apart.high - apart.low)
 
 
 def test_half_that_is_not_back_is_a_bound_and_says_so(evidence_of):

@@ -112,15 +112,20 @@ def outcomes_of(rows, hits, others):
 
 
 def test_a_mean_over_concepts_is_one_stratified_interval_where_outcomes_are_stored():
-    """Four concepts without a hit: the combined interval of 4 × 24 prompts ends at 0.07, that of 96 prompts at 0.04."""
+    """Four concepts without a hit: the combined interval of 4 × 24 prompts ends at 0.07, that of 96 prompts at 0.04.
+
+    If all concepts have the same prompts, they are worth 24 prompts.
+    """
     rows = frame(*(compared("uce", c, "target_proportion", 0.0, -1.0, 1e-6, kind="object") for c in "abcd"))
     rows["low"], rows["high"] = 0.0, statistics.wilson(0, 24)[1]
     rows, outcomes = outcomes_of(rows, np.zeros((4, 24)), np.ones((4, 24)))
     (with_,), (without,) = (tables(rows, "methods", found) for found in (outcomes, None))
     sharp, joined = (next(table.entries()) for table in (with_, without))
-    assert sharp.high == pytest.approx(statistics.wilson(0, 96)[1], abs=1e-6)
+    assert sharp.high == pytest.approx(statistics.proportion(np.zeros(96)).high, abs=1e-6)
     assert joined.high == pytest.approx(statistics.wilson(0, 24)[1] / 2, abs=1e-6)
     assert sharp.mark.says == joined.mark.says == DIFFERS and sharp.spread == 0
+    (shared,) = tables(rows, "methods", outcomes.assign(cluster=outcomes["cluster"].str.split("-").str[1]))
+    assert next(shared.entries()).high == pytest.approx(statistics.proportion(np.zeros(24)).high, abs=1e-6)
 
 
 def test_outcomes_that_give_another_figure_are_not_used():
@@ -140,7 +145,12 @@ def test_method_seeds_are_averaged_and_their_spread_is_shown():
     (table,) = tables(rows, "methods")
     entry = next(table.entries())
     assert entry.value == pytest.approx(0.4) and entry.spread == pytest.approx(0.193, abs=0.001)
-    assert entry.low == pytest.approx(0.4 - 4.302653 * 0.2 / np.sqrt(3), abs=1e-6)
+    assert 0.4 - entry.low > 4.302653 * 0.2 / np.sqrt(3) and entry.high - 0.4 == pytest.approx(0.4 - entry.low)
+    (two,) = tables(rows.iloc[:2], "methods")
+    assert next(two.entries()).low == pytest.approx(0.2), (
+        "two seeds: an interval for these, from prompts that they share"
+    )
+    assert "2 method seeds (0, 1): the intervals say nothing of other seeds" in render(rows.iloc[:2], "md", "methods")
     assert "Means over 3 method seeds (0, 1, 2)" in render(rows, "md", "methods") and "σ" in render(
         rows, "md", "methods"
     )
