@@ -13,7 +13,9 @@ import click
 from overpaint.commands.grids import taken
 from overpaint.errors import UserError
 from overpaint.grid.composition import search
+from overpaint.grid.labels import printable
 from overpaint.grid.registry import broken_packages, component, components
+from overpaint.grid.typed import shown
 from overpaint.run.store import Store
 
 LIBRARIES = ("torch", "diffusers", "transformers", "hydra-core", "torchmetrics", "pandas", "pyarrow")
@@ -26,9 +28,9 @@ def doctor(overrides: Sequence[str]) -> None:
     """Report the libraries, devices, assets and store of this machine."""
     store, rest = taken(search(overrides), "store")
     if rest:
-        raise UserError(f"doctor takes store=DIR and hydra.searchpath=[…], got {rest[0]}")
+        raise UserError(f"doctor takes store=DIR and hydra.searchpath=[…], got {shown(rest[0])[1:-1]}")
     for line in report(store):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def report(store: str | None = None) -> Iterator[str]:

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.overrides import MOST_CELLS, Setting, read_override
+from overpaint.grid.paths import path_of
 from overpaint.grid.registry import COMPANY, DESCRIPTION, components, conf_folders, look_in
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import shown
@@ -79,7 +80,7 @@ def search(overrides: Sequence[str]) -> list[str]:
     folders = []
     for setting in map(read_override, asked):
         places = setting.values[0] if isinstance(setting.values[0], list) else setting.values
-        folders += [Path(str(place).removeprefix("file://")).expanduser() for place in places]
+        folders += [path_of(str(place).removeprefix("file://"), "hydra.searchpath") for place in places]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"hydra.searchpath: {folder} is not a folder")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from overpaint.errors import UserError
 from overpaint.grid.labels import is_file
+from overpaint.grid.paths import path_of
 from overpaint.grid.typed import shown
 
 #: Size limit of prompt files, in bytes.
@@ -115,9 +116,8 @@ def read_prompts(
     """
     path = Path(path)
     if not is_file(path):
-        raise UserError(
-            f"prompt file {shown(str(path))[1:-1]} {'is a folder' if os.path.isdir(path) else 'does not exist'}"
-        )
+        why = "is not a regular file" if os.path.exists(path_of(path, "prompt file")) else "does not exist"
+        raise UserError(f"prompt file {shown(str(path))[1:-1]} {why}")
     path = path.expanduser()
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
