@@ -119,6 +119,11 @@ class Grid:
         name = _option(asked, asked.values[0])
         _checked_file(components("experiment")[name], f"experiment={name}")
         config, self.default, axes = self._composed([f"experiment={name}"])
+        if config.get("experiment"):
+            raise UserError(
+                f"experiment={name}: {components('experiment')[name]} sets keys of itself only; "
+                "begin the file with the line # @package _global_"
+            )
         inside: dict[str, Any] = {}
         for key, value in config.items():
             if key in self.top:

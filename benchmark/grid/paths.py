@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from overpaint.errors import UserError
-from overpaint.grid.typed import shown
+from overpaint.grid.typed import bare
 
 
 def path_of(text: str | Path, where: str) -> Path:
@@ -14,7 +14,7 @@ def path_of(text: str | Path, where: str) -> Path:
     Raises:
         UserError: for a text that cannot be a path: ``~nobody``, control characters, a name that is too long.
     """
-    given = f"{where}={shown(str(text))[1:-1]}"
+    given = f"{where}={bare(str(text))}"
     if not str(text).isprintable():
         raise UserError(f"{given} is not a path: it takes printable characters on one line")
     try:

@@ -126,9 +126,10 @@ class DiffusionModel:
         check_type(self.vae.config.scaling_factor, Scale, "the autoencoder's scaling_factor")
         if not 3 <= self.tokens <= longest:
             raise UserError(f"the tokenizer pads to {self.tokens} tokens, and the text encoder reads 3 to {longest}")
-        alphas = self.alphas_cumprod
-        falling = bool(alphas.isfinite().all() and (alphas.diff() <= 0).all() and 0 <= alphas[-1] < alphas[0] <= 1)
-        if not falling or len(alphas) != self.pipeline.scheduler.config.num_train_timesteps:
+        schedule = self.scheduler("ddim")
+        betas, alphas = schedule.betas, schedule.alphas_cumprod
+        rising = bool(((betas >= 0) & (betas <= 1)).all()) and bool(alphas[-1] < alphas[0])
+        if not rising or len(betas) != schedule.config.num_train_timesteps:
             raise UserError("the scheduler's betas give no noise that grows from step to step")
 
     # --- facts -------------------------------------------------------------------------------------------------

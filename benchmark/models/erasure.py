@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import component
-from overpaint.grid.typed import shown
+from overpaint.grid.typed import bare, shown
 from overpaint.models.guidance import Guidance
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class Erasure:
     def _check_base(self, model: DiffusionModel, parameters: Mapping[str, torch.Tensor]) -> None:
         for name, change in (item for erasure in self.sequence for item in erasure.changes.items()):
             if name not in parameters:
-                raise UserError(f"this erasure changes {shown(name)}, which the model does not have")
+                raise UserError(f"this erasure changes {bare(name)}, which the model does not have")
             shape = tuple(parameters[name].shape)
             if shape != change.shape:
                 raise UserError(f"this erasure does not fit the model: {name} is {shape} there and {change.shape} here")
@@ -329,10 +329,10 @@ def _low_rank(name: str, up: torch.Tensor, down: torch.Tensor | None, where: str
 def _check_finite(name: str, tensor: torch.Tensor, where: str) -> None:
     if tensor.dtype not in WEIGHTS:
         raise UserError(
-            f"{where}: {shown(name)} holds {str(tensor.dtype).removeprefix('torch.')} values, not numbers of a weight"
+            f"{where}: {bare(name)} holds {str(tensor.dtype).removeprefix('torch.')} values, not numbers of a weight"
         )
     if not tensor.isfinite().all():
-        raise UserError(f"{where}: {shown(name)} has non-finite values")
+        raise UserError(f"{where}: {bare(name)} has non-finite values")
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -79,9 +79,9 @@ CASES = [
     (("run", "method=uce", "method.lamb=-1"), ["method=uce: lamb takes a number from 0 up, got -1.0"]),
     (("run", "method=uce", "method.lamb=inf"), ["method=uce: lamb takes a finite number, got inf"]),
     (("run", "attack=uda", "attack.timesteps=[a]"), ["attack=uda: timesteps takes int or list[int], got ['a']"]),
-    (("run", "engine.device=cdua"), ["engine.device=cdua is not a device of this machine"]),
+    (("run", "engine.device=cdua", "budget=smoke"), ["engine.device=cdua is not a device of this machine"]),
     (
-        ("run", "tracker=wandb", "tracker.mode=offlin"),
+        ("run", "tracker=wandb", "tracker.mode=offlin", "budget=smoke"),
         ["unknown value 'offlin' in tracker=wandb: mode; did you mean 'offline'"],
     ),
     (("run", "+engine.workers=3"), ["'workers'", "engine=inline"]),

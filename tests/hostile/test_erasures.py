@@ -42,7 +42,7 @@ ERASURES = {
     "complex numbers": ({KEY: torch.zeros(4, dtype=torch.complex64)}, HEADER, "holds complex64 values"),
     "numbers of 8 bits": ({KEY: W.to(torch.float8_e4m3fn)}, HEADER, "holds float8_e4m3fn values"),
     "tensors of its own": ({"part:a": W}, HEADER, "a delta has no tensors of its own"),
-    "an unknown name": ({"unet.weight": W}, HEADER, "changes 'unet.weight', which the model does not have"),
+    "an unknown name": ({"unet.weight": W}, HEADER, "changes unet.weight, which the model does not have"),
     "a name with an escape": ({"a\x1b[31m\n": W}, HEADER, "which the model does not have"),
     "a name of 100,000 letters": ({"a" * 100_000: W}, HEADER, "which the model does not have"),
     "another shape": ({KEY: W}, HEADER, "does not fit the model"),

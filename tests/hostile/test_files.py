@@ -14,6 +14,7 @@ from overpaint.grid.registry import component, load_attribute
 # --- YAML files --------------------------------------------------------------------------------------------------
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+#: Name -> content of a file that is no mapping of plain values.
 BROKEN = {
     "empty": b"",
     "comment": b"# nothing\n",
@@ -47,8 +48,6 @@ BROKEN = {
     "resolver in a list": b"a: [1, {b: '${oc.env:HOME}'}]\n",
     "resolver as key": b"'${oc.env:HOME}': 1\n",
     "nested interpolation": b"a: '${oc.env:${oc.env:USER}}'\n",
-    "interpolation without end": b"a: '" + b"${a." * 200 + b"'\n",
-    "interpolation of itself": b"name: '${concepts.name}${method.name}'\n",
     "tag of a file": b"a: !include /etc/passwd\n",
     "binary tag": b"a: !!binary $$$\n",
     "set": b"!!set {a, b}\n",
@@ -211,6 +210,8 @@ SETS = {
     "names a missing file": "defaults: [inline, _self_]\nerase: [church]\nprompts: {target: missing.csv}\n",
     "refers to nothing": "defaults: [inline, _self_]\nerase: ['${nope}']\n",
     "refers in circles": "defaults: [inline, _self_]\nerase: ['${concepts.anchor}']\nanchor: '${concepts.erase}'\n",
+    "is named by itself": "defaults: [inline, _self_]\nname: '${concepts.name}'\nerase: [church]\n",
+    "refers without end": "defaults: [inline, _self_]\nname: '" + "${a." * 200 + "'\nerase: [church]\n",
     "leaves a value out": "defaults: [inline, _self_]\nerase: ???\n",
 }
 
@@ -235,7 +236,7 @@ def test_no_environment_variable_gets_into_a_name(refused, conf, monkeypatch):
     assert "hf_secret" not in refused("plan", "experiment=mine", searchpath)
 
 
-@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize("content", [*BROKEN.values(), b"method: uce\n"], ids=[*BROKEN, "no @package"])
 def test_a_broken_experiment(refused, conf, content):
     searchpath = conf("experiment/mine", content)
     refused("plan", "experiment=mine", searchpath)

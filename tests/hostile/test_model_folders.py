@@ -1,8 +1,7 @@
-"""Hostile pipeline folders: a row is a name, a function that spoils a good folder, and a part of the sentence (a pattern)."""
+"""Hostile pipeline folders: a row is a name, a function that spoils a good folder, and a part of the sentence."""
 
 import json
 import os
-import re
 import shutil
 
 import pytest
@@ -11,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 UNET, TEXT, VAE = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "vae/config.json"
 INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
+MODEL, SCHEDULER, TOKENIZER = "model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"
+UNET_CONFIG, TEXT_CONFIG = "unet/config.json", "text_encoder/config.json"
 NORM = "conv_norm_out.weight"
 
 
@@ -25,6 +26,11 @@ def edit(file, change):
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
+
+
+def configured(file, **values):
+    """Set values of a JSON file."""
+    edit(file, lambda content: content.update(values))
 
 
 def rewrite(file, change):
@@ -84,39 +90,27 @@ def sharded(folder):
 
 
 DAMAGES = {
-    "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
-    "an index that is no JSON": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not readable"),
-    "an index that is a list": (lambda f: (f / "model_index.json").write_text("[]"), "names no pipeline class"),
-    "an index nested deeply": (lambda f: (f / "model_index.json").write_text("[" * 10**6), "is not readable JSON"),
-    "binary in the index": (lambda f: (f / "model_index.json").write_bytes(b"\xff\xfe\x00"), "is not readable JSON"),
+    "no index": (lambda f: (f / MODEL).unlink(), "has no model_index.json"),
+    "an index that is no JSON": (lambda f: (f / MODEL).write_text("{"), "model_index.json is not readable"),
+    "an index that is a list": (lambda f: (f / MODEL).write_text("[]"), "names no pipeline class"),
+    "an index nested deeply": (lambda f: (f / MODEL).write_text("[" * 10**6), "is not readable JSON"),
+    "binary in the index": (lambda f: (f / MODEL).write_bytes(b"\xff\xfe\x00"), "is not readable JSON"),
     "an unknown pipeline": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(_class_name="StableDiffusionPipelin")),
+        lambda f: configured(f / MODEL, _class_name="StableDiffusionPipelin"),
         "did you mean 'StableDiffusionPipeline'",
     ),
-    "a class that is a number": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(_class_name=5)),
-        "names no pipeline class",
-    ),
+    "a class that is a number": (lambda f: configured(f / MODEL, _class_name=5), "names no pipeline class"),
     "no tokenizer in the index": (
-        lambda f: edit(f / "model_index.json", lambda c: c.pop("tokenizer")),
+        lambda f: edit(f / MODEL, lambda c: c.pop("tokenizer")),
         "names no tokenizer, which StableDiffusionPipeline needs",
     ),
-    "a null part": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(vae=[None, None])),
-        "names no vae",
-    ),
-    "a library of its own": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(unet=["os", "system"])),
-        "unknown library 'os'",
-    ),
+    "a null part": (lambda f: configured(f / MODEL, vae=[None, None]), "names no vae"),
+    "a library of its own": (lambda f: configured(f / MODEL, unet=["os", "system"]), "unknown library 'os'"),
     "a class that is no network": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(unet=["diffusers", "UNet3000"])),
+        lambda f: configured(f / MODEL, unet=["diffusers", "UNet3000"]),
         "diffusers has no class UNet3000",
     ),
-    "another network": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(unet=["diffusers", "AutoencoderKL"])),
-        "unet",
-    ),
+    "another network": (lambda f: configured(f / MODEL, unet=["diffusers", "AutoencoderKL"]), "unet"),
     "no folder of a part": (lambda f: shutil.rmtree(f / "vae"), "vae holds no safetensors weights"),
     "no weights": (lambda f: (f / UNET).unlink(), "unet holds no safetensors weights"),
     "weights of a variant only": (
@@ -137,16 +131,13 @@ DAMAGES = {
     ),
     "a missing tensor of the text encoder": (
         lambda f: rewrite(f / TEXT, lambda t: t.pop(next(n for n in t if n.endswith("final_layer_norm.weight")))),
-        "the weights of text_encoder lack 1 tensors, such as .*final_layer_norm.weight",
+        "the weights of text_encoder lack 1 tensors, such as ",
     ),
     "an unknown tensor": (
         lambda f: rewrite(f / UNET, lambda t: t.update(extra=torch.zeros(2))),
         "the weights of unet hold 1 tensors that its config.json has no place for, such as extra",
     ),
-    "a tensor of another shape": (
-        lambda f: rewrite(f / UNET, lambda t: t.update({NORM: torch.zeros(7)})),
-        "unet",
-    ),
+    "a tensor of another shape": (lambda f: rewrite(f / UNET, lambda t: t.update({NORM: torch.zeros(7)})), "unet"),
     "NaN": (
         lambda f: rewrite(f / UNET, lambda t: t[NORM].fill_(float("nan"))),
         f"unet has non-finite weights in float32, such as {NORM}",
@@ -157,68 +148,59 @@ DAMAGES = {
     ),
     "no configuration": (lambda f: (f / VAE).unlink(), "vae has no config.json"),
     "a configuration that is no JSON": (lambda f: (f / VAE).write_text("{"), "vae cannot be loaded"),
-    "a configuration of other sizes": (
-        lambda f: edit(f / "unet/config.json", lambda c: c.update(cross_attention_dim=7)),
-        "unet",
-    ),
+    "a configuration of other sizes": (lambda f: configured(f / UNET_CONFIG, cross_attention_dim=7), "unet"),
     "a configuration of wrong types": (
-        lambda f: edit(f / "unet/config.json", lambda c: c.update(block_out_channels="many")),
+        lambda f: configured(f / UNET_CONFIG, block_out_channels="many"),
         "unet cannot be loaded",
     ),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "cannot be loaded"),
-    "a scheduler of strings": (
-        lambda f: edit(f / "scheduler/scheduler_config.json", lambda c: c.update(beta_start="low")),
-        "cannot be loaded",
-    ),
+    "a scheduler of strings": (lambda f: configured(f / SCHEDULER, beta_start="low"), "cannot be loaded"),
     "a prediction of another kind": (
-        lambda f: edit(f / "scheduler/scheduler_config.json", lambda c: c.update(prediction_type="sample")),
+        lambda f: configured(f / SCHEDULER, prediction_type="sample"),
         "unknown prediction_type 'sample'",
     ),
-    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "cannot be loaded"),
-    "a tokenizer of one bracket": (lambda f: [t.write_text("{") for t in (f / "tokenizer").glob("*")], "cannot be loaded"),
-    "a folder as the index": (lambda f: folder_at(f / "model_index.json"), "has no model_index.json"),
-    "a device as the index": (lambda f: link(f / "model_index.json", "/dev/zero"), "has no model_index.json"),
-    "a pipe as the index": (lambda f: pipe(f / "model_index.json"), "has no model_index.json"),
-    "a text file as the index": (lambda f: link(f / "model_index.json", "/etc/passwd"), "is not readable JSON"),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer holds no words"),
+    "a tokenizer of one bracket": (
+        lambda f: [t.write_text("{") for t in (f / "tokenizer").glob("*")],
+        "cannot be loaded",
+    ),
+    "a folder as the index": (lambda f: folder_at(f / MODEL), "has no model_index.json"),
+    "a device as the index": (lambda f: link(f / MODEL, "/dev/zero"), "has no model_index.json"),
+    "a pipe as the index": (lambda f: pipe(f / MODEL), "has no model_index.json"),
+    "a text file as the index": (lambda f: link(f / MODEL, "/etc/passwd"), "is not readable JSON"),
     "a class of 100,000 letters": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(_class_name="x" * 100_000)),
+        lambda f: configured(f / MODEL, _class_name="x" * 100_000),
         "unknown pipeline class 'xxx",
     ),
-    "a class with an escape": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(_class_name="a\x1b[31m\n")),
-        "unknown pipeline class",
-    ),
+    "a class with an escape": (lambda f: configured(f / MODEL, _class_name="a\x1b[31m\n"), "unknown pipeline class"),
     "a network with an escape": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(unet=["diffusers", "a\x1b[31m\nb"])),
+        lambda f: configured(f / MODEL, unet=["diffusers", "a\x1b[31m\nb"]),
         "that can be loaded (unet)",
     ),
     "a module of a library": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(unet=["diffusers.models", "UNet2DConditionModel"])),
+        lambda f: configured(f / MODEL, unet=["diffusers.models", "UNet2DConditionModel"]),
         "unknown library 'diffusers.models'",
     ),
     "an attribute of a library": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(unet=["diffusers", "__name__"])),
+        lambda f: configured(f / MODEL, unet=["diffusers", "__name__"]),
         "that can be loaded (unet)",
     ),
-    "a pipeline as a network": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(unet=["diffusers", "StableDiffusionPipeline"])),
-        "unet",
-    ),
+    "a pipeline as a network": (lambda f: configured(f / MODEL, unet=["diffusers", "StableDiffusionPipeline"]), "unet"),
     "a network as the scheduler": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(scheduler=["diffusers", "UNet2DConditionModel"])),
+        lambda f: configured(f / MODEL, scheduler=["diffusers", "UNet2DConditionModel"]),
         "scheduler",
     ),
     "a network as the tokenizer": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(tokenizer=["transformers", "CLIPTextModel"])),
+        lambda f: configured(f / MODEL, tokenizer=["transformers", "CLIPTextModel"]),
         "tokenizer",
     ),
     "another text encoder": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(text_encoder=["transformers", "BertModel"])),
+        lambda f: configured(f / MODEL, text_encoder=["transformers", "BertModel"]),
         "text_encoder",
     ),
     "parts of the wrong pipeline": (
-        lambda f: edit(f / "model_index.json", lambda c: c.update(_class_name="StableDiffusionXLPipeline")),
-        "names no text_encoder_2, which StableDiffusionXLPipeline needs",
+        lambda f: configured(f / MODEL, _class_name="StableDiffusionXLPipeline"),
+        "which StableDiffusionXLPipeline needs",
     ),
     "a file as the folder of a part": (lambda f: text_at(f / "unet", "x"), "unet holds no safetensors weights"),
     "a link to itself as a part": (lambda f: link(f / "unet", "unet"), "unet holds no safetensors weights"),
@@ -228,25 +210,107 @@ DAMAGES = {
     "a broken link as the weights": (lambda f: link(f / UNET, "gone"), "is not a regular file"),
     "a text file as the weights": (lambda f: link(f / UNET, "/etc/passwd"), "is not a readable safetensors file"),
     "a device as a configuration": (lambda f: link(f / VAE, "/dev/zero"), "is not a regular file"),
-    "a device as the scheduler's configuration": (
-        lambda f: link(f / "scheduler/scheduler_config.json", "/dev/zero"),
+    "a device as the scheduler's configuration": (lambda f: link(f / SCHEDULER, "/dev/zero"), "is not a regular file"),
+    "a device as the tokenizer's words": (
+        lambda f: link(f / "tokenizer/vocab.json", "/dev/zero"),
         "is not a regular file",
     ),
-    "a device as the tokenizer's words": (lambda f: link(f / "tokenizer/vocab.json", "/dev/zero"), "is not a regular file"),
     "a list as a configuration": (lambda f: text_at(f / VAE, "[]"), "vae cannot be loaded"),
     "null as a configuration": (lambda f: text_at(f / VAE, "null"), "vae cannot be loaded"),
     "a configuration nested deeply": (lambda f: text_at(f / VAE, "[" * 10**6), "vae cannot be loaded"),
     "a list as the text encoder's configuration": (
-        lambda f: text_at(f / "text_encoder/config.json", "[]"),
+        lambda f: text_at(f / TEXT_CONFIG, "[]"),
         "text_encoder cannot be loaded",
     ),
-    "a list as the scheduler's configuration": (
-        lambda f: text_at(f / "scheduler/scheduler_config.json", "[]"),
+    "a list as the scheduler's configuration": (lambda f: text_at(f / SCHEDULER, "[]"), "scheduler cannot be loaded"),
+    "a list as the tokenizer's configuration": (lambda f: text_at(f / TOKENIZER, "[]"), "tokenizer cannot be loaded"),
+    "a tokenizer without its files": (
+        lambda f: [t.unlink() for t in (f / "tokenizer").glob("*") if t.name != "tokenizer_config.json"],
+        "tokenizer holds no words (tokenizer.json or vocab.json with merges.txt)",
+    ),
+    "a tokenizer that pads to a billion tokens": (
+        lambda f: configured(f / TOKENIZER, model_max_length=10**9),
+        "the tokenizer pads to 1000000000 tokens, and the text encoder reads 3 to 77",
+    ),
+    "a tokenizer that pads to nothing": (
+        lambda f: configured(f / TOKENIZER, model_max_length=0),
+        "the tokenizer pads to 0 tokens",
+    ),
+    "a word beyond the embeddings": (
+        lambda f: edit(
+            f / TOKENIZER,
+            lambda c: c.setdefault("added_tokens_decoder", {}).update(
+                {"99999999": {"content": "<x>", "special": True}}
+            ),
+        ),
+        "tokenizer",
+    ),
+    "ten million layers": (
+        lambda f: configured(f / TEXT_CONFIG, num_hidden_layers=10**7),
+        "asks for 10000000 layers, and the weights have",
+    ),
+    "ten million layers per block": (
+        lambda f: configured(f / UNET_CONFIG, layers_per_block=10**7),
+        "asks for 10000000 layers, and the weights have",
+    ),
+    "a vocabulary of 10**12 words": (
+        lambda f: configured(f / TEXT_CONFIG, vocab_size=10**12),
+        "text_encoder cannot be loaded",
+    ),
+    "a negative width": (lambda f: configured(f / TEXT_CONFIG, hidden_size=-1), "text_encoder cannot be loaded"),
+    "no head": (lambda f: configured(f / TEXT_CONFIG, num_attention_heads=0), "text_encoder cannot be loaded"),
+    "an unknown activation": (
+        lambda f: configured(f / TEXT_CONFIG, hidden_act="nope"),
+        "text_encoder cannot be loaded",
+    ),
+    "code from the hub": (
+        lambda f: configured(f / TEXT_CONFIG, _attn_implementation="owner/kernel"),
+        "text_encoder cannot be loaded",
+    ),
+    "unknown quantization": (
+        lambda f: configured(f / UNET_CONFIG, quantization_config={"quant_method": "nope"}),
+        "unet cannot be loaded",
+    ),
+    "more channels": (lambda f: configured(f / UNET_CONFIG, in_channels=9), "unet cannot be loaded"),
+    "images of 0 pixels": (
+        lambda f: configured(f / UNET_CONFIG, sample_size=0),
+        "the network's sample_size takes int from 1 to 1024, got 0",
+    ),
+    "images of a billion pixels": (
+        lambda f: configured(f / UNET_CONFIG, sample_size=10**9),
+        "the network's sample_size takes int from 1 to 1024",
+    ),
+    "images without a size": (
+        lambda f: configured(f / UNET_CONFIG, sample_size=None),
+        "the network's sample_size takes int from 1 to 1024, got null",
+    ),
+    "latents times 0": (
+        lambda f: configured(f / VAE, scaling_factor=0),
+        "the autoencoder's scaling_factor takes a number from 1e-06",
+    ),
+    "latents times NaN": (
+        lambda f: configured(f / VAE, scaling_factor=float("nan")),
+        "the autoencoder's scaling_factor takes a number from 1e-06",
+    ),
+    "latents of other channels": (lambda f: configured(f / VAE, latent_channels=3), "vae cannot be loaded"),
+    "no timestep": (lambda f: configured(f / SCHEDULER, num_train_timesteps=0), "scheduler cannot be loaded"),
+    "one timestep": (lambda f: configured(f / SCHEDULER, num_train_timesteps=1), "the scheduler's betas give no noise"),
+    "ten billion timesteps": (
+        lambda f: configured(f / SCHEDULER, num_train_timesteps=10**10),
         "scheduler cannot be loaded",
     ),
-    "a list as the tokenizer's configuration": (
-        lambda f: text_at(f / "tokenizer/tokenizer_config.json", "[]"),
-        "tokenizer cannot be loaded",
+    "noise that is NaN": (
+        lambda f: configured(f / SCHEDULER, beta_start=float("nan")),
+        "the scheduler's betas give no noise",
+    ),
+    "noise above 1": (lambda f: configured(f / SCHEDULER, beta_end=5.0), "the scheduler's betas give no noise"),
+    "no noise": (
+        lambda f: configured(f / SCHEDULER, beta_start=0.0, beta_end=0.0),
+        "the scheduler's betas give no noise",
+    ),
+    "noise of one step": (
+        lambda f: configured(f / SCHEDULER, trained_betas=[0.1]),
+        "the scheduler's betas give no noise",
     ),
     "an empty header": (lambda f: header(f / UNET, b""), "is not a readable safetensors file"),
     "a header of 2**62 bytes": (
@@ -261,14 +325,17 @@ DAMAGES = {
     "no tensor": (lambda f: lie(f / UNET), "unet"),
     "a tensor with an escape": (lambda f: lie(f / UNET, **{"a\x1b[31m\n": [2, 0, 8]}), "unet"),
     "shards by their whole path": (lambda f: index(f, {"a": "/etc/passwd"}), "names weight files outside its folder"),
-    "shards in the folder above": (lambda f: index(f, {"a": ".."}), "outside its folder|lacks the weight file"),
-    "a shard that is the configuration": (lambda f: index(f, {"a": "config.json"}), "is not a readable safetensors file"),
+    "shards in the folder above": (lambda f: index(f, {"a": ".."}), "names weight files outside its folder"),
+    "a shard that is the configuration": (
+        lambda f: index(f, {"a": "config.json"}),
+        "is not a readable safetensors file",
+    ),
     "a shard that is a number": (lambda f: index(f, {"a": 5}), "names weight files outside its folder"),
     "shards that are numbers and names": (lambda f: index(f, {"a": 5, "b": "x"}), "is not an index of weight files"),
     "shards that are lists": (lambda f: index(f, {"a": ["x"]}), "is not an index of weight files"),
     "an index of no shards": (lambda f: index(f, {}), "names weight files outside its folder"),
     "an index of shards nested deeply": (lambda f: index(f, "[" * 10**6), "is not an index of weight files"),
-}  # fmt: skip
+}
 
 
 def arguments(folder):
@@ -279,7 +346,7 @@ def arguments(folder):
 def test_model_folders(refused, folder, name):
     spoil, said = DAMAGES[name]
     spoil(folder)
-    assert re.search(said, refused(*arguments(folder), said=str(folder)))
+    refused(*arguments(folder), said=[str(folder), said])
 
 
 def test_a_run_says_it_before_it_makes_a_store(refused, folder):

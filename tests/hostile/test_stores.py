@@ -92,10 +92,7 @@ DAMAGES = {
     "a name with NUL": (lambda s: lone(s, "a\0b"), "unreadable manifest"),
     "a name of 5,000 letters": (lambda s: lone(s, "a" * 5000), "is damaged"),
     "a name with an escape": (lambda s: lone(s, "a\x1b[31m"), "is missing"),
-    "records that are cut": (
-        lambda s: os.truncate(measured(s) / "records.parquet", 100),
-        "records.parquet has 100 of",
-    ),
+    "records that are cut": (lambda s: os.truncate(measured(s) / "records.parquet", 100), "records.parquet has 100 of"),
     "records that are gone": (lambda s: removed(s), "records.parquet is missing"),
     "records with another byte": (
         lambda s: (f := measured(s) / "records.parquet").write_bytes(f.read_bytes()[:-1] + b"!"),

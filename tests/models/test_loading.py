@@ -39,7 +39,7 @@ def test_the_loaded_weights_are_the_stored_ones(folder, tiny_sd):
 
 
 def test_text_encoder_files_of_every_version_of_transformers_load(folder, tiny_sd):
-    """Version 5 writes names without the prefix ``text_model.``, which earlier versions write and need."""
+    """Newer versions write names without the prefix ``text_model.``, which older versions write and need."""
     plain = {name.removeprefix("text_model."): tensor for name, tensor in load_file(folder / TEXT).items()}
     for prefix in ("", "text_model."):
         (folder / TEXT).unlink()
@@ -68,7 +68,7 @@ def test_published_files_of_stable_diffusion_load(folder, tiny_sd):
 
 
 def test_a_network_that_a_library_left_at_random_gets_its_weights(tiny_sd, goldens):
-    """transformers 4 does this with a file of version 5: it reports every tensor as missing."""
+    """transformers 5.0 does this with a file of newer versions: it reports every tensor as missing."""
     part = copy.deepcopy(tiny_sd.text_encoder)
     wanted = {name: tensor.clone() for name, tensor in part.state_dict().items()}
     for parameter in part.parameters():
