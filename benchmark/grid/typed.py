@@ -50,8 +50,8 @@ def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         found = _adapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        found = error.errors(include_url=False)  # a misspelt key comes before the missing one that it stands for
-        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+        errors = error.errors(include_url=False)  # a misspelt key comes before the missing one that it stands for
+        first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
         raise _refusal(first, values, hints, where) from None
     for key, value in found.items():
         if isinstance(value, float) and abs(value) > LARGEST:

@@ -113,7 +113,7 @@ def stored_outcomes(store: Store, records: pd.DataFrame) -> pd.DataFrame:
         with store.reading(STAGE, key) as folder:
             path = folder / "outcomes.parquet"
             if path.is_file():
-                frames.append(_read(path, OUTCOME_COLUMNS, OUTCOME_COLUMNS).assign(artefact=key))
+                frames.append(_read(path, OUTCOME_COLUMNS, "metric prompt_id seed value".split()).assign(artefact=key))
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
