@@ -34,8 +34,8 @@ HEARTBEAT = 60
 ABANDONED = 86400
 #: Errors of the operating system that say that the store takes no more data.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-#: What parsers of JSON, parquet and safetensors files raise.
-UNPARSABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, FileNotFoundError, IsADirectoryError)
+#: Numbers of an `OSError` that say that there is no such file, or (no number) that a parser cannot read it.
+NO_FILE = (None, errno.ENOENT, errno.EISDIR)
 #: Errors of the operating system about names that this package never writes.
 NEVER_WRITTEN = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR)
 
@@ -173,8 +173,10 @@ class Store:
         folder = self.read(stage, key)
         try:
             yield folder
-        except UNPARSABLE as error:
+        except (ValueError, RecursionError, NotImplementedError, OSError) as error:
             self.suspect(stage, key)
+            if isinstance(error, OSError) and error.errno not in NO_FILE:
+                raise
             reason = next(iter(str(error).splitlines()), "")
             raise CorruptArtefact(stage, key, f"{type(error).__name__}: {reason}") from error
 

@@ -101,6 +101,7 @@ DAMAGES = {
     "a device as records": (lambda s: removed(s).symlink_to("/dev/zero"), "no file of it"),
     "a link to itself as records": (lambda s: removed(s).symlink_to("records.parquet"), "is damaged"),
     "forged records that are gone": (lambda s: (removed(s), forged(s)), "FileNotFoundError"),
+    "a folder as forged records": (lambda s: (removed(s).mkdir(), manifest(s, {"files": {}})), "is damaged"),
     "forged records of nothing": (lambda s: content(s, b""), "is damaged"),
     "forged records of text": (lambda s: content(s, b"hello"), "is damaged"),
     "forged records that are cut": (
