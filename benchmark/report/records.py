@@ -103,7 +103,7 @@ def _read(file: Path, columns: Sequence[str], required: Sequence[str]) -> pd.Dat
         text = types.is_string(kind) or types.is_large_string(kind)
         if not (types.is_null(kind) or (number if name in NUMBERS else text)):
             raise ValueError(f"{file.name} has values of type {kind} in column {name!r}")
-    return pd.read_parquet(file).reindex(columns=columns)
+    return pd.read_parquet(file).reindex(columns=list(columns))
 
 
 def stored_outcomes(store: Store, records: pd.DataFrame) -> pd.DataFrame:

@@ -119,6 +119,13 @@ CATALOGUES = {
     "utility holds texts": "concepts: {church: {}}\nutility: [a car]\n",
     "utility without prompt": "concepts: {church: {}}\nutility: [{expects: [car]}]\n",
     "utility expects a text": "concepts: {church: {}}\nutility: [{prompt: a car, expects: car}]\n",
+    "utility sentences are a text": "concepts: {church: {}}\nutility_templates: a {}\n",
+    "utility sentences are texts": "concepts: {church: {}}\nutility_templates: ['a {}']\n",
+    "utility sentence without a place": "concepts: {church: {}}\nutility_templates: [{kinds: [object], prompt: a car}]\n",
+    "utility sentence with two": "concepts: {church: {}}\nutility_templates: [{kinds: [object], prompt: '{} {name}'}]\n",
+    "utility sentence with other braces": "concepts: {church: {}}\nutility_templates: [{kinds: [object], prompt: '{} {x}'}]\n",
+    "utility sentence without kinds": "concepts: {church: {}}\nutility_templates: [{prompt: 'a {name}'}]\n",
+    "utility sentence of an unknown kind": "concepts: {church: {}}\nutility_templates: [{kinds: [thing], prompt: 'a {name}'}]\n",
     "version is a text": "concepts: {church: {}}\nversion: one\n",
     "key is unknown": "concepts: {church: {}}\nconcept: {}\n",
 }
