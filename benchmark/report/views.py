@@ -90,9 +90,11 @@ def view_named(name: str) -> View:
     for facet, endpoint in (given.get("primary") or {}).items():
         if "metric" not in endpoint:
             raise UserError(f"{where}: primary.{facet} names no metric")
-    chosen = given | {
-        "columns": columns,
-        "blocks": tuple(given.get("blocks") or ()),
-        "primary": given.get("primary") or {},
-    }
-    return View(**({"name": name} | chosen))
+    return View(
+        name,
+        given.get("cells", "means"),
+        given.get("rows", "method"),
+        tuple(given.get("blocks") or ()),
+        columns,
+        given.get("primary") or {},
+    )
