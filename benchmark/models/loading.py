@@ -32,6 +32,8 @@ UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": No
 LIBRARIES = ("diffusers", "transformers")
 #: The files that hold a tokenizer's words: one of these sets.
 WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+#: A tensor of published text encoders that is no weight. Newer versions of transformers do not report it.
+BUFFER = "embeddings.position_ids"
 #: What the libraries report of a network that they loaded -> how a message says it.
 PROBLEMS = {
     "missing_keys": "the weights of {name} lack {n} tensors",
@@ -107,8 +109,8 @@ def load_component(folder: Path, name: str, entry: list[str], where: str) -> Any
         if info["missing_keys"]:
             part, info = renamed(part, files, info)
     for key, problem in PROBLEMS.items():
-        if info.get(key):
-            found = sorted(map(str, info[key]))
+        found = sorted(name for name in map(str, info.get(key) or ()) if not name.endswith(BUFFER))
+        if found:
             raise UserError(f"{where}: {problem.format(name=name, n=len(found))}, such as {found[0]}")
     return part
 
