@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from overpaint.blocks.token_variables import Frame
 from overpaint.errors import AssetMissing, UserError
+from overpaint.grid.paths import path_of
 from overpaint.models.token_tables import GivenEmbeddings
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Clip:
         """Load from a folder, or from the hub (``owner/name``) if the model is cached or can be downloaded."""
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-        folder = Path(path).expanduser()
+        folder = path_of(path, "clip")
         if not folder.is_dir() and path.count("/") != 1:
             raise UserError(f"CLIP folder {path} does not exist (clip takes a folder or a hub id like owner/name)")
         source = str(folder) if folder.is_dir() else path

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from overpaint.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.grid.concepts import Concept
+
+
+def read_image(path: Path, whole: bool = True) -> Image:
+    """The image in a file, in RGB. With ``whole=False`` only its header is read. Raises a `UserError` if it is no image."""
+    from PIL.Image import DecompressionBombError, open
+
+    if not path.is_file():
+        raise UserError(f"{path} is not a readable image: it is not a regular file")
+    try:
+        image = open(path)
+        return image.convert("RGB") if whole else image
+    except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
+        raise UserError(f"{path} is not a readable image: {error}") from None
 
 
 class Pictures(ABC):

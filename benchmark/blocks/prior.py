@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from overpaint.errors import unknown
+from overpaint.grid.labels import is_file
 from overpaint.grid.prompts import read_prompts
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
@@ -43,8 +44,8 @@ def captions_file(captions: Captions) -> Path | None:
     if not isinstance(captions, str):
         return None
     folder = shipped("datasets")
-    places = (folder / f"{captions}.csv", Path(captions).expanduser())
-    path = next((place for place in places if place.is_file()), None)
+    places = (folder / f"{captions}.csv", Path(captions))
+    path = next(filter(is_file, places), None)
     if path is None:
         names = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.csv")]
         raise unknown("caption collection", captions, [*names, "a path to a CSV file with a prompt column"])

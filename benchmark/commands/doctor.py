@@ -13,7 +13,9 @@ import click
 from overpaint.commands.grids import taken
 from overpaint.errors import UserError
 from overpaint.grid.composition import search
+from overpaint.grid.labels import printable
 from overpaint.grid.registry import broken_packages, component, components
+from overpaint.grid.typed import bare
 from overpaint.run.store import Store
 
 LIBRARIES = ("torch", "diffusers", "transformers", "hydra-core", "torchmetrics", "pandas", "pyarrow")
@@ -26,13 +28,14 @@ def doctor(overrides: Sequence[str]) -> None:
     """Report the libraries, devices, assets and store of this machine."""
     store, rest = taken(search(overrides), "store")
     if rest:
-        raise UserError(f"doctor takes store=DIR and hydra.searchpath=[…], got {rest[0]}")
+        raise UserError(f"doctor takes store=DIR and hydra.searchpath=[…], got {bare(rest[0])}")
     for line in report(store):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def report(store: str | None = None) -> Iterator[str]:
     """Lines of `overpaint doctor`."""
+    place = Store.chosen(store)
     yield f"overpaint {version('overpaint')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield f"cores: {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
     yield from (f"{name}: {_version(name) or 'MISSING'}" for name in LIBRARIES)
@@ -46,7 +49,6 @@ def report(store: str | None = None) -> Iterator[str]:
         except UserError as error:
             yield f"detector {name}: MISSING, {error}"
     yield from broken_packages()
-    place = Store.chosen(store)
     if place.root.is_dir():
         size = sum(f.stat().st_size for f in place.root.rglob("*") if f.is_file())
         count = sum(1 for _ in (place.root / "artefacts").glob("*/*/manifest.json"))

@@ -53,9 +53,9 @@ def prepare(composed: Sequence[Composed]) -> Grid:
     for key in CIRCUMSTANCES:
         if any(c.config[key] != first[key] for c in composed):
             raise UserError(f"{key} says where and how the whole grid runs: give one value, not an axis")
-    kind = track(first["track"]["name"])
+    kind, store = track(first["track"]["name"]), Store.chosen(first["store"])
     cells = [kind.cell(c.config, c.explicit) for c in composed]
-    return Grid(cells, kind.plan(cells), Store.chosen(first["store"]), {key: first[key] for key in CIRCUMSTANCES})
+    return Grid(cells, kind.plan(cells), store, {key: first[key] for key in CIRCUMSTANCES})
 
 
 def single_cell(overrides: Sequence[str], what: str) -> Any:

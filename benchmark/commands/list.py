@@ -10,8 +10,10 @@ import click
 from overpaint.errors import UserError, unknown
 from overpaint.grid.composition import search
 from overpaint.grid.concepts import load_catalogue
+from overpaint.grid.labels import printable
 from overpaint.grid.registry import broken_packages, component, components, load_attribute
 from overpaint.grid.shipped import shipped
+from overpaint.grid.typed import bare
 
 GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector"}
 #: Groups whose options are described by the first comment of their file.
@@ -28,9 +30,9 @@ def list_(what: str, overrides: Sequence[str]) -> None:
     """
     others = search(overrides)
     if others:
-        raise UserError(f"list takes hydra.searchpath=[file:///folder] and nothing else, got {others[0]}")
+        raise UserError(f"list takes hydra.searchpath=[file:///folder] and nothing else, got {bare(others[0])}")
     for line in lines(what):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def lines(what: str) -> Iterator[str]:

@@ -80,16 +80,18 @@ def _failures(outcome: Outcome, store: Store) -> int:
 
 
 def _until_readable(run: Callable[[], Outcome], grid: Grid) -> tuple[Outcome, pd.DataFrame]:
-    """Run the grid, and repeat as long as reading a stored record finds damage: the damaged artefact is made again."""
-    done = 0
+    """Run the grid, and repeat as long as reading a stored record finds damage: the damaged artefact is made again, once."""
+    done, mended = 0, set()
     while True:
         outcome = run()
         outcome.done = done = done + outcome.done
         try:
             return outcome, stored_records(grid.store, grid.plan)
         except CorruptArtefact as error:
-            if not error.set_aside:
+            if error.key in mended:
                 raise
+            mended.add(error.key)
+            grid.store.make_room(error)
             ERR.print(str(error))
 
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.concepts import Catalogue, Concept, Kind, Request, load_catalogue, read_as, templates
+from overpaint.grid.concepts import LONGEST, Catalogue, Concept, Kind, Request, load_catalogue, read_as, templates
 from overpaint.grid.labels import file_digest
 from overpaint.grid.registry import named_in_yaml
-from overpaint.grid.typed import construct
+from overpaint.grid.typed import construct, shown
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
         raise UserError(f"concepts.near: {', '.join(erased_too)} cannot be erased and be a neighbour that stays")
     sequential = entry.sequential and len(erase) > 1  # one concept is the same request either way
     name = entry.name or "+".join(names)
-    if not name.isprintable():
-        raise UserError(f"concepts.name takes printable characters on one line, got {name!r}")
+    if entry.name and not (name.isprintable() and len(name) <= LONGEST):
+        raise UserError(f"concepts.name takes at most {LONGEST} printable characters on one line, got {shown(name)}")
     return ConceptSet(
         f"{name} in turn" if sequential else name,
         request,

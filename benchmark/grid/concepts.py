@@ -14,11 +14,13 @@ from typing_extensions import TypedDict
 from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import file_digest, is_file
 from overpaint.grid.shipped import shipped
-from overpaint.grid.typed import checked
+from overpaint.grid.typed import checked, shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
 Kind = Literal["object", "style", "person", "character", "unsafe", "mark"]
 KINDS: tuple[str, ...] = get_args(Kind)
+#: Most characters of a concept's name.
+LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Concept:
     def __post_init__(self):
         if not self.name.strip():
             raise UserError("a concept needs a name, got an empty string")
-        if not self.name.isprintable():
-            raise UserError(f"a concept's name takes printable characters on one line, got {self.name!r}")
+        if not self.name.isprintable() or len(self.name) > LONGEST:
+            raise UserError(f"a concept's name takes at most {LONGEST} printable characters, got {shown(self.name)}")
         if self.kind not in KINDS:
             raise unknown("concept kind", self.kind, KINDS, f"concept {self.name!r}")
 

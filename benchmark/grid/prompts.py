@@ -13,7 +13,8 @@ from pathlib import Path
 
 from overpaint.errors import UserError
 from overpaint.grid.labels import is_file
-from overpaint.grid.typed import shown
+from overpaint.grid.paths import path_of
+from overpaint.grid.typed import bare, shown
 
 #: Size limit of prompt files, in bytes.
 LARGEST = 64 << 20
@@ -115,9 +116,8 @@ def read_prompts(
     """
     path = Path(path)
     if not is_file(path):
-        raise UserError(
-            f"prompt file {shown(str(path))[1:-1]} {'is a folder' if os.path.isdir(path) else 'does not exist'}"
-        )
+        why = "is not a regular file" if os.path.exists(path_of(path, "prompt file")) else "does not exist"
+        raise UserError(f"prompt file {bare(str(path))} {why}")
     path = path.expanduser()
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
@@ -154,7 +154,7 @@ def _rows(reader, path: Path, role: str, concept: str, expects: tuple[str, ...])
         raise UserError(f"{path} has the column {twice[0]!r} more than once")
     found = {key: next((header.index(n) for n in names if n in header), None) for key, names in COLUMNS.items()}
     if found["prompt"] is None:
-        given = shown(", ".join(header))[1:-1] or "none"
+        given = bare(", ".join(header)) or "none"
         raise UserError(f"{path} has no 'prompt' column (its columns: {given})")
     for row in reader:
         where = f"{path} line {reader.line_num}"

@@ -76,7 +76,7 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
     for key, tasks in by_sheet.items():
         try:
             sheet = _collect(tasks, plan, store)
-        except CorruptArtefact:  # the store has set it aside; figures need scores only
+        except CorruptArtefact:  # figures need scores only
             continue
         if sheet.rows:
             path = folder / f"{_file_name(key, by_sheet)}.png"

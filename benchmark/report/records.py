@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
+from pyarrow import types
 
 from overpaint.grid.source_code import is_ours
 from overpaint.run.history import History
@@ -32,6 +35,13 @@ RECORD_COLUMNS = (
 #: ``value`` is 1, 0 or NaN (failed), or a real number. ``other`` is the value of the unedited model or the control. Outcomes in
 #: one ``cluster`` are dependent; the means of the strata (``stratum``) have equal weight ("" if there is only one).
 OUTCOME_COLUMNS = "metric prompt_id seed label cluster stratum value other".split()
+#: Columns of numbers; all others hold text.
+NUMBERS = (
+    "seed value low high n failed original control difference difference_low difference_high p_value p_equivalence seconds "
+    "threshold version other"
+).split()
+#: Columns that records of every version have.
+REQUIRED = "model concepts kind method attack budget seed facet metric direction unit value n".split()
 #: The stage that writes records, on every track.
 STAGE = "measure"
 #: Labels of a cell.
@@ -56,18 +66,49 @@ def stored_records(store: Store, plan: Plan | None = None, older: bool = False) 
     frames, recency, history = [], {}, History(store)
     for key in sorted(set(keys)) if plan is None else dict.fromkeys(keys):
         with store.reading(STAGE, key) as folder:
-            frame = pd.read_parquet(folder / "records.parquet")
+            frame = _read_records(folder / "records.parquet")
             if plan is None:  # whose cells have one measurement each
                 sources = read_manifest(folder).get("sources", {})
                 recency[key] = history.recency({name: s for name, s in sources.items() if not is_ours(s)})
         if len(frame):
-            frames.append(frame.reindex(columns=RECORD_COLUMNS).astype(object).assign(artefact=key))
+            frames.append(frame.astype(object).assign(artefact=key))
     if not frames:
         return pd.DataFrame(columns=[*RECORD_COLUMNS, "artefact", *(["current"] if older else [])])
     records = pd.concat(frames, ignore_index=True).infer_objects()
     current = _current(records, recency)
     records = _with_identity(records).assign(current=current)
     return records if older else records[current].drop(columns="current").reset_index(drop=True)
+
+
+def _read_records(file: Path) -> pd.DataFrame:
+    """The records in a parquet file. Raises a `ValueError` if they are not records."""
+    frame = _read(file, RECORD_COLUMNS, REQUIRED)
+    for name in REQUIRED:
+        if name != "value" and frame[name].isna().any():
+            raise ValueError(f"{file.name} has a row without {name!r}")
+    if not frame["direction"].isin(["up", "down"]).all():
+        raise ValueError(f"{file.name} has a direction other than up and down")
+    for name in ("given", "versions"):
+        for text in frame[name].dropna().unique():
+            found = json.loads(text)
+            if not isinstance(found, dict) or (name == "versions" and not all(type(v) is int for v in found.values())):
+                raise ValueError(f"{file.name} has values in column {name!r} that are not a mapping")
+    return frame
+
+
+def _read(file: Path, columns: Sequence[str], required: Sequence[str]) -> pd.DataFrame:
+    """These columns of a parquet file. Raises a `ValueError` if a required one is missing or a column has another type."""
+    schema = pq.read_schema(file)
+    missing = [name for name in required if name not in schema.names]
+    if missing:
+        raise ValueError(f"{file.name} has no column {missing[0]!r}")
+    for name in set(columns) & set(schema.names):
+        kind = schema.field(name).type
+        number = types.is_integer(kind) or types.is_floating(kind)
+        text = types.is_string(kind) or types.is_large_string(kind)
+        if not (types.is_null(kind) or (number if name in NUMBERS else text)):
+            raise ValueError(f"{file.name} has values of type {kind} in column {name!r}")
+    return pd.read_parquet(file).reindex(columns=list(columns))
 
 
 def stored_outcomes(store: Store, records: pd.DataFrame) -> pd.DataFrame:
@@ -77,7 +118,7 @@ def stored_outcomes(store: Store, records: pd.DataFrame) -> pd.DataFrame:
         with store.reading(STAGE, key) as folder:
             path = folder / "outcomes.parquet"
             if path.is_file():
-                frames.append(pd.read_parquet(path).reindex(columns=OUTCOME_COLUMNS).assign(artefact=key))
+                frames.append(_read(path, OUTCOME_COLUMNS, "metric prompt_id seed value".split()).assign(artefact=key))
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
-import yaml
+from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.registry import components
+from overpaint.grid.typed import checked, construct
+from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 from overpaint.report.pooling import FIELDS
-
-#: Contents of a view's cells: all figures of a concept set, means over concepts, ranks of methods, or pairs of methods.
-CELLS = ("every", "means", "ranks", "pairs")
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Column:
 class View:
     """A view as defined in its YAML.
 
+    ``cells`` is its content: every figure of a concept set, means over concepts, ranks of methods, or pairs of methods.
     ``primary`` names one endpoint per facet: ``facet: {metric, attack, against}``. ``attack`` and ``against`` are optional.
     """
 
@@ -61,29 +61,40 @@ class View:
         return column.field == "value" and not others
 
 
+class ViewFile(TypedDict, total=False):
+    """The keys of a view's YAML."""
+
+    name: str
+    cells: Literal["every", "means", "ranks", "pairs"]
+    rows: Literal["method", "attack"]
+    blocks: (
+        list[Literal["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]] | None
+    )
+    columns: dict[str, dict[str, Any]] | None
+    primary: dict[str, dict[str, str]] | None
+
+
 def view_named(name: str) -> View:
     """The view of that name. Raises a `UserError` for an unknown name or a YAML file that does not define a view."""
-    known = components("view")
+    known, where = components("view"), f"view {name}"
     if name not in known:
         raise unknown("view", name, list(known))
-    return _view(name, yaml.safe_load(known[name].read_text(encoding="utf-8")))
-
-
-def _view(name: str, config: Any) -> View:
-    if not isinstance(config, Mapping):
-        raise UserError(f"view={name}: the file must hold a mapping with name, rows, blocks and columns")
-    for key in config:
-        if key not in View.__dataclass_fields__:
-            raise unknown("key", key, View.__dataclass_fields__, f"view={name}")
+    read = read_mapping(known[name], where)
+    refuse_resolvers(read, where)
+    given = checked(ViewFile, read, where)
     columns = {}
-    for title, column in (config.get("columns") or {}).items():
-        for key in column:
-            if key not in Column.__dataclass_fields__:
-                raise unknown("key", key, Column.__dataclass_fields__, f"view={name}: columns.{title}")
-        columns[str(title)] = Column(**column)
-        if columns[str(title)].field not in FIELDS:
-            raise unknown("field", column["field"], FIELDS, f"view={name}: columns.{title}")
-    chosen = dict(config) | {"columns": columns, "blocks": tuple(config.get("blocks") or ())}
-    if chosen.get("cells", "means") not in CELLS:
-        raise unknown("cells", chosen["cells"], CELLS, f"view={name}")
-    return View(**{**chosen, "primary": chosen.get("primary") or {}})
+    for title, values in (given.get("columns") or {}).items():
+        columns[title] = construct(Column, values, f"{where}: columns.{title}")
+        if columns[title].field not in FIELDS:
+            raise unknown("field", columns[title].field, FIELDS, f"{where}: columns.{title}")
+    for facet, endpoint in (given.get("primary") or {}).items():
+        if "metric" not in endpoint:
+            raise UserError(f"{where}: primary.{facet} names no metric")
+    return View(
+        name,
+        given.get("cells", "means"),
+        given.get("rows", "method"),
+        tuple(given.get("blocks") or ()),
+        columns,
+        given.get("primary") or {},
+    )

@@ -125,8 +125,7 @@ class Executor:
             for key in bundle[0].inputs.values():
                 self.store.suspect(self.plan.tasks[key].stage, key)
         except CorruptArtefact as damage:
-            if not damage.set_aside:
-                raise UserError(str(damage)) from error
+            self.store.make_room(damage)
             return Result("damaged", reason=str(damage))
         reason = str(error)
         if len(bundle) == 1:

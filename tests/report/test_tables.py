@@ -484,25 +484,6 @@ def test_every_view_asks_for_metrics_that_exist(name):
     assert {endpoint["metric"] for endpoint in view.primary.values()} <= known.keys()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("colums: {}", "did you mean 'columns'"),
-        ("cells: rank", "did you mean 'ranks'"),
-        ("columns: {a: {metrik: x}}", "did you mean 'metric'"),
-        ("columns: {a: {metric: x, field: valu}}", "did you mean 'value'"),
-        ("- a", "must hold a mapping"),
-    ],
-)
-def test_a_view_that_is_none_is_refused(text, message):
-    import yaml
-
-    from overpaint.report.views import _view
-
-    with pytest.raises(overpaint.UserError, match=message):
-        _view("mine", yaml.safe_load(text))
-
-
 # --- the store -------------------------------------------------------------------------------------------------
 
 
