@@ -59,12 +59,13 @@ class Pooled:
     p_equivalence: float | None = None
 
 
-def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Pooled | None:
+def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str = "concepts") -> Pooled | None:
     """The mean of one field of records of one metric over their concepts and method seeds; ``None`` if the field is empty.
 
-    The tests always refer to the difference, even if another field is shown.
+    ``average`` says what has equal weight: every concept set, or every kind (`overpaint.report.views.AVERAGES`). The
+    tests always refer to the difference, even if another field is shown.
     """
-    shown = _mean(figures, field, outcomes)
+    shown = _mean(figures, field, outcomes, average)
     if shown.value is None and (field in ("control", "difference") or not len(figures)):
         return None
     tested = figures[figures["p_value"].notna()]
@@ -75,7 +76,7 @@ def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Pooled | No
         record = figures.iloc[0]
         same = record.get("p_equivalence")
         return Pooled(shown, float(record["p_value"]), None if pd.isna(same) else float(same))
-    gap = shown if field == "difference" else _mean(figures, "difference", outcomes)
+    gap = shown if field == "difference" else _mean(figures, "difference", outcomes, average)
     return Pooled(shown, *_tests(gap, figures["unit"].iloc[0]))
 
 
@@ -98,8 +99,11 @@ def _tests(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
     return min(2 * beyond(0.0), 1.0), same if unit == "fraction" else None
 
 
-def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Estimate:
-    """The mean of one field: over the method seeds of each concept, then over concepts."""
+def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -> Estimate:
+    """The mean of one field: over the method seeds of each concept, then over concepts (of each kind, then over kinds)."""
+    if average == "kinds" and figures["kind"].nunique() > 1:
+        kinds = [part for _, part in figures.groupby("kind", sort=False)]
+        return statistics.mean_of_estimates([_mean(part, field, outcomes, "concepts") for part in kinds])
     by_concept = [part for _, part in figures.groupby("concepts", sort=False)]
     own = [_over_seeds(part, field, outcomes) for part in by_concept]
     mean = statistics.mean_of_estimates(own)

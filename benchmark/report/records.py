@@ -24,7 +24,7 @@ from overpaint.run.tasks import canonical
 RECORD_COLUMNS = (
     "model concepts kind method attack scope protocol budget metrics seed facet metric direction unit value low high n "
     "failed original control difference difference_low difference_high against p_value p_equivalence seconds why "
-    "detector threshold aggregation version paper settings given method_name attack_name versions"
+    "detector extractor threshold aggregation version paper settings given method_name attack_name versions"
 ).split()
 #: Columns of a figure's outcomes: one row per image and question about it.
 #: ``value`` is 1, 0 or NaN (failed), or a real number. ``other`` is the value of the unedited model or the control. Outcomes in
@@ -35,7 +35,7 @@ STAGE = "measure"
 #: Labels of a cell.
 CELL = ["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]
 #: Columns that identify a record.
-IDENTITY = ["settings", "metric", "detector", "threshold"]
+IDENTITY = ["settings", "metric", "detector", "extractor", "threshold"]
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
