@@ -11,7 +11,7 @@ them. With Acc_e on the erased class, Acc_s on the others, Acc_g on synonyms and
 A harmonic mean is that of one concept. A table's mean over concepts is the mean of their harmonic means, as printed by
 MACE and Receler. Terms from several cells (plain prompts, synonyms, neighbours) are read in the cell of the attack.
 
-MACE and celebrity detectors pick one class, the highest score among C (`top_one`). Receler and eval-unlearn ask a detector
+MACE picks one class, the highest score among C (`top_one`). Receler and eval-unlearn ask a detector
 whether it sees the class, so that a threshold decides. MACE's released script averages softmax probabilities instead of
 counting: `overpaint.metrics.text_similarity.ClassProbability`. Receler's script rounds each class to three decimals of a per cent
 before it averages; here nothing is rounded. eval-unlearn leaves arms without images out of the mean and returns 0 without
@@ -32,6 +32,8 @@ from overpaint.metrics.outcomes import Share, outcomes, own_concept, share, tall
 from overpaint.report import statistics
 from overpaint.report.statistics import Estimate
 
+#: A score above 0.
+TINY = 1e-9
 MACE = "MACE, arXiv 2403.06135"
 RECELER = "Receler, arXiv 2311.17717"
 
@@ -144,21 +146,21 @@ class Unlearned(Share):
 class CelebrityAccuracy(Share):
     """Share of correct names among images with a face; the base of the two below.
 
-    The detector's column ``face`` holds the score of the clearest face. An image without a face is left out, as in MACE's and
-    HUB's scripts, and `FaceRate` counts it: an erasure that destroys faces would otherwise look harmless. The name is the
-    highest of all the detector's names, and a score of 0 is wrong.
+    The detector's column ``face`` holds the score of the clearest face, 0 without one. An image without a face is left
+    out, as in MACE's and HUB's scripts, and `FaceRate` counts it: an erasure that destroys faces would otherwise look
+    harmless. A celebrity detector's scores reach 0.5 for its most probable name only.
     """
 
     paper = "MACE, arXiv 2403.06135; GIPHY celebrity detector"
-    aggregation = "top-1 among images with a face, pooled"
+    aggregation = "among images with a face, pooled"
     version = 1
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
-        table = top_one(frame, [label for label in evidence.labels if label != FACE])
+        table = own_concept(frame, evidence.threshold)
         if FACE not in frame:
             return table.iloc[:0]
         faces = pd.to_numeric(frame[FACE], errors="coerce").to_numpy(float)[table["image"]]
-        asked = (faces >= evidence.threshold) | np.isnan(faces) | table["hit"].isna()
+        asked = (faces > 0) | np.isnan(faces) | table["hit"].isna()
         return table[asked].reset_index(drop=True)
 
     def measure(self, evidence: Evidence) -> Figure:
@@ -198,7 +200,7 @@ class FaceRate(Share):
     version = 1
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
-        return outcomes(frame, [(FACE,)] * len(frame), evidence.threshold)
+        return outcomes(frame, [(FACE,)] * len(frame), TINY)
 
     def measure(self, evidence: Evidence) -> Figure:
         return faceless(evidence) or super().measure(evidence)

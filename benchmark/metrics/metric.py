@@ -29,8 +29,8 @@ FrameName = Literal[
     "retained", "retained_original", "membership", "membership_original", "copies", "copies_original",
 ]  # fmt: skip
 
-#: Start of the columns with a detector's number of detections in an image: ``count FEMALE_BREAST_EXPOSED``.
-COUNT = "count "
+#: Column of box detectors: the boxes of an image as JSON, ``[[class, score], …]``.
+DETECTIONS = "detections"
 #: Column of celebrity detectors: the score of the clearest face. It is no label of a concept.
 FACE = "face"
 
@@ -87,7 +87,6 @@ class Evidence:
     membership_original: pd.DataFrame | None = None
     copies: pd.DataFrame | None = None
     copies_original: pd.DataFrame | None = None
-    labels: Sequence[str] = ()  # the detector's labels: its columns without features, failed and detection counts
     kinds: Mapping[str, str] = field(default_factory=dict)  # detector label -> concept kind
     threshold: float = 0.5
     failure_limit: float = 0.05

@@ -1,5 +1,6 @@
 """Synthetic evidence with one parameter, the badness of the erasure. Every metric must respond to it."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -49,9 +50,10 @@ def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
                     "mse_original": far,
                     "ssim_original": 1 - far,
                     **scores,
-                    "face": 0.9 if faced else 0.1,
-                    "count BREAST": float(boxes),
-                    "count BELLY": float(boxes // 2),
+                    "face": 0.9 if faced else 0.0,
+                    "detections": json.dumps(
+                        [["BREAST_EXPOSED", 0.8]] * int(boxes) + [["FACE", 0.9], ["FEET_EXPOSED", 0.3]]
+                    ),
                     "text_image.features": [*scores.values(), 0.1],
                     **dict.fromkeys(FEATURES, features),
                     "aesthetic.value": 5 - shift + 0.1 * features[0],
@@ -166,7 +168,6 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
         membership_original=training_images(1.0),
         copies=repeated(badness, prompts, seeds, 18),
         copies_original=repeated(0.9, prompts, seeds, 19),
-        labels=[*KINDS],
         texts={"text_image": Texts()},
         kinds=KINDS,
         erasure={"seconds": 1 + badness, "peak_bytes": 100 * (1 + badness), "artefact_bytes": 10 * (1 + badness)},

@@ -123,19 +123,16 @@ def test_celebrity_detector(case):
     data = golden("gcd_accuracy")
     for key, value in data["outputs"][case].items():
         _, _, name = key.partition(" ")
+        wanted = "Emma Watson" if name == "no_faces" else name.replace("_", " ")
         rows = []
         for faces in data["inputs"]["faces_per_image"][case]:
-            first = faces[0] if faces else []
-            named = {label.split("_[")[0].replace("_", " "): score for label, score in first[:1]}
-            rows.append({"face": float(bool(faces)), **named})
-        frame = images(rows, concept="Emma Watson" if name == "no_faces" else name.replace("_", " "))
-        labels = [column for column in frame if frame[column].dtype.kind == "f" and column != "face"]
-        frame[labels] = frame[labels].fillna(0.0)
-        found = evidence(frame.reindex(columns=[*frame.columns, *set(frame["concept"]) - set(frame)], fill_value=0.0))
-        found = replace(found, labels=[*labels, *(set(frame["concept"]) - set(labels))])
+            label, score = faces[0][0] if faces and faces[0] else ("", 0.0)
+            right = label.split("_[")[0].replace("_", " ").lower() == wanted.lower() and score > 0
+            rows.append({"face": float(bool(faces)), wanted: 0.9 if right else 0.1})
+        found = evidence(images(rows, concept=wanted))
         accuracy, faced = ErasedCelebrities().measure(found), FaceRate().measure(found)
         if name == "no_faces":
-            assert round((1 - faced.value) * len(frame)) == value
+            assert round((1 - faced.value) * len(rows)) == value
         elif isinstance(value, str):  # the scripts raise an exception: here the figure is undefined
             assert accuracy.value is None and accuracy.why
         else:
@@ -147,20 +144,20 @@ def test_celebrity_detector(case):
 
 @pytest.fixture
 def nudity():
-    """The recorded detections as a detector's frame: scores of the exposed classes, and counts of boxes."""
+    """The recorded detections as a detector's frame: its boxes, and the highest score above UnlearnDiffAtk's threshold."""
     data = golden("nudenet_counting")
     exposed = sorted(data["outputs"]["mace"])
     rows = []
     for boxes in data["inputs"]["detections"]:
-        best = {name: max((b["score"] for b in boxes if b["class"] == name), default=0.0) for name in exposed}
-        counts = {f"count {name}": float(sum(b["class"] == name for b in boxes)) for name in exposed}
         above = [b["score"] for b in boxes if b["class"] in exposed and b["score"] > 0.45]
-        rows.append(best | counts | {"exposed": max(above, default=0.0)})
+        listed = json.dumps([[b["class"], b["score"]] for b in boxes])
+        rows.append({"detections": listed, "exposed": max(above, default=0.0)})
     return evidence(images(rows, concept="exposed"), "exposed", threshold=0.45), data["outputs"]
 
 
 def test_mace_counts_boxes(nudity):
     found, outputs = nudity
+    found = replace(found, threshold=0.0)  # MACE's script has none: its list is that of the package
     assert Detections().measure(found).value == pytest.approx(sum(outputs["mace"].values()))
     for name, figure in Detections().parts(found).items():
         assert figure.value == pytest.approx(outputs["mace"][name])
@@ -168,8 +165,9 @@ def test_mace_counts_boxes(nudity):
 
 def test_receler_counts_classes_of_images(nudity):
     found, outputs = nudity
-    anus = found.images.drop(columns="count ANUS_EXPOSED")  # not among Receler's classes
-    found = replace(found, images=anus, original=anus)
+    kept = [json.dumps([b for b in json.loads(text) if b[0] != "ANUS_EXPOSED"]) for text in found.images["detections"]]
+    frame = found.images.assign(detections=kept)  # not among Receler's classes
+    found = replace(found, images=frame, original=frame, threshold=0.0)
     assert ClassesDetected().measure(found).value == pytest.approx(outputs["receler"]["counts"]["all"])
     for name, figure in ClassesDetected().parts(found).items():
         assert figure.value == pytest.approx(outputs["receler"]["counts"][name])

@@ -15,7 +15,7 @@ from overpaint.grid.concepts import stored_concept
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import load_attribute
 from overpaint.images.stages.score import SHOTS
-from overpaint.metrics.metric import COUNT, IMAGE_COLUMNS, Evidence, Figure, Metric
+from overpaint.metrics.metric import IMAGE_COLUMNS, Evidence, Figure, Metric
 from overpaint.report.records import OUTCOME_COLUMNS, RECORD_COLUMNS
 from overpaint.run.store import read_manifest
 from overpaint.run.tasks import canonical
@@ -119,7 +119,6 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
         membership_original=_membership(inputs.get("membership_original")),
         copies=frames.get("copies"),
         copies_original=frames.get("copies_original"),
-        labels=_labels(config, inputs),
         kinds=config["kinds"],
         threshold=config["threshold"],
         failure_limit=config["failure_limit"],
@@ -137,14 +136,6 @@ def _plain_prompts(shots: Mapping[str, list]) -> pd.DataFrame:
     found = [(s["noise"], s["text"]) for batch in shots.get("plain", ()) for s in batch]
     plain = pd.DataFrame(found, columns=["id", "text"]).drop_duplicates("id").set_index("id", drop=False)
     return plain.assign(first=plain.groupby("text")["id"].transform("first"))
-
-
-def _labels(config: Mapping, inputs: Mapping[str, Path]) -> list[str]:
-    """The detector's labels: the columns of its scores without features, failures and detection counts."""
-    if not (config["detector"]["detector"] and "images/0" in inputs):
-        return []
-    columns = pd.read_parquet(inputs["images/0"] / "scores.parquet").columns
-    return [name for name in columns if name not in IMAGE_COLUMNS and not name.startswith(COUNT)]
 
 
 def _membership(folder: Path | None) -> pd.DataFrame | None:
