@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
-from overpaint.errors import AssetMissing, unknown
 from overpaint.extractors.extractor import Extractor
 from overpaint.grid.cells import Cell
 from overpaint.grid.registry import component, components
-from overpaint.images.tasks import Batch, applied_metrics, embed_task, extract_task, identity_of
+from overpaint.images.tasks import Batch, applied_metrics, chosen_extractors, embed_task, extract_task
 from overpaint.metrics.metric import Metric
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
@@ -19,42 +17,21 @@ from overpaint.run.tasks import Task
 Metrics = Sequence[type[Metric]]
 
 
-def extractions(
-    plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]
-) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
-    """Tasks of all extractors that the cell's metrics name, and a description of each extractor by its purpose.
+def extractions(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -> dict[str, Task]:
+    """Tasks of all extractors that the cell's metrics name, by the name of the measurement's input.
 
-    A description has the extractor's ``name`` and ``settings``, or ``absent``, the reason why there is none. Figures
-    without their extractor are undefined with this reason, and the plan notes it.
+    Figures whose extractor is missing are undefined, and the plan notes it.
     """
-    by_purpose: dict[str, dict[str, type[Metric]]] = {}
-    for name, metric in applied_metrics(cell).items():
-        if metric.extractor:
-            by_purpose.setdefault(metric.extractor, {})[name] = metric
     tasks: dict[str, Task] = {}
-    described: dict[str, dict[str, Any]] = {}
-    for purpose, metrics in by_purpose.items():
-        chosen = cell.extractor(purpose)
-        if chosen is None and all(metric.optional for metric in metrics.values()):
-            continue
-        described[purpose] = _described(purpose, chosen)
-        if chosen is None or "absent" in described[purpose]:
-            plan.notes.append(f"undefined: {', '.join(metrics)} ({described[purpose]['absent']})")
-            continue
-        tasks |= _tasks(plan, cell, frames, chosen, purpose, list(metrics.values()))
-    return tasks, described
-
-
-def _described(purpose: str, chosen: str | None) -> dict[str, Any]:
-    if chosen is None:
-        return {"absent": f"no extractor: set metrics.extractors.{purpose}"}
-    known = {**components("detector"), **components("extractor")}
-    if chosen not in known:
-        raise unknown("extractor", chosen, known, f"metrics.extractors.{purpose}")
-    try:
-        return {"name": chosen, "settings": identity_of(chosen)}
-    except AssetMissing as error:
-        return {"absent": str(error)}
+    for purpose, described in chosen_extractors(cell).items():
+        metrics = {name: metric for name, metric in applied_metrics(cell).items() if metric.extractor == purpose}
+        if "absent" in described:
+            needed = [name for name, metric in metrics.items() if not metric.optional]
+            said = f"undefined: {', '.join(needed)}" if needed else f"without metrics.extractors.{purpose}"
+            plan.notes.append(f"{said} ({described['absent']})")
+        else:
+            tasks |= _tasks(plan, cell, frames, described["name"], purpose, list(metrics.values()))
+    return tasks
 
 
 def _tasks(

@@ -45,9 +45,8 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
     plan.notes += dict.fromkeys(said for cell in cells for said in shortfalls(cell))
     for cell in cells:
         frames = _frames(plan, cell)
-        beside = _beside(plan, cell, frames)
-        read, extractors = extractions(plan, cell, frames)
-        plan.cells.append((cell, measure_task(plan, cell, frames, beside | read, extractors)))
+        beside = _beside(plan, cell, frames) | extractions(plan, cell, frames)
+        plan.cells.append((cell, measure_task(plan, cell, frames, beside)))
     plan.notes += unmeasured(cells)
     plan.notes = list(dict.fromkeys(plan.notes))
     return plan

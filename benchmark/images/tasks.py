@@ -12,7 +12,7 @@ from typing import Any
 
 from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity
-from overpaint.errors import UserError
+from overpaint.errors import AssetMissing, UserError, unknown
 from overpaint.extractors import extractor_identity
 from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice, build
@@ -197,6 +197,28 @@ def embed_task(plan: Plan, name: str, texts: Sequence[str]) -> Task:
     return plan.add(Task("extract", config, {}, {"extract": 1}, {"device": None}, label, like=f"{name} texts"))
 
 
+def chosen_extractors(cell: Cell) -> dict[str, dict[str, Any]]:
+    """The extractor for each purpose that the cell's metrics name: its ``name`` and ``settings``, or why it is ``absent``."""
+    found: dict[str, dict[str, Any]] = {}
+    for metric in applied_metrics(cell).values():
+        purpose, chosen = metric.extractor, cell.extractor(metric.extractor)
+        if purpose and not (chosen is None and metric.optional):
+            found[purpose] = _extractor(purpose, chosen)
+    return found
+
+
+def _extractor(purpose: str, chosen: str | None) -> dict[str, Any]:
+    if chosen is None:
+        return {"absent": f"no extractor: set metrics.extractors.{purpose}"}
+    known = {**components("detector"), **components("extractor")}
+    if chosen not in known:
+        raise unknown("extractor", chosen, known, f"metrics.extractors.{purpose}")
+    try:
+        return {"name": chosen, "settings": identity_of(chosen)}
+    except AssetMissing as error:
+        return {"absent": str(error)}
+
+
 def identity_of(extractor: str) -> dict[str, Any]:
     """Everything that determines the output of an extractor, or of a detector that serves as one."""
     if extractor in components("detector") and extractor not in components("extractor"):
@@ -214,17 +236,8 @@ def latency_task(plan: Plan, cell: Cell) -> Task | None:
     return plan.add(Task("latency", config, _erasure(erasure), {"latency": 1}, _runtime(cell), label))
 
 
-def measure_task(
-    plan: Plan,
-    cell: Cell,
-    frames: Mapping[str, Sequence[Batch]],
-    beside: Mapping[str, Task],
-    extractors: Mapping[str, Mapping[str, Any]],
-) -> Task:
-    """The task that computes the cell's figures from the scores of all frames and the results of the tasks ``beside``.
-
-    ``extractors`` describes the extractor for each purpose, or the reason why there is none.
-    """
+def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], beside: Mapping[str, Task]) -> Task:
+    """The task that computes the cell's figures from the scores of all frames and the results of the tasks ``beside``."""
     scored = [(f"{name}/{index}", b) for name, batches in frames.items() for index, b in enumerate(batches)]
     inputs = {place: batch.scored.key for place, batch in scored}
     inputs |= {name: task.key for name, task in beside.items()}
@@ -245,8 +258,9 @@ def measure_task(
         "judged_by_itself": cell.model.judge in (None, cell.model.detector),
         "detector": _score_settings(cell),
     }
+    extractors = chosen_extractors(cell)
     if extractors:
-        config["extractors"] = dict(extractors)
+        config["extractors"] = extractors
     versions = {name: _metric(name, reference).version for name, reference in metrics.items()}
     versions["statistics"] = statistics.VERSION
     return plan.add(Task("measure", config, inputs, versions, {}, f"measure {cell.label}"))
