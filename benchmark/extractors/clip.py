@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from overpaint.extractors.extractor import Extractor, batched, hashes, named_path
 
@@ -95,8 +96,6 @@ class Aesthetic(ClipFeatures):
 
     @cached_property
     def _layers(self) -> list[tuple[NDArray, NDArray]]:
-        from safetensors.numpy import load_file
-
         tensors = {name: value.astype(np.float64) for name, value in load_file(named_path(self.head)).items()}
         places = sorted({int(name.split(".")[1]) for name in tensors})
         return [(tensors[f"layers.{place}.weight"], tensors[f"layers.{place}.bias"]) for place in places]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from overpaint.errors import AssetMissing
 from overpaint.run.store import file_hash
@@ -63,9 +64,7 @@ def named_path(setting: str) -> Path:
     Raises `AssetMissing` if it is not on this machine.
     """
     if setting.startswith("asset:"):
-        from overpaint.grid.assets import located
-
-        return located(setting)
+        return assets_module().located(setting)
     path = Path(setting).expanduser()
     if not path.exists():
         raise AssetMissing(
@@ -74,15 +73,18 @@ def named_path(setting: str) -> Path:
     return path
 
 
+def assets_module() -> Any:
+    """`overpaint.grid.assets`, which finds the files behind ``asset:NAME``."""
+    return import_module("overpaint.grid.assets")
+
+
 def hashes(*settings: str) -> dict[str, str]:
     """The sha256 of every file that these settings name, by name. Raises `AssetMissing`."""
-    found = {}
+    found: dict[str, str] = {}
     for setting in settings:
         path = named_path(setting)
         if setting.startswith("asset:") and path.is_dir():
-            from overpaint.grid.assets import asset
-
-            found |= asset(setting.removeprefix("asset:")).hashes()
+            found |= assets_module().asset(setting.removeprefix("asset:")).hashes()
             continue
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         found |= {file.name if file == path else str(file.relative_to(path)): file_hash(file) for file in files}

@@ -139,12 +139,18 @@ class EffectiveProportion(Share):
         return table[table["prompt_id"].isin(self.effective(evidence))].reset_index(drop=True)
 
     def measure(self, evidence: Evidence) -> Figure:
-        plain = evidence.images_of(*self.roles)
-        if len(plain) and not self.effective(evidence):
-            failed = tally(own_concept(plain, evidence.threshold)).failed
-            return Figure(
-                None, failed=failed, why="no prompt shows the concept on the unedited model, or its images failed"
-            )
+        own, original = (
+            own_concept(evidence.images_of(*self.roles, frame=frame), evidence.threshold)
+            for frame in ("images", "original")
+        )
+        counts = tally(own), tally(original)
+        figure = Figure(None, n=counts[0].judged, failed=counts[0].failed)
+        whose = ("target images", "images of the unedited model")
+        reasons = [c.refusal(evidence.failure_limit, what) for c, what in zip(counts, whose, strict=True)]
+        if why := "; ".join(filter(None, reasons)):
+            return replace(figure, why=why)
+        if not self.effective(evidence):
+            return replace(figure, n=0, why="no prompt shows the concept on the unedited model")
         return super().measure(evidence)
 
 

@@ -16,7 +16,7 @@ M = torch.randn(48, 48, generator=torch.Generator().manual_seed(1), dtype=torch.
 
 def toy(x, t):
     """tanh(M x + 0.3 sin(t / 50))"""
-    return torch.tanh(x.flatten(1) @ M.T + 0.3 * math.sin(t / 50)).reshape(x.shape)
+    return torch.tanh(x.flatten(1) @ M.T.to(x) + 0.3 * math.sin(t / 50)).reshape(x.shape)
 
 
 def constant(x, t):

@@ -15,7 +15,7 @@ from overpaint.report.views import _view
 
 
 def view(text):
-    return _view("test", yaml.safe_load(text))
+    return _view("test", {"name": "test", **yaml.safe_load(text)})
 
 
 def record(method, metric, value, concepts="church", kind="object", direction="up", original=0.8):

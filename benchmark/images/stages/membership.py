@@ -7,6 +7,7 @@ smaller for a member. Predictions are conditional on the image's caption, withou
 from __future__ import annotations
 
 import pandas as pd
+import torch
 
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.membership import denoising_losses, pia, secmi
@@ -21,8 +22,6 @@ PIA_TIMESTEP = 200
 
 def run(task, inputs, folder, bench) -> dict:
     """Write ``membership.parquet``. Raises a `UserError` if the source changed after planning."""
-    import torch
-
     config, runtime = task.config, task.runtime
     source = bench.pictures(runtime["pictures"])
     labels, count = config["concepts"], config["count"]
