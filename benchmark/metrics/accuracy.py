@@ -59,7 +59,7 @@ def classes_of(evidence: Evidence) -> list[str]:
     """The closed set of classes: the erased concepts and their neighbours, from the plain cell or beside an attack."""
     found = [*evidence.targets]
     for frame in ("images", "retained"):
-        found += list(evidence.images_of("near", frame=frame)["concept"])  # type: ignore[arg-type]
+        found += list(evidence.images_of("near", frame=frame)["concept"])
     return [label for label in dict.fromkeys(found) if isinstance(label, str) and label]
 
 

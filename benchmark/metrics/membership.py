@@ -76,7 +76,6 @@ class MembershipFigure(Metric):
     """A figure of members' and held-out images' scores; the base of those below."""
 
     facet = "efficacy"
-    direction = "down"
     aggregation = "over pairs of a member and a held-out image"
     frames = ("membership", "membership_original")
     column: ClassVar[str] = "loss"
@@ -98,7 +97,8 @@ class MembershipFigure(Metric):
             return replace(figure, why=f"{failed} of {figure.n + failed} scores are non-finite")
         value = self.value(members, held_out)
         spread = self.resampled(own)
-        figure = replace(figure, value=value, **_around(value, spread, ("low", "high")))
+        low, high = _around(value, spread)
+        figure = replace(figure, value=value, low=low, high=high)
         if evidence.membership_original is None or evidence.membership_original.empty:
             return figure
         other = _sides(evidence.membership_original, self.column)
@@ -106,12 +106,14 @@ class MembershipFigure(Metric):
             return figure
         original = self.value(*other)
         gaps = spread - self.resampled(other)
+        low, high = _around(value - original, gaps)
         return replace(
             figure,
             original=original,
             difference=value - original,
+            difference_low=low,
+            difference_high=high,
             p_value=bootstrap_test(gaps),
-            **_around(value - original, gaps, ("difference_low", "difference_high")),
         )
 
     def resampled(self, sides: tuple[NDArray, NDArray]) -> NDArray:
@@ -134,15 +136,16 @@ def _sides(frame: pd.DataFrame, column: str) -> tuple[NDArray, NDArray]:
     return scores[member], scores[~member]
 
 
-def _around(value: float, spread: NDArray, names: tuple[str, str]) -> dict[str, float]:
-    """Percentile limits of resampled values, widened to contain the value, under the names of their fields."""
+def _around(value: float, spread: NDArray) -> tuple[float, float]:
+    """Percentile limits of resampled values, widened to contain the value."""
     low, high = limits(spread[~np.isnan(spread)], LEVEL)
-    return dict(zip(names, (min(low, value), max(high, value)), strict=True))
+    return min(low, value), max(high, value)
 
 
 class LeakageAuc(MembershipFigure):
     """AUC of the training loss as a test of membership: how often a held-out image has a larger loss than a training image."""
 
+    direction = "down"
     paper = "Loss threshold, Yeom et al. 2018; MUSE, arXiv 2407.06460"
 
     def value(self, members: NDArray, held_out: NDArray) -> float:
@@ -173,6 +176,7 @@ class PianAuc(LeakageAuc):
 class LeakageTpr(MembershipFigure):
     """Share of training images that the loss finds while at most 1 % of held-out images are taken for training images."""
 
+    direction = "down"
     paper = "SecMI, arXiv 2302.01316"
 
     def value(self, members: NDArray, held_out: NDArray) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from overpaint.errors import unknown
 from overpaint.grid.concepts import Concept
@@ -92,7 +93,7 @@ class Evidence:
     failure_limit: float = 0.05
     judged_by_itself: bool = False  # whether the judge that guided the attack is the detector
     erasure: Mapping[str, float] = field(default_factory=dict)  # seconds, peak_bytes, artefact_bytes, extra_parameters
-    texts: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)  # purpose -> text -> embedding
+    texts: Mapping[str, Mapping[str, ArrayLike]] = field(default_factory=dict)  # purpose -> text -> embedding
     absent: Mapping[str, str] = field(default_factory=dict)  # purpose of an extractor that could not run -> reason
     ledger: Mapping[str, float] = field(default_factory=dict)  # what the attack spent: forwards, images, seconds, …
     latency: Sequence[float] | None = None  # paired ratios of seconds per image, edited by unedited

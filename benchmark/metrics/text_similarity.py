@@ -100,7 +100,7 @@ class TextReading(MeanReading):
 def aligned(frame: pd.DataFrame, texts: Sequence[str], evidence: Evidence) -> tuple[NDArray, NDArray]:
     """Embeddings (n, d) of images and of one text each; NaN for an image without an embedding."""
     known = evidence.texts[PURPOSE]
-    width = len(next(iter(known.values()))) if len(known) else 1
+    width = np.size(next(iter(known.values()))) if len(known) else 1
     nothing = np.full(width, np.nan)
     column = frame.get(f"{PURPOSE}.features", pd.Series([None] * len(frame), index=frame.index))
     failed = frame["failed"].astype(bool) if "failed" in frame else pd.Series(False, index=frame.index)
@@ -115,20 +115,25 @@ def _given(row: object) -> bool:
     return isinstance(row, list | np.ndarray)
 
 
-class ClipScore(TextReading):
-    """CLIP score of ordinary prompts' images with their prompt: 100 cos."""
+class PromptClipScore(TextReading):
+    """CLIP score of images with their prompt: 100 cos; the base of those below."""
 
-    facet = "utility"
-    direction = "up"
     unit = "100 cos"
     paper = "CLIPScore, arXiv 2104.08718"
-    roles = ("utility",)
 
     def number(self, images: NDArray, texts: NDArray) -> NDArray:
         return clip_score(images, texts)
 
 
-class ErasedClipScore(ClipScore):
+class ClipScore(PromptClipScore):
+    """CLIP score of ordinary prompts' images with their prompt."""
+
+    facet = "utility"
+    direction = "up"
+    roles = ("utility",)
+
+
+class ErasedClipScore(PromptClipScore):
     """CLIP_e: CLIP score of the target prompts' images with their prompt, which names the erased concept."""
 
     facet = "efficacy"
@@ -137,10 +142,11 @@ class ErasedClipScore(ClipScore):
     roles = ("target",)
 
 
-class RetainedClipScore(ClipScore):
+class RetainedClipScore(PromptClipScore):
     """CLIP_s: CLIP score of the neighbours' images with their prompt."""
 
     facet = "specificity"
+    direction = "up"
     paper = MACE
     roles = ("near",)
 
@@ -163,10 +169,11 @@ class HarmonicArtists(Metric):
         return compared_means(self, (RetainedClipScore(), ErasedClipScore()), evidence)
 
 
-class InPromptClipScore(ClipScore):
+class InPromptClipScore(PromptClipScore):
     """Six-CD's in-prompt score: 100 cos of a target prompt's image and the prompt without the erased concept."""
 
     facet = "specificity"
+    direction = "up"
     paper = "Six-CD, arXiv 2406.14855"
     roles = ("in_prompt",)
 
