@@ -13,7 +13,7 @@ the images when they are unlearned. Where members and held-out images are exchan
 MUSE's code has the same orientation; its released entry points raise exceptions, and its Min-K scores are of language models.
 
 SecMI's released evaluation sweeps 2,000 thresholds and leaves the last one out, so that the last trapezoid of the ROC
-curve is missing (`released_roc`): 0.983 instead of 1 for separated scores. All figures here are exact ranks.
+curve is missing (`released_roc`): 0.983 instead of 1 for separated scores. All other figures here are exact ranks.
 
 Intervals resample members and held-out images, the same ones for both models.
 """
@@ -157,6 +157,22 @@ class SecmiAuc(LeakageAuc):
 
     paper = "SecMI, arXiv 2302.01316"
     column = "secmi"
+
+
+class SecmiAucReleased(SecmiAuc):
+    """AUC of SecMI's statistic as its released evaluation computes it, without the last threshold (`released_roc`)."""
+
+    aggregation = "2,000 thresholds without the last one"
+
+    def value(self, members: NDArray, held_out: NDArray) -> float:
+        return released_roc(members, held_out).auc
+
+
+class StepAuc(LeakageAuc):
+    """AUC of the score that PIA's repository calls SecMI: the error of one step up and down, at t = 100."""
+
+    paper = "PIA, arXiv 2305.18355"
+    column = "step"
 
 
 class PiaAuc(LeakageAuc):

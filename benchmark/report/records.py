@@ -98,9 +98,10 @@ def _plain(value: Any) -> Any:
 def _current(records: pd.DataFrame) -> pd.Series:
     """Which records are current.
 
-    For each identity, the record with the highest component versions is current. Versions are compared in the order of the
-    components' names; records with equal versions are equal measurements. A record without an identity is superseded by any
-    newer record with the same labels and metric. A record without a detector is superseded by any record with one.
+    For each identity and metric set, the record with the highest component versions is current, unless another set measured the
+    same figure with newer components. Versions are compared in the order of the components' names; records with equal versions
+    are equal measurements. A record without an identity is superseded by any newer record with the same labels and metric. A
+    record without a detector is superseded by any record with one.
     """
     figures = records[[*(name for name in CELL if name != "metrics"), "metric"]].astype(object)
     named = figures.where(figures.notna(), None).apply(tuple, axis=1)
@@ -109,14 +110,30 @@ def _current(records: pd.DataFrame) -> pd.Series:
     known = _with_identity(records)
     versions = [json.loads(text) for text in known["versions"]]
     names = sorted({name for found in versions for name in found})
-    best: dict[tuple, tuple] = {}
     identities = known[IDENTITY].astype(object).where(known[IDENTITY].notna(), None)
+    figure_versions = known["version"].fillna(0).tolist()
+    groups: dict[tuple, list[int]] = {}
     for row, identity in enumerate(identities.itertuples(index=False, name=None)):
         if not superseded.iloc[row]:
-            rank = (*(versions[row].get(name, 0) for name in names), known["version"].fillna(0).iloc[row], row)
-            best[identity] = max(rank, best.get(identity, rank))
-    chosen = {rank[-1] for rank in best.values()}
+            groups.setdefault(identity, []).append(row)
+    sets, chosen = known["metrics"].fillna("").tolist(), set()
+    for rows in groups.values():
+        best: dict[str, int] = {}
+        for row in rows:
+            rank = [
+                (*(versions[r].get(n, 0) for n in names), figure_versions[r], r)
+                for r in (row, best.get(sets[row], row))
+            ]
+            best[sets[row]] = max(rank)[-1]
+        told = {row: versions[row] | {"": figure_versions[row]} for row in best.values()}
+        chosen |= {row for row in told if not any(_newer(told[other], told[row]) for other in told)}
     return pd.Series([row in chosen for row in range(len(records))], index=records.index)
+
+
+def _newer(these: Mapping[str, int], those: Mapping[str, int]) -> bool:
+    """Whether these versions are at least as high as those of the same components, and one is higher."""
+    pairs = [(version, those[name]) for name, version in these.items() if name in those]
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
 def given_by_hand(records: pd.DataFrame, sections: Iterable[str], without: Iterable[str] = ()) -> pd.Series:

@@ -76,7 +76,7 @@ def reference(clip_folder):
             )
             for text in TEXTS
         ]
-    return torch.cat([out.logits_per_image / model.logit_scale.exp() for out in found], dim=1).numpy()
+    return torch.cat([out.logits_per_image / model.logit_scale.exp() for out in found], dim=1).detach().numpy()
 
 
 def rows(frame):

@@ -112,7 +112,9 @@ class Texts(dict):
 def training_images(badness, count=40):
     """Scores of training images and held-out images. With a worse erasure, those of training images are smaller."""
     rng, member = np.random.default_rng(21), np.repeat([True, False], count)
-    scores = {name: rng.normal(size=2 * count) - 2 * badness * member for name in ("loss", "secmi", "pia", "pian")}
+    scores = {
+        name: rng.normal(size=2 * count) - 2 * badness * member for name in ("loss", "secmi", "step", "pia", "pian")
+    }
     return pd.DataFrame({"image": range(2 * count), "member": member, **scores})
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from overpaint.blocks.draws import Draws
-from overpaint.blocks.membership import denoising_losses, pia, secmi
+from overpaint.blocks.membership import denoising_losses, pia, secmi, step_errors
 from overpaint.errors import UserError
 from overpaint.run.progress import announce
 
@@ -52,6 +52,7 @@ def run(task, inputs, folder, bench) -> dict:
                         "member": [member for _, _, member in part],
                         "loss": denoising_losses(noise_of, x0, alphas, noise, times).cpu(),
                         "secmi": secmi(noise_of, x0, alphas, int(100 * scale), int(10 * scale)).cpu(),
+                        "step": step_errors(noise_of, x0, alphas, 10, int(10 * scale))[-1].cpu(),
                         "pia": pia(noise_of, x0, alphas, [int(PIA_TIMESTEP * scale)])[0].cpu(),
                         "pian": pia(noise_of, x0, alphas, [int(PIA_TIMESTEP * scale)], normalised=True)[0].cpu(),
                     }
