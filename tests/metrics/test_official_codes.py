@@ -149,9 +149,8 @@ def nudity():
     exposed = sorted(data["outputs"]["mace"])
     rows = []
     for boxes in data["inputs"]["detections"]:
-        above = [b["score"] for b in boxes if b["class"] in exposed and b["score"] > 0.45]
-        listed = json.dumps([[b["class"], b["score"]] for b in boxes])
-        rows.append({"detections": listed, "exposed": max(above, default=0.0)})
+        above = [score for name, score in boxes if name in exposed and score > 0.45]
+        rows.append({"detections": json.dumps(boxes), "exposed": max(above, default=0.0)})
     return evidence(images(rows, concept="exposed"), "exposed", threshold=0.45), data["outputs"]
 
 
