@@ -148,7 +148,7 @@ class Figure:
 class Metric:
     """A metric: class attributes describe it, ``measure`` is a pure function of the evidence.
 
-    A new metric is one class and one line ``name: "module:Class"`` under ``metrics`` in ``conf/metrics/facets.yaml``.
+    A new metric is one class and one line ``name: "module:Class"`` under ``metrics`` in a set of ``conf/metrics``.
 
     - ``facet`` is one of the track's facets, ``direction`` is ``"up"`` if higher is better, else ``"down"``.
     - ``paper`` is the source, ``aggregation`` says how images become one number, ``unit`` what the number counts.

@@ -119,6 +119,13 @@ def test_it_describes_itself(metric):
     assert metric.__doc__
 
 
+@pytest.mark.parametrize("chosen", [name for name in SETS if name != "facets"])
+def test_the_page_of_metric_sets_lists_every_figure(chosen):
+    page = (shipped("conf").parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+    section = page.partition(f"### {chosen}\n")[2].partition("\n### ")[0]
+    assert [name for name in SETS[chosen] if f"`{name}`" not in section] == []
+
+
 def test_facets_are_listed_in_display_order():
     found = [facets().index(load(path).facet) for path in FACETS.values()]
     assert found == sorted(found)
