@@ -74,7 +74,7 @@ def test_a_folder_named_in_the_search_path(package, tmp_path):
     assert figures["anchor_shown", "none"] == figures["target_proportion", "none"] == 2, (
         "budget=smoke takes two prompts"
     )
-    assert figures["attack_success", "misspelling"] == 2
+    assert figures["attack_success", "misspelling"] == figures["brightness", "none"] == 2
     assert records["detector"].str.startswith("oracle_mean").all()
 
 

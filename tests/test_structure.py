@@ -12,7 +12,7 @@ PLACES = {"overpaint": ROOT / "benchmark", "overpaint.methods": ROOT / "methods"
 #: Libraries that a function may import: they load slowly, start threads, or are optional.
 HEAVY = {
     "PIL", "diffusers", "huggingface_hub", "matplotlib", "pandas", "peft", "platformdirs", "pyarrow", "scipy",
-    "statsmodels", "torch", "torchmetrics", "transformers", "wandb",
+    "statsmodels", "torch", "torch_fidelity", "torchmetrics", "transformers", "wandb",
 }  # fmt: skip
 #: Commands must start, plan and report without these.
 MODELS = {"torch", "diffusers", "transformers", "peft"}

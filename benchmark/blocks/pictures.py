@@ -32,11 +32,13 @@ class Pictures(ABC):
     """A source of real images: one module and one YAML in ``conf/pictures``, selected by ``model.reference``.
 
     ``draws`` says whether it can produce images of any concept of its catalogue, including concepts that the model was not
-    trained on. If it cannot, attacks get images by the unedited model.
+    trained on. If it cannot, attacks get images by the unedited model. ``trains`` says whether it knows the model's training
+    images.
     """
 
     version: ClassVar[int] = 1
     draws: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
     @abstractmethod
     def identity(self, count: int) -> Mapping[str, Any]:
@@ -52,4 +54,24 @@ class Pictures(ABC):
 
     def ordinary(self, concept: Concept, count: int, seed: int) -> Sequence[tuple[Image, str]]:
         """``count`` images that do not show the concept, with captions; called only if ``draws``."""
+        raise NotImplementedError
+
+    def training_identity(self, labels: Sequence[str], count: int) -> Mapping[str, Any]:
+        """What determines `training`, for keys; called only if ``trains``."""
+        raise NotImplementedError
+
+    def training(self, labels: Sequence[str], count: int) -> list[tuple[Image, str, bool]]:
+        """``count`` training images and as many of the same distribution that the model was not trained on; called only if
+        ``trains``.
+
+        All show one of these detector labels. Each comes with its caption and whether the model was trained on it.
+        """
+        raise NotImplementedError
+
+    def repeated(self) -> list[tuple[Image, str]]:
+        """Training images that occur many times in the training set, with their captions; called only if ``trains``."""
+        raise NotImplementedError
+
+    def ordinary_training(self, count: int) -> list[Image]:
+        """``count`` training images that are not repeated; called only if ``trains``."""
         raise NotImplementedError

@@ -15,7 +15,7 @@ from overpaint.grid.registry import broken_packages, component, components, load
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import bare
 
-GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector"}
+GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector", "extractors": "extractor"}
 #: Groups whose options are described by the first comment of their file.
 PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "budget", "engine", "tracker", "view")}
 
@@ -80,6 +80,7 @@ def _concepts() -> Iterator[str]:
 
 
 def _metrics() -> Iterator[str]:
+    """The metrics of every set, with the set's name first."""
     for kind in components("metrics"):
         try:
             listed = component("metrics", kind).config.get("metrics") or {}
@@ -90,6 +91,6 @@ def _metrics() -> Iterator[str]:
             try:
                 metric = load_attribute(str(reference))
                 better = {"up": "higher is better", "down": "lower is better"}[metric.direction]
-                yield f"{name:<24}  {metric.facet:<14} {better:<16} {metric.unit:<9} {metric.paper}"
+                yield f"{kind:<13}  {name:<28}  {metric.facet:<14} {better:<16} {metric.unit:<9} {metric.paper}"
             except (UserError, AttributeError, KeyError) as error:
-                yield f"{name:<24}  cannot be used: {error}"
+                yield f"{kind:<13}  {name:<28}  cannot be used: {error}"

@@ -37,6 +37,7 @@ class ModelSpec:
         reference: source of real images: an option of ``conf/pictures`` or a folder.
         catalogue: default concept catalogue.
         protocol: default protocol.
+        stand_ins: extractors that mean nothing for this model's images, each with the one to use instead.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelSpec:
     reference: str | None
     catalogue: str | None
     protocol: str = "ddim50"
+    stand_ins: dict[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self):
         for key in ("detector", "judge"):
@@ -114,13 +116,16 @@ class MetricSpec:
     """The metrics of a cell, and the thresholds that turn a score into present, absent or failed.
 
     ``metrics`` maps names to classes (``module:Class``). ``failure_limit`` is the largest share of failed images at which
-    a figure is still computed.
+    a figure is still computed. ``attacks`` are the attacks in whose cells the set's figures are measured; empty for any.
+    ``extractors`` maps the purposes that metrics name to extractors, or to detectors; ``None`` for none.
     """
 
     name: str
     metrics: dict[str, str]
     threshold: Share
     failure_limit: Share
+    attacks: list[str] = field(default_factory=list)
+    extractors: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -196,6 +201,16 @@ class Cell:
     def attack_seed(self) -> int:
         """The attack's seed; 0 for a deterministic attack."""
         return self.seed if self.attack.draws else 0
+
+    def extractor(self, purpose: str) -> str | None:
+        """The extractor for a purpose, by name; ``None`` if the metrics or the model name none.
+
+        The model's stand-in replaces the metric set's extractor, but not one that was set by hand.
+        """
+        name = self.metrics.extractors.get(purpose)
+        if self.given.keys() & {"metrics.extractors", f"metrics.extractors.{purpose}"}:
+            return name
+        return self.model.stand_ins.get(name, name) if name else None
 
     def with_attack(self, name: str, **values: Any) -> Cell:
         """The same cell under another attack with its default values, except ``values``."""

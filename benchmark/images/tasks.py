@@ -13,7 +13,8 @@ from typing import Any
 
 from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity
-from overpaint.errors import UserError
+from overpaint.errors import AssetMissing, UserError, unknown
+from overpaint.extractors import extractor_identity
 from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concepts import Concept
@@ -174,6 +175,80 @@ def compare_task(plan: Plan, images: Batch, original: Batch) -> Task:
     return plan.add(Task("compare", {}, inputs, {"compare": 1}, {"device": None}, label, images.made.amount))
 
 
+def applied_metrics(cell: Cell) -> dict[str, type[Metric]]:
+    """The metrics that are measured in cells of the cell's attack, by name."""
+    found = {name: _metric(name, reference) for name, reference in cell.metrics.metrics.items()}
+    return {name: metric for name, metric in found.items() if metric.applies_to(cell.attack.name)}
+
+
+def membership_task(plan: Plan, cell: Cell) -> Task:
+    """The task that scores training images of the cell's erased concepts, and images that the model was not trained on."""
+    erasure = erase_task(plan, cell)
+    name, count = str(cell.model.reference), max(2, cell.budget.reference_images // 2)
+    labels = sorted({concept.label or concept.name for concept in cell.concepts.request.erase})
+    config = _model(cell) | {
+        "concepts": labels,
+        "count": count,
+        "training": pictures(name).training_identity(labels, count),
+    }
+    runtime = _runtime(cell) | {"pictures": name}
+    label = f"membership of {', '.join(labels)}, {cell.method.label}"
+    return plan.add(Task("membership", config, _erasure(erasure), {"membership": 1}, runtime, label, 2 * count))
+
+
+def replicate_task(plan: Plan, cell: Cell, images: Batch) -> Task:
+    """The task that compares images of repeated training captions with training images."""
+    name = str(cell.model.reference)
+    config, runtime = {"training": pictures(name).training_identity([], 0)}, {"device": None, "pictures": name}
+    label = f"replication {images.made.label.removeprefix('generate ')}"
+    inputs = {"images": images.made.key}
+    return plan.add(Task("replicate", config, inputs, {"replicate": 1}, runtime, label, images.made.amount))
+
+
+def extract_task(plan: Plan, name: str, images: Batch, original: Batch | None) -> Task:
+    """The task in which an extractor reads a batch, beside the unedited model's batch if it is paired."""
+    inputs = {"images": images.made.key} | ({"original": original.made.key} if original else {})
+    label = f"extract {name}, {images.made.label.removeprefix('generate ')}"
+    config = {"extractor": name, "settings": identity_of(name)}
+    return plan.add(Task("extract", config, inputs, {"extract": 1}, {"device": None}, label, images.made.amount, name))
+
+
+def embed_task(plan: Plan, name: str, texts: Sequence[str]) -> Task:
+    """The task in which an extractor embeds texts."""
+    config = {"extractor": name, "settings": identity_of(name), "texts": sorted(set(texts))}
+    label = f"extract {name}, {len(config['texts'])} texts"
+    return plan.add(Task("extract", config, {}, {"extract": 1}, {"device": None}, label, like=f"{name} texts"))
+
+
+def chosen_extractors(cell: Cell) -> dict[str, dict[str, Any]]:
+    """The extractor for each purpose that the cell's metrics name: its ``name`` and ``settings``, or why it is ``absent``."""
+    found: dict[str, dict[str, Any]] = {}
+    for metric in applied_metrics(cell).values():
+        purpose, chosen = metric.extractor, cell.extractor(metric.extractor)
+        if purpose and not (chosen is None and metric.optional):
+            found[purpose] = _extractor(purpose, chosen)
+    return found
+
+
+def _extractor(purpose: str, chosen: str | None) -> dict[str, Any]:
+    if chosen is None:
+        return {"absent": f"no extractor: set metrics.extractors.{purpose}"}
+    known = {**components("detector"), **components("extractor")}
+    if chosen not in known:
+        raise unknown("extractor", chosen, known, f"metrics.extractors.{purpose}")
+    try:
+        return {"name": chosen, "settings": identity_of(chosen)}
+    except AssetMissing as error:
+        return {"absent": str(error)}
+
+
+def identity_of(extractor: str) -> dict[str, Any]:
+    """Everything that determines the output of an extractor, or of a detector that serves as one."""
+    if extractor in components("detector") and extractor not in components("extractor"):
+        return {"detector": True, **detector_identity(extractor)}
+    return extractor_identity(extractor)
+
+
 def latency_task(plan: Plan, cell: Cell) -> Task | None:
     """The task that measures the cell's latency relative to the unedited model; ``None`` for the unedited model."""
     erasure = erase_task(plan, cell)
@@ -213,6 +288,9 @@ def measure_task(
         "judged_by_itself": cell.model.judge in (None, cell.model.detector),
         "detector": _score_settings(cell),
     }
+    extractors = chosen_extractors(cell)
+    if extractors:
+        config["extractors"] = extractors
     versions = {name: _metric(name, reference).version for name, reference in metrics.items()}
     versions["statistics"] = statistics.VERSION
     sources = {f"metrics.metrics.{name}": source_of(reference) for name, reference in metrics.items()}
@@ -283,8 +361,9 @@ def _versions(plan: Plan, inputs: Iterable[str]) -> dict[str, int]:
             seen.add(task.key)
             waiting += task.inputs.values()
             found |= {str(task.config.get(name, name)): version for name, version in task.versions.items()}
-            if task.config.get("detector"):
-                found[task.config["detector"]] = task.config["settings"]["version"]
+            for named in ("detector", "extractor"):
+                if task.config.get(named):
+                    found[task.config[named]] = task.config["settings"]["version"]
     return found
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.metric import Evidence, Figure, FrameName, Metric
 from overpaint.metrics.outcomes import Tally
 from overpaint.report import statistics
 from overpaint.report.resampling import jackknife
@@ -134,20 +134,18 @@ class FeatureRows(NamedTuple):
         return FeatureRows(self.vectors[place], self.prompts[place], keys, self.failed)
 
 
-def feature_rows(frame: pd.DataFrame) -> FeatureRows:
+def feature_rows(frame: pd.DataFrame, column: str = "features") -> FeatureRows:
     """The usable features of a frame of images; an image without them, or with one that is no number, counts as failed."""
-    if "features" not in frame:
+    if column not in frame:
         empty = pd.MultiIndex.from_arrays([[], []])
         return FeatureRows(np.empty((0, 0)), np.empty(0, dtype=str), empty, len(frame))
-    usable = np.array(
-        [v is not None and bool(np.isfinite(np.asarray(v, float)).all()) for v in frame["features"]], bool
-    )
+    usable = np.array([v is not None and bool(np.isfinite(np.asarray(v, float)).all()) for v in frame[column]], bool)
     if "failed" in frame:
         usable = usable & ~frame["failed"].to_numpy(bool)
     kept = frame[usable]
     prompts = kept["prompt_id"] if "prompt_id" in kept else pd.Series(range(len(kept)))
     seeds = kept["seed"] if "seed" in kept else pd.Series(np.zeros(len(kept), int))
-    vectors = np.stack([np.asarray(v, float) for v in kept["features"]]) if len(kept) else np.empty((0, 0))
+    vectors = np.stack([np.asarray(v, float) for v in kept[column]]) if len(kept) else np.empty((0, 0))
     keys = pd.MultiIndex.from_arrays([prompts.to_numpy(), seeds.to_numpy()])
     return FeatureRows(vectors, prompts.astype(str).to_numpy(dtype=str), keys, int((~usable).sum()))
 
@@ -168,6 +166,15 @@ class FeatureDistance(Metric):
     def distance(x: NDArray, y: NDArray) -> float:
         raise NotImplementedError
 
+    def rows(self, evidence: Evidence, frame: FrameName) -> FeatureRows:
+        """Features of the general prompts' images of a frame: those of the extractor, or else of the detector."""
+        return feature_rows(evidence.images_of("utility", frame=frame), self.features())
+
+    @classmethod
+    def features(cls) -> str:
+        """The column with the features."""
+        return f"{cls.extractor}.features" if cls.extractor else "features"
+
     def estimate(self, statistic: Callable[[NDArray], float], prompts: NDArray, floor: float) -> Estimate:
         """The statistic of all prompts with its jackknife interval, whose lower limit is at least ``floor``."""
         value = statistic(np.unique(prompts))
@@ -179,9 +186,10 @@ class ReferenceDistance(FeatureDistance):
     """Distance to real pictures, beside the original model's."""
 
     def measure(self, evidence: Evidence) -> Figure:
-        own, original = (feature_rows(evidence.images_of("utility", frame=f)) for f in ("images", "original"))
+        own, original = self.rows(evidence, "images"), self.rows(evidence, "original")
         count = Tally(len(own.vectors), own.failed)
-        reference = feature_rows(pd.DataFrame() if evidence.reference is None else evidence.reference).vectors
+        real = pd.DataFrame() if evidence.reference is None else evidence.reference
+        reference = feature_rows(real, self.features()).vectors
         why = count.refusal(evidence.failure_limit, "utility images") or _too_few(
             len(own.vectors), "utility images", self.least
         )
@@ -214,7 +222,7 @@ class OriginalDistance(FeatureDistance):
     """Distance to what the original model draws for the same prompts and seeds: how far the erasure moved the rest."""
 
     def measure(self, evidence: Evidence) -> Figure:
-        own, original = (feature_rows(evidence.images_of("utility", frame=f)) for f in ("images", "original"))
+        own, original = self.rows(evidence, "images"), self.rows(evidence, "original")
         count = Tally(len(own.vectors), own.failed)
         why = count.refusal(evidence.failure_limit, "utility images")
         why = why or Tally(len(original.vectors), original.failed).refusal(evidence.failure_limit, "original images")
@@ -289,6 +297,54 @@ class KidOriginal(OriginalDistance):
     paper = "KID, arXiv 1801.01401; Gretton et al. 2012"
     aggregation = "all general prompts, pairs left out of the cross term"
     distance = staticmethod(paired_kid)
+
+
+class InceptionFidReference(FidReference):
+    """FID to the reference pictures on Inception features, as published tables print it."""
+
+    version = 1
+    extractor = "inception"
+    extracted = ("images", "original", "reference")
+
+
+class InceptionFidOriginal(FidOriginal):
+    """FID to the unedited model's images on Inception features (HUB's FID-SD)."""
+
+    version = 1
+    extractor = "inception"
+
+
+class InceptionKidReference(KidReference):
+    """KID to the reference pictures on Inception features."""
+
+    version = 1
+    extractor = "inception"
+    extracted = ("images", "original", "reference")
+
+
+def unit_cmmd(x: NDArray, y: NDArray) -> float:
+    """CMMD of embeddings (n, d) and (m, d) after scaling each to length 1, as the paper's encoder does."""
+    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (_matrix(x), _matrix(y)))
+    return cmmd(x, y)
+
+
+class CmmdReference(ReferenceDistance):
+    """CMMD to the reference pictures: squared MMD of CLIP embeddings, times 1000; it is meaningful for fewer images than FID."""
+
+    version = 1
+    paper = "CMMD, arXiv 2401.09603"
+    extractor = "mmd"
+    extracted = ("images", "original", "reference")
+    distance = staticmethod(unit_cmmd)
+
+
+class CmmdOriginal(OriginalDistance):
+    """CMMD to the unedited model's images of the same prompts and seeds."""
+
+    version = 1
+    paper = "CMMD, arXiv 2401.09603"
+    extractor = "mmd"
+    distance = staticmethod(unit_cmmd)
 
 
 def _matrix(rows_: NDArray) -> NDArray:

@@ -59,12 +59,13 @@ class Pooled:
     p_equivalence: float | None = None
 
 
-def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Pooled | None:
+def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str = "concepts") -> Pooled | None:
     """The mean of one field of records of one metric over their concepts and method seeds; ``None`` if the field is empty.
 
-    The tests always refer to the difference, even if another field is shown.
+    ``average`` says what has equal weight: every concept set, or every kind (`overpaint.report.views.Average`). The
+    tests always refer to the difference, even if another field is shown.
     """
-    shown = _mean(figures, field, outcomes)
+    shown = _mean(figures, field, outcomes, average)
     if shown.value is None and (field in ("control", "difference") or not len(figures)):
         return None
     tested = figures[figures["p_value"].notna()]
@@ -75,7 +76,7 @@ def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Pooled | No
         record = figures.iloc[0]
         same = record.get("p_equivalence")
         return Pooled(shown, float(record["p_value"]), None if pd.isna(same) else float(same))
-    gap = shown if field == "difference" else _mean(figures, "difference", outcomes)
+    gap = shown if field == "difference" else _mean(figures, "difference", outcomes, average)
     return Pooled(shown, *_tests(gap, figures["unit"].iloc[0]))
 
 
@@ -98,10 +99,14 @@ def _tests(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
     return min(2 * beyond(0.0), 1.0), same if unit == "fraction" else None
 
 
-def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Estimate:
-    """The mean of one field: over the method seeds of each concept, then over concepts, which share general prompts."""
-    own = [_over_seeds(part, field) for _, part in figures.groupby("concepts", sort=False)]
+def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -> Estimate:
+    """The mean of one field: over the method seeds of each concept, then over concepts (of each kind, then over kinds), which
+    share general prompts."""
     general = figures["facet"].iloc[0] == "utility" if len(figures) else False
+    if average == "kinds" and figures["kind"].nunique() > 1:
+        kinds = [_mean(part, field, outcomes, "concepts") for _, part in figures.groupby("kind", sort=False)]
+        return statistics.mean_of_estimates(kinds, shared=general)
+    own = [_over_seeds(part, field) for _, part in figures.groupby("concepts", sort=False)]
     mean = own[0] if len(own) == 1 else statistics.mean_of_estimates(own, shared=general)
     if mean.value is None or len(figures) == 1:
         return mean

@@ -29,7 +29,7 @@ from overpaint.run.tasks import canonical
 RECORD_COLUMNS = (
     "model concepts kind method attack scope protocol budget metrics seed facet metric direction unit value low high n "
     "failed original control difference difference_low difference_high against p_value p_equivalence seconds why "
-    "detector threshold aggregation version paper settings given method_name attack_name versions"
+    "detector extractor threshold aggregation version paper settings given method_name attack_name versions"
 ).split()
 #: Columns of a figure's outcomes: one row per image and question about it.
 #: ``value`` is 1, 0 or NaN (failed), or a real number. ``other`` is the value of the unedited model or the control. Outcomes in
@@ -47,7 +47,7 @@ STAGE = "measure"
 #: Labels of a cell.
 CELL = ["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]
 #: Columns that identify a record.
-IDENTITY = ["settings", "metric", "detector", "threshold"]
+IDENTITY = ["settings", "metric", "detector", "extractor", "threshold"]
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
@@ -144,10 +144,11 @@ def _plain(value: Any) -> Any:
 def _current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) -> pd.Series:
     """Which records are current. ``recency`` holds `History.recency` of the sources behind each artefact.
 
-    For each identity, the record with the highest component versions is current, and among these the one with the most recent
-    sources. Both are compared in the order of the components' names; records that are equal in both are equal measurements. A
-    record without an identity is superseded by any
-    newer record with the same labels and metric. A record without a detector is superseded by any record with one.
+    For each identity and metric set, the record with the highest component versions is current, and among these the one with the
+    most recent sources, unless another set measured the same figure with newer components. Versions and sources are compared in
+    the order of the components' names; records that are equal in both are equal measurements. A record without an identity is
+    superseded by any newer record with the same labels and metric. A record without a detector is superseded by any record with
+    one.
     """
     figures = records[[*(name for name in CELL if name != "metrics"), "metric"]].astype(object)
     named = figures.where(figures.notna(), None).apply(tuple, axis=1)
@@ -157,20 +158,31 @@ def _current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) ->
     versions = [json.loads(text) for text in known["versions"]]
     names = sorted({name for found in versions for name in found})
     components = sorted({component for found in recency.values() for component in found})
-    best: dict[tuple, tuple] = {}
     identities = known[IDENTITY].astype(object).where(known[IDENTITY].notna(), None)
+    figure_versions = known["version"].fillna(0).tolist()
+    groups: dict[tuple, list[int]] = {}
     for row, identity in enumerate(identities.itertuples(index=False, name=None)):
         if not superseded.iloc[row]:
-            used = recency.get(known["artefact"].iloc[row], {})
-            rank = (
-                *(versions[row].get(name, 0) for name in names),
-                known["version"].fillna(0).iloc[row],
-                *(used.get(component, -1) for component in components),
-                row,
-            )
-            best[identity] = max(rank, best.get(identity, rank))
-    chosen = {rank[-1] for rank in best.values()}
+            groups.setdefault(identity, []).append(row)
+    used = [[recency.get(key, {}).get(component, -1) for component in components] for key in known["artefact"]]
+    sets, chosen = known["metrics"].fillna("").tolist(), set()
+    for rows in groups.values():
+        best: dict[str, int] = {}
+        for row in rows:
+            rank = [
+                (*(versions[r].get(n, 0) for n in names), figure_versions[r], *used[r], r)
+                for r in (row, best.get(sets[row], row))
+            ]
+            best[sets[row]] = max(rank)[-1]
+        told = {row: versions[row] | {"": figure_versions[row]} for row in best.values()}
+        chosen |= {row for row in told if not any(_newer(told[other], told[row]) for other in told)}
     return pd.Series([row in chosen for row in range(len(records))], index=records.index)
+
+
+def _newer(these: Mapping[str, int], those: Mapping[str, int]) -> bool:
+    """Whether these versions are at least as high as those of the same components, and one is higher."""
+    pairs = [(version, those[name]) for name, version in these.items() if name in those]
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
 def given_by_hand(records: pd.DataFrame, sections: Iterable[str], without: Iterable[str] = ()) -> pd.Series:

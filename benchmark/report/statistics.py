@@ -436,6 +436,50 @@ def harmonic_mean(*terms: float | None) -> Harmonic:
     return Harmonic(len(known) / sum(1 / t for t in known), terms)
 
 
+def harmonic_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
+    """Harmonic mean of independent estimates, with an interval from theirs.
+
+    Each estimate is moved to its own limit while the others stay; the changes are squared and added (Zou and Donner 2008). If
+    several estimates are 0, the upper limit is the harmonic mean of all upper limits.
+    """
+    values = [e.value for e in estimates]
+    value = harmonic_mean(*values).value
+    found = Estimate(value, n=sum(e.n for e in estimates), failed=sum(e.failed for e in estimates))
+    lows, highs = [e.low for e in estimates], [e.high for e in estimates]
+    if value is None or None in lows or None in highs:
+        return found
+
+    def moved(limits_of: Sequence[float | None]) -> float:
+        changes = [
+            (harmonic_mean(*values[:place], limit, *values[place + 1 :]).value or 0.0) - value
+            for place, limit in enumerate(limits_of)
+        ]
+        return math.sqrt(sum(change**2 for change in changes))
+
+    low, high = value - moved(lows), value + moved(highs)
+    if sum(v == 0 for v in values) > 1:
+        high = harmonic_mean(*highs).value or 0.0
+    return found._replace(low=max(low, 0.0), high=min(high, max(h for h in highs if h is not None)))
+
+
+def difference_of_estimates(first: Estimate, second: Estimate) -> Estimate:
+    """Difference of two independent estimates: their half-widths are squared and added (Zou and Donner 2008).
+
+    ``p_value`` inverts the interval: it is below 0.05 exactly if the interval excludes 0.
+    """
+    numbers = (first.value, first.low, first.high, second.value, second.low, second.high)
+    if first.value is None or second.value is None:
+        return Estimate(None)
+    gap = first.value - second.value
+    if any(number is None for number in numbers):
+        return Estimate(gap)
+    a, a_low, a_high, b, b_low, b_high = (float(number) for number in numbers if number is not None)
+    below, above = math.hypot(a - a_low, b_high - b), math.hypot(a_high - a, b - b_low)
+    error = (below if gap > 0 else above) / NORMAL
+    p_value = math.erfc(abs(gap) / error / math.sqrt(2)) if error else float(gap == 0)
+    return Estimate(gap, gap - below, gap + above, p_value)
+
+
 def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tuple[NDArray, NDArray]:
     """For each cluster, the probability that a random subset of n of its observations contains a positive one.
 
@@ -455,6 +499,19 @@ def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tupl
         elif positive and n is None:
             values[place] = 1.0
     return found.index.to_numpy(), values
+
+
+def mean_ranks(table: ArrayLike, directions: Sequence[str]) -> tuple[NDArray, NDArray]:
+    """Ranks (methods, tasks) of the columns of a table, and mean ranks (methods,).
+
+    HUB prints such mean ranks (arXiv 2410.05664, Table 5). Rank 1 is best; ties share the better rank. ``directions``
+    has ``"up"`` or ``"down"`` for every task.
+    """
+    from scipy.stats import rankdata
+
+    signs = np.array([1.0 if direction == "down" else -1.0 for direction in directions])
+    ranks = rankdata(np.asarray(table, float) * signs, method="min", axis=0)
+    return ranks, ranks.mean(axis=1)
 
 
 def rank_intervals(

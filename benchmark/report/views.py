@@ -15,16 +15,26 @@ from overpaint.grid.typed import checked, construct
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 from overpaint.report.pooling import FIELDS
 
+#: What a mean over concept sets weighs equally: the sets, or the kinds of their concepts.
+Average = Literal["concepts", "kinds"]
+
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a metric, an attack, a kind of concept, the field to show, and the comparison of a difference."""
+    """One column: a metric, an attack, a kind of concept, the field to show, and the comparison of a difference.
 
-    metric: str
+    ``scale`` maps its figures to (0, 1] (`overpaint.report.derived.scaled`).
+    ``harmonic`` makes it the harmonic mean of other columns, by
+    their titles; such a column has no metric.
+    """
+
+    metric: str = ""
     attack: str = "none"
     kind: str | None = None
     field: str = "value"
     against: str | None = None
+    scale: Literal["relative", "inverted"] | None = None
+    harmonic: tuple[str, ...] = ()
 
     def chosen(self, records: pd.DataFrame, rows: str) -> pd.DataFrame:
         """The records that this column shows. If rows are attacks, the column is not restricted to one attack."""
@@ -43,6 +53,8 @@ class View:
 
     ``cells`` is its content: every figure of a concept set, means over concepts, ranks of methods, or pairs of methods.
     ``primary`` names one endpoint per facet: ``facet: {metric, attack, against}``. ``attack`` and ``against`` are optional.
+    ``average`` says what means weigh equally (`Average`). A view of ranks has one column of mean ranks over its columns for each
+    entry of ``mean_ranks``, an average.
     """
 
     name: str
@@ -51,6 +63,8 @@ class View:
     blocks: tuple[str, ...] = ()
     columns: Mapping[str, Column] = field(default_factory=dict)
     primary: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    average: str = "concepts"
+    mean_ranks: tuple[str, ...] = ()
 
     def tests(self, title: str) -> bool:
         """Whether a column's figures are tested: differences are, and so are values if no column shows their difference."""
@@ -72,6 +86,8 @@ class ViewFile(TypedDict, total=False):
     )
     columns: dict[str, dict[str, Any]] | None
     primary: dict[str, dict[str, str]] | None
+    average: Average
+    mean_ranks: list[Average] | None
 
 
 def view_named(name: str) -> View:
@@ -84,9 +100,11 @@ def view_named(name: str) -> View:
     given = checked(ViewFile, read, where)
     columns = {}
     for title, values in (given.get("columns") or {}).items():
-        columns[title] = construct(Column, values, f"{where}: columns.{title}")
-        if columns[title].field not in FIELDS:
-            raise unknown("field", columns[title].field, FIELDS, f"{where}: columns.{title}")
+        columns[title] = _column(values, f"{where}: columns.{title}")
+    for title, made in columns.items():
+        for other in made.harmonic:
+            if other not in columns or columns[other].harmonic:
+                raise unknown("column", other, columns, f"{where}: columns.{title}.harmonic")
     for facet, endpoint in (given.get("primary") or {}).items():
         if "metric" not in endpoint:
             raise UserError(f"{where}: primary.{facet} names no metric")
@@ -97,4 +115,15 @@ def view_named(name: str) -> View:
         tuple(given.get("blocks") or ()),
         columns,
         given.get("primary") or {},
+        given.get("average", "concepts"),
+        tuple(given.get("mean_ranks") or ()),
     )
+
+
+def _column(values: Mapping[str, Any], where: str) -> Column:
+    column = construct(Column, values, where)
+    if column.field not in FIELDS:
+        raise unknown("field", column.field, FIELDS, where)
+    if not (column.metric or column.harmonic):
+        raise UserError(f"{where} needs a metric, or harmonic with titles of other columns")
+    return column

@@ -475,13 +475,14 @@ def test_numbers_are_short_and_have_their_unit(value, unit, text):
 def test_every_view_asks_for_metrics_that_exist(name):
     import yaml
 
-    known = yaml.safe_load(components("metrics")["facets"].read_text())["metrics"]
+    sets = (yaml.safe_load(path.read_text())["metrics"] for path in components("metrics").values())
+    known = {metric for metrics in sets for metric in metrics} | {""}  # a harmonic mean of columns has none
     view = view_named(name)
     assert view.rows in ("method", "attack") and set(view.blocks) <= set(CELL)
     assert {column.field for column in view.columns.values()} <= FIELDS.keys()
-    assert {column.metric for column in view.columns.values()} <= known.keys()
+    assert {column.metric for column in view.columns.values()} <= known
     assert {column.attack for column in view.columns.values()} <= components("attack").keys()
-    assert {endpoint["metric"] for endpoint in view.primary.values()} <= known.keys()
+    assert {endpoint["metric"] for endpoint in view.primary.values()} <= known
 
 
 # --- the store -------------------------------------------------------------------------------------------------
@@ -532,6 +533,21 @@ def test_records_of_two_settings_detectors_or_thresholds_stay_apart(measured):
     assert len(found) == 4
     text = render(found, "md")
     assert text.count("###") == 3 and "uce #aaaaaa" in text and "uce #bbbbbb" in text
+
+
+def test_a_figure_of_two_metric_sets_is_current_in_both_unless_one_is_older(measured):
+    def of(concept, chosen, value, **versions):
+        named = {"metrics": chosen, "versions": json.dumps(versions), "settings": concept}
+        return record("uce", concept, "target_proportion", value) | named
+
+    rows = [of("church", "facets", 0.4, oracle=2), of("church", "hub", 0.4, oracle=2, extract=1)]
+    rows += [of("car", "facets", 0.4, oracle=3), of("car", "hub", 0.5, oracle=2, extract=1)]
+    found = stored_records(measured(*rows))
+    assert sorted(zip(found["concepts"], found["metrics"], strict=True)) == [
+        ("car", "facets"),
+        ("church", "facets"),
+        ("church", "hub"),
+    ]
 
 
 def test_records_of_an_older_store_count_until_their_cell_is_measured_again(measured):
