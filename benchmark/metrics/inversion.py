@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -91,17 +91,18 @@ class Reading(AttackMetric):
         figure = own.figure
         if figure.value is None:
             return figure
-        found = from_contributions(figure.value, *own.contributions.values())
+        found = from_contributions(figure.value, *(part.to_numpy(float) for part in own.contributions.values()))
         figure = replace(figure, low=found.low, high=found.high)
         if self.frame == "images":
             figure = replace(figure, original=self.read(evidence, "original", "attacked").figure.value)
         control = self.read(evidence, self.frame, "scrambled")
-        if control.figure.value is None:
+        value, scrambled = figure.value, control.figure.value
+        if value is None or scrambled is None:
             return figure
-        gap = from_contributions(figure.value - control.figure.value, *_gaps(own, control))
+        gap = from_contributions(value - scrambled, *_gaps(own, control))
         return replace(
             figure,
-            control=control.figure.value,
+            control=scrambled,
             difference=gap.value,
             difference_low=gap.low,
             difference_high=gap.high,
@@ -127,7 +128,8 @@ class Reading(AttackMetric):
             if not math.isfinite(value):
                 return Read(replace(undefined, why=f"the figure of {self.column} is non-finite"), {})
             for place, table in enumerate(tables):
-                without = self.value(dimensions, *whole[:place], _without(table), *whole[place + 1 :])
+                these = cast("list[Moments[NDArray]]", [*whole[:place], _without(table), *whole[place + 1 :]])
+                without: NDArray = self.value(dimensions, *these)
                 known = np.isfinite(without).all()
                 prompts = np.unique(table["cluster"].astype(str))
                 parts = left_out(without) if known else np.empty(0)
@@ -195,7 +197,10 @@ def _without(table: pd.DataFrame) -> Moments[NDArray]:
     return Moments(centre + mean, np.sqrt(np.maximum(xx / n - mean**2, 0)))
 
 
-def _gaps(own: Read, control: Read) -> list[pd.Series]:
+def _gaps(own: Read, control: Read) -> list[NDArray]:
     """Contributions to the difference of two figures, none if one side has none. Prompts of the same name are one prompt."""
     sides = zip(own.contributions.values(), control.contributions.values(), strict=True)
-    return [one.sub(other, fill_value=0.0) if len(one) and len(other) else one.iloc[:0] for one, other in sides]
+    return [
+        one.sub(other, fill_value=0.0).to_numpy(float) if len(one) and len(other) else np.empty(0)
+        for one, other in sides
+    ]

@@ -192,7 +192,8 @@ def _by_step(table: pd.DataFrame, level: float) -> dict[float, Estimate]:
     """The share at each step, with its interval."""
     return {
         float(step): statistics.proportion(part["hit"], part["cluster"], level=level)
-        for step, part in table.groupby("steps", sort=True)
+        for step in np.unique(table["steps"])
+        for part in [table[table["steps"] == step]]
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 
@@ -125,7 +125,7 @@ def _over_seeds(figures: pd.DataFrame, field: str) -> Estimate:
     if len(own) == 1:
         return own[0]
     mean = statistics.mean_of_estimates(own, shared=True)
-    found = statistics.mean_over_runs(mean, [e.value for e in own], range(len(own)))
+    found = statistics.mean_over_runs(mean, [e.value for e in own if e.value is not None], range(len(own)))
     return found._replace(spread=mean.spread)
 
 
@@ -141,8 +141,17 @@ def _from_outcomes(figures: pd.DataFrame, field: str, outcomes: Outcomes, value:
     return found if found.value is not None and abs(found.value - value) < SAME else None
 
 
-def groups_of(table: pd.DataFrame) -> dict[str, pd.Series]:
-    """Clusters, strata, runs and concepts of outcomes (`Outcomes.together`), as `overpaint.report.statistics` takes them.
+class Groups(TypedDict):
+    """Columns that say which outcomes belong together, as `overpaint.report.statistics` takes them."""
+
+    clusters: pd.Series
+    strata: pd.Series
+    runs: pd.Series
+    concepts: pd.Series
+
+
+def groups_of(table: pd.DataFrame) -> Groups:
+    """The groups of outcomes (`Outcomes.together`).
 
     A prompt that several concepts and method seeds share is one cluster.
     """

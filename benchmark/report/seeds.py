@@ -28,11 +28,11 @@ HALVINGS = 40
 
 
 class Between(NamedTuple):
-    """Means of one concept's seeds: ``variance`` between their means and ``noise`` in it, ``(sets,)``, of ``count`` seeds."""
+    """Means of one concept's seeds: ``variance`` between their means and ``noise`` in it, ``(sets,)``, of ``runs`` seeds."""
 
     variance: NDArray
     noise: NDArray
-    count: int
+    runs: int
 
 
 def between(values: NDArray, runs: NDArray, clusters: NDArray, weights: NDArray) -> Between:
@@ -72,13 +72,13 @@ def plausible(found: list[Between]) -> NDArray:
     """
     from scipy.stats import chi2
 
-    parts = [of for of in found if of.count >= FEWEST]
+    parts = [of for of in found if of.runs >= FEWEST]
     if not parts:
         return np.zeros((len(found[0].variance), POINTS))
     variance, noise = (
-        np.stack([getattr(of, name) / of.count for of in parts]) / len(found) ** 2 for name in ("variance", "noise")
+        np.stack([getattr(of, name) / of.runs for of in parts]) / len(found) ** 2 for name in ("variance", "noise")
     )
-    total, freedom = variance.sum(axis=0), np.array([[of.count - 1] for of in parts])
+    total, freedom = variance.sum(axis=0), np.array([[of.runs - 1] for of in parts])
     squares = (variance**2 / freedom).sum(axis=0)
     free = np.where(squares > 0, total**2 / np.where(squares > 0, squares, 1.0), freedom.sum())[:, None]
     drawn = chi2.ppf((np.arange(POINTS) + 0.5) / POINTS, free)

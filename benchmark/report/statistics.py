@@ -317,11 +317,11 @@ def mean_over_runs(
     weights = 1.0 / np.bincount(stratum)[stratum]
     found = []
     for own in (concept == code for code in range(concept.max() + 1)):
-        codes = [np.unique(side[own], return_inverse=True)[1] for side in (run, cluster)]
-        found.append(seeds.between(kept[None, own], *codes, weights[own]))
-    if len(found) == 1 and found[0].count > 1:
+        own_runs, own_clusters = (np.unique(side[own], return_inverse=True)[1] for side in (run, cluster))
+        found.append(seeds.between(kept[None, own], own_runs, own_clusters, weights[own]))
+    if len(found) == 1 and found[0].runs > 1:
         inside = inside._replace(spread=math.sqrt(max(float(found[0].variance[0] - found[0].noise[0]), 0.0)))
-    if max(of.count for of in found) < seeds.FEWEST:
+    if max(of.runs for of in found) < seeds.FEWEST:
         return inside
     return _over_seeds(inside, seeds.plausible(found), bounds, margin)
 
@@ -545,9 +545,9 @@ def rank_intervals(
     stratum = np.unique(np.zeros(complete.sum()) if groups[1] is None else groups[1], return_inverse=True)[1]
     means = [float(np.mean(np.bincount(stratum, row) / np.bincount(stratum))) for row in table]
     found = []
-    for rank, gap, tests in zip(rankdata(np.round(means, 12), method="min"), gaps, p_values, strict=True):
-        apart = np.array([bool(rejected) for rejected in holm(tests).rejected])
-        low, high = 1 + (apart & (gap > 0)).sum(), methods - (apart & (gap < 0)).sum()
+    for rank, row, tests in zip(rankdata(np.round(means, 12), method="min"), gaps, p_values, strict=True):
+        apart = np.array([bool(rejected) for rejected in holm(tests.tolist()).rejected])
+        low, high = 1 + (apart & (row > 0)).sum(), methods - (apart & (row < 0)).sum()
         found.append(Estimate(float(rank), float(low), float(high), n=int(complete.sum()), failed=failed))
     return found
 
