@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,7 @@ def _scope(cell: Cell) -> str:
     return scope(eraser.acts_on, build_attack(cell.attack, cell.attack_seed).enters_by)
 
 
+@cache
 def _metric(name: str, reference: str) -> type[Metric]:
     try:
         metric = load_attribute(reference)
