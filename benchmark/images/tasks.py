@@ -375,6 +375,7 @@ def _scope(cell: Cell) -> str:
     return scope(eraser.acts_on, build_attack(cell.attack, cell.attack_seed).enters_by)
 
 
+@cache
 def _metric(name: str, reference: str) -> type[Metric]:
     try:
         metric = load_attribute(reference)
