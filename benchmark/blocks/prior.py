@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from overpaint.errors import unknown
+from overpaint.grid.assets import located
 from overpaint.grid.prompts import read_prompts
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
@@ -42,6 +43,9 @@ def captions_file(captions: Captions) -> Path | None:
     """
     if not isinstance(captions, str):
         return None
+    found = located(captions)
+    if found:
+        return found
     folder = shipped("datasets")
     places = (folder / f"{captions}.csv", Path(captions).expanduser())
     path = next((place for place in places if place.is_file()), None)
