@@ -25,7 +25,10 @@ from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 #: Settable keys that are not hyper-parameters: the preset, and the comparisons that are run with an attack.
 COMPANY = ("preset", "control", "floor")
 #: Keys of a component's YAML that are not hyper-parameters. All except `COMPANY` describe the component and cannot be set.
-DESCRIPTION = (*COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated")
+DESCRIPTION = (
+    *(*COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated"),
+    "recommended_threshold",
+)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from typing import Any
 from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity
 from overpaint.errors import UserError
+from overpaint.grid.assets import content_digest, referred
 from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concepts import Concept
 from overpaint.grid.labels import is_file
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component, load_attribute
+from overpaint.grid.roles import TEMPLATES
 from overpaint.grid.scope import scope
 from overpaint.grid.shipped import shipped
 from overpaint.images.pictures import pictures
@@ -42,6 +44,13 @@ class Batch:
     shots: list[Shot] | None
     made: Task
     scored: Task
+
+
+def cell_assets(cell: Cell) -> list[str]:
+    """The names of the assets that a cell's detectors, method, attack and prompt files refer to."""
+    detectors = [component("detector", name).defaults for name in (cell.model.detector, cell.model.judge) if name]
+    values = [*detectors, cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference]
+    return referred(values)
 
 
 def build_attack(choice: Choice, seed: int) -> Attack:
@@ -102,7 +111,7 @@ def attack_task(
         judge = cell.model.judge or cell.model.detector
         attack.check(bool(judge))
         if judge:
-            identity = detector_identity(judge)
+            identity = detector_identity(judge, words(cell))
             config["judge"] = {"detector": judge, "settings": identity, "threshold": cell.metrics.threshold}
     whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
     which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
@@ -214,7 +223,15 @@ def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) 
 
 def _score_settings(cell: Cell) -> dict[str, Any]:
     name = cell.model.detector
-    return {"detector": name, "settings": detector_identity(name) if name else None}
+    return {"detector": name, "settings": detector_identity(name, words(cell)) if name else None}
+
+
+def words(cell: Cell) -> dict[str, str]:
+    """The concepts of a cell's set that are of its kind, as a sentence for each label: what a detector can tell apart."""
+    request = cell.concepts.request
+    sentence = TEMPLATES.get(cell.concepts.kind, TEMPLATES["object"])[0]
+    concepts = [c for c in (*request.erase, *cell.concepts.near, *request.retain) if c.kind == cell.concepts.kind]
+    return {c.label or c.name: sentence.format(c.phrase) for c in concepts}
 
 
 def _erasure(task: Task | None) -> dict[str, str]:
@@ -289,10 +306,12 @@ def _runtime(cell: Cell) -> dict[str, Any]:
 
 
 def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files that hyper-parameters name, such as a caption file, because their content affects the result."""
+    """Hashes of the files and assets that hyper-parameters name, because their content affects the result."""
     found = {}
     for key, value in values.items():
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and referred(value):
+            found[key] = str(content_digest(value))
+        elif isinstance(value, str) and value:
             path = next(filter(is_file, (shipped("datasets") / f"{value}.csv", Path(value))), None)
             if path:
                 found[key] = file_hash(path.expanduser())
