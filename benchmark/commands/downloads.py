@@ -170,11 +170,11 @@ def _source(asset: Asset, name: str) -> Source:
     url = asset.files[name].get("url")
     if url or not asset.source.startswith("hub:"):
         return Source(url or f"{asset.source.rstrip('/')}/{quote(name)}", {})
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
     kind, repository, revision = _repository(asset)
-    place = hf_hub_url(repository, name, revision=revision, repo_type=kind, endpoint=constants.ENDPOINT)
+    place = hf_hub_url(repository, name, revision=revision, repo_type=kind)
     try:
         told = get_hf_file_metadata(place, timeout=TIMEOUT)
     except Exception as error:  # of several libraries: offline, no network, no such repository, no right to read it

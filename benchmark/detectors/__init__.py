@@ -21,7 +21,7 @@ def detector_identity(name: str, classes: Mapping[str, str] | None = None) -> di
 @cache
 def _identity(name: str, words: str) -> dict[str, Any]:
     chosen, classes = component("detector", name), json.loads(words)
-    own = {"classes": classes} if classes and chosen.defaults.get("classes", "") is None else {}
+    own = chosen.told(classes)
     detector = chosen.build(own)
     detector.check()
     return {**chosen.defaults, **own, "version": detector.version, "assets": detector.assets()}

@@ -74,6 +74,10 @@ class Component:
                 raise unknown("hyper-parameter", key, self.defaults, f"{self.kind}={self.name}")
         return self.defaults | dict(self.presets.get(preset or "") or {}) | dict(values)
 
+    def told(self, classes: Mapping[str, str] | None) -> dict[str, Any]:
+        """The setting that tells a detector what to look for, a sentence by label; empty unless it has ``classes: null``."""
+        return {"classes": dict(classes)} if classes and self.defaults.get("classes", "") is None else {}
+
     def build(self, values: Mapping[str, Any] | None = None, preset: str | None = None, **fixed) -> Any:
         """An instance with the hyper-parameters of `settle`, and the ``fixed`` arguments in addition."""
         return construct(self.load(), self.settle(values or {}, preset) | fixed, f"{self.kind}={self.name}")

@@ -307,6 +307,8 @@ def test_a_pickled_array_of_any_numpy_becomes_safetensors(server, conf, module):
 def hub(server, monkeypatch, tmp_path):
     """The local server as the hub."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
+    template = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return server
