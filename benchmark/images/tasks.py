@@ -47,7 +47,11 @@ class Batch:
 
 
 def cell_assets(cell: Cell) -> list[str]:
-    """The names of the assets that a cell's detectors, method, attack and prompt files refer to."""
+    """The names of the assets that a cell's detectors, method, attack and prompt files refer to.
+
+    A model that cannot be used is reported first, so that nobody fetches weights for it.
+    """
+    resolve(cell.model.path)
     detectors = [component("detector", name).defaults for name in (cell.model.detector, cell.model.judge) if name]
     values = [*detectors, cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference]
     return referred(values)

@@ -165,7 +165,14 @@ def test_it_is_told_before_anything_runs(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rewrite(folder / UNET, lambda t: t.pop(NORM))
-    arguments = ["model=local", f"model.path={folder}", "method=uce", "concepts.erase=[dog]", "store=outputs"]
+    arguments = [
+        "model=local",
+        "model.detector=null",
+        f"model.path={folder}",
+        "method=uce",
+        "concepts.erase=[dog]",
+        "store=outputs",
+    ]
     for command in ("plan", "run"):
         monkeypatch.setattr(sys, "argv", ["overpaint", command, *arguments])
         with pytest.raises(SystemExit) as exit_:
