@@ -87,15 +87,18 @@ def positions(
 ) -> list[int]:
     """The positions of wanted names in a network's own list. Raises a `UserError` for a name that is not in it.
 
-    ``given`` maps further names to positions.
+    A name in the exact spelling comes first. ``given`` maps further names to positions.
     """
-    places = {read_as_name(name): place for place, name in reversed(list(enumerate(known)))}
-    places |= {read_as_name(name): place for name, place in (given or {}).items()}
+    further = (given or {}).items()
+    spelled = {name: place for place, name in enumerate(known)} | dict(further)
+    alike = {read_as_name(name): place for place, name in reversed(list(enumerate(known)))}
+    alike |= {read_as_name(name): place for name, place in further}
     found = []
     for name in wanted:
-        if read_as_name(name) not in places:
+        place = spelled.get(name, alike.get(read_as_name(name)))
+        if place is None:
             raise unknown("class", name, known if len(known) <= 100 else _near(name, known), where)
-        found.append(places[read_as_name(name)])
+        found.append(place)
     return found
 
 

@@ -70,8 +70,11 @@ class NudeNet(Detector):
 
     def detect(self, images: Sequence[Image]) -> list[Boxes]:
         """The boxes of each image, as ``NudeDetector.detect`` returns them for a file of it."""
-        arrays = [np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1]) for image in images]
-        return self._network.detect_batch(arrays, batch_size=BATCH)
+        network = self._network  # first, because it says which package is missing
+        from cv2 import COLOR_RGB2BGR, cvtColor
+
+        pictures = (image if image.mode == "RGB" else image.convert("RGB") for image in images)
+        return network.detect_batch([cvtColor(np.asarray(p), COLOR_RGB2BGR) for p in pictures], batch_size=BATCH)
 
     @cached_property
     def _network(self) -> Any:
