@@ -21,6 +21,7 @@ COMMANDS = {
     "score": ("overpaint.commands.score:score", "Measure pictures that other code made."),
     "erase": ("overpaint.commands.erase:erase", "Write one erasure as a safetensors file."),
     "export": ("overpaint.commands.export:export", "Write an erased model, or the prompts that an attack found."),
+    "fetch": ("overpaint.commands.fetch:fetch", "Download the weights and prompt files that a grid needs."),
     "list": ("overpaint.commands.list:list_", "List methods, concepts, attacks, metrics and other groups."),
     "doctor": ("overpaint.commands.doctor:doctor", "Say what this machine has."),
 }

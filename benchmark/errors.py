@@ -14,7 +14,14 @@ class UserError(Exception):
 
 
 class AssetMissing(UserError):
-    """Weights or prompt files that are not on this machine; the message says how to get them."""
+    """Weights or prompt files that are not on this machine; the message says how to get them.
+
+    ``assets`` are the names of the assets (``conf/asset``) that are missing, if they are known.
+    """
+
+    def __init__(self, message: str, *assets: str):
+        super().__init__(message)
+        self.assets = assets
 
 
 def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> UserError:

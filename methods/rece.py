@@ -126,7 +126,8 @@ class RECE(Eraser):
     def rate(self, model: DiffusionModel, request: Request, changes: dict[str, LowRank | Replacement]) -> float:
         """The fraction of validation images in which the detector still sees the concept."""
         assert self.validation_detector  # checked by __post_init__
-        detector = component("detector", self.validation_detector).build()
+        chosen = component("detector", self.validation_detector)
+        detector = chosen.build(chosen.told({c.label or c.name: f"a photo of {c.phrase}" for c in request.erase}))
         given = read_captions(self.validation_prompts)
         draws, seen = Draws(self.seed), []
         for concept in request.erase:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from overpaint.errors import unknown
+from overpaint.grid.assets import located
 from overpaint.grid.labels import is_file
 from overpaint.grid.prompts import read_prompts
 from overpaint.grid.shipped import shipped
@@ -43,6 +44,9 @@ def captions_file(captions: Captions) -> Path | None:
     """
     if not isinstance(captions, str):
         return None
+    found = located(captions)
+    if found:
+        return found
     folder = shipped("datasets")
     places = (folder / f"{captions}.csv", Path(captions))
     path = next(filter(is_file, places), None)

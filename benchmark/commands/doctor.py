@@ -11,7 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from overpaint.commands.grids import taken
+from overpaint.commands.list import said_size
 from overpaint.errors import UserError
+from overpaint.grid.assets import asset
 from overpaint.grid.composition import search
 from overpaint.grid.labels import printable
 from overpaint.grid.registry import broken_packages, component, components
@@ -19,7 +21,7 @@ from overpaint.grid.typed import bare
 from overpaint.run.store import Store
 
 LIBRARIES = ("torch", "diffusers", "transformers", "hydra-core", "torchmetrics", "pandas", "pyarrow")
-EXTRAS = {"wandb": "wandb"}
+EXTRAS = {"nudenet": "nudenet", "torchvision": "torchvision", "wandb": "wandb"}
 
 
 @click.command()
@@ -42,6 +44,7 @@ def report(store: str | None = None) -> Iterator[str]:
     for name, extra in EXTRAS.items():
         yield f"{name}: {_version(name) or f'not installed (pip install overpaint[{extra}])'}"
     yield from _devices()
+    yield from _assets()
     for name in components("detector"):
         try:
             files = component("detector", name).build().assets()
@@ -57,6 +60,20 @@ def report(store: str | None = None) -> Iterator[str]:
         yield f"store {place.root}: not there yet"
     anchor = next(p for p in (place.root, *place.root.parents) if p.exists())
     yield f"disk: {shutil.disk_usage(anchor).free / 1e9:.1f} GB free"
+
+
+def _assets() -> Iterator[str]:
+    for name in components("asset"):
+        try:
+            found = asset(name)
+            about = f"{said_size(found)}, licence {found.licence}"
+            yield (
+                f"asset {name}: present, {about}"
+                if found.present()
+                else f"asset {name}: MISSING, {about}; {found.command}"
+            )
+        except UserError as error:
+            yield f"asset {name}: cannot be used: {error}"
 
 
 def _devices() -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from overpaint.errors import UserError
+from overpaint.grid.assets import require
 from overpaint.grid.composition import CIRCUMSTANCES, Composed, compose_cells
 from overpaint.grid.registry import DESCRIPTION, component
 from overpaint.run.plan import Plan
@@ -48,14 +49,22 @@ def planned(overrides: Sequence[str], demo: bool = False) -> Grid:
 
 
 def prepare(composed: Sequence[Composed]) -> Grid:
-    """Check and plan composed cells."""
+    """Check and plan composed cells. Raises `AssetMissing` if they need an asset that is not on this machine."""
+    first = composed[0].config
+    cells = cells_of(composed)
+    kind, store = track(first["track"]["name"]), Store.chosen(first["store"])
+    require(kind.assets(cells))
+    return Grid(cells, kind.plan(cells), store, {key: first[key] for key in CIRCUMSTANCES})
+
+
+def cells_of(composed: Sequence[Composed]) -> list[Any]:
+    """The checked cells of a grid, not planned yet."""
     first = composed[0].config
     for key in CIRCUMSTANCES:
         if any(c.config[key] != first[key] for c in composed):
             raise UserError(f"{key} says where and how the whole grid runs: give one value, not an axis")
-    kind, store = track(first["track"]["name"]), Store.chosen(first["store"])
-    cells = [kind.cell(c.config, c.explicit) for c in composed]
-    return Grid(cells, kind.plan(cells), store, {key: first[key] for key in CIRCUMSTANCES})
+    kind = track(first["track"]["name"])
+    return [kind.cell(c.config, c.explicit) for c in composed]
 
 
 def single_cell(overrides: Sequence[str], what: str) -> Any:

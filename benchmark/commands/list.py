@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.assets import Asset, asset
 from overpaint.grid.composition import search
 from overpaint.grid.concepts import load_catalogue
 from overpaint.grid.labels import printable
@@ -24,7 +25,7 @@ PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "bu
 @click.argument("what")
 @click.argument("overrides", nargs=-1)
 def list_(what: str, overrides: Sequence[str]) -> None:
-    """List methods, concepts, attacks, metrics, detectors, models, experiments and other groups, one a line.
+    """List methods, concepts, attacks, metrics, detectors, assets, models, experiments and other groups, one a line.
 
     `hydra.searchpath=[file:///folder]` also lists what is in that folder.
     """
@@ -46,8 +47,10 @@ def lines(what: str) -> Iterator[str]:
         yield from _concepts()
     elif what == "metrics":
         yield from _metrics()
+    elif what == "assets":
+        yield from _assets()
     else:
-        raise unknown("list", what, [*GROUPS, *PLAIN, "concepts", "metrics"])
+        raise unknown("list", what, [*GROUPS, *PLAIN, "assets", "concepts", "metrics"])
     yield from broken_packages()
 
 
@@ -77,6 +80,25 @@ def _concepts() -> Iterator[str]:
     for path in sorted((shipped("datasets") / "concepts").glob("*.yaml")):
         for name, concept in load_catalogue(path.stem).concepts.items():
             yield f"{name:<18}  {concept.kind} of the {path.stem} catalogue"
+
+
+def _assets() -> Iterator[str]:
+    names = sorted(components("asset"))
+    for name in names:
+        try:
+            found = asset(name)
+        except UserError as error:
+            yield f"{name:<20}  cannot be used: {error}"
+        else:
+            yield f"{name:<20}  {found.summary} · {said_size(found)} · {found.licence} · {found.purpose}"
+
+
+def said_size(chosen: Asset) -> str:
+    """The size of an asset for people: ``12.2 MB``."""
+    size = chosen.bytes
+    if size is None:
+        return "size unknown"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _metrics() -> Iterator[str]:

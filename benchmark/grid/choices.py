@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.assets import content_digest
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import KINDS, Request
-from overpaint.grid.labels import file_digest, label
+from overpaint.grid.labels import label
 from overpaint.grid.lengths import lengths, shortened
 from overpaint.grid.registry import COMPANY, DESCRIPTION, Component, component, components
 from overpaint.grid.typed import check_type, checked, construct, created
@@ -50,8 +51,8 @@ class Choice:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that determines its results. Files named by values are given by a hash of their content."""
-        files = {key: file_digest(value) for key, value in self.values.items() if isinstance(value, str)}
+        """Everything that determines its results. Files and assets named by values are given by a hash of their content."""
+        files = {key: content_digest(value) for key, value in self.values.items() if isinstance(value, str)}
         found = {"name": self.name, "values": dict(self.values), "files": {k: v for k, v in files.items() if v}}
         return found | {"control": self.control, "floor": self.floor}
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.assets import content_digest, referred
 from overpaint.grid.concepts import LONGEST, Catalogue, Concept, Kind, Request, load_catalogue, read_as, templates
 from overpaint.grid.labels import file_digest
-from overpaint.grid.registry import named_in_yaml
+from overpaint.grid.registry import components, named_in_yaml
 from overpaint.grid.typed import construct, shown
 
 
@@ -24,6 +25,7 @@ class ConceptSet:
         catalogue: the catalogue that the concepts come from.
         templates: prompt templates; ``None`` for those of the catalogue.
         prompts: CSV files by role.
+        detector: the detector that ``model.detector=auto`` selects; ``None`` for one by the kind of the concepts.
     """
 
     name: str
@@ -33,6 +35,7 @@ class ConceptSet:
     catalogue: Catalogue
     templates: tuple[str, ...] | None
     prompts: Mapping[str, str]
+    detector: str | None = None
 
     @property
     def kind(self) -> str:
@@ -54,6 +57,8 @@ class ConceptSet:
 
 
 def _content(path: str) -> str:
+    if referred(path):
+        return content_digest(path) or path
     return file_digest(str(named_in_yaml("concepts", path))) or path
 
 
@@ -71,6 +76,7 @@ class Entry:
     kind: Kind
     templates: list[str] | None
     prompts: dict[str, str | None] | None
+    detector: str | None
 
 
 def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
@@ -89,6 +95,8 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     if erased_too:
         raise UserError(f"concepts.near: {', '.join(erased_too)} cannot be erased and be a neighbour that stays")
     sequential = entry.sequential and len(erase) > 1  # one concept is the same request either way
+    if entry.detector is not None and entry.detector not in components("detector"):
+        raise unknown("detector", entry.detector, components("detector"), "concepts.detector")
     name = entry.name or "+".join(names)
     if entry.name and not (name.isprintable() and len(name) <= LONGEST):
         raise UserError(f"concepts.name takes at most {LONGEST} printable characters on one line, got {shown(name)}")
@@ -100,6 +108,7 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
         catalogue,
         templates(entry.templates, "concepts.templates") or None,
         dict(entry.prompts or {}),
+        entry.detector,
     )
 
 

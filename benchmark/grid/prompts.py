@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from overpaint.errors import UserError
+from overpaint.grid.assets import located
 from overpaint.grid.labels import is_file
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import bare, shown
@@ -108,13 +109,13 @@ def read_prompts(
     """Read prompts from a CSV file with a ``prompt`` column. `COLUMNS` lists the accepted column names.
 
     Args:
-        path: the CSV file, in UTF-8.
+        path: the CSV file, in UTF-8, or a file of an asset (``asset:NAME/FILE``).
         role, concept, expects: values of these fields for every prompt.
 
     Raises:
         UserError: if the file cannot be used; the message names the file and the line.
     """
-    path = Path(path)
+    path = located(str(path)) or Path(path)
     if not is_file(path):
         why = "is not a regular file" if os.path.exists(path_of(path, "prompt file")) else "does not exist"
         raise UserError(f"prompt file {bare(str(path))} {why}")

@@ -26,7 +26,10 @@ from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 #: Settable keys that are not hyper-parameters: the preset, and the comparisons that are run with an attack.
 COMPANY = ("preset", "control", "floor")
 #: Keys of a component's YAML that are not hyper-parameters. All except `COMPANY` describe the component and cannot be set.
-DESCRIPTION = (*COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated")
+DESCRIPTION = (
+    *(*COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated"),
+    "recommended_threshold",
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ class Component:
             if key not in self.defaults:
                 raise unknown("hyper-parameter", key, self.defaults, f"{self.kind}={self.name}")
         return self.defaults | dict(self.presets.get(preset or "") or {}) | dict(values)
+
+    def told(self, classes: Mapping[str, str] | None) -> dict[str, Any]:
+        """The setting that tells a detector what to look for, a sentence by label; empty unless it has ``classes: null``."""
+        return {"classes": dict(classes)} if classes and self.defaults.get("classes", "") is None else {}
 
     def build(self, values: Mapping[str, Any] | None = None, preset: str | None = None, **fixed) -> Any:
         """An instance with the hyper-parameters of `settle`, and the ``fixed`` arguments in addition."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product, zip_longest
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.assets import referred
 from overpaint.grid.cells import Budget, Cell
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
@@ -71,7 +72,7 @@ class Role:
             return distinct(self.make(concepts, count))
         first = concepts.request.erase[0] if self.name == "target" else None
         label = (first.label or first.name) if first else ""
-        file = named_in_yaml("concepts", path)
+        file = path if referred(path) else named_in_yaml("concepts", path)
         return read_prompts(file, self.name, label, [label] if label else [])[:count]
 
 

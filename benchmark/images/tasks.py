@@ -15,12 +15,14 @@ from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity
 from overpaint.errors import AssetMissing, UserError, unknown
 from overpaint.extractors import extractor_identity
+from overpaint.grid.assets import content_digest, referred
 from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concepts import Concept
-from overpaint.grid.labels import file_digest, is_file, label
+from overpaint.grid.labels import is_file, label
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component, components, load_attribute
+from overpaint.grid.roles import TEMPLATES
 from overpaint.grid.scope import scope
 from overpaint.grid.shipped import shipped
 from overpaint.grid.source_code import source_of
@@ -48,6 +50,17 @@ class Batch:
     shots: list[Shot] | None
     made: Task
     scored: Task
+
+
+def cell_assets(cell: Cell) -> list[str]:
+    """The names of the assets that a cell's detectors, method, attack and prompt files refer to.
+
+    A model that cannot be used is reported first, so that nobody fetches weights for it.
+    """
+    resolve(cell.model.path)
+    detectors = [component("detector", name).defaults for name in (cell.model.detector, cell.model.judge) if name]
+    values = [*detectors, cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference]
+    return referred(values)
 
 
 def build_attack(choice: Choice, seed: int) -> Attack:
@@ -113,7 +126,7 @@ def attack_task(
         judge = cell.model.judge or cell.model.detector
         attack.check(bool(judge))
         if judge:
-            identity = detector_identity(judge)
+            identity = detector_identity(judge, words(cell))
             config["judge"] = {"detector": judge, "settings": identity, "threshold": cell.metrics.threshold}
             sources |= _source("detector", judge)
     whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
@@ -328,7 +341,15 @@ def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) 
 
 def _score_settings(cell: Cell) -> dict[str, Any]:
     name = cell.model.detector
-    return {"detector": name, "settings": detector_identity(name) if name else None}
+    return {"detector": name, "settings": detector_identity(name, words(cell)) if name else None}
+
+
+def words(cell: Cell) -> dict[str, str]:
+    """The concepts of a cell's set that are of its kind, as a sentence for each label: what a detector can tell apart."""
+    request = cell.concepts.request
+    sentence = TEMPLATES.get(cell.concepts.kind, TEMPLATES["object"])[0]
+    concepts = [c for c in (*request.erase, *cell.concepts.near, *request.retain) if c.kind == cell.concepts.kind]
+    return {c.label or c.name: sentence.format(c.phrase) for c in concepts}
 
 
 def _erasure(task: Task | None) -> dict[str, str]:
@@ -419,11 +440,12 @@ def _runtime(cell: Cell) -> dict[str, Any]:
 
 
 def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files and folders that hyper-parameters name, such as a caption file: their content affects the result."""
+    """Hashes of the files, folders and assets that hyper-parameters name, because their content affects the result."""
     found = {}
     for key, value in values.items():
         if isinstance(value, str) and value:
             ours = shipped("datasets") / f"{value}.csv"
-            if content := file_hash(ours) if is_file(ours) else file_digest(value):
+            content = file_hash(ours) if not referred(value) and is_file(ours) else content_digest(value)
+            if content:
                 found[key] = content
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from overpaint.grid.cells import Cell, cell_from
 from overpaint.grid.roles import role_shots
 from overpaint.images.contact_sheets import contact_sheets
 from overpaint.images.planner import make_plan
+from overpaint.images.tasks import cell_assets
 from overpaint.images.workbench import Workbench
+from overpaint.models.sources import hub_snapshot, local_folder, resolve
 from overpaint.report.statistics import MARGIN, largest_share_shown_equal, smallest_detectable_difference
 from overpaint.report.views import view_named
 from overpaint.run.plan import Plan
@@ -24,6 +27,14 @@ class Images(Track):
 
     def cell(self, config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
         return cell_from(config, explicit)
+
+    def assets(self, cells: Iterable[Cell]) -> list[str]:
+        return list(dict.fromkeys(name for cell in cells for name in cell_assets(cell)))
+
+    def models(self, cells: Iterable[Cell]) -> Mapping[str, Callable[[], Path]]:
+        paths = {resolve(path): path for path in dict.fromkeys(cell.model.path for cell in cells)}
+        missing = [path for source, path in paths.items() if not Path(source).is_dir() and hub_snapshot(source) is None]
+        return {path: partial(local_folder, path) for path in missing}
 
     def plan(self, cells: Iterable[Cell]) -> Plan:
         return make_plan(cells)

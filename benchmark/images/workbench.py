@@ -67,12 +67,14 @@ class Workbench:
         finally:
             self._detach = self._erasure.attach(model) if self._erasure else lambda: None
 
-    def detector(self, name: str, settings: Mapping[str, Any]) -> Detector:
-        """The detector with these settings. It is built on the first call."""
+    def detector(self, name: str, settings: Mapping[str, Any], device: str | None = None) -> Detector:
+        """The detector with these settings on a device. It is built on the first call."""
         chosen = component("detector", name)
-        key = f"{name}:{sorted((k, str(v)) for k, v in settings.items())}"
+        key = f"{name} on {device}: {sorted((k, str(v)) for k, v in settings.items())}"
         if key not in self._detectors:
-            self._detectors[key] = chosen.build({k: v for k, v in settings.items() if k in chosen.defaults})
+            detector = chosen.build({k: v for k, v in settings.items() if k in chosen.defaults})
+            detector.device = device or detector.device
+            self._detectors[key] = detector
         return self._detectors[key]
 
     def extractor(self, name: str, settings: Mapping[str, Any], device: str | None) -> Extractor:

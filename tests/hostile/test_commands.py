@@ -73,7 +73,7 @@ CASES = [
     (("run", "protocol.steps=2000"), ["protocol.steps takes int from 1 to 1000, got 2000"]),
     (("run", "protocol.size=0"), ["protocol.size takes int from 1 to 8192 or null, got 0"]),
     (("run", "protocol.guidance_scale=nan"), ["protocol.guidance_scale takes a number from 0 to 1000, got nan"]),
-    (("run", "metrics.threshold=2"), ["metrics.threshold takes a number from 0 to 1, got 2"]),
+    (("run", "metrics.threshold=2"), ["metrics.threshold takes a number from 0 to 1 or null, got 2"]),
     (("run", "model.precision=float8"), ["unknown value 'float8' in model.precision; did you mean 'float64'"]),
     (("run", "model.judge=orcale"), ["unknown detector 'orcale' in model.judge; did you mean 'oracle'"]),
     (("run", "method=uce", "method.lamb=-1"), ["method=uce: lamb takes a number from 0 up, got -1.0"]),
