@@ -81,7 +81,7 @@ class Clip:
         """Load from an asset (``asset:NAME``), a folder, or the hub (``owner/name``) if the model is cached or can be
         downloaded."""
         from transformers import AutoTokenizer, CLIPModel
-        from transformers.utils import cached_file
+        from transformers.utils import cached_file  # type: ignore[attr-defined]
 
         folder = located(path) or path_of(path, "clip")
         if not folder.is_dir() and path.count("/") != 1:

@@ -54,7 +54,8 @@ class Preprocessing:
 
         side = self.crop or self.resize
         array = np.stack([self._pixels(image) for image in images]) if images else np.zeros((0, side, side, 3))
-        array = (array.astype(np.float32) / np.float32(255) - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        array = (array.astype(np.float32) / np.float32(255) - mean) / std
         return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
 
     def _pixels(self, image: Image.Image) -> np.ndarray:

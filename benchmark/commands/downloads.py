@@ -171,7 +171,7 @@ def _source(asset: Asset, name: str) -> Source:
     if url or not asset.source.startswith("hub:"):
         return Source(url or f"{asset.source.rstrip('/')}/{quote(name)}", {})
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     kind, repository, revision = _repository(asset)
     place = hf_hub_url(repository, name, revision=revision, repo_type=kind)

@@ -42,7 +42,8 @@ class NetworkDetector(Detector):
     def score(self, images: Sequence[Image]) -> pd.DataFrame:
         import torch
 
-        parts, embeddings = [], []
+        parts: list[np.ndarray] = []
+        embeddings: list[list[float]] = []
         with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
             for start in range(0, len(images), BATCH):
                 scores, features = self.forward(images[start : start + BATCH])
@@ -54,7 +55,7 @@ class NetworkDetector(Detector):
 def score_frame(scores: np.ndarray | None, labels: Sequence[str], features: Sequence[Sequence[float]]) -> pd.DataFrame:
     """The frame of `Detector.score` from an array (n, labels). Rows with a non-finite score have failed."""
     array = np.zeros((0, len(labels)), np.float32) if scores is None else np.asarray(scores, np.float32)
-    failed = ~np.isfinite(array).all(axis=1)
+    failed: np.ndarray = ~np.isfinite(array).all(axis=1)
     array[failed] = np.nan
     frame = pd.DataFrame(array, columns=list(labels))
     if features:

@@ -70,5 +70,5 @@ class StyleViT(NetworkDetector):
         from overpaint.blocks.pixels import Preprocessing
 
         folder = weights_path(self.weights)
-        network = ViTForImageClassification.from_pretrained(folder, use_safetensors=True)
+        network: Any = ViTForImageClassification.from_pretrained(folder, use_safetensors=True)
         return network.to(self.device).eval().requires_grad_(False), Preprocessing.read(folder)

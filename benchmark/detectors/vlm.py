@@ -121,7 +121,7 @@ class VLM(Detector):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         folder = weights_path(self.weights)
-        network = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True)
+        network: Any = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True)
         return network.to(self.device).eval().requires_grad_(False), AutoProcessor.from_pretrained(folder)
 
 
