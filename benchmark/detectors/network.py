@@ -55,7 +55,7 @@ class NetworkDetector(Detector):
 def score_frame(scores: np.ndarray | None, labels: Sequence[str], features: Sequence[Sequence[float]]) -> pd.DataFrame:
     """The frame of `Detector.score` from an array (n, labels). Rows with a non-finite score have failed."""
     array = np.zeros((0, len(labels)), np.float32) if scores is None else np.asarray(scores, np.float32)
-    failed: np.ndarray = ~np.isfinite(array).all(axis=1)
+    failed = np.asarray(~np.isfinite(array).all(axis=1))
     array[failed] = np.nan
     frame = pd.DataFrame(array, columns=list(labels))
     if features:
