@@ -8,7 +8,15 @@ from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from overpaint.commands.downloads import Report, fetch_asset
 from overpaint.commands.grids import ERR, cells_of, compose
@@ -100,7 +108,7 @@ def _progress(chosen: Asset) -> Iterator[Report]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     )  # fmt: skip
-    bars: dict[str, int] = {}
+    bars: dict[str, TaskID] = {}
     console: Console = ERR
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
 
