@@ -212,8 +212,8 @@ def unpaired_score(one: Sample, other: Sample, difference: NDArray) -> NDArray:
 def beside(one: Sample, other: Sample) -> Sample:
     """``one`` with the degrees of freedom of the difference to ``other``.
 
-    The design effects of unpaired samples are those of their own means. With several observations per cluster, they are known with
-    C − 1 degrees of freedom each.
+    The design effects of unpaired samples are those of their own means. With several observations per cluster, they are known
+    with C − 1 degrees of freedom each.
     """
     known = np.where(np.maximum(one.largest, other.largest) > 1, one.clusters + other.clusters - 2, np.inf)
     return one._replace(few=np.minimum(np.minimum(one.few, other.few), np.maximum(known, 1)))
