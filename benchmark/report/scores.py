@@ -209,9 +209,19 @@ def unpaired_score(one: Sample, other: Sample, difference: NDArray) -> NDArray:
     return _ratio(p - q - v, variance)
 
 
+def beside(one: Sample, other: Sample) -> Sample:
+    """``one`` with the degrees of freedom of the difference to ``other``.
+
+    The design effects of unpaired samples are those of their own means. With several observations per cluster, they are known
+    with C − 1 degrees of freedom each.
+    """
+    known = np.where(np.maximum(one.largest, other.largest) > 1, one.clusters + other.clusters - 2, np.inf)
+    return one._replace(few=np.minimum(np.minimum(one.few, other.few), np.maximum(known, 1)))
+
+
 def unpaired_interval(one: Sample, other: Sample, level: float) -> tuple[NDArray, NDArray]:
     """Limits ``(sets,)`` of unpaired differences."""
-    gap, far = one.mean - other.mean, np.maximum(reach(one, level), reach(other, level))
+    gap, far = one.mean - other.mean, reach(beside(one, other), level)
     limits = _limits(lambda v: unpaired_score(one, other, v), gap, far, (-1.0, 1.0))
     return _rare_differences(gap, np.minimum(worth(one), worth(other)), limits, level)
 

@@ -184,9 +184,8 @@ def unpaired_difference(
     if any(len(kept) == 0 for kept, *_ in found):
         return Estimate(None, failed=failed)
     one, other = (scores.sample(kept, *groups) for kept, groups, _ in found)
-    fewer = one if one.few[0] <= other.few[0] else other
     return _difference(
-        fewer,
+        scores.beside(one, other),
         lambda v: scores.unpaired_score(one, other, v),
         scores.unpaired_interval(one, other, level),
         Estimate(float(one.mean[0] - other.mean[0]), n=sum(len(kept) for kept, *_ in found), failed=failed),
