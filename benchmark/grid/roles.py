@@ -55,7 +55,10 @@ class Role:
 
     def shortfall(self, concepts: ConceptSet, budget: Budget) -> str:
         """A sentence if the budget asks for more prompts than there are, else an empty string."""
-        asked, total = getattr(budget, self.budget), len(self._first(concepts, ALL))
+        asked = getattr(budget, self.budget)
+        if len(self._first(concepts, asked + 1)) > len(self._first(concepts, asked)):
+            return ""
+        total = len(self._first(concepts, ALL))
         enough = (
             bisect_left(range(1, max(total, 1)), total, key=lambda n: len(self._first(concepts, n))) + 1 if total else 0
         )
