@@ -59,6 +59,8 @@ def digest(value: Any) -> str:
 def file_digest(text: str) -> str | None:
     """SHA-256 of the file that a text names, or of all files in a folder of networks (one with a ``config.json`` or a
     ``model_index.json``); ``None`` if it names neither. Accepts any text. Data of this package are named from ``datasets/``."""
+    if not any(mark in text for mark in "./"):
+        return None
     try:
         for path in (Path(text), shipped("datasets") / text):
             if is_file(path):

@@ -120,7 +120,7 @@ def read_prompts(
         why = "is not a regular file" if os.path.exists(path_of(path, "prompt file")) else "does not exist"
         raise UserError(f"prompt file {bare(str(path))} {why}")
     path = path.expanduser()
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(csv_text(path), newline=""), strict=True)
     try:
         prompts = list(_rows(reader, path, role, concept, tuple(expects)))
     except csv.Error as error:
@@ -130,7 +130,7 @@ def read_prompts(
     return distinct(prompts)
 
 
-def _text(path: Path) -> str:
+def csv_text(path: Path) -> str:
     """The text of a prompt file in UTF-8."""
     try:
         if path.stat().st_size > LARGEST:
