@@ -75,7 +75,7 @@ def export_prompts(overrides: Sequence[str], out: str, overwrite: bool = False) 
 def _attacks_of_cells(overrides: Sequence[str], wanted: str) -> tuple[Store, list[str]]:
     """The store, and the keys of the attacks in the cells of the overrides. Raises a `UserError` if one is not stored."""
     grid = planned(overrides)
-    scored = [grid.plan.tasks[key] for _, task in grid.plan.cells for key in _inputs(task.inputs, "images/")]
+    scored = [grid.plan.tasks[key] for _, task in grid.plan.opened().cells for key in _inputs(task.inputs, "images/")]
     keys = [key for task in scored for key in _attacks(task, grid.plan.tasks[task.inputs["images"]])]
     keys = list(dict.fromkeys(keys))
     if not keys:

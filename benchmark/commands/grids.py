@@ -11,6 +11,7 @@ from rich.console import Console
 from overpaint.errors import UserError
 from overpaint.grid.assets import require
 from overpaint.grid.composition import CIRCUMSTANCES, Composed, compose_cells
+from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import DESCRIPTION, component
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
@@ -40,21 +41,24 @@ def compose(overrides: Sequence[str], demo: bool = False) -> list[Composed]:
     keys = [override.split("=")[0].lstrip("+~").split(".")[0] for override in overrides]
     if demo and all(key in CIRCUMSTANCES for key in keys):
         overrides = ["experiment=demo", *overrides]
-    return compose_cells(overrides)
+    with reading_once():
+        return compose_cells(overrides)
 
 
 def planned(overrides: Sequence[str], demo: bool = False) -> Grid:
     """The planned grid of the overrides."""
-    return prepare(compose(overrides, demo))
+    with reading_once():
+        return prepare(compose(overrides, demo))
 
 
 def prepare(composed: Sequence[Composed]) -> Grid:
     """Check and plan composed cells. Raises `AssetMissing` if they need an asset that is not on this machine."""
     first = composed[0].config
-    cells = cells_of(composed)
-    kind, store = track(first["track"]["name"]), Store.chosen(first["store"])
-    require(kind.assets(cells))
-    return Grid(cells, kind.plan(cells), store, {key: first[key] for key in CIRCUMSTANCES})
+    with reading_once():
+        cells = cells_of(composed)
+        kind, store = track(first["track"]["name"]), Store.chosen(first["store"])
+        require(kind.assets(cells))
+        return Grid(cells, kind.plan(cells), store, {key: first[key] for key in CIRCUMSTANCES})
 
 
 def cells_of(composed: Sequence[Composed]) -> list[Any]:
@@ -64,7 +68,8 @@ def cells_of(composed: Sequence[Composed]) -> list[Any]:
         if any(c.config[key] != first[key] for c in composed):
             raise UserError(f"{key} says where and how the whole grid runs: give one value, not an axis")
     kind = track(first["track"]["name"])
-    return [kind.cell(c.config, c.explicit) for c in composed]
+    with reading_once():
+        return [kind.cell(c.config, c.explicit) for c in composed]
 
 
 def single_cell(overrides: Sequence[str], what: str) -> Any:

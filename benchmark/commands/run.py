@@ -47,16 +47,16 @@ def run_grid(grid: Grid) -> int:
     store.prepare()
     store.sweep()
     estimates = Estimates(store)
-    todo = plan.missing(store)
-    ERR.print(summary(plan, todo, estimates))
+    todo, more = plan.missing(store), plan.unopened(store)
+    ERR.print(summary(plan, todo, more, estimates))
     for note in [*plan.notes, *changes(plan, store, todo)]:
         ERR.print(f"note: {note}", style="yellow")
     try:
-        with Display(todo, estimates, ERR, lambda: stop.asked) as display:
+        with Display(todo, estimates, ERR, lambda: stop.asked, more) as display:
             outcome, records = _until_readable(lambda: engine.run(plan, store, display), grid)
     except KeyboardInterrupt:
-        left = len(plan.missing(store))
-        ERR.print(f"interrupted: {len(plan.tasks) - left} of {len(plan.tasks)} tasks are stored in {store.root}")
+        left, tasks = len(plan.missing(store)) + plan.unopened(store).total(), plan.unique().total()
+        ERR.print(f"interrupted: {tasks - left} of {tasks} tasks are stored in {store.root}")
         ERR.print("run the same command to continue")
         return 130
     if len(records):

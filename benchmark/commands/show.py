@@ -44,7 +44,12 @@ def show(overrides: Sequence[str], show_unsafe: bool, opened: bool, overwrite: b
     name = out or "show.png"
     path = target(name, ".png" if Path(name).suffix else "", overwrite or not out)
     grid = planned(rest)
-    found = [e for _, task in grid.plan.cells for e in entries(task, grid.plan, grid.store) if _chosen(e, text, role)]
+    found = [
+        e
+        for _, task in grid.plan.opened().cells
+        for e in entries(task, grid.plan, grid.store)
+        if _chosen(e, text, role)
+    ]
     if not found:
         about = f" with prompt={text}" if text else ""
         raise UserError(f"{grid.store.root} holds no images{about} of this grid: run it first (overpaint run)")

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.labels import digest, file_digest
+from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component
 from overpaint.grid.typed import Count, checked, construct
 
@@ -208,6 +209,7 @@ def located(text: str) -> Path | None:
     return chosen.file(found[2]) if found[2] else chosen.path()
 
 
+@remembered
 def content_digest(text: str) -> str | None:
     """A hash of the content behind a text: of a file, or of an asset's files; ``None`` for another text.
 

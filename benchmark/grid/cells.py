@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -13,12 +13,15 @@ from pydantic import Field
 from overpaint.errors import unknown
 from overpaint.grid.choices import Choice, choose, preset_families
 from overpaint.grid.concept_sets import ConceptSet, concept_set
-from overpaint.grid.labels import digest, label
+from overpaint.grid.labels import canonical, digest, label
+from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components, conf_folders
 from overpaint.grid.typed import Count, Positive, Share, check_type, construct
 
 #: Number of training timesteps of the supported model families.
 TIMESTEPS = 1000
+#: The choice of no method.
+UNEDITED = Choice("none", None, {})
 AXES = ("model", "concepts", "method", "attack", "protocol", "budget", "metrics", "seed")
 #: Keys that affect speed only, not records.
 SPEED = ("protocol.batch_size", "budget.shard")
@@ -168,31 +171,52 @@ class Cell:
         named = {axis: getattr(self, axis).name for axis in AXES if axis != "seed"}
         return named | {"seed": str(self.seed) if self.draws else "any"}
 
-    @property
+    @cached_property
     def labels(self) -> dict[str, str]:
         """The name on every axis with the values set by hand: ``smoke target_prompts=4``."""
-        return {axis: label(name, self._shown(axis)) for axis, name in self.names.items()}
+        shown: dict[str, Mapping[str, Any]] = {axis: {} for axis in AXES} | {
+            "method": self.method.given,
+            "attack": self.attack.given,
+        }
+        for key, value in self.given.items():
+            axis, _, inner = key.partition(".")
+            if inner and axis not in ("method", "attack") and not self._named_already(key):
+                shown[axis] = {**shown[axis], inner: value}
+        return {axis: label(name, shown[axis]) for axis, name in self.names.items()}
 
-    def _shown(self, axis: str) -> dict[str, Any]:
-        """Values set by hand on an axis that can change records. Erased concepts are left out if the name lists them."""
-        if axis in ("method", "attack"):
-            return dict(getattr(self, axis).given)
-        told = {"concepts.name", "concepts.sequential"}
-        if self.concepts.name.removesuffix(" in turn") == "+".join(c.name for c in self.concepts.request.erase):
-            told.add("concepts.erase")
-        keys = [key for key in self.given if key.startswith(f"{axis}.") and key not in told]
-        return {key.partition(".")[2]: self.given[key] for key in keys}
+    def _named_already(self, key: str) -> bool:
+        """Whether the name of the concept set says it: its own name, its order, and erased concepts that it lists."""
+        if key != "concepts.erase":
+            return key in ("concepts.name", "concepts.sequential")
+        return self.concepts.name.removesuffix(" in turn") == "+".join(c.name for c in self.concepts.request.erase)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that determines the records, by axis, as JSON values. An unused seed is ``None``."""
-        found = {axis: getattr(self, axis).settings for axis in AXES if axis != "seed"}
-        return json.loads(json.dumps(found | {"seed": self.seed if self.draws else None}))
+        return json.loads(self.settings_text())
 
-    @property
+    def settings_text(self, model: str | None = None) -> str:
+        """The settings as canonical JSON, assembled from the text of each axis. ``model`` replaces the model's path."""
+        texts = {axis: _settings_text(part) for axis, part in self._parts(model)} | {"seed": self._seed}
+        return "{" + ",".join(f'"{axis}":{texts[axis]}' for axis in sorted(texts)) + "}"
+
+    @cached_property
     def identity(self) -> str:
         """A hash of the settings, which identifies this point of the grid."""
-        return digest(self.settings)[:16]
+        return self.identified_by(None)
+
+    def identified_by(self, model: str | None) -> str:
+        """`identity` with the model's path replaced, for instance by a hash of its content."""
+        return digest([_settings_digest(part) for _, part in self._parts(model)] + [self._seed])[:16]
+
+    def _parts(self, model: str | None) -> Iterator[tuple[str, Any]]:
+        """Every axis but the seed, with what was chosen on it."""
+        yield "model", self.model if model is None else _placed(self.model, model)
+        yield from ((axis, getattr(self, axis)) for axis in AXES if axis not in ("model", "seed"))
+
+    @property
+    def _seed(self) -> str:
+        return str(self.seed) if self.draws else "null"
 
     @property
     def draws(self) -> bool:
@@ -221,12 +245,41 @@ class Cell:
 
     def with_attack(self, name: str, **values: Any) -> Cell:
         """The same cell under another attack with its default values, except ``values``."""
-        chosen = choose("attack", {"name": name}, frozenset(), self.model.preset, self.concepts)
-        return replace(self, attack=replace(chosen, values={**chosen.values, **values}))
+        return replace(self, attack=default_attack(name, self.model.preset, self.concepts)).with_values(**values)
+
+    def with_values(self, **values: Any) -> Cell:
+        """The same cell with other values of the attack's hyper-parameters."""
+        return replace(self, attack=_with_values(self.attack, canonical(values)))
 
     def unedited(self) -> Cell:
         """The same cell on the unedited model."""
-        return replace(self, method=Choice("none", None, {}))
+        return replace(self, method=UNEDITED)
+
+
+@remembered
+def default_attack(name: str, preset: str | None, concepts: ConceptSet) -> Choice:
+    """An attack with its default values for a model's preset and a concept set."""
+    return choose("attack", {"name": name}, frozenset(), preset, concepts)
+
+
+@remembered
+def _with_values(attack: Choice, values: str) -> Choice:
+    return replace(attack, values={**attack.values, **json.loads(values)})
+
+
+@remembered
+def _settings_text(axis: ModelSpec | ConceptSet | Choice | Protocol | Budget | MetricSpec) -> str:
+    return canonical(axis.settings)
+
+
+@remembered
+def _settings_digest(axis: ModelSpec | ConceptSet | Choice | Protocol | Budget | MetricSpec) -> str:
+    return digest(_settings_text(axis))
+
+
+@remembered
+def _placed(model: ModelSpec, path: str) -> ModelSpec:
+    return replace(model, path=path)
 
 
 #: Top-level keys of a configuration (``conf/config.yaml``).
@@ -238,26 +291,48 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
     for key in config:
         if key not in KEYS:
             raise unknown("key", key, KEYS, "the configuration")
-    check_type(config["seed"], Annotated[int, Field(ge=0, le=2**63 - 1)], "seed")
-    model = construct(ModelSpec, config["model"], "model")
-    concepts = concept_set(config["concepts"], model.catalogue)
-    budget = construct(Budget, config["budget"], "budget")
-    if model.detector == "auto":
-        model = replace(model, detector=concepts.detector or DETECTORS[concepts.kind])
-    metrics = construct(MetricSpec, config["metrics"], "metrics")
-    if metrics.threshold is None:
-        metrics = replace(metrics, threshold=_recommended(model.detector))
+    if type(config["seed"]) is not int or not 0 <= config["seed"] < 2**63:
+        check_type(config["seed"], Annotated[int, Field(ge=0, le=2**63 - 1)], "seed")
+    model = _part(ModelSpec, config["model"], "model")
+    concepts = _concepts(config["concepts"], model.catalogue)
+    budget = _part(Budget, config["budget"], "budget")
+    model = _with_detector(model, concepts)
+    circumstances = (explicit, model.preset, concepts, budget.max_steps)
     return Cell(
         model,
         concepts,
-        choose("method", config["method"], explicit, model.preset, concepts, budget.max_steps),
-        choose("attack", config["attack"], explicit, model.preset, concepts, budget.max_steps),
-        construct(Protocol, config["protocol"], "protocol"),
+        _chosen("method", config["method"], *circumstances),
+        _chosen("attack", config["attack"], *circumstances),
+        _part(Protocol, config["protocol"], "protocol"),
         budget,
-        metrics,
+        _metrics(config["metrics"], model.detector),
         config["seed"],
-        {key: value_at(config, key) for key in sorted(explicit) if key.split(".")[0] in AXES and key not in SPEED},
+        {key: value_at(config, key) for key in _axis_keys(explicit)},
     )
+
+
+# What cells share is read once.
+_part, _concepts, _chosen = remembered(construct), remembered(concept_set), remembered(choose)
+
+
+@remembered
+def _with_detector(model: ModelSpec, concepts: ConceptSet) -> ModelSpec:
+    """The model with the detector that ``auto`` selects for these concepts."""
+    if model.detector != "auto":
+        return model
+    return replace(model, detector=concepts.detector or DETECTORS[concepts.kind])
+
+
+@remembered
+def _metrics(config: Mapping[str, Any], detector: str | None) -> MetricSpec:
+    metrics = construct(MetricSpec, config, "metrics")
+    return replace(metrics, threshold=_recommended(detector)) if metrics.threshold is None else metrics
+
+
+@remembered
+def _axis_keys(explicit: frozenset[str]) -> list[str]:
+    """The keys set by hand that belong to an axis and can affect records."""
+    return [key for key in sorted(explicit) if key.split(".")[0] in AXES and key not in SPEED]
 
 
 def _recommended(detector: str | None) -> float:
@@ -280,7 +355,7 @@ def merged(cells: Iterable[Cell]) -> tuple[list[Cell], list[str]]:
     kept: dict[str, Cell] = {}
     idle: dict[str, list[int]] = {}
     for cell in cells:
-        point = json.dumps([cell.identity, cell.labels])
+        point = f"{cell.identity} {cell.labels}"
         if point in kept and cell.seed != kept[point].seed:
             idle.setdefault(point, [kept[point].seed]).append(cell.seed)
         kept.setdefault(point, cell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Choice:
     lengths: Mapping[str, Any] = field(default_factory=dict)
     shortened: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def label(self) -> str:
         """``uce``, or ``uce lamb=1.0`` if a value was set by hand, so that the points of a sweep have different labels."""
         return label(self.name, self.given)

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,16 @@ class Point:
     options: Mapping[str, str]
     values: tuple[tuple[str, Any], ...] = ()
 
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """The keys that it sets."""
+        return frozenset(key for key, _ in self.values)
+
+    @cached_property
+    def groups(self) -> frozenset[str]:
+        """The groups that it sets keys of."""
+        return frozenset(key.partition(".")[0] for key in self.keys)
+
 
 def compose_cells(overrides: Sequence[str]) -> list[Composed]:
     """All cells of the grid that the overrides define. Overrides replace the axes of an experiment.
@@ -93,6 +103,8 @@ class Grid:
 
     def __init__(self, settings: Sequence[Setting]):
         self.read: dict[tuple[str, str], dict[str, Any]] = {}
+        self._parts: dict[tuple, tuple[dict[str, Any], bool]] = {}
+        self._explicit: dict[tuple[frozenset[str], ...], frozenset[str]] = {}
         self.searchpath = [f"hydra.searchpath=[{','.join(map(_file, conf_folders()))}]"] if conf_folders() else []
         self.plain, self.default, _ = self._composed([])
         self.top = {key: value for key, value in self.plain.items() if key not in self.default}
@@ -198,7 +210,7 @@ class Grid:
     # --- the cells -----------------------------------------------------------------------------------------------
 
     def cells(self) -> Iterator[Composed]:
-        """All cells: the product of the axes."""
+        """All cells: the product of the axes. Cells with the same settings of a group share the group's mapping."""
         count = math.prod(map(len, self.axes))
         if count > MOST_CELLS:
             raise UserError(f"this grid has {count} cells; one run takes at most {MOST_CELLS}, so split it")
@@ -209,18 +221,36 @@ class Grid:
         options = dict(self.default)
         for point in points:
             options |= point.options
+        if options["protocol"] is None:
+            options["protocol"] = self.option("model", options["model"]).get("protocol", "ddim50")
         config = copy.deepcopy(self.top)
-        for group, name in options.items():
-            if group == "protocol" and name is None:
-                name = self.option("model", options["model"]).get("protocol", "ddim50")
-            if name is not None and group != "experiment":
-                config[group] = copy.deepcopy(self.option(group, name))
-        _name(config["concepts"], options["concepts"], points)
-        explicit = set()
         for key, value in (pair for point in points for pair in point.values):
-            _assign(config, key, value)
-            explicit.add(key)
-        return Composed(_resolved(config), frozenset(explicit))
+            if key.partition(".")[0] not in options:
+                _assign(config, key, value)
+        _refuse_missing(config, "")
+        refers = "${" in repr(config)
+        for group, name in options.items():
+            if name is not None and group != "experiment":
+                config[group], refers_too = self._part(group, name, [p for p in points if group in p.groups])
+                refers = refers or refers_too
+        keys = tuple(point.keys for point in points)
+        if keys not in self._explicit:
+            self._explicit[keys] = frozenset().union(*keys)
+        return Composed(_resolved(copy.deepcopy(config)) if refers else config, self._explicit[keys])
+
+    def _part(self, group: str, name: str, points: Sequence[Point]) -> tuple[dict[str, Any], bool]:
+        """The keys of a group after the points that set some of them, and whether a value refers to another key."""
+        known = (group, name, *map(id, points))  # points live as long as the axes
+        if known not in self._parts:
+            node = copy.deepcopy(self.option(group, name))
+            if group == "concepts":
+                _name(node, name, points)
+            for key, value in (pair for point in points for pair in point.values):
+                if key.partition(".")[0] == group:
+                    _assign({group: node}, key, value)
+            _refuse_missing(node, group)
+            self._parts[known] = node, "${" in repr(node)
+        return self._parts[known]
 
     def option(self, group: str, name: str) -> dict[str, Any]:
         """The keys of one option of a group, such as ``concepts=church``."""
@@ -329,13 +359,8 @@ def _checked_file(path: Path, what: str, before: tuple[Path, ...] = ()) -> dict[
 
 
 def _resolved(cell: dict[str, Any]) -> dict[str, Any]:
-    """The cell with references (``${seed}``) resolved. Raises a `UserError` that names the key of a missing value."""
-    for key, value in cell.items():
-        _refuse_missing(value, key)
-    text = repr(cell)
-    if "${" not in text:
-        return cell
-    if text.count("${") > MOST_REFERENCES:
+    """The cell with references (``${seed}``) resolved."""
+    if repr(cell).count("${") > MOST_REFERENCES:
         raise UserError(f"a configuration takes at most {MOST_REFERENCES} references (${{key}})")
     refuse_resolvers(cell, "")
     return _container(OmegaConf.create(cell), resolve=True)
@@ -353,11 +378,12 @@ def _container(config: Any, resolve: bool = False) -> dict[str, Any]:
 
 
 def _refuse_missing(value: Any, key: str) -> None:
+    """Raise a `UserError` that names the key of a missing value (``???``)."""
     if value == "???":
         raise UserError(f"{key} has no value: give it on the command line, {key}=…")
     if isinstance(value, dict):
         for name, inside in value.items():
-            _refuse_missing(inside, f"{key}.{name}")
+            _refuse_missing(inside, f"{key}.{name}" if key else name)
 
 
 def _file(folder: Path) -> str:

@@ -6,10 +6,11 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from overpaint.grid.read_once import remembered
 from overpaint.grid.shipped import shipped
 
 #: Longest value and longest name that a label shows in full, in characters.
@@ -30,7 +31,8 @@ def printable(text: str) -> str:
 
 def label(name: str, given: Mapping[str, Any]) -> str:
     """The name followed by the values set by hand, sorted by key: ``uce lamb=1.0``."""
-    return " ".join([short(name, LONGEST_NAME), *(f"{key}={said(value)}" for key, value in sorted(given.items()))])
+    shown = short(name, LONGEST_NAME)
+    return " ".join([shown, *(f"{key}={said(value)}" for key, value in sorted(given.items()))]) if given else shown
 
 
 def said(value: Any) -> str:
@@ -45,10 +47,24 @@ def said(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+@lru_cache(1000)
 def short(text: str, longest: int = LONGEST) -> str:
     """The text in at most ``longest`` characters. A truncated text ends in a hash of the full text."""
     text = " ".join(text.split())
     return text if len(text) <= longest else f"{text[: longest - 8].rstrip()}…#{digest(text)[:6]}"
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no canonical form")
 
 
 def digest(value: Any) -> str:
@@ -56,6 +72,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+@remembered
 def file_digest(text: str) -> str | None:
     """SHA-256 of the file that a text names, or of all files in a folder of networks (one with a ``config.json`` or a
     ``model_index.json``); ``None`` if it names neither. Accepts any text. Data of this package are named from ``datasets/``."""

@@ -16,7 +16,7 @@ from overpaint.grid.registry import components
 from overpaint.grid.typed import bare, shown
 
 #: Maximum number of cells of a grid, and of values of an axis.
-MOST_CELLS = 10_000
+MOST_CELLS = 200_000
 How = Literal["set", "add", "delete"]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import is_file
+from overpaint.grid.read_once import forget, remembered
 from overpaint.grid.shipped import shipped
 from overpaint.grid.source_code import source_of
 from overpaint.grid.typed import construct
@@ -90,6 +91,7 @@ class Component:
         return construct(self.load(), self.settle(values or {}, preset) | fixed, f"{self.kind}={self.name}")
 
 
+@remembered
 def component(kind: str, name: str) -> Component:
     """The component of that name. Raises a `UserError` for an unknown name or an unusable YAML file."""
     found = _files(kind)
@@ -108,6 +110,7 @@ def components(kind: str) -> dict[str, Path]:
     return {name: paths[0] for name, paths in _files(kind).items()}
 
 
+@remembered
 def _files(kind: str) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for folder in dict.fromkeys(place.resolve() for place in (shipped("conf"), *conf_folders())):
@@ -133,6 +136,7 @@ def look_in(*folders: Path) -> None:
     They replace the folders of an earlier call.
     """
     _asked[:] = folders
+    forget()
     for place in (str(p) for folder in folders for p in _beside(folder)):
         if place not in sys.path:
             sys.path.append(place)

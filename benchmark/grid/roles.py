@@ -13,6 +13,7 @@ from overpaint.grid.cells import Budget, Cell
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts, shots
+from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import named_in_yaml
 
 #: Prompt templates by kind, for concepts without a catalogue.
@@ -48,11 +49,13 @@ class Role:
         """The prompts at a budget: from the concept set's CSV file if it has one, else from templates."""
         return self._first(concepts, getattr(budget, self.budget))
 
+    @remembered
     def shots(self, concepts: ConceptSet, budget: Budget) -> list[Shot]:
         """The shots at a budget: every prompt with every seed index that the role uses."""
         seeds = budget.seeds if self.every_seed else max(1, budget.seeds // 5)
         return shots(self.prompts(concepts, budget), seeds)
 
+    @remembered
     def shortfall(self, concepts: ConceptSet, budget: Budget) -> str:
         """A sentence if the budget asks for more prompts than there are, else an empty string."""
         asked = getattr(budget, self.budget)
@@ -92,6 +95,7 @@ def role_shots(name: str, concepts: ConceptSet, budget: Budget) -> list[Shot]:
     return role(name).shots(concepts, budget)
 
 
+@remembered
 def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, prompts: int) -> list[Shot]:
     """Target shots of a concept that replaces the erased one in an attack's floor, with up to ``prompts`` prompts."""
     return shots(distinct(_about(concept, "target", concepts, prompts)), budget.seeds)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 
+@cache
 def shipped(name: str) -> Path:
     """The path of the folder ``conf`` or ``datasets``, in a checkout and in an installed wheel."""
     here = Path(__file__).resolve().parents[1]

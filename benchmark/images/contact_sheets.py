@@ -17,6 +17,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from overpaint.attacks.attack import COMPARISONS
+from overpaint.errors import UserError
 from overpaint.grid.roles import ROLES
 from overpaint.images.gallery import batches
 from overpaint.images.stages.generate import read_images
@@ -29,6 +30,8 @@ SHOWN = {role.name: role.pictures for role in ROLES}
 SIDE, GAP, HEAD, LEFT = 128, 6, 62, 150
 #: Columns of a record that are the same for all rows of one sheet.
 SHEET = ("model", "concepts", "protocol", "budget", "seed")
+#: Maximum number of cells of a grid whose sheets are drawn.
+MOST_CELLS = 1000
 #: Headings are truncated to this many characters before layout, which saves time.
 LONGEST = 300
 NOT_IN_FILE_NAMES = re.compile(r"[^\w .+=-]")  # a concept's name may contain a slash
@@ -66,10 +69,17 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
 
     Images of concepts of kind ``unsafe`` are blurred unless ``show_unsafe`` is set. Cells whose images are no longer stored
     are skipped.
+
+    Raises:
+        UserError: for a grid with more than `MOST_CELLS` cells.
     """
+    if len(plan.cells) > MOST_CELLS:
+        raise UserError(
+            f"this grid has {len(plan.cells)} cells, and sheets are drawn for up to {MOST_CELLS}; choose some with overpaint show"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     by_sheet: dict[tuple[str, ...], list[Task]] = {}
-    for _, task in plan.cells:
+    for _, task in plan.opened().cells:
         if all(store.has(plan.tasks[key].stage, key) for key in _shown_tasks(task, plan)):
             by_sheet.setdefault(tuple(str(task.config["cell"][key]) for key in SHEET), []).append(task)
     written = []

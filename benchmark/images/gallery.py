@@ -63,7 +63,7 @@ SCORE_COLUMNS = (
 def score_table(plan: Plan, store: Store) -> pd.DataFrame:
     """The scores of every image of every cell: `SCORE_COLUMNS`, then one column a label of the detectors."""
     parts = []
-    for _, measured in plan.cells:
+    for _, measured in plan.opened().cells:
         for made, scored, shots in batches(measured, plan, store):
             scores = pd.read_parquet(store.read(scored.stage, scored.key) / "scores.parquet")
             found = [

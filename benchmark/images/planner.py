@@ -7,11 +7,13 @@ from dataclasses import replace
 from itertools import groupby
 
 from overpaint.attacks.attack import AttackContext
-from overpaint.grid.cells import Cell, merged
-from overpaint.grid.choices import build
+from overpaint.grid.cells import Cell, default_attack, merged
+from overpaint.grid.choices import Choice, build
+from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
 from overpaint.grid.lengths import shortenings
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
+from overpaint.grid.read_once import reading_once, remembered
 from overpaint.grid.registry import component
 from overpaint.grid.roles import ROLES, Role, role, role_shots, shortfalls, stand_in_shots
 from overpaint.images.extractions import extractions, unmeasured
@@ -21,8 +23,10 @@ from overpaint.images.tasks import (
     applied_metrics,
     attack_task,
     build_attack,
+    cell_scope,
     compare_task,
     erase_task,
+    erasure_of,
     found_images,
     known_images,
     latency_task,
@@ -32,8 +36,8 @@ from overpaint.images.tasks import (
     reference_images,
     replicate_task,
 )
-from overpaint.models.sources import model_family
-from overpaint.run.plan import Plan
+from overpaint.models.sources import fingerprint_model, model_family
+from overpaint.run.plan import Line, Outline, Plan
 from overpaint.run.tasks import Task
 
 #: First seed index of an attacker's example images, so that no example shares its noise with an attacked image.
@@ -41,32 +45,71 @@ EXAMPLES = 500
 
 
 def make_plan(cells: Iterable[Cell]) -> Plan:
-    """Plan every cell and its comparisons."""
-    plan = Plan("images")
-    cells, merged_seeds = merged(cells)
-    plan.notes += merged_seeds
-    for cell in cells:
-        _check_support(cell)
-    plan.notes += shortenings(cells)
-    plan.notes += dict.fromkeys(said for cell in cells for said in shortfalls(cell))
-    for cell in cells:
-        frames = _frames(plan, cell)
-        beside = _beside(plan, cell, frames) | extractions(plan, cell, frames)
-        plan.cells.append((cell, measure_task(plan, cell, frames, beside)))
-    plan.notes += unmeasured(cells)
+    """Plan every cell and its comparisons. Each cell is a line until its tasks are needed (`overpaint.run.plan.Line`)."""
+    plan = Plan("images", expand=_expand)
+    with reading_once():
+        cells, merged_seeds = merged(cells)
+        plan.notes += merged_seeds
+        for cell in cells:
+            _check_support(cell)
+        plan.notes += shortenings(cells)
+        plan.notes += dict.fromkeys(said for cell in cells for said in shortfalls(cell))
+        outlines: dict[tuple, Outline] = {}
+        for cell in cells:
+            parts = (cell.model, cell.concepts, cell.attack, cell.protocol, cell.budget, cell.metrics)
+            scene = (
+                *map(id, parts),
+                cell.seed,
+                cell.method.name == "none",
+            )  # all that its tasks depend on but the erasure
+            if scene not in outlines:
+                outlines[scene], notes = _outline(cell)
+                plan.notes += notes
+            about = [
+                cell.labels,
+                cell.seed,
+                cell.given,
+                cell.identified_by(fingerprint_model(cell.model.path)),
+                cell_scope(cell),
+            ]
+            plan.add_line(Line(cell, outlines[scene], erasure_of(cell)), "measure", about, f"measure {cell.label}")
+        plan.notes += unmeasured(cells)
     plan.notes = list(dict.fromkeys(plan.notes))
     return plan
 
 
+def _expand(plan: Plan, cell: Cell) -> Task:
+    """Plan the tasks of a cell; returns the one that makes its records."""
+    frames = _frames(plan, cell)
+    beside = _beside(plan, cell, frames) | extractions(plan, cell, frames)
+    return measure_task(plan, cell, frames, beside)
+
+
+def _outline(cell: Cell) -> tuple[Outline, list[str]]:
+    """The outline of a cell, and what the user should know about its tasks."""
+    alone = Plan("images")
+    measure = _expand(alone, cell)
+    return alone.outline(measure, erasure_of(cell), described=("cell", "scope")), alone.notes
+
+
 def _check_support(cell: Cell) -> None:
     """Raise a `UserError` if the cell's method, attack or control does not support its model or concepts. Loads no model."""
-    family, request = model_family(cell.model.path), cell.concepts.request
+    family = model_family(cell.model.path)
     if cell.method.name != "none":
-        eraser = build("method", cell.method, cell.method_seed)
-        eraser.check(family, request, cell.method.name, cell.concepts.sequential)
-    control = [cell.with_attack(cell.attack.control).attack] if cell.attack.control else []
-    for attack in (cell.attack, *control):
-        build_attack(attack, cell.attack_seed).check_family(family, attack.name)
+        _check_method(family, cell.method, cell.method_seed, cell.concepts)
+    _check_attack(family, cell.attack, cell.attack_seed)
+    if cell.attack.control:
+        _check_attack(family, default_attack(cell.attack.control, cell.model.preset, cell.concepts), cell.attack_seed)
+
+
+@remembered
+def _check_method(family: str | None, method: Choice, seed: int, concepts: ConceptSet) -> None:
+    build("method", method, seed).check(family, concepts.request, method.name, concepts.sequential)
+
+
+@remembered
+def _check_attack(family: str | None, attack: Choice, seed: int) -> None:
+    build_attack(attack, seed).check_family(family, attack.name)
 
 
 def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
@@ -178,8 +221,7 @@ def _floors(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
     settings = component("attack", cell.attack.name).config.get("unrelated")
     other = _unrelated(cell)
     if settings:
-        values = {**cell.attack.values, **settings}
-        frames["unrelated"] = _attacked(plan, replace(cell, attack=replace(cell.attack, values=values)))
+        frames["unrelated"] = _attacked(plan, cell.with_values(**settings))
     elif other and _images_for(cell, other):
         frames["unrelated"] = _attacked(plan, cell, other)
     return frames
@@ -193,9 +235,7 @@ def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[B
     what = f"{_subject(cell)}, {cell.attack.label}"
     if attack.needs == "nothing":
         return known_images(plan, cell, attack.run(AttackContext(concept, plain, cell.concepts.catalogue)).shots, what)
-    units = [plain]
-    if attack.unit == "prompt":
-        units = [list(shots) for _, shots in groupby(plain, lambda shot: shot.prompt)]
+    units = _by_prompt(plain) if attack.unit == "prompt" else [plain]
     examples = _examples(plan, cell, concept, stand_in) if attack.shown and not _drawn(cell) else []
     erasure = erase_task(plan, cell)
     tasks = [attack_task(plan, cell, attack, concept, unit, examples, erasure) for unit in units]
@@ -209,10 +249,9 @@ def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[B
 
 def _examples(plan: Plan, cell: Cell, concept: Concept, stand_in: Concept | None) -> list[Task]:
     """Tasks for an attacker's example images, generated by the unedited model from the target prompts."""
-    plain = _target_shots(cell, stand_in)
-    shots = [replace(shot, index=shot.index + EXAMPLES) for shot in plain]
     unedited = cell.unedited()
     what = f"{_subject(unedited)}, examples of {concept.name}"
+    shots = _example_shots(_target_shots(cell, stand_in))
     return [batch.made for batch in known_images(plan, unedited, shots, what)]
 
 
@@ -225,8 +264,24 @@ def _target_shots(cell: Cell, stand_in: Concept | None = None, few: bool = False
         prompts = cell.budget.floor_prompts if few else cell.budget.target_prompts
         return stand_in_shots(stand_in, cell.concepts, cell.budget, prompts)
     first = cell.concepts.request.erase[0]
-    found = role_shots("target", cell.concepts, cell.budget)
-    return [shot for shot in found if shot.prompt.concept == (first.label or first.name)]
+    return _about(role_shots("target", cell.concepts, cell.budget), first.label or first.name)
+
+
+@remembered
+def _about(shots: Sequence[Shot], label: str) -> list[Shot]:
+    """The shots whose prompts are about the concept with this label."""
+    return [shot for shot in shots if shot.prompt.concept == label]
+
+
+@remembered
+def _by_prompt(shots: Sequence[Shot]) -> list[list[Shot]]:
+    """Consecutive shots of one prompt, in one list each."""
+    return [list(of_prompt) for _, of_prompt in groupby(shots, lambda shot: shot.prompt)]
+
+
+@remembered
+def _example_shots(shots: Sequence[Shot]) -> list[Shot]:
+    return [replace(shot, index=shot.index + EXAMPLES) for shot in shots]
 
 
 def _images_for(cell: Cell, concept: Concept) -> int:

@@ -16,11 +16,13 @@ from overpaint.detectors import detector_identity
 from overpaint.errors import AssetMissing, UserError, unknown
 from overpaint.extractors import extractor_identity
 from overpaint.grid.assets import content_digest, referred
-from overpaint.grid.cells import Cell
+from overpaint.grid.cells import Cell, ModelSpec
 from overpaint.grid.choices import Choice, build
-from overpaint.grid.concepts import Concept
-from overpaint.grid.labels import is_file, label
+from overpaint.grid.concept_sets import ConceptSet
+from overpaint.grid.concepts import Catalogue, Concept
+from overpaint.grid.labels import canonical, is_file, label
 from overpaint.grid.prompts import Shot
+from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components, load_attribute
 from overpaint.grid.roles import TEMPLATES
 from overpaint.grid.scope import scope
@@ -33,7 +35,7 @@ from overpaint.report import statistics
 from overpaint.report.records import settings_hash
 from overpaint.run.plan import Plan
 from overpaint.run.store import file_hash
-from overpaint.run.tasks import Task, canonical
+from overpaint.run.tasks import SharedDict, SharedList, Task
 
 #: Version of our half-precision arithmetic (scaled losses, noise levels, attention). Results of models in float32 and float64
 #: do not depend on it.
@@ -69,27 +71,37 @@ def build_attack(choice: Choice, seed: int) -> Attack:
 
 
 def erase_task(plan: Plan, cell: Cell) -> Task | None:
+    """The planned task of the cell's erasure; ``None`` for the unedited model."""
+    erasure = erasure_of(cell)
+    return plan.add(erasure) if erasure else None
+
+
+def erasure_of(cell: Cell) -> Task | None:
     """The task of the cell's erasure; ``None`` for the unedited model."""
     if cell.method.name == "none":
         return None
-    request = cell.concepts.request
-    config = _model(cell) | {
-        "method": cell.method.name,
-        "hyperparameters": dict(cell.method.values),
-        "erase": [asdict(c) for c in request.erase],
-        "retain": [asdict(c) for c in request.retain],
-        "seed": cell.method_seed,
+    return _erasure_of(cell.model, cell.concepts, cell.method, cell.method_seed, cell.protocol.batch_size)
+
+
+@remembered
+def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: int, batch_size: int) -> Task:
+    config = _model(model) | {
+        "method": method.name,
+        "hyperparameters": _values(method),
+        "erase": _entries(concepts.request.erase),
+        "retain": _entries(concepts.request.retain),
+        "seed": seed,
     }
-    if cell.concepts.sequential:
+    if concepts.sequential:
         config["sequential"] = True
-    files = _named_files(cell.method.values)
+    files = _named_files(method.values)
     if files:
         config["files"] = files
-    versions = {"method": component("method", cell.method.name).load().version} | _arithmetic(cell)
-    sources = _source("method", cell.method.name) | model_family_source(cell.model.path)
-    label = f"erase {cell.concepts.name} with {cell.method.label}"
-    like = _kind(cell.method, config)
-    return plan.add(Task("erase", config, {}, versions, _runtime(cell), label, like=like, sources=sources))
+    versions = {"method": component("method", method.name).load().version} | _arithmetic(model)
+    sources = _source("method", method.name) | model_family_source(model.path)
+    label = f"erase {concepts.name} with {method.label}"
+    like, runtime = _kind(method, config), _runtime(model, batch_size)
+    return Task("erase", config, {}, versions, runtime, label, like=like, loads=_loads(config), sources=sources)
 
 
 def attack_task(
@@ -106,13 +118,12 @@ def attack_task(
     ``examples`` are tasks that generate the attacker's example images. The list is empty if the model's picture source draws
     them.
     """
-    known = cell.concepts.catalogue.templates.get(concept.kind, {})
-    config = _model(cell) | {
+    config = _model(cell.model) | {
         "attack": cell.attack.name,
-        "hyperparameters": dict(cell.attack.values),
-        "concept": asdict(concept),
-        "shots": [shot.as_dict() for shot in plain],
-        "templates": {concept.kind: {language: lines[:ATTACK_TEMPLATES] for language, lines in known.items()}},
+        "hyperparameters": _values(cell.attack),
+        "concept": _entry(concept),
+        "shots": _described_shots(plain),
+        "templates": _known_templates(cell.concepts.catalogue, concept.kind),
         "seed": cell.attack_seed,
     }
     sources = _source("attack", cell.attack.name) | model_family_source(cell.model.path)
@@ -126,24 +137,30 @@ def attack_task(
         judge = cell.model.judge or cell.model.detector
         attack.check(bool(judge))
         if judge:
-            identity = detector_identity(judge, words(cell))
-            config["judge"] = {"detector": judge, "settings": identity, "threshold": cell.metrics.threshold}
+            config["judge"] = {
+                "detector": judge,
+                "settings": _identity(judge, cell.concepts),
+                "threshold": cell.metrics.threshold,
+            }
             sources |= _source("detector", judge)
     whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
     which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
     label = f"{whose}{cell.attack.label} for {concept.name}{which}"
     amount = len(plain) * attack.images_for(concept, plain)
-    versions = {"attack": attack.version} | _arithmetic(cell)
+    versions = {"attack": attack.version} | _arithmetic(cell.model)
     like = _kind(cell.attack, config) + (f"/{cell.protocol.steps}" if attack.paints else "")
-    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount, like, sources=sources))
+    runtime = _runtime(cell.model, cell.protocol.batch_size)
+    loads = _loads(config, erasure)
+    return plan.add(
+        Task("attack", config, inputs, versions, runtime, label, amount, like, loads=loads, sources=sources)
+    )
 
 
 def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> list[Batch]:
     """Tasks for the images of shots that are known at planning time, in shards of ``budget.shard``."""
     batches, erasure = [], erase_task(plan, cell)
     for shard in shards(shots, cell.budget.shard):
-        rows = [[shot.prompt.text, shot.noise_seed, shot.prompt.guidance] for shot in shard]
-        made = _generate_task(plan, cell, erasure, rows, {}, what, len(shard))
+        made = _generate_task(plan, cell, erasure, _rows(shard), {}, what, len(shard))
         batches.append(Batch(shard, made, _score_task(plan, cell, made, {})))
     return batches
 
@@ -199,16 +216,19 @@ def membership_task(plan: Plan, cell: Cell) -> Task:
     erasure = erase_task(plan, cell)
     name, count = str(cell.model.reference), max(2, cell.budget.reference_images // 2)
     labels = sorted({concept.label or concept.name for concept in cell.concepts.request.erase})
-    config = _model(cell) | {
+    config = _model(cell.model) | {
         "concepts": labels,
         "count": count,
         "training": pictures(name).training_identity(labels, count),
     }
-    runtime = _runtime(cell) | {"pictures": name}
+    runtime = _runtime(cell.model, cell.protocol.batch_size) | {"pictures": name}
     label = f"membership of {', '.join(labels)}, {cell.method.label}"
     inputs, versions = _erasure(erasure), {"membership": 1}
     sources = _pictures_source(name) | model_family_source(cell.model.path)
-    return plan.add(Task("membership", config, inputs, versions, runtime, label, 2 * count, sources=sources))
+    loads = _loads(config, erasure)
+    return plan.add(
+        Task("membership", config, inputs, versions, runtime, label, 2 * count, loads=loads, sources=sources)
+    )
 
 
 def replicate_task(plan: Plan, cell: Cell, images: Batch) -> Task:
@@ -274,11 +294,13 @@ def latency_task(plan: Plan, cell: Cell) -> Task | None:
     erasure = erase_task(plan, cell)
     if erasure is None:
         return None
-    config = _model(cell) | {"protocol": _protocol(cell)}
+    config = _model(cell.model) | {"protocol": _protocol(cell)}
     label = f"latency of {cell.method.label}"
     like = f"{config['model']}/{cell.protocol.steps}"
     inputs, versions, sources = _erasure(erasure), {"latency": 1}, model_family_source(cell.model.path)
-    return plan.add(Task("latency", config, inputs, versions, _runtime(cell), label, like=like, sources=sources))
+    runtime = _runtime(cell.model, cell.protocol.batch_size)
+    loads = _loads(config, erasure)
+    return plan.add(Task("latency", config, inputs, versions, runtime, label, like=like, loads=loads, sources=sources))
 
 
 def measure_task(
@@ -292,15 +314,16 @@ def measure_task(
     inputs = {place: batch.scored.key for place, batch in scored}
     inputs |= {name: task.key for name, task in beside.items()}
     shots = {
-        name: [None if b.shots is None else [shot.as_dict() for shot in b.shots] for b in batches]
+        name: [None if b.shots is None else _described_shots(b.shots) for b in batches]
         for name, batches in frames.items()
     }
     metrics = cell.metrics.metrics
     config = {
-        "cell": _described(plan, cell, inputs.values(), "" if given else fingerprint_model(cell.model.path)),
-        "scope": "" if given else _scope(cell),
-        "erased": [asdict(c) for c in cell.concepts.request.erase],
-        "kinds": {c.label: c.kind for c in cell.concepts.catalogue.concepts.values() if c.label},
+        "cell": described(cell, "" if given else fingerprint_model(cell.model.path))
+        | {"versions": canonical(_versions(plan, inputs.values()))},
+        "scope": "" if given else cell_scope(cell),
+        "erased": _entries(cell.concepts.request.erase),
+        "kinds": _kinds(cell.concepts.catalogue),
         "shots": shots,
         "metrics": metrics,
         "threshold": cell.metrics.threshold,
@@ -320,6 +343,7 @@ def measure_task(
     return plan.add(Task("measure", config, inputs, versions, {}, f"measure {cell.label}", sources=sources))
 
 
+@remembered
 def shards(shots: Sequence[Shot], size: int) -> list[list[Shot]]:
     """The shots in consecutive lists of at most ``size``."""
     return [list(shots[start : start + size]) for start in range(0, len(shots), size)]
@@ -328,11 +352,15 @@ def shards(shots: Sequence[Shot], size: int) -> list[list[Shot]]:
 def _generate_task(
     plan: Plan, cell: Cell, erasure: Task | None, shots: list | None, attacks: Mapping[str, str], what: str, amount: int
 ) -> Task:
-    config = _model(cell) | {"protocol": _protocol(cell), "shots": shots}
+    config = _model(cell.model) | {"protocol": _protocol(cell), "shots": shots}
     inputs = _erasure(erasure) | dict(attacks)
     label, like = f"generate {what}", f"{config['model']}/{cell.protocol.steps}"
     versions, sources = {"generate": 1}, model_family_source(cell.model.path)
-    return plan.add(Task("generate", config, inputs, versions, _runtime(cell), label, amount, like, sources=sources))
+    runtime = _runtime(cell.model, cell.protocol.batch_size)
+    loads = _loads(config, erasure)
+    return plan.add(
+        Task("generate", config, inputs, versions, runtime, label, amount, like, loads=loads, sources=sources)
+    )
 
 
 def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) -> Task:
@@ -348,34 +376,41 @@ def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) 
 
 def _score_settings(cell: Cell) -> dict[str, Any]:
     name = cell.model.detector
-    return {"detector": name, "settings": detector_identity(name, words(cell)) if name else None}
+    return {"detector": name, "settings": _identity(name, cell.concepts) if name else None}
 
 
-def words(cell: Cell) -> dict[str, str]:
-    """The concepts of a cell's set that are of its kind, as a sentence for each label: what a detector can tell apart."""
-    request = cell.concepts.request
-    sentence = TEMPLATES.get(cell.concepts.kind, TEMPLATES["object"])[0]
-    concepts = [c for c in (*request.erase, *cell.concepts.near, *request.retain) if c.kind == cell.concepts.kind]
-    return {c.label or c.name: sentence.format(c.phrase) for c in concepts}
+@remembered
+def _identity(detector: str, concepts: ConceptSet) -> dict[str, Any]:
+    return SharedDict(detector_identity(detector, words(concepts)))
+
+
+def words(concepts: ConceptSet) -> dict[str, str]:
+    """The concepts of a set that are of its kind, as a sentence for each label: what a detector can tell apart."""
+    request = concepts.request
+    sentence = TEMPLATES.get(concepts.kind, TEMPLATES["object"])[0]
+    named = [c for c in (*request.erase, *concepts.near, *request.retain) if c.kind == concepts.kind]
+    return {c.label or c.name: sentence.format(c.phrase) for c in named}
+
+
+def _loads(config: Mapping[str, Any], erasure: Task | None = None) -> str:
+    """`Task.loads`: the model in its precision, and the erasure on it."""
+    return f"{config['model']}/{config['precision']}/{erasure.key if erasure else ''}"
 
 
 def _erasure(task: Task | None) -> dict[str, str]:
     return {"erasure": task.key} if task else {}
 
 
-def _described(plan: Plan, cell: Cell, inputs: Iterable[str], model: str) -> dict[str, Any]:
+def described(cell: Cell, model: str) -> dict[str, Any]:
     """The columns that assign a record to its cell: labels for people, and hashes that identify it."""
-    settings = cell.settings
-    settings["model"]["path"] = model
     return {
         **cell.labels,
         "seed": cell.seed,
         "kind": cell.concepts.kind,
         "method_name": cell.method.name,
         "attack_name": cell.attack.name,
-        "settings": settings_hash(settings),
+        "settings": settings_hash(cell.settings_text(model)),
         "given": canonical(cell.given),
-        "versions": canonical(_versions(plan, inputs)),
     }
 
 
@@ -395,12 +430,21 @@ def _versions(plan: Plan, inputs: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def _scope(cell: Cell) -> str:
+def cell_scope(cell: Cell) -> str:
     """`overpaint.grid.scope.scope` of the cell's attack and method; empty for the unedited model."""
     if cell.method.name == "none":
         return ""
-    eraser = build("method", cell.method, cell.method_seed)
-    return scope(eraser.acts_on, build_attack(cell.attack, cell.attack_seed).enters_by)
+    return scope(_acts_on(cell.method, cell.method_seed), _enters_by(cell.attack, cell.attack_seed))
+
+
+@remembered
+def _acts_on(method: Choice, seed: int) -> Any:
+    return build("method", method, seed).acts_on
+
+
+@remembered
+def _enters_by(attack: Choice, seed: int) -> Any:
+    return build_attack(attack, seed).enters_by
 
 
 @cache
@@ -416,11 +460,11 @@ def _metric(name: str, reference: str) -> type[Metric]:
 
 def _protocol(cell: Cell) -> dict[str, Any]:
     """The settings of the protocol that affect images."""
-    return {key: getattr(cell.protocol, key) for key in ("scheduler", "steps", "guidance_scale", "size")}
+    return cell.protocol.settings
 
 
-def _model(cell: Cell) -> dict[str, Any]:
-    return {"model": fingerprint_model(cell.model.path), "precision": cell.model.precision}
+def _model(model: ModelSpec) -> dict[str, Any]:
+    return {"model": fingerprint_model(model.path), "precision": model.precision}
 
 
 def _kind(choice: Choice, config: Mapping[str, Any]) -> str:
@@ -428,9 +472,9 @@ def _kind(choice: Choice, config: Mapping[str, Any]) -> str:
     return f"{config['model']}/{label(choice.name, choice.lengths)}"
 
 
-def _arithmetic(cell: Cell) -> dict[str, int]:
+def _arithmetic(model: ModelSpec) -> dict[str, int]:
     """The version of half-precision arithmetic; empty for models in float32 and float64."""
-    return {"half": HALF_PRECISION} if cell.model.precision in ("float16", "bfloat16") else {}
+    return {"half": HALF_PRECISION} if model.precision in ("float16", "bfloat16") else {}
 
 
 @cache
@@ -446,8 +490,50 @@ def _pictures_source(name: str | None) -> dict[str, str]:
     return _source("pictures", name) if name and name in components("pictures") else {}
 
 
-def _runtime(cell: Cell) -> dict[str, Any]:
-    return {"path": resolve(cell.model.path), "device": None, "batch_size": cell.protocol.batch_size}
+def _runtime(model: ModelSpec, batch_size: int) -> dict[str, Any]:
+    return {"path": resolve(model.path), "device": None, "batch_size": batch_size}
+
+
+# --- parts of configurations that many tasks share -----------------------------------------------------------------
+
+
+@remembered
+def _values(choice: Choice) -> SharedDict:
+    return SharedDict(choice.values)
+
+
+@remembered
+def _rows(shots: Sequence[Shot]) -> SharedList:
+    """What affects the images of shots: text, seed of the noise, and guidance scale."""
+    return SharedList([shot.prompt.text, shot.noise_seed, shot.prompt.guidance] for shot in shots)
+
+
+@remembered
+def _described_shots(shots: Sequence[Shot]) -> SharedList:
+    return SharedList(shot.as_dict() for shot in shots)
+
+
+@remembered
+def _entries(concepts: Sequence[Concept]) -> SharedList:
+    return SharedList(map(_entry, concepts))
+
+
+@remembered
+def _entry(concept: Concept) -> SharedDict:
+    return SharedDict(asdict(concept))
+
+
+@remembered
+def _kinds(catalogue: Catalogue) -> SharedDict:
+    """Kind by detector label."""
+    return SharedDict({c.label: c.kind for c in catalogue.concepts.values() if c.label})
+
+
+@remembered
+def _known_templates(catalogue: Catalogue, kind: str) -> SharedDict:
+    """The templates that an attack can learn from."""
+    known = catalogue.templates.get(kind, {})
+    return SharedDict({kind: {language: lines[:ATTACK_TEMPLATES] for language, lines in known.items()}})
 
 
 def _named_files(values: Mapping[str, Any]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
+from overpaint.grid.read_once import remembered
 from overpaint.grid.shipped import shipped
 from overpaint.models.families import check_pipeline, family_name, family_source
 from overpaint.run.store import file_hash
@@ -40,6 +41,7 @@ REMEMBERED_FROM = 64 << 20
 HUB_TIMEOUT = 10
 
 
+@remembered
 def resolve(path: str) -> str:
     """The folder or hub id behind ``model.path``.
 

@@ -19,11 +19,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow import types
 
+from overpaint.grid.labels import canonical
 from overpaint.grid.source_code import is_ours
 from overpaint.run.history import History
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store, read_manifest
-from overpaint.run.tasks import canonical
 
 #: Columns of a record, in order. One row is one figure.
 RECORD_COLUMNS = (
@@ -50,9 +50,9 @@ CELL = ["model", "concepts", "kind", "method", "attack", "protocol", "budget", "
 IDENTITY = ["settings", "metric", "detector", "extractor", "threshold"]
 
 
-def settings_hash(settings: Mapping[str, Any]) -> str:
-    """The identity of a record: the first 12 hex digits of a hash of its settings."""
-    return hashlib.sha256(canonical(settings).encode()).hexdigest()[:12]
+def settings_hash(settings: str) -> str:
+    """The identity of a record: the first 12 hex digits of a hash of its settings, given as canonical JSON."""
+    return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
 
 def stored_records(store: Store, plan: Plan | None = None, older: bool = False) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
     without = records["settings"].isna()
     labels = records.loc[without, CELL].where(records.loc[without, CELL].notna(), None)
     records.loc[without, "settings"] = [
-        settings_hash(dict(zip(CELL, map(_plain, row), strict=True))) for row in labels.to_numpy()
+        settings_hash(canonical(dict(zip(CELL, map(_plain, row), strict=True)))) for row in labels.to_numpy()
     ]
     for name in ("method", "attack"):
         records[f"{name}_name"] = records[f"{name}_name"].astype(object).fillna(records[name])

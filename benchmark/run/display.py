@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from overpaint.grid.labels import printable
-from overpaint.run.estimates import Estimate, Estimates
+from overpaint.run.estimates import Estimate, Estimates, amounts
+from overpaint.run.plan import Work
 from overpaint.run.tasks import Task
 
 
 class Display:
     """A watcher that shows a run on stderr: what is at work, how far it is, how long the rest takes.
 
-    ``interrupted`` is asked at every step. An interruption that a library has swallowed ends the run there.
+    ``interrupted`` is asked at every step. An interruption that a library has swallowed ends the run there. ``more`` is the
+    work of tasks that are not planned yet, with their number (`Plan.unopened`).
     """
 
     def __init__(
@@ -24,10 +27,12 @@ class Display:
         estimates: Estimates,
         console: Console | None = None,
         interrupted: Callable[[], bool] = lambda: False,
+        more: Mapping[Work, int] | None = None,
     ):
         self.console, self.interrupted = console or Console(stderr=True), interrupted
-        self.estimates, self.todo = estimates, {t.key: t for t in tasks}
-        self.count, self.done = len(self.todo), 0
+        self.estimates, self.todo, self.more = estimates, {t.key: t for t in tasks}, Counter(more or {})
+        self.amounts = amounts(self.todo.values(), self.more)
+        self.count, self.done = len(self.todo) + self.more.total(), 0
         self.live = self.console.is_terminal
         self.bars = Progress(
             TextColumn("{task.description}", markup=False),
@@ -53,7 +58,7 @@ class Display:
 
     def left(self) -> str:
         """How many tasks are done, and the estimate for the others."""
-        total = self.estimates.total(self.todo.values())
+        total = self.estimates.of_amounts(self.amounts)
         return f"{self.done}/{self.count}, left: {Estimate(total.seconds / max(1, len(self.at_work)), total.unknown)}"
 
     def _go_on(self) -> None:
@@ -63,8 +68,13 @@ class Display:
 
     def started(self, task: Task) -> None:
         self._go_on()
-        if task.key not in self.todo:  # made again after damage
-            self.todo[task.key], self.count = task, self.count + 1
+        if task.key not in self.todo:
+            self.todo[task.key] = task
+            if self.more[Work.of(task)]:
+                self.more[Work.of(task)] -= 1
+            else:  # made again after damage
+                self.count += 1
+                self.amounts[task.pace] += task.amount
         if task.key not in self.at_work:
             self.at_work[task.key] = self.bars.add_task(printable(task.label), total=1, note="")
         self.bars.update(self.all, total=max(1, self.count), note=self.left())
@@ -106,4 +116,5 @@ class Display:
             self.bars.remove_task(self.at_work.pop(task.key))
         if self.todo.pop(task.key, None):
             self.done += 1
+            self.amounts[task.pace] -= task.amount
             self.bars.update(self.all, completed=self.done, note=self.left())

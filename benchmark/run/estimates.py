@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from overpaint.run.plan import Work
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 
@@ -43,6 +45,16 @@ class Estimate:
         return f"at least {duration(self.seconds)} ({kinds} not yet measured on this machine)"
 
 
+def amounts(tasks: Iterable[Task], more: Mapping[Work, int] | None = None) -> Counter[str]:
+    """Units of work by kind of task (`Task.pace`)."""
+    found: Counter[str] = Counter()
+    for task in tasks:
+        found[task.pace] += task.amount
+    for work, count in (more or {}).items():
+        found[work.pace] += work.amount * count
+    return found
+
+
 class Estimates:
     """Seconds a unit of work by kind of task (`Task.pace`), a running mean of what this machine took.
 
@@ -59,16 +71,24 @@ class Estimates:
         unit = self._seconds.get(task.pace)
         return None if unit is None else task.amount * unit
 
-    def total(self, tasks: Iterable[Task]) -> Estimate:
-        """The estimate for all tasks, one after another."""
-        seconds, unknown = 0.0, set()
-        for task in tasks:
-            known = self.of(task)
-            if known is None:
-                unknown.add(task.pace)
-            else:
-                seconds += known
-        return Estimate(seconds, len(unknown))
+    def guess(self, task: Task) -> float:
+        """Seconds that the task takes, or a second for each unit of work of a kind that was not measured."""
+        return task.amount * self._seconds.get(task.pace, 1.0)
+
+    def total(self, tasks: Iterable[Task], more: Mapping[Work, int] | None = None) -> Estimate:
+        """The estimate for all tasks, one after another, and for ``more`` work of which the number is given."""
+        return self.of_amounts(amounts(tasks, more))
+
+    def of_amounts(self, amounts: Mapping[str, int]) -> Estimate:
+        """The estimate for amounts of work by kind of task (`Task.pace`)."""
+        seconds, unknown = 0.0, 0
+        for pace, amount in amounts.items():
+            unit = self._seconds.get(pace)
+            if unit is not None:
+                seconds += amount * unit
+            elif amount:
+                unknown += 1
+        return Estimate(seconds, unknown)
 
     def learn(self, task: Task, seconds: float) -> None:
         """Take a measured task into the running mean of its kind."""

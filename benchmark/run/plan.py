@@ -1,17 +1,68 @@
-"""A plan: the unique tasks of a grid, each before the tasks that need it."""
+"""A plan: the unique tasks of a grid, each before the tasks that need it.
+
+A cell can be one line of the plan until its tasks are needed: a grid of 100,000 cells has millions of tasks, and a cell
+whose records are stored needs none of them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import component
 from overpaint.grid.source_code import is_ours, source_of
 from overpaint.run.store import Store
-from overpaint.run.tasks import Task
+from overpaint.run.tasks import Task, hashed
+
+#: Number of tasks from which further cells stay lines until the tasks before them are done.
+HORIZON = 20_000
+
+
+class Work(NamedTuple):
+    """What is counted and estimated of a task."""
+
+    stage: str
+    pace: str
+    amount: int
+
+    @classmethod
+    def of(cls, task: Task) -> Work:
+        return cls(task.stage, task.pace, task.amount)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The tasks of a cell, apart from its erasure: cells that differ in their method only have the same outline.
+
+    Attributes:
+        digest: a hash of all tasks, of which the erasure's key and what only describes the cell are left out.
+        shared: tasks that do not depend on the erasure, by key.
+        own: tasks that depend on it, by a hash in which the erasure's key is left out.
+        asked: number of tasks by stage, before equal ones are merged.
+        sources: sources of components (`Task.sources`), except the erasure's.
+    """
+
+    digest: str
+    shared: Mapping[str, Work]
+    own: Mapping[str, Work]
+    asked: Mapping[str, int]
+    sources: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell whose tasks are not planned yet: its outline and its erasure (``None`` for an unedited model).
+
+    Its key is a hash of the outline, the erasure's key and what describes the cell. So it changes whenever a task does.
+    """
+
+    cell: Any
+    outline: Outline
+    erasure: Task | None
 
 
 @dataclass
@@ -19,7 +70,8 @@ class Plan:
     """Unique tasks, inputs first, and for every cell the task that makes its records.
 
     ``track`` names the kind of the cells (a YAML of ``conf/track``). ``bundles`` maps a task's key to the tasks that are
-    made in one go with it, itself included; they have the same inputs.
+    made in one go with it, itself included; they have the same inputs. ``expand(plan, cell)`` plans the tasks of a cell that
+    was added as a line, and returns the task that makes its records.
     """
 
     track: str
@@ -28,6 +80,10 @@ class Plan:
     notes: list[str] = field(default_factory=list)  # what the user should know before anything runs
     asked: Counter = field(default_factory=Counter)  # tasks by stage, before equal ones were merged
     bundles: dict[str, list[Task]] = field(default_factory=dict)
+    expand: Callable[[Plan, Any], Task] | None = None
+    lines: dict[str, Line] = field(default_factory=dict)  # by the key of the task that makes the records
+
+    # --- planning ------------------------------------------------------------------------------------------------
 
     def add(self, task: Task) -> Task:
         """Add a task, with the sources that its inputs depend on, and return it.
@@ -42,6 +98,98 @@ class Plan:
         task = replace(task, sources=sources) if sources else task
         return self.tasks.setdefault(task.key, task)
 
+    def outline(self, measure: Task, erasure: Task | None, described: Iterable[str] = ()) -> Outline:
+        """The outline of a cell of which this plan holds all tasks.
+
+        ``measure`` makes its records; ``described`` are the keys of its configuration that only describe the cell.
+        """
+        by_method = erasure.sources if erasure else {}
+        names: dict[str, str] = {erasure.key: "erasure"} if erasure else {}
+        shared: dict[str, Work] = {}
+        own: dict[str, Work] = {}
+        for key, task in self.tasks.items():
+            if key in names or key == measure.key:
+                continue
+            names[key] = _name(task, names, by_method)
+            (shared if names[key] == key else own)[names[key]] = Work.of(task)
+        plain = replace(measure, config={k: v for k, v in measure.config.items() if k not in described})
+        sources = {component: source for component, source in measure.sources.items() if component not in by_method}
+        return Outline(_name(plain, names, by_method), shared, own, dict(self.asked), sources)
+
+    def add_line(self, line: Line, stage: str, described: Any, label: str) -> None:
+        """Add a cell as a line. ``stage`` makes its records, ``described`` is what describes the cell in them."""
+        erasure = line.erasure.key if line.erasure else None
+        sources = {**line.outline.sources, **(line.erasure.sources if line.erasure else {})}
+        name = hashed([line.outline.digest, erasure, described])
+        self.cells.append((line.cell, Task(stage, {}, label=label, sources=sources, name=name)))
+        self.lines[name] = line
+        self.asked.update(line.outline.asked)
+
+    def bundle(self, tasks: Sequence[Task], size: int) -> None:
+        """Make these tasks ``size`` at a time. Tasks that are already in a bundle stay there."""
+        free = [task for task in tasks if task.key not in self.bundles]
+        for start in range(0, len(free), size):
+            part = free[start : start + size]
+            self.bundles |= {task.key: part for task in part}
+
+    # --- cells and their tasks -----------------------------------------------------------------------------------
+
+    def open(self, key: str) -> Task:
+        """The task that makes a cell's records, with all tasks that it needs in the plan."""
+        if key in self.tasks:
+            return self.tasks[key]
+        assert self.expand
+        asked = self.asked.copy()
+        with reading_once():
+            measure = self.expand(self, self.lines[key].cell)
+        self.asked, said = asked, self.tasks.pop(measure.key)
+        self.tasks[key] = replace(said, name=key)
+        return self.tasks[key]
+
+    def opened(self) -> Plan:
+        """This plan with the tasks of all cells."""
+        self.cells = [(cell, self.open(task.key)) for cell, task in self.cells]
+        return self
+
+    def closed(self, store: Store) -> list[Line]:
+        """The cells that are still lines and whose records are not stored."""
+        return [self.lines[key] for key in self._closed(store)]
+
+    def _closed(self, store: Store) -> list[str]:
+        stage = self.cells[0][1].stage if self.lines else ""
+        waiting = [key for key in self.lines if key not in self.tasks]
+        stored = store.stored(stage, waiting) if waiting else set()
+        return [key for key in waiting if key not in stored]
+
+    def advance(self, store: Store, most: int = HORIZON) -> bool:
+        """Plan the tasks of further cells, up to about ``most`` unfinished tasks. Returns whether there are new ones.
+
+        Tasks that no unfinished cell needs are forgotten, so that memory does not grow with the grid.
+        """
+        waiting = self._closed(store)
+        if not waiting:
+            return False
+        if len(self.tasks) >= most:
+            self._forget(store)
+        before = len(self.tasks)
+        for key in waiting:
+            if len(self.tasks) >= max(most, before + 1):
+                break
+            self.open(key)
+        return len(self.tasks) > before
+
+    def _forget(self, store: Store) -> None:
+        """Forget the tasks that no unfinished cell needs, directly or indirectly."""
+        opened = [task for _, task in self.cells if task.key in self.tasks]
+        finished = store.stored(opened[0].stage, [task.key for task in opened]) if opened else set()
+        needed = {task.key for task in opened} - finished
+        for task in reversed(self.tasks.values()):
+            if task.key in needed:
+                needed.update(task.inputs.values())
+        for key in self.tasks.keys() - needed:
+            del self.tasks[key]
+            self.bundles.pop(key, None)
+
     @property
     def sources(self) -> dict[str, str]:
         """The source of every component that the cells' records depend on (`Task.sources`)."""
@@ -55,18 +203,55 @@ class Plan:
         references = [config["component"], *stages]
         return {} if all(map(is_ours, references)) else {f"track={self.track}": source_of(*references)}
 
-    def bundle(self, tasks: Sequence[Task], size: int) -> None:
-        """Make these tasks ``size`` at a time. Tasks that are already in a bundle stay there."""
-        free = [task for task in tasks if task.key not in self.bundles]
-        for start in range(0, len(free), size):
-            part = free[start : start + size]
-            self.bundles |= {task.key: part for task in part}
+    # --- counts --------------------------------------------------------------------------------------------------
+
+    def unique(self) -> Counter[str]:
+        """The number of unique tasks by stage, those of lines included."""
+        if not self.lines:
+            return Counter(task.stage for task in self.tasks.values())
+        return Counter(work.stage for work in self._works(self.lines.values()).elements())
+
+    def unopened(self, store: Store) -> Counter[Work]:
+        """The work of the cells that are still lines. What is stored of it is not known before they are opened."""
+        return self._works(self.closed(store))
+
+    def _works(self, lines: Iterable[Line]) -> Counter[Work]:
+        """The unique work of lines: shared tasks once, those that depend on an erasure once for each."""
+        found: Counter[Work] = Counter()
+        shared: dict[str, Work] = {}
+        erasures: dict[str, Task] = {}
+        outlines: dict[str, dict[int, Outline]] = {}  # by erasure
+        measures: Counter[str] = Counter()
+        for line in lines:
+            key = line.erasure.key if line.erasure else ""
+            outlines.setdefault(key, {})[id(line.outline)] = line.outline
+            if line.erasure:
+                erasures[key] = line.erasure
+            measures[""] += 1
+        for outline in {i: o for of in outlines.values() for i, o in of.items()}.values():
+            shared |= outline.shared
+        together: dict[frozenset[int], Counter[Work]] = {}
+        for of in outlines.values():
+            group = frozenset(of)
+            if group not in together:
+                together[group] = Counter({k: work for o in of.values() for k, work in o.own.items()}.values())
+            found.update(together[group])
+        found.update(shared.values())
+        found.update(map(Work.of, erasures.values()))
+        if measures[""]:
+            stage = self.cells[0][1].stage
+            found[Work(stage, f"{stage}/", 1)] += measures[""]
+        return found
+
+    # --- what is missing -----------------------------------------------------------------------------------------
 
     def missing(self, store: Store) -> list[Task]:
-        """The tasks that a run would make, inputs first.
+        """The tasks that a run would make, inputs first; of a large grid those of the first cells (`advance`).
 
         A stored result needs no inputs: a complete table stays complete when the images behind it are deleted.
         """
+        if self.lines and len(self.tasks) < HORIZON:
+            self.advance(store)
         return self._needed(store)[0]
 
     def kept(self, store: Store) -> list[Task]:
@@ -87,3 +272,11 @@ class Plan:
                 missing.append(task)
                 needed.update(task.inputs.values())
         return missing[::-1], stored[::-1]
+
+
+def _name(task: Task, names: Mapping[str, str], by_method: Mapping[str, str]) -> str:
+    """The task's key if none of its inputs has another name; else a hash with these names in the place of keys."""
+    inputs = {name: names[key] for name, key in task.inputs.items()}
+    if inputs == task.inputs:
+        return task.key
+    return task.key_with(inputs, {k: v for k, v in task.foreign.items() if k not in by_method})

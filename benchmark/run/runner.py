@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from overpaint.errors import UserError
+from overpaint.run.estimates import Estimates
 from overpaint.run.executor import Executor, Result, Run, Watcher
 from overpaint.run.history import History
-from overpaint.run.plan import Plan
+from overpaint.run.plan import HORIZON, Plan
 from overpaint.run.scheduler import Scheduler
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
@@ -85,10 +86,13 @@ def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher) -> Outcome:
     Several processes may run one plan on one store: each task is claimed by one of them. The others go on elsewhere and
     look again when they have nothing else to do. A task that failed during this run, in any process, is not tried again.
     """
-    scheduler, done, up_to_date = Scheduler(plan, plan.missing(store)), 0, True
+    costs = Estimates(store).guess
+    scheduler, done, up_to_date = Scheduler(plan, plan.missing(store), costs, crew.size), 0, True
     history = History(store)
     history.add(history.known(plan.sources))
     while True:
+        if scheduler.left < HORIZON // 2 and plan.advance(store):
+            scheduler.update(plan.missing(store))
         while crew.free and (bundle := scheduler.next()):
             crew.give(bundle)
         idle = crew.free == crew.living

@@ -1,54 +1,79 @@
-"""What is to be done next. A scheduler knows a plan and what has become of its tasks; it knows no store, clock or process."""
+"""What is to be done next, and by whom. A scheduler knows a plan, costs, and what has become of the tasks; it knows no store,
+clock or process.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
+from itertools import islice
 
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
 
 #: How often a bundle is handed out before it has failed, where no attempt failed by itself.
 TRIES = 4
+#: A path is urgent if it takes longer than this share of what is left for each worker.
+URGENT = 0.5
+#: Number of things to load from which a worker that has used up its own chooses.
+CHOICES = 64
 
 
 class Scheduler:
-    """Hands out the tasks of a plan, each after its inputs, in the order of the plan.
+    """Hands out the tasks of a plan, each after its inputs.
 
     Every task waits for a number of inputs that are still to be made; a task that waits for none is ready. Tasks come in
     bundles, lists of tasks that are made in one go. Each bundle that `next` hands out is answered by one of `made`,
     `fail`, `put_back` and `wait_for`.
 
+    The order is that of the plan, but a worker first gets the tasks that need what it has loaded (`Task.loads`). With several
+    workers, the task with the longest path to the end comes first as soon as that path is urgent (`URGENT`).
+
     ``failed`` holds the reason by task key, ``blocked`` the keys of tasks with an input that failed or is blocked.
+
+    Args:
+        seconds: how long a task takes, about.
+        workers: how many work at the same time.
     """
 
-    def __init__(self, plan: Plan, todo: Iterable[Task]):
+    def __init__(
+        self, plan: Plan, todo: Iterable[Task], seconds: Callable[[Task], float] = lambda task: 1.0, workers: int = 1
+    ):
         self.failed: dict[str, str] = {}
         self.blocked: set[str] = set()
-        self._plan = plan
-        self._place = {key: place for place, key in enumerate(plan.tasks)}
+        self.workers = workers
+        self._plan, self._seconds = plan, seconds
         self._in_hand: set[str] = set()
         self._elsewhere: set[str] = set()
         self._returned: Counter[str] = Counter()
         self._alone: set[str] = set()  # tasks whose bundle failed, so that they are tried one by one
+        self._loaded: dict[str, str] = {}  # by worker
         self.update(todo)
 
     def update(self, todo: Iterable[Task]) -> None:
-        """Take another list of missing tasks, after damage for instance. What failed and what is in hand stays so."""
-        self._open = {task.key for task in todo} - set(self.failed)
+        """Take another list of missing tasks, inputs first, after damage for instance. What failed and is in hand stays so."""
+        tasks = [task for task in todo if task.key not in self.failed]
+        self._open = {task.key: self._seconds(task) for task in tasks}
+        self._left = sum(self._open.values())
+        self._place = {task.key: place for place, task in enumerate(tasks)}
         self._inputs_left: dict[str, int] = {}
         self._needed_by: dict[str, list[str]] = {}
-        self._ready: list[tuple[int, str]] = []
+        self._paths: dict[str, float] = {}  # seconds from the start of a task to the end of the longest path after it
+        self._ready: dict[str, list[tuple[int, str]]] = {}  # by what they load, in the order of the plan
+        self._longest: list[tuple[float, int, str]] = []
         self.blocked = set()
-        for key in sorted(self._open, key=self._place.__getitem__):
-            missing = [name for name in set(self._plan.tasks[key].inputs.values()) if name in self._open]
-            self._inputs_left[key] = len(missing)
-            for name in missing:
-                self._needed_by.setdefault(name, []).append(key)
-            if not missing:
-                self._push(key)
-        for key in [k for k in self._open if not self.failed.keys().isdisjoint(self._plan.tasks[k].inputs.values())]:
+        for task in tasks:
+            missing = [key for key in set(task.inputs.values()) if key in self._open]
+            self._inputs_left[task.key] = len(missing)
+            for key in missing:
+                self._needed_by.setdefault(key, []).append(task.key)
+        for task in reversed(tasks):
+            after = max((self._paths[key] for key in self._needed_by.get(task.key, ())), default=0.0)
+            self._paths[task.key] = self._open[task.key] + after
+        for task in tasks:
+            self._push(task.key)
+        for key in [task.key for task in tasks if not self.failed.keys().isdisjoint(task.inputs.values())]:
             self._block(key)
 
     @property
@@ -61,22 +86,59 @@ class Scheduler:
         """How many tasks wait for another process that is making them."""
         return len(self._elsewhere)
 
-    def next(self) -> list[Task] | None:
-        """The bundle to make next; ``None`` if nothing is ready."""
-        while self._ready:
-            _, key = heappop(self._ready)
-            if key in self._open and key not in self._in_hand and key not in self._elsewhere:
-                task = self._plan.tasks[key]
-                bundle = [task] if key in self._alone else self._plan.bundles.get(key, [task])
-                self._in_hand.update(t.key for t in bundle)
-                return bundle
+    def next(self, worker: str = "") -> list[Task] | None:
+        """The bundle for a worker to make next; ``None`` if nothing is ready."""
+        key = self._urgent() or self._first((self._loaded.get(worker, ""), "")) or self._new() or self._any()
+        if key is None:
+            return None
+        task = self._plan.tasks[key]
+        self._loaded[worker] = task.loads or self._loaded.get(worker, "")
+        bundle = [task] if key in self._alone else self._plan.bundles.get(key, [task])
+        self._in_hand.update(t.key for t in bundle)
+        return bundle
+
+    def _urgent(self) -> str | None:
+        """The task with the longest path, if that path is urgent."""
+        while self._longest:
+            seconds, _, key = self._longest[0]
+            if self._is_ready(key):
+                share = self._left / self.workers
+                return key if self.workers > 1 and -seconds > URGENT * share else None
+            heappop(self._longest)
         return None
+
+    def _new(self) -> str | None:
+        """The first of some ready tasks that load what no worker has loaded."""
+        taken = set(self._loaded.values())
+        return self._first(islice((what for what in self._ready if what not in taken), CHOICES))
+
+    def _any(self) -> str | None:
+        """The first of some ready tasks."""
+        return self._first(islice(self._ready, CHOICES))
+
+    def _first(self, loads: Iterable[str]) -> str | None:
+        """The first ready task that loads one of these."""
+        keys = [key for what in list(loads) if (key := self._loading(what))]
+        return min(keys, key=self._place.__getitem__, default=None)
+
+    def _loading(self, what: str) -> str | None:
+        """The first ready task that loads ``what``."""
+        ready = self._ready.get(what, [])
+        while ready and not self._is_ready(ready[0][1]):
+            heappop(ready)
+        if ready:
+            return ready[0][1]
+        self._ready.pop(what, None)
+        return None
+
+    def _is_ready(self, key: str) -> bool:
+        return key in self._open and key not in self._in_hand and key not in self._elsewhere
 
     def made(self, bundle: Sequence[Task]) -> None:
         """The bundle is stored, by this run or by another."""
         self._in_hand.difference_update(t.key for t in bundle)
-        for key in self._open.intersection(t.key for t in bundle):
-            self._open.remove(key)
+        for key in [t.key for t in bundle if t.key in self._open]:
+            self._close(key)
             for dependent in self._needed_by.get(key, ()):
                 self._inputs_left[dependent] -= 1
                 self._push(dependent)
@@ -89,7 +151,7 @@ class Scheduler:
             return
         key = bundle[0].key
         self._in_hand.discard(key)
-        self._open.discard(key)
+        self._close(key)
         self.failed[key] = reason
         for dependent in self._needed_by.get(key, ()):
             self._block(dependent)
@@ -120,11 +182,18 @@ class Scheduler:
 
     def _push(self, key: str) -> None:
         if key in self._open and not self._inputs_left[key]:
-            heappush(self._ready, (self._place[key], key))
+            heappush(self._ready.setdefault(self._plan.tasks[key].loads, []), (self._place[key], key))
+            heappush(self._longest, (-self._paths[key], self._place[key], key))
+
+    def _close(self, key: str) -> None:
+        """The task needs no more work in this run."""
+        self._left -= self._open.pop(key, 0.0)
 
     def _block(self, key: str) -> None:
-        if key in self._open:
-            self._open.remove(key)
-            self.blocked.add(key)
-            for dependent in self._needed_by.get(key, ()):
-                self._block(dependent)
+        waiting = [key]
+        while waiting:
+            key = waiting.pop()
+            if key in self._open:
+                self._close(key)
+                self.blocked.add(key)
+                waiting += self._needed_by.get(key, ())

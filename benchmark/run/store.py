@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -152,6 +152,10 @@ class Store:
     def has(self, stage: str, key: str) -> bool:
         """Whether the artefact is there with every file at its full size."""
         return self.path(stage, key).exists() and not self.damage(stage, key, hash_up_to=-1)
+
+    def stored(self, stage: str, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that `has`."""
+        return {key for key in keys if self.has(stage, key)}
 
     def manifest(self, stage: str, key: str) -> dict:
         """What is written about the artefact: configuration, versions, inputs, host, cost."""

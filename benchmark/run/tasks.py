@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from overpaint.grid.labels import canonical
 from overpaint.grid.source_code import is_ours
 
 
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+class SharedList(list):
+    """A list that the configurations of many tasks contain; it is hashed once."""
+
+    @cached_property
+    def digest(self) -> str:
+        return hashed([_digest(value) for value in self])
 
 
-def _plain(value: Any) -> Any:
+class SharedDict(dict):
+    """A mapping that the configurations of many tasks contain; it is hashed once."""
+
+    @cached_property
+    def digest(self) -> str:
+        return hashed({key: _digest(value) for key, value in self.items()})
+
+
+def _digest(value: Any) -> Any:
+    """A hash in place of a mapping or a list, made from the hashes of what it contains; any other value itself."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, SharedList | SharedDict):
+        return value.digest
     if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, tuple | set | frozenset):
-        return sorted(value) if isinstance(value, set | frozenset) else list(value)
-    raise TypeError(f"{type(value).__name__} has no canonical form")
+        return hashed({key: _digest(inside) for key, inside in value.items()})
+    if isinstance(value, list | tuple):
+        return hashed([_digest(inside) for inside in value])
+    return value
+
+
+def hashed(value: Any) -> str:
+    """The first 24 hex digits of a hash of the value's canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -32,8 +53,10 @@ class Task:
     ``sources`` holds the source code of components (`overpaint.grid.source_code`), ``method=mine`` → source. `Plan.add`
     adds those of the inputs. Components of this package have versions instead: their sources are not in the key.
     ``runtime`` (paths, devices, batch sizes) and ``label`` help to run the task and to name it to people.
+    ``name`` replaces the hash as the key; it must be another hash of what decides the result (`overpaint.run.plan.Line`).
     ``amount`` and ``like`` are for estimates: the task is ``amount`` units of work (images or steps), and tasks of one
-    stage with the same ``like`` take about the same time a unit.
+    stage with the same ``like`` take about the same time a unit. ``loads`` names what a worker keeps in memory for the next
+    task, such as a model with its erasure; empty if that is nothing.
     """
 
     stage: str
@@ -45,6 +68,8 @@ class Task:
     label: str = field(default="", compare=False)
     amount: int = field(default=1, compare=False)
     like: str = field(default="", compare=False)
+    loads: str = field(default="", kw_only=True, compare=False)
+    name: str = field(default="", kw_only=True)
 
     @property
     def pace(self) -> str:
@@ -58,10 +83,16 @@ class Task:
 
     @cached_property
     def key(self) -> str:
-        decides = {"stage": self.stage, "config": self.config, "inputs": self.inputs, "versions": self.versions}
-        if self.foreign:
-            decides["sources"] = self.foreign
+        return self.name or self.key_with(self.inputs, self.foreign)
+
+    def key_with(self, inputs: Mapping[str, str], foreign: Mapping[str, str]) -> str:
+        """The key of this task with other inputs and other sources from outside this package."""
+        decides = [self.stage, self._settings, inputs, self.versions, foreign]
         return hashlib.sha256(canonical(decides).encode()).hexdigest()[:24]
+
+    @cached_property
+    def _settings(self) -> str:
+        return _digest(self.config)
 
     def on(self, device: str) -> Task:
         """The same task, told where to run."""

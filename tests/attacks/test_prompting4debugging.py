@@ -161,7 +161,7 @@ def test_it_is_refused_when_it_is_planned():
 
     def plan(*further):
         axes = ["budget=smoke", "method=none", "attack=p4d_n", "model.detector=null", "model.judge=null", *further]
-        return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(axes)])
+        return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(axes)]).opened()
 
     with pytest.raises(overpaint.UserError, match=r"attack\.clip .* model\.detector"):
         plan()

@@ -62,9 +62,13 @@ def test_a_detector_gets_the_words_of_the_set():
     found = cell(
         "model=sd14", "concepts=inline", "concepts.erase=[church]", "concepts.retain=[tench]", "concepts.near=[castle]"
     )
-    assert words(found) == {"church": "a photo of church", "castle": "a photo of castle", "tench": "a photo of tench"}
-    assert words(on_sd14("style")) == {"van gogh": "a painting in the style of van gogh"}
-    shapes = words(cell("concepts=church"))
+    assert words(found.concepts) == {
+        "church": "a photo of church",
+        "castle": "a photo of castle",
+        "tench": "a photo of tench",
+    }
+    assert words(on_sd14("style").concepts) == {"van gogh": "a painting in the style of van gogh"}
+    shapes = words(cell("concepts=church").concepts)
     assert shapes["church"] == "a photo of a church" and "mosaic" not in shapes, (
         "other kinds do not compete with objects"
     )

@@ -34,7 +34,7 @@ def cut(built, limit, *by_hand, request=ONE):
 
 
 def plan(*overrides):
-    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(["concepts=church", *overrides])])
+    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(["concepts=church", *overrides])]).opened()
 
 
 def values(made, stage, name):

@@ -20,7 +20,7 @@ def cells(*overrides):
 
 
 def plan(*overrides):
-    return make_plan(cells(*overrides))
+    return make_plan(cells(*overrides)).opened()
 
 
 def stages(made, name):

@@ -22,7 +22,7 @@ COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
 
 
 def plan_of(*overrides):
-    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))])
+    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))]).opened()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from overpaint.images.workbench import Workbench
 
 
 def plan(*overrides):
-    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))])
+    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))]).opened()
 
 
 def stages(made, name):
@@ -118,7 +118,7 @@ def test_who_compares_with_pictures_of_the_concept_is_shown_some():
 def test_examples_begin_with_other_noise_than_what_is_attacked():
     (composed,) = compose_cells(["method=uce", "concepts=church", "attack=cce", "budget=smoke"])
     cell = cell_from(composed.config, composed.explicit)
-    made = make_plan([replace(cell, model=replace(cell.model, reference=None))])
+    made = make_plan([replace(cell, model=replace(cell.model, reference=None))]).opened()
     sources = {key for t in stages(made, "attack") for name, key in t.inputs.items() if name.startswith("examples")}
     noises = [
         {(text, seed) for text, seed, _ in t.config["shots"] or ()}

@@ -25,7 +25,7 @@ def stage(plan, name):
 def test_a_grid_of_both(tmp_path):
     small = [*GRID, "protocol.steps=2", "budget.grid=1", "budget.utility_prompts=1", "budget.reference_images=4"]
     assert called("run", *small, f"store={tmp_path}") == 0
-    plan, store = make_plan(cells(*small)), Store(tmp_path)
+    plan, store = make_plan(cells(*small)).opened(), Store(tmp_path)
     records = stored_records(store, plan).set_index(["concepts", "metric"])
     for name in ("church+car", "church+car in turn"):
         target = records.loc[(name, "target_proportion")]
@@ -41,11 +41,11 @@ def test_a_grid_of_both(tmp_path):
 
 
 def test_the_order_is_part_of_a_sequence_only_where_there_is_one():
-    joint, turns = (make_plan([cell]) for cell in cells(*GRID))
+    joint, turns = (make_plan([cell]).opened() for cell in cells(*GRID))
     assert stage(joint, "erase")[0].key != stage(turns, "erase")[0].key
     unedited = [[t.key for t in stage(plan, "generate") if not t.inputs] for plan in (joint, turns)]
     assert unedited[0] == unedited[1]
-    one = make_plan(cells("concepts=church", "concepts.sequential=false,true", "method=uce"))
+    one = make_plan(cells("concepts=church", "concepts.sequential=false,true", "method=uce")).opened()
     assert len(stage(one, "erase")) == len(stage(one, "measure")) == 1
 
 
@@ -63,7 +63,7 @@ def test_every_erased_concept_is_asked_for_and_no_anchor_is_erased(name, count):
 
 def test_attacks_look_for_the_first_erased_concept():
     (cell,) = cells("concepts=objects5", "method=uce", "attack=synonym", "budget=smoke")
-    _, measure = make_plan([cell]).cells[0]
+    _, measure = make_plan([cell]).opened().cells[0]
     for frame in ("images", "original"):
         shots = [shot for batch in measure.config["shots"][frame] for shot in batch]
         assert shots and {shot["concept"] for shot in shots} == {"church"}

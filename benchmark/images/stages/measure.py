@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from overpaint.grid.concepts import stored_concept
+from overpaint.grid.labels import canonical
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import load_attribute
 from overpaint.images.stages.score import SHOTS
 from overpaint.metrics.metric import IMAGE_COLUMNS, Evidence, Figure, Metric
 from overpaint.report.records import OUTCOME_COLUMNS, RECORD_COLUMNS
 from overpaint.run.store import read_manifest
-from overpaint.run.tasks import canonical
 
 
 def run(task, inputs, folder, bench) -> dict:
