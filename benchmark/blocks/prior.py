@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from overpaint.errors import unknown
-from overpaint.grid.prompts import read_prompts
+from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import fingerprint

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import click
+from pydantic import Field
 from rich.console import Console
 
 from overpaint.commands.grids import planned
+from overpaint.grid.typed import check_type
 from overpaint.run.estimates import Estimates
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
@@ -29,8 +32,30 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
     for stage, asked in grid.plan.asked.items():
         took = estimates.total(t for t in todo if t.stage == stage)
         out.print(f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {took}")
-    for line in [*grid.plan.notes, *track(grid.plan.track).power(grid.cells)]:
+    for line in filter(None, [gpu_hours(todo, estimates, grid.config["images_per_second"]), *grid.plan.notes]):
         out.print(line)
+    for line in [*track(grid.plan.track).power(grid.cells), *(f"missing: {said}" for said in grid.plan.absent)]:
+        out.print(line)
+
+
+def gpu_hours(todo: Sequence[Task], estimates: Estimates, images_per_second: Any) -> str:
+    """GPU hours of the images at an assumed speed, a sentence; empty if this machine has measured its own, or nothing is left.
+
+    The speed is that of images with 512² pixels in 50 steps. Erasures, searches of attacks and scoring are not included.
+    """
+    check_type(images_per_second, Annotated[float, Field(gt=0)], "images_per_second")
+    images = [task for task in todo if task.stage == "generate"]
+    if not images or all(estimates.of(task) is not None for task in images):
+        return ""
+    work = sum(
+        task.amount * task.config["protocol"]["steps"] / 50 * (task.config["protocol"]["size"] or 512) ** 2 / 512**2
+        for task in images
+    )
+    hours = work / images_per_second / 3600
+    return (
+        f"about {hours:,.1f} GPU hours for the images, assuming images_per_second={images_per_second:g} at 512² pixels and "
+        "50 steps; erasing, attacks and scoring come on top"
+    )
 
 
 def summary(plan: Plan, todo: Sequence[Task], estimates: Estimates) -> str:

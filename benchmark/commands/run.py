@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from overpaint.commands.grids import ERR, Grid, compose, prepare
 from overpaint.commands.plan import summary
-from overpaint.errors import UserError
+from overpaint.errors import AssetMissing, UserError
 from overpaint.report.records import stored_records
 from overpaint.report.rendering import print_tables
 from overpaint.run.display import Display
@@ -41,6 +41,8 @@ def run_grid(grid: Grid) -> int:
     """Run or resume a planned grid. Returns the exit code: 0, 1 if tasks failed, or 130 if it was interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     start, plan, store = time.perf_counter(), grid.plan, grid.store
+    if plan.absent:
+        raise AssetMissing("; ".join(plan.absent))
     engine, tracker = grid.circumstance("engine"), grid.circumstance("tracker")
     track(plan.track).devices(engine.device)  # reports a missing device before anything is written
     store.prepare()

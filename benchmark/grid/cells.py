@@ -67,7 +67,8 @@ class ModelSpec:
 class Protocol:
     """How images are generated.
 
-    ``size`` is the side in pixels (``None``: the model's default). ``batch_size`` affects speed only.
+    ``size`` is the side in pixels (``None``: that of the prompt's list, else the model's default). ``batch_size`` affects
+    speed only.
     """
 
     name: str
@@ -85,14 +86,17 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is measured: prompts per role (`overpaint.grid.roles`), seeds per prompt, images per task (``shard``)."""
+    """How much is measured: prompts per role (`overpaint.grid.roles`), seeds per prompt, images per task (``shard``).
+
+    A number of prompts that is ``None`` means all that there are: a whole list, every template.
+    """
 
     name: str
-    target_prompts: Positive
-    near_prompts: Count
-    grid: Count
-    in_prompt: Count
-    utility_prompts: Count
+    target_prompts: Positive | None
+    near_prompts: Count | None
+    grid: Count | None
+    in_prompt: Count | None
+    utility_prompts: Count | None
     floor_prompts: Count
     seeds: Annotated[int, Field(ge=1, le=1000)]
     reference_images: Positive
@@ -203,7 +207,7 @@ class Cell:
 
 
 #: Top-level keys of a configuration (``conf/config.yaml``).
-KEYS = ("track", "engine", "tracker", "store", *AXES)
+KEYS = ("track", "engine", "tracker", "store", "images_per_second", *AXES)
 
 
 def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:

@@ -32,7 +32,7 @@ from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 #: Groups whose options have different keys. Their keys can be addressed to one option: ``uce.lamb=0.1``.
 ADDRESSED = ("method", "attack")
 #: Keys that control where and how a grid runs; they do not affect its cells.
-CIRCUMSTANCES = ("store", "engine", "tracker", "track")
+CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
 #: Maximum number of references (``${key}``) in one configuration.
 MOST_REFERENCES = 20
 #: Keys that describe an option and cannot be set.
@@ -128,7 +128,13 @@ class Grid:
         brought = [read_override(f"{key}={value}") for key, value in axes.items()]
         brought += [Setting(f"{key} of experiment={name}", key, (value,)) for key, value in inside.items()]
         by_hand = {s.key for s in settings}
-        return [s for s in brought if s.key not in by_hand]
+        return [s for s in brought if s.key not in by_hand and not self._of_another(s, settings)]
+
+    def _of_another(self, brought: Setting, settings: Sequence[Setting]) -> bool:
+        """Whether an experiment's setting addresses a component (``esd.compat``) that was replaced by hand (``method=uce``)."""
+        chosen = {s.key: s.values for s in settings if s.key in ADDRESSED}
+        owner = next((kind for kind in ADDRESSED if brought.group in components(kind)), None)
+        return owner in chosen and brought.group not in self.default and brought.group not in chosen[owner]
 
     # --- the axes ------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.concepts import Catalogue, Concept, Kind, Request, load_catalogue, read_as, templates
-from overpaint.grid.labels import file_digest
-from overpaint.grid.registry import named_in_yaml
+from overpaint.grid.prompt_files import PromptList
 from overpaint.grid.typed import construct
 
 
@@ -23,7 +23,7 @@ class ConceptSet:
         near: neighbours whose images are measured.
         catalogue: the catalogue that the concepts come from.
         templates: prompt templates; ``None`` for those of the catalogue.
-        prompts: CSV files by role.
+        prompts: prompt lists by role, as given: a file, or a mapping (`overpaint.grid.prompt_files.PromptList`).
     """
 
     name: str
@@ -32,7 +32,18 @@ class ConceptSet:
     near: tuple[Concept, ...]
     catalogue: Catalogue
     templates: tuple[str, ...] | None
-    prompts: Mapping[str, str]
+    prompts: Mapping[str, str | Mapping[str, Any]]
+
+    @cached_property
+    def lists(self) -> Mapping[str, PromptList]:
+        """The prompt lists by role, in the order of their names."""
+        given = sorted((role, value) for role, value in self.prompts.items() if value)
+        return {role: PromptList.of(value, f"concepts.prompts.{role}") for role, value in given}
+
+    @cached_property
+    def found(self) -> dict[Any, Any]:
+        """What `overpaint.grid.roles` found in the lists, so that each is read once."""
+        return {}
 
     @property
     def kind(self) -> str:
@@ -49,12 +60,8 @@ class ConceptSet:
             "sequential": self.sequential,
             "catalogue": self.catalogue.identity,
             "templates": self.templates,
-            "prompts": {role: _content(path) for role, path in sorted(self.prompts.items()) if path},
+            "prompts": {role: listed.identity for role, listed in self.lists.items()},
         }
-
-
-def _content(path: str) -> str:
-    return file_digest(str(named_in_yaml("concepts", path))) or path
 
 
 @dataclass(frozen=True)
@@ -70,20 +77,26 @@ class Entry:
     anchor: str | list[str] | None
     kind: Kind
     templates: list[str] | None
-    prompts: dict[str, str | None] | None
+    prompts: dict[str, str | dict[str, Any] | None] | None
+    labels: dict[str, str] | None = None
 
 
 def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
     """A concept set from the ``concepts`` group. The catalogue adds kind, label and synonyms to the names that it lists."""
     entry = construct(Entry, config, "concepts")
     catalogue = load_catalogue(catalogue_of_model if entry.catalogue == "auto" else entry.catalogue)
-    erase = _concepts(entry.erase, catalogue, entry.kind, "concepts.erase")
+    labels = entry.labels or {}
+    erase = _concepts(entry.erase, catalogue, entry.kind, labels, "concepts.erase")
     names = [c.name for c in erase]
     others = [name for name in catalogue.concepts if name not in names]
-    retain = _concepts(others if entry.retain == "all" else entry.retain, catalogue, entry.kind, "concepts.retain")
+    kept = others if entry.retain == "all" else entry.retain
+    retain = _concepts(kept, catalogue, entry.kind, labels, "concepts.retain")
     neighbours = [name for c in erase for name in c.neighbours if name not in names]
-    asked = neighbours if entry.near is None else _listed(entry.near)
-    near = _concepts(list(dict.fromkeys(asked)), catalogue, entry.kind, "concepts.near")
+    asked = neighbours if entry.near is None else others if entry.near == "all" else _listed(entry.near)
+    near = _concepts(list(dict.fromkeys(asked)), catalogue, entry.kind, labels, "concepts.near")
+    for name in labels:
+        if name not in (known := {*names, *(c.name for c in (*retain, *near))}):
+            raise unknown("concept", name, known, "concepts.labels")
     request = Request.of(erase, entry.anchor, retain)
     erased_too = [c.name for c in near if read_as(c.name) in map(read_as, names)]
     if erased_too:
@@ -99,18 +112,31 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
         tuple(near),
         catalogue,
         templates(entry.templates, "concepts.templates") or None,
-        dict(entry.prompts or {}),
+        _for_concepts(entry.prompts or {}, "+".join(names)),
     )
 
 
-def _concepts(names: str | Sequence[str], catalogue: Catalogue, kind: str, where: str) -> list[Concept]:
+def _concepts(
+    names: str | Sequence[str], catalogue: Catalogue, kind: str, labels: Mapping[str, str], where: str
+) -> list[Concept]:
+    """Concepts from their names. Without a catalogue, a concept's detector label is its name unless ``labels`` says another."""
     names = _listed(names)
     if not catalogue.concepts:
-        return [Concept(name, kind=kind) for name in names]
+        return [Concept(name, kind=kind, label=labels.get(name, name)) for name in names]
     for name in names:
         if name not in catalogue.concepts:
             raise unknown("concept", name, catalogue.concepts, where)
-    return [catalogue.concepts[name] for name in names]
+    found = [catalogue.concepts[name] for name in names]
+    return [replace(c, label=labels[c.name]) if c.name in labels else c for c in found]
+
+
+def _for_concepts(prompts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The prompt lists with ``{concept}`` in their files replaced by the names of the concepts to erase."""
+    return {
+        role: _for_concepts(value, name) if isinstance(value, dict)
+        else value.replace("{concept}", name) if isinstance(value, str) else value
+        for role, value in prompts.items()
+    }  # fmt: skip
 
 
 def _listed(names: str | Sequence[str]) -> Sequence[str]:

@@ -144,6 +144,7 @@ class Catalogue:
         implicit: prompts that evoke unsafe content without naming it.
         utility: ordinary prompts with the labels that they ask for.
         unseen: concepts that the model was not trained on.
+        grid: the sentence and the seeds of the style × object grid.
         identity: name and version of a shipped catalogue, or a hash of a user's file.
     """
 
@@ -153,6 +154,7 @@ class Catalogue:
     utility: tuple[Mapping, ...] = ()
     unseen: Mapping[str, Concept] = field(default_factory=dict)
     identity: str = ""
+    grid: Mapping[str, Any] = field(default_factory=dict)
 
     def concept(self, name: str) -> Concept:
         """The concept of that name; for an unknown name, a concept of kind ``object`` without detector label."""
@@ -183,10 +185,25 @@ class UtilityEntry(TypedDict, total=False):
     expects: list[str]
 
 
+class GridEntry(TypedDict, total=False):
+    """How a catalogue's objects are shown in its styles: a sentence with ``{object}`` and ``{style}``, and the seeds of its
+    images."""
+
+    prompt: str
+    seeds: list[int]
+
+
 class CatalogueFile(TypedDict, total=False):
-    """The keys of a catalogue file."""
+    """The keys of a catalogue file.
+
+    ``defaults`` holds fields that concepts have unless they say otherwise; ``{}`` in it stands for the concept's name. ``names``
+    lists concepts with nothing but these.
+    """
 
     version: int
+    defaults: dict[str, Any]
+    names: list[str]
+    grid: dict[str, Any]
     concepts: dict[str, dict[str, Any] | None]
     unseen: dict[str, dict[str, Any] | None]
     templates: dict[Kind, dict[str, list[str]]]
@@ -213,8 +230,16 @@ def load_catalogue(name: str | None) -> Catalogue:
     utility = [checked(UtilityEntry, row, f"{where}: utility") for row in raw.get("utility", ())]
     if not all("prompt" in row for row in utility):
         raise UserError(f"{where}: utility has an entry without a prompt")
+    entries: dict[str, Any] = {name: {} for name in raw.get("names", ())} | raw["concepts"]
+    defaults = {name: _default(raw.get("defaults", {}), name) for name in entries}
+    grid = checked(GridEntry, raw.get("grid", {}), f"{where}: grid")
+    left = grid.get("prompt", "{object}{style}").replace("{object}", "", 1).replace("{style}", "", 1)
+    if re.search(r"[{}]", left) or len(grid.get("prompt", "{object}{style}")) - len(left) != len("{object}{style}"):
+        raise UserError(
+            f"{where}: grid: prompt takes a sentence with one {{object}} and one {{style}}, got {grid['prompt']!r}"
+        )
     return Catalogue(
-        {n: concept_from(n, entry or {}, where) for n, entry in raw["concepts"].items()},
+        {n: concept_from(n, defaults[n] | (entry or {}), where) for n, entry in entries.items()},
         {
             kind: {language: templates(lines, f"{where}: templates") for language, lines in by_language.items()}
             for kind, by_language in raw.get("templates", {}).items()
@@ -223,7 +248,12 @@ def load_catalogue(name: str | None) -> Catalogue:
         tuple(utility),
         {n: concept_from(n, entry or {}, where) for n, entry in raw.get("unseen", {}).items()},
         f"sha256:{file_digest(name)}" if own else f"{name} v{raw.get('version', 1)}",
+        grid,
     )
+
+
+def _default(defaults: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: name if value == "{}" else value for key, value in defaults.items()}
 
 
 def templates(lines: Sequence[str] | None, where: str) -> tuple[str, ...]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product, zip_longest
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import Budget, Cell
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
-from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts, shots
-from overpaint.grid.registry import named_in_yaml
+from overpaint.grid.listed_prompts import Listed, limited, listed
+from overpaint.grid.prompt_files import PromptList
+from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 
 #: Prompt templates by kind, for concepts without a catalogue.
 TEMPLATES = {
@@ -20,6 +22,8 @@ TEMPLATES = {
     "person": ("a portrait of {}", "a photo of {}", "{} smiling", "a close-up photo of {}"),
     "object": ("a photo of {}", "a picture of {}", "an image of {}", "a close-up photo of {}", "a good photo of {}"),
 }
+#: Attacks that are lists of other prompts; a concept set can have its own list for them (``concepts.prompts``).
+LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
 #: A count that is larger than the number of prompts of any catalogue.
 ALL = 10**9
 
@@ -44,8 +48,8 @@ class Role:
     pictures: int = 1
 
     def prompts(self, concepts: ConceptSet, budget: Budget) -> list[Prompt]:
-        """The prompts at a budget: from the concept set's CSV file if it has one, else from templates."""
-        return self._first(concepts, getattr(budget, self.budget))
+        """The prompts at a budget: from the concept set's list if it has one, else from templates."""
+        return self._first(concepts, _count(budget, self.budget))
 
     def shots(self, concepts: ConceptSet, budget: Budget) -> list[Shot]:
         """The shots at a budget: every prompt with every seed index that the role uses."""
@@ -54,25 +58,68 @@ class Role:
 
     def shortfall(self, concepts: ConceptSet, budget: Budget) -> str:
         """A sentence if the budget asks for more prompts than there are, else an empty string."""
-        asked, total = getattr(budget, self.budget), len(self._first(concepts, ALL))
-        enough = (
-            bisect_left(range(1, max(total, 1)), total, key=lambda n: len(self._first(concepts, n))) + 1 if total else 0
-        )
+        asked = getattr(budget, self.budget)
+        every = self._first(concepts, ALL)
+        if asked is None:
+            return ""
+        if concepts.lists.get(self.name):
+            alike = Counter(p.concept for p in every) if self.name in ("target", "near") else {"": len(every)}
+            enough = max(alike.values(), default=0)
+        else:
+            enough = bisect_left(range(1, len(every) + 1), len(every), key=lambda n: len(self._first(concepts, n))) + 1
+        enough = enough if every else 0
         if asked <= enough:
             return ""
-        return f"budget.{self.budget}={asked}: concepts={concepts.name} has {total} {self.name} prompts, enough for {enough}"
+        return f"budget.{self.budget}={asked}: concepts={concepts.name} has {len(every)} {self.name} prompts, enough for {enough}"
+
+    def unused(self, concepts: ConceptSet, budget: Budget) -> list[str]:
+        """Sentences about a list of which not every row is used and counted."""
+        asked = concepts.lists.get(self.name)
+        if not asked:
+            return []
+        found, count = self._listed(asked, concepts, ALL), getattr(budget, self.budget)
+        used, said = len(self.prompts(concepts, budget)), []
+        if found.absent:
+            known = f"its {asked.rows} rows are" if asked.rows else "an unknown number of rows is"
+            said.append(f"{self.name} prompts: {asked.name} is not on this machine; {known} expected")
+        if used < len(found.prompts):
+            each = " for each concept" if self.name in ("target", "near") else ""
+            said.append(
+                f"{self.name} prompts: {used} of {len(found.prompts)} of {asked.name} are used "
+                f"(budget.{self.budget}={count}{each}; null uses all)"
+            )
+        if len(found.prompts) < found.rows and not found.absent:
+            kind = "a concept to erase" if self.name == "target" else "a concept that stays"
+            said.append(
+                f"{self.name} prompts: {len(found.prompts)} of {found.rows} rows of {asked.name} are about {kind}"
+            )
+        if found.unlabelled:
+            said.append(
+                f"{self.name} prompts: {found.unlabelled} rows of {asked.name} do not tell what they ask for (columns "
+                "concept and expects), so no detector counts their images"
+            )
+        return said
 
     def _first(self, concepts: ConceptSet, count: int) -> list[Prompt]:
-        for name in concepts.prompts:
-            if name not in {role.name for role in ROLES}:
-                raise unknown("role", name, (role.name for role in ROLES), "concepts.prompts")
-        path = concepts.prompts.get(self.name)
-        if not path:
+        asked = concepts.lists.get(self.name)
+        if not asked:
             return distinct(self.make(concepts, count))
-        first = concepts.request.erase[0] if self.name == "target" else None
-        label = (first.label or first.name) if first else ""
-        file = named_in_yaml("concepts", path)
-        return read_prompts(file, self.name, label, [label] if label else [])[:count]
+        erased = [c.label or c.name for c in concepts.request.erase]
+        return limited(self._listed(asked, concepts, count).prompts, self.name, count, erased)
+
+    def _listed(self, asked: PromptList, concepts: ConceptSet, count: int) -> Listed:
+        key = (self.name, count if asked.names else ALL)
+        if key not in concepts.found:
+            concepts.found[key] = listed(
+                asked, self.name, concepts, lambda c, role, n: _about(c, role, concepts, n), count
+            )
+        return concepts.found[key]
+
+
+def _count(budget: Budget, key: str) -> int:
+    """The number of prompts of a budget's key; ``null`` means all."""
+    asked = getattr(budget, key)
+    return ALL if asked is None else asked
 
 
 def role(name: str) -> Role:
@@ -93,9 +140,26 @@ def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, promp
     return shots(distinct(_about(concept, "target", concepts, prompts)), budget.seeds)
 
 
+def attack_list(name: str, concepts: ConceptSet, budget: Budget) -> list[Shot] | None:
+    """The shots of the concept set's own list for an attack of `LISTS`, one image each; ``None`` without a list."""
+    asked = concepts.lists.get(name)
+    if name not in LISTS or not asked:
+        return None
+    found = listed(asked, "attacked", concepts, lambda c, role, n: _about(c, role, concepts, n), ALL).prompts
+    first = concepts.request.erase[0]
+    about = [p for p in found if p.concept == (first.label or first.name)]
+    return shots([replace(p, variant=p.variant or name) for p in about[: _count(budget, "target_prompts")]], 1)
+
+
 def shortfalls(cell: Cell) -> list[str]:
-    """A sentence for each role that has fewer prompts than the cell's budget asks for."""
-    return [said for role in ROLES if (said := role.shortfall(cell.concepts, cell.budget))]
+    """What the user should know about the cell's prompts: roles with fewer than the budget asks for, and lists that are not
+    used whole or not counted."""
+    concepts, budget = cell.concepts, cell.budget
+    for name in concepts.prompts:
+        if name not in (known := [*(role.name for role in ROLES), *LISTS]):
+            raise unknown("role", name, known, "concepts.prompts")
+    said = [sentence for role in ROLES if (sentence := role.shortfall(concepts, budget))]
+    return said + [sentence for role in ROLES for sentence in role.unused(concepts, budget)]
 
 
 def templates_for(concept: Concept, concepts: ConceptSet) -> Sequence[str]:
@@ -135,9 +199,17 @@ def _grid(concepts: ConceptSet, count: int) -> list[Prompt]:
     """UnlearnCanvas's grid of objects × styles. The erased concepts come first on their axis."""
     things = _side(concepts, ("object", "character"), count)
     styles = _side(concepts, ("style",), count)
+    sentence = concepts.catalogue.grid.get("prompt", "{object} in {style} style")
     return [
-        Prompt(f"{thing.phrase} in {style.name} style", "grid", *_labels(thing, style), style.name)
+        Prompt(
+            sentence.format(object=thing.phrase, style=style.name),
+            "grid",
+            *_labels(thing, style),
+            style.name,
+            seed=seed,
+        )
         for thing, style in product(things, styles)
+        for seed in concepts.catalogue.grid.get("seeds") or (None,)
     ]
 
 

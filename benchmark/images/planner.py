@@ -11,10 +11,11 @@ from overpaint.grid.cells import Cell, merged
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component
-from overpaint.grid.roles import ROLES, role_shots, shortfalls, stand_in_shots
+from overpaint.grid.roles import ROLES, attack_list, role_shots, shortfalls, stand_in_shots
 from overpaint.images.pictures import pictures
 from overpaint.images.tasks import (
     Batch,
+    absent_assets,
     attack_task,
     build_attack,
     compare_task,
@@ -39,6 +40,7 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
     cells, merged_seeds = merged(cells)
     plan.notes += merged_seeds
     plan.notes += dict.fromkeys(said for cell in cells for said in shortfalls(cell))
+    plan.absent += dict.fromkeys(said for cell in cells for said in absent_assets(cell))
     for cell in cells:
         frames = _frames(plan, cell)
         plan.cells.append((cell, measure_task(plan, cell, frames, _beside(plan, cell, frames))))
@@ -123,6 +125,9 @@ def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[B
     concept = stand_in or cell.concepts.request.erase[0]
     plain = _target_shots(cell, stand_in, few=attack.unit == "prompt")
     what = f"{_subject(cell)}, {cell.attack.label}"
+    own = None if stand_in else attack_list(cell.attack.name, cell.concepts, cell.budget)
+    if own is not None:
+        return known_images(plan, cell, own, what)
     if attack.needs == "nothing":
         return known_images(plan, cell, attack.run(AttackContext(concept, plain, cell.concepts.catalogue)).shots, what)
     units = [plain]

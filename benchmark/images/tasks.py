@@ -11,7 +11,7 @@ from typing import Any
 
 from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity
-from overpaint.errors import UserError
+from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concepts import Concept
@@ -21,6 +21,7 @@ from overpaint.grid.registry import component, load_attribute
 from overpaint.grid.scope import scope
 from overpaint.grid.shipped import shipped
 from overpaint.images.pictures import pictures
+from overpaint.images.stages.generate import shot_row
 from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, resolve
 from overpaint.report import statistics
@@ -41,6 +42,25 @@ class Batch:
     shots: list[Shot] | None
     made: Task
     scored: Task
+
+
+def absent_assets(cell: Cell) -> list[str]:
+    """A sentence for each detector and prompt list of a cell that is not on this machine, with the way to get it."""
+    said = [listed.absent for listed in cell.concepts.lists.values()]
+    for name in filter(None, (cell.model.detector, cell.model.judge)):
+        try:
+            detector_identity(name)
+        except AssetMissing as error:
+            said.append(str(error))
+    return list(filter(None, said))
+
+
+def _detector_identity(name: str) -> dict[str, Any]:
+    """`detector_identity`; of a detector whose files are missing, its name: such a plan cannot run (`absent_assets`)."""
+    try:
+        return detector_identity(name)
+    except AssetMissing:
+        return {"absent": name, "version": 0}
 
 
 def build_attack(choice: Choice, seed: int) -> Attack:
@@ -101,7 +121,7 @@ def attack_task(
         judge = cell.model.judge or cell.model.detector
         attack.check(bool(judge))
         if judge:
-            identity = detector_identity(judge)
+            identity = _detector_identity(judge)
             config["judge"] = {"detector": judge, "settings": identity, "threshold": cell.metrics.threshold}
     whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
     which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
@@ -115,7 +135,7 @@ def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> li
     """Tasks for the images of shots that are known at planning time, in shards of ``budget.shard``."""
     batches, erasure = [], erase_task(plan, cell)
     for shard in shards(shots, cell.budget.shard):
-        rows = [[shot.prompt.text, shot.noise_seed, shot.prompt.guidance] for shot in shard]
+        rows = [shot_row(shot, cell.protocol.size) for shot in shard]
         made = _generate_task(plan, cell, erasure, rows, {}, what, len(shard))
         batches.append(Batch(shard, made, _score_task(plan, cell, made, {})))
     return batches
@@ -213,7 +233,7 @@ def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) 
 
 def _score_settings(cell: Cell) -> dict[str, Any]:
     name = cell.model.detector
-    return {"detector": name, "settings": detector_identity(name) if name else None}
+    return {"detector": name, "settings": _detector_identity(name) if name else None}
 
 
 def _erasure(task: Task | None) -> dict[str, str]:

@@ -23,6 +23,7 @@ class Plan:
     cells: list[tuple[Any, Task]] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what the user should know before anything runs
+    absent: list[str] = field(default_factory=list)  # why the grid cannot run on this machine: assets that are missing
     asked: Counter = field(default_factory=Counter)  # tasks by stage, before equal ones were merged
     bundles: dict[str, list[Task]] = field(default_factory=dict)
 

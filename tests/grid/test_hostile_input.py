@@ -14,7 +14,7 @@ from overpaint.grid import registry
 from overpaint.grid.cells import cell_from, merged
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.concepts import load_catalogue
-from overpaint.grid.prompts import read_prompts
+from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.registry import component, load_attribute, look_in
 from overpaint.grid.roles import ROLES, shortfalls
 
