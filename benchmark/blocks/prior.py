@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from overpaint.errors import unknown
-from overpaint.grid.prompt_files import read_prompts
+from overpaint.errors import AssetMissing, unknown
+from overpaint.grid.prompt_files import asset_file, read_prompts
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import fingerprint
@@ -35,12 +35,19 @@ Captions = str | list[str] | None
 
 
 def captions_file(captions: Captions) -> Path | None:
-    """The file of a shipped collection (``testbed/captions``) or a path; ``None`` for a list of texts or ``None``.
+    """The file of a shipped collection (``testbed/captions``), of an asset (``asset:NAME/FILE``) or at a path.
+
+    ``None`` for a list of texts, ``None``, and an asset that is not on this machine.
 
     Raises:
         UserError: there is no such collection or file. Methods call this before any work.
     """
     if not isinstance(captions, str):
+        return None
+    try:
+        if found := asset_file(captions):
+            return found
+    except AssetMissing:  # a grid with it can be planned; reading it tells how to get it
         return None
     folder = shipped("datasets")
     places = (folder / f"{captions}.csv", Path(captions).expanduser())
@@ -53,7 +60,7 @@ def captions_file(captions: Captions) -> Path | None:
 
 def read_captions(captions: Captions) -> list[str]:
     """The captions of a method's ``prior_captions``: a shipped collection, a file, the texts themselves, or none."""
-    path = captions_file(captions)
+    path = (asset_file(captions) if isinstance(captions, str) else None) or captions_file(captions)
     return list(captions or ()) if path is None else [prompt.text for prompt in read_prompts(path)]
 
 

@@ -125,9 +125,13 @@ class Grid:
             else:
                 option = self.default.get(key)
                 inside |= _differences(value, self.option(key, option) if option else {}, key)
-        brought = [read_override(f"{key}={value}") for key, value in axes.items()]
-        brought += [Setting(f"{key} of experiment={name}", key, (value,)) for key, value in inside.items()]
         by_hand = {s.key for s in settings}
+        brought = [read_override(f"{key}={value}") for key, value in axes.items()]
+        inside = {
+            key: value for key, value in inside.items() if key.split(".")[0] not in by_hand
+        }  # budget=smoke is as its file
+        brought += [Setting(f"{key} of experiment={name}", key, (value,)) for key, value in inside.items()]
+        brought = [s for s in brought if not (s.key == "concepts.erase" and "concepts" in by_hand)]
         return [s for s in brought if s.key not in by_hand and not self._of_another(s, settings)]
 
     def _of_another(self, brought: Setting, settings: Sequence[Setting]) -> bool:

@@ -13,6 +13,8 @@ from overpaint.grid.shipped import shipped
 
 #: Longest value and longest name that a label shows in full, in characters.
 LONGEST, LONGEST_NAME = 40, 60
+#: Suffixes of image files.
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def label(name: str, given: Mapping[str, Any]) -> str:
@@ -45,7 +47,8 @@ def digest(value: Any) -> str:
 
 def file_digest(text: str) -> str | None:
     """SHA-256 of the file that a text names, or of all files in a folder of networks (one with a ``config.json`` or a
-    ``model_index.json``); ``None`` if it names neither. Accepts any text. Data of this package are named from ``datasets/``."""
+    ``model_index.json``), or of all images in and below a folder of images; ``None`` if it names none of these. Accepts any text.
+    Data of this package are named from ``datasets/``."""
     try:
         for path in (Path(text), shipped("datasets") / text):
             if is_file(path):
@@ -54,6 +57,13 @@ def file_digest(text: str) -> str | None:
                 folder = path.expanduser()
                 files = sorted(file for file in folder.rglob("*") if file.is_file())
                 return digest({file.relative_to(folder).as_posix(): _hash(file) for file in files})
+            if any(mark in text for mark in "./") and path.expanduser().is_dir():
+                folder = path.expanduser()
+                images = sorted(
+                    file for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix.lower() in IMAGES
+                )
+                if images:
+                    return digest({file.relative_to(folder).as_posix(): _hash(file) for file in images})
     except (OSError, RuntimeError, ValueError):
         pass
     return None

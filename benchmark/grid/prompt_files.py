@@ -81,8 +81,8 @@ class Row:
         name, noise = (
             (f"{self.id}-{self.variant}", self.id) if self.variant else (self.id, "")
         )  # translations share noise
-        rest = {"seed": self.seed, "guidance": self.guidance, "size": self.size, "plain": self.plain}
-        return Prompt(self.text, role, concept, tuple(expects), self.variant, name, noise, **rest)
+        labels = (role, concept, tuple(expects), self.variant)
+        return Prompt(self.text, *labels, name, noise, self.seed, self.guidance, self.plain, self.size)
 
 
 class ListEntry(TypedDict, total=False):
@@ -126,9 +126,8 @@ class PromptList:
         content = self.file
         if not self.absent:
             content = file_digest(str(self.path())) or self.file
-        selection = {"where": dict(self.where)} if self.where else {}
-        selection |= {"first": self.first} if self.first else {}
-        return {"file": content} | selection if selection else content
+        selection: dict[str, Any] = {"where": dict(self.where) or None, "first": self.first}
+        return {"file": content} | selection if any(selection.values()) else content
 
     @property
     def absent(self) -> str:

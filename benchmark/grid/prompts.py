@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Shot:
         return int.from_bytes(digest[:8], "big") >> 1
 
     def as_dict(self) -> dict:
-        """The shot as JSON values for a task's configuration."""
-        values = asdict(self.prompt) | {"expects": list(self.prompt.expects), "index": self.index, "draw": self.draw}
-        return {key: value for key, value in values.items() if value or key not in ("plain", "draw", "size")}
+        """The shot as JSON values for a task's configuration. Equal shots return one object, which must not be changed: a plan
+        holds the same thousands of captions for each of its cells."""
+        return _as_dict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> Shot:
@@ -75,6 +76,12 @@ class Shot:
         values = dict(values)
         index, draw, size = values.pop("index"), values.pop("draw", 0), values.pop("size", None)
         return cls(Prompt(**values, size=tuple(size) if size else None), index, draw)
+
+
+@lru_cache(maxsize=1 << 18)
+def _as_dict(shot: Shot) -> dict:
+    values = asdict(shot.prompt) | {"expects": list(shot.prompt.expects), "index": shot.index, "draw": shot.draw}
+    return {key: value for key, value in values.items() if value or key not in ("plain", "draw", "size")}
 
 
 def shots(prompts: Iterable[Prompt], seeds: int, first: int = 0) -> list[Shot]:

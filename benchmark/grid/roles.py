@@ -135,7 +135,7 @@ def role_shots(name: str, concepts: ConceptSet, budget: Budget) -> list[Shot]:
     return role(name).shots(concepts, budget)
 
 
-def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, prompts: int) -> list[Shot]:
+def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, prompts: int | None) -> list[Shot]:
     """Target shots of a concept that replaces the erased one in an attack's floor, with up to ``prompts`` prompts."""
     return shots(distinct(_about(concept, "target", concepts, prompts)), budget.seeds)
 
@@ -186,7 +186,7 @@ def _near(concepts: ConceptSet, count: int) -> list[Prompt]:
     return [prompt for c in concepts.near for prompt in _about(c, "near", concepts, count)]
 
 
-def _about(concept: Concept, role: str, concepts: ConceptSet, count: int) -> list[Prompt]:
+def _about(concept: Concept, role: str, concepts: ConceptSet, count: int | None) -> list[Prompt]:
     """Up to ``count`` prompts for one concept, one per template."""
     label = concept.label or concept.name
     return [

@@ -16,6 +16,7 @@ from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concepts import Concept
 from overpaint.grid.labels import file_digest, is_file
+from overpaint.grid.prompt_files import ASSET, PromptList
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import component, load_attribute
 from overpaint.grid.scope import scope
@@ -45,8 +46,11 @@ class Batch:
 
 
 def absent_assets(cell: Cell) -> list[str]:
-    """A sentence for each detector and prompt list of a cell that is not on this machine, with the way to get it."""
+    """A sentence for each detector, prompt list and file of a method or attack that a cell needs and that is not on this machine,
+    with the way to get it."""
     said = [listed.absent for listed in cell.concepts.lists.values()]
+    values = [*cell.method.values.values(), *cell.attack.values.values()]
+    said += [PromptList(value).absent for value in values if isinstance(value, str) and ASSET.fullmatch(value)]
     for name in filter(None, (cell.model.detector, cell.model.judge)):
         try:
             detector_identity(name)
@@ -311,7 +315,9 @@ def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of the files and folders that hyper-parameters name, such as a caption file: their content affects the result."""
     found = {}
     for key, value in values.items():
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and ASSET.fullmatch(value):
+            found[key] = PromptList(value).identity
+        elif isinstance(value, str) and value:
             ours = shipped("datasets") / f"{value}.csv"
             if content := file_hash(ours) if is_file(ours) else file_digest(value):
                 found[key] = content
