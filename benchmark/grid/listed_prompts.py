@@ -175,6 +175,6 @@ def _nothing(asked: PromptList, rows: Sequence[Row], role: str, concepts: Concep
 
 def _stand_ins(asked: PromptList, role: str, concepts: ConceptSet) -> list[Row]:
     """Rows in place of a list that is not on this machine, as many as it is known to have; a plan counts them."""
-    others = [*concepts.near, *concepts.request.retain]
-    about = others if role == "near" and others else concepts.request.erase
-    return [Row(f"row {n} of {asked.name}", about[n % len(about)].name) for n in range(asked.rows or 0)]
+    others = [c.name for c in (*concepts.near, *concepts.request.retain)] or ["a neighbour"]
+    about = others if role == "near" else [c.name for c in concepts.request.erase]
+    return [Row(f"row {n} of {asked.name}", about[n % len(about)]) for n in range(asked.rows or 0)]

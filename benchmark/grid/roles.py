@@ -142,13 +142,20 @@ def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, promp
 
 def attack_list(name: str, concepts: ConceptSet, budget: Budget) -> list[Shot] | None:
     """The shots of the concept set's own list for an attack of `LISTS`, one image each; ``None`` without a list."""
-    asked = concepts.lists.get(name)
-    if name not in LISTS or not asked:
+    prompts = _attack_prompts(name, concepts)
+    return None if prompts is None else shots(prompts[: _count(budget, "target_prompts")], 1)
+
+
+def _attack_prompts(name: str, concepts: ConceptSet) -> list[Prompt] | None:
+    asked = concepts.lists.get(name) if name in LISTS else None
+    if not asked:
         return None
     found = listed(asked, "attacked", concepts, lambda c, role, n: _about(c, role, concepts, n), ALL).prompts
     first = concepts.request.erase[0]
     about = [p for p in found if p.concept == (first.label or first.name)]
-    return shots([replace(p, variant=p.variant or name) for p in about[: _count(budget, "target_prompts")]], 1)
+    if name == "multilingual":  # a list of translations also has the originals
+        about = [p for p in about if p.variant != "en"]
+    return [replace(p, variant=p.variant or name) for p in about]
 
 
 def shortfalls(cell: Cell) -> list[str]:
@@ -159,6 +166,12 @@ def shortfalls(cell: Cell) -> list[str]:
         if name not in (known := [*(role.name for role in ROLES), *LISTS]):
             raise unknown("role", name, known, "concepts.prompts")
     said = [sentence for role in ROLES if (sentence := role.shortfall(concepts, budget))]
+    attacked, count = len(_attack_prompts(cell.attack.name, concepts) or ()), budget.target_prompts
+    if count is not None and count < attacked:
+        asked = concepts.lists[cell.attack.name].name
+        said.append(
+            f"attack={cell.attack.name}: {count} of {attacked} prompts of {asked} are used (budget.target_prompts={count}; null uses all)"
+        )
     return said + [sentence for role in ROLES for sentence in role.unused(concepts, budget)]
 
 

@@ -9,7 +9,7 @@ from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.prompt_files import PromptList, read_prompts, read_rows
 from overpaint.grid.prompts import Shot
-from overpaint.grid.roles import role, shortfalls
+from overpaint.grid.roles import attack_list, role, shortfalls
 
 I2P = (
     ",prompt,categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,sd_safety_percentage,prompt_toxicity,"
@@ -41,13 +41,13 @@ FORMATS = {
         {"text": "A house, red", "variant": "en"},
     ),
     "HUB's nouns": ("noun,similarity\nmeadow,0.776\n", {"text": "", "about": "meadow"}),
-    "COCO-30k": ("case_number,source,prompt,evaluation_seed,coco_id\n0,coco-30k,A cup.,41337,203564\n", {"seed": 41337, "id": "0"}),
+    "COCO-30k": ("case_number,source,prompt,evaluation_seed,coco_id\n0,coco-30k,A cup.,41337,9\n", {"seed": 41337, "id": "0"}),
     "HUB's COCO": ("image_id,text\n42,A cup on a table\n", {"text": "A cup on a table", "id": "42"}),
     "UnlearnCanvas": (
         "prompt,object,style,seed\nA Dogs image in Van Gogh style.,Dogs,Van Gogh,188\n",
         {"about": "Dogs", "expects": ("Dogs", "Van Gogh"), "seed": 188},
     ),
-    "Imagenette of UCE": ("case_number,prompt,class,evaluation_seed\r\n0,a fish,tench,1174\r\n", {"about": "tench", "seed": 1174}),
+    "Imagenette of UCE": ("case_number,prompt,class,evaluation_seed\r\n0,fish,tench,1174\r\n", {"about": "tench", "seed": 1174}),
     "Imagenette of P4D": (
         ",case_number,prompt,evaluation_seed,classes,evaluation_guidance\n0,90,a horn,1562,french horn,7.5\n",
         {"about": "french horn", "id": "90"},
@@ -279,3 +279,17 @@ def test_size_and_selection_are_part_of_a_cells_identity(lists):
     assert one.identity != other.identity
     (prompt,) = prompts("target", one)
     assert prompt.size == (512, 384) and Shot.from_dict(Shot(prompt, 0).as_dict()) == Shot(prompt, 0)
+
+
+def test_a_concept_set_has_lists_for_attacks(lists):
+    lists(p="Original,Spanish,French,Index\nx,una casa,une maison,0\ny,un perro,un chien,1\n")
+    given = ["concepts=inline", "concepts.erase=[house]", "concepts.prompts.multilingual=p.csv", "attack=multilingual"]
+    found = cell(*given[:3])
+    made = attack_list("multilingual", found.concepts, found.budget)
+    assert [(s.prompt.text, s.prompt.variant, s.prompt.role) for s in made] == [
+        ("una casa", "es", "attacked"), ("une maison", "fr", "attacked"), ("un perro", "es", "attacked"), ("un chien", "fr", "attacked")
+    ]  # fmt: skip
+    assert attack_list("paraphrase", found.concepts, found.budget) is None
+    (composed,) = compose_cells(["model=sd14", "method=none", *given, "budget.target_prompts=3"])
+    cut = "attack=multilingual: 3 of 4 prompts of p.csv are used (budget.target_prompts=3; null uses all)"
+    assert cut in shortfalls(cell_from(composed.config, composed.explicit))
