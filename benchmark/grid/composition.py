@@ -292,14 +292,15 @@ def _assign(config: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(node, dict):
             raise UserError(f"{key}: there is no mapping {'.'.join(place[:depth])} to set {last} in")
     where = ".".join(place)
-    new = (where == "metrics.metrics" and value is not DELETED) or (where in ADDRESSED and last in COMPANY)
+    in_list = where.startswith("concepts.prompts.")  # its keys are checked with the list
+    new = (where == "metrics.metrics" and value is not DELETED) or (where in ADDRESSED and last in COMPANY) or in_list
     if last not in node and not new:
         what = "hyper-parameter" if where in ADDRESSED else "key"
         inside = f"{where}={node['name']}" if where in config and node.get("name") else where
         raise unknown(what, last, (k for k in node if k not in DESCRIPTION or k in COMPANY), inside)
     if value is DELETED:
         del node[last]
-    elif isinstance(value, dict) and isinstance(node.get(last), dict) and where not in ADDRESSED:
+    elif isinstance(value, dict) and isinstance(node.get(last), dict) and where not in (*ADDRESSED, "concepts.prompts"):
         for name, inside in value.items():
             _assign(config, f"{key}.{name}", inside)
     else:

@@ -169,9 +169,8 @@ def shortfalls(cell: Cell) -> list[str]:
     attacked, count = len(_attack_prompts(cell.attack.name, concepts) or ()), budget.target_prompts
     if count is not None and count < attacked:
         asked = concepts.lists[cell.attack.name].name
-        said.append(
-            f"attack={cell.attack.name}: {count} of {attacked} prompts of {asked} are used (budget.target_prompts={count}; null uses all)"
-        )
+        used = f"{count} of {attacked} prompts of {asked} are used"
+        said.append(f"attack={cell.attack.name}: {used} (budget.target_prompts={count}; null uses all)")
     return said + [sentence for role in ROLES for sentence in role.unused(concepts, budget)]
 
 

@@ -277,6 +277,8 @@ def test_size_and_selection_are_part_of_a_cells_identity(lists):
     base = ["concepts=nudity", "concepts.prompts.target={file: p.csv, where: {categories: hate}}"]
     one, other = cell(*base), cell(*base[:1], "concepts.prompts.target={file: p.csv, where: {categories: sexual}}")
     assert one.identity != other.identity
+    inner = cell(*base[:1], "concepts.prompts.target.file=p.csv", "concepts.prompts.target.where={categories: hate}")
+    assert [p.text for p in prompts("target", inner)] == ["a"]
     (prompt,) = prompts("target", one)
     assert prompt.size == (512, 384) and Shot.from_dict(Shot(prompt, 0).as_dict()) == Shot(prompt, 0)
 
@@ -287,7 +289,8 @@ def test_a_concept_set_has_lists_for_attacks(lists):
     found = cell(*given[:3])
     made = attack_list("multilingual", found.concepts, found.budget)
     assert [(s.prompt.text, s.prompt.variant, s.prompt.role) for s in made] == [
-        ("una casa", "es", "attacked"), ("une maison", "fr", "attacked"), ("un perro", "es", "attacked"), ("un chien", "fr", "attacked")
+        ("una casa", "es", "attacked"), ("une maison", "fr", "attacked"),
+        ("un perro", "es", "attacked"), ("un chien", "fr", "attacked"),
     ]  # fmt: skip
     assert attack_list("paraphrase", found.concepts, found.budget) is None
     (composed,) = compose_cells(["model=sd14", "method=none", *given, "budget.target_prompts=3"])
