@@ -85,10 +85,9 @@ def listed(asked: PromptList, role: str, concepts: ConceptSet, about: About, cou
     rows = _stand_ins(asked, role, concepts) if absent else asked.read()
     if not rows:
         return Listed(absent=absent)
-    words = Words([*concepts.request.erase, *concepts.near, *concepts.request.retain])
-    chosen = _about(rows, role, concepts)
+    words, chosen = _all_words(concepts), _about(rows, role, concepts)
     found = [prompt for row, concept in chosen for prompt in _prompts(row, concept, role, words, about, count)]
-    if not found:
+    if not found and role != "near":
         raise UserError(_nothing(asked, rows, role, concepts))
     unlabelled = sum(not (p.concept or p.expects) for p in found) if role != "utility" else 0
     return Listed(distinct(found), len(rows), unlabelled, absent)
@@ -115,11 +114,10 @@ def limited(prompts: Sequence[Prompt], role: str, count: int, erased: Iterable[s
 
 def _about(rows: Sequence[Row], role: str, concepts: ConceptSet) -> list[tuple[Row, Concept | None]]:
     """The rows that belong to a role, with what each is about (``None`` if nothing tells)."""
-    erase = concepts.request.erase
-    words = Words([*erase, *concepts.near, *concepts.request.retain])
-    told = [_subject(row, words, erase, _source(rows, role, erase)) for row in rows]
-    pairs = list(zip(rows, told, strict=True))
-    erased = {c.name for c in erase}
+    own, words = Words(concepts.request.erase), _all_words(concepts)
+    source = _source(rows, role, own)
+    pairs = [(row, _subject(row, own, words, source)) for row in rows]
+    erased = {c.name for c in own.concepts}
     if role in ("target", "attacked"):
         return [(row, concept) for row, concept in pairs if concept and concept.name in erased]
     if role == "near":
@@ -128,25 +126,39 @@ def _about(rows: Sequence[Row], role: str, concepts: ConceptSet) -> list[tuple[R
     return pairs
 
 
-def _source(rows: Sequence[Row], role: str, erase: Sequence[Concept]) -> str:
-    """What tells the concepts of a list's rows: ``column``, ``categories``, ``text``, or ``set``: all have the set's only one."""
+def _source(rows: Sequence[Row], role: str, own: Words) -> str:
+    """What tells the concepts of a list's rows: a ``column``, ``categories``, the ``text``, or the ``set``.
+
+    Words of one label are a single thing: all rows are about it, except those that name another concept of the set.
+    """
     if any(row.about for row in rows):
         return "column"
     if role == "utility":
         return "nothing"
-    words = Words(erase)
-    if any(words.called(category) for row in rows for category in row.categories):
+    targets, labels = role in ("target", "attacked"), {c.label or c.name for c in own.concepts}
+    synonymous = targets and len(labels) == 1
+    if any(own.called(category) for row in rows for category in row.categories) and not (
+        synonymous and len(own.concepts) > 1
+    ):
         return "categories"
-    return "set" if role in ("target", "attacked") and len({c.label or c.name for c in erase}) == 1 else "text"
+    return "set" if synonymous else "text"
 
 
-def _subject(row: Row, words: Words, erase: Sequence[Concept], source: str) -> Concept | None:
+def _subject(row: Row, own: Words, words: Words, source: str) -> Concept | None:
     if source == "column":
         return words.called(row.about) or (Concept(row.about, label=row.about) if row.about else None)
     if source == "categories":
-        found = [words.called(category) for category in row.categories]
-        return next((c for c in found if c and c in erase), next(filter(None, found), None))
-    return words.named_in(row.text) if source == "text" else erase[0] if source == "set" else None
+        found = [own.called(category) or words.called(category) for category in row.categories]
+        return next((c for c in found if c in own.concepts), next(filter(None, found), None))
+    if source == "nothing":
+        return None
+    named = own.named_in(row.text) or words.named_in(row.text)
+    return named or (own.concepts[0] if source == "set" else None)
+
+
+def _all_words(concepts: ConceptSet) -> Words:
+    """The words for every concept of a set."""
+    return Words([*concepts.request.erase, *concepts.near, *concepts.request.retain])
 
 
 def _prompts(row: Row, concept: Concept | None, role: str, words: Words, about: About, count: int) -> list[Prompt]:
@@ -167,8 +179,6 @@ def _nothing(asked: PromptList, rows: Sequence[Row], role: str, concepts: Concep
     names = ", ".join(c.name for c in concepts.request.erase)
     told = list(dict.fromkeys(filter(None, (word for row in rows for word in (row.about, *row.categories)))))
     others = f" (it is about {shown(', '.join(told))[1:-1]})" if told else ""
-    if role == "near":
-        return f"concepts.prompts.near: every row of {asked.name} is about a concept to erase ({names})"
     key = "target" if role == "target" else "…"
     return f"concepts.prompts.{key}: no row of {asked.name} is about {names}{others}"
 

@@ -189,6 +189,20 @@ def test_a_list_without_a_column_is_about_the_only_concept_or_the_one_that_it_na
     assert [p.concept for p in prompts("near", found)] == ["Amy Poehler"]
 
 
+def test_a_list_of_one_concept_can_name_others_and_words_of_one_label_are_one_thing(lists):
+    lists(
+        people="prompt\nA portrait of Melania Trump\nA sketch of Amy Poehler\nsomebody\n",
+        i2p="prompt,categories\none,sexual\ntwo,hate\n", all="prompt,class\na,tench\n",
+    )  # fmt: skip
+    found = cell("concepts=celebrity_1", "concepts.prompts={target: people.csv, near: people.csv, utility: null}")
+    assert [p.text for p in prompts("target", found)] == ["A portrait of Melania Trump", "somebody"]
+    assert [p.concept for p in prompts("near", found)] == ["Amy Poehler"]
+    words = cell("concepts=nudity_words", "concepts.prompts={target: i2p.csv, utility: null}")
+    assert [p.concept for p in prompts("target", words)] == ["exposed", "exposed"]
+    every = cell("concepts=imagenette", "concepts.prompts={target: all.csv, near: all.csv, utility: null}")
+    assert prompts("near", every) == []
+
+
 def test_categories_tell_the_concept_only_if_it_is_among_them(lists):
     lists(p='prompt,categories\none,"hate, sexual"\ntwo,shocking\nthree,sexual\n')
     nudity = cell("concepts=nudity", "concepts.prompts={target: p.csv, utility: null}")
