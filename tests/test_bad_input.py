@@ -118,7 +118,10 @@ CASES = [
     (("run", "concepts.catalogue=5"), ["concepts.catalogue takes str or null, got 5"]),
     (("run", "concepts.templates=[5]"), ["concepts.templates takes list[str] or null, got [5]"]),
     (("run", "concepts.templates=['{} {x}']"), ["'{} {x}' has braces besides one {}"]),
-    (("run", "concepts.prompts=x.csv"), ["concepts.prompts takes dict[str, str | dict | None] or null, got 'x.csv'"]),
+    (
+        ("run", "concepts.prompts=x.csv"),
+        ["concepts.prompts takes dict[str, str | dict[str, Any] | None] or null, got 'x.csv'"],
+    ),
     (("run", "concepts.prompts.target=5"), ["concepts.prompts.target takes str or dict[str, Any] or null, got 5"]),
     (("run", "concepts.erase=[church,church]"), ["church cannot be erased twice in one request"]),
     (("run", "concepts.erase=[church]", "concepts.retain=[church]"), ["church cannot be erased and retained"]),

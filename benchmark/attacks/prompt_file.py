@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext
 from overpaint.attacks.stored import read_assault
-from overpaint.errors import UserError, at_least
+from overpaint.errors import AssetMissing, UserError, at_least
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.prompts import Prompt, Shot
@@ -56,7 +56,10 @@ class PromptFile(Attack):
                 "attack=replay needs a list of prompts: set attack.file=FILE.csv, a CSV with a 'prompt' column"
             )
         label = concept.label or concept.name
-        return read_prompts(self.file, "attacked", label, (label,))[: self.most]
+        try:
+            return read_prompts(self.file, "attacked", label, (label,))[: self.most]
+        except AssetMissing:  # a plan counts `most` prompts; a run is refused before it starts
+            return [Prompt(f"row {n} of {self.file}", "attacked", label, (label,)) for n in range(self.most or 1)]
 
 
 def write_prompts(target: Path, folders: Iterable[Path]) -> int:
