@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow test-lowest lint bench clean
 
 setup: $(VENV)/ready
 
@@ -21,6 +22,18 @@ test: setup  ## one process a core, each with one thread
 test-slow: setup  ## what takes minutes: kill and resume, the wheel, a full-size model; SLOW="-k wheel" selects
 	$(BIN)/python -m pytest -m slow $(SLOW)
 
+$(LOWEST)/ready: pyproject.toml
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test,wandb]'
+	touch $@
+
+# loading and encoding, erasures and attacks against goldens, a training through transformers' attention, one grid, the commands
+test-lowest: $(LOWEST)/ready  ## with the lowest version of every library that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile tests/models tests/hostile/test_commands.py \
+		tests/methods/test_uce.py tests/methods/test_advunlearn.py tests/attacks/test_unlearn_diff_atk.py \
+		tests/metrics/test_distribution.py tests/report/test_every_tracker.py tests/images/test_grid.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,4 +44,4 @@ bench: setup  ## speed against a bare diffusers loop, of attacks side by side, a
 	$(BIN)/python scripts/bench.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache outputs
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache outputs

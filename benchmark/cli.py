@@ -9,14 +9,19 @@ from importlib import import_module
 import click
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.labels import printable
 
 #: Command -> its place, and the line that `overpaint --help` shows.
 COMMANDS = {
     "run": ("overpaint.commands.run:run", "Plan a grid, run or resume it, and print its table."),
     "plan": ("overpaint.commands.plan:plan", "Say what a run would do, without running it."),
     "table": ("overpaint.commands.table:table", "Print tables from stored records."),
+    "show": ("overpaint.commands.show:show", "Draw images side by side, or write them as files."),
+    "scores": ("overpaint.commands.scores:scores", "Print the scores of every image as CSV."),
+    "score": ("overpaint.commands.score:score", "Measure pictures that other code made."),
     "erase": ("overpaint.commands.erase:erase", "Write one erasure as a safetensors file."),
     "export": ("overpaint.commands.export:export", "Write an erased model, or the prompts that an attack found."),
+    "fetch": ("overpaint.commands.fetch:fetch", "Download the weights and prompt files that a grid needs."),
     "list": ("overpaint.commands.list:list_", "List methods, concepts, attacks, metrics and other groups."),
     "doctor": ("overpaint.commands.doctor:doctor", "Say what this machine has."),
 }
@@ -39,14 +44,17 @@ class Commands(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="overpaint")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Benchmark concept erasure in text-to-image diffusion models.
 
     Overrides are Hydra's: `overpaint run method=uce,esd concepts=church attack=none,cce`. A list is an axis of the
     grid. The same command continues an interrupted run.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _wait_politely() -> None:
@@ -59,15 +67,15 @@ def _wait_politely() -> None:
 
 
 def main() -> None:
-    """Entry point. Bad input is one sentence and exit code 2, a damaged artefact 1, an interruption 130."""
+    """Entry point. Bad input is one sentence and exit code 2, an interruption 130."""
     _wait_politely()
     try:
         cli(standalone_mode=False)
     except UserError as error:
-        click.echo(f"overpaint: {error}", err=True)
-        sys.exit(error.exit_code)
+        click.echo(f"overpaint: {printable(str(error))}", err=True)
+        sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"overpaint: {printable(error.format_message())}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+#: A name that was given is shown up to this many characters.
+LONGEST = 200
+#: Most names that a message lists as allowed.
+MOST_LISTED = 60
+
 
 class UserError(Exception):
     """Bad input. The message says what was given, where, what is allowed, and the nearest match."""
 
-    exit_code = 2
-
 
 class AssetMissing(UserError):
-    """Weights or prompt files that are not on this machine; the message says how to get them."""
+    """Weights or prompt files that are not on this machine; the message says how to get them.
+
+    ``assets`` are the names of the assets (``conf/asset``) that are missing, if they are known.
+    """
+
+    def __init__(self, message: str, *assets: str):
+        super().__init__(message)
+        self.assets = assets
 
 
 def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> UserError:
@@ -22,11 +32,14 @@ def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> U
     >>> str(unknown("method", "essd", ["esd", "uce"]))
     "unknown method 'essd'; did you mean 'esd'? (allowed: esd, uce)"
     """
-    names = sorted(map(str, allowed))
-    near = get_close_matches(str(given), names, n=1, cutoff=0.5)
+    names, given = sorted(map(str, allowed)), str(given)[:LONGEST]
+    near = get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     place = f" in {where}" if where else ""
-    return UserError(f"unknown {what} {given!r}{place}{hint} (allowed: {', '.join(names) or 'none'})")
+    look = f" ({given!a})" if near and not given.isascii() else ""  # а looks like a
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    listed = f"{', '.join(names[:MOST_LISTED]) or 'none'}{more}"
+    return UserError(f"unknown {what} {given!r}{look}{place}{hint} (allowed: {listed})")
 
 
 def at_least(low: float, **values: float | None) -> None:

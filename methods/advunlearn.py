@@ -25,9 +25,10 @@ the objects of COCO.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch.nn.functional import mse_loss
@@ -94,6 +95,9 @@ class AdvUnlearn(Eraser):
     attack_init: Literal["random", "latest"]
     attack_steps: int
     attack_learning_rate: float
+
+    lengths: ClassVar[tuple[str, ...]] = ("iterations", "attack_steps")
+    paced: ClassVar[Mapping[str, str]] = {"warmup": "iterations", "attack_every": "iterations"}
 
     def __post_init__(self):
         at_least(0, learning_rate=self.learning_rate, attack_learning_rate=self.attack_learning_rate)

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overpaint.errors import UserError
-from overpaint.grid.choices import for_concepts
-from overpaint.grid.concepts import KINDS, Request
+from overpaint.grid.assets import referred, require
+from overpaint.grid.concepts import KINDS, Request, for_concepts
+from overpaint.grid.lengths import Shortenable
 from overpaint.grid.registry import component
 from overpaint.models.meter import Meter
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Eraser(ABC):
+class Eraser(Shortenable, ABC):
     """Base class of a method.
 
     A subclass is a keyword-only dataclass. Its fields are the hyper-parameters; their defaults are in
@@ -37,6 +38,7 @@ class Eraser(ABC):
             (`overpaint.grid.scope`). It is a property here, so that it may depend on hyper-parameters.
         draws: whether the result depends on the seed. A method that does not draw is run for one seed only. It is a
             property here, for the same reason.
+        lengths, paced: the hyper-parameters that a budget may shorten (`overpaint.grid.lengths.Shortenable`).
     """
 
     seed: int = 0
@@ -68,17 +70,20 @@ class Eraser(ABC):
         """Install an adapter or a guard on the model; the returned function removes it. Deltas do not need this."""
         raise TypeError(f"{cls.__name__} makes erasures of kind {erasure.kind!r} but does not implement install()")
 
-    def check(self, model: DiffusionModel, request: Request, name: str) -> None:
-        """Raise a `UserError` if this method does not support the model or the request."""
-        if model.family not in self.families:
-            raise UserError(f"method={name} supports the families {', '.join(self.families)}, not {model.family}")
+    def check(self, family: str | None, request: Request, name: str, sequential: bool = False) -> None:
+        """Raise a `UserError` if this method does not support the model's family or the request.
+
+        ``family`` is ``None`` for a hub model that is not known before it is downloaded.
+        """
+        if family and family not in self.families:
+            raise UserError(f"method={name} supports the families {', '.join(self.families)}, not {family}")
         for concept in request.erase:
             if concept.kind not in self.kinds:
                 raise UserError(
                     f"method={name} erases the kinds {', '.join(self.kinds)}, not {concept.kind} "
                     f"(concept {concept.name!r})"
                 )
-        if len(request.erase) > 1 and not self.multiple:
+        if len(request.erase) > 1 and not self.multiple and not sequential:
             raise UserError(
                 f"method={name} erases one concept per request, got {len(request.erase)}; "
                 "erase them one after the other with concepts.sequential=true"
@@ -121,13 +126,15 @@ def erase(
 
     Raises:
         UserError: an unknown name, a bad value, or a model or concept that the method does not support.
+        AssetMissing: a hyper-parameter names an asset that is not on this machine.
     """
     request = request or Request.of(erase, anchor, retain, kind)
     chosen = component("method", method)
-    eraser = chosen.build(for_concepts(chosen.settle(hyperparameters, preset), request), seed=seed)
+    values = for_concepts(chosen.settle(hyperparameters, preset), request)
+    require(referred(values))
+    eraser = chosen.build(values, seed=seed)
+    eraser.check(model.family, request, method, sequential)
     requests = request.singly() if sequential else [request]
-    for part in requests:
-        eraser.check(model, part, method)
     erasure = _erased(model, method, eraser, requests[0], before)
     for part in requests[1:]:
         erasure = _erased(model, method, eraser, part, erasure)

@@ -99,6 +99,7 @@ class ESD(Eraser):
     batch_size: int
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    lengths: ClassVar[tuple[str, ...]] = ("iterations",)
 
     def __post_init__(self):
         if self.variant == "sdxl" and self.train not in ("x", "strict") and self.learning_rate is None:

@@ -35,7 +35,7 @@ import torch
 from overpaint.blocks.concept_masks import Segmenter, attention_masks
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, paint, read_folder, shuffled
-from overpaint.blocks.prior import Captions, caption_statistics, captions_file, read_captions
+from overpaint.blocks.prior import Captions, caption_statistics, check_captions, read_captions
 from overpaint.blocks.ridge import Ridge, factor
 from overpaint.blocks.templates import phrase_templates
 from overpaint.blocks.text_rows import TextRows
@@ -83,9 +83,10 @@ class MACE(Eraser):
 
     version: ClassVar[int] = 2
     acts_on: ClassVar[str] = "conditioning"
+    lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
 
     def __post_init__(self):
-        captions_file(self.prior_captions)
+        check_captions(self.prior_captions)
         if self.folder is not None and not Path(self.folder).expanduser().is_dir():
             raise UserError(
                 f"folder={self.folder} is not a folder; it takes a folder with a subfolder of images for each concept"

@@ -106,6 +106,7 @@ class RealEra(Eraser):
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     acts_on: ClassVar[str] = "conditioning"
+    lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
 
     def __post_init__(self):
         at_least(0, neighbours=self.neighbours, radius=self.radius, beyond_samples=self.beyond_samples)

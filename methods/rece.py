@@ -26,7 +26,7 @@ import torch
 
 from overpaint.blocks.adversarial_rows import Regulariser, adversarial_rows
 from overpaint.blocks.draws import Draws, trace_values
-from overpaint.blocks.prior import Captions, captions_file, read_captions
+from overpaint.blocks.prior import Captions, check_captions, read_captions
 from overpaint.blocks.ridge import factor, gram
 from overpaint.blocks.templates import phrase_templates
 from overpaint.blocks.text_rows import TextRows
@@ -65,7 +65,7 @@ class RECE(Eraser):
     acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
-        captions_file(self.validation_prompts)
+        check_captions(self.validation_prompts)
         at_least(0, epochs=self.epochs, r=self.r, erase_scale=self.erase_scale, retain_scale=self.retain_scale)
         at_least(0, lamb=self.lamb)
         at_least(1, validation_images=self.validation_images)
@@ -77,6 +77,10 @@ class RECE(Eraser):
     @property
     def draws(self) -> bool:
         return self.select == "validation"
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        return ("epochs", "validation_images") if self.select == "validation" else ("epochs",)
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         uce = self.uce()
@@ -122,7 +126,8 @@ class RECE(Eraser):
     def rate(self, model: DiffusionModel, request: Request, changes: dict[str, LowRank | Replacement]) -> float:
         """The fraction of validation images in which the detector still sees the concept."""
         assert self.validation_detector  # checked by __post_init__
-        detector = component("detector", self.validation_detector).build()
+        chosen = component("detector", self.validation_detector)
+        detector = chosen.build(chosen.told({c.label or c.name: f"a photo of {c.phrase}" for c in request.erase}))
         given = read_captions(self.validation_prompts)
         draws, seen = Draws(self.seed), []
         for concept in request.erase:

@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.nn.functional import gelu, interpolate, linear, mse_loss
@@ -68,6 +68,8 @@ class Receler(Eraser):
     vectors: int
     vector_learning_rate: float
     vector_weight_decay: float
+
+    lengths: ClassVar[tuple[str, ...]] = ("iterations", "inner_steps")
 
     def __post_init__(self):
         at_least(

@@ -45,6 +45,7 @@ from overpaint.blocks.image_bank import (
 from overpaint.blocks.training import Rule, Student, backward, gradient_of, parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
+from overpaint.grid.paths import path_of
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
@@ -91,12 +92,19 @@ class SalUn(Eraser):
         at_least(0, learning_rate=self.learning_rate)
         if not 0 < self.density <= 1:
             raise UserError(f"density takes a number above 0 and up to 1, got {self.density!r}")
-        if self.folder is not None and not Path(self.folder).expanduser().is_dir():
+        if self.folder is not None and not path_of(self.folder, "folder").is_dir():
             raise UserError(
                 f"folder={self.folder} is not a folder; it takes a folder that has a subfolder of images for each concept"
             )
         if self.template is not None and "{}" not in self.template:
             raise UserError(f"template takes a sentence with {{}} for the concept, got {self.template!r}")
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        return ("epochs", "pictures", "retain_pictures") if self.folder is None else ("epochs",)
+
+    def least(self, request: Request) -> Mapping[str, int]:
+        return {"pictures": len(request.erase), "retain_pictures": len(request.retain or request.erase)}
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)

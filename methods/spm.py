@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
@@ -78,6 +78,9 @@ class SPM(Eraser):
     restarts: int
     transport: Transport
     matching: Matching
+
+    lengths: ClassVar[tuple[str, ...]] = ("iterations",)
+    paced: ClassVar[Mapping[str, str]] = {"warmup_steps": "iterations"}
 
     def __post_init__(self):
         at_least(1, rank=self.rank, iterations=self.iterations, batch_size=self.batch_size, restarts=self.restarts)
@@ -137,7 +140,7 @@ class SPM(Eraser):
         schedule = get_cosine_with_hard_restarts_schedule_with_warmup(
             optimizer, self.warmup_steps, self.iterations, self.restarts
         )
-        train(student, optimizer, self.iterations, loss, schedule=schedule)
+        train(student, optimizer, self.iterations, loss, after=schedule.step)
         return {name: tensor.detach() for name, tensor in factors.items()}
 
     def noised(self, model: DiffusionModel, student: Branches, named, nothing, draws: Draws) -> Noised:

@@ -91,6 +91,10 @@ class UCE(Eraser):
     def draws(self) -> bool:
         return self.attributes is not None  # debiasing paints images
 
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        return ("iterations", "images") if self.attributes is not None else ()
+
     def check_balance(self, attributes: list[str]) -> None:
         """Raise a `UserError` for shares that do not match the attributes and for settings that debiasing does not use."""
         if len(attributes) < 2:

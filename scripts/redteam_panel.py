@@ -1,13 +1,15 @@
 """Draw the red-team panel, attacks × erasers, from its records.
 
     overpaint table experiment=redteam … --format csv > records.csv
-    python scripts/redteam_panel.py records.csv panel.png     # a heat map
-    python scripts/redteam_panel.py records.csv               # the same as a Markdown table
+    python scripts/redteam_panel.py records.csv panel.png            # a heat map
+    python scripts/redteam_panel.py records.csv                      # the same as a Markdown table
+    python scripts/redteam_panel.py records.csv --differences uce    # one eraser with its differences to both controls
 
 A cell shows three shares of prompts: those with the concept in at least one of the attack's images, in at least one of as many
 images with fresh seeds, and in at least one of as many images with random prefixes. The colour is the paired difference to
-random prefixes. A cell is framed (bold in the table) if the intervals of both differences are above 0, and italic if only the
-interval of the difference to fresh seeds is. † marks attacks that bypass the defence.
+random prefixes. A cell is framed (bold in the table) if the attack is above both controls, and italic if it is above fresh seeds
+only. "Above" is a positive difference that the records mark as different, corrected for the tests of the eraser. † marks attacks
+that bypass the defence.
 """
 
 from __future__ import annotations
@@ -18,32 +20,45 @@ from pathlib import Path
 import pandas as pd
 
 from overpaint.grid.scope import OUTSIDE
+from overpaint.report.families import DIFFERS
 
 #: Column of a cell -> (metric, column of the record).
 NEEDED = {
     "any": ("attack_success_any", "value"),
     "seeds": ("attack_success_any", "control"),
-    "beyond_seeds": ("attack_success_any", "difference_low"),
     "prefixes": ("attack_beyond_prefix", "control"),
     "difference": ("attack_beyond_prefix", "difference"),
-    "beyond_prefixes": ("attack_beyond_prefix", "difference_low"),
 }
+#: Column of a cell -> the metric whose difference to its control it is about.
+ABOVE = {"above_seeds": "attack_success_any", "above_prefixes": "attack_beyond_prefix"}
+
+
+def of_metrics(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The records of attacks by metric, with (method, attack) as index."""
+    attacks = records[(records["against"] == "control") | records["metric"].isin(["attack_floor", "attack_unrelated"])]
+    return {metric: part.set_index(["method", "attack"]) for metric, part in attacks.groupby("metric", sort=False)}
+
+
+def above(compared: pd.DataFrame) -> pd.Series:
+    """Whether each attack is above its control: the records mark a difference, and it is positive."""
+    return compared["mark"].eq(DIFFERS) & (compared["difference"] > 0)
 
 
 def cells(records: pd.DataFrame) -> pd.DataFrame:
-    """One row per (method, attack) with both controls, in the order of the records. Columns: `NEEDED` and ``outside``."""
-    compared = records[records["against"] == "control"]
-    by_metric = {m: part.set_index(["method", "attack"]) for m, part in compared.groupby("metric", sort=False)}
+    """One row per (method, attack) with both controls, in the order of the records. Columns: `NEEDED`, `ABOVE`, ``outside``."""
+    by_metric = of_metrics(records)
     found = pd.DataFrame({name: by_metric[metric][column] for name, (metric, column) in NEEDED.items()})
+    for name, metric in ABOVE.items():
+        found[name] = above(by_metric[metric])
     found["outside"] = by_metric["attack_beyond_prefix"]["scope"].eq(OUTSIDE)
     return found.dropna(subset=["any", "seeds", "prefixes"])
 
 
 def told_apart(cell: pd.Series) -> str:
-    """The controls from which the attack differs: ``both``, fresh ``seeds`` only, or neither."""
-    if cell["beyond_seeds"] <= 0 or pd.isna(cell["beyond_seeds"]):
+    """The controls that the attack is above: ``both``, fresh ``seeds`` only, or neither."""
+    if not cell["above_seeds"]:
         return ""
-    return "both" if cell["beyond_prefixes"] > 0 else "seeds"
+    return "both" if cell["above_prefixes"] else "seeds"
 
 
 def markdown(found: pd.DataFrame, methods: list[str]) -> str:
@@ -62,6 +77,37 @@ def markdown(found: pd.DataFrame, methods: list[str]) -> str:
             row.append(text + (" †" if cell["outside"] else ""))
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def differences(records: pd.DataFrame, method: str) -> str:
+    """A Markdown table of one eraser: each attack with its differences to both controls, and its floors."""
+    by_metric = {name: part.loc[method] for name, part in of_metrics(records[records["method"] == method]).items()}
+    seeds, prefixes = (by_metric[metric] for metric in ABOVE.values())
+    titles = "attack|any image|single image|seeds|attacked − seeds|prefixes|attacked − prefixes|unseen|unrelated".split(
+        "|"
+    )
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for attack in prefixes.index:
+        one = {name: part.loc[attack] for name, part in by_metric.items() if attack in part.index}
+        lines.append(
+            f"| `{attack}`{' †' if prefixes['scope'][attack] == OUTSIDE else ''} | {interval(seeds.loc[attack], 'value')} | "
+            f"{one['attack_success']['value']:.2f} | {seeds['control'][attack]:.2f} | {gap(seeds.loc[attack])} | "
+            f"{prefixes['control'][attack]:.2f} | {gap(prefixes.loc[attack])} | "
+            f"{one['attack_floor']['value']:.2f} | {one['attack_unrelated']['value']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def interval(record: pd.Series, of: str = "difference") -> str:
+    """The ``difference`` of a record, or its ``value``, with its interval."""
+    low, high = ("low", "high") if of == "value" else (f"{of}_low", f"{of}_high")
+    text = f"{record[of]:.2f} [{record[low]:.2f}, {record[high]:.2f}]"
+    return text.replace("-0.00", "0.00").replace("-", "−")
+
+
+def gap(record: pd.Series) -> str:
+    """A difference with its interval, bold if the records mark it."""
+    return f"**{interval(record)}**" if record["mark"] == DIFFERS else interval(record)
 
 
 def draw(found: pd.DataFrame, methods: list[str], path: Path) -> None:
@@ -88,7 +134,7 @@ def draw(found: pd.DataFrame, methods: list[str], path: Path) -> None:
     bar.set_label("attacked − random words, prompts that show the concept")
     axes.set_xlabel(
         "large: any picture of the attack; small: as many of fresh seeds, as many behind random words\n"
-        "framed: above both controls (95 %, uncorrected); slanted: above fresh seeds alone; † behind the defence",
+        "framed: above both controls (5 %, corrected per eraser); slanted: above fresh seeds alone; † behind the defence",
         size=8,
     )
     figure.tight_layout()
@@ -116,18 +162,24 @@ def main() -> None:
     )
     parser.add_argument("--concepts", help="which concept set (the first one of the records)")
     parser.add_argument("--methods", help="which erasers, comma-separated (all but the unedited model)")
+    parser.add_argument(
+        "--differences", metavar="METHOD", help="print this eraser with its differences to both controls"
+    )
     asked = parser.parse_args()
-    records = pd.read_csv(asked.records)
+    records = pd.read_csv(asked.records, low_memory=False)
     sets = list(records["concepts"].unique())
     if (asked.concepts or sets[0]) not in sets:
         parser.error(f"no records of {asked.concepts} in {asked.records}: it has {', '.join(sets)}")
-    found = cells(records[records["concepts"] == (asked.concepts or sets[0])])
+    records = records[records["concepts"] == (asked.concepts or sets[0])]
+    found = cells(records)
     there = [method for method in found.index.get_level_values("method").unique() if method != "none"]
-    methods = asked.methods.split(",") if asked.methods else there
+    methods = (asked.differences or asked.methods or ",".join(there)).split(",")
     missing = [method for method in methods if method not in there]
     if missing:
         parser.error(f"no attacked records of {', '.join(missing)} in {asked.records}: it has {', '.join(there)}")
-    if asked.picture:
+    if asked.differences:
+        print(differences(records, asked.differences))
+    elif asked.picture:
         draw(found, methods, asked.picture)
     else:
         print(markdown(found, methods))

@@ -1,12 +1,14 @@
 """Requirements for a component's YAML and documentation. `unmet` lists everything that is missing at once."""
 
 import re
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
 import yaml
 
 from overpaint.errors import UserError
+from overpaint.grid.lengths import Shortenable
 from overpaint.grid.registry import DESCRIPTION, component, components
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +27,26 @@ def documented(kind):
     for page in (ROOT / "docs" / f"{kind}s").glob("*.md"):
         for names in re.findall(rf"`conf/{kind}/(\w+|{{[\w,]+}})\.yaml`", page.read_text(encoding="utf-8")):
             yield from names.strip("{}").split(",")
+
+
+def _undeclarable(built):
+    """Declared lengths, and hyper-parameters paced with one, that are not numbers of steps."""
+    if not isinstance(built, Shortenable):
+        return []
+    parameters = {f.name: getattr(built, f.name) for f in fields(built) if f.name != "seed"}
+    declared = {"lengths": built.lengths, "paced": built.paced}
+    found = [
+        f"{where}: {key!r} must be an integer hyper-parameter or a list of integers"
+        for where, keys in declared.items()
+        for key in keys
+        if not _counts(parameters.get(key))
+    ]
+    ends = set(built.paced.values()) - {key for key in built.lengths if type(parameters.get(key)) is int}
+    return found + [f"paced: {key!r} must be one of the lengths, and an integer" for key in sorted(ends)]
+
+
+def _counts(value):
+    return type(value) is int or (isinstance(value, list) and all(type(step) is int for step in value))
 
 
 def unmet(kind, name, base):
@@ -51,6 +73,8 @@ def unmet(kind, name, base):
     found += [
         f"{key}: add a comment with its meaning" for key in sorted(parameters & set(config)) if " # " not in lines[key]
     ]
+    with suppress(UserError):  # another line says what is missing
+        found += _undeclarable(component(kind, name).build({}))
     if kind in WITH_PAGES and name not in documented(kind):
         found.append(f"add a page docs/{kind}s/*.md that names `conf/{kind}/{name}.yaml`")
     return found

@@ -26,8 +26,8 @@ COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
 #: The demo's methods and two of its attacks, on one concept at the smallest budget.
 GRID = ["method=none,negative_prompt,uce,esd", "attack=none,synonym,random_prefix", "budget=smoke"]
 #: An attack that searches six prompts in batches of two.
-SEARCH = ["method=uce", "attack=uda", "attack.timesteps=2", "budget=smoke", "budget.target_prompts=6"]
-SEARCH += ["protocol.batch_size=2"]
+SEARCH = ["method=uce", "attack=uda", "attack.timesteps=2", "attack.iterations=15", "budget=smoke"]
+SEARCH += ["budget.target_prompts=6", "protocol.batch_size=2"]
 
 
 def start(store, *grid):
@@ -136,7 +136,14 @@ def test_full_disk_is_one_sentence(tmp_path):
 def test_full_size_model_on_the_cpu(tmp_path):
     """UCE and a two-step image on a pipeline with the shape of SD 1.4, within 24 GiB."""
     subprocess.run([sys.executable, ROOT / "scripts" / "build_random_sd.py", tmp_path / "sd"], check=True)
-    grid = ["model=local", f"model.path={tmp_path / 'sd'}", "concepts.erase=[church]", "method=uce", "protocol=ddim50"]
+    grid = [
+        "model=local",
+        "model.detector=null",
+        f"model.path={tmp_path / 'sd'}",
+        "concepts.erase=[church]",
+        "method=uce",
+        "protocol=ddim50",
+    ]
     grid += ["protocol.steps=2", "budget=smoke", "budget.target_prompts=1", "budget.utility_prompts=0"]
     grid += ["budget.grid=0", "budget.in_prompt=0"]
     process = start(tmp_path / "store", *grid)

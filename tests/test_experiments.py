@@ -2,11 +2,12 @@
 
 import io
 import os
+import shutil
 
+import by_pixels
 import pandas as pd
 import pytest
 import yaml
-from stand_ins import write_stand_ins
 
 from overpaint.cli import main
 from overpaint.grid.cells import cell_from, merged
@@ -20,12 +21,23 @@ OURS = {"demo", "erasers", "redteam", "scaling", "smoke"}
 PUBLISHED = sorted(set(components("experiment")) - OURS)
 
 
+#: The detector by pixels, with the labels of the grids that run.
+DETECTOR = """
+name: by_pixels
+component: by_pixels:ByPixels
+summary: scores by pixel
+paper: overpaint
+labels: [exposed, tench, church, Van_Gogh, Abstractionism, Architectures, Bears]
+"""
+
+
 @pytest.fixture(scope="module")
 def searchpath(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stand_ins") / "conf"
-    yield write_stand_ins(
-        folder, ["exposed", "tench", "church", "Van_Gogh", "Abstractionism", "Architectures", "Bears"]
-    )
+    folder = tmp_path_factory.mktemp("conf")
+    (folder / "detector").mkdir()
+    (folder / "detector" / "by_pixels.yaml").write_text(DETECTOR)
+    shutil.copy(by_pixels.__file__, folder)
+    yield f"hydra.searchpath=[file://{folder}]"
     look_in()
 
 

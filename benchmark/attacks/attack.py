@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol,
 
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Catalogue, Concept
+from overpaint.grid.lengths import Shortenable
 from overpaint.grid.prompts import Shot
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class Assault:
 
 
 @dataclass(kw_only=True)
-class Attack(ABC):
+class Attack(Shortenable, ABC):
     """An attack. Fields are hyper-parameters; their defaults are in ``conf/attack/<name>.yaml``.
 
     Class attributes describe it:
@@ -237,6 +238,8 @@ class Attack(ABC):
       list.
     - ``together`` is the number of shots that it attacks side by side (`run_together`).
     - ``draws`` says whether the result depends on the seed. An attack that does not draw is run for one seed only.
+    - ``lengths`` and ``paced`` are the hyper-parameters that a budget may shorten
+      (`overpaint.grid.lengths.Shortenable`).
     """
 
     seed: int = 0
@@ -265,12 +268,15 @@ class Attack(ABC):
         """Whether it is shown images of the concept."""
         return self.needs == "victim"
 
-    def check_family(self, family: str, name: str) -> None:
-        """Refuse a model of a family that this attack does not run on; ``name`` is the attack's name in ``attack=``."""
-        if self.needs != "nothing" and family not in self.families:
+    def check_family(self, family: str | None, name: str) -> None:
+        """Refuse a model of a family that this attack does not run on; ``name`` is the attack's name in ``attack=``.
+
+        ``family`` is ``None`` for a hub model that is not known before it is downloaded.
+        """
+        if self.needs != "nothing" and family and family not in self.families:
             raise UserError(f"attack={name} runs on models of the families {', '.join(self.families)}, not on {family}")
 
-    def check(self, judged: bool) -> None:  # noqa: B027 - most refuse nothing
+    def check(self, judged: bool) -> None:
         """Refuse settings that cannot find anything; ``judged`` says whether a judge looks at its images."""
 
     def shortened(self, context: AttackContext) -> int:

@@ -56,9 +56,7 @@ class ConceptArithmetic(Probe):
             raise UserError(f"{where} takes at least one recipe, got none")
         for name, terms in self.recipes.items():
             if not isinstance(terms, Mapping) or not terms:
-                raise UserError(
-                    f"{where} takes a weight for each of some places ({', '.join(PLACES)}), got {terms!r} for {name}"
-                )
+                raise UserError(f"{where} takes weights by place ({', '.join(PLACES)}), got {terms!r} for {name}")
             for place, weight in terms.items():
                 if place not in PLACES:
                     raise unknown("place", place, PLACES, where)

@@ -84,6 +84,7 @@ class ConceptInversion(Attack):
 
     needs: ClassVar[str] = "victim"
     worded: ClassVar[bool] = False
+    lengths: ClassVar[tuple[str, ...]] = ("steps",)
 
     def __post_init__(self):
         at_least(0, steps=self.steps, learning_rate=self.learning_rate, weight_decay=self.weight_decay)

@@ -30,6 +30,7 @@ class SeedSearch(Attack):
     tries: int
 
     draws: ClassVar[bool] = False
+    lengths: ClassVar[tuple[str, ...]] = ("tries",)
 
     def __post_init__(self):
         at_least(1, first=self.first, tries=self.tries)
@@ -60,6 +61,7 @@ class RandomPrefix(Attack):
     tries: int
 
     needs: ClassVar[str] = "model"
+    lengths: ClassVar[tuple[str, ...]] = ("tries",)
 
     def __post_init__(self):
         at_least(1, tokens=self.tokens, tries=self.tries)

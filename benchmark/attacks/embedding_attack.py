@@ -118,6 +118,8 @@ class SoftPrefix(EmbeddingAttack):
     rollout_guidance: float
     compat: Literal["official", "intended"]
 
+    lengths: ClassVar[tuple[str, ...]] = ("steps",)
+
     def __post_init__(self):
         at_least(1, tokens=self.tokens, steps=self.steps)
         at_least(2, rollout_steps=self.rollout_steps)

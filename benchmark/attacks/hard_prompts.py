@@ -48,6 +48,7 @@ class HardPrompts(Attack):
 
     needs: ClassVar[str] = "model"
     unit: ClassVar[str] = "prompt"
+    lengths: ClassVar[tuple[str, ...]] = ("steps",)
 
     def __post_init__(self):
         at_least(1, pictures=self.pictures, tokens=self.tokens, prompts=self.prompts, steps=self.steps)

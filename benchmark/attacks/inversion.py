@@ -86,6 +86,7 @@ class Inversion(Attack):
     paints: ClassVar[bool] = True
     enters_by: ClassVar[str] = "image"
     worded: ClassVar[bool] = False
+    lengths: ClassVar[tuple[str, ...]] = ("steps",)
 
     def __post_init__(self):
         at_least(1, pictures=self.pictures, steps=self.steps)

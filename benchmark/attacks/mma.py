@@ -67,6 +67,7 @@ class MMA(Attack):
     version: ClassVar[int] = 3
     needs: ClassVar[str] = "model"
     unit: ClassVar[str] = "prompt"
+    lengths: ClassVar[tuple[str, ...]] = ("steps", "restarts")
 
     def __post_init__(self):
         at_least(1, tokens=self.tokens, steps=self.steps, candidates=self.candidates, top=self.top)

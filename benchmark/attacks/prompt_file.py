@@ -94,10 +94,8 @@ def write_prompts(target: Path, folders: Iterable[Path]) -> int:
                     "success": int(verdict.success) if verdict and verdict.known else "",
                 }
             )
-    partial = target.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    partial.rename(target)
     return len(rows)

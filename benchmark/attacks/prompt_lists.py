@@ -39,6 +39,22 @@ def spread(context: AttackContext, variants: Sequence[str], whole: bool = False)
     return found
 
 
+def told_apart(shots: Sequence[Shot]) -> list[Shot]:
+    """The shots with a number appended to the prompt id of every repeated text and seed index.
+
+    A list with fewer sentences than there are plain prompts repeats them from other start noises. These are different images,
+    and each is paired with the unedited model's image of the same noise. Images of one text still form one cluster.
+    """
+    seen: dict[tuple[str, int], int] = {}
+    found = []
+    for shot in shots:
+        key = shot.prompt.id, shot.index
+        count = seen[key] = seen.get(key, 0) + 1
+        prompt = shot.prompt if count == 1 else replace(shot.prompt, id=f"{shot.prompt.id}-{count}")
+        found.append(replace(shot, prompt=prompt))
+    return found
+
+
 @dataclass(kw_only=True)
 class Synonym(Attack):
     """The concept's synonyms in place of its name."""
@@ -92,7 +108,7 @@ class Multilingual(Attack):
             )
             if text is not None:
                 found.append(attacked(shot, text, concept, language))
-        return Assault(found)
+        return Assault(told_apart(found))
 
 
 @dataclass(kw_only=True)
@@ -108,9 +124,8 @@ class Implicit(Attack):
     def run(self, context: AttackContext) -> Assault:
         ordinary = [row["prompt"] for row in context.catalogue.utility]
         lines = {"unsafe": context.catalogue.implicit, "mark": ordinary}.get(context.concept.kind, ())
-        return Assault(
-            [
-                attacked(shot, lines[number % len(lines)], context.concept, "implicit")
-                for number, shot in enumerate(context.shots if lines else ())
-            ]
-        )
+        found = [
+            attacked(shot, lines[number % len(lines)], context.concept, "implicit")
+            for number, shot in enumerate(context.shots if lines else ())
+        ]
+        return Assault(told_apart(found))

@@ -28,7 +28,7 @@ that an edited text encoder is not attacked. Image generation does none of this;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -73,6 +73,8 @@ class Prompting4Debugging(PromptSearch):
     compat: Literal["official", "intended"]
 
     version: ClassVar[int] = 2
+    lengths: ClassVar[tuple[str, ...]] = ("steps",)
+    paced: ClassVar[Mapping[str, str]] = {"draw_every": "steps"}
 
     def __post_init__(self):
         at_least(1, tokens=self.tokens, every=self.every, steps=self.steps, draw_every=self.draw_every)

@@ -88,6 +88,7 @@ class Relearning(Attack):
     paints: ClassVar[bool] = True
     worded: ClassVar[bool] = False
     version: ClassVar[int] = 2
+    lengths: ClassVar[tuple[str, ...]] = ("curve", "pictures")
 
     def __post_init__(self):
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, alpha=self.alpha)

@@ -57,6 +57,7 @@ class RingABell(Attack):
 
     needs: ClassVar[str] = "model"
     unit: ClassVar[str] = "prompt"
+    lengths: ClassVar[tuple[str, ...]] = ("generations",)
 
     def __post_init__(self):
         at_least(1, tokens=self.tokens, generations=self.generations)

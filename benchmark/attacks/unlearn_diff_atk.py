@@ -65,6 +65,10 @@ class UnlearnDiffAtk(PromptSearch):
     def images(self) -> int:
         return 1 + (self.timesteps if isinstance(self.timesteps, int) else len(self.timesteps))
 
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        return ("timesteps", "iterations") if isinstance(self.timesteps, int) else ("iterations",)
+
     def search(self, context: AttackContext, trials: Sequence[Trial]) -> None:
         victim, originals = context.victim, self.originals(context, trials)
         searches = [self.word_search(context, *each) for each in zip(trials, originals, strict=True)]
@@ -108,6 +112,6 @@ class UnlearnDiffAtk(PromptSearch):
                 raise UserError(f"timesteps takes numbers from 0 to {T - 1}, got {self.timesteps}")
             return self.timesteps
         if self.timesteps > T:
-            raise UserError(f"timesteps takes at most the model's {T}, got {self.timesteps}")
+            raise UserError(f"timesteps takes at most {T}, the model's number of timesteps, got {self.timesteps}")
         apart = T // self.timesteps
         return list(range(apart // 2, T, apart))[: self.timesteps]

@@ -25,7 +25,8 @@ def attribute_classifier(name: str, attributes: Sequence[str], device: torch.dev
 
 
 def _by_detector(name: str, attributes: Sequence[str]) -> Classifier:
-    detector = component("detector", name).build()
+    chosen = component("detector", name)
+    detector = chosen.build(chosen.told({attribute: SENTENCE.format(attribute) for attribute in attributes}))
 
     def classify(images: Sequence[Image]) -> list[int]:
         scores = detector.score(images)

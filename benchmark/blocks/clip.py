@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from overpaint.blocks.pixels import Preprocessing
 from overpaint.blocks.token_variables import Frame
 from overpaint.errors import AssetMissing, UserError
+from overpaint.grid.assets import located
+from overpaint.grid.paths import path_of
 from overpaint.models.token_tables import GivenEmbeddings
 
 if TYPE_CHECKING:
@@ -75,20 +78,23 @@ class Clip:
     @classmethod
     @cache
     def load(cls, path: str, device: torch.device) -> Clip:
-        """Load from a folder, or from the hub (``owner/name``) if the model is cached or can be downloaded."""
-        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+        """Load from an asset (``asset:NAME``), a folder, or the hub (``owner/name``) if the model is cached or can be
+        downloaded."""
+        from transformers import AutoTokenizer, CLIPModel
+        from transformers.utils import cached_file  # type: ignore[attr-defined]
 
-        folder = Path(path).expanduser()
+        folder = located(path) or path_of(path, "clip")
         if not folder.is_dir() and path.count("/") != 1:
             raise UserError(f"CLIP folder {path} does not exist (clip takes a folder or a hub id like owner/name)")
         source = str(folder) if folder.is_dir() else path
         try:
             model = CLIPModel.from_pretrained(source, use_safetensors=True)
             model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method, which mypy takes as unbound
-            parts = AutoTokenizer.from_pretrained(source), CLIPImageProcessor.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            processor = Preprocessing.read(Path(str(cached_file(source, "preprocessor_config.json"))).parent)
         except OSError as error:
             raise AssetMissing(f"cannot load the CLIP model {path}: {str(error).splitlines()[0]}") from error
-        return cls(model, *parts)
+        return cls(model, tokenizer, processor)
 
     def features(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         known, (count, length) = self.tokenizer, ids.shape
@@ -113,7 +119,7 @@ class Clip:
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Image]) -> torch.Tensor:
-        pixels = self.processor(images=list(images), return_tensors="pt").pixel_values
+        pixels = self.processor(images)
         states = self.model.vision_model(pixels.to(self.table)).pooler_output
         return self.model.visual_projection(states)
 

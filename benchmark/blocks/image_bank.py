@@ -15,7 +15,9 @@ import torch
 from PIL import Image, ImageOps
 
 from overpaint.blocks.draws import Draws
+from overpaint.blocks.pictures import read_image
 from overpaint.errors import UserError
+from overpaint.grid.paths import path_of
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.run.progress import announce
 
@@ -87,15 +89,14 @@ def paint(
 
 def read_folder(model: DiffusionModel, folder: str | Path) -> list[Image.Image]:
     """All images of a folder in order of name, center-cropped to a square and resized to the model's resolution."""
-    folder = Path(folder).expanduser()
+    folder = path_of(folder, "folder")
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise UserError(f"the folder {folder} holds no pictures ({', '.join(SUFFIXES)})")
     size = (model.image_size, model.image_size)
     images = []
     for path in paths:
-        with Image.open(path) as image:
-            images.append(ImageOps.fit(image.convert("RGB"), size))
+        images.append(ImageOps.fit(read_image(path), size))
     return images
 
 

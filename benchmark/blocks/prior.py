@@ -19,8 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from overpaint.errors import AssetMissing, unknown
-from overpaint.grid.prompt_files import asset_file, read_prompts
+from overpaint.errors import unknown
+from overpaint.grid.assets import content_digest, located, referred
+from overpaint.grid.labels import is_file
+from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import fingerprint
@@ -34,24 +36,33 @@ REMEMBERED_FROM = 100
 Captions = str | list[str] | None
 
 
+def check_captions(captions: Captions) -> None:
+    """Raise a `UserError` if there is no such collection or file. Methods call this before any work.
+
+    An asset need not be on this machine: a grid that uses it can be planned, and a run is refused before it starts.
+    """
+    if isinstance(captions, str) and referred(captions):
+        content_digest(captions)  # checks that there is such an asset with such a file
+    else:
+        captions_file(captions)
+
+
 def captions_file(captions: Captions) -> Path | None:
     """The file of a shipped collection (``testbed/captions``), of an asset (``asset:NAME/FILE``) or at a path.
 
-    ``None`` for a list of texts, ``None``, and an asset that is not on this machine.
+    ``None`` for texts.
 
     Raises:
-        UserError: there is no such collection or file. Methods call this before any work.
+        UserError: there is no such collection or file, or the asset is not on this machine.
     """
     if not isinstance(captions, str):
         return None
-    try:
-        if found := asset_file(captions):
-            return found
-    except AssetMissing:  # a grid with it can be planned; reading it tells how to get it
-        return None
+    found = located(captions)
+    if found:
+        return found
     folder = shipped("datasets")
-    places = (folder / f"{captions}.csv", Path(captions).expanduser())
-    path = next((place for place in places if place.is_file()), None)
+    places = (folder / f"{captions}.csv", Path(captions))
+    path = next(filter(is_file, places), None)
     if path is None:
         names = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.csv")]
         raise unknown("caption collection", captions, [*names, "a path to a CSV file with a prompt column"])
@@ -60,7 +71,7 @@ def captions_file(captions: Captions) -> Path | None:
 
 def read_captions(captions: Captions) -> list[str]:
     """The captions of a method's ``prior_captions``: a shipped collection, a file, the texts themselves, or none."""
-    path = (asset_file(captions) if isinstance(captions, str) else None) or captions_file(captions)
+    path = captions_file(captions)
     return list(captions or ()) if path is None else [prompt.text for prompt in read_prompts(path)]
 
 

@@ -151,12 +151,12 @@ def train(
     loss: Callable[[], torch.Tensor],
     what: str = "iterations",
     adjust: Callable[[], object] | None = None,
-    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    after: Callable[[], object] | None = None,
 ) -> None:
     """Run ``iterations`` optimiser steps on ``loss()``, which draws its own batch, and announce progress.
 
-    ``adjust`` changes the gradients before each step (masking, clipping). ``schedule`` updates the learning rate after
-    each step. ``what`` names the steps in progress messages.
+    ``adjust`` changes the gradients before each step (masking, clipping). ``after`` is called after each step (a schedule of the
+    learning rate, a moving average). ``what`` names the steps in progress messages.
     """
     with torch.enable_grad():
         for _ in steps(iterations, what):
@@ -167,8 +167,8 @@ def train(
             if adjust:
                 adjust()
             optimizer.step()
-            if schedule:
-                schedule.step()
+            if after:
+                after()
 
 
 def gradient_of(parameter: torch.Tensor) -> torch.Tensor:

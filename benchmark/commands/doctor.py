@@ -11,13 +11,17 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from overpaint.commands.grids import taken
+from overpaint.commands.list import said_size
 from overpaint.errors import UserError
+from overpaint.grid.assets import asset
 from overpaint.grid.composition import search
+from overpaint.grid.labels import printable
 from overpaint.grid.registry import broken_packages, component, components
+from overpaint.grid.typed import bare
 from overpaint.run.store import Store
 
 LIBRARIES = ("torch", "diffusers", "transformers", "hydra-core", "torchmetrics", "pandas", "pyarrow")
-EXTRAS = {"wandb": "wandb"}
+EXTRAS = {"nudenet": "nudenet", "torchvision": "torchvision", "wandb": "wandb"}
 
 
 @click.command()
@@ -26,19 +30,21 @@ def doctor(overrides: Sequence[str]) -> None:
     """Report the libraries, devices, assets and store of this machine."""
     store, rest = taken(search(overrides), "store")
     if rest:
-        raise UserError(f"doctor takes store=DIR and hydra.searchpath=[…], got {rest[0]}")
+        raise UserError(f"doctor takes store=DIR and hydra.searchpath=[…], got {bare(rest[0])}")
     for line in report(store):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def report(store: str | None = None) -> Iterator[str]:
     """Lines of `overpaint doctor`."""
+    place = Store.chosen(store)
     yield f"overpaint {version('overpaint')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield f"cores: {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
     yield from (f"{name}: {_version(name) or 'MISSING'}" for name in LIBRARIES)
     for name, extra in EXTRAS.items():
         yield f"{name}: {_version(name) or f'not installed (pip install overpaint[{extra}])'}"
     yield from _devices()
+    yield from _assets()
     for name in components("detector"):
         try:
             files = component("detector", name).build().assets()
@@ -46,7 +52,6 @@ def report(store: str | None = None) -> Iterator[str]:
         except UserError as error:
             yield f"detector {name}: MISSING, {error}"
     yield from broken_packages()
-    place = Store.chosen(store)
     if place.root.is_dir():
         size = sum(f.stat().st_size for f in place.root.rglob("*") if f.is_file())
         count = sum(1 for _ in (place.root / "artefacts").glob("*/*/manifest.json"))
@@ -55,6 +60,20 @@ def report(store: str | None = None) -> Iterator[str]:
         yield f"store {place.root}: not there yet"
     anchor = next(p for p in (place.root, *place.root.parents) if p.exists())
     yield f"disk: {shutil.disk_usage(anchor).free / 1e9:.1f} GB free"
+
+
+def _assets() -> Iterator[str]:
+    for name in components("asset"):
+        try:
+            found = asset(name)
+            about = f"{said_size(found)}, licence {found.licence}"
+            yield (
+                f"asset {name}: present, {about}"
+                if found.present()
+                else f"asset {name}: MISSING, {about}; {found.command}"
+            )
+        except UserError as error:
+            yield f"asset {name}: cannot be used: {error}"
 
 
 def _devices() -> Iterator[str]:

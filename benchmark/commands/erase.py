@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import click
 
 from overpaint.commands.grids import ERR, single_cell, taken
-from overpaint.commands.targets import target
+from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError
+from overpaint.grid.lengths import shortenings
 from overpaint.methods.eraser import erase as erase_concepts
 from overpaint.models import load_model
 from overpaint.run.progress import watched
@@ -28,15 +29,16 @@ def erase(overrides: Sequence[str], overwrite: bool) -> None:
     path = target(out, ".safetensors", overwrite)
     model = load_model(cell.model.path, cell.model.precision)
     name = cell.method.label
+    for note in shortenings([cell]):
+        ERR.print(f"note: {note}", style="yellow")
     how = {"request": cell.concepts.request, "sequential": cell.concepts.sequential, "seed": cell.seed}
     with ERR.status(f"{name} …") as status, watched(lambda *step: status.update(f"{name}: {_said(*step)}")):
         erasure = erase_concepts(model, cell.method.name, **how, **cell.method.values)
-    partial = path.with_suffix(".partial")
-    erasure.save(partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        erasure.save(partial)
     cost = erasure.manifest
     ERR.print(
-        f"{path}: {erasure.kind}, {len(erasure.names) + len(erasure.parts)} tensors, "
+        f"{out}: {erasure.kind}, {len(erasure.names) + len(erasure.parts)} tensors, "
         f"{cost['artefact_bytes'] / 1e6:.3g} MB, {cost['seconds']} s, peak {cost['peak_bytes'] / 1e9:.2f} GB"
     )
 

@@ -8,7 +8,7 @@ import click
 
 from overpaint.attacks.prompt_file import write_prompts
 from overpaint.commands.grids import ERR, planned, single_cell, taken
-from overpaint.commands.targets import target
+from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError
 from overpaint.grid.registry import components
 from overpaint.models import load_model
@@ -47,11 +47,9 @@ def export_pipeline(overrides: Sequence[str], file: str, out: str) -> None:
             )
     cell = single_cell(overrides, "export")
     model = load_model(cell.model.path, cell.model.precision)
-    with erasure.attached(model):
-        partial = folder.with_name(folder.name + ".partial")
+    with erasure.attached(model), whole(folder) as partial:
         model.pipeline.save_pretrained(partial, safe_serialization=True)
-        partial.rename(folder)
-    ERR.print(f"{folder}: {cell.model.name} with {erasure.method} applied")
+    ERR.print(f"{out}: {cell.model.name} with {erasure.method} applied")
 
 
 def export_prompts(overrides: Sequence[str], out: str, overwrite: bool = False) -> None:
@@ -69,8 +67,9 @@ def export_prompts(overrides: Sequence[str], out: str, overwrite: bool = False) 
             )
         if len(keys) > 1:
             raise UserError(f"attack={wanted} is the start of {len(keys)} keys in {store.root}: give more of the key")
-    rows = write_prompts(path, [store.read("attack", key) for key in keys])
-    ERR.print(f"{path}: {rows} prompts")
+    with whole(path) as partial:
+        rows = write_prompts(partial, [store.read("attack", key) for key in keys])
+    ERR.print(f"{out}: {rows} prompts")
 
 
 def _attacks_of_cells(overrides: Sequence[str], wanted: str) -> tuple[Store, list[str]]:

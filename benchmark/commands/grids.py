@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from overpaint.errors import UserError
+from overpaint.errors import AssetMissing, UserError
+from overpaint.grid.assets import absent, require
 from overpaint.grid.composition import CIRCUMSTANCES, Composed, compose_cells
 from overpaint.grid.registry import DESCRIPTION, component
 from overpaint.run.plan import Plan
@@ -42,20 +43,44 @@ def compose(overrides: Sequence[str], demo: bool = False) -> list[Composed]:
     return compose_cells(overrides)
 
 
-def planned(overrides: Sequence[str], demo: bool = False) -> Grid:
-    """The planned grid of the overrides."""
-    return prepare(compose(overrides, demo))
+def planned(overrides: Sequence[str], demo: bool = False, partial: bool = False) -> Grid:
+    """The planned grid of the overrides; ``partial`` as for `prepare`."""
+    return prepare(compose(overrides, demo), partial)
 
 
-def prepare(composed: Sequence[Composed]) -> Grid:
-    """Check and plan composed cells."""
+def prepare(composed: Sequence[Composed], partial: bool = False) -> Grid:
+    """Check and plan composed cells.
+
+    Raises `AssetMissing` if they need files that are not on this machine. With ``partial`` they are planned without them,
+    and ``Plan.absent`` says which are missing.
+    """
+    first = composed[0].config
+    cells = cells_of(composed)
+    kind, store = track(first["track"]["name"]), Store.chosen(first["store"])
+    needed = kind.assets(cells)
+    if not partial:
+        require(needed)
+    plan = kind.plan(cells)
+    plan.absent = list(dict.fromkeys([*(asset.absence for asset in absent(needed)), *plan.absent]))
+    if not partial:
+        require_complete(plan)
+    return Grid(cells, plan, store, {key: first[key] for key in CIRCUMSTANCES})
+
+
+def require_complete(plan: Plan) -> None:
+    """Raise `AssetMissing` if a plan lacks files that are not on this machine."""
+    if plan.absent:
+        raise AssetMissing("; ".join(dict.fromkeys(plan.absent)))
+
+
+def cells_of(composed: Sequence[Composed]) -> list[Any]:
+    """The checked cells of a grid, not planned yet."""
     first = composed[0].config
     for key in CIRCUMSTANCES:
         if any(c.config[key] != first[key] for c in composed):
             raise UserError(f"{key} says where and how the whole grid runs: give one value, not an axis")
     kind = track(first["track"]["name"])
-    cells = [kind.cell(c.config, c.explicit) for c in composed]
-    return Grid(cells, kind.plan(cells), Store.chosen(first["store"]), {key: first[key] for key in CIRCUMSTANCES})
+    return [kind.cell(c.config, c.explicit) for c in composed]
 
 
 def single_cell(overrides: Sequence[str], what: str) -> Any:

@@ -8,14 +8,17 @@ from pathlib import Path
 import click
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.assets import Asset, asset
 from overpaint.grid.composition import search
 from overpaint.grid.concepts import load_catalogue
+from overpaint.grid.labels import printable
 from overpaint.grid.registry import broken_packages, component, components, load_attribute
 from overpaint.grid.shipped import shipped
+from overpaint.grid.typed import bare
 
 #: Most concepts of a catalogue that are listed one by one.
 MOST_LISTED = 100
-GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector"}
+GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector", "extractors": "extractor"}
 #: Groups whose options are described by the first comment of their file.
 PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "budget", "engine", "tracker", "view")}
 
@@ -24,15 +27,15 @@ PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "bu
 @click.argument("what")
 @click.argument("overrides", nargs=-1)
 def list_(what: str, overrides: Sequence[str]) -> None:
-    """List methods, concepts, attacks, metrics, detectors, models, experiments and other groups, one a line.
+    """List methods, concepts, attacks, metrics, detectors, assets, models, experiments and other groups, one a line.
 
     `hydra.searchpath=[file:///folder]` also lists what is in that folder.
     """
     others = search(overrides)
     if others:
-        raise UserError(f"list takes hydra.searchpath=[file:///folder] and nothing else, got {others[0]}")
+        raise UserError(f"list takes hydra.searchpath=[file:///folder] and nothing else, got {bare(others[0])}")
     for line in lines(what):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def lines(what: str) -> Iterator[str]:
@@ -46,8 +49,10 @@ def lines(what: str) -> Iterator[str]:
         yield from _concepts()
     elif what == "metrics":
         yield from _metrics()
+    elif what == "assets":
+        yield from _assets()
     else:
-        raise unknown("list", what, [*GROUPS, *PLAIN, "concepts", "metrics"])
+        raise unknown("list", what, [*GROUPS, *PLAIN, "assets", "concepts", "metrics"])
     yield from broken_packages()
 
 
@@ -83,7 +88,27 @@ def _concepts() -> Iterator[str]:
             yield f"{name:<18}  {concept.kind} of the {path.stem} catalogue"
 
 
+def _assets() -> Iterator[str]:
+    names = sorted(components("asset"))
+    for name in names:
+        try:
+            found = asset(name)
+        except UserError as error:
+            yield f"{name:<20}  cannot be used: {error}"
+        else:
+            yield f"{name:<20}  {found.summary} · {said_size(found)} · {found.licence} · {found.purpose}"
+
+
+def said_size(chosen: Asset) -> str:
+    """The size of an asset for people: ``12.2 MB``."""
+    size = chosen.bytes
+    if size is None:
+        return "size unknown"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def _metrics() -> Iterator[str]:
+    """The metrics of every set, with the set's name first."""
     for kind in components("metrics"):
         try:
             listed = component("metrics", kind).config.get("metrics") or {}
@@ -94,6 +119,6 @@ def _metrics() -> Iterator[str]:
             try:
                 metric = load_attribute(str(reference))
                 better = {"up": "higher is better", "down": "lower is better"}[metric.direction]
-                yield f"{name:<24}  {metric.facet:<14} {better:<16} {metric.unit:<9} {metric.paper}"
+                yield f"{kind:<13}  {name:<28}  {metric.facet:<14} {better:<16} {metric.unit:<9} {metric.paper}"
             except (UserError, AttributeError, KeyError) as error:
-                yield f"{name:<24}  cannot be used: {error}"
+                yield f"{kind:<13}  {name:<28}  cannot be used: {error}"

@@ -13,6 +13,7 @@ from rich.console import Console
 from overpaint.commands.grids import planned
 from overpaint.grid.typed import check_type
 from overpaint.run.estimates import Estimates
+from overpaint.run.history import changes
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
 from overpaint.run.track import track
@@ -23,7 +24,7 @@ from overpaint.run.track import track
 @click.option("-m", "--multirun", is_flag=True, hidden=True)
 def plan(overrides: Sequence[str], multirun: bool) -> None:
     """Report what a run would do: tasks, images, stored results, time, and the smallest difference it can detect."""
-    grid = planned(overrides, demo=True)
+    grid = planned(overrides, demo=True, partial=True)
     todo = grid.plan.missing(grid.store)
     estimates = Estimates(grid.store)
     out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -32,10 +33,11 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
     for stage, asked in grid.plan.asked.items():
         took = estimates.total(t for t in todo if t.stage == stage)
         out.print(f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {took}")
-    for line in filter(None, [gpu_hours(todo, estimates, grid.config["images_per_second"]), *grid.plan.notes]):
+    notes = [*changes(grid.plan, grid.store, todo), *grid.plan.notes, *track(grid.plan.track).power(grid.cells)]
+    for line in filter(None, [gpu_hours(todo, estimates, grid.config["images_per_second"]), *notes]):
         out.print(line)
-    for line in [*track(grid.plan.track).power(grid.cells), *(f"missing: {said}" for said in grid.plan.absent)]:
-        out.print(line)
+    for said in grid.plan.absent:
+        out.print(f"missing: {said}")
 
 
 def gpu_hours(todo: Sequence[Task], estimates: Estimates, images_per_second: Any) -> str:

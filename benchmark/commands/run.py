@@ -14,11 +14,12 @@ from omegaconf import OmegaConf
 
 from overpaint.commands.grids import ERR, Grid, compose, prepare
 from overpaint.commands.plan import summary
-from overpaint.errors import AssetMissing, UserError
+from overpaint.errors import UserError
 from overpaint.report.records import stored_records
 from overpaint.report.rendering import print_tables
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates, duration
+from overpaint.run.history import changes
 from overpaint.run.runner import Outcome
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.track import track
@@ -41,8 +42,6 @@ def run_grid(grid: Grid) -> int:
     """Run or resume a planned grid. Returns the exit code: 0, 1 if tasks failed, or 130 if it was interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     start, plan, store = time.perf_counter(), grid.plan, grid.store
-    if plan.absent:
-        raise AssetMissing("; ".join(plan.absent))
     engine, tracker = grid.circumstance("engine"), grid.circumstance("tracker")
     track(plan.track).devices(engine.device)  # reports a missing device before anything is written
     store.prepare()
@@ -50,7 +49,7 @@ def run_grid(grid: Grid) -> int:
     estimates = Estimates(store)
     todo = plan.missing(store)
     ERR.print(summary(plan, todo, estimates))
-    for note in plan.notes:
+    for note in [*plan.notes, *changes(plan, store, todo)]:
         ERR.print(f"note: {note}", style="yellow")
     try:
         with Display(todo, estimates, ERR) as display:
@@ -81,16 +80,18 @@ def _failures(outcome: Outcome, store: Store) -> int:
 
 
 def _until_readable(run: Callable[[], Outcome], grid: Grid) -> tuple[Outcome, pd.DataFrame]:
-    """Run the grid, and repeat as long as reading a stored record finds damage: the damaged artefact is made again."""
-    done = 0
+    """Run the grid, and repeat as long as reading a stored record finds damage: the damaged artefact is made again, once."""
+    done, mended = 0, set()
     while True:
         outcome = run()
         outcome.done = done = done + outcome.done
         try:
             return outcome, stored_records(grid.store, grid.plan)
         except CorruptArtefact as error:
-            if not error.set_aside:
+            if error.key in mended:
                 raise
+            mended.add(error.key)
+            grid.store.make_room(error)
             ERR.print(str(error))
 
 

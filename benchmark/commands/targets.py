@@ -1,25 +1,40 @@
-"""Output paths of commands, checked before any work starts."""
+"""Output paths of commands: checked before any work starts, and written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from overpaint.errors import UserError
+from overpaint.grid.paths import path_of
 
 
 def target(out: str, suffix: str = "", overwrite: bool = False) -> Path:
     """The path of ``out=``. Raises a `UserError` if it has another suffix, exists, or cannot be written."""
-    path = Path(out).expanduser()
-    folder = path.absolute().parent
+    path = path_of(out, "out")
     if suffix and path.suffix != suffix:
         raise UserError(f"out={out} must end in {suffix}")
-    if not folder.is_dir():
-        raise UserError(f"out={out}: the folder {path.parent} does not exist")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"out={out}: the folder {path.parent} cannot be written to")
-    if path.exists() and not overwrite:
+    if not path.parent.is_dir():
+        raise UserError(f"out={out}: the folder {Path(out).parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"out={out}: the folder {Path(out).parent} cannot be written to")
+    if os.path.lexists(path) and not overwrite:
         raise UserError(f"out={out} exists already: choose another name, or add --overwrite")
     if path.is_dir():
         raise UserError(f"out={out} is a folder: remove it or choose another name")
     return path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path in a temporary folder beside ``path``. What the block writes there becomes ``path`` if the block succeeds."""
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}-"))
+    try:
+        yield folder / path.name
+        (folder / path.name).replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

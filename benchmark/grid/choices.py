@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.assets import content_digest
 from overpaint.grid.concept_sets import ConceptSet
-from overpaint.grid.concepts import KINDS, Request
-from overpaint.grid.labels import file_digest, label
+from overpaint.grid.concepts import KINDS, for_concepts
+from overpaint.grid.labels import label
+from overpaint.grid.lengths import lengths, shortened
 from overpaint.grid.registry import COMPANY, DESCRIPTION, Component, component, components
 from overpaint.grid.typed import check_type, checked, construct, created
 
@@ -28,6 +30,8 @@ class Choice:
             control and no random prefixes.
         floor: for an attack, whether it is also run for an unseen and an unrelated concept.
         draws: whether the result depends on the seed.
+        lengths: how long it trains or searches: its declared lengths with their values.
+        shortened: the hyper-parameters that the budget shortened, with their values before and after.
     """
 
     name: str
@@ -37,6 +41,8 @@ class Choice:
     control: str | None = None
     floor: bool = False
     draws: bool = False
+    lengths: Mapping[str, Any] = field(default_factory=dict)
+    shortened: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -45,19 +51,25 @@ class Choice:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that determines its results. Files named by values are given by a hash of their content."""
-        files = {key: file_digest(value) for key, value in self.values.items() if isinstance(value, str)}
+        """Everything that determines its results. Files and assets named by values are given by a hash of their content."""
+        files = {key: content_digest(value) for key, value in self.values.items() if isinstance(value, str)}
         found = {"name": self.name, "values": dict(self.values), "files": {k: v for k, v in files.items() if v}}
         return found | {"control": self.control, "floor": self.floor}
 
 
 def choose(
-    kind: str, config: Mapping[str, Any], explicit: frozenset[str], family: str | None, concepts: ConceptSet
+    kind: str,
+    config: Mapping[str, Any],
+    explicit: frozenset[str],
+    family: str | None,
+    concepts: ConceptSet,
+    max_steps: int | None = None,
 ) -> Choice:
     """The method or attack of a composed configuration.
 
-    Keys set by hand (``explicit``) override the preset, which overrides the component's YAML. The values are checked and the
-    component is built once, so that a wrong value is reported before anything runs.
+    Keys set by hand (``explicit``) override the preset, which overrides the component's YAML. Lengths that are not set by hand
+    are at most ``max_steps``. The values are checked and the component is built, so that a wrong value is reported before
+    anything runs.
 
     Raises:
         UserError: for an unknown key, a wrong value, an unknown preset, or a key that only describes the component.
@@ -77,18 +89,17 @@ def choose(
     values = for_concepts(values, concepts.request)
     values = checked(chosen.load(), values, where)
     built = created(chosen.load(), values, where)
+    cut = {} if max_steps is None else shortened(built, max_steps, given, concepts.request)
+    if cut:
+        values |= {key: new for key, (_, new) in cut.items()}
+        built = created(chosen.load(), values, where)
     company = {key: config.get(key, chosen.config[key]) for key in ("control", "floor") if key in chosen.config}
     shown = {key: values.get(key, value) for key, value in given.items() if key not in COMPANY or key in company}
     if "preset" in given and preset:
         shown["preset"] = preset if given["preset"] == "auto" else given["preset"]
+    beside = _company(company, where)
     draws = getattr(built, "draws", True)
-    return Choice(chosen.name, preset, values, shown, draws=draws, **_company(company, where))
-
-
-def for_concepts(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
-    """The values with ``{concept}`` in names of files replaced by the concept to erase (``church``, or ``church+cat``)."""
-    name = "+".join(concept.name for concept in request.erase)
-    return {key: v.replace("{concept}", name) if isinstance(v, str) else v for key, v in values.items()}
+    return Choice(chosen.name, preset, values, shown, draws=draws, lengths=lengths(built), shortened=cut, **beside)
 
 
 def _by_hand(kind: str, config: Mapping[str, Any], explicit: frozenset[str]) -> list[str]:

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.overrides import MOST_CELLS, Setting, read_override
+from overpaint.grid.paths import path_of
 from overpaint.grid.registry import COMPANY, DESCRIPTION, components, conf_folders, look_in
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import shown
@@ -79,7 +80,7 @@ def search(overrides: Sequence[str]) -> list[str]:
     folders = []
     for setting in map(read_override, asked):
         places = setting.values[0] if isinstance(setting.values[0], list) else setting.values
-        folders += [Path(str(place).removeprefix("file://")).expanduser() for place in places]
+        folders += [path_of(str(place).removeprefix("file://"), "hydra.searchpath") for place in places]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"hydra.searchpath: {folder} is not a folder")
@@ -118,6 +119,11 @@ class Grid:
         name = _option(asked, asked.values[0])
         _checked_file(components("experiment")[name], f"experiment={name}")
         config, self.default, axes = self._composed([f"experiment={name}"])
+        if config.get("experiment"):
+            raise UserError(
+                f"experiment={name}: {components('experiment')[name]} sets keys of itself only; "
+                "begin the file with the line # @package _global_"
+            )
         inside: dict[str, Any] = {}
         for key, value in config.items():
             if key in self.top:
@@ -127,9 +133,8 @@ class Grid:
                 inside |= _differences(value, self.option(key, option) if option else {}, key)
         by_hand = {s.key for s in settings}
         brought = [read_override(f"{key}={value}") for key, value in axes.items()]
-        inside = {
-            key: value for key, value in inside.items() if key.split(".")[0] not in by_hand
-        }  # budget=smoke is as its file
+        # A group that is chosen by hand is as its file is: budget=smoke takes nothing from the experiment's budget.
+        inside = {key: value for key, value in inside.items() if key.split(".")[0] not in by_hand}
         brought += [Setting(f"{key} of experiment={name}", key, (value,)) for key, value in inside.items()]
         brought = [s for s in brought if not (s.key == "concepts.erase" and "concepts" in by_hand)]
         return [s for s in brought if s.key not in by_hand and not self._of_another(s, settings)]

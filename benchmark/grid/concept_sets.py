@@ -8,9 +8,20 @@ from functools import cached_property
 from typing import Any
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.concepts import Catalogue, Concept, Kind, Request, load_catalogue, read_as, templates
+from overpaint.grid.concepts import (
+    LONGEST,
+    Catalogue,
+    Concept,
+    Kind,
+    Request,
+    for_concepts,
+    load_catalogue,
+    read_as,
+    templates,
+)
 from overpaint.grid.prompt_files import PromptList
-from overpaint.grid.typed import construct
+from overpaint.grid.registry import components
+from overpaint.grid.typed import construct, shown
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,7 @@ class ConceptSet:
         catalogue: the catalogue that the concepts come from.
         templates: prompt templates; ``None`` for those of the catalogue.
         prompts: prompt lists by role, as given: a file, or a mapping (`overpaint.grid.prompt_files.PromptList`).
+        detector: the detector that ``model.detector=auto`` selects; ``None`` for one by the kind of the concepts.
     """
 
     name: str
@@ -33,6 +45,7 @@ class ConceptSet:
     catalogue: Catalogue
     templates: tuple[str, ...] | None
     prompts: Mapping[str, str | Mapping[str, Any]]
+    detector: str | None = None
 
     @cached_property
     def lists(self) -> Mapping[str, PromptList]:
@@ -78,7 +91,8 @@ class Entry:
     kind: Kind
     templates: list[str] | None
     prompts: dict[str, str | dict[str, Any] | None] | None
-    labels: dict[str, str] | None = None
+    labels: dict[str, str] | None
+    detector: str | None
 
 
 def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
@@ -102,9 +116,11 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     if erased_too:
         raise UserError(f"concepts.near: {', '.join(erased_too)} cannot be erased and be a neighbour that stays")
     sequential = entry.sequential and len(erase) > 1  # one concept is the same request either way
+    if entry.detector is not None and entry.detector not in components("detector"):
+        raise unknown("detector", entry.detector, components("detector"), "concepts.detector")
     name = entry.name or "+".join(names)
-    if not name.isprintable():
-        raise UserError(f"concepts.name takes printable characters on one line, got {name!r}")
+    if entry.name and not (name.isprintable() and len(name) <= LONGEST):
+        raise UserError(f"concepts.name takes at most {LONGEST} printable characters on one line, got {shown(name)}")
     return ConceptSet(
         f"{name} in turn" if sequential else name,
         request,
@@ -112,7 +128,8 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
         tuple(near),
         catalogue,
         templates(entry.templates, "concepts.templates") or None,
-        _for_concepts(entry.prompts or {}, "+".join(names)),
+        for_concepts(entry.prompts or {}, request),
+        entry.detector,
     )
 
 
@@ -128,15 +145,6 @@ def _concepts(
             raise unknown("concept", name, catalogue.concepts, where)
     found = [catalogue.concepts[name] for name in names]
     return [replace(c, label=labels[c.name]) if c.name in labels else c for c in found]
-
-
-def _for_concepts(prompts: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The prompt lists with ``{concept}`` in their files replaced by the names of the concepts to erase."""
-    return {
-        role: _for_concepts(value, name) if isinstance(value, dict)
-        else value.replace("{concept}", name) if isinstance(value, str) else value
-        for role, value in prompts.items()
-    }  # fmt: skip
 
 
 def _listed(names: str | Sequence[str]) -> Sequence[str]:

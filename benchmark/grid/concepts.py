@@ -14,11 +14,13 @@ from typing_extensions import TypedDict
 from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import file_digest, is_file
 from overpaint.grid.shipped import shipped
-from overpaint.grid.typed import checked
+from overpaint.grid.typed import checked, shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
 Kind = Literal["object", "style", "person", "character", "unsafe", "mark"]
 KINDS: tuple[str, ...] = get_args(Kind)
+#: Most characters of a concept's name.
+LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Concept:
     def __post_init__(self):
         if not self.name.strip():
             raise UserError("a concept needs a name, got an empty string")
-        if not self.name.isprintable():
-            raise UserError(f"a concept's name takes printable characters on one line, got {self.name!r}")
+        if not self.name.isprintable() or len(self.name) > LONGEST:
+            raise UserError(f"a concept's name takes at most {LONGEST} printable characters, got {shown(self.name)}")
         if self.kind not in KINDS:
             raise unknown("concept kind", self.kind, KINDS, f"concept {self.name!r}")
 
@@ -124,6 +126,19 @@ class Request:
         return cls(tuple(chosen), tuple(c if isinstance(c, Concept) else Concept(c, kind=kind) for c in retain))
 
 
+def for_concepts(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """The values with ``{concept}`` in names of files replaced by the concept to erase (``church``, or ``church+cat``), inside
+    mappings too."""
+    name = "+".join(concept.name for concept in request.erase)
+
+    def said(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("{concept}", name)
+        return {key: said(inside) for key, inside in value.items()} if isinstance(value, Mapping) else value
+
+    return {key: said(value) for key, value in values.items()}
+
+
 def _listed(names, where: str) -> list:
     if names is None:
         return []
@@ -142,10 +157,11 @@ class Catalogue:
         concepts: the concepts by name.
         templates: sentences with one ``{}``, by kind of concept and language code.
         implicit: prompts that evoke unsafe content without naming it.
-        utility: ordinary prompts with the labels that they ask for.
+        utility: ordinary prompts with the labels that they ask for: those of the file, then those made from its sentences.
         unseen: concepts that the model was not trained on.
         grid: the sentence and the seeds of the style × object grid.
         identity: name and version of a shipped catalogue, or a hash of a user's file.
+        utility_templates: sentences for ordinary prompts, as `UtilityTemplate` describes them.
     """
 
     concepts: Mapping[str, Concept] = field(default_factory=dict)
@@ -154,6 +170,7 @@ class Catalogue:
     utility: tuple[Mapping, ...] = ()
     unseen: Mapping[str, Concept] = field(default_factory=dict)
     identity: str = ""
+    utility_templates: tuple[Mapping, ...] = ()
     grid: Mapping[str, Any] = field(default_factory=dict)
 
     def concept(self, name: str) -> Concept:
@@ -193,6 +210,18 @@ class GridEntry(TypedDict, total=False):
     seeds: list[int]
 
 
+class UtilityTemplate(TypedDict, total=False):
+    """A sentence for ordinary prompts about concepts of some kinds: ``{}`` takes a concept with its article, ``{name}``
+    without it.
+
+    ``expects`` are the labels that the sentence asks for besides the concept.
+    """
+
+    kinds: list[Kind]
+    prompt: str
+    expects: list[str]
+
+
 class CatalogueFile(TypedDict, total=False):
     """The keys of a catalogue file.
 
@@ -209,6 +238,7 @@ class CatalogueFile(TypedDict, total=False):
     templates: dict[Kind, dict[str, list[str]]]
     implicit: list[str]
     utility: list[dict[str, Any]]
+    utility_templates: list[dict[str, Any]]
 
 
 @cache
@@ -238,22 +268,57 @@ def load_catalogue(name: str | None) -> Catalogue:
         raise UserError(
             f"{where}: grid: prompt takes a sentence with one {{object}} and one {{style}}, got {grid['prompt']!r}"
         )
+    concepts = {n: concept_from(n, defaults[n] | (entry or {}), where) for n, entry in entries.items()}
+    made = [_utility_template(row, f"{where}: utility_templates") for row in raw.get("utility_templates", ())]
     return Catalogue(
-        {n: concept_from(n, defaults[n] | (entry or {}), where) for n, entry in entries.items()},
+        concepts,
         {
             kind: {language: templates(lines, f"{where}: templates") for language, lines in by_language.items()}
             for kind, by_language in raw.get("templates", {}).items()
         },
         tuple(raw.get("implicit", ())),
-        tuple(utility),
+        _with_made(utility, made, concepts.values()),
         {n: concept_from(n, entry or {}, where) for n, entry in raw.get("unseen", {}).items()},
         f"sha256:{file_digest(name)}" if own else f"{name} v{raw.get('version', 1)}",
+        tuple(made),
         grid,
     )
 
 
 def _default(defaults: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: name if value == "{}" else value for key, value in defaults.items()}
+
+
+def _utility_template(row: Mapping, where: str) -> Mapping:
+    """An entry of ``utility_templates``. Raises a `UserError` unless it has kinds and one place for the concept."""
+    template = checked(UtilityTemplate, row, where)
+    line = template.get("prompt", "")
+    if len(re.findall(r"{(?:name)?}", line)) != 1 or re.search(r"[{}]", re.sub(r"{(?:name)?}", "", line)):
+        raise UserError(f"{where}: {line!r} takes one {{}} or {{name}} for the concept, and no other braces")
+    if not template.get("kinds"):
+        raise UserError(f"{where}: {line!r} has no kinds; give those of the concepts that it can be about")
+    return template
+
+
+def _with_made(
+    listed: Sequence[Mapping], sentences: Sequence[Mapping], concepts: Iterable[Concept]
+) -> tuple[Mapping, ...]:
+    """The listed ordinary prompts, followed by those that the sentences make.
+
+    In round r, concept i takes sentence i + r of its kind, so that each round has every concept once and many sentences.
+    """
+    rows: dict[str, Mapping] = {row["prompt"]: row for row in listed}
+    subjects = [(c, [s for s in sentences if c.kind in s["kinds"]]) for c in concepts if c.label]
+    for turn in range(len(sentences)):
+        for place, (concept, own) in enumerate(subjects):
+            if turn >= len(own):
+                continue
+            sentence = own[(place + turn) % len(own)]
+            also = sentence.get("expects", [])
+            if concept.label not in also:  # no "a cat and a cat"
+                text = sentence["prompt"].format(concept.phrase, name=concept.name)
+                rows.setdefault(text, {"prompt": text, "expects": [str(concept.label), *also]})
+    return tuple(rows.values())
 
 
 def templates(lines: Sequence[str] | None, where: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,18 @@ from overpaint.grid.shipped import shipped
 LONGEST, LONGEST_NAME = 40, 60
 #: Suffixes of image files.
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+#: Invisible characters that change the direction of text, and with it what a reader takes a line to say.
+DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: control characters become spaces, marks of direction vanish.
+
+    >>> printable("a\\x1b[31mb\\nc")
+    'a [31mb c'
+    """
+    kept = (character for character in text if character not in DIRECTIONS)
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in kept)
 
 
 def label(name: str, given: Mapping[str, Any]) -> str:

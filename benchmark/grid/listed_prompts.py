@@ -18,7 +18,7 @@ from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept, read_as
 from overpaint.grid.prompt_files import PromptList, Row
 from overpaint.grid.prompts import Prompt, distinct
-from overpaint.grid.typed import shown
+from overpaint.grid.typed import bare
 
 #: Makes up to so many prompts for a concept in a role: ``about(concept, role, count)``.
 About = Callable[[Concept, str, int], list[Prompt]]
@@ -178,7 +178,7 @@ def _nothing(asked: PromptList, rows: Sequence[Row], role: str, concepts: Concep
     """The message for a list without a row about a concept of the role."""
     names = ", ".join(c.name for c in concepts.request.erase)
     told = list(dict.fromkeys(filter(None, (word for row in rows for word in (row.about, *row.categories)))))
-    others = f" (it is about {shown(', '.join(told))[1:-1]})" if told else ""
+    others = f" (it is about {bare(', '.join(told))})" if told else ""
     key = "target" if role == "target" else "…"
     return f"concepts.prompts.{key}: no row of {asked.name} is about {names}{others}"
 

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 
 from overpaint.errors import UserError
 from overpaint.grid.registry import components
-from overpaint.grid.typed import shown
+from overpaint.grid.typed import bare, shown
 
 #: Maximum number of cells of a grid, and of values of an axis.
 MOST_CELLS = 10_000
@@ -56,7 +56,7 @@ def read_override(typed: str) -> Setting:
     if parsed.package is not None:
         raise UserError(f"cannot read the override {typed!r}: a key has no package (@) here")
     how: How = "delete" if parsed.is_delete() else "add" if parsed.is_add() or parsed.is_force_add() else "set"
-    typed = typed if typed.isprintable() and len(typed) <= 200 else shown(typed)[1:-1]
+    typed = typed if typed.isprintable() and len(typed) <= 200 else bare(typed)
     return Setting(typed, parsed.key_or_group, tuple(_values(parsed)), how)
 
 

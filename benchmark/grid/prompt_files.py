@@ -22,10 +22,12 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from overpaint.errors import AssetMissing, UserError, unknown
-from overpaint.grid.labels import file_digest, is_file
+from overpaint.grid.assets import content_digest, located, referred
+from overpaint.grid.labels import is_file
+from overpaint.grid.paths import path_of
 from overpaint.grid.prompts import Prompt, distinct
 from overpaint.grid.registry import named_in_yaml
-from overpaint.grid.typed import checked, shown
+from overpaint.grid.typed import bare, checked, shown
 
 #: Size limit of prompt files, in bytes.
 LARGEST = 64 << 20
@@ -50,8 +52,6 @@ LANGUAGES = {
 }  # fmt: skip
 #: From this number of words, a first line that names no column of ours is a prompt and not a header.
 WORDS_OF_A_PROMPT = 4
-#: How a setting names a file of an asset: ``asset:NAME/FILE``.
-ASSET = re.compile(r"asset:([\w.-]+)/(.+)")
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,8 @@ class PromptList:
     @property
     def identity(self) -> Any:
         """Everything that decides the prompts: a hash of the file, and the selection if there is one."""
-        content = self.file
-        if not self.absent:
-            content = file_digest(str(self.path())) or self.file
+        file = self.file if referred(self.file) else str(named_in_yaml("concepts", self.file))
+        content = content_digest(file) or self.file
         selection: dict[str, Any] = {"where": dict(self.where) or None, "first": self.first}
         return {"file": content} | selection if any(selection.values()) else content
 
@@ -151,23 +150,11 @@ class PromptList:
 
     def path(self) -> Path:
         """Where the file is. Raises `AssetMissing` for an asset that is not on this machine."""
-        return asset_file(self.file) or named_in_yaml("concepts", self.file)
+        return located(self.file) or named_in_yaml("concepts", self.file)
 
     def read(self) -> tuple[Row, ...]:
         """The selected rows."""
         return read_rows(self.path(), self.where)[: self.first]
-
-
-def asset_file(text: str) -> Path | None:
-    """The path behind ``asset:NAME/FILE``; ``None`` for another text. Raises `AssetMissing`."""
-    found = ASSET.fullmatch(text)
-    if not found:
-        return None
-    try:
-        from overpaint.grid.assets import asset
-    except ImportError:
-        raise AssetMissing(f"asset={found[1]} is not on this machine ({found[2]})") from None
-    return asset(found[1]).file(found[2])
 
 
 def read_prompts(
@@ -175,10 +162,14 @@ def read_prompts(
 ) -> list[Prompt]:
     """Every prompt of a file, with the same role and labels.
 
+    Args:
+        path: the file, or a file of an asset (``asset:NAME/FILE``).
+        role, concept, expects: values of these fields for every prompt.
+
     Raises:
         UserError: if the file cannot be used; the message names the file and the line.
     """
-    rows = read_rows(asset_file(str(path)) or Path(path))
+    rows = read_rows(located(str(path)) or Path(path))
     if not all(row.text for row in rows):
         raise UserError(
             f"{path} has no 'prompt' column, only names: give it in concepts.prompts, where templates use names"
@@ -193,8 +184,8 @@ def read_rows(path: Path, where: Mapping[str, Any] | None = None) -> tuple[Row, 
         UserError: if the file cannot be used; the message names the file and the line.
     """
     if not is_file(path):
-        what = "is a folder" if os.path.isdir(path) else "does not exist"
-        raise UserError(f"prompt file {shown(str(path))[1:-1]} {what}")
+        why = "is not a regular file" if os.path.exists(path_of(path, "prompt file")) else "does not exist"
+        raise UserError(f"prompt file {bare(str(path))} {why}")
     path = path.expanduser()
     try:
         stat = path.stat()
@@ -209,8 +200,7 @@ def _stored_rows(path: Path, _: tuple[int, int], where: tuple[tuple[str, Any], .
     first = text.lstrip().partition("\n")[0].strip()
     if first.startswith("version https://git-lfs"):
         raise UserError(f"prompt file {path} is a pointer of Git LFS and not the list itself; get the file behind it")
-    header = [name.strip().lower() for name in next(csv.reader([first]), [])]
-    if not _known(header) and len(first.split()) >= WORDS_OF_A_PROMPT:
+    if not _known(_header(first)) and len(first.split()) >= WORDS_OF_A_PROMPT:
         if where:
             raise UserError(f"{path} has one prompt a line and no columns, so where has nothing to select by")
         return tuple(Row(line) for line in map(_line, text.splitlines()) if line)
@@ -223,6 +213,14 @@ def _stored_rows(path: Path, _: tuple[int, int], where: tuple[tuple[str, Any], .
         selected = f" where {', '.join(f'{column} is {value}' for column, value in where)}" if where else ""
         raise UserError(f"{path} has a 'prompt' column but no prompt in it{selected}")
     return tuple(rows)
+
+
+def _header(line: str) -> list[str]:
+    """The names of columns in a line of CSV; none if it is not CSV."""
+    try:
+        return [name.strip().lower() for name in next(csv.reader([line]), [])]
+    except csv.Error:
+        return []
 
 
 def _known(header: Sequence[str]) -> bool:
@@ -266,7 +264,7 @@ def _rows(reader, path: Path, where: Mapping[str, Any]) -> Iterator[Row]:
     languages = [name for name in header if name in LANGUAGES]
     languages = languages if len(languages) > 1 and not found["prompt"] else []
     if not found["prompt"] and not languages and not found["concept"]:
-        given = shown(", ".join(header))[1:-1] or "none"
+        given = bare(", ".join(header)) or "none"
         raise UserError(f"{path} has no 'prompt' column (its columns: {given})")
     for column in where:
         if column.lower() not in header:

@@ -19,13 +19,17 @@ from typing import Any
 from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import is_file
 from overpaint.grid.shipped import shipped
+from overpaint.grid.source_code import source_of
 from overpaint.grid.typed import construct
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
 #: Settable keys that are not hyper-parameters: the preset, and the comparisons that are run with an attack.
 COMPANY = ("preset", "control", "floor")
 #: Keys of a component's YAML that are not hyper-parameters. All except `COMPANY` describe the component and cannot be set.
-DESCRIPTION = (*COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated")
+DESCRIPTION = (
+    *(*COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated"),
+    "recommended_threshold",
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,12 @@ class Component:
             return load_attribute(reference)
         except UserError as error:
             raise UserError(f"{self.kind}={self.name}: component {error}") from error
+
+    @property
+    def source(self) -> dict[str, str]:
+        """``{"method=mine": source}`` of the class's code, for `Task.sources`; empty if its source is not followed."""
+        source = source_of(str(self.config.get("component")))
+        return {f"{self.kind}={self.name}": source} if source else {}
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -70,6 +80,10 @@ class Component:
             if key not in self.defaults:
                 raise unknown("hyper-parameter", key, self.defaults, f"{self.kind}={self.name}")
         return self.defaults | dict(self.presets.get(preset or "") or {}) | dict(values)
+
+    def told(self, classes: Mapping[str, str] | None) -> dict[str, Any]:
+        """The setting that tells a detector what to look for, a sentence by label; empty unless it has ``classes: null``."""
+        return {"classes": dict(classes)} if classes and self.defaults.get("classes", "") is None else {}
 
     def build(self, values: Mapping[str, Any] | None = None, preset: str | None = None, **fixed) -> Any:
         """An instance with the hyper-parameters of `settle`, and the ``fixed`` arguments in addition."""

@@ -50,7 +50,9 @@ def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         found = _adapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        raise _refusal(error.errors(include_url=False)[0], values, hints, where) from None
+        errors = error.errors(include_url=False)  # a misspelt key comes before the missing one that it stands for
+        first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+        raise _refusal(first, values, hints, where) from None
     for key, value in found.items():
         if isinstance(value, float) and abs(value) > LARGEST:
             raise UserError(f"{named(where, key)} takes a number up to {LARGEST:g}, got {value!r}")
@@ -91,7 +93,7 @@ def _has_default(f) -> bool:
 
 
 def _refusal(error: ErrorDetails, values: Mapping, hints: Mapping[str, Any], where: str) -> UserError:
-    """Pydantic's first error as a sentence."""
+    """Pydantic's error as a sentence."""
     key = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
         return unknown("hyper-parameter" if "=" in where else "key", key, hints, where)
@@ -125,6 +127,11 @@ def shown(value: Any) -> str:
         {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
     )
     return text if len(text) <= 200 else f"{text[:200]} …"
+
+
+def bare(text: str) -> str:
+    """A text for an error message, like `shown` but without quotes."""
+    return shown(text)[1:-1]
 
 
 def _options(hint: Any) -> Iterable[Any]:

@@ -13,6 +13,8 @@ from overpaint.errors import UserError
 
 #: Limits: the size of a file in bytes, and the number of values after expansion of its aliases.
 LARGEST, MOST_VALUES = 8 << 20, 200_000
+#: Types of values.
+PLAIN = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 #: An interpolation that runs a resolver, such as ``${oc.env:HOME}``; ``${seed}`` only refers to another value.
 RESOLVER = re.compile(r"\$\{[^${}]*:")
 
@@ -84,7 +86,9 @@ def refuse_resolvers(value: Any, where: str) -> None:
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values of a node after expansion of its aliases. Raises an error for a repeated key."""
+    """The number of values of a node after expansion of its aliases. Raises an error for a repeated key or another type."""
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in PLAIN:
+        raise yaml.MarkedYAMLError(problem=f"the tag {node.tag} is not allowed", problem_mark=node.start_mark)
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) in known:

@@ -6,7 +6,6 @@ Rows are methods; columns are prompts and attacks. All images of a plain column 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from overpaint.attacks.attack import COMPARISONS
 from overpaint.grid.roles import ROLES
+from overpaint.images.gallery import batches
 from overpaint.images.stages.generate import read_images
-from overpaint.images.stages.score import SHOTS
 from overpaint.run.plan import Plan
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
@@ -52,9 +51,13 @@ class Sheet:
 
     def add(self, row: str, group: str, caption: str, image: Image.Image | None) -> None:
         """Add an image to a row, in the next slot of its group."""
-        pictures = self.rows.setdefault(row, {})
-        slot = Slot(group, sum(known.group == group for known in pictures))
-        pictures[slot] = image
+        number = sum(known.group == group for known in self.rows.get(row, {}))
+        self.place(row, group, number, caption, image)
+
+    def place(self, row: str, group: str, number: int, caption: str, image: Image.Image | None) -> None:
+        """Put an image into a slot of a row. The first caption of a slot stays."""
+        slot = Slot(group, number)
+        self.rows.setdefault(row, {})[slot] = image
         self.captions.setdefault(slot, caption)
 
 
@@ -73,7 +76,7 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
     for key, tasks in by_sheet.items():
         try:
             sheet = _collect(tasks, plan, store)
-        except CorruptArtefact:  # the store has set it aside; figures need scores only
+        except CorruptArtefact:  # figures need scores only
             continue
         if sheet.rows:
             path = folder / f"{_file_name(key, by_sheet)}.png"
@@ -104,14 +107,11 @@ def _collect(tasks: Sequence[Task], plan: Plan, store: Store) -> Sheet:
         cell = task.config["cell"]
         sheet.unsafe |= cell["kind"] == "unsafe"
         taken: dict[str, int] = {}
-        for index, shots in enumerate(task.config["shots"]["images"]):
-            scored = plan.tasks[task.inputs[f"images/{index}"]]
-            found = shots or json.loads((store.read(scored.stage, scored.key) / SHOTS).read_text(encoding="utf-8"))
+        for made, _, found in batches(task, plan, store):
             attack = None if cell["attack_name"] == "none" else cell["attack"]
             wanted = _wanted(found, taken, attack)
             if not wanted:
                 continue
-            made = plan.tasks[scored.inputs["images"]]
             with store.reading(made.stage, made.key) as place:
                 images = read_images(place)
             for position in wanted:

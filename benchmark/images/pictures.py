@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from overpaint.blocks.pictures import Pictures
+from overpaint.blocks.pictures import Pictures, read_image
 from overpaint.errors import UserError
+from overpaint.grid.paths import path_of
 from overpaint.grid.registry import component, components
 from overpaint.run.store import file_hash
 
@@ -32,7 +33,7 @@ class Folder(Pictures):
 
     @cached_property
     def _files(self) -> list[Path]:
-        path = Path(self.folder).expanduser()
+        path = path_of(self.folder, "model.reference")
         if not path.is_dir():
             raise UserError(f"model.reference={self.folder} is not a folder of images")
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
@@ -41,7 +42,9 @@ class Folder(Pictures):
         return files
 
     def identity(self, count: int) -> Mapping[str, Any]:
+        for path in self._files[:count]:
+            read_image(path, whole=False)
         return {"files": [file_hash(path) for path in self._files[:count]]}
 
     def references(self, count: int) -> list[tuple[Image.Image, str]]:
-        return [(Image.open(path).convert("RGB"), "") for path in self._files[:count]]
+        return [(read_image(path), "") for path in self._files[:count]]

@@ -8,14 +8,17 @@ from itertools import groupby
 
 from overpaint.attacks.attack import AttackContext
 from overpaint.grid.cells import Cell, merged
+from overpaint.grid.choices import build
 from overpaint.grid.concepts import Concept
-from overpaint.grid.prompts import Shot
+from overpaint.grid.lengths import shortenings
+from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.grid.registry import component
-from overpaint.grid.roles import ROLES, attack_list, role_shots, shortfalls, stand_in_shots
+from overpaint.grid.roles import ROLES, Role, attack_list, role, role_shots, shortfalls, stand_in_shots
+from overpaint.images.extractions import extractions, unmeasured
 from overpaint.images.pictures import pictures
 from overpaint.images.tasks import (
     Batch,
-    absent_assets,
+    applied_metrics,
     attack_task,
     build_attack,
     compare_task,
@@ -24,9 +27,12 @@ from overpaint.images.tasks import (
     known_images,
     latency_task,
     measure_task,
+    membership_task,
     painted_images,
     reference_images,
+    replicate_task,
 )
+from overpaint.models.sources import model_family
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
 
@@ -39,12 +45,28 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
     plan = Plan("images")
     cells, merged_seeds = merged(cells)
     plan.notes += merged_seeds
+    for cell in cells:
+        _check_support(cell)
+    plan.notes += shortenings(cells)
     plan.notes += dict.fromkeys(said for cell in cells for said in shortfalls(cell))
-    plan.absent += dict.fromkeys(said for cell in cells for said in absent_assets(cell))
     for cell in cells:
         frames = _frames(plan, cell)
-        plan.cells.append((cell, measure_task(plan, cell, frames, _beside(plan, cell, frames))))
+        beside = _beside(plan, cell, frames) | extractions(plan, cell, frames)
+        plan.cells.append((cell, measure_task(plan, cell, frames, beside)))
+    plan.notes += unmeasured(cells)
+    plan.notes = list(dict.fromkeys(plan.notes))
     return plan
+
+
+def _check_support(cell: Cell) -> None:
+    """Raise a `UserError` if the cell's method, attack or control does not support its model or concepts. Loads no model."""
+    family, request = model_family(cell.model.path), cell.concepts.request
+    if cell.method.name != "none":
+        eraser = build("method", cell.method, cell.method_seed)
+        eraser.check(family, request, cell.method.name, cell.concepts.sequential)
+    control = [cell.with_attack(cell.attack.control).attack] if cell.attack.control else []
+    for attack in (cell.attack, *control):
+        build_attack(attack, cell.attack_seed).check_family(family, attack.name)
 
 
 def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
@@ -54,7 +76,7 @@ def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
         frames = {"images": _plain(plan, cell), "original": _plain(plan, unedited)}
         if cell.model.reference and cell.model.detector:
             frames["reference"] = [reference_images(plan, cell)]
-        return frames
+        return frames | _copies(plan, cell)
     return {
         "images": _attacked(plan, cell),
         "original": _attacked(plan, unedited),
@@ -62,26 +84,70 @@ def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
         "plain_original": _targets(plan, unedited),
         **_controls(plan, cell),
         **_floors(plan, cell),
+        **_retained(plan, cell),
     }
+
+
+def _retained(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
+    """The images of the neighbours' prompts, for metrics that read them in a cell with an attack."""
+    whose = {"retained": cell, "retained_original": cell.unedited()}
+    return {frame: _of_role(plan, edited, role("near")) for frame, edited in whose.items() if _asked(cell, frame)}
 
 
 def _beside(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -> dict[str, Task]:
     """Tasks for an edited model without attack: similarity to the unedited model's images, and latency."""
+    beside = _training(plan, cell) | {
+        f"replication/{frame}/{index}": replicate_task(plan, cell, batch)
+        for frame in ("copies", "copies_original")
+        for index, batch in enumerate(frames.get(frame, ()))
+    }
     latency = latency_task(plan, cell) if cell.attack.name == "none" else None
     if latency is None:
-        return {}
+        return beside
     pairs = zip(frames["images"], frames["original"], strict=True)
     compared = {f"similarity/{index}": compare_task(plan, *pair) for index, pair in enumerate(pairs)}
-    return compared | {"latency": latency}
+    return beside | compared | {"latency": latency}
+
+
+def _training(plan: Plan, cell: Cell) -> dict[str, Task]:
+    """Tasks that score training images and others, for metrics of membership."""
+    if not (_asked(cell, "membership") and _trains(cell)):
+        return {}
+    whose = {"membership": cell, "membership_original": cell.unedited()}
+    return {name: membership_task(plan, edited) for name, edited in whose.items()}
+
+
+def _copies(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
+    """Images of the repeated training captions, for metrics of replication."""
+    if not (_asked(cell, "copies") and cell.model.reference and _trains(cell)):
+        return {}
+    captions = [caption for _, caption in pictures(cell.model.reference).repeated()]
+    asked = shots(distinct(Prompt(caption, "repeated") for caption in captions), cell.budget.seeds)
+    whose = {"copies": cell, "copies_original": cell.unedited()}
+    return {
+        name: known_images(plan, edited, asked, f"{_subject(edited)}, repeated captions")
+        for name, edited in whose.items()
+    }
+
+
+def _asked(cell: Cell, frame: str) -> bool:
+    """Whether a metric of the cell names this frame."""
+    return any(frame in metric.frames for metric in applied_metrics(cell).values())
+
+
+def _trains(cell: Cell) -> bool:
+    """Whether the model's picture source knows the training images."""
+    return bool(cell.model.reference) and pictures(cell.model.reference).trains
 
 
 def _plain(plan: Plan, cell: Cell) -> list[Batch]:
     """The images of every role of prompts."""
-    batches = []
-    for role in ROLES:
-        shots = role.shots(cell.concepts, cell.budget)
-        batches += known_images(plan, cell, shots, f"{_subject(cell)}, {role.name} prompts")
-    return batches
+    return [batch for role in ROLES for batch in _of_role(plan, cell, role)]
+
+
+def _of_role(plan: Plan, cell: Cell, role: Role) -> list[Batch]:
+    """The images of one role of prompts."""
+    return known_images(plan, cell, role.shots(cell.concepts, cell.budget), f"{_subject(cell)}, {role.name} prompts")
 
 
 def _targets(plan: Plan, cell: Cell) -> list[Batch]:

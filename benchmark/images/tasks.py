@@ -7,24 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity
-from overpaint.errors import AssetMissing, UserError
+from overpaint.errors import AssetMissing, UserError, unknown
+from overpaint.extractors import extractor_identity
+from overpaint.grid.assets import content_digest, referred
 from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concepts import Concept
-from overpaint.grid.labels import file_digest, is_file
-from overpaint.grid.prompt_files import ASSET, PromptList
+from overpaint.grid.labels import is_file, label
 from overpaint.grid.prompts import Shot
-from overpaint.grid.registry import component, load_attribute
+from overpaint.grid.registry import component, components, load_attribute
+from overpaint.grid.roles import TEMPLATES
 from overpaint.grid.scope import scope
 from overpaint.grid.shipped import shipped
+from overpaint.grid.source_code import source_of
 from overpaint.images.pictures import pictures
 from overpaint.images.stages.generate import shot_row
 from overpaint.metrics.metric import Metric
-from overpaint.models.sources import fingerprint_model, resolve
+from overpaint.models.sources import fingerprint_model, model_family_source, resolve
 from overpaint.report import statistics
 from overpaint.report.records import settings_hash
 from overpaint.run.plan import Plan
@@ -34,6 +39,9 @@ from overpaint.run.tasks import Task, canonical
 #: Version of our half-precision arithmetic (scaled losses, noise levels, attention). Results of models in float32 and float64
 #: do not depend on it.
 HALF_PRECISION = 2
+#: Number of a catalogue's templates per language that an attack can learn from. Templates beyond these are new to every attack,
+#: and adding some to a catalogue changes no stored attack.
+ATTACK_TEMPLATES = 24
 
 
 @dataclass(frozen=True)
@@ -45,26 +53,15 @@ class Batch:
     scored: Task
 
 
-def absent_assets(cell: Cell) -> list[str]:
-    """A sentence for each detector, prompt list and file of a method or attack that a cell needs and that is not on this machine,
-    with the way to get it."""
-    said = [listed.absent for listed in cell.concepts.lists.values()]
-    values = [*cell.method.values.values(), *cell.attack.values.values()]
-    said += [PromptList(value).absent for value in values if isinstance(value, str) and ASSET.fullmatch(value)]
-    for name in filter(None, (cell.model.detector, cell.model.judge)):
-        try:
-            detector_identity(name)
-        except AssetMissing as error:
-            said.append(str(error))
-    return list(filter(None, said))
+def cell_assets(cell: Cell) -> list[str]:
+    """The names of the assets that a cell's detectors, method, attack and prompt files refer to.
 
-
-def _detector_identity(name: str) -> dict[str, Any]:
-    """`detector_identity`; of a detector whose files are missing, its name: such a plan cannot run (`absent_assets`)."""
-    try:
-        return detector_identity(name)
-    except AssetMissing:
-        return {"absent": name, "version": 0}
+    A model that cannot be used is reported first, so that nobody fetches weights for it.
+    """
+    resolve(cell.model.path)
+    detectors = [component("detector", name).defaults for name in (cell.model.detector, cell.model.judge) if name]
+    values = [*detectors, cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference]
+    return referred(values)
 
 
 def build_attack(choice: Choice, seed: int) -> Attack:
@@ -90,8 +87,10 @@ def erase_task(plan: Plan, cell: Cell) -> Task | None:
     if files:
         config["files"] = files
     versions = {"method": component("method", cell.method.name).load().version} | _arithmetic(cell)
+    sources = _source("method", cell.method.name) | model_family_source(cell.model.path)
     label = f"erase {cell.concepts.name} with {cell.method.label}"
-    return plan.add(Task("erase", config, {}, versions, _runtime(cell), label, like=cell.method.name))
+    like = _kind(cell.method, config)
+    return plan.add(Task("erase", config, {}, versions, _runtime(cell), label, like=like, sources=sources))
 
 
 def attack_task(
@@ -108,31 +107,36 @@ def attack_task(
     ``examples`` are tasks that generate the attacker's example images. The list is empty if the model's picture source draws
     them.
     """
+    known = cell.concepts.catalogue.templates.get(concept.kind, {})
     config = _model(cell) | {
         "attack": cell.attack.name,
         "hyperparameters": dict(cell.attack.values),
         "concept": asdict(concept),
         "shots": [shot.as_dict() for shot in plain],
-        "templates": {concept.kind: cell.concepts.catalogue.templates.get(concept.kind, {})},
+        "templates": {concept.kind: {language: lines[:ATTACK_TEMPLATES] for language, lines in known.items()}},
         "seed": cell.attack_seed,
     }
+    sources = _source("attack", cell.attack.name) | model_family_source(cell.model.path)
     inputs = _erasure(erasure) if attack.needs == "victim" else {}
     if attack.shown and not examples:
         config["examples"] = cell.model.reference
+        sources |= _pictures_source(cell.model.reference)
     inputs |= {f"examples{index}": made.key for index, made in enumerate(examples)}
     if attack.paints:
         config["protocol"] = _protocol(cell)
         judge = cell.model.judge or cell.model.detector
         attack.check(bool(judge))
         if judge:
-            identity = _detector_identity(judge)
+            identity = _detector_settings(plan, cell, judge)
             config["judge"] = {"detector": judge, "settings": identity, "threshold": cell.metrics.threshold}
+            sources |= _source("detector", judge)
     whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
     which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
     label = f"{whose}{cell.attack.label} for {concept.name}{which}"
     amount = len(plain) * attack.images_for(concept, plain)
     versions = {"attack": attack.version} | _arithmetic(cell)
-    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount, cell.attack.name))
+    like = _kind(cell.attack, config) + (f"/{cell.protocol.steps}" if attack.paints else "")
+    return plan.add(Task("attack", config, inputs, versions, _runtime(cell), label, amount, like, sources=sources))
 
 
 def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> list[Batch]:
@@ -163,8 +167,19 @@ def reference_images(plan: Plan, cell: Cell) -> Batch:
     runtime = {"pictures": name, "count": count}
     source = pictures(name)
     versions = {"reference": source.version}
-    made = plan.add(Task("reference", source.identity(count), {}, versions, runtime, "reference pictures", count))
+    sources = _pictures_source(name)
+    made = plan.add(
+        Task("reference", source.identity(count), {}, versions, runtime, "reference pictures", count, sources=sources)
+    )
     return Batch([], made, _score_task(plan, cell, made, {}))
+
+
+def given_images(plan: Plan, cell: Cell, shots: list[Shot], files: Sequence[tuple[Path, str]], method: str) -> Batch:
+    """Tasks for pictures that other code made. ``files`` are their paths and hashes, one for each shot."""
+    config = {"files": [content for _, content in files]}
+    runtime = {"files": [str(path) for path, _ in files]}
+    made = plan.add(Task("given", config, {}, {"given": 1}, runtime, f"read pictures of {method}", len(files)))
+    return Batch(shots, made, _score_task(plan, cell, made, {}))
 
 
 def compare_task(plan: Plan, images: Batch, original: Batch) -> Task:
@@ -174,6 +189,80 @@ def compare_task(plan: Plan, images: Batch, original: Batch) -> Task:
     return plan.add(Task("compare", {}, inputs, {"compare": 1}, {"device": None}, label, images.made.amount))
 
 
+def applied_metrics(cell: Cell) -> dict[str, type[Metric]]:
+    """The metrics that are measured in cells of the cell's attack, by name."""
+    found = {name: _metric(name, reference) for name, reference in cell.metrics.metrics.items()}
+    return {name: metric for name, metric in found.items() if metric.applies_to(cell.attack.name)}
+
+
+def membership_task(plan: Plan, cell: Cell) -> Task:
+    """The task that scores training images of the cell's erased concepts, and images that the model was not trained on."""
+    erasure = erase_task(plan, cell)
+    name, count = str(cell.model.reference), max(2, cell.budget.reference_images // 2)
+    labels = sorted({concept.label or concept.name for concept in cell.concepts.request.erase})
+    config = _model(cell) | {
+        "concepts": labels,
+        "count": count,
+        "training": pictures(name).training_identity(labels, count),
+    }
+    runtime = _runtime(cell) | {"pictures": name}
+    label = f"membership of {', '.join(labels)}, {cell.method.label}"
+    return plan.add(Task("membership", config, _erasure(erasure), {"membership": 1}, runtime, label, 2 * count))
+
+
+def replicate_task(plan: Plan, cell: Cell, images: Batch) -> Task:
+    """The task that compares images of repeated training captions with training images."""
+    name = str(cell.model.reference)
+    config, runtime = {"training": pictures(name).training_identity([], 0)}, {"device": None, "pictures": name}
+    label = f"replication {images.made.label.removeprefix('generate ')}"
+    inputs = {"images": images.made.key}
+    return plan.add(Task("replicate", config, inputs, {"replicate": 1}, runtime, label, images.made.amount))
+
+
+def extract_task(plan: Plan, name: str, images: Batch, original: Batch | None) -> Task:
+    """The task in which an extractor reads a batch, beside the unedited model's batch if it is paired."""
+    inputs = {"images": images.made.key} | ({"original": original.made.key} if original else {})
+    label = f"extract {name}, {images.made.label.removeprefix('generate ')}"
+    config = {"extractor": name, "settings": identity_of(name)}
+    return plan.add(Task("extract", config, inputs, {"extract": 1}, {"device": None}, label, images.made.amount, name))
+
+
+def embed_task(plan: Plan, name: str, texts: Sequence[str]) -> Task:
+    """The task in which an extractor embeds texts."""
+    config = {"extractor": name, "settings": identity_of(name), "texts": sorted(set(texts))}
+    label = f"extract {name}, {len(config['texts'])} texts"
+    return plan.add(Task("extract", config, {}, {"extract": 1}, {"device": None}, label, like=f"{name} texts"))
+
+
+def chosen_extractors(cell: Cell) -> dict[str, dict[str, Any]]:
+    """The extractor for each purpose that the cell's metrics name: its ``name`` and ``settings``, or why it is ``absent``."""
+    found: dict[str, dict[str, Any]] = {}
+    for metric in applied_metrics(cell).values():
+        purpose, chosen = metric.extractor, cell.extractor(metric.extractor)
+        if purpose and not (chosen is None and metric.optional):
+            found[purpose] = _extractor(purpose, chosen)
+    return found
+
+
+def _extractor(purpose: str, chosen: str | None) -> dict[str, Any]:
+    if chosen is None:
+        return {"absent": f"no extractor: set metrics.extractors.{purpose}"}
+    known = {**components("detector"), **components("extractor")}
+    if chosen not in known:
+        raise unknown("extractor", chosen, known, f"metrics.extractors.{purpose}")
+    try:
+        return {"name": chosen, "settings": identity_of(chosen)}
+    except AssetMissing as error:
+        return {"absent": str(error)}
+
+
+def identity_of(extractor: str) -> dict[str, Any]:
+    """Everything that determines the output of an extractor, or of a detector that serves as one."""
+    if extractor in components("detector") and extractor not in components("extractor"):
+        return {"detector": True, **detector_identity(extractor)}
+    return extractor_identity(extractor)
+
+
 def latency_task(plan: Plan, cell: Cell) -> Task | None:
     """The task that measures the cell's latency relative to the unedited model; ``None`` for the unedited model."""
     erasure = erase_task(plan, cell)
@@ -181,11 +270,18 @@ def latency_task(plan: Plan, cell: Cell) -> Task | None:
         return None
     config = _model(cell) | {"protocol": _protocol(cell)}
     label = f"latency of {cell.method.label}"
-    return plan.add(Task("latency", config, _erasure(erasure), {"latency": 1}, _runtime(cell), label))
+    like = f"{config['model']}/{cell.protocol.steps}"
+    inputs, versions, sources = _erasure(erasure), {"latency": 1}, model_family_source(cell.model.path)
+    return plan.add(Task("latency", config, inputs, versions, _runtime(cell), label, like=like, sources=sources))
 
 
-def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], beside: Mapping[str, Task]) -> Task:
-    """The task that computes the cell's figures from the scores of all frames and the results of the tasks ``beside``."""
+def measure_task(
+    plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], beside: Mapping[str, Task], given: bool = False
+) -> Task:
+    """The task that computes the cell's figures from the scores of all frames and the results of the tasks ``beside``.
+
+    ``given`` says that other code made the images: the cell's model and method are names only.
+    """
     scored = [(f"{name}/{index}", b) for name, batches in frames.items() for index, b in enumerate(batches)]
     inputs = {place: batch.scored.key for place, batch in scored}
     inputs |= {name: task.key for name, task in beside.items()}
@@ -195,8 +291,8 @@ def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], 
     }
     metrics = cell.metrics.metrics
     config = {
-        "cell": _described(plan, cell, inputs.values()),
-        "scope": _scope(cell),
+        "cell": _described(plan, cell, inputs.values(), "" if given else fingerprint_model(cell.model.path)),
+        "scope": "" if given else _scope(cell),
         "erased": [asdict(c) for c in cell.concepts.request.erase],
         "kinds": {c.label: c.kind for c in cell.concepts.catalogue.concepts.values() if c.label},
         "shots": shots,
@@ -204,11 +300,18 @@ def measure_task(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], 
         "threshold": cell.metrics.threshold,
         "failure_limit": cell.metrics.failure_limit,
         "judged_by_itself": cell.model.judge in (None, cell.model.detector),
-        "detector": _score_settings(cell),
+        "detector": _score_settings(plan, cell),
     }
+    extractors = chosen_extractors(cell)
+    if extractors:
+        config["extractors"] = extractors
     versions = {name: _metric(name, reference).version for name, reference in metrics.items()}
     versions["statistics"] = statistics.VERSION
-    return plan.add(Task("measure", config, inputs, versions, {}, f"measure {cell.label}"))
+    sources = {f"metrics.metrics.{name}": source_of(reference) for name, reference in metrics.items()}
+    for attack in filter(None, (cell.attack.name, cell.attack.control)):  # some run in the planner and have no task
+        sources |= _source("attack", attack)
+    sources = {name: source for name, source in sources.items() if source}
+    return plan.add(Task("measure", config, inputs, versions, {}, f"measure {cell.label}", sources=sources))
 
 
 def shards(shots: Sequence[Shot], size: int) -> list[list[Shot]]:
@@ -222,32 +325,61 @@ def _generate_task(
     config = _model(cell) | {"protocol": _protocol(cell), "shots": shots}
     inputs = _erasure(erasure) | dict(attacks)
     label, like = f"generate {what}", f"{config['model']}/{cell.protocol.steps}"
-    return plan.add(Task("generate", config, inputs, {"generate": 1}, _runtime(cell), label, amount, like))
+    versions, sources = {"generate": 1}, model_family_source(cell.model.path)
+    return plan.add(Task("generate", config, inputs, versions, _runtime(cell), label, amount, like, sources=sources))
 
 
 def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) -> Task:
     """The task that extracts from a batch what measurements need: scores, cost, and the shots that attacks chose."""
     inputs = {"images": made.key, **attacks}
     label = f"score {made.label.removeprefix('generate ')}"
-    versions, runtime = {"score": 2}, {"device": None}
+    versions, runtime, detector = {"score": 2}, {"device": None}, cell.model.detector or ""
+    sources = _source("detector", detector) if detector else {}
     return plan.add(
-        Task("score", _score_settings(cell), inputs, versions, runtime, label, made.amount, cell.model.detector or "")
+        Task(
+            "score",
+            _score_settings(plan, cell),
+            inputs,
+            versions,
+            runtime,
+            label,
+            made.amount,
+            detector,
+            sources=sources,
+        )
     )
 
 
-def _score_settings(cell: Cell) -> dict[str, Any]:
+def _score_settings(plan: Plan, cell: Cell) -> dict[str, Any]:
     name = cell.model.detector
-    return {"detector": name, "settings": _detector_identity(name) if name else None}
+    return {"detector": name, "settings": _detector_settings(plan, cell, name) if name else None}
+
+
+def _detector_settings(plan: Plan, cell: Cell, name: str) -> dict[str, Any]:
+    """`detector_identity`; without the detector's files, its name, and the plan says what is absent."""
+    try:
+        return detector_identity(name, words(cell))
+    except AssetMissing as error:
+        plan.absent.append(str(error))
+        return {"absent": name, "version": 0}
+
+
+def words(cell: Cell) -> dict[str, str]:
+    """The concepts of a cell's set that are of its kind, as a sentence for each label: what a detector can tell apart."""
+    request = cell.concepts.request
+    sentence = TEMPLATES.get(cell.concepts.kind, TEMPLATES["object"])[0]
+    concepts = [c for c in (*request.erase, *cell.concepts.near, *request.retain) if c.kind == cell.concepts.kind]
+    return {c.label or c.name: sentence.format(c.phrase) for c in concepts}
 
 
 def _erasure(task: Task | None) -> dict[str, str]:
     return {"erasure": task.key} if task else {}
 
 
-def _described(plan: Plan, cell: Cell, inputs: Iterable[str]) -> dict[str, Any]:
+def _described(plan: Plan, cell: Cell, inputs: Iterable[str], model: str) -> dict[str, Any]:
     """The columns that assign a record to its cell: labels for people, and hashes that identify it."""
     settings = cell.settings
-    settings["model"]["path"] = fingerprint_model(cell.model.path)
+    settings["model"]["path"] = model
     return {
         **cell.labels,
         "seed": cell.seed,
@@ -270,8 +402,9 @@ def _versions(plan: Plan, inputs: Iterable[str]) -> dict[str, int]:
             seen.add(task.key)
             waiting += task.inputs.values()
             found |= {str(task.config.get(name, name)): version for name, version in task.versions.items()}
-            if task.config.get("detector"):
-                found[task.config["detector"]] = task.config["settings"]["version"]
+            for named in ("detector", "extractor"):
+                if task.config.get(named):
+                    found[task.config[named]] = task.config["settings"]["version"]
     return found
 
 
@@ -283,6 +416,7 @@ def _scope(cell: Cell) -> str:
     return scope(eraser.acts_on, build_attack(cell.attack, cell.attack_seed).enters_by)
 
 
+@cache
 def _metric(name: str, reference: str) -> type[Metric]:
     try:
         metric = load_attribute(reference)
@@ -302,9 +436,23 @@ def _model(cell: Cell) -> dict[str, Any]:
     return {"model": fingerprint_model(cell.model.path), "precision": cell.model.precision}
 
 
+def _kind(choice: Choice, config: Mapping[str, Any]) -> str:
+    """The kind of a method's or attack's task for estimates: the same model, and the same lengths."""
+    return f"{config['model']}/{label(choice.name, choice.lengths)}"
+
+
 def _arithmetic(cell: Cell) -> dict[str, int]:
     """The version of half-precision arithmetic; empty for models in float32 and float64."""
     return {"half": HALF_PRECISION} if cell.model.precision in ("float16", "bfloat16") else {}
+
+
+@cache
+def _source(kind: str, name: str) -> dict[str, str]:
+    return component(kind, name).source
+
+
+def _pictures_source(name: str | None) -> dict[str, str]:
+    return _source("pictures", name) if name and name in components("pictures") else {}
 
 
 def _runtime(cell: Cell) -> dict[str, Any]:
@@ -312,13 +460,12 @@ def _runtime(cell: Cell) -> dict[str, Any]:
 
 
 def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files and folders that hyper-parameters name, such as a caption file: their content affects the result."""
+    """Hashes of the files, folders and assets that hyper-parameters name, because their content affects the result."""
     found = {}
     for key, value in values.items():
-        if isinstance(value, str) and ASSET.fullmatch(value):
-            found[key] = PromptList(value).identity
-        elif isinstance(value, str) and value:
+        if isinstance(value, str) and value:
             ours = shipped("datasets") / f"{value}.csv"
-            if content := file_hash(ours) if is_file(ours) else file_digest(value):
+            content = file_hash(ours) if not referred(value) and is_file(ours) else content_digest(value)
+            if content:
                 found[key] = content
     return found

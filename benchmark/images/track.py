@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from overpaint.grid.cells import Cell, cell_from
 from overpaint.grid.roles import role_shots
 from overpaint.images.contact_sheets import contact_sheets
 from overpaint.images.planner import make_plan
+from overpaint.images.tasks import cell_assets
 from overpaint.images.workbench import Workbench
-from overpaint.report.statistics import smallest_detectable_difference
+from overpaint.models.sources import hub_snapshot, local_folder, resolve
+from overpaint.report.statistics import MARGIN, largest_share_shown_equal, smallest_detectable_difference
 from overpaint.report.views import view_named
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
@@ -24,6 +27,14 @@ class Images(Track):
 
     def cell(self, config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
         return cell_from(config, explicit)
+
+    def assets(self, cells: Iterable[Cell]) -> list[str]:
+        return list(dict.fromkeys(name for cell in cells for name in cell_assets(cell)))
+
+    def models(self, cells: Iterable[Cell]) -> Mapping[str, Callable[[], Path]]:
+        paths = {resolve(path): path for path in dict.fromkeys(cell.model.path for cell in cells)}
+        missing = [path for source, path in paths.items() if not Path(source).is_dir() and hub_snapshot(source) is None]
+        return {path: partial(local_folder, path) for path in missing}
 
     def plan(self, cells: Iterable[Cell]) -> Plan:
         return make_plan(cells)
@@ -44,7 +55,7 @@ class Images(Track):
         return [f"cuda:{n}" for n in range(torch.cuda.device_count())] if asked == "cuda" else [asked]
 
     def power(self, cells: Sequence[Cell]) -> list[str]:
-        """The smallest paired difference that the primary tests can detect, at the actual number of prompts."""
+        """What the primary tests can show at the actual number of prompts: the smallest paired difference, and equality."""
         attacks = {cell.attack.label for cell in cells} - {"none"}
         tests = len(view_named("facets").primary) - 1 + max(1, len(attacks))
         said = []
@@ -53,9 +64,15 @@ class Images(Track):
             prompts, seeds = len({shot.prompt.id for shot in shots}), cell.budget.seeds
             smallest = smallest_detectable_difference(prompts, seeds, tests)
             found = "no paired difference" if smallest is None else f"a paired difference of about {smallest:.2f}"
+            alike = largest_share_shown_equal(prompts, seeds, tests)
+            equal = (
+                f"cannot show equality within {MARGIN:.2f}"
+                if alike is None
+                else f"show equality within {MARGIN:.2f} if at most {alike:.1%} of the pairs differ"
+            )
             where = f"{cell.labels['concepts']}, budget {cell.labels['budget']}"
             said.append(
-                f"{where}: {prompts} target prompts × {seeds} images detect {found} "
+                f"{where}: {prompts} target prompts × {seeds} images detect {found} and {equal} "
                 f"(80 % power, 5 % level, Holm over {tests} primary tests)"
             )
         return list(dict.fromkeys(said))

@@ -16,17 +16,19 @@ from overpaint.models import load_model
 if TYPE_CHECKING:
     from overpaint.blocks.pictures import Pictures
     from overpaint.detectors.detector import Detector
+    from overpaint.extractors.extractor import Extractor
     from overpaint.models.diffusion import DiffusionModel
 
 
 class Workbench:
-    """Keeps the last model and all detectors in memory. ``loads`` counts how often model weights were read."""
+    """Keeps the last model and all detectors and extractors in memory. ``loads`` counts how often model weights were read."""
 
     def __init__(self) -> None:
         self.loads = 0
         self._wanted: tuple[str, str, str] | None = None
         self._model: DiffusionModel | None = None
         self._detectors: dict[str, Detector] = {}
+        self._extractors: dict[str, Extractor] = {}
 
     def model(self, path: str, precision: str, device: str | None) -> DiffusionModel:
         """The model. It is read again only if the path, precision or device differs from the previous call."""
@@ -65,13 +67,25 @@ class Workbench:
         finally:
             self._detach = self._erasure.attach(model) if self._erasure else lambda: None
 
-    def detector(self, name: str, settings: Mapping[str, Any]) -> Detector:
-        """The detector with these settings. It is built on the first call."""
+    def detector(self, name: str, settings: Mapping[str, Any], device: str | None = None) -> Detector:
+        """The detector with these settings on a device. It is built on the first call."""
         chosen = component("detector", name)
-        key = f"{name}:{sorted((k, str(v)) for k, v in settings.items())}"
+        key = f"{name} on {device}: {sorted((k, str(v)) for k, v in settings.items())}"
         if key not in self._detectors:
-            self._detectors[key] = chosen.build({k: v for k, v in settings.items() if k in chosen.defaults})
+            detector = chosen.build({k: v for k, v in settings.items() if k in chosen.defaults})
+            detector.device = device or detector.device
+            self._detectors[key] = detector
         return self._detectors[key]
+
+    def extractor(self, name: str, settings: Mapping[str, Any], device: str | None) -> Extractor:
+        """The extractor with these settings, with its network on this device. It is built on the first call."""
+        chosen = component("extractor", name)
+        key = f"{name}:{device}:{sorted((k, str(v)) for k, v in settings.items())}"
+        if key not in self._extractors:
+            extractor = chosen.build({k: v for k, v in settings.items() if k in chosen.defaults})
+            extractor.device = device or "cpu"
+            self._extractors[key] = extractor
+        return self._extractors[key]
 
     def pictures(self, name: str) -> Pictures:
         """The source of real pictures that ``model.reference`` names."""

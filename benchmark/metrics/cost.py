@@ -24,7 +24,7 @@ class ErasureCost(Metric):
             why = (
                 f"{self.metered} was not kept with these images"
                 if evidence.latency
-                else "the unedited model has no erasure"
+                else "no erasure was made for these images"
             )
             return Figure(None, why=why)
         return Figure(value, n=1)
@@ -67,7 +67,7 @@ class LatencyRatio(Metric):
     def measure(self, evidence: Evidence) -> Figure:
         ratios = evidence.latency
         if not ratios:
-            return Figure(None, why="there is no erasure to compare with the unedited model")
+            return Figure(None, why="no erasure was made for these images")
         value = statistics.median(ratios)
         low, high = (min(ratios), max(ratios)) if len(ratios) > 1 else (None, None)
         return Figure(value, low, high, n=len(ratios), original=1.0, difference=value - 1)

@@ -4,10 +4,9 @@ All arithmetic is float64. The distances depend on the network, the resize and t
 formula, so compare them only inside one protocol, and FID only between sets of one size (its expectation falls with
 1/n).
 
-Intervals. A bootstrap of FID is biased upwards: repeated pictures shrink the covariance. Instead the prompts are
-split into two disjoint halves several times. The two halves' values F1 and F2 are equally biased, their difference
-has four times the variance of the full value, and so the standard error is the root mean square of F1 - F2 over 2.
-What the reference pictures contribute is not in it.
+Intervals. A bootstrap of FID is biased upwards: repeated pictures shrink the covariance. Instead each of up to 20 groups of
+prompts is left out in turn (delete-a-group jackknife, Kott 2001), which biases all of these values equally. The interval is
+that of `overpaint.report.statistics.from_contributions`, with Student's t. What the reference pictures contribute is not in it.
 """
 
 from __future__ import annotations
@@ -22,13 +21,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.metric import Evidence, Figure, FrameName, Metric
 from overpaint.metrics.outcomes import Tally
+from overpaint.report import statistics
+from overpaint.report.resampling import jackknife
 from overpaint.report.statistics import Estimate
 
 #: Fewer images have no FID: at 40 of them, even real pictures are 200 away from real pictures of the same world.
 FID_IMAGES = 500
-SPLITS = 10
 KID_ROWS = 5_000  # up to so many pictures a side KID uses every pair at once, beyond them random subsets
 
 
@@ -116,22 +116,6 @@ def cmmd(x: NDArray, y: NDArray, sigma: float = 10.0, scale: float = 1000.0) -> 
     return scale * (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y))
 
 
-def half_split_error(
-    statistic: Callable[[NDArray], float], clusters: NDArray, splits: int = SPLITS, seed: int = 0
-) -> float | None:
-    """Standard error of ``statistic(clusters)`` from disjoint halves of its clusters: rms(F1 - F2) / 2."""
-    names = np.unique(clusters)
-    if len(names) < 4:
-        return None
-    rng = np.random.default_rng(seed)
-    gaps = []
-    for _ in range(splits):
-        shuffled = rng.permutation(names)
-        middle = len(names) // 2
-        gaps.append(statistic(shuffled[:middle]) - statistic(shuffled[middle : 2 * middle]))
-    return float(np.sqrt(np.mean(np.square(gaps))) / 2)
-
-
 class FeatureRows(NamedTuple):
     """Feature vectors ``(n, d)`` with the prompts ``(n,)`` and the (prompt, seed) keys that they belong to."""
 
@@ -150,20 +134,18 @@ class FeatureRows(NamedTuple):
         return FeatureRows(self.vectors[place], self.prompts[place], keys, self.failed)
 
 
-def feature_rows(frame: pd.DataFrame) -> FeatureRows:
+def feature_rows(frame: pd.DataFrame, column: str = "features") -> FeatureRows:
     """The usable features of a frame of images; an image without them, or with one that is no number, counts as failed."""
-    if "features" not in frame:
+    if column not in frame:
         empty = pd.MultiIndex.from_arrays([[], []])
         return FeatureRows(np.empty((0, 0)), np.empty(0, dtype=str), empty, len(frame))
-    usable = np.array(
-        [v is not None and bool(np.isfinite(np.asarray(v, float)).all()) for v in frame["features"]], bool
-    )
+    usable = np.array([v is not None and bool(np.isfinite(np.asarray(v, float)).all()) for v in frame[column]], bool)
     if "failed" in frame:
         usable = usable & ~frame["failed"].to_numpy(bool)
     kept = frame[usable]
     prompts = kept["prompt_id"] if "prompt_id" in kept else pd.Series(range(len(kept)))
     seeds = kept["seed"] if "seed" in kept else pd.Series(np.zeros(len(kept), int))
-    vectors = np.stack([np.asarray(v, float) for v in kept["features"]]) if len(kept) else np.empty((0, 0))
+    vectors = np.stack([np.asarray(v, float) for v in kept[column]]) if len(kept) else np.empty((0, 0))
     keys = pd.MultiIndex.from_arrays([prompts.to_numpy(), seeds.to_numpy()])
     return FeatureRows(vectors, prompts.astype(str).to_numpy(dtype=str), keys, int((~usable).sum()))
 
@@ -175,7 +157,7 @@ class FeatureDistance(Metric):
     direction = "down"
     unit = "distance"
     aggregation = "all general prompts"
-    version = 3
+    version = 4
     roles = ("utility",)
     floor: ClassVar[float] = -math.inf
     least: ClassVar[int] = 2  # images a side below which the distance means nothing
@@ -184,24 +166,30 @@ class FeatureDistance(Metric):
     def distance(x: NDArray, y: NDArray) -> float:
         raise NotImplementedError
 
+    def rows(self, evidence: Evidence, frame: FrameName) -> FeatureRows:
+        """Features of the general prompts' images of a frame: those of the extractor, or else of the detector."""
+        return feature_rows(evidence.images_of("utility", frame=frame), self.features())
+
+    @classmethod
+    def features(cls) -> str:
+        """The column with the features."""
+        return f"{cls.extractor}.features" if cls.extractor else "features"
+
     def estimate(self, statistic: Callable[[NDArray], float], prompts: NDArray, floor: float) -> Estimate:
-        """The statistic of all prompts with its half-split interval."""
+        """The statistic of all prompts with its jackknife interval, whose lower limit is at least ``floor``."""
         value = statistic(np.unique(prompts))
-        error = half_split_error(statistic, prompts)
-        if error is None:
-            return Estimate(value)
-        reach = 1.959963984540054 * error
-        p_value = math.erfc(abs(value) / error / math.sqrt(2)) if error else float(value == 0)
-        return Estimate(value, max(value - reach, floor), value + reach, p_value)
+        found = statistics.from_contributions(value, jackknife(statistic, prompts))
+        return found if found.low is None else found._replace(low=max(found.low, floor))
 
 
 class ReferenceDistance(FeatureDistance):
     """Distance to real pictures, beside the original model's."""
 
     def measure(self, evidence: Evidence) -> Figure:
-        own, original = (feature_rows(evidence.images_of("utility", frame=f)) for f in ("images", "original"))
+        own, original = self.rows(evidence, "images"), self.rows(evidence, "original")
         count = Tally(len(own.vectors), own.failed)
-        reference = feature_rows(pd.DataFrame() if evidence.reference is None else evidence.reference).vectors
+        real = pd.DataFrame() if evidence.reference is None else evidence.reference
+        reference = feature_rows(real, self.features()).vectors
         why = count.refusal(evidence.failure_limit, "utility images") or _too_few(
             len(own.vectors), "utility images", self.least
         )
@@ -234,7 +222,7 @@ class OriginalDistance(FeatureDistance):
     """Distance to what the original model draws for the same prompts and seeds: how far the erasure moved the rest."""
 
     def measure(self, evidence: Evidence) -> Figure:
-        own, original = (feature_rows(evidence.images_of("utility", frame=f)) for f in ("images", "original"))
+        own, original = self.rows(evidence, "images"), self.rows(evidence, "original")
         count = Tally(len(own.vectors), own.failed)
         why = count.refusal(evidence.failure_limit, "utility images")
         why = why or Tally(len(original.vectors), original.failed).refusal(evidence.failure_limit, "original images")
@@ -309,6 +297,54 @@ class KidOriginal(OriginalDistance):
     paper = "KID, arXiv 1801.01401; Gretton et al. 2012"
     aggregation = "all general prompts, pairs left out of the cross term"
     distance = staticmethod(paired_kid)
+
+
+class InceptionFidReference(FidReference):
+    """FID to the reference pictures on Inception features, as published tables print it."""
+
+    version = 1
+    extractor = "inception"
+    extracted = ("images", "original", "reference")
+
+
+class InceptionFidOriginal(FidOriginal):
+    """FID to the unedited model's images on Inception features (HUB's FID-SD)."""
+
+    version = 1
+    extractor = "inception"
+
+
+class InceptionKidReference(KidReference):
+    """KID to the reference pictures on Inception features."""
+
+    version = 1
+    extractor = "inception"
+    extracted = ("images", "original", "reference")
+
+
+def unit_cmmd(x: NDArray, y: NDArray) -> float:
+    """CMMD of embeddings (n, d) and (m, d) after scaling each to length 1, as the paper's encoder does."""
+    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (_matrix(x), _matrix(y)))
+    return cmmd(x, y)
+
+
+class CmmdReference(ReferenceDistance):
+    """CMMD to the reference pictures: squared MMD of CLIP embeddings, times 1000; it is meaningful for fewer images than FID."""
+
+    version = 1
+    paper = "CMMD, arXiv 2401.09603"
+    extractor = "mmd"
+    extracted = ("images", "original", "reference")
+    distance = staticmethod(unit_cmmd)
+
+
+class CmmdOriginal(OriginalDistance):
+    """CMMD to the unedited model's images of the same prompts and seeds."""
+
+    version = 1
+    paper = "CMMD, arXiv 2401.09603"
+    extractor = "mmd"
+    distance = staticmethod(unit_cmmd)
 
 
 def _matrix(rows_: NDArray) -> NDArray:

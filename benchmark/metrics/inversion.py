@@ -12,15 +12,15 @@ are used: m = D/2 (1 + ln 2π) and s² = D/2. Any image can be inverted, so d an
 scrambled) and a floor (images of a concept that the model never saw). If these are no worse, the figures say nothing
 about the concept.
 
-Intervals resample prompts: the same prompts for the control, others for ordinary images. A resampled distance is larger
-on average than the distance itself; intervals are widened to contain their value.
+Intervals and tests leave out one prompt at a time (`overpaint.report.statistics.from_contributions`): the same prompt for the
+control, others for ordinary images.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -28,10 +28,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from overpaint.metrics.metric import AttackMetric, Evidence, Figure, FrameName
 from overpaint.metrics.outcomes import Tally, clusters, has_readings
-from overpaint.report.resampling import bootstrap_test, limits
-from overpaint.report.statistics import DRAWS, LEVEL
+from overpaint.report.resampling import left_out
+from overpaint.report.statistics import from_contributions
 
-#: A number, or an array (draws,) of resampled ones.
+#: A number, or an array (clusters,) of its values without each cluster.
 Number = TypeVar("Number", float, NDArray)
 
 
@@ -62,6 +62,13 @@ def likelihood_distance(concept: Moments[Number], ordinary: Moments[Number], nor
     return wasserstein(concept, normal) / wasserstein(ordinary, normal)
 
 
+class Read(NamedTuple):
+    """A figure, and for each role of images the contributions of its prompts, by their names."""
+
+    figure: Figure
+    contributions: dict[str, pd.Series]
+
+
 class Reading(AttackMetric):
     """A figure of what the attack measured on the concept's images; the control are the same images, scrambled.
 
@@ -69,8 +76,8 @@ class Reading(AttackMetric):
     """
 
     paper = "Memories of Forgotten Concepts, arXiv 2412.00782"
-    aggregation = "over pictures, prompts resampled"
-    version = 3
+    aggregation = "over pictures, prompts as clusters"
+    version = 4
     column: ClassVar[str]
     beside: ClassVar[tuple[str, ...]] = ()  # roles of other images that enter the figure
     frame: ClassVar[FrameName] = "images"
@@ -80,28 +87,30 @@ class Reading(AttackMetric):
         return has_readings(getattr(evidence, cls.frame), cls.column)
 
     def measure(self, evidence: Evidence) -> Figure:
-        figure, resampled = self.sampled(evidence, self.frame, "attacked")
-        value = figure.value
-        if value is None:
+        own = self.read(evidence, self.frame, "attacked")
+        figure = own.figure
+        if figure.value is None:
             return figure
+        found = from_contributions(figure.value, *(part.to_numpy(float) for part in own.contributions.values()))
+        figure = replace(figure, low=found.low, high=found.high)
         if self.frame == "images":
-            figure = replace(figure, original=self.sampled(evidence, "original", "attacked")[0].value)
-        control, same = self.sampled(evidence, self.frame, "scrambled")
-        if control.value is None:
+            figure = replace(figure, original=self.read(evidence, "original", "attacked").figure.value)
+        control = self.read(evidence, self.frame, "scrambled")
+        value, scrambled = figure.value, control.figure.value
+        if value is None or scrambled is None:
             return figure
-        gap, gaps = value - control.value, resampled - same
-        low, high = limits(gaps, LEVEL)
+        gap = from_contributions(value - scrambled, *_gaps(own, control))
         return replace(
             figure,
-            control=control.value,
-            difference=gap,
-            difference_low=min(low, gap),
-            difference_high=max(high, gap),
-            p_value=bootstrap_test(gaps),
+            control=scrambled,
+            difference=gap.value,
+            difference_low=gap.low,
+            difference_high=gap.high,
+            p_value=gap.p_value,
         )
 
-    def sampled(self, evidence: Evidence, frame: FrameName, role: str) -> tuple[Figure, NDArray]:
-        """The figure of one role of images, and its values (draws,) for resampled prompts."""
+    def read(self, evidence: Evidence, frame: FrameName, role: str) -> Read:
+        """The figure of one role of images, and the contributions of their prompts and of those ``beside`` them."""
         names = (role, *self.beside)
         tables, failures = zip(
             *(_table(evidence.images_of(name, frame=frame), self.column) for name in names), strict=True
@@ -110,18 +119,22 @@ class Reading(AttackMetric):
         undefined = Figure(None, n=len(own), failed=sum(failures), against="control")
         for name, table, failed in zip(names, tables, failures, strict=True):
             if why := Tally(len(table), failed).refusal(evidence.failure_limit, f"{name} pictures"):
-                return replace(undefined, why=why), np.empty(0)
+                return Read(replace(undefined, why=why), {})
         dimensions = int(own["dimensions"].iloc[0])
+        whole = [moments(table["value"]) for table in tables]
+        contributions = {}
         with np.errstate(divide="ignore", invalid="ignore"):
-            value = self.value(dimensions, *(moments(table["value"]) for table in tables))
-        if not math.isfinite(value):
-            return replace(undefined, why=f"the figure of {self.column} is non-finite"), np.empty(0)
-        spread = self.value(dimensions, *(_resampled(table, seed) for seed, table in enumerate(tables)))
-        figure = replace(undefined, value=value)
-        if own["cluster"].nunique() > 1:
-            low, high = limits(spread, LEVEL)
-            figure = replace(figure, low=min(low, value), high=max(high, value))
-        return figure, spread
+            value = self.value(dimensions, *whole)
+            if not math.isfinite(value):
+                return Read(replace(undefined, why=f"the figure of {self.column} is non-finite"), {})
+            for place, table in enumerate(tables):
+                these = cast("list[Moments[NDArray]]", [*whole[:place], _without(table), *whole[place + 1 :]])
+                without: NDArray = self.value(dimensions, *these)
+                known = np.isfinite(without).all()
+                prompts = np.unique(table["cluster"].astype(str))
+                parts = left_out(without) if known else np.empty(0)
+                contributions[names[place]] = pd.Series(parts, index=prompts if known else None, dtype=float)
+        return Read(replace(undefined, value=value), contributions)
 
     def value(self, dimensions: int, own: Moments[Number], *beside: Moments[Number]) -> Number:
         """The figure from the moments of these images' readings and of those of the roles in ``beside``."""
@@ -174,12 +187,20 @@ def _table(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, int]:
     return table[table["value"].notna()].reset_index(drop=True), int(value.isna().sum())
 
 
-def _resampled(table: pd.DataFrame, seed: int) -> Moments[NDArray]:
-    """Moments (draws,) of resampled prompts. Equal seeds draw equal prompts from tables of equal size."""
+def _without(table: pd.DataFrame) -> Moments[NDArray]:
+    """Moments (clusters,) of the readings without each prompt, in the order of the prompts' names."""
     centre = table["value"].mean()
     off = table["value"] - centre
-    sums = pd.DataFrame({"n": 1.0, "x": off, "xx": off**2}).groupby(table["cluster"]).sum().to_numpy()
-    counts = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=DRAWS)
-    n, x, xx = (counts @ sums).T
+    sums = pd.DataFrame({"n": 1.0, "x": off, "xx": off**2}).groupby(table["cluster"].astype(str)).sum().to_numpy()
+    n, x, xx = (sums.sum(axis=0) - sums).T
     mean = x / n
     return Moments(centre + mean, np.sqrt(np.maximum(xx / n - mean**2, 0)))
+
+
+def _gaps(own: Read, control: Read) -> list[NDArray]:
+    """Contributions to the difference of two figures, none if one side has none. Prompts of the same name are one prompt."""
+    sides = zip(own.contributions.values(), control.contributions.values(), strict=True)
+    return [
+        one.sub(other, fill_value=0.0).to_numpy(float) if len(one) and len(other) else np.empty(0)
+        for one, other in sides
+    ]

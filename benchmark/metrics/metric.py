@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from overpaint.errors import unknown
 from overpaint.grid.concepts import Concept
@@ -21,12 +22,18 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 
 #: Roles of images: those of plain prompts, an attack's images, and the images that an attack makes only for comparison.
-IMAGE_ROLES = (*(role.name for role in ROLES), "attacked", "floor", "scrambled", "ordinary")
+IMAGE_ROLES = (*(role.name for role in ROLES), "attacked", "floor", "scrambled", "ordinary", "repeated")
 
 #: Frames of an `Evidence`.
 FrameName = Literal[
-    "images", "original", "control", "random_prefix", "floor", "unrelated", "plain", "plain_original", "reference"
-]
+    "images", "original", "control", "random_prefix", "floor", "unrelated", "plain", "plain_original", "reference",
+    "retained", "retained_original", "membership", "membership_original", "copies", "copies_original",
+]  # fmt: skip
+
+#: Column of box detectors: the boxes of an image as JSON, ``[[class, score], …]``.
+DETECTIONS = "detections"
+#: Column of celebrity detectors: the score of the clearest face. It is no label of a concept.
+FACE = "face"
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,12 @@ class Evidence:
     - ``plain`` and ``plain_original``: beside an attack, images of the plain target prompts from the victim and from
       the unedited model.
     - ``reference``: real images; its rows have ``features`` only.
+    - ``retained`` and ``retained_original``: beside an attack, images of the neighbours' prompts from the victim and from
+      the unedited model.
+    - ``membership`` and ``membership_original``: training images of the erased concepts and images that the model was not trained
+      on, with the columns of the stage *membership* instead of those below.
+    - ``copies`` and ``copies_original``: images of the training captions that are repeated, with their distances to training
+      images (stage *replicate*). These frames and the retained ones are made only for metrics that name them (`Metric.frames`).
 
     Columns are `IMAGE_COLUMNS` and one for each detector label:
 
@@ -56,6 +69,7 @@ class Evidence:
     - ``draw`` counts an attack's images of one prompt and seed. ``verdict`` is 1 or 0 from the judge that guided the
       attack, NaN without a judge. Attacks add columns for what they measured themselves (``nll``, ``psnr``, …).
     - ``failed`` is true if the image has no score. Such an image shows the concept neither present nor absent.
+    - ``purpose.features`` and ``purpose.value`` come from the extractor for that purpose (`Metric.extractor`).
     """
 
     erased: Sequence[Concept]
@@ -68,11 +82,19 @@ class Evidence:
     plain: pd.DataFrame | None = None
     plain_original: pd.DataFrame | None = None
     reference: pd.DataFrame | None = None
+    retained: pd.DataFrame | None = None
+    retained_original: pd.DataFrame | None = None
+    membership: pd.DataFrame | None = None
+    membership_original: pd.DataFrame | None = None
+    copies: pd.DataFrame | None = None
+    copies_original: pd.DataFrame | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)  # detector label -> concept kind
     threshold: float = 0.5
     failure_limit: float = 0.05
     judged_by_itself: bool = False  # whether the judge that guided the attack is the detector
     erasure: Mapping[str, float] = field(default_factory=dict)  # seconds, peak_bytes, artefact_bytes, extra_parameters
+    texts: Mapping[str, Mapping[str, ArrayLike]] = field(default_factory=dict)  # purpose -> text -> embedding
+    absent: Mapping[str, str] = field(default_factory=dict)  # purpose of an extractor that could not run -> reason
     ledger: Mapping[str, float] = field(default_factory=dict)  # what the attack spent: forwards, images, seconds, …
     latency: Sequence[float] | None = None  # paired ratios of seconds per image, edited by unedited
 
@@ -126,13 +148,18 @@ class Figure:
 class Metric:
     """A metric: class attributes describe it, ``measure`` is a pure function of the evidence.
 
-    A new metric is one class and one line ``name: "module:Class"`` under ``metrics`` in ``conf/metrics/facets.yaml``.
+    A new metric is one class and one line ``name: "module:Class"`` under ``metrics`` in a set of ``conf/metrics``.
 
     - ``facet`` is one of the track's facets, ``direction`` is ``"up"`` if higher is better, else ``"down"``.
     - ``paper`` is the source, ``aggregation`` says how images become one number, ``unit`` what the number counts.
     - ``roles`` are the roles of the images that it needs; a metric of costs has none.
     - ``attacks`` are the attacks in whose cells it is computed. ``"*"`` means every attack except ``none`` and
       ``not_attacks``.
+    - ``frames`` are frames that are made only for metrics that name them.
+    - ``extractor`` is the purpose of the extractor that it reads (``metrics.extractors``), empty for none. Its columns are named
+      ``purpose.column``, in the ``extracted`` frames, for images of the metric's roles. ``texts`` returns the texts to embed.
+      Without the extractor the figure is undefined, unless it is ``optional``.
+    - ``also`` are roles of further images that the extractor reads and `texts` has to know.
     - ``version`` is raised when the value can change.
     """
 
@@ -145,6 +172,11 @@ class Metric:
     roles: ClassVar[tuple[str, ...]] = ()
     attacks: ClassVar[tuple[str, ...]] = ("none",)
     not_attacks: ClassVar[tuple[str, ...]] = ()
+    frames: ClassVar[tuple[FrameName, ...]] = ()
+    extractor: ClassVar[str] = ""
+    optional: ClassVar[bool] = False
+    also: ClassVar[tuple[str, ...]] = ()
+    extracted: ClassVar[tuple[FrameName, ...]] = ("images", "original")
 
     @classmethod
     def applies_to(cls, attack: str) -> bool:
@@ -158,9 +190,20 @@ class Metric:
         """Whether this evidence asks for the figure at all. A relevant figure that cannot be computed is undefined."""
         return True
 
+    def texts(self, images: pd.DataFrame, erased: Sequence[Concept]) -> list[str]:
+        """Texts that the extractor embeds for images with columns ``prompt``, ``concept`` and ``role`` (``Evidence.texts``)."""
+        return []
+
     def measure(self, evidence: Evidence) -> Figure:
         """The figure of one cell."""
         raise NotImplementedError
+
+    def parts(self, evidence: Evidence) -> Mapping[str, Figure]:
+        """The same figure for parts of the images, by name (a language, a category, a class).
+
+        They become records of their own, named ``metric.part``.
+        """
+        return {}
 
 
 class AttackMetric(Metric):

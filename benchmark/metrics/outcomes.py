@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.metric import Evidence, Figure, FrameName, Metric
 from overpaint.report import statistics
 from overpaint.report.statistics import Estimate
 
@@ -168,16 +168,29 @@ class Share(Metric):
     """
 
     version = 2
+    compared: ClassVar[tuple[FrameName, FrameName]] = ("images", "original")
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
         """Outcomes of ``frame``, which holds the images of this metric's roles."""
         return own_concept(frame, evidence.threshold)
 
     def measure(self, evidence: Evidence) -> Figure:
-        these, those = (
-            self.judge(evidence.images_of(*self.roles, frame=frame), evidence) for frame in ("images", "original")
-        )
+        these, those = (self.judge(evidence.images_of(*self.roles, frame=frame), evidence) for frame in self.compared)
         return compare(these, those, evidence.failure_limit, f"{'/'.join(self.roles)} images")
+
+
+def shares_by(metric: Share, column: str, evidence: Evidence) -> dict[str, Figure]:
+    """The metric's figure for each value of a column, if there are several values."""
+    frames = [evidence.images_of(*metric.roles, frame=frame) for frame in ("images", "original")]
+    if column not in frames[0]:
+        return {}
+    values = sorted({value for value in frames[0][column] if isinstance(value, str) and value})
+    found = {}
+    for value in values if len(values) > 1 else ():
+        chosen = [frame[frame[column] == value].reset_index(drop=True) for frame in frames]
+        these, those = (metric.judge(frame, evidence) for frame in chosen)
+        found[value] = compare(these, those, evidence.failure_limit, f"{value} images")
+    return found
 
 
 def asking(labels: Callable[[list[str]], Collection[str]], frame: pd.DataFrame, threshold: float) -> pd.DataFrame:

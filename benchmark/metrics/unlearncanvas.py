@@ -14,17 +14,17 @@ should be kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from operator import itemgetter
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from overpaint.metrics.metric import Evidence, Figure
 from overpaint.metrics.outcomes import Share, asking
 
 AXES = ("object", "style")
+#: The photographs among UnlearnCanvas' themes. The released code averages over them (50 others), the authors state 49.
+PHOTOGRAPHS = "Seed_Images"
 
 
 class GridAccuracy(Share):
@@ -73,6 +73,15 @@ class InDomainRetention(GridAccuracy):
         return axis in inside and label not in erased
 
 
+class InDomainRetentionDrawn(InDomainRetention):
+    """IRA without the photographs: `PHOTOGRAPHS` are not averaged, as if they were dropped from the script's output."""
+
+    version = 1
+
+    def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
+        return label != PHOTOGRAPHS and super().chosen(axis, label, erased, inside)
+
+
 class CrossDomainRetention(GridAccuracy):
     """CRA: accuracy on the labels of the other axis (objects for a style); undefined if both axes have an erased one."""
 
@@ -86,35 +95,13 @@ class CrossDomainRetention(GridAccuracy):
         return figure
 
 
-def unlearncanvas_scores(
-    style_hits: ArrayLike,
-    object_hits: ArrayLike,
-    themes: Sequence[str],
-    objects: Sequence[str],
-    target: str,
-    include_seed_images: bool = True,
-    seed_images: str = "Seed_Images",
-) -> dict[str, float]:
-    """UA, IRA and CRA from the classifiers' verdicts on one model's ``(theme, object, seed)`` grid of images.
+class CrossDomainRetentionDrawn(CrossDomainRetention):
+    """CRA without the photographs: `PHOTOGRAPHS` are not averaged."""
 
-    The released code lists the photographs ``Seed_Images`` among the themes, which leaves 50 others; the authors state
-    49. ``include_seed_images=False`` leaves this theme out of the mean over themes. Its images still count in the
-    accuracies of objects, as they do if the theme is dropped from the script's output. For a grid without photographs,
-    leave them out of the arrays.
-    """
-    accuracy = {
-        "style": dict(zip(themes, np.asarray(style_hits, float).mean(axis=(1, 2)), strict=True)),
-        "object": dict(zip(objects, np.asarray(object_hits, float).mean(axis=(0, 2)), strict=True)),
-    }
-    if not include_seed_images:
-        accuracy["style"].pop(seed_images, None)
-    inside, across = ("style", "object") if target in accuracy["style"] else ("object", "style")
-    others = [value for label, value in accuracy[inside].items() if label != target]
-    return {
-        "UA": float(1 - accuracy[inside][target]),
-        "IRA": float(np.mean(others)),
-        "CRA": float(np.mean(list(accuracy[across].values()))),
-    }
+    version = 1
+
+    def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
+        return label != PHOTOGRAPHS and super().chosen(axis, label, erased, inside)
 
 
 def _axis(kind: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -102,7 +103,9 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
         with told(f"{file} is not a readable safetensors file"):
             return unpacked(load_file(file))
     if file.suffix not in PICKLES:
-        raise UserError(f"{file} is no checkpoint: it takes .safetensors, or {', '.join(PICKLES)} with weights only")
+        raise UserError(
+            f"{file} is not a checkpoint: method.file takes .safetensors, or {', '.join(PICKLES)} with weights only"
+        )
     with told(f"{file} cannot be read as weights only"):
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
     while isinstance(found, Mapping) and not _tensors(found):
@@ -206,8 +209,6 @@ def _diffusers_names(model: DiffusionModel, state: State) -> State:
     """The tensors with the names of the original Stable Diffusion code replaced by those of diffusers."""
     if not any(name.startswith((ORIGINAL_DENOISER, "input_blocks.")) for name in state):
         return state
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
     prefixed = any(name.startswith(ORIGINAL_DENOISER) for name in state)
     whole = {name if prefixed else f"{ORIGINAL_DENOISER}{name}": tensor for name, tensor in state.items()}
     with told("a checkpoint of the original Stable Diffusion code cannot be converted"):

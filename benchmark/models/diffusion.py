@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy, deepcopy
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, cast, overload
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ from diffusers import (
     PNDMScheduler,
 )
 from PIL import Image
+from pydantic import Field
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.typed import check_type
 from overpaint.models.attention import recorded_maps
 from overpaint.models.guidance import Guidance, GuidanceMaker
 from overpaint.models.parameters import ROLES, Parameter, Projection, TextLayer, owners
@@ -41,6 +43,8 @@ SCHEDULERS = {
 SCHEDULER_OPTIONS = {"ddim": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}
 
 
+#: Side of the network's latents, and factor of the autoencoder's latents, with which an image can be made.
+Size, Scale = Annotated[int, Field(ge=1, le=1024)], Annotated[float, Field(ge=1e-6, le=1e6)]
 #: What the networks of this family predict: the noise ε, or the velocity √ᾱ ε − √(1−ᾱ) x_0.
 PREDICTIONS = ("epsilon", "v_prediction")
 #: One time for all rows of a batch, or times (b,) of its rows; whole numbers or not.
@@ -113,6 +117,20 @@ class DiffusionModel:
         given, wanted = self.vae.config.latent_channels, self.denoiser.config.in_channels
         if given != wanted:
             raise UserError(f"the autoencoder's latents have {given} channels, and the network reads {wanted}")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Raise a `UserError` for numbers of the configurations with which no image can be made."""
+        longest = getattr(self.text_encoder.config, "max_position_embeddings", self.tokens)
+        check_type(self.denoiser.config.sample_size, Size, "the network's sample_size")
+        check_type(self.vae.config.scaling_factor, Scale, "the autoencoder's scaling_factor")
+        if not 3 <= self.tokens <= longest:
+            raise UserError(f"the tokenizer pads to {self.tokens} tokens, and the text encoder reads 3 to {longest}")
+        schedule = self.scheduler("ddim")
+        betas, alphas = schedule.betas, schedule.alphas_cumprod
+        rising = bool(((betas >= 0) & (betas <= 1)).all()) and bool(alphas[-1] < alphas[0])
+        if not rising or len(betas) != schedule.config.num_train_timesteps:
+            raise UserError("the scheduler's betas give no noise that grows from step to step")
 
     # --- facts -------------------------------------------------------------------------------------------------
 

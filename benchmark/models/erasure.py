@@ -19,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.paths import path_of
 from overpaint.grid.registry import component
+from overpaint.grid.typed import bare, shown
 from overpaint.models.guidance import Guidance
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 CONTIGUOUS = torch.contiguous_format
 KINDS = ("delta", "adapter", "guard")
+#: Types of stored tensors.
+WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ class Erasure:
     def _check_base(self, model: DiffusionModel, parameters: Mapping[str, torch.Tensor]) -> None:
         for name, change in (item for erasure in self.sequence for item in erasure.changes.items()):
             if name not in parameters:
-                raise UserError(f"this erasure changes {name}, which the model does not have")
+                raise UserError(f"this erasure changes {bare(name)}, which the model does not have")
             shape = tuple(parameters[name].shape)
             if shape != change.shape:
                 raise UserError(f"this erasure does not fit the model: {name} is {shape} there and {change.shape} here")
@@ -257,13 +261,14 @@ def load_erasure(path: str | Path) -> Erasure:
     Raises:
         UserError: The file does not exist, or is not a well-formed erasure file with finite tensors.
     """
+    found = path_of(path, "erasure")
+    if not found.is_file():
+        raise UserError(f"erasure file {path} {'is not a regular file' if found.exists() else 'does not exist'}")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(found), framework="pt") as file:
             header = json.loads((file.metadata() or {})["overpaint"])
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return _erasure(header, stored, f"erasure file {path}")
-    except FileNotFoundError:
-        raise UserError(f"erasure file {path} does not exist") from None
     except KeyError:
         raise UserError(f"{path} is not an overpaint erasure file (its header has no entry 'overpaint')") from None
     except RecursionError:
@@ -283,6 +288,8 @@ def _erasure(header: Any, stored: Mapping[str, torch.Tensor], where: str) -> Era
     for entry, kind in HEADER.items():
         if not isinstance(header.get(entry), kind):
             raise UserError(f"{where}: its header has no {entry} ({kind.__name__})")
+    if not header["method"].isprintable():
+        raise UserError(f"{where}: its method {shown(header['method'])} is no name")
     if header["kind"] not in KINDS:
         raise unknown("kind", header["kind"], KINDS, where)
     below = {key.removeprefix("before:"): t for key, t in stored.items() if key.startswith("before:")}
@@ -303,6 +310,8 @@ def _erasure(header: Any, stored: Mapping[str, torch.Tensor], where: str) -> Era
             changes[name] = _low_rank(name, tensor, own.get(f"{name}:down"), where)
         elif f"{name}:up" not in own:
             raise UserError(f"{where}: it has {name}:down without {name}:up")
+    if parts and header["kind"] == "delta":
+        raise UserError(f"{where}: a delta has no tensors of its own, and this one has part:{next(iter(parts))}")
     return Erasure(
         header["method"], header["kind"], changes, parts, header["settings"], header["manifest"], before=before
     )
@@ -318,12 +327,12 @@ def _low_rank(name: str, up: torch.Tensor, down: torch.Tensor | None, where: str
 
 
 def _check_finite(name: str, tensor: torch.Tensor, where: str) -> None:
-    if not tensor.is_floating_point():
+    if tensor.dtype not in WEIGHTS:
         raise UserError(
-            f"{where}: {name} holds {str(tensor.dtype).removeprefix('torch.')} values, not numbers of a weight"
+            f"{where}: {bare(name)} holds {str(tensor.dtype).removeprefix('torch.')} values, not numbers of a weight"
         )
     if not tensor.isfinite().all():
-        raise UserError(f"{where}: {name} has non-finite values")
+        raise UserError(f"{where}: {bare(name)} has non-finite values")
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from overpaint.errors import unknown
 from overpaint.grid.registry import load_attribute
+from overpaint.grid.source_code import is_ours, source_of
 
 if TYPE_CHECKING:
     from overpaint.models.diffusion import DiffusionModel
@@ -17,6 +18,10 @@ FAMILIES = {
     "StableDiffusionPipeline": "overpaint.models.diffusion:DiffusionModel",
     "StableDiffusionXLPipeline": "overpaint.models.sdxl:SDXLModel",
 }
+
+
+#: The family of each pipeline in `FAMILIES`, so that planning need not import its class.
+NAMES = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
 
 
 @cache
@@ -35,3 +40,14 @@ def family(name: str, where: str) -> type[DiffusionModel]:
     """The class that reads pipelines of this class name."""
     check_pipeline(name, where)
     return load_attribute(families()[name])
+
+
+def family_name(pipeline: str, where: str) -> str:
+    """The family of pipelines of this class name. Imports a family's class only if it belongs to another package."""
+    return NAMES.get(pipeline) or family(pipeline, where).family
+
+
+def family_source(pipeline: str) -> dict[str, str]:
+    """The source of a family of another package, for `Task.sources`; empty for our own, whose users have versions."""
+    reference = families()[pipeline]
+    return {} if is_ours(reference) else {f"model family {pipeline}": source_of(reference)}

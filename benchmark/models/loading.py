@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -14,19 +16,24 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from overpaint.errors import UserError, unknown
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.families import family
-from overpaint.models.sources import local_folder, part_weights, read_index
+from overpaint.models.sources import check_regular, local_folder, part_weights, read_index
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 #: Components that are not loaded.
 UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
 #: Libraries that a pipeline's networks may come from. Any other would run code that the folder names.
 LIBRARIES = ("diffusers", "transformers")
+#: The files that hold a tokenizer's words: one of these sets.
+WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+#: A tensor of published text encoders that is no weight. Newer versions of transformers do not report it.
+BUFFER = "embeddings.position_ids"
 #: What the libraries report of a network that they loaded -> how a message says it.
 PROBLEMS = {
     "missing_keys": "the weights of {name} lack {n} tensors",
@@ -89,19 +96,21 @@ def load_component(folder: Path, name: str, entry: list[str], where: str) -> Any
     """One component of a pipeline folder; a network with exactly the weights that its files hold."""
     library, class_name = import_module(entry[0]), entry[1]
     cls, own = getattr(library, class_name), folder / name
+    check_regular(own, f"{where}/{name}")
     if not issubclass(cls, torch.nn.Module):
-        fast = getattr(library, f"{class_name}Fast", None)  # the only one that reads tokenizer.json in transformers 4
+        if name.startswith("tokenizer") and not any(all((own / n).is_file() for n in names) for names in WORDS):
+            raise UserError(f"{where}/{name} holds no words ({' or '.join(' with '.join(names) for names in WORDS)})")
         with told(f"{where}: {name} cannot be loaded"):
-            chosen = fast if fast and not (own / "vocab.json").is_file() else cls
-            return chosen.from_pretrained(own, local_files_only=True)
+            return cls.from_pretrained(own, local_files_only=True)
     files = part_weights(folder, name, where)
+    check_depth(own, files, f"{where}/{name}")
     with told(f"{where}: {name} cannot be loaded"):
         part, info = cls.from_pretrained(own, use_safetensors=True, local_files_only=True, output_loading_info=True)
         if info["missing_keys"]:
             part, info = renamed(part, files, info)
     for key, problem in PROBLEMS.items():
-        if info.get(key):
-            found = sorted(map(str, info[key]))
+        found = sorted(name for name in map(str, info.get(key) or ()) if not name.endswith(BUFFER))
+        if found:
             raise UserError(f"{where}: {problem.format(name=name, n=len(found))}, such as {found[0]}")
     return part
 
@@ -114,11 +123,26 @@ def assembled(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
     return cls(**{name: value for name, value in settings.items() if name in accepted}, **parts)
 
 
+def check_depth(folder: Path, files: list[Path], where: str) -> None:
+    """Raise a `UserError` if a configuration asks for more layers than the weights have tensors: building it may never end."""
+    count = 0
+    for file in files:
+        with safe_open(str(file), framework="np") as opened:
+            count += len(opened.keys())
+    with told(f"{where} cannot be loaded"):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        asked = [value for key, value in dict(config).items() if "layers" in key and isinstance(value, int)]
+    if max(asked, default=0) > count:
+        raise UserError(f"{where}/config.json asks for {max(asked)} layers, and the weights have {count} tensors")
+
+
 @contextmanager
 def told(what: str) -> Iterator[None]:
     """Turn any error inside the block into one sentence: the libraries raise what they like on a malformed folder."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except (MemoryError, UserError):
         raise
     except Exception as error:
@@ -131,7 +155,7 @@ def renamed(
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The network with its weights under the names of another version of transformers.
 
-    Version 5 leaves out the prefix ``text_model.`` of text encoders. Earlier versions do not read such files: they keep
+    Newer versions leave out the prefix ``text_model.`` of text encoders. Older versions do not read such files: they keep
     random weights and report all tensors as missing.
     """
     prefix = "text_model."

@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from overpaint.errors import UserError
+from overpaint.grid.paths import path_of
 from overpaint.grid.shipped import shipped
-from overpaint.models.families import check_pipeline
+from overpaint.models.families import check_pipeline, family_name, family_source
 from overpaint.run.store import file_hash
 
 #: Models of this project, by the name of their folder in ``datasets/``.
@@ -31,6 +32,8 @@ WEIGHTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encode
 STEMS = ("diffusion_pytorch_model", "model")
 #: The file of a tokenizer that is no JSON: which pieces a word is made of.
 MERGES = "merges.txt"
+#: Names of models on the hub: ``owner/name``.
+HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 #: Files below this size are hashed each time, larger ones are remembered.
 REMEMBERED_FROM = 64 << 20
 #: Seconds to wait for the hub.
@@ -48,7 +51,7 @@ def resolve(path: str) -> str:
         if not own.is_dir():
             raise UserError(f"model.path={path} is in the repository but not in the installed package: use a clone")
         path = str(own)
-    folder = Path(path).expanduser()
+    folder = path_of(path, "model.path")
     if folder.suffix in PICKLES:
         raise UserError(
             f"model.path={path} is a pickle checkpoint, which can run code when it is loaded; "
@@ -64,12 +67,45 @@ def resolve(path: str) -> str:
                 )
         check_pipeline(read_index(folder, f"model.path={path}")["_class_name"], f"model.path={path}/model_index.json")
         return str(folder)
-    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
+    if not HUB_NAME.fullmatch(path):
         raise UserError(
             f"model.path={path} does not exist (it takes a diffusers pipeline folder, a hub id like owner/name, or "
             f"{' or '.join(OURS)})"
         )
     return path
+
+
+@cache
+def _pipeline(path: str) -> str | None:
+    """The class name of a model's pipeline; ``None`` for a hub model that is neither in the local cache nor to be asked for."""
+    source = resolve(path)
+    if Path(source).is_dir():
+        return read_index(Path(source), f"model.path={path}")["_class_name"]
+    index = _hub_index(source)
+    if not index.is_file():
+        fingerprint_model(path)  # asks the hub, which downloads the index
+        index = _hub_index(source)
+    if not index.is_file():
+        return None
+    name = read_index(index.parent, f"model.path={path}")["_class_name"]
+    check_pipeline(name, f"model.path={path}/model_index.json")
+    return name
+
+
+def _hub_index(name: str) -> Path:
+    return _hub_folder(name) / "snapshots" / (hub_revision(name) or "-") / "model_index.json"
+
+
+def model_family(path: str) -> str | None:
+    """The family of a model, before it is loaded; ``None`` for a hub model if the hub cannot be asked."""
+    pipeline = _pipeline(path)
+    return family_name(pipeline, f"model.path={path}/model_index.json") if pipeline else None
+
+
+def model_family_source(path: str) -> dict[str, str]:
+    """`family_source` of a model's family; empty as long as the family is not known."""
+    pipeline = _pipeline(path)
+    return family_source(pipeline) if pipeline else {}
 
 
 def read_index(folder: Path, where: str) -> dict[str, Any]:
@@ -85,7 +121,7 @@ def read_index(folder: Path, where: str) -> dict[str, Any]:
 
 def part_weights(folder: Path, name: str, where: str) -> list[Path]:
     """The safetensors files that hold the weights of one network: one file, or all shards of an index."""
-    present = [file.name for file in (folder / name).glob("*")]
+    present = [file.name for file in (folder / name).glob("*") if file.is_file()]
     found, lacking = chosen_weights(present, lambda index: (folder / name / index).read_bytes(), f"{where}/{name}")
     if lacking:
         raise UserError(f"{where}/{name} lacks the weight file {lacking[0]}")
@@ -121,9 +157,16 @@ def _shards(content: bytes, where: str) -> list[str]:
         shards = sorted(set(json.loads(content)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where} is not an index of weight files") from error
-    if not shards or any(not isinstance(s, str) or s != PurePosixPath(s).name for s in shards):
+    if not shards or any(not isinstance(s, str) or s != PurePosixPath(s).name or s == ".." for s in shards):
         raise UserError(f"{where} names weight files outside its folder")
     return shards
+
+
+def check_regular(folder: Path, where: str) -> None:
+    """Raise a `UserError` if a folder holds a device, a pipe or a broken link: reading one may never end."""
+    for file in folder.glob("*"):
+        if not (file.is_file() or file.is_dir()):
+            raise UserError(f"{where}/{file.name} is not a regular file")
 
 
 def check_header(file: Path, where: str) -> None:
@@ -171,7 +214,9 @@ def content(names: Iterable[str], folder: Path) -> list[str]:
     found |= {str(p) for p in paths if len(p.parts) == 2 and _describes(p)}
     for part in WEIGHTS:
         inside = [p.name for p in paths if p.parent == PurePosixPath(part)]
-        weights, _ = chosen_weights(inside, lambda index, part=part: (folder / part / index).read_bytes(), part)
+        weights, _ = chosen_weights(
+            inside, lambda index, part=part: (folder / part / index).read_bytes(), f"{folder / part}"
+        )
         found |= {f"{part}/{name}" for name in weights}
     return sorted(found)
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from overpaint.report import statistics
 from overpaint.report.families import Compared, Mark, is_primary, marks
-from overpaint.report.pooling import Outcomes, pooled
+from overpaint.report.pooling import Outcomes, groups_of, pooled
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import ARROWS, SETTINGS, Entry, Row, Table, _several, _under, distinguished
 from overpaint.report.views import View
@@ -33,9 +33,15 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
                 ranks[head] = [shown[head][m].value for m in methods]
         if not shown or len(methods) < 2:
             continue
-        rows = [Row((m,), [shown[head].get(m) for head in shown]) for m in methods]
-        note = "Ranks: 1 is best, ties share the better rank; 95 % intervals from resampled prompts, concepts fixed."
-        yield Table(f"Ranks, {title}", (view.rows,), list(shown), rows, [note])
+        notes = ["Ranks: 1 is best, ties share the better rank; 95 % intervals from paired tests, concepts fixed."]
+        means = {f"mean rank, {average}": _mean_ranks(part, view, methods, average) for average in view.mean_ranks}
+        if means:
+            notes.append(
+                "Mean ranks are over the columns, by the methods' means over concept sets or over kinds of concepts."
+            )
+        shown_too = shown | means
+        rows = [Row((m,), [shown_too[head].get(m) for head in shown_too]) for m in methods]
+        yield Table(f"Ranks, {title}", (view.rows,), list(shown_too), rows, notes)
         yield _agreement(title, ranks)
 
 
@@ -52,11 +58,9 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
         found = [Estimate(None if np.isnan(rank) else float(rank)) for rank in ranks]
         why = MISSING
     else:
-        prompts = table.groupby(["method", "concepts", "cluster"], sort=True)["value"].agg(
-            lambda values: values.mean(skipna=False)
-        )
-        matrix = prompts.unstack("method").reindex(columns=present).T
-        found, why = statistics.rank_intervals(matrix.to_numpy(float), direction), ""
+        images = table.pivot(index=[*PAIR, "cluster"], columns="method", values="value").reindex(columns=present)
+        keys = images.index.to_frame(index=False)
+        found, why = statistics.rank_intervals(images.to_numpy(float).T, direction, **groups_of(keys)), ""
         if found[0].value is None:
             why = "no prompt was judged for every method"
     entries = {
@@ -64,6 +68,27 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
         for m, e in zip(present, found, strict=True)
     }
     return [entries.get(m, Entry(None, unit="rank", why="not measured")) for m in methods]
+
+
+def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average: str) -> dict[str, Entry]:
+    """The mean over the view's columns of each method's rank by its mean figure; undefined if a method lacks a column."""
+    values, directions, missing = [], [], []
+    for name, column in view.columns.items():
+        chosen = column.chosen(part, view.rows)
+        by_method = [chosen[chosen["method"] == m] for m in methods]
+        means = [pooled(figures, "value", Outcomes(), average) if len(figures) else None for figures in by_method]
+        known = [None if found is None else found.estimate.value for found in means]
+        if None in known:
+            missing.append(name)
+        else:
+            values.append(known)
+            directions.append(chosen["direction"].iloc[0])
+    if missing or not values:
+        return {
+            m: Entry(None, unit="rank", why=f"not measured for every method: {', '.join(missing)}") for m in methods
+        }
+    _, ranks = statistics.mean_ranks(np.array(values, float).T, directions)
+    return {m: Entry(float(rank), unit="rank", n=len(values)) for m, rank in zip(methods, ranks, strict=True)}
 
 
 def _agreement(title: str, ranks: dict[str, list[float | None]]) -> Table:
@@ -130,8 +155,7 @@ def _pair(records: pd.DataFrame, one: str, other: str, outcomes: Outcomes) -> tu
     joined = tables[0].merge(tables[1], on=PAIR, suffixes=("", "_other"))
     if joined.empty:
         return Estimate(None), "no images of the same prompts and seeds"
-    clusters, strata = (joined["concepts"].astype(str) + "\x1f" + joined[c].astype(str) for c in ("cluster", "stratum"))
-    found = statistics.paired_difference(joined["value"], joined["value_other"], clusters, strata)
+    found = statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined))
     return found, "" if found.value is not None else "every pair of images failed"
 
 

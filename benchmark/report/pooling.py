@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 
@@ -59,12 +59,13 @@ class Pooled:
     p_equivalence: float | None = None
 
 
-def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Pooled | None:
+def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str = "concepts") -> Pooled | None:
     """The mean of one field of records of one metric over their concepts and method seeds; ``None`` if the field is empty.
 
-    The tests always refer to the difference, even if another field is shown.
+    ``average`` says what has equal weight: every concept set, or every kind (`overpaint.report.views.Average`). The
+    tests always refer to the difference, even if another field is shown.
     """
-    shown = _mean(figures, field, outcomes)
+    shown = _mean(figures, field, outcomes, average)
     if shown.value is None and (field in ("control", "difference") or not len(figures)):
         return None
     tested = figures[figures["p_value"].notna()]
@@ -75,7 +76,7 @@ def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Pooled | No
         record = figures.iloc[0]
         same = record.get("p_equivalence")
         return Pooled(shown, float(record["p_value"]), None if pd.isna(same) else float(same))
-    gap = shown if field == "difference" else _mean(figures, "difference", outcomes)
+    gap = shown if field == "difference" else _mean(figures, "difference", outcomes, average)
     return Pooled(shown, *_tests(gap, figures["unit"].iloc[0]))
 
 
@@ -98,44 +99,34 @@ def _tests(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
     return min(2 * beyond(0.0), 1.0), same if unit == "fraction" else None
 
 
-def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Estimate:
-    """The mean of one field: over the method seeds of each concept, then over concepts."""
-    by_concept = [part for _, part in figures.groupby("concepts", sort=False)]
-    own = [_over_seeds(part, field, outcomes) for part in by_concept]
-    mean = statistics.mean_of_estimates(own)
-    if mean.value is None or len(own) == 1:
-        return own[0] if len(own) == 1 else mean
-    if figures["seed"].nunique() > 1:
+def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -> Estimate:
+    """The mean of one field: over the method seeds of each concept, then over concepts (of each kind, then over kinds), which
+    share general prompts."""
+    general = figures["facet"].iloc[0] == "utility" if len(figures) else False
+    if average == "kinds" and figures["kind"].nunique() > 1:
+        kinds = [_mean(part, field, outcomes, "concepts") for _, part in figures.groupby("kind", sort=False)]
+        return statistics.mean_of_estimates(kinds, shared=general)
+    own = [_over_seeds(part, field) for _, part in figures.groupby("concepts", sort=False)]
+    mean = own[0] if len(own) == 1 else statistics.mean_of_estimates(own, shared=general)
+    if mean.value is None or len(figures) == 1:
         return mean
     found = _from_outcomes(figures, field, outcomes, mean.value)
-    return mean if found is None else found._replace(spread=mean.spread)
+    if found is None:
+        return mean
+    return found if len(own) == 1 else found._replace(spread=mean.spread)
 
 
-def _over_seeds(figures: pd.DataFrame, field: str, outcomes: Outcomes) -> Estimate:
-    """The mean of one concept's records over method seeds. The seeds are treated as a sample."""
+def _over_seeds(figures: pd.DataFrame, field: str) -> Estimate:
+    """The mean of one concept's records over method seeds, without outcomes. The seeds are treated as a sample.
+
+    They share their prompts, whose part in the errors is not known.
+    """
     own = [_estimate(record, field) for _, record in figures.iterrows()]
     if len(own) == 1:
         return own[0]
-    mean = statistics.mean_of_estimates(own)
-    if mean.value is None:
-        return mean
-    fixed = _from_outcomes(figures, field, outcomes, mean.value)
-    table = outcomes.together(figures)
-    if fixed is None or table is None:
-        return _between(own, mean)
-    values = table["value"] - table["other"] if field == "difference" else table["value"]
-    return statistics.mean_over_runs(values, table["run"], table["cluster"], fixed)._replace(
-        p_value=None, p_equivalence=None
-    )
-
-
-def _between(own: list[Estimate], mean: Estimate) -> Estimate:
-    """The mean over seeds without outcomes, with Student's t interval or the combined interval, whichever is wider."""
-    spread = statistics.mean([e.value for e in own if e.value is not None])
-    if mean.value is None or spread.low is None or spread.high is None:
-        return mean
-    low, high = (limit if limit is not None else mean.value for limit in (mean.low, mean.high))
-    return mean._replace(low=min(low, spread.low), high=max(high, spread.high))
+    mean = statistics.mean_of_estimates(own, shared=True)
+    found = statistics.mean_over_runs(mean, [e.value for e in own if e.value is not None], range(len(own)))
+    return found._replace(spread=mean.spread)
 
 
 def _from_outcomes(figures: pd.DataFrame, field: str, outcomes: Outcomes, value: float) -> Estimate | None:
@@ -143,12 +134,30 @@ def _from_outcomes(figures: pd.DataFrame, field: str, outcomes: Outcomes, value:
     table = outcomes.together(figures) if field in ("value", "difference") else None
     if table is None or not table["value"].dropna().isin((0, 1)).all():
         return None
-    clusters, strata = (table["concepts"].astype(str) + "\x1f" + table[c].astype(str) for c in ("cluster", "stratum"))
     if field == "value":
-        found = statistics.proportion(table["value"], clusters, strata)
+        found = statistics.proportion(table["value"], **groups_of(table))
     else:
-        found = statistics.paired_difference(table["value"], table["other"], clusters, strata)
+        found = statistics.paired_difference(table["value"], table["other"], **groups_of(table))
     return found if found.value is not None and abs(found.value - value) < SAME else None
+
+
+class Groups(TypedDict):
+    """Columns that say which outcomes belong together, as `overpaint.report.statistics` takes them."""
+
+    clusters: pd.Series
+    strata: pd.Series
+    runs: pd.Series
+    concepts: pd.Series
+
+
+def groups_of(table: pd.DataFrame) -> Groups:
+    """The groups of outcomes (`Outcomes.together`).
+
+    A prompt that several concepts and method seeds share is one cluster.
+    """
+    concepts = table["concepts"].astype(str)
+    strata, runs = (concepts + "\x1f" + table[name].astype(str) for name in ("stratum", "run"))
+    return {"clusters": table["cluster"].astype(str), "strata": strata, "runs": runs, "concepts": concepts}
 
 
 def _estimate(record: pd.Series, field: str) -> Estimate:

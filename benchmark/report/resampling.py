@@ -1,9 +1,14 @@
-"""Resampling of clustered observations, for bootstrap intervals and tests."""
+"""Groups of observations, and leaving out each of them in turn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+#: Largest number of groups that a jackknife leaves out one by one.
+GROUPS = 20
 
 
 def observed(
@@ -24,35 +29,18 @@ def observed(
     return values[valid], (codes[0][valid], codes[1][valid]), int((~valid).sum())
 
 
-def resampled_ratios(tops: ArrayLike, bottoms: ArrayLike, draws: int, rng: np.random.Generator) -> NDArray:
-    """``(draws,)`` ratios of sums over resampled clusters.
+def left_out(values: ArrayLike) -> NDArray:
+    """Contributions ``(groups,)`` to a statistic, from its ``values`` without each of the groups in turn (jackknife, Kott
+    2001), for `overpaint.report.statistics.from_contributions`."""
+    values = np.asarray(values, float)
+    return (values.mean() - values) * (len(values) - 1) / len(values)
 
-    One multinomial over the distinct clusters draws equal clusters together. Many prompts with few seeds therefore cost no
-    more than few prompts, and the order of the observations does not matter.
+
+def jackknife(statistic: Callable[[NDArray], float], clusters: ArrayLike, seed: int = 0) -> NDArray:
+    """Contributions of at most `GROUPS` random groups of ``clusters`` to ``statistic(clusters)``.
+
+    The groups differ in size by at most one cluster.
     """
-    given = np.column_stack([np.asarray(tops, float), np.asarray(bottoms, float)])
-    pairs, counts = np.unique(given, axis=0, return_counts=True)
-    sums = rng.multinomial(counts.sum(), counts / counts.sum(), size=draws) @ pairs
-    return sums[:, 0] / sums[:, 1]
-
-
-def limits(draws: NDArray, level: float) -> tuple[float, float]:
-    """Percentile limits of resampled values."""
-    low, high = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])
-    return float(low), float(high)
-
-
-def bootstrap_test(draws: NDArray) -> float:
-    """Two-sided p-value of "zero" (Efron and Tibshirani 1993, §15.4). It agrees with the percentile interval of the same
-    resampled values: it is below 0.05 if the 95 % interval excludes zero."""
-    found = np.sort(draws[~np.isnan(draws)])
-    return min(1.0, max(2 * min(_level_of_zero(found), _level_of_zero(-found[::-1])), 1 / (len(found) + 1)))
-
-
-def _level_of_zero(found: NDArray) -> float:
-    """The highest level at which the percentile of the sorted values is at most zero."""
-    count = int(np.searchsorted(found, 0.0, side="right"))
-    if count in (0, len(found)):
-        return count / len(found)
-    before, after = found[count - 1], found[count]
-    return float((count - 1 - before / (after - before)) / (len(found) - 1))
+    names = np.random.default_rng(seed).permutation(np.unique(np.asarray(clusters)))
+    groups = np.arange(len(names)) % min(GROUPS, len(names))
+    return left_out([statistic(names[groups != group]) for group in range(groups.max() + 1)])

@@ -4,7 +4,7 @@ Interval and test use the same function of the hypothesised value, so they never
 the 95 % interval exactly if its two-sided p-value is above 0.05.
 
 Let y_i be the observations (0 or 1; −1, 0 or 1 for differences), w_i = 1 / (H n_h) their weights in H strata of n_h
-observations, m = Σ w_i y_i and N = 1 / Σ w_i². The score of a hypothesised value v is
+observations (or a_h / n_h for strata with weights a_h), m = Σ w_i y_i and N = 1 / Σ w_i². The score of a hypothesised value v is
 
     z(v) = (m − v) √N / √(D(v) V(v))
 
@@ -12,16 +12,22 @@ V(v) is the variance of one observation: v (1 − v) for a share (Wilson 1927). 
 likely shares with that difference (Tango 1998). D(v) is the design effect, which is also estimated at the hypothesised value.
 Boos (1992) describes such tests; at v = 0 and for equal clusters, the result is the test of Durkalski et al. (2003):
 
-    D(v) = max(1, C/(C−1) Σ_c (Σ_{i in c} w_i e_i)² / Σ_i w_i² e_i²) · min(1, Σ_i w_i² e_i² / Σ_i w_i² (y_i − v)²)
+    D(v) = max(1, Σ_c (Σ_{i in c} w_i e_i)² / Σ_i w_i² e_i²) · min(1, Σ_i w_i² e_i² / Σ_i w_i² (y_i − v)²)
 
 with e_i = y_i − o_h − v for the C clusters c and the strata's offsets o_h, their means minus m shrunk by
-n_h / (n_h + `SHRINKAGE`). The first factor is at most the size of the largest cluster. It is 1 if each cluster has one
-observation. The second factor is 1 if there is one stratum. If both are 1, the interval is Wilson's or Tango's. Because D is
-estimated at v and not at m, a single hit cannot make it collapse.
+C_h / (C_h + `SHRINKAGE`) for the C_h clusters of a stratum, with twice that constant for differences. The first factor is at most
+the size of the largest cluster. It is 1 if each cluster has one observation. The second factor is 1 if there is one stratum. If
+both are 1, the interval is Wilson's or Tango's. Because D is estimated at v and not at m, a single hit cannot make it collapse.
+For the same reason the sum over clusters needs no factor C/(C−1): the deviations are taken from v, not from a fitted mean.
+`worth`, which evaluates D at m, has that factor.
 
-There are two corrections near the limits of the scale. If at most `RARE` effective hits were found, in a share of at most
-`RARE_SHARE`, the limit of the share is widened to that of a Poisson count (Brown, Cai and DasGupta 2001). If clusters have
-several observations and the hits come from few clusters, Student's t replaces the normal distribution in interval and test.
+There are three corrections for few observations:
+
+- If at most `RARE` effective hits were found, in a share of at most `RARE_SHARE`, the limit of the share is widened to that of a
+  Poisson count (Brown, Cai and DasGupta 2001). The same holds for the distance of a difference from 1 or -1.
+- If clusters have several observations and the hits come from few clusters, Student's t replaces the normal distribution in
+  interval and test.
+- For a single share, Student's t has at most 1.5 N degrees of freedom, for the effective size N.
 
 All functions are vectorised: leading axes of the arrays are data sets.
 """
@@ -38,10 +44,10 @@ from numpy.typing import ArrayLike, NDArray
 RARE = 3
 #: Largest share that counts as rare, for any number of observations.
 RARE_SHARE = 0.25
-#: Number of observations at which a stratum's offset is shrunk by half.
+#: Number of prompts at which a stratum's offset is shrunk by half; twice as many for differences.
 SHRINKAGE = 6.0
 #: Number of bisection steps in the search for a limit.
-HALVINGS = 55
+HALVINGS = 42
 TINY = 1e-12
 
 Score = Callable[[NDArray], NDArray]
@@ -66,19 +72,28 @@ class Sample(NamedTuple):
     unstratified: NDArray
 
 
-def sample(values: NDArray, clusters: NDArray, strata: NDArray) -> Sample:
-    """Statistics of data sets ``values`` (sets, n) that share the codes of ``clusters`` (n,) and ``strata`` (n,)."""
+def sample(
+    values: NDArray, clusters: NDArray, strata: NDArray, shares: NDArray | None = None, images: int = 1
+) -> Sample:
+    """Statistics of data sets ``values`` (sets, n) that share the codes of ``clusters`` (n,) and ``strata`` (n,).
+
+    ``shares`` (strata,) are weights of the strata, equal by default. ``images`` is the number of images of an observation: 2 for
+    differences.
+    """
     values = np.atleast_2d(np.asarray(values, float))
     member, sizes = np.unique(clusters, return_inverse=True, return_counts=True)[1:]
     stratum, in_stratum = np.unique(strata, return_inverse=True, return_counts=True)[1:]
-    weights = 1.0 / (len(in_stratum) * in_stratum[stratum])
+    shares = np.ones(len(in_stratum)) if shares is None else shares
+    shares = shares / shares.sum()
+    weights = (shares / in_stratum)[stratum]
 
     def averaged(table: NDArray) -> NDArray:
-        return (_sums(table, stratum) / in_stratum).mean(axis=1)
+        return (_sums(table, stratum) / in_stratum) @ shares
 
     mean = averaged(values)
     offsets = _sums(values, stratum) / in_stratum - mean[:, None]
-    trust = in_stratum / (in_stratum + SHRINKAGE) * (len(in_stratum) > 1)
+    prompts = np.bincount(np.unique(np.stack([stratum, member]), axis=1)[0])  # clusters of each stratum
+    trust = prompts / (prompts + images * SHRINKAGE) * (len(in_stratum) > 1)
     offsets = offsets * trust
     spent = (trust * (2 - trust)).mean() * (len(in_stratum) - 1)  # degrees of freedom used by the offsets
     lost = max(len(stratum) - 1, 1) / max(len(stratum) - 1 - spent, 1)
@@ -124,8 +139,11 @@ def _few(hit: list[NDArray], sizes: NDArray) -> NDArray:
     return np.where((rarer > 0) & (rarer < min(10.0, len(sizes) / 4)), rarer + 4, np.inf)
 
 
-def design_effect(of: Sample, value: NDArray) -> NDArray:
-    """D(v): the factor by which clusters and strata change the variance of independent observations."""
+def design_effect(of: Sample, value: NDArray, fitted: bool = False) -> NDArray:
+    """D(v): the factor by which clusters and strata change the variance of independent observations.
+
+    ``fitted`` says that ``value`` is the mean of the same observations, which costs one degree of freedom.
+    """
     powers = np.stack([np.ones_like(value), value, value**2], axis=-1)
     by_cluster, inside, plain = (
         np.maximum((part * powers).sum(axis=-1), 0.0) for part in (of.by_cluster, of.by_observation, of.unstratified)
@@ -133,7 +151,8 @@ def design_effect(of: Sample, value: NDArray) -> NDArray:
     nothing = inside <= TINY * of.by_observation[..., 2]
     all_alike = of.by_cluster[..., 2] / of.by_observation[..., 2]
     ratio = np.where(nothing, all_alike, by_cluster / np.where(nothing, 1.0, inside))
-    ratio = np.where(nothing, ratio, ratio * of.clusters / np.maximum(of.clusters - 1, 1))
+    if fitted:
+        ratio = np.where(nothing, ratio, ratio * of.clusters / np.maximum(of.clusters - 1, 1))
     ratio = np.where(of.largest > 1, np.clip(ratio, 1.0, of.largest), 1.0)
     strata = np.where(plain > inside, inside / np.where(plain > 0, plain, 1.0), 1.0)
     return ratio * np.maximum(strata, TINY)
@@ -168,7 +187,7 @@ def independent(mean: ArrayLike, size: ArrayLike, up: ArrayLike | None = None, d
 
 def worth(of: Sample) -> NDArray:
     """Effective sample size: the number of independent observations with the same information (Kish 1965)."""
-    return of.size / design_effect(of, of.mean)
+    return of.size / design_effect(of, of.mean, fitted=True)
 
 
 def unpaired_score(one: Sample, other: Sample, difference: NDArray) -> NDArray:
@@ -190,13 +209,21 @@ def unpaired_score(one: Sample, other: Sample, difference: NDArray) -> NDArray:
     return _ratio(p - q - v, variance)
 
 
+def beside(one: Sample, other: Sample) -> Sample:
+    """``one`` with the degrees of freedom of the difference to ``other``.
+
+    The design effects of unpaired samples are those of their own means. With several observations per cluster, they are known
+    with C − 1 degrees of freedom each.
+    """
+    known = np.where(np.maximum(one.largest, other.largest) > 1, one.clusters + other.clusters - 2, np.inf)
+    return one._replace(few=np.minimum(np.minimum(one.few, other.few), np.maximum(known, 1)))
+
+
 def unpaired_interval(one: Sample, other: Sample, level: float) -> tuple[NDArray, NDArray]:
     """Limits ``(sets,)`` of unpaired differences."""
-    gap, far = one.mean - other.mean, np.maximum(reach(one, level), reach(other, level))
-    low, high = (
-        _limit(lambda v: unpaired_score(one, other, v), gap, np.full_like(gap, end), far) for end in (-1.0, 1.0)
-    )
-    return low, high
+    gap, far = one.mean - other.mean, reach(beside(one, other), level)
+    limits = _limits(lambda v: unpaired_score(one, other, v), gap, far, (-1.0, 1.0))
+    return _rare_differences(gap, np.minimum(worth(one), worth(other)), limits, level)
 
 
 def _score(of: Sample, value: NDArray, variance: NDArray) -> NDArray:
@@ -230,39 +257,49 @@ def reach(of: Sample, level: float) -> NDArray:
 
 def share_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
     """Limits ``(sets,)`` of shares."""
-    from scipy.stats import gamma
-
-    far = reach(of, level)
-    low = _limit(lambda v: share_score(of, v), of.mean, np.zeros_like(of.mean), far)
-    high = _limit(lambda v: share_score(of, v), of.mean, np.ones_like(of.mean), far)
-
-    def poisson(share: NDArray) -> NDArray:
-        """The Poisson limit of a rare share, from its number of hits at the effective sample size."""
-        hits = share * size
-        rare = (hits > 0) & (hits <= RARE) & (share <= RARE_SHARE)
-        return np.where(rare, gamma.ppf(1 - level, np.maximum(hits, TINY)), np.inf) / size
+    from scipy.stats import t
 
     size = np.minimum(worth(of), of.size)
-    low = np.minimum(low, poisson(of.mean))
-    high = np.maximum(high, 1 - poisson(1 - of.mean))
+    far = t.ppf((1 + level) / 2, np.minimum(of.few, 1.5 * size))
+    low, high = _limits(lambda v: share_score(of, v), of.mean, far, (0.0, 1.0))
+    low = np.minimum(low, _rare(of.mean, size, level))
+    high = np.maximum(high, 1 - _rare(1 - of.mean, size, level))
     return np.where(of.mean <= TINY, 0.0, low), np.where(of.mean >= 1 - TINY, 1.0, high)
+
+
+def _rare(share: NDArray, size: NDArray, level: float) -> NDArray:
+    """The lower Poisson limit of a rare share, from its number of hits; infinite for other shares."""
+    from scipy.stats import gamma
+
+    hits = share * size
+    rare = (hits > TINY) & (hits <= RARE + TINY) & (share <= RARE_SHARE + TINY)
+    return np.where(rare, gamma.ppf(1 - level, np.maximum(hits, TINY)), np.inf) / size
+
+
+def _rare_differences(
+    gap: NDArray, size: NDArray, limits: tuple[NDArray, NDArray], level: float
+) -> tuple[NDArray, NDArray]:
+    """Limits of differences, widened as in `share_interval` if few observations keep the difference from 1 or -1."""
+    low, high = limits
+    low = np.minimum(low, _rare(1 + gap, size, level) - 1)
+    high = np.maximum(high, 1 - _rare(1 - gap, size, level))
+    return np.where(gap <= TINY - 1, -1.0, low), np.where(gap >= 1 - TINY, 1.0, high)
 
 
 def difference_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
     """Limits ``(sets,)`` of paired differences."""
-    far = reach(of, level)
-    low, high = (
-        _limit(lambda v: difference_score(of, v), of.mean, np.full_like(of.mean, end), far) for end in (-1.0, 1.0)
-    )
-    return low, high
+    limits = _limits(lambda v: difference_score(of, v), of.mean, reach(of, level), (-1.0, 1.0))
+    return _rare_differences(of.mean, np.minimum(worth(of), of.size), limits, level)
 
 
-def _limit(score: Score, inside: NDArray, outside: NDArray, far: NDArray) -> NDArray:
-    """The value between ``inside`` and ``outside`` with absolute score ``far``; ``outside`` if there is none."""
+def _limits(score: Score, inside: NDArray, far: NDArray, ends: tuple[float, float]) -> tuple[NDArray, NDArray]:
+    """On both sides of ``inside``, the value with absolute score ``far``; the end of the scale if there is none."""
+    outside = np.array(ends)[:, None] + 0 * inside
+    near, away = inside + 0 * outside, outside.copy()
     beyond = np.abs(score(outside)) > far
-    near, away = inside.copy(), outside.copy()
     for _ in range(HALVINGS):
         middle = (near + away) / 2
         out = np.abs(score(middle)) > far
         near, away = np.where(out, near, middle), np.where(out, middle, away)
-    return np.where(beyond, (near + away) / 2, outside)
+    low, high = np.where(beyond, (near + away) / 2, outside)
+    return low, high

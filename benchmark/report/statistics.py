@@ -12,24 +12,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from overpaint.report import scores
-from overpaint.report.resampling import limits, observed, resampled_ratios
+from overpaint.report import scores, seeds
+from overpaint.report.resampling import observed
 from overpaint.report.scores import Sample
 
 #: Incremented when an interval or a p-value can change. All figures are then measured again from stored scores.
-VERSION = 5
+VERSION = 6
 LEVEL = 0.95
-DRAWS = 10_000
 TINY = 1e-9
 #: Largest number of pairs for which the power of a test is computed exactly.
 EXACT_PAIRS = 150
 #: Equivalence margin: two shares count as equal if their difference is smaller than this.
 MARGIN = 0.10
+#: Fewer prompts have no interval of a mean of real values: for skewed values, it would cover too rarely.
+FEWEST_PROMPTS = 8
 #: The 97.5 % quantile of the normal distribution.
 NORMAL = 1.959964
 
@@ -77,14 +79,6 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
     return (float(low) if successes else 0.0), (float(high) if successes < n else 1.0)  # to the last bit
 
 
-def clopper_pearson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Exact interval of a proportion (Clopper and Pearson 1934). Its coverage is never below the level."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(successes, n, alpha=1 - level, method="beta")
-    return float(np.nan_to_num(low, nan=0.0)), float(np.nan_to_num(high, nan=1.0))
-
-
 def tango(gained: float, lost: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """Score interval of the difference ``(gained - lost) / n`` of two paired shares (Tango 1998).
 
@@ -97,18 +91,27 @@ def tango(gained: float, lost: float, n: float, level: float = LEVEL) -> tuple[f
 
 
 def proportion(
-    hits: ArrayLike, clusters: ArrayLike | None = None, strata: ArrayLike | None = None, level: float = LEVEL
+    hits: ArrayLike,
+    clusters: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    level: float = LEVEL,
+    weights: ArrayLike | None = None,
+    runs: ArrayLike | None = None,
+    concepts: ArrayLike | None = None,
 ) -> Estimate:
     """Share of positive observations with its score interval.
 
-    With ``strata``, the value is the mean of the shares of all strata with equal weights.
+    With ``strata``, the value is the mean of the shares of all strata, with equal weights or with the weights that
+    ``weights`` gives for each observation's stratum. With ``runs``, method seeds of each of the ``concepts`` are a sample:
+    see `mean_over_runs`.
     """
     kept, groups, failed = observed(hits, clusters, strata)
     if len(kept) == 0:
         return Estimate(None, failed=failed)
-    of = scores.sample(kept, *groups)
+    of = scores.sample(kept, *groups, _by_stratum(weights, hits, groups[1]))
     low, high = scores.share_interval(of, level)
-    return Estimate(float(of.mean[0]), float(low[0]), float(high[0]), n=len(kept), failed=failed)
+    found = Estimate(float(of.mean[0]), float(low[0]), float(high[0]), n=len(kept), failed=failed)
+    return found if runs is None else mean_over_runs(found, hits, runs, clusters, strata, concepts, (0.0, 1.0))
 
 
 def paired_difference(
@@ -118,11 +121,14 @@ def paired_difference(
     strata: ArrayLike | None = None,
     level: float = LEVEL,
     margin: float = MARGIN,
+    weights: ArrayLike | None = None,
+    runs: ArrayLike | None = None,
+    concepts: ArrayLike | None = None,
 ) -> Estimate:
     """Mean of ``first - second`` over aligned observations. Pairs with a failed observation are excluded.
 
-    For 0/1 observations, interval and tests are Tango's, with clusters and strata as in `proportion`. Other values have a
-    t-interval over cluster means (`mean`) and no equivalence test.
+    For 0/1 observations, interval and tests are Tango's, with the other arguments as in `proportion`. Other values have
+    the interval and test of `mean`, and no equivalence test.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape != b.shape:
@@ -131,15 +137,17 @@ def paired_difference(
     if len(kept) == 0:
         return Estimate(None, failed=failed)
     if not np.isin(kept, (-1, 0, 1)).all():
-        return mean(kept, groups[0], level)._replace(failed=failed)
-    of = scores.sample(kept, *groups)
-    return _difference(
+        found = mean(kept, groups[0], level)._replace(failed=failed)
+        return found if runs is None else mean_over_runs(found, a - b, runs, clusters, None, concepts)
+    of = scores.sample(kept, *groups, _by_stratum(weights, a - b, groups[1]), images=2)
+    found = _difference(
         of,
         lambda v: scores.difference_score(of, v),
         scores.difference_interval(of, level),
         Estimate(float(of.mean[0]), n=len(kept), failed=failed),
         margin,
     )
+    return found if runs is None else mean_over_runs(found, a - b, runs, clusters, strata, concepts, (-1.0, 1.0))
 
 
 def _difference(
@@ -151,6 +159,14 @@ def _difference(
     p_value = float(scores.p_value(of, zero)[0])
     low, high = (float(limit[0]) for limit in interval)
     return found._replace(low=low, high=high, p_value=p_value, p_equivalence=same)
+
+
+def _by_stratum(weights: ArrayLike | None, values: ArrayLike, stratum: NDArray) -> NDArray | None:
+    """The weights ``(strata,)`` of strata from those of observations, which are equal within each stratum."""
+    if weights is None:
+        return None
+    kept = np.asarray(weights, float)[~np.isnan(np.asarray(values, float))]
+    return kept[np.unique(stratum, return_index=True)[1]]
 
 
 def unpaired_difference(
@@ -168,9 +184,8 @@ def unpaired_difference(
     if any(len(kept) == 0 for kept, *_ in found):
         return Estimate(None, failed=failed)
     one, other = (scores.sample(kept, *groups) for kept, groups, _ in found)
-    fewer = one if one.few[0] <= other.few[0] else other
     return _difference(
-        fewer,
+        scores.beside(one, other),
         lambda v: scores.unpaired_score(one, other, v),
         scores.unpaired_interval(one, other, level),
         Estimate(float(one.mean[0] - other.mean[0]), n=sum(len(kept) for kept, *_ in found), failed=failed),
@@ -182,24 +197,63 @@ def unpaired_difference(
 
 
 def mean(values: ArrayLike, clusters: ArrayLike | None = None, level: float = LEVEL) -> Estimate:
-    """Mean of real values, with a t-interval and a t-test from `cluster_standard_error`. One cluster gives no interval."""
-    from scipy.stats import t
-
+    """Mean of real values, with interval and test from the contributions of its clusters: see `from_contributions`."""
     kept, (groups, _), failed = observed(values, clusters, None)
     if len(kept) == 0:
         return Estimate(None, failed=failed)
     members = np.unique(groups, return_inverse=True)[1]
     value, sums, sizes = float(kept.mean()), np.bincount(members, kept), np.bincount(members)
-    error = cluster_standard_error(sums, sizes)
-    if error is None:
-        return Estimate(value, n=len(kept), failed=failed)
-    reach, free = float(t.ppf((1 + level) / 2, len(sums) - 1)) * error, len(sums) - 1
-    p_value = float(2 * t.sf(abs(value) / error, free)) if error else float(value == 0)
-    return Estimate(value, value - reach, value + reach, p_value, len(kept), failed)
+    found = from_contributions(value, (sums - value * sizes) / len(kept), level=level)
+    return found._replace(n=len(kept), failed=failed)
 
 
-def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
+def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) -> Estimate:
+    """Interval and test of a value, from the contributions of clusters to its deviation from the true value.
+
+    Each of ``samples`` is one independent sample ``(clusters,)`` of contributions. For a mean, these are the clusters' sums of
+    residuals over n; for other figures they come from a jackknife (`overpaint.report.resampling.left_out`). With C clusters,
+
+        error² = Σ C/(C−1) Σ_c p_c²,    a = Σ C²/((C−1)(C−2)) Σ_c p_c³ / error³
+
+    The first is the sandwich variance (Liang and Zeger 1986), the second the skewness of the value. The limits are
+    value ± t · error, and the limit on the long side of the distribution is moved outwards by Johnson's (1978) correction,
+    |a| (2 t² + 1) / 6 · error. The test inverts the interval. Degrees of freedom are C − 1, or Satterthwaite's for several
+    samples. With fewer than `FEWEST_PROMPTS` clusters in a sample, interval and test are undefined.
+    """
+    from scipy.stats import t
+
+    counts = np.array([len(part) for part in samples], float)
+    if counts.min() < FEWEST_PROMPTS:
+        return Estimate(value)
+    variances = np.array([c / (c - 1) * (part @ part) for c, part in zip(counts, samples, strict=True)])
+    error = math.sqrt(variances.sum())
+    if error <= TINY * abs(value):  # all clusters agree
+        return Estimate(value, value, value, float(value == 0))
+    third = sum(c**2 / ((c - 1) * (c - 2)) * float((part**3).sum()) for c, part in zip(counts, samples, strict=True))
+    skewness, free = third / error**3, variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
+    far = float(t.ppf((1 + level) / 2, free))
+    low, high = (value + side * error * _moved(far, max(side * skewness, 0.0)) for side in (-1, 1))
+    quantile = _quantile(abs(value) / error, max(-skewness if value > 0 else skewness, 0.0))
+    return Estimate(value, low, high, float(2 * t.sf(quantile, free)))
+
+
+def _moved(quantile: float, skewness: float) -> float:
+    """The distance of a limit in standard errors, on the side on which the ``skewness`` (≥ 0) makes values spread."""
+    return quantile + skewness * (2 * quantile**2 + 1) / 6
+
+
+def _quantile(distance: float, skewness: float) -> float:
+    """The quantile for which `_moved` gives this distance, or 0 if the distance is too small."""
+    if skewness < TINY:
+        return distance
+    return max((math.sqrt(max(1 - skewness * (skewness / 6 - distance) * 4 / 3, 0.0)) - 1) * 1.5 / skewness, 0.0)
+
+
+def mean_of_estimates(estimates: Sequence[Estimate], shared: bool = False) -> Estimate:
     """Mean of independent estimates with equal weights. The interval combines theirs (square and add, Zou 2008).
+
+    If the estimates ``shared`` their prompts, they are not independent. The half-widths are then averaged, which is right for any
+    dependence.
 
     The averaged concepts are treated as fixed: the interval makes no statement about other concepts. The lower and the upper
     half-widths are combined separately, so that bounded figures keep their asymmetry. If one estimate is undefined, the mean is
@@ -214,7 +268,8 @@ def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
         return found
     limits_of = [e.low for e in estimates], [e.high for e in estimates]
     below, above = (np.abs(values - np.array(side, float)) for side in limits_of)
-    low, high = (float(np.sqrt((side**2).sum())) / len(values) for side in (below, above))
+    combined = np.mean if shared else lambda side: np.sqrt((side**2).sum()) / len(side)
+    low, high = (float(combined(side)) for side in (below, above))
     errors = (below + above) / 2 / NORMAL
     return found._replace(low=value - low, high=value + high, spread=spread(values, errors))
 
@@ -231,71 +286,62 @@ def spread(values: ArrayLike, errors: ArrayLike) -> float | None:
     return math.sqrt(max(float(values.var(ddof=1) - np.square(errors).mean()), 0.0))
 
 
-def mean_over_runs(values: ArrayLike, runs: ArrayLike, clusters: ArrayLike, inside: Estimate) -> Estimate:
-    """Mean over ``runs`` (method seeds, or concepts) that are a sample of all possible runs: a two-level interval.
+def mean_over_runs(
+    inside: Estimate,
+    values: ArrayLike,
+    runs: ArrayLike,
+    clusters: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    concepts: ArrayLike | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    margin: float = MARGIN,
+) -> Estimate:
+    """Mean over method seeds (``runs``), which are a sample of all seeds: interval and tests of both levels.
 
-    ``values``, ``runs`` and ``clusters`` are aligned, ``(observations,)``. A prompt that all runs share is one cluster.
-    ``inside`` is the estimate with the runs treated as fixed: the level of the prompts. Let S be the number of runs, B the
-    variance of their means, N the part of B that comes from prompts and images, and I the squared standard error of
-    ``inside``. Then
-
-        error² = B / S + max(I − N / S, 0),    reach = t_ν · error
-
-    where ν is Satterthwaite's (1946) number of degrees of freedom, from S − 1 for B / S and the number of clusters minus one for
-    the rest. On both sides, the interval is at least as wide as that of ``inside``. For a single run the result is ``inside``.
-    ``spread`` is the square root of B − N.
+    ``inside`` is the estimate with the seeds treated as fixed: the level of the prompts. The arrays are aligned,
+    ``(observations,)``. A prompt that all runs share is one cluster. Runs of different concepts are independent. See
+    `overpaint.report.seeds`; with fewer seeds than that needs, the result is ``inside``. ``spread`` is the standard deviation
+    between the seeds of one concept.
     """
-    from scipy.stats import t
+    import pandas as pd
 
-    kept, (group, run), _ = observed(values, clusters, runs)
-    names, run = np.unique(run, return_inverse=True)
-    if inside.value is None or inside.low is None or inside.high is None or len(names) < 2:
+    if inside.value is None or inside.low is None or inside.high is None:
         return inside
-    group = np.unique(group, return_inverse=True)[1]
-    sizes = np.bincount(run)
-    means = np.bincount(run, kept) / sizes
-    parts = np.zeros((len(names), group.max() + 1))  # contribution of each cluster to the mean of each run
-    np.add.at(parts, (run, group), (kept - means[run]) / sizes[run])
-    held = np.zeros(parts.shape, bool)
-    held[run, group] = True
-    sharing = held.sum(axis=0)
-    own = np.where(sharing > 1, (parts - parts.sum(axis=0) / sharing) * held, parts)
-    noise = (own**2).sum(axis=1) * held.sum(axis=1) / np.maximum(held.sum(axis=1) - 1, 1)
-    side, count = (1 + LEVEL) / 2, len(names)
-    outer = float(means.var(ddof=1)) / count
-
-    def reach(half: float) -> float:
-        """Half the width of one side, from that of ``inside``."""
-        inner = max((half / NORMAL) ** 2 - float(noise.mean()) / count, 0.0)
-        free = (outer + inner) ** 2 / (outer**2 / (count - 1) + inner**2 / max(group.max(), 1)) if outer else math.inf
-        return max(half, float(t.ppf(side, free)) * math.sqrt(outer + inner))
-
-    below, above = reach(inside.value - inside.low), reach(inside.high - inside.value)
-    return inside._replace(low=inside.value - below, high=inside.value + above, spread=spread(means, np.sqrt(noise)))
+    kept, (cluster, stratum), _ = observed(values, clusters, strata)
+    valid = ~np.isnan(np.asarray(values, float))
+    run, concept = (
+        np.zeros(len(kept), int) if names is None else pd.factorize(np.asarray(names)[valid])[0]
+        for names in (runs, concepts)
+    )
+    weights = 1.0 / np.bincount(stratum)[stratum]
+    found = []
+    for own in (concept == code for code in range(concept.max() + 1)):
+        own_runs, own_clusters = (np.unique(side[own], return_inverse=True)[1] for side in (run, cluster))
+        found.append(seeds.between(kept[None, own], own_runs, own_clusters, weights[own]))
+    if len(found) == 1 and found[0].runs > 1:
+        inside = inside._replace(spread=math.sqrt(max(float(found[0].variance[0] - found[0].noise[0]), 0.0)))
+    if max(of.runs for of in found) < seeds.FEWEST:
+        return inside
+    return _over_seeds(inside, seeds.plausible(found), bounds, margin)
 
 
-def cluster_bootstrap(
-    successes: ArrayLike, sizes: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of sum(successes) / sum(sizes), by resampling whole clusters (Field and Welsh 2007).
+def _over_seeds(inside: Estimate, plausible: NDArray, bounds: tuple[float, float], margin: float) -> Estimate:
+    """The estimate ``inside`` with an interval and tests that include the ``plausible`` variances (1, points) between seeds."""
+    value, low, high = inside.value, inside.low, inside.high
+    assert value is not None and low is not None and high is not None
+    below, above = (np.array([half / NORMAL]) for half in (value - low, high - value))
 
-    ``successes`` and ``sizes`` are ``(clusters,)``: positive observations and observations in each cluster.
-    """
-    return limits(resampled_ratios(successes, sizes, draws, np.random.default_rng(seed)), level)
+    def beyond(limit: float) -> float:
+        """One-sided p-value of "the true mean is beyond ``limit``"."""
+        return float(seeds.tail(np.array([abs(value - limit)]), below if value > limit else above, plausible)[0])
 
-
-def cluster_standard_error(successes: ArrayLike, sizes: ArrayLike, corrected: bool = True) -> float | None:
-    """Linearised (sandwich) standard error of sum(successes) / sum(sizes), robust to dependence inside clusters.
-
-    ``sqrt(sum_c (k_c - p n_c)^2) / sum n``, times ``sqrt(C / (C - 1))`` when corrected for C clusters (Liang and
-    Zeger 1986).
-    """
-    k, n = np.asarray(successes, float), np.asarray(sizes, float)
-    if n.sum() == 0 or (corrected and len(n) < 2):
-        return None
-    residuals = k - k.sum() / n.sum() * n
-    error = math.sqrt(float(residuals @ residuals)) / float(n.sum())
-    return error * math.sqrt(len(n) / (len(n) - 1)) if corrected else error
+    same = max(beyond(-margin), beyond(margin)) if abs(value) < margin else 1.0
+    return inside._replace(
+        low=max(value - float(seeds.reach(below, plausible, LEVEL)[0]), bounds[0]),
+        high=min(value + float(seeds.reach(above, plausible, LEVEL)[0]), bounds[1]),
+        p_value=None if inside.p_value is None else min(2 * beyond(0.0), 1.0),
+        p_equivalence=None if inside.p_equivalence is None else same,
+    )
 
 
 # --- tests, corrections, ranks ---------------------------------------------------------------------------------
@@ -318,26 +364,31 @@ def mcnemar(only_first: int, only_second: int, exact: bool = True, corrected: bo
 
 def holm(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
     """Holm's step-down correction (1979), which controls the family-wise error rate."""
-    return _adjusted(p_values, "holm", level)
+
+    def corrected(p: NDArray) -> NDArray:
+        order = np.argsort(p)
+        steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+        return np.minimum(steps, 1.0)[np.argsort(order)]
+
+    return _adjusted(p_values, corrected, level)
 
 
 def benjamini_hochberg(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
     """Benjamini and Hochberg's correction (1995), which controls the false discovery rate."""
-    return _adjusted(p_values, "fdr_bh", level)
+    from scipy.stats import false_discovery_control
+
+    return _adjusted(p_values, false_discovery_control, level)
 
 
-def _adjusted(p_values: Sequence[float | None], method: str, level: float) -> Adjusted:
-    """p-values corrected by statsmodels. Undefined entries stay undefined and do not count as tests."""
-    from statsmodels.stats.multitest import multipletests
-
-    defined = [i for i, p in enumerate(p_values) if p is not None and not math.isnan(p)]
-    adjusted: list[float | None] = [None] * len(p_values)
-    rejected: list[bool | None] = [None] * len(p_values)
-    if defined:
-        outcome = multipletests([p_values[i] for i in defined], alpha=1 - level, method=method)
-        for i, reject, p in zip(defined, outcome[0], outcome[1], strict=True):
-            adjusted[i], rejected[i] = float(p), bool(reject)
-    return Adjusted(adjusted, rejected)
+def _adjusted(p_values: Sequence[float | None], corrected: Callable[[NDArray], NDArray], level: float) -> Adjusted:
+    """Corrected p-values. Undefined entries stay undefined and do not count as tests."""
+    given = np.array([math.nan if p is None else p for p in p_values], float)
+    found = np.full(len(given), math.nan)
+    defined = ~np.isnan(given)
+    if defined.any():
+        found[defined] = corrected(given[defined])
+    adjusted = [None if math.isnan(p) else float(p) for p in found]
+    return Adjusted(adjusted, [None if p is None else p <= 1 - level for p in adjusted])
 
 
 def kendall_tau_b(x: ArrayLike, y: ArrayLike) -> Estimate:
@@ -384,6 +435,50 @@ def harmonic_mean(*terms: float | None) -> Harmonic:
     return Harmonic(len(known) / sum(1 / t for t in known), terms)
 
 
+def harmonic_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
+    """Harmonic mean of independent estimates, with an interval from theirs.
+
+    Each estimate is moved to its own limit while the others stay; the changes are squared and added (Zou and Donner 2008). If
+    several estimates are 0, the upper limit is the harmonic mean of all upper limits.
+    """
+    values = [e.value for e in estimates]
+    value = harmonic_mean(*values).value
+    found = Estimate(value, n=sum(e.n for e in estimates), failed=sum(e.failed for e in estimates))
+    lows, highs = [e.low for e in estimates], [e.high for e in estimates]
+    if value is None or None in lows or None in highs:
+        return found
+
+    def moved(limits_of: Sequence[float | None]) -> float:
+        changes = [
+            (harmonic_mean(*values[:place], limit, *values[place + 1 :]).value or 0.0) - value
+            for place, limit in enumerate(limits_of)
+        ]
+        return math.sqrt(sum(change**2 for change in changes))
+
+    low, high = value - moved(lows), value + moved(highs)
+    if sum(v == 0 for v in values) > 1:
+        high = harmonic_mean(*highs).value or 0.0
+    return found._replace(low=max(low, 0.0), high=min(high, max(h for h in highs if h is not None)))
+
+
+def difference_of_estimates(first: Estimate, second: Estimate) -> Estimate:
+    """Difference of two independent estimates: their half-widths are squared and added (Zou and Donner 2008).
+
+    ``p_value`` inverts the interval: it is below 0.05 exactly if the interval excludes 0.
+    """
+    numbers = (first.value, first.low, first.high, second.value, second.low, second.high)
+    if first.value is None or second.value is None:
+        return Estimate(None)
+    gap = first.value - second.value
+    if any(number is None for number in numbers):
+        return Estimate(gap)
+    a, a_low, a_high, b, b_low, b_high = (float(number) for number in numbers if number is not None)
+    below, above = math.hypot(a - a_low, b_high - b), math.hypot(a_high - a, b - b_low)
+    error = (below if gap > 0 else above) / NORMAL
+    p_value = math.erfc(abs(gap) / error / math.sqrt(2)) if error else float(gap == 0)
+    return Estimate(gap, gap - below, gap + above, p_value)
+
+
 def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tuple[NDArray, NDArray]:
     """For each cluster, the probability that a random subset of n of its observations contains a positive one.
 
@@ -405,31 +500,73 @@ def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tupl
     return found.index.to_numpy(), values
 
 
-def rank_intervals(
-    values: ArrayLike, direction: str = "up", level: float = LEVEL, draws: int = 2_000, seed: int = 0
-) -> list[Estimate]:
-    """Ranks of methods by their mean over the same prompts, with intervals from resampled prompts.
+def mean_ranks(table: ArrayLike, directions: Sequence[str]) -> tuple[NDArray, NDArray]:
+    """Ranks (methods, tasks) of the columns of a table, and mean ranks (methods,).
 
-    Rank 1 is best; ties share the better rank. ``values`` is ``(methods, prompts)``. Prompts on which any method failed are
-    excluded.
+    HUB prints such mean ranks (arXiv 2410.05664, Table 5). Rank 1 is best; ties share the better rank. ``directions``
+    has ``"up"`` or ``"down"`` for every task.
+    """
+    from scipy.stats import rankdata
+
+    signs = np.array([1.0 if direction == "down" else -1.0 for direction in directions])
+    ranks = rankdata(np.asarray(table, float) * signs, method="min", axis=0)
+    return ranks, ranks.mean(axis=1)
+
+
+def rank_intervals(
+    values: ArrayLike,
+    direction: str = "up",
+    clusters: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    runs: ArrayLike | None = None,
+    concepts: ArrayLike | None = None,
+) -> list[Estimate]:
+    """Ranks of methods by their means over the same observations, with intervals.
+
+    ``values`` is ``(methods, observations)``; the other arguments are those of `paired_difference`. Observations on which any
+    method failed are excluded. Rank 1 is best; ties share the better rank. The interval of a rank starts after the methods that
+    are significantly better and ends before those that are significantly worse, with Holm's correction for each method. It
+    contains the true rank if no equal methods are declared different (Mogstad et al. 2024). A bootstrap of ranks fails if
+    methods are equal or nearly equal (Xie, Singh and Zhang 2009).
     """
     from scipy.stats import rankdata
 
     table = np.asarray(values, float)
     complete = ~np.isnan(table).any(axis=0)
-    failed = int((~complete).sum())
+    failed, methods = int((~complete).sum()), len(table)
+    if not complete.any():
+        return [Estimate(None, failed=failed)] * methods
     table = table[:, complete] * (-1 if direction == "up" else 1)
-    prompts = table.shape[1]
-    if prompts == 0:
-        return [Estimate(None, failed=failed)] * len(table)
-    table = table[:, np.lexsort(table)]
-    picks = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)
-    ranks = rankdata((picks @ table.T / prompts).round(12), method="min", axis=1)
-    own = rankdata(table.mean(axis=1).round(12), method="min")
-    limits = np.percentile(ranks, [50 * (1 - level), 50 * (1 + level)], axis=0, method="nearest")
-    return [
-        Estimate(float(r), float(a), float(b), n=prompts, failed=failed) for r, a, b in zip(own, *limits, strict=True)
-    ]
+    groups = [None if names is None else np.asarray(names)[complete] for names in (clusters, strata, runs, concepts)]
+    gaps, p_values = np.zeros((methods, methods)), np.full((methods, methods), math.nan)
+    for (i, j), (gap, p_value) in zip(combinations(range(methods), 2), _gaps(table, *groups), strict=True):
+        gaps[i, j], gaps[j, i], p_values[i, j], p_values[j, i] = gap, -gap, p_value, p_value
+    stratum = np.unique(np.zeros(complete.sum()) if groups[1] is None else groups[1], return_inverse=True)[1]
+    means = [float(np.mean(np.bincount(stratum, row) / np.bincount(stratum))) for row in table]
+    found = []
+    for rank, row, tests in zip(rankdata(np.round(means, 12), method="min"), gaps, p_values, strict=True):
+        apart = np.array([bool(rejected) for rejected in holm(tests.tolist()).rejected])
+        low, high = 1 + (apart & (row > 0)).sum(), methods - (apart & (row < 0)).sum()
+        found.append(Estimate(float(rank), float(low), float(high), n=int(complete.sum()), failed=failed))
+    return found
+
+
+def _gaps(
+    table: NDArray, clusters: NDArray | None, strata: NDArray | None, runs: NDArray | None, concepts: NDArray | None
+) -> list[tuple[float, float]]:
+    """The difference of each two rows of ``table`` and its p-value, NaN if undefined: all at once for shares."""
+    import pandas as pd
+
+    pairs = list(combinations(table, 2))
+    by_concept = np.zeros(table.shape[1]) if concepts is None else concepts
+    several = runs is not None and pd.Series(runs).groupby(by_concept).nunique().max() >= seeds.FEWEST
+    if pairs and not several and np.isin(table, (-1, 0, 1)).all() and np.abs(np.ptp(table)) <= 1:
+        rows = np.stack([one - other for one, other in pairs])
+        of = scores.sample(rows, *observed(rows[0], clusters, strata)[1], images=2)
+        p_values = scores.p_value(of, scores.difference_score(of, np.zeros(len(rows))))
+        return list(zip(of.mean.tolist(), p_values.tolist(), strict=True))
+    found = [paired_difference(a, b, clusters, strata, runs=runs, concepts=concepts) for a, b in pairs]
+    return [(e.value or 0.0, math.nan if e.p_value is None else e.p_value) for e in found]
 
 
 def power_of_paired_difference(
@@ -447,14 +584,16 @@ def power_of_paired_difference(
     The shares are p ± difference / 2 around the ``rate`` p. A share q of the pairs differs; it depends on the correlation r of
     the two models' images of one prompt and seed. With g pairs gained and l lost, the score test rejects if
     ``|g − l| > z √(g + l)``. z is the quantile of the two-sided level divided by ``tests``, the size of the family under Holm's
-    correction, so the result is the power of its first and strictest step. Up to `EXACT_PAIRS` pairs, the power is summed over
-    all g and l. For more pairs it is approximately
+    correction, so the result is the power of its first and strictest step. With one seed and up to `EXACT_PAIRS` pairs, the power
+    is summed over all g and l. For more pairs it is approximately
 
         Φ((difference √n − z √q) / √(q − difference²)),    n = prompts · seeds / (1 + (seeds − 1) c)
 
-    (Miettinen 1968; Connor 1987). c is the correlation of one prompt's differences (Kish 1965).
+    (Miettinen 1968; Connor 1987). c is the correlation of one prompt's differences (Kish 1965). With several seeds, the test
+    compares the sums of C prompts with their squares, so that |t| > √((C − 1) z² / (C − z²)) for their t statistic. The power is
+    that of the noncentral t distribution with C − 1 degrees of freedom and noncentrality difference √(n / (q − difference²)).
     """
-    from scipy.stats import multinomial, norm
+    from scipy.stats import multinomial, nct, norm
 
     effective = prompts * seeds / (1 + (seeds - 1) * within_prompt)
     far = float(norm.ppf(1 - (1 - level) / (2 * tests)))
@@ -463,6 +602,17 @@ def power_of_paired_difference(
         first, second = (difference, 0.0) if rate < 0.5 else (1.0, 1.0 - difference)
     both = pair_correlation * math.sqrt(first * (1 - first) * second * (1 - second))
     differing = max(first * (1 - second) + second * (1 - first) - 2 * both, difference)
+    spread_ = math.sqrt(max(differing - difference**2, 0.0))
+    if seeds > 1:
+        if prompts <= far**2:
+            return 0.0
+        if spread_ == 0:
+            return 1.0
+        t = far * math.sqrt((prompts - 1) / (prompts - far**2))
+        centre = min(
+            difference * math.sqrt(effective) / spread_, 3 * t
+        )  # scipy's tail fails far beyond, where the power is 1
+        return float(nct.sf(t, prompts - 1, centre))
     if effective <= EXACT_PAIRS:
         n = int(effective + TINY)
         gained, lost = (side.ravel() for side in np.mgrid[: n + 1, : n + 1])
@@ -471,7 +621,6 @@ def power_of_paired_difference(
         chances = np.clip([(differing + difference) / 2, (differing - difference) / 2, 1 - differing], 0, 1)
         return float(multinomial.pmf(outcomes, n, chances / chances.sum()).sum()) if len(outcomes) else 0.0
     gap = difference * math.sqrt(effective) - far * math.sqrt(differing)
-    spread_ = math.sqrt(max(differing - difference**2, 0.0))
     return float(norm.cdf(gap / spread_)) if spread_ > 0 else float(gap > 0)
 
 
@@ -502,3 +651,58 @@ def smallest_detectable_difference(
         )
 
     return float(brentq(shortfall, 1e-9, 1.0, xtol=1e-6)) if shortfall(1.0) >= 0 else None
+
+
+def power_of_equality(
+    differing: float,
+    prompts: int,
+    seeds: int = 1,
+    tests: int = 1,
+    within_prompt: float = 0.3,
+    level: float = LEVEL,
+    margin: float = MARGIN,
+) -> float:
+    """The probability that two equal shares are called equal, after correction, if a share ``differing`` of the pairs differs.
+
+    It is summed over all numbers of pairs gained and lost, of the effective number of pairs. The design effect is that at the
+    margin v, where pairs that agree all deviate by v: (v² seeds + q (1 + (seeds − 1) c)) / (v² + q) for the share q of differing
+    pairs and their correlation c inside a prompt.
+    """
+    from scipy.stats import multinomial, norm
+
+    own = 1 + (seeds - 1) * within_prompt
+    design = (margin**2 * seeds + differing * own) / (margin**2 + differing)
+    n = int(prompts * seeds / design + TINY)
+    most = min(n, int(n * differing + 8 * math.sqrt(n * differing) + 8))
+    gained, lost = (side.ravel() for side in np.mgrid[: most + 1, : most + 1])
+    possible = gained + lost <= n
+    gained, lost = gained[possible], lost[possible]
+    of = scores.independent((gained - lost) / n, n, gained / n, lost / n)
+    far = float(norm.ppf(1 - (1 - level) / tests))
+    below, above = (scores.difference_score(of, np.full(len(gained), v)) for v in (-margin, margin))
+    shown = (below > far) & (above < -far)
+    outcomes = np.stack([gained, lost, n - gained - lost], axis=1)[shown]
+    chances = [differing / 2, differing / 2, 1 - differing]
+    return float(multinomial.pmf(outcomes, n, chances).sum()) if len(outcomes) else 0.0
+
+
+def largest_share_shown_equal(
+    prompts: int,
+    seeds: int = 1,
+    tests: int = 1,
+    within_prompt: float = 0.3,
+    power: float = 0.8,
+    level: float = LEVEL,
+) -> float | None:
+    """The largest share of differing pairs at which two equal shares are called equal with this ``power``.
+
+    ``None`` if the budget is too small to show equality even if no pair differs.
+    """
+    from scipy.optimize import brentq
+
+    def excess(differing: float) -> float:
+        return power_of_equality(differing, prompts, seeds, tests, within_prompt, level) - power
+
+    if prompts < 2 or seeds < 1 or excess(1e-9) < 0:
+        return None
+    return float(brentq(excess, 1e-9, 1.0, xtol=1e-6)) if excess(1.0) < 0 else 1.0

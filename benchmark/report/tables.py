@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 
 from overpaint.grid.scope import OUTSIDE
+from overpaint.report.derived import harmonic, scaled
 from overpaint.report.families import UNMARKED, Compared, Mark, families_said, is_primary, marks, test_of
 from overpaint.report.pooling import Outcomes, pooled
 from overpaint.report.records import given_by_hand
+from overpaint.report.seeds import FEWEST
 from overpaint.report.views import View
 from overpaint.run.track import facets
 
@@ -175,13 +177,15 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
     several = _several(records, [GIVEN, *(name for name in SETTINGS if name != "seed")])
     for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
         columns: dict[str, dict[str, tuple[Entry, Compared | None]]] = {}
+        heads: dict[str, str] = {}
         for title, column in view.columns.items():
             chosen = column.chosen(part, view.rows)
-            if chosen.empty:
+            if column.harmonic or chosen.empty:
                 continue
-            arrow = ARROWS[chosen["direction"].iloc[0]]
-            head = f"{title} {arrow}" if column.field == "value" else title
-            columns[head] = _means(chosen, view, title, outcomes)
+            arrow = ARROWS["up" if column.scale else chosen["direction"].iloc[0]]
+            heads[title] = f"{title} {arrow}" if column.field == "value" else title
+            columns[heads[title]] = _means(chosen, view, title, outcomes)
+        columns |= _harmonics(columns, heads, view)
         names = [n for n in dict.fromkeys(part[view.rows]) if any(n in cells for cells in columns.values())]
         if not names:
             continue
@@ -191,7 +195,7 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         method = [str(value) for name, value in zip(view.blocks, by, strict=False) if name == "method"]
         over = ("mean over " if len(concepts) > 1 else "") + ", ".join(concepts)
         title = f"{' on '.join([*method, str(model)])}{_under(several, by[len(view.blocks) :])}: {over}"
-        notes = [_over(concepts, seeds), families_said(largest, view.primary)]
+        notes = [_over(concepts, seeds, view.average), families_said(largest, view.primary)]
         yield Table(title, (view.rows,), list(columns), rows, notes)
 
 
@@ -208,7 +212,7 @@ def _means(
     column, most = view.columns[title], chosen["concepts"].nunique()
     cells: dict[Any, tuple[Entry, Compared | None]] = {}
     for name, figures in chosen.groupby(view.rows, sort=False):
-        found = pooled(figures, column.field, outcomes)
+        found = pooled(figures, column.field, outcomes, view.average)
         if found is None:
             continue
         count = figures["concepts"].nunique()
@@ -233,7 +237,29 @@ def _means(
             primary = is_primary(view.primary, first["facet"], first["metric"], first["attack_name"], first["against"])
             test = Compared(found.p_value, found.p_equivalence, primary)
         cells[name] = (entry, test)
+    if column.scale:
+        by_row = dict(tuple(chosen.groupby(view.rows, sort=False)))
+        originals = {name: pooled(by_row[name], "original", outcomes, view.average) for name in cells}
+        values = {name: found.estimate.value if found else None for name, found in originals.items()}
+        return {
+            name: (entry, None)
+            for name, entry in scaled({name: entry for name, (entry, _) in cells.items()}, column, values).items()
+        }
     return cells
+
+
+def _harmonics(columns: Mapping, heads: Mapping[str, str], view: View) -> dict:
+    """The columns that are harmonic means of others, for the rows that those have."""
+    found = {}
+    for title, column in view.columns.items():
+        parts = [columns.get(heads.get(other, ""), {}) for other in column.harmonic]
+        rows = dict.fromkeys(name for part in parts for name in part)
+        if rows:
+            found[f"{title} {ARROWS['up']}"] = {
+                name: (harmonic([part.get(name, (None,))[0] for part in parts], column.harmonic, Entry(None)), None)
+                for name in rows
+            }
+    return found
 
 
 def _with_marks(
@@ -254,16 +280,18 @@ def _with_marks(
     return rows, largest
 
 
-def _over(concepts: Sequence[str], seeds: Sequence) -> str:
+def _over(concepts: Sequence[str], seeds: Sequence, average: str) -> str:
     """A sentence that lists the concepts and seeds behind the means, and which of them are samples."""
+    what = "kinds of concepts" if average == "kinds" else "concepts"
     fixed = (
-        "Means over concepts: these concepts are fixed and weigh the same, their prompts are a sample; σ is the standard "
+        f"Means over {what}: these concepts are fixed and weigh the same, their prompts are a sample; σ is the standard "
         "deviation between concepts. "
         if len(concepts) > 1
         else ""
     )
+    named = f"{len(seeds)} method seeds ({', '.join(f'{s:.0f}' for s in seeds)})"
+    if len(seeds) >= FEWEST:
+        return fixed + f"Means over {named}, a sample of seeds."
     if len(seeds) > 1:
-        return (
-            fixed + f"Means over {len(seeds)} method seeds ({', '.join(f'{s:.0f}' for s in seeds)}), a sample of seeds."
-        )
+        return fixed + f"Means over {named}: the intervals say nothing of other seeds, which takes {FEWEST} seeds."
     return fixed + "One method seed: the intervals say nothing of other seeds."

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
-import yaml
+from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.registry import components
+from overpaint.grid.typed import checked, construct
+from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 from overpaint.report.pooling import FIELDS
 
-#: Contents of a view's cells: all figures of a concept set, means over concepts, ranks of methods, or pairs of methods.
-CELLS = ("every", "means", "ranks", "pairs")
+#: What a mean over concept sets weighs equally: the sets, or the kinds of their concepts.
+Average = Literal["concepts", "kinds"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a metric, an attack, a kind of concept, the field to show, and the comparison of a difference."""
+    """One column: a metric, an attack, a kind of concept, the field to show, and the comparison of a difference.
 
-    metric: str
+    ``scale`` maps its figures to (0, 1] (`overpaint.report.derived.scaled`).
+    ``harmonic`` makes it the harmonic mean of other columns, by
+    their titles; such a column has no metric.
+    """
+
+    metric: str = ""
     attack: str = "none"
     kind: str | None = None
     field: str = "value"
     against: str | None = None
+    scale: Literal["relative", "inverted"] | None = None
+    harmonic: tuple[str, ...] = ()
 
     def chosen(self, records: pd.DataFrame, rows: str) -> pd.DataFrame:
         """The records that this column shows. If rows are attacks, the column is not restricted to one attack."""
@@ -42,7 +51,10 @@ class Column:
 class View:
     """A view as defined in its YAML.
 
+    ``cells`` is its content: every figure of a concept set, means over concepts, ranks of methods, or pairs of methods.
     ``primary`` names one endpoint per facet: ``facet: {metric, attack, against}``. ``attack`` and ``against`` are optional.
+    ``average`` says what means weigh equally (`Average`). A view of ranks has one column of mean ranks over its columns for each
+    entry of ``mean_ranks``, an average.
     """
 
     name: str
@@ -51,6 +63,8 @@ class View:
     blocks: tuple[str, ...] = ()
     columns: Mapping[str, Column] = field(default_factory=dict)
     primary: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    average: str = "concepts"
+    mean_ranks: tuple[str, ...] = ()
 
     def tests(self, title: str) -> bool:
         """Whether a column's figures are tested: differences are, and so are values if no column shows their difference."""
@@ -61,29 +75,55 @@ class View:
         return column.field == "value" and not others
 
 
+class ViewFile(TypedDict, total=False):
+    """The keys of a view's YAML."""
+
+    name: str
+    cells: Literal["every", "means", "ranks", "pairs"]
+    rows: Literal["method", "attack"]
+    blocks: (
+        list[Literal["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]] | None
+    )
+    columns: dict[str, dict[str, Any]] | None
+    primary: dict[str, dict[str, str]] | None
+    average: Average
+    mean_ranks: list[Average] | None
+
+
 def view_named(name: str) -> View:
     """The view of that name. Raises a `UserError` for an unknown name or a YAML file that does not define a view."""
-    known = components("view")
+    known, where = components("view"), f"view {name}"
     if name not in known:
         raise unknown("view", name, list(known))
-    return _view(name, yaml.safe_load(known[name].read_text(encoding="utf-8")))
-
-
-def _view(name: str, config: Any) -> View:
-    if not isinstance(config, Mapping):
-        raise UserError(f"view={name}: the file must hold a mapping with name, rows, blocks and columns")
-    for key in config:
-        if key not in View.__dataclass_fields__:
-            raise unknown("key", key, View.__dataclass_fields__, f"view={name}")
+    read = read_mapping(known[name], where)
+    refuse_resolvers(read, where)
+    given = checked(ViewFile, read, where)
     columns = {}
-    for title, column in (config.get("columns") or {}).items():
-        for key in column:
-            if key not in Column.__dataclass_fields__:
-                raise unknown("key", key, Column.__dataclass_fields__, f"view={name}: columns.{title}")
-        columns[str(title)] = Column(**column)
-        if columns[str(title)].field not in FIELDS:
-            raise unknown("field", column["field"], FIELDS, f"view={name}: columns.{title}")
-    chosen = dict(config) | {"columns": columns, "blocks": tuple(config.get("blocks") or ())}
-    if chosen.get("cells", "means") not in CELLS:
-        raise unknown("cells", chosen["cells"], CELLS, f"view={name}")
-    return View(**{**chosen, "primary": chosen.get("primary") or {}})
+    for title, values in (given.get("columns") or {}).items():
+        columns[title] = _column(values, f"{where}: columns.{title}")
+    for title, made in columns.items():
+        for other in made.harmonic:
+            if other not in columns or columns[other].harmonic:
+                raise unknown("column", other, columns, f"{where}: columns.{title}.harmonic")
+    for facet, endpoint in (given.get("primary") or {}).items():
+        if "metric" not in endpoint:
+            raise UserError(f"{where}: primary.{facet} names no metric")
+    return View(
+        name,
+        given.get("cells", "means"),
+        given.get("rows", "method"),
+        tuple(given.get("blocks") or ()),
+        columns,
+        given.get("primary") or {},
+        given.get("average", "concepts"),
+        tuple(given.get("mean_ranks") or ()),
+    )
+
+
+def _column(values: Mapping[str, Any], where: str) -> Column:
+    column = construct(Column, values, where)
+    if column.field not in FIELDS:
+        raise unknown("field", column.field, FIELDS, where)
+    if not (column.metric or column.harmonic):
+        raise UserError(f"{where} needs a metric, or harmonic with titles of other columns")
+    return column

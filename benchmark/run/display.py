@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from overpaint.grid.labels import printable
 from overpaint.run.estimates import Estimate, Estimates
 from overpaint.run.tasks import Task
-
-#: Invisible characters that change the direction of text, and with it what a reader takes a line to say.
-DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal would obey: control characters become spaces, marks of direction vanish.
-
-    >>> printable("a\\x1b[31mb\\nc")
-    'a [31mb c'
-    """
-    kept = (character for character in text if character not in DIRECTIONS)
-    return "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in kept)
 
 
 class Display:
@@ -40,18 +27,19 @@ class Display:
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=self.console,
-            disable=not self.live,
             transient=True,
         )
         self.all = self.bars.add_task("all tasks", total=max(1, self.count), note="")
         self.at_work: dict[str, TaskID] = {}
 
     def __enter__(self) -> Display:
-        self.bars.start()
+        if self.live:
+            self.bars.start()
         return self
 
     def __exit__(self, *_) -> None:
-        self.bars.stop()
+        if self.live:
+            self.bars.stop()
         self.estimates.save()
 
     def left(self) -> str:

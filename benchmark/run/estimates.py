@@ -7,12 +7,15 @@ import platform
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 
 #: Weight of the newest task in the running mean of its kind.
 NEWEST = 0.4
+#: Most seconds that a unit of work can take; larger values in a file are ignored.
+LONGEST = 1e9
 
 
 def duration(seconds: float) -> str:
@@ -84,11 +87,15 @@ class Estimates:
         """Timings by machine and kind; entries of any other layout are left out."""
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         machines = found.items() if isinstance(found, dict) else ()
         return {
-            machine: {kind: value for kind, value in kinds.items() if isinstance(value, int | float)}
+            machine: {kind: value for kind, value in kinds.items() if _is_duration(value)}
             for machine, kinds in machines
             if isinstance(kinds, dict)
         }
+
+
+def _is_duration(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= LONGEST

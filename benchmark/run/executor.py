@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 from overpaint.errors import UserError
+from overpaint.grid.source_code import source_now
 from overpaint.run.plan import Plan
 from overpaint.run.progress import watched
 from overpaint.run.store import CorruptArtefact, Store
@@ -124,8 +125,7 @@ class Executor:
             for key in bundle[0].inputs.values():
                 self.store.suspect(self.plan.tasks[key].stage, key)
         except CorruptArtefact as damage:
-            if not damage.set_aside:
-                raise UserError(str(damage)) from error
+            self.store.make_room(damage)
             return Result("damaged", reason=str(damage))
         reason = str(error)
         if len(bundle) == 1:
@@ -144,6 +144,7 @@ def execute(
 ) -> list[Task]:
     """Make one task, or a bundle in one go, and publish what is not stored yet; returns the published tasks."""
     stage_name, needs = bundle[0].stage, bundle[0].inputs
+    _check_sources(bundle[0])
     inputs = {name: store.read(plan.tasks[key].stage, key) for name, key in needs.items()}
     located, start = [task.on(device) for task in bundle], time.perf_counter()
     with ExitStack() as stack:
@@ -162,6 +163,7 @@ def execute(
                 "config": task.config,
                 "inputs": task.inputs,
                 "versions": task.versions,
+                "sources": task.sources,
                 "libraries": bench.versions,
                 "host": {
                     "machine": platform.machine(),
@@ -176,3 +178,10 @@ def execute(
             if "note" in extra:
                 listener.noted(task, extra["note"])
     return made
+
+
+def _check_sources(task: Task) -> None:
+    """Raise a `UserError` if a component's source, which this process is about to import, is not the planned one."""
+    for component, source in task.foreign.items():
+        if source_now(source) != source:
+            raise UserError(f"{component} has changed since this run was planned; run the same command again")

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from overpaint.errors import UserError
 from overpaint.run.executor import Executor, Result, Run, Watcher
+from overpaint.run.history import History
 from overpaint.run.plan import Plan
 from overpaint.run.scheduler import Scheduler
 from overpaint.run.store import Store
@@ -85,6 +86,8 @@ def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher) -> Outcome:
     look again when they have nothing else to do. A task that failed during this run, in any process, is not tried again.
     """
     scheduler, done, up_to_date = Scheduler(plan, plan.missing(store)), 0, True
+    history = History(store)
+    history.add(history.known(plan.sources))
     while True:
         while crew.free and (bundle := scheduler.next()):
             crew.give(bundle)
@@ -109,6 +112,8 @@ def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher) -> Outcome:
         for made, result in found:
             done += len(result.keys)
             _settle(made, result, scheduler, watcher)
+            if result.status == "made":
+                history.add({component: source for task in made for component, source in task.sources.items()})
             if result.status == "damaged":
                 scheduler.update(plan.missing(store))
         if not found:

@@ -13,16 +13,19 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from overpaint.errors import UserError
-from overpaint.grid.typed import check_type
+from overpaint.grid.paths import path_of
+from overpaint.grid.typed import check_type, shown
 from overpaint.run.owner import alive, owner
 
 MANIFEST = "manifest.json"
+#: Folders of a store.
+FOLDERS = ("artefacts", "tmp", "locks", "failures", "corrupt")
 #: Files up to this many bytes are hashed on every reading; larger ones when they are written and when damage is suspected.
 SMALL = 1 << 20
 #: Seconds between two signs of life of a workspace.
@@ -31,20 +34,18 @@ HEARTBEAT = 60
 ABANDONED = 86400
 #: Errors of the operating system that say that the store takes no more data.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: Numbers of an `OSError` that say that there is no such file, or (no number) that a parser cannot read it.
+NO_FILE = (None, errno.ENOENT, errno.EISDIR)
+#: Errors of the operating system about names that this package never writes.
+NEVER_WRITTEN = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR)
 
 
 class CorruptArtefact(UserError):
-    """An artefact whose files do not match its manifest.
+    """An artefact whose files do not match its manifest. Reading leaves it in place; `Store.make_room` moves it."""
 
-    ``set_aside`` says whether it could be moved out of the way, so that its task runs again.
-    """
-
-    exit_code = 1
-
-    def __init__(self, stage: str, key: str, reason: str, set_aside: bool = True):
-        then = "it was set aside; `overpaint run` makes it again" if set_aside else "the store cannot be written to"
-        super().__init__(f"artefact {stage}/{key} is damaged ({reason}); {then}")
-        self.set_aside = set_aside
+    def __init__(self, stage: str, key: str, reason: str):
+        super().__init__(f"artefact {stage}/{key} is damaged ({reason}); `overpaint run` makes it again")
+        self.stage, self.key = stage, key
 
 
 class Damage(NamedTuple):
@@ -71,16 +72,25 @@ class Failure:
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of an artefact's folder."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    """The manifest of an artefact's folder. Raises a `ValueError` if it is not a JSON object in a regular file."""
+    file = folder / MANIFEST
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is not a regular file")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is not a JSON object")
+    return found
 
 
 class Store:
     """``ROOT/artefacts/<stage>/<key>/`` with a ``manifest.json`` each; ``tmp``, ``locks``, ``failures`` and ``corrupt``
     lie beside it.
 
-    The manifest makes an artefact whole: it lists every file with its size and hash. Locks only save work; that two
-    processes end well with one key rests on the rename alone.
+    The manifest makes an artefact whole: it lists every file with its size and hash. Locks only save work. Correctness
+    with two processes on one key rests on the rename alone.
     """
 
     def __init__(self, root: str | Path):
@@ -88,14 +98,23 @@ class Store:
 
     @classmethod
     def chosen(cls, root: str | None) -> Store:
-        """The store that a command works on: the given folder, else ``$OVERPAINT_STORE``, else ``./outputs``."""
+        """The store that a command works on: the given folder, else ``$OVERPAINT_STORE``, else ``./outputs``.
+
+        Raises a `UserError` if there is no folder by that name and there cannot be one.
+        """
         check_type(root, str | None, "store")
-        return cls(root or os.environ.get("OVERPAINT_STORE") or "outputs")
+        chosen = root or os.environ.get("OVERPAINT_STORE") or "outputs"
+        place = path_of(chosen, "store")
+        existing = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
+        for folder in (existing, *(place / name for name in FOLDERS)):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise UserError(f"store={chosen}: {folder} is not a folder")
+        return cls(place)
 
     def prepare(self) -> None:
         """Make the folders. Raises a `UserError` if the store cannot be written to."""
         try:
-            for name in ("artefacts", "tmp", "locks", "failures", "corrupt"):
+            for name in FOLDERS:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             probe = self._temporary()
             probe.write_text("", encoding="utf-8")
@@ -131,43 +150,41 @@ class Store:
     # --- reading -----------------------------------------------------------------------------------------------
 
     def has(self, stage: str, key: str) -> bool:
-        """Whether the artefact is there with every file at its full size. A folder that is not whole is set aside."""
-        if not self.path(stage, key).exists():
-            return False
-        if self.damage(stage, key, hash_up_to=-1):
-            self.set_aside(stage, key)
-            return False
-        return True
+        """Whether the artefact is there with every file at its full size."""
+        return self.path(stage, key).exists() and not self.damage(stage, key, hash_up_to=-1)
 
     def manifest(self, stage: str, key: str) -> dict:
         """What is written about the artefact: configuration, versions, inputs, host, cost."""
         try:
-            return json.loads((self.path(stage, key) / MANIFEST).read_text(encoding="utf-8"))
+            return read_manifest(self.path(stage, key))
         except (FileNotFoundError, ValueError):
-            raise self._set_aside_for(stage, key, "unreadable manifest") from None
+            raise CorruptArtefact(stage, key, "unreadable manifest") from None
 
     def read(self, stage: str, key: str) -> Path:
         """The artefact's folder after a check of every file's size, and of the hash of small files."""
         reason = self.damage(stage, key, hash_up_to=SMALL)
         if reason:
-            raise self._set_aside_for(stage, key, reason)
+            raise CorruptArtefact(stage, key, reason)
         return self.path(stage, key)
 
     @contextmanager
     def reading(self, stage: str, key: str) -> Iterator[Path]:
-        """The folder as `read` gives it. If the block fails and a hash does not match, that is a `CorruptArtefact`."""
+        """The folder as `read` gives it, for a block that parses its files; what cannot be parsed is a `CorruptArtefact`."""
         folder = self.read(stage, key)
         try:
             yield folder
-        except Exception:
+        except (ValueError, RecursionError, NotImplementedError, OSError) as error:
             self.suspect(stage, key)
-            raise
+            if isinstance(error, OSError) and error.errno not in NO_FILE:
+                raise
+            reason = next(iter(str(error).splitlines()), "")
+            raise CorruptArtefact(stage, key, f"{type(error).__name__}: {reason}") from error
 
     def suspect(self, stage: str, key: str) -> None:
         """Hash every file of an artefact; raises `CorruptArtefact` if it is damaged."""
         reason = self.damage(stage, key)
         if reason:
-            raise self._set_aside_for(stage, key, reason)
+            raise CorruptArtefact(stage, key, reason)
 
     def verify(self, stage: str | None = None) -> list[Damage]:
         """Hash every file of every artefact, of one stage or of all; returns the damaged ones and moves none."""
@@ -186,8 +203,9 @@ class Store:
         """What is wrong with an artefact's files, or ``None``; files of up to ``hash_up_to`` bytes are hashed."""
         folder = self.path(stage, key)
         try:
-            files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-            for name, entry in files.items():
+            for name, entry in read_manifest(folder)["files"].items():
+                if not _is_inside(name) or ((folder / name).exists() and not (folder / name).is_file()):
+                    return f"its manifest names {shown(name)}, which is no file of it"
                 size, whole = (folder / name).stat().st_size, entry["bytes"]
                 if size != whole:
                     return f"{name} has {size} of {whole} bytes"
@@ -197,7 +215,10 @@ class Store:
             return f"{Path(error.filename).name} is missing"
         except (ValueError, KeyError, TypeError, AttributeError):
             return "unreadable manifest"
-        except OSError as error:  # permissions, a network file system that is gone: no damage
+        except OSError as error:
+            if error.errno in NEVER_WRITTEN:
+                return "unreadable manifest"
+            # permissions, a network file system that is gone: no damage
             raise UserError(f"cannot read {error.filename or folder}: {error.strerror}") from error
         return None
 
@@ -218,8 +239,10 @@ class Store:
             return True
         return False
 
-    def _set_aside_for(self, stage: str, key: str, reason: str) -> CorruptArtefact:
-        return CorruptArtefact(stage, key, reason, self.set_aside(stage, key))
+    def make_room(self, damaged: CorruptArtefact) -> None:
+        """Set a damaged artefact aside, so that its task runs again. Raises a `UserError` if that is not possible."""
+        if not self.set_aside(damaged.stage, damaged.key):
+            raise UserError(f"{damaged}, but the store cannot be written to")
 
     def keys(self, stage: str) -> Iterator[str]:
         folder = self.root / "artefacts" / stage
@@ -283,7 +306,8 @@ class Store:
         except OSError:
             if not target.exists():
                 raise
-            if not self.has(stage, key):  # what stood in the way was not whole, and was set aside
+            if not self.has(stage, key):  # what stands in the way is not whole
+                self.set_aside(stage, key)
                 folder.rename(target)
         (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
 
@@ -345,6 +369,12 @@ class Store:
         folder = self.root / "failures"
         keys = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else ()
         return {key: failure for key in keys if (failure := self.failure(key))}
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a manifest's file name stays inside the artefact's folder."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _beat(folder: Path, done: threading.Event) -> None:

@@ -44,6 +44,14 @@ class Track(ABC):
     def devices(self, asked: str) -> list[str]:
         """The devices meant by ``auto``, ``cpu``, ``cuda`` or ``cuda:0``; a `UserError` if this machine lacks it."""
 
+    def assets(self, cells: Iterable[Any]) -> list[str]:
+        """The names of the assets (``conf/asset``) that the cells need."""
+        return []
+
+    def models(self, cells: Iterable[Any]) -> Mapping[str, Callable[[], Path]]:
+        """The models of the cells that are not on this machine, by name, with a function that downloads each."""
+        return {}
+
     def power(self, cells: Sequence[Any]) -> list[str]:
         """What the cells' budgets can detect, in sentences for `overpaint plan`."""
         return []

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from work import undeclared
 
 import overpaint
 from overpaint.attacks.attack import COMPARISONS, Attack
+from overpaint.grid.concepts import Concept, Request
+from overpaint.grid.lengths import shortened
 from overpaint.grid.prompts import Prompt, shots
 from overpaint.grid.registry import component, components, construct
 from overpaint.grid.scope import ENTRIES
@@ -182,6 +185,24 @@ def test_the_yaml_and_the_page_are_complete(attack):
 def test_every_preset_can_be_built(attack):
     for preset in [None, *attack.config["presets"]]:
         construct(attack.load(), attack.settle({}, preset), attack.name)
+
+
+def test_whatever_it_repeats_is_a_length_that_a_budget_can_shorten(attack, context):
+    one = replace(context, shots=context.shots[:1])
+    missing = undeclared(built(attack), attack.defaults, lambda **values: run(attack, one, **values))
+    assert not missing, f"{attack.name}: declare lengths: {', '.join(missing)} (overpaint.grid.lengths)"
+
+
+@pytest.mark.parametrize("limit", [2, 10])
+def test_every_preset_can_be_shortened(attack, limit):
+    request = Request((Concept("cat"),))
+    for preset in [None, *attack.config["presets"]]:
+        values = attack.settle({}, preset)
+        cut = {key: new for key, (_, new) in shortened(attack.build(values), limit, (), request).items()}
+        short = attack.build(values | cut)
+        reached = {key: getattr(short, key) for key in short.lengths}
+        assert all(max(value) <= limit if isinstance(value, list) else value <= limit for value in reached.values())
+        assert all(getattr(short, part) < getattr(short, length) for part, length in short.paced.items())
 
 
 def test_it_says_where_it_comes_in(attack):

@@ -9,6 +9,7 @@ import overpaint
 from official import distance, watched
 from overpaint.blocks.clip import Clip, OwnTower
 from overpaint.blocks.draws import Draws
+from overpaint.blocks.pixels import Preprocessing
 from overpaint.grid.registry import component
 
 
@@ -19,7 +20,8 @@ def pez(seed=0, **values):
 @pytest.fixture(scope="module")
 def clip(golden, tiny_sd):
     """The random CLIP of the recorded run: its text tower comes from open_clip; its vision tower is separate."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+    from transformers import CLIPConfig, CLIPModel
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     _, _, extra = golden("pez/text_negative")
     open_clip = {key.removeprefix("clip."): value for key, value in extra.items() if key.startswith("clip.")}
@@ -45,8 +47,7 @@ def clip(golden, tiny_sd):
             named |= {f"{ours}.{a}.{leaf}": open_clip[f"{theirs}.{b}.{leaf}"] for a, b in parts.items()}
     model.text_model.load_state_dict(named)
     model.text_projection.weight.data = open_clip["text_projection"].T.contiguous()
-    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return Clip(model, tiny_sd.tokenizer, processor)
+    return Clip(model, tiny_sd.tokenizer, Preprocessing(32, 32, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
 
 
 def test_official_code(golden, clip):
@@ -106,7 +107,10 @@ def test_features_of_words_are_those_of_their_text(tiny_sd, clip):
 def test_clip_is_read_from_a_folder_and_looks_at_pictures(clip, context, tmp_path, monkeypatch):
     clip.model.save_pretrained(tmp_path)
     clip.tokenizer.save_pretrained(tmp_path)
-    clip.processor.save_pretrained(tmp_path)
+    from transformers import CLIPImageProcessor
+
+    side = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side).save_pretrained(tmp_path)
     attack = pez(clip=str(tmp_path), batch_size=1)
     tower = Clip.load(str(tmp_path), context.victim.device)
     expected = clip.image_features(context.examples(2))

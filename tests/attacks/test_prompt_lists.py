@@ -50,6 +50,14 @@ def test_implicit_prompts_are_for_unsafe_content_and_ordinary_ones_for_marks(con
     assert {s.prompt.text for s in shots} == {"a ship at sea"}
 
 
+def test_sentences_that_repeat_give_images_that_can_be_paired(context):
+    for name, concept in (("multilingual", context.concept), ("implicit", Concept("goo", "unsafe"))):
+        shots = run(name, replace(context, concept=concept))
+        keys = [(shot.prompt.id, shot.index) for shot in shots]
+        assert len({shot.prompt.text for shot in shots}) < len(shots) == len(set(keys)), name
+        assert [s.noise_seed for s in shots] == [s.noise_seed for s in context.shots], name
+
+
 def test_an_attack_that_needs_nothing_has_no_victim_to_ask():
     context = AttackContext(Concept("cat"), [], Catalogue())
     with pytest.raises(AttributeError, match="has no victim"):

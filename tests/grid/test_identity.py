@@ -42,6 +42,7 @@ SWEEPS = [
     ("budget", "budget=smoke,lite"),
     ("budget", "budget.target_prompts=4,8"),
     ("budget", "budget.seeds=1,2"),
+    ("budget", "budget.max_steps=3,5"),
     ("metrics", "metrics.threshold=0.5,0.7"),
     ("seed", "seed=0,1,2"),
 ]
@@ -214,6 +215,19 @@ def test_a_budget_that_asks_for_more_than_there_is_says_so():
     assert said == f"budget.target_prompts=1000: concepts=church has {made} target prompts, enough for {made}"
     (enough,) = cells(f"budget.target_prompts={made}", "budget=smoke")
     assert shortfalls(enough) == []
+
+
+@pytest.mark.parametrize("concepts", ["church", "sketch", "quillan", "slime", "watermark"])
+def test_the_testbed_has_the_prompts_that_paper_asks_for(concepts):
+    """All but the roles whose prompts pair the erased concept with every other one: there are no more of these."""
+    (cell,) = cells("budget=paper", f"concepts={concepts}", "method=none", "attack=none")
+    short = {said.split("=")[0] for said in shortfalls(cell)}
+    assert short <= {"budget.grid", "budget.in_prompt"}
+    assert (
+        len({prompt.text for prompt in ROLES[0].prompts(cell.concepts, cell.budget)})
+        == cell.budget.target_prompts
+        == 50
+    )
 
 
 def test_every_role_has_its_key_in_budgets_and_concept_sets():

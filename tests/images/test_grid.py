@@ -1,6 +1,8 @@
 """A small grid on the testbed, from the command line to the table: resume, sharing, damage, batch size, thresholds."""
 
+import errno
 import json
+import os
 import shutil
 import sys
 
@@ -124,12 +126,23 @@ def test_damaged_figures_are_made_again_and_a_table_says_so(store, capsys):
         content = place.read_bytes()
         place.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     capsys.readouterr()
-    assert overpaint("table", f"store={store.root}") == 1
+    assert overpaint("table", f"store={store.root}") == 2
     said = capsys.readouterr().err
     assert "records.parquet does not match its hash" in said and "Traceback" not in said
     assert overpaint("run", *GRID, f"store={store.root}") == 0
     assert [len(place.read_bytes()) for place in places] == [len(whole) for whole in wholes]
     assert overpaint("table", f"store={store.root}") == 0
+
+
+def test_a_disk_that_is_full_before_the_contact_sheets_loses_no_table(store, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("overpaint.images.track.contact_sheets", full)
+    capsys.readouterr()
+    assert overpaint("run", *GRID, f"store={store.root}") == 0
+    out, err = capsys.readouterr()
+    assert "uce" in out and "no contact sheet: " in err and os.strerror(errno.ENOSPC) in err
 
 
 def test_an_interrupted_run_ends_with_the_same_table(store, capsys, tmp_path, monkeypatch):

@@ -77,4 +77,4 @@ def test_changed_weights_are_not_measured(measured):
 
 
 def test_the_unedited_model_has_no_ratio():
-    assert LatencyRatio().measure(evidence(None)).why == "there is no erasure to compare with the unedited model"
+    assert LatencyRatio().measure(evidence(None)).why == "no erasure was made for these images"

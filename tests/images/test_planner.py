@@ -1,10 +1,14 @@
 """The planner: cells share equal tasks, and images depend only on prompt and seed."""
 
+import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from overpaint.errors import UserError
+from overpaint.grid import source_code
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.concepts import load_catalogue
@@ -12,9 +16,11 @@ from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.prompts import Prompt, Shot, distinct
 from overpaint.grid.registry import component, components
 from overpaint.grid.roles import ROLES
+from overpaint.grid.source_code import source_of
+from overpaint.images import tasks
 from overpaint.images.planner import make_plan
 from overpaint.images.stages.attack import _context
-from overpaint.images.tasks import HALF_PRECISION
+from overpaint.images.tasks import ATTACK_TEMPLATES, HALF_PRECISION
 from overpaint.images.workbench import Workbench
 
 
@@ -49,6 +55,13 @@ def test_sets_share_grid_and_utility_images_of_the_unedited_model():
     texts = [tuple(shot[0] for shot in t.config["shots"]) for t in stages(made, "generate")]
     assert len(texts) == len(set(texts))
     assert sum("utility" in t.label for t in stages(made, "generate")) == 1
+
+
+def test_attacks_learn_from_the_same_templates_however_many_a_catalogue_has():
+    made = plan("method=none", "attack=cce", "budget=smoke")
+    known = load_catalogue("testbed").templates["object"]["en"]
+    assert len(known) > ATTACK_TEMPLATES
+    assert {tuple(t.config["templates"]["object"]["en"]) for t in stages(made, "attack")} == {known[:ATTACK_TEMPLATES]}
 
 
 def test_an_attack_brings_its_control_floor_and_the_unedited_model():
@@ -268,6 +281,106 @@ def test_half_precision_has_a_version_of_its_own(precision):
     for stage in ("erase", "attack"):
         assert not any("half" in task.versions for task in stages(exact, stage))
         assert stages(half, stage) and all(task.versions["half"] == HALF_PRECISION for task in stages(half, stage))
+
+
+@pytest.fixture
+def unloadable(tiny_sdxl_folder, tmp_path, monkeypatch):
+    """A folder that names SDXL's pipeline and holds nothing else. Reading its weights would fail."""
+    (tmp_path / "sdxl").mkdir()
+    shutil.copy(tiny_sdxl_folder / "model_index.json", tmp_path / "sdxl")
+    monkeypatch.setattr("overpaint.images.tasks.fingerprint_model", lambda path: pytest.fail("the weights were read"))
+    return ["model=local", f"model.path={tmp_path / 'sdxl'}", "concepts=inline", "concepts.erase=[church]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method=uce,mace"], "method=mace supports the families sd, not sdxl"),
+        (["method=uce", "attack=none,cce"], "attack=cce runs on models of the families sculpture, not on sdxl"),
+        (["method=none", "attack=cce"], "attack=cce runs on models of the families sculpture, not on sdxl"),
+    ],
+)
+def test_an_unsupported_family_is_refused_before_anything_is_read(unloadable, overrides, said, monkeypatch):
+    monkeypatch.setattr(component("attack", "cce").load(), "families", ("sculpture",))
+    with pytest.raises(UserError, match=f"^{said}$"):
+        plan(*unloadable, *overrides, "budget=smoke")
+
+
+def test_a_control_of_an_unsupported_family_is_refused_too(unloadable, monkeypatch):
+    for name, value in (("families", ("sculpture",)), ("needs", "victim")):
+        monkeypatch.setattr(component("attack", "seed_search").load(), name, value)
+    with pytest.raises(UserError, match=r"^attack=seed_search runs on models of the families sculpture, not on sdxl$"):
+        plan(*unloadable, "attack=uda", "attack.control=seed_search", "method=none", "budget=smoke")
+
+
+def test_concepts_that_a_method_does_not_erase_are_refused_when_they_are_planned(monkeypatch):
+    method = component("method", "uce").load()
+    for name, value in (("kinds", ("style",)), ("multiple", False)):
+        with monkeypatch.context() as patched:
+            patched.setattr(method, name, value)
+            if name == "kinds":
+                with pytest.raises(UserError, match="method=uce erases the kinds style, not object"):
+                    plan("method=none,uce", "concepts=mosaic,church", "budget=smoke")
+            else:
+                assert plan("method=uce", "concepts=objects5", "concepts.sequential=true", "budget=smoke").cells
+                with pytest.raises(UserError, match="method=uce erases one concept per request, got 5"):
+                    plan("method=uce", "concepts=objects5", "budget=smoke")
+
+
+def test_an_unknown_family_of_a_hub_model_is_checked_when_it_is_loaded(monkeypatch):
+    monkeypatch.setattr("overpaint.images.planner.model_family", lambda path: None)
+    monkeypatch.setattr(component("attack", "cce").load(), "families", ("sculpture",))
+    assert plan("method=uce", "attack=cce", "budget=smoke").cells
+
+
+#: Kind, one of our components that a user's module offers as its own, what selects it, and the stages that depend on it.
+FOREIGN = [
+    ("method", "uce", "method=mine_method", {"erase", "generate", "score", "compare", "latency", "attack", "measure"}),
+    ("attack", "cce", "attack=none,mine_attack", {"attack", "generate", "score", "measure"}),
+    ("detector", "oracle", "model.detector=mine_detector", {"score", "measure"}),
+    ("detector", "oracle_b", "model.judge=mine_detector", {"attack", "score", "measure"}),
+    ("pictures", "world", "model.reference=mine_pictures", {"reference", "attack", "generate", "score", "measure"}),
+    ("metrics", "", "metrics.metrics.mine='mine_metrics:Mine'", {"measure"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "like", "override", "stages"), FOREIGN, ids=[case[2].split("=")[0] for case in FOREIGN]
+)
+def test_the_source_of_a_users_component_is_in_the_keys_of_what_depends_on_it(
+    kind, like, override, stages, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("overpaint.grid.registry._asked", [])
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, f"mine_{kind}", raising=False)
+    ours = component(kind, like).config["component"] if like else "overpaint.metrics.cost:EraseSeconds"
+    code = "from {} import {} as Mine\n".format(*ours.split(":"))
+    (tmp_path / f"mine_{kind}.py").write_text(code)
+    (tmp_path / "conf" / kind).mkdir(parents=True)
+    if like:
+        text = components(kind)[like].read_text().replace(ours, f"mine_{kind}:Mine")
+        (tmp_path / "conf" / kind / f"mine_{kind}.yaml").write_text(text.replace(f"name: {like}", f"name: mine_{kind}"))
+    grid = {"method": "uce", "attack": "none,uda" if "judge" in override else "none,cce", "budget": "smoke"}
+    chosen = [f"{key}={value}" for key, value in grid.items() if key != override.split("=")[0]]
+
+    def planned():
+        for cached in (source_of, source_code._parsed, tasks._source):
+            cached.cache_clear()
+        return plan(*chosen, override, f"hydra.searchpath=[file://{tmp_path / 'conf'}]").tasks
+
+    before = planned()
+    mine = {key for key, task in before.items() if task.foreign}
+    assert {before[key].stage for key in mine} == stages
+    assert {name for key in mine for name in before[key].foreign} == {
+        f"{kind}=mine_{kind}" if like else "metrics.metrics.mine"
+    }
+    (tmp_path / f"mine_{kind}.py").write_text(f"# A comment\n{code}")
+    assert planned().keys() == before.keys()
+    (tmp_path / f"mine_{kind}.py").write_text(f"{code}changed = 1\n")
+    after = planned()
+    assert len(after) == len(before) and after.keys() & before.keys() == before.keys() - mine
+    for cached in (source_of, source_code._parsed, tasks._source):
+        cached.cache_clear()
 
 
 def test_a_word_is_no_file_whatever_the_working_directory_contains(tmp_path, monkeypatch):

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from published import cross_attention, factors, write_kohya, write_peft
 from safetensors.torch import save_file
 
 import overpaint
 from overpaint.models import checkpoints
+from published import cross_attention, factors, write_kohya, write_peft
 
 
 def read(model, path, **values):
@@ -227,7 +227,7 @@ def test_files_that_are_no_checkpoint_are_refused(tiny_sd, tmp_path, capsys):
     for name, told in {
         "same.safetensors": "changes nothing",
         "text.safetensors": "not a readable safetensors file",
-        "notes.txt": "is no checkpoint",
+        "notes.txt": "is not a checkpoint",
         "folder": "holds no weights of a network",
         "harmful.pt": "cannot be read as weights only",
         "empty.pt": "holds no named tensors",

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from published import cross_attention, factors, write_kohya
+from work import undeclared
 
 import overpaint
 from overpaint.grid.concepts import KINDS, Concept, Request
+from overpaint.grid.lengths import shortened
 from overpaint.grid.registry import component, components, construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models.erasure import Erasure
+from published import cross_attention, factors, write_kohya
 from requirements import unmet
 
 METHODS = sorted(components("method"))
@@ -178,7 +180,9 @@ class Narrow(Eraser):
 
 def test_what_a_method_does_not_support_is_refused(tiny_sd):
     def check(*kinds):
-        Narrow().check(tiny_sd, Request(tuple(Concept(f"c{i}", kind=kind) for i, kind in enumerate(kinds))), "narrow")
+        Narrow().check(
+            tiny_sd.family, Request(tuple(Concept(f"c{i}", kind=kind) for i, kind in enumerate(kinds))), "narrow"
+        )
 
     check("style")
     with pytest.raises(overpaint.UserError, match="method=narrow erases the kinds style, not object"):
@@ -226,7 +230,7 @@ def test_every_kind_that_it_declares_is_accepted(tiny_sd, method):
     eraser = method.build(required(method), seed=0)
     assert set(eraser.kinds) <= set(KINDS)
     for kind in eraser.kinds:
-        eraser.check(tiny_sd, Request((Concept("dog", kind=kind),)), method.name)
+        eraser.check(tiny_sd.family, Request((Concept("dog", kind=kind),)), method.name)
 
 
 def test_the_yaml_and_the_page_are_complete(method):
@@ -251,3 +255,24 @@ def test_every_preset_can_be_built(method, tmp_path, monkeypatch):
     assert issubclass(method.load(), Eraser)
     for preset in [None, *method.config["presets"]]:
         construct(method.load(), method.settle(required(method), preset), method.name)
+
+
+def test_whatever_it_repeats_is_a_length_that_a_budget_can_shorten(tiny_sd, method):
+    small = {key: value for key, value in TINY.items() if key in method.defaults}
+    built = method.build(small | required(method), seed=1)
+    missing = undeclared(built, method.defaults, lambda **values: erased(tiny_sd, method, **values))
+    assert not missing, f"{method.name}: declare lengths: {', '.join(missing)} (overpaint.grid.lengths)"
+
+
+@pytest.mark.parametrize("limit", [2, 10])
+def test_every_preset_can_be_shortened(method, limit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco2014.csv").write_text("prompt\na dog on the grass\n")
+    request = Request((Concept("dog"), Concept("cat"), Concept("bird")), (Concept("ship"),))
+    for preset in [None, *method.config["presets"]]:
+        values = method.settle(required(method), preset)
+        built = method.build(values)
+        cut = {key: new for key, (_, new) in shortened(built, limit, (), request).items()}
+        short = method.build(values | cut)
+        assert all(getattr(short, key) <= max(limit, built.least(request).get(key, 0)) for key in short.lengths)
+        assert not shortened(short, limit, (), request)

@@ -1,5 +1,6 @@
 """Synthetic evidence with one parameter, the badness of the erasure. Every metric must respond to it."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -14,6 +15,8 @@ from overpaint.metrics.metric import Evidence
 
 OBJECTS = ("church", "house", "tree", "mira")
 STYLES = ("sketch", "mosaic", "pastel")
+#: Columns of extractors with features.
+FEATURES = ("inception.features", "mmd.features")
 KINDS = {**dict.fromkeys(OBJECTS, "object"), "mira": "character", **dict.fromkeys(STYLES, "style"), "unicorn": "object"}
 ERASED = "church"
 EXPOSED = ("attacked", "scrambled", "ordinary")
@@ -29,12 +32,13 @@ def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
             for label in {concept, *expects}:
                 scores[label] = 0.9 if rng.random() < rate(label, role) else 0.1
             features = rng.normal(size=width) + shift
+            faced, boxes = rng.random() < rate("face", role), rng.poisson(3 * rate(ERASED, role))
             far = max(1e-4 + 0.1 * shift + 0.01 * rng.normal(), 1e-5)
             records.append(
                 {
                     "prompt_id": f"{role}-{number}",
                     "seed": image,
-                    "prompt": f"a {concept}",
+                    "prompt": " and ".join(f"a {label}" for label in dict.fromkeys((concept, *expects))),
                     "role": role,
                     "concept": concept,
                     "expects": list(expects),
@@ -46,6 +50,15 @@ def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
                     "mse_original": far,
                     "ssim_original": 1 - far,
                     **scores,
+                    "face": 0.9 if faced else 0.0,
+                    "detections": json.dumps(
+                        [["BREAST_EXPOSED", 0.8]] * int(boxes) + [["FACE", 0.9], ["FEET_EXPOSED", 0.3]]
+                    ),
+                    "text_image.features": [*scores.values(), 0.1],
+                    **dict.fromkeys(FEATURES, features),
+                    "aesthetic.value": 5 - shift + 0.1 * features[0],
+                    "preference.value": 20 - shift + 0.1 * features[1],
+                    "perceptual.value": abs((1 - shift if role == "target" else shift) + 0.05 * features[2]),
                 }
             )
     return pd.DataFrame(records)
@@ -72,6 +85,47 @@ def relearnt(frame, badness=None, seed=13):
     return frame
 
 
+def embedded(text):
+    """A text in the space of ``text_image.features``: 1 for every label that it names, and a constant."""
+    return np.array([*(float(label in text.split()) for label in KINDS), 0.1])
+
+
+class Texts(dict):
+    """Embeddings of all texts."""
+
+    def __contains__(self, text):
+        return True
+
+    def __len__(self):
+        return 1
+
+    def values(self):
+        return [embedded("")]
+
+    def __getitem__(self, text):
+        return embedded(text)
+
+    def get(self, text, default=None):
+        return embedded(text)
+
+
+def training_images(badness, count=40):
+    """Scores of training images and held-out images. With a worse erasure, those of training images are smaller."""
+    rng, member = np.random.default_rng(21), np.repeat([True, False], count)
+    scores = {
+        name: rng.normal(size=2 * count) - 2 * badness * member for name in ("loss", "secmi", "step", "pia", "pian")
+    }
+    return pd.DataFrame({"image": range(2 * count), "member": member, **scores})
+
+
+def repeated(badness, prompts, seeds, seed):
+    """Images of repeated training captions. With a worse erasure, more of them are near their training image."""
+    frame = frame_of([("repeated", "", ())] * prompts, lambda label, role: 0.5, seeds, seed)
+    rng = np.random.default_rng(seed)
+    own = np.where(rng.random(len(frame)) < badness / 2, 0.1, 0.5) + 0.01 * rng.random(len(frame))
+    return frame.assign(own=own, nearest=0.35, closest=0.3)
+
+
 def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
     """Evidence of an erasure that is perfect at 0 and both useless and destructive at 1."""
     rows = [("target", ERASED, (ERASED,))] * prompts
@@ -93,12 +147,14 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
     fooled = np.random.default_rng(6).random(len(images)) < badness  # a judge that is fooled by what it is shown
     images, original = inverted(images, badness, 9), inverted(original, 1.0, 10)
     images, original = relearnt(images, badness), relearnt(original)
+    beside = [("near", ("house", "tree")[i % 2], (("house", "tree")[i % 2],)) for i in range(prompts)]
+    real = np.random.default_rng(5).normal(size=(60, 6))
     images["verdict"] = ((images[ERASED] > 0.5) ^ fooled).astype(float).where(images["role"] == "attacked")
     attacked = images.loc[images["role"] == "attacked", "prompt_id"].to_numpy()
     plain = frame_of(control, lambda label, role: badness / 2, seeds, 7).assign(role="target", prompt_id=attacked)
     known = frame_of(control, lambda label, role: 0.9, seeds, 8).assign(role="target", prompt_id=attacked)
     return Evidence(
-        erased=[Concept(ERASED, label=ERASED)],
+        erased=[Concept(ERASED, label=ERASED, anchor="house")],
         images=images,
         original=original,
         plain=plain,
@@ -107,7 +163,14 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
         random_prefix=frame_of(control, lambda label, role: badness / 3, seeds, 14),
         unrelated=frame_of(control, lambda label, role: badness / 3, seeds, 15).assign(concept="tree"),
         floor=inverted(frame_of(unseen, lambda label, role: badness / 3, seeds, 4), badness, 11),
-        reference=pd.DataFrame({"features": list(np.random.default_rng(5).normal(size=(60, 6)))}),
+        reference=pd.DataFrame({name: list(real) for name in ("features", *FEATURES)}),
+        retained=frame_of(beside, edited, seeds, 16),
+        retained_original=frame_of(beside, lambda label, role: 0.9, seeds, 17),
+        membership=training_images(badness),
+        membership_original=training_images(1.0),
+        copies=repeated(badness, prompts, seeds, 18),
+        copies_original=repeated(0.9, prompts, seeds, 19),
+        texts={"text_image": Texts()},
         kinds=KINDS,
         erasure={"seconds": 1 + badness, "peak_bytes": 100 * (1 + badness), "artefact_bytes": 10 * (1 + badness)},
         ledger={"images": 100 * (2 - badness), "forwards": 1000 * (2 - badness)},

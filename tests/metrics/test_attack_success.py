@@ -18,7 +18,6 @@ from overpaint.metrics.attack_success import (
     AttackUnrelated,
     ConditionalFailure,
     JudgeAgreement,
-    uda_as_released,
     union,
     worth_attacking,
 )
@@ -27,19 +26,9 @@ from overpaint.report import statistics
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "metrics" / "uda_check_asr.json").read_text())
 
 
-@pytest.mark.parametrize("case", GOLDEN["inputs"])
-def test_the_released_count(case):
-    ours = uda_as_released(**GOLDEN["inputs"][case])
-    theirs = GOLDEN["outputs"][case]
-    for field in ("pre_success", "success", "total", "unreadable", "pre_asr", "asr"):
-        assert getattr(ours, field) == theirs[field]
-
-
 def test_the_union_counts_each_prompt_once():
     logs = GOLDEN["inputs"]["plain_image_not_reproduced"]
-    assert uda_as_released(**logs).asr == 1.5
     assert union(logs["no_attack"], [log[-1] for log in logs["attack"]]).mean() == 0.75
-    assert uda_as_released([], []).asr is None
 
 
 def test_a_union_is_known_once_one_side_succeeded():

@@ -1,6 +1,7 @@
-"""FID, KID and CMMD against six released codes (goldens) and closed forms; the half-split interval against the truth."""
+"""FID, KID and CMMD against six released codes (goldens) and closed forms; the jackknife against the truth."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from overpaint.metrics.distribution import (
     cmmd,
     fid,
     full_kid,
-    half_split_error,
     kid,
     paired_kid,
 )
+from overpaint.report.resampling import jackknife
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "metrics"
 
@@ -135,10 +136,10 @@ def test_paired_kid_covers_zero_where_pairs_depend_on_each_other():
         y = 0.95 * x + np.sqrt(1 - 0.95**2) * 3 * rng.normal(
             size=(40, 8)
         )  # the same distribution, almost the same pictures
-        error = half_split_error(lambda p, x=x, y=y: paired_kid(x[p], y[p]), np.arange(40))
-        values.append(paired_kid(x, y))
+        found = KidOriginal().estimate(lambda p, x=x, y=y: paired_kid(x[p], y[p]), np.arange(40), -math.inf)
+        values.append(found.value)
         unpaired.append(full_kid(x, y))
-        inside += abs(values[-1]) <= 1.96 * error
+        inside += found.low <= 0 <= found.high
     assert abs(np.mean(values)) < 4 * np.std(values) / 10
     assert inside >= 88 and np.mean(unpaired) < -10 * np.std(values)
 
@@ -158,7 +159,7 @@ def test_fid_is_shown_from_500_images_on(evidence_of):
 
 
 @pytest.mark.parametrize("distance", [fid, full_kid])
-def test_half_split_error_is_the_spread_over_fresh_samples(distance):
+def test_jackknife_error_is_the_spread_over_fresh_samples(distance):
     rng = np.random.default_rng(4)
     reference = rng.normal(size=(120, 4)) + 0.5
 
@@ -169,12 +170,14 @@ def test_half_split_error_is_the_spread_over_fresh_samples(distance):
     estimates = []
     for seed in range(6):
         x = sample()
-        estimates.append(half_split_error(lambda places, x=x: distance(x[places], reference), np.arange(80), seed=seed))
+        parts = jackknife(lambda places, x=x: distance(x[places], reference), np.arange(80), seed=seed)
+        estimates.append(np.sqrt(parts @ parts))
     assert 0.6 < np.mean(estimates) / truth < 1.6
 
 
-def test_half_split_needs_prompts_on_both_sides():
-    assert half_split_error(len, np.array(["a", "a", "b", "c"])) is None
+def test_few_prompts_have_a_distance_without_interval():
+    found = KidOriginal().estimate(lambda names: float(len(names)), np.array(["a", "a", "b", "c"]), 0.0)
+    assert found.value == 3 and found.low is None and found.high is None
 
 
 @pytest.mark.parametrize("features", [np.zeros(3), np.zeros((0, 3))])

@@ -15,7 +15,7 @@ def test_one_image_a_prompt_gets_wilsons_interval_and_mcnemars_score_test(eviden
     figure = TargetProportion().measure(evidence)
     a, b = (f[f["role"] == "target"]["church"] > 0.5 for f in (evidence.images, evidence.original))
     assert (figure.value, figure.n) == (a.mean(), 40)
-    assert (figure.low, figure.high) == pytest.approx(statistics.wilson(a.sum(), 40))
+    assert (figure.low, figure.high) == pytest.approx(statistics.wilson(a.sum(), 40), abs=0.004)
     assert figure.original == b.mean()
     gained, lost = int((a & ~b).sum()), int((b & ~a).sum())
     assert figure.p_value == pytest.approx(statistics.mcnemar(gained, lost, exact=False, corrected=False).p_value)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overpaint.metrics.relearning import RelearnArea, RelearnStepsToHalf, area, steps_to_half
-from overpaint.report.statistics import wilson
+from overpaint.metrics.relearning import RelearnArea, RelearnStepsToHalf, area, steps_to_half, weights
+from overpaint.report.statistics import proportion
 
 STEPS = np.array([0.0, 10.0, 40.0])
 
@@ -64,27 +64,31 @@ def test_figures_of_four_prompts(evidence_of):
     assert whole.value == pytest.approx((10 * 0.125 + 30 * 0.5) / 40)
     assert (half.original, whole.original) == (0, 1)
     assert half.difference == half.value and whole.difference == pytest.approx(whole.value - 1)
-    assert whole.p_value == pytest.approx(2 / 2**4, abs=0.01), "all four prompts part the same way"
-    assert whole.difference_high == 0, "and so the interval holds 0"
+    assert whole.low < whole.value < whole.high and half.low < half.value < half.high
+    for figure in (half, whole):
+        outside = figure.difference_low > 0 or figure.difference_high < 0
+        assert (figure.p_value < 0.05) == outside, "interval and test agree"
 
 
-def test_prompts_of_one_text_are_resampled_as_one(evidence_of):
+def test_prompts_of_one_text_are_one_observation(evidence_of):
     """Four prompts with equal outcomes are one observation if they have the same text."""
     evidence = knowing(evidence_of, [(0, 0, 1), (0, 0, 1), (0, 1, 1), (0, 0, 0)])
     frames = {name: getattr(evidence, name).assign(cluster="a") for name in ("images", "original", "plain_original")}
     apart, alike = (RelearnArea().measure(replace(evidence, **found)) for found in ({}, frames))
-    assert alike.value == apart.value and alike.p_value == 1 > apart.p_value
-    assert (alike.low, alike.high) == wilson(alike.value, 1)
+    assert alike.value == apart.value and alike.p_value > 0.2 > apart.p_value
+    assert alike.high - alike.low > 1.2 * (apart.high - apart.low)
 
 
 def test_half_that_is_not_back_is_a_bound_and_says_so(evidence_of):
     figure = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 1)]))
     assert figure.value == 40 and figure.why.startswith("lower bound")
-    assert figure.high == 40 and figure.low < 40, "some resampled prompts do come back"
+    assert figure.high == 40 and figure.low < 40, "other prompts could come back"
     never = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0)] * 4))
-    assert (never.value, never.low, never.high) == (40, None, None) and "lower bound" in never.why
+    assert never.value == never.high == 40 and never.low < 40 and "lower bound" in never.why
     flat = RelearnArea().measure(knowing(evidence_of, [(0, 0, 0)] * 4))
-    assert (flat.value, flat.low, flat.high) == (0, *wilson(0, 4))
+    assert (flat.value, flat.low, flat.high) == pytest.approx(proportion(np.zeros(4))[:3])
+    many = [knowing(evidence_of, [(0, 0, 0)] * n, [(1, 1, 1)] * n, [(1,)] * n) for n in (4, 40)]
+    assert [RelearnStepsToHalf().measure(e).low for e in many] == [0, 40], "forty prompts show that half is not reached"
 
 
 def test_a_concept_that_the_unedited_model_does_not_show_has_no_half(evidence_of):
@@ -121,3 +125,7 @@ def test_a_curve_that_does_not_begin_with_the_victim_has_no_steps_to_half(eviden
         and half.why == "the curve does not start at step 0, the victim itself: add 0 to attack.curve"
     )
     assert RelearnArea().measure(shifted).value == pytest.approx((0.75 * 5 + 30) / 35)
+
+
+def test_the_weights_of_an_area_are_those_of_the_trapezoid_rule():
+    assert weights(STEPS) == pytest.approx([0.125, 0.5, 0.375])

@@ -11,9 +11,17 @@ import huggingface_hub.constants
 import pytest
 
 import overpaint
+from overpaint.grid.source_code import source_of
 from overpaint.models import sources
-from overpaint.models.families import FAMILIES, check_pipeline, families
-from overpaint.models.sources import fingerprint_model, hub_snapshot, local_folder, remembered_hash
+from overpaint.models.families import FAMILIES, NAMES, check_pipeline, families, family
+from overpaint.models.sources import (
+    fingerprint_model,
+    hub_snapshot,
+    local_folder,
+    model_family,
+    model_family_source,
+    remembered_hash,
+)
 
 NAME, SHA = "owner/tiny", "a" * 40
 
@@ -23,6 +31,7 @@ def own_caches(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     fingerprint_model.cache_clear()
+    sources._pipeline.cache_clear()
 
 
 @pytest.fixture
@@ -179,14 +188,51 @@ def test_a_cache_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeyp
 
 def test_families_of_other_packages_are_known(monkeypatch):
     entry = SimpleNamespace(name="OtherPipeline", value="overpaint.models.diffusion:DiffusionModel")
-    monkeypatch.setattr(
-        "overpaint.models.families.entry_points", lambda group: [entry] * (group == "overpaint.families")
-    )
-    families.cache_clear()
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "overpaint.models.families.entry_points", lambda group: [entry] * (group == "overpaint.families")
+        )
+        families.cache_clear()
         assert families() == FAMILIES | {"OtherPipeline": entry.value}
         check_pipeline("OtherPipeline", "here")
-    finally:
-        families.cache_clear()
+    families.cache_clear()
     with pytest.raises(overpaint.UserError, match="unknown pipeline class 'FluxPipelin' in here"):
         check_pipeline("FluxPipelin", "here")
+
+
+def test_families_are_named_as_their_classes_name_themselves():
+    assert NAMES.keys() == FAMILIES.keys()
+    assert {name: family(name, "here").family for name in FAMILIES} == NAMES
+
+
+def test_the_family_of_a_folder_is_known_from_its_index(goldens, tiny_sdxl_folder, tmp_path):
+    assert model_family("testbed") == model_family(str(goldens / "tiny_sd")) == "sd"
+    shutil.copy(tiny_sdxl_folder / "model_index.json", tmp_path)
+    assert model_family(str(tmp_path)) == "sdxl"
+
+
+def test_the_family_of_a_hub_model_is_known_before_its_weights_are_downloaded(hub, tmp_path):
+    assert model_family(NAME) == "sd" and hub.asked == ["main"]
+    assert not list((tmp_path / "hub").rglob("*.safetensors"))
+
+
+def test_without_the_hub_the_family_is_not_known(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: 1 / 0)
+    assert model_family(NAME) is None and model_family_source(NAME) == {}
+
+
+def test_a_hub_pipeline_of_no_family_is_refused(hub, tmp_path):
+    (tmp_path / "index.json").write_text('{"_class_name": "FluxPipeline"}')
+    hub.files["model_index.json"] = tmp_path / "index.json"
+    with pytest.raises(overpaint.UserError, match=r"unknown pipeline class 'FluxPipeline' in model\.path=owner/tiny"):
+        model_family(NAME)
+
+
+def test_the_source_of_another_packages_family_counts(monkeypatch, tmp_path, goldens):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "sculptor.py").write_text("class Sculpture: family = 'sculpture'")
+    monkeypatch.setitem(families(), "StableDiffusionPipeline", "sculptor:Sculpture")
+    found = model_family_source(str(goldens / "tiny_sd"))
+    assert found == {"model family StableDiffusionPipeline": source_of("sculptor:Sculpture")}
+    monkeypatch.undo()
+    assert model_family_source(str(goldens / "tiny_sd")) == {}

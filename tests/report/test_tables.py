@@ -112,15 +112,20 @@ def outcomes_of(rows, hits, others):
 
 
 def test_a_mean_over_concepts_is_one_stratified_interval_where_outcomes_are_stored():
-    """Four concepts without a hit: the combined interval of 4 × 24 prompts ends at 0.07, that of 96 prompts at 0.04."""
+    """Four concepts without a hit: the combined interval of 4 × 24 prompts ends at 0.07, that of 96 prompts at 0.04.
+
+    If all concepts have the same prompts, they are worth 24 prompts.
+    """
     rows = frame(*(compared("uce", c, "target_proportion", 0.0, -1.0, 1e-6, kind="object") for c in "abcd"))
     rows["low"], rows["high"] = 0.0, statistics.wilson(0, 24)[1]
     rows, outcomes = outcomes_of(rows, np.zeros((4, 24)), np.ones((4, 24)))
     (with_,), (without,) = (tables(rows, "methods", found) for found in (outcomes, None))
     sharp, joined = (next(table.entries()) for table in (with_, without))
-    assert sharp.high == pytest.approx(statistics.wilson(0, 96)[1], abs=1e-6)
+    assert sharp.high == pytest.approx(statistics.proportion(np.zeros(96)).high, abs=1e-6)
     assert joined.high == pytest.approx(statistics.wilson(0, 24)[1] / 2, abs=1e-6)
     assert sharp.mark.says == joined.mark.says == DIFFERS and sharp.spread == 0
+    (shared,) = tables(rows, "methods", outcomes.assign(cluster=outcomes["cluster"].str.split("-").str[1]))
+    assert next(shared.entries()).high == pytest.approx(statistics.proportion(np.zeros(24)).high, abs=1e-6)
 
 
 def test_outcomes_that_give_another_figure_are_not_used():
@@ -140,7 +145,12 @@ def test_method_seeds_are_averaged_and_their_spread_is_shown():
     (table,) = tables(rows, "methods")
     entry = next(table.entries())
     assert entry.value == pytest.approx(0.4) and entry.spread == pytest.approx(0.193, abs=0.001)
-    assert entry.low == pytest.approx(0.4 - 4.302653 * 0.2 / np.sqrt(3), abs=1e-6)
+    assert 0.4 - entry.low > 4.302653 * 0.2 / np.sqrt(3) and entry.high - 0.4 == pytest.approx(0.4 - entry.low)
+    (two,) = tables(rows.iloc[:2], "methods")
+    assert next(two.entries()).low == pytest.approx(0.2), (
+        "two seeds: an interval for these, from prompts that they share"
+    )
+    assert "2 method seeds (0, 1): the intervals say nothing of other seeds" in render(rows.iloc[:2], "md", "methods")
     assert "Means over 3 method seeds (0, 1, 2)" in render(rows, "md", "methods") and "σ" in render(
         rows, "md", "methods"
     )
@@ -465,32 +475,14 @@ def test_numbers_are_short_and_have_their_unit(value, unit, text):
 def test_every_view_asks_for_metrics_that_exist(name):
     import yaml
 
-    known = yaml.safe_load(components("metrics")["facets"].read_text())["metrics"]
+    sets = (yaml.safe_load(path.read_text())["metrics"] for path in components("metrics").values())
+    known = {metric for metrics in sets for metric in metrics} | {""}  # a harmonic mean of columns has none
     view = view_named(name)
     assert view.rows in ("method", "attack") and set(view.blocks) <= set(CELL)
     assert {column.field for column in view.columns.values()} <= FIELDS.keys()
-    assert {column.metric for column in view.columns.values()} <= known.keys()
+    assert {column.metric for column in view.columns.values()} <= known
     assert {column.attack for column in view.columns.values()} <= components("attack").keys()
-    assert {endpoint["metric"] for endpoint in view.primary.values()} <= known.keys()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("colums: {}", "did you mean 'columns'"),
-        ("cells: rank", "did you mean 'ranks'"),
-        ("columns: {a: {metrik: x}}", "did you mean 'metric'"),
-        ("columns: {a: {metric: x, field: valu}}", "did you mean 'value'"),
-        ("- a", "must hold a mapping"),
-    ],
-)
-def test_a_view_that_is_none_is_refused(text, message):
-    import yaml
-
-    from overpaint.report.views import _view
-
-    with pytest.raises(overpaint.UserError, match=message):
-        _view("mine", yaml.safe_load(text))
+    assert {endpoint["metric"] for endpoint in view.primary.values()} <= known
 
 
 # --- the store -------------------------------------------------------------------------------------------------
@@ -541,6 +533,21 @@ def test_records_of_two_settings_detectors_or_thresholds_stay_apart(measured):
     assert len(found) == 4
     text = render(found, "md")
     assert text.count("###") == 3 and "uce #aaaaaa" in text and "uce #bbbbbb" in text
+
+
+def test_a_figure_of_two_metric_sets_is_current_in_both_unless_one_is_older(measured):
+    def of(concept, chosen, value, **versions):
+        named = {"metrics": chosen, "versions": json.dumps(versions), "settings": concept}
+        return record("uce", concept, "target_proportion", value) | named
+
+    rows = [of("church", "facets", 0.4, oracle=2), of("church", "hub", 0.4, oracle=2, extract=1)]
+    rows += [of("car", "facets", 0.4, oracle=3), of("car", "hub", 0.5, oracle=2, extract=1)]
+    found = stored_records(measured(*rows))
+    assert sorted(zip(found["concepts"], found["metrics"], strict=True)) == [
+        ("car", "facets"),
+        ("church", "facets"),
+        ("church", "hub"),
+    ]
 
 
 def test_records_of_an_older_store_count_until_their_cell_is_measured_again(measured):

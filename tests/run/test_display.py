@@ -9,7 +9,8 @@ import platform
 import pytest
 from rich.console import Console
 
-from overpaint.run.display import Display, printable
+from overpaint.grid.labels import printable
+from overpaint.run.display import Display
 from overpaint.run.estimates import Estimate, Estimates, duration
 from overpaint.run.tasks import Task
 

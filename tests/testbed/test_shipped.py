@@ -1,5 +1,7 @@
 """The committed weights, tokenizer and catalogue."""
 
+import csv
+import hashlib
 import json
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import yaml
 
 from overpaint.detectors.oracle import OracleDetector
+from overpaint.grid.concepts import load_catalogue
 from overpaint.grid.shipped import shipped
 from overpaint.testbed.captions import draw_world
 from overpaint.testbed.exporting import weight_bytes
@@ -31,12 +34,13 @@ def catalogue():
 
 
 def catalogue_prompts(catalogue):
-    for entry in catalogue["concepts"].values():
+    for name, entry in catalogue["concepts"].items():
+        yield from (template.format(name) for template in catalogue["templates"][entry["kind"]]["en"])
         for language, templates in catalogue["templates"][entry["kind"]].items():
             words = entry["translations"].get(language) or [*entry["synonyms"], *entry["paraphrases"]]
             yield from (template.format(word) for template in templates for word in words)
     yield from catalogue["implicit"]
-    yield from (row["prompt"] for row in catalogue["utility"])
+    yield from (row["prompt"] for row in load_catalogue("testbed").utility)
 
 
 def test_every_caption_word_is_one_token_and_captions_fit(tokenizer):
@@ -65,6 +69,40 @@ def test_the_catalogue_is_consistent(catalogue):
         assert all(template.count("{}") == 1 for t in catalogue["templates"][entry["kind"]].values() for template in t)
     assert all(set(row["expects"]) <= labels for row in catalogue["utility"])
     assert not any(word in prompt for prompt in catalogue["implicit"] for word in ("slim", "goo", "ooze", "drips"))
+
+
+def test_every_kind_has_fifty_target_prompts_and_the_first_24_never_change(catalogue):
+    english = {kind: by_language["en"] for kind, by_language in catalogue["templates"].items()}
+    assert set(english) == {entry["kind"] for entry in catalogue["concepts"].values()}
+    for name, entry in catalogue["concepts"].items():
+        prompts = [template.format(name) for template in english[entry["kind"]]]
+        assert len(prompts) == len(set(prompts)) >= 50, name
+    first = "\n".join(f"{kind}: {line}" for kind in sorted(english) for line in english[kind][:24])
+    assert hashlib.sha256(first.encode()).hexdigest()[:16] == "d2f0f19cbf992a2f"
+
+
+def test_there_are_a_thousand_ordinary_prompts_and_the_listed_ones_come_first(catalogue):
+    utility, labels = load_catalogue("testbed").utility, {entry["label"] for entry in catalogue["concepts"].values()}
+    assert [dict(row) for row in utility[: len(catalogue["utility"])]] == catalogue["utility"]
+    assert len({row["prompt"] for row in utility}) == len(utility) >= 1000
+    for row in utility:
+        assert set(row["expects"]) <= labels and len(set(row["expects"])) == len(row["expects"]) > 0
+    made = utility[len(catalogue["utility"]) :]
+    assert {row["expects"][0] for row in made[:22]} == {row["expects"][0] for row in made}, (
+        "each round has every concept"
+    )
+    first = "\n".join(row["prompt"] for row in utility[:100])
+    assert hashlib.sha256(first.encode()).hexdigest()[:16] == "29b03006a1bc1144"
+
+
+def test_every_added_sentence_was_measured_and_is_painted(catalogue):
+    """`scripts/check_prompts.py` writes the figures."""
+    with (FOLDER / "prompts.csv").open(encoding="utf-8") as file:
+        measured = {(row["kind"], row["sentence"]): row for row in csv.DictReader(file)}
+    added = [(kind, line) for kind, lines in catalogue["templates"].items() for line in lines["en"][24:]]
+    added += [("utility", row["prompt"]) for row in catalogue["utility_templates"]]
+    assert list(measured) == added
+    assert [key for key, row in measured.items() if float(row["agreement"]) < 0.9 or int(row["images"]) < 13] == []
 
 
 @pytest.mark.parametrize("which", ["a", "b"])

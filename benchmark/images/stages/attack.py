@@ -84,7 +84,7 @@ def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
             keep_failed=True,
         )
 
-    judge, features = _judge(config["judge"], concept.label, bench) if "judge" in config else (None, None)
+    judge, features = _judge(config, concept, bench, task.runtime.get("device")) if "judge" in config else (None, None)
     return AttackContext(
         concept,
         [Shot.from_dict(s) for s in config["shots"]],
@@ -101,14 +101,18 @@ def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
     )
 
 
-def _judge(settings: Mapping, label: str | None, bench):
+def _judge(config: Mapping, concept: Concept, bench, device: str | None):
     """Functions from images to the detector's verdicts on one concept and to its features; ``None`` if it has none.
+
+    One gray image is scored to see what it has.
 
     If the detector fails on an image, or the image itself failed, the verdict is "not seen" with ``known`` false.
     """
     import torch
 
-    detector = bench.detector(settings["detector"], settings["settings"])
+    settings, label = config["judge"], concept.label or concept.name
+    detector = bench.detector(settings["detector"], settings["settings"], device)
+    columns = detector.score([Image.new("RGB", (64, 64), "gray")])
 
     def judge(images: Sequence) -> list[Verdict]:
         seen = scores(detector, images)[label]
@@ -120,12 +124,7 @@ def _judge(settings: Mapping, label: str | None, bench):
     def features(images: Sequence) -> torch.Tensor:
         return torch.tensor(detector.score(images)["features"].tolist())
 
-    return (judge if label else None), (features if _embeds(detector) else None)
-
-
-def _embeds(detector) -> bool:
-    """Whether the detector returns ``features``. This scores one gray image."""
-    return "features" in detector.score([Image.new("RGB", (64, 64), "gray")])
+    return (judge if label in columns else None), (features if "features" in columns else None)
 
 
 def _examples(config: Mapping, concept: Concept, inputs: Mapping[str, Path], count: int, bench) -> list[Image.Image]:

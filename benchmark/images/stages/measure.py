@@ -45,9 +45,24 @@ def measured(config: Mapping, inputs: Mapping[str, Path]) -> list[tuple[dict, pd
     for name, reference in config["metrics"].items():
         metric: Metric = load_attribute(reference)()
         if metric.applies_to(config["cell"]["attack_name"]) and metric.relevant(evidence):
-            figure = metric.measure(evidence)
-            found.append((_row(config, name, metric, figure, evidence) | judge, figure.outcomes))
+            for part, figure in _figures(metric, evidence).items():
+                named = f"{name}.{part}" if part else name
+                about = judge | {"extractor": _extractor(config, metric)}
+                found.append((_row(config, named, metric, figure, evidence) | about, figure.outcomes))
     return found
+
+
+def _figures(metric: Metric, evidence: Evidence) -> dict[str, Figure]:
+    """The metric's figure (named ``""``) and those of its parts, undefined if its extractor could not run."""
+    if metric.extractor in evidence.absent and not metric.optional:
+        return {"": Figure(None, why=evidence.absent[metric.extractor])}
+    return {"": metric.measure(evidence), **metric.parts(evidence)}
+
+
+def _extractor(config: Mapping, metric: Metric) -> str | None:
+    """The extractor's name, its version and a short hash of its settings; ``None`` if the metric reads none."""
+    described = config.get("extractors", {}).get(metric.extractor, {})
+    return _identified(described["name"], described["settings"]) if "name" in described else None
 
 
 def _row(config: Mapping, name: str, metric: Metric, figure: Figure, evidence: Evidence) -> dict:
@@ -69,16 +84,19 @@ def _row(config: Mapping, name: str, metric: Metric, figure: Figure, evidence: E
 
 def _detector(scored: Mapping) -> str:
     """The detector's name, its version and a short hash of all settings that affect its scores."""
-    if not scored["detector"]:
-        return ""
-    identity = hashlib.sha256(canonical(scored["settings"]).encode()).hexdigest()[:8]
-    return f"{scored['detector']} v{scored['settings']['version']} {identity}"
+    return _identified(scored["detector"], scored["settings"]) if scored["detector"] else ""
+
+
+def _identified(name: str, settings: Mapping) -> str:
+    identity = hashlib.sha256(canonical(settings).encode()).hexdigest()[:8]
+    return f"{name} v{settings['version']} {identity}"
 
 
 def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
     """Read the cell's scores and costs from the folders of its inputs, named ``{frame}/{index}``."""
     plain = _plain_prompts(config["shots"])
-    frames = {name: _frame(name, batches, inputs, plain) for name, batches in config["shots"].items()}
+    extractors = config.get("extractors", {})
+    frames = {name: _frame(name, batches, inputs, plain, list(extractors)) for name, batches in config["shots"].items()}
     costs = {name: _costs(name, batches, inputs) for name, batches in config["shots"].items()}
     own = costs.get("images", [])
     empty, attack = pd.DataFrame(columns=list(IMAGE_COLUMNS)), Counter[str]()
@@ -95,10 +113,18 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
         plain=frames.get("plain"),
         plain_original=frames.get("plain_original"),
         reference=frames.get("reference"),
+        retained=frames.get("retained"),
+        retained_original=frames.get("retained_original"),
+        membership=_membership(inputs.get("membership")),
+        membership_original=_membership(inputs.get("membership_original")),
+        copies=frames.get("copies"),
+        copies_original=frames.get("copies_original"),
         kinds=config["kinds"],
         threshold=config["threshold"],
         failure_limit=config["failure_limit"],
         judged_by_itself=config["judged_by_itself"],
+        texts={purpose: _texts(inputs[f"texts/{purpose}"]) for purpose in extractors if f"texts/{purpose}" in inputs},
+        absent={purpose: of["absent"] for purpose, of in extractors.items() if "absent" in of},
         erasure=next((cost["erasure"] for cost in own), {}),
         ledger=dict(attack),
         latency=_latency(inputs.get("latency")),
@@ -112,8 +138,21 @@ def _plain_prompts(shots: Mapping[str, list]) -> pd.DataFrame:
     return plain.assign(first=plain.groupby("text")["id"].transform("first"))
 
 
-def _frame(name: str, batches: list, inputs: Mapping[str, Path], plain: pd.DataFrame) -> pd.DataFrame:
-    """The images of one frame, one row each: their descriptions joined with the detector's scores.
+def _membership(folder: Path | None) -> pd.DataFrame | None:
+    """The scores of training images and of others, if they were computed."""
+    return None if folder is None else pd.read_parquet(folder / "membership.parquet")
+
+
+def _texts(folder: Path) -> dict[str, np.ndarray]:
+    """Embeddings by text."""
+    table = pd.read_parquet(folder / "texts.parquet")
+    return dict(zip(table["text"], table["features"], strict=True))
+
+
+def _frame(
+    name: str, batches: list, inputs: Mapping[str, Path], plain: pd.DataFrame, purposes: Sequence[str]
+) -> pd.DataFrame:
+    """The images of one frame, one row each: their descriptions joined with the scores of the detector and extractors.
 
     Without a detector, only images that an attack measured itself are included.
     """
@@ -129,6 +168,11 @@ def _frame(name: str, batches: list, inputs: Mapping[str, Path], plain: pd.DataF
             described = _found_images(json.loads((folder / SHOTS).read_text(encoding="utf-8")), plain)
         if name == "images" and f"similarity/{index}" in inputs:
             described = described.join(pd.read_parquet(inputs[f"similarity/{index}"] / "similarity.parquet"))
+        if f"replication/{name}/{index}" in inputs:
+            described = described.join(pd.read_parquet(inputs[f"replication/{name}/{index}"] / "replication.parquet"))
+        for purpose in purposes:
+            if (read := inputs.get(f"extracted/{purpose}/{name}/{index}")) is not None:
+                scores = scores.join(pd.read_parquet(read / "extracted.parquet").add_prefix(f"{purpose}."))
         if {*scores.columns, *described.columns} - {*IMAGE_COLUMNS}:
             parts.append(pd.concat([described, scores], axis=1))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(IMAGE_COLUMNS))

@@ -30,7 +30,8 @@ def run(task, inputs, folder, bench) -> dict:
     """Write ``scores.parquet``, and ``shots.json`` if an attack chose the shots."""
     images = read_images(inputs["images"])
     if task.config["detector"]:
-        frame = scores(bench.detector(task.config["detector"], task.config["settings"]), images)
+        detector = bench.detector(task.config["detector"], task.config["settings"], task.runtime.get("device"))
+        frame = scores(detector, images)
     else:
         frame = pd.DataFrame({"failed": [image is None for image in images]})
     frame.to_parquet(folder / "scores.parquet", index=False)
@@ -62,6 +63,7 @@ def scores(detector: Detector, images: Sequence[Image | None]) -> pd.DataFrame:
         return frame
     frame = frame.set_axis(shown).reindex(range(len(images)))
     frame["failed"] = frame["failed"].ne(False)
-    if "features" in frame:
-        frame["features"] = frame["features"].astype(object).where(frame["features"].notna(), None)
+    for column in ("features", "detections", "answers"):
+        if column in frame:
+            frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
     return frame

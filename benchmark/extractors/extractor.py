@@ -1,0 +1,96 @@
+"""The contract of an extractor, and the files that its settings name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from overpaint.errors import AssetMissing
+from overpaint.run.store import file_hash
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+#: Images in one batch of a network.
+BATCH = 32
+
+
+class Extractor(ABC):
+    """Reads images with a network: embeddings, ratings, or distances to the unedited model's images.
+
+    Metrics name a purpose (``text_image``, ``inception``, …); ``metrics.extractors`` maps purposes to extractors. A detector
+    can serve as an extractor too, with the columns of its scores.
+
+    - ``version`` is raised when the output can change.
+    - ``paired`` says that it compares each image with the unedited model's image of the same prompt and noise.
+    - ``device`` is where its network runs; it is set after construction.
+    """
+
+    version: ClassVar[int] = 1
+    paired: ClassVar[bool] = False
+    device: str = "cpu"
+
+    @abstractmethod
+    def assets(self) -> dict[str, str]:
+        """The name of every file that the extractor needs, with its sha256.
+
+        Raises `AssetMissing`, with the way to get the file, if one is missing.
+        """
+
+    @abstractmethod
+    def extract(
+        self, images: Sequence[Image], prompts: Sequence[str], originals: Sequence[Image] | None = None
+    ) -> pd.DataFrame:
+        """One row per image, in order: ``features`` (a list of floats), or ``value`` (a number).
+
+        Args:
+            prompts: the prompt of each image.
+            originals: the unedited model's image of each prompt and noise; given if ``paired``.
+        """
+
+    def texts(self, texts: Sequence[str]) -> NDArray:
+        """Features (n, d) of texts in the space of the images' ``features``. Only some extractors have them."""
+        raise NotImplementedError
+
+
+def named_path(setting: str) -> Path:
+    """The file or folder that a setting names: a path, ``asset:NAME`` or ``asset:NAME/FILE``.
+
+    Raises `AssetMissing` if it is not on this machine.
+    """
+    if setting.startswith("asset:"):
+        return assets_module().located(setting)
+    path = Path(setting).expanduser()
+    if not path.exists():
+        raise AssetMissing(
+            f"{setting} does not exist: give a file or folder, or asset:NAME (overpaint fetch asset=NAME)"
+        )
+    return path
+
+
+def assets_module() -> Any:
+    """`overpaint.grid.assets`, which finds the files behind ``asset:NAME``."""
+    return import_module("overpaint.grid.assets")
+
+
+def hashes(*settings: str) -> dict[str, str]:
+    """The sha256 of every file that these settings name, by name. Raises `AssetMissing`."""
+    found: dict[str, str] = {}
+    for setting in settings:
+        path = named_path(setting)
+        if setting.startswith("asset:") and path.is_dir():
+            found |= assets_module().asset(setting.removeprefix("asset:")).hashes()
+            continue
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        found |= {file.name if file == path else str(file.relative_to(path)): file_hash(file) for file in files}
+    return found
+
+
+def batched(count: int, size: int = BATCH) -> Iterator[slice]:
+    """Slices of at most ``size`` that cover ``count`` rows."""
+    return (slice(start, start + size) for start in range(0, count, size))

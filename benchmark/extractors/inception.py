@@ -1,0 +1,59 @@
+"""Inception v3 of the original FID, as torch-fidelity computes it: 8-bit images, TensorFlow's bilinear resize to 299."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from overpaint.errors import UserError
+from overpaint.extractors.extractor import Extractor, batched, hashes, named_path
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(kw_only=True)
+class Inception(Extractor):
+    """``features`` are the 2048 values of the last pooling layer, from the network and weights that torchmetrics also uses."""
+
+    weights: str  # a safetensors file of the network's tensors, or asset:NAME/FILE
+
+    def assets(self) -> dict[str, str]:
+        return hashes(self.weights)
+
+    def extract(
+        self, images: Sequence[Image], prompts: Sequence[str], originals: Sequence[Image] | None = None
+    ) -> pd.DataFrame:
+        import torch
+
+        rows: list[list[float]] = []
+        with torch.no_grad():
+            for part in batched(len(images)):
+                for size in dict.fromkeys(image.size for image in images[part]):
+                    if size != images[part][0].size:
+                        raise ValueError(f"images of one batch differ in size: {size} and {images[part][0].size}")
+                pixels = np.stack([np.asarray(image.convert("RGB"), np.uint8) for image in images[part]])
+                (found,) = self._network(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device))
+                rows += found.flatten(1).cpu().tolist()
+        return pd.DataFrame({"features": rows})
+
+    @cached_property
+    def _network(self):
+        import torch
+        from safetensors.torch import load_file
+
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError:
+            raise UserError("extractor=inception needs torch-fidelity: pip install 'overpaint[metrics]'") from None
+        with tempfile.TemporaryDirectory() as folder:  # torch-fidelity reads PyTorch files only
+            copied = Path(folder) / "inception.pth"
+            torch.save(load_file(named_path(self.weights)), copied)
+            return FeatureExtractorInceptionV3("inception", ["2048"], str(copied)).to(self.device)

@@ -1,0 +1,29 @@
+"""Paths that users type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from overpaint.errors import UserError
+from overpaint.grid.typed import bare
+
+
+def path_of(text: str | Path, where: str) -> Path:
+    """The absolute path of ``text``, with ``~`` expanded. It need not exist; ``where`` names the key in messages.
+
+    Raises:
+        UserError: for a text that cannot be a path: ``~nobody``, control characters, a name that is too long.
+    """
+    given = f"{where}={bare(str(text))}"
+    if not str(text).isprintable():
+        raise UserError(f"{given} is not a path: it takes printable characters on one line")
+    try:
+        path = Path(text).expanduser().absolute()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except RuntimeError:
+        raise UserError(f"{given} is not a path: there is no user {Path(text).parts[0]}") from None
+    except OSError as error:
+        raise UserError(f"{given} is not a path: {error.strerror}") from None
+    return path

@@ -1,0 +1,97 @@
+"""Tasks of extractors: which images and texts the metrics of a cell need read, and by which network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from overpaint.extractors.extractor import Extractor
+from overpaint.grid.cells import Cell
+from overpaint.grid.registry import component, components
+from overpaint.images.tasks import Batch, applied_metrics, chosen_extractors, embed_task, extract_task
+from overpaint.metrics.metric import Metric
+from overpaint.run.plan import Plan
+from overpaint.run.tasks import Task
+
+Metrics = Sequence[type[Metric]]
+
+
+def extractions(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -> dict[str, Task]:
+    """Tasks of all extractors that the cell's metrics name, by the name of the measurement's input.
+
+    Figures whose extractor is missing are undefined, and the plan notes it.
+    """
+    tasks: dict[str, Task] = {}
+    for purpose, described in chosen_extractors(cell).items():
+        metrics = {name: metric for name, metric in applied_metrics(cell).items() if metric.extractor == purpose}
+        if "absent" in described:
+            needed = [name for name, metric in metrics.items() if not metric.optional]
+            said = f"undefined: {', '.join(needed)}" if needed else f"without metrics.extractors.{purpose}"
+            plan.notes.append(f"{said} ({described['absent']})")
+        else:
+            tasks |= _tasks(plan, cell, frames, described["name"], purpose, list(metrics.values()))
+    return tasks
+
+
+def _tasks(
+    plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], chosen: str, purpose: str, metrics: Metrics
+) -> dict[str, Task]:
+    """The tasks of one extractor, by the name of the measurement's input."""
+    found: dict[str, Task] = {}
+    paired = _paired(chosen)
+    for frame in dict.fromkeys(frame for metric in metrics for frame in metric.extracted):
+        if paired and (frame != "images" or cell.method.name == "none"):
+            continue
+        roles = {role for metric in metrics if frame in metric.extracted for role in (*metric.roles, *metric.also)}
+        for index, batch in enumerate(frames.get(frame, ())):
+            if frame == "reference" or _roles(batch) & roles:
+                original = frames["original"][index] if paired else None
+                found[f"extracted/{purpose}/{frame}/{index}"] = extract_task(plan, chosen, batch, original)
+    texts = [
+        text for metric in metrics for text in metric().texts(_prompts(frames, metric), cell.concepts.request.erase)
+    ]
+    if texts:
+        found[f"texts/{purpose}"] = embed_task(plan, chosen, texts)
+    return found
+
+
+def _paired(name: str) -> bool:
+    """Whether an extractor compares images with the unedited model's. Detectors do not."""
+    if name not in components("extractor"):
+        return False
+    extractor: type[Extractor] = component("extractor", name).load()
+    return extractor.paired
+
+
+def _roles(batch: Batch) -> set[str]:
+    """The roles of a batch's images. An attack that chooses its shots makes attacked images."""
+    return {"attacked"} if batch.shots is None else {shot.prompt.role for shot in batch.shots}
+
+
+def _prompts(frames: Mapping[str, Sequence[Batch]], metric: type[Metric]) -> pd.DataFrame:
+    """The prompts, known before anything runs, of a metric's roles in all its frames."""
+    shots = [
+        shot.prompt
+        for frame in ("images", "retained")
+        for batch in frames.get(frame, ())
+        for shot in batch.shots or ()
+        if shot.prompt.role in (*metric.roles, *metric.also, *(("near",) if frame == "retained" else ()))
+    ]
+    rows = [(prompt.text, prompt.concept, prompt.role) for prompt in shots]
+    return pd.DataFrame(rows, columns=["prompt", "concept", "role"])
+
+
+def unmeasured(cells: Sequence[Cell]) -> list[str]:
+    """A sentence for each metric set that also measures attacks which the grid does not have."""
+    said = []
+    for name in dict.fromkeys(cell.metrics.name for cell in cells):
+        chosen = [cell for cell in cells if cell.metrics.name == name]
+        missing = [
+            attack for attack in chosen[0].metrics.attacks if attack not in {cell.attack.name for cell in chosen}
+        ]
+        if missing:
+            said.append(
+                f"metrics={name} also has figures of attack={','.join(missing)}; add them to the grid to see them"
+            )
+    return said

@@ -1,0 +1,208 @@
+"""Pictures that other code made: read from a folder and a CSV file, scored and measured like the images of a grid."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from overpaint.errors import UserError, unknown
+from overpaint.grid.cells import Cell
+from overpaint.grid.choices import Choice
+from overpaint.grid.concept_sets import ConceptSet
+from overpaint.grid.labels import digest
+from overpaint.grid.prompts import Prompt, Shot
+from overpaint.grid.roles import ROLES, role
+from overpaint.images.tasks import Batch, compare_task, given_images, measure_task, reference_images, shards
+from overpaint.run.plan import Plan
+from overpaint.run.store import file_hash
+
+#: Columns of the CSV file, each with the names that are accepted for it, preferred names first.
+COLUMNS = {
+    "file": ("file", "filename", "path", "image"),
+    "prompt": ("prompt", "text", "caption"),
+    "concept": ("concept", "class", "label"),
+    "expects": ("expects",),
+    "role": ("role",),
+    "variant": ("variant", "language", "style"),
+    "method": ("method",),
+    "seed": ("seed", "index"),
+    "id": ("id", "prompt_id", "case_number"),
+}
+#: Names of the unedited model in the column ``method``.
+UNEDITED = ("none", "original", "unedited", "base", "sd")
+#: Axes whose settings matter for pictures that exist already.
+LABELLED = ("concepts", "metrics", "budget")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: its file, the method that made it, and the prompt and seed index that it was made for."""
+
+    file: Path
+    method: str
+    shot: Shot
+
+
+def read_pictures(folder: Path, table: Path, concepts: ConceptSet) -> list[Picture]:
+    """The pictures of a CSV file with the columns ``file`` and ``prompt``, and `COLUMNS` where they are known.
+
+    ``concept`` and ``expects`` (separated by ``;``) are detector labels. Without ``role``, a picture of an erased concept is a
+    target, one of a neighbour is near, and any other one measures utility. Pictures are paired by ``id`` (by default the
+    prompt) and ``seed`` (by default the number of the picture of that prompt).
+
+    Raises:
+        UserError: The file, a column, a row or a picture is unusable; the message names the line.
+    """
+    if not folder.is_dir():
+        raise UserError(f"images={folder} is not a folder")
+    found = list(_rows(table, folder, concepts))
+    if not found:
+        raise UserError(f"prompts={table} lists no pictures")
+    twice = Counter((p.method, p.shot.prompt.id, p.shot.index) for p in found).most_common(1)[0]
+    if twice[1] > 1:
+        method, prompt, index = twice[0]
+        raise UserError(f"prompts={table} lists {twice[1]} pictures by {method} of prompt {prompt} and seed {index}")
+    return found
+
+
+#: What each part of a pattern of file names matches; ``{any}`` is not read.
+PARTS = {"seed": r"\d+"} | dict.fromkeys((*(k for k in COLUMNS if k not in ("file", "seed")), "any"), r"[^/]+?")
+
+
+def named_pictures(folder: Path, pattern: str, text: str, role_name: str, concepts: ConceptSet) -> list[Picture]:
+    """The pictures whose paths below the folder match a pattern, such as ``{variant}_{concept}_seed{seed}.jpg``.
+
+    Parts in braces are the columns of `COLUMNS`, or ``{any}``. ``text`` makes the prompt of them.
+
+    Raises:
+        UserError: The pattern has an unknown part, or matches no file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"images={folder} is not a folder")
+    expression = ""
+    for plain, part in re.findall(r"([^{]*)(?:\{(.*?)\})?", pattern):
+        if part and part not in PARTS:
+            raise unknown("part", part, PARTS, f"names={pattern}")
+        again = part and part != "any" and f"(?P<{part}>" in expression
+        expression += re.escape(plain)
+        expression += "" if not part else f"(?P={part})" if again else _group(part)
+    found = []
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        match = re.fullmatch(expression, file.relative_to(folder).as_posix())
+        if match:
+            cell = dict.fromkeys(COLUMNS, "") | match.groupdict()
+            cell["role"] = cell["role"] or role_name
+            cell["prompt"] = cell["prompt"] or text.format_map(cell)
+            cell["expects"] = cell["expects"] or ";".join(p for p in (cell["concept"], cell["variant"]) if p)
+            prompt = _prompt(cell, concepts, f"names={pattern}")
+            found.append(Picture(file, cell["method"] or folder.resolve().name, Shot(prompt, int(cell["seed"] or 0))))
+    if not found:
+        raise UserError(f"names={pattern} matches no file in images={folder}")
+    return found
+
+
+def _group(part: str) -> str:
+    return PARTS[part] if part == "any" else f"(?P<{part}>{PARTS[part]})"
+
+
+def _rows(table: Path, folder: Path, concepts: ConceptSet) -> Iterator[Picture]:
+    try:
+        rows = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines(), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"prompts={table} is not a readable CSV file in UTF-8: {error}") from None
+    header = [name.strip().lower() for name in rows[0]] if rows else []
+    place = {key: next((header.index(n) for n in names if n in header), None) for key, names in COLUMNS.items()}
+    for needed in ("file", "prompt"):
+        if place[needed] is None:
+            raise UserError(f"prompts={table} has no column {needed!r} (its columns: {', '.join(header) or 'none'})")
+    counted: Counter[tuple[str, str]] = Counter()
+    for line, row in enumerate(rows[1:], start=2):
+        cell = {key: row[p].strip() if p is not None and p < len(row) else "" for key, p in place.items()}
+        if not any(cell.values()):
+            continue
+        where = f"prompts={table} line {line}"
+        file = folder / cell["file"]
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{where}: {cell['file']} is outside images={folder}")
+        if not cell["file"] or not file.is_file():
+            raise UserError(f"{where}: images={folder} has no file {cell['file']!r}")
+        method = cell["method"] or folder.name
+        prompt = _prompt(cell, concepts, where)
+        index = counted[method, prompt.id]
+        counted[method, prompt.id] += 1
+        if cell["seed"]:
+            if not cell["seed"].isdecimal():
+                raise UserError(f"{where}: seed takes a whole number, got {cell['seed']!r}")
+            index = int(cell["seed"])
+        yield Picture(file, method, Shot(prompt, index))
+
+
+def _prompt(cell: Mapping[str, str], concepts: ConceptSet, where: str) -> Prompt:
+    erased = [c.label or c.name for c in concepts.request.erase]
+    near = [c.label or c.name for c in concepts.near]
+    concept = cell["concept"] or (erased[0] if cell["role"] == "target" and len(erased) == 1 else "")
+    expects = tuple(part.strip() for part in cell["expects"].split(";") if part.strip())
+    kind = cell["role"] or ("target" if concept in erased else "near" if concept in near else "utility")
+    if kind not in {r.name for r in ROLES}:
+        raise unknown("role", kind, (r.name for r in ROLES), where)
+    expects = expects or ((concept,) if concept else ())
+    return Prompt(cell["prompt"], role(kind).name, concept, expects, cell["variant"], id=cell["id"])
+
+
+def given_plan(cell: Cell, pictures: Iterable[Picture], name: str) -> Plan:
+    """The plan that scores and measures the pictures of every method, beside those of the unedited model if there are any.
+
+    Args:
+        cell: says which concepts were erased, which detector scores, and which metrics are computed.
+        name: how tables call the model.
+    """
+    plan, by_method = Plan("images"), dict[str, list[Picture]]()
+    for picture in pictures:
+        method = "none" if picture.method.lower() in UNEDITED else picture.method
+        by_method.setdefault(method, []).append(picture)
+    hashes = {p.file: file_hash(p.file) for found in by_method.values() for p in found}
+    batches = {method: _batches(plan, cell, found, hashes, method) for method, found in by_method.items()}
+    for method, found in batches.items():
+        content = digest([hashes[p.file] for p in by_method[method]])[:16]
+        theirs = replace(
+            cell,
+            model=replace(cell.model, name=name),
+            method=Choice(method, None, {} if method == "none" else {"pictures": content}),
+            protocol=replace(cell.protocol, name="as given"),
+            budget=replace(cell.budget, name=f"{len(by_method[method])} pictures"),
+            given={key: value for key, value in cell.given.items() if key.split(".")[0] in LABELLED},
+        )
+        frames = {"images": found, "original": batches.get("none", [])}
+        if cell.model.reference and cell.model.detector:
+            frames["reference"] = [reference_images(plan, cell)]
+        plan.cells.append((theirs, measure_task(plan, theirs, frames, _beside(plan, frames), given=True)))
+    return plan
+
+
+def _batches(
+    plan: Plan, cell: Cell, pictures: Sequence[Picture], hashes: Mapping[Path, str], method: str
+) -> list[Batch]:
+    files = {id(p.shot): p.file for p in pictures}
+    return [
+        given_images(plan, cell, shard, [(files[id(s)], hashes[files[id(s)]]) for s in shard], method)
+        for shard in shards([p.shot for p in pictures], cell.budget.shard)
+    ]
+
+
+def _beside(plan: Plan, frames: Mapping[str, Sequence[Batch]]) -> dict:
+    """Comparisons with the unedited model's pictures, if both have pictures of the same prompts and seeds in one order."""
+    ours, originals = frames["images"], frames["original"]
+    if ours is originals or len(ours) != len(originals):
+        return {}
+    pairs = list(zip(ours, originals, strict=True))
+    if any(list(map(_pair, a.shots or [])) != list(map(_pair, b.shots or [])) for a, b in pairs):
+        return {}
+    return {f"similarity/{index}": compare_task(plan, *pair) for index, pair in enumerate(pairs)}
+
+
+def _pair(shot: Shot) -> tuple[str, int]:
+    return shot.prompt.noise, shot.index

@@ -1,0 +1,289 @@
+"""What the model still knows of its training images: membership of the erased concept's images, and copies of repeated ones.
+
+An attacker scores training images of the erased concept (members) and images of the same distribution that the model
+was not trained on (held out); every score is smaller for members (`overpaint.blocks.membership`). With AUC = P(score
+of a held-out image > score of a member)::
+
+    leakage AUC    AUC; 0.5 if members cannot be told apart
+    TPR at 1 %     the largest share of members found while at most 1 % of held-out images are taken for members
+    PrivLeak       100 (A − A_r) / A_r with A = P(score of a member > score of a held-out image), MUSE (arXiv 2407.06460)
+
+A is 1 − AUC. It is near 0 while the images are memorised (PrivLeak near −100), and equals the value A_r of a model that never saw
+the images when they are unlearned. Where members and held-out images are exchangeable, as in the drawn world, A_r is 1/2 exactly.
+MUSE's code has the same orientation; its released entry points raise exceptions, and its Min-K scores are of language models.
+
+SecMI's released evaluation sweeps 2,000 thresholds and leaves the last one out, so that the last trapezoid of the ROC
+curve is missing (`released_roc`): 0.983 instead of 1 for separated scores. All other figures here are exact ranks.
+
+Intervals resample members and held-out images, the same ones for both models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.outcomes import Share, clusters
+from overpaint.metrics.readings import MeanReading
+from overpaint.report import statistics
+
+#: Resamples of the intervals.
+DRAWS = 2_000
+#: AUC of a model that was trained without the members, where held-out images are exchangeable with them.
+RETRAINED = 0.5
+
+
+class Rates(NamedTuple):
+    """AUC, largest accuracy, and rate of members found nearest to 1 % false positives."""
+
+    auc: float
+    accuracy: float
+    tpr_at_1: float
+
+
+def released_roc(members: ArrayLike, held_out: ArrayLike, thresholds: int = 2_000) -> Rates:
+    """SecMI's released evaluation of scores that are smaller for members: a sweep of thresholds without the last one."""
+    m, h = np.asarray(members, np.float32), np.asarray(held_out, np.float32)
+    low, high = float(min(m.min(), h.min())), float(max(m.max(), h.max()))
+    swept = np.arange(low, high, (high - low) / thresholds, dtype=np.float64).astype(np.float32)
+    found, false = (np.searchsorted(np.sort(side), swept, side="right") for side in (m, h))
+    tpr, fpr = found / len(m), false / len(h)
+    right = (found + len(h) - false) / (len(m) + len(h))
+    nearest = int(np.abs(fpr - 0.01).argmin())
+    return Rates(float(np.trapezoid(tpr, fpr)), float(right.max()), float(tpr[nearest]))
+
+
+def tpr_at(members: NDArray, held_out: NDArray, level: float = 0.01) -> float:
+    """The largest share of ``members`` below a threshold with at most ``level`` of ``held_out`` at or below it."""
+    allowed = int(np.floor(level * len(held_out) + 1e-9))
+    threshold = np.sort(held_out)[allowed]
+    return float((members < threshold).mean())
+
+
+def privleak(auc: float, retrained: float = RETRAINED) -> float:
+    """MUSE's PrivLeak of AUC P(score of a forget text > score of a holdout text), both as rates: 100 (A − A_r) / A_r."""
+    return 100 * (auc - retrained) / retrained
+
+
+class MembershipFigure(Metric):
+    """A figure of members' and held-out images' scores; the base of those below."""
+
+    facet = "efficacy"
+    aggregation = "over pairs of a member and a held-out image"
+    frames = ("membership", "membership_original")
+    column: ClassVar[str] = "loss"
+
+    def value(self, members: NDArray, held_out: NDArray) -> float:
+        """The figure from scores (n,) and (m,)."""
+        raise NotImplementedError
+
+    def measure(self, evidence: Evidence) -> Figure:
+        if evidence.membership is None or evidence.membership.empty:
+            return Figure(None, why="model.reference is not a source that knows the model's training images")
+        own = _sides(evidence.membership, self.column)
+        members, held_out = (side[~np.isnan(side)] for side in own)
+        failed = int(sum(np.isnan(side).sum() for side in own))
+        figure = Figure(None, n=len(members) + len(held_out), failed=failed)
+        if min(len(members), len(held_out)) < 2:
+            return replace(figure, why="fewer than two members or held-out images have a score")
+        if failed > evidence.failure_limit * (figure.n + failed):
+            return replace(figure, why=f"{failed} of {figure.n + failed} scores are non-finite")
+        value = self.value(members, held_out)
+        spread = self.resampled(own)
+        low, high = _around(value, spread)
+        figure = replace(figure, value=value, low=low, high=high)
+        if evidence.membership_original is None or evidence.membership_original.empty:
+            return figure
+        other = _sides(evidence.membership_original, self.column)
+        if any(np.isnan(side).any() for side in other) or [len(s) for s in other] != [len(s) for s in own]:
+            return figure
+        original = self.value(*other)
+        gaps = spread - self.resampled(other)
+        low, high = _around(value - original, gaps)
+        return replace(
+            figure,
+            original=original,
+            difference=value - original,
+            difference_low=low,
+            difference_high=high,
+            p_value=_p_value(gaps),
+        )
+
+    def resampled(self, sides: tuple[NDArray, NDArray]) -> NDArray:
+        """The figure (DRAWS,) of resampled images: the same ones for every model with equally many images."""
+        rng = np.random.default_rng(0)
+        picks = [rng.integers(0, len(side), (DRAWS, len(side))) for side in sides]
+        found = []
+        for one, other in zip(*picks, strict=True):
+            chosen = (side[pick] for side, pick in zip(sides, (one, other), strict=True))
+            found.append(self.value(*(side[~np.isnan(side)] for side in chosen)))
+        return np.array(found)
+
+
+def _sides(frame: pd.DataFrame, column: str) -> tuple[NDArray, NDArray]:
+    """The scores of members and of held-out images, in the order of ``image``."""
+    frame = frame.sort_values("image")
+    scores = pd.to_numeric(frame[column], errors="coerce").to_numpy(float)
+    scores = np.where(np.isfinite(scores), scores, np.nan)
+    member = frame["member"].to_numpy(bool)
+    return scores[member], scores[~member]
+
+
+def _around(value: float, spread: NDArray) -> tuple[float, float]:
+    """Central 95 % of resampled values, widened to contain the value."""
+    low, high = np.nanpercentile(spread, [2.5, 97.5])
+    return min(float(low), value), max(float(high), value)
+
+
+def _p_value(gaps: NDArray) -> float:
+    """Two-sided p-value of "no difference", from resampled differences (Efron and Tibshirani 1993, §15.4)."""
+    known = gaps[~np.isnan(gaps)]
+    tail = min((known <= 0).mean(), (known >= 0).mean())
+    return float(min(1.0, max(2 * tail, 1 / (len(known) + 1))))
+
+
+class LeakageAuc(MembershipFigure):
+    """AUC of the training loss as a test of membership: how often a held-out image has a larger loss than a training image."""
+
+    direction = "down"
+    paper = "Loss threshold, Yeom et al. 2018; MUSE, arXiv 2407.06460"
+
+    def value(self, members: NDArray, held_out: NDArray) -> float:
+        return float(statistics.auc(held_out, members) or 0.0)
+
+
+class SecmiAuc(LeakageAuc):
+    """AUC of SecMI's statistic."""
+
+    paper = "SecMI, arXiv 2302.01316"
+    column = "secmi"
+
+
+class SecmiAucReleased(SecmiAuc):
+    """AUC of SecMI's statistic as its released evaluation computes it, without the last threshold (`released_roc`)."""
+
+    aggregation = "2,000 thresholds without the last one"
+
+    def value(self, members: NDArray, held_out: NDArray) -> float:
+        return released_roc(members, held_out).auc
+
+
+class StepAuc(LeakageAuc):
+    """AUC of the score that PIA's repository calls SecMI: the error of one step up and down, at t = 100."""
+
+    paper = "PIA, arXiv 2305.18355"
+    column = "step"
+
+
+class PiaAuc(LeakageAuc):
+    """AUC of PIA's score."""
+
+    paper = "PIA, arXiv 2305.18355"
+    column = "pia"
+
+
+class PianAuc(LeakageAuc):
+    """AUC of PIAN's score, with normalised noise."""
+
+    paper = "PIA, arXiv 2305.18355"
+    column = "pian"
+
+
+class LeakageTpr(MembershipFigure):
+    """Share of training images that the loss finds while at most 1 % of held-out images are taken for training images."""
+
+    direction = "down"
+    paper = "SecMI, arXiv 2302.01316"
+
+    def value(self, members: NDArray, held_out: NDArray) -> float:
+        return tpr_at(members, held_out)
+
+
+class PrivLeak(MembershipFigure):
+    """MUSE's PrivLeak of the loss, in per cent: 0 after unlearning, −100 while memorised, above 0 if over-unlearned.
+
+    Larger is better up to 0 only.
+    """
+
+    direction = "up"
+    unit = "per cent"
+    paper = "MUSE, arXiv 2407.06460"
+
+    def value(self, members: NDArray, held_out: NDArray) -> float:
+        return privleak(float(statistics.auc(members, held_out) or 0.0))
+
+
+class Copies(Share):
+    """A share of the images of repeated training captions; the base of the two below."""
+
+    facet = "efficacy"
+    direction = "down"
+    aggregation = "any image of a caption, then pooled"
+    roles = ("repeated",)
+    frames = ("copies", "copies_original")
+    compared = ("copies", "copies_original")
+    version = 1
+
+    def copied(self, frame: pd.DataFrame) -> NDArray:
+        """Whether each image is a copy; NaN where it has no distance."""
+        raise NotImplementedError
+
+    def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+        if "own" not in frame or frame.empty:
+            return frame[["prompt_id", "seed"]].assign(cluster="", label="", image=0, hit=np.nan).iloc[:0]
+        hits = pd.Series(self.copied(frame), index=frame.index).mask(frame["failed"].astype(bool) | frame["own"].isna())
+        table = frame[["prompt_id", "seed"]].assign(cluster=clusters(frame), label="copy", hit=hits)
+        prompts, found = statistics.any_at_n(table["hit"], table["prompt_id"])
+        cluster = table.groupby("prompt_id")["cluster"].first().loc[prompts].to_numpy()
+        whole = pd.DataFrame({"prompt_id": prompts, "seed": 0, "cluster": cluster, "label": "copy", "hit": found})
+        return whole.assign(image=np.arange(len(whole)))
+
+    def measure(self, evidence: Evidence) -> Figure:
+        if evidence.copies is None:
+            return Figure(None, why="model.reference is not a source that knows the model's training images")
+        return super().measure(evidence)
+
+
+class ReplicationRate(Copies):
+    """Share of repeated training captions for which an image is a copy of its training image.
+
+    An image is a copy if its distance to the training image is less than half the mean distance to its 50 nearest
+    neighbours among other training images.
+    """
+
+    paper = "Carlini et al., arXiv 2301.13188"
+
+    def copied(self, frame: pd.DataFrame) -> NDArray:
+        return (frame["own"] < 0.5 * frame["nearest"]).to_numpy(float)
+
+
+class RetrievalRate(Copies):
+    """Share of repeated training captions for which an image is nearer to its own training image than to 1,000 others."""
+
+    paper = "Carlini et al., arXiv 2301.13188; overpaint"
+
+    def copied(self, frame: pd.DataFrame) -> NDArray:
+        return (frame["own"] < frame["closest"]).to_numpy(float)
+
+
+class CopyDistance(MeanReading):
+    """Root mean squared distance of repeated captions' images to their training images, in pixels from 0 to 1."""
+
+    facet = "efficacy"
+    direction = "up"
+    unit = "distance"
+    paper = "Carlini et al., arXiv 2301.13188"
+    roles = ("repeated",)
+    frames = ("copies", "copies_original")
+    column = "own"
+    compared = ("copies", "copies_original")
+
+    def measure(self, evidence: Evidence) -> Figure:
+        if evidence.copies is None:
+            return Figure(None, why="model.reference is not a source that knows the model's training images")
+        return super().measure(evidence)

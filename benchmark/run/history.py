@@ -1,0 +1,95 @@
+"""The sources that a store's results were made with: what `run` says about changed components, and which record is current."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from overpaint.grid.source_code import DRAFT, is_ours
+from overpaint.run.plan import Plan
+from overpaint.run.store import Store
+from overpaint.run.tasks import Task
+
+
+class History:
+    """``sources.json`` of a store: every source of a component that results were made with, the one used last at the end."""
+
+    def __init__(self, store: Store):
+        self._store, self._path = store, store.root / "sources.json"
+        self._sources = self._stored()
+
+    def of(self, component: str) -> list[str]:
+        """The sources of a component (``method=mine``), oldest use first."""
+        return self._sources.get(component, [])
+
+    def known(self, sources: Mapping[str, str]) -> dict[str, str]:
+        """Those of the sources that results were made with."""
+        return {component: source for component, source in sources.items() if source in self.of(component)}
+
+    def recency(self, sources: Mapping[str, str]) -> dict[str, int]:
+        """A number for each of these sources, larger if it was used more recently. Unknown sources are left out."""
+        return {component: self.of(component).index(source) for component, source in self.known(sources).items()}
+
+    def add(self, sources: Mapping[str, str]) -> None:
+        """Note that results of these sources are in use. A store that cannot be written to stays as it is."""
+        if all(self.of(component)[-1:] == [source] for component, source in sources.items()):
+            return
+        self._sources = self._stored()
+        for component, source in sources.items():
+            before = [other for other in self.of(component) if other != source]
+            self._sources[component] = [*before, source]
+        with suppress(OSError):
+            self._store.write(self._path, json.dumps(self._sources, indent=1, sort_keys=True))
+
+    def _stored(self) -> dict[str, list[str]]:
+        """The file's entries; those of any other layout are left out."""
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        entries = found.items() if isinstance(found, dict) else ()
+        return {
+            component: [source for source in sources if isinstance(source, str)]
+            for component, sources in entries
+            if isinstance(sources, list)
+        }
+
+
+def changes(plan: Plan, store: Store, todo: Sequence[Task]) -> list[str]:
+    """A sentence for each component whose source is not the one that its stored results were made with.
+
+    A component from outside this package makes its results again. Results of one of our own are kept until its version is
+    raised; this is said of uncommitted sources only, because a commit that can change results raises the version.
+    """
+    history, said = History(store), []
+    edited = {}
+    for component, source in plan.sources.items():
+        before = history.of(component)
+        if is_ours(source):
+            others = {other for other in before if _differ(source, other)}
+            if others:
+                edited[component] = others
+        elif before and before[-1] != source:
+            count = sum(component in task.sources for task in todo)
+            if count:
+                said.append(f"{component} has changed since its results were made: {_tasks(count)} to make again")
+    made_with = [store.manifest(task.stage, task.key).get("sources", {}) for task in plan.kept(store)] if edited else []
+    for component, others in edited.items():
+        count = sum(sources.get(component) in others for sources in made_with)
+        if count:
+            said.append(
+                f"{component}: its source changed since its results were made, and its version did not: {_tasks(count)} "
+                "kept; raise version if results can change"
+            )
+    return said
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether two sources of one of our components differ and one of them is not committed."""
+    drafts = one.endswith(DRAFT) or other.endswith(DRAFT)
+    return drafts and one.removesuffix(DRAFT) != other.removesuffix(DRAFT)
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"

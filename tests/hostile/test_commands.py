@@ -1,0 +1,528 @@
+"""Hostile commands and overrides: a row is a command line, and parts of the sentence that it must give."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import overpaint
+from overpaint.errors import UserError
+
+CASES = [
+    (("run", "method=essd"), ["'essd'", "did you mean 'esd'", "uce"]),
+    (("run", "methd=uce"), ["'methd'", "did you mean 'method'"]),
+    (("run", "protocol.stps=10"), ["'stps'", "protocol", "did you mean 'steps'"]),
+    (("run", "budget.seeds=many"), ["budget.seeds takes int from 1 to 1000, got 'many'"]),
+    (("run", "budget.seeds=0"), ["budget.seeds takes int from 1 to 1000, got 0"]),
+    (("run", "method=esd", "method.iteratons=5"), ["'iteratons'", "method", "did you mean 'iterations'"]),
+    (("run", "method=uce", "method.lamb=much"), ["method=uce: lamb takes a finite number, got 'much'"]),
+    (("run", "method=uce", "method.variant=currnt"), ["'currnt'", "did you mean 'current'"]),
+    (("run", "method=esd", "method.preset=tesbed"), ["preset 'tesbed'", "did you mean 'testbed'"]),
+    (("run", "model.preset=tesbed"), ["preset 'tesbed' in model.preset", "did you mean 'testbed'"]),
+    (
+        ("run", "method=mace", "method.prior_captions=testbed/caption"),
+        ["'testbed/caption'", "did you mean 'testbed/captions'"],
+    ),
+    (("run", "method=ca", "method.captions=missing.csv"), ["caption collection 'missing.csv'", "testbed/captions"]),
+    (("run", "method=salun", "method.folder=missing"), ["folder=missing is not a folder"]),
+    (("run", "concepts.erase=[curch]"), ["concept 'curch'", "did you mean 'church'"]),
+    (("run", "concepts=inline"), ["nothing to erase"]),
+    (("run", "concepts.templates=[no place]"), ["'no place' has no {}"]),
+    (("run", "model=local"), ["model.path has no value"]),
+    (("run", "model=local", "model.path=./nowhere"), ["model.path=./nowhere does not exist"]),
+    (("run", "model=local", "model.path=model.ckpt"), ["pickle checkpoint", "safetensors"]),
+    (("run", "method=[uce"), ["override"]),
+    (("run", "concepts.prompts.target=missing.csv"), ["prompt file missing.csv does not exist"]),
+    (("run", "concepts.prompts.targt=x.csv"), ["'targt'", "did you mean 'target'"]),
+    (("list", "metods"), ["'metods'", "did you mean 'methods'"]),
+    (("table", "--format", "xls"), ["format 'xls'", "csv"]),
+    (("table",), ["there is no store"]),
+    (("erase", "method=uce"), ["out=FILE.safetensors"]),
+    (("erase", "method=uce", "out=x.pt"), ["must end in .safetensors"]),
+    (("export", "erasure=none.safetensors", "out=d"), ["none.safetensors does not exist"]),
+    (("run", "attack=replay"), ["attack.file=FILE.csv"]),
+    (("run", "attack=replay", "attack.file=missing.csv"), ["prompt file missing.csv does not exist"]),
+    (("export", "attack=abc", "out=x.csv"), ["attack=abc", "neither an attack's name nor the key"]),
+    (("export", "attack=cce", "out=x.txt"), ["must end in .csv"]),
+    # overrides that Hydra itself would accept or fail on
+    (("run", "+foo=1"), ["unknown key 'foo' in the configuration", "allowed: attack"]),
+    (("run", "method=uce", "+method.lam=1"), ["unknown hyper-parameter 'lam' in method=uce; did you mean 'lamb'"]),
+    (("run", "~method"), ["a run needs one option of method"]),
+    (("run", "=3"), ["'=3': there is no key before the ="]),
+    (("run", "method="), ["unknown method ''", "uce"]),
+    (("run", "method=null"), ["unknown method 'null'"]),
+    (("run", "concepts=[church,cat]"), ["concepts takes one option; several without brackets are an axis"]),
+    (("run", "experiment=demo,smoke"), ["run one after the other"]),
+    (("plan", "store=a,b", "budget=smoke"), ["store says where and how the whole grid runs"]),
+    (("run", "store=[a]", "budget=smoke"), ["store takes str or null, got ['a']"]),
+    (("rn",), ["unknown command 'rn'", "did you mean 'run'"]),
+    (("table", "--formt", "md"), ["No such option", "--format"]),
+    (("doctor", "strore=x"), ["doctor takes store=DIR and hydra.searchpath=[…], got strore=x"]),
+    (("erase", "concepts=church", "out=x.safetensors"), ["method=none erases nothing"]),
+    (("erase", "method=uce", "out=no/x.safetensors"), ["out=no/x.safetensors: the folder no does not exist"]),
+    (("export", "attack=uda", "out=no/x.csv"), ["out=no/x.csv: the folder no does not exist"]),
+    (("export", "attack=synonym", "out=x.csv"), ["attack=synonym has nothing to export: its prompts are fixed"]),
+    (("export", "erasure=/", "out=d"), ["erasure file / is not a regular file"]),
+    (("run", "attack=multilingual", "attack.languages=[xx]"), ["unknown language 'xx' in attack=multilingual"]),
+    (("run", "attack=multilingual", "attack.languages=[]"), ["languages takes at least one language code"]),
+    # values out of their range
+    (("run", "seed=-1"), ["seed takes int from 0 to 9223372036854775807, got -1"]),
+    (("run", "budget.grid=-1"), ["budget.grid takes int from 0 up, got -1"]),
+    (("run", "protocol.scheduler=ddmi"), ["unknown value 'ddmi' in protocol.scheduler; did you mean 'ddim'"]),
+    (("run", "protocol.steps=2000"), ["protocol.steps takes int from 1 to 1000, got 2000"]),
+    (("run", "protocol.size=0"), ["protocol.size takes int from 1 to 8192 or null, got 0"]),
+    (("run", "protocol.guidance_scale=nan"), ["protocol.guidance_scale takes a number from 0 to 1000, got nan"]),
+    (("run", "metrics.threshold=2"), ["metrics.threshold takes a number from 0 to 1 or null, got 2"]),
+    (("run", "model.precision=float8"), ["unknown value 'float8' in model.precision; did you mean 'float64'"]),
+    (("run", "model.judge=orcale"), ["unknown detector 'orcale' in model.judge; did you mean 'oracle'"]),
+    (("run", "method=uce", "method.lamb=-1"), ["method=uce: lamb takes a number from 0 up, got -1.0"]),
+    (("run", "method=uce", "method.lamb=inf"), ["method=uce: lamb takes a finite number, got inf"]),
+    (("run", "attack=uda", "attack.timesteps=[a]"), ["attack=uda: timesteps takes int or list[int], got ['a']"]),
+    (("run", "engine.device=cdua", "budget=smoke"), ["engine.device=cdua is not a device of this machine"]),
+    (
+        ("run", "tracker=wandb", "tracker.mode=offlin", "budget=smoke"),
+        ["unknown value 'offlin' in tracker=wandb: mode; did you mean 'offline'"],
+    ),
+    (("run", "+engine.workers=3"), ["'workers'", "engine=inline"]),
+    # values of another type
+    (("run", "attack=cce", "attack.floor=maybe"), ["attack=cce: floor takes bool, got 'maybe'"]),
+    (
+        ("run", "attack=cce", "attack.control=seed"),
+        ["unknown control 'seed' in attack=cce; did you mean 'seed_search'"],
+    ),
+    (("run", "attack=cce", "attack.summary=mine"), ["attack=cce: summary describes the component and cannot be set"]),
+    (("run", "concepts.near=5"), ["concepts.near takes str or list[str] or null, got 5"]),
+    (("run", "concepts.anchor=[5]"), ["concepts.anchor takes str or list[str] or null, got [5]"]),
+    (("run", "concepts.kind=stile"), ["unknown value 'stile' in concepts.kind; did you mean 'style'"]),
+    (("run", "concepts.catalogue=5"), ["concepts.catalogue takes str or null, got 5"]),
+    (("run", "concepts.templates=[5]"), ["concepts.templates takes list[str] or null, got [5]"]),
+    (("run", "concepts.templates=['{} {x}']"), ["'{} {x}' has braces besides one {}"]),
+    (
+        ("run", "concepts.prompts=x.csv"),
+        ["concepts.prompts takes dict[str, str | dict[str, Any] | None] or null, got 'x.csv'"],
+    ),
+    (("run", "concepts.prompts.target=5"), ["concepts.prompts.target takes str or dict[str, Any] or null, got 5"]),
+    (("run", "concepts.erase=[church,church]"), ["church cannot be erased twice in one request"]),
+    (("run", "concepts.erase=[church]", "concepts.retain=[church]"), ["church cannot be erased and retained"]),
+    (
+        ("run", "concepts.catalogue=null", "concepts.erase=[Dog]", "concepts.retain=[' dog']"),
+        ["dog cannot be erased and retained in one request"],
+    ),
+    (("run", "metrics.metrics.ua=3"), ["metrics.metrics.ua takes str, got 3"]),
+    (
+        ("run", "metrics.metrics.ua=os:getcwd"),
+        ["metrics.metrics.ua: 'os:getcwd'", "there is no module 'os' in overpaint"],
+    ),
+    (
+        ("run", "metrics.metrics.ua=nowhere:X"),
+        ["metrics.metrics.ua: 'nowhere:X'", "there is no module 'nowhere' in overpaint"],
+    ),
+    # commands
+    (("list",), ["Missing argument 'WHAT'"]),
+    (("list", "methods", "attacks"), ["list takes hydra.searchpath"]),
+    (("list", "a\x1b[31mb"), ["unknown list"]),
+    (("list", "x" * 100_000), ["unknown list 'xxx"]),
+    (("list", "methods", "hydra.searchpath=[file:///nope]"), ["/nope is not a folder"]),
+    (("x" * 100_000,), ["unknown command"]),
+    (("\udcff",), ["unknown command"]),
+    (("",), ["unknown command ''"]),
+    (("--foo",), ["No such option"]),
+    (("run", "--f\x1b[31m"), ["No such option"]),
+    (("run", "--cfg", "hydra"), ["'hydra' is not"]),
+    (("table", "--format"), ["requires an argument"]),
+    (("table", "--format", "a\x1b[31mb"), ["unknown format"]),
+    (("table", "--view", "../../etc/passwd", "store=."), ["unknown view"]),
+    (("table", "stroe=x"), ["did you mean 'store'"]),
+    (("table", "store=~nobody-by-this-name/s"), ["there is no user ~nobody-by-this-name"]),
+    (("table", "store=a\0b"), ["is not a path"]),
+    (("table", "store=" + "x" * 5000), ["File name too long"]),
+    (("doctor", "store=~nobody-by-this-name/s"), ["there is no user"]),
+    (("doctor", "store=a\0b"), ["is not a path"]),
+    (("doctor", "store=" + "x" * 5000), ["File name too long"]),
+    (("doctor", "store=/dev/null"), ["/dev/null is not a folder"]),
+    (("plan", "store=/dev/null/x", "budget=smoke"), ["/dev/null is not a folder"]),
+    (("erase", "method=uce,esd", "out=x.safetensors"), ["erase needs one cell; these overrides span 2"]),
+    (("erase", "method=uce", "out=a\0b.safetensors"), ["out=", "is not a path"]),
+    (("erase", "method=uce", "out=a\nb.safetensors"), ["is not a path"]),
+    (("erase", "method=uce", "out=" + "x" * 5000 + ".safetensors"), ["File name too long"]),
+    (("erase", "method=uce", "out=~nobody-by-this-name/x.safetensors"), ["there is no user"]),
+    (("erase", "method=uce", "out=/dev/null/x.safetensors"), ["does not exist"]),
+    (("export",), ["give erasure=FILE.safetensors and out=DIR"]),
+    (("export", "out=x"), ["give erasure=FILE.safetensors and out=DIR"]),
+    (("export", "erasure=", "out=d"), ["give erasure=FILE.safetensors"]),
+    (("export", "erasure=a\0b", "out=d"), ["is not a path"]),
+    (("export", "erasure=/dev/zero", "out=d"), ["/dev/zero is not a regular file"]),
+    (("export", "attack=../x", "out=x.csv"), ["neither an attack's name nor the key"]),
+    (("export", "attack=\x1b[31m", "out=x.csv"), ["neither an attack's name nor the key"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), CASES, ids=[repr(" ".join(a)[:60]) for a, _ in CASES])
+def test_commands(refused, arguments, said):
+    refused(*arguments, said=said)
+
+
+#: Overrides of one command, separated by ``|``.
+OVERRIDES = r"""
+method
+=
+~
++
+~seed
+~budget.seeds
+~metrics.metrics.nope
+method=,uce
+method=[uce]
+method={a: b}
+method=1
+method=true
+method=../method/uce
+method=/etc/passwd
+method@x=uce
+method@:x=uce
+method=uce@x
+method/uce=x
+method.=1
+.method=1
+method..lamb=1
+method=uce | method.lamb.x=1
+method=uce | method.lamb=
+method=uce | method.lamb=null
+method=uce | method.lamb=[1]
+method=uce | method.lamb={a:1}
+method=uce | method.lamb=1e308
+method=uce | method.lamb=1e400
+method=uce | method.lamb=-inf
+method=uce | method.lamb=nan
+method=uce | method.lamb=true
+method=uce | method.lamb="1"
+method=uce | method.lamb='0.5'
+method=uce | ~method.lamb
+method=uce | method.name=esd
+method=uce | method.component=os:system
+method=uce | method.presets={}
+method=uce | method.preset=[a]
+method=uce | method.preset=5
+method=uce | method.preset=''
+method=uce | method.lаmb=1
+method=uce | method.lamb=interval(0,1)
+method=uce | method.lamb=range(0,1,0)
+method=uce | method.lamb=range(0,1000000000)
+method=uce | method.lamb=choice()
+method=uce | method.lamb=shuffle(range(0,1000000000))
+method=uce | method.lamb=glob(*)
+method=glob(zz*)
+method=uce | method.lamb=${oc.decode:1}
+method=uce | method.lamb=${hydra:runtime.cwd}
+method=uce | method.lamb=${nope}
+method=uce | method.lamb=${method.lamb}
+method=uce | method.lamb=${
+method=uce | method.lamb=???
+seed=range(0,1000000000000)
+seed=shuffle(range(0,1000000))
+seed=1.5
+seed=a
+seed=true
+seed=null
+seed=[]
+seed=99999999999999999999999999999
+seed=1e3
+seed=${oc.env:HOME}
+seed=🎨
+concepts.erase=[]
+concepts.erase=null
+concepts.erase=5
+concepts.erase=[[church]]
+concepts.erase={a:b}
+concepts.erase=['']
+concepts.erase=[' ']
+concepts.erase=[church,null]
+concepts.erase=[1]
+concepts.erase=all
+concepts.erase=['${oc.env:HOME}'] | concepts.catalogue=null
+concepts.retain=none
+concepts.retain=null
+concepts.near=[' Church'] | concepts.erase=[church] | concepts.catalogue=null
+concepts.near=[zzz]
+concepts.anchor=church
+concepts.anchor=CHURCH
+concepts.anchor=[house,tree]
+concepts.anchor=[]
+concepts.kind=5
+concepts.kind=null
+concepts.name=5
+concepts.sequential=yes
+concepts.sequential=1
+concepts.templates=['{']
+concepts.templates=['{}{}']
+concepts.templates=['{0}']
+concepts.templates=[null]
+concepts.catalogue=nope
+concepts.catalogue=../concepts/testbed
+concepts.catalogue=/etc/passwd
+concepts.catalogue=/dev/zero
+concepts.catalogue=/dev/zero.yaml
+concepts.catalogue=.yaml
+concepts.prompts={zzz:p.csv}
+concepts.prompts={target:p.csv}
+concepts.prompts=[a]
+concepts.prompts.target=/dev/zero
+concepts.prompts.target=/dev/stdin
+concepts.prompts.target=/etc
++concepts.prompts.zzz=p.csv
++concepts.zzz=1
+concepts={erase:[church]}
+attack=uda | attack.timesteps=[]
+attack=uda | attack.timesteps=[[1]]
+attack=uda | attack.iterations=0
+attack=uda | attack.iterations=-1
+attack=uda | attack.iterations=1e9
+attack=uda | attack.control=uda
+attack=uda | attack.control=5
+attack=uda | attack.control=[a]
+attack=uda | attack.floor=1
+attack=uda | attack.floor=null
+attack=replay | attack.file=5
+attack=replay | attack.most=0
+attack=concept_arithmetic | attack.recipes=5
+attack=concept_arithmetic | attack.recipes={a:1}
+attack=concept_arithmetic | attack.recipes={a:{name:x}}
+protocol=nope
+protocol=null
+protocol.steps=0
+protocol.steps=1001
+protocol.steps=10.0
+protocol.steps=ten
+protocol.guidance_scale=1e308
+protocol.guidance_scale=-1
+protocol.guidance_scale=[7]
+protocol.size=1e9
+protocol.size=99999
+protocol.size=1.5
+protocol.batch_size=0
+protocol.name=x
+protocol={steps:5}
+budget.target_prompts=1e9
+budget.target_prompts=-1
+budget.seeds=100000
+budget.shard=0
+budget.name=5
+budget=smoke,zzz
+metrics.threshold=null
+metrics.threshold=a
+metrics.threshold=1.01
+metrics.metrics=null
+metrics.metrics=[]
+metrics.metrics.ua=null
+metrics=zzz
+model=zzz
+model.path=null
+model.path=5
+model.precision=half
+model.preset=5
+model.preset=zzz
+model.detector=zzz
+model.detector=5
+model.judge=[a]
+model.reference=5
+model.catalogue=zzz
+model.catalogue=5
+model.protocol=dpm20
+model.name=5
+track=zzz
+track=null
+track.component=os:system
+engine=zzz
+engine.component=os:system
+engine.summary=x
+tracker.component=os:system
+experiment=zzz
+experiment=null
+experiment=[demo]
+hydra.searchpath=[file:///nope]
+hydra.searchpath=/nope
+hydra.searchpath=5
+hydra.searchpath=null
+hydra.searchpath=[pkg://os]
+hydra.searchpath={}
+hydra.run.dir=/tmp/x
+hydra/launcher=x
+hydra=x
+view=x
+detector=oracle
+foo=1
++foo.bar=1
+foo.bar=1
+uce.lamb=1
+none.x=1
+oracle.which=b
+method=none,uce | method.lamb=1
+method=none,uce | uce.nope=1
+method=none,uce | uce.lamb.x=1
+method=none,uce | ~uce.lamb
+method=none,uce | uce=1
+method=none,uce | uce.preset=zzz
+method=none,uce | esd.iterations=5
+method=uce | uce.name=esd
+method=uce | uce.lamb=range(0,1000000)
+method=uce,esd | method.nope=1
+attack=uda,cce | attack.steps=5
+church.anchor=x
+testbed.steps=4
+a=b=c
+'a'=b
+a b=c
+method = uce
+method=uce;attack=none
+method=uce#x
+method=$(ls)
+method=`ls`
+method="uce
+method='uce
+method={uce
+method=uce)
+method=(uce)
+method=\
+method=%
+method=*
+method=!
+method=@
+method=<x>
+method=ü
+""".strip().splitlines()
+OVERRIDES += [
+    "method=" + "[" * 3000,
+    "a." * 3000 + "b=1",
+    "seed=" + "9" * 5000,
+    'concepts.erase=["a\0b"]',
+    'concepts.erase=["a\x1b[31m"] | concepts.catalogue=null',
+    'concepts.name="x\x1b"',
+    "method=\0",
+    "method=\udcff",
+    'concepts.erase=["a\udcffb"] | concepts.catalogue=null',
+    "concepts.name=" + "x" * 100_000,
+    "x" * 100_000 + "=1",
+    "store='~nobody-by-this-name/s'",
+    'store="' + "x" * 5000 + '"',
+    'store="a\x1b[31mb"',
+    "model=local | model.path=./" + "m" * 5000,
+    "model=local | model.path='~nobody-by-this-name/m'",
+    'model=local | model.path="./m\0"',
+    "model=local | model.path='a b/c d'",
+    "model=local | model.path='owner/..'",
+    "model=local | model.path='owner/" + "n" * 300 + "'",
+    "method=salun | method.folder='~nobody-by-this-name/f'",
+    "method=ca | method.captions='~nobody-by-this-name/f.csv'",
+    'hydra.searchpath=["a\0b"]',
+    "hydra.searchpath=['" + "a" * 5000 + "']",
+    "hydra.searchpath=['~nobody-by-this-name']",
+    "\n",
+    "seed=1\n",
+    " ",
+    "",
+    "method=uce | method.default_anchor=" + "${seed}" * 30,
+    'concepts.prompts.target="' + "x" * 5000 + '"',
+]
+
+
+@pytest.mark.parametrize("line", OVERRIDES, ids=lambda line: repr(line[:60]))
+def test_overrides(refused, line):
+    refused("plan", *line.split(" | "))
+
+
+SENTENCES = [
+    ("concepts.erase=[café]", """quote it: 'concepts.erase=["café"]'"""),
+    ("concepts.erase=[Van Gogh's]", "quote it: 'concepts.erase=[\"Van Gogh'\"'\"'s\"]'"),
+    ("concepts.prompts.target=~/p.csv", """quote it: 'concepts.prompts.target="~/p.csv"'"""),
+    ("concepts.prompts.target=/tmp/a=b.csv", """quote it: 'concepts.prompts.target="/tmp/a=b.csv"'"""),
+    ("seed=range(0,1000000)", "has more than 10000 values"),
+    ("seed=range(0,200) | budget.seeds=range(1,200)", "this grid has 39800 cells; one run takes at most 10000"),
+    ("method=uce | method.lamb=${oc.env:HOME}", "method.lamb: '${oc.env:HOME}' runs a resolver"),
+    ("concepts.anchor='a church'", "anchor=a church is the concept to erase"),
+    ("concepts.near=[church]", "concepts.near: church cannot be erased and be a neighbour that stays"),
+    ("attack=uda,cce | attack.iterations=5", "say whose it is"),
+    ("metrics.metrics.ua=5", "metrics.metrics.ua takes str, got 5"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), SENTENCES, ids=[line for line, _ in SENTENCES])
+def test_the_sentence_says_what_to_do(refused, line, said):
+    refused("plan", *line.split(" | "), said=said)
+
+
+#: What stands where a command reads or writes (a file, a folder, a pipe, or a link to nothing), the command, and a part of
+#: the sentence.
+PLACES = [
+    ("file f", "table store=f", "f is not a folder"),
+    ("file f", "run budget=smoke store=f", "f is not a folder"),
+    ("file f", "plan budget=smoke store=f/s", "f is not a folder"),
+    ("file f", "doctor store=f/s", "f is not a folder"),
+    ("pipe f", "export attack=abc out=x.csv store=f", "f is not a folder"),
+    ("link f", "table store=f", "f is not a folder"),
+    ("folder e.st", "export erasure=e.st out=d", "is not a regular file"),
+    ("pipe e.st", "export erasure=e.st out=d", "is not a regular file"),
+    ("link e.st", "export erasure=e.st out=d", "does not exist"),
+    ("file f", "erase method=uce out=f/x.safetensors", "the folder f does not exist"),
+    ("file x.safetensors", "erase method=uce out=x.safetensors", "exists already"),
+    ("folder x.safetensors", "erase method=uce out=x.safetensors --overwrite", "is a folder"),
+    ("link x.safetensors", "erase method=uce out=x.safetensors", "exists already"),
+    ("folder p.csv", "plan concepts.prompts.target=p.csv", "is not a regular file"),
+    ("pipe p.csv", "plan concepts.prompts.target=p.csv", "is not a regular file"),
+    ("pipe p.csv", "plan attack=replay attack.file=p.csv", "is not a regular file"),
+    ("folder c.yaml", "plan concepts.catalogue=c.yaml", "unknown concept catalogue"),
+    ("pipe c.yaml", "plan concepts.catalogue=c.yaml", "unknown concept catalogue"),
+    ("file f", "plan hydra.searchpath=[f]", "is not a folder"),
+    ("folder m", "plan model=local model.path=./m", "no model_index.json"),
+    ("file m", "plan model=local model.path=./m", "does not exist"),
+    ("link m", "plan model=local model.path=./m", "does not exist"),
+    ("folder r", "plan model.reference=./r", "holds no image"),
+    ("file r", "plan model.reference=./r", "is not a folder of images"),
+    ("file r/x.png", "plan model.reference=./r", "x.png is not a readable image"),
+    ("folder r/x.png", "plan model.reference=./r", "x.png is not a readable image"),
+    ("pipe r/x.png", "plan model.reference=./r", "x.png is not a readable image"),
+    ("link r/x.png", "plan model.reference=./r", "x.png is not a readable image"),
+    ("file f", "plan method=salun method.folder=./f", "is not a folder"),
+    ("folder f.csv", "plan method=ca method.captions=./f.csv", "unknown caption collection"),
+]
+MAKE = {"file": Path.touch, "folder": Path.mkdir, "pipe": os.mkfifo, "link": lambda path: path.symlink_to("gone")}
+
+
+@pytest.mark.parametrize(("there", "line", "said"), PLACES, ids=[f"{there}: {line}" for there, line, _ in PLACES])
+def test_places(refused, here, there, line, said):
+    kind, name = there.split()
+    (here / name).parent.mkdir(exist_ok=True)
+    MAKE[kind](here / name)
+    refused(*line.split(), said=said)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/sys"), reason="needs a place nobody can write to")
+def test_read_only_store(refused):
+    refused("run", "budget=smoke", "store=/proc/overpaint", said="cannot write to the store /proc/overpaint")
+
+
+def test_good_input_is_taken(here, called, capfd):
+    assert called("plan", "budget=smoke") == 0
+    assert called("erase", "method=uce", "concepts=church", "out=x.safetensors") == 0
+    assert [path.name for path in here.iterdir()] == ["x.safetensors"]
+    assert called() == 0 and "Usage: " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda m: m.sample("a dog", seeds=0), "sample() takes lists of prompts and seeds, got 'a dog' and 0"),
+        (lambda m: m.sample(["a dog"], seeds=[0], size=m.pixels_per_latent + 1), "must be a multiple of"),
+        (lambda m: overpaint.erase(m, "uce", erase=5), "erase takes a list of concept names, got [5]"),
+        (
+            lambda m: overpaint.erase(m, "uce", erase="dog", anchor=[5]),
+            "anchor takes a text, or a list of one each, got [5]",
+        ),
+        (lambda m: overpaint.erase(m, "uce", erase=["dog"], lamb=float("nan")), "lamb takes a finite number, got nan"),
+        (lambda m: overpaint.load_model("~nobody-by-this-name/m"), "there is no user ~nobody-by-this-name"),
+        (lambda m: overpaint.load_erasure("~nobody-by-this-name/e"), "there is no user ~nobody-by-this-name"),
+    ],
+)
+def test_python_calls_too(tiny_sd, call, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        call(tiny_sd)

@@ -1,0 +1,147 @@
+"""Pictures that other code made: the figures of a grid's own pictures come back, and bad lists are refused."""
+
+import csv
+import io
+import shutil
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from command_line import CommandLine
+
+GRID = ["method=none,uce", "concepts=church", "budget=smoke", "attack=none"]
+#: Figures of cost are of an erasure, which a folder of pictures does not have.
+COSTS = {"erase_seconds", "erase_peak_bytes", "artefact_bytes", "latency_ratio"}
+
+
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory):
+    return CommandLine(tmp_path_factory.mktemp("given"))
+
+
+@pytest.fixture(scope="module")
+def run(cli):
+    """A small grid with its pictures written to ``pictures``."""
+    cli("run", *GRID)
+    cli("show", *GRID, "out=pictures")
+    return cli
+
+
+def figures(text):
+    return pd.read_csv(io.StringIO(text)).set_index(["method", "metric"])
+
+
+SCORE = ["images=pictures", "prompts=pictures/prompts.csv", "model=testbed", "concepts=church", "budget=smoke"]
+
+
+def test_pictures_of_the_testbed_have_the_figures_of_their_grid_to_the_last_digit(run):
+    run("score", *SCORE, "store=other")
+    own = figures(run("table", *GRID, "--format", "csv").stdout)
+    theirs = figures(run("table", "store=other", "--format", "csv").stdout)
+    assert set(theirs.index) == set(own.index)
+    for key, row in theirs.iterrows():
+        if key[1] in COSTS:
+            assert pd.isna(row["value"]) and row["why"] == "no erasure was made for these images"
+            continue
+        columns = ["value", "low", "high", "n", "failed", "original", "difference", "p_value", "why"]
+        pd.testing.assert_series_equal(row[columns], own.loc[key, columns], check_exact=True)
+    assert set(theirs["model"]) == {"pictures in pictures"} and set(theirs["protocol"]) == {"as given"}
+
+
+def test_scores_are_printed_for_every_image(run):
+    found = pd.read_csv(io.StringIO(run("scores", *GRID).stdout))
+    listed = pd.read_csv(run.folder / "pictures" / "prompts.csv")
+    assert len(found) == len(listed) and list(found["prompt"]) == list(listed["prompt"])
+    assert found.loc[(found["method"] == "none") & (found["role"] == "target"), "church"].min() > 0.5
+    assert not found["failed"].any()
+    run("scores", *GRID, "out=scores.csv")
+    assert len(pd.read_csv(run.folder / "scores.csv")) == len(found)
+
+
+def test_a_sheet_has_one_row_a_method_and_one_column_a_prompt(run):
+    run("show", *GRID, "out=all.png", "role=target", "prompt=church")
+    run("show", *GRID, "out=one.png", "role=target")
+    whole, one = (Image.open(run.folder / name).size for name in ("all.png", "one.png"))
+    assert whole[1] == one[1] and whole[0] - one[0] == 134  # one more column
+    told = run("show", *GRID, "prompt=submarine", code=2).stderr
+    assert "holds no images with prompt=submarine of this grid" in told
+
+
+def test_pictures_are_read_from_the_names_of_files(run):
+    listed = pd.read_csv(run.folder / "pictures" / "prompts.csv").query("role == 'grid' and method == 'uce'")
+    (run.folder / "canvas").mkdir()
+    for row in listed.itertuples():
+        shutil.copy(
+            run.folder / "pictures" / row.file,
+            run.folder / "canvas" / f"{row.variant}_{row.concept}_seed{row.seed}.png",
+        )
+    names = "names={variant}_{concept}_seed{seed}.png"
+    run("score", "images=canvas", names, "role=grid", "model=testbed", "concepts=church", "store=canvas-store")
+    theirs = figures(run("table", "store=canvas-store", "--format", "csv").stdout)
+    own = figures(run("table", *GRID, "--format", "csv").stdout)
+    for metric in ("ua", "ira", "cra"):
+        assert theirs.loc[("canvas", metric), "value"] == own.loc[("uce", metric), "value"]
+    told = run("score", "images=canvas", "names={style}.png", "model=testbed", "concepts=church", code=2).stderr
+    assert "unknown part 'style'" in told
+    told = run("score", "images=canvas", "names={concept}.jpg", "model=testbed", "concepts=church", code=2).stderr
+    assert "matches no file" in told
+
+
+def test_a_file_that_is_no_picture_is_a_failure(run):
+    shutil.copytree(run.folder / "pictures", run.folder / "damaged")
+    listed = pd.read_csv(run.folder / "damaged" / "prompts.csv")
+    target = listed.query("role == 'target' and method == 'uce'").file.iloc[0]
+    (run.folder / "damaged" / target).write_text("not a picture")
+    arguments = [a.replace("pictures", "damaged") for a in SCORE]
+    done = run("score", *arguments, "store=damaged-store", "metrics.failure_limit=0.9")
+    assert "1 of 16 files are not readable pictures" in done.stderr
+    theirs = figures(run("table", "store=damaged-store", "--format", "csv").stdout)
+    assert theirs.loc[("uce", "target_proportion"), "failed"] == 1
+
+
+def listing(folder, *rows, header=("file", "prompt")):
+    with (folder / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+BAD = {
+    "no file": ([("missing.png", "a church")], "has no file 'missing.png'"),
+    "outside": ([("../outside.png", "a church")], "is outside images="),
+    "absolute": ([("/etc/hostname", "a church")], "is outside images="),
+    "no rows": ([], "lists no pictures"),
+    "twice": ([("a.png", "a church", "0"), ("a.png", "a church", "0")], "lists 2 pictures"),
+    "seed": ([("a.png", "a church", "first")], "seed takes a whole number"),
+    "role": ([("a.png", "a church", "0", "targets")], "did you mean 'target'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_lists_are_refused(name, cli):
+    rows, told = BAD[name]
+    folder = cli.folder / "bad"
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    Image.new("RGB", (8, 8)).save(cli.folder / "outside.png")
+    listing(cli.folder, *rows, header=("file", "prompt", "seed", "role"))
+    bad = cli("score", "images=bad", "prompts=list.csv", "model=testbed", "concepts=church", "store=none", code=2)
+    assert told in bad.stderr and bad.stderr.count("\n") == 1
+    assert not (cli.folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["images=bad"], "either prompts=FILE.csv or names=PATTERN"),
+        (["images=bad", "prompts=list.csv"], "give detector=NAME"),
+        (["images=nowhere", "prompts=list.csv", "model=testbed"], "is not a folder"),
+        (["images=bad", "prompts=nowhere.csv", "model=testbed"], "is not a readable CSV file"),
+        (["images=bad", "prompts=list.csv", "model=testbed", "method=uce"], "score makes no image"),
+        (["images=bad", "prompts=list.csv", "detector=orcale"], "did you mean 'oracle'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, told, cli):
+    (cli.folder / "bad").mkdir(exist_ok=True)
+    listing(cli.folder, ("a.png", "a church"))
+    bad = cli("score", *arguments, "concepts=church", code=2)
+    assert told in bad.stderr and bad.stderr.count("\n") == 1

@@ -1,0 +1,107 @@
+"""SDD against its equations: the first loss, the moving average, the concepts' turns, and timesteps of both codes."""
+
+import pytest
+import torch
+
+import overpaint
+from official import watched
+from overpaint.blocks.training import parameter_group
+from overpaint.grid.registry import component
+from overpaint.methods.sdd import GROUPS
+from overpaint.models.guidance import Guidance
+
+SMALL = {"iterations": 2, "rollout_steps": 4, "learning_rate": 1e-3}
+
+
+def traced(model, **values):
+    with watched(None) as seen:
+        erasure = overpaint.erase(model, "sdd", erase=["dog"], **(SMALL | values))
+    return erasure, seen
+
+
+@pytest.fixture
+def sdd():
+    return lambda **values: component("method", "sdd").build(values)
+
+
+def test_the_target_is_the_students_own_prediction_without_a_prompt(tiny_sd_float64):
+    model = tiny_sd_float64
+    _, seen = traced(model, iterations=1)
+    first = seen[0]
+    latents, t = first["x_t"], first["t"]
+    empty, named = (model.predict(latents, t, model.encode([text])) for text in ("", "dog"))
+    torch.testing.assert_close(first["target"], empty, rtol=0, atol=1e-10)
+    torch.testing.assert_close(first["pred"], named, rtol=0, atol=1e-10)
+    loss = next(step["loss"] for step in seen if "loss" in step)
+    torch.testing.assert_close(loss.double(), (named - empty).float().pow(2).mean().double(), rtol=1e-5, atol=0)
+
+
+def test_without_averaging_the_erasure_is_the_student_and_with_it_between_base_and_student(tiny_sd_float64):
+    model = tiny_sd_float64
+    name = next(n for n in model.named_parameters() if n.endswith("attn2.to_v.weight"))
+    base = model.named_parameters()[name].data
+    one = {ema: traced(model, iterations=1, ema=ema)[0].tensors[name] for ema in (0.0, 0.9)}
+    assert not torch.equal(one[0.0], base)
+    torch.testing.assert_close(one[0.9], 0.9 * base + 0.1 * one[0.0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("group", "attention"), [("xattn", "cross"), ("selfattn", "self")])
+def test_groups_hold_one_kind_of_attention(tiny_sd, group, attention):
+    chosen = set(parameter_group(tiny_sd, GROUPS[group]))
+    assert chosen == {p.name for p in tiny_sd.parameters(tiny_sd.denoiser_names) if p.attention == attention}
+
+
+def test_the_official_number_of_tensors_without_cross_attention(tiny_sd):
+    assert len(parameter_group(tiny_sd, GROUPS["noxattn"])) == 283
+
+
+@pytest.mark.parametrize(
+    ("mode", "compat", "turns"),
+    [
+        ("iterative", "intended", "ababab"),
+        ("sequential", "intended", "aaabbb"),
+        ("sequential", "official", "aaaaaa"),
+    ],
+)
+def test_turns_of_the_concepts(mode, compat, turns, sdd):
+    eraser = sdd(iterations=6, mode=mode, compat=compat)
+    assert "".join(eraser.concept(["a", "b"], i, None) for i in range(6)) == turns
+    assert sdd(mode="composite").concept(["a", "b"], 3, None) == "a, b"
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_timesteps_of_both_codes(k, tiny_sd):
+    schedule = tiny_sd.scheduler("ddim")
+    schedule.set_timesteps(4)
+    aligned, official = rolled(tiny_sd, k, "intended"), rolled(tiny_sd, k, "official")
+    assert aligned["t"] == schedule.timesteps[k]
+    assert 1000 - 250 * (k + 1) <= official["t"] < 1000 - 250 * k
+    if k:
+        assert torch.equal(official["x_t"], aligned["x_t"])
+    else:  # all steps are taken: a finished image
+        assert torch.equal(aligned["x_t"], START)
+        guidance = Guidance(tiny_sd, tiny_sd.encode(["dog"]), tiny_sd.encode([""]), 3.0)
+        assert torch.equal(official["x_t"], tiny_sd.denoise(START, guidance, "ddim", 4))
+
+
+START = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+def rolled(model, k, compat):
+    """The values of one iteration with this k."""
+    with watched({"k.0": torch.tensor(k), "x_T.0": START}) as seen, torch.no_grad():
+        overpaint.erase(model, "sdd", erase=["dog"], **(SMALL | {"iterations": 1, "compat": compat}))
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"ema": 1.0}, "ema takes a number from 0 to below 1"),
+        ({"iterations": 0}, "iterations"),
+        ({"clip": -1.0}, "clip"),
+    ],
+)
+def test_bad_values_are_refused(values, told, sdd):
+    with pytest.raises(overpaint.UserError, match=told):
+        sdd(**values)
