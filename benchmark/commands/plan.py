@@ -27,6 +27,7 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
     grid = planned(overrides, demo=True, partial=True)
     todo = grid.plan.missing(grid.store)
     estimates = Estimates(grid.store)
+    hours = gpu_hours(todo, estimates, grid.config["images_per_second"])
     out = Console(soft_wrap=True, highlight=False, markup=False)
     out.print(summary(grid.plan, todo, estimates))
     unique, missing = Counter(t.stage for t in grid.plan.tasks.values()), Counter(t.stage for t in todo)
@@ -34,7 +35,7 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
         took = estimates.total(t for t in todo if t.stage == stage)
         out.print(f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {took}")
     notes = [*changes(grid.plan, grid.store, todo), *grid.plan.notes, *track(grid.plan.track).power(grid.cells)]
-    for line in filter(None, [gpu_hours(todo, estimates, grid.config["images_per_second"]), *notes]):
+    for line in filter(None, [hours, *notes]):
         out.print(line)
     for said in grid.plan.absent:
         out.print(f"missing: {said}")

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
@@ -207,7 +208,7 @@ class GridEntry(TypedDict, total=False):
     images."""
 
     prompt: str
-    seeds: list[int]
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]]
 
 
 class UtilityTemplate(TypedDict, total=False):
