@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +20,7 @@ from typing_extensions import TypedDict
 
 from overpaint.errors import AssetMissing, UserError, unknown
 from overpaint.grid.labels import digest, file_digest
-from overpaint.grid.registry import component
+from overpaint.grid.registry import component, components, conf_folders
 from overpaint.grid.typed import Count, checked, construct
 
 #: The file in an asset's folder that lists its files with their hashes. It is written last.
@@ -169,6 +170,13 @@ class Asset:
 
 def asset(name: str) -> Asset:
     """The asset of that name. Raises a `UserError` for an unknown name or an unusable YAML file."""
+    path = components("asset").get(name)
+    return _asset(name, path.stat().st_mtime_ns if path and path.exists() else None, conf_folders())
+
+
+@lru_cache(maxsize=256)
+def _asset(name: str, changed: int | None, folders: tuple[Path, ...]) -> Asset:
+    """`asset`, read once: each cell of a grid asks for the same ones. ``changed`` and ``folders`` are the key of the cache."""
     return construct(Asset, {**component("asset", name).config, "name": name}, f"asset={name}")
 
 
