@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from overpaint.blocks.pixels import Preprocessing
+from overpaint.blocks.pixels import CONFIGURATIONS, Preprocessing
 from overpaint.blocks.token_variables import Frame
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import located
@@ -91,7 +91,8 @@ class Clip:
             model = CLIPModel.from_pretrained(source, use_safetensors=True)
             model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method, which mypy takes as unbound
             tokenizer = AutoTokenizer.from_pretrained(source)
-            processor = Preprocessing.read(Path(str(cached_file(source, "preprocessor_config.json"))).parent)
+            found = (cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in CONFIGURATIONS)
+            processor = Preprocessing.read(Path(str(next(filter(None, found), source))).parent)
         except OSError as error:
             raise AssetMissing(f"cannot load the CLIP model {path}: {str(error).splitlines()[0]}") from error
         return cls(model, tokenizer, processor)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Files that describe how a model's images are prepared, preferred first.
+CONFIGURATIONS = ("preprocessor_config.json", "processor_config.json")
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a network's input is made.
@@ -36,10 +40,12 @@ class Preprocessing:
 
     @classmethod
     def read(cls, folder: Path) -> Preprocessing:
-        """The preprocessing of a transformers model, from its ``preprocessor_config.json``."""
-        file = folder / "preprocessor_config.json"
+        """The preprocessing of a transformers model, from its ``preprocessor_config.json``, or from the
+        ``processor_config.json`` that newer versions of transformers write."""
+        file = next((folder / name for name in CONFIGURATIONS if (folder / name).is_file()), folder / CONFIGURATIONS[0])
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
+            told = told.get("image_processor", told)
             size, crop = _side(told["size"]), _side(told.get("crop_size")) if told.get("do_center_crop") else None
             shortest = not isinstance(told["size"], dict) or "shortest_edge" in told["size"]
             if size is None or (crop is None and shortest and told.get("do_center_crop", False)):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from overpaint.errors import AssetMissing
+from overpaint.grid.assets import asset, located
 from overpaint.run.store import file_hash
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ def named_path(setting: str) -> Path:
 
     Raises `AssetMissing` if it is not on this machine.
     """
-    if setting.startswith("asset:"):
-        return assets_module().located(setting)
+    found = located(setting)
+    if found:
+        return found
     path = Path(setting).expanduser()
     if not path.exists():
         raise AssetMissing(
@@ -73,18 +74,13 @@ def named_path(setting: str) -> Path:
     return path
 
 
-def assets_module() -> Any:
-    """`overpaint.grid.assets`, which finds the files behind ``asset:NAME``."""
-    return import_module("overpaint.grid.assets")
-
-
 def hashes(*settings: str) -> dict[str, str]:
     """The sha256 of every file that these settings name, by name. Raises `AssetMissing`."""
     found: dict[str, str] = {}
     for setting in settings:
         path = named_path(setting)
         if setting.startswith("asset:") and path.is_dir():
-            found |= assets_module().asset(setting.removeprefix("asset:")).hashes()
+            found |= asset(setting.removeprefix("asset:")).hashes()
             continue
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         found |= {file.name if file == path else str(file.relative_to(path)): file_hash(file) for file in files}

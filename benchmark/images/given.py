@@ -16,6 +16,7 @@ from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.labels import digest
 from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.roles import ROLES, role
+from overpaint.images.extractions import extractions
 from overpaint.images.tasks import Batch, compare_task, given_images, measure_task, reference_images, shards
 from overpaint.run.plan import Plan
 from overpaint.run.store import file_hash
@@ -179,7 +180,8 @@ def given_plan(cell: Cell, pictures: Iterable[Picture], name: str) -> Plan:
         frames = {"images": found, "original": batches.get("none", [])}
         if cell.model.reference and cell.model.detector:
             frames["reference"] = [reference_images(plan, cell)]
-        plan.cells.append((theirs, measure_task(plan, theirs, frames, _beside(plan, frames), given=True)))
+        beside = _beside(plan, frames) | extractions(plan, theirs, frames)
+        plan.cells.append((theirs, measure_task(plan, theirs, frames, beside, given=True)))
     return plan
 
 

@@ -207,7 +207,9 @@ def membership_task(plan: Plan, cell: Cell) -> Task:
     }
     runtime = _runtime(cell) | {"pictures": name}
     label = f"membership of {', '.join(labels)}, {cell.method.label}"
-    return plan.add(Task("membership", config, _erasure(erasure), {"membership": 1}, runtime, label, 2 * count))
+    inputs, versions = _erasure(erasure), {"membership": 1}
+    sources = _pictures_source(name) | model_family_source(cell.model.path)
+    return plan.add(Task("membership", config, inputs, versions, runtime, label, 2 * count, sources=sources))
 
 
 def replicate_task(plan: Plan, cell: Cell, images: Batch) -> Task:
@@ -216,7 +218,8 @@ def replicate_task(plan: Plan, cell: Cell, images: Batch) -> Task:
     config, runtime = {"training": pictures(name).training_identity([], 0)}, {"device": None, "pictures": name}
     label = f"replication {images.made.label.removeprefix('generate ')}"
     inputs = {"images": images.made.key}
-    return plan.add(Task("replicate", config, inputs, {"replicate": 1}, runtime, label, images.made.amount))
+    versions, sources = {"replicate": 1}, _pictures_source(name)
+    return plan.add(Task("replicate", config, inputs, versions, runtime, label, images.made.amount, sources=sources))
 
 
 def extract_task(plan: Plan, name: str, images: Batch, original: Batch | None) -> Task:
@@ -224,14 +227,18 @@ def extract_task(plan: Plan, name: str, images: Batch, original: Batch | None) -
     inputs = {"images": images.made.key} | ({"original": original.made.key} if original else {})
     label = f"extract {name}, {images.made.label.removeprefix('generate ')}"
     config = {"extractor": name, "settings": identity_of(name)}
-    return plan.add(Task("extract", config, inputs, {"extract": 1}, {"device": None}, label, images.made.amount, name))
+    runtime, amount = {"device": None}, images.made.amount
+    return plan.add(
+        Task("extract", config, inputs, {"extract": 1}, runtime, label, amount, name, sources=_extractor_source(name))
+    )
 
 
 def embed_task(plan: Plan, name: str, texts: Sequence[str]) -> Task:
     """The task in which an extractor embeds texts."""
     config = {"extractor": name, "settings": identity_of(name), "texts": sorted(set(texts))}
     label = f"extract {name}, {len(config['texts'])} texts"
-    return plan.add(Task("extract", config, {}, {"extract": 1}, {"device": None}, label, like=f"{name} texts"))
+    versions, like, sources = {"extract": 1}, f"{name} texts", _extractor_source(name)
+    return plan.add(Task("extract", config, {}, versions, {"device": None}, label, like=like, sources=sources))
 
 
 def chosen_extractors(cell: Cell) -> dict[str, dict[str, Any]]:
@@ -449,6 +456,10 @@ def _arithmetic(cell: Cell) -> dict[str, int]:
 @cache
 def _source(kind: str, name: str) -> dict[str, str]:
     return component(kind, name).source
+
+
+def _extractor_source(name: str) -> dict[str, str]:
+    return _source("extractor" if name in components("extractor") else "detector", name)
 
 
 def _pictures_source(name: str | None) -> dict[str, str]:

@@ -27,6 +27,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
+from scipy.optimize import brentq
+from scipy.stats import norm
 
 from overpaint.metrics.metric import AttackMetric, Evidence, Figure, FrameName
 from overpaint.metrics.outcomes import KEYS, has_readings, own_concept, tally
@@ -212,8 +214,6 @@ def _sum(one: Estimate, other: Estimate, factor: float) -> Estimate:
 
 def _p_value(at: Callable[[float], Estimate]) -> float:
     """The p-value of "zero": one minus the level at which a limit of the interval ``at(level)`` is zero."""
-    from scipy.optimize import brentq
-    from scipy.stats import norm
 
     def outside(quantile: float) -> float:
         """How far zero is outside the interval; negative inside it."""

@@ -106,9 +106,15 @@ def _read(file: Path, columns: Sequence[str], required: Sequence[str]) -> pd.Dat
         kind = schema.field(name).type
         number = types.is_integer(kind) or types.is_floating(kind)
         text = types.is_string(kind) or types.is_large_string(kind)
-        if not (types.is_null(kind) or (number if name in NUMBERS else text)):
+        if not (types.is_null(kind) or (number if name in NUMBERS else text) or _empty(file, name)):
             raise ValueError(f"{file.name} has values of type {kind} in column {name!r}")
     return pd.read_parquet(file).reindex(columns=list(columns))
+
+
+def _empty(file: Path, name: str) -> bool:
+    """Whether a column has no value; pandas writes such a column as numbers."""
+    values = pq.read_table(file, columns=[name]).column(name)
+    return values.is_null(nan_is_null=True).to_numpy().all()
 
 
 def stored_outcomes(store: Store, records: pd.DataFrame) -> pd.DataFrame:

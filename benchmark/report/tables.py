@@ -252,11 +252,14 @@ def _harmonics(columns: Mapping, heads: Mapping[str, str], view: View) -> dict:
     """The columns that are harmonic means of others, for the rows that those have."""
     found = {}
     for title, column in view.columns.items():
-        parts = [columns.get(heads.get(other, ""), {}) for other in column.harmonic]
+        parts = [columns.get(heads.get(other, ""), {}) for other in column.harmonic or ()]
         rows = dict.fromkeys(name for part in parts for name in part)
         if rows:
             found[f"{title} {ARROWS['up']}"] = {
-                name: (harmonic([part.get(name, (None,))[0] for part in parts], column.harmonic, Entry(None)), None)
+                name: (
+                    harmonic([part.get(name, (None,))[0] for part in parts], column.harmonic or (), Entry(None)),
+                    None,
+                )
                 for name in rows
             }
     return found

@@ -34,7 +34,7 @@ class Column:
     field: str = "value"
     against: str | None = None
     scale: Literal["relative", "inverted"] | None = None
-    harmonic: tuple[str, ...] = ()
+    harmonic: list[str] | None = None
 
     def chosen(self, records: pd.DataFrame, rows: str) -> pd.DataFrame:
         """The records that this column shows. If rows are attacks, the column is not restricted to one attack."""
@@ -102,7 +102,7 @@ def view_named(name: str) -> View:
     for title, values in (given.get("columns") or {}).items():
         columns[title] = _column(values, f"{where}: columns.{title}")
     for title, made in columns.items():
-        for other in made.harmonic:
+        for other in made.harmonic or ():
             if other not in columns or columns[other].harmonic:
                 raise unknown("column", other, columns, f"{where}: columns.{title}.harmonic")
     for facet, endpoint in (given.get("primary") or {}).items():

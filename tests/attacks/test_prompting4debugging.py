@@ -15,6 +15,7 @@ from overpaint.blocks.draws import Draws, replayed
 from overpaint.blocks.token_variables import Frame
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
+from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.registry import component
 from overpaint.images.planner import make_plan
@@ -181,12 +182,13 @@ class Stub:
 @pytest.mark.parametrize("embeds", [True, False])
 def test_a_judge_without_an_embedding_has_no_features(embeds, one):
     """Without features, the judge's score measures similarity, and the search runs."""
-    bench = SimpleNamespace(detector=lambda name, settings: Stub(embeds))
-    judge, features = _judge({"detector": "stub", "settings": {}, "threshold": 0.4}, "cat", bench)
+    stub = {"detector": "stub", "settings": {}}
+    bench = SimpleNamespace(detector=lambda name, settings, device: Stub(embeds))
+    judge, features = _judge({"judge": stub | {"threshold": 0.4}}, Concept("cat"), bench, None)
     pictures = one.examples(2)
     assert [verdict[:2] for verdict in judge(pictures)] == [(True, 0.5)] * 2
     assert torch.equal(features(pictures), torch.tensor([[1.0, 2.0]] * 2)) if embeds else features is None
-    judge, features = _judge({"detector": "stub", "settings": {}, "threshold": 0.6}, "cat", bench)
+    judge, features = _judge({"judge": stub | {"threshold": 0.6}}, Concept("cat"), bench, None)
     assert len(run(replace(one, judge=judge, features=features))[0].painted) == attack().images
 
 

@@ -317,7 +317,6 @@ budget.seeds=100000
 budget.shard=0
 budget.name=5
 budget=smoke,zzz
-metrics.threshold=null
 metrics.threshold=a
 metrics.threshold=1.01
 metrics.metrics=null

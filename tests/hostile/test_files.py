@@ -184,7 +184,7 @@ VIEWS = {
     "cells: rank": "did you mean 'ranks'",
     "columns: {a: {metrik: x}}": "did you mean 'metric'",
     "columns: {a: {metric: x, field: valu}}": "did you mean 'value'",
-    "columns: {a: {field: value}}": "no value for metric",
+    "columns: {a: {field: value}}": "needs a metric",
     "columns: {a: {metric: [x]}}": "metric takes str, got ['x']",
     "columns: {a: x}": "columns.a takes dict",
     "columns: [a]": "columns takes dict",

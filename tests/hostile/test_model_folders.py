@@ -339,7 +339,15 @@ DAMAGES = {
 
 
 def arguments(folder):
-    return ["plan", "model=local", f"model.path={folder}", "method=uce", "concepts.erase=[dog]", "budget=smoke"]
+    return [
+        "plan",
+        "model=local",
+        f"model.path={folder}",
+        "model.detector=null",
+        "method=uce",
+        "concepts.erase=[dog]",
+        "budget=smoke",
+    ]
 
 
 @pytest.mark.parametrize("name", DAMAGES)

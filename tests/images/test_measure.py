@@ -135,7 +135,9 @@ def test_a_judge_that_fails_has_said_nothing(measured):
     scores = pd.DataFrame({"church": [0.9, 0.1, np.nan], "failed": [False, False, True]})
     detector = SimpleNamespace(score=lambda images: scores)
     settings = {"detector": "eye", "settings": {}, "threshold": 0.5}
-    judge, _ = _judge(settings, "church", SimpleNamespace(detector=lambda name, settings: detector))
+    judge, _ = _judge(
+        {"judge": settings}, Concept("church"), SimpleNamespace(detector=lambda name, settings, device: detector), "cpu"
+    )
     verdicts = judge([Image.new("RGB", (8, 8))] * 3)
     assert verdicts == [(True, 0.9, True), (False, 0.1, True), (False, 0.0, False)]
 

@@ -162,10 +162,11 @@ def test_one_cell_of_the_simulation(simulate, rng):
 def test_the_page_has_the_tables_of_the_command_within_their_bounds(simulate, rng):
     page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
     shown = dict(TITLE.findall(page))
-    printed = [(title, list(heads)) for title, heads, _ in simulate.tables(100, rng)]
-    assert list(shown) == [title for title, _ in printed]
-    for title, heads in printed:
-        rows = shown[title].splitlines()
-        assert [head.strip() for head in rows[0].strip("|").split("|")] == [str(head) for head in heads], title
+    printed = {title: list(heads) for title, heads, _ in simulate.tables(100, rng)}
+    latency = "Latency ratio: the range of six pairs"  # the page states its exact coverage
+    assert list(shown) == [title for title in printed if title != latency]
+    for title, table in shown.items():
+        rows = table.splitlines()
+        assert [head.strip() for head in rows[0].strip("|").split("|")] == printed[title], title
         covered = [float(cell) for row in rows[2:] for cell in CELL.findall(row)]
         assert not covered or min(covered) >= 0.9, title

@@ -81,7 +81,7 @@ def test_a_harmonic_mean_names_the_column_that_it_lacks():
     ("columns", "said"),
     [
         ("x: {attack: none}", "needs a metric"),
-        ("x: {metric: a, scale: loud}", "scale.*loud"),
+        ("x: {metric: a, scale: loud}", "loud.*scale"),
         ("x: {harmonic: [y]}", "unknown column 'y'"),
     ],
 )

@@ -268,6 +268,7 @@ def test_test_and_interval_never_contradict_each_other(difference):
         clusters = rng.integers(3, 30)
         prompts = np.repeat(np.arange(clusters), rng.integers(1, 4))
         rates = rng.beta(1, 1, (2, clusters)).round(1)[:, prompts]
+        rates[0] **= rng.choice([0.2, 1.0])  # a difference in half of the cases
         a, b = (rng.random((2, len(prompts))) < rates).astype(float)
         ours, narrow = (difference(a, b, prompts, level) for level in (0.95, 0.9))
         assert ours.low <= ours.value <= ours.high

@@ -150,7 +150,8 @@ def test_a_damaged_history_is_written_anew(store, content):
 def test_the_sources_used_last_decide_which_record_is_current(store):
     """One cell measured with two sources; the keys of the artefacts say nothing about their order."""
     row = dict.fromkeys(RECORD_COLUMNS) | {"settings": "a" * 12, "metric": "m", "versions": "{}", "version": 1}
-    row |= {"detector": "d", "threshold": 0.5, "aggregation": "x"}
+    row |= {"detector": "d", "threshold": 0.5, "aggregation": "x", "direction": "up", "n": 1, "seed": 0}
+    row |= dict.fromkeys(("model", "concepts", "kind", "method", "attack", "budget", "facet", "unit"), "x")
     for key, source, value in (("b", "pack@1", 0.1), ("c", "pack@2", 0.2), ("a", "pack@3", 0.3)):
         with store.workspace() as folder:
             pd.DataFrame([row | {"value": value}]).to_parquet(folder / "records.parquet")

@@ -43,9 +43,17 @@ def marked(mark):
     return found
 
 
+def command(process):
+    """The command line of a process; empty if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def kill(pid, chance):
     """Kill the run. If it has workers, kill one of them instead half of the time."""
-    workers = [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    workers = [child for child in psutil.Process(pid).children() if "spawn_main" in command(child)]
     victim = chance.choice(workers) if workers and chance.random() < 0.5 else psutil.Process(pid)
     victim.kill()
     return victim.pid

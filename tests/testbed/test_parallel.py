@@ -3,23 +3,11 @@
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from overpaint.testbed.parallel import Schedule, train
+from small_training import build, start
 
 WHOLE = Schedule(images=48, batch=4, peak=1e-2, ema=0.9, warm_up_steps=2, save_every=4)
-
-
-def build():
-    return nn.Linear(8, 8)
-
-
-def start(module):
-    def loss(generator, count):
-        given = torch.randn(count, 8, generator=generator)
-        return (module(given.bfloat16()).float() - given.flip(1)).square().mean()
-
-    return loss
 
 
 def test_a_run_that_stopped_goes_on_to_the_same_bytes(tmp_path):

@@ -25,7 +25,8 @@ def run(task, inputs, folder, bench) -> dict:
     """Write ``extracted.parquet`` or ``texts.parquet``."""
     name, settings = task.config["extractor"], task.config["settings"]
     if settings.get("detector"):
-        frame = scores(bench.detector(name, settings), read_images(inputs["images"])).drop(columns="failed")
+        detector = bench.detector(name, settings, task.runtime["device"])
+        frame = scores(detector, read_images(inputs["images"])).drop(columns="failed")
         frame.to_parquet(folder / "extracted.parquet", index=False)
         return {}
     extractor = bench.extractor(name, settings, task.runtime["device"])
