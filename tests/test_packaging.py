@@ -18,6 +18,7 @@ PLACES = {
     "methods": ("overpaint/methods", (".py",)),
     "conf": ("overpaint/conf", (".yaml",)),
     "datasets/concepts": ("overpaint/datasets/concepts", (".yaml", ".csv")),
+    "datasets/imagenet": ("overpaint/datasets/imagenet", (".csv",)),
     "datasets/testbed": ("overpaint/datasets/testbed", (".json", ".jsonl", ".csv", ".md", ".safetensors")),
 }
 #: Other people's variables do not decide where Python looks for modules.

@@ -40,7 +40,7 @@ def run(overrides: Sequence[str], multirun: bool, cfg: str | None) -> None:
 
 def run_grid(grid: Grid) -> int:
     """Run or resume a planned grid. Returns the exit code: 0, 1 if tasks failed, or 130 if it was interrupted."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop = Interruption()
     start, plan, store = time.perf_counter(), grid.plan, grid.store
     engine, tracker = grid.circumstance("engine"), grid.circumstance("tracker")
     track(plan.track).devices(engine.device)  # reports a missing device before anything is written
@@ -52,7 +52,7 @@ def run_grid(grid: Grid) -> int:
     for note in [*plan.notes, *changes(plan, store, todo)]:
         ERR.print(f"note: {note}", style="yellow")
     try:
-        with Display(todo, estimates, ERR) as display:
+        with Display(todo, estimates, ERR, lambda: stop.asked) as display:
             outcome, records = _until_readable(lambda: engine.run(plan, store, display), grid)
     except KeyboardInterrupt:
         left = len(plan.missing(store))
@@ -104,5 +104,14 @@ def _sheets(grid: Grid) -> list[Path]:
         return []
 
 
-def _interrupt(*_) -> None:
-    raise KeyboardInterrupt
+class Interruption:
+    """Turns SIGINT and SIGTERM into a `KeyboardInterrupt`, and remembers them: a library can swallow the exception."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(kind, self)
+
+    def __call__(self, *_) -> None:
+        self.asked = True
+        raise KeyboardInterrupt

@@ -58,16 +58,19 @@ class Role:
 
     def shortfall(self, concepts: ConceptSet, budget: Budget) -> str:
         """A sentence if the budget asks for more prompts than there are, else an empty string."""
-        asked = getattr(budget, self.budget)
-        every = self._first(concepts, ALL)
+        asked, given = getattr(budget, self.budget), concepts.lists.get(self.name)
         if asked is None:
             return ""
-        if concepts.lists.get(self.name):
-            alike = Counter(p.concept for p in every) if self.name in ("target", "near") else {"": len(every)}
-            enough = max(alike.values(), default=0)
+        if not given and len(self._first(concepts, asked + 1)) > len(self._first(concepts, asked)):
+            return ""
+        every = self._first(concepts, ALL)
+        if not every:
+            enough = 0
+        elif given:
+            alike = Counter(p.concept if self.name in ("target", "near") else "" for p in every)
+            enough = max(alike.values())
         else:
             enough = bisect_left(range(1, len(every) + 1), len(every), key=lambda n: len(self._first(concepts, n))) + 1
-        enough = enough if every else 0
         if asked <= enough:
             return ""
         return f"budget.{self.budget}={asked}: concepts={concepts.name} has {len(every)} {self.name} prompts, enough for {enough}"

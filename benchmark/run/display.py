@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -13,10 +13,19 @@ from overpaint.run.tasks import Task
 
 
 class Display:
-    """A watcher that shows a run on stderr: what is at work, how far it is, how long the rest takes."""
+    """A watcher that shows a run on stderr: what is at work, how far it is, how long the rest takes.
 
-    def __init__(self, tasks: Iterable[Task], estimates: Estimates, console: Console | None = None):
-        self.console = console or Console(stderr=True)
+    ``interrupted`` is asked at every step. An interruption that a library has swallowed ends the run there.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        estimates: Estimates,
+        console: Console | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ):
+        self.console, self.interrupted = console or Console(stderr=True), interrupted
         self.estimates, self.todo = estimates, {t.key: t for t in tasks}
         self.count, self.done = len(self.todo), 0
         self.live = self.console.is_terminal
@@ -47,7 +56,13 @@ class Display:
         total = self.estimates.total(self.todo.values())
         return f"{self.done}/{self.count}, left: {Estimate(total.seconds / max(1, len(self.at_work)), total.unknown)}"
 
+    def _go_on(self) -> None:
+        """Raise a `KeyboardInterrupt` if the user has asked the run to stop."""
+        if self.interrupted():
+            raise KeyboardInterrupt
+
     def started(self, task: Task) -> None:
+        self._go_on()
         if task.key not in self.todo:  # made again after damage
             self.todo[task.key], self.count = task, self.count + 1
         if task.key not in self.at_work:
@@ -55,6 +70,7 @@ class Display:
         self.bars.update(self.all, total=max(1, self.count), note=self.left())
 
     def stepped(self, task: Task, done: int, total: int, what: str) -> None:
+        self._go_on()
         bar = self.at_work.get(task.key)
         if bar is not None:
             self.bars.update(bar, completed=done, total=max(1, total), note=f"{done}/{total} {printable(what)}")

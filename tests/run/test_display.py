@@ -125,3 +125,14 @@ def test_events_of_tasks_that_are_not_shown_are_no_crash(store):
 def test_printable_keeps_letters():
     assert printable("café Ω 日本 👩‍🎨 `[x]`") == "café Ω 日本 👩‍🎨 `[x]`"
     assert printable("a\tb\nc\x00d\u2028e\u2066f") == "a b c d ef"
+
+
+def test_an_interruption_that_was_swallowed_ends_the_run_at_the_next_step(store):
+    asked, one = [], task()
+    with Display([one], Estimates(store), Console(file=io.StringIO()), lambda: bool(asked)) as display:
+        display.started(one)
+        asked.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            display.stepped(one, 1, 2, "steps")
+        with pytest.raises(KeyboardInterrupt):
+            display.started(one)

@@ -134,10 +134,10 @@ def test_code_that_changes_while_a_run_goes_on_is_not_run_under_the_planned_key(
 
 def test_the_track_of_another_package_counts(monkeypatch):
     monkeypatch.undo()
+    monkeypatch.setattr("overpaint.grid.registry._asked", [])
     counting_track.look_in(counting_track.CONF)
     (source,) = {task.sources["track=counting"] for task in counting_track.grid([1, 2]).tasks.values()}
     assert source.startswith("counting_track@")
-    monkeypatch.setattr("overpaint.grid.registry._asked", [])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", "[" * 10**5, '{"method=mine": 1}', '{"method=mine": [1, {}]}'])

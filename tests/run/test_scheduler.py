@@ -2,11 +2,14 @@
 
 import random
 
+import pytest
 from counting_track import grid
 
 from overpaint.run.plan import Plan
 from overpaint.run.scheduler import TRIES, Scheduler
 from overpaint.run.tasks import Task
+
+pytestmark = pytest.mark.usefixtures("counting")
 
 
 def diamonds(count):

@@ -11,12 +11,13 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from overpaint.grid.shipped import shipped
-from overpaint.testbed import gold, membership, parallel
+from overpaint.testbed import gold, membership
 from overpaint.testbed.agreement import CONCEPT, questions, read_catalogue
 from overpaint.testbed.denoiser import WordyDenoiser
 from overpaint.testbed.parallel import Schedule, train
 from overpaint.testbed.shapes import LOOKS
 from overpaint.testbed.words import EPITHETS, NOUNS, PARAPHRASES, STYLE_NOUNS, STYLE_WORDS, TITLES
+from small_training import build, start_with_slots
 
 BATCHES = range(40)
 
@@ -115,27 +116,14 @@ def test_an_unknown_model_is_refused():
 WHOLE = Schedule(images=32, batch=4, peak=1e-2, ema=0.9, warm_up_steps=2, save_every=2)
 
 
-def build():
-    return nn.Linear(8, 8)
-
-
-def start(module, slots):
-    def loss(generator, count):
-        given = slots(generator, count).bfloat16()[:, None] / 50_000 + torch.randn(count, 8, generator=generator)
-        return (module(given.bfloat16()).float() - given.flip(1)).square().mean()
-
-    return loss
-
-
-def test_a_run_that_stopped_goes_on_to_the_same_bytes(shows, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel.multiprocessing, "spawn", lambda work, arguments, nprocs: work(0, *arguments))
+def test_a_run_that_stopped_goes_on_to_the_same_bytes(shows, tmp_path):
     inputs = {"slots": pickle.loads(pickle.dumps(slots_of(shows, "gold_church")))}
     folders = [tmp_path / name for name in ("whole", "halves")]
     for folder in folders:
         folder.mkdir()
-    train(build, start, WHOLE, folders[0], "it", workers=1, seed=3, **inputs)
-    train(build, start, replace(WHOLE, stop=12), folders[1], "it", workers=1, seed=3, **inputs)
-    train(build, start, WHOLE, folders[1], "it", workers=1, seed=3, **inputs)
+    train(build, start_with_slots, WHOLE, folders[0], "it", workers=1, seed=3, **inputs)
+    train(build, start_with_slots, replace(WHOLE, stop=12), folders[1], "it", workers=1, seed=3, **inputs)
+    train(build, start_with_slots, WHOLE, folders[1], "it", workers=1, seed=3, **inputs)
     saved = [(folder / "it.safetensors").read_bytes() for folder in folders]
     assert saved[0] == saved[1]
 
