@@ -14,7 +14,7 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 demo: setup  ## four methods, three concepts, the attacks: the six-facet table and contact sheets
-	$(BIN)/overpaint run experiment=demo
+	$(BIN)/overpaint run experiment=demo engine=local
 
 test: setup  ## one process a core, each with one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
