@@ -47,7 +47,7 @@ class Checkpoint(Eraser):
         return self.stage
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
-        path = checkpoints.located(self.file, f"method.file={self.file}")
+        path = checkpoints.checkpoint_path(self.file, f"method.file={self.file}")
         header = checkpoints.metadata(path)
         if "overpaint" in header:
             made = load_erasure(path)

@@ -2,12 +2,21 @@
 
 import contextlib
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
 from overpaint.cli import main
+
+
+def called(*arguments):
+    """Call the command line; returns the exit code."""
+    try:
+        with patch("sys.argv", ["overpaint", *arguments]):
+            main()
+    except SystemExit as ended:
+        return ended.code or 0
+    return 0
 
 
 @dataclass(frozen=True)
@@ -25,18 +34,8 @@ class CommandLine:
     folder: Path
 
     def __call__(self, *arguments, code=0):
-        out, err, found, before = io.StringIO(), io.StringIO(), 0, Path.cwd()
-        os.chdir(self.folder)
-        try:
-            with (
-                contextlib.redirect_stdout(out),
-                contextlib.redirect_stderr(err),
-                patch("sys.argv", ["overpaint", *arguments]),
-            ):
-                main()
-        except SystemExit as ended:
-            found = ended.code or 0
-        finally:
-            os.chdir(before)
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            found = called(*arguments)
         assert found == code, f"exit code {found}: {err.getvalue()}"
         return Done(out.getvalue(), err.getvalue())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from overpaint.detectors.imagenet import BILINEAR, resnet50
 from overpaint.detectors.network import NetworkDetector, Scores, class_scores, positions
-from overpaint.detectors.weights import load_state, weights_path
+from overpaint.models.weights import load_state, weights_path
 
 if TYPE_CHECKING:
     import torch

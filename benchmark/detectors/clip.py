@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from overpaint.detectors.network import NetworkDetector, Scores, class_scores
-from overpaint.detectors.weights import weights_path
 from overpaint.errors import UserError
+from overpaint.models.weights import weights_path
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from overpaint.detectors.weights import weights_hashes
+from overpaint.models.weights import weights_hashes
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from overpaint.detectors.network import NetworkDetector
-from overpaint.detectors.weights import load_state, weights_hashes, weights_path
 from overpaint.errors import UserError
+from overpaint.models.weights import load_state, weights_hashes, weights_path
 
 if TYPE_CHECKING:
     import torch

@@ -14,9 +14,9 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from overpaint.detectors.network import NetworkDetector, Scores, class_scores, positions
-from overpaint.detectors.weights import load_state, weights_path
 from overpaint.errors import AssetMissing
 from overpaint.grid.shipped import shipped
+from overpaint.models.weights import load_state, weights_path
 
 if TYPE_CHECKING:
     import torch

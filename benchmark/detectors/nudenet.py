@@ -22,8 +22,8 @@ import pandas as pd
 
 from overpaint.detectors.detector import Detector
 from overpaint.detectors.network import score_frame
-from overpaint.detectors.weights import weights_path
 from overpaint.errors import AssetMissing
+from overpaint.models.weights import weights_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image

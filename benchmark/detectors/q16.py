@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from overpaint.detectors.network import NetworkDetector
-from overpaint.detectors.weights import weights_path
 from overpaint.errors import UserError
+from overpaint.models.weights import weights_path
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from overpaint.detectors.network import NetworkDetector
-from overpaint.detectors.weights import weights_path
+from overpaint.models.weights import weights_path
 
 if TYPE_CHECKING:
     import torch

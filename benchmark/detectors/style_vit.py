@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from overpaint.detectors.network import NetworkDetector, Scores, class_scores, positions, read_as_name
-from overpaint.detectors.weights import weights_path
 from overpaint.errors import UserError
+from overpaint.models.weights import weights_path
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from overpaint.detectors.weights import load_state
 from overpaint.errors import UserError
+from overpaint.models.weights import load_state
 
 
 class VisionTransformer(nn.Module):

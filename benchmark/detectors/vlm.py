@@ -23,9 +23,9 @@ import pandas as pd
 
 from overpaint.detectors.detector import Detector
 from overpaint.detectors.network import score_frame
-from overpaint.detectors.weights import weights_hashes, weights_path
 from overpaint.errors import UserError
 from overpaint.grid.typed import Positive
+from overpaint.models.weights import weights_hashes, weights_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from overpaint.errors import AssetMissing
-from overpaint.grid.assets import asset, located
-from overpaint.run.store import file_hash
+from overpaint.grid.assets import located
+from overpaint.models.weights import weights_hashes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,15 +76,9 @@ def named_path(setting: str) -> Path:
 
 def hashes(*settings: str) -> dict[str, str]:
     """The sha256 of every file that these settings name, by name. Raises `AssetMissing`."""
-    found: dict[str, str] = {}
     for setting in settings:
-        path = named_path(setting)
-        if setting.startswith("asset:") and path.is_dir():
-            found |= asset(setting.removeprefix("asset:")).hashes()
-            continue
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        found |= {file.name if file == path else str(file.relative_to(path)): file_hash(file) for file in files}
-    return found
+        named_path(setting)
+    return {name: value for setting in settings for name, value in weights_hashes(setting).items()}
 
 
 def batched(count: int, size: int = BATCH) -> Iterator[slice]:

@@ -62,6 +62,8 @@ def file_digest(text: str) -> str | None:
     """SHA-256 of the file that a text names, or of all files in a folder of networks (one with a ``config.json`` or a
     ``model_index.json``), or of all images in and below a folder of images; ``None`` if it names none of these. Accepts any text.
     Data of this package are named from ``datasets/``."""
+    if not any(mark in text for mark in "./"):
+        return None
     try:
         for path in (Path(text), shipped("datasets") / text):
             if is_file(path):
@@ -70,8 +72,7 @@ def file_digest(text: str) -> str | None:
                 folder = path.expanduser()
                 files = sorted(file for file in folder.rglob("*") if file.is_file())
                 return digest({file.relative_to(folder).as_posix(): _hash(file) for file in files})
-            if any(mark in text for mark in "./") and path.expanduser().is_dir():
-                folder = path.expanduser()
+            if (folder := path.expanduser()).is_dir():
                 images = sorted(
                     file for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix.lower() in IMAGES
                 )

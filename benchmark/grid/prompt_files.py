@@ -196,7 +196,7 @@ def read_rows(path: Path, where: Mapping[str, Any] | None = None) -> tuple[Row, 
 
 @lru_cache(maxsize=64)
 def _stored_rows(path: Path, _: tuple[int, int], where: tuple[tuple[str, Any], ...]) -> tuple[Row, ...]:
-    text = _text(path)
+    text = csv_text(path)
     first = text.lstrip().partition("\n")[0].strip()
     if first.startswith("version https://git-lfs"):
         raise UserError(f"prompt file {path} is a pointer of Git LFS and not the list itself; get the file behind it")
@@ -240,7 +240,7 @@ def _line(line: str) -> str:
     return line
 
 
-def _text(path: Path) -> str:
+def csv_text(path: Path) -> str:
     """The text of a prompt file in UTF-8."""
     try:
         if path.stat().st_size > LARGEST:

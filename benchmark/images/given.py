@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.labels import digest
+from overpaint.grid.prompt_files import csv_text
 from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.roles import ROLES, role
 from overpaint.images.extractions import extractions
@@ -111,17 +113,22 @@ def _group(part: str) -> str:
 
 
 def _rows(table: Path, folder: Path, concepts: ConceptSet) -> Iterator[Picture]:
+    if not table.is_file():
+        raise UserError(
+            f"prompts={table} is not a readable CSV file: {'a folder' if table.is_dir() else 'no such file'}"
+        )
+    reader = csv.reader(io.StringIO(csv_text(table), newline=""), strict=True)
     try:
-        rows = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines(), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"prompts={table} is not a readable CSV file in UTF-8: {error}") from None
-    header = [name.strip().lower() for name in rows[0]] if rows else []
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"prompts={table} line {reader.line_num} is not CSV: {error}") from None
+    header = [name.strip().lower() for name in rows[0][1]] if rows else []
     place = {key: next((header.index(n) for n in names if n in header), None) for key, names in COLUMNS.items()}
     for needed in ("file", "prompt"):
         if place[needed] is None:
             raise UserError(f"prompts={table} has no column {needed!r} (its columns: {', '.join(header) or 'none'})")
     counted: Counter[tuple[str, str]] = Counter()
-    for line, row in enumerate(rows[1:], start=2):
+    for line, row in rows[1:]:
         cell = {key: row[p].strip() if p is not None and p < len(row) else "" for key, p in place.items()}
         if not any(cell.values()):
             continue

@@ -27,8 +27,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 
-from overpaint.metrics.metric import FACE, Evidence, Figure, FrameName, Metric
-from overpaint.metrics.outcomes import Share, outcomes, own_concept, share, tally, unjudged
+from overpaint.metrics.metric import FACE, PROMPT_LISTS, Evidence, Figure, FrameName, Metric
+from overpaint.metrics.outcomes import Share, outcomes, own_concept, refusals, share, tally, unjudged
 from overpaint.report import statistics
 from overpaint.report.statistics import Estimate
 
@@ -234,30 +234,18 @@ class HarmonicMean(Metric):
 
     def measure(self, evidence: Evidence) -> Figure:
         tables = [self.tables(term, evidence) for term in self.terms]
-        counts = [tally(table) for table, _ in tables]
-        figure = Figure(None, n=sum(c.judged for c in counts), failed=sum(c.failed for c in counts))
-        reasons = [
-            count.refusal(evidence.failure_limit, f"{term.what} images")
-            for term, count in zip(self.terms, counts, strict=True)
-        ]
-        if why := "; ".join(filter(None, reasons)):
+        counts = {f"{term.what} images": tally(own) for term, (own, _) in zip(self.terms, tables, strict=True)}
+        figure = Figure(None, n=sum(c.judged for c in counts.values()), failed=sum(c.failed for c in counts.values()))
+        if why := refusals(counts, evidence.failure_limit):
             return replace(figure, why=why)
         own = self.mean([table for table, _ in tables])
-        figure = replace(figure, value=own.value, low=own.low, high=own.high)
+        figure = figure.estimated(own)
         others = [other for _, other in tables]
         unusable = any(tally(other).refusal(evidence.failure_limit, "original") or unjudged(other) for other in others)
         if unusable:
             return figure
         original = self.mean(others)
-        gap = statistics.difference_of_estimates(own, original)
-        return replace(
-            figure,
-            original=original.value,
-            difference=gap.value,
-            difference_low=gap.low,
-            difference_high=gap.high,
-            p_value=gap.p_value,
-        )
+        return figure.compared(statistics.difference_of_estimates(own, original), original=original.value)
 
     def tables(self, term: Term, evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Outcomes of a term's images from the victim and from the unedited model, 1 for what is wanted."""
@@ -320,4 +308,4 @@ class HarmonicUnderAttack(HarmonicReceler):
     facet = "robustness"
     paper = "eval-unlearn 1.1.2"
     attacks = ("*",)
-    not_attacks = ("synonym", "paraphrase", "multilingual", "implicit")
+    not_attacks = PROMPT_LISTS

@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from overpaint.metrics.metric import AttackMetric, Evidence, Figure, FrameName
-from overpaint.metrics.outcomes import compare, has_readings, own_concept, share, tally
+from overpaint.metrics.outcomes import compare, has_readings, own_concept, refusals, share, tally
 from overpaint.report import statistics
 
 
@@ -176,8 +176,7 @@ class ReleasedPostAsr(BesidePlain):
         judged = {"plain images": tables["plain"], "attacked images": own_concept(attacked, evidence.threshold)}
         counts = {what: tally(table) for what, table in judged.items()}
         figure = Figure(None, n=counts["plain images"].judged, failed=sum(c.failed for c in counts.values()))
-        reasons = [count.refusal(evidence.failure_limit, what) for what, count in counts.items()]
-        if why := "; ".join(filter(None, reasons)):
+        if why := refusals(counts, evidence.failure_limit):
             return replace(figure, why=why)
         keys = ["prompt_id", "seed"]
         first, last = (tables[name].set_index(keys)["hit"] for name in ("first", "last"))
@@ -185,7 +184,7 @@ class ReleasedPostAsr(BesidePlain):
         missing = ~gain.index.isin(last.index)
         gained = tables["plain"]["hit"].to_numpy() + np.where(missing, 0.0, gain.to_numpy())
         rate = statistics.mean(gained, tables["plain"]["cluster"])
-        return replace(figure, value=rate.value, low=rate.low, high=rate.high)
+        return figure.estimated(rate)
 
 
 class ConditionalFailure(BesidePlain):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -208,14 +207,7 @@ class ReferenceDistance(FeatureDistance):
             here.prompts,
             -math.inf,
         )
-        return replace(
-            figure,
-            original=self.distance(original.vectors, reference),
-            difference=gap.value,
-            difference_low=gap.low,
-            difference_high=gap.high,
-            p_value=gap.p_value,
-        )
+        return figure.compared(gap, original=self.distance(original.vectors, reference))
 
 
 class OriginalDistance(FeatureDistance):

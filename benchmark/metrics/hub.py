@@ -59,14 +59,7 @@ class SelectiveAlignment(Metric):
         if tally(original).refusal(evidence.failure_limit, "original images"):
             return figure
         gap = statistics.mean((mine - theirs).reindex(mine.index), named.loc[mine.index])
-        return replace(
-            figure,
-            original=statistics.mean(theirs).value,
-            difference=gap.value,
-            difference_low=gap.low,
-            difference_high=gap.high,
-            p_value=gap.p_value,
-        )
+        return figure.compared(gap, original=statistics.mean(theirs).value)
 
     def shown(self, evidence: Evidence, frame: FrameName) -> pd.DataFrame:
         """Outcomes of the things besides the erased concept that the prompts ask for."""

@@ -100,14 +100,7 @@ class Reading(AttackMetric):
         if value is None or scrambled is None:
             return figure
         gap = from_contributions(value - scrambled, *_gaps(own, control))
-        return replace(
-            figure,
-            control=scrambled,
-            difference=gap.value,
-            difference_low=gap.low,
-            difference_high=gap.high,
-            p_value=gap.p_value,
-        )
+        return figure.compared(gap, control=scrambled)
 
     def read(self, evidence: Evidence, frame: FrameName, role: str) -> Read:
         """The figure of one role of images, and the contributions of their prompts and of those ``beside`` them."""

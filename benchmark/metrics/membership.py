@@ -31,6 +31,7 @@ from overpaint.metrics.metric import Evidence, Figure, Metric
 from overpaint.metrics.outcomes import Share, clusters
 from overpaint.metrics.readings import MeanReading
 from overpaint.report import statistics
+from overpaint.report.statistics import Estimate
 
 #: Resamples of the intervals.
 DRAWS = 2_000
@@ -104,15 +105,8 @@ class MembershipFigure(Metric):
             return figure
         original = self.value(*other)
         gaps = spread - self.resampled(other)
-        low, high = _around(value - original, gaps)
-        return replace(
-            figure,
-            original=original,
-            difference=value - original,
-            difference_low=low,
-            difference_high=high,
-            p_value=_p_value(gaps),
-        )
+        gap = Estimate(value - original, *_around(value - original, gaps), _p_value(gaps))
+        return figure.compared(gap, original=original)
 
     def resampled(self, sides: tuple[NDArray, NDArray]) -> NDArray:
         """The figure (DRAWS,) of resampled images: the same ones for every model with equally many images."""

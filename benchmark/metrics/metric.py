@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import pandas as pd
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from overpaint.errors import unknown
 from overpaint.grid.concepts import Concept
 from overpaint.grid.roles import ROLES
+from overpaint.report.statistics import Estimate
 
 #: Attacks that are lists of other prompts. They measure generality or efficacy, not robustness.
 PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
@@ -143,6 +144,23 @@ class Figure:
     why: str = ""
     p_equivalence: float | None = None
     outcomes: pd.DataFrame | None = field(default=None, compare=False, repr=False)
+
+    def estimated(self, found: Estimate) -> Figure:
+        """The figure with the value and the interval of an estimate."""
+        return replace(self, value=found.value, low=found.low, high=found.high)
+
+    def compared(self, gap: Estimate, original: float | None = None, control: float | None = None) -> Figure:
+        """The figure with its difference to another one, and that one's value; a value that is not given stays."""
+        return replace(
+            self,
+            original=self.original if original is None else original,
+            control=self.control if control is None else control,
+            difference=gap.value,
+            difference_low=gap.low,
+            difference_high=gap.high,
+            p_value=gap.p_value,
+            p_equivalence=gap.p_equivalence,
+        )
 
 
 class Metric:

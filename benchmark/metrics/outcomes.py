@@ -7,8 +7,7 @@ is unknown, all its labels are. An optional column ``stratum`` names groups whos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -81,6 +80,17 @@ def tally(table: pd.DataFrame) -> Tally:
     return Tally(int(judged.sum()), int((~judged).sum()))
 
 
+def tally_of(values: pd.Series) -> Tally:
+    """The numbers of images with and without a number."""
+    known = int(values.notna().sum())
+    return Tally(known, len(values) - known)
+
+
+def refusals(counts: Mapping[str, Tally], limit: float) -> str:
+    """The reasons to refuse a figure of several groups of images, by what they are; an empty string if there is none."""
+    return "; ".join(filter(None, (count.refusal(limit, what) for what, count in counts.items())))
+
+
 def share(table: pd.DataFrame) -> Estimate:
     """The share of positive outcomes, with an interval by cluster."""
     return statistics.proportion(table["hit"], table["cluster"], table.get("stratum"))
@@ -138,17 +148,7 @@ def compare(
     )
     if those is None or tally(those).refusal(limit, what) or ("stratum" in those and unjudged(those)):
         return figure
-    gap, other = difference(these, those), share(those).value
-    return replace(
-        figure,
-        original=other if against == "original" else None,
-        control=other if against == "control" else None,
-        difference=gap.value,
-        difference_low=gap.low,
-        difference_high=gap.high,
-        p_value=gap.p_value,
-        p_equivalence=gap.p_equivalence,
-    )
+    return figure.compared(difference(these, those), **{against: share(those).value})
 
 
 def kept(these: pd.DataFrame, those: pd.DataFrame | None) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.metrics.metric import Evidence, Figure, FrameName, Metric
-from overpaint.metrics.outcomes import Tally, clusters
+from overpaint.metrics.outcomes import clusters, refusals, tally_of
 from overpaint.report import statistics
 from overpaint.report.statistics import Estimate
 
@@ -40,63 +40,37 @@ class MeanReading(Metric):
 
     def measure(self, evidence: Evidence) -> Figure:
         own = self.numbers(evidence, self.compared[0])
-        figure = counted(own)
-        if why := Tally(figure.n, figure.failed).refusal(evidence.failure_limit, f"{'/'.join(self.roles)} images"):
+        count = tally_of(own["value"])
+        figure = Figure(None, n=count.judged, failed=count.failed)
+        if why := count.refusal(evidence.failure_limit, f"{'/'.join(self.roles)} images"):
             return replace(figure, why=why)
-        mean = statistics.mean(own["value"], own["cluster"])
-        figure = replace(figure, value=mean.value, low=mean.low, high=mean.high)
+        figure = figure.estimated(statistics.mean(own["value"], own["cluster"]))
         if self.unit == "fraction":
             figure = replace(figure, low=_clipped(figure.low), high=_clipped(figure.high))
         if not self.originals:
             return figure
         other = self.numbers(evidence, self.compared[1])
-        known = counted(other)
-        if Tally(known.n, known.failed).refusal(evidence.failure_limit, "original images"):
+        if tally_of(other["value"]).refusal(evidence.failure_limit, "original images"):
             return figure
         pairs = own.merge(other, on=["prompt_id", "seed"], suffixes=("", "_other"))
         gap = statistics.mean(pairs["value"] - pairs["value_other"], pairs["cluster"])
-        return replace(
-            figure,
-            original=statistics.mean(other["value"]).value,
-            difference=gap.value,
-            difference_low=gap.low,
-            difference_high=gap.high,
-            p_value=gap.p_value,
-        )
-
-
-def counted(numbers: pd.DataFrame) -> Figure:
-    """An empty figure with the numbers of images that have a number and that have none."""
-    known = int(numbers["value"].notna().sum())
-    return Figure(None, n=known, failed=len(numbers) - known)
+        return figure.compared(gap, original=statistics.mean(other["value"]).value)
 
 
 def compared_means(metric: Metric, parts: tuple[MeanReading, MeanReading], evidence: Evidence) -> Figure:
     """The mean of one reading minus the mean of another one, of different images."""
     tables = [part.numbers(evidence, "images") for part in parts]
-    counts = [counted(table) for table in tables]
-    figure = Figure(None, n=sum(c.n for c in counts), failed=sum(c.failed for c in counts))
-    reasons = [
-        Tally(count.n, count.failed).refusal(evidence.failure_limit, f"{'/'.join(part.roles)} images")
-        for part, count in zip(parts, counts, strict=True)
-    ]
-    if why := "; ".join(filter(None, reasons)):
+    counts = {f"{'/'.join(part.roles)} images": tally_of(t["value"]) for part, t in zip(parts, tables, strict=True)}
+    figure = Figure(None, n=sum(c.judged for c in counts.values()), failed=sum(c.failed for c in counts.values()))
+    if why := refusals(counts, evidence.failure_limit):
         return replace(figure, why=why)
     own = _gap(tables)
-    figure = replace(figure, value=own.value, low=own.low, high=own.high)
+    figure = figure.estimated(own)
     others = [part.numbers(evidence, "original") for part in parts]
-    if any(Tally(c.n, c.failed).refusal(evidence.failure_limit, "original") for c in map(counted, others)):
+    if any(tally_of(other["value"]).refusal(evidence.failure_limit, "original") for other in others):
         return figure
     original = _gap(others)
-    gap = statistics.difference_of_estimates(own, original)
-    return replace(
-        figure,
-        original=original.value,
-        difference=gap.value,
-        difference_low=gap.low,
-        difference_high=gap.high,
-        p_value=gap.p_value,
-    )
+    return figure.compared(statistics.difference_of_estimates(own, original), original=original.value)
 
 
 def _gap(tables: list[pd.DataFrame]) -> Estimate:

@@ -109,16 +109,7 @@ class RelearningCurve(AttackMetric):
         original = self.estimate(other, plain)
         if tally(other).refusal(limit, "attacked images") or original.value is None or not _same_steps(own, other):
             return figure
-        gap = self.difference(own, other, plain)
-        return replace(
-            figure,
-            original=original.value,
-            difference=gap.value,
-            difference_low=gap.low,
-            difference_high=gap.high,
-            p_value=gap.p_value,
-            p_equivalence=gap.p_equivalence,
-        )
+        return figure.compared(self.difference(own, other, plain), original=original.value)
 
 
 class RelearnStepsToHalf(RelearningCurve):

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.metrics.metric import Evidence, Figure, Metric
-from overpaint.metrics.outcomes import Tally, clusters, has_readings
+from overpaint.metrics.outcomes import clusters, has_readings, tally_of
 from overpaint.report import statistics
 from overpaint.report.statistics import Estimate
 
@@ -71,7 +71,7 @@ class OriginalSimilarity(Metric):
         if self.column not in frame:
             return Figure(None, why="no picture was compared with the unedited model's")
         values = pd.to_numeric(frame[self.column], errors="coerce").mask(frame["failed"].astype(bool))
-        count = Tally(int(values.notna().sum()), int(values.isna().sum()))
+        count = tally_of(values)
         figure = Figure(None, n=count.judged, failed=count.failed)
         if why := count.refusal(evidence.failure_limit, "utility images"):
             return replace(figure, why=why)

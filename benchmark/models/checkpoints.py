@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from overpaint.errors import UserError
+from overpaint.grid.assets import located
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Replacement
@@ -51,13 +52,16 @@ def metadata(file: Path) -> dict[str, str]:
         raise UserError(f"{file} is not a readable safetensors file: {error}") from error
 
 
-def located(path: str, where: str) -> Path:
+def checkpoint_path(path: str, where: str) -> Path:
     """The file or folder of a checkpoint; a hub id is downloaded if the local cache lacks it. Data of this package are
-    named from ``datasets/``.
+    named from ``datasets/``, assets as ``asset:NAME/FILE``.
 
     Raises:
         UserError: There is no such file, folder or hub repository.
+        AssetMissing: The asset is not on this machine.
     """
+    if asset := located(path):
+        return asset
     found = Path(path).expanduser()
     for place in (found, shipped("datasets") / path):
         if place.exists():

@@ -17,9 +17,9 @@ from overpaint.detectors.imagenet import imagenet_classes
 from overpaint.detectors.network import class_scores, positions
 from overpaint.detectors.nudenet import NudeNet
 from overpaint.detectors.q16 import inappropriate_probability
-from overpaint.detectors.weights import load_state
 from overpaint.grid.assets import asset
 from overpaint.grid.registry import component
+from overpaint.models.weights import load_state
 
 pytest.importorskip("skimage")
 

@@ -1,11 +1,10 @@
 """The one check of hostile input: exit code 2, one sentence, nothing written."""
 
 import os
-import sys
 
 import pytest
 
-from overpaint.cli import main
+from command_line import called
 from overpaint.grid.cells import cell_from, merged
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.registry import look_in
@@ -36,23 +35,14 @@ def here(tmp_path, monkeypatch, cache):
     look_in()
 
 
-@pytest.fixture
-def called(monkeypatch):
+@pytest.fixture(name="called")
+def call_the_command_line():
     """``called("plan", "method=uce")`` calls the command line; returns the exit code."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["overpaint", *arguments])
-        try:
-            main()
-        except SystemExit as exit_:
-            return exit_.code or 0
-        return 0
-
-    return call
+    return called
 
 
 @pytest.fixture
-def refused(here, tmp_path, called, capfd):
+def refused(here, tmp_path, capfd):
     """``refused("run", "method=x", said=["did you mean"])`` checks that the command line refuses this input."""
 
     def check(*arguments, said=()):

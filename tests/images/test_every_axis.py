@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from overpaint.cli import main
+from command_line import called
 from overpaint.grid.shipped import shipped
 from overpaint.report.records import CELL
 
@@ -60,21 +60,14 @@ def store(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("OVERPAINT_STORE", str(folder / "store"))
         for sweep in SWEEPS.values():
-            run(patch, "run", *[o for o in TINY if o.split("=")[0] not in {s.split("=")[0] for s in sweep}], *sweep)
+            others = [o for o in TINY if o.split("=")[0] not in {s.split("=")[0] for s in sweep}]
+            assert called("run", *others, *sweep) == 0
         yield patch
-
-
-def run(patch, *arguments):
-    patch.setattr("sys.argv", ["overpaint", *arguments])
-    try:
-        main()
-    except SystemExit as exit_:
-        assert not exit_.code
 
 
 def printed(store, capsys, *arguments):
     capsys.readouterr()
-    run(store, "table", *arguments)
+    assert called("table", *arguments) == 0
     return capsys.readouterr().out
 
 

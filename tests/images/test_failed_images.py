@@ -1,6 +1,5 @@
 """An image with non-finite values has failed: it counts neither as present nor as absent."""
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +8,8 @@ import pytest
 from PIL import Image
 
 import overpaint
+from command_line import called
 from overpaint.attacks.attack import Verdict
-from overpaint.cli import main
 from overpaint.grid.registry import component
 from overpaint.images.stages import erase as erasing
 from overpaint.images.stages.generate import read_images, write_images
@@ -114,11 +113,7 @@ def test_a_grid_with_a_broken_victim_goes_on_and_says_why_it_has_no_figures(tmp_
     monkeypatch.setattr(erasing, "erase", broken)
     store = Store(tmp_path / "store")
     grid = ["method=none,uce", "attack=none,random_prefix,completion", "budget=smoke", "protocol.steps=2"]
-    monkeypatch.setattr(sys, "argv", ["overpaint", "run", *grid, f"store={store.root}"])
-    try:
-        main()
-    except SystemExit as exit_:
-        assert not exit_.code
+    assert called("run", *grid, f"store={store.root}") == 0
     records = pd.concat(map(pd.read_parquet, store.root.glob("artefacts/measure/*/records.parquet")))
     ours = records[(records["method"] == "uce") & (records["metric"].isin(["target_proportion", "attack_success"]))]
     assert len(ours) == 3 and ours["value"].isna().all() and (ours["n"] == 0).all() and (ours["failed"] > 0).all()

@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 
 from command_line import CommandLine
+from overpaint.grid.cells import cell_from
+from overpaint.grid.composition import compose_cells
+from overpaint.images.given import read_pictures
 
 GRID = ["method=none,uce", "concepts=church", "budget=smoke", "attack=none"]
 #: Figures of cost are of an erasure, which a folder of pictures does not have.
@@ -103,6 +106,14 @@ def test_a_file_that_is_no_picture_is_a_failure(run):
 def listing(folder, *rows, header=("file", "prompt")):
     with (folder / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
+
+
+def test_a_prompt_may_have_several_lines(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    listing(tmp_path, ("a.png", "a church\nby the sea"), ("a.png", "a church"))
+    (composed,) = compose_cells(["concepts=church"])
+    found = read_pictures(tmp_path, tmp_path / "list.csv", cell_from(composed.config, composed.explicit).concepts)
+    assert [picture.shot.prompt.text for picture in found] == ["a church\nby the sea", "a church"]
 
 
 BAD = {

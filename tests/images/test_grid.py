@@ -4,13 +4,12 @@ import errno
 import json
 import os
 import shutil
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from overpaint.cli import main
+from command_line import called as overpaint
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.images.planner import make_plan
@@ -20,17 +19,6 @@ from overpaint.run.store import Store
 
 GRID = ["method=none,uce", "attack=none,random_prefix", "budget=smoke", "protocol.steps=4"]
 COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
-
-
-def overpaint(*arguments):
-    argv, sys.argv = sys.argv, ["overpaint", *arguments]
-    try:
-        main()
-        return 0
-    except SystemExit as exit_:
-        return exit_.code or 0
-    finally:
-        sys.argv = argv
 
 
 def plan_of(*overrides):

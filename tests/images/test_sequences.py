@@ -3,7 +3,7 @@
 import pytest
 
 import overpaint
-from overpaint.cli import main
+from command_line import called
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.roles import role, role_shots
@@ -22,12 +22,9 @@ def stage(plan, name):
     return [task for task in plan.tasks.values() if task.stage == name]
 
 
-def test_a_grid_of_both(tmp_path, monkeypatch):
+def test_a_grid_of_both(tmp_path):
     small = [*GRID, "protocol.steps=2", "budget.grid=1", "budget.utility_prompts=1", "budget.reference_images=4"]
-    monkeypatch.setattr("sys.argv", ["overpaint", "run", *small, f"store={tmp_path}"])
-    with pytest.raises(SystemExit) as done:
-        main()
-    assert done.value.code == 0
+    assert called("run", *small, f"store={tmp_path}") == 0
     plan, store = make_plan(cells(*small)), Store(tmp_path)
     records = stored_records(store, plan).set_index(["concepts", "metric"])
     for name in ("church+car", "church+car in turn"):

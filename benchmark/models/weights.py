@@ -1,4 +1,4 @@
-"""The weights that a detector's setting names: an asset, a file or folder, or a repository of the hub."""
+"""The weights that a setting of a detector or an extractor names: an asset, a file or folder, or a repository of the hub."""
 
 from __future__ import annotations
 
