@@ -2,9 +2,8 @@
 
 import io
 import os
-import shutil
+from pathlib import Path
 
-import by_pixels
 import pandas as pd
 import pytest
 import yaml
@@ -21,23 +20,10 @@ OURS = {"demo", "erasers", "redteam", "scaling", "smoke"}
 PUBLISHED = sorted(set(components("experiment")) - OURS)
 
 
-#: The detector by pixels, with the labels of the grids that run.
-DETECTOR = """
-name: by_pixels
-component: by_pixels:ByPixels
-summary: scores by pixel
-paper: overpaint
-labels: [exposed, tench, church, Van_Gogh, Abstractionism, Architectures, Bears]
-"""
-
-
-@pytest.fixture(scope="module")
-def searchpath(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("conf")
-    (folder / "detector").mkdir()
-    (folder / "detector" / "by_pixels.yaml").write_text(DETECTOR)
-    shutil.copy(by_pixels.__file__, folder)
-    yield f"hydra.searchpath=[file://{folder}]"
+@pytest.fixture
+def searchpath():
+    """The folder of a detector that needs no weights."""
+    yield f"hydra.searchpath=[file://{Path(__file__).parent / 'stand_ins'}]"
     look_in()
 
 
@@ -90,7 +76,7 @@ def test_experiments_use_official_code_where_a_method_has_it():
 def test_a_plan_tells_tasks_images_gpu_hours_and_missing_assets(overpaint):
     code, out, _ = overpaint("plan", "experiment=uda_nudity", "method=none,uce", "attack=none")
     assert code == 0
-    assert "20284 images" in out  # 142 prompts and 10,000 captions, 142 of which the attack's comparisons share, twice
+    assert f"{2 * (142 + 9969)} images" in out  # the prompts and COCO's captions, for two victims
     assert "about 5.6 GPU hours for the images, assuming images_per_second=1 at 512² pixels and 50 steps" in out
     assert "target prompts: nudity.csv is not on this machine; its 142 rows are expected" in out
     assert "missing: asset=uda_prompts" in out and "missing: asset=coco_10k" in out
@@ -110,7 +96,7 @@ def test_a_budget_and_a_method_chosen_by_hand_replace_an_experiments(searchpath,
     given = ["experiment=mace_objects", "model=local", f"model.path={goldens / 'tiny_sd'}", searchpath]
     cells = [cell_from(c.config, c.explicit) for c in compose_cells([*given, "method=uce", "budget=smoke"])]
     assert {c.budget.seeds for c in cells} == {1} and {c.budget.target_prompts for c in cells} == {2}
-    assert {c.method.label for c in cells} == {"uce"} and {c.model.detector for c in cells} == {"clip"}
+    assert {c.method.label for c in cells} == {"uce"} and {c.model.detector for c in cells} == {"clip_b32"}
     official = [cell_from(c.config, c.explicit) for c in compose_cells([*given, "method=esd"])]
     assert {c.method.label for c in official} == {"esd compat=official"}
 

@@ -16,7 +16,7 @@ from overpaint.run.estimates import Estimates
 from overpaint.run.history import changes
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
-from overpaint.run.track import track
+from overpaint.run.track import Track, track
 
 
 @click.command()
@@ -27,36 +27,34 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
     grid = planned(overrides, demo=True, partial=True)
     todo = grid.plan.missing(grid.store)
     estimates = Estimates(grid.store)
-    hours = gpu_hours(todo, estimates, grid.config["images_per_second"])
+    kind = track(grid.plan.track)
+    hours = gpu_hours(kind, todo, estimates, grid.config["images_per_second"])
     out = Console(soft_wrap=True, highlight=False, markup=False)
     out.print(summary(grid.plan, todo, estimates))
     unique, missing = Counter(t.stage for t in grid.plan.tasks.values()), Counter(t.stage for t in todo)
     for stage, asked in grid.plan.asked.items():
         took = estimates.total(t for t in todo if t.stage == stage)
         out.print(f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {took}")
-    notes = [*changes(grid.plan, grid.store, todo), *grid.plan.notes, *track(grid.plan.track).power(grid.cells)]
+    notes = [*changes(grid.plan, grid.store, todo), *grid.plan.notes, *kind.power(grid.cells)]
     for line in filter(None, [hours, *notes]):
         out.print(line)
     for said in grid.plan.absent:
         out.print(f"missing: {said}")
 
 
-def gpu_hours(todo: Sequence[Task], estimates: Estimates, images_per_second: Any) -> str:
+def gpu_hours(kind: Track, todo: Sequence[Task], estimates: Estimates, images_per_second: Any) -> str:
     """GPU hours of the images at an assumed speed, a sentence; empty if this machine has measured its own, or nothing is left.
 
     The speed is that of images with 512² pixels in 50 steps. Erasures, searches of attacks and scoring are not included.
     """
-    check_type(images_per_second, Annotated[float, Field(gt=0)], "images_per_second")
+    check_type(images_per_second, Annotated[float, Field(gt=0, le=1e6)], "images_per_second")
     images = [task for task in todo if task.stage == "generate"]
     if not images or all(estimates.of(task) is not None for task in images):
         return ""
-    work = sum(
-        task.amount * task.config["protocol"]["steps"] / 50 * (task.config["protocol"]["size"] or 512) ** 2 / 512**2
-        for task in images
-    )
-    hours = work / images_per_second / 3600
+    hours = kind.standard_images(images) / images_per_second / 3600
+    told = f"about {hours:,.1f}" if hours >= 0.05 else "less than 0.1"
     return (
-        f"about {hours:,.1f} GPU hours for the images, assuming images_per_second={images_per_second:g} at 512² pixels and "
+        f"{told} GPU hours for the images, assuming images_per_second={images_per_second:g} at 512² pixels and "
         "50 steps; erasing, attacks and scoring come on top"
     )
 

@@ -20,6 +20,12 @@ from overpaint.grid.typed import Count, Positive, Share, check_type, construct
 #: Number of training timesteps of the supported model families.
 TIMESTEPS = 1000
 AXES = ("model", "concepts", "method", "attack", "protocol", "budget", "metrics", "seed")
+#: Roles of prompts (`overpaint.grid.roles`), each with the key of `Budget` that holds its number of prompts.
+ROLE_KEYS: Mapping[str, str] = {
+    "target": "target_prompts", "near": "near_prompts", "grid": "grid", "in_prompt": "in_prompt", "utility": "utility_prompts"
+}  # fmt: skip
+#: Attacks that are lists of other prompts; a concept set can have its own list for them (``concepts.prompts``).
+PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
 #: Keys that affect speed only, not records.
 SPEED = ("protocol.batch_size", "budget.shard")
 #: The detector that ``model.detector=auto`` selects for each kind of concept.
@@ -111,6 +117,11 @@ class Budget:
     reference_images: Positive
     shard: Positive
     max_steps: Annotated[int, Field(ge=2)] | None = None
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """The roles that get no prompts."""
+        return [role for role, key in ROLE_KEYS.items() if getattr(self, key) == 0]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -248,11 +259,14 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
     metrics = construct(MetricSpec, config["metrics"], "metrics")
     if metrics.threshold is None:
         metrics = replace(metrics, threshold=_recommended(model.detector))
+    method, attack = (
+        choose(kind, config[kind], explicit, model.preset, concepts, budget.max_steps) for kind in ("method", "attack")
+    )
     return Cell(
         model,
-        concepts,
-        choose("method", config["method"], explicit, model.preset, concepts, budget.max_steps),
-        choose("attack", config["attack"], explicit, model.preset, concepts, budget.max_steps),
+        concepts.without_lists({*budget.unmeasured, *PROMPT_LISTS} - {attack.name}),
+        method,
+        attack,
         construct(Protocol, config["protocol"], "protocol"),
         budget,
         metrics,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -57,6 +57,11 @@ class ConceptSet:
     def found(self) -> dict[Any, Any]:
         """What `overpaint.grid.roles` found in the lists, so that each is read once."""
         return {}
+
+    def without_lists(self, roles: Collection[str]) -> ConceptSet:
+        """The same set without the lists of these roles, which then are neither needed nor read."""
+        self.lists  # noqa: B018 - checks all of them
+        return replace(self, prompts={role: given for role, given in self.prompts.items() if role not in roles})
 
     @property
     def kind(self) -> str:

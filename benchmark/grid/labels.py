@@ -73,10 +73,8 @@ def file_digest(text: str) -> str | None:
                 files = sorted(file for file in folder.rglob("*") if file.is_file())
                 return digest({file.relative_to(folder).as_posix(): _hash(file) for file in files})
             if (folder := path.expanduser()).is_dir():
-                images = sorted(
-                    file for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix.lower() in IMAGES
-                )
-                if images:
+                files = [file for depth in ("*", "*/*") for file in folder.glob(depth) if file.is_file()]
+                if images := sorted(file for file in files if file.suffix.lower() in IMAGES):
                     return digest({file.relative_to(folder).as_posix(): _hash(file) for file in images})
     except (OSError, RuntimeError, ValueError):
         pass

@@ -128,6 +128,11 @@ class PromptList:
         selection: dict[str, Any] = {"where": dict(self.where) or None, "first": self.first}
         return {"file": content} | selection if any(selection.values()) else content
 
+    def check(self) -> None:
+        """Raise a `UserError` if the list is of an asset that has no such file."""
+        if referred(self.file):
+            content_digest(self.file)
+
     @property
     def absent(self) -> str:
         """A sentence if the list belongs to an asset that is not on this machine, else an empty string."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product, zip_longest
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.cells import Budget, Cell
+from overpaint.grid.cells import PROMPT_LISTS, ROLE_KEYS, Budget, Cell
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
 from overpaint.grid.listed_prompts import Listed, limited, listed
@@ -22,8 +22,6 @@ TEMPLATES = {
     "person": ("a portrait of {}", "a photo of {}", "{} smiling", "a close-up photo of {}"),
     "object": ("a photo of {}", "a picture of {}", "an image of {}", "a close-up photo of {}", "a good photo of {}"),
 }
-#: Attacks that are lists of other prompts; a concept set can have its own list for them (``concepts.prompts``).
-LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
 #: A count that is larger than the number of prompts of any catalogue.
 ALL = 10**9
 
@@ -33,8 +31,7 @@ class Role:
     """A purpose for which images are generated.
 
     Attributes:
-        name: the name of the role.
-        budget: the key of `Budget` with the number of prompts.
+        name: the name of the role, one of `ROLE_KEYS`.
         make: ``make(concepts, count)`` returns the prompts. The prompts of a smaller count are a subset of those of a
             larger count.
         every_seed: whether each prompt gets all seeds of the budget; otherwise it gets a fifth of them.
@@ -42,10 +39,14 @@ class Role:
     """
 
     name: str
-    budget: str
     make: Callable[[ConceptSet, int], list[Prompt]]
     every_seed: bool = False
     pictures: int = 1
+
+    @property
+    def budget(self) -> str:
+        """The key of `Budget` with the number of prompts."""
+        return ROLE_KEYS[self.name]
 
     def prompts(self, concepts: ConceptSet, budget: Budget) -> list[Prompt]:
         """The prompts at a budget: from the concept set's list if it has one, else from templates."""
@@ -144,13 +145,13 @@ def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, promp
 
 
 def attack_list(name: str, concepts: ConceptSet, budget: Budget) -> list[Shot] | None:
-    """The shots of the concept set's own list for an attack of `LISTS`, one image each; ``None`` without a list."""
+    """The shots of the concept set's own list for an attack of `PROMPT_LISTS`, one image each; ``None`` without a list."""
     prompts = _attack_prompts(name, concepts)
     return None if prompts is None else shots(prompts[: _count(budget, "target_prompts")], 1)
 
 
 def _attack_prompts(name: str, concepts: ConceptSet) -> list[Prompt] | None:
-    asked = concepts.lists.get(name) if name in LISTS else None
+    asked = concepts.lists.get(name) if name in PROMPT_LISTS else None
     if not asked:
         return None
     found = listed(asked, "attacked", concepts, lambda c, role, n: _about(c, role, concepts, n), ALL).prompts
@@ -166,9 +167,14 @@ def shortfalls(cell: Cell) -> list[str]:
     used whole or not counted."""
     concepts, budget = cell.concepts, cell.budget
     for name in concepts.prompts:
-        if name not in (known := [*(role.name for role in ROLES), *LISTS]):
+        if name not in (known := [*(role.name for role in ROLES), *PROMPT_LISTS]):
             raise unknown("role", name, known, "concepts.prompts")
-    said = [sentence for role in ROLES if (sentence := role.shortfall(concepts, budget))]
+    said = [
+        f"concepts.prompts.{name} is not used: budget.{ROLE_KEYS[name]}=0"
+        for name in budget.unmeasured
+        if cell.given.get(f"concepts.prompts.{name}")
+    ]
+    said += [sentence for role in ROLES if (sentence := role.shortfall(concepts, budget))]
     attacked, count = len(_attack_prompts(cell.attack.name, concepts) or ()), budget.target_prompts
     if count is not None and count < attacked:
         asked = concepts.lists[cell.attack.name].name
@@ -277,12 +283,12 @@ def _utility(concepts: ConceptSet, count: int) -> list[Prompt]:
     return [Prompt(row["prompt"], "utility", "", tuple(row.get("expects", ())), "en") for row in rows]
 
 
-#: All roles, in the order in which images are planned. A new role also needs a key in `Budget`, in ``conf/budget`` and in
-#: ``conf/concepts/inline.yaml`` (``prompts``).
+#: All roles, in the order in which images are planned. A new role also needs a key in `Budget` and `ROLE_KEYS`, in
+#: ``conf/budget`` and in ``conf/concepts/inline.yaml`` (``prompts``).
 ROLES = (
-    Role("target", "target_prompts", _target, every_seed=True, pictures=2),
-    Role("near", "near_prompts", _near),
-    Role("grid", "grid", _grid),
-    Role("in_prompt", "in_prompt", _in_prompt),
-    Role("utility", "utility_prompts", _utility),
+    Role("target", _target, every_seed=True, pictures=2),
+    Role("near", _near),
+    Role("grid", _grid),
+    Role("in_prompt", _in_prompt),
+    Role("utility", _utility),
 )

@@ -56,9 +56,11 @@ class Batch:
 def cell_assets(cell: Cell) -> list[str]:
     """The names of the assets that a cell's detectors, method, attack and prompt files refer to.
 
-    A model that cannot be used is reported first, so that nobody fetches weights for it.
+    A model that cannot be used is reported first, so that nobody fetches weights for it, and so is a list that no asset has.
     """
     resolve(cell.model.path)
+    for listed in cell.concepts.lists.values():
+        listed.check()
     detectors = [component("detector", name).defaults for name in (cell.model.detector, cell.model.judge) if name]
     values = [*detectors, cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference]
     return referred(values)

@@ -464,7 +464,7 @@ def test_a_receipt_of_another_source_does_not_count(server, conf):
 def test_models_of_the_hub_are_fetched_too(conf, run, monkeypatch):
     fetched_models = []
     monkeypatch.setattr("overpaint.images.track.local_folder", lambda path: fetched_models.append(path) or "there")
-    grid = ["model=sd14,sd15", "concepts=imagenette", "model.detector=null"]
+    grid = ["model=sd14,sd15", "concepts=inline", "concepts.erase=[tench]", "model.detector=null"]
     code, out, _ = run("fetch", *grid)
     assert code == 0 and fetched_models == [
         "CompVis/stable-diffusion-v1-4",

@@ -136,8 +136,8 @@ def test_rows_are_selected_by_the_values_of_columns(tmp_path):
 # --- a list in a role ----------------------------------------------------------------------------------------------
 
 
-def cell(*overrides):
-    (composed,) = compose_cells(["model=sd14", "method=none", "attack=none", *overrides])
+def cell(*overrides, attack="none"):
+    (composed,) = compose_cells(["model=sd14", "method=none", f"attack={attack}", *overrides])
     return cell_from(composed.config, composed.explicit)
 
 
@@ -299,14 +299,31 @@ def test_size_and_selection_are_part_of_a_cells_identity(lists):
 
 def test_a_concept_set_has_lists_for_attacks(lists):
     lists(p="Original,Spanish,French,Index\nx,una casa,une maison,0\ny,un perro,un chien,1\n")
-    given = ["concepts=inline", "concepts.erase=[house]", "concepts.prompts.multilingual=p.csv", "attack=multilingual"]
-    found = cell(*given[:3])
+    given = ["concepts=inline", "concepts.erase=[house]", "concepts.prompts.multilingual=p.csv"]
+    found = cell(*given, attack="multilingual")
     made = attack_list("multilingual", found.concepts, found.budget)
     assert [(s.prompt.text, s.prompt.variant, s.prompt.role) for s in made] == [
         ("una casa", "es", "attacked"), ("une maison", "fr", "attacked"),
         ("un perro", "es", "attacked"), ("un chien", "fr", "attacked"),
     ]  # fmt: skip
     assert attack_list("paraphrase", found.concepts, found.budget) is None
-    (composed,) = compose_cells(["model=sd14", "method=none", *given, "budget.target_prompts=3"])
     cut = "attack=multilingual: 3 of 4 prompts of p.csv are used (budget.target_prompts=3; null uses all)"
-    assert cut in shortfalls(cell_from(composed.config, composed.explicit))
+    assert cut in shortfalls(cell(*given, "budget.target_prompts=3", attack="multilingual"))
+
+
+def test_a_list_that_a_cell_does_not_use_is_neither_needed_nor_in_its_identity(lists):
+    lists(p="prompt\na dog\n")
+    given = ["concepts=inline", "concepts.erase=[dog]", "concepts.prompts.target=p.csv"]
+    idle = "concepts.prompts={near: missing.csv, multilingual: missing.csv, target: p.csv}"
+    plain = cell(*given, "budget.near_prompts=0")
+    assert cell(*given[:2], idle, "budget.near_prompts=0").identity == plain.identity
+    assert set(cell(*given, idle, "budget.near_prompts=8").concepts.lists) == {"target", "near"}
+    assert set(cell(*given, idle, "budget.near_prompts=0", attack="multilingual").concepts.lists) == {
+        "target",
+        "multilingual",
+    }
+    unused = "concepts.prompts.near is not used: budget.near_prompts=0"
+    assert unused in shortfalls(cell(*given, "concepts.prompts.near=missing.csv", "budget.near_prompts=0"))
+    assert unused not in shortfalls(plain)
+    with pytest.raises(UserError, match=r"concepts\.prompts\.near needs a file"):
+        cell(*given, "concepts.prompts.near={first: 3}", "budget.near_prompts=0")

@@ -68,7 +68,7 @@ CASES = [
     (("run", "attack=multilingual", "attack.languages=[]"), ["languages takes at least one language code"]),
     # values out of their range
     (("run", "seed=-1"), ["seed takes int from 0 to 9223372036854775807, got -1"]),
-    (("run", "budget.grid=-1"), ["budget.grid takes int from 0 up, got -1"]),
+    (("run", "budget.grid=-1"), ["budget.grid takes int from 0 up or null, got -1"]),
     (("run", "protocol.scheduler=ddmi"), ["unknown value 'ddmi' in protocol.scheduler; did you mean 'ddim'"]),
     (("run", "protocol.steps=2000"), ["protocol.steps takes int from 1 to 1000, got 2000"]),
     (("run", "protocol.size=0"), ["protocol.size takes int from 1 to 8192 or null, got 0"]),
@@ -110,7 +110,7 @@ CASES = [
     (("run", "method=ca", "method.captions=asset:i2p/x.csv"), ["unknown file 'x.csv' in asset=i2p"]),
     (("run", "concepts.labels={chapel: x}"), ["unknown concept 'chapel' in concepts.labels"]),
     (("run", "concepts.labels=[x]"), ["concepts.labels takes dict[str, str] or null, got ['x']"]),
-    (("plan", "images_per_second=0"), ["images_per_second"]),
+    (("plan", "images_per_second=0"), ["images_per_second takes a number above 0 and up to 1000000.0, got 0"]),
     (("run", "concepts.erase=[church,church]"), ["church cannot be erased twice in one request"]),
     (("run", "concepts.erase=[church]", "concepts.retain=[church]"), ["church cannot be erased and retained"]),
     (
