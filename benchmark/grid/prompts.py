@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 
@@ -80,7 +80,7 @@ class Shot:
 
 @lru_cache(maxsize=1 << 18)
 def _as_dict(shot: Shot) -> dict:
-    values = asdict(shot.prompt) | {"expects": list(shot.prompt.expects), "index": shot.index, "draw": shot.draw}
+    values = vars(shot.prompt) | {"expects": list(shot.prompt.expects), "index": shot.index, "draw": shot.draw}
     return {key: value for key, value in values.items() if value or key not in ("plain", "draw", "size")}
 
 
