@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -84,6 +85,25 @@ def test_a_plan_tells_tasks_images_gpu_hours_and_missing_assets(overpaint):
     assert "about 2.8 GPU hours" in faster
     code, _, err = overpaint("plan", "experiment=uda_nudity", "method=none", "images_per_second=0")
     assert code == 2 and "images_per_second" in err
+
+
+def test_gpu_hours_count_the_pixels_and_steps_of_the_images(overpaint, tmp_path):
+    """1,800 images in half of 50 steps at 1,000 seconds for an image of 512²: 250 hours."""
+    rows = {size: "".join(f"a cup {n},{size}\n" for n in range(900)) for size in ("512,512", "256,384", ",")}
+    for name, sizes in {"given": ("512,512", "256,384"), "own": (",", ",")}.items():
+        (tmp_path / f"{name}.csv").write_text("prompt,width,height\n" + "".join(rows[size] for size in sizes))
+    grid = ["concepts=nudity", "method=none", "attack=none", "protocol.steps=25", "images_per_second=0.001"]
+    grid += ["budget=smoke", "budget.target_prompts=null", "budget.near_prompts=0", "budget.grid=0"]
+    grid += ["budget.in_prompt=0", "budget.utility_prompts=0", "model.detector=by_pixels"]
+
+    def hours(name, *given):
+        lists = f"concepts.prompts={{target: '{tmp_path / name}.csv'}}"
+        _, out, _ = overpaint("plan", *grid, lists, *given)
+        return float(re.search(r"about ([\d.,]+) GPU hours", out)[1])
+
+    assert hours("given") == round(125 + 125 * 0.375, 1)
+    assert hours("given", "protocol.size=512") == 250
+    assert hours("own") == round(250 * (32 / 512) ** 2, 1), "the model's own images have 32² pixels"
 
 
 def test_a_run_without_its_assets_is_refused_before_anything_is_written(overpaint, tmp_path):

@@ -175,12 +175,25 @@ def shortfalls(cell: Cell) -> list[str]:
         if cell.given.get(f"concepts.prompts.{name}")
     ]
     said += [sentence for role in ROLES if (sentence := role.shortfall(concepts, budget))]
-    attacked, count = len(_attack_prompts(cell.attack.name, concepts) or ()), budget.target_prompts
-    if count is not None and count < attacked:
-        asked = concepts.lists[cell.attack.name].name
-        used = f"{count} of {attacked} prompts of {asked} are used"
-        said.append(f"attack={cell.attack.name}: {used} (budget.target_prompts={count}; null uses all)")
+    said += _unused_by_attack(cell)
     return said + [sentence for role in ROLES for sentence in role.unused(concepts, budget)]
+
+
+def _unused_by_attack(cell: Cell) -> list[str]:
+    """Sentences about the concept set's own list for the cell's attack, of which not every row is used."""
+    name, concepts, count = cell.attack.name, cell.concepts, cell.budget.target_prompts
+    about = _attack_prompts(name, concepts)
+    if about is None:
+        return []
+    asked, said = concepts.lists[name], []
+    rows = [] if asked.absent else [row for row in asked.read() if name != "multilingual" or row.variant != "en"]
+    if len(about) < len(rows):
+        first = concepts.request.erase[0].name
+        said.append(f"attack={name}: {len(about)} of {len(rows)} prompts of {asked.name} are about {first}")
+    if count is not None and count < len(about):
+        used = f"{count} of {len(about)} prompts of {asked.name} are used"
+        said.append(f"attack={name}: {used} (budget.target_prompts={count}; null uses all)")
+    return said
 
 
 def templates_for(concept: Concept, concepts: ConceptSet) -> Sequence[str]:

@@ -308,7 +308,18 @@ def test_a_concept_set_has_lists_for_attacks(lists):
     ]  # fmt: skip
     assert attack_list("paraphrase", found.concepts, found.budget) is None
     cut = "attack=multilingual: 3 of 4 prompts of p.csv are used (budget.target_prompts=3; null uses all)"
-    assert cut in shortfalls(cell(*given, "budget.target_prompts=3", attack="multilingual"))
+    said = shortfalls(cell(*given, "budget.target_prompts=3", attack="multilingual"))
+    assert cut in said and not any("are about" in sentence for sentence in said), "the originals are no translations"
+
+
+def test_a_list_for_an_attack_tells_how_much_of_it_is_about_the_attacked_concept(lists):
+    lists(p="prompt,class\na pup,dog\na hound,dog\na kitten,cat\n")
+    found = cell(
+        "concepts=inline", "concepts.erase=[dog,cat]", "concepts.prompts.paraphrase=p.csv", attack="paraphrase"
+    )
+    made = attack_list("paraphrase", found.concepts, found.budget)
+    assert [s.prompt.text for s in made] == ["a pup", "a hound"]
+    assert "attack=paraphrase: 2 of 3 prompts of p.csv are about dog" in shortfalls(found)
 
 
 def test_a_list_that_a_cell_does_not_use_is_neither_needed_nor_in_its_identity(lists):
