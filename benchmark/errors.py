@@ -7,6 +7,8 @@ from difflib import get_close_matches
 
 #: A name that was given is shown up to this many characters.
 LONGEST = 200
+#: Most names that a message lists as allowed.
+MOST_LISTED = 60
 
 
 class UserError(Exception):
@@ -35,7 +37,9 @@ def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> U
     hint = f"; did you mean {near[0]!r}?" if near else ""
     place = f" in {where}" if where else ""
     look = f" ({given!a})" if near and not given.isascii() else ""  # а looks like a
-    return UserError(f"unknown {what} {given!r}{look}{place}{hint} (allowed: {', '.join(names) or 'none'})")
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    listed = f"{', '.join(names[:MOST_LISTED]) or 'none'}{more}"
+    return UserError(f"unknown {what} {given!r}{look}{place}{hint} (allowed: {listed})")
 
 
 def at_least(low: float, **values: float | None) -> None:

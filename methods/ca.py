@@ -38,7 +38,7 @@ from PIL import Image, ImageOps
 
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import THINGS, ImageBank, diffused, paint, shuffled, with_article
-from overpaint.blocks.prior import Captions, captions_file, read_captions
+from overpaint.blocks.prior import Captions, check_captions, read_captions
 from overpaint.blocks.templates import OBJECT, phrase_templates
 from overpaint.blocks.training import Rule, Student, gradient_of, parameter_group, train
 from overpaint.errors import UserError, at_least
@@ -114,7 +114,7 @@ class CA(Eraser):
         for name, value in OFFICIAL[self.variant].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        captions_file(self.captions)
+        check_captions(self.captions)
         at_least(1, pictures=self.pictures, picture_steps=self.picture_steps, iterations=self.iterations)
         at_least(1, batch_size=self.batch_size)
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, max_norm=self.max_norm)

@@ -43,7 +43,7 @@ from PIL import ImageOps
 
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused, paint
-from overpaint.blocks.prior import Captions, captions_file, read_captions
+from overpaint.blocks.prior import Captions, check_captions, read_captions
 from overpaint.blocks.ridge import factored, stored
 from overpaint.blocks.training import train
 from overpaint.errors import UserError, at_least
@@ -84,7 +84,7 @@ class EMCID(Eraser):
     lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
 
     def __post_init__(self):
-        captions_file(self.mom2_captions)
+        check_captions(self.mom2_captions)
         at_least(0, iterations=self.iterations, z_learning_rate=self.z_learning_rate, text_weight=self.text_weight)
         at_least(0, weight_decay=self.weight_decay, clamp=self.clamp)
         at_least(1, pictures=self.pictures, picture_steps=self.picture_steps, num_edit_tokens=self.num_edit_tokens)

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overpaint.errors import UserError
-from overpaint.grid.choices import for_concepts
-from overpaint.grid.concepts import KINDS, Request
+from overpaint.grid.assets import referred, require
+from overpaint.grid.concepts import KINDS, Request, for_concepts
 from overpaint.grid.lengths import Shortenable
 from overpaint.grid.registry import component
 from overpaint.models.meter import Meter
@@ -126,10 +126,13 @@ def erase(
 
     Raises:
         UserError: an unknown name, a bad value, or a model or concept that the method does not support.
+        AssetMissing: a hyper-parameter names an asset that is not on this machine.
     """
     request = request or Request.of(erase, anchor, retain, kind)
     chosen = component("method", method)
-    eraser = chosen.build(for_concepts(chosen.settle(hyperparameters, preset), request), seed=seed)
+    values = for_concepts(chosen.settle(hyperparameters, preset), request)
+    require(referred(values))
+    eraser = chosen.build(values, seed=seed)
     eraser.check(model.family, request, method, sequential)
     requests = request.singly() if sequential else [request]
     erasure = _erased(model, method, eraser, requests[0], before)

@@ -26,6 +26,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -33,8 +34,8 @@ import torch
 
 from overpaint.blocks.concept_masks import Segmenter, attention_masks
 from overpaint.blocks.draws import Draws, trace_values
-from overpaint.blocks.image_bank import ImageBank, paint, shuffled
-from overpaint.blocks.prior import Captions, caption_statistics, captions_file, read_captions
+from overpaint.blocks.image_bank import ImageBank, paint, read_folder, shuffled
+from overpaint.blocks.prior import Captions, caption_statistics, check_captions, read_captions
 from overpaint.blocks.ridge import Ridge, factor
 from overpaint.blocks.templates import phrase_templates
 from overpaint.blocks.text_rows import TextRows
@@ -65,10 +66,11 @@ class MACE(Eraser):
     fuse_preserve_scale: float
     prior_captions: Captions
     domain_weight: float
+    folder: str | None
     pictures: int
     picture_steps: int
     picture_guidance: float
-    masks: Literal["all", "attention", "segmenter"]
+    masks: Literal["all", "attention", "segmenter", "folder"]
     attention_threshold: float
     box_threshold: float
     detector: str
@@ -84,7 +86,15 @@ class MACE(Eraser):
     lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
 
     def __post_init__(self):
-        captions_file(self.prior_captions)
+        check_captions(self.prior_captions)
+        if self.folder is not None and not Path(self.folder).expanduser().is_dir():
+            raise UserError(
+                f"folder={self.folder} is not a folder; it takes a folder with a subfolder of images for each concept"
+            )
+        if self.masks == "folder" and self.folder is None:
+            raise UserError(
+                "masks=folder needs a folder: set folder to one that has '<concept>' and '<concept> mask' inside"
+            )
         at_least(1, phrases=self.phrases, pictures=self.pictures, picture_steps=self.picture_steps)
         at_least(1, rank=self.rank, iterations=self.iterations)
         at_least(0, lamb=self.lamb, preserve_scale=self.preserve_scale, fuse_preserve_scale=self.fuse_preserve_scale)
@@ -121,9 +131,12 @@ class MACE(Eraser):
     # --- learn -------------------------------------------------------------------------------------------------
 
     def paint(self, model: DiffusionModel, concept: Concept, draws: Draws) -> ImageBank:
-        """Images of the concept by the unedited model."""
+        """Images of the concept: those of ``folder``, or images by the unedited model."""
         prompt = "a photo in the style of {}" if concept.kind == "style" else "a photo of the {}"
         steps, scale = self.picture_steps, self.picture_guidance
+        if self.folder is not None:
+            images = read_folder(model, Path(self.folder) / concept.name)
+            return ImageBank(model, images, [prompt.format(concept.name)] * len(images))
         prompts = [prompt.format(concept.name)] * self.pictures
         return paint(model, prompts, draws, scheduler="dpm", steps=steps, guidance_scale=scale)
 
@@ -137,11 +150,21 @@ class MACE(Eraser):
         model = pictures.model
         if concept.kind == "style" or self.masks == "all":
             return torch.ones(len(pictures), 1, 1, dtype=torch.bool, device=model.device).unbind()
+        if self.masks == "folder":
+            return self.given_masks(model, concept, len(pictures))
         if self.masks == "segmenter":
             return [segmenter(image, concept.name) for image in pictures.images]
         tokens = concept_tokens(model, pictures.captions[0], concept.name, end_tokens=False)
         latents, _ = pictures.posterior
         return attention_masks(model, latents, pictures.captions[0], tokens, self.attention_threshold, draws).unbind()
+
+    def given_masks(self, model: DiffusionModel, concept: Concept, count: int) -> list[torch.Tensor]:
+        """The masks (h, w) in ``folder``, white where the concept is, in the order of the images' names."""
+        place = Path(str(self.folder)) / f"{concept.name} mask"
+        masks = [torch.from_numpy(np.asarray(image.convert("L")) > 127) for image in read_folder(model, place)]
+        if len(masks) != count:
+            raise UserError(f"{place} has {len(masks)} masks for {count} images of {concept.name}")
+        return [mask.to(model.device) for mask in masks]
 
     def learn(
         self,

@@ -26,7 +26,7 @@ import torch
 
 from overpaint.blocks.adversarial_rows import Regulariser, adversarial_rows
 from overpaint.blocks.draws import Draws, trace_values
-from overpaint.blocks.prior import Captions, captions_file, read_captions
+from overpaint.blocks.prior import Captions, check_captions, read_captions
 from overpaint.blocks.ridge import factor, gram
 from overpaint.blocks.templates import phrase_templates
 from overpaint.blocks.text_rows import TextRows
@@ -65,7 +65,7 @@ class RECE(Eraser):
     acts_on: ClassVar[str] = "conditioning"
 
     def __post_init__(self):
-        captions_file(self.validation_prompts)
+        check_captions(self.validation_prompts)
         at_least(0, epochs=self.epochs, r=self.r, erase_scale=self.erase_scale, retain_scale=self.retain_scale)
         at_least(0, lamb=self.lamb)
         at_least(1, validation_images=self.validation_images)

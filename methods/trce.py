@@ -41,7 +41,7 @@ from typing import ClassVar, Literal
 import torch
 
 from overpaint.blocks.draws import Draws, trace_values
-from overpaint.blocks.prior import Captions, caption_statistics, captions_file, read_captions
+from overpaint.blocks.prior import Captions, caption_statistics, check_captions, read_captions
 from overpaint.blocks.ridge import factor
 from overpaint.blocks.templates import phrase_templates
 from overpaint.blocks.text_rows import TextRows
@@ -96,7 +96,7 @@ class TRCE(Eraser):
     lengths: ClassVar[tuple[str, ...]] = ("epochs", "trajectories", "regular_trajectories")
 
     def __post_init__(self):
-        captions_file(self.prior_captions)
+        check_captions(self.prior_captions)
         at_least(0, lamb=self.lamb, preserve_scale=self.preserve_scale, epochs=self.epochs, early=self.early)
         at_least(0, beta=self.beta, regular_weight=self.regular_weight)
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)

@@ -16,6 +16,7 @@ from overpaint.commands.grids import cells_of, compose, prepare, single_cell, ta
 from overpaint.commands.list import lines
 from overpaint.commands.targets import target
 from overpaint.errors import AssetMissing
+from overpaint.grid.assets import asset
 from overpaint.report.rendering import FORMATS
 from overpaint.report.views import view_named
 from requirements import documented
@@ -186,7 +187,8 @@ def understood(name, *words):
         detector, rest = taken(overrides, "detector")
         assert single_cell([*rest, *([f"model.detector={detector}"] if detector else [])], name).model.detector
     elif name == "fetch":
-        assert cells_of(compose(overrides))
+        named, rest = taken(overrides, "asset")
+        assert all(map(asset, named.split(","))) if named else cells_of(compose(rest))
     elif name != "doctor":
         assert tasks(*overrides)
 

@@ -18,9 +18,10 @@ from typing import ClassVar
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext
 from overpaint.attacks.stored import read_assault
-from overpaint.errors import UserError, at_least
+from overpaint.errors import AssetMissing, UserError, at_least
 from overpaint.grid.concepts import Concept
-from overpaint.grid.prompts import Prompt, Shot, read_prompts
+from overpaint.grid.prompt_files import read_prompts
+from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.registry import component
 from overpaint.run.store import MANIFEST
 
@@ -45,7 +46,9 @@ class PromptFile(Attack):
         return ceil(max(listed.values()) / max(asked.values(), default=1))
 
     def run(self, context: AttackContext) -> Assault:
-        return Assault([Shot(replace(prompt, variant="replay"), 0) for prompt in self.prompts(context.concept)])
+        return Assault(
+            [Shot(replace(prompt, variant=prompt.variant or "replay"), 0) for prompt in self.prompts(context.concept)]
+        )
 
     def prompts(self, concept: Concept) -> list[Prompt]:
         if self.file is None:
@@ -53,7 +56,10 @@ class PromptFile(Attack):
                 "attack=replay needs a list of prompts: set attack.file=FILE.csv, a CSV with a 'prompt' column"
             )
         label = concept.label or concept.name
-        return read_prompts(self.file, "attacked", label, (label,))[: self.most]
+        try:
+            return read_prompts(self.file, "attacked", label, (label,))[: self.most]
+        except AssetMissing:  # a plan counts `most` prompts; a run is refused before it starts
+            return [Prompt(f"row {n} of {self.file}", "attacked", label, (label,)) for n in range(self.most or 1)]
 
 
 def write_prompts(target: Path, folders: Iterable[Path]) -> int:

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from overpaint.errors import unknown
-from overpaint.grid.assets import located
+from overpaint.grid.assets import content_digest, located, referred
 from overpaint.grid.labels import is_file
-from overpaint.grid.prompts import read_prompts
+from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import fingerprint
@@ -36,11 +36,24 @@ REMEMBERED_FROM = 100
 Captions = str | list[str] | None
 
 
+def check_captions(captions: Captions) -> None:
+    """Raise a `UserError` if there is no such collection or file. Methods call this before any work.
+
+    An asset need not be on this machine: a grid that uses it can be planned, and a run is refused before it starts.
+    """
+    if isinstance(captions, str) and referred(captions):
+        content_digest(captions)  # checks that there is such an asset with such a file
+    else:
+        captions_file(captions)
+
+
 def captions_file(captions: Captions) -> Path | None:
-    """The file of a shipped collection (``testbed/captions``) or a path; ``None`` for a list of texts or ``None``.
+    """The file of a shipped collection (``testbed/captions``), of an asset (``asset:NAME/FILE``) or at a path.
+
+    ``None`` for texts.
 
     Raises:
-        UserError: there is no such collection or file. Methods call this before any work.
+        UserError: there is no such collection or file, or the asset is not on this machine.
     """
     if not isinstance(captions, str):
         return None

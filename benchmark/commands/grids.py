@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from overpaint.errors import UserError
-from overpaint.grid.assets import require
+from overpaint.errors import AssetMissing, UserError
+from overpaint.grid.assets import absent, require
 from overpaint.grid.composition import CIRCUMSTANCES, Composed, compose_cells
 from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import DESCRIPTION, component
@@ -45,20 +45,36 @@ def compose(overrides: Sequence[str], demo: bool = False) -> list[Composed]:
         return compose_cells(overrides)
 
 
-def planned(overrides: Sequence[str], demo: bool = False) -> Grid:
-    """The planned grid of the overrides."""
+def planned(overrides: Sequence[str], demo: bool = False, partial: bool = False) -> Grid:
+    """The planned grid of the overrides; ``partial`` as for `prepare`."""
     with reading_once():
-        return prepare(compose(overrides, demo))
+        return prepare(compose(overrides, demo), partial)
 
 
-def prepare(composed: Sequence[Composed]) -> Grid:
-    """Check and plan composed cells. Raises `AssetMissing` if they need an asset that is not on this machine."""
+def prepare(composed: Sequence[Composed], partial: bool = False) -> Grid:
+    """Check and plan composed cells.
+
+    Raises `AssetMissing` if they need files that are not on this machine. With ``partial`` they are planned without them,
+    and ``Plan.absent`` says which are missing.
+    """
     first = composed[0].config
     with reading_once():
         cells = cells_of(composed)
         kind, store = track(first["track"]["name"]), Store.chosen(first["store"])
-        require(kind.assets(cells))
-        return Grid(cells, kind.plan(cells), store, {key: first[key] for key in CIRCUMSTANCES})
+        needed = kind.assets(cells)
+        if not partial:
+            require(needed)
+        plan = kind.plan(cells)
+    plan.absent = list(dict.fromkeys([*(asset.absence for asset in absent(needed)), *plan.absent]))
+    if not partial:
+        require_complete(plan)
+    return Grid(cells, plan, store, {key: first[key] for key in CIRCUMSTANCES})
+
+
+def require_complete(plan: Plan) -> None:
+    """Raise `AssetMissing` if a plan lacks files that are not on this machine."""
+    if plan.absent:
+        raise AssetMissing("; ".join(dict.fromkeys(plan.absent)))
 
 
 def cells_of(composed: Sequence[Composed]) -> list[Any]:

@@ -16,6 +16,8 @@ from overpaint.grid.registry import broken_packages, component, components, load
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import bare
 
+#: Most concepts of a catalogue that are listed one by one.
+MOST_LISTED = 100
 GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector", "extractors": "extractor"}
 #: Groups whose options are described by the first comment of their file.
 PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "budget", "engine", "tracker", "view")}
@@ -78,7 +80,11 @@ def _concepts() -> Iterator[str]:
     for name, path in sorted(components("concepts").items()):
         yield f"{name:<18}  concept set · {_comment(path)}"
     for path in sorted((shipped("datasets") / "concepts").glob("*.yaml")):
-        for name, concept in load_catalogue(path.stem).concepts.items():
+        catalogue = load_catalogue(path.stem).concepts
+        if len(catalogue) > MOST_LISTED:
+            yield f"{path.stem:<18}  catalogue of {len(catalogue)} concepts"
+            continue
+        for name, concept in catalogue.items():
             yield f"{name:<18}  {concept.kind} of the {path.stem} catalogue"
 
 

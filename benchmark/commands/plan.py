@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import click
+from pydantic import Field
 from rich.console import Console
 
 from overpaint.commands.grids import planned
+from overpaint.grid.typed import check_type
 from overpaint.run.estimates import Estimates
 from overpaint.run.history import changes
 from overpaint.run.plan import Plan, Work
 from overpaint.run.tasks import Task
-from overpaint.run.track import track
+from overpaint.run.track import Track, track
 
 
 @click.command()
@@ -21,9 +24,11 @@ from overpaint.run.track import track
 @click.option("-m", "--multirun", is_flag=True, hidden=True)
 def plan(overrides: Sequence[str], multirun: bool) -> None:
     """Report what a run would do: tasks, images, stored results, time, and the smallest difference it can detect."""
-    grid = planned(overrides, demo=True)
+    grid = planned(overrides, demo=True, partial=True)
     todo, more = grid.plan.missing(grid.store), grid.plan.unopened(grid.store)
     estimates = Estimates(grid.store)
+    kind = track(grid.plan.track)
+    hours = gpu_hours(kind, todo, more, estimates, grid.config["images_per_second"])
     out = Console(soft_wrap=True, highlight=False, markup=False)
     out.print(summary(grid.plan, todo, more, estimates))
     unique, missing = grid.plan.unique(), Counter(t.stage for t in todo)
@@ -33,8 +38,33 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
         of_stage = {work: count for work, count in more.items() if work.stage == stage}
         took = estimates.total((t for t in todo if t.stage == stage), of_stage)
         out.print(f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {took}")
-    for line in [*changes(grid.plan, grid.store, todo), *grid.plan.notes, *track(grid.plan.track).power(grid.cells)]:
+    notes = [*changes(grid.plan, grid.store, todo), *grid.plan.notes, *kind.power(grid.cells)]
+    for line in filter(None, [hours, *notes]):
         out.print(line)
+    for said in grid.plan.absent:
+        out.print(f"missing: {said}")
+
+
+def gpu_hours(
+    kind: Track, todo: Sequence[Task], more: Mapping[Work, int], estimates: Estimates, images_per_second: Any
+) -> str:
+    """GPU hours of the images at an assumed speed, a sentence; empty if this machine has measured its own, or nothing is left.
+
+    The speed is that of images with 512² pixels in 50 steps. Erasures, searches of attacks and scoring are not included.
+    Images of tasks that are not planned yet (``more``) are taken to be like the others.
+    """
+    check_type(images_per_second, Annotated[float, Field(gt=0, le=1e6)], "images_per_second")
+    images = [task for task in todo if task.stage == "generate"]
+    if not images or all(estimates.of(task) is not None for task in images):
+        return ""
+    planned = sum(task.amount for task in images)
+    later = sum(work.amount * count for work, count in more.items() if work.stage == "generate")
+    hours = kind.standard_images(images) / images_per_second / 3600 * (planned + later) / planned
+    told = f"about {hours:,.1f}" if hours >= 0.05 else "less than 0.1"
+    return (
+        f"{told} GPU hours for the images, assuming images_per_second={images_per_second:g} at 512² pixels and "
+        "50 steps; erasing, attacks and scoring come on top"
+    )
 
 
 def summary(plan: Plan, todo: Sequence[Task], more: Mapping[Work, int], estimates: Estimates) -> str:

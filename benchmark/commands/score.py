@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from overpaint.commands.grids import Grid, compose, taken
+from overpaint.commands.grids import Grid, compose, require_complete, taken
 from overpaint.commands.run import run_grid
 from overpaint.errors import UserError
 from overpaint.grid.composition import CIRCUMSTANCES
@@ -52,5 +52,6 @@ def score(overrides: Sequence[str]) -> None:
     else:
         pictures = named_pictures(folder, names or "", text or "{concept} {variant}", role or "", cell.concepts)
     plan = given_plan(cell, pictures, name or f"pictures in {folder.resolve().name}")
+    require_complete(plan)
     cells = [cell for cell, _ in plan.cells]
     sys.exit(run_grid(Grid(cells, plan, Store.chosen(first["store"]), {key: first[key] for key in CIRCUMSTANCES})))

@@ -11,16 +11,17 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from typing_extensions import TypedDict
 
-from overpaint.errors import AssetMissing, UserError
+from overpaint.errors import AssetMissing, UserError, unknown
 from overpaint.grid.labels import digest, file_digest
 from overpaint.grid.read_once import remembered
-from overpaint.grid.registry import component
+from overpaint.grid.registry import component, components, conf_folders
 from overpaint.grid.typed import Count, checked, construct
 
 #: The file in an asset's folder that lists its files with their hashes. It is written last.
@@ -103,20 +104,30 @@ class Asset:
 
     def path(self) -> Path:
         """The folder with the files. Raises `AssetMissing`, with the command that gets them, if one is missing."""
-        problem = self._problem()
-        if problem:
-            raise AssetMissing(f"asset={self.name} ({self.summary}) {problem}; get it with: {self.command}", self.name)
+        said = self.absence
+        if said:
+            raise AssetMissing(said, self.name)
         return self.folder
 
     def file(self, name: str) -> Path:
         """The file of that name. A pickled checkpoint's path is that of its tensors in safetensors."""
-        if name not in self.files:
-            raise UserError(f"asset={self.name} has no file {name!r} (it has {', '.join(self.files)})")
+        self.check_file(name)
         return self.path() / (name if self.package else stored_name(name))
+
+    def check_file(self, name: str) -> None:
+        """Raise a `UserError` if the asset has no file of that name."""
+        if name not in self.files:
+            raise unknown("file", name, self.files, f"asset={self.name}")
 
     def present(self) -> bool:
         """Whether all files are on this machine."""
         return not self._problem()
+
+    @property
+    def absence(self) -> str:
+        """A sentence with the command that gets the asset, if it is not on this machine; else an empty string."""
+        problem = self._problem()
+        return f"asset={self.name} ({self.summary}) {problem}; get it with: {self.command}" if problem else ""
 
     def hashes(self) -> dict[str, str]:
         """The SHA-256 of every file as it was published, by name. Raises `AssetMissing` if one is missing."""
@@ -124,6 +135,10 @@ class Asset:
         if self.package:
             return {name: str(file_digest(str(folder / name))) for name in self.files}
         return {name: _receipt(folder)["files"][name]["sha256"] for name in self.files}
+
+    def known_hashes(self) -> dict[str, str | None]:
+        """`hashes`; of an asset that is not on this machine, those that its YAML gives."""
+        return dict(self.hashes() if self.present() else {n: entry.get("sha256") for n, entry in self.files.items()})
 
     def _problem(self) -> str:
         """Why the asset cannot be used, as the end of a sentence; empty if it can."""
@@ -156,6 +171,13 @@ class Asset:
 
 def asset(name: str) -> Asset:
     """The asset of that name. Raises a `UserError` for an unknown name or an unusable YAML file."""
+    path = components("asset").get(name)
+    return _asset(name, path.stat().st_mtime_ns if path and path.exists() else None, conf_folders())
+
+
+@lru_cache(maxsize=256)
+def _asset(name: str, changed: int | None, folders: tuple[Path, ...]) -> Asset:
+    """`asset`, read once: each cell of a grid asks for the same ones. ``changed`` and ``folders`` are the key of the cache."""
     return construct(Asset, {**component("asset", name).config, "name": name}, f"asset={name}")
 
 
@@ -213,20 +235,27 @@ def located(text: str) -> Path | None:
 def content_digest(text: str) -> str | None:
     """A hash of the content behind a text: of a file, or of an asset's files; ``None`` for another text.
 
-    It does not depend on where the files are. Raises `AssetMissing`.
+    It does not depend on where the files are. An asset need not be on this machine: its YAML gives the hashes of its files.
+    ``None`` for one of its files whose hash is known after the download only.
     """
     found = REFERENCE.fullmatch(text)
     if not found:
         return file_digest(text)
-    hashes = asset(found[1]).hashes()
-    if found[2] and found[2] not in hashes:
-        raise UserError(f"asset={found[1]} has no file {found[2]!r} (it has {', '.join(hashes)})")
+    chosen = asset(found[1])
+    if found[2]:
+        chosen.check_file(found[2])
+    hashes = chosen.known_hashes()
     return hashes[found[2]] if found[2] else digest(hashes)
+
+
+def absent(names: Iterable[str]) -> list[Asset]:
+    """Those of these assets that are not on this machine."""
+    return [chosen for chosen in map(asset, dict.fromkeys(names)) if not chosen.present()]
 
 
 def require(names: Iterable[str]) -> None:
     """Raise `AssetMissing`, with the command that gets all of them, if one of these assets is missing."""
-    missing = [chosen for chosen in map(asset, dict.fromkeys(names)) if not chosen.present()]
+    missing = absent(names)
     if len(missing) == 1:
         missing[0].path()
     if missing:

@@ -23,6 +23,12 @@ TIMESTEPS = 1000
 #: The choice of no method.
 UNEDITED = Choice("none", None, {})
 AXES = ("model", "concepts", "method", "attack", "protocol", "budget", "metrics", "seed")
+#: Roles of prompts (`overpaint.grid.roles`), each with the key of `Budget` that holds its number of prompts.
+ROLE_KEYS: Mapping[str, str] = {
+    "target": "target_prompts", "near": "near_prompts", "grid": "grid", "in_prompt": "in_prompt", "utility": "utility_prompts"
+}  # fmt: skip
+#: Attacks that are lists of other prompts; a concept set can have its own list for them (``concepts.prompts``).
+PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
 #: Keys that affect speed only, not records.
 SPEED = ("protocol.batch_size", "budget.shard")
 #: The detector that ``model.detector=auto`` selects for each kind of concept.
@@ -78,7 +84,8 @@ class ModelSpec:
 class Protocol:
     """How images are generated.
 
-    ``size`` is the side in pixels (``None``: the model's default). ``batch_size`` affects speed only.
+    ``size`` is the side in pixels (``None``: that of the prompt's list, else the model's default). ``batch_size`` affects
+    speed only.
     """
 
     name: str
@@ -98,21 +105,26 @@ class Protocol:
 class Budget:
     """How much is measured: prompts per role (`overpaint.grid.roles`), seeds per prompt, images per task (``shard``).
 
-    ``max_steps`` limits the lengths of methods and attacks (`overpaint.grid.lengths`). It is at least 2, so that a warm-up
-    is shorter than the training.
+    A number of prompts that is ``None`` means all that there are: a whole list, every template. ``max_steps`` limits the
+    lengths of methods and attacks (`overpaint.grid.lengths`). It is at least 2, so that a warm-up is shorter than the training.
     """
 
     name: str
-    target_prompts: Positive
-    near_prompts: Count
-    grid: Count
-    in_prompt: Count
-    utility_prompts: Count
+    target_prompts: Positive | None
+    near_prompts: Count | None
+    grid: Count | None
+    in_prompt: Count | None
+    utility_prompts: Count | None
     floor_prompts: Count
     seeds: Annotated[int, Field(ge=1, le=1000)]
     reference_images: Positive
     shard: Positive
     max_steps: Annotated[int, Field(ge=2)] | None = None
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """The roles that get no prompts."""
+        return [role for role, key in ROLE_KEYS.items() if getattr(self, key) == 0]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -283,7 +295,7 @@ def _placed(model: ModelSpec, path: str) -> ModelSpec:
 
 
 #: Top-level keys of a configuration (``conf/config.yaml``).
-KEYS = ("track", "engine", "tracker", "store", *AXES)
+KEYS = ("track", "engine", "tracker", "store", "images_per_second", *AXES)
 
 
 def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
@@ -298,11 +310,12 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
     budget = _part(Budget, config["budget"], "budget")
     model = _with_detector(model, concepts)
     circumstances = (explicit, model.preset, concepts, budget.max_steps)
+    attack = _chosen("attack", config["attack"], *circumstances)
     return Cell(
         model,
-        concepts,
+        _with_lists_of(concepts, budget, attack),
         _chosen("method", config["method"], *circumstances),
-        _chosen("attack", config["attack"], *circumstances),
+        attack,
         _part(Protocol, config["protocol"], "protocol"),
         budget,
         _metrics(config["metrics"], model.detector),
@@ -321,6 +334,12 @@ def _with_detector(model: ModelSpec, concepts: ConceptSet) -> ModelSpec:
     if model.detector != "auto":
         return model
     return replace(model, detector=concepts.detector or DETECTORS[concepts.kind])
+
+
+@remembered
+def _with_lists_of(concepts: ConceptSet, budget: Budget, attack: Choice) -> ConceptSet:
+    """The concept set with the lists of prompts that are measured at this budget and with this attack."""
+    return concepts.without_lists({*budget.unmeasured, *PROMPT_LISTS} - {attack.name})
 
 
 @remembered

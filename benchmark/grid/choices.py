@@ -12,7 +12,7 @@ from typing import Any
 from overpaint.errors import UserError, unknown
 from overpaint.grid.assets import content_digest
 from overpaint.grid.concept_sets import ConceptSet
-from overpaint.grid.concepts import KINDS, Request
+from overpaint.grid.concepts import KINDS, for_concepts
 from overpaint.grid.labels import label
 from overpaint.grid.lengths import lengths, shortened
 from overpaint.grid.registry import COMPANY, DESCRIPTION, Component, component, components
@@ -100,12 +100,6 @@ def choose(
     beside = _company(company, where)
     draws = getattr(built, "draws", True)
     return Choice(chosen.name, preset, values, shown, draws=draws, lengths=lengths(built), shortened=cut, **beside)
-
-
-def for_concepts(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
-    """The values with ``{concept}`` in names of files replaced by the concept to erase (``church``, or ``church+cat``)."""
-    name = "+".join(concept.name for concept in request.erase)
-    return {key: v.replace("{concept}", name) if isinstance(v, str) else v for key, v in values.items()}
 
 
 def _by_hand(kind: str, config: Mapping[str, Any], explicit: frozenset[str]) -> list[str]:

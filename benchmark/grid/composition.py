@@ -33,7 +33,7 @@ from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 #: Groups whose options have different keys. Their keys can be addressed to one option: ``uce.lamb=0.1``.
 ADDRESSED = ("method", "attack")
 #: Keys that control where and how a grid runs; they do not affect its cells.
-CIRCUMSTANCES = ("store", "engine", "tracker", "track")
+CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
 #: Maximum number of references (``${key}``) in one configuration.
 MOST_REFERENCES = 20
 #: Keys that describe an option and cannot be set.
@@ -143,10 +143,19 @@ class Grid:
             else:
                 option = self.default.get(key)
                 inside |= _differences(value, self.option(key, option) if option else {}, key)
-        brought = [read_override(f"{key}={value}") for key, value in axes.items()]
-        brought += [Setting(f"{key} of experiment={name}", key, (value,)) for key, value in inside.items()]
         by_hand = {s.key for s in settings}
-        return [s for s in brought if s.key not in by_hand]
+        brought = [read_override(f"{key}={value}") for key, value in axes.items()]
+        # A group that is chosen by hand is as its file is: budget=smoke takes nothing from the experiment's budget.
+        inside = {key: value for key, value in inside.items() if key.split(".")[0] not in by_hand}
+        brought += [Setting(f"{key} of experiment={name}", key, (value,)) for key, value in inside.items()]
+        brought = [s for s in brought if not (s.key == "concepts.erase" and "concepts" in by_hand)]
+        return [s for s in brought if s.key not in by_hand and not self._of_another(s, settings)]
+
+    def _of_another(self, brought: Setting, settings: Sequence[Setting]) -> bool:
+        """Whether an experiment's setting addresses a component (``esd.compat``) that was replaced by hand (``method=uce``)."""
+        chosen = {s.key: s.values for s in settings if s.key in ADDRESSED}
+        owner = next((kind for kind in ADDRESSED if brought.group in components(kind)), None)
+        return owner in chosen and brought.group not in self.default and brought.group not in chosen[owner]
 
     # --- the axes ------------------------------------------------------------------------------------------------
 
@@ -318,14 +327,15 @@ def _assign(config: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(node, dict):
             raise UserError(f"{key}: there is no mapping {'.'.join(place[:depth])} to set {last} in")
     where = ".".join(place)
-    new = (where == "metrics.metrics" and value is not DELETED) or (where in ADDRESSED and last in COMPANY)
+    in_list = where.startswith("concepts.prompts.")  # its keys are checked with the list
+    new = (where == "metrics.metrics" and value is not DELETED) or (where in ADDRESSED and last in COMPANY) or in_list
     if last not in node and not new:
         what = "hyper-parameter" if where in ADDRESSED else "key"
         inside = f"{where}={node['name']}" if where in config and node.get("name") else where
         raise unknown(what, last, (k for k in node if k not in DESCRIPTION or k in COMPANY), inside)
     if value is DELETED:
         del node[last]
-    elif isinstance(value, dict) and isinstance(node.get(last), dict) and where not in ADDRESSED:
+    elif isinstance(value, dict) and isinstance(node.get(last), dict) and where not in (*ADDRESSED, "concepts.prompts"):
         for name, inside in value.items():
             _assign(config, f"{key}.{name}", inside)
     else:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.assets import content_digest, referred
-from overpaint.grid.concepts import LONGEST, Catalogue, Concept, Kind, Request, load_catalogue, read_as, templates
-from overpaint.grid.labels import file_digest
-from overpaint.grid.registry import components, named_in_yaml
+from overpaint.grid.concepts import (
+    LONGEST,
+    Catalogue,
+    Concept,
+    Kind,
+    Request,
+    for_concepts,
+    load_catalogue,
+    read_as,
+    templates,
+)
+from overpaint.grid.prompt_files import PromptList
+from overpaint.grid.registry import components
 from overpaint.grid.typed import construct, shown
 
 
@@ -24,7 +34,7 @@ class ConceptSet:
         near: neighbours whose images are measured.
         catalogue: the catalogue that the concepts come from.
         templates: prompt templates; ``None`` for those of the catalogue.
-        prompts: CSV files by role.
+        prompts: prompt lists by role, as given: a file, or a mapping (`overpaint.grid.prompt_files.PromptList`).
         detector: the detector that ``model.detector=auto`` selects; ``None`` for one by the kind of the concepts.
     """
 
@@ -34,8 +44,24 @@ class ConceptSet:
     near: tuple[Concept, ...]
     catalogue: Catalogue
     templates: tuple[str, ...] | None
-    prompts: Mapping[str, str]
+    prompts: Mapping[str, str | Mapping[str, Any]]
     detector: str | None = None
+
+    @cached_property
+    def lists(self) -> Mapping[str, PromptList]:
+        """The prompt lists by role, in the order of their names."""
+        given = sorted((role, value) for role, value in self.prompts.items() if value)
+        return {role: PromptList.of(value, f"concepts.prompts.{role}") for role, value in given}
+
+    @cached_property
+    def found(self) -> dict[Any, Any]:
+        """What `overpaint.grid.roles` found in the lists, so that each is read once."""
+        return {}
+
+    def without_lists(self, roles: Collection[str]) -> ConceptSet:
+        """The same set without the lists of these roles, which then are neither needed nor read."""
+        self.lists  # noqa: B018 - checks all of them
+        return replace(self, prompts={role: given for role, given in self.prompts.items() if role not in roles})
 
     @property
     def kind(self) -> str:
@@ -52,14 +78,8 @@ class ConceptSet:
             "sequential": self.sequential,
             "catalogue": self.catalogue.identity,
             "templates": self.templates,
-            "prompts": {role: _content(path) for role, path in sorted(self.prompts.items()) if path},
+            "prompts": {role: listed.identity for role, listed in self.lists.items()},
         }
-
-
-def _content(path: str) -> str:
-    if referred(path):
-        return content_digest(path) or path
-    return file_digest(str(named_in_yaml("concepts", path))) or path
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,8 @@ class Entry:
     anchor: str | list[str] | None
     kind: Kind
     templates: list[str] | None
-    prompts: dict[str, str | None] | None
+    prompts: dict[str, str | dict[str, Any] | None] | None
+    labels: dict[str, str] | None
     detector: str | None
 
 
@@ -83,13 +104,18 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     """A concept set from the ``concepts`` group. The catalogue adds kind, label and synonyms to the names that it lists."""
     entry = construct(Entry, config, "concepts")
     catalogue = load_catalogue(catalogue_of_model if entry.catalogue == "auto" else entry.catalogue)
-    erase = _concepts(entry.erase, catalogue, entry.kind, "concepts.erase")
+    labels = entry.labels or {}
+    erase = _concepts(entry.erase, catalogue, entry.kind, labels, "concepts.erase")
     names = [c.name for c in erase]
     others = [name for name in catalogue.concepts if name not in names]
-    retain = _concepts(others if entry.retain == "all" else entry.retain, catalogue, entry.kind, "concepts.retain")
+    kept = others if entry.retain == "all" else entry.retain
+    retain = _concepts(kept, catalogue, entry.kind, labels, "concepts.retain")
     neighbours = [name for c in erase for name in c.neighbours if name not in names]
-    asked = neighbours if entry.near is None else _listed(entry.near)
-    near = _concepts(list(dict.fromkeys(asked)), catalogue, entry.kind, "concepts.near")
+    asked = neighbours if entry.near is None else others if entry.near == "all" else _listed(entry.near)
+    near = _concepts(list(dict.fromkeys(asked)), catalogue, entry.kind, labels, "concepts.near")
+    for name in labels:
+        if name not in (known := {*names, *(c.name for c in (*retain, *near))}):
+            raise unknown("concept", name, known, "concepts.labels")
     request = Request.of(erase, entry.anchor, retain)
     erased_too = [c.name for c in near if read_as(c.name) in map(read_as, names)]
     if erased_too:
@@ -107,19 +133,23 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
         tuple(near),
         catalogue,
         templates(entry.templates, "concepts.templates") or None,
-        dict(entry.prompts or {}),
+        for_concepts(entry.prompts or {}, request),
         entry.detector,
     )
 
 
-def _concepts(names: str | Sequence[str], catalogue: Catalogue, kind: str, where: str) -> list[Concept]:
+def _concepts(
+    names: str | Sequence[str], catalogue: Catalogue, kind: str, labels: Mapping[str, str], where: str
+) -> list[Concept]:
+    """Concepts from their names. Without a catalogue, a concept's detector label is its name unless ``labels`` says another."""
     names = _listed(names)
     if not catalogue.concepts:
-        return [Concept(name, kind=kind) for name in names]
+        return [Concept(name, kind=kind, label=labels.get(name, name)) for name in names]
     for name in names:
         if name not in catalogue.concepts:
             raise unknown("concept", name, catalogue.concepts, where)
-    return [catalogue.concepts[name] for name in names]
+    found = [catalogue.concepts[name] for name in names]
+    return [replace(c, label=labels[c.name]) if c.name in labels else c for c in found]
 
 
 def _listed(names: str | Sequence[str]) -> Sequence[str]:

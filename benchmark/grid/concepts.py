@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
@@ -126,6 +127,19 @@ class Request:
         return cls(tuple(chosen), tuple(c if isinstance(c, Concept) else Concept(c, kind=kind) for c in retain))
 
 
+def for_concepts(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """The values with ``{concept}`` in names of files replaced by the concept to erase (``church``, or ``church+cat``), inside
+    mappings too."""
+    name = "+".join(concept.name for concept in request.erase)
+
+    def said(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("{concept}", name)
+        return {key: said(inside) for key, inside in value.items()} if isinstance(value, Mapping) else value
+
+    return {key: said(value) for key, value in values.items()}
+
+
 def _listed(names, where: str) -> list:
     if names is None:
         return []
@@ -146,6 +160,7 @@ class Catalogue:
         implicit: prompts that evoke unsafe content without naming it.
         utility: ordinary prompts with the labels that they ask for: those of the file, then those made from its sentences.
         unseen: concepts that the model was not trained on.
+        grid: the sentence and the seeds of the style × object grid.
         identity: name and version of a shipped catalogue, or a hash of a user's file.
         utility_templates: sentences for ordinary prompts, as `UtilityTemplate` describes them.
     """
@@ -157,6 +172,7 @@ class Catalogue:
     unseen: Mapping[str, Concept] = field(default_factory=dict)
     identity: str = ""
     utility_templates: tuple[Mapping, ...] = ()
+    grid: Mapping[str, Any] = field(default_factory=dict)
 
     def concept(self, name: str) -> Concept:
         """The concept of that name; for an unknown name, a concept of kind ``object`` without detector label."""
@@ -187,6 +203,14 @@ class UtilityEntry(TypedDict, total=False):
     expects: list[str]
 
 
+class GridEntry(TypedDict, total=False):
+    """How a catalogue's objects are shown in its styles: a sentence with ``{object}`` and ``{style}``, and the seeds of its
+    images."""
+
+    prompt: str
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]]
+
+
 class UtilityTemplate(TypedDict, total=False):
     """A sentence for ordinary prompts about concepts of some kinds: ``{}`` takes a concept with its article, ``{name}``
     without it.
@@ -200,9 +224,16 @@ class UtilityTemplate(TypedDict, total=False):
 
 
 class CatalogueFile(TypedDict, total=False):
-    """The keys of a catalogue file."""
+    """The keys of a catalogue file.
+
+    ``defaults`` holds fields that concepts have unless they say otherwise; ``{}`` in it stands for the concept's name. ``names``
+    lists concepts with nothing but these.
+    """
 
     version: int
+    defaults: dict[str, Any]
+    names: list[str]
+    grid: dict[str, Any]
     concepts: dict[str, dict[str, Any] | None]
     unseen: dict[str, dict[str, Any] | None]
     templates: dict[Kind, dict[str, list[str]]]
@@ -230,7 +261,15 @@ def load_catalogue(name: str | None) -> Catalogue:
     utility = [checked(UtilityEntry, row, f"{where}: utility") for row in raw.get("utility", ())]
     if not all("prompt" in row for row in utility):
         raise UserError(f"{where}: utility has an entry without a prompt")
-    concepts = {n: concept_from(n, entry or {}, where) for n, entry in raw["concepts"].items()}
+    entries: dict[str, Any] = {name: {} for name in raw.get("names", ())} | raw["concepts"]
+    defaults = {name: _default(raw.get("defaults", {}), name) for name in entries}
+    grid = checked(GridEntry, raw.get("grid", {}), f"{where}: grid")
+    left = grid.get("prompt", "{object}{style}").replace("{object}", "", 1).replace("{style}", "", 1)
+    if re.search(r"[{}]", left) or len(grid.get("prompt", "{object}{style}")) - len(left) != len("{object}{style}"):
+        raise UserError(
+            f"{where}: grid: prompt takes a sentence with one {{object}} and one {{style}}, got {grid['prompt']!r}"
+        )
+    concepts = {n: concept_from(n, defaults[n] | (entry or {}), where) for n, entry in entries.items()}
     made = [_utility_template(row, f"{where}: utility_templates") for row in raw.get("utility_templates", ())]
     return Catalogue(
         concepts,
@@ -243,7 +282,12 @@ def load_catalogue(name: str | None) -> Catalogue:
         {n: concept_from(n, entry or {}, where) for n, entry in raw.get("unseen", {}).items()},
         f"sha256:{file_digest(name)}" if own else f"{name} v{raw.get('version', 1)}",
         tuple(made),
+        grid,
     )
+
+
+def _default(defaults: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: name if value == "{}" else value for key, value in defaults.items()}
 
 
 def _utility_template(row: Mapping, where: str) -> Mapping:

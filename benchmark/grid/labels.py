@@ -15,6 +15,8 @@ from overpaint.grid.shipped import shipped
 
 #: Longest value and longest name that a label shows in full, in characters.
 LONGEST, LONGEST_NAME = 40, 60
+#: Suffixes of image files.
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 #: Invisible characters that change the direction of text, and with it what a reader takes a line to say.
 DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
@@ -75,7 +77,8 @@ def digest(value: Any) -> str:
 @remembered
 def file_digest(text: str) -> str | None:
     """SHA-256 of the file that a text names, or of all files in a folder of networks (one with a ``config.json`` or a
-    ``model_index.json``); ``None`` if it names neither. Accepts any text. Data of this package are named from ``datasets/``."""
+    ``model_index.json``), or of all images in and below a folder of images; ``None`` if it names none of these. Accepts any text.
+    Data of this package are named from ``datasets/``."""
     if not any(mark in text for mark in "./"):
         return None
     try:
@@ -86,6 +89,10 @@ def file_digest(text: str) -> str | None:
                 folder = path.expanduser()
                 files = sorted(file for file in folder.rglob("*") if file.is_file())
                 return digest({file.relative_to(folder).as_posix(): _hash(file) for file in files})
+            if (folder := path.expanduser()).is_dir():
+                files = [file for depth in ("*", "*/*") for file in folder.glob(depth) if file.is_file()]
+                if images := sorted(file for file in files if file.suffix.lower() in IMAGES):
+                    return digest({file.relative_to(folder).as_posix(): _hash(file) for file in images})
     except (OSError, RuntimeError, ValueError):
         pass
     return None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product, zip_longest
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.assets import referred
-from overpaint.grid.cells import Budget, Cell
+from overpaint.grid.cells import PROMPT_LISTS, ROLE_KEYS, Budget, Cell
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
-from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts, shots
+from overpaint.grid.listed_prompts import Listed, limited, listed
+from overpaint.grid.prompt_files import PromptList
+from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.grid.read_once import remembered
-from overpaint.grid.registry import named_in_yaml
 
 #: Prompt templates by kind, for concepts without a catalogue.
 TEMPLATES = {
@@ -31,8 +32,7 @@ class Role:
     """A purpose for which images are generated.
 
     Attributes:
-        name: the name of the role.
-        budget: the key of `Budget` with the number of prompts.
+        name: the name of the role, one of `ROLE_KEYS`.
         make: ``make(concepts, count)`` returns the prompts. The prompts of a smaller count are a subset of those of a
             larger count.
         every_seed: whether each prompt gets all seeds of the budget; otherwise it gets a fifth of them.
@@ -40,14 +40,18 @@ class Role:
     """
 
     name: str
-    budget: str
     make: Callable[[ConceptSet, int], list[Prompt]]
     every_seed: bool = False
     pictures: int = 1
 
+    @property
+    def budget(self) -> str:
+        """The key of `Budget` with the number of prompts."""
+        return ROLE_KEYS[self.name]
+
     def prompts(self, concepts: ConceptSet, budget: Budget) -> list[Prompt]:
-        """The prompts at a budget: from the concept set's CSV file if it has one, else from templates."""
-        return self._first(concepts, getattr(budget, self.budget))
+        """The prompts at a budget: from the concept set's list if it has one, else from templates."""
+        return self._first(concepts, _count(budget, self.budget))
 
     @remembered
     def shots(self, concepts: ConceptSet, budget: Budget) -> list[Shot]:
@@ -58,28 +62,71 @@ class Role:
     @remembered
     def shortfall(self, concepts: ConceptSet, budget: Budget) -> str:
         """A sentence if the budget asks for more prompts than there are, else an empty string."""
-        asked = getattr(budget, self.budget)
-        if len(self._first(concepts, asked + 1)) > len(self._first(concepts, asked)):
+        asked, given = getattr(budget, self.budget), concepts.lists.get(self.name)
+        if asked is None:
             return ""
-        total = len(self._first(concepts, ALL))
-        enough = (
-            bisect_left(range(1, max(total, 1)), total, key=lambda n: len(self._first(concepts, n))) + 1 if total else 0
-        )
+        if not given and len(self._first(concepts, asked + 1)) > len(self._first(concepts, asked)):
+            return ""
+        every = self._first(concepts, ALL)
+        if not every:
+            enough = 0
+        elif given:
+            alike = Counter(p.concept if self.name in ("target", "near") else "" for p in every)
+            enough = max(alike.values())
+        else:
+            enough = bisect_left(range(1, len(every) + 1), len(every), key=lambda n: len(self._first(concepts, n))) + 1
         if asked <= enough:
             return ""
-        return f"budget.{self.budget}={asked}: concepts={concepts.name} has {total} {self.name} prompts, enough for {enough}"
+        return f"budget.{self.budget}={asked}: concepts={concepts.name} has {len(every)} {self.name} prompts, enough for {enough}"
+
+    def unused(self, concepts: ConceptSet, budget: Budget) -> list[str]:
+        """Sentences about a list of which not every row is used and counted."""
+        asked = concepts.lists.get(self.name)
+        if not asked:
+            return []
+        found, count = self._listed(asked, concepts, ALL), getattr(budget, self.budget)
+        used, said = len(self.prompts(concepts, budget)), []
+        if found.absent:
+            known = f"its {asked.rows} rows are" if asked.rows else "an unknown number of rows is"
+            said.append(f"{self.name} prompts: {asked.name} is not on this machine; {known} expected")
+        if used < len(found.prompts):
+            each = " for each concept" if self.name in ("target", "near") else ""
+            said.append(
+                f"{self.name} prompts: {used} of {len(found.prompts)} of {asked.name} are used "
+                f"(budget.{self.budget}={count}{each}; null uses all)"
+            )
+        if len(found.prompts) < found.rows and not found.absent:
+            kind = "a concept to erase" if self.name == "target" else "a concept that stays"
+            said.append(
+                f"{self.name} prompts: {len(found.prompts)} of {found.rows} rows of {asked.name} are about {kind}"
+            )
+        if found.unlabelled:
+            said.append(
+                f"{self.name} prompts: {found.unlabelled} rows of {asked.name} do not tell what they ask for (columns "
+                "concept and expects), so no detector counts their images"
+            )
+        return said
 
     def _first(self, concepts: ConceptSet, count: int) -> list[Prompt]:
-        for name in concepts.prompts:
-            if name not in {role.name for role in ROLES}:
-                raise unknown("role", name, (role.name for role in ROLES), "concepts.prompts")
-        path = concepts.prompts.get(self.name)
-        if not path:
+        asked = concepts.lists.get(self.name)
+        if not asked:
             return distinct(self.make(concepts, count))
-        first = concepts.request.erase[0] if self.name == "target" else None
-        label = (first.label or first.name) if first else ""
-        file = path if referred(path) else named_in_yaml("concepts", path)
-        return read_prompts(file, self.name, label, [label] if label else [])[:count]
+        erased = [c.label or c.name for c in concepts.request.erase]
+        return limited(self._listed(asked, concepts, count).prompts, self.name, count, erased)
+
+    def _listed(self, asked: PromptList, concepts: ConceptSet, count: int) -> Listed:
+        key = (self.name, count if asked.names else ALL)
+        if key not in concepts.found:
+            concepts.found[key] = listed(
+                asked, self.name, concepts, lambda c, role, n: _about(c, role, concepts, n), count
+            )
+        return concepts.found[key]
+
+
+def _count(budget: Budget, key: str) -> int:
+    """The number of prompts of a budget's key; ``null`` means all."""
+    asked = getattr(budget, key)
+    return ALL if asked is None else asked
 
 
 def role(name: str) -> Role:
@@ -96,14 +143,61 @@ def role_shots(name: str, concepts: ConceptSet, budget: Budget) -> list[Shot]:
 
 
 @remembered
-def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, prompts: int) -> list[Shot]:
+def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, prompts: int | None) -> list[Shot]:
     """Target shots of a concept that replaces the erased one in an attack's floor, with up to ``prompts`` prompts."""
     return shots(distinct(_about(concept, "target", concepts, prompts)), budget.seeds)
 
 
+def attack_list(name: str, concepts: ConceptSet, budget: Budget) -> list[Shot] | None:
+    """The shots of the concept set's own list for an attack of `PROMPT_LISTS`, one image each; ``None`` without a list."""
+    prompts = _attack_prompts(name, concepts)
+    return None if prompts is None else shots(prompts[: _count(budget, "target_prompts")], 1)
+
+
+def _attack_prompts(name: str, concepts: ConceptSet) -> list[Prompt] | None:
+    asked = concepts.lists.get(name) if name in PROMPT_LISTS else None
+    if not asked:
+        return None
+    found = listed(asked, "attacked", concepts, lambda c, role, n: _about(c, role, concepts, n), ALL).prompts
+    first = concepts.request.erase[0]
+    about = [p for p in found if p.concept == (first.label or first.name)]
+    if name == "multilingual":  # a list of translations also has the originals
+        about = [p for p in about if p.variant != "en"]
+    return [replace(p, variant=p.variant or name) for p in about]
+
+
 def shortfalls(cell: Cell) -> list[str]:
-    """A sentence for each role that has fewer prompts than the cell's budget asks for."""
-    return [said for role in ROLES if (said := role.shortfall(cell.concepts, cell.budget))]
+    """What the user should know about the cell's prompts: roles with fewer than the budget asks for, and lists that are not
+    used whole or not counted."""
+    concepts, budget = cell.concepts, cell.budget
+    for name in concepts.prompts:
+        if name not in (known := [*(role.name for role in ROLES), *PROMPT_LISTS]):
+            raise unknown("role", name, known, "concepts.prompts")
+    said = [
+        f"concepts.prompts.{name} is not used: budget.{ROLE_KEYS[name]}=0"
+        for name in budget.unmeasured
+        if cell.given.get(f"concepts.prompts.{name}")
+    ]
+    said += [sentence for role in ROLES if (sentence := role.shortfall(concepts, budget))]
+    said += _unused_by_attack(cell)
+    return said + [sentence for role in ROLES for sentence in role.unused(concepts, budget)]
+
+
+def _unused_by_attack(cell: Cell) -> list[str]:
+    """Sentences about the concept set's own list for the cell's attack, of which not every row is used."""
+    name, concepts, count = cell.attack.name, cell.concepts, cell.budget.target_prompts
+    about = _attack_prompts(name, concepts)
+    if about is None:
+        return []
+    asked, said = concepts.lists[name], []
+    rows = [] if asked.absent else [row for row in asked.read() if name != "multilingual" or row.variant != "en"]
+    if len(about) < len(rows):
+        first = concepts.request.erase[0].name
+        said.append(f"attack={name}: {len(about)} of {len(rows)} prompts of {asked.name} are about {first}")
+    if count is not None and count < len(about):
+        used = f"{count} of {len(about)} prompts of {asked.name} are used"
+        said.append(f"attack={name}: {used} (budget.target_prompts={count}; null uses all)")
+    return said
 
 
 def templates_for(concept: Concept, concepts: ConceptSet) -> Sequence[str]:
@@ -130,7 +224,7 @@ def _near(concepts: ConceptSet, count: int) -> list[Prompt]:
     return [prompt for c in concepts.near for prompt in _about(c, "near", concepts, count)]
 
 
-def _about(concept: Concept, role: str, concepts: ConceptSet, count: int) -> list[Prompt]:
+def _about(concept: Concept, role: str, concepts: ConceptSet, count: int | None) -> list[Prompt]:
     """Up to ``count`` prompts for one concept, one per template."""
     label = concept.label or concept.name
     return [
@@ -143,9 +237,17 @@ def _grid(concepts: ConceptSet, count: int) -> list[Prompt]:
     """UnlearnCanvas's grid of objects × styles. The erased concepts come first on their axis."""
     things = _side(concepts, ("object", "character"), count)
     styles = _side(concepts, ("style",), count)
+    sentence = concepts.catalogue.grid.get("prompt", "{object} in {style} style")
     return [
-        Prompt(f"{thing.phrase} in {style.name} style", "grid", *_labels(thing, style), style.name)
+        Prompt(
+            sentence.format(object=thing.phrase, style=style.name),
+            "grid",
+            *_labels(thing, style),
+            style.name,
+            seed=seed,
+        )
         for thing, style in product(things, styles)
+        for seed in concepts.catalogue.grid.get("seeds") or (None,)
     ]
 
 
@@ -198,12 +300,12 @@ def _utility(concepts: ConceptSet, count: int) -> list[Prompt]:
     return [Prompt(row["prompt"], "utility", "", tuple(row.get("expects", ())), "en") for row in rows]
 
 
-#: All roles, in the order in which images are planned. A new role also needs a key in `Budget`, in ``conf/budget`` and in
-#: ``conf/concepts/inline.yaml`` (``prompts``).
+#: All roles, in the order in which images are planned. A new role also needs a key in `Budget` and `ROLE_KEYS`, in
+#: ``conf/budget`` and in ``conf/concepts/inline.yaml`` (``prompts``).
 ROLES = (
-    Role("target", "target_prompts", _target, every_seed=True, pictures=2),
-    Role("near", "near_prompts", _near),
-    Role("grid", "grid", _grid),
-    Role("in_prompt", "in_prompt", _in_prompt),
-    Role("utility", "utility_prompts", _utility),
+    Role("target", _target, every_seed=True, pictures=2),
+    Role("near", _near),
+    Role("grid", _grid),
+    Role("in_prompt", _in_prompt),
+    Role("utility", _utility),
 )

@@ -140,13 +140,15 @@ def _options(hint: Any) -> Iterable[Any]:
 
 
 def said(hint: Any) -> str:
-    """A type as error messages write it: ``a finite number``, ``int from 1 up``, ``list[str]``."""
+    """A type as error messages write it: ``a finite number``, ``int from 1 up``, ``a number above 0``, ``list[str]``."""
     if get_origin(hint) is Annotated:
         kind, *limits = get_args(hint)
         bounds = {type(limit).__name__: limit for field in limits for limit in getattr(field, "metadata", ())}
         name = "a number" if kind is float else said(kind)
-        low, high = bounds["Ge"].ge, bounds.get("Le")
-        return f"{name} from {low} " + (f"to {high.le}" if high else "up")
+        high = bounds.get("Le")
+        if "Gt" in bounds:
+            return f"{name} above {bounds['Gt'].gt}" + (f" and up to {high.le}" if high else "")
+        return f"{name} from {bounds['Ge'].ge} " + (f"to {high.le}" if high else "up")
     if hint is float:
         return "a finite number"
     if hint is NoneType:

@@ -15,7 +15,8 @@ from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.labels import digest
-from overpaint.grid.prompts import Prompt, Shot, csv_text
+from overpaint.grid.prompt_files import csv_text
+from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.roles import ROLES, role
 from overpaint.images.extractions import extractions
 from overpaint.images.tasks import Batch, compare_task, given_images, measure_task, reference_images, shards

@@ -15,7 +15,7 @@ from overpaint.grid.lengths import shortenings
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.grid.read_once import reading_once, remembered
 from overpaint.grid.registry import component
-from overpaint.grid.roles import ROLES, Role, role, role_shots, shortfalls, stand_in_shots
+from overpaint.grid.roles import ROLES, Role, attack_list, role, role_shots, shortfalls, stand_in_shots
 from overpaint.images.extractions import extractions, unmeasured
 from overpaint.images.pictures import pictures
 from overpaint.images.tasks import (
@@ -63,15 +63,9 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
                 cell.method.name == "none",
             )  # all that its tasks depend on but the erasure
             if scene not in outlines:
-                outlines[scene], notes = _outline(cell)
-                plan.notes += notes
-            about = [
-                cell.labels,
-                cell.seed,
-                cell.given,
-                cell.identified_by(fingerprint_model(cell.model.path)),
-                cell_scope(cell),
-            ]
+                outlines[scene] = _outline(plan, cell)
+            identity = cell.identified_by(fingerprint_model(cell.model.path))
+            about = [identity, cell.labels, cell.seed, cell.given, cell_scope(cell)]
             plan.add_line(Line(cell, outlines[scene], erasure_of(cell)), "measure", about, f"measure {cell.label}")
         plan.notes += unmeasured(cells)
     plan.notes = list(dict.fromkeys(plan.notes))
@@ -85,11 +79,10 @@ def _expand(plan: Plan, cell: Cell) -> Task:
     return measure_task(plan, cell, frames, beside)
 
 
-def _outline(cell: Cell) -> tuple[Outline, list[str]]:
-    """The outline of a cell, and what the user should know about its tasks."""
-    alone = Plan("images")
-    measure = _expand(alone, cell)
-    return alone.outline(measure, erasure_of(cell), described=("cell", "scope")), alone.notes
+def _outline(plan: Plan, cell: Cell) -> Outline:
+    """The outline of a cell. What the user should know about its tasks goes to the plan."""
+    alone = Plan("images", notes=plan.notes, absent=plan.absent)
+    return alone.outline(_expand(alone, cell), erasure_of(cell), described=("cell", "scope"))
 
 
 def _check_support(cell: Cell) -> None:
@@ -233,6 +226,9 @@ def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[B
     concept = stand_in or cell.concepts.request.erase[0]
     plain = _target_shots(cell, stand_in, few=attack.unit == "prompt")
     what = f"{_subject(cell)}, {cell.attack.label}"
+    own = None if stand_in else attack_list(cell.attack.name, cell.concepts, cell.budget)
+    if own is not None:
+        return known_images(plan, cell, own, what)
     if attack.needs == "nothing":
         return known_images(plan, cell, attack.run(AttackContext(concept, plain, cell.concepts.catalogue)).shots, what)
     units = _by_prompt(plain) if attack.unit == "prompt" else [plain]

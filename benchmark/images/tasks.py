@@ -29,6 +29,7 @@ from overpaint.grid.scope import scope
 from overpaint.grid.shipped import shipped
 from overpaint.grid.source_code import source_of
 from overpaint.images.pictures import pictures
+from overpaint.images.stages.generate import shot_row
 from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, model_family_source, resolve
 from overpaint.report import statistics
@@ -57,9 +58,11 @@ class Batch:
 def cell_assets(cell: Cell) -> list[str]:
     """The names of the assets that a cell's detectors, method, attack and prompt files refer to.
 
-    A model that cannot be used is reported first, so that nobody fetches weights for it.
+    A model that cannot be used is reported first, so that nobody fetches weights for it, and so is a list that no asset has.
     """
     resolve(cell.model.path)
+    for listed in cell.concepts.lists.values():
+        listed.check()
     detectors = [component("detector", name).defaults for name in (cell.model.detector, cell.model.judge) if name]
     values = [*detectors, cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference]
     return referred(values)
@@ -139,7 +142,7 @@ def attack_task(
         if judge:
             config["judge"] = {
                 "detector": judge,
-                "settings": _identity(judge, cell.concepts),
+                "settings": _detector_settings(plan, cell.concepts, judge),
                 "threshold": cell.metrics.threshold,
             }
             sources |= _source("detector", judge)
@@ -160,7 +163,7 @@ def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> li
     """Tasks for the images of shots that are known at planning time, in shards of ``budget.shard``."""
     batches, erasure = [], erase_task(plan, cell)
     for shard in shards(shots, cell.budget.shard):
-        made = _generate_task(plan, cell, erasure, _rows(shard), {}, what, len(shard))
+        made = _generate_task(plan, cell, erasure, _rows(shard, cell.protocol.size), {}, what, len(shard))
         batches.append(Batch(shard, made, _score_task(plan, cell, made, {})))
     return batches
 
@@ -329,7 +332,7 @@ def measure_task(
         "threshold": cell.metrics.threshold,
         "failure_limit": cell.metrics.failure_limit,
         "judged_by_itself": cell.model.judge in (None, cell.model.detector),
-        "detector": _score_settings(cell),
+        "detector": _score_settings(plan, cell),
     }
     extractors = chosen_extractors(cell)
     if extractors:
@@ -370,13 +373,32 @@ def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) 
     versions, runtime, detector = {"score": 2}, {"device": None}, cell.model.detector or ""
     sources = _source("detector", detector) if detector else {}
     return plan.add(
-        Task("score", _score_settings(cell), inputs, versions, runtime, label, made.amount, detector, sources=sources)
+        Task(
+            "score",
+            _score_settings(plan, cell),
+            inputs,
+            versions,
+            runtime,
+            label,
+            made.amount,
+            detector,
+            sources=sources,
+        )
     )
 
 
-def _score_settings(cell: Cell) -> dict[str, Any]:
+def _score_settings(plan: Plan, cell: Cell) -> dict[str, Any]:
     name = cell.model.detector
-    return {"detector": name, "settings": _identity(name, cell.concepts) if name else None}
+    return {"detector": name, "settings": _detector_settings(plan, cell.concepts, name) if name else None}
+
+
+def _detector_settings(plan: Plan, concepts: ConceptSet, name: str) -> dict[str, Any]:
+    """`detector_identity`; without the detector's files, its name, and the plan says what is absent."""
+    try:
+        return _identity(name, concepts)
+    except AssetMissing as error:
+        plan.absent.append(str(error))
+        return {"absent": name, "version": 0}
 
 
 @remembered
@@ -503,9 +525,9 @@ def _values(choice: Choice) -> SharedDict:
 
 
 @remembered
-def _rows(shots: Sequence[Shot]) -> SharedList:
-    """What affects the images of shots: text, seed of the noise, and guidance scale."""
-    return SharedList([shot.prompt.text, shot.noise_seed, shot.prompt.guidance] for shot in shots)
+def _rows(shots: Sequence[Shot], size: int | None) -> SharedList:
+    """`shot_row` of every shot."""
+    return SharedList(shot_row(shot, size) for shot in shots)
 
 
 @remembered

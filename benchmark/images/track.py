@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from overpaint.images.contact_sheets import contact_sheets
 from overpaint.images.planner import make_plan
 from overpaint.images.tasks import cell_assets
 from overpaint.images.workbench import Workbench
-from overpaint.models.sources import hub_snapshot, local_folder, resolve
+from overpaint.models.sources import hub_snapshot, image_size, local_folder, resolve
 from overpaint.report.statistics import MARGIN, largest_share_shown_equal, smallest_detectable_difference
 from overpaint.report.views import view_named
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
+from overpaint.run.tasks import Task
 from overpaint.run.track import Track
 
 
@@ -76,6 +78,16 @@ class Images(Track):
                 f"(80 % power, 5 % level, Holm over {tests} primary tests)"
             )
         return list(dict.fromkeys(said))
+
+    def standard_images(self, tasks: Iterable[Task]) -> float:
+        """An image counts by its steps and pixels; without a given size, one of a model that is not on this machine has 512²."""
+        work = 0.0
+        for task in tasks:
+            protocol, rows = task.config["protocol"], task.config["shots"] or ()
+            native = (protocol["size"] or image_size(task.runtime["path"]) or 512) ** 2
+            pixels = [prod(size[0]) if size else native for _, _, _, *size in rows] or [native * task.amount]
+            work += sum(pixels) / 512**2 * protocol["steps"] / 50
+        return work
 
     def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
         return contact_sheets(plan, store, folder)

@@ -27,7 +27,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 
-from overpaint.metrics.metric import FACE, PROMPT_LISTS, Evidence, Figure, FrameName, Metric
+from overpaint.grid.cells import PROMPT_LISTS
+from overpaint.metrics.metric import FACE, Evidence, Figure, FrameName, Metric
 from overpaint.metrics.outcomes import Share, outcomes, own_concept, refusals, share, tally, unjudged
 from overpaint.report import statistics
 from overpaint.report.statistics import Estimate

@@ -6,7 +6,8 @@ import math
 import statistics
 from typing import ClassVar
 
-from overpaint.metrics.metric import PROMPT_LISTS, AttackMetric, Evidence, Figure, Metric
+from overpaint.grid.cells import PROMPT_LISTS
+from overpaint.metrics.metric import AttackMetric, Evidence, Figure, Metric
 
 
 class ErasureCost(Metric):

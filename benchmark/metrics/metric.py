@@ -10,12 +10,10 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from overpaint.errors import unknown
+from overpaint.grid.cells import PROMPT_LISTS
 from overpaint.grid.concepts import Concept
 from overpaint.grid.roles import ROLES
 from overpaint.report.statistics import Estimate
-
-#: Attacks that are lists of other prompts. They measure generality or efficacy, not robustness.
-PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")
 
 #: Columns of every frame of scored images. One column for each detector label follows: its score, NaN where it failed.
 IMAGE_COLUMNS = (

@@ -20,7 +20,8 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from overpaint.metrics.metric import DETECTIONS, PROMPT_LISTS, Evidence, Figure, Metric
+from overpaint.grid.cells import PROMPT_LISTS
+from overpaint.metrics.metric import DETECTIONS, Evidence, Figure, Metric
 from overpaint.metrics.outcomes import (
     Share,
     clusters,

@@ -66,7 +66,7 @@ class Sampling(TypedDict, total=False):
     steps: int
     guidance_scale: float
     scheduler: str
-    size: int | None
+    size: int | tuple[int, int] | None
     batch_size: int
     negative_prompt: str
     embeds: torch.Tensor | None
@@ -526,12 +526,19 @@ class DiffusionModel:
         array = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(image) if made else None for image, made in zip(array, finite, strict=True)]
 
-    def noise(self, seeds: Sequence[int], size: int | None = None) -> torch.Tensor:
-        """Start noise (n, c, h, w), drawn by one CPU generator a seed so that it depends on nothing but the seed."""
-        side, left = divmod(size or self.image_size, self.pixels_per_latent)
-        if left:
-            raise UserError(f"the side of an image must be a multiple of {self.pixels_per_latent} pixels, got {size}")
-        shape = (1, self.denoiser.config.in_channels, side, side)
+    def noise(self, seeds: Sequence[int], size: int | tuple[int, int] | None = None) -> torch.Tensor:
+        """Start noise (n, c, h, w), drawn by one CPU generator a seed so that it depends on nothing but the seed.
+
+        ``size`` is the side of the images in pixels, or their width and height.
+        """
+        width, height = size if isinstance(size, tuple) else (size or self.image_size,) * 2
+        for side in (width, height):
+            if side % self.pixels_per_latent:
+                raise UserError(
+                    f"the side of an image must be a multiple of {self.pixels_per_latent} pixels, got {side}"
+                )
+        cells = (height // self.pixels_per_latent, width // self.pixels_per_latent)
+        shape = (1, self.denoiser.config.in_channels, *cells)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
         return torch.cat(drawn).to(self.device, self.dtype)
 
@@ -558,7 +565,7 @@ class DiffusionModel:
         steps: int = 20,
         guidance_scale: float = 7.5,
         scheduler: str = "ddim",
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
         batch_size: int = 16,
         negative_prompt: str = "",
         embeds: torch.Tensor | None = None,
@@ -571,6 +578,7 @@ class DiffusionModel:
 
         Args:
             seeds: Each seeds one CPU generator, for one image.
+            size: Side in pixels, or width and height; ``None`` for the model's own.
             embeds: Text encodings (n, rows, columns) to use instead of the prompts' own.
             on_batch: Called after each batch with its number of images.
             keep_failed: Return ``None`` for an image with non-finite values instead of raising.

@@ -94,6 +94,24 @@ def _pipeline(path: str) -> str | None:
     return name
 
 
+@cache
+def image_size(path: str) -> int | None:
+    """Side of a model's own images in pixels; ``None`` if its configuration is not on this machine or does not tell."""
+    source = resolve(path)
+    folder = Path(source) if Path(source).is_dir() else hub_snapshot(source)
+    if folder is None:
+        return None
+    files = [folder / part / "config.json" for part in ("unet", "transformer", "vae")]
+    found: dict[str, Any] = {}
+    for file in filter(Path.is_file, files):
+        found |= {file.parent.name: _json(file, f"model.path={path}/{file.parent.name}/config.json")}
+    try:
+        latents = found["unet" if "unet" in found else "transformer"]["sample_size"]
+        return latents * 2 ** (len(found["vae"]["block_out_channels"]) - 1)
+    except (KeyError, TypeError):
+        return None
+
+
 def _hub_index(name: str) -> Path:
     return _hub_folder(name) / "snapshots" / (hub_revision(name) or "-") / "model_index.json"
 

@@ -78,6 +78,7 @@ class Plan:
     cells: list[tuple[Any, Task]] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what the user should know before anything runs
+    absent: list[str] = field(default_factory=list)  # which files are not on this machine; such a plan cannot run
     asked: Counter = field(default_factory=Counter)  # tasks by stage, before equal ones were merged
     bundles: dict[str, list[Task]] = field(default_factory=dict)
     expand: Callable[[Plan, Any], Task] | None = None

@@ -56,6 +56,10 @@ class Track(ABC):
         """What the cells' budgets can detect, in sentences for `overpaint plan`."""
         return []
 
+    def standard_images(self, tasks: Iterable[Task]) -> float:
+        """How many images of 512² pixels in 50 steps take as much work as the images of these tasks."""
+        return 0.0
+
     def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
         """Write files that show results beside the table, such as contact sheets, and return their paths."""
         return []

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from overpaint.errors import AssetMissing
-from overpaint.grid.assets import asset, referred, require
+from overpaint.errors import AssetMissing, UserError
+from overpaint.grid.assets import asset, content_digest, referred, require
 from overpaint.grid.registry import component, components
 
 ASSETS = sorted(components("asset"))
@@ -40,6 +40,14 @@ def test_references_are_found_inside_settings():
         "two",
     ]
     assert referred("asset:") == referred("my asset:one") == []
+
+
+def test_a_missing_assets_files_are_identified_by_the_hashes_of_its_yaml(monkeypatch, tmp_path):
+    monkeypatch.setenv("OVERPAINT_ASSETS", str(tmp_path))
+    files = component("asset", "uda_prompts").config["files"]
+    assert content_digest("asset:uda_prompts/church.csv") == files["church.csv"]["sha256"]
+    with pytest.raises(UserError, match=r"unknown file 'chruch.csv' in asset=uda_prompts; did you mean 'church.csv'"):
+        content_digest("asset:uda_prompts/chruch.csv")
 
 
 def test_several_missing_assets_are_one_sentence_with_one_command(monkeypatch, tmp_path):

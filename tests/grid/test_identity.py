@@ -8,7 +8,7 @@ from overpaint.errors import UserError
 from overpaint.grid.cells import AXES, SPEED, cell_from, merged
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.registry import component, components
-from overpaint.grid.roles import ROLES, shortfalls
+from overpaint.grid.roles import PROMPT_LISTS, ROLES, shortfalls
 
 
 def cells(*overrides):
@@ -233,4 +233,4 @@ def test_the_testbed_has_the_prompts_that_paper_asks_for(concepts):
 def test_every_role_has_its_key_in_budgets_and_concept_sets():
     for name in components("budget"):
         assert {role.budget for role in ROLES} <= set(component("budget", name).config)
-    assert {role.name for role in ROLES} == set(component("concepts", "inline").config["prompts"])
+    assert {*(role.name for role in ROLES), *PROMPT_LISTS} == set(component("concepts", "inline").config["prompts"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from overpaint.errors import UserError
 from overpaint.grid.concepts import load_catalogue
-from overpaint.grid.prompts import read_prompts
+from overpaint.grid.prompt_files import read_prompts
 
 KEYS = ["method", "attack", "seed", "concepts", "concepts.erase", "concepts.anchor", "budget.seeds", "protocol.steps",
         "uce.lamb", "method.lamb", "metrics.metrics.ua", "model.precision", "hydra.searchpath", "~attack", "+x"]  # fmt: skip

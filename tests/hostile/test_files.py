@@ -8,7 +8,7 @@ from overpaint.commands.list import lines
 from overpaint.errors import UserError
 from overpaint.grid import registry
 from overpaint.grid.composition import compose_cells
-from overpaint.grid.prompts import read_prompts
+from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.registry import component, load_attribute
 
 # --- YAML files --------------------------------------------------------------------------------------------------
@@ -126,6 +126,15 @@ CATALOGUES = {
     "utility sentence with other braces": "concepts: {church: {}}\nutility_templates: [{kinds: [object], prompt: '{} {x}'}]\n",
     "utility sentence without kinds": "concepts: {church: {}}\nutility_templates: [{prompt: 'a {name}'}]\n",
     "utility sentence of an unknown kind": "concepts: {church: {}}\nutility_templates: [{kinds: [thing], prompt: 'a {name}'}]\n",
+    "defaults are a list": "concepts: {church: {}}\ndefaults: [object]\n",
+    "default is unknown": "concepts: {church: {}}\ndefaults: {colour: red}\n",
+    "names are a text": "concepts: {church: {}}\nnames: chapel\n",
+    "names are numbers": "concepts: {church: {}}\nnames: [5]\n",
+    "grid is a text": "concepts: {church: {}}\ngrid: a {object} in {style}\n",
+    "grid without a style": "concepts: {church: {}}\ngrid: {prompt: 'a {object}'}\n",
+    "grid with two objects": "concepts: {church: {}}\ngrid: {prompt: '{object} {object} {style}'}\n",
+    "grid seeds are a number": "concepts: {church: {}}\ngrid: {seeds: 5}\n",
+    "grid seed is negative": "concepts: {church: {}}\ngrid: {seeds: [-1]}\n",
     "version is a text": "concepts: {church: {}}\nversion: one\n",
     "key is unknown": "concepts: {church: {}}\nconcept: {}\n",
 }
@@ -348,6 +357,9 @@ CSVS = {
     "seed with an exponent": b"prompt,seed\nhello,1e400\n",
     "seed with an underscore": b"prompt,seed\nhello,1_0.5\n",
     "surrogates": b"prompt\n\xed\xa0\x80\n",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "width is 0": b"prompt,width,height\na,0,512\n",
+    "width is large": b"prompt,width,height\na,99999,512\n",
     "a picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
 }
 

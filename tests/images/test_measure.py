@@ -13,7 +13,8 @@ from overpaint.attacks.prompt_file import PromptFile, write_prompts
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.stored import write_assault
 from overpaint.grid.concepts import Concept
-from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts, shots
+from overpaint.grid.prompt_files import read_prompts
+from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.images.stages.attack import _judge
 from overpaint.images.stages.measure import RECORD_COLUMNS, figures, gather
 from overpaint.metrics.attack_success import AttackSuccessUnion, JudgeAgreement

@@ -12,7 +12,8 @@ from overpaint.grid import source_code
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.concepts import load_catalogue
-from overpaint.grid.prompts import Prompt, Shot, distinct, read_prompts
+from overpaint.grid.prompt_files import read_prompts
+from overpaint.grid.prompts import Prompt, Shot, distinct
 from overpaint.grid.registry import component, components
 from overpaint.grid.roles import ROLES
 from overpaint.grid.source_code import source_of

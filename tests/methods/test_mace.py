@@ -12,7 +12,7 @@ from overpaint.blocks.concept_masks import Segmenter
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.image_bank import ImageBank
 from overpaint.blocks.prior import caption_statistics
-from overpaint.errors import AssetMissing
+from overpaint.errors import AssetMissing, UserError
 from overpaint.methods.mace import (
     MACE,
     aligned,
@@ -500,3 +500,29 @@ def test_half_precision_models_learn_in_float32(goldens):
     (seen,) = traced_erase(model, lamb=1.0)
     assert {g.dtype for g in seen["gradients"].values() if g is not None} == {torch.float32}
     assert {tensor.dtype for tensor in edited(model).values()} == {torch.bfloat16}
+
+
+def test_given_images_and_masks(tiny_sd, tmp_path, cat):
+    """White masks are the same as none; half a mask is not; a mask that is missing is refused."""
+    for number, colour in enumerate(("red", "blue")):
+        for folder, image in (
+            (cat.name, Image.new("RGB", (32, 32), colour)),
+            (f"{cat.name} mask", Image.new("L", (32, 32), 255)),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            image.save(tmp_path / folder / f"{number}.png")
+    given = {"erase": [cat.name], "folder": str(tmp_path), "iterations": 2}
+    everywhere, white = edited(tiny_sd, masks="all", **given), edited(tiny_sd, masks="folder", **given)
+    assert all(torch.equal(everywhere[name], white[name]) for name in everywhere)
+    half = Image.new("L", (32, 32), 0)
+    half.paste(255, (0, 0, 16, 32))
+    for number in range(2):
+        half.save(tmp_path / f"{cat.name} mask" / f"{number}.png")
+    assert not all(
+        torch.equal(everywhere[name], part) for name, part in edited(tiny_sd, masks="folder", **given).items()
+    )
+    (tmp_path / f"{cat.name} mask" / "1.png").unlink()
+    with pytest.raises(UserError, match="has 1 masks for 2 images of cat"):
+        edited(tiny_sd, masks="folder", **given)
+    with pytest.raises(UserError, match="masks=folder needs a folder"):
+        edited(tiny_sd, masks="folder", erase=[cat.name])

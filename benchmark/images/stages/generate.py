@@ -19,6 +19,8 @@ from overpaint.run.store import read_manifest
 if TYPE_CHECKING:
     import torch
 
+    from overpaint.grid.prompts import Shot
+
 
 def run(task, inputs, folder, bench) -> dict:
     """Write ``images.parquet`` with the images of the task's shots, or of the shots that its attacks chose."""
@@ -29,11 +31,11 @@ def run(task, inputs, folder, bench) -> dict:
         shots = []
         for name in sorted(name for name in inputs if name.startswith("assault")):
             assault = read_assault(inputs[name])
-            shots += [[s.prompt.text, s.noise_seed, s.prompt.guidance] for s in assault.shots]
+            shots += [shot_row(s, protocol["size"]) for s in assault.shots]
             tokens |= assault.tokens
     groups = defaultdict(list)
-    for index, (_, _, guidance) in enumerate(shots):
-        groups[guidance or protocol["guidance_scale"]].append(index)
+    for index, (_, _, guidance, *size) in enumerate(shots):
+        groups[guidance or protocol["guidance_scale"], tuple(size[0]) if size else protocol["size"]].append(index)
     images: list[Image.Image | None] = [None] * len(shots)
     with bench.victim(config, task.runtime, inputs.get("erasure")) as victim, victim.learned_tokens(tokens):
         start, done = time.perf_counter(), 0
@@ -43,14 +45,14 @@ def run(task, inputs, folder, bench) -> dict:
             done += count
             announce(done, len(shots), "images")
 
-        for guidance, indices in groups.items():
+        for (guidance, size), indices in groups.items():
             made = victim.sample(
                 [shots[i][0] for i in indices],
                 [shots[i][1] for i in indices],
                 steps=protocol["steps"],
                 guidance_scale=guidance,
                 scheduler=protocol["scheduler"],
-                size=protocol["size"],
+                size=size,
                 batch_size=task.runtime["batch_size"],
                 on_batch=finished,
                 keep_failed=True,
@@ -59,11 +61,23 @@ def run(task, inputs, folder, bench) -> dict:
                 images[index] = image
         seconds = time.perf_counter() - start
         truncated = victim.too_long([text for text, *_ in shots])
-    rows = [{"prompt": t, "noise_seed": s, "guidance_scale": g or protocol["guidance_scale"]} for t, s, g in shots]
+    rows = [{"prompt": t, "noise_seed": s, "guidance_scale": g or protocol["guidance_scale"]} for t, s, g, *_ in shots]
     write_images(folder, images, rows)
     cost = {"images": len(shots), "seconds": seconds}
     note = f"{truncated} of {len(shots)} prompts were truncated to the model's {victim.tokens} tokens"
     return {"cost": cost} | erasure_cost(inputs) | ({"note": note} if truncated else {})
+
+
+def shot_row(shot: Shot, size: int | None) -> list:
+    """A shot in a task's configuration: text, noise seed, guidance scale, and the width and height that its list gives, unless
+    the protocol gives a ``size`` for all."""
+    prompt = shot.prompt
+    return [
+        prompt.text,
+        shot.noise_seed,
+        prompt.guidance,
+        *([list(prompt.size)] if prompt.size and size is None else ()),
+    ]
 
 
 def erasure_cost(inputs: Mapping[str, Path]) -> dict[str, dict]:

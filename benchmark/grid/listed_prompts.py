@@ -1,0 +1,190 @@
+"""Prompts from a list: which of its rows a role uses, and the labels of what they ask for.
+
+A list can be about several concepts. Its rows tell theirs in a column (``concept``, ``class``, ``artist``; I2P's ``categories``),
+or the prompt names it. Target prompts are the rows about an erased concept; the same list serves the neighbours, which get the
+others. Without a column, all rows of a list are about the erased concept if there is only one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from overpaint.errors import UserError
+from overpaint.grid.concept_sets import ConceptSet
+from overpaint.grid.concepts import Concept, read_as
+from overpaint.grid.prompt_files import PromptList, Row
+from overpaint.grid.prompts import Prompt, distinct
+from overpaint.grid.typed import bare
+
+#: Makes up to so many prompts for a concept in a role: ``about(concept, role, count)``.
+About = Callable[[Concept, str, int], list[Prompt]]
+
+
+@dataclass(frozen=True)
+class Words:
+    """Concepts by the words for them: names, synonyms and labels, in any case, with spaces or underscores."""
+
+    concepts: Sequence[Concept]
+
+    @cached_property
+    def known(self) -> dict[str, Concept]:
+        found: dict[str, Concept] = {}
+        for words in (lambda c: (c.name, c.label or ""), lambda c: c.synonyms):
+            for concept in self.concepts:
+                for word in filter(None, words(concept)):
+                    found.setdefault(_plain(word), concept)
+        return found
+
+    @cached_property
+    def pattern(self) -> re.Pattern | None:
+        longest = sorted(map(re.escape, self.known), key=len, reverse=True)
+        return re.compile(rf"(?<!\w)(?:{'|'.join(longest)})(?!\w)") if longest else None
+
+    def called(self, word: str) -> Concept | None:
+        """The concept with this name."""
+        return self.known.get(_plain(word))
+
+    def named_in(self, text: str) -> Concept | None:
+        """The first concept that a text names."""
+        found = self.pattern.search(_plain(text)) if self.pattern else None
+        return self.known[found[0]] if found else None
+
+
+def _plain(text: str) -> str:
+    return read_as(text.replace("_", " "))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The prompts of a list for one role.
+
+    Attributes:
+        prompts: all of them, whatever the budget.
+        rows: the number of rows of the list.
+        unlabelled: how many prompts no detector can count, because the list does not tell what they are about.
+        absent: a sentence if the list is not on this machine; the prompts then stand for it in a plan.
+    """
+
+    prompts: list[Prompt] = field(default_factory=list)
+    rows: int = 0
+    unlabelled: int = 0
+    absent: str = ""
+
+
+def listed(asked: PromptList, role: str, concepts: ConceptSet, about: About, count: int) -> Listed:
+    """The prompts of a list for a role. A list of names gets up to ``count`` prompts a name from ``about``.
+
+    Raises:
+        UserError: if no row is about a concept of this role.
+    """
+    absent = asked.absent
+    rows = _stand_ins(asked, role, concepts) if absent else asked.read()
+    if not rows:
+        return Listed(absent=absent)
+    words, chosen = _all_words(concepts), _about(rows, role, concepts)
+    found = [prompt for row, concept in chosen for prompt in _prompts(row, concept, role, words, about, count)]
+    if not found and role != "near":
+        raise UserError(_nothing(asked, rows, role, concepts))
+    unlabelled = sum(not (p.concept or p.expects) for p in found) if role != "utility" else 0
+    return Listed(distinct(found), len(rows), unlabelled, absent)
+
+
+def limited(prompts: Sequence[Prompt], role: str, count: int, erased: Iterable[str]) -> list[Prompt]:
+    """The first prompts: ``count`` for each concept of target prompts and neighbours; of a grid, those of the erased concepts and
+    of ``count`` others on each axis; else ``count`` in all."""
+    if role in ("target", "near"):
+        seen: Counter[str] = Counter()
+        kept = []
+        for prompt in prompts:
+            seen[prompt.concept] += 1
+            if seen[prompt.concept] <= count:
+                kept.append(prompt)
+        return kept
+    if role != "grid" or not all(prompt.expects for prompt in prompts):
+        return list(prompts[:count])
+    erased = set(erased)
+    axes = zip(*(prompt.expects for prompt in prompts), strict=False)
+    kept_labels = [{*erased, *[label for label in dict.fromkeys(axis) if label not in erased][:count]} for axis in axes]
+    return [p for p in prompts if all(label in kept for label, kept in zip(p.expects, kept_labels, strict=False))]
+
+
+def _about(rows: Sequence[Row], role: str, concepts: ConceptSet) -> list[tuple[Row, Concept | None]]:
+    """The rows that belong to a role, with what each is about (``None`` if nothing tells)."""
+    own, words = Words(concepts.request.erase), _all_words(concepts)
+    source = _source(rows, role, own)
+    pairs = [(row, _subject(row, own, words, source)) for row in rows]
+    erased = {c.name for c in own.concepts}
+    if role in ("target", "attacked"):
+        return [(row, concept) for row, concept in pairs if concept and concept.name in erased]
+    if role == "near":
+        others = [(row, concept) for row, concept in pairs if not (concept and concept.name in erased)]
+        return [pair for pair in others if pair[1]] or others
+    return pairs
+
+
+def _source(rows: Sequence[Row], role: str, own: Words) -> str:
+    """What tells the concepts of a list's rows: a ``column``, ``categories``, the ``text``, or the ``set``.
+
+    Words of one label are a single thing: all rows are about it, except those that name another concept of the set.
+    """
+    if any(row.about for row in rows):
+        return "column"
+    if role == "utility":
+        return "nothing"
+    targets, labels = role in ("target", "attacked"), {c.label or c.name for c in own.concepts}
+    synonymous = targets and len(labels) == 1
+    if any(own.called(category) for row in rows for category in row.categories) and not (
+        synonymous and len(own.concepts) > 1
+    ):
+        return "categories"
+    return "set" if synonymous else "text"
+
+
+def _subject(row: Row, own: Words, words: Words, source: str) -> Concept | None:
+    if source == "column":
+        return words.called(row.about) or (Concept(row.about, label=row.about) if row.about else None)
+    if source == "categories":
+        found = [own.called(category) or words.called(category) for category in row.categories]
+        return next((c for c in found if c in own.concepts), next(filter(None, found), None))
+    if source == "nothing":
+        return None
+    named = own.named_in(row.text) or words.named_in(row.text)
+    return named or (own.concepts[0] if source == "set" else None)
+
+
+def _all_words(concepts: ConceptSet) -> Words:
+    """The words for every concept of a set."""
+    return Words([*concepts.request.erase, *concepts.near, *concepts.request.retain])
+
+
+def _prompts(row: Row, concept: Concept | None, role: str, words: Words, about: About, count: int) -> list[Prompt]:
+    """The prompts of one row, with labels of a detector."""
+    label = (concept.label or concept.name) if concept else ""
+    asked = [(c.label or c.name) if (c := words.called(word)) else word for word in row.expects]
+    if role in ("target", "near", "attacked") and label:
+        asked = asked or [label]
+    elif role == "in_prompt" and label:
+        asked = [*dict.fromkeys([*asked, label])]
+    if row.text or concept is None:
+        return [row.prompt(role, label, asked)] if row.text else []
+    return [replace(prompt, expects=tuple(asked)) for prompt in about(concept, role, count)]
+
+
+def _nothing(asked: PromptList, rows: Sequence[Row], role: str, concepts: ConceptSet) -> str:
+    """The message for a list without a row about a concept of the role."""
+    names = ", ".join(c.name for c in concepts.request.erase)
+    told = list(dict.fromkeys(filter(None, (word for row in rows for word in (row.about, *row.categories)))))
+    others = f" (it is about {bare(', '.join(told))})" if told else ""
+    key = "target" if role == "target" else "…"
+    return f"concepts.prompts.{key}: no row of {asked.name} is about {names}{others}"
+
+
+def _stand_ins(asked: PromptList, role: str, concepts: ConceptSet) -> list[Row]:
+    """Rows in place of a list that is not on this machine, as many as it is known to have; a plan counts them."""
+    others = [c.name for c in (*concepts.near, *concepts.request.retain)] or ["a neighbour"]
+    about = others if role == "near" else [c.name for c in concepts.request.erase]
+    return [Row(f"row {n} of {asked.name}", about[n % len(about)]) for n in range(asked.rows or 0)]
