@@ -443,7 +443,7 @@ SENTENCES = [
     ("concepts.erase=[Van Gogh's]", "quote it: 'concepts.erase=[\"Van Gogh'\"'\"'s\"]'"),
     ("concepts.prompts.target=~/p.csv", """quote it: 'concepts.prompts.target="~/p.csv"'"""),
     ("concepts.prompts.target=/tmp/a=b.csv", """quote it: 'concepts.prompts.target="/tmp/a=b.csv"'"""),
-    ("seed=range(0,1000000)", "has more than 10000 values"),
+    ("seed=range(0,1000000)", "has more than 200000 values"),
     ("seed=range(0,200) | budget.seeds=range(1,200)", "this grid has 39800 cells; one run takes at most 10000"),
     ("method=uce | method.lamb=${oc.env:HOME}", "method.lamb: '${oc.env:HOME}' runs a resolver"),
     ("concepts.anchor='a church'", "anchor=a church is the concept to erase"),
