@@ -62,7 +62,7 @@ def images(cells, most=None):
         asked = {key: getattr(budget, key) for key in ROLE_KEYS.values()}
         budget = replace(budget, **{key: most if n is None else min(n, most) for key, n in asked.items()})
         chosen = [replace(cell, budget=budget) for cell in chosen]
-    return sum(task.amount for task in make_plan(chosen).tasks.values() if task.stage == "generate")
+    return sum(task.amount for task in make_plan(chosen).opened().tasks.values() if task.stage == "generate")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
