@@ -147,7 +147,7 @@ def tasks(*overrides):
     """
     composed = compose(overrides, demo=True)
     try:
-        return prepare(composed[:: 1 + len(composed) // PLANNED]).plan.unique()
+        return prepare(composed[:: 1 + len(composed) // PLANNED]).plan.opened().tasks
     except AssetMissing as error:
         assert error.assets
         return cells_of(composed)

@@ -444,7 +444,7 @@ SENTENCES = [
     ("concepts.prompts.target=~/p.csv", """quote it: 'concepts.prompts.target="~/p.csv"'"""),
     ("concepts.prompts.target=/tmp/a=b.csv", """quote it: 'concepts.prompts.target="/tmp/a=b.csv"'"""),
     ("seed=range(0,1000000)", "has more than 200000 values"),
-    ("seed=range(0,200) | budget.seeds=range(1,200)", "this grid has 39800 cells; one run takes at most 10000"),
+    ("seed=range(0,500) | budget.seeds=range(1,500)", "this grid has 249500 cells; one run takes at most 200000"),
     ("method=uce | method.lamb=${oc.env:HOME}", "method.lamb: '${oc.env:HOME}' runs a resolver"),
     ("concepts.anchor='a church'", "anchor=a church is the concept to erase"),
     ("concepts.near=[church]", "concepts.near: church cannot be erased and be a neighbour that stays"),
