@@ -219,7 +219,12 @@ class Cell:
 
     def identified_by(self, model: str | None) -> str:
         """`identity` with the model's path replaced, for instance by a hash of its content."""
-        return digest([_settings_digest(part) for _, part in self._parts(model)] + [self._seed])[:16]
+        spec = self.model if model is None else _placed(self.model, model)
+        return digest([_settings_digest(spec), self._identity_of_the_rest])[:16]
+
+    @cached_property
+    def _identity_of_the_rest(self) -> list[str]:
+        return [_settings_digest(part) for axis, part in self._parts(None) if axis != "model"] + [self._seed]
 
     def _parts(self, model: str | None) -> Iterator[tuple[str, Any]]:
         """Every axis but the seed, with what was chosen on it."""
@@ -313,7 +318,7 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
     attack = _chosen("attack", config["attack"], *circumstances)
     return Cell(
         model,
-        _with_lists_of(concepts, budget, attack),
+        _without_lists(concepts, frozenset({*budget.unmeasured, *PROMPT_LISTS} - {attack.name})),
         _chosen("method", config["method"], *circumstances),
         attack,
         _part(Protocol, config["protocol"], "protocol"),
@@ -337,9 +342,8 @@ def _with_detector(model: ModelSpec, concepts: ConceptSet) -> ModelSpec:
 
 
 @remembered
-def _with_lists_of(concepts: ConceptSet, budget: Budget, attack: Choice) -> ConceptSet:
-    """The concept set with the lists of prompts that are measured at this budget and with this attack."""
-    return concepts.without_lists({*budget.unmeasured, *PROMPT_LISTS} - {attack.name})
+def _without_lists(concepts: ConceptSet, names: frozenset[str]) -> ConceptSet:
+    return concepts.without_lists(names)
 
 
 @remembered

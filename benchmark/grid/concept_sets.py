@@ -61,7 +61,8 @@ class ConceptSet:
     def without_lists(self, roles: Collection[str]) -> ConceptSet:
         """The same set without the lists of these roles, which then are neither needed nor read."""
         self.lists  # noqa: B018 - checks all of them
-        return replace(self, prompts={role: given for role, given in self.prompts.items() if role not in roles})
+        kept = {role: given for role, given in self.prompts.items() if role not in roles}
+        return replace(self, prompts=kept) if any(self.prompts[role] for role in self.prompts.keys() - kept) else self
 
     @property
     def kind(self) -> str:

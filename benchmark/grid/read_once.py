@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 #: Types of arguments that are compared by value; all others are compared by identity.
-BY_VALUE = (str, int, float, frozenset, type(None))
+BY_VALUE = {str, int, float, frozenset, type(None)}
 
 _results: dict[tuple, tuple[Any, tuple]] | None = None  # by function and arguments; None outside a block
 
@@ -36,7 +36,7 @@ def remembered(function: Function) -> Function:
     def once(*arguments):
         if _results is None:
             return function(*arguments)
-        key = (function, *(value if isinstance(value, BY_VALUE) else id(value) for value in arguments))
+        key = (function, *[value if type(value) in BY_VALUE else id(value) for value in arguments])
         found = _results.get(key)
         if found is None:
             found = _results[key] = function(*arguments), arguments  # which keeps the arguments' identities

@@ -10,7 +10,7 @@ from overpaint.attacks.attack import AttackContext
 from overpaint.grid.cells import Cell, default_attack, merged
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concept_sets import ConceptSet
-from overpaint.grid.concepts import Concept
+from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.lengths import shortenings
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.grid.read_once import reading_once, remembered
@@ -53,7 +53,8 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
         for cell in cells:
             _check_support(cell)
         plan.notes += shortenings(cells)
-        plan.notes += dict.fromkeys(said for cell in cells for said in shortfalls(cell))
+        asking = {(id(cell.concepts), id(cell.budget), cell.attack.name): cell for cell in cells}
+        plan.notes += dict.fromkeys(said for cell in asking.values() for said in shortfalls(cell))
         outlines: dict[tuple, Outline] = {}
         for cell in cells:
             parts = (cell.model, cell.concepts, cell.attack, cell.protocol, cell.budget, cell.metrics)
@@ -230,7 +231,8 @@ def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[B
     if own is not None:
         return known_images(plan, cell, own, what)
     if attack.needs == "nothing":
-        return known_images(plan, cell, attack.run(AttackContext(concept, plain, cell.concepts.catalogue)).shots, what)
+        fixed = _fixed_shots(cell.attack, cell.attack_seed, concept, plain, cell.concepts.catalogue)
+        return known_images(plan, cell, fixed, what)
     units = _by_prompt(plain) if attack.unit == "prompt" else [plain]
     examples = _examples(plan, cell, concept, stand_in) if attack.shown and not _drawn(cell) else []
     erasure = erase_task(plan, cell)
@@ -267,6 +269,14 @@ def _target_shots(cell: Cell, stand_in: Concept | None = None, few: bool = False
 def _about(shots: Sequence[Shot], label: str) -> list[Shot]:
     """The shots whose prompts are about the concept with this label."""
     return [shot for shot in shots if shot.prompt.concept == label]
+
+
+@remembered
+def _fixed_shots(
+    attack: Choice, seed: int, concept: Concept, plain: Sequence[Shot], catalogue: Catalogue
+) -> Sequence[Shot]:
+    """The shots of an attack that needs no model."""
+    return build_attack(attack, seed).run(AttackContext(concept, plain, catalogue)).shots
 
 
 @remembered

@@ -96,7 +96,7 @@ class Plan:
         for key in task.inputs.values():
             sources |= self.tasks[key].sources
         sources |= {**task.sources, **self._track_source}
-        task = replace(task, sources=sources) if sources else task
+        task = task.with_sources(sources) if sources != task.sources else task
         return self.tasks.setdefault(task.key, task)
 
     def outline(self, measure: Task, erasure: Task | None, described: Iterable[str] = ()) -> Outline:

@@ -13,31 +13,29 @@ from overpaint.grid.source_code import is_ours
 
 
 class SharedList(list):
-    """A list that the configurations of many tasks contain; it is hashed once."""
+    """A list that the configurations of many tasks contain. It is hashed once; its hash stands for it in keys."""
 
     @cached_property
     def digest(self) -> str:
-        return hashed([_digest(value) for value in self])
+        return hashed(self)
 
 
 class SharedDict(dict):
-    """A mapping that the configurations of many tasks contain; it is hashed once."""
+    """A mapping that the configurations of many tasks contain. It is hashed once; its hash stands for it in keys."""
 
     @cached_property
     def digest(self) -> str:
-        return hashed({key: _digest(value) for key, value in self.items()})
+        return hashed(self)
 
 
-def _digest(value: Any) -> Any:
-    """A hash in place of a mapping or a list, made from the hashes of what it contains; any other value itself."""
-    if value is None or isinstance(value, str | int | float):
-        return value
+def _shortened(value: Any) -> Any:
+    """A configuration with hashes in the place of what is shared."""
     if isinstance(value, SharedList | SharedDict):
         return value.digest
-    if isinstance(value, Mapping):
-        return hashed({key: _digest(inside) for key, inside in value.items()})
-    if isinstance(value, list | tuple):
-        return hashed([_digest(inside) for inside in value])
+    if isinstance(value, dict):
+        return {key: _shortened(inside) for key, inside in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], list | dict | None):
+        return [_shortened(inside) for inside in value]
     return value
 
 
@@ -87,12 +85,16 @@ class Task:
 
     def key_with(self, inputs: Mapping[str, str], foreign: Mapping[str, str]) -> str:
         """The key of this task with other inputs and other sources from outside this package."""
-        decides = [self.stage, self._settings, inputs, self.versions, foreign]
-        return hashlib.sha256(canonical(decides).encode()).hexdigest()[:24]
+        return hashed([self.stage, self._settings, inputs, self.versions, foreign])
 
     @cached_property
     def _settings(self) -> str:
-        return _digest(self.config)
+        return hashed(_shortened(self.config))
+
+    def with_sources(self, sources: Mapping[str, str]) -> Task:
+        """The same task made from these sources."""
+        about = (self.stage, self.config, self.inputs, self.versions, self.runtime, self.label, self.amount, self.like)
+        return Task(*about, sources=sources, loads=self.loads, name=self.name)
 
     def on(self, device: str) -> Task:
         """The same task, told where to run."""
