@@ -4,55 +4,62 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 import pandas as pd
 
 from overpaint.commands.grids import ERR, taken
 from overpaint.errors import UserError, unknown
+from overpaint.grid.paths import path_of
+from overpaint.grid.typed import bare
 from overpaint.report.ledger import sheets
-from overpaint.report.ledger.agreement import DISAGREE, orders, pairs
+from overpaint.report.ledger.agreement import DISAGREE, disagreements, orders, pairs
 from overpaint.report.ledger.measured import beside, orders_with_ours, read_records
-from overpaint.report.ledger.published import chosen, names, published
+from overpaint.report.ledger.published import chosen, named, names, published
 from overpaint.report.records import stored_records
 from overpaint.run.store import Store
 
 FORMATS = ("terminal", "md", "csv", "json")
-SHOWN = ("overview", "figures", "disagreements", "orders")
+SHOWN = ("overview", "figures", "disagreements", "orders", "names")
 
 
 @click.command()
 @click.argument("filters", nargs=-1)
-@click.option("--show", "what", default=None, help="overview, figures, disagreements or orders.")
+@click.option("--show", "what", default=None, help="overview, figures, disagreements, orders or names.")
 @click.option("--format", "form", default="terminal", help="terminal, md, csv or json.")
+@click.option("--from", "place", default=None, help="Records: a file of overpaint table --format csv, or a folder.")
 @click.option(
-    "--from", "place", default=None, type=Path, help="Records: a file of overpaint table --format csv, or a folder."
+    "--top",
+    default=None,
+    type=click.IntRange(min=1),
+    help="disagreements: the largest, one for each method and quantity.",
 )
-@click.option("--top", default=None, type=click.IntRange(min=1), help="disagreements: only the largest ones.")
-def ledger(filters: Sequence[str], what: str | None, form: str, place: Path | None, top: int | None) -> None:
+def ledger(filters: Sequence[str], what: str | None, form: str, place: str | None, top: int | None) -> None:
     """Print published figures beside each other and beside stored records.
 
-    Filters are method=, metric=, paper=, concept=, model=, attack= and provenance=; each takes names with commas. Without a
-    filter, an overview is printed. Records are those of store=DIR or of --from.
+    Filters are method=, metric=, paper=, concept=, model=, attack=, prompts= and provenance=; each takes names with commas.
+    Without a filter, an overview is printed. Records are those of store=DIR or of --from.
     """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
     store, rest = taken(filters, "store")
-    given = dict(_filter(text) for text in rest)
+    given = _filters(rest)
     what = what or ("figures" if given else "overview")
     if what not in SHOWN:
         raise unknown("value", what, SHOWN, "--show")
     if top and what != "disagreements":
         raise UserError("--top takes the largest disagreements: add --show disagreements")
-    if what == "disagreements" and (store or place):
-        raise UserError("disagreements are between papers: leave out store= and --from")
+    if what in ("disagreements", "names") and (store or place):
+        raise UserError(f"--show {what} reads no records: leave out store= and --from")
     everything, known = published(), names()
     found = chosen(everything, given)
     compared = _of(pairs(everything), everything, given)
     if what == "disagreements":
-        shown = [sheets.disagreement_sheet(compared, top)]
-        table = compared[compared["verdict"] == DISAGREE].head(top or len(compared))
+        table = disagreements(compared, top)
+        shown = [sheets.disagreement_sheet(table, (compared["verdict"] == DISAGREE).sum())]
+    elif what == "names":
+        table = named(found)
+        shown = [sheets.names_sheet(table)]
     elif what == "orders":
         shown, table = _orders(everything, given, _records(store, place))
     else:
@@ -77,19 +84,24 @@ def ledger(filters: Sequence[str], what: str | None, form: str, place: Path | No
         sys.stdout.write(table.to_json(orient="records", indent=1, force_ascii=False) + "\n")
 
 
-def _filter(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not value:
-        raise UserError(f"overpaint ledger takes filters such as method=esd, got {text!r}")
-    return key, value
+def _filters(given: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not value:
+            raise UserError(f"overpaint ledger takes filters such as method=esd, got {bare(text)}")
+        if key in found:
+            raise UserError(f"{bare(key)}= is given twice: give a list, {bare(key)}={bare(found[key])},{bare(value)}")
+        found[key] = value
+    return found
 
 
-def _records(store: str | None, place: Path | None) -> pd.DataFrame:
+def _records(store: str | None, place: str | None) -> pd.DataFrame:
     """The records of ``--from``, else those of the store, if there is one."""
     if place is not None:
         if store is not None:
             raise UserError("give store= or --from, not both")
-        return read_records(place)
+        return read_records(path_of(place, "--from"))
     found = Store.chosen(store)
     if store is not None and not found.root.is_dir():
         raise UserError(f"there is no store at {found.root}: run something first (overpaint run)")
@@ -120,6 +132,7 @@ _COLUMNS = {
     "concept": ("erased", "erased"),
     "model": ("base", "base"),
     "attack": ("attack", "attack_name"),
+    "prompts": ("prompts", "prompts"),
 }
 
 

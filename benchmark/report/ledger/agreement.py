@@ -49,6 +49,14 @@ def pairs(found: pd.DataFrame) -> pd.DataFrame:
     return compared.sort_values(["tolerances", "method"], ascending=[False, True], kind="stable").reset_index(drop=True)
 
 
+def disagreements(compared: pd.DataFrame, top: int | None = None) -> pd.DataFrame:
+    """The disagreements among pairs, the largest first; ``top`` of them, and then only one of each quantity and method."""
+    apart = compared[compared["verdict"] == DISAGREE]
+    if top is None:
+        return apart
+    return apart.drop_duplicates(["method", "base", "erased", "prompts", "attack", "metric"]).head(top)
+
+
 def _pair(a: Mapping[Hashable, Any], b: Mapping[Hashable, Any]) -> dict[str, Any]:
     gap = abs(a["scaled"] - b["scaled"])
     allowed = TOLERANCE.get(a["scale"], RELATIVE * max(abs(a["scaled"]), abs(b["scaled"])))

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from overpaint.errors import UserError
+from overpaint.grid.typed import bare
 from overpaint.report import statistics
 from overpaint.report.ledger.agreement import ORDER, agreement, columns, erasers
 from overpaint.report.ledger.published import Names
-from overpaint.report.records import REQUIRED
+from overpaint.report.records import NUMBERS, REQUIRED
 
 #: Columns that `beside` adds to published figures.
 OURS = "ours ours_low ours_high ours_n ours_method ours_model ours_concepts ours_detector records verdict reasons sign".split()
@@ -23,8 +24,8 @@ AGREES, DIFFERS, NOT_COMPARABLE = "agrees", "differs", "not comparable"
 
 def read_records(place: Path) -> pd.DataFrame:
     """Records in the long form of ``overpaint table --format csv``: of one file, or of all CSV files in a folder."""
-    files = sorted(place.glob("*.csv")) if place.is_dir() else [place]
-    if not place.exists() or not files:
+    files = sorted(place.glob("*.csv")) if place.is_dir() else [place] if place.is_file() else []
+    if not files:
         raise UserError(
             f"--from {place} has no CSV files; it takes a file of overpaint table --format csv, or a folder of them"
         )
@@ -37,8 +38,22 @@ def read_records(place: Path) -> pd.DataFrame:
         missing = [name for name in REQUIRED if name not in frame]
         if missing:
             raise UserError(f"{path} has no column {missing[0]!r}; --from takes files of overpaint table --format csv")
+        for name in NUMBERS:
+            if name in frame and not pd.api.types.is_numeric_dtype(frame[name]):
+                raise UserError(f"{path} has text in column {name!r}, which takes numbers")
+        for text in frame["given"].dropna().unique() if "given" in frame else ():
+            _check_given(path, text)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+def _check_given(path: Path, text: object) -> None:
+    try:
+        if isinstance(json.loads(str(text)), dict):
+            return
+    except ValueError:
+        pass
+    raise UserError(f"{path} has {bare(str(text))} in column 'given', which takes a JSON mapping")
 
 
 def prepared(records: pd.DataFrame) -> pd.DataFrame:
@@ -161,12 +176,12 @@ def orders_with_ours(found: pd.DataFrame, records: pd.DataFrame, known: Names) -
     kept = prepared(records)
     rows = []
     for key, group in erasers(found, known).groupby(ORDER, sort=False):
-        concept, prompts, attack, _ = map(str, key)
+        concept, prompts, attack, ranked = map(str, key)
         metrics = {
             name for metric in group["metric_name"].unique() for name in (metric, *known["recorded"].get(metric, ()))
         }
         ours = kept[kept["metric"].isin(metrics) & (kept["attack_name"] == (attack or "none"))]
-        if prompts and group["scale"].iloc[0] == "fraction":  # other prompts ask for something else
+        if prompts and ranked in known["ranked"].values():  # other prompts ask for something else
             same = [_same_prompts(record, prompts, known) for record in ours.to_dict("records")]
             ours = ours[pd.Series(same, index=ours.index, dtype=bool)]
         for (model, metric), part in ours.groupby(["model", "metric"], sort=False):

@@ -7,9 +7,11 @@ maps printed names to names of this project. Names that are not mapped are kept 
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,8 @@ from typing import Any, Literal
 import pandas as pd
 from typing_extensions import TypedDict
 
-from overpaint.errors import UserError, unknown
+from overpaint.errors import LONGEST, UserError, unknown
+from overpaint.grid.prompts import csv_text
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import Count, checked, construct
 from overpaint.grid.yaml_files import read_mapping
@@ -166,11 +169,13 @@ def _mapping(value: Any, key: str) -> dict[str, Any]:
 
 def figures(path: Path) -> list[Figure]:
     """The figures of one CSV. Raises a `UserError` that names the line of a wrong value."""
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(io.StringIO(csv_text(path, "published figures"), newline=""), strict=True)
+    try:
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise UserError(f"{path.name} takes the columns {', '.join(COLUMNS)}, in this order")
         return [_figure(row, f"{path.name} line {reader.line_num}") for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{path.name} line {reader.line_num} is not CSV: {error}") from None
 
 
 def _figure(row: Mapping[str | None, Any], where: str) -> Figure:
@@ -257,8 +262,26 @@ FILTERS = {
     "concept": ("concept", "erased"),
     "model": ("base_name", "base"),
     "attack": ("attack_name", "attack"),
+    "prompts": ("prompts",),
     "provenance": ("provenance",),
 }
+
+
+def named(found: pd.DataFrame) -> pd.DataFrame:
+    """Every name that a filter takes: the filter, the name, the printed names that it stands for, and its figures and papers."""
+    rows = []
+    for key, (column, *printed) in FILTERS.items():
+        for name, part in found[found[column] != ""].groupby(column):
+            others = sorted({text for other in printed for text in part[other]} - {str(name)})
+            rows.append((key, str(name), ", ".join(others), len(part), part["paper"].nunique()))
+    return pd.DataFrame(rows, columns=["filter", "name", "printed as", "figures", "papers"])
+
+
+def _unknown_name(key: str, given: str, allowed: Iterable[str]) -> UserError:
+    by_case = {name.casefold(): name for name in sorted(allowed)}
+    near = get_close_matches(given.casefold()[:LONGEST], by_case, n=1, cutoff=0.5)
+    hint = f"; did you mean {by_case[near[0]]!r}?" if near else ""
+    return UserError(f"unknown {key} {given[:LONGEST]!r} in the ledger{hint} (overpaint ledger --show names lists all)")
 
 
 def chosen(found: pd.DataFrame, filters: Mapping[str, str]) -> pd.DataFrame:
@@ -278,12 +301,12 @@ def chosen(found: pd.DataFrame, filters: Mapping[str, str]) -> pd.DataFrame:
         allowed = {name for column in columns for name in found[column] if name} | (
             {"none"} if key == "attack" else set()
         )
-        whole = given in allowed or given.casefold() in {name.casefold() for name in allowed}
+        whole = given.casefold() in {name.casefold() for name in allowed}
         wanted: set[str] = set()
         for name in [given] if whole else given.split(","):
             alike = {a for a in allowed if a == name} or {a for a in allowed if a.casefold() == name.strip().casefold()}
             if not alike:
-                raise unknown(key, name, set(found[columns[0]]) - {""}, "the ledger")
+                raise _unknown_name(key, name, allowed)
             wanted |= {"" if key == "attack" and a == "none" else a for a in alike}
         kept = kept[kept[columns].isin(wanted).any(axis=1)]
     if kept.empty:

@@ -90,6 +90,13 @@ def _counts(paper: object, compared: pd.DataFrame) -> list[str]:
     return [str(len(own)), str((own["verdict"] == DISAGREE).sum())]
 
 
+def names_sheet(listed: pd.DataFrame) -> Sheet:
+    """The names that filters take."""
+    rows = [[str(cell) for cell in row] for row in listed.itertuples(index=False, name=None)]
+    note = "A name selects all that are printed for it; a printed name selects only itself. attack=none: without an attack."
+    return Sheet("Names in the ledger", list(listed.columns), rows, 2, [note])
+
+
 def by_quantity(compared: pd.DataFrame) -> Sheet:
     """How many pairs of figures agree, by what was measured."""
     rows = []
@@ -201,21 +208,15 @@ def _ours(listed: Sequence[Mapping[Hashable, Any]]) -> list[str]:
     return [f"{text} {first['ours_model']}, {first['ours_concepts']}", " | ".join(verdicts)]
 
 
-def disagreement_sheet(compared: pd.DataFrame, top: int | None = None) -> Sheet:
-    """Disagreements between papers, the largest multiples of the tolerance first."""
-    apart = compared[compared["verdict"] == DISAGREE]
-    shown = apart if top is None else apart.head(top)
+def disagreement_sheet(shown: pd.DataFrame, total: int) -> Sheet:
+    """Disagreements between papers, of ``total`` that there are."""
     rows = []
     for p in shown.to_dict("records"):
         quantity = f"{p['metric']} {ARROWS[p['better']]}{_where(p['prompts'], p['attack'])}{_unit(p['scale'])}"
         sides = [_side(p, ""), _side(p, "other_")]
         cells = [text for side in sides for text in side]
         rows.append([p["method"], quantity, f"{p['erased']}, {p['base']}", *cells, p["differs_in"] or "nothing"])
-    title = (
-        f"Disagreements between papers: {len(shown)} of {len(apart)}"
-        if len(shown) < len(apart)
-        else f"{len(apart)} disagreements between papers"
-    )
+    title = f"{total} disagreements between papers" + (f": {len(shown)} of the largest" if len(shown) < total else "")
     heads = [
         "method",
         "quantity",
