@@ -108,7 +108,7 @@ def by_quantity(compared: pd.DataFrame) -> Sheet:
         rows.append([f"{metric}{_where(prompts, attack)}", erased, str(len(part)), *verdicts, str(silent)])
     rows.sort(key=lambda row: int(row[6]), reverse=True)
     heads = ["quantity", "erased", "pairs", EQUAL, AGREE, SAMPLING, DISAGREE, "with nothing recorded that differs"]
-    note = "The last column: n, detector and notes are recorded alike, so that no record explains the difference."
+    note = "The last column: n, detector and notes are recorded alike, or not stated by either."
     return Sheet("Pairs of papers by quantity", heads, rows, 2, [note])
 
 
