@@ -69,7 +69,7 @@ def ledger(filters: Sequence[str], what: str | None, form: str, place: str | Non
             if what == "figures"
             else sheets.overview(table, compared, orders(found, known))
         )
-    notes = [*([sheets.LEGEND] if what == "figures" else []), *_unmatched(table, everything)]
+    notes = [*([sheets.LEGEND, sheets.NOTED] if what == "figures" else []), *_unmatched(table, everything)]
     if form == "terminal":
         sheets.show(shown, notes)
         if what == "overview":

@@ -35,7 +35,9 @@ def compared(found):
 @pytest.fixture(scope="module")
 def cli(tmp_path_factory):
     """The command line in a folder without a store."""
-    return CommandLine(tmp_path_factory.mktemp("ledger"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OVERPAINT_STORE", raising=False)
+        yield CommandLine(tmp_path_factory.mktemp("ledger"))
 
 
 def figure(**values):
@@ -314,7 +316,7 @@ def test_the_interval_of_tau():
 
 
 def test_the_interval_of_tau_covers(n=20, rho=0.5):
-    """For normal pairs with correlation rho, tau is 2/π asin(rho). Bootstrap intervals of 20 methods cover about nine in ten."""
+    """For normal pairs with correlation rho, tau is 2/π asin(rho)."""
     generator, covered = np.random.default_rng(0), 0
     truth = 2 / np.pi * np.arcsin(rho)
     for _ in range(60):
@@ -322,7 +324,7 @@ def test_the_interval_of_tau_covers(n=20, rho=0.5):
         y = rho * x + np.sqrt(1 - rho**2) * generator.normal(size=n)
         low, high = agreement.tau_interval(list(x), list(y))
         covered += low <= truth <= high
-    assert covered >= 50
+    assert covered >= 53
 
 
 # --- our records ---------------------------------------------------------------------------------------------------
@@ -479,15 +481,36 @@ def test_figures_stand_side_by_side(cli):
 
 
 def test_our_record_and_its_verdict_stand_beside_a_figure(cli):
-    place = str(ROOT / "leaderboards" / "testbed-redteam.csv")
-    out = cli("ledger", "method=UCE", "metric=post_asr", "concept=Van Gogh", "--from", place, "--format", "md").stdout
-    assert re.search(r"0\.94 \(142\)|0\.94 \(50\)", out)
-    assert "testbed, church | not comparable: base, concept, detector, prompts, n |" in out
-    assert "No paper measured testbed: only orders of methods and signs of differences are comparable" in out
-    form = pd.read_json(
-        io.StringIO(cli("ledger", "method=UCE", "metric=post_asr", "--from", place, "--format", "json").stdout)
+    ours = [
+        record(method_name="uce", value=0.8, low=0.72, high=0.86),
+        record(method_name="esd", model="testbed", concepts="church", n=24, value=0.5, low=0.3, high=0.7),
+    ]
+    pd.DataFrame(ours).to_csv(cli.folder / "ours.csv", index=False)
+    arguments = (
+        "ledger",
+        "method=uce,ESD",
+        "metric=post_asr",
+        "paper=unlearndiffatk",
+        "concept=nudity",
+        "--from",
+        "ours.csv",
     )
-    assert set(form["verdict"]) == {"not comparable"} and set(form["ours_model"]) == {"testbed"}
+    out = cli(*arguments, "--format", "md").stdout
+    assert "| UCE | 0.7958 ≠ (142) | 0.80 \\[0.72, 0.86\\] sd14, nudity | agrees |" in out
+    assert "testbed, church | not comparable: base, concept, n |" in out
+    assert "No paper measured testbed: only orders of methods and signs of differences are comparable" in out
+    form = pd.read_json(io.StringIO(cli(*arguments, "--format", "json").stdout))
+    assert dict(zip(form["method"], form["verdict"], strict=True)) == {"UCE": "agrees", "ESD": "not comparable"}
+    assert re.search(r"Records: \d+ figures have a record .*: \d agrees", cli("ledger", "--from", "ours.csv").stdout)
+
+
+def test_limits_of_tables_and_figures_are_said(cli):
+    out = cli("ledger", "paper=HUB", "metric=fid", "method=MACE", "--format", "md").stdout
+    assert (
+        "| 22.15? (30000) |" in out
+        and "HUB, Table 3, MACE, NSFW (3), FID: another table of the paper prints 13.313" in out
+    )
+    assert "HUB, Table 4: printed as a mean over 33 concepts" in out
 
 
 def test_csv_and_json_are_the_long_form(cli, found):

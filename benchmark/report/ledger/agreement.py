@@ -121,8 +121,9 @@ def orders(found: pd.DataFrame, known: Names) -> pd.DataFrame:
 
     ``equal`` counts the shared methods whose figures are equal, so that they may be quoted.
     """
-    rows = []
-    for key, group in erasers(found, known).groupby(ORDER, sort=False):
+    rows, ranked = [], erasers(found, known)
+    shared = ranked[ranked.groupby(ORDER)["paper"].transform("nunique") > 1]
+    for key, group in shared.groupby(ORDER, sort=False):
         for (one, first), (other, second) in combinations(list(columns(group)), 2):
             if one[0] != other[0] and (row := agreement(key, one, first, other, second)):
                 rows.append(row)

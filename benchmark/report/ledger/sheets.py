@@ -19,8 +19,7 @@ from overpaint.report.rendering import markdown_text, number, plain
 ARROWS = {"up": "↑", "down": "↓"}
 LEGEND = (
     "Shares are fractions. (n): number of images, if stated. ≠ another paper prints a figure that differs by more than the "
-    "tolerance. ° read in someone else's note, not in the paper. ? doubtful: it contradicts its own paper. ↑ higher is "
-    "better for the eraser, ↓ lower is better."
+    "tolerance. ? doubtful: it contradicts its own paper. ↑ higher is better for the eraser, ↓ lower is better."
 )
 RULE = (
     "Two papers disagree if the figures of one method, base, concept, attack and metric differ by more than "
@@ -28,6 +27,7 @@ RULE = (
     "figure (all others), and, for shares with a stated number of images on both sides, the 95 % interval of their difference "
     "excludes 0. Equal figures are counted apart: one paper may quote the other."
 )
+NOTED = "° read in someone else's note, not in the paper."
 TAU = (
     "τ: Kendall's tau-b of the methods that both sides print, 1 the same order, −1 the reverse; 95 % interval from resampled "
     "methods, from 5 methods on, none where all resamples agree; p: test of no association, exact without ties. Equal: shared "
@@ -125,19 +125,33 @@ def side_by_side(found: pd.DataFrame, compared: pd.DataFrame) -> Iterator[Sheet]
     blocks: dict[tuple, list[tuple]] = {}
     for place, part in found.groupby(["concept", "base"], sort=False):
         blocks.setdefault(tuple(sorted(part["paper"].unique())), []).append((place, part))
-    for papers, parts in blocks.items():
+    for papers, parts in sorted(blocks.items(), key=lambda block: -len(block[0])):
         together = pd.concat([part for _, part in parts])
         ours = "ours" in together and together["ours"].notna().any()
         rows = [row for place, part in parts for row in _rows(place, part, papers, apart, ours)]
         own = ["ours", "verdict"] if ours else []
-        yield Sheet(f"Figures of {', '.join(papers)}", ["erased (base)", "quantity", "method", *papers, *own], rows, 3)
+        heads = ["erased (base)", "quantity", "method", *papers, *own]
+        yield Sheet(f"Figures of {', '.join(papers)}", heads, rows, 3, limits(together))
+
+
+def limits(found: pd.DataFrame) -> list[str]:
+    """What limits these figures: the notes of their tables, and why figures are doubtful."""
+    listed = found.drop_duplicates(["paper", "table"])
+    tables = [f"{f['paper']}, {f['table']}: {f['table_note']}" for f in listed.to_dict("records") if f["table_note"]]
+    doubtful = [
+        f"? {f['paper']}, {f['table']}, {f['method']}, {f['erased']}, {f['metric']}: {f['note'].removeprefix('doubtful: ')}"
+        for f in found.to_dict("records")
+        if f["note"].startswith("doubtful")
+    ]
+    return [*tables, *doubtful]
 
 
 def _rows(
     place: tuple, part: pd.DataFrame, papers: Sequence[str], apart: set[tuple], ours: bool
 ) -> Iterator[list[str]]:
-    """The rows of one erased concept and base, quantity by quantity, the unedited model first."""
-    for quantity, figures in part.groupby([*QUANTITY[2:], "better"], sort=False):
+    """The rows of one erased concept and base: quantities that most papers print first, the unedited model first."""
+    quantities = list(part.groupby([*QUANTITY[2:], "better"], sort=False))
+    for quantity, figures in sorted(quantities, key=lambda pair: -pair[1]["paper"].nunique()):
         prompts, attack, metric, scale, better = map(str, quantity)
         head = f"{metric} {ARROWS[better]}{_where(prompts, attack)}{_unit(scale)}"
         for method in sorted(figures["method"].unique(), key=lambda name: (name != "original", name.casefold())):
@@ -185,7 +199,7 @@ def value_text(value: float, scale: str) -> str:
 
 
 def _unit(scale: str) -> str:
-    return "" if scale in ("fraction", "distance", "seconds", "bytes", "dB") else f", {scale}"
+    return "" if scale in ("fraction", "distance", "seconds", "bytes", "dB", "detections", "images") else f", {scale}"
 
 
 def _ours(listed: Sequence[Mapping[Hashable, Any]]) -> list[str]:
@@ -217,17 +231,8 @@ def disagreement_sheet(shown: pd.DataFrame, total: int) -> Sheet:
         cells = [text for side in sides for text in side]
         rows.append([p["method"], quantity, f"{p['erased']}, {p['base']}", *cells, p["differs_in"] or "nothing"])
     title = f"{total} disagreements between papers" + (f": {len(shown)} of the largest" if len(shown) < total else "")
-    heads = [
-        "method",
-        "quantity",
-        "erased, base",
-        "paper",
-        "figure",
-        "other paper",
-        "its figure",
-        "recorded differences",
-    ]
-    return Sheet(title, heads, rows, 1, [RULE])
+    heads = "method|quantity|erased, base|paper|figure|other paper|its figure|recorded differences".split("|")
+    return Sheet(title, heads, rows, 1, [RULE, NOTED] if "°" in str(rows) else [RULE])
 
 
 def _side(p: Mapping[Hashable, Any], prefix: str) -> list[str]:
