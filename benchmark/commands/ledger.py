@@ -53,7 +53,8 @@ def ledger(filters: Sequence[str], what: str | None, form: str, place: str | Non
         raise UserError(f"--show {what} reads no records: leave out store= and --from")
     everything, known = published(), names()
     found = chosen(everything, given)
-    compared = _of(pairs(everything), everything, given)
+    every_pair = pairs(everything)
+    compared = _of(every_pair, everything, given)
     if what == "disagreements":
         table = disagreements(compared, top)
         shown = [sheets.disagreement_sheet(table, (compared["verdict"] == DISAGREE).sum())]
@@ -63,9 +64,9 @@ def ledger(filters: Sequence[str], what: str | None, form: str, place: str | Non
     elif what == "orders":
         shown, table = _orders(everything, given, _records(store, place))
     else:
-        table = beside(found, _records(store, place), known).assign(disagrees=sheets.disagrees(found, compared))
+        table = beside(found, _records(store, place), known).assign(disagrees=sheets.disagrees(found, every_pair))
         shown = list(
-            sheets.side_by_side(table, compared)
+            sheets.side_by_side(table, every_pair)
             if what == "figures"
             else sheets.overview(table, compared, orders(found, known))
         )

@@ -480,6 +480,11 @@ def test_figures_stand_side_by_side(cli):
     )
 
 
+def test_marks_count_papers_that_the_filters_leave_out(cli):
+    out = cli("ledger", "method=UCE", "metric=post_asr", "provenance=paper", "--format", "md").stdout
+    assert "| UCE | 0.0986 ≠ (142) |" in out
+
+
 def test_our_record_and_its_verdict_stand_beside_a_figure(cli):
     ours = [
         record(method_name="uce", value=0.8, low=0.72, high=0.86),
