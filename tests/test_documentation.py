@@ -14,11 +14,10 @@ import overpaint
 from overpaint.cli import COMMANDS, cli
 from overpaint.commands.grids import cells_of, compose, prepare, single_cell, taken
 from overpaint.commands.ledger import FORMATS as LEDGER_FORMATS
-from overpaint.commands.ledger import SHOWN
+from overpaint.commands.ledger import SHOWN, chosen, published
 from overpaint.commands.list import lines
 from overpaint.commands.targets import target
 from overpaint.errors import AssetMissing
-from overpaint.report.ledger.published import chosen, published
 from overpaint.report.rendering import FORMATS
 from overpaint.report.views import view_named
 from requirements import documented
@@ -179,6 +178,9 @@ def understood(name, *words):
     elif name == "table":
         assert given["form"] in FORMATS and (given["view"] == "facets" or view_named(given["view"]))
         assert not overrides or tasks(*overrides)
+    elif name == "ledger":
+        assert given["form"] in LEDGER_FORMATS and given["what"] in (None, *SHOWN)
+        assert len(chosen(published(), dict(text.split("=", 1) for text in given["filters"])))
     elif name in ("show", "scores"):
         for key in ("out", "prompt", "role"):
             overrides = taken(overrides, key)[1]
@@ -188,9 +190,6 @@ def understood(name, *words):
             overrides = taken(overrides, key)[1]
         detector, rest = taken(overrides, "detector")
         assert single_cell([*rest, *([f"model.detector={detector}"] if detector else [])], name).model.detector
-    elif name == "ledger":
-        assert given["form"] in LEDGER_FORMATS and given["what"] in (None, *SHOWN)
-        assert len(chosen(published(), dict(text.split("=", 1) for text in given["filters"])))
     elif name == "fetch":
         assert cells_of(compose(overrides))
     elif name != "doctor":

@@ -130,20 +130,20 @@ def read_prompts(
     return distinct(prompts)
 
 
-def csv_text(path: Path, what: str = "prompt file") -> str:
-    """The text of a file in UTF-8. Error messages start with ``what`` and the path."""
+def csv_text(path: Path) -> str:
+    """The text of a prompt file in UTF-8."""
     try:
         if path.stat().st_size > LARGEST:
-            raise UserError(f"{what} {path} is larger than {LARGEST >> 20} MiB")
+            raise UserError(f"prompt file {path} is larger than {LARGEST >> 20} MiB")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"prompt file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(f"{what} {path} line {line} is not in UTF-8; save it as UTF-8") from None
+        raise UserError(f"prompt file {path} line {line} is not in UTF-8; save it as UTF-8") from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise UserError(f"{what} {path} line {line} holds a NUL character; is it a text file in UTF-8?")
+        raise UserError(f"prompt file {path} line {line} holds a NUL character; is it a text file in UTF-8?")
     return text
 
 

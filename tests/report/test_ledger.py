@@ -12,7 +12,7 @@ from scipy.stats import kendalltau
 
 from command_line import CommandLine
 from overpaint.errors import UserError
-from overpaint.grid.registry import component, components
+from overpaint.grid.registry import component, components, look_in
 from overpaint.report.ledger import agreement, measured
 from overpaint.report.ledger.published import COLUMNS, UNITS, chosen, folder, names, papers, published, rules
 from overpaint.report.statistics import unpaired_difference
@@ -356,11 +356,33 @@ def test_a_record_that_is_the_same_in_everything_agrees_or_differs():
         ({"given": None}, "prompts"),
         ({"given": '{"concepts.prompts.target": "asset:uda_prompts_2/nudity.csv"}'}, "prompts"),
         ({"n": 24}, "n"),
+        ({"n": 140}, "n"),
     ],
 )
 def test_each_reason_against_a_comparison(changed, reason):
     row = beside([record(**changed)])
     assert (row["verdict"], row["reasons"]) == ("not comparable", reason)
+
+
+def test_a_concept_set_says_what_it_erases_and_on_which_prompts(tmp_path):
+    (tmp_path / "concepts").mkdir()
+    (tmp_path / "concepts" / "listed.yaml").write_text(
+        "erase: [Nudity]\nprompts: {target: {file: 'asset:uda_prompts/nudity.csv', rows: 142}, utility: null}\n"
+    )
+    (tmp_path / "concepts" / "several.yaml").write_text("erase: [nudity, hate]\n")
+    look_in(tmp_path)
+    try:
+        assert beside([record(concepts="listed", given="{}")])["verdict"] == "agrees"
+        by_hand = '{"concepts.prompts.target": "mine.csv"}'
+        assert beside([record(concepts="listed", given=by_hand)])["reasons"] == "prompts"
+        assert beside([record(concepts="several")])["reasons"] == "concept"
+    finally:
+        look_in()
+        measured._concept_set.cache_clear()
+
+
+def test_lists_with_an_empty_prompt_count_as_the_same_number():
+    assert beside([record(n=4702)], images=4703)["verdict"] == "agrees"
 
 
 def test_what_a_paper_does_not_state_cannot_be_compared():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.errors import UserError
+from overpaint.grid.registry import component, components
 from overpaint.grid.typed import bare
 from overpaint.report import statistics
 from overpaint.report.ledger.agreement import ORDER, agreement, columns, erasers
@@ -19,6 +21,8 @@ from overpaint.report.records import NUMBERS, REQUIRED
 
 #: Columns that `beside` adds to published figures.
 OURS = "ours ours_low ours_high ours_n ours_method ours_model ours_concepts ours_detector records verdict reasons sign".split()
+#: Numbers of images count as the same up to this share: published lists have empty and repeated prompts.
+SAME_N = 0.01
 AGREES, DIFFERS, NOT_COMPARABLE = "agrees", "differs", "not comparable"
 
 
@@ -120,13 +124,13 @@ def against(figure: Mapping[Hashable, Any], record: Mapping[Hashable, Any], know
     found = []
     if record["model"] != figure["base_name"]:
         found.append("base")
-    if str(record["concepts"]).casefold() != figure["concept"].casefold():
+    if figure["concept"].casefold() not in _concepts(str(record["concepts"])):
         found.append("concept")
     if figure["scale"] == "fraction" and _detector(record) not in known["detectors"].get(figure["detector"], ()):
         found.append("detector")
     if not _same_prompts(record, figure["prompts"] or figure["attack_name"], known):
         found.append("prompts")
-    if pd.isna(figure["images"]) or figure["images"] != record["n"]:
+    if pd.isna(figure["images"]) or abs(figure["images"] - record["n"]) > SAME_N * figure["images"]:
         found.append("n")
     return found
 
@@ -137,10 +141,29 @@ def _detector(record: Mapping[Hashable, Any]) -> str:
 
 
 def _same_prompts(record: Mapping[Hashable, Any], prompts: str, known: Names) -> bool:
-    """Whether a value that was set by hand names an asset with these printed prompts."""
+    """Whether a value that was set by hand, or else the concept set, names an asset with these printed prompts."""
     given = {} if pd.isna(record["given"]) else json.loads(record["given"])
     places = tuple(f"asset:{name}/" for name in known["prompts"].get(prompts, ()))
-    return any(str(value).startswith(places) for value in given.values())
+    by_hand = [str(value) for key, value in given.items() if "prompts" in key or "file" in key]
+    return any(value.startswith(places) for value in by_hand or _prompt_files(str(record["concepts"])))
+
+
+@cache
+def _concept_set(name: str) -> Mapping[str, Any]:
+    """The YAML of a concept set; empty if there is none of this name."""
+    return component("concepts", name).config if name in components("concepts") else {}
+
+
+def _concepts(name: str) -> set[str]:
+    """The name of a concept set, and the concept if it erases only one, in small letters."""
+    erased = _concept_set(name).get("erase") or ()
+    return {name.casefold(), *(str(one).casefold() for one in erased if len(erased) == 1)}
+
+
+def _prompt_files(name: str) -> list[str]:
+    """The prompt files of a concept set."""
+    files = (_concept_set(name).get("prompts") or {}).values()
+    return [str(file["file"] if isinstance(file, dict) else file) for file in files if file]
 
 
 def _overlap(figure: Mapping[Hashable, Any], record: Mapping[Hashable, Any]) -> bool:

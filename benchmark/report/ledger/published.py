@@ -20,7 +20,6 @@ import pandas as pd
 from typing_extensions import TypedDict
 
 from overpaint.errors import LONGEST, UserError, unknown
-from overpaint.grid.prompts import csv_text
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import Count, checked, construct
 from overpaint.grid.yaml_files import read_mapping
@@ -169,13 +168,20 @@ def _mapping(value: Any, key: str) -> dict[str, Any]:
 
 def figures(path: Path) -> list[Figure]:
     """The figures of one CSV. Raises a `UserError` that names the line of a wrong value."""
-    reader = csv.DictReader(io.StringIO(csv_text(path, "published figures"), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise UserError(f"{path.name} takes the columns {', '.join(COLUMNS)}, in this order")
         return [_figure(row, f"{path.name} line {reader.line_num}") for row in reader]
     except csv.Error as error:
         raise UserError(f"{path.name} line {reader.line_num} is not CSV: {error}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path.name} is not in UTF-8") from None
 
 
 def _figure(row: Mapping[str | None, Any], where: str) -> Figure:
