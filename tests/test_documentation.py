@@ -13,6 +13,8 @@ import yaml
 import overpaint
 from overpaint.cli import COMMANDS, cli
 from overpaint.commands.grids import cells_of, compose, prepare, single_cell, taken
+from overpaint.commands.ledger import FORMATS as LEDGER_FORMATS
+from overpaint.commands.ledger import SHOWN, chosen, published
 from overpaint.commands.list import lines
 from overpaint.commands.targets import target
 from overpaint.errors import AssetMissing
@@ -177,6 +179,9 @@ def understood(name, *words):
     elif name == "table":
         assert given["form"] in FORMATS and (given["view"] == "facets" or view_named(given["view"]))
         assert not overrides or tasks(*overrides)
+    elif name == "ledger":
+        assert given["form"] in LEDGER_FORMATS and given["what"] in (None, *SHOWN)
+        assert len(chosen(published(), dict(text.split("=", 1) for text in given["filters"])))
     elif name in ("show", "scores"):
         for key in ("out", "prompt", "role"):
             overrides = taken(overrides, key)[1]

@@ -19,6 +19,7 @@ PLACES = {
     "conf": ("overpaint/conf", (".yaml",)),
     "datasets/concepts": ("overpaint/datasets/concepts", (".yaml", ".csv")),
     "datasets/imagenet": ("overpaint/datasets/imagenet", (".csv",)),
+    "leaderboards/published": ("overpaint/leaderboards/published", (".csv", ".yaml")),
     "datasets/testbed": ("overpaint/datasets/testbed", (".json", ".jsonl", ".csv", ".md", ".safetensors")),
 }
 #: Other people's variables do not decide where Python looks for modules.
@@ -28,7 +29,7 @@ ENVIRONMENT["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
 
 def test_package_list_matches_the_folders():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {"overpaint.conf", "overpaint.datasets"}
+    found = {"overpaint.conf", "overpaint.datasets", "overpaint.leaderboards"}
     for top, name in (("benchmark", "overpaint"), ("methods", "overpaint.methods")):
         for init in (ROOT / top).rglob("__init__.py"):
             found.add(".".join([name, *init.parent.relative_to(ROOT / top).parts]))
@@ -38,6 +39,7 @@ def test_package_list_matches_the_folders():
 def test_data_folders_are_no_packages():
     assert not (ROOT / "datasets/__init__.py").exists()
     assert not (ROOT / "conf/__init__.py").exists()
+    assert not (ROOT / "leaderboards/__init__.py").exists()
 
 
 @pytest.mark.parametrize("name", ["benchmark", "methods"])
@@ -57,7 +59,7 @@ def test_import_datasets_is_not_ours():
 def checkout(tmp_path_factory):
     """A copy of the checkout with its links and with gold models, which are too large for a wheel."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("benchmark", "methods", "conf", "datasets"):
+    for name in ("benchmark", "methods", "conf", "datasets", "leaderboards"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "overpaint"):
         shutil.copy(ROOT / name, folder / name, follow_symlinks=False)

@@ -8,6 +8,6 @@ from pathlib import Path
 
 @cache
 def shipped(name: str) -> Path:
-    """The path of the folder ``conf`` or ``datasets``, in a checkout and in an installed wheel."""
+    """The path of the folder ``conf``, ``datasets`` or ``leaderboards``, in a checkout and in an installed wheel."""
     here = Path(__file__).resolve().parents[1]
     return here / name if (here / name).is_dir() else here.parent / name

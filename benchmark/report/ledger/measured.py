@@ -1,0 +1,238 @@
+"""Published figures beside our records: a verdict where all that decides a figure is the same, and orders of methods."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from overpaint.errors import UserError
+from overpaint.grid.registry import component, components
+from overpaint.grid.typed import bare
+from overpaint.report import statistics
+from overpaint.report.ledger.agreement import ORDER, agreement, columns, erasers
+from overpaint.report.ledger.published import Names
+from overpaint.report.records import NUMBERS, REQUIRED
+
+#: Columns that `beside` adds to published figures.
+OURS = "ours ours_low ours_high ours_n ours_method ours_model ours_concepts ours_detector records verdict reasons sign".split()
+#: Numbers of images count as the same up to this share: published lists have empty and repeated prompts.
+SAME_N = 0.01
+AGREES, DIFFERS, NOT_COMPARABLE = "agrees", "differs", "not comparable"
+
+
+def read_records(place: Path) -> pd.DataFrame:
+    """Records in the long form of ``overpaint table --format csv``: of one file, or of all CSV files in a folder."""
+    files = sorted(place.glob("*.csv")) if place.is_dir() else [place] if place.is_file() else []
+    if not files:
+        raise UserError(
+            f"--from {place} has no CSV files; it takes a file of overpaint table --format csv, or a folder of them"
+        )
+    frames = []
+    for path in files:
+        try:
+            frame = pd.read_csv(path, low_memory=False)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path} is not CSV: {str(error).splitlines()[0]}") from None
+        missing = [name for name in REQUIRED if name not in frame]
+        if missing:
+            raise UserError(f"{path} has no column {missing[0]!r}; --from takes files of overpaint table --format csv")
+        for name in NUMBERS:
+            if name in frame and not pd.api.types.is_numeric_dtype(frame[name]):
+                raise UserError(f"{path} has text in column {name!r}, which takes numbers")
+        for text in frame["given"].dropna().unique() if "given" in frame else ():
+            _check_given(path, text)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _check_given(path: Path, text: object) -> None:
+    try:
+        if isinstance(json.loads(str(text)), dict):
+            return
+    except ValueError:
+        pass
+    raise UserError(f"{path} has {bare(str(text))} in column 'given', which takes a JSON mapping")
+
+
+def prepared(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with a value, and names of methods and attacks also where older files have only labels."""
+    found = records.reindex(columns=list(dict.fromkeys([*records.columns, *_USED])))
+    for name in ("method", "attack"):
+        found[f"{name}_name"] = found[f"{name}_name"].fillna(found[name])
+    return found[found["value"].notna()]
+
+
+#: Optional columns of records that are read here.
+_USED = "method_name attack_name low high detector threshold given difference_low difference_high against".split()
+
+
+def beside(found: pd.DataFrame, records: pd.DataFrame, known: Names) -> pd.DataFrame:
+    """The published figures with the columns `OURS`: the record that is nearest to each figure, and a verdict.
+
+    The nearest record has the fewest reasons against a comparison. ``records`` counts those of the same method, metric and
+    attack.
+    """
+    by_place: dict[tuple, list[dict[Hashable, Any]]] = {}
+    for record in prepared(records).to_dict("records"):
+        by_place.setdefault((record["method_name"], record["metric"], record["attack_name"]), []).append(record)
+    originals = _originals(found)
+    rows = [_beside(figure, by_place, originals, known) for figure in found.to_dict("records")]
+    return found.join(pd.DataFrame(rows, columns=OURS, index=found.index, dtype=object))
+
+
+def _originals(found: pd.DataFrame) -> dict[tuple, float]:
+    """The unedited model's figure of each quantity that a table prints."""
+    place = ["paper", "table", "base", "erased", "prompts", "attack", "metric", "detector"]
+    own = found[found["method"] == "original"]
+    return dict(zip(own[place].itertuples(index=False, name=None), own["scaled"], strict=True))
+
+
+def _beside(
+    figure: Mapping[Hashable, Any],
+    by_place: Mapping[tuple, list[dict[Hashable, Any]]],
+    originals: Mapping[tuple, float],
+    known: Names,
+) -> list[Any]:
+    """The values of `OURS` for one published figure."""
+    listed = [
+        record
+        for metric in (figure["metric_name"], *known["recorded"].get(figure["metric_name"], ()))
+        for record in by_place.get((figure["method_name"], metric, figure["attack_name"] or "none"), ())
+    ]
+    if not listed:
+        return [None] * len(OURS)
+    judged = [(against(figure, record, known), record) for record in listed]
+    reasons, record = min(judged, key=lambda pair: len(pair[0]))
+    verdict = NOT_COMPARABLE if reasons else AGREES if _overlap(figure, record) else DIFFERS
+    place = tuple(figure[n] for n in ("paper", "table", "base", "erased", "prompts", "attack", "metric", "detector"))
+    sign = _sign(figure["scaled"], originals.get(place), record) if figure["method"] != "original" else None
+    values = [record[name] for name in "value low high n method model concepts detector".split()]
+    return [*values, len(listed), verdict, ", ".join(reasons), sign]
+
+
+def against(figure: Mapping[Hashable, Any], record: Mapping[Hashable, Any], known: Names) -> list[str]:
+    """What keeps a record from being compared with a published figure: base, concept, detector, prompts, n.
+
+    What a paper does not state counts as different.
+    """
+    found = []
+    if record["model"] != figure["base_name"]:
+        found.append("base")
+    if figure["concept"].casefold() not in _concepts(str(record["concepts"])):
+        found.append("concept")
+    if figure["scale"] == "fraction" and _detector(record) not in known["detectors"].get(figure["detector"], ()):
+        found.append("detector")
+    if not _same_prompts(record, figure["prompts"] or figure["attack_name"], known):
+        found.append("prompts")
+    if pd.isna(figure["images"]) or abs(figure["images"] - record["n"]) > SAME_N * figure["images"]:
+        found.append("n")
+    return found
+
+
+def _detector(record: Mapping[Hashable, Any]) -> str:
+    """The name of a record's detector, without version and hash."""
+    return "" if pd.isna(record["detector"]) else str(record["detector"]).split(" ")[0]
+
+
+def _same_prompts(record: Mapping[Hashable, Any], prompts: str, known: Names) -> bool:
+    """Whether a value that was set by hand, or else the concept set, names an asset with these printed prompts."""
+    given = {} if pd.isna(record["given"]) else json.loads(record["given"])
+    places = tuple(f"asset:{name}/" for name in known["prompts"].get(prompts, ()))
+    by_hand = [str(value) for key, value in given.items() if "prompts" in key or "file" in key]
+    return any(value.startswith(places) for value in by_hand or _prompt_files(str(record["concepts"])))
+
+
+@cache
+def _concept_set(name: str) -> Mapping[str, Any]:
+    """The YAML of a concept set; empty if there is none of this name."""
+    return component("concepts", name).config if name in components("concepts") else {}
+
+
+def _concepts(name: str) -> set[str]:
+    """The name of a concept set, and the concept if it erases only one, in small letters."""
+    erased = _concept_set(name).get("erase") or ()
+    return {name.casefold(), *(str(one).casefold() for one in erased if len(erased) == 1)}
+
+
+def _prompt_files(name: str) -> list[str]:
+    """The prompt files of a concept set."""
+    files = (_concept_set(name).get("prompts") or {}).values()
+    return [str(file["file"] if isinstance(file, dict) else file) for file in files if file]
+
+
+def _overlap(figure: Mapping[Hashable, Any], record: Mapping[Hashable, Any]) -> bool:
+    """Whether the 95 % intervals of both overlap. A published figure without its own interval is a point."""
+    low = high = figure["scaled"]
+    if figure["scale"] == "fraction":
+        hits = np.arange(int(figure["images"])) < round(low * figure["images"])
+        _, low, high, *_ = statistics.proportion(hits)
+    ours = (record["value"] if pd.isna(record[name]) else record[name] for name in ("low", "high"))
+    (_, end), (start, _) = sorted([(low, high), tuple(ours)])
+    return start <= end
+
+
+def _sign(value: float, original: float | None, record: Mapping[Hashable, Any]) -> str | None:
+    """Whether the record's difference to the unedited model has the sign of the paper's: same, opposite, or open.
+
+    It is open if the record's interval contains 0, and undefined without a figure of the unedited model on both sides.
+    """
+    low, high = record["difference_low"], record["difference_high"]
+    if original is None or pd.isna(low) or pd.isna(high) or record["against"] != "original" or value == original:
+        return None
+    if low <= 0 <= high:
+        return "open"
+    return "same" if (low > 0) == (value > original) else "opposite"
+
+
+def orders_with_ours(found: pd.DataFrame, records: pd.DataFrame, known: Names) -> pd.DataFrame:
+    """Rows like those of `overpaint.report.ledger.agreement.orders`, with our records as the other side.
+
+    Our order is by means over concept sets that were measured for all shared methods: the paper's concept if it was measured,
+    else all. A method that a paper prints in several variants is left out.
+    """
+    kept = prepared(records)
+    rows = []
+    for key, group in erasers(found, known).groupby(ORDER, sort=False):
+        concept, prompts, attack, ranked = map(str, key)
+        metrics = {
+            name for metric in group["metric_name"].unique() for name in (metric, *known["recorded"].get(metric, ()))
+        }
+        ours = kept[kept["metric"].isin(metrics) & (kept["attack_name"] == (attack or "none"))]
+        if prompts and ranked in known["ranked"].values():  # other prompts ask for something else
+            same = [_same_prompts(record, prompts, known) for record in ours.to_dict("records")]
+            ours = ours[pd.Series(same, index=ours.index, dtype=bool)]
+        for (model, metric), part in ours.groupby(["model", "metric"], sort=False):
+            for one, figures in columns(group):
+                side = _by_name(figures, known)
+                means, said = _means(part, set(side), concept)
+                row = agreement(key, one, side, ("overpaint", f"{metric}, {said}", str(model)), means)
+                rows += [row] if row else []
+    return pd.DataFrame(rows)
+
+
+def _by_name(figures: Mapping[str, float], known: Names) -> dict[str, float]:
+    """A paper's figures by our names of the methods, without names that stand for several printed methods."""
+    named = [(known["methods"][method], value) for method, value in figures.items() if method in known["methods"]]
+    once = [name for name, _ in named]
+    return {name: value for name, value in named if once.count(name) == 1}
+
+
+def _means(part: pd.DataFrame, methods: set[str], concept: str) -> tuple[dict[str, float], str]:
+    """Our figure of each of these methods, turned so that higher is better, and the concept sets that it is a mean of."""
+    part = part[part["method_name"].isin(methods)]
+    own = part[part["concepts"].astype(str).str.casefold() == concept.casefold()]
+    table = (part if own.empty else own).pivot_table("value", "method_name", "concepts", "mean")
+    table = table.loc[:, table.notna().sum() == table.notna().sum().max()] if len(table.columns) else table
+    table = table.dropna()
+    if table.empty:
+        return {}, ""
+    sign = 1 if part["direction"].iloc[0] == "up" else -1
+    turned = {str(method): sign * float(mean) for method, mean in table.mean(axis=1).items()}
+    many = len(table.columns) > 1
+    return turned, f"mean over {len(table.columns)} concept sets" if many else str(table.columns[0])

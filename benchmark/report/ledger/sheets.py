@@ -1,0 +1,328 @@
+"""The ledger as tables of text: an overview, figures side by side, disagreements, and agreement of orders."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from overpaint.report.ledger.agreement import AGREE, DISAGREE, EQUAL, QUANTITY, RELATIVE, SAMPLING, TOLERANCE
+from overpaint.report.ledger.measured import AGREES, DIFFERS, NOT_COMPARABLE
+from overpaint.report.rendering import markdown_text, number, plain
+
+ARROWS = {"up": "↑", "down": "↓"}
+LEGEND = (
+    "Shares are fractions. (n): number of images, if stated. ≠ another paper prints a figure that differs by more than the "
+    "tolerance. ? doubtful: it contradicts its own paper. ↑ higher is better for the eraser, ↓ lower is better."
+)
+RULE = (
+    "Two papers disagree if the figures of one method, base, concept, attack and metric differ by more than "
+    f"{TOLERANCE['fraction']:.2f} (shares), {TOLERANCE['100 cos']:.0f} (100 cos) or {100 * RELATIVE:.0f} % of the larger "
+    "figure (all others), and, for shares with a stated number of images on both sides, the 95 % interval of their difference "
+    "excludes 0. Equal figures are counted apart: one paper may quote the other."
+)
+NOTED = "° read in someone else's note, not in the paper."
+TAU = (
+    "τ: Kendall's tau-b of the methods that both sides print, 1 the same order, −1 the reverse; 95 % interval from resampled "
+    "methods, from 5 methods on, none where all resamples agree; p: test of no association, exact without ties. Equal: shared "
+    "methods with equal figures, which may be quoted."
+)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text. Cells of the first ``names`` columns are repeated in every part of a wide table."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+# --- what is shown -----------------------------------------------------------------------------------------------
+
+
+def overview(found: pd.DataFrame, compared: pd.DataFrame, ordered: pd.DataFrame) -> Iterator[Sheet]:
+    """Papers, what they disagree about, and the orders of methods under UnlearnDiffAtk and on I2P."""
+    apart = compared[compared["verdict"] == DISAGREE]
+    rows = [
+        [
+            paper,
+            part["arxiv"].iloc[0],
+            str(len(part)),
+            str(part["method"].nunique()),
+            _provenance(part),
+            *_counts(paper, compared),
+        ]
+        for paper, part in found.groupby("paper")
+    ]
+    title = f"{len(found):,} published figures of {found['paper'].nunique()} papers, {len(apart)} disagreements between papers"
+    heads = ["paper", "arXiv", "figures", "methods", "read in", "compared", "disagreements"]
+    yield Sheet(title, heads, rows, notes=[RULE, records_said(found)])
+    yield by_quantity(compared)
+    for erased, prompts, attack in (("nudity", "", "uda"), ("nudity", "I2P", "")):
+        fits = (ordered["erased"] == erased) & (ordered["prompts"] == prompts) & (ordered["attack"] == attack)
+        yield order_sheet(ordered[fits], f"Orders of methods: {erased}{_where(prompts, attack)}")
+
+
+def records_said(found: pd.DataFrame) -> str:
+    """How many published figures have a record beside them, and the verdicts."""
+    verdicts = found["verdict"].value_counts()
+    if verdicts.empty:
+        return "No stored record measures one of these methods, metrics and attacks."
+    counts = ", ".join(f"{verdicts.get(name, 0)} {name}" for name in (AGREES, DIFFERS, NOT_COMPARABLE))
+    return f"Records: {verdicts.sum()} figures have a record of their method, metric and attack: {counts}."
+
+
+def _provenance(part: pd.DataFrame) -> str:
+    return ", ".join(f"{name} {count}" for name, count in part["provenance"].value_counts().items())
+
+
+def _counts(paper: object, compared: pd.DataFrame) -> list[str]:
+    own = compared[(compared["paper"] == paper) | (compared["other_paper"] == paper)]
+    return [str(len(own)), str((own["verdict"] == DISAGREE).sum())]
+
+
+def names_sheet(listed: pd.DataFrame) -> Sheet:
+    """The names that filters take."""
+    rows = [[str(cell) for cell in row] for row in listed.itertuples(index=False, name=None)]
+    note = "A name selects all that are printed for it; a printed name selects only itself. attack=none: without an attack."
+    return Sheet("Names in the ledger", list(listed.columns), rows, 2, [note])
+
+
+def by_quantity(compared: pd.DataFrame) -> Sheet:
+    """How many pairs of figures agree, by what was measured."""
+    rows = []
+    for place, part in compared.groupby(["erased", "metric", "prompts", "attack"]):
+        erased, metric, prompts, attack = map(str, place)
+        counts = part["verdict"].value_counts()
+        verdicts = [str(counts.get(verdict, 0)) for verdict in (EQUAL, AGREE, SAMPLING, DISAGREE)]
+        silent = ((part["verdict"] == DISAGREE) & (part["differs_in"] == "")).sum()
+        rows.append([f"{metric}{_where(prompts, attack)}", erased, str(len(part)), *verdicts, str(silent)])
+    rows.sort(key=lambda row: int(row[6]), reverse=True)
+    heads = ["quantity", "erased", "pairs", EQUAL, AGREE, SAMPLING, DISAGREE, "with nothing recorded that differs"]
+    note = "The last column: n, detector and notes are recorded alike, or not stated by either."
+    return Sheet("Pairs of papers by quantity", heads, rows, 2, [note])
+
+
+def _where(prompts: str, attack: str) -> str:
+    return (f" under {attack}" if attack else "") + (f" on {prompts}" if prompts else "")
+
+
+def side_by_side(found: pd.DataFrame, compared: pd.DataFrame) -> Iterator[Sheet]:
+    """A row per erased concept, base, quantity and method, a column per paper, then our record and the verdict.
+
+    Concepts that the same papers measured share a table.
+    """
+    apart = _disagreeing(compared)
+    blocks: dict[tuple, list[tuple]] = {}
+    for place, part in found.groupby(["concept", "base"], sort=False):
+        blocks.setdefault(tuple(sorted(part["paper"].unique())), []).append((place, part))
+    for papers, parts in sorted(blocks.items(), key=lambda block: -len(block[0])):
+        together = pd.concat([part for _, part in parts])
+        ours = "ours" in together and together["ours"].notna().any()
+        rows = [row for place, part in parts for row in _rows(place, part, papers, apart, ours)]
+        own = ["ours", "verdict"] if ours else []
+        heads = ["erased (base)", "quantity", "method", *papers, *own]
+        yield Sheet(f"Figures of {', '.join(papers)}", heads, rows, 3, limits(together))
+
+
+def limits(found: pd.DataFrame) -> list[str]:
+    """What limits these figures: the notes of their tables, and why figures are doubtful."""
+    listed = found.drop_duplicates(["paper", "table"])
+    tables = [f"{f['paper']}, {f['table']}: {f['table_note']}" for f in listed.to_dict("records") if f["table_note"]]
+    doubtful = [
+        f"? {f['paper']}, {f['table']}, {f['method']}, {f['erased']}, {f['metric']}: {f['note'].removeprefix('doubtful: ')}"
+        for f in found.to_dict("records")
+        if f["note"].startswith("doubtful")
+    ]
+    return [*tables, *doubtful]
+
+
+def _rows(
+    place: tuple, part: pd.DataFrame, papers: Sequence[str], apart: set[tuple], ours: bool
+) -> Iterator[list[str]]:
+    """The rows of one erased concept and base: quantities that most papers print first, the unedited model first."""
+    quantities = list(part.groupby([*QUANTITY[2:], "better"], sort=False))
+    for quantity, figures in sorted(quantities, key=lambda pair: -pair[1]["paper"].nunique()):
+        prompts, attack, metric, scale, better = map(str, quantity)
+        head = f"{metric} {ARROWS[better]}{_where(prompts, attack)}{_unit(scale)}"
+        for method in sorted(figures["method"].unique(), key=lambda name: (name != "original", name.casefold())):
+            listed = figures[figures["method"] == method].to_dict("records")
+            cells = [_cell([f for f in listed if f["paper"] == paper], apart) for paper in papers]
+            yield [f"{place[0]} ({place[1]})", head, method, *cells, *(_ours(listed) if ours else [])]
+
+
+#: What identifies a figure in `overpaint.report.ledger.agreement.pairs`.
+_SIDE = ["paper", "table", "method", "base", "prompts", "attack", "metric"]
+
+
+def _disagreeing(compared: pd.DataFrame) -> set[tuple]:
+    """The figures with which another paper disagrees."""
+    apart = compared[compared["verdict"] == DISAGREE]
+    turned = apart.assign(paper=apart["other_paper"], table=apart["other_table"])
+    return {(*row,) for side in (apart, turned) for row in side[[*_SIDE, "erased"]].itertuples(index=False, name=None)}
+
+
+def disagrees(found: pd.DataFrame, compared: pd.DataFrame) -> pd.Series:
+    """Whether another paper disagrees with each published figure."""
+    apart = _disagreeing(compared)
+    return pd.Series([_identity(f) in apart for f in found.to_dict("records")], index=found.index, dtype=bool)
+
+
+def _identity(f: Mapping[Hashable, Any]) -> tuple:
+    return (*(f[n] for n in ("paper", "table", "method", "base", "prompts", "attack_name", "metric_name", "erased")),)
+
+
+def _cell(figures: Sequence[Mapping[Hashable, Any]], apart: set[tuple]) -> str:
+    """The figures of one paper, those of several tables after a slash: ``0.761 ≠ (142)``."""
+    return " / ".join(dict.fromkeys(_figure(f, apart) for f in figures))
+
+
+def _figure(f: Mapping[Hashable, Any], apart: set[tuple]) -> str:
+    marks = ("°" if f["provenance"] == "secondary" else "") + ("?" if f["note"].startswith("doubtful") else "")
+    differs = " ≠" if _identity(f) in apart else ""
+    n = "" if pd.isna(f["images"]) else f" ({f['images']:.0f})"
+    return f"{value_text(f['scaled'], f['scale'])}{marks}{differs}{n}"
+
+
+def value_text(value: float, scale: str) -> str:
+    """A figure as text, with up to four significant digits."""
+    return number(value, scale) if scale in ("bytes", "seconds", "dB") else f"{value:.4g}"
+
+
+def _unit(scale: str) -> str:
+    return "" if scale in ("fraction", "distance", "seconds", "bytes", "dB", "detections", "images") else f", {scale}"
+
+
+def _ours(listed: Sequence[Mapping[Hashable, Any]]) -> list[str]:
+    """Our figure beside those of one row, and its verdicts."""
+    known = [f for f in listed if not pd.isna(f["ours"])]
+    if not known:
+        return ["", ""]
+    first, scale = known[0], known[0]["scale"]
+    text = number(first["ours"], scale)
+    if not pd.isna(first["ours_low"]) and not pd.isna(first["ours_high"]):
+        text += f" [{number(first['ours_low'], scale)}, {number(first['ours_high'], scale)}]"
+    said = []
+    for f in known:
+        reasons = f": {f['reasons']}" if f["verdict"] == NOT_COMPARABLE else ""
+        sign = f"; {f['sign']} sign" if f["sign"] else ""
+        said.append(f"{f['verdict']}{reasons}{sign}")
+    verdicts = list(dict.fromkeys(said))
+    if len(verdicts) > 1:
+        verdicts = [f"{f['paper']}: {text_}" for f, text_ in zip(known, said, strict=True)]
+    return [f"{text} {first['ours_model']}, {first['ours_concepts']}", " | ".join(verdicts)]
+
+
+def disagreement_sheet(shown: pd.DataFrame, total: int) -> Sheet:
+    """Disagreements between papers, of ``total`` that there are."""
+    rows = []
+    for p in shown.to_dict("records"):
+        quantity = f"{p['metric']} {ARROWS[p['better']]}{_where(p['prompts'], p['attack'])}{_unit(p['scale'])}"
+        sides = [_side(p, ""), _side(p, "other_")]
+        cells = [text for side in sides for text in side]
+        rows.append([p["method"], quantity, f"{p['erased']}, {p['base']}", *cells, p["differs_in"] or "nothing"])
+    title = f"{total} disagreements between papers" + (f": {len(shown)} of the largest" if len(shown) < total else "")
+    heads = "method|quantity|erased, base|paper|figure|other paper|its figure|recorded differences".split("|")
+    return Sheet(title, heads, rows, 1, [RULE, NOTED] if "°" in str(rows) else [RULE])
+
+
+def _side(p: Mapping[Hashable, Any], prefix: str) -> list[str]:
+    mark = "°" if p[f"{prefix}provenance"] == "secondary" else ""
+    return [p[f"{prefix}paper"], f"{value_text(p[f'{prefix}value'], p['scale'])}{mark}"]
+
+
+def order_sheet(ordered: pd.DataFrame, title: str = "Agreement of orders of methods") -> Sheet:
+    """Kendall's tau of pairs of papers, or of papers and our records."""
+    rows = []
+    for o in ordered.to_dict("records"):
+        sides = [_source(o, ""), _source(o, "other_")]
+        interval = "" if pd.isna(o["low"]) else f" [{_tau(o['low'])}, {_tau(o['high'])}]"
+        quantity = f"{o['measure']}{_where(o['prompts'], o['attack'])}"
+        rows.append(
+            [
+                quantity,
+                o["erased"],
+                *sides,
+                str(o["methods"]),
+                str(o["equal"]),
+                f"{_tau(o['tau'])}{interval}",
+                f"{o['p_value']:.3f}",
+            ]
+        )
+    heads = ["quantity", "erased", "one side", "other side", "methods", "equal", "τ", "p"]
+    return Sheet(title, heads, rows, 2, [TAU])
+
+
+def _source(o: Mapping[Hashable, Any], prefix: str) -> str:
+    return f"{o[f'{prefix}paper']}, {o[f'{prefix}table']} ({o[f'{prefix}base']})"
+
+
+def _tau(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
+# --- as text -----------------------------------------------------------------------------------------------------
+
+
+def markdown(sheets: Sequence[Sheet], notes: Sequence[str] = ()) -> str:
+    """Tables as GitHub-flavoured Markdown, with the notes after the last one."""
+    parts = []
+    for sheet in sheets:
+        lines = [f"### {markdown_text(sheet.title)}", "", _piped(sheet.heads), _piped(["---"] * len(sheet.heads))]
+        parts.append("\n".join([*lines, *map(_piped, sheet.rows)]))
+        parts += map(markdown_text, sheet.notes)
+    return "\n\n".join([*parts, *map(markdown_text, notes)]) + "\n"
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell if cell == "---" else markdown_text(cell) for cell in cells) + " |"
+
+
+def show(sheets: Sequence[Sheet], notes: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print tables to the terminal. A table that is too wide is split into parts, so that no column is truncated."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=200)
+    for sheet in sheets:
+        for part in _parts(sheet, console.width):
+            grid = Grid(title=Text(plain(sheet.title), style="bold"), title_justify="left", pad_edge=False)
+            for index in part:
+                grid.add_column(Text(plain(sheet.heads[index])), style="bold" if index == 0 else None, overflow="fold")
+            last: Sequence[str] = ()
+            for row in sheet.rows:
+                cells = [plain(text) for text in row]
+                repeated = next((i for i in range(sheet.names - 1) if not last or row[i] != last[i]), sheet.names - 1)
+                grid.add_row(*(Text("" if i < repeated else cells[i]) for i in part))
+                last = row
+            console.print(grid)
+        for note in sheet.notes:
+            console.print(Text(plain(note), style="dim"))
+    for note in notes:
+        console.print(Text(plain(note), style="dim"))
+
+
+#: Cells that are wider than this are folded (characters).
+_WIDEST = 44
+
+
+def _parts(sheet: Sheet, width: int) -> list[list[int]]:
+    """The columns of a table in groups that fit into a terminal of this width (characters)."""
+    texts = [sheet.heads, *sheet.rows]
+    needed = [min(max(cell_len(plain(row[i])) for row in texts), _WIDEST) + 3 for i in range(len(sheet.heads))]
+    names = list(range(sheet.names))
+    parts: list[list[int]] = [[*names]]
+    for column in range(sheet.names, len(sheet.heads)):
+        if len(parts[-1]) > len(names) and sum(needed[i] for i in [*parts[-1], column]) > width:
+            parts.append([*names])
+        parts[-1].append(column)
+    return parts
