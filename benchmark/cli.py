@@ -16,6 +16,7 @@ COMMANDS = {
     "run": ("overpaint.commands.run:run", "Plan a grid, run or resume it, and print its table."),
     "plan": ("overpaint.commands.plan:plan", "Say what a run would do, without running it."),
     "table": ("overpaint.commands.table:table", "Print tables from stored records."),
+    "publish": ("overpaint.commands.publish:publish", "Write results as files for git, and check such files."),
     "show": ("overpaint.commands.show:show", "Draw images side by side, or write them as files."),
     "scores": ("overpaint.commands.scores:scores", "Print the scores of every image as CSV."),
     "score": ("overpaint.commands.score:score", "Measure pictures that other code made."),

@@ -225,8 +225,8 @@ def plain(text: object) -> str:
 
 
 def head_text(head: Head) -> str:
-    """The head of a column as text: ``target ↓``."""
-    return f"{head.title} {ARROWS[head.direction]}".rstrip()
+    """The head of a column as text: ``target ↓ n=24``."""
+    return " ".join(part for part in (head.title, ARROWS[head.direction], f"n={head.n}" if head.n else "") if part)
 
 
 def _heads(table: Table) -> list[str]:

@@ -64,10 +64,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a column: its title, and the direction in which its figures are better (``up``, ``down`` or unknown)."""
+    """The head of a column: its title, the direction in which its figures are better (``up``, ``down`` or unknown), and the n of
+    all its figures, 0 if they differ."""
 
     title: str
     direction: str = ""
+    n: int = 0
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,14 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         over = ("mean over " if len(concepts) > 1 else "") + ", ".join(concepts)
         title = f"{' on '.join([*method, str(model)])}{under(several, by[len(view.blocks) :])}: {over}"
         notes = [_over(concepts, seeds, view.average), families_said(largest, view.primary)]
-        yield Table(title, (view.rows,), [heads[t] for t in columns], rows, notes, provenance(part))
+        heads = {t: replace(heads[t], n=_common_n(columns[t].values()) if heads[t].direction else 0) for t in columns}
+        yield Table(title, (view.rows,), list(heads.values()), rows, notes, provenance(part))
+
+
+def _common_n(cells: Iterable[tuple[Entry, Any]]) -> int:
+    """The n of a column's shares; 0 if they have no common one."""
+    found = {entry.n for entry, _ in cells if entry.unit == "fraction" and entry.value is not None}
+    return found.pop() if len(found) == 1 else 0
 
 
 def _given(records: pd.DataFrame) -> pd.Series:
@@ -284,7 +293,7 @@ def _means(chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes) -> 
             spread=found.estimate.spread,
             bound=column.field == "value" and found.estimate.value is not None and bool(reasons),
             outside=shown and OUTSIDE in set(figures["scope"]),
-            of=(count, most) if count < most else None,
+            of=(count, most) if count < most and view.rows != "concepts" else None,
             why="; ".join(reasons),
         )
         test = None

@@ -84,7 +84,7 @@ class ViewFile(TypedDict, total=False):
 
     name: str
     cells: Literal["every", "means", "ranks", "pairs", "panel"]
-    rows: Literal["method", "attack"]
+    rows: Literal["method", "attack", "concepts"]
     blocks: (
         list[Literal["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]] | None
     )
