@@ -16,12 +16,13 @@ from overpaint.commands.grids import cells_of, compose, prepare, single_cell, ta
 from overpaint.commands.list import lines
 from overpaint.commands.targets import target
 from overpaint.errors import AssetMissing
+from overpaint.report.claims import narrowed, published
 from overpaint.report.rendering import FORMATS
 from overpaint.report.views import view_named
 from requirements import documented
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "leaderboards" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: tests/test_extending.py writes the files of docs/extending.md and runs its commands.
 OTHERS = [page for page in PAGES if page.name != "extending.md"]
 
@@ -175,7 +176,14 @@ def understood(name, *words):
             target(out, ".csv").write_text("prompt\na church\n")
     elif name == "table":
         assert given["form"] in FORMATS and (given["view"] == "facets" or view_named(given["view"]))
-        assert not overrides or tasks(*overrides)
+        if given["folder"]:
+            assert narrowed(published(ROOT / given["folder"])[0], overrides, name).size
+        else:
+            assert not overrides or tasks(*overrides)
+    elif name == "publish":
+        for key in ("out", "name"):
+            overrides = taken(overrides, key)[1]
+        assert Path(ROOT / given["folder"]).is_dir() if given["folder"] else tasks(*overrides)
     elif name in ("show", "scores"):
         for key in ("out", "prompt", "role"):
             overrides = taken(overrides, key)[1]
