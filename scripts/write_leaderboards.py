@@ -6,15 +6,15 @@
 A page says in comments what belongs between them. `make leaderboards` runs this script, and a test compares every page.
 
     <!-- table: erasers view=methods -->…<!-- end -->
-        A view of leaderboards/results/erasers in Markdown. key=value selects records as in `overpaint table --from`. title=no leaves
-        out the title, notes=yes adds the notes, and columns='A;B' selects columns.
+        A view of leaderboards/results/erasers in Markdown. key=value selects records as in `overpaint table --from`. title=no
+        leaves out the title, notes=yes adds the notes, and columns='A;B' selects columns.
     <!-- figure: redteam uce church cce attack_success_any difference -->0.67 [0.44, 0.82]<!-- end -->
-        One record, named by its labels; without the name of an attack, that of no attack. The last word is a field: value (default),
-        control, difference, original, n or p_value. `bare` leaves out the interval. With view=NAME, the words are the names of a
-        row and a column of a table.
+        One record, named by its labels; without the name of an attack, that of no attack. The last word is a field: value
+        (default), control, difference, original, n or p_value. `bare` leaves out the interval. With view=NAME, the last two words
+        are the names of a row and a column of its table.
     <!-- gap: erasers rece church cce attack_success | erasers uce church cce attack_success -->…<!-- end -->
-        The difference of two figures. It is paired if one side has all hits or none, so that the counts determine the pairs, and the
-        word `unpaired` is not given. Figures of a view are compared as independent ones.
+        The difference of two figures. It is paired if one side has all hits or none, so that the counts determine the pairs, and
+        the word `unpaired` is not given. Figures of a view are compared as independent ones.
     <!-- picture: redteam concepts=church file=images/redteam-panel.svg -->…<!-- end -->
         View `panel` as a heat map; the block holds its link.
 """
@@ -95,6 +95,11 @@ def results(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def shown(words: Sequence[str], view: str) -> list[Table]:
     """The tables of a view of a folder (the first word), of the records that the other words select."""
+    return _shown(tuple(words), view)
+
+
+@cache
+def _shown(words: tuple[str, ...], view: str) -> list[Table]:
     records, outcomes = results(words[0])
     return tables(narrowed(records, words[1:], words[0]), view, outcomes)
 
@@ -231,7 +236,9 @@ def picture(words: Sequence[str]) -> str:
     (panel,) = shown(rest, chosen["view"])
     rows = []
     for row in panel.rows:
-        gaps = [entry.value - entry.beside[-1] for entry in row.entries if entry is not None and entry.value is not None]
+        gaps = [
+            entry.value - entry.beside[-1] for entry in row.entries if entry is not None and entry.value is not None
+        ]
         rows.append((-sum(gaps) / len(gaps), row))
     rows.sort(key=lambda pair: pair[0])
     width, height = LEFT + WIDTH * len(panel.columns) + 10, TOP + HEIGHT * len(rows) + 50

@@ -24,7 +24,9 @@ RESULTS = "leaderboards/results"
 
 @click.command()
 @click.argument("overrides", nargs=-1)
-@click.option("--check", "folder", metavar="DIR", help="Check the result files below DIR instead, and name every violation.")
+@click.option(
+    "--check", "folder", metavar="DIR", help="Check the result files below DIR instead, and name every violation."
+)
 def publish(overrides: Sequence[str], folder: str | None) -> None:
     """Write the stored results of a grid as one JSON file per method, without images and prompts.
 

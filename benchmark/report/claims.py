@@ -1,9 +1,9 @@
 """Claims: result files in git. One JSON file per method of an experiment, read like a store and checked by stated rules.
 
-A file holds what `overpaint.report.records` holds, without images and prompts: a list of runs (command, library versions, hashes of
-models and assets), the records, and the outcomes behind them where they are stored. Columns with one value in the whole file are
-in ``same``, what describes a metric is in ``metrics``, and the rest is in ``columns`` and ``records``, one record per line. ``units`` are the observed prompts and seeds, by
-hashes, and an outcome is ``[record, units, values, other values]``.
+A file holds what `overpaint.report.records` holds, without images and prompts: a list of runs (command, library versions, hashes
+of models and assets), the records, and the outcomes behind them where they are stored. Columns with one value in the whole file
+are in ``same``, what describes a metric is in ``metrics``, and the rest is in ``columns`` and ``records``, one record per line.
+``units`` are the observed prompts and seeds, by hashes, and an outcome is ``[record, units, values, other values]``.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def text_of(claim: Claim) -> str:
     same = {name: values[0] for name, values in zip(COLUMNS, columns, strict=True) if len(set(values)) == 1}
     described = [name for name in DESCRIBED if claim.records.groupby("metric")[name].nunique(dropna=False).max() == 1]
     metrics = {
-        row[COLUMNS.index("metric")]: {name: row[COLUMNS.index(name)] for name in described if name not in same} for row in rows
+        row[COLUMNS.index("metric")]: {name: row[COLUMNS.index(name)] for name in described if name not in same}
+        for row in rows
     }
     varying = [place for place, name in enumerate(COLUMNS) if name not in {*same, *described}]
     units: dict[tuple, int] = {}
@@ -172,8 +173,8 @@ def read_claim(path: Path) -> Claim:
     try:
         records = pd.DataFrame(found["records"], columns=found["columns"], dtype=object).assign(**found["same"])
         metrics = pd.DataFrame([found["metrics"][metric] for metric in records["metric"]], dtype=object)
-        records = records.assign(**{name: metrics[name] for name in metrics})
-        strange = [name for name in records if name not in COLUMNS]
+        records = records.assign(**{str(name): metrics[name] for name in metrics})
+        strange = [str(name) for name in records if name not in COLUMNS]
         if strange:
             raise unknown("column", strange[0], COLUMNS, str(path))
         missing = [name for name in REQUIRED if name not in records]
@@ -194,7 +195,10 @@ def _typed(records: pd.DataFrame) -> pd.DataFrame:
 def _outcomes(units: Sequence, outcomes: Sequence, records: pd.DataFrame) -> pd.DataFrame:
     frames = [
         pd.DataFrame([units[place] for place in places], columns=UNIT_COLUMNS).assign(
-            value=pd.array(values, dtype=float), other=pd.array(others, dtype=float), metric=records["metric"][row], artefact=row
+            value=pd.array(values, dtype=float),
+            other=pd.array(others, dtype=float),
+            metric=records["metric"][row],
+            artefact=row,
         )
         for row, places, values, others in outcomes
     ]
@@ -236,7 +240,9 @@ def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
     """The records. Those from before settings were recorded get an identity from their labels."""
     records = records.assign(**{name: records[name].fillna("{}") for name in ("given", "versions")})
     without = records["settings"].isna()
-    labels = [{name: _plain(value) for name, value in row.items()} for row in records.loc[without, CELL].to_dict("records")]
+    labels = [
+        {name: _plain(value) for name, value in row.items()} for row in records.loc[without, CELL].to_dict("records")
+    ]
     settings = records["settings"].astype(object)
     settings[without] = list(map(settings_hash, labels))
     return records.assign(settings=settings)
@@ -253,7 +259,7 @@ def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.
         if not equals or key not in allowed:
             raise unknown("filter", key, allowed, where)
         column = records[key].astype(str)
-        names = records[f"{key}_name"] if f"{key}_name" in records else column
+        names = records.get(f"{key}_name", column)
         wanted = [value.strip() for value in values.split(",")]
         for value in wanted:
             if value not in {*column, *names}:
@@ -275,7 +281,7 @@ LARGEST = 1_000_000
 
 
 def violations(folder: Path) -> list[str]:
-    """Sentences about what keeps the result files below a folder from the leaderboards; the rules are in leaderboards/README.md."""
+    """Sentences about what keeps the result files below a folder from the leaderboards (rules: leaderboards/README.md)."""
     said, seen = [], set()
     for path in claim_files(folder):
         try:
@@ -292,10 +298,14 @@ def violations(folder: Path) -> list[str]:
                 said += [f"{path}: {sentence}" for sentence in rule(claim)]
         said += [f"{path}: waived names {name!r}, which is not a rule" for name in claim.waived if name not in rules]
         kinds = claim.records[["model", "concepts", "budget"]].astype(str).drop_duplicates()
-        seen |= {(path.parent, claim.records["method_name"].iloc[0] == "none", *row) for row in kinds.to_numpy().tolist()}
+        seen |= {
+            (path.parent, claim.records["method_name"].iloc[0] == "none", *row) for row in kinds.to_numpy().tolist()
+        }
     for parent, unedited, *cell in sorted(seen, key=str):
         if not unedited and (parent, True, *cell) not in seen:
-            said.append(f"{parent}: no record of the unedited model (method none) on {cell[0]}, {cell[1]}, budget {cell[2]}")
+            said.append(
+                f"{parent}: no record of the unedited model (method none) on {cell[0]}, {cell[1]}, budget {cell[2]}"
+            )
     return said
 
 
@@ -330,7 +340,9 @@ def _numbers(claim: Claim) -> list[str]:
 
 
 def _intervals(claim: Claim) -> list[str]:
-    shares = claim.records[(claim.records["unit"] == "fraction") & claim.records["value"].notna() & (claim.records["n"] > 1)]
+    shares = claim.records[
+        (claim.records["unit"] == "fraction") & claim.records["value"].notna() & (claim.records["n"] > 1)
+    ]
     inside = (shares["low"] <= shares["value"] + 1e-9) & (shares["value"] <= shares["high"] + 1e-9)
     tested = claim.records[claim.records["p_value"].notna() & claim.records["difference_low"].notna()]
     tested = tested[tested["statistics"] == VERSION]  # before version 6, some intervals and tests were of two families
@@ -352,7 +364,9 @@ def _controls(claim: Claim) -> list[str]:
     against = claim.records[(claim.records["against"] == "control") & claim.records["value"].notna()]
     lacking = against[["control", "difference", "difference_low", "difference_high"]].isna().any(axis=1)
     lacking &= against["unit"] == "fraction"
-    return _first(against[lacking], "an attack needs its control with as many images, and the difference with its interval")
+    return _first(
+        against[lacking], "an attack needs its control with as many images, and the difference with its interval"
+    )
 
 
 def _marks(claim: Claim) -> list[str]:
@@ -384,4 +398,3 @@ def hashes(configs: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, s
     for config in configs:
         look(config)
     return sorted(models), dict(sorted(assets.items()))
-

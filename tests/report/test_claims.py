@@ -168,7 +168,7 @@ def test_a_waived_rule_is_not_checked(claim):
         ("[]", "format is None, allowed is 1"),
         ('{"format": 2}', "format is 2"),
         ('{"format": 1}', "is not a result file: KeyError"),
-        ('{"format": 1, "runs": [], "waived": {}, "same": {}, "metrics": {}, "columns": ["a"], "records": [[1, 2]]}', "not a result"),
+        ('{"format": 1, "same": {}, "metrics": {}, "columns": ["a"], "records": [[1, 2]]}', "not a result"),
         (
             '{"format": 1, "runs": [], "waived": {}, "same": {"valu": 1}, "metrics": {"m": {}}, "columns": ["metric"], '
             '"records": [["m"]], "units": [], "outcomes": []}',
@@ -203,4 +203,6 @@ def test_claims_merge_by_cell(folder):
     claim = read_claim(folder / "uce.json")
     assert merged(claim, claim).records.equals(claim.records)
     made = claims_of(claim.records, pd.DataFrame(), RUN)
-    assert list(made) == ["uce"] and pd.read_csv(io.StringIO(render(made["uce"].records, "csv")))["method"].eq("uce").all()
+    assert (
+        list(made) == ["uce"] and pd.read_csv(io.StringIO(render(made["uce"].records, "csv")))["method"].eq("uce").all()
+    )
