@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: setup demo test test-slow test-lowest lint bench clean
+.PHONY: setup demo test test-slow test-lowest lint bench leaderboards clean
 
 setup: $(VENV)/ready
 
@@ -39,6 +39,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	PYTHONPATH=. $(BIN)/lint-imports
 	$(BIN)/mypy
+
+leaderboards: setup  ## every table, picture and number of the pages, from leaderboards/results; no model is run
+	$(BIN)/python scripts/write_leaderboards.py
 
 bench: setup  ## speed against a bare diffusers loop, of attacks side by side, and start-up times
 	$(BIN)/python scripts/bench.py

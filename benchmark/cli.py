@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": ("overpaint.commands.plan:plan", "Say what a run would do, without running it."),
     "table": ("overpaint.commands.table:table", "Print tables from stored records."),
     "ledger": ("overpaint.commands.ledger:ledger", "Print what papers published, side by side and beside records."),
+    "publish": ("overpaint.commands.publish:publish", "Write results as files for git, and check such files."),
     "show": ("overpaint.commands.show:show", "Draw images side by side, or write them as files."),
     "scores": ("overpaint.commands.scores:scores", "Print the scores of every image as CSV."),
     "score": ("overpaint.commands.score:score", "Measure pictures that other code made."),

@@ -19,12 +19,13 @@ from overpaint.commands.list import lines
 from overpaint.commands.targets import target
 from overpaint.errors import AssetMissing
 from overpaint.grid.assets import asset
+from overpaint.report import claims
 from overpaint.report.rendering import FORMATS
 from overpaint.report.views import view_named
 from requirements import documented
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "leaderboards" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: tests/test_extending.py writes the files of docs/extending.md and runs its commands.
 OTHERS = [page for page in PAGES if page.name != "extending.md"]
 
@@ -178,7 +179,14 @@ def understood(name, *words):
             target(out, ".csv").write_text("prompt\na church\n")
     elif name == "table":
         assert given["form"] in FORMATS and (given["view"] == "facets" or view_named(given["view"]))
-        assert not overrides or tasks(*overrides)
+        if given["folder"]:
+            assert claims.narrowed(claims.published(ROOT / given["folder"])[0], overrides, name).size
+        else:
+            assert not overrides or tasks(*overrides)
+    elif name == "publish":
+        for key in ("out", "name"):
+            overrides = taken(overrides, key)[1]
+        assert Path(ROOT / given["folder"]).is_dir() if given["folder"] else tasks(*overrides)
     elif name == "ledger":
         assert given["form"] in LEDGER_FORMATS and given["what"] in (None, *SHOWN)
         assert len(chosen(published(), dict(text.split("=", 1) for text in given["filters"])))

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Sequence
 
 import click
+import pandas as pd
 
 from overpaint.commands.grids import planned
 from overpaint.errors import UserError, unknown
+from overpaint.grid.paths import path_of
+from overpaint.report.claims import narrowed, published
 from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.rendering import FORMATS, print_tables, render
 from overpaint.run.store import Store
@@ -18,11 +21,28 @@ from overpaint.run.store import Store
 @click.argument("overrides", nargs=-1)
 @click.option("--format", "form", default="terminal", help="terminal, md, csv, json or latex.")
 @click.option("--view", default="facets", help="facets (every figure), or one of `overpaint list views`.")
+@click.option("--from", "folder", metavar="DIR", help="Read result files (overpaint publish) instead of a store.")
 @click.option("--spreadsheet", is_flag=True, help="csv: put ' before text that a spreadsheet would run as a formula.")
-def table(overrides: Sequence[str], form: str, view: str, spreadsheet: bool) -> None:
-    """Print tables from stored records, of the grid that the overrides define or of the whole store."""
+def table(overrides: Sequence[str], form: str, view: str, folder: str | None, spreadsheet: bool) -> None:
+    """Print tables from stored records, of the grid that the overrides define or of the whole store.
+
+    With --from, the overrides are filters, such as method=uce,esd concepts=church metric=ira.
+    """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
+    if folder:
+        records, outcomes = published(path_of(folder, "--from"))
+        records = narrowed(records, overrides, folder)
+    else:
+        records, outcomes = _stored(overrides)
+    if form == "terminal":
+        print_tables(records, view, outcomes)
+    else:
+        sys.stdout.write(render(records, form, view, outcomes, spreadsheet))
+
+
+def _stored(overrides: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The records of a grid or of the whole store, and their outcomes."""
     if all(o.startswith("store=") for o in overrides):
         store, plan = Store.chosen(overrides[-1].split("=", 1)[1] if overrides else None), None
     else:
@@ -31,9 +51,4 @@ def table(overrides: Sequence[str], form: str, view: str, spreadsheet: bool) -> 
     if not store.root.is_dir():
         raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
     records = stored_records(store, plan)
-    if form == "terminal":
-        print_tables(records, view, stored_outcomes(store, records))
-    elif form in ("csv", "json"):
-        sys.stdout.write(render(records, form, view, spreadsheet=spreadsheet))
-    else:
-        sys.stdout.write(render(records, form, view, stored_outcomes(store, records)))
+    return records, stored_outcomes(store, records)

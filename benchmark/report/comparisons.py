@@ -11,26 +11,23 @@ import pandas as pd
 from overpaint.report import statistics
 from overpaint.report.families import Compared, Mark, is_primary, marks
 from overpaint.report.pooling import Outcomes, groups_of, pooled
+from overpaint.report.standings import MISSING, PAIR, paired
 from overpaint.report.statistics import Estimate
-from overpaint.report.tables import ARROWS, SETTINGS, Entry, Row, Table, _several, _under, distinguished
+from overpaint.report.tables import SETTINGS, Entry, Head, Row, Table, distinguished, provenance, several_of, under
 from overpaint.report.views import View
-
-#: Columns by which outcomes of two methods are paired.
-PAIR = ["concepts", "run", "prompt_id", "seed", "label", "stratum"]
-MISSING = "per-image outcomes are not stored: measured by an older version, run the grid again"
 
 
 def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
     """Two tables per block: the rank of each method in each column with its interval, and the agreement of the columns."""
     for title, part in _blocks(records, view):
-        shown, ranks = {}, {}
-        methods = [m for m in dict.fromkeys(part["method"])]
+        shown: dict[str, dict[str, Entry]] = {}
+        heads: list[Head] = []
+        methods = list(dict.fromkeys(part["method"]))
         for name, column in view.columns.items():
             chosen = column.chosen(part, view.rows)
             if not chosen.empty:
-                head = f"{name} {ARROWS[chosen['direction'].iloc[0]]}"
-                shown[head] = dict(zip(methods, _ranks(chosen, methods, outcomes), strict=True))
-                ranks[head] = [shown[head][m].value for m in methods]
+                heads.append(Head(name, chosen["direction"].iloc[0]))
+                shown[name] = dict(zip(methods, _ranks(chosen, methods, outcomes), strict=True))
         if not shown or len(methods) < 2:
             continue
         notes = ["Ranks: 1 is best, ties share the better rank; 95 % intervals from paired tests, concepts fixed."]
@@ -39,10 +36,10 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
             notes.append(
                 "Mean ranks are over the columns, by the methods' means over concept sets or over kinds of concepts."
             )
-        shown_too = shown | means
-        rows = [Row((m,), [shown_too[head].get(m) for head in shown_too]) for m in methods]
-        yield Table(f"Ranks, {title}", (view.rows,), list(shown_too), rows, notes)
-        yield _agreement(title, ranks)
+        rows = [Row((m,), [of.get(m) for of in [*shown.values(), *means.values()]]) for m in methods]
+        heads += map(Head, means)
+        yield Table(f"Ranks, {title}", (view.rows,), heads, rows, notes, provenance(part))
+        yield _agreement(title, {name: [of[m].value for m in methods] for name, of in shown.items()})
 
 
 def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> list[Entry]:
@@ -104,7 +101,7 @@ def _agreement(title: str, ranks: dict[str, list[float | None]]) -> Table:
             entries.append(Entry(found.value, unit="correlation", n=len(both), why=why) if one != other else None)
         rows.append(Row((one,), entries))
     note = "Kendall's tau-b between the columns' rankings: 1 the same order, −1 the reverse."
-    return Table(f"Agreement of the rankings, {title}", ("column",), names, rows, [note])
+    return Table(f"Agreement of the rankings, {title}", ("column",), list(map(Head, names)), rows, [note])
 
 
 def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
@@ -117,7 +114,8 @@ def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Tab
                 continue
             first = chosen.iloc[0]
             primary = is_primary(view.primary, first["facet"], column.metric, first["attack_name"], first["against"])
-            found = {(a, b): _pair(chosen, a, b, outcomes) for a, b in combinations(methods, 2)}
+            own = {m: chosen[chosen["method"] == m] for m in methods}
+            found = {(a, b): paired(own[a], own[b], outcomes) for a, b in combinations(methods, 2)}
             said = marks(
                 [
                     Compared(e.p_value, e.p_equivalence, primary) if e.p_value is not None else None
@@ -135,8 +133,9 @@ def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Tab
                 f"Row minus column, paired on the same prompts and seeds; {correction} over the {len(found)} pairs of this "
                 f"table, 5 % level, equivalence margin {statistics.MARGIN:.2f}."
             )
-            heading = f"{name} {ARROWS[first['direction']]}: methods against each other, {title}"
-            yield Table(heading, ("method",), methods, rows, [note])
+            better = "higher" if first["direction"] == "up" else "lower"
+            heading = f"{name} ({better} is better): methods against each other, {title}"
+            yield Table(heading, ("method",), list(map(Head, methods)), rows, [note], provenance(chosen))
 
 
 def _minus(value: float | None) -> float | None:
@@ -147,24 +146,12 @@ def _difference(e: Estimate, why: str, mark: Mark, unit: str) -> Entry:
     return Entry(e.value, e.low, e.high, unit, e.n, e.failed, mark, why=why)
 
 
-def _pair(records: pd.DataFrame, one: str, other: str, outcomes: Outcomes) -> tuple[Estimate, str]:
-    """The mean paired difference of two methods over their common concepts and seeds, and a reason if it is undefined."""
-    tables = [outcomes.together(records[records["method"] == m]) for m in (one, other)]
-    if tables[0] is None or tables[1] is None:
-        return Estimate(None), MISSING
-    joined = tables[0].merge(tables[1], on=PAIR, suffixes=("", "_other"))
-    if joined.empty:
-        return Estimate(None), "no images of the same prompts and seeds"
-    found = statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined))
-    return found, "" if found.value is not None else "every pair of images failed"
-
-
 def _blocks(records: pd.DataFrame, view: View) -> Iterator[tuple[str, pd.DataFrame]]:
     """A title and the records for each model and setting, without the unedited model."""
     records = distinguished(records)
     records = records[records["method_name"] != "none"]
-    several = _several(records, [n for n in SETTINGS if n != "seed"])
+    several = several_of(records, [n for n in SETTINGS if n != "seed"])
     for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
         values = by[len(view.blocks) :]
         concepts = ", ".join(dict.fromkeys(part["concepts"]))
-        yield f"{model}{_under(several, values)}: {concepts}", part
+        yield f"{model}{under(several, values)}: {concepts}", part

@@ -1,9 +1,12 @@
-"""Tables as text: for the terminal, Markdown and LaTeX, and the long form as CSV and JSON."""
+"""Tables as text: for the terminal, Markdown and LaTeX, and as data in CSV and JSON."""
 
 from __future__ import annotations
 
+import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 
 import pandas as pd
 from rich.cells import cell_len
@@ -15,13 +18,19 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.scope import OUTSIDE
 from overpaint.report.comparisons import pairs, rankings
 from overpaint.report.families import DIFFERS, EQUAL, marked
+from overpaint.report.missing import command_of, gaps
+from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST, panels
 from overpaint.report.pooling import Outcomes
+from overpaint.report.standings import BEST, TIED
 from overpaint.report.statistics import MARGIN
-from overpaint.report.tables import Entry, Table, averaged, every_figure
+from overpaint.report.tables import Entry, Head, Table, averaged, every_figure
 from overpaint.report.views import View, view_named
 
 FORMATS = ("terminal", "md", "csv", "json", "latex")
 MARKS = {DIFFERS: "≠", EQUAL: "=", "": ""}
+ARROWS = {"up": "↑", "down": "↓", "": ""}
+#: Standings of figures -> how they are emphasised: strongly or weakly.
+EMPHASIS = {BEST: "strong", ABOVE_ALL: "strong", TIED: "weak", ABOVE_FIRST: "weak", "": ""}
 LEGEND = (
     "Figures with 95 % intervals. ≠ differs from what it is compared with (the unedited model, or the attack's control "
     f"where one is given); = equal to it within ±{MARGIN:.2f}; no mark: neither is shown. ⊥ undefined. "
@@ -31,6 +40,10 @@ FOOTNOTES = {
     "†": f"† {OUTSIDE}: the attack enters behind the place where the defence acts, so it does not test it.",
     "≥": "≥ a lower bound: the most that was measured.",
     "σ": "σ the standard deviation between what was averaged, sampling noise taken out.",
+    "best": (
+        "Bold: the best method of a column; italic: not shown to be worse (paired tests where outcomes are stored, Holm over "
+        "the methods, 5 % level)."
+    ),
 }
 
 
@@ -45,17 +58,23 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
     """
     chosen, found = view_named(view), Outcomes(outcomes)
     if records.empty:
-        raise UserError("no records stored yet for this table: run it first (overpaint run …)")
+        raise UserError(f"no records stored yet for view {view}. To make some: {command_of(chosen)}")
     builders: dict[str, Callable[[], Iterator[Table]]] = {
         "every": lambda: every_figure(records, chosen),
         "means": lambda: averaged(records, chosen, found),
         "ranks": lambda: rankings(records, chosen, found),
         "pairs": lambda: pairs(records, chosen, found),
+        "panel": lambda: panels(records, chosen),
     }
+    records = records.iloc[
+        (records["method_name"] != "none").to_numpy().argsort(kind="stable")
+    ]  # the unedited model first
+    missing = gaps(records, chosen)
     shown = list(builders[chosen.cells]())
     if not shown:
-        raise UserError(f"view {view} shows none of the {len(records)} figures stored for this table")
-    return shown
+        why = missing[0] if missing else f"To make some: {command_of(chosen)}"
+        raise UserError(f"view {view} shows none of the {len(records)} figures stored for this table. {why}")
+    return [*shown[:-1], replace(shown[-1], notes=[*shown[-1].notes, *missing])]
 
 
 def render(
@@ -65,18 +84,22 @@ def render(
     outcomes: pd.DataFrame | None = None,
     spreadsheet: bool = False,
 ) -> str:
-    """A view as text in one of `FORMATS`; ``terminal`` is for `print_tables`. csv and json are always the long form.
+    """A view as text in one of `FORMATS`; ``terminal`` is for `print_tables`.
 
-    The long form adds ``p_adjusted``, ``family`` and ``mark`` for the view's primary endpoints. With ``spreadsheet``,
-    text cells of the CSV that begin with ``= + - @``, a tab or a carriage return get a leading apostrophe, so that a
-    spreadsheet program does not run them as formulas.
+    csv and json of view ``facets`` are the long form, one row per record with all its columns and ``p_adjusted``, ``family`` and
+    ``mark``. Those of other views hold their tables, one row (or object) per figure. With ``spreadsheet``, text cells of the CSV
+    that begin with ``= + - @``, a tab or a carriage return get a leading apostrophe, so that a spreadsheet program does not run
+    them as formulas.
     """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
-    if form in ("csv", "json"):
-        return long_form(records, view_named(view), form, spreadsheet)
+    chosen = view_named(view)
+    if form in ("csv", "json") and chosen.cells == "every":
+        return long_form(records, chosen, form, spreadsheet)
     shown = tables(records, view, outcomes)
-    return markdown(shown) if form == "md" else latex(shown)
+    if form == "csv":
+        return _csv(cells_of(shown), spreadsheet)
+    return {"md": markdown, "latex": latex, "json": json_text}[form](shown)
 
 
 # --- the long form ---------------------------------------------------------------------------------------------
@@ -87,6 +110,10 @@ def long_form(records: pd.DataFrame, view: View, form: str, spreadsheet: bool = 
     found = marked(records, view.primary)
     if form == "json":
         return found.to_json(orient="records", indent=1)
+    return _csv(found, spreadsheet)
+
+
+def _csv(found: pd.DataFrame, spreadsheet: bool) -> str:
     if spreadsheet:
         found = found.map(_neutral)
     return found.replace("\r", r"\\r", regex=True).to_csv(index=False)  # a bare carriage return would end the row
@@ -95,6 +122,38 @@ def long_form(records: pd.DataFrame, view: View, form: str, spreadsheet: bool = 
 def _neutral(cell: object) -> object:
     """The cell, with a leading apostrophe if a spreadsheet program could read it as a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+# --- tables as data --------------------------------------------------------------------------------------------
+
+
+def cells_of(shown: Sequence[Table]) -> pd.DataFrame:
+    """Every figure of these tables, one per row: its table, row and column, and the fields of `Entry`."""
+    rows = []
+    for table in shown:
+        for row in table.rows:
+            names = dict(zip(table.heads, row.names, strict=True))
+            for head, entry in zip(table.columns, row.entries, strict=True):
+                if entry is not None:
+                    about = {"table": table.title, **names, "column": head.title}
+                    rows.append(about | {"direction": head.direction or row.direction} | _fields(entry))
+    return pd.DataFrame(rows)
+
+
+def _fields(entry: Entry) -> dict:
+    """The fields of an entry, without nested ones."""
+    found = {k: v for k, v in asdict(entry).items() if k not in ("mark", "of", "beside")}
+    number_of, most = entry.of or (None, None)
+    mark = {"mark": entry.mark.says, "p_adjusted": entry.mark.p_adjusted, "family": entry.mark.family}
+    return found | mark | {"concepts": number_of, "of_concepts": most, "beside": "/".join(map(str, entry.beside))}
+
+
+def json_text(shown: Sequence[Table]) -> str:
+    """Tables as JSON: every field of `Table`, and the legend of its marks."""
+    return (
+        json.dumps([asdict(table) | {"legend": legend([table])} for table in shown], indent=1, ensure_ascii=False)
+        + "\n"
+    )
 
 
 # --- cells -----------------------------------------------------------------------------------------------------
@@ -127,7 +186,9 @@ def entry_text(entry: Entry | None, reasons: Reasons) -> str:
     if entry.value is None:
         return "⊥" + reasons.of(entry.why) + fewer + failed
     text = ("≥ " if entry.bound else "") + number(entry.value, entry.unit)
-    if entry.low is not None and entry.high is not None:
+    if entry.beside:
+        text += "".join(f" / {number(value, entry.unit)}" for value in entry.beside)
+    elif entry.low is not None and entry.high is not None:
         text += f" [{number(entry.low, entry.unit)}, {number(entry.high, entry.unit)}]"
     if entry.spread is not None:
         text += f" σ {number(entry.spread, entry.unit)}"
@@ -148,6 +209,8 @@ def number(value: float, unit: str) -> str:
         return f"{value:.3g} GB"
     if unit == "seconds":
         return f"{value:.3g} s"
+    if unit == "%":
+        return f"{round(value, 1) + 0.0:.1f}"
     if unit == "dB":
         return f"{value:.1f} dB"
     if unit == "rank":
@@ -161,16 +224,35 @@ def plain(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def _texts(table: Table) -> tuple[list[list[str]], list[str]]:
-    """The cells of a table's rows, without repeated first names, and the notes under the table."""
-    reasons, rows, last = Reasons(), [], None
+def head_text(head: Head) -> str:
+    """The head of a column as text: ``target ↓ n=24``."""
+    return " ".join(part for part in (head.title, ARROWS[head.direction], f"n={head.n}" if head.n else "") if part)
+
+
+def _heads(table: Table) -> list[str]:
+    return [*table.heads, *map(head_text, table.columns)]
+
+
+def _names(table: Table) -> Iterator[list[str]]:
+    """The names of each row, without repeated first names. The last name has the row's direction and n."""
+    last = None
     for row in table.rows:
         names = list(map(plain, row.names))
-        if len(names) > 1 and names[0] == last:
-            names[0] = ""
-        else:
-            last = names[0]
-        rows.append([*names, *(entry_text(entry, reasons) for entry in row.entries)])
+        about = [ARROWS[row.direction], f"n={row.n}" if row.n else ""]
+        names[-1] = " ".join([names[-1], *(part for part in about if part)])
+        yield ["", *names[1:]] if len(names) > 1 and row.names[0] == last else names
+        last = row.names[0]
+
+
+def _texts(
+    table: Table, cell: Callable[[Entry | None, Reasons], str] = entry_text
+) -> tuple[list[list[str]], list[str]]:
+    """The names and figures of a table's rows as text, and the notes under the table."""
+    reasons = Reasons()
+    rows = [
+        [*names, *(cell(entry, reasons) for entry in row.entries)]
+        for names, row in zip(_names(table), table.rows, strict=True)
+    ]
     return rows, [*(plain(note) for note in table.notes if note), *map(plain, reasons.said())]
 
 
@@ -181,6 +263,7 @@ def legend(shown: Sequence[Table]) -> str:
         "†": any(e.outside and e.value is not None for e in entries),
         "≥": any(e.bound for e in entries),
         "σ": any(e.spread is not None for e in entries),
+        "best": any(e.standing in (BEST, TIED) for e in entries),
     }
     return " ".join([LEGEND, *(said for mark, said in FOOTNOTES.items() if used[mark])])
 
@@ -200,8 +283,8 @@ def markdown(shown: Sequence[Table]) -> str:
     """Tables as GitHub-flavoured Markdown."""
     parts = []
     for table in shown:
-        rows, notes = _texts(table)
-        heads, width = [*table.heads, *table.columns], len(table.heads)
+        rows, notes = _texts(table, _markdown_cell)
+        heads, width = _heads(table), len(table.heads)
         lines = [
             f"### {markdown_text(table.title)}",
             "",
@@ -214,50 +297,107 @@ def markdown(shown: Sequence[Table]) -> str:
     return "\n\n".join([*parts, markdown_text(legend(shown))]) + "\n"
 
 
+def _markdown_cell(entry: Entry | None, reasons: Reasons) -> str:
+    text = entry_text(entry, reasons)
+    star = {"strong": "**", "weak": "*", "": ""}[EMPHASIS[entry.standing] if entry else ""]
+    return f"{star}{text}{star}"
+
+
 def _piped(values) -> str:
     return "| " + " | ".join(values) + " |"
 
 
 # --- LaTeX -----------------------------------------------------------------------------------------------------
 
-_LATEX = str.maketrans(
+_LATEX: dict[int, str] = str.maketrans(
     {character: f"\\{character}" for character in "_%&#${}"}
-    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": "$<$", ">": "$>$"}
+    | {
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "[": "{[}",
+        "~": r"\textasciitilde{}",
+        "<": "$<$",
+        ">": "$>$",
+    }
     | {"⊥": r"$\bot$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "†": r"$\dagger$", "≥": r"$\geq$", "≠": r"$\neq$"}
     | {"±": r"$\pm$", "−": "$-$", "σ": r"$\sigma$", "×": r"$\times$", "τ": r"$\tau$", "–": "--", "…": r"\dots{}"}
 )
 
 
 def latex_text(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
-    return plain(text).translate(_LATEX)
+    """Text with LaTeX's special characters escaped. Characters that LaTeX's default fonts lack become their code points."""
+    return "".join(map(_latex_character, plain(text)))
+
+
+def _latex_character(character: str) -> str:
+    if ord(character) in _LATEX:
+        return _LATEX[ord(character)]
+    base = unicodedata.normalize("NFKD", character)[0]
+    known = character.isascii() or (character.isalpha() and base.isascii() and ord(character) < 0x180)
+    return character if known else f"{{[}}U+{ord(character):04X}]"
 
 
 def latex(shown: Sequence[Table]) -> str:
-    """Tables as LaTeX floats. A table that is wider than the text is scaled down to its width."""
+    """Tables as LaTeX floats for one column of text. A table that is still wider is scaled down to the column's width.
+
+    A figure has the limits of its interval above and below its line, and heads are broken into lines.
+    """
     parts = ["% These tables need \\usepackage{booktabs} and \\usepackage{graphicx}."]
     for number_, table in enumerate(shown, start=1):
-        rows, notes = _texts(table)
-        columns = "l" * len(table.heads) + "r" * len(table.columns)
-        heads = " & ".join(map(latex_text, [*table.heads, *table.columns]))
+        rows, notes = _texts(table, latex_cell)
+        width = len(table.heads)
+        columns = "l" * width + "r" * len(table.columns)
+        of = table.provenance
         lines = [
+            f"% {of.records} records; detectors: {', '.join(map(plain, of.detectors)) or 'none'}",
             "\\begin{table}",
-            "\\centering",
+            "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}",
             f"\\caption{{{latex_text(table.title)}}}",
             f"\\label{{tab:{_slug(table.title)}-{number_}}}",
             "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
             f"\\begin{{tabular}}{{{columns}}}",
             "\\toprule",
-            f"{heads} \\\\",
+            f"{' & '.join(map(_latex_head, _heads(table)))} \\\\",
             "\\midrule",
-            *(" & ".join(map(latex_text, row)) + " \\\\" for row in rows),
+            *(" & ".join([*map(latex_text, row[:width]), *row[width:]]) + " \\\\" for row in rows),
             "\\bottomrule",
             "\\end{tabular}}",
-            *(f"\\par\\footnotesize {latex_text(note)}" for note in [*notes, legend([table])]),
+            *(f"\\par\\scriptsize {latex_text(note)}" for note in [*notes, _latex_legend(table)]),
             "\\end{table}",
         ]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _latex_head(text: str) -> str:
+    """A head with its words in lines."""
+    lines = r"\\".join(map(latex_text, text.split()))
+    return f"\\shortstack[r]{{{lines}}}" if " " in text else lines
+
+
+def latex_cell(entry: Entry | None, reasons: Reasons) -> str:
+    """A figure for LaTeX: ``$0.04^{\\,0.12}_{\\,0.01}$``, bold if it is the best and underlined if it is tied with the best."""
+    if entry is None:
+        return ""
+    limits = entry.low is not None and entry.high is not None and entry.value is not None and not entry.beside
+    text = latex_text(entry_text(replace(entry, low=None, high=None) if limits else entry, reasons))
+    if limits:
+        low, high = (_bare(value, entry.unit) for value in (entry.low, entry.high))
+        value = number(entry.value, entry.unit)  # type: ignore[arg-type]
+        text = text.replace(latex_text(value), f"{latex_text(value)}$^{{{high}}}_{{{low}}}$", 1)
+    command = {"strong": "\\textbf", "weak": "\\underline", "": ""}[EMPHASIS[entry.standing]]
+    return f"{command}{{{text}}}" if command else text
+
+
+def _bare(value: float | None, unit: str) -> str:
+    """A limit of an interval in LaTeX's mathematics, without its unit."""
+    return number(value or 0.0, unit).replace(" ", r"\,").replace("%", r"\%")
+
+
+def _latex_legend(table: Table) -> str:
+    return (
+        legend([table]).replace("Figures with 95 %", "Sub- and superscripts are 95 %").replace("italic:", "underlined:")
+    )
 
 
 def _slug(title: str) -> str:
@@ -287,7 +427,7 @@ def print_tables(
 
 def _parts(table: Table, rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
     """The columns of a table in groups that fit into a terminal of this width (characters)."""
-    heads = [*table.heads, *table.columns]
+    heads = _heads(table)
     needed = [max(map(cell_len, [plain(heads[i]), *(row[i] for row in rows)])) + 3 for i in range(len(heads))]
     names = len(table.heads)
     parts: list[list[int]] = [[]]
@@ -299,9 +439,12 @@ def _parts(table: Table, rows: Sequence[Sequence[str]], width: int) -> list[list
     return parts
 
 
+_STYLES = {"strong": "bold", "weak": "italic", "": ""}
+
+
 def _terminal_table(table: Table, rows: Sequence[Sequence[str]], part: Sequence[int]):
     names = len(table.heads)
-    heads = [*table.heads, *table.columns]
+    heads = _heads(table)
     total = len(table.columns)
     title = plain(table.title)
     if len(part) < total:
@@ -312,5 +455,6 @@ def _terminal_table(table: Table, rows: Sequence[Sequence[str]], part: Sequence[
     for place, row in enumerate(rows):
         if names > 1 and row[0] and place:
             grid.add_section()
-        grid.add_row(*(Text(row[i]) for i in [*range(names), *part]))
+        styles = [*[""] * names, *(_STYLES[EMPHASIS[e.standing] if e else ""] for e in table.rows[place].entries)]
+        grid.add_row(*(Text(row[i], style=styles[i]) for i in [*range(names), *part]))
     return grid

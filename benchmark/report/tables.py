@@ -1,8 +1,12 @@
-"""Tables as data: rows, columns and figures with their intervals, tests and reasons. `overpaint.report.rendering` prints
-them."""
+"""Tables as data: rows, columns and figures with their intervals, tests, reasons and provenance.
+
+Nothing in a table is formatted text: `overpaint.report.rendering` prints the same table for terminals, Markdown, LaTeX, CSV and
+JSON.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +19,8 @@ from overpaint.report.families import UNMARKED, Compared, Mark, families_said, i
 from overpaint.report.pooling import Outcomes, pooled
 from overpaint.report.records import given_by_hand
 from overpaint.report.seeds import FEWEST
+from overpaint.report.standings import paired, standings
+from overpaint.report.statistics import Estimate
 from overpaint.report.views import View
 from overpaint.run.track import facets
 
@@ -34,6 +40,9 @@ class Entry:
         bound: whether the value is only a lower bound.
         outside: whether the attack bypasses the defence.
         of: the number of concepts in a mean and the number in its table, if they differ.
+        beside: further values of the same kind that are shown after a slash, such as those of controls.
+        standing: ``best`` for the best method of a column, ``tied`` if it is not shown to be worse
+            (`overpaint.report.standings`).
     """
 
     value: float | None
@@ -49,14 +58,48 @@ class Entry:
     outside: bool = False
     of: tuple[int, int] | None = None
     why: str = ""
+    beside: tuple[float, ...] = ()
+    standing: str = ""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a column: its title, the direction in which its figures are better (``up``, ``down`` or unknown), and the n of
+    all its figures, 0 if they differ."""
+
+    title: str
+    direction: str = ""
+    n: int = 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: a name for each of the table's ``heads``, and an entry per column (``None`` if there is no figure)."""
+    """A row: a name for each of the table's ``heads``, and an entry per column (``None`` if there is no figure).
+
+    A row of figures of one metric also has their ``direction`` and their largest ``n``.
+    """
 
     names: tuple[str, ...]
     entries: Sequence[Entry | None]
+    direction: str = ""
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the figures of a table were made from.
+
+    Attributes:
+        records: the number of records.
+        settings: hashes of the records' settings (`overpaint.report.records.settings_hash`).
+        detectors: the detectors with versions and hashes.
+        versions: component -> the versions that occur.
+    """
+
+    records: int = 0
+    settings: tuple[str, ...] = ()
+    detectors: tuple[str, ...] = ()
+    versions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,9 +108,10 @@ class Table:
 
     title: str
     heads: tuple[str, ...]
-    columns: Sequence[str]
+    columns: Sequence[Head]
     rows: Sequence[Row]
     notes: Sequence[str] = field(default_factory=list)
+    provenance: Provenance = Provenance()
 
     def entries(self) -> Iterator[Entry]:
         """Every figure of the table."""
@@ -75,7 +119,15 @@ class Table:
             yield from (entry for entry in row.entries if entry is not None)
 
 
-ARROWS = {"up": "↑", "down": "↓"}
+def provenance(records: pd.DataFrame) -> Provenance:
+    """The provenance of a table of these records."""
+    versions: dict[str, set[int]] = {}
+    for text in records["versions"].dropna().unique() if "versions" in records else ():
+        for name, version in json.loads(text).items():
+            versions.setdefault(name, set()).add(version)
+    named = (records[name].dropna().astype(str).unique() for name in ("settings", "detector") if name in records)
+    settings, detectors = (tuple(sorted(value for value in found if value)) for found in named)
+    return Provenance(len(records), settings, detectors, {n: tuple(sorted(v)) for n, v in sorted(versions.items())})
 
 
 def distinguished(records: pd.DataFrame) -> pd.DataFrame:
@@ -88,12 +140,12 @@ def distinguished(records: pd.DataFrame) -> pd.DataFrame:
     return records.assign(method=records["method"].where(~several, marked))
 
 
-def _several(records: pd.DataFrame, settings: Iterable[str]) -> list[str]:
+def several_of(records: pd.DataFrame, settings: Iterable[str]) -> list[str]:
     """The settings that have more than one value in these records."""
     return [n for n in settings if n in records and records[n].nunique() > 1]
 
 
-def _under(settings: Iterable[str], values: Iterable) -> str:
+def under(settings: Iterable[str], values: Iterable) -> str:
     """The known settings of a table as text: ``, budget lite, seed 1``."""
     said = (
         f"{value}" if name == GIVEN else f"{name} {value}"
@@ -113,7 +165,7 @@ def _known(value) -> bool:
 def every_figure(records: pd.DataFrame, view: View) -> Iterator[Table]:
     """One table per concept set and setting. Rows are figures by facet; columns are methods."""
     records = distinguished(records)
-    several = _several(records, SETTINGS)
+    several = several_of(records, SETTINGS)
     for (model, concepts, kind, *values), part in records.groupby(
         ["model", "concepts", "kind", *several], sort=False, dropna=False
     ):
@@ -130,12 +182,12 @@ def every_figure(records: pd.DataFrame, view: View) -> Iterator[Table]:
                 by_method = {r["method"]: _entry(r, found[i]) for i, r in figures.iterrows()}
                 most = max(entry.n for entry in by_method.values())
                 name = metric.replace("_", " ") + ("" if attack == "none" else f", {attack}")
-                name += f" {ARROWS[figures['direction'].iloc[0]]}" + (f" n={most}" if most else "")
-                rows.append(Row((facet, name), [by_method.get(m) for m in methods]))
+                entries = [by_method.get(m) for m in methods]
+                rows.append(Row((facet, name), entries, figures["direction"].iloc[0], most))
         largest = max((part[part["method"] == m].index for m in methods), key=lambda places: _counted(tests, places))
         notes = [families_said([tests[i] for i in largest], view.primary)]
-        title = f"{concepts} ({kind}) on {model}{_under(several, values)}"
-        yield Table(title, ("facet", "figure"), methods, rows, notes)
+        title = f"{concepts} ({kind}) on {model}{under(several, values)}"
+        yield Table(title, ("facet", "figure"), list(map(Head, methods)), rows, notes, provenance(part))
 
 
 def _counted(tests: Mapping[Hashable, Compared | None], places: Iterable[Hashable]) -> int:
@@ -168,35 +220,49 @@ def _entry(record: pd.Series, mark: Mark) -> Entry:
 # --- means over concepts and seeds -----------------------------------------------------------------------------
 
 
+#: Figures and tests of a column by row, and columns by title.
+Cells = dict[Any, tuple[Entry, Compared | None]]
+Columns = dict[str, Cells]
+
+
 def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
     """One table per model and other columns in the view's ``blocks``, with means over concepts and method seeds.
 
     A mean over fewer concepts than the others in its column shows their number.
     """
     records = distinguished(records).assign(**{GIVEN: _given(records)})
-    several = _several(records, [GIVEN, *(name for name in SETTINGS if name != "seed")])
+    several = several_of(records, [GIVEN, *(name for name in SETTINGS if name != "seed")])
     for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
-        columns: dict[str, dict[str, tuple[Entry, Compared | None]]] = {}
-        heads: dict[str, str] = {}
+        columns: Columns = {}
+        heads: dict[str, Head] = {}
         for title, column in view.columns.items():
             chosen = column.chosen(part, view.rows)
             if column.harmonic or chosen.empty:
                 continue
-            arrow = ARROWS["up" if column.scale else chosen["direction"].iloc[0]]
-            heads[title] = f"{title} {arrow}" if column.field == "value" else title
-            columns[heads[title]] = _means(chosen, view, title, outcomes)
-        columns |= _harmonics(columns, heads, view)
+            direction = "up" if column.scale else chosen["direction"].iloc[0]
+            heads[title] = Head(title, direction if column.field == "value" else "")
+            columns[title] = _means(chosen, view, title, outcomes)
+        for title, cells in _harmonics(columns, view).items():
+            heads[title], columns[title] = Head(title, "up"), cells
+        columns = {title: columns[title] for title in view.columns if title in columns}
         names = [n for n in dict.fromkeys(part[view.rows]) if any(n in cells for cells in columns.values())]
         if not names:
             continue
         owners = {name: part[part[view.rows] == name]["method"].iloc[0] for name in names}
-        rows, largest = _with_marks(columns, names, owners)
+        rows, largest = _with_marks(columns, names, owners, view)
         concepts, seeds = list(dict.fromkeys(part["concepts"])), sorted(part["seed"].dropna().unique())
         method = [str(value) for name, value in zip(view.blocks, by, strict=False) if name == "method"]
         over = ("mean over " if len(concepts) > 1 else "") + ", ".join(concepts)
-        title = f"{' on '.join([*method, str(model)])}{_under(several, by[len(view.blocks) :])}: {over}"
+        title = f"{' on '.join([*method, str(model)])}{under(several, by[len(view.blocks) :])}: {over}"
         notes = [_over(concepts, seeds, view.average), families_said(largest, view.primary)]
-        yield Table(title, (view.rows,), list(columns), rows, notes)
+        heads = {t: replace(heads[t], n=_common_n(columns[t].values()) if heads[t].direction else 0) for t in columns}
+        yield Table(title, (view.rows,), list(heads.values()), rows, notes, provenance(part))
+
+
+def _common_n(cells: Iterable[tuple[Entry, Any]]) -> int:
+    """The n of a column's shares; 0 if they have no common one."""
+    found = {entry.n for entry, _ in cells if entry.unit == "fraction" and entry.value is not None}
+    return found.pop() if len(found) == 1 else 0
 
 
 def _given(records: pd.DataFrame) -> pd.Series:
@@ -205,12 +271,10 @@ def _given(records: pd.DataFrame) -> pd.Series:
     return found.astype(object)
 
 
-def _means(
-    chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes
-) -> dict[str, tuple[Entry, Compared | None]]:
+def _means(chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes) -> Cells:
     """The mean of a column's figures and its test, by row."""
     column, most = view.columns[title], chosen["concepts"].nunique()
-    cells: dict[Any, tuple[Entry, Compared | None]] = {}
+    cells: Cells = {}
     for name, figures in chosen.groupby(view.rows, sort=False):
         found = pooled(figures, column.field, outcomes, view.average)
         if found is None:
@@ -229,7 +293,7 @@ def _means(
             spread=found.estimate.spread,
             bound=column.field == "value" and found.estimate.value is not None and bool(reasons),
             outside=shown and OUTSIDE in set(figures["scope"]),
-            of=(count, most) if count < most else None,
+            of=(count, most) if count < most and view.rows != "concepts" else None,
             why="; ".join(reasons),
         )
         test = None
@@ -237,6 +301,8 @@ def _means(
             primary = is_primary(view.primary, first["facet"], first["metric"], first["attack_name"], first["against"])
             test = Compared(found.p_value, found.p_equivalence, primary)
         cells[name] = (entry, test)
+    if view.rows == "method" and column.field == "value" and not column.scale:
+        cells = _with_standings(cells, chosen, outcomes)
     if column.scale:
         by_row = dict(tuple(chosen.groupby(view.rows, sort=False)))
         originals = {name: pooled(by_row[name], "original", outcomes, view.average) for name in cells}
@@ -248,25 +314,38 @@ def _means(
     return cells
 
 
-def _harmonics(columns: Mapping, heads: Mapping[str, str], view: View) -> dict:
+def _with_standings(cells: Cells, chosen: pd.DataFrame, outcomes: Outcomes) -> Cells:
+    """The cells of a column with the best method and those tied with it. Means over fewer concepts take no part."""
+    by_row = dict(tuple(chosen.groupby("method", sort=False)))
+    estimates = {
+        name: Estimate(entry.value, entry.low, entry.high)
+        for name, (entry, _) in cells.items()
+        if entry.of is None and not entry.bound and by_row[name]["method_name"].iloc[0] != "none"
+    }
+    direction = chosen["direction"].iloc[0]
+    found = standings(estimates, direction, lambda a, b: paired(by_row[a], by_row[b], outcomes)[0])
+    return {name: (replace(entry, standing=found.get(name, "")), test) for name, (entry, test) in cells.items()}
+
+
+def _harmonics(columns: Columns, view: View) -> Columns:
     """The columns that are harmonic means of others, for the rows that those have."""
-    found = {}
+    found: Columns = {}
     for title, column in view.columns.items():
-        parts = [columns.get(heads.get(other, ""), {}) for other in column.harmonic or ()]
+        parts = [columns.get(other, {}) for other in column.harmonic or ()]
         rows = dict.fromkeys(name for part in parts for name in part)
+        means = {
+            name: harmonic(
+                [part[name][0] if name in part else None for part in parts], column.harmonic or (), Entry(None)
+            )
+            for name in rows
+        }
         if rows:
-            found[f"{title} {ARROWS['up']}"] = {
-                name: (
-                    harmonic([part.get(name, (None,))[0] for part in parts], column.harmonic or (), Entry(None)),
-                    None,
-                )
-                for name in rows
-            }
+            found[title] = {name: (entry, None) for name, entry in means.items()}
     return found
 
 
 def _with_marks(
-    columns: Mapping[str, Mapping[str, tuple[Entry, Compared | None]]], names: Sequence[str], owners: Mapping[str, str]
+    columns: Columns, names: Sequence[str], owners: Mapping[str, str], view: View
 ) -> tuple[list[Row], list[Compared | None]]:
     """The rows of a table with their marks, and the tests of its largest family. Each method has one family."""
     largest: list[Compared | None] = []
@@ -276,11 +355,23 @@ def _with_marks(
         tests = [columns[c][n][1] for n, c in places]
         found |= dict(zip(places, marks(tests), strict=True))
         largest = max(largest, [t for t in tests if t], key=len)
-    rows = [
-        Row((n,), [replace(columns[c][n][0], mark=found[n, c]) if n in columns[c] else None for c in columns])
-        for n in names
-    ]
-    return rows, largest
+
+    def marked(name: str, title: str) -> Entry | None:
+        if name not in columns[title]:
+            return None
+        entry = replace(columns[title][name][0], mark=found[name, title])
+        return in_percent(entry) if view.percent else entry
+
+    return [Row((name,), [marked(name, title) for title in columns]) for name in names], largest
+
+
+def in_percent(entry: Entry) -> Entry:
+    """A share as a percentage, as many papers print it; other units are not changed."""
+    if entry.unit != "fraction":
+        return entry
+    names = ("value", "low", "high", "control", "spread")
+    known = {name: getattr(entry, name) for name in names if getattr(entry, name) is not None}
+    return replace(entry, unit="%", **{name: 100 * value for name, value in known.items()})
 
 
 def _over(concepts: Sequence[str], seeds: Sequence, average: str) -> str:

@@ -51,10 +51,12 @@ class Column:
 class View:
     """A view as defined in its YAML.
 
-    ``cells`` is its content: every figure of a concept set, means over concepts, ranks of methods, or pairs of methods.
+    ``cells`` is its content: every figure of a concept set, means over concepts, ranks of methods, pairs of methods, or a panel
+    of attacks and methods.
     ``primary`` names one endpoint per facet: ``facet: {metric, attack, against}``. ``attack`` and ``against`` are optional.
     ``average`` says what means weigh equally (`Average`). A view of ranks has one column of mean ranks over its columns for each
-    entry of ``mean_ranks``, an average.
+    entry of ``mean_ranks``, an average. ``percent`` shows shares in per cent. ``run`` holds the overrides of the run that fills
+    the view.
     """
 
     name: str
@@ -65,6 +67,8 @@ class View:
     primary: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     average: str = "concepts"
     mean_ranks: tuple[str, ...] = ()
+    percent: bool = False
+    run: Mapping[str, str] = field(default_factory=dict)
 
     def tests(self, title: str) -> bool:
         """Whether a column's figures are tested: differences are, and so are values if no column shows their difference."""
@@ -79,8 +83,8 @@ class ViewFile(TypedDict, total=False):
     """The keys of a view's YAML."""
 
     name: str
-    cells: Literal["every", "means", "ranks", "pairs"]
-    rows: Literal["method", "attack"]
+    cells: Literal["every", "means", "ranks", "pairs", "panel"]
+    rows: Literal["method", "attack", "concepts"]
     blocks: (
         list[Literal["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]] | None
     )
@@ -88,6 +92,8 @@ class ViewFile(TypedDict, total=False):
     primary: dict[str, dict[str, str]] | None
     average: Average
     mean_ranks: list[Average] | None
+    percent: bool
+    run: dict[str, str] | None
 
 
 def view_named(name: str) -> View:
@@ -117,6 +123,8 @@ def view_named(name: str) -> View:
         given.get("primary") or {},
         given.get("average", "concepts"),
         tuple(given.get("mean_ranks") or ()),
+        given.get("percent", False),
+        given.get("run") or {},
     )
 
 

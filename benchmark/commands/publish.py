@@ -1,0 +1,93 @@
+"""`overpaint publish`: writes stored results as small files for git, and checks such files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from overpaint.commands.grids import ERR, Grid, planned, taken
+from overpaint.commands.targets import whole
+from overpaint.errors import UserError
+from overpaint.grid.composition import CIRCUMSTANCES
+from overpaint.grid.paths import path_of
+from overpaint.report.claims import claim_files, claims_of, file_name, hashes, merged, read_claim, text_of, violations
+from overpaint.report.records import STAGE, stored_outcomes, stored_records
+from overpaint.run.store import read_manifest
+
+#: Where results are written without out=.
+RESULTS = "leaderboards/results"
+
+
+@click.command()
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--check", "folder", metavar="DIR", help="Check the result files below DIR instead, and name every violation."
+)
+def publish(overrides: Sequence[str], folder: str | None) -> None:
+    """Write the stored results of a grid as one JSON file per method, without images and prompts.
+
+    out=DIR is the folder (default: leaderboards/results), name=NAME the folder in it (default: the experiment). Files that exist
+    keep the records of other cells. `overpaint table --from DIR` reads them.
+    """
+    if folder:
+        if overrides:
+            raise UserError(f"publish --check takes no overrides, got {overrides[0]}")
+        check(path_of(folder, "--check"))
+        return
+    out, rest = taken(overrides, "out")
+    name, rest = taken(rest, "name")
+    name = name or taken(rest, "experiment")[0]
+    if not name or Path(name).name != name:
+        raise UserError(f"publish needs experiment=NAME or name=NAME, a folder's name, got {name!r}")
+    target = path_of(out or RESULTS, "out") / name
+    written(planned(rest), rest, target)
+
+
+def check(folder: Path) -> None:
+    """Print one sentence per violation; exit code 2 if there is one."""
+    found = violations(folder)
+    for sentence in found:
+        click.echo(sentence, err=True)
+    if found:
+        sys.exit(2)
+    ERR.print(f"{folder}: {len(claim_files(folder))} result files are eligible")
+
+
+def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
+    """Write the files of a grid. Raises a `UserError` if a cell is not stored."""
+    lacking = [cell for cell, task in grid.plan.cells if not grid.store.has(STAGE, task.key)]
+    if lacking:
+        raise UserError(
+            f"{len(lacking)} of {len(grid.plan.cells)} cells are not stored in {grid.store.root}: run them first "
+            f"(overpaint run {' '.join(overrides)})"
+        )
+    records = stored_records(grid.store, grid.plan)
+    if records.empty:
+        raise UserError(f"{grid.store.root} holds no figures of this grid")
+    claims = claims_of(records, stored_outcomes(grid.store, records), run_of(grid, overrides))
+    files = {folder / file_name(method): claim for method, claim in claims.items()}
+    texts = {path: text_of(merged(read_claim(path), c) if path.exists() else c) for path, c in files.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        with whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+        ERR.print(f"{path}: {len(files[path].records)} records")
+
+
+def run_of(grid: Grid, overrides: Sequence[str]) -> dict[str, Any]:
+    """How the records of a grid were made: the command, libraries, processor, and hashes of models and asset files."""
+    with grid.store.reading(STAGE, grid.plan.cells[0][1].key) as place:
+        manifest = read_manifest(place)
+    kept = [o for o in overrides if o.split("=")[0].split(".")[0] not in {*CIRCUMSTANCES, "store"}]
+    models, assets = hashes(task.config for task in grid.plan.tasks.values())
+    return {
+        "command": " ".join(["overpaint run", *kept]),
+        "libraries": manifest.get("libraries", {}),
+        "machine": manifest.get("host", {}).get("machine", ""),
+        "models": models,
+        "assets": assets,
+    }

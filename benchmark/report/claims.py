@@ -1,0 +1,400 @@
+"""Claims: result files in git. One JSON file per method of an experiment, read like a store and checked by stated rules.
+
+A file holds what `overpaint.report.records` holds, without images and prompts: a list of runs (command, library versions, hashes
+of models and assets), the records, and the outcomes behind them where they are stored. Columns with one value in the whole file
+are in ``same``, what describes a metric is in ``metrics``, and the rest is in ``columns`` and ``records``, one record per line.
+``units`` are the observed prompts and seeds, by hashes, and an outcome is ``[record, units, values, other values]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from overpaint.errors import UserError, unknown
+from overpaint.report.families import marked
+from overpaint.report.records import CELL, IDENTITY, NUMBERS, RECORD_COLUMNS, REQUIRED, settings_hash
+from overpaint.report.statistics import VERSION
+from overpaint.report.views import view_named
+
+#: Version of the file's layout.
+FORMAT = 1
+#: Columns of a claim's records: those of a record, the version of the statistics, and the corrected tests of view ``facets``.
+COLUMNS = [*RECORD_COLUMNS, "statistics", "p_adjusted", "family", "mark"]
+NUMERIC = {*NUMBERS, "statistics", "p_adjusted"}
+#: Columns that describe a metric. They are in ``metrics`` if they have one value per metric.
+DESCRIBED = ["facet", "direction", "unit", "aggregation", "version", "paper"]
+UNIT_COLUMNS = ["prompt_id", "seed", "label", "cluster", "stratum"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The records of one method in one experiment.
+
+    Attributes:
+        runs: how the records were made: ``command``, ``libraries``, ``models`` and ``assets`` (name -> hash).
+        records: columns `COLUMNS`.
+        outcomes: columns `overpaint.report.records.OUTCOME_COLUMNS` and ``artefact``, the row of the record.
+        waived: rules of `violations` that the file cannot meet -> the reason.
+    """
+
+    runs: Sequence[Mapping[str, Any]]
+    records: pd.DataFrame
+    outcomes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    waived: Mapping[str, str] = field(default_factory=dict)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------
+
+
+def claims_of(
+    records: pd.DataFrame, outcomes: pd.DataFrame, run: Mapping[str, Any], waived: Mapping[str, str] | None = None
+) -> dict[str, Claim]:
+    """Claims by method, from records and outcomes (`overpaint.report.records.stored_outcomes`) of one run."""
+    records = records.assign(statistics=VERSION) if "statistics" not in records else records
+    if "mark" not in records:
+        records = marked(records, view_named("facets").primary)
+    found = {}
+    for method, part in records.groupby("method_name", sort=True):
+        rows = {key: row for row, key in enumerate(zip(part.get("artefact", part.index), part["metric"], strict=True))}
+        own = pd.DataFrame()
+        if len(outcomes):
+            places = [rows.get(key, -1) for key in zip(outcomes["artefact"], outcomes["metric"], strict=True)]
+            own = outcomes.assign(artefact=places)
+            own = own[own["artefact"] >= 0].assign(cluster=own["cluster"].map(_hashed))
+        part = part.reindex(columns=COLUMNS).reset_index(drop=True)
+        found[str(method)] = Claim([run], part, own.reset_index(drop=True), waived or {})
+    return found
+
+
+def _hashed(text: object) -> str:
+    """A short hash of a prompt, so that no prompt is in a file."""
+    return hashlib.sha256(str(text).encode()).hexdigest()[:10]
+
+
+def merged(old: Claim, new: Claim) -> Claim:
+    """The new claim with the records of the old one whose cells it does not measure again."""
+    cells = set(map(tuple, new.records[CELL].astype(str).to_numpy()))
+    kept = [row for row, cell in enumerate(map(tuple, old.records[CELL].astype(str).to_numpy())) if cell not in cells]
+    if not kept:
+        return new
+    places = {row: place for place, row in enumerate(kept)}
+    before = old.outcomes
+    if len(before):
+        before = before[before["artefact"].isin(kept)]
+        before = before.assign(artefact=before["artefact"].map(places))
+    after = new.outcomes.assign(artefact=new.outcomes["artefact"] + len(kept)) if len(new.outcomes) else new.outcomes
+    frames = [frame for frame in (before, after) if len(frame)]
+    runs = [*old.runs, *(run for run in new.runs if run not in old.runs)]
+    records = pd.concat([old.records.iloc[kept].astype(object), new.records.astype(object)], ignore_index=True)
+    outcomes = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return Claim(runs, records, outcomes, {**old.waived, **new.waived})
+
+
+def file_name(method: str) -> str:
+    """The name of a method's file."""
+    return re.sub(r"[^\w.+=-]", "_", method) + ".json"
+
+
+def text_of(claim: Claim) -> str:
+    """A claim as text. Equal claims give equal bytes."""
+    rows = [[_plain(value) for value in row] for row in claim.records[COLUMNS].astype(object).to_numpy().tolist()]
+    columns = list(zip(*rows, strict=True))
+    same = {name: values[0] for name, values in zip(COLUMNS, columns, strict=True) if len(set(values)) == 1}
+    described = [name for name in DESCRIBED if claim.records.groupby("metric")[name].nunique(dropna=False).max() == 1]
+    metrics = {
+        row[COLUMNS.index("metric")]: {name: row[COLUMNS.index(name)] for name in described if name not in same}
+        for row in rows
+    }
+    varying = [place for place, name in enumerate(COLUMNS) if name not in {*same, *described}]
+    units: dict[tuple, int] = {}
+    outcomes = []
+    if len(claim.outcomes):
+        for row, part in claim.outcomes.groupby("artefact", sort=True):
+            keys = [tuple(map(_plain, key)) for key in part[UNIT_COLUMNS].astype(object).to_numpy().tolist()]
+            places = [units.setdefault(key, len(units)) for key in keys]
+            outcomes.append([row, places, *([_plain(v) for v in part[name]] for name in ("value", "other"))])
+    parts = [
+        f'"format": {FORMAT}',
+        f'"runs": {_lines(claim.runs)}',
+        f'"waived": {_json(dict(claim.waived))}',
+        f'"same": {_json(same)}',
+        f'"metrics": {_entries(metrics)}',
+        f'"columns": {_json([COLUMNS[place] for place in varying])}',
+        f'"records": {_lines([[row[place] for place in varying] for row in rows])}',
+        f'"units": {_lines(list(units))}',
+        f'"outcomes": {_lines(outcomes)}',
+    ]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: missing ones are null, whole numbers have no decimal point."""
+    value = value.item() if hasattr(value, "item") else value
+    if value is None or value != value:
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _entries(values: Mapping[str, Any]) -> str:
+    """A JSON object with one entry per line."""
+    return "{\n" + ",\n".join(f"{_json(name)}: {_json(value)}" for name, value in sorted(values.items())) + "\n}"
+
+
+def _lines(values: Iterable[Any]) -> str:
+    """A JSON list with one element per line."""
+    found = [_json(value) for value in values]
+    return "[\n" + ",\n".join(found) + "\n]" if found else "[]"
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def read_claim(path: Path) -> Claim:
+    """The claim in a file. Raises a `UserError` if it is not one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a result file: {error}") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        given = found.get("format") if isinstance(found, dict) else None
+        raise UserError(f"{path} is not a result file: format is {given!r}, allowed is {FORMAT}")
+    try:
+        records = pd.DataFrame(found["records"], columns=found["columns"], dtype=object).assign(**found["same"])
+        metrics = pd.DataFrame([found["metrics"][metric] for metric in records["metric"]], dtype=object)
+        records = records.assign(**{str(name): metrics[name] for name in metrics})
+        strange = [str(name) for name in records if name not in COLUMNS]
+        if strange:
+            raise unknown("column", strange[0], COLUMNS, str(path))
+        missing = [name for name in REQUIRED if name not in records]
+        if missing:
+            raise UserError(f"{path} has no column {missing[0]!r}")
+        records = _typed(records.reindex(columns=COLUMNS))
+        outcomes = _outcomes(found["units"], found["outcomes"], records)
+        return Claim(found["runs"], records, outcomes, found["waived"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{path} is not a result file: {type(error).__name__}: {error}") from None
+
+
+def _typed(records: pd.DataFrame) -> pd.DataFrame:
+    numbers = {name: pd.to_numeric(records[name]) for name in COLUMNS if name in NUMERIC}
+    return records.assign(**numbers)
+
+
+def _outcomes(units: Sequence, outcomes: Sequence, records: pd.DataFrame) -> pd.DataFrame:
+    frames = [
+        pd.DataFrame([units[place] for place in places], columns=UNIT_COLUMNS).assign(
+            value=pd.array(values, dtype=float),
+            other=pd.array(others, dtype=float),
+            metric=records["metric"][row],
+            artefact=row,
+        )
+        for row, places, values, others in outcomes
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def claim_files(folder: Path) -> list[Path]:
+    """The result files below a folder, in the order of their names. Raises a `UserError` if there is none."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    found = sorted(folder.rglob("*.json"))
+    if not found:
+        raise UserError(f"{folder} holds no result files (*.json): overpaint publish writes them")
+    return found
+
+
+def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The records and outcomes of all result files below a folder, like those of a store.
+
+    Records with the newest statistics and metric count, of several with the same settings, metric, detector and threshold.
+    """
+    frames, outcomes = [], []
+    for number, path in enumerate(claim_files(folder)):
+        claim = read_claim(path)
+        names = [f"{number}/{row}" for row in range(len(claim.records))]
+        frames.append(claim.records.astype(object).assign(artefact=names))
+        if len(claim.outcomes):
+            outcomes.append(claim.outcomes.assign(artefact=[names[row] for row in claim.outcomes["artefact"]]))
+    records = _with_identity(_typed(pd.concat(frames, ignore_index=True)))
+    order = records.sort_values(["statistics", "version"], kind="stable").index
+    identities = records.loc[order, IDENTITY].astype(object)
+    current = identities[~identities.duplicated(keep="last")].index
+    records = records.loc[sorted(current)].drop(columns=["p_adjusted", "family", "mark"]).reset_index(drop=True)
+    found = pd.concat(outcomes, ignore_index=True) if outcomes else pd.DataFrame()
+    return records, found
+
+
+def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
+    """The records. Those from before settings were recorded get an identity from their labels."""
+    records = records.assign(**{name: records[name].fillna("{}") for name in ("given", "versions")})
+    without = records["settings"].isna()
+    labels = [
+        {name: _plain(value) for name, value in row.items()} for row in records.loc[without, CELL].to_dict("records")
+    ]
+    settings = records["settings"].astype(object)
+    settings[without] = [settings_hash(canonical(label)) for label in labels]
+    return records.assign(settings=settings)
+
+
+def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.DataFrame:
+    """The records that ``key=value,value`` overrides select: labels of a cell, ``metric`` or ``facet``.
+
+    A value also selects records with that component's name, whatever was set by hand.
+    """
+    for override in overrides:
+        key, equals, values = override.partition("=")
+        allowed = [*CELL, "metric", "facet"]
+        if not equals or key not in allowed:
+            raise unknown("filter", key, allowed, where)
+        column = records[key].astype(str)
+        names = records.get(f"{key}_name", column)
+        wanted = [value.strip() for value in values.split(",")]
+        for value in wanted:
+            if value not in {*column, *names}:
+                raise unknown(key, value, {*column}, where)
+        records = records[column.isin(wanted) | names.isin(wanted)]
+    if records.empty:
+        raise UserError(f"no record in {where} has {' '.join(overrides)}")
+    return records.reset_index(drop=True)
+
+
+# --- rules -----------------------------------------------------------------------------------------------------
+
+#: Fewest prompts of a primary endpoint.
+FEWEST_PROMPTS = 12
+#: Largest share of failed images.
+FAILURE_LIMIT = 0.05
+#: Largest file, in bytes.
+LARGEST = 1_000_000
+
+
+def violations(folder: Path) -> list[str]:
+    """Sentences about what keeps the result files below a folder from the leaderboards (rules: leaderboards/README.md)."""
+    said, seen = [], set()
+    for path in claim_files(folder):
+        try:
+            claim = read_claim(path)
+        except UserError as error:
+            said.append(str(error))
+            continue
+        if path.stat().st_size > LARGEST:
+            said.append(f"{path}: {path.stat().st_size} bytes, allowed are {LARGEST}")
+        rules = {"runs": _runs, "versions": _versions, "n": _numbers, "intervals": _intervals, "failures": _failures}
+        rules |= {"controls": _controls, "marks": _marks}
+        for name, rule in rules.items():
+            if name not in claim.waived:
+                said += [f"{path}: {sentence}" for sentence in rule(claim)]
+        said += [f"{path}: waived names {name!r}, which is not a rule" for name in claim.waived if name not in rules]
+        kinds = claim.records[["model", "concepts", "budget"]].astype(str).drop_duplicates()
+        seen |= {
+            (path.parent, claim.records["method_name"].iloc[0] == "none", *row) for row in kinds.to_numpy().tolist()
+        }
+    for parent, unedited, *cell in sorted(seen, key=str):
+        if not unedited and (parent, True, *cell) not in seen:
+            said.append(
+                f"{parent}: no record of the unedited model (method none) on {cell[0]}, {cell[1]}, budget {cell[2]}"
+            )
+    return said
+
+
+def _named(record: pd.Series) -> str:
+    return f"{record['method']} on {record['concepts']}, {record['attack']}, {record['metric']}"
+
+
+def _first(records: pd.DataFrame, what: str) -> list[str]:
+    """A sentence about the first of these records and their number."""
+    if records.empty:
+        return []
+    more = f" (and {len(records) - 1} more)" if len(records) > 1 else ""
+    return [f"{_named(records.iloc[0])}{more}: {what}"]
+
+
+def _runs(claim: Claim) -> list[str]:
+    wanted = ("command", "libraries", "models", "assets")
+    missing = [name for name in wanted if any(not run.get(name) for run in claim.runs)]
+    return [] if claim.runs and not missing else [f"runs must say their {', '.join(missing or wanted)}"]
+
+
+def _versions(claim: Claim) -> list[str]:
+    known = claim.records["versions"].map(lambda text: isinstance(text, str) and len(json.loads(text)) > 0)
+    known &= claim.records["version"].notna() & claim.records["settings"].notna() & claim.records["statistics"].notna()
+    return _first(claim.records[~known], "settings and versions of metric, components and statistics must be known")
+
+
+def _numbers(claim: Claim) -> list[str]:
+    primary = {endpoint["metric"] for endpoint in view_named("facets").primary.values()}
+    chosen = claim.records[claim.records["metric"].isin(primary) & claim.records["value"].notna()]
+    return _first(chosen[chosen["n"] < FEWEST_PROMPTS], f"a primary endpoint needs at least {FEWEST_PROMPTS} outcomes")
+
+
+def _intervals(claim: Claim) -> list[str]:
+    shares = claim.records[
+        (claim.records["unit"] == "fraction") & claim.records["value"].notna() & (claim.records["n"] > 1)
+    ]
+    inside = (shares["low"] <= shares["value"] + 1e-9) & (shares["value"] <= shares["high"] + 1e-9)
+    tested = claim.records[claim.records["p_value"].notna() & claim.records["difference_low"].notna()]
+    tested = tested[tested["statistics"] == VERSION]  # before version 6, some intervals and tests were of two families
+    excluded = (tested["difference_low"] > 0) | (tested["difference_high"] < 0)
+    clear = (tested["p_value"] < 0.045) & ~excluded | (tested["p_value"] > 0.055) & excluded
+    return [
+        *_first(shares[~inside], "a share needs an interval that contains it"),
+        *_first(tested[clear], "the interval of the difference contradicts its p-value"),
+    ]
+
+
+def _failures(claim: Claim) -> list[str]:
+    all_ = claim.records["n"] + claim.records["failed"].fillna(0)
+    high = claim.records["value"].notna() & (claim.records["failed"].fillna(0) > FAILURE_LIMIT * all_)
+    return _first(claim.records[high], f"more than {FAILURE_LIMIT:.0%} of the images failed")
+
+
+def _controls(claim: Claim) -> list[str]:
+    against = claim.records[(claim.records["against"] == "control") & claim.records["value"].notna()]
+    lacking = against[["control", "difference", "difference_low", "difference_high"]].isna().any(axis=1)
+    lacking &= against["unit"] == "fraction"
+    return _first(
+        against[lacking], "an attack needs its control with as many images, and the difference with its interval"
+    )
+
+
+def _marks(claim: Claim) -> list[str]:
+    today = marked(claim.records.drop(columns=["p_adjusted", "family", "mark"]), view_named("facets").primary)
+    different = today["mark"] != claim.records["mark"].fillna("")
+    return _first(claim.records[different], "the mark is not the one that its p-values give")
+
+
+# --- provenance ------------------------------------------------------------------------------------------------
+
+
+def hashes(configs: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, str]]:
+    """The hashes of models and of asset files in the configurations of tasks."""
+    models: dict[str, None] = {}
+    assets: dict[str, str] = {}
+
+    def look(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                if key == "model" and isinstance(inner, str):
+                    models[inner] = None
+                if key == "assets" and isinstance(inner, Mapping):
+                    assets.update({str(name): str(digest) for name, digest in inner.items()})
+                look(inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                look(inner)
+
+    for config in configs:
+        look(config)
+    return sorted(models), dict(sorted(assets.items()))

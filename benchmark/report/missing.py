@@ -1,0 +1,78 @@
+"""What a view shows and the records lack, with the command that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from overpaint.grid.registry import components
+from overpaint.report.views import View
+from overpaint.run.track import facets
+
+#: At most this many names are listed in a sentence.
+LISTED = 6
+
+
+def command_of(view: View, **others: Sequence[str]) -> str:
+    """The command that makes the records of a view; ``others`` replaces values of its overrides: ``method=["uce"]``."""
+    chosen = {key: ",".join(values) for key, values in others.items() if values}
+    overrides = dict(view.run) | chosen
+    return " ".join(["overpaint run", *(f"{key}={value}" for key, value in overrides.items())])
+
+
+def gaps(records: pd.DataFrame, view: View) -> list[str]:
+    """Sentences about the figures of a view that are not among the records, for the notes under its tables."""
+    return _facets_without(records, view) if view.cells == "every" else _columns_without(records, view)
+
+
+def _facets_without(records: pd.DataFrame, view: View) -> list[str]:
+    found = set(records["facet"])
+    missing = [facet for facet in facets() if facet not in found]
+    concepts = _plain(records["concepts"], "concepts")
+    if not missing:
+        return []
+    return [f"No figure of {', '.join(missing)} is stored. To make them: {command_of(view, concepts=concepts)}"]
+
+
+def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
+    """Columns that no record fills, and methods that lack columns which others have."""
+    by_column = {
+        title: column.chosen(records, view.rows) for title, column in view.columns.items() if not column.harmonic
+    }
+    empty = [title for title, chosen in by_column.items() if chosen.empty]
+    methods = list(dict.fromkeys(records["method_name"]))
+    concepts = _plain(records["concepts"], "concepts")
+    said = []
+    if empty:
+        kinds = {view.columns[title].kind for title in empty} - {None}
+        held = {title for title in empty if view.columns[title].kind in set(records["kind"]) | {None}}
+        same = held == set(empty)  # other columns need concepts of another kind
+        command = command_of(view, method=methods, **({"concepts": concepts} if same else {}))
+        of_kind = f" (concepts of kind {', '.join(sorted(map(str, kinds)))})" if kinds and not same else ""
+        said.append(f"Not stored: {_listed(empty)}{of_kind}. To make them: {command}")
+    lacking: dict[str, list[str]] = {}
+    for title, chosen in by_column.items():
+        for method in set(methods) - {"none"} - set(chosen["method_name"]) if title not in empty else ():
+            lacking.setdefault(method, []).append(title)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for method in methods:
+        if method in lacking and view.rows == "method":
+            groups.setdefault(tuple(lacking[method]), []).append(method)
+    for titles, names in groups.items():
+        command = command_of(view, method=names, concepts=concepts)
+        said.append(f"Not stored for {', '.join(names)}: {_listed(titles)}. To make them: {command}")
+    return said
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(f"‘{name}’" if "," in name else name for name in names[:LISTED]) + more
+
+
+def _plain(labels: pd.Series, group: str) -> list[str]:
+    """The labels, if each is the name of an option of the group, so that a command can repeat them."""
+    known: Mapping = components(group)
+    found = list(dict.fromkeys(labels))
+    return found if all(label in known for label in found) else []

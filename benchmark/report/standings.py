@@ -1,0 +1,59 @@
+"""Paired differences of methods, the best method of a column, and the methods that are not shown to be worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+
+from overpaint.report import statistics
+from overpaint.report.pooling import Outcomes, groups_of
+from overpaint.report.statistics import Estimate
+
+BEST, TIED = "best", "tied"
+#: Columns by which outcomes of two methods are paired.
+PAIR = ["concepts", "run", "prompt_id", "seed", "label", "stratum"]
+MISSING = "per-image outcomes are not stored: measured by an older version, run the grid again"
+#: Values that differ by less are equal.
+SAME = 1e-9
+
+
+def paired(one: pd.DataFrame, other: pd.DataFrame, outcomes: Outcomes) -> tuple[Estimate, str]:
+    """The mean paired difference of the records of two methods over their common concepts, seeds and prompts.
+
+    The text is the reason if the difference is undefined, else empty.
+    """
+    tables = [outcomes.together(records) for records in (one, other)]
+    if tables[0] is None or tables[1] is None:
+        return Estimate(None), MISSING
+    joined = tables[0].merge(tables[1], on=PAIR, suffixes=("", "_other"))
+    if joined.empty:
+        return Estimate(None), "no images of the same prompts and seeds"
+    found = statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined))
+    return found, "" if found.value is not None else "every pair of images failed"
+
+
+def standings(
+    estimates: Mapping[str, Estimate], direction: str, difference: Callable[[str, str], Estimate]
+) -> dict[str, str]:
+    """`BEST` for the method with the best value, `TIED` for each method that is not shown to be worse than it.
+
+    A method is worse if the p-value of its ``difference(method, best)`` is below 5 % after Holm's correction over the methods. If
+    there is none because outcomes are not stored, the two estimates are compared as independent ones; this is cautious, because
+    methods share their prompts. A figure without an interval, such as a size, is tied only with an equal one.
+    """
+    known = {name: e.value if direction == "up" else -e.value for name, e in estimates.items() if e.value is not None}
+    if len(known) < 2:
+        return {}
+    top = max(known.values())
+    best = [name for name, value in known.items() if top - value < SAME]
+    others = [name for name in known if name not in best]
+    p_values = []
+    for name in others:
+        found = difference(name, best[0])
+        if found.p_value is None:
+            found = statistics.difference_of_estimates(estimates[name], estimates[best[0]])
+        p_values.append(0.0 if found.p_value is None else found.p_value)
+    apart = statistics.holm(p_values).rejected
+    tied = {name: TIED for name, worse in zip(others, apart, strict=True) if not worse}
+    return dict.fromkeys(best, BEST) | tied

@@ -1,0 +1,311 @@
+"""Write every table, picture and figure of the pages from leaderboards/results. No model is run.
+
+    python scripts/write_leaderboards.py            # rewrites the pages
+    python scripts/write_leaderboards.py --check    # exit code 1 if a page differs from what it would write
+
+A page says in comments what belongs between them. `make leaderboards` runs this script, and a test compares every page.
+
+    <!-- table: erasers view=methods -->…<!-- end -->
+        A view of leaderboards/results/erasers in Markdown. key=value selects records as in `overpaint table --from`. title=no
+        leaves out the title, notes=yes adds the notes, and columns='A;B' selects columns.
+    <!-- figure: redteam uce church cce attack_success_any difference -->0.67 [0.44, 0.82]<!-- end -->
+        One record, named by its labels; without the name of an attack, that of no attack. The last word is a field: value
+        (default), control, difference, original, n or p_value. `bare` leaves out the interval. With view=NAME, the last two words
+        are the names of a row and a column of its table.
+    <!-- gap: erasers rece church cce attack_success | erasers uce church cce attack_success -->…<!-- end -->
+        The difference of two figures. It is paired if one side has all hits or none, so that the counts determine the pairs, and
+        the word `unpaired` is not given. Figures of a view are compared as independent ones.
+    <!-- picture: redteam concepts=church file=images/redteam-panel.svg -->…<!-- end -->
+        View `panel` as a heat map; the block holds its link.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
+import pandas as pd
+
+from overpaint.errors import UserError, unknown
+from overpaint.report import statistics
+from overpaint.report.claims import narrowed, published
+from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
+from overpaint.report.rendering import markdown, number, tables
+from overpaint.report.statistics import Estimate
+from overpaint.report.tables import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"<!-- (table|figure|gap|picture): (.*?) -->(.*?)<!-- end -->", re.S)
+#: Fields of a record -> their interval.
+FIELDS = {
+    "value": ("low", "high"),
+    "difference": ("difference_low", "difference_high"),
+    "control": None,
+    "original": None,
+    "n": None,
+    "p_value": None,
+}
+#: Labels by which a figure is named.
+LABELS = ["method", "metric", "attack", "concepts", "budget"]
+
+
+def pages() -> list[Path]:
+    """The pages that hold blocks."""
+    found = [ROOT / "README.md", ROOT / "leaderboards" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [page for page in found if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+def written(page: Path, text: str) -> dict[Path, str]:
+    """The files that a page's text determines: the page itself and its pictures.
+
+    Raises:
+        UserError: for a block that cannot be written; the message names the page and the block.
+    """
+    files: dict[Path, str] = {}
+
+    def block(match: re.Match) -> str:
+        kind, words, _ = match.groups()
+        try:
+            content = {"table": table, "figure": figure, "gap": gap, "picture": picture}[kind](shlex.split(words))
+        except UserError as error:
+            raise UserError(f"{page.name}: {kind}: {words}: {error}") from None
+        if kind == "picture":
+            name = dict(word.split("=", 1) for word in shlex.split(words)[1:])["file"]
+            files[page.parent / name] = content
+            content = f"\n![{match.group(3).partition('[')[2].partition(']')[0]}]({name})\n"
+        return f"<!-- {kind}: {words} -->{content}<!-- end -->"
+
+    files[page] = BLOCK.sub(block, text)
+    return files
+
+
+@cache
+def results(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The records and outcomes of a folder of leaderboards/results."""
+    return published(ROOT / "leaderboards" / "results" / folder)
+
+
+def shown(words: Sequence[str], view: str) -> list[Table]:
+    """The tables of a view of a folder (the first word), of the records that the other words select."""
+    return _shown(tuple(words), view)
+
+
+@cache
+def _shown(words: tuple[str, ...], view: str) -> list[Table]:
+    records, outcomes = results(words[0])
+    return tables(narrowed(records, words[1:], words[0]), view, outcomes)
+
+
+def options(words: Sequence[str], **known: str) -> tuple[dict[str, str], list[str]]:
+    """The ``key=value`` words with these keys, and the remaining words."""
+    found = dict(known)
+    rest = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in known:
+            found[key] = value
+        else:
+            rest.append(word)
+    return found, rest
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------
+
+
+def table(words: Sequence[str]) -> str:
+    """A view in Markdown."""
+    chosen, rest = options(words, view="facets", title="yes", notes="no", columns="")
+    parts = []
+    for one in shown(rest, chosen["view"]):
+        one = with_columns(one, chosen["columns"].split(";")) if chosen["columns"] else one
+        title, rows, *notes = markdown([one]).strip().split("\n\n")
+        title = f"**{title.removeprefix('### ')}**"
+        parts += [*([title] if chosen["title"] == "yes" else []), rows, *(notes if chosen["notes"] == "yes" else [])]
+    return "\n\n" + "\n\n".join(parts) + "\n\n"
+
+
+def with_columns(one: Table, titles: Sequence[str]) -> Table:
+    """The table with these columns only."""
+    places = {head.title: place for place, head in enumerate(one.columns)}
+    for title in titles:
+        if title not in places:
+            raise unknown("column", title, places)
+    kept = [places[title] for title in titles]
+    rows = [replace(row, entries=[row.entries[place] for place in kept]) for row in one.rows]
+    return replace(one, columns=[one.columns[place] for place in kept], rows=rows)
+
+
+def figure(words: Sequence[str]) -> str:
+    """One figure as text."""
+    return said(*estimate([word for word in words if word != "bare"]), bare="bare" in words)
+
+
+def said(found: Estimate, unit: str, bare: bool = False) -> str:
+    """An estimate as text: ``0.67 [0.44, 0.82]``."""
+    if found.value is None:
+        raise UserError("the figure is undefined")
+    if bare or found.low is None or found.high is None:
+        return number(found.value, unit)
+    return f"{number(found.value, unit)} [{number(found.low, unit)}, {number(found.high, unit)}]"
+
+
+def estimate(words: Sequence[str]) -> tuple[Estimate, str]:
+    """The figure that the words name, and its unit."""
+    chosen, rest = options(words, view="")
+    if chosen["view"]:
+        return _of_view(rest, chosen["view"])
+    field = rest.pop() if rest[-1] in FIELDS else "value"
+    record = record_of(rest)
+    limits = FIELDS[field]
+    low, high = (record[name] for name in limits) if limits else (np.nan, np.nan)
+    values = [None if pd.isna(value) else float(value) for value in (record[field], low, high)]
+    unit = {"n": "", "p_value": "p"}.get(field, record["unit"])
+    return Estimate(*values, n=int(record["n"])), unit
+
+
+def _of_view(words: Sequence[str], view: str) -> tuple[Estimate, str]:
+    """The figure in a row and a column (the last two words) of a view's only table."""
+    *selection, name, title = words
+    found = shown(selection, view)
+    entries = [
+        entry
+        for one in found
+        for row in one.rows
+        for head, entry in zip(one.columns, row.entries, strict=True)
+        if row.names[-1] == name and head.title == title and entry is not None
+    ]
+    if len(entries) != 1:
+        raise UserError(f"{len(entries)} figures have row {name!r} and column {title!r}, expected one")
+    return Estimate(entries[0].value, entries[0].low, entries[0].high, n=entries[0].n), entries[0].unit
+
+
+def record_of(words: Sequence[str]) -> pd.Series:
+    """The one record of a folder (the first word) that has all the labels."""
+    records = results(words[0])[0]
+    for word in words[1:]:
+        column = next((name for name in LABELS if (records[name] == word).any()), None)
+        if column is None:
+            raise unknown("label", word, {value for name in LABELS for value in records[name].unique()})
+        records = records[records[column] == word]
+    if len(records) > 1 and (records["attack"] == "none").any():
+        records = records[records["attack"] == "none"]
+    if len(records) != 1:
+        raise UserError(f"{len(records)} records have these labels, expected one")
+    return records.iloc[0]
+
+
+def gap(words: Sequence[str]) -> str:
+    """The difference of two figures as text."""
+    unpaired = "unpaired" in words
+    words = [word for word in words if word != "unpaired"]
+    place = words.index("|")
+    (one, unit), (other, _) = estimate(words[:place]), estimate(words[place + 1 :])
+    if any(word.startswith("view=") for word in words):
+        return said(statistics.difference_of_estimates(one, other), unit)
+    if one.value is None or other.value is None:
+        raise UserError("a figure is undefined")
+    hits = [np.arange(e.n) < round(e.n * (e.value or 0.0)) for e in (one, other)]
+    if unpaired:
+        return said(statistics.unpaired_difference(*hits), unit)
+    if one.n != other.n or not any(h.all() or not h.any() for h in hits):
+        raise UserError("the counts do not determine the pairs: write unpaired, or publish outcomes")
+    return said(statistics.paired_difference(*hits), unit)
+
+
+# --- the picture -----------------------------------------------------------------------------------------------
+
+#: Width and height of a cell, and the space for the names of rows and columns, in pixels.
+WIDTH, HEIGHT, LEFT, TOP = 92, 44, 150, 90
+RED, BLUE = (178, 24, 43), (33, 102, 172)
+
+
+def picture(words: Sequence[str]) -> str:
+    """View ``panel`` as a heat map in SVG. The colour is the attack's share minus that of the last control.
+
+    Attacks are sorted by the mean of this difference.
+    """
+    chosen, rest = options(words, file="", view="panel")
+    (panel,) = shown(rest, chosen["view"])
+    rows = []
+    for row in panel.rows:
+        gaps = [
+            entry.value - entry.beside[-1] for entry in row.entries if entry is not None and entry.value is not None
+        ]
+        rows.append((-sum(gaps) / len(gaps), row))
+    rows.sort(key=lambda pair: pair[0])
+    width, height = LEFT + WIDTH * len(panel.columns) + 10, TOP + HEIGHT * len(rows) + 50
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="14" text-anchor="middle" role="img">',
+        f"<title>{escape(panel.title)}: attacks by methods</title>",
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for column, head in enumerate(panel.columns):
+        x, y = LEFT + WIDTH * (column + 0.5), TOP - 8
+        lines.append(
+            f'<text x="{x:g}" y="{y:g}" text-anchor="start" transform="rotate(-35 {x:g} {y:g})">{escape(head.title)}</text>'
+        )
+    for place, (_, row) in enumerate(rows):
+        y = TOP + HEIGHT * place
+        lines.append(f'<text x="{LEFT - 8}" y="{y + 27}" text-anchor="end">{escape(row.names[0])}</text>')
+        for column, entry in enumerate(row.entries):
+            if entry is not None and entry.value is not None:
+                lines += _cell(LEFT + WIDTH * column, y, entry)
+    lines += [
+        f'<text x="{LEFT}" y="{height - 30}" text-anchor="start" font-size="12">Large: any image of the attack. Small: as many '
+        "images of fresh seeds, and of random words. Colour: attack − random words.</text>",
+        f'<text x="{LEFT}" y="{height - 12}" text-anchor="start" font-size="12">Framed: above both controls (5 %, corrected for '
+        "each method). Italic: above fresh seeds only. †: enters behind the defence.</text>",
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(x: int, y: int, entry) -> list[str]:
+    excess = entry.value - entry.beside[-1]
+    base = RED if excess > 0 else BLUE
+    shade = [round(255 + (part - 255) * min(1.0, abs(excess))) for part in base]
+    colour = "#fff" if abs(excess) > 0.6 else "#000"
+    style = {ABOVE_ALL: ' font-weight="bold"', ABOVE_FIRST: ' font-style="italic"'}.get(entry.standing, "")
+    frame = ' stroke="#000" stroke-width="2"' if entry.standing == ABOVE_ALL else ""
+    middle = x + WIDTH / 2
+    controls = "  ".join(number(value, entry.unit) for value in entry.beside)
+    return [
+        f'<rect x="{x + 2}" y="{y + 2}" width="{WIDTH - 4}" height="{HEIGHT - 4}" fill="rgb({shade[0]},{shade[1]},{shade[2]})"'
+        f"{frame}/>",
+        f'<text x="{middle:g}" y="{y + 20}" fill="{colour}"{style}>{number(entry.value, entry.unit)}'
+        f"{'†' if entry.outside else ''}</text>",
+        f'<text x="{middle:g}" y="{y + 36}" fill="{colour}" font-size="11" xml:space="preserve">{controls}</text>',
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a page would change")
+    asked = parser.parse_args()
+    changed = []
+    try:
+        for page in pages():
+            for path, text in written(page, page.read_text(encoding="utf-8")).items():
+                if not path.exists() or path.read_text(encoding="utf-8") != text:
+                    changed.append(path)
+                    if not asked.check:
+                        path.write_text(text, encoding="utf-8")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for path in changed:
+        print(f"{path.relative_to(ROOT)}: {'differs from its records' if asked.check else 'written'}")
+    return 1 if changed and asked.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

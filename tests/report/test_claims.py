@@ -1,0 +1,208 @@
+"""Result files: written from a store, read like a store, merged, and checked."""
+
+import io
+import json
+
+import pandas as pd
+import pytest
+
+import overpaint
+from command_line import CommandLine
+from overpaint.report.claims import (
+    Claim,
+    claims_of,
+    file_name,
+    merged,
+    narrowed,
+    published,
+    read_claim,
+    text_of,
+    violations,
+)
+from overpaint.report.records import OUTCOME_COLUMNS, stored_outcomes, stored_records
+from overpaint.report.rendering import render
+from overpaint.run.store import Store
+
+GRID = ["experiment=smoke", "attack=none"]
+RUN = {"command": "overpaint run", "libraries": {"torch": "2"}, "models": ["aa"], "assets": {"oracle": "bb"}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A command line in a folder with the store of a small grid."""
+    cli = CommandLine(tmp_path_factory.mktemp("claims"))
+    cli("run", *GRID)
+    return cli
+
+
+@pytest.fixture(scope="module")
+def folder(run):
+    run("publish", *GRID, "out=results")
+    return run.folder / "results" / "smoke"
+
+
+def test_a_published_grid_is_read_like_its_store(run, folder):
+    """Records, outcomes and the tables of every view."""
+    store = Store(run.folder / "outputs")
+    records, outcomes = published(folder)
+    stored = stored_records(store)
+    key = ["method", "metric"]
+    both = stored.merge(records, on=key, suffixes=("", "_published"))
+    assert len(both) == len(stored) == len(records)
+    for name in ("value", "low", "high", "n", "difference", "p_value", "settings", "versions", "why"):
+        assert both[name].equals(both[f"{name}_published"].astype(both[name].dtype)), name
+    assert len(outcomes) == len(stored_outcomes(store, stored)) > 0
+    for view in ("methods", "facets", "efficiency"):
+        shown = [render(*pair) for pair in ((records, "md", view, outcomes),)]
+        assert shown == [run("table", *GRID, "--view", view, "--format", "md").stdout]
+    assert run("table", "--from", str(folder), "--view", "methods", "--format", "md").stdout == run(
+        "table", *GRID, "--view", "methods", "--format", "md"
+    ).stdout  # fmt: skip
+
+
+def test_a_file_says_how_it_was_made_and_holds_no_prompt(folder):
+    text = (folder / "uce.json").read_text()
+    (made,) = json.loads(text)["runs"]
+    assert made["command"] == "overpaint run experiment=smoke attack=none" and made["models"]
+    assert made["libraries"]["torch"] and made["assets"]["oracle.safetensors"]
+    assert "a picture of" not in text and "photo" not in text
+
+
+def test_publishing_again_changes_no_byte_and_keeps_other_cells(run, folder):
+    before = (folder / "uce.json").read_bytes()
+    run("publish", *GRID, "out=results")
+    assert (folder / "uce.json").read_bytes() == before
+    claim = read_claim(folder / "uce.json")
+    other = Claim([RUN], claim.records.assign(concepts="car"), claim.outcomes)
+    (folder / "uce.json").write_text(text_of(other))
+    run("publish", *GRID, "out=results")
+    both = read_claim(folder / "uce.json")
+    assert list(both.records["concepts"].unique()) == ["car", "church"] and len(both.runs) == 2
+    assert len(both.outcomes) == 2 * len(claim.outcomes)
+    (folder / "uce.json").write_bytes(before)
+
+
+def test_what_cannot_be_published_is_refused(run):
+    assert "1 of 2 cells are not stored" in run("publish", *GRID, "concepts=church", "method=none,ca", code=2).stderr
+    assert "publish needs experiment=NAME or name=NAME" in run("publish", "method=none", code=2).stderr
+    assert "takes no overrides" in run("publish", "--check", "x", "method=none", code=2).stderr
+    assert not (run.folder / "leaderboards").exists()
+
+
+def test_check_prints_a_sentence_a_violation(run, folder):
+    said = run("publish", "--check", str(folder), code=2).stderr.splitlines()
+    assert len(said) == 2 and all("a primary endpoint needs at least 12 outcomes" in line for line in said)
+
+
+def test_filters_name_what_exists(run, folder):
+    records, _ = published(folder)
+    assert set(narrowed(records, ["method=uce", "metric=ira,ua"], "x")["metric"]) == {"ira", "ua"}
+    with pytest.raises(overpaint.UserError, match="unknown method 'uxe' in x; did you mean 'uce'"):
+        narrowed(records, ["method=uxe"], "x")
+    assert "unknown filter 'metod'" in run("table", "--from", str(folder), "metod=uce", code=2).stderr
+    assert "there is no folder" in run("table", "--from", "nowhere", code=2).stderr
+
+
+# --- rules -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def claim(folder, tmp_path):
+    """``claim(**columns)``: the violations of a good claim whose records are changed."""
+
+    def check(method="uce", runs=(RUN,), waived=None, only=None, **columns):
+        good = read_claim(folder / f"{method}.json")
+        records = good.records.assign(n=24, p_adjusted=None, family="", mark="", p_value=None, p_equivalence=None)
+        place = tmp_path / "claims"
+        place.mkdir(exist_ok=True)
+        for name in ("none", method):
+            changed = records.assign(method=name, method_name=name)
+            if name == method:
+                rows = changed["metric"].eq(only) if only else changed["metric"].notna()
+                for column, value in columns.items():
+                    changed[column] = changed[column].astype(object)
+                    changed.loc[rows, column] = value
+                (place / file_name(name)).write_text(text_of(Claim(runs, changed, waived=waived or {})))
+            else:
+                (place / file_name(name)).write_text(text_of(Claim([RUN], changed)))
+        return violations(place)
+
+    return check
+
+
+def test_a_good_claim_is_eligible(claim):
+    assert claim() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"runs": [{"command": "overpaint run"}]}, "runs must say their libraries, models, assets"),
+        ({"runs": []}, "runs must say their command"),
+        ({"versions": "{}"}, "versions of metric, components and statistics must be known"),
+        ({"settings": None}, "settings and versions"),
+        ({"n": 11, "only": "target_proportion"}, "needs at least 12 outcomes"),
+        ({"low": None, "only": "ira"}, "a share needs an interval"),
+        ({"low": 0.9, "value": 0.5, "only": "ira"}, "a share needs an interval that contains it"),
+        ({"p_value": 0.9, "difference_low": 0.1, "difference_high": 0.2, "only": "ira"}, "contradicts its p-value"),
+        ({"failed": 2, "only": "ira"}, "more than 5% of the images failed"),
+        ({"against": "control", "control": None, "only": "ira"}, "an attack needs its control"),
+        ({"mark": "differs", "only": "ira"}, "the mark is not the one that its p-values give"),
+        ({"budget": "large"}, "no record of the unedited model"),
+        ({"waived": {"luck": "none"}}, "waived names 'luck'"),
+    ],
+)
+def test_each_rule_is_checked(claim, change, said):
+    found = claim(**change)
+    assert found and all(said in sentence for sentence in found), found
+
+
+def test_a_waived_rule_is_not_checked(claim):
+    assert claim(n=1, waived={"n": "a pilot"}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is not a result file"),
+        ("[]", "format is None, allowed is 1"),
+        ('{"format": 2}', "format is 2"),
+        ('{"format": 1}', "is not a result file: KeyError"),
+        ('{"format": 1, "same": {}, "metrics": {}, "columns": ["a"], "records": [[1, 2]]}', "not a result"),
+        (
+            '{"format": 1, "runs": [], "waived": {}, "same": {"valu": 1}, "metrics": {"m": {}}, "columns": ["metric"], '
+            '"records": [["m"]], "units": [], "outcomes": []}',
+            "unknown column 'valu'.*did you mean 'value'",
+        ),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_claim_is_refused(tmp_path, text, said):
+    path = tmp_path / "uce.json"
+    path.write_text(text)
+    with pytest.raises(overpaint.UserError, match=said):
+        read_claim(path)
+    assert len(violations(tmp_path)) == 1
+
+
+def test_text_in_a_claim_returns_as_it_was(folder, tmp_path):
+    """Hostile names, non-finite numbers, and outcomes of real numbers."""
+    claim = read_claim(folder / "uce.json")
+    records = claim.records.assign(concepts='a"b\\n\u202e,{}', value=float("nan"))
+    outcomes = pd.DataFrame(
+        [["ira", "p", 0, "x", "the prompt", "", 0.25, None]], columns=OUTCOME_COLUMNS
+    ).assign(artefact=[0])  # fmt: skip
+    path = tmp_path / "uce.json"
+    path.write_text(text_of(Claim([RUN], records, outcomes)), encoding="utf-8")
+    back = read_claim(path)
+    assert set(back.records["concepts"]) == {'a"b\\n\u202e,{}'} and back.records["value"].isna().all()
+    assert back.outcomes["value"].tolist() == [0.25] and back.outcomes["other"].isna().all()
+    assert text_of(back) == path.read_text(encoding="utf-8")
+
+
+def test_claims_merge_by_cell(folder):
+    claim = read_claim(folder / "uce.json")
+    assert merged(claim, claim).records.equals(claim.records)
+    made = claims_of(claim.records, pd.DataFrame(), RUN)
+    assert (
+        list(made) == ["uce"] and pd.read_csv(io.StringIO(render(made["uce"].records, "csv")))["method"].eq("uce").all()
+    )
