@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.labels import canonical
 from overpaint.report.families import marked
 from overpaint.report.records import CELL, IDENTITY, NUMBERS, RECORD_COLUMNS, REQUIRED, settings_hash
 from overpaint.report.statistics import VERSION
