@@ -360,7 +360,7 @@ def test_a_record_that_is_the_same_in_everything_agrees_or_differs():
     ],
 )
 def test_each_reason_against_a_comparison(changed, reason):
-    row = beside([record(**changed)])
+    row = beside([record(**{"concepts": "mime", **changed})], concept="mime")  # no concept set has this name
     assert (row["verdict"], row["reasons"]) == ("not comparable", reason)
 
 
