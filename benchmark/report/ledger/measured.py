@@ -15,6 +15,7 @@ from overpaint.errors import UserError
 from overpaint.grid.registry import component, components
 from overpaint.grid.typed import bare
 from overpaint.report import statistics
+from overpaint.report.claims import published
 from overpaint.report.ledger.agreement import ORDER, agreement, columns, erasers
 from overpaint.report.ledger.published import Names
 from overpaint.report.records import NUMBERS, REQUIRED
@@ -27,28 +28,26 @@ AGREES, DIFFERS, NOT_COMPARABLE = "agrees", "differs", "not comparable"
 
 
 def read_records(place: Path) -> pd.DataFrame:
-    """Records in the long form of ``overpaint table --format csv``: of one file, or of all CSV files in a folder."""
-    files = sorted(place.glob("*.csv")) if place.is_dir() else [place] if place.is_file() else []
-    if not files:
+    """Records of a folder of result files (`overpaint publish`), or of a file in the long form of ``table --format csv``."""
+    if place.is_dir():
+        return published(place)[0]
+    try:
+        frame = pd.read_csv(place, low_memory=False)
+    except FileNotFoundError:
         raise UserError(
-            f"--from {place} has no CSV files; it takes a file of overpaint table --format csv, or a folder of them"
-        )
-    frames = []
-    for path in files:
-        try:
-            frame = pd.read_csv(path, low_memory=False)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path} is not CSV: {str(error).splitlines()[0]}") from None
-        missing = [name for name in REQUIRED if name not in frame]
-        if missing:
-            raise UserError(f"{path} has no column {missing[0]!r}; --from takes files of overpaint table --format csv")
-        for name in NUMBERS:
-            if name in frame and not pd.api.types.is_numeric_dtype(frame[name]):
-                raise UserError(f"{path} has text in column {name!r}, which takes numbers")
-        for text in frame["given"].dropna().unique() if "given" in frame else ():
-            _check_given(path, text)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+            f"--from {place} does not exist; it takes a folder of result files, or a file of overpaint table --format csv"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{place} is not CSV: {str(error).splitlines()[0]}") from None
+    missing = [name for name in REQUIRED if name not in frame]
+    if missing:
+        raise UserError(f"{place} has no column {missing[0]!r}; --from takes a file of overpaint table --format csv")
+    for name in NUMBERS:
+        if name in frame and not pd.api.types.is_numeric_dtype(frame[name]):
+            raise UserError(f"{place} has text in column {name!r}, which takes numbers")
+    for text in frame["given"].dropna().unique() if "given" in frame else ():
+        _check_given(place, text)
+    return frame
 
 
 def _check_given(path: Path, text: object) -> None:
