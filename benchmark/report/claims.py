@@ -218,7 +218,8 @@ def claim_files(folder: Path) -> list[Path]:
 def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The records and outcomes of all result files below a folder, like those of a store.
 
-    Of several records with the same settings, metric, detector and threshold, the one with the newest statistics and metric counts.
+    Of several records with the same settings, metric, detector and threshold, the one with the newest statistics and metric
+    is kept.
     """
     frames, outcomes = [], []
     for number, path in enumerate(claim_files(folder)):
@@ -244,7 +245,7 @@ def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
         {name: _plain(value) for name, value in row.items()} for row in records.loc[without, CELL].to_dict("records")
     ]
     settings = records["settings"].astype(object)
-    settings[without] = list(map(settings_hash, labels))
+    settings[without] = [settings_hash(label) for label in labels]
     return records.assign(settings=settings)
 
 
