@@ -245,7 +245,7 @@ def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
         {name: _plain(value) for name, value in row.items()} for row in records.loc[without, CELL].to_dict("records")
     ]
     settings = records["settings"].astype(object)
-    settings[without] = [settings_hash(label) for label in labels]
+    settings[without] = [settings_hash({str(name): value for name, value in label.items()}) for label in labels]
     return records.assign(settings=settings)
 
 
