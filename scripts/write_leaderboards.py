@@ -7,7 +7,8 @@ A page says in comments what belongs between them. `make leaderboards` runs this
 
     <!-- table: erasers view=methods -->…<!-- end -->
         A view of leaderboards/results/erasers in Markdown. key=value selects records as in `overpaint table --from`. title=no
-        leaves out the title, notes=yes adds the notes, and columns='A;B' selects columns.
+        leaves out the title, and notes=yes adds the notes. columns='A;B' and rows='A;B' select what is shown of the view; its
+        tests are corrected for the whole view.
     <!-- figure: redteam uce church cce attack_success_any difference -->0.67 [0.44, 0.82]<!-- end -->
         One record, named by its labels; without the name of an attack, that of no attack. The last word is a field: value
         (default), control, difference, original, n or p_value. `bare` leaves out the interval. With view=NAME, the last two words
@@ -122,10 +123,11 @@ def options(words: Sequence[str], **known: str) -> tuple[dict[str, str], list[st
 
 def table(words: Sequence[str]) -> str:
     """A view in Markdown."""
-    chosen, rest = options(words, view="facets", title="yes", notes="no", columns="")
+    chosen, rest = options(words, view="facets", title="yes", notes="no", columns="", rows="")
     parts = []
     for one in shown(rest, chosen["view"]):
         one = with_columns(one, chosen["columns"].split(";")) if chosen["columns"] else one
+        one = with_rows(one, chosen["rows"].split(";")) if chosen["rows"] else one
         title, rows, *notes = markdown([one]).strip().split("\n\n")
         title = f"**{title.removeprefix('### ')}**"
         parts += [*([title] if chosen["title"] == "yes" else []), rows, *(notes if chosen["notes"] == "yes" else [])]
@@ -141,6 +143,15 @@ def with_columns(one: Table, titles: Sequence[str]) -> Table:
     kept = [places[title] for title in titles]
     rows = [replace(row, entries=[row.entries[place] for place in kept]) for row in one.rows]
     return replace(one, columns=[one.columns[place] for place in kept], rows=rows)
+
+
+def with_rows(one: Table, names: Sequence[str]) -> Table:
+    """The table with the rows whose last names these are."""
+    known = {row.names[-1] for row in one.rows}
+    for name in names:
+        if name not in known:
+            raise unknown("row", name, known)
+    return replace(one, rows=[row for row in one.rows if row.names[-1] in names])
 
 
 def figure(words: Sequence[str]) -> str:

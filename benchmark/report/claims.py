@@ -219,7 +219,8 @@ def claim_files(folder: Path) -> list[Path]:
 def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The records and outcomes of all result files below a folder, like those of a store.
 
-    Records with the newest statistics and metric count, of several with the same settings, metric, detector and threshold.
+    Of several records with the same settings, metric, detector and threshold, the one with the newest statistics and metric
+    is kept.
     """
     frames, outcomes = [], []
     for number, path in enumerate(claim_files(folder)):

@@ -13,13 +13,13 @@ from overpaint.report.families import Compared, Mark, is_primary, marks
 from overpaint.report.pooling import Outcomes, groups_of, pooled
 from overpaint.report.standings import MISSING, PAIR, paired
 from overpaint.report.statistics import Estimate
-from overpaint.report.tables import SETTINGS, Entry, Head, Row, Table, distinguished, provenance, several_of, under
+from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
 
 
 def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
     """Two tables per block: the rank of each method in each column with its interval, and the agreement of the columns."""
-    for title, part in _blocks(records, view):
+    for title, part in blocks_of(records, view):
         shown: dict[str, dict[str, Entry]] = {}
         heads: list[Head] = []
         methods = list(dict.fromkeys(part["method"]))
@@ -31,6 +31,9 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         if not shown or len(methods) < 2:
             continue
         notes = ["Ranks: 1 is best, ties share the better rank; 95 % intervals from paired tests, concepts fixed."]
+        notes += [
+            note for name in shown if (note := _groups(name, view.columns[name].chosen(part, view.rows), outcomes))
+        ]
         means = {f"mean rank, {average}": _mean_ranks(part, view, methods, average) for average in view.mean_ranks}
         if means:
             notes.append(
@@ -45,17 +48,16 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
 def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> list[Entry]:
     """The rank of each method by its mean outcome. Without outcomes, the ranks use the records and have no intervals."""
     direction = chosen["direction"].iloc[0]
-    table = outcomes.together(chosen)
     missing = [m for m in methods if not (chosen["method"] == m).any()]
     present = [m for m in methods if m not in missing]
-    if table is None:
+    images = _images(chosen, present, outcomes)
+    if images is None:
         means = [pooled(chosen[chosen["method"] == m], "value", Outcomes()) for m in present]
         values = [np.nan if found is None or found.estimate.value is None else found.estimate.value for found in means]
         ranks = pd.Series(values).rank(method="min", ascending=direction == "down")
         found = [Estimate(None if np.isnan(rank) else float(rank)) for rank in ranks]
         why = MISSING
     else:
-        images = table.pivot(index=[*PAIR, "cluster"], columns="method", values="value").reindex(columns=present)
         keys = images.index.to_frame(index=False)
         found, why = statistics.rank_intervals(images.to_numpy(float).T, direction, **groups_of(keys)), ""
         if found[0].value is None:
@@ -65,6 +67,25 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
         for m, e in zip(present, found, strict=True)
     }
     return [entries.get(m, Entry(None, unit="rank", why="not measured")) for m in methods]
+
+
+def _groups(name: str, chosen: pd.DataFrame, outcomes: Outcomes) -> str:
+    """A sentence about the methods that cannot be told apart; empty without outcomes."""
+    found = _images(chosen, list(dict.fromkeys(chosen["method"])), outcomes)
+    if found is None or found.shape[1] < 2 or found.empty:
+        return ""
+    keys = found.index.to_frame(index=False)
+    groups = statistics.alike(found.to_numpy(float).T, chosen["direction"].iloc[0], **groups_of(keys))
+    said = "; ".join(", ".join(str(found.columns[place]) for place in group) for group in groups)
+    return f"{name}: not told apart (paired tests, Holm over all pairs), best first: {said}."
+
+
+def _images(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> pd.DataFrame | None:
+    """Outcomes by image (rows) and method (columns); ``None`` if they are not stored."""
+    table = outcomes.together(chosen)
+    if table is None:
+        return None
+    return table.pivot(index=[*PAIR, "cluster"], columns="method", values="value").reindex(columns=methods)
 
 
 def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average: str) -> dict[str, Entry]:
@@ -106,7 +127,7 @@ def _agreement(title: str, ranks: dict[str, list[float | None]]) -> Table:
 
 def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
     """One table per column of the view: the paired difference of every two methods, row minus column."""
-    for title, part in _blocks(records, view):
+    for title, part in blocks_of(records, view):
         for name, column in view.columns.items():
             chosen = column.chosen(part, view.rows)
             methods = list(dict.fromkeys(chosen["method"]))
@@ -144,14 +165,3 @@ def _minus(value: float | None) -> float | None:
 
 def _difference(e: Estimate, why: str, mark: Mark, unit: str) -> Entry:
     return Entry(e.value, e.low, e.high, unit, e.n, e.failed, mark, why=why)
-
-
-def _blocks(records: pd.DataFrame, view: View) -> Iterator[tuple[str, pd.DataFrame]]:
-    """A title and the records for each model and setting, without the unedited model."""
-    records = distinguished(records)
-    records = records[records["method_name"] != "none"]
-    several = several_of(records, [n for n in SETTINGS if n != "seed"])
-    for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
-        values = by[len(view.blocks) :]
-        concepts = ", ".join(dict.fromkeys(part["concepts"]))
-        yield f"{model}{under(several, values)}: {concepts}", part

@@ -18,6 +18,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.scope import OUTSIDE
 from overpaint.report.comparisons import pairs, rankings
 from overpaint.report.families import DIFFERS, EQUAL, marked
+from overpaint.report.fronts import ON_FRONT, fronts
 from overpaint.report.missing import command_of, gaps
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST, panels
 from overpaint.report.pooling import Outcomes
@@ -30,7 +31,7 @@ FORMATS = ("terminal", "md", "csv", "json", "latex")
 MARKS = {DIFFERS: "≠", EQUAL: "=", "": ""}
 ARROWS = {"up": "↑", "down": "↓", "": ""}
 #: Standings of figures -> how they are emphasised: strongly or weakly.
-EMPHASIS = {BEST: "strong", ABOVE_ALL: "strong", TIED: "weak", ABOVE_FIRST: "weak", "": ""}
+EMPHASIS = {BEST: "strong", ABOVE_ALL: "strong", ON_FRONT: "strong", TIED: "weak", ABOVE_FIRST: "weak", "": ""}
 LEGEND = (
     "Figures with 95 % intervals. ≠ differs from what it is compared with (the unedited model, or the attack's control "
     f"where one is given); = equal to it within ±{MARGIN:.2f}; no mark: neither is shown. ⊥ undefined. "
@@ -65,6 +66,7 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
         "ranks": lambda: rankings(records, chosen, found),
         "pairs": lambda: pairs(records, chosen, found),
         "panel": lambda: panels(records, chosen),
+        "front": lambda: fronts(records, chosen, found),
     }
     records = records.iloc[
         (records["method_name"] != "none").to_numpy().argsort(kind="stable")

@@ -551,6 +551,43 @@ def rank_intervals(
     return found
 
 
+def alike(
+    values: ArrayLike,
+    direction: str = "up",
+    clusters: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    runs: ArrayLike | None = None,
+    concepts: ArrayLike | None = None,
+) -> list[list[int]]:
+    """Groups of methods that are not told apart, best first; a method can be in several groups.
+
+    The arguments are those of `rank_intervals`. Two methods are told apart if the p-value of their paired difference is below
+    5 % after Holm's correction over all pairs. A group is a largest set of methods of which no two are told apart (the groups of
+    a compact letter display, Piepho 2004).
+    """
+    table = np.asarray(values, float)
+    complete = ~np.isnan(table).any(axis=0)
+    methods = len(table)
+    if not complete.any():
+        return []
+    table = table[:, complete] * (-1 if direction == "up" else 1)
+    groups = [None if names is None else np.asarray(names)[complete] for names in (clusters, strata, runs, concepts)]
+    tests = holm([None if math.isnan(p) else p for _, p in _gaps(table, *groups)])
+    pairs = [pair for pair, apart in zip(combinations(range(methods), 2), tests.rejected, strict=True) if apart]
+    found = [set(range(methods))]
+    for one, other in pairs:
+        split = [
+            part
+            for group in found
+            for part in ((group - {one}, group - {other}) if {one, other} <= group else (group,))
+        ]
+        found = [group for group in split if not any(group < larger for larger in split)]
+        found = [group for place, group in enumerate(found) if group not in found[:place]]
+    means = table.mean(axis=1)
+    ordered = [sorted(group, key=lambda method: (means[method], method)) for group in found]
+    return sorted(ordered, key=lambda group: [(means[method], method) for method in group])
+
+
 def _gaps(
     table: NDArray, clusters: NDArray | None, strata: NDArray | None, runs: NDArray | None, concepts: NDArray | None
 ) -> list[tuple[float, float]]:

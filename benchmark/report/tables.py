@@ -125,7 +125,8 @@ def provenance(records: pd.DataFrame) -> Provenance:
     for text in records["versions"].dropna().unique() if "versions" in records else ():
         for name, version in json.loads(text).items():
             versions.setdefault(name, set()).add(version)
-    named = (records[name].dropna().astype(str).unique() for name in ("settings", "detector") if name in records)
+    records = records.reindex(columns=[*dict.fromkeys([*records, "settings", "detector"])])
+    named = (records[name].dropna().astype(str).unique() for name in ("settings", "detector"))
     settings, detectors = (tuple(sorted(value for value in found if value)) for found in named)
     return Provenance(len(records), settings, detectors, {n: tuple(sorted(v)) for n, v in sorted(versions.items())})
 
@@ -157,6 +158,17 @@ def under(settings: Iterable[str], values: Iterable) -> str:
 
 def _known(value) -> bool:
     return not pd.isna(value) and value != ""
+
+
+def blocks_of(records: pd.DataFrame, view: View) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A title and the records for each model and setting, without the unedited model."""
+    records = distinguished(records)
+    records = records[records["method_name"] != "none"]
+    several = several_of(records, [n for n in SETTINGS if n != "seed"])
+    for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
+        values = by[len(view.blocks) :]
+        concepts = ", ".join(dict.fromkeys(part["concepts"]))
+        yield f"{model}{under(several, values)}: {concepts}", part
 
 
 # --- every figure ----------------------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ class Column:
 class View:
     """A view as defined in its YAML.
 
-    ``cells`` is its content: every figure of a concept set, means over concepts, ranks of methods, pairs of methods, or a panel
-    of attacks and methods.
+    ``cells`` is its content: every figure of a concept set, means over concepts, ranks of methods, pairs of methods, a panel of
+    attacks and methods, or a Pareto front of methods.
     ``primary`` names one endpoint per facet: ``facet: {metric, attack, against}``. ``attack`` and ``against`` are optional.
     ``average`` says what means weigh equally (`Average`). A view of ranks has one column of mean ranks over its columns for each
     entry of ``mean_ranks``, an average. ``percent`` shows shares in per cent. ``run`` holds the overrides of the run that fills
@@ -83,7 +83,7 @@ class ViewFile(TypedDict, total=False):
     """The keys of a view's YAML."""
 
     name: str
-    cells: Literal["every", "means", "ranks", "pairs", "panel"]
+    cells: Literal["every", "means", "ranks", "pairs", "panel", "front"]
     rows: Literal["method", "attack", "concepts"]
     blocks: (
         list[Literal["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]] | None

@@ -80,7 +80,7 @@ def piped(text):
 def test_one_row_a_method_and_the_mean_over_concepts(records):
     text = render(records, "md", "methods")
     header, _, uce, esd = piped(text)
-    assert header[1] == "target, objects ↓" and not any("characters" in name for name in header)
+    assert header[1] == "target, objects ↓ n=20" and not any("characters" in name for name in header)
     assert uce[1].startswith("0.30 [0.19, 0.44]") and uce[2] == "0.50 [0.30, 0.70]"
     assert esd[1] == "⊥ (1)" and "\n(1) no images" in text, "a mean over fewer concepts would be another figure"
     assert "these concepts are fixed" in text and "One method seed" in text
@@ -399,7 +399,7 @@ def test_csv_and_json_hold_the_tables_of_a_view(records):
     assert table[["method", "column", "value"]].to_numpy().tolist()[0] == ["uce", "target, objects", pytest.approx(0.3)]
     assert set(table["direction"]) == {"down"} and len(table) == 3
     (read,) = json.loads(render(records, "json", "methods"))
-    assert read["columns"][0] == {"title": "target, objects", "direction": "down"}
+    assert read["columns"][0] == {"title": "target, objects", "direction": "down", "n": 20}
     assert read["rows"][1]["entries"][0]["why"] == "no images" and "↓ lower is better" in read["legend"]
     assert read["provenance"]["records"] == 5 and read["provenance"]["detectors"] == ["eye v1"]
 
@@ -611,7 +611,7 @@ def test_every_view_asks_for_metrics_that_exist(name):
     sets = (yaml.safe_load(path.read_text())["metrics"] for path in components("metrics").values())
     known = {metric for metrics in sets for metric in metrics} | {""}  # a harmonic mean of columns has none
     view = view_named(name)
-    assert view.rows in ("method", "attack") and set(view.blocks) <= set(CELL)
+    assert view.rows in ("method", "attack", "concepts") and set(view.blocks) <= set(CELL)
     assert {column.field for column in view.columns.values()} <= FIELDS.keys()
     assert {column.metric.split(".")[0] for column in view.columns.values()} <= known
     assert {column.attack for column in view.columns.values()} <= components("attack").keys()

@@ -1,0 +1,137 @@
+"""Pareto fronts: which methods erase and retain best together, and how sure that is.
+
+A method is dominated if another one is at least as good in both figures and better in one. The uncertainty comes from resampled
+prompts (2,000 bootstrap samples): the prompts of each concept are drawn with replacement, the same ones for every method, so
+that methods stay paired. Concepts are fixed. Without stored outcomes, each mean is drawn from a normal distribution with the
+standard error of its interval, independently for each method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from overpaint.report.pooling import Outcomes, groups_of, pooled
+from overpaint.report.statistics import NORMAL
+from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
+from overpaint.report.views import View
+
+#: Number of bootstrap samples.
+SAMPLES = 2000
+#: Share of the samples in which one method must dominate another to be shown to dominate it.
+SHOWN = 0.95
+ON_FRONT = "on the front"
+
+
+def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
+    """One table per block: two figures of each method, the share of the samples in which it is on the front, and the methods
+    that dominate it. The view's first two columns are the figures."""
+    for title, part in blocks_of(records, view):
+        chosen = {name: column.chosen(part, view.rows) for name, column in list(view.columns.items())[:2]}
+        means: dict[str, dict[str, Entry]] = {}
+        for name, figures in chosen.items():
+            for method, own in figures.groupby("method", sort=False):
+                found = pooled(own, "value", outcomes, view.average)
+                if found is not None and found.estimate.value is not None:
+                    e = found.estimate
+                    means.setdefault(str(method), {})[name] = Entry(
+                        e.value, e.low, e.high, own["unit"].iloc[0], e.n, e.failed
+                    )
+        methods = [method for method in dict.fromkeys(part["method"]) if len(means.get(method, {})) == len(chosen)]
+        if len(methods) < 2 or len(chosen) < 2:
+            continue
+        directions = [figures["direction"].iloc[0] for figures in chosen.values()]
+        values = np.array([[means[m][name].value for name in chosen] for m in methods], float)
+        samples, resampled = _samples(chosen, methods, means, outcomes)
+        points = better(values[None], directions)[0]
+        shares = better(samples, directions).mean(axis=0)
+        on = ~better(samples, directions).any(axis=1)
+        rows = []
+        for place, method in enumerate(methods):
+            standing = "" if points[:, place].any() else ON_FRONT
+            front = Entry(float(on[:, place].mean()), n=SAMPLES, standing=standing)
+            rows.append(Row((method,), [*(means[method][name] for name in chosen), front]))
+        heads = [*(Head(name, d) for name, d in zip(chosen, directions, strict=True)), Head("on the front")]
+        notes = [
+            "Bold: on the front, not dominated by another method. On the front: the share of "
+            + (
+                f"{SAMPLES} samples of the prompts, paired between methods, concepts fixed."
+                if resampled
+                else f"{SAMPLES} draws from the intervals of the records, independent between methods (outcomes are not stored)."
+            ),
+            *_dominated(methods, shares),
+        ]
+        yield Table(f"Pareto front, {title}", (view.rows,), heads, rows, notes, provenance(part))
+
+
+def better(values: NDArray, directions: Sequence[str]) -> NDArray:
+    """Whether method i dominates method j: ``(samples, methods, methods)`` from ``values`` (samples, methods, figures)."""
+    signed = np.where(np.array(directions) == "up", values, -values)
+    one, other = signed[:, :, None, :], signed[:, None, :, :]
+    return (one >= other).all(axis=-1) & (one > other).any(axis=-1)
+
+
+def _dominated(methods: Sequence[str], shares: NDArray) -> list[str]:
+    """A sentence about the methods that are shown to be dominated."""
+    said = []
+    for place, method in enumerate(methods):
+        by = [methods[i] for i in np.flatnonzero(shares[:, place] >= SHOWN)]
+        if by:
+            said.append(f"{method} (by {', '.join(by)})")
+    return [f"Shown to be dominated, in {SHOWN:.0%} of the samples or more: {'; '.join(said) or 'none'}."]
+
+
+def _samples(
+    chosen: Mapping[str, pd.DataFrame],
+    methods: Sequence[str],
+    means: Mapping[str, Mapping[str, Entry]],
+    outcomes: Outcomes,
+) -> tuple[NDArray, bool]:
+    """Samples of the figures ``(samples, methods, figures)``, and whether they come from outcomes."""
+    generator = np.random.default_rng(0)
+    tables = [outcomes.together(figures[figures["method"].isin(methods)]) for figures in chosen.values()]
+    if all(table is not None for table in tables):
+        drawn = [resampled(table, methods, generator) for table in tables if table is not None]
+        return np.stack(drawn, axis=-1), True
+    errors = [[_error(means[m][name]) for name in chosen] for m in methods]
+    values = [[means[m][name].value for name in chosen] for m in methods]
+    noise = generator.standard_normal((SAMPLES, len(methods), len(chosen)))
+    return np.array(values, float) + noise * np.array(errors), False
+
+
+def _error(entry: Entry) -> float:
+    """The standard error of a figure, from its interval."""
+    return 0.0 if entry.low is None or entry.high is None else (entry.high - entry.low) / (2 * NORMAL)
+
+
+def resampled(table: pd.DataFrame, methods: Sequence[str], generator: np.random.Generator) -> NDArray:
+    """Bootstrap means ``(samples, methods)`` of outcomes (`Outcomes.together`), with equal weight for every stratum.
+
+    A cluster's number of draws is the same for all methods. The clusters of each concept are drawn with replacement.
+    """
+    table = table[table["value"].notna()]
+    groups = groups_of(table)
+    names = table["concepts"].astype(str) + "\x1f" + groups["clusters"]
+    clusters, first = np.unique(names, return_index=True)
+    codes = np.searchsorted(clusters, names)
+    of_concept = table["concepts"].astype(str).to_numpy()[first]
+    weights = np.zeros((SAMPLES, len(clusters)))
+    for concept in np.unique(of_concept):
+        places = np.flatnonzero(of_concept == concept)
+        weights[:, places] = generator.multinomial(len(places), np.full(len(places), 1 / len(places)), SAMPLES)
+    found = np.zeros((SAMPLES, len(methods)))
+    for place, method in enumerate(methods):
+        parts = []
+        for _, rows in pd.Series(np.flatnonzero(table["method"] == method)).groupby(
+            groups["strata"].to_numpy()[table["method"] == method]
+        ):
+            own = codes[rows.to_numpy()]
+            value = table["value"].to_numpy(float)[rows.to_numpy()]
+            total = weights[:, own].sum(axis=1)
+            mean = np.where(total > 0, weights[:, own] @ value / np.where(total > 0, total, 1.0), np.nan)
+            parts.append(mean)
+        found[:, place] = np.nanmean(parts, axis=0)
+    return found

@@ -1,0 +1,118 @@
+"""Pareto fronts and groups of methods that are not told apart."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from overpaint.report import statistics
+from overpaint.report.fronts import SAMPLES, better, resampled
+from overpaint.report.records import RECORD_COLUMNS
+from overpaint.report.rendering import render, tables
+
+
+def outcomes(methods, hits, metric="target_proportion", direction="down", first=0):
+    """Records and outcomes ``(methods, prompts)`` on two concepts that share no prompt."""
+    rows, parts = [], []
+    for place, (method, own) in enumerate(zip(methods, hits, strict=True)):
+        for half, concepts in enumerate(("church", "car")):
+            values = own[half::2]
+            key = first + 2 * place + half
+            named = {"method": method, "method_name": method, "metric": metric, "direction": direction, "artefact": key}
+            fixed = {
+                "model": "m",
+                "concepts": concepts,
+                "kind": "object",
+                "attack": "none",
+                "attack_name": "none",
+                "seed": 0,
+            }
+            figures = {
+                "value": np.mean(values),
+                "low": 0.0,
+                "high": 1.0,
+                "n": len(values),
+                "failed": 0,
+                "unit": "fraction",
+            }
+            other = {
+                "facet": "efficacy",
+                "against": "original",
+                "p_value": None,
+                "difference": None,
+                "why": "",
+                "scope": "",
+            }
+            other |= {
+                "difference_low": None,
+                "difference_high": None,
+                "given": "{}",
+                "settings": f"{key}",
+                "versions": "{}",
+            }
+            rows.append(dict.fromkeys(RECORD_COLUMNS) | named | fixed | figures | other)
+            names = [f"{concepts}-{n}" for n in range(len(values))]
+            frame = pd.DataFrame(
+                {"prompt_id": names, "seed": 0, "label": "x", "cluster": names, "stratum": "", "value": values}
+            )
+            parts.append(frame.assign(other=1.0, metric=metric, artefact=key))
+    return pd.DataFrame(rows), pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture
+def measured():
+    """``good`` erases all and keeps all; ``weak`` leaves half; ``harsh`` erases all but keeps half."""
+    methods, none, half, every = ("good", "weak", "harsh"), np.zeros(40), np.arange(40) < 20, np.ones(40)
+    erased = outcomes(methods, np.array([none, half, none], float))
+    kept = outcomes(methods, np.array([every, every, half], float), "neighbour_retention", "up", 100)
+    return tuple(pd.concat(pair, ignore_index=True) for pair in zip(erased, kept, strict=True))
+
+
+def test_domination_needs_one_better_and_none_worse():
+    values = np.array([[[0.0, 1.0], [0.5, 1.0], [0.0, 0.5], [0.0, 1.0]]])
+    found = better(values, ["down", "up"])[0]
+    assert (
+        found[0].tolist() == [False, True, True, False]
+        and not found[1:3].any()
+        and found[3].tolist() == found[0].tolist()
+    )
+
+
+def test_the_front_and_what_is_shown_to_be_dominated(measured):
+    (table,) = tables(measured[0], "pareto", measured[1])
+    share = {row.names[0]: row.entries[-1] for row in table.rows}
+    assert share["good"].value == 1 and share["good"].standing == "on the front"
+    assert share["weak"].value < 0.05 and share["harsh"].value < 0.05
+    assert "weak (by good); harsh (by good)" in table.notes[1] and "paired between methods" in table.notes[0]
+    assert "| good | 0.00 " in render(measured[0], "md", "pareto", measured[1])
+
+
+def test_without_outcomes_the_front_is_drawn_from_the_intervals(measured):
+    (table,) = tables(measured[0], "pareto")
+    share = {row.names[0]: row.entries[-1].value for row in table.rows}
+    assert share["good"] > share["weak"] and "outcomes are not stored" in table.notes[0]
+
+
+def test_resampled_methods_are_paired_and_have_the_error_of_a_share():
+    rows, table = outcomes(
+        ("a", "b", "c"), np.array([np.arange(400) < 100, np.arange(400) < 100, np.zeros(400)], float)
+    )
+    found = table.merge(rows[["artefact", "method", "concepts"]], on="artefact").assign(run=0)
+    samples = resampled(found, ["a", "b", "c"], np.random.default_rng(0))
+    assert samples.shape == (SAMPLES, 3) and (samples[:, 0] == samples[:, 1]).all() and (samples[:, 2] == 0).all()
+    assert samples[:, 0].mean() == pytest.approx(0.25, abs=0.003)
+    assert samples[:, 0].std() == pytest.approx(np.sqrt(0.25 * 0.75 / 400), rel=0.06)
+
+
+def test_methods_that_are_not_told_apart_share_a_group():
+    def shares(*hits):
+        return np.array([np.arange(60) < count for count in hits], float)
+
+    assert statistics.alike(shares(0, 60, 30), "down") == [[0], [2], [1]]
+    assert statistics.alike(shares(30, 30, 30), "down") == [[0, 1, 2]]
+    assert statistics.alike(shares(20, 25, 30), "up") == [[2, 1], [1, 0]], "only the outer two are told apart"
+    assert statistics.alike(np.full((2, 5), np.nan)) == []
+
+
+def test_the_ranks_say_which_methods_are_alike(measured):
+    ranks = tables(measured[0], "ranks", measured[1])[0]
+    assert "target: not told apart (paired tests, Holm over all pairs), best first: good, harsh; weak." in ranks.notes
