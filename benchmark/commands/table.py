@@ -11,6 +11,7 @@ from overpaint.commands.grids import planned
 from overpaint.errors import UserError, unknown
 from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.rendering import FORMATS, print_tables, render
+from overpaint.report.views import view_named
 from overpaint.run.store import Store
 
 
@@ -30,10 +31,11 @@ def table(overrides: Sequence[str], form: str, view: str, spreadsheet: bool) -> 
         store, plan = grid.store, grid.plan
     if not store.root.is_dir():
         raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
+    shown = {column.metric for column in view_named(view).columns.values()}
     records = stored_records(store, plan)
     if form == "terminal":
-        print_tables(records, view, stored_outcomes(store, records))
+        print_tables(records, view, stored_outcomes(store, records, shown))
     elif form in ("csv", "json"):
         sys.stdout.write(render(records, form, view, spreadsheet=spreadsheet))
     else:
-        sys.stdout.write(render(records, form, view, stored_outcomes(store, records)))
+        sys.stdout.write(render(records, form, view, stored_outcomes(store, records, shown)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -24,6 +25,9 @@ DIFFERS, EQUAL = "differs", "equal"
 SIGNIFICANCE = 0.05
 #: Columns that define a family in the long form: one method on one concept set, with everything else equal.
 FAMILY = [name for name in CELL if name != "attack"] + ["detector", "threshold"]
+
+#: The columns of a record that its test is made of.
+TESTED = ["method_name", "attack_name", "against", "facet", "metric", "p_value", "p_equivalence"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def is_primary(primary: Mapping[str, Mapping[str, str]], facet: str, metric: str
     )
 
 
-def test_of(record: pd.Series, primary: Mapping[str, Mapping[str, str]]) -> Compared | None:
+def test_of(record: Mapping[Any, Any] | pd.Series, primary: Mapping[str, Mapping[str, str]]) -> Compared | None:
     """The test of a record; ``None`` if it has none, and for the unedited model, which is compared with itself."""
     itself = record["method_name"] == "none" and record["against"] == "original"
     if pd.isna(record["p_value"]) or itself:
@@ -89,7 +93,8 @@ def marked(records: pd.DataFrame, primary: Mapping[str, Mapping[str, str]]) -> p
     records = records.copy()
     found = pd.Series([UNMARKED] * len(records), index=records.index, dtype=object)
     for _, part in records.groupby([n for n in FAMILY if n in records], sort=False, dropna=False):
-        found.loc[part.index] = pd.Series(marks([test_of(r, primary) for _, r in part.iterrows()]), index=part.index)
+        rows = part.reindex(columns=TESTED).to_dict("records")
+        found.loc[part.index] = pd.Series(marks([test_of(row, primary) for row in rows]), index=part.index)
     records["p_adjusted"] = [mark.p_adjusted for mark in found]
     records["family"] = [mark.family for mark in found]
     records["mark"] = [mark.says for mark in found]

@@ -93,8 +93,7 @@ class Executor:
 
         Raises a `UserError` if the store cannot be written to; every other error is the task's, and becomes the result.
         """
-        first = bundle[0]
-        with self.store.claim(first.key, stage=first.stage, label=first.label, device=self.device) as mine:
+        with self.store.claim(bundle[0].key) as mine:
             if not mine:
                 return Result("elsewhere")
             if all(self.store.has(task.stage, task.key) for task in bundle):

@@ -6,14 +6,10 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import shutil
-import threading
-import time
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -23,17 +19,16 @@ from filelock import FileLock, Timeout
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import check_type, shown
+from overpaint.run import leases
 from overpaint.run.index import LAYOUT, Entry, Index
-from overpaint.run.owner import alive, owner
+from overpaint.run.notes import beating, file_system_time, living, temporary
 
 MANIFEST = "manifest.json"
 #: Format of the manifests that this version writes; it reads this and older ones. Manifests of version 0.1 have none.
 FORMAT = 1
-#: Ending of the files in which processes say what they are doing.
-NOTE = ".note"
 #: Folders of a store.
-FOLDERS = ("artefacts", "index", "tmp", "locks", "failures", "corrupt")
-#: A stage's index is written again if it lacks this many artefacts. Fewer are checked each time.
+FOLDERS = ("artefacts", "index", "tmp", "locks", "leases", "failures", "corrupt")
+#: A stage's index is written again if it lacks this many artefacts, and 5 %. Fewer are checked each time.
 WORTH_WRITING = 200
 #: Fewer keys than this are looked up one by one.
 FEW = 50
@@ -41,10 +36,6 @@ FEW = 50
 CHECKING = 8
 #: Files up to this many bytes are hashed on every reading; larger ones when they are written and when damage is suspected.
 SMALL = 1 << 20
-#: Seconds between two signs of life of a workspace or a note.
-HEARTBEAT = 60
-#: Seconds without a sign of life after which a workspace of another machine counts as abandoned.
-ABANDONED = 86400
 #: Errors of the operating system that say that the store takes no more data.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 #: Numbers of an `OSError` that say that there is no such file, or (no number) that a parser cannot read it.
@@ -100,18 +91,6 @@ class Failure:
     def mark(self) -> tuple[str, int]:
         """What tells one failure of a task from its next."""
         return self.run, self.attempt
-
-
-class Note(NamedTuple):
-    """What a process says about its work on a store.
-
-    ``since`` is when it began, in seconds since 1970, and ``silent`` how many seconds ago it last gave a sign of life; 0 for
-    processes of this machine. ``about`` holds ``host``, ``process`` and, of a task, ``key``, ``stage``, ``label`` and ``device``.
-    """
-
-    since: float
-    silent: float
-    about: Mapping[str, str]
 
 
 def read_manifest(folder: Path) -> dict:
@@ -218,7 +197,7 @@ class Store:
         with ThreadPoolExecutor(CHECKING) as threads:
             checked = dict(zip(new, threads.map(lambda key: self._checked(stage, key), new), strict=True))
         index.add(Entry.of(key, there[key], m) for key, (reason, m) in checked.items() if reason is None)
-        if len(index.added) >= WORTH_WRITING:
+        if len(index.added) >= max(WORTH_WRITING, len(there) // 20):
             with suppress(OSError):  # a full disk, or a store of somebody else: the next one checks again
                 index.file.parent.mkdir(exist_ok=True)
                 self.write(index.file, index.content(there.__contains__))
@@ -363,77 +342,32 @@ class Store:
         folder = self._temporary()
         try:
             folder.mkdir()
-            with _beating(folder):
+            with beating(folder):
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    @contextmanager
-    def note(self, **about: str) -> Iterator[None]:
-        """Tell other processes what this one is doing during the block; see `at_work`. A full disk prevents no work."""
-        file = self._temporary().with_suffix(NOTE)
-        content = {"host": platform.node(), "process": str(os.getpid()), "since": time.time(), **about}
-        try:
-            with suppress(OSError):
-                file.write_text(json.dumps(content), encoding="utf-8")
-            with _beating(file):
-                yield
-        finally:
-            with suppress(OSError):
-                file.unlink()
-
-    def at_work(self) -> list[Note]:
-        """The notes of the processes that work on this store now, oldest first; those of dead processes are left out."""
-        found, now = [], None
-        for file in (self.root / "tmp").glob(f"*{NOTE}"):
-            try:
-                content = json.loads(file.read_text(encoding="utf-8"))
-                if alive(file.name) is None:
-                    now = self._now() if now is None else now
-                    silent = now - file.stat().st_mtime
-                else:
-                    silent = 0.0 if alive(file.name) else ABANDONED
-                if silent < ABANDONED:
-                    since = float(content.pop("since"))
-                    found.append(Note(since, silent, {str(name): str(value) for name, value in content.items()}))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                continue  # it was removed or is being written at this moment
-        return sorted(found, key=lambda note: note.since)
-
     def sweep(self) -> None:
-        """Remove what killed processes left: locks that nobody holds, and temporary files and folders whose owner is gone.
+        """Remove what killed processes left: leases, locks that nobody holds, and temporary files and folders.
 
-        An owner on this machine is gone when its process is, one on another machine after a day of silence. The store's
-        file system says how late it is: the clock of one machine can jump.
+        An owner on this machine is gone when its process is, one on another machine after a day of silence.
         """
-        now = self._now()
+        now = file_system_time(self.root)
         for place in (self.root / "tmp").glob("*"):
             with suppress(OSError):  # published or removed by its owner just now
-                living = alive(place.name)
-                if living is None:
-                    living = now - place.stat().st_mtime < ABANDONED
-                if not living and place.is_dir():
+                if living(place, now):
+                    continue
+                if place.is_dir():
                     shutil.rmtree(place, ignore_errors=True)
-                elif not living:
+                else:
                     place.unlink()
         for place in (self.root / "locks").glob("*.lock"):
             with self.claim(place.stem):  # which removes its file
                 pass
-
-    def _now(self) -> float:
-        """The time of the store's file system, in seconds; that of this machine where nothing can be written."""
-        probe = self._temporary()
-        try:
-            probe.touch()
-            return probe.stat().st_mtime
-        except OSError:
-            return time.time()
-        finally:
-            with suppress(OSError):
-                probe.unlink()
+        leases.sweep(self.root)
 
     def _temporary(self) -> Path:
-        return self.root / "tmp" / f"{owner()}-{uuid.uuid4().hex[:12]}"
+        return temporary(self.root)
 
     def publish(self, stage: str, key: str, folder: Path, manifest: Mapping[str, Any]) -> None:
         """Make a finished workspace the artefact of ``key`` by one rename. If another process was first, its stays."""
@@ -472,8 +406,8 @@ class Store:
             partial.unlink(missing_ok=True)
 
     @contextmanager
-    def claim(self, key: str, **about: str) -> Iterator[bool]:
-        """True if this process may make ``key``; False if another one is making it now. ``about`` is noted (`note`).
+    def claim(self, key: str) -> Iterator[bool]:
+        """True if this process may make ``key``; False if another one is making it now.
 
         The lock is the operating system's and ends with its process. Where locks do not work everybody gets the claim:
         work may be done twice, results stay right.
@@ -487,8 +421,7 @@ class Store:
                 mine = False
             except (OSError, NotImplementedError):  # no locks here
                 pass
-            with self.note(key=key, **about) if mine and about else nullcontext():
-                yield mine
+            yield mine
         finally:
             if lock.is_locked:
                 with suppress(OSError):  # a locked file cannot be removed on Windows
@@ -536,23 +469,6 @@ def _is_inside(name: str) -> bool:
     """Whether a manifest's file name stays inside the artefact's folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
-
-
-@contextmanager
-def _beating(place: Path) -> Iterator[None]:
-    """Give a file or folder of this process a new time every `HEARTBEAT` seconds during the block."""
-    done = threading.Event()
-    threading.Thread(target=_beat, args=(place, done), daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()
-
-
-def _beat(place: Path, done: threading.Event) -> None:
-    while not done.wait(HEARTBEAT):
-        with suppress(OSError):
-            os.utime(place)
 
 
 def file_hash(path: Path) -> str:

@@ -12,7 +12,8 @@ import pytest
 
 from overpaint.errors import UserError
 from overpaint.run.owner import alive, owner
-from overpaint.run.store import ABANDONED, MANIFEST, CorruptArtefact, Store
+from overpaint.run.notes import ABANDONED
+from overpaint.run.store import MANIFEST, CorruptArtefact, Store
 from overpaint.run.tasks import Task, canonical
 
 
@@ -264,7 +265,7 @@ def test_workspaces_of_other_machines_go_after_a_day_of_silence(store):
 
 
 def test_a_workspace_gives_signs_of_life(store, monkeypatch):
-    monkeypatch.setattr("overpaint.run.store.HEARTBEAT", 0.01)
+    monkeypatch.setattr("overpaint.run.notes.HEARTBEAT", 0.01)
     with store.workspace() as folder:
         os.utime(folder, (0, 0))
         until = time.monotonic() + 10
