@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import click
 
-from overpaint.commands.grids import planned
-from overpaint.errors import UserError, unknown
+from overpaint.commands.grids import store_and_grid
+from overpaint.errors import unknown
 from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.rendering import FORMATS, print_tables, render
 from overpaint.report.views import view_named
-from overpaint.run.store import Store
 
 
 @click.command()
@@ -24,13 +23,8 @@ def table(overrides: Sequence[str], form: str, view: str, spreadsheet: bool) -> 
     """Print tables from stored records, of the grid that the overrides define or of the whole store."""
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
-    if all(o.startswith("store=") for o in overrides):
-        store, plan = Store.chosen(overrides[-1].split("=", 1)[1] if overrides else None), None
-    else:
-        grid = planned(overrides)
-        store, plan = grid.store, grid.plan
-    if not store.root.is_dir():
-        raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
+    store, grid = store_and_grid(overrides)
+    plan = grid.plan if grid else None
     shown = {column.metric for column in view_named(view).columns.values()}
     records = stored_records(store, plan)
     if form == "terminal":

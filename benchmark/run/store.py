@@ -92,6 +92,11 @@ class Failure:
         """What tells one failure of a task from its next."""
         return self.run, self.attempt
 
+    @property
+    def reason(self) -> str:
+        """The last line of the traceback: the error."""
+        return next((line.strip() for line in reversed(self.traceback.splitlines()) if line.strip()), "")
+
 
 def read_manifest(folder: Path) -> dict:
     """The manifest of an artefact's folder. Raises a `ValueError` if it is not a JSON object in a regular file."""
@@ -321,6 +326,16 @@ class Store:
             return True
         return False
 
+    def remove(self, stage: str, key: str) -> None:
+        """Delete an artefact. Nobody sees a part of it: it leaves its place by one rename."""
+        away = self._temporary()
+        try:
+            with suppress(FileNotFoundError):
+                self.path(stage, key).rename(away)
+        except OSError as error:
+            raise self.unwritable(error) from error
+        shutil.rmtree(away, ignore_errors=True)
+
     def make_room(self, damaged: CorruptArtefact) -> None:
         """Set a damaged artefact aside, so that its task runs again. Raises a `UserError` if that is not possible."""
         if not self.set_aside(damaged.stage, damaged.key):
@@ -381,6 +396,10 @@ class Store:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        self.place(stage, key, folder)
+
+    def place(self, stage: str, key: str, folder: Path) -> None:
+        """Rename a whole folder with its manifest to the artefact of ``key``. If there is a whole one already, it stays."""
         target = self.path(stage, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
