@@ -91,10 +91,15 @@ def test_of(record: Mapping[Any, Any] | pd.Series, primary: Mapping[str, Mapping
 def marked(records: pd.DataFrame, primary: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
     """The records with ``p_adjusted``, ``family`` and ``mark``, corrected within each method on each concept set."""
     records = records.copy()
-    found = pd.Series([UNMARKED] * len(records), index=records.index, dtype=object)
-    for _, part in records.groupby([n for n in FAMILY if n in records], sort=False, dropna=False):
-        rows = part.reindex(columns=TESTED).to_dict("records")
-        found.loc[part.index] = pd.Series(marks([test_of(row, primary) for row in rows]), index=part.index)
+    tests = [test_of(row, primary) for row in records.reindex(columns=TESTED).to_dict("records")]
+    families: dict[int, list[int]] = {}
+    grouped = records.groupby([n for n in FAMILY if n in records], sort=False, dropna=False)
+    for place, family in enumerate(grouped.ngroup()):
+        families.setdefault(family, []).append(place)
+    found = [UNMARKED] * len(records)
+    for places in families.values():
+        for place, mark in zip(places, marks([tests[i] for i in places]), strict=True):
+            found[place] = mark
     records["p_adjusted"] = [mark.p_adjusted for mark in found]
     records["family"] = [mark.family for mark in found]
     records["mark"] = [mark.says for mark in found]

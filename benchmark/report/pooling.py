@@ -8,7 +8,7 @@ intervals of the records are combined (`overpaint.report.statistics.mean_of_esti
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -136,7 +136,10 @@ def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -
     if average == "kinds" and figures["kind"].nunique() > 1:
         kinds = [_mean(part, field, outcomes, "concepts") for _, part in figures.groupby("kind", sort=False)]
         return statistics.mean_of_estimates(kinds, shared=general)
-    own = [_over_seeds(part, field) for _, part in figures.groupby("concepts", sort=False)]
+    by_concept: dict[str, list[dict]] = {}
+    for record in figures.reindex(columns=["concepts", *ESTIMATED]).to_dict("records"):
+        by_concept.setdefault(record["concepts"], []).append(record)
+    own = [_over_seeds(records, field) for records in by_concept.values()]
     mean = own[0] if len(own) == 1 else statistics.mean_of_estimates(own, shared=general)
     if mean.value is None or len(figures) == 1:
         return mean
@@ -146,12 +149,12 @@ def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -
     return found if len(own) == 1 else found._replace(spread=mean.spread)
 
 
-def _over_seeds(figures: pd.DataFrame, field: str) -> Estimate:
+def _over_seeds(records: Sequence[Mapping[str, Any]], field: str) -> Estimate:
     """The mean of one concept's records over method seeds, without outcomes. The seeds are treated as a sample.
 
     They share their prompts, whose part in the errors is not known.
     """
-    own = [_estimate(record, field) for record in figures.reindex(columns=ESTIMATED).to_dict("records")]
+    own = [_estimate(record, field) for record in records]
     if len(own) == 1:
         return own[0]
     mean = statistics.mean_of_estimates(own, shared=True)
@@ -190,7 +193,7 @@ def groups_of(table: pd.DataFrame) -> Groups:
     return {"clusters": table["cluster"].astype(str), "strata": strata, "runs": runs, "concepts": concepts}
 
 
-def _estimate(record: Mapping[Any, Any], field: str) -> Estimate:
+def _estimate(record: Mapping[str, Any], field: str) -> Estimate:
     """One field of a record as an estimate."""
     numbers = [None if pd.isna(record[name]) else float(record[name]) for name in FIELDS[field]]
     found = Estimate(numbers[0], n=int(record["n"]), failed=int(record["failed"]))

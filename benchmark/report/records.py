@@ -180,18 +180,19 @@ def _current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) ->
     one.
     """
     figures = records[[*(name for name in CELL if name != "metrics"), "metric"]].astype(object)
-    named = figures.where(figures.notna(), None).apply(tuple, axis=1)
+    named = pd.Series(list(figures.where(figures.notna(), None).itertuples(index=False, name=None)), records.index)
     old, unjudged = records["settings"].isna(), records["aggregation"].isna()
     superseded = (old & named.isin(set(named[~old]))) | (unjudged & named.isin(set(named[~unjudged])))
     known = _with_identity(records)
-    versions = [json.loads(text) for text in known["versions"]]
+    parsed = {text: json.loads(text) for text in set(known["versions"])}
+    versions = [parsed[text] for text in known["versions"]]
     names = sorted({name for found in versions for name in found})
     components = sorted({component for found in recency.values() for component in found})
     identities = known[IDENTITY].astype(object).where(known[IDENTITY].notna(), None)
     figure_versions = known["version"].fillna(0).tolist()
     groups: dict[tuple, list[int]] = {}
-    for row, identity in enumerate(identities.itertuples(index=False, name=None)):
-        if not superseded.iloc[row]:
+    for row, (identity, past) in enumerate(zip(identities.itertuples(index=False, name=None), superseded, strict=True)):
+        if not past:
             groups.setdefault(identity, []).append(row)
     used = [[recency.get(key, {}).get(component, -1) for component in components] for key in known["artefact"]]
     sets, chosen = known["metrics"].fillna("").tolist(), set()

@@ -55,7 +55,7 @@ def pack(store: Store, file: Path, only: Mapping[str, set[str]] | None = None) -
                         size = (folder / name).stat().st_size
                         archive.addfile(_member(f"artefacts/{stage}/{key}/{name}", size), content)
                 moved.copied += 1
-                archive.members.clear()  # or a million members would stay in memory
+                archive.members.clear()  # type: ignore[attr-defined]  # or a million members would stay in memory
     return moved
 
 
@@ -139,7 +139,7 @@ Member = tuple[tuple[str, str] | None, tuple[str, ...], tarfile.TarInfo]
 def _members(archive: tarfile.TarFile, file: Path) -> Iterator[Member]:
     """The members of an archive. Raises a `UserError` for one that `pack` never writes, such as a link or a path upwards."""
     while (member := archive.next()) is not None:
-        archive.members.clear()  # or a million members would stay in memory
+        archive.members.clear()  # type: ignore[attr-defined]  # or a million members would stay in memory
         parts = tuple(member.name.split("/"))
         inside = not {"", ".", ".."} & {*parts} and "\0" not in member.name
         if member.isreg() and member.name == SOURCES:
