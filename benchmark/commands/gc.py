@@ -46,6 +46,8 @@ def gc(overrides: Sequence[str], also: Sequence[str], delete: bool) -> None:
     if not delete:
         console.print(f"{total} can be deleted: add --delete")
         return
+    store.prepare()
+    store.sweep()  # what dead processes left does not count as work
     refuse_while_in_use(store)
     for stage, found in useless.items():
         for key in found:

@@ -35,4 +35,7 @@ def retry(what: Sequence[str]) -> None:
         except OSError as error:
             raise store.unwritable(error) from error
         click.echo(printable(f"{key}  {failure.task}  (attempt {failure.attempt}: {failure.reason})"))
-    ERR.print(f"{len(chosen)} failures forgotten; overpaint run with the same overrides makes their tasks")
+    if chosen:
+        ERR.print(f"{len(chosen)} failures forgotten; overpaint run with their grid's overrides makes these tasks")
+    else:
+        ERR.print("no failures are recorded")

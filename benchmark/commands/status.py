@@ -91,7 +91,7 @@ class Status:
             todo = grid.plan.missing(store)
             total = Estimates(store).total(todo)
             shared = Estimate(total.seconds / max(1, len(working)), total.unknown)
-            left = Left(len(grid.plan.cells), len(tasks), Counter(task.stage for task in todo), shared)
+            left = Left(len(grid.plan.cells), len(tasks), dict(Counter(task.stage for task in todo)), shared)
         sizes = {stage: store.listed(stage).column("bytes").values() for stage in store.stages()}
         stages = {stage: (len(found), sum(found)) for stage, found in sizes.items()}
         return cls(str(store.root), notes(store.root), working, failures, stages, left)
