@@ -22,6 +22,7 @@ PART = ("method=none", "attack=none", "budget=smoke")
 @pytest.fixture
 def cli(tmp_path, monkeypatch):
     monkeypatch.delenv("OVERPAINT_STORE", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
     return CommandLine(tmp_path)
 
 

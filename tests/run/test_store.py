@@ -11,8 +11,8 @@ import time
 import pytest
 
 from overpaint.errors import UserError
-from overpaint.run.owner import alive, owner
 from overpaint.run.notes import ABANDONED
+from overpaint.run.owner import alive, owner
 from overpaint.run.store import MANIFEST, CorruptArtefact, Store
 from overpaint.run.tasks import Task, canonical
 
