@@ -99,13 +99,10 @@ def pack(overrides: Sequence[str], overwrite: bool) -> None:
         raise UserError("pack takes out=FILE.tar")
     path = target(out, ".tar", overwrite)
     found, grid = store_and_grid(rest)
-    only: dict[str, set[str]] | None = None
-    if grid:
-        only = {}
-        for task in grid.plan.tasks.values():
-            only.setdefault(task.stage, set()).add(task.key)
+    wanted = None if grid is None else grid.plan.tasks.keys()
+    kept = {stage: found.present(stage, wanted) for stage in found.stages()}
     with whole(path) as partial:
-        moved = archives.pack(found, partial, only)
+        moved = archives.pack(found, partial, kept)
         size = bytes_said(partial.stat().st_size)
     _say(moved.damaged)
     ERR.print(f"{out}: {moved.copied} artefacts, {size}; {len(moved.damaged)} damaged ones left out")

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -37,14 +37,14 @@ class Moved:
     damaged: list[Damage] = field(default_factory=list)
 
 
-def pack(store: Store, file: Path, only: Mapping[str, set[str]] | None = None) -> Moved:
-    """Write a store's whole artefacts, or the given keys by stage, into one archive. Equal stores give equal archives."""
+def pack(store: Store, file: Path, keys: Mapping[str, Collection[str]]) -> Moved:
+    """Write the artefacts with these keys, by stage, into one archive. Equal artefacts give equal archives."""
     moved = Moved()
     with tarfile.open(file, "w") as archive:
         sources = json.dumps(History(store).all, sort_keys=True).encode()
         archive.addfile(_member(SOURCES, len(sources)), io.BytesIO(sources))
-        for stage in store.stages():
-            for key in sorted(store.present(stage, None if only is None else only.get(stage, set()))):
+        for stage, chosen in sorted(keys.items()):
+            for key in sorted(chosen):
                 reason = store.damage(stage, key)
                 if reason:
                     moved.damaged.append(Damage(stage, key, reason))

@@ -61,7 +61,9 @@ def notes(root: Path) -> list[Note]:
     """The notes of living processes, oldest first."""
     found, now = [], file_system_time(root)
     for file in (root / "tmp").glob(f"*{NOTE}"):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # removed or written at this moment, or damaged
+        with suppress(
+            OSError, ValueError, KeyError, TypeError, RecursionError
+        ):  # removed or written at this moment, or damaged
             if living(file, now):
                 content = json.loads(file.read_text(encoding="utf-8"))
                 process, since = int(content["process"]), float(content["since"])

@@ -462,7 +462,7 @@ class Store:
         try:
             found = json.loads((self.root / "failures" / f"{key}.json").read_text(encoding="utf-8"))
             return Failure(found["task"], str(found.get("run", "")), int(found.get("attempt", 1)), found["traceback"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def forget_failure(self, key: str) -> None:

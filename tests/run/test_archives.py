@@ -30,6 +30,11 @@ def data(store, key):
     return store.path("score", key) / "part" / "data.txt"
 
 
+def packed(store, file, **keys):
+    """What `pack` says of everything in the store, or of some keys by stage."""
+    return pack(store, file, keys or {stage: store.present(stage) for stage in store.stages()})
+
+
 def content(store):
     """Every file of the artefacts with its bytes."""
     place = store.root / "artefacts"
@@ -40,7 +45,7 @@ def sources(store, folder, way):
     """The store as the source of a merge: its folder, or an archive of it."""
     if way == "folder":
         return store.root
-    pack(store, folder / "packed.tar")
+    packed(store, folder / "packed.tar")
     return folder / "packed.tar"
 
 
@@ -82,7 +87,7 @@ def test_damaged_artefacts_are_left_out_and_named(tmp_path, way):
 def test_a_packed_store_names_what_it_leaves_out(tmp_path):
     store = filled(tmp_path / "s", a="one", b="two")
     data(store, "a").write_text("ono")
-    moved = pack(store, tmp_path / "x.tar")
+    moved = packed(store, tmp_path / "x.tar")
     assert [d.key for d in moved.damaged] == ["a"] and moved.copied == 1
     with tarfile.open(tmp_path / "x.tar") as archive:
         assert not any("/a/" in name for name in archive.getnames())
@@ -90,14 +95,14 @@ def test_a_packed_store_names_what_it_leaves_out(tmp_path):
 
 def test_equal_stores_give_equal_archives_and_a_choice_gives_a_part(tmp_path):
     for name in ("one", "two"):
-        pack(filled(tmp_path / name, a="x", b="y"), tmp_path / f"{name}.tar")
+        packed(filled(tmp_path / name, a="x", b="y"), tmp_path / f"{name}.tar")
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
-    assert pack(Store(tmp_path / "one"), tmp_path / "part.tar", {"score": {"a", "missing"}}).copied == 1
+    assert packed(Store(tmp_path / "one"), tmp_path / "part.tar", score=["a"]).copied == 1
 
 
 def test_an_archive_that_is_cut_anywhere_leaves_nothing_half(tmp_path):
     theirs = filled(tmp_path / "theirs", a="one", b="two")
-    pack(theirs, tmp_path / "whole.tar")
+    packed(theirs, tmp_path / "whole.tar")
     bytes_ = (tmp_path / "whole.tar").read_bytes()
     for number, end in enumerate(range(0, len(bytes_), 700)):
         (tmp_path / "cut.tar").write_bytes(bytes_[:end])
