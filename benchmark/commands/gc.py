@@ -37,7 +37,7 @@ def gc(overrides: Sequence[str], also: Sequence[str], delete: bool) -> None:
     if not store.root.is_dir():
         raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
     place = [f"store={asked}"] if asked else []
-    grids = [planned([*place, *words]).plan for words in _listed(rest, also)]
+    grids = [planned([*place, *words]).plan for words in listed(rest, also)]
     needed = closed({key for plan in grids for key in plan.tasks}, store)
     useless = dict(unneeded(store, needed))
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -62,7 +62,7 @@ def gc(overrides: Sequence[str], also: Sequence[str], delete: bool) -> None:
 SET_ASIDE = "set aside as damaged"
 
 
-def _listed(overrides: Sequence[str], also: Iterable[str]) -> Iterator[list[str]]:
+def listed(overrides: Sequence[str], also: Iterable[str]) -> Iterator[list[str]]:
     """The overrides of each grid: one for every experiment of the first ones, and one for each text of ``--also``."""
     experiments, rest = taken(overrides, "experiment")
     if experiments:
