@@ -40,8 +40,9 @@ lint: setup
 	PYTHONPATH=. $(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: setup  ## speed against a bare diffusers loop, of attacks side by side, and start-up times
+bench: setup  ## speed against a bare diffusers loop, of attacks side by side, start-up times, a large store
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_store.py
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache outputs

@@ -1,8 +1,8 @@
-"""Benchmark a large store (`make bench`): tables from many measurements, `overpaint status`, a plan against what is stored.
+"""Benchmark a large store: tables from many measurements, `overpaint status`, and the look at what is stored.
 
-``python scripts/bench_store.py make DIR MEASUREMENTS OUTCOMES OTHERS`` writes a synthetic store: so many measurements, so many
-outcomes for each, and so many small artefacts of stage *score*. ``python scripts/bench_store.py DIR`` prints the seconds and the
-peak memory of every command on it, each in a process of its own.
+``python scripts/bench_store.py`` writes a synthetic store of 20,000 artefacts and measures it. ``… make DIR MEASUREMENTS OUTCOMES
+OTHERS`` only writes one: so many measurements, so many outcomes for each, and so many small artefacts of stage *score*. ``… DIR``
+measures that. Each figure is of a process of its own, first without the store's index and then with it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from io import BytesIO
 from pathlib import Path
@@ -119,30 +120,53 @@ def place(store: Store, stage: str, files: dict[str, bytes], number: int) -> Non
 
 #: What is measured, as arguments of the command line.
 COMMANDS = {
+    "status": ["status"],
     "table, csv": ["table", "--format", "csv"],
     "table, view methods": ["table", "--format", "md", "--view", "methods"],
 }
 
 
 def measured(arguments: list[str]) -> dict[str, float]:
-    """Seconds and peak memory in GB of a command in a process of its own."""
-    begin, process = time.perf_counter(), os.fork()
-    if not process:
-        with open(os.devnull, "w") as nowhere:
-            command = [sys.executable, "-m", "overpaint.cli", *arguments]
-            code = subprocess.run(command, stdout=nowhere).returncode
-        print(json.dumps({"memory_gb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20}), flush=True)
-        os._exit(code)
-    _, status = os.waitpid(process, 0)
-    return {"seconds": time.perf_counter() - begin, "exit code": os.waitstatus_to_exitcode(status)}
+    """Seconds, seconds of the processor, and peak memory in GB of a command in a process of its own."""
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "overpaint.cli", *arguments], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"overpaint {' '.join(arguments)} failed")
+    seconds, processor = time.perf_counter() - begin, used.ru_utime + used.ru_stime
+    return {
+        "seconds": round(seconds, 2),
+        "processor": round(processor, 2),
+        "memory_gb": round(used.ru_maxrss / 2**20, 2),
+    }
+
+
+def present(root: Path) -> dict[str, float]:
+    """How many artefacts of all stages `Store.present` finds, and in how many seconds."""
+    store, begin = Store(root), time.perf_counter()
+    count = sum(len(store.present(stage)) for stage in store.stages())
+    return {"artefacts": count, "seconds": round(time.perf_counter() - begin, 2)}
+
+
+def measure(root: Path) -> None:
+    """Print the figures of a store, one line each."""
+    for name, arguments in COMMANDS.items():
+        shutil.rmtree(root / "index", ignore_errors=True)
+        for index in ("without index", "with index"):
+            print(f"{name}, {index}", json.dumps(measured([*arguments, f"store={root}"])), flush=True)
+    print("present, with index", json.dumps(present(root)))
 
 
 def main() -> None:
-    if sys.argv[1] == "make":
-        make(Path(sys.argv[2]), *map(int, sys.argv[3:6]))
-        return
-    for name, arguments in COMMANDS.items():
-        print(name, json.dumps(measured([*arguments, f"store={sys.argv[1]}"])), flush=True)
+    match sys.argv[1:]:
+        case ["make", root, *counts]:
+            make(Path(root), *map(int, counts))
+        case [root]:
+            measure(Path(root))
+        case _:
+            with tempfile.TemporaryDirectory() as folder:
+                make(Path(folder), 4000, 500, 16000)
+                measure(Path(folder))
 
 
 if __name__ == "__main__":

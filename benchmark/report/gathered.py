@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from overpaint.run.store import CHECKING, WORTH_WRITING, Listing
+from overpaint.run.store import CHECKING, FEW, WORTH_WRITING, Listing
 
 #: Artefacts that are read, and written into the copy, together.
 TOGETHER = 500
@@ -63,10 +63,10 @@ def gathered(listing: Listing, kind: Kind, keys: Collection[str], columns: Seque
         CorruptArtefact: if an artefact is damaged.
     """
     hashes, copy = kind.hashes(listing, keys), _Copy(listing, kind)
-    known, tables = copy.hashes, []
+    known, tables = copy.hashes if len(hashes) >= FEW else {}, []
     try:
         held = {key for key, found in hashes.items() if known.get(key) == found}
-        tables = list(copy.rows([*columns, ARTEFACT], (ARTEFACT, held), *only))
+        tables = list(copy.rows([*columns, ARTEFACT], (ARTEFACT, held), *only)) if held else []
     except (OSError, ValueError, KeyError):  # there is none, or it is damaged
         known, held = {}, set()
     new = sorted(hashes.keys() - held)

@@ -18,6 +18,7 @@ def _eager(monkeypatch):
     monkeypatch.setattr("overpaint.run.store.WORTH_WRITING", 1)
     monkeypatch.setattr(reading, "WORTH_WRITING", 1)
     monkeypatch.setattr(reading, "TOGETHER", 2)
+    monkeypatch.setattr(reading, "FEW", 0)
 
 
 @pytest.fixture
