@@ -99,8 +99,9 @@ def pack(overrides: Sequence[str], overwrite: bool) -> None:
         raise UserError("pack takes out=FILE.tar")
     path = target(out, ".tar", overwrite)
     found, grid = store_and_grid(rest)
-    wanted = None if grid is None else grid.plan.tasks.keys()
-    kept = {stage: found.present(stage, wanted) for stage in found.stages()}
+    kept = {stage: found.present(stage) for stage in found.stages()}
+    if grid:
+        kept = {stage: keys & grid.plan.tasks.keys() for stage, keys in kept.items()}
     with whole(path) as partial:
         moved = archives.pack(found, partial, kept)
         size = bytes_said(partial.stat().st_size)

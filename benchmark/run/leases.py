@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,9 +63,9 @@ class Leases:
         self._seen: dict[str, tuple[tuple[str, int], float]] = {}
 
     @contextmanager
-    def holding(self, key: str, label: str = "") -> Iterator[Lease | None]:
-        """Hold the lease of a task during the block, beating. ``None`` if another process holds it."""
-        lease, done = self.take(key, label), threading.Event()
+    def holding(self, key: str, label: str = "", wanted: bool = True) -> Iterator[Lease | None]:
+        """Hold the lease of a task during the block, beating. ``None`` if it is not ``wanted`` or another process has it."""
+        lease, done = self.take(key, label) if wanted else None, threading.Event()
         if lease is None:
             yield None
             return
@@ -169,10 +170,12 @@ def held(root: str | Path) -> list[Lease]:
     return sorted((lease for lease in found if lease), key=lambda lease: lease.since)
 
 
-def drop(root: str | Path, run: str, worker: str | None = None) -> None:
-    """Remove the leases of a run, or of one of its workers, that is known to be gone."""
+def clear(root: str | Path, run: str, worker: str | None = None) -> None:
+    """Remove the leases of a run, or of one of its workers, that is known to be gone, and its temporary folders."""
     for lease in held(root):
         if lease.run == run and worker in (None, lease.worker):
+            for place in (Path(root) / "tmp").glob(f"{lease.owner}-*"):
+                shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
             (folder(root) / f"{lease.key}.json").unlink(missing_ok=True)
 
 

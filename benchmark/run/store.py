@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -183,16 +183,17 @@ class Store:
         """Whether the artefact is there with every file at its full size."""
         return self.path(stage, key).exists() and not self.damage(stage, key, hash_up_to=-1)
 
-    def present(self, stage: str, among: Collection[str] | None = None) -> set[str]:
-        """The keys of a stage's whole artefacts: all of them, or those among the given keys.
+    def stored(self, stage: str, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that `has`; of many keys in one look at the stage's folder (`present`)."""
+        asked = set(keys)
+        return asked & self.present(stage) if len(asked) >= FEW else {key for key in asked if self.has(stage, key)}
 
-        This is `has` for many keys in one look at the stage's folder. A file whose size was changed in place after it was
-        checked once is found when it is read.
+    def present(self, stage: str) -> set[str]:
+        """The keys of a stage's whole artefacts.
+
+        A file whose size was changed in place after it was checked once is found when it is read.
         """
-        if among is not None and len(among) < FEW:
-            return {key for key in among if self.has(stage, key)}
-        keys = self.listed(stage).keys
-        return keys if among is None else keys.intersection(among)
+        return self.listed(stage).keys
 
     def listed(self, stage: str) -> Listing:
         """The whole artefacts of a stage, from the names and times of its folders, the index, and a check of what is new."""
