@@ -15,6 +15,8 @@ from overpaint.grid.labels import printable
 COMMANDS = {
     "run": ("overpaint.commands.run:run", "Plan a grid, run or resume it, and print its table."),
     "plan": ("overpaint.commands.plan:plan", "Say what a run would do, without running it."),
+    "status": ("overpaint.commands.status:status", "Say what runs, what failed, what is left, and what is stored."),
+    "retry": ("overpaint.commands.retry:retry", "Forget failures, so that their tasks count as not tried."),
     "table": ("overpaint.commands.table:table", "Print tables from stored records."),
     "ledger": ("overpaint.commands.ledger:ledger", "Print what papers published, side by side and beside records."),
     "publish": ("overpaint.commands.publish:publish", "Write results as files for git, and check such files."),
@@ -25,6 +27,8 @@ COMMANDS = {
     "export": ("overpaint.commands.export:export", "Write an erased model, or the prompts that an attack found."),
     "fetch": ("overpaint.commands.fetch:fetch", "Download the weights and prompt files that a grid needs."),
     "list": ("overpaint.commands.list:list_", "List methods, concepts, attacks, metrics and other groups."),
+    "gc": ("overpaint.commands.gc:gc", "Say what no listed grid needs, and delete it with --delete."),
+    "store": ("overpaint.commands.store:store", "Verify a store, merge another into it, or pack it into one file."),
     "doctor": ("overpaint.commands.doctor:doctor", "Say what this machine has."),
 }
 

@@ -12,6 +12,7 @@ import yaml
 
 import overpaint
 from overpaint.cli import COMMANDS, cli
+from overpaint.commands.gc import listed
 from overpaint.commands.grids import cells_of, compose, prepare, single_cell, taken
 from overpaint.commands.ledger import FORMATS as LEDGER_FORMATS
 from overpaint.commands.ledger import SHOWN, chosen, published
@@ -199,6 +200,16 @@ def understood(name, *words):
             overrides = taken(overrides, key)[1]
         detector, rest = taken(overrides, "detector")
         assert single_cell([*rest, *([f"model.detector={detector}"] if detector else [])], name).model.detector
+    elif name == "store":
+        assert words[0] in cli.get_command(None, name).commands
+        options = [word for word in words[1:] if "=" in word]
+        assert all(tasks(option) for option in options if option.split("=")[0] not in ("store", "out"))
+    elif name == "retry":
+        assert all(tasks(word) for word in given["what"] if "=" in word)
+    elif name == "gc":
+        assert all(tasks(*words) for words in listed(overrides, given["also"]))
+    elif name == "status":
+        assert not overrides or tasks(*overrides)
     elif name == "fetch":
         named, rest = taken(overrides, "asset")
         assert all(map(asset, named.split(","))) if named else cells_of(compose(rest))

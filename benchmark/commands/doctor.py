@@ -53,9 +53,8 @@ def report(store: str | None = None) -> Iterator[str]:
             yield f"detector {name}: MISSING, {error}"
     yield from broken_packages()
     if place.root.is_dir():
-        size = sum(f.stat().st_size for f in place.root.rglob("*") if f.is_file())
-        count = sum(1 for _ in (place.root / "artefacts").glob("*/*/manifest.json"))
-        yield f"store {place.root}: {count} artefacts, {size / 1e6:.1f} MB"
+        sizes = [size for stage in place.stages() for size in place.listed(stage).column("bytes").values()]
+        yield f"store {place.root}: {len(sizes)} artefacts, {sum(sizes) / 1e6:.1f} MB"
     else:
         yield f"store {place.root}: not there yet"
     anchor = next(p for p in (place.root, *place.root.parents) if p.exists())

@@ -97,6 +97,19 @@ def single_cell(overrides: Sequence[str], what: str) -> Any:
     return track(first.config["track"]["name"]).cell(first.config, first.explicit)
 
 
+def store_and_grid(overrides: Sequence[str]) -> tuple[Store, Grid | None]:
+    """The store of the overrides, and the grid that they define; ``None`` if they say nothing but ``store=DIR``.
+
+    Raises a `UserError` if there is no store.
+    """
+    store, rest = taken(overrides, "store")
+    grid = planned(overrides) if rest else None
+    chosen = grid.store if grid else Store.chosen(store)
+    if not chosen.root.is_dir():
+        raise UserError(f"there is no store at {chosen.root}: run something first (overpaint run)")
+    return chosen, grid
+
+
 def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
     """The last value of ``key=value`` in the overrides (``None`` if absent), and the remaining overrides."""
     found = [o.split("=", 1)[1] for o in overrides if o.startswith(f"{key}=")]

@@ -20,6 +20,7 @@ from overpaint.report.rendering import print_tables
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates, duration
 from overpaint.run.history import changes
+from overpaint.run.notes import noting
 from overpaint.run.runner import Outcome
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.track import track
@@ -52,7 +53,8 @@ def run_grid(grid: Grid) -> int:
     for note in [*plan.notes, *changes(plan, store, todo)]:
         ERR.print(f"note: {note}", style="yellow")
     try:
-        with Display(todo, estimates, ERR, lambda: stop.asked, more) as display:
+        told = noting(store.root, f"overpaint run, {len(plan.cells)} cells")
+        with told, Display(todo, estimates, ERR, lambda: stop.asked, more) as display:
             outcome, records = _until_readable(lambda: engine.run(plan, store, display), grid)
     except KeyboardInterrupt:
         left, tasks = len(plan.missing(store)) + plan.unopened(store).total(), plan.unique().total()

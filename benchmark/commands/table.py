@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import click
 import pandas as pd
 
-from overpaint.commands.grids import planned
-from overpaint.errors import UserError, unknown
+from overpaint.commands.grids import store_and_grid
+from overpaint.errors import unknown
 from overpaint.grid.paths import path_of
 from overpaint.report.claims import narrowed, published
 from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.rendering import FORMATS, print_tables, render
-from overpaint.run.store import Store
+from overpaint.report.views import view_named
 
 
 @click.command()
@@ -34,21 +34,16 @@ def table(overrides: Sequence[str], form: str, view: str, folder: str | None, sp
         records, outcomes = published(path_of(folder, "--from"))
         records = narrowed(records, overrides, folder)
     else:
-        records, outcomes = _stored(overrides)
+        records, outcomes = _stored(overrides, view)
     if form == "terminal":
         print_tables(records, view, outcomes)
     else:
         sys.stdout.write(render(records, form, view, outcomes, spreadsheet))
 
 
-def _stored(overrides: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The records of a grid or of the whole store, and their outcomes."""
-    if all(o.startswith("store=") for o in overrides):
-        store, plan = Store.chosen(overrides[-1].split("=", 1)[1] if overrides else None), None
-    else:
-        grid = planned(overrides)
-        store, plan = grid.store, grid.plan
-    if not store.root.is_dir():
-        raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
-    records = stored_records(store, plan)
-    return records, stored_outcomes(store, records)
+def _stored(overrides: Sequence[str], view: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The records of a grid or of the whole store, and the outcomes of the figures in the view's columns."""
+    store, grid = store_and_grid(overrides)
+    shown = {column.metric for column in view_named(view).columns.values()}
+    records = stored_records(store, grid.plan if grid else None)
+    return records, stored_outcomes(store, records, shown)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -24,6 +25,9 @@ DIFFERS, EQUAL = "differs", "equal"
 SIGNIFICANCE = 0.05
 #: Columns that define a family in the long form: one method on one concept set, with everything else equal.
 FAMILY = [name for name in CELL if name != "attack"] + ["detector", "threshold"]
+
+#: The columns of a record that its test is made of.
+TESTED = ["method_name", "attack_name", "against", "facet", "metric", "p_value", "p_equivalence"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def is_primary(primary: Mapping[str, Mapping[str, str]], facet: str, metric: str
     )
 
 
-def test_of(record: pd.Series, primary: Mapping[str, Mapping[str, str]]) -> Compared | None:
+def test_of(record: Mapping[Any, Any] | pd.Series, primary: Mapping[str, Mapping[str, str]]) -> Compared | None:
     """The test of a record; ``None`` if it has none, and for the unedited model, which is compared with itself."""
     itself = record["method_name"] == "none" and record["against"] == "original"
     if pd.isna(record["p_value"]) or itself:
@@ -87,9 +91,15 @@ def test_of(record: pd.Series, primary: Mapping[str, Mapping[str, str]]) -> Comp
 def marked(records: pd.DataFrame, primary: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
     """The records with ``p_adjusted``, ``family`` and ``mark``, corrected within each method on each concept set."""
     records = records.copy()
-    found = pd.Series([UNMARKED] * len(records), index=records.index, dtype=object)
-    for _, part in records.groupby([n for n in FAMILY if n in records], sort=False, dropna=False):
-        found.loc[part.index] = pd.Series(marks([test_of(r, primary) for _, r in part.iterrows()]), index=part.index)
+    tests = [test_of(row, primary) for row in records.reindex(columns=TESTED).to_dict("records")]
+    families: dict[int, list[int]] = {}
+    grouped = records.groupby([n for n in FAMILY if n in records], sort=False, dropna=False)
+    for place, family in enumerate(grouped.ngroup()):
+        families.setdefault(family, []).append(place)
+    found = [UNMARKED] * len(records)
+    for places in families.values():
+        for place, mark in zip(places, marks([tests[i] for i in places]), strict=True):
+            found[place] = mark
     records["p_adjusted"] = [mark.p_adjusted for mark in found]
     records["family"] = [mark.family for mark in found]
     records["mark"] = [mark.says for mark in found]

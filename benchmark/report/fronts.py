@@ -71,16 +71,16 @@ def better(values: NDArray, directions: Sequence[str]) -> NDArray:
     """Whether method i dominates method j: ``(samples, methods, methods)`` from ``values`` (samples, methods, figures)."""
     signed = np.where(np.array(directions) == "up", values, -values)
     one, other = signed[:, :, None, :], signed[:, None, :, :]
-    return (one >= other).all(axis=-1) & (one > other).any(axis=-1)
+    return np.logical_and(np.all(one >= other, axis=-1), np.any(one > other, axis=-1))
 
 
 def _dominated(methods: Sequence[str], shares: NDArray) -> list[str]:
     """A sentence about the methods that are shown to be dominated."""
     said = []
-    for place, method in enumerate(methods):
-        by = [methods[i] for i in np.flatnonzero(shares[:, place] >= SHOWN)]
+    for place in range(len(methods)):
+        by = [method for method, share in zip(methods, shares[:, place], strict=True) if share >= SHOWN]
         if by:
-            said.append(f"{method} (by {', '.join(by)})")
+            said.append(f"{methods[place]} (by {', '.join(by)})")
     return [f"Shown to be dominated, in {SHOWN:.0%} of the samples or more: {'; '.join(said) or 'none'}."]
 
 

@@ -8,12 +8,17 @@ intervals of the records are combined (`overpaint.report.statistics.mean_of_esti
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from overpaint.report import statistics
+from overpaint.report.gathered import ARTEFACT, as_frame
 from overpaint.report.statistics import NORMAL, Estimate
 
 #: Fields that a view's column can show -> the columns of a record with the value and its interval.
@@ -23,6 +28,14 @@ FIELDS = {
     "difference": ("difference", "difference_low", "difference_high"),
     "original": ("original",),
 }
+#: The columns of a record that an estimate is made of.
+ESTIMATED = [
+    *dict.fromkeys(name for names in FIELDS.values() for name in names),
+    "n",
+    "failed",
+    "p_value",
+    "p_equivalence",
+]
 #: If the mean of the outcomes differs by more than this from the mean of the records, it is a different figure.
 SAME = 1e-6
 
@@ -30,24 +43,41 @@ SAME = 1e-6
 class Outcomes:
     """Outcomes of records (`overpaint.report.records.OUTCOME_COLUMNS` and ``artefact``), looked up by record."""
 
-    def __init__(self, frame: pd.DataFrame | None = None):
-        self._by_record: dict[Any, pd.DataFrame] = {}
-        if frame is not None and len(frame):
-            self._by_record = dict(tuple(frame.groupby(["artefact", "metric"], sort=False)))
-
-    def of(self, record: pd.Series) -> pd.DataFrame | None:
-        """The outcomes of one record; ``None`` if they are not stored."""
-        return self._by_record.get((record.get("artefact"), record["metric"]))
+    def __init__(self, found: pd.DataFrame | pa.Table | None = None):
+        table = pa.Table.from_pandas(found, preserve_index=False) if isinstance(found, pd.DataFrame) else found
+        self._slices: dict[tuple[Any, str], tuple[int, int]] = {}
+        if table is not None and table.num_rows:
+            (artefacts, of_artefact), (metrics, of_metric) = (
+                _coded(table.column(name)) for name in (ARTEFACT, "metric")
+            )
+            codes = of_artefact * len(metrics) + of_metric
+            order = np.argsort(codes, kind="stable")
+            codes, self._table = codes[order], table.combine_chunks().take(order)
+            starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
+            for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
+                artefact, metric = divmod(int(codes[start]), len(metrics))
+                self._slices[artefacts[artefact], metrics[metric]] = start, end
 
     def together(self, records: pd.DataFrame) -> pd.DataFrame | None:
         """Outcomes of several records with columns ``concepts`` and ``run`` (method seed); ``None`` if any has none."""
-        parts = []
-        for _, record in records.iterrows():
-            found = self.of(record)
-            if found is None:
-                return None
-            parts.append(found.assign(concepts=record["concepts"], run=record["seed"], method=record["method"]))
-        return pd.concat(parts, ignore_index=True) if parts else None
+        if ARTEFACT not in records:
+            return None
+        slices = [self._slices.get(place) for place in zip(records[ARTEFACT], records["metric"], strict=True)]
+        known = [place for place in slices if place]
+        if not known or len(known) < len(slices):
+            return None
+        found = as_frame(self._table.take(np.concatenate([np.arange(start, end) for start, end in known])))
+        rows = np.repeat(np.arange(len(known)), [end - start for start, end in known])
+        named = {"concepts": "concepts", "run": "seed", "method": "method"}
+        return found.assign(**{name: records[column].take(rows).to_numpy() for name, column in named.items()})
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[list, NDArray]:
+    """The distinct values of a column, and for each row the place of its value among them."""
+    encoded = column.combine_chunks()
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -106,7 +136,10 @@ def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -
     if average == "kinds" and figures["kind"].nunique() > 1:
         kinds = [_mean(part, field, outcomes, "concepts") for _, part in figures.groupby("kind", sort=False)]
         return statistics.mean_of_estimates(kinds, shared=general)
-    own = [_over_seeds(part, field) for _, part in figures.groupby("concepts", sort=False)]
+    by_concept: dict[str, list[dict]] = {}
+    for record in figures.reindex(columns=["concepts", *ESTIMATED]).to_dict("records"):
+        by_concept.setdefault(record["concepts"], []).append(record)
+    own = [_over_seeds(records, field) for records in by_concept.values()]
     mean = own[0] if len(own) == 1 else statistics.mean_of_estimates(own, shared=general)
     if mean.value is None or len(figures) == 1:
         return mean
@@ -116,12 +149,12 @@ def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -
     return found if len(own) == 1 else found._replace(spread=mean.spread)
 
 
-def _over_seeds(figures: pd.DataFrame, field: str) -> Estimate:
+def _over_seeds(records: Sequence[Mapping[str, Any]], field: str) -> Estimate:
     """The mean of one concept's records over method seeds, without outcomes. The seeds are treated as a sample.
 
     They share their prompts, whose part in the errors is not known.
     """
-    own = [_estimate(record, field) for _, record in figures.iterrows()]
+    own = [_estimate(record, field) for record in records]
     if len(own) == 1:
         return own[0]
     mean = statistics.mean_of_estimates(own, shared=True)
@@ -160,7 +193,7 @@ def groups_of(table: pd.DataFrame) -> Groups:
     return {"clusters": table["cluster"].astype(str), "strata": strata, "runs": runs, "concepts": concepts}
 
 
-def _estimate(record: pd.Series, field: str) -> Estimate:
+def _estimate(record: Mapping[str, Any], field: str) -> Estimate:
     """One field of a record as an estimate."""
     numbers = [None if pd.isna(record[name]) else float(record[name]) for name in FIELDS[field]]
     found = Estimate(numbers[0], n=int(record["n"]), failed=int(record["failed"]))

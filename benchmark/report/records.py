@@ -12,18 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import types
 
 from overpaint.grid.labels import canonical
 from overpaint.grid.source_code import is_ours
+from overpaint.report.gathered import ARTEFACT, Kind, as_frame, gathered
 from overpaint.run.history import History
 from overpaint.run.plan import Plan
-from overpaint.run.store import Store, read_manifest
+from overpaint.run.store import MANIFEST, Listing, Store
 
 #: Columns of a record, in order. One row is one figure.
 RECORD_COLUMNS = (
@@ -62,70 +63,92 @@ def stored_records(store: Store, plan: Plan | None = None, older: bool = False) 
     versions the one with the sources that were used last (`History`). ``older`` also returns the superseded ones and adds a
     column ``current``. Records from older stores, which lack the newest columns, are used until their cell is measured again.
     """
-    keys = [t.key for _, t in plan.cells if store.has(STAGE, t.key)] if plan else store.keys(STAGE)
-    frames, recency, history = [], {}, History(store)
-    for key in sorted(set(keys)) if plan is None else dict.fromkeys(keys):
-        with store.reading(STAGE, key) as folder:
-            frame = _read_records(folder / "records.parquet")
-            if plan is None:  # whose cells have one measurement each
-                sources = read_manifest(folder).get("sources", {})
-                recency[key] = history.recency({name: s for name, s in sources.items() if not is_ours(s)})
-        if len(frame):
-            frames.append(frame.astype(object).assign(artefact=key))
-    if not frames:
-        return pd.DataFrame(columns=[*RECORD_COLUMNS, "artefact", *(["current"] if older else [])])
-    records = pd.concat(frames, ignore_index=True).infer_objects()
-    current = _current(records, recency)
+    listing = store.listed(STAGE)
+    if plan:
+        keys = dict.fromkeys(task.key for _, task in plan.cells if task.key in listing.keys)
+    else:
+        keys = dict.fromkeys(sorted(listing.keys))
+        for key in sorted(listing.damaged):
+            if (store.path(STAGE, key) / MANIFEST).is_file():
+                store.read(STAGE, key)  # raises what is wrong
+    found = gathered(listing, RECORDS, keys, RECORD_COLUMNS)
+    if not found.num_rows:
+        return pd.DataFrame(columns=[*RECORD_COLUMNS, ARTEFACT, *(["current"] if older else [])])
+    place = {key: number for number, key in enumerate(keys)}
+    records = as_frame(found)
+    order = records[ARTEFACT].map(place).argsort(kind="stable")
+    records = records.take(order.to_numpy()).reset_index(drop=True)
+    current = _current(records, {} if plan else _recency(listing))  # a plan's cells have one measurement each
     records = _with_identity(records).assign(current=current)
     return records if older else records[current].drop(columns="current").reset_index(drop=True)
 
 
-def _read_records(file: Path) -> pd.DataFrame:
-    """The records in a parquet file. Raises a `ValueError` if they are not records."""
-    frame = _read(file, RECORD_COLUMNS, REQUIRED)
+def _recency(listing: Listing) -> dict[str, dict[str, int]]:
+    """`History.recency` of the sources from outside this package behind each artefact."""
+    history, sources = History(listing.store), listing.column("sources")
+    found = {
+        text: history.recency(
+            {component: source for component, source in json.loads(text).items() if not is_ours(source)}
+        )
+        for text in set(sources.values())
+    }
+    return {key: found[text] for key, text in sources.items()}
+
+
+def _checked_records(rows: pa.Table) -> pa.Table:
+    """The rows as records. Raises a `ValueError` if they are none."""
+    table = _checked(rows, "records.parquet", RECORD_COLUMNS, REQUIRED)
     for name in REQUIRED:
-        if name != "value" and frame[name].isna().any():
-            raise ValueError(f"{file.name} has a row without {name!r}")
-    if not frame["direction"].isin(["up", "down"]).all():
-        raise ValueError(f"{file.name} has a direction other than up and down")
+        if name != "value" and pc.any(table.column(name).is_null(nan_is_null=True)).as_py():
+            raise ValueError(f"records.parquet has a row without {name!r}")
+    if not set(table.column("direction").unique().to_pylist()) <= {"up", "down"}:
+        raise ValueError("records.parquet has a direction other than up and down")
     for name in ("given", "versions"):
-        for text in frame[name].dropna().unique():
+        for text in table.column(name).drop_null().unique().to_pylist():
             found = json.loads(text)
             if not isinstance(found, dict) or (name == "versions" and not all(type(v) is int for v in found.values())):
-                raise ValueError(f"{file.name} has values in column {name!r} that are not a mapping")
-    return frame
+                raise ValueError(f"records.parquet has values in column {name!r} that are not a mapping")
+    return table
 
 
-def _read(file: Path, columns: Sequence[str], required: Sequence[str]) -> pd.DataFrame:
-    """These columns of a parquet file. Raises a `ValueError` if a required one is missing or a column has another type."""
-    schema = pq.read_schema(file)
-    missing = [name for name in required if name not in schema.names]
+def _checked_outcomes(rows: pa.Table) -> pa.Table:
+    return _checked(rows, "outcomes.parquet", OUTCOME_COLUMNS, "metric prompt_id seed value".split())
+
+
+def _checked(rows: pa.Table, file: str, columns: Sequence[str], required: Sequence[str]) -> pa.Table:
+    """These columns of the rows. Raises a `ValueError` if a required one is missing or a column has another type."""
+    missing = [name for name in required if name not in rows.column_names]
     if missing:
-        raise ValueError(f"{file.name} has no column {missing[0]!r}")
-    for name in set(columns) & set(schema.names):
-        kind = schema.field(name).type
-        number = types.is_integer(kind) or types.is_floating(kind)
-        text = types.is_string(kind) or types.is_large_string(kind)
-        if not (types.is_null(kind) or (number if name in NUMBERS else text) or _empty(file, name)):
-            raise ValueError(f"{file.name} has values of type {kind} in column {name!r}")
-    return pd.read_parquet(file).reindex(columns=list(columns))
+        raise ValueError(f"{file} has no column {missing[0]!r}")
+    found = {}
+    for name in columns:
+        number = name in NUMBERS
+        empty = pa.float64() if number else pa.string()
+        column = rows.column(name) if name in rows.column_names else pa.nulls(rows.num_rows)
+        kind = column.type
+        if number and (types.is_integer(kind) or types.is_floating(kind)):
+            found[name] = column
+        elif not number and (types.is_string(kind) or types.is_large_string(kind)):
+            found[name] = column.cast(pa.string())
+        elif pc.all(column.is_null(nan_is_null=True), min_count=0).as_py():  # pandas writes it as numbers
+            found[name] = pa.nulls(rows.num_rows, empty)
+        else:
+            raise ValueError(f"{file} has values of type {kind} in column {name!r}")
+    return pa.table(found)
 
 
-def _empty(file: Path, name: str) -> bool:
-    """Whether a column has no value; pandas writes such a column as numbers."""
-    values = pq.read_table(file, columns=[name]).column(name)
-    return values.is_null(nan_is_null=True).to_numpy().all()
+RECORDS = Kind("records.parquet", RECORD_COLUMNS, _checked_records)
+OUTCOMES = Kind("outcomes.parquet", OUTCOME_COLUMNS, _checked_outcomes, optional=True)
 
 
-def stored_outcomes(store: Store, records: pd.DataFrame) -> pd.DataFrame:
-    """Outcomes of these records; column ``artefact`` holds the key of their artefact. Old measurements have no outcomes."""
-    frames = [pd.DataFrame(columns=[*OUTCOME_COLUMNS, "artefact"])]
-    for key in dict.fromkeys(records.get("artefact", ())):
-        with store.reading(STAGE, key) as folder:
-            path = folder / "outcomes.parquet"
-            if path.is_file():
-                frames.append(_read(path, OUTCOME_COLUMNS, "metric prompt_id seed value".split()).assign(artefact=key))
-    return pd.concat(frames[1:] or frames, ignore_index=True)
+def stored_outcomes(store: Store, records: pd.DataFrame, metrics: Iterable[str] | None = None) -> pa.Table:
+    """Outcomes of these records, of all metrics or of some; column ``artefact`` holds the key of their artefact.
+
+    Text is dictionary-encoded: a table of millions of rows takes some fifty bytes a row. Old measurements have no outcomes.
+    """
+    chosen = records if metrics is None else records[records["metric"].isin(set(metrics))]
+    keys = set(chosen[ARTEFACT]) if ARTEFACT in chosen else set()
+    return gathered(store.listed(STAGE), OUTCOMES, keys, OUTCOME_COLUMNS, ("metric", set(chosen["metric"])))
 
 
 def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
@@ -157,18 +180,19 @@ def _current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) ->
     one.
     """
     figures = records[[*(name for name in CELL if name != "metrics"), "metric"]].astype(object)
-    named = figures.where(figures.notna(), None).apply(tuple, axis=1)
+    named = pd.Series(list(figures.where(figures.notna(), None).itertuples(index=False, name=None)), records.index)
     old, unjudged = records["settings"].isna(), records["aggregation"].isna()
     superseded = (old & named.isin(set(named[~old]))) | (unjudged & named.isin(set(named[~unjudged])))
     known = _with_identity(records)
-    versions = [json.loads(text) for text in known["versions"]]
+    parsed = {text: json.loads(text) for text in set(known["versions"])}
+    versions = [parsed[text] for text in known["versions"]]
     names = sorted({name for found in versions for name in found})
     components = sorted({component for found in recency.values() for component in found})
     identities = known[IDENTITY].astype(object).where(known[IDENTITY].notna(), None)
     figure_versions = known["version"].fillna(0).tolist()
     groups: dict[tuple, list[int]] = {}
-    for row, identity in enumerate(identities.itertuples(index=False, name=None)):
-        if not superseded.iloc[row]:
+    for row, (identity, past) in enumerate(zip(identities.itertuples(index=False, name=None), superseded, strict=True)):
+        if not past:
             groups.setdefault(identity, []).append(row)
     used = [[recency.get(key, {}).get(component, -1) for component in components] for key in known["artefact"]]
     sets, chosen = known["metrics"].fillna("").tolist(), set()

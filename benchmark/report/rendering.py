@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 
 import pandas as pd
+import pyarrow as pa
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as Grid
@@ -48,7 +49,7 @@ FOOTNOTES = {
 }
 
 
-def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame | None = None) -> list[Table]:
+def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame | pa.Table | None = None) -> list[Table]:
     """The tables of a view.
 
     With ``outcomes`` (`overpaint.report.records.stored_outcomes`), means over concepts have narrower intervals, and methods can
@@ -83,7 +84,7 @@ def render(
     records: pd.DataFrame,
     form: str,
     view: str = "facets",
-    outcomes: pd.DataFrame | None = None,
+    outcomes: pd.DataFrame | pa.Table | None = None,
     spreadsheet: bool = False,
 ) -> str:
     """A view as text in one of `FORMATS`; ``terminal`` is for `print_tables`.
@@ -118,7 +119,10 @@ def long_form(records: pd.DataFrame, view: View, form: str, spreadsheet: bool = 
 def _csv(found: pd.DataFrame, spreadsheet: bool) -> str:
     if spreadsheet:
         found = found.map(_neutral)
-    return found.replace("\r", r"\\r", regex=True).to_csv(index=False)  # a bare carriage return would end the row
+    for name in found.select_dtypes(["object", "string"]):
+        if found[name].astype(str).str.contains("\r", regex=False).any():  # a bare carriage return would end the row
+            found[name] = found[name].replace("\r", r"\\r", regex=True)
+    return found.to_csv(index=False)
 
 
 def _neutral(cell: object) -> object:
@@ -410,7 +414,10 @@ def _slug(title: str) -> str:
 
 
 def print_tables(
-    records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame | None = None, console: Console | None = None
+    records: pd.DataFrame,
+    view: str = "facets",
+    outcomes: pd.DataFrame | pa.Table | None = None,
+    console: Console | None = None,
 ) -> None:
     """Print a view to the terminal. A table that is too wide is split into parts, so that no column is truncated."""
     if console is None:

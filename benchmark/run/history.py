@@ -11,13 +11,21 @@ from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 
+#: The file of a store with its history.
+SOURCES = "sources.json"
+
 
 class History:
     """``sources.json`` of a store: every source of a component that results were made with, the one used last at the end."""
 
     def __init__(self, store: Store):
-        self._store, self._path = store, store.root / "sources.json"
+        self._store, self._path = store, store.root / SOURCES
         self._sources = self._stored()
+
+    @property
+    def all(self) -> dict[str, list[str]]:
+        """The sources of every component, oldest use first."""
+        return dict(self._sources)
 
     def of(self, component: str) -> list[str]:
         """The sources of a component (``method=mine``), oldest use first."""
@@ -42,11 +50,27 @@ class History:
         with suppress(OSError):
             self._store.write(self._path, json.dumps(self._sources, indent=1, sort_keys=True))
 
+    def add_older(self, others: Mapping[str, list[str]]) -> None:
+        """Note the sources of another store, as used before all that are known here."""
+        self._sources = self._stored()
+        for component, sources in others.items():
+            mine = self.of(component)
+            self._sources[component] = [*(source for source in sources if source not in mine), *mine]
+        if others:
+            self._store.write(self._path, json.dumps(self._sources, indent=1, sort_keys=True))
+
     def _stored(self) -> dict[str, list[str]]:
-        """The file's entries; those of any other layout are left out."""
         try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            return self.parsed(self._path.read_bytes())
+        except OSError:
+            return {}
+
+    @staticmethod
+    def parsed(content: bytes) -> dict[str, list[str]]:
+        """The entries of a ``sources.json``; those of any other layout are left out."""
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
             return {}
         entries = found.items() if isinstance(found, dict) else ()
         return {

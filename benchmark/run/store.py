@@ -7,10 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-import threading
-import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -21,17 +19,23 @@ from filelock import FileLock, Timeout
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import check_type, shown
-from overpaint.run.owner import alive, owner
+from overpaint.run import leases
+from overpaint.run.index import LAYOUT, Entry, Index
+from overpaint.run.notes import beating, file_system_time, living, temporary
 
 MANIFEST = "manifest.json"
+#: Format of the manifests that this version writes; it reads this and older ones. Manifests of version 0.1 have none.
+FORMAT = 1
 #: Folders of a store.
-FOLDERS = ("artefacts", "tmp", "locks", "failures", "corrupt")
+FOLDERS = ("artefacts", "index", "tmp", "locks", "leases", "failures", "corrupt")
+#: A stage's index is written again if it lacks this many artefacts, and 5 %. Fewer are checked each time.
+WORTH_WRITING = 200
+#: Fewer keys than this are looked up one by one.
+FEW = 50
+#: Threads that check artefacts: a network file system takes milliseconds to answer, and answers many at once.
+CHECKING = 8
 #: Files up to this many bytes are hashed on every reading; larger ones when they are written and when damage is suspected.
 SMALL = 1 << 20
-#: Seconds between two signs of life of a workspace.
-HEARTBEAT = 60
-#: Seconds without a sign of life after which a workspace of another machine counts as abandoned.
-ABANDONED = 86400
 #: Errors of the operating system that say that the store takes no more data.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 #: Numbers of an `OSError` that say that there is no such file, or (no number) that a parser cannot read it.
@@ -46,6 +50,24 @@ class CorruptArtefact(UserError):
     def __init__(self, stage: str, key: str, reason: str):
         super().__init__(f"artefact {stage}/{key} is damaged ({reason}); `overpaint run` makes it again")
         self.stage, self.key = stage, key
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The artefacts of a stage at one moment: ``keys`` of whole ones, and what is wrong with others (``damaged``)."""
+
+    store: Store
+    stage: str
+    keys: set[str]
+    damaged: Mapping[str, str]
+    index: Index
+
+    def column(self, name: str) -> dict[str, Any]:
+        """A field of `overpaint.run.index.Entry` of every whole artefact, by key."""
+        found = self.index.column(name)
+        lost = [key for key in self.keys if key not in found]  # in a part of the index that cannot be read
+        self.index.add(Entry.of(key, 0, self.store.manifest(self.stage, key)) for key in lost)
+        return {key: found[key] for key in self.keys}
 
 
 class Damage(NamedTuple):
@@ -69,6 +91,11 @@ class Failure:
     def mark(self) -> tuple[str, int]:
         """What tells one failure of a task from its next."""
         return self.run, self.attempt
+
+    @property
+    def reason(self) -> str:
+        """The last line of the traceback: the error."""
+        return next((line.strip() for line in reversed(self.traceback.splitlines()) if line.strip()), "")
 
 
 def read_manifest(folder: Path) -> dict:
@@ -95,6 +122,7 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root).expanduser().absolute()
+        self._indices: dict[str, Index] = {}
 
     @classmethod
     def chosen(cls, root: str | None) -> Store:
@@ -127,10 +155,12 @@ class Store:
         return UserError(f"cannot write to the store {self.root}: {error.strerror or error}")
 
     def disk_error(self, error: BaseException) -> OSError | None:
-        """The full disk or read-only file system of this store behind an exception, if that is its cause.
+        """The full disk, read-only or vanished file system of this store behind an exception, if that is its cause.
 
         Libraries with their own input and output code say so in words only. Errors about files elsewhere do not count.
         """
+        if not (self.root / "tmp").is_dir():
+            return OSError(errno.ENOENT, "its folders are gone")
         chain, seen = [error], error.__cause__ or error.__context__
         while seen and seen not in chain:
             chain.append(seen)
@@ -154,8 +184,47 @@ class Store:
         return self.path(stage, key).exists() and not self.damage(stage, key, hash_up_to=-1)
 
     def stored(self, stage: str, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that `has`."""
-        return {key for key in keys if self.has(stage, key)}
+        """Those of the keys that `has`; of many keys in one look at the stage's folder (`present`)."""
+        asked = set(keys)
+        return asked & self.present(stage) if len(asked) >= FEW else {key for key in asked if self.has(stage, key)}
+
+    def present(self, stage: str) -> set[str]:
+        """The keys of a stage's whole artefacts.
+
+        A file whose size was changed in place after it was checked once is found when it is read.
+        """
+        return self.listed(stage).keys
+
+    def listed(self, stage: str) -> Listing:
+        """The whole artefacts of a stage, from the names and times of its folders, the index, and a check of what is new."""
+        index = self._indices.setdefault(stage, Index(self.root / "index" / f"{stage}.{LAYOUT}.parquet"))
+        there, known = self._folders(stage), index.column("changed")
+        new = [key for key, changed in there.items() if known.get(key) != changed]
+        with ThreadPoolExecutor(CHECKING) as threads:
+            checked = dict(zip(new, threads.map(lambda key: self._checked(stage, key), new), strict=True))
+        index.add(Entry.of(key, there[key], m) for key, (reason, m) in checked.items() if reason is None)
+        if len(index.added) >= max(WORTH_WRITING, len(there) // 20):
+            with suppress(OSError):  # a full disk, or a store of somebody else: the next one checks again
+                index.file.parent.mkdir(exist_ok=True)
+                self.write(index.file, index.content(there.__contains__))
+                index.written()
+        damaged = {key: reason for key, (reason, _) in checked.items() if reason is not None}
+        return Listing(self, stage, there.keys() - damaged.keys(), damaged, index)
+
+    def stages(self) -> list[str]:
+        """The stages that have a folder of artefacts."""
+        artefacts = self.root / "artefacts"
+        return sorted(place.name for place in artefacts.iterdir() if place.is_dir()) if artefacts.is_dir() else []
+
+    def _folders(self, stage: str) -> dict[str, int]:
+        """The times of change of a stage's folders by name."""
+        try:
+            with os.scandir(self.root / "artefacts" / stage) as places:
+                return {place.name: time_ for place in places if (time_ := _time_of_change(place)) is not None}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def manifest(self, stage: str, key: str) -> dict:
         """What is written about the artefact: configuration, versions, inputs, host, cost."""
@@ -192,39 +261,54 @@ class Store:
 
     def verify(self, stage: str | None = None) -> list[Damage]:
         """Hash every file of every artefact, of one stage or of all; returns the damaged ones and moves none."""
-        artefacts = self.root / "artefacts"
-        stages = [stage] if stage else sorted(p.name for p in artefacts.iterdir()) if artefacts.is_dir() else []
         found = []
-        for name in stages:
-            folder = artefacts / name
-            for key in sorted(p.name for p in folder.iterdir()) if folder.is_dir() else ():
+        for name in [stage] if stage else self.stages():
+            for key in sorted(self._folders(name)):
                 reason = self.damage(name, key)
                 if reason:
                     found.append(Damage(name, key, reason))
         return found
 
     def damage(self, stage: str, key: str, hash_up_to: float = float("inf")) -> str | None:
-        """What is wrong with an artefact's files, or ``None``; files of up to ``hash_up_to`` bytes are hashed."""
+        """What is wrong with an artefact's files, or ``None``; files of up to ``hash_up_to`` bytes are hashed.
+
+        Raises a `UserError` for an artefact of a newer version, which this one cannot judge.
+        """
+        return self._checked(stage, key, hash_up_to)[0]
+
+    def _checked(self, stage: str, key: str, hash_up_to: float = -1) -> tuple[str | None, dict]:
+        """What is wrong with an artefact's files (`damage`), and its manifest if nothing is."""
         folder = self.path(stage, key)
         try:
-            for name, entry in read_manifest(folder)["files"].items():
+            manifest = read_manifest(folder)
+            self._refuse_newer(stage, key, manifest)
+            for name, entry in manifest["files"].items():
                 if not _is_inside(name) or ((folder / name).exists() and not (folder / name).is_file()):
-                    return f"its manifest names {shown(name)}, which is no file of it"
+                    return f"its manifest names {shown(name)}, which is no file of it", {}
                 size, whole = (folder / name).stat().st_size, entry["bytes"]
                 if size != whole:
-                    return f"{name} has {size} of {whole} bytes"
+                    return f"{name} has {size} of {whole} bytes", {}
                 if size <= hash_up_to and file_hash(folder / name) != entry["sha256"]:
-                    return f"{name} does not match its hash"
+                    return f"{name} does not match its hash", {}
         except (FileNotFoundError, NotADirectoryError) as error:
-            return f"{Path(error.filename).name} is missing"
+            return f"{Path(error.filename).name} is missing", {}
         except (ValueError, KeyError, TypeError, AttributeError):
-            return "unreadable manifest"
+            return "unreadable manifest", {}
         except OSError as error:
             if error.errno in NEVER_WRITTEN:
-                return "unreadable manifest"
+                return "unreadable manifest", {}
             # permissions, a network file system that is gone: no damage
             raise UserError(f"cannot read {error.filename or folder}: {error.strerror}") from error
-        return None
+        return None, manifest
+
+    def _refuse_newer(self, stage: str, key: str, manifest: Mapping[str, Any]) -> None:
+        """Raise a `UserError` if a newer version of this package wrote the manifest."""
+        written = manifest.get("format", FORMAT)
+        if isinstance(written, int) and written > FORMAT:
+            raise UserError(
+                f"artefact {stage}/{key} of {self.root} was written by a newer version of overpaint (format {written}, this "
+                f"one reads up to {FORMAT}): update overpaint, or give another store"
+            )
 
     def set_aside(self, stage: str, key: str) -> bool:
         """Move a damaged artefact into ``corrupt`` for inspection. False if the store cannot be written to."""
@@ -242,6 +326,16 @@ class Store:
                 return False
             return True
         return False
+
+    def remove(self, stage: str, key: str) -> None:
+        """Delete an artefact. Nobody sees a part of it: it leaves its place by one rename."""
+        away = self._temporary()
+        try:
+            with suppress(FileNotFoundError):
+                self.path(stage, key).rename(away)
+        except OSError as error:
+            raise self.unwritable(error) from error
+        shutil.rmtree(away, ignore_errors=True)
 
     def make_room(self, damaged: CorruptArtefact) -> None:
         """Set a damaged artefact aside, so that its task runs again. Raises a `UserError` if that is not possible."""
@@ -261,35 +355,35 @@ class Store:
 
         Its name says who owns it, and it gives a sign of life every minute for other machines.
         """
-        folder, done = self._temporary(), threading.Event()
+        folder = self._temporary()
         try:
             folder.mkdir()
-            threading.Thread(target=_beat, args=(folder, done), daemon=True).start()
-            yield folder
+            with beating(folder):
+                yield folder
         finally:
-            done.set()
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what killed processes left: locks that nobody holds, and temporary files and folders whose owner is gone.
+        """Remove what killed processes left: leases, locks that nobody holds, and temporary files and folders.
 
         An owner on this machine is gone when its process is, one on another machine after a day of silence.
         """
+        now = file_system_time(self.root)
         for place in (self.root / "tmp").glob("*"):
             with suppress(OSError):  # published or removed by its owner just now
-                living = alive(place.name)
-                if living is None:
-                    living = time.time() - place.stat().st_mtime < ABANDONED
-                if not living and place.is_dir():
+                if living(place, now):
+                    continue
+                if place.is_dir():
                     shutil.rmtree(place, ignore_errors=True)
-                elif not living:
+                else:
                     place.unlink()
         for place in (self.root / "locks").glob("*.lock"):
             with self.claim(place.stem):  # which removes its file
                 pass
+        leases.sweep(self.root)
 
     def _temporary(self) -> Path:
-        return self.root / "tmp" / f"{owner()}-{uuid.uuid4().hex[:12]}"
+        return temporary(self.root)
 
     def publish(self, stage: str, key: str, folder: Path, manifest: Mapping[str, Any]) -> None:
         """Make a finished workspace the artefact of ``key`` by one rename. If another process was first, its stays."""
@@ -298,11 +392,15 @@ class Store:
             for p in sorted(folder.rglob("*"))
             if p.is_file()
         }
-        text = json.dumps({**manifest, "files": files}, indent=1, sort_keys=True, default=str)
+        text = json.dumps({**manifest, "format": FORMAT, "files": files}, indent=1, sort_keys=True, default=str)
         with (folder / MANIFEST).open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        self.place(stage, key, folder)
+
+    def place(self, stage: str, key: str, folder: Path) -> None:
+        """Rename a whole folder with its manifest to the artefact of ``key``. If there is a whole one already, it stays."""
         target = self.path(stage, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -313,14 +411,14 @@ class Store:
             if not self.has(stage, key):  # what stands in the way is not whole
                 self.set_aside(stage, key)
                 folder.rename(target)
-        (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
+        self.forget_failure(key)
 
-    def write(self, path: Path, text: str) -> None:
+    def write(self, path: Path, content: str | bytes) -> None:
         """Write a file of the store whole or not at all."""
         partial = self._temporary()
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with partial.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -365,8 +463,12 @@ class Store:
         try:
             found = json.loads((self.root / "failures" / f"{key}.json").read_text(encoding="utf-8"))
             return Failure(found["task"], str(found.get("run", "")), int(found.get("attempt", 1)), found["traceback"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
+
+    def forget_failure(self, key: str) -> None:
+        """Remove the record of a task's failure."""
+        (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
 
     def failures(self) -> dict[str, Failure]:
         """Every recorded failure by its task's key."""
@@ -375,16 +477,18 @@ class Store:
         return {key: failure for key in keys if (failure := self.failure(key))}
 
 
+def _time_of_change(place: os.DirEntry) -> int | None:
+    """The time of change of a folder; ``None`` for a file, and for a folder that was removed at this moment."""
+    try:
+        return place.stat().st_ctime_ns if place.is_dir() else None
+    except FileNotFoundError:
+        return None
+
+
 def _is_inside(name: str) -> bool:
     """Whether a manifest's file name stays inside the artefact's folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
-
-
-def _beat(folder: Path, done: threading.Event) -> None:
-    while not done.wait(HEARTBEAT):
-        with suppress(OSError):
-            os.utime(folder)
 
 
 def file_hash(path: Path) -> str:

@@ -142,6 +142,37 @@ def test_stores(refused, store, name):
     refused("table", "store=s", "--format", "md", said=said)
 
 
+@pytest.mark.parametrize("command", ["status", "store verify", "table", "gc budget=smoke", "store pack out=x.tar"])
+def test_an_artefact_of_a_newer_version(refused, store, command):
+    manifest(store, {"format": 99, "files": {}})
+    refused(*command.split(), "store=s", said="was written by a newer version of overpaint (format 99")
+
+
+FAILURES = ["", "{", "[]", "[" * 10**6, '{"task": 5}', '{"task": "t", "run": "r", "attempt": "x", "traceback": 5}']
+
+
+@pytest.mark.parametrize("text", FAILURES, ids=lambda text: repr(text[:40]))
+@pytest.mark.parametrize("folder", ["failures", "leases", "tmp"])
+def test_status_ignores_files_that_say_nothing(called, store, text, folder, capfd):
+    (store / folder).mkdir(exist_ok=True)
+    (store / folder / ("k.note" if folder == "tmp" else "k.json")).write_text(text)
+    assert called("status", "store=s", "--format", "json") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (
+        found["failures"] == found["working"] == found["commands"] == []
+        and found["stages"]["measure"]["artefacts"] == 2
+    )
+
+
+def test_what_a_store_says_cannot_drive_the_terminal(called, store, capfd):
+    (store / "failures").mkdir()
+    said = {"task": "a\x1b[31mb", "run": "r", "attempt": 1, "traceback": "x\nError: \x1b]0;hi\x07[bold]"}
+    (store / "failures" / "k.json").write_text(json.dumps(said))
+    assert called("status", "store=s") == 0
+    out = capfd.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and "[bold]" in out
+
+
 def test_the_good_store_is_taken(here, called, store, capfd):
     assert called("table", "store=s", "--format", "md") == 0
     assert "uce" in capfd.readouterr().out

@@ -700,9 +700,9 @@ def test_outcomes_are_read_with_their_records(measured):
     table = pd.DataFrame({"metric": row["metric"], "prompt_id": ["p", "q"], "seed": 0, "value": [0.0, 1.0]})
     store = measured(row, outcomes=table)
     found = stored_outcomes(store, stored_records(store))
-    assert found["value"].tolist() == [0.0, 1.0] and found["artefact"].tolist() == ["000", "000"]
+    assert found["value"].to_pylist() == [0.0, 1.0] and found["artefact"].to_pylist() == ["000", "000"]
 
 
 def test_a_store_without_outcomes_has_none(measured):
     store = measured(record("uce", "church", "target_proportion", 0.5))
-    assert stored_outcomes(store, stored_records(store)).empty
+    assert stored_outcomes(store, stored_records(store)).num_rows == 0

@@ -265,3 +265,21 @@ def test_a_full_disk_is_one_sentence_wherever_it_shows(store, monkeypatch, troub
         run(plan, store)
     assert list((store.root / "tmp").iterdir()) == [] and store.failures() == {}
     assert not list(store.root.glob("artefacts/*/*"))
+
+
+def test_a_store_that_goes_away_during_a_run_is_one_sentence_and_nothing_is_lost(store):
+    plan, away = grid([1, 2]), store.root.with_name("away")
+    gone = Told()
+
+    def finished(task, seconds):
+        if store.root.is_dir():
+            shutil.move(store.root, away)  # as an unmounted file system
+
+    gone.finished = finished
+    with pytest.raises(UserError, match=f"cannot write to the store {store.root}"):
+        run(plan, store, gone)
+    shutil.rmtree(store.root, ignore_errors=True)
+    shutil.move(away, store.root)
+    store.prepare()
+    assert run(plan, store)[1].begun == ["measure 1", "count 2", "measure 2"] and store.failures() == {}
+    assert results(plan, store) == [101, 102]

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,8 +12,9 @@ import time
 import pytest
 
 from overpaint.errors import UserError
+from overpaint.run.notes import ABANDONED, NOTE, Note, notes, noting
 from overpaint.run.owner import alive, owner
-from overpaint.run.store import ABANDONED, MANIFEST, CorruptArtefact, Store
+from overpaint.run.store import MANIFEST, CorruptArtefact, Store
 from overpaint.run.tasks import Task, canonical
 
 
@@ -263,8 +265,89 @@ def test_workspaces_of_other_machines_go_after_a_day_of_silence(store):
     assert leftovers(store) == [busy]
 
 
+@pytest.mark.parametrize("jump", [-10 * ABANDONED, 10 * ABANDONED])
+def test_a_clock_that_jumps_makes_nobody_look_abandoned(store, monkeypatch, jump):
+    _, pid, started = owner().split("-")
+    busy = store.root / "tmp" / f"f00-{pid}-{started}-a"
+    busy.mkdir()
+    (busy.with_suffix(NOTE)).write_text(json.dumps(Note("overpaint run", "elsewhere", 7, time.time())._asdict()))
+    right = time.time
+    monkeypatch.setattr("time.time", lambda: right() + jump)
+    store.sweep()
+    assert busy.is_dir() and [note.host for note in notes(store.root)] == ["elsewhere"]
+
+
+def test_a_note_goes_with_its_owner_and_a_damaged_one_is_ignored(store):
+    with noting(store.root, "overpaint run"):
+        (store.root / "tmp" / f"{owner()}-x{NOTE}").write_text("{")
+        (found,) = notes(store.root)
+        assert found.what == "overpaint run" and found.process == os.getpid()
+    assert notes(store.root) == []
+    process = subprocess.Popen([sys.executable, "-c", NOTING, store.root], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    assert len(notes(store.root)) == 1
+    process.kill()
+    process.wait()
+    assert notes(store.root) == []
+    (store.root / "tmp" / f"{owner()}-x{NOTE}").unlink()
+    store.sweep()
+    assert leftovers(store) == []
+
+
+NOTING = """
+import sys, time
+from pathlib import Path
+from overpaint.run.notes import noting
+with noting(Path(sys.argv[1]), "overpaint run"):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_full_disk_keeps_nobody_from_working(store, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with noting(store.root, "overpaint run"):
+        assert notes(store.root) == []
+
+
+def test_a_store_that_is_gone_is_told_from_a_tasks_own_failure(store):
+    shutil.move(store.root, store.root.with_name("away"))
+    error = store.disk_error(FileNotFoundError(errno.ENOENT, "no"))
+    assert str(store.unwritable(error)) == f"cannot write to the store {store.root}: its folders are gone"
+    assert store.present("score") == set() and store.failures() == {} and notes(store.root) == []
+
+
+def test_nothing_that_a_killed_process_held_stays(store):
+    process = subprocess.Popen([sys.executable, "-c", HOLDING, store.root], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    held = [path for part in ("tmp", "locks", "leases") for path in (store.root / part).iterdir()]
+    store.sweep()
+    assert [path for part in ("tmp", "locks", "leases") for path in (store.root / part).iterdir()] == held
+    assert len(held) == 4
+    process.kill()
+    process.wait()
+    store.sweep()
+    assert [path for part in ("tmp", "locks", "leases") for path in (store.root / part).iterdir()] == []
+
+
+HOLDING = """
+import sys, time
+from overpaint.run.leases import Leases
+from overpaint.run.notes import noting
+from overpaint.run.store import Store
+store = Store(sys.argv[1])
+with noting(store.root, "overpaint run"), store.claim("k"), store.workspace():
+    Leases(store.root).take("k", "a task")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
 def test_a_workspace_gives_signs_of_life(store, monkeypatch):
-    monkeypatch.setattr("overpaint.run.store.HEARTBEAT", 0.01)
+    monkeypatch.setattr("overpaint.run.notes.HEARTBEAT", 0.01)
     with store.workspace() as folder:
         os.utime(folder, (0, 0))
         until = time.monotonic() + 10

@@ -1,0 +1,122 @@
+"""`overpaint gc`: says what no listed grid needs, and deletes it if asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from shlex import split
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from overpaint.commands.grids import planned, taken
+from overpaint.commands.status import bytes_said
+from overpaint.errors import UserError
+from overpaint.run import leases
+from overpaint.run.notes import notes
+from overpaint.run.store import Store
+
+
+@click.command()
+@click.argument("overrides", nargs=-1)
+@click.option("--also", multiple=True, metavar="OVERRIDES", help="Overrides of another grid to keep, in one argument.")
+@click.option("--delete", is_flag=True, help="Delete it. Without this option nothing changes.")
+def gc(overrides: Sequence[str], also: Sequence[str], delete: bool) -> None:
+    """Say how much of the store no listed grid needs, by stage; --delete deletes it.
+
+    The overrides define a grid to keep. experiment=demo,redteam keeps several experiments, and --also 'method=uce seed=1' another
+    grid. Whatever the results of these grids were made from is kept, too.
+    """
+    asked, rest = taken(overrides, "store")
+    if not rest and not also:
+        raise UserError("gc takes the grids to keep: overpaint gc experiment=NAME, or overrides; --also adds others")
+    store = Store.chosen(asked)
+    if not store.root.is_dir():
+        raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
+    place = [f"store={asked}"] if asked else []
+    grids = [planned([*place, *words]).plan for words in listed(rest, also)]
+    needed = closed({key for plan in grids for key in plan.opened().tasks}, store)
+    useless = dict(unneeded(store, needed))
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(_drawn(store, useless))
+    total = bytes_said(sum(size for found in useless.values() for size in found.values()))
+    if not delete:
+        console.print(f"{total} can be deleted: add --delete")
+        return
+    store.prepare()
+    store.sweep()  # what dead processes left does not count as work
+    refuse_while_in_use(store)
+    for stage, found in useless.items():
+        for key in found:
+            if stage == SET_ASIDE:
+                shutil.rmtree(store.root / "corrupt" / key, ignore_errors=True)
+            else:
+                store.remove(stage, key)
+    console.print(f"{total} deleted")
+
+
+#: Name of what lies in ``corrupt``, for people.
+SET_ASIDE = "set aside as damaged"
+
+
+def listed(overrides: Sequence[str], also: Iterable[str]) -> Iterator[list[str]]:
+    """The overrides of each grid: one for every experiment of the first ones, and one for each text of ``--also``."""
+    experiments, rest = taken(overrides, "experiment")
+    if experiments:
+        yield from ([f"experiment={name}", *rest] for name in experiments.split(","))
+    elif rest:
+        yield rest
+    for text in also:
+        try:
+            yield split(text)
+        except ValueError as error:
+            raise UserError(f"--also {text!r} cannot be split into overrides: {error}") from error
+
+
+def closed(keys: Iterable[str], store: Store) -> set[str]:
+    """These keys, and those of everything that their stored artefacts were made from."""
+    inputs = {key: text for stage in store.stages() for key, text in store.listed(stage).column("inputs").items()}
+    found, new = set(), list(keys)
+    while new:
+        key = new.pop()
+        if key not in found:
+            found.add(key)
+            new += json.loads(inputs.get(key, "[]"))
+    return found
+
+
+def unneeded(store: Store, needed: set[str]) -> Iterator[tuple[str, dict[str, int]]]:
+    """The bytes of what is not needed, by stage and key: whole artefacts, damaged ones, and what was set aside."""
+    for stage in store.stages():
+        listing = store.listed(stage)
+        sizes = {key: size for key, size in listing.column("bytes").items() if key not in needed}
+        damaged = {key: _bytes(store.path(stage, key)) for key in listing.damaged if key not in needed}
+        yield stage, sizes | damaged
+    corrupt = store.root / "corrupt"
+    yield SET_ASIDE, {place.name: _bytes(place) for place in corrupt.iterdir()} if corrupt.is_dir() else {}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def refuse_while_in_use(store: Store) -> None:
+    """Raise a `UserError` if a process works on the store: it may need what it has not asked for yet."""
+    working = [f"{note.what} on {note.host}" for note in notes(store.root)]
+    working += [f"{lease.label} on {lease.host}" for lease in leases.held(store.root) if lease.alive is not False]
+    if working:
+        more = f" and {len(working) - 1} more" if len(working) > 1 else ""
+        raise UserError(f"nothing was deleted: {working[0]}{more} works on {store.root}; wait for it or stop it")
+
+
+def _drawn(store: Store, useless: dict[str, dict[str, int]]) -> Table:
+    grid = Table(title=f"{store.root}: what no listed grid needs", title_justify="left")
+    for head in ("stage", "kept", "not needed", "size"):
+        grid.add_column(head, justify="left" if head == "stage" else "right")
+    for stage, found in useless.items():
+        kept = "" if stage == SET_ASIDE else f"{len(store.listed(stage).keys - found.keys()):,}"
+        grid.add_row(stage, kept, f"{len(found):,}", bytes_said(sum(found.values())))
+    return grid

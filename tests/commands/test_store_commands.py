@@ -1,0 +1,223 @@
+"""`overpaint status`, `retry`, `gc` and `store` on the tasks of a small grid, which are published without being made."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from command_line import CommandLine
+from overpaint.commands.grids import planned
+from overpaint.run.leases import Leases
+from overpaint.run.notes import noting
+from overpaint.run.store import MANIFEST, Store
+
+GRID = ("method=uce", "attack=none", "budget=smoke")
+#: A grid whose images of the unedited model are among those of GRID.
+PART = ("method=none", "attack=none", "budget=smoke")
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    monkeypatch.delenv("OVERPAINT_STORE", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    return CommandLine(tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """The store ``outputs`` of the folder in which `cli` works."""
+    found = Store(tmp_path / "outputs")
+    found.prepare()
+    return found
+
+
+def publish(store, task, text="12345"):
+    with store.workspace() as folder:
+        (folder / "data.txt").write_text(text)
+        store.publish(task.stage, task.key, folder, {"label": task.label, "inputs": task.inputs, "config": task.config})
+
+
+@pytest.fixture
+def plan(store):
+    """The plan of GRID, all of it stored."""
+    found = planned([*GRID, f"store={store.root}"]).plan
+    for task in found.tasks.values():
+        publish(store, task)
+    return found
+
+
+def keys(store):
+    return {(stage, key) for stage in store.stages() for key in store.present(stage)}
+
+
+def as_json(cli, *overrides):
+    return json.loads(cli("status", "--format", "json", *overrides).stdout)
+
+
+# --- status --------------------------------------------------------------------------------------------------------
+
+
+def test_status_of_a_store_counts_artefacts_and_bytes(cli, store, plan):
+    found = as_json(cli)
+    assert sum(s["artefacts"] for s in found["stages"].values()) == len(plan.tasks)
+    assert sum(s["bytes"] for s in found["stages"].values()) == 5 * len(plan.tasks)
+    assert found["left"] is None and found["commands"] == found["working"] == found["failures"] == []
+    said = cli("status").stdout
+    assert "nothing is at work" in said and "nothing has failed" in said and "generate" in said
+
+
+def test_status_of_a_grid_says_what_is_left_and_what_failed(cli, store, plan):
+    cell = plan.cells[0][1]
+    score = next(task for task in plan.tasks.values() if task.stage == "score")
+    store.set_aside(cell.stage, cell.key)
+    store.record_failure(cell.key, cell.label, "run", "Traceback …\n  line 1\nValueError: on purpose\n")
+    store.record_failure("elsewhere", "of another grid", "run", "KeyError: 'x'")
+    found = as_json(cli, *GRID)
+    assert found["left"]["missing"] == {"measure": 1} and found["left"]["tasks"] == len(plan.tasks)
+    (failure,) = found["failures"]
+    assert failure["key"] == cell.key and failure["attempt"] == 1 and failure["reason"] == "ValueError: on purpose"
+    assert len(as_json(cli)["failures"]) == 2
+    said = cli("status", *GRID).stdout
+    assert "ValueError: on purpose" in said and f"1 of {len(plan.tasks)} tasks (1 measure)" in said
+    store.set_aside(score.stage, score.key)  # which the missing measurement needs
+    assert as_json(cli, *GRID)["left"]["missing"] == {"score": 1, "measure": 1}
+
+
+def test_status_shows_the_living_at_work_and_not_the_dead(cli, store, plan):
+    lease = Leases(store.root, "run", "worker 1").take(plan.cells[0][1].key, plan.cells[0][1].label)
+    code = "import sys; from overpaint.run.leases import Leases; Leases(sys.argv[1]).take('dead', 'a dead one')"
+    subprocess.run([sys.executable, "-c", code, store.root], check=True)
+    with noting(store.root, "overpaint run, 3 cells"):
+        found = as_json(cli)
+        assert [note["what"] for note in found["commands"]] == ["overpaint run, 3 cells"]
+        assert [work["key"] for work in found["working"]] == [lease.key]
+        assert found["working"][0]["worker"] == "worker 1" and found["working"][0]["alive"] is True
+        said = cli("status").stdout
+        assert "at work: 2" in said and "overpaint run, 3 cells" in said and "a dead one" not in said
+    assert as_json(cli)["commands"] == []
+
+
+# --- retry ---------------------------------------------------------------------------------------------------------
+
+
+def test_retry_forgets_failures_by_key_by_grid_or_all(cli, store, plan):
+    cell = plan.cells[0][1]
+    for key in ("abc1", "abc2", "def1", cell.key):
+        store.record_failure(key, f"task {key}", "run", "ValueError: no")
+    assert "abc1  task abc1  (attempt 1: ValueError: no)" in cli("retry", "abc").stdout
+    assert store.failures().keys() == {"def1", cell.key}
+    said = cli("retry", "xyz", code=2).stderr
+    assert "no failed task has a key that begins with 'xyz'" in said and "def1" in said
+    cli("retry", *GRID)
+    assert store.failures().keys() == {"def1"}
+    cli("retry")
+    assert store.failures() == {} and "no failures are recorded" in cli("retry").stderr
+    store.record_failure("def1", "task", "run", "ValueError: no")
+    assert store.failure("def1").attempt == 1
+
+
+# --- gc ------------------------------------------------------------------------------------------------------------
+
+
+def test_gc_changes_nothing_unless_asked_and_keeps_what_the_grid_needs(cli, store, plan):
+    part = {(task.stage, task.key) for task in planned([*PART, f"store={store.root}"]).plan.tasks.values()}
+    before = keys(store)
+    said = cli("gc", *PART).stdout
+    assert keys(store) == before and f"{5 * len(before - part)} B can be deleted: add --delete" in said
+    assert f"{5 * len(before - part)} B deleted" in cli("gc", *PART, "--delete").stdout
+    assert keys(store) == before & part and before - part and before & part
+    assert cli("gc", *PART).stdout.endswith("0 B can be deleted: add --delete\n")
+
+
+def test_gc_keeps_several_grids_and_everything_that_their_results_were_made_from(cli, store, plan):
+    assert "0 B can be deleted" in cli("gc", *PART, "--also", " ".join(GRID)).stdout
+    cell, score = plan.cells[0][1], next(task for task in plan.tasks.values() if task.stage == "score")
+    store.remove(score.stage, score.key)
+    publish(store, score)
+    (old := store.path("generate", "old")).mkdir()
+    (old / MANIFEST).write_text('{"files": {}}')
+    manifest = store.path(cell.stage, cell.key) / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"inputs": {', '"inputs": {"by name": "old", '))
+    cli("gc", *GRID, "--delete")
+    assert old.is_dir()  # no task of the plan, but an input of a stored result
+
+
+def test_gc_deletes_damaged_artefacts_and_what_was_set_aside(cli, store, plan):
+    cell = plan.cells[0][1]
+    (store.path("measure", "half")).mkdir()
+    (store.path("measure", "half") / "data").write_text("123")
+    store.set_aside(cell.stage, cell.key)
+    cli("gc", *GRID, "--delete")
+    assert not store.path("measure", "half").exists() and list((store.root / "corrupt").iterdir()) == []
+
+
+def test_gc_deletes_nothing_while_anybody_works_on_the_store(cli, store, plan):
+    before = keys(store)
+    with noting(store.root, "overpaint run, 3 cells"):
+        said = cli("gc", *PART, "--delete", code=2)
+    assert "nothing was deleted: overpaint run, 3 cells on " in said.stderr and keys(store) == before
+    leases = Leases(store.root)
+    leases.take("k", "a task")
+    assert "nothing was deleted: a task on " in cli("gc", *PART, "--delete", code=2).stderr and keys(store) == before
+    leases.release("k")
+    cli("gc", *PART, "--delete")
+    assert keys(store) < before
+
+
+def test_work_of_a_dead_process_does_not_stop_gc(cli, store, plan):
+    code = (
+        "import os, sys; from pathlib import Path; from overpaint.run.notes import noting\n"
+        "with noting(Path(sys.argv[1]), 'overpaint run, 3 cells'): os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, store.root])
+    assert list((store.root / "tmp").iterdir())
+    cli("gc", *PART, "--delete")
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_a_run_after_gc_makes_the_rest_again(cli, store, plan):
+    cli("gc", *PART, "--delete")
+    assert {task.key for task in plan.missing(store)} == {
+        k for k in plan.tasks if not store.has(plan.tasks[k].stage, k)
+    }
+
+
+# --- store ---------------------------------------------------------------------------------------------------------
+
+
+def test_verify_names_damage_and_sets_it_aside_when_asked(cli, store, plan):
+    assert "0 damaged artefacts" in cli("store", "verify").stderr
+    cell = plan.cells[0][1]
+    (store.path(cell.stage, cell.key) / "data.txt").write_text("12346")
+    assert f"measure/{cell.key}: data.txt does not match its hash" in cli("store", "verify", code=1).stdout
+    assert cli("store", "verify", "generate").stdout == "" and store.has(cell.stage, cell.key)
+    cli("store", "verify", "measure", "--set-aside", code=1)
+    assert not store.has(cell.stage, cell.key) and plan.missing(store) == [cell]
+
+
+def test_a_packed_store_is_merged_into_an_empty_one(cli, store, plan, tmp_path):
+    assert f"{len(plan.tasks)} artefacts" in cli("store", "pack", "out=x.tar").stderr
+    assert f"{len(plan.tasks)} artefacts copied" in cli("store", "merge", "x.tar", "store=other").stderr
+    assert keys(Store(tmp_path / "other")) == keys(store)
+    assert f"{len(plan.tasks)} were there" in cli("store", "merge", "outputs", "store=other").stderr
+
+
+def test_pack_takes_a_grid_and_does_not_replace_a_file_unasked(cli, store, plan, tmp_path):
+    part = {task.key for task in planned([*PART, f"store={store.root}"]).plan.tasks.values()}
+    cli("store", "pack", *PART, "out=x.tar")
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        found = {name.split("/")[2] for name in archive.getnames() if name.startswith("artefacts/")}
+    assert found == part & plan.tasks.keys()
+    assert "exists already" in cli("store", "pack", "out=x.tar", code=2).stderr
+    cli("store", "pack", "out=x.tar", "--overwrite")
+
+
+def test_a_merge_says_what_it_leaves_out(cli, store, plan, tmp_path):
+    shutil.copytree(store.root, tmp_path / "theirs")
+    task = plan.cells[0][1]
+    (Store(tmp_path / "theirs").path(task.stage, task.key) / "data.txt").write_text("12346")
+    done = cli("store", "merge", "theirs", "store=new", code=1)
+    assert task.key in done.stdout and "1 damaged ones left out" in done.stderr
