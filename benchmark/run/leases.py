@@ -62,9 +62,9 @@ class Leases:
         self._seen: dict[str, tuple[tuple[str, int], float]] = {}
 
     @contextmanager
-    def holding(self, key: str, label: str = "") -> Iterator[Lease | None]:
-        """Hold the lease of a task during the block, beating. ``None`` if another process holds it."""
-        lease, done = self.take(key, label), threading.Event()
+    def holding(self, key: str, label: str = "", wanted: bool = True) -> Iterator[Lease | None]:
+        """Hold the lease of a task during the block, beating. ``None`` if it is not ``wanted`` or another process has it."""
+        lease, done = self.take(key, label) if wanted else None, threading.Event()
         if lease is None:
             yield None
             return

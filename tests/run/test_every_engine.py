@@ -34,7 +34,11 @@ def children():
 
 
 def nothing_left(store):
-    return [*(store.root / "tmp").iterdir(), *(store.root / "locks").iterdir(), *children()] == []
+    return (
+        [path for part in ("tmp", "locks", "leases", "runs") for path in (store.root / part).glob("*")]
+        == children()
+        == []
+    )
 
 
 def fork(run):
@@ -90,7 +94,7 @@ def test_it_records_failures_and_the_next_run_tries_them_again(engine, store, tm
 def test_a_failure_in_one_cell_leaves_the_others(engine, store, tmp_path):
     (tmp_path / "refused").touch()
     plan, watcher = grid(range(3)), Told()
-    object.__setattr__(next(iter(plan.tasks.values())), "runtime", {"refused": tmp_path / "refused"})
+    object.__setattr__(next(iter(plan.tasks.values())), "runtime", {"refused": str(tmp_path / "refused")})
     outcome = engine.run(plan, store, watcher)
     assert watcher.reasons == list(outcome.failed.values()) == ["the request cannot be met"]
     assert outcome.done == 4 and len(outcome.blocked) == 1
