@@ -43,7 +43,7 @@ def run_grid(grid: Grid) -> int:
     stop = Interruption()
     start, plan, store = time.perf_counter(), grid.plan, grid.store
     engine, tracker = grid.circumstance("engine"), grid.circumstance("tracker")
-    track(plan.track).devices(engine.device)  # reports a missing device before anything is written
+    engine.check(track(plan.track))  # reports a missing device before anything is written
     store.prepare()
     store.sweep()
     estimates = Estimates(store)

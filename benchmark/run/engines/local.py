@@ -57,6 +57,10 @@ class Local:
             count = threads if devices == ["cpu"] else len(devices)
         return [devices[n % len(devices)] for n in range(count)], threads
 
+    def check(self, kind: Track) -> None:
+        """Raise a `UserError` if this machine lacks the device."""
+        kind.devices(self.device)
+
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         devices, cores = self.places(track(plan.track))
         if len(devices) == 1 or not plan.missing(store):
