@@ -59,6 +59,9 @@ def run_grid(grid: Grid) -> int:
         ERR.print(f"interrupted: {len(plan.tasks) - left} of {len(plan.tasks)} tasks are stored in {store.root}")
         ERR.print("run the same command to continue")
         return 130
+    if outcome.elsewhere:
+        ERR.print(outcome.elsewhere)
+        return 0
     if len(records):
         print_tables(records)
         tracker.send(records, str(store.root))
@@ -85,6 +88,8 @@ def _until_readable(run: Callable[[], Outcome], grid: Grid) -> tuple[Outcome, pd
     while True:
         outcome = run()
         outcome.done = done = done + outcome.done
+        if outcome.elsewhere:
+            return outcome, pd.DataFrame()
         try:
             return outcome, stored_records(grid.store, grid.plan)
         except CorruptArtefact as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -169,10 +170,12 @@ def held(root: str | Path) -> list[Lease]:
     return sorted((lease for lease in found if lease), key=lambda lease: lease.since)
 
 
-def drop(root: str | Path, run: str, worker: str | None = None) -> None:
-    """Remove the leases of a run, or of one of its workers, that is known to be gone."""
+def clear(root: str | Path, run: str, worker: str | None = None) -> None:
+    """Remove the leases of a run, or of one of its workers, that is known to be gone, and its temporary folders."""
     for lease in held(root):
         if lease.run == run and worker in (None, lease.worker):
+            for place in (Path(root) / "tmp").glob(f"{lease.owner}-*"):
+                shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
             (folder(root) / f"{lease.key}.json").unlink(missing_ok=True)
 
 

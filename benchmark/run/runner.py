@@ -22,11 +22,15 @@ PATIENCE = (0.3, 5.0)
 
 @dataclass
 class Outcome:
-    """What became of a run: tasks made, failed tasks with their reason, and tasks that these blocked."""
+    """What became of a run: tasks made, failed tasks with their reason, and tasks that these blocked.
+
+    ``elsewhere`` is a sentence for the user if the run goes on without this process, or has not begun.
+    """
 
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)
+    elsewhere: str = ""
 
 
 class Crew(Protocol):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from overpaint.run import leases
-from overpaint.run.leases import EXPIRY, Leases, drop, folder, held, read, sweep
+from overpaint.run.leases import EXPIRY, Leases, clear, folder, held, read, sweep
 
 
 class Clock:
@@ -132,13 +132,16 @@ def test_what_is_no_lease_is_ignored_and_expires(tmp_path):
     assert list(place.iterdir()) == []
 
 
-def test_a_run_drops_the_leases_of_its_lost_workers(tmp_path, elsewhere):
+def test_a_run_clears_up_behind_its_lost_workers(tmp_path, elsewhere):
     for number in (1, 2):
         elsewhere(tmp_path, f"host{number}", run="run", worker=f"worker {number}").take(f"k{number}")
     elsewhere(tmp_path, "host3", run="other").take("k3")
-    drop(tmp_path, "run", "worker 1")
+    (tmp_path / "tmp" / "host1-1-1-abc").mkdir(parents=True)
+    (tmp_path / "tmp" / "host2-1-1-abc").mkdir()
+    clear(tmp_path, "run", "worker 1")
+    assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["host2-1-1-abc"]
     assert {lease.key for lease in held(tmp_path)} == {"k2", "k3"}
-    drop(tmp_path, "run")
+    clear(tmp_path, "run")
     assert [lease.key for lease in held(tmp_path)] == ["k3"]
 
 

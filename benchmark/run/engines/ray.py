@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import queue
-import shutil
 import sys
 import tempfile
 import time
@@ -288,6 +287,4 @@ class Actors:
         until = time.monotonic() + PATIENCE
         while member.owner and alive(member.owner) and time.monotonic() < until:
             time.sleep(0.02)
-        leases.drop(self._store.root, self._shared.id, member.name)
-        for place in (self._store.root / "tmp").glob(f"{member.owner}-*") if member.owner else ():
-            shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+        leases.clear(self._store.root, self._shared.id, member.name)
