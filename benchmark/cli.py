@@ -14,6 +14,7 @@ from overpaint.grid.labels import printable
 #: Command -> its place, and the line that `overpaint --help` shows.
 COMMANDS = {
     "run": ("overpaint.commands.run:run", "Plan a grid, run or resume it, and print its table."),
+    "attach": ("overpaint.commands.attach:attach", "Follow a run that goes on elsewhere, and print its table."),
     "plan": ("overpaint.commands.plan:plan", "Say what a run would do, without running it."),
     "table": ("overpaint.commands.table:table", "Print tables from stored records."),
     "show": ("overpaint.commands.show:show", "Draw images side by side, or write them as files."),

@@ -67,11 +67,12 @@ def run_grid(grid: Grid) -> int:
         tracker.send(records, str(store.root))
     for path in _sheets(grid):
         ERR.print(f"contact sheet: {path}")
-    ERR.print(f"{outcome.done} tasks done in {duration(time.perf_counter() - start)}, store {store.root}")
-    return _failures(outcome, store)
+    return finish(outcome, store, time.perf_counter() - start)
 
 
-def _failures(outcome: Outcome, store: Store) -> int:
+def finish(outcome: Outcome, store: Store, seconds: float) -> int:
+    """Say what a run has done. Returns its exit code: 1 if tasks failed."""
+    ERR.print(f"{outcome.done} tasks done in {duration(seconds)}, store {store.root}")
     if not outcome.failed:
         return 0
     ERR.print(

@@ -78,6 +78,15 @@ class Ray:
             finally:
                 shared.end()
 
+    @staticmethod
+    def at_work(shared: SharedRun, store: Store) -> bool:
+        """Whether the process of a run lives, whose actors end with it; true as well if it is on another machine."""
+        return alive(shared.owner) is not False
+
+    @staticmethod
+    def close(shared: SharedRun, store: Store) -> None:
+        """Nothing: the process of the run clears up."""
+
     def _size(self, resources: dict[str, float], gpus: float) -> int:
         """The number of actors. Raises a `UserError` if Ray has no room for one of them."""
         room = int(resources.get("CPU", 0) // self.cpus)

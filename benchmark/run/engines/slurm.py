@@ -93,6 +93,16 @@ class Slurm:
             return Outcome(elsewhere=f"{batch}; the same command or `overpaint attach store={store.root}` follows it")
         return self._follow(batch, Follower(plan, store, batch.shared.run, watcher), watcher)
 
+    @staticmethod
+    def at_work(shared: SharedRun, store: Store) -> bool:
+        """Whether jobs of a run are in the queue; true as well if this machine cannot ask Slurm."""
+        return Batch(shared, store).queued() != set()
+
+    @staticmethod
+    def close(shared: SharedRun, store: Store) -> None:
+        """Clear up after a run whose tasks are all made."""
+        Batch(shared, store).close()
+
     def script(self, folder: Path) -> str:
         """The script of the array that ``sbatch`` would get."""
         from submitit.slurm.slurm import _make_sbatch_string
