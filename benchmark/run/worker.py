@@ -14,6 +14,9 @@ from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import track
 
+#: Environment of every worker, set before torch is imported. Workers share their machine's cores: threads that wait sleep
+#: instead of spinning, and each worker is told its number of threads.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 #: Minimum seconds between two progress messages of a worker.
 TELLING = 0.2
 
@@ -70,3 +73,8 @@ def pass_on(message: tuple, plan: Plan, watcher: Watcher) -> None:
 def ended(code: int | None) -> str:
     """How a process ended: ``signal 9`` or ``exit code 1``."""
     return f"signal {-code}" if code and code < 0 else f"exit code {code or 0}"
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Environment variables of a worker with so many threads."""
+    return {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}

@@ -16,9 +16,10 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Literal
+from typing import Any, Literal
 
 from overpaint.errors import UserError
 from overpaint.grid.registry import asked_folders
@@ -29,10 +30,13 @@ from overpaint.run.runner import Outcome, run_here, run_plan
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track, track
-from overpaint.run.worker import Assignment, Teller, ended, pass_on
+from overpaint.run.worker import Assignment, Teller, ended, environment, pass_on
 
 #: Seconds that a worker has to leave its task tidily when the run is interrupted.
 PATIENCE = 10
+#: How workers start. A fork server imports what is slow once, and forks them from there. It is not safe on macOS, and Windows
+#: has none. Measured on two cores: two workers are ready after 6 s instead of 12, each with 300 MB less of its own memory.
+START = "forkserver" if sys.platform == "linux" else "spawn"
 #: Linux's ``prctl`` option for the signal that a process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
 
@@ -83,13 +87,16 @@ class Workers:
         self._in_hand: dict[Connection, Sequence[Task]] = {}
 
     def __enter__(self) -> Workers:
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(START)
+        if START == "forkserver":
+            context.set_forkserver_preload(list(track(self._plan.track).slow_modules))
         # Workers start with SIGINT ignored: a terminal sends Ctrl-C to all processes, and the run ends its workers itself.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        handler, before = signal.signal(signal.SIGINT, signal.SIG_IGN), dict(os.environ)
+        os.environ.update(environment(self._assignments[0].threads))
         try:
             for assignment in self._assignments:
                 here, there = context.Pipe()
-                arguments = (assignment, there, os.getpid())
+                arguments = (assignment, there)
                 process = context.Process(target=work, args=arguments, name=assignment.worker, daemon=True)
                 self._processes[here] = process
                 process.start()
@@ -99,6 +106,8 @@ class Workers:
             self.__exit__()
             raise
         finally:
+            os.environ.clear()
+            os.environ.update(before)
             signal.signal(signal.SIGINT, handler)
         return self
 
@@ -110,6 +119,8 @@ class Workers:
             process.join(PATIENCE)
             process.kill()
             process.join()
+        if START == "forkserver":
+            forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it would stay until this process ends
         self._store.sweep()  # of those that were killed
         leases.sweep(self._store.root)
 
@@ -161,9 +172,9 @@ class Workers:
         return [(bundle, Result("lost"))] if bundle else []
 
 
-def work(assignment: Assignment, pipe: Connection, parent: int) -> None:
-    """The main function of a worker process: make bundles until the pipe ends. ``parent`` is the run's process id."""
-    _die_with(parent)
+def work(assignment: Assignment, pipe: Connection) -> None:
+    """The main function of a worker process: make bundles until the pipe ends."""
+    _die_with_the_run()
     messenger = Messenger(pipe)
     try:
         signal.signal(signal.SIGTERM, _leave)
@@ -179,22 +190,21 @@ def work(assignment: Assignment, pipe: Connection, parent: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # libraries clean up after this, and must not be interrupted
 
 
-def _die_with(parent: int) -> None:
-    """End this process as soon as its parent is gone, even if it was killed.
+def _die_with_the_run() -> None:
+    """End this process as soon as the run's process is gone, even if it was killed.
 
-    Linux does so by itself. Elsewhere a thread waits for the parent; code that holds Python's lock can delay it.
+    Linux does so by itself, by way of the fork server. Elsewhere a thread waits for the run's process; code that holds
+    Python's lock can delay it.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
-        os._exit(1)
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+    threading.Thread(target=_wait_for_the_run, daemon=True).start()
 
 
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
+def _wait_for_the_run() -> None:
+    run = multiprocessing.parent_process()
+    if run:
+        run.join()
         os._exit(1)
 
 

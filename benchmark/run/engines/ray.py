@@ -30,14 +30,12 @@ from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track, track
-from overpaint.run.worker import Teller, pass_on
+from overpaint.run.worker import Teller, environment, pass_on
 
 #: How often actors may die in a row before one of them has made anything.
 FALSE_STARTS = 3
 #: Seconds that a killed actor's process may take to go.
 PATIENCE = 10
-#: Environment of actors. Threads that wait sleep: the actors of a node share its cores.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 #: Settings of Ray, read when it is imported: no reports to its makers, and no word about a default that will change.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -202,7 +200,7 @@ class Actors:
             num_gpus=gpus,
             num_cpus=cpus,
             max_restarts=0,
-            runtime_env={"env_vars": {**ENVIRONMENT, "OMP_NUM_THREADS": str(cpus)}},
+            runtime_env={"env_vars": environment(cpus)},
         )(Actor)
         self._members: list[Member] = []
 

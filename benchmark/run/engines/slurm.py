@@ -37,9 +37,12 @@ from overpaint.run.shared_run import SharedRun, cells_of, shared_runs
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track
+from overpaint.run.worker import environment
 
 #: Seconds before its time limit at which Slurm tells a job to leave, at most; a third of the limit if that is less.
 NOTICE = 120
+#: Slurm looks at time limits once in a while: its signal may come so many seconds earlier than asked.
+EARLY = 60
 #: Seconds after which a job leaves the last tasks to the jobs that make them, so that it does not hold a GPU for nothing.
 IDLE = 2 * leases.EXPIRY
 #: Least seconds between two calls of ``squeue``.
@@ -125,14 +128,14 @@ class Slurm:
             "gpus_per_node": self.gpus or None,
             "mem": f"{self.memory}GB" if self.memory else None,
         }
-        threads = [f"export OMP_NUM_THREADS={self.cpus}", "export OMP_WAIT_POLICY=PASSIVE"]
+        variables = [f"export {name}={value}" for name, value in environment(self.cpus).items()]
         return {key: value for key, value in chosen.items() if value is not None} | {
             "job_name": "overpaint",
             "time": self.minutes,
             "nodes": 1,
             "ntasks_per_node": 1,
             "cpus_per_task": self.cpus,
-            "setup": [*threads, *self.setup],
+            "setup": [*variables, *self.setup],
             "signal_delay_s": self.notice,
             # a job that waits for a failed one would wait for ever; a preempted one is to come back
             "additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True},
@@ -142,7 +145,7 @@ class Slurm:
         """Submit the workers of these numbers as one array; returns the id of each job."""
         executor = _library().SlurmExecutor(folder=shared.folder / "logs", max_num_timeout=REQUEUES)
         executor.update_parameters(**self.parameters)
-        seconds = 60 * self.minutes - self.notice
+        seconds = max(20 * self.minutes, 60 * self.minutes - self.notice - EARLY)
         workers = [Worker(str(shared.folder), n, self.device, self.cpus, seconds) for n in numbers]
         try:
             with executor.batch():
@@ -296,8 +299,8 @@ class OutOfTime(BaseException):
 class Worker:
     """What a job of the array runs: bundles of the plan that nobody else makes, until nothing is left or its time is up.
 
-    ``seconds`` is the time until Slurm's notice. submitit calls `checkpoint` when the job is preempted or its notice comes,
-    and requeues it.
+    ``seconds`` is the time until Slurm's notice at the earliest. When the notice comes, or the job is preempted, submitit
+    calls `checkpoint` and requeues the job.
     """
 
     def __init__(self, folder: str, number: int, device: str, threads: int, seconds: int):
