@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError
 from overpaint.run.plan import Plan
-from overpaint.run.tasks import Task, canonical
+from overpaint.run.tasks import Task
 
 #: Raised when older versions of this package could not read the file, or would read it wrongly.
 FORMAT = 1
@@ -27,7 +28,7 @@ def save(plan: Plan, path: Path) -> None:
         bundle = plan.bundles.get(key)
         rows.append(
             {"stage": task.stage, "key": key, "label": task.label, "amount": task.amount, "like": task.like}
-            | {name: canonical(getattr(task, name)) for name in MAPPINGS}
+            | {name: _text(getattr(task, name)) for name in MAPPINGS}
             | {"wanted": key in wanted}
             | {"bundle": numbers.setdefault(id(bundle), len(numbers)) if bundle else None}
             | {"place": [t.key for t in bundle].index(key) if bundle else None}
@@ -71,3 +72,12 @@ def load(path: Path) -> Plan:
         bundle = [task for _, task in sorted(places, key=lambda place: place[0])]
         plan.bundles |= {task.key: bundle for task in bundle}
     return plan
+
+
+def _text(value: Mapping[str, Any]) -> str:
+    """A mapping as JSON, in its own order: the order of rows in results follows it."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else dict(value)

@@ -15,7 +15,6 @@ import psutil
 import pytest
 from counting_track import Told, grid, results
 
-from overpaint.commands.grids import planned
 from overpaint.errors import UserError
 from overpaint.grid.registry import component
 from overpaint.run import worker
@@ -23,6 +22,7 @@ from overpaint.run.engines.local import Local, Messenger
 from overpaint.run.executor import Executor, Run
 from overpaint.run.runner import run_here
 from overpaint.run.track import track
+from small_grid import figures
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,22 +151,8 @@ def test_no_workers_are_refused():
         component("engine", "local").build({"workers": 0})
 
 
-COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
 #: Sums round differently with one and with two threads. KID of four images is affected most.
 ROUNDING = 1e-2
-
-
-def figures(folder, run):
-    """The figures of a small image grid that ``run(plan, store)`` executes."""
-    cells = ("budget=smoke", "protocol.steps=4", "concepts=church", "method=none,uce", "attack=none")
-    grid = planned([*cells, f"store={folder}"])
-    plan, store = grid.plan, grid.store
-    store.prepare()
-    outcome = run(plan, store)
-    assert outcome.done == len(plan.tasks) and not outcome.failed
-    frames = [pd.read_parquet(store.read("measure", task.key) / "records.parquet") for _, task in plan.cells]
-    whole = pd.concat(frames, ignore_index=True)
-    return whole[~whole["metric"].isin(COSTS)].drop(columns="seconds")
 
 
 def test_workers_share_slow_imports_that_have_touched_no_gpu_and_started_no_thread():

@@ -4,7 +4,9 @@ import random
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
+import pandas as pd
 import psutil
 import pytest
 from counting_track import Told, grid, results
@@ -12,6 +14,8 @@ from counting_track import Told, grid, results
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component
 from overpaint.run.engines.ray import Actor
+from overpaint.run.runner import run_here
+from small_grid import figures, one_thread
 
 KILLS = 4
 
@@ -22,9 +26,9 @@ def actors():
     return [child for child in found if "ray::Actor" in " ".join(child.cmdline())]
 
 
-def killing(chance, made, stop):
+def killing(chance, made, stop, pause=(1, 3)):
     """Kill a random actor now and then."""
-    while len(made) < KILLS and not stop.wait(chance.uniform(1, 3)):
+    while len(made) < KILLS and not stop.wait(chance.uniform(*pause)):
         try:
             victims = actors()
             if victims:
@@ -34,22 +38,49 @@ def killing(chance, made, stop):
             continue
 
 
-def test_actors_that_are_killed_cost_what_they_have_in_hand(ray_cluster, store, counting, tmp_path):
-    plan = grid(range(12), log=tmp_path / "log", steps=4, pause=0.1)
-    killed, stop, watcher = [], threading.Event(), Told()
-    killer = threading.Thread(target=killing, args=(random.Random(0), killed, stop))
+@contextmanager
+def killed_at_random(pause):
+    """Kill actors during the block; yields the times of the kills."""
+    killed, stop = [], threading.Event()
+    killer = threading.Thread(target=killing, args=(random.Random(0), killed, stop, pause))
     killer.start()
     try:
-        outcome = component("engine", "ray").build({"address": ray_cluster, "workers": 2}).run(plan, store, watcher)
+        yield killed
     finally:
         stop.set()
         killer.join()
+
+
+def left(store):
+    places = ("tmp", "locks", "leases", "runs", "corrupt")
+    return [path for part in places for path in (store.root / part).glob("*")] + actors()
+
+
+def test_actors_that_are_killed_cost_what_they_have_in_hand(ray_cluster, store, counting, tmp_path):
+    plan, watcher = grid(range(12), log=tmp_path / "log", steps=4, pause=0.1), Told()
+    with killed_at_random((1, 3)) as killed:
+        outcome = component("engine", "ray").build({"address": ray_cluster, "workers": 2}).run(plan, store, watcher)
     assert not outcome.failed and results(plan, store) == [n + 100 for n in range(12)]
     assert len(killed) > 1 and 0 < len(watcher.gone) <= len(killed)
     begun = (tmp_path / "log").read_text().splitlines()
     assert len(plan.tasks) <= len(begun) <= len(plan.tasks) + len(killed), "more than what was in hand was made again"
-    assert [p for part in ("tmp", "locks", "leases", "runs", "corrupt") for p in (store.root / part).glob("*")] == []
-    assert actors() == []
+    assert left(store) == []
+
+
+@pytest.mark.slow
+def test_the_figures_of_actors_that_were_killed_equal_those_of_one_process(ray_cluster, tmp_path):
+    """To the last digit."""
+    with one_thread():
+        alone = figures(tmp_path / "alone", lambda plan, store: run_here(plan, store, "cpu", Told()))
+
+    def run(plan, store):
+        watcher = Told()
+        with killed_at_random((8, 20)):
+            outcome = component("engine", "ray").build({"address": ray_cluster, "workers": 2}).run(plan, store, watcher)
+        assert watcher.gone and left(store) == []
+        return outcome
+
+    pd.testing.assert_frame_equal(figures(tmp_path / "shared", run), alone, check_exact=True)
 
 
 def test_a_cluster_without_room_is_one_sentence(ray_cluster, store, counting):

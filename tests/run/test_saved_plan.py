@@ -23,6 +23,7 @@ def same(loaded, plan):
         assert canonical(task.runtime) == canonical(original.runtime)
         assert (task.label, task.amount, task.like) == (original.label, original.amount, original.like)
         assert json.loads(canonical(original.config)) == task.config
+        assert [list(task.config), list(task.inputs)] == [list(original.config), list(original.inputs)], "another order"
     assert {task.key for _, task in loaded.cells} == {task.key for _, task in plan.cells}
     assert {k: [t.key for t in b] for k, b in loaded.bundles.items()} == {
         k: [t.key for t in b] for k, b in plan.bundles.items()

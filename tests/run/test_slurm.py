@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 from counting_track import Told, grid, results
@@ -17,6 +18,9 @@ from overpaint.run import following
 from overpaint.run.engines import slurm
 from overpaint.run.engines.slurm import minutes
 from overpaint.run.leases import held
+from overpaint.run.runner import run_here
+from overpaint.run.store import Store
+from small_grid import figures, one_thread
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "slurm_single_node.sh"
@@ -232,3 +236,44 @@ def test_a_job_stops_before_its_time_limit_and_goes_on_after_it(engine, store, t
     log = (tmp_path / "log").read_text().splitlines()
     assert outcome.done == len(plan.tasks) - 2
     assert len(log) <= len(set(log)) + 2, "Slurm's notice came before the time that is sure"
+
+
+@pytest.mark.slow
+def test_the_figures_of_jobs_that_were_killed_and_requeued_equal_those_of_one_process(engine, tmp_path):
+    """To the last digit. `overpaint attach` prints the table of the detached run."""
+    with one_thread():
+        alone = figures(tmp_path / "alone", lambda plan, store: run_here(plan, store, "cpu", Told()))
+
+    def run(plan, store):
+        def disturb():
+            first, *others = held(store.root)
+            psutil.Process(int(first.owner.split("-")[1])).kill()
+            for lease in others:
+                subprocess.run(["scontrol", "requeue", lease.worker.removeprefix("slurm ")], check=True)
+
+        watcher = Told(at_first=disturb)
+        outcome = engine().run(plan, store, watcher)
+        assert len(watcher.gone) == 1 and left(store) == []
+        return outcome
+
+    pd.testing.assert_frame_equal(figures(tmp_path / "shared", run), alone, check_exact=True)
+
+
+@pytest.mark.slow
+def test_attach_prints_the_table_of_a_detached_run(engine, tmp_path):
+    grid = ("experiment=smoke", "method=none", "attack=none", "protocol.steps=2", f"store={tmp_path / 'store'}")
+    slurm = (
+        "engine=slurm",
+        "engine.workers=1",
+        "engine.gpus=0",
+        "engine.cpus=1",
+        "engine.time=10",
+        "engine.detach=true",
+    )
+    environment = {**os.environ, "OVERPAINT_STORE": ""}
+    command = [sys.executable, "-m", "overpaint.cli"]
+    done = subprocess.run([*command, "run", *grid, *slurm], env=environment, capture_output=True, text=True, check=True)
+    assert "1 jobs in array" in done.stderr and done.stdout == ""
+    done = subprocess.run([*command, "attach", grid[-1]], env=environment, capture_output=True, text=True, check=True)
+    assert "(engine=slurm, begun on" in done.stderr and "efficacy" in done.stdout
+    assert left(Store(tmp_path / "store")) == []
