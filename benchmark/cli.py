@@ -14,6 +14,7 @@ from overpaint.grid.labels import printable
 #: Command -> its place, and the line that `overpaint --help` shows.
 COMMANDS = {
     "run": ("overpaint.commands.run:run", "Plan a grid, run or resume it, and print its table."),
+    "attach": ("overpaint.commands.attach:attach", "Follow a run that goes on elsewhere, and print its table."),
     "plan": ("overpaint.commands.plan:plan", "Say what a run would do, without running it."),
     "status": ("overpaint.commands.status:status", "Say what runs, what failed, what is left, and what is stored."),
     "retry": ("overpaint.commands.retry:retry", "Forget failures, so that their tasks count as not tried."),

@@ -100,6 +100,7 @@ def count_together(tasks, inputs, folders, bench):
 def grid(numbers, **runtime) -> Plan:
     """A plan with a task ``count i`` for each number ``i``, and a task ``measure i`` that adds 100 to it."""
     plan = Plan("counting")
+    runtime = {key: str(value) if isinstance(value, Path) else value for key, value in runtime.items()}
     for n in numbers:
         first = plan.add(Task("count", {"n": n}, runtime=runtime, label=f"count {n}", like="count"))
         last = plan.add(Task("measure", {"n": 100}, {"in": first.key}, runtime=runtime, label=f"measure {n}"))
@@ -136,8 +137,8 @@ class Told:
     def noted(self, task, note):
         self.notes.append(note)
 
-    def lost(self, worker, code):
-        self.gone.append(code)
+    def lost(self, worker, how):
+        self.gone.append(how)
 
     def stepped(self, task, done, total, what): ...
     def waiting(self, tasks): ...

@@ -20,6 +20,7 @@ from overpaint.commands.list import lines
 from overpaint.commands.targets import target
 from overpaint.errors import AssetMissing
 from overpaint.grid.assets import asset
+from overpaint.grid.registry import DESCRIPTION, component
 from overpaint.report import claims
 from overpaint.report.rendering import FORMATS
 from overpaint.report.views import view_named
@@ -38,6 +39,9 @@ NOT_CODE = {
 #: Commands that are not run, by their first word -> why.
 NOT_RUN = {
     "apt-get": "needs root and installs system packages",
+    "eval": "sets the environment of a Slurm of one node; tests/run/test_slurm.py runs jobs on one",
+    "ray": "starts Ray on a machine of a cluster; tests/run/test_ray.py joins one",
+    "scripts/slurm_single_node.sh": "needs root; tests/run/test_slurm.py runs it",
 }
 #: Of a command that spans more cells than this, every second, third, … is planned.
 PLANNED = 40
@@ -213,8 +217,11 @@ def understood(name, *words):
     elif name == "fetch":
         named, rest = taken(overrides, "asset")
         assert all(map(asset, named.split(","))) if named else cells_of(compose(rest))
-    elif name != "doctor":
+    elif name not in ("doctor", "attach"):
         assert tasks(*overrides)
+        if any(override.startswith("engine=") for override in overrides):
+            values = dict(compose(overrides, demo=True)[0].config["engine"])
+            assert component("engine", values["name"]).settle({k: v for k, v in values.items() if k not in DESCRIPTION})
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("yaml", pages=PAGES))

@@ -11,8 +11,9 @@ PLACES = {"overpaint": ROOT / "benchmark", "overpaint.methods": ROOT / "methods"
 
 #: Libraries that a function may import: they load slowly, start threads, or are optional.
 HEAVY = {
-    "PIL", "cv2", "diffusers", "huggingface_hub", "matplotlib", "nudenet", "onnxruntime", "pandas", "peft", "platformdirs",
-    "pyarrow", "scipy", "statsmodels", "torch", "torch_fidelity", "torchmetrics", "torchvision", "transformers", "wandb",
+    "PIL", "cv2", "diffusers", "huggingface_hub", "matplotlib", "nudenet", "onnxruntime", "pandas", "peft",
+    "platformdirs", "pyarrow", "ray", "scipy", "statsmodels", "submitit", "torch", "torch_fidelity", "torchmetrics",
+    "torchvision", "transformers", "wandb",
 }  # fmt: skip
 #: Commands must start, plan and report without these.
 MODELS = {"torch", "diffusers", "transformers", "peft"}

@@ -21,7 +21,7 @@ from overpaint.grid.typed import bare
 from overpaint.run.store import Store
 
 LIBRARIES = ("torch", "diffusers", "transformers", "hydra-core", "torchmetrics", "pandas", "pyarrow")
-EXTRAS = {"nudenet": "nudenet", "torchvision": "torchvision", "wandb": "wandb"}
+EXTRAS = {"nudenet": "nudenet", "ray": "ray", "submitit": "slurm", "torchvision": "torchvision", "wandb": "wandb"}
 
 
 @click.command()

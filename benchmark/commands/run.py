@@ -44,7 +44,7 @@ def run_grid(grid: Grid) -> int:
     stop = Interruption()
     start, plan, store = time.perf_counter(), grid.plan, grid.store
     engine, tracker = grid.circumstance("engine"), grid.circumstance("tracker")
-    track(plan.track).devices(engine.device)  # reports a missing device before anything is written
+    engine.check(track(plan.track))  # reports a missing device before anything is written
     store.prepare()
     store.sweep()
     estimates = Estimates(store)
@@ -61,16 +61,20 @@ def run_grid(grid: Grid) -> int:
         ERR.print(f"interrupted: {tasks - left} of {tasks} tasks are stored in {store.root}")
         ERR.print("run the same command to continue")
         return 130
+    if outcome.elsewhere:
+        ERR.print(outcome.elsewhere)
+        return 0
     if len(records):
         print_tables(records)
         tracker.send(records, str(store.root))
     for path in _sheets(grid):
         ERR.print(f"contact sheet: {path}")
-    ERR.print(f"{outcome.done} tasks done in {duration(time.perf_counter() - start)}, store {store.root}")
-    return _failures(outcome, store)
+    return finish(outcome, store, time.perf_counter() - start)
 
 
-def _failures(outcome: Outcome, store: Store) -> int:
+def finish(outcome: Outcome, store: Store, seconds: float) -> int:
+    """Say what a run has done. Returns its exit code: 1 if tasks failed."""
+    ERR.print(f"{outcome.done} tasks done in {duration(seconds)}, store {store.root}")
     if not outcome.failed:
         return 0
     ERR.print(
@@ -87,6 +91,8 @@ def _until_readable(run: Callable[[], Outcome], grid: Grid) -> tuple[Outcome, pd
     while True:
         outcome = run()
         outcome.done = done = done + outcome.done
+        if outcome.elsewhere:
+            return outcome, pd.DataFrame()
         try:
             return outcome, stored_records(grid.store, grid.plan)
         except CorruptArtefact as error:

@@ -23,9 +23,14 @@ from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track
 
+#: Stages of almost every grid.
+STAGES = ("attack", "erase", "generate", "measure", "score")
+
 
 class Images(Track):
     """Erase, attack, generate, score, measure; every stage computes with torch."""
+
+    slow_modules = ("overpaint.models.diffusion", *(f"overpaint.images.stages.{name}" for name in STAGES))
 
     def cell(self, config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
         return cell_from(config, explicit)

@@ -104,9 +104,8 @@ class Display:
     def waiting(self, tasks: int) -> None:
         self.bars.update(self.all, note=f"waiting for another process ({tasks} tasks)")
 
-    def lost(self, worker: str, code: int) -> None:
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self._say(f"{worker} is gone ({how}); the others take over its task", style="yellow")
+    def lost(self, worker: str, how: str) -> None:
+        self._say(f"{worker} is gone ({how}); its task is made again", style="yellow")
 
     def _say(self, text: str, style: str | None = None) -> None:
         self.console.print(printable(text), highlight=False, markup=False, emoji=False, style=style)

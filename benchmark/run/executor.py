@@ -18,8 +18,10 @@ from typing import Any, Literal, Protocol
 
 from overpaint.errors import UserError
 from overpaint.grid.source_code import source_now
+from overpaint.run.leases import Leases
 from overpaint.run.plan import Plan
 from overpaint.run.progress import watched
+from overpaint.run.scheduler import TRIES
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import stage, stage_together, track
@@ -42,7 +44,8 @@ class Watcher(Listener, Protocol):
 
     def failed(self, task: Task, reason: str) -> None: ...
     def waiting(self, tasks: int) -> None: ...
-    def lost(self, worker: str, code: int) -> None: ...
+    def lost(self, worker: str, how: str) -> None:
+        """A worker died, and how: ``signal 9``."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,9 @@ class Result:
 class Executor:
     """Makes bundles of one plan in this process, on one device."""
 
-    def __init__(self, plan: Plan, store: Store, device: str, listener: Listener, run: Run):
+    def __init__(self, plan: Plan, store: Store, device: str, listener: Listener, run: Run, worker: str = ""):
         self.plan, self.store, self.device, self.listener, self.run = plan, store, device, listener, run
+        self._leases = Leases(store.root, run.id, worker)
 
     @cached_property
     def bench(self) -> Any:
@@ -93,22 +97,30 @@ class Executor:
 
         Raises a `UserError` if the store cannot be written to; every other error is the task's, and becomes the result.
         """
-        with self.store.claim(bundle[0].key) as mine:
-            if not mine:
+        first = bundle[0]
+        if self._stored(bundle):
+            return Result("made")
+        with self.store.claim(first.key) as mine, self._leases.holding(first.key, first.label, mine) as lease:
+            if not lease:
                 return Result("elsewhere")
-            if all(self.store.has(task.stage, task.key) for task in bundle):
+            if self._stored(bundle):
                 return Result("made")
-            if len(bundle) == 1 and self._failed_elsewhere(bundle[0]):
+            if len(bundle) == 1 and self._failed_elsewhere(first):
                 return Result("failed", reason="it failed in another process")
-            self.listener.started(bundle[0])
+            if lease.tries > TRIES:
+                return self._explain(UserError(f"the {TRIES} workers that tried it have died"), bundle)
+            self.listener.started(first)
             start = time.perf_counter()
             try:
-                with watched(partial(self.listener.stepped, bundle[0])):
+                with watched(partial(self.listener.stepped, first)):
                     made = execute(bundle, self.plan, self.store, self.bench, self.device, self.listener)
             except Exception as error:
                 return self._explain(error, bundle)
             seconds = (time.perf_counter() - start) / len(bundle)
             return Result("made", tuple(task.key for task in made), seconds)
+
+    def _stored(self, bundle: Sequence[Task]) -> bool:
+        return all(self.store.has(task.stage, task.key) for task in bundle)
 
     def _failed_elsewhere(self, task: Task) -> bool:
         failure = self.store.failure(task.key)

@@ -51,7 +51,8 @@ def _started(pid: int) -> str | None:
         state, *rest = (
             Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         )
-        return None if state in "ZX" else rest[18]
+        threads = int(rest[16])  # while a killed process still has some, it still holds its locks
+        return None if state in "ZX" and threads < 2 else rest[18]
     except OSError:
         pass
     try:

@@ -11,22 +11,27 @@ from overpaint.errors import UserError
 from overpaint.run.estimates import Estimates
 from overpaint.run.executor import Executor, Result, Run, Watcher
 from overpaint.run.history import History
+from overpaint.run.leases import sweep
 from overpaint.run.plan import HORIZON, Plan
 from overpaint.run.scheduler import Scheduler
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 
-#: Seconds between two looks at a task that another process is making.
-PATIENCE = 0.3
+#: Seconds between two looks at tasks that other processes are making: a tenth of the time waited so far, within these limits.
+PATIENCE = (0.3, 5.0)
 
 
 @dataclass
 class Outcome:
-    """What became of a run: tasks made, failed tasks with their reason, and tasks that these blocked."""
+    """What became of a run: tasks made, failed tasks with their reason, and tasks that these blocked.
+
+    ``elsewhere`` is a sentence for the user if the run goes on without this process, or has not begun.
+    """
 
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)
+    elsewhere: str = ""
 
 
 class Crew(Protocol):
@@ -80,15 +85,18 @@ def run_here(plan: Plan, store: Store, device: str, watcher: Watcher) -> Outcome
     return run_plan(plan, store, Alone(Executor(plan, store, device, watcher, Run.begin(store))), watcher)
 
 
-def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher) -> Outcome:
+def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher, idle_limit: float | None = None) -> Outcome:
     """Run what is missing, inputs first, until every task is stored or has failed.
+
+    With ``idle_limit``, a crew that has waited for so many seconds leaves the last tasks to the processes that make them.
 
     Several processes may run one plan on one store: each task is claimed by one of them. The others go on elsewhere and
     look again when they have nothing else to do. A task that failed during this run, in any process, is not tried again.
     """
     costs = Estimates(store).guess
     scheduler, done, up_to_date = Scheduler(plan, plan.missing(store), costs, crew.size), 0, True
-    history = History(store)
+    history, idle_since = History(store), time.monotonic()
+    sweep(store.root)
     history.add(history.known(plan.sources))
     while True:
         if scheduler.left < HORIZON // 2 and plan.advance(store):
@@ -111,7 +119,12 @@ def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher) -> Outcome:
             )
         if idle:
             watcher.waiting(scheduler.elsewhere)
-        found = crew.results(PATIENCE if scheduler.elsewhere else None)
+        waited = time.monotonic() - idle_since
+        if idle and idle_limit is not None and waited > idle_limit and scheduler.elsewhere == scheduler.left:
+            return Outcome(done, scheduler.failed, scheduler.blocked)
+        found = crew.results(min(max(waited / 10, PATIENCE[0]), PATIENCE[1]) if scheduler.elsewhere else None)
+        if found:
+            idle_since = time.monotonic()
         up_to_date = up_to_date and not found
         for made, result in found:
             done += len(result.keys)

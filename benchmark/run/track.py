@@ -25,6 +25,10 @@ class Track(ABC):
     several at once.
     """
 
+    #: Modules that every worker needs and that load slowly: workers of one machine import them once. They must not
+    #: initialise CUDA or start threads.
+    slow_modules: Sequence[str] = ()
+
     @abstractmethod
     def cell(self, config: Mapping[str, Any], explicit: frozenset[str]) -> Any:
         """A checked cell from a composed configuration. ``explicit`` holds the keys that the user set by hand."""

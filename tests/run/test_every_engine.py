@@ -17,24 +17,35 @@ from overpaint.run.estimates import Estimates
 
 pytestmark = pytest.mark.usefixtures("counting")
 
-ENGINES = sorted(components("engine"))
-#: Hyper-parameters with which an engine uses several processes, if it can.
-SEVERAL = {"local": {"workers": 2}}
+#: Slurm's tests are in test_slurm.py: they need a cluster.
+ENGINES = sorted(set(components("engine")) - {"slurm"})
 
 
 @pytest.fixture(params=ENGINES)
-def engine(request):
-    return component("engine", request.param).build(SEVERAL.get(request.param, {}))
+def build(request):
+    """``build(device="cpu")``: the engine with two processes, if it can use several."""
+    values = {"local": {"workers": 2}, "ray": {"workers": 2}}.get(request.param, {})
+    if request.param == "ray":
+        values["address"] = request.getfixturevalue("ray_cluster")
+    return lambda **more: component("engine", request.param).build(values | more)
+
+
+@pytest.fixture
+def engine(build):
+    return build()
 
 
 def children():
-    """Running child processes, except Python's own helper."""
-    found = psutil.Process().children(recursive=True)
-    return [child for child in found if "resource_tracker" not in " ".join(child.cmdline())]
+    """Running child processes, except Python's own helper and those of the test's Ray cluster that serve every run."""
+    found = [(child, " ".join(child.cmdline())) for child in psutil.Process().children(recursive=True)]
+    served = ("resource_tracker", "/ray/", "ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")
+    return [child for child, command in found if not any(name in command for name in served)]
 
 
-def nothing_left(store):
-    return [*(store.root / "tmp").iterdir(), *(store.root / "locks").iterdir(), *children()] == []
+def left(store):
+    """What a run has left: files in the store, and processes."""
+    places = ("tmp", "locks", "leases", "runs")
+    return [path for part in places for path in (store.root / part).glob("*")] + children()
 
 
 def fork(run):
@@ -61,7 +72,7 @@ def test_it_makes_every_task_once_and_nothing_again(engine, store, tmp_path):
     )
     again = Told()
     assert engine.run(plan, store, again).done == 0 and again.begun == []
-    assert nothing_left(store)
+    assert left(store) == []
 
 
 def test_it_makes_bundles_in_one_go(engine, store):
@@ -84,13 +95,13 @@ def test_it_records_failures_and_the_next_run_tries_them_again(engine, store, tm
     assert sorted((tmp_path / "log").read_text().split("\n")[:-1]) == ["count 0", "count 1", "count 2"]
     trouble.unlink()
     assert engine.run(plan, store, Told()).done == 6
-    assert results(plan, store) == [100, 101, 102] and store.failures() == {} and nothing_left(store)
+    assert results(plan, store) == [100, 101, 102] and store.failures() == {} and left(store) == []
 
 
 def test_a_failure_in_one_cell_leaves_the_others(engine, store, tmp_path):
     (tmp_path / "refused").touch()
     plan, watcher = grid(range(3)), Told()
-    object.__setattr__(next(iter(plan.tasks.values())), "runtime", {"refused": tmp_path / "refused"})
+    object.__setattr__(next(iter(plan.tasks.values())), "runtime", {"refused": str(tmp_path / "refused")})
     outcome = engine.run(plan, store, watcher)
     assert watcher.reasons == list(outcome.failed.values()) == ["the request cannot be met"]
     assert outcome.done == 4 and len(outcome.blocked) == 1
@@ -103,7 +114,7 @@ def test_an_interruption_is_clean(engine, store):
     plan = grid(range(6), pause=0.05)
     with pytest.raises(KeyboardInterrupt):
         engine.run(plan, store, Told(at_first=interrupt))
-    assert nothing_left(store) and store.failures() == {}
+    assert left(store) == [] and store.failures() == {}
     engine.run(plan, store, Told())
     assert results(plan, store) == list(range(100, 106))
 
@@ -123,7 +134,7 @@ def test_a_full_disk_is_one_sentence(engine, store):
     plan = grid([1], full=True)
     with pytest.raises(UserError, match=f"cannot write to the store {store.root}: No space left on device"):
         engine.run(plan, store, Told())
-    assert nothing_left(store) and store.failures() == {}
+    assert left(store) == [] and store.failures() == {}
 
 
 def test_two_runs_at_once_are_one(engine, store, tmp_path):
@@ -134,7 +145,7 @@ def test_two_runs_at_once_are_one(engine, store, tmp_path):
     assert os.waitpid(second, 0)[1] == 0
     assert not outcome.failed and results(plan, store) == list(range(100, 108))
     assert sorted((tmp_path / "log").read_text().split("\n")[:-1]) == sorted(t.label for t in plan.tasks.values())
-    assert nothing_left(store)
+    assert left(store) == []
 
 
 @pytest.mark.parametrize("lock", ["idle", "refused"])
@@ -147,16 +158,15 @@ def test_two_runs_at_once_end_well_without_working_locks(engine, store, monkeypa
         outcome = engine.run(plan, store, display)
     assert os.waitpid(second, 0)[1] == 0
     assert not outcome.failed and results(plan, store) == list(range(100, 106)) and display.at_work == {}
-    assert nothing_left(store) and store.failures() == {}
+    assert left(store) == [] and store.failures() == {}
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_an_unknown_key_is_refused(name):
-    with pytest.raises(UserError, match=f"unknown hyper-parameter 'devise' in engine={name}; did you mean 'device'"):
-        component("engine", name).build({"devise": "cpu"})
+def test_an_unknown_key_is_refused(build):
+    with pytest.raises(UserError, match=r"unknown hyper-parameter 'devise' in engine=\w+; did you mean 'device'"):
+        build(devise="cpu")
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_a_device_that_the_track_refuses_is_one_sentence(name, store):
+def test_a_device_that_the_track_refuses_is_one_sentence(build, store):
     with pytest.raises(UserError, match=r"engine.device=tpu cannot count"):
-        component("engine", name).build({"device": "tpu"}).run(grid([1]), store, Told())
+        build(device="tpu").run(grid([1]), store, Told())
+    assert left(store) == []

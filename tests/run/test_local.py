@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,29 +15,30 @@ import psutil
 import pytest
 from counting_track import Told, grid, results
 
-from overpaint.commands.grids import planned
 from overpaint.errors import UserError
 from overpaint.grid.registry import component
+from overpaint.run import worker
 from overpaint.run.engines.local import Local, Messenger
 from overpaint.run.executor import Executor, Run
 from overpaint.run.runner import run_here
 from overpaint.run.track import track
+from small_grid import figures
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def workers(of=None):
-    """The worker processes of this process, or of process ``of``."""
-    found = psutil.Process(of).children()
-    return [child for child in found if "spawn_main" in " ".join(child.cmdline())]
+    """The worker processes of this process, or of process ``of``: children of its fork server."""
+    servers = [child for child in psutil.Process(of).children() if "forkserver" in " ".join(child.cmdline())]
+    return [child for server in servers for child in server.children()]
 
 
 def dead_within(seconds, processes):
-    """Whether all processes end in time. Zombie processes count as ended."""
+    """Whether all processes end in time. A zombie process has ended when its last thread has."""
 
     def living(process):
         try:
-            return process.status() != psutil.STATUS_ZOMBIE
+            return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
         except psutil.NoSuchProcess:
             return False
 
@@ -57,7 +59,7 @@ def test_the_others_take_over_from_a_worker_that_is_killed(store):
     plan = grid(range(8), pause=0.05)
     watcher = Told(at_first=lambda: os.kill(workers()[0].pid, signal.SIGKILL))
     outcome = two().run(plan, store, watcher)
-    assert watcher.gone == [-signal.SIGKILL] and not outcome.failed and watcher.reasons == []
+    assert watcher.gone == ["signal 9"] and not outcome.failed and watcher.reasons == []
     assert results(plan, store) == list(range(100, 108))
     assert [*(store.root / "tmp").iterdir(), *(store.root / "locks").iterdir()] == []
 
@@ -65,8 +67,8 @@ def test_the_others_take_over_from_a_worker_that_is_killed(store):
 @pytest.mark.usefixtures("counting")
 def test_all_workers_gone_is_one_sentence_and_what_is_stored_stays(store):
     def kill():
-        for worker in workers():
-            worker.kill()
+        for process in workers():
+            process.kill()
 
     plan = grid(range(8), pause=0.05)
     with pytest.raises(UserError, match="16 tasks are left and all 2 workers are gone"):
@@ -111,7 +113,7 @@ def test_a_worker_that_cannot_ask_its_system_notices_by_itself_that_the_run_is_g
     code = (
         "import multiprocessing, time\n"
         "from overpaint.run.engines import local\n"
-        "child = multiprocessing.get_context('spawn').Process(target=local._wait_for_parent)\n"
+        "child = multiprocessing.get_context('spawn').Process(target=local._wait_for_the_run)\n"
         "child.start()\nprint(child.pid, flush=True)\ntime.sleep(60)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -149,22 +151,38 @@ def test_no_workers_are_refused():
         component("engine", "local").build({"workers": 0})
 
 
-COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
 #: Sums round differently with one and with two threads. KID of four images is affected most.
 ROUNDING = 1e-2
 
 
-def figures(folder, run):
-    """The figures of a small image grid that ``run(plan, store)`` executes."""
-    cells = ("budget=smoke", "protocol.steps=4", "concepts=church", "method=none,uce", "attack=none")
-    grid = planned([*cells, f"store={folder}"])
-    plan, store = grid.plan, grid.store
-    store.prepare()
-    outcome = run(plan, store)
-    assert outcome.done == len(plan.tasks) and not outcome.failed
-    frames = [pd.read_parquet(store.read("measure", task.key) / "records.parquet") for _, task in plan.cells]
-    whole = pd.concat(frames, ignore_index=True)
-    return whole[~whole["metric"].isin(COSTS)].drop(columns="seconds")
+def test_workers_share_slow_imports_that_have_touched_no_gpu_and_started_no_thread():
+    """The only thread beside the main one is that of pyarrow's jemalloc, which is made for forks."""
+    modules = track("images").slow_modules
+    code = (
+        "import multiprocessing, os, sys\n"
+        "def look(pipe):\n"
+        "    import torch\n"
+        "    pipe.send(('overpaint.models.diffusion' in ready, torch.cuda.is_initialized(),\n"
+        "        torch.cuda._is_in_bad_fork(), threads(os.getppid())))\n"
+        "def threads(pid):\n"
+        "    names = [open(f'/proc/{pid}/task/{t}/comm').read().strip() for t in os.listdir(f'/proc/{pid}/task')]\n"
+        "    return len([name for name in names if name != 'jemalloc_bg_thd'])\n"
+        "ready = set(sys.modules)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('forkserver')\n"
+        f"    context.set_forkserver_preload({list(modules)})\n"
+        "    here, there = context.Pipe()\n"
+        "    context.Process(target=look, args=(there,)).start()\n"
+        "    print(here.recv())\n"
+    )
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write(code)
+        script.flush()
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **worker.environment(1)}
+        done = subprocess.run(
+            [sys.executable, script.name], env=environment, capture_output=True, text=True, check=True
+        )
+    assert done.stdout.strip() == "(True, False, False, 1)"
 
 
 def test_on_pictures_workers_make_what_one_process_makes(tmp_path):

@@ -8,7 +8,7 @@ from overpaint.run.executor import Watcher
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Outcome, run_here
 from overpaint.run.store import Store
-from overpaint.run.track import track
+from overpaint.run.track import Track, track
 
 
 @dataclass(kw_only=True)
@@ -16,6 +16,10 @@ class Inline:
     """``device``: ``auto`` is the first GPU if there is one, else the CPU."""
 
     device: str
+
+    def check(self, kind: Track) -> None:
+        """Raise a `UserError` if this machine lacks the device."""
+        kind.devices(self.device)
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         return run_here(plan, store, track(plan.track).devices(self.device)[0], watcher)

@@ -1,0 +1,83 @@
+"""A plan as a Parquet file, so that workers on other machines do not plan again. Nothing in it is run when it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from overpaint.errors import UserError
+from overpaint.run.plan import Plan
+from overpaint.run.tasks import Task
+
+#: Raised when older versions of this package could not read the file, or would read it wrongly.
+FORMAT = 1
+MAPPINGS = ("config", "inputs", "versions", "sources", "runtime")
+
+
+def save(plan: Plan, path: Path) -> None:
+    """Write the tasks, the bundles and what the cells need. The cells themselves are left out: workers do not use them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted = {task.key for _, task in plan.cells}
+    numbers: dict[int, int] = {}  # of bundles, by identity: all their tasks share one list
+    rows: list[dict[str, Any]] = []
+    for key, task in plan.tasks.items():
+        bundle = plan.bundles.get(key)
+        rows.append(
+            {"stage": task.stage, "key": key, "label": task.label, "amount": task.amount, "like": task.like}
+            | {name: _text(getattr(task, name)) for name in MAPPINGS}
+            | {"wanted": key in wanted}
+            | {"bundle": numbers.setdefault(id(bundle), len(numbers)) if bundle else None}
+            | {"place": [t.key for t in bundle].index(key) if bundle else None}
+        )
+    text = ("stage", "key", *MAPPINGS, "label", "like")
+    types = {**dict.fromkeys(text, pa.string()), "amount": pa.int64(), "wanted": pa.bool_()}
+    schema = pa.schema({**types, "bundle": pa.int64(), "place": pa.int64()})
+    about = {"format": str(FORMAT), "track": plan.track}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema.with_metadata(about)), path, compression="zstd")
+
+
+def load(path: Path) -> Plan:
+    """The plan in a file of `save`; each of its cells is ``None``.
+
+    Raises a `UserError` if there is no such file, if it is damaged, or if a newer version of this package wrote it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        written, track = int(about["format"]), about["track"]
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the plan {path} cannot be read ({reason}); run the same command again") from error
+    if written > FORMAT:
+        raise UserError(f"the plan {path} has format {written}, and this version of overpaint reads up to {FORMAT}")
+    plan, bundles = Plan(track), dict[int, list[tuple[int, Task]]]()
+    for row in table.to_pylist():
+        mappings = {name: json.loads(row[name]) for name in MAPPINGS}
+        task = Task(row["stage"], **mappings, label=row["label"], amount=row["amount"], like=row["like"])
+        task.__dict__["key"] = row["key"]  # its hash need not be computed again
+        plan.tasks[task.key] = task
+        if row["wanted"]:
+            plan.cells.append((None, task))
+        if row["bundle"] is not None:
+            bundles.setdefault(row["bundle"], []).append((row["place"], task))
+    for places in bundles.values():
+        bundle = [task for _, task in sorted(places, key=lambda place: place[0])]
+        plan.bundles |= {task.key: bundle for task in bundle}
+    return plan
+
+
+def _text(value: Mapping[str, Any]) -> str:
+    """A mapping as JSON, in its own order: the order of rows in results follows it."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else dict(value)

@@ -1,0 +1,80 @@
+"""What worker processes of all engines have in common: what they start with, and what they tell about their tasks."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from overpaint.grid.registry import look_in
+from overpaint.run.executor import Executor, Listener, Run, Watcher
+from overpaint.run.plan import Plan
+from overpaint.run.store import Store
+from overpaint.run.tasks import Task
+from overpaint.run.track import track
+
+#: Environment of every worker, set before torch is imported. Workers share their machine's cores: threads that wait sleep
+#: instead of spinning, and each worker is told its number of threads.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+#: Minimum seconds between two progress messages of a worker.
+TELLING = 0.2
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker starts with. ``worker`` is its name for people, ``conf_folders`` those that the user named."""
+
+    plan: Plan
+    store: Path
+    run: Run
+    conf_folders: tuple[Path, ...]
+    worker: str
+    device: str
+    threads: int
+
+    def executor(self, listener: Listener) -> Executor:
+        """An executor in this process, which takes over the folders and the number of threads."""
+        look_in(*self.conf_folders)
+        kind = track(self.plan.track)
+        kind.settle(self.threads)
+        device = kind.devices(self.device)[0]
+        return Executor(self.plan, Store(self.store), device, listener, self.run, self.worker)
+
+
+class Teller(ABC):
+    """A listener that passes on what it hears as messages: an event, the task's key, and the details."""
+
+    _told = 0.0
+
+    @abstractmethod
+    def tell(self, *message) -> None:
+        """Send a message to the run."""
+
+    def started(self, task: Task) -> None:
+        self.tell("started", task.key)
+
+    def stepped(self, task: Task, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        if now - self._told > TELLING:
+            self._told = now
+            self.tell("stepped", task.key, done, total, what)
+
+    def noted(self, task: Task, note: str) -> None:
+        self.tell("noted", task.key, note)
+
+
+def pass_on(message: tuple, plan: Plan, watcher: Watcher) -> None:
+    """Give the watcher a message of a `Teller`."""
+    event, key, *details = message
+    getattr(watcher, event)(plan.tasks[key], *details)
+
+
+def ended(code: int | None) -> str:
+    """How a process ended: ``signal 9`` or ``exit code 1``."""
+    return f"signal {-code}" if code and code < 0 else f"exit code {code or 0}"
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Environment variables of a worker with so many threads."""
+    return {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}

@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# A real Slurm of one node for tests and for trying `engine=slurm`: root, Debian or Ubuntu, no systemd, no accounting.
+#
+#   scripts/slurm_single_node.sh start [CPUS] [GPUS]   install the packages if needed, configure, start (8 CPUs, 2 pretended GPUs)
+#   eval "$(scripts/slurm_single_node.sh env)"         let squeue, sbatch and overpaint find it
+#   scripts/slurm_single_node.sh status | stop
+#
+# Everything except the packages and munge's key lies under $SLURM_LAB (default: /tmp/slurm-lab). Only processes that this script
+# started are stopped.
+set -euo pipefail
+
+lab=${SLURM_LAB:-/tmp/slurm-lab}
+port=${SLURM_LAB_PORT:-6817}
+node=$(hostname -s)
+export SLURM_CONF=$lab/slurm.conf
+
+running() { [[ -s $lab/$1.pid ]] && kill -0 "$(<"$lab/$1.pid")" 2>/dev/null; }
+
+until_true() { # SECONDS COMMAND...
+    local end=$((SECONDS + $1)); shift
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS < end)) || { echo "gave up waiting for: $*" >&2; return 1; }
+        sleep 0.2
+    done
+}
+
+install_packages() {
+    local packages=(slurmctld slurmd slurm-client munge)
+    dpkg -s "${packages[@]}" >/dev/null 2>&1 && return
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >"$lab/apt.log" 2>&1
+}
+
+configure() { # CPUS GPUS
+    local memory gpu gres=()
+    memory=$(awk '/^MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
+    mkdir -p "$lab"/{state,spool,devices}
+    echo "CgroupPlugin=disabled" >"$lab/cgroup.conf"
+    echo "AutoDetect=off" >"$lab/gres.conf"
+    for ((gpu = 0; gpu < $2; gpu++)); do # a device file each; copies of /dev/null will do
+        [[ -e $lab/devices/gpu$gpu ]] || mknod "$lab/devices/gpu$gpu" c 1 3
+        echo "NodeName=$node Name=gpu File=$lab/devices/gpu$gpu" >>"$lab/gres.conf"
+    done
+    (($2)) && gres=("Gres=gpu:$2")
+    cat >"$SLURM_CONF" <<CONF
+ClusterName=single
+SlurmctldHost=$node(127.0.0.1)
+SlurmUser=root
+SlurmctldPort=$port
+SlurmdPort=$((port + 1))
+AuthType=auth/munge
+CredType=cred/munge
+# a requeued job may not start again before its old credential has expired
+AuthInfo=cred_expire=5
+StateSaveLocation=$lab/state
+SlurmdSpoolDir=$lab/spool
+SlurmctldPidFile=$lab/slurmctld.pid
+SlurmdPidFile=$lab/slurmd.pid
+SlurmctldLogFile=$lab/slurmctld.log
+SlurmdLogFile=$lab/slurmd.log
+# without cgroups and without accounting
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+# more CPUs than the machine has
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+GresTypes=gpu
+ReturnToService=2
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
+KillWait=10
+JobRequeue=1
+# jobs of partition urgent preempt those of partition main, which get their notice (--signal) first
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PreemptParameters=send_user_signal
+NodeName=$node NodeAddr=127.0.0.1 CPUs=$1 Boards=1 SocketsPerBoard=1 CoresPerSocket=$1 ThreadsPerCore=1 RealMemory=$memory ${gres[*]:-}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=10 GraceTime=20
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=100 PreemptMode=OFF
+CONF
+}
+
+start_munge() {
+    munge -n >/dev/null 2>&1 && return
+    install -d -o munge -g munge -m 755 /run/munge
+    if [[ ! -s /etc/munge/munge.key ]]; then
+        (umask 077 && head -c 128 /dev/urandom >/etc/munge/munge.key)
+        chown munge:munge /etc/munge/munge.key
+    fi
+    runuser -u munge -- /usr/sbin/munged --pid-file=/run/munge/munged.pid
+    until_true 10 munge -n
+    cp /run/munge/munged.pid "$lab/munged.pid"
+}
+
+start() {
+    mkdir -p "$lab"
+    install_packages
+    running slurmctld || configure "${1:-8}" "${2:-2}"
+    start_munge
+    running slurmctld || /usr/sbin/slurmctld -f "$SLURM_CONF"
+    until_true 20 scontrol ping
+    running slurmd || /usr/sbin/slurmd -f "$SLURM_CONF" -N "$node"
+    until_true 30 sh -c "sinfo --noheader --format=%t | grep -qE '^(idle|mix|alloc)$'"
+    echo "Slurm is ready: export SLURM_CONF=$SLURM_CONF" >&2
+}
+
+stop() {
+    local daemon
+    for daemon in slurmd slurmctld munged; do
+        running $daemon || continue
+        kill "$(<"$lab/$daemon.pid")"
+        until_true 10 sh -c "! kill -0 $(<"$lab/$daemon.pid")" || true
+        rm -f "$lab/$daemon.pid"
+    done
+}
+
+case ${1:-} in
+    start) shift; start "$@" ;;
+    stop) stop ;;
+    status) scontrol ping; sinfo --Node --format='%N %t %c CPUs %G'; squeue ;;
+    env) echo "export SLURM_CONF=$SLURM_CONF" ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac

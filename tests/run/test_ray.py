@@ -1,0 +1,109 @@
+"""Ray: actors may be killed at any moment, and what stops a run is one sentence. The common suite is in test_every_engine.py."""
+
+import random
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pandas as pd
+import psutil
+import pytest
+from counting_track import Told, grid, results
+
+from overpaint.errors import AssetMissing, UserError
+from overpaint.grid.registry import component
+from overpaint.run.engines.ray import Actor
+from overpaint.run.runner import run_here
+from small_grid import figures, one_thread
+
+KILLS = 4
+
+
+def actors():
+    """The processes of actors that make something. Ray renames them after what they run."""
+    found = psutil.Process().children(recursive=True)
+    return [child for child in found if "ray::Actor" in " ".join(child.cmdline())]
+
+
+def killing(chance, made, stop, pause=(1, 3)):
+    """Kill a random actor now and then."""
+    while len(made) < KILLS and not stop.wait(chance.uniform(*pause)):
+        try:
+            victims = actors()
+            if victims:
+                chance.choice(victims).kill()
+                made.append(time.monotonic())
+        except psutil.Error:  # it has just ended
+            continue
+
+
+@contextmanager
+def killed_at_random(pause):
+    """Kill actors during the block; yields the times of the kills."""
+    killed, stop = [], threading.Event()
+    killer = threading.Thread(target=killing, args=(random.Random(0), killed, stop, pause))
+    killer.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        killer.join()
+
+
+def left(store):
+    places = ("tmp", "locks", "leases", "runs", "corrupt")
+    return [path for part in places for path in (store.root / part).glob("*")] + actors()
+
+
+def test_actors_that_are_killed_cost_what_they_have_in_hand(ray_cluster, store, counting, tmp_path):
+    plan, watcher = grid(range(12), log=tmp_path / "log", steps=4, pause=0.1), Told()
+    with killed_at_random((1, 3)) as killed:
+        outcome = component("engine", "ray").build({"address": ray_cluster, "workers": 2}).run(plan, store, watcher)
+    assert not outcome.failed and results(plan, store) == [n + 100 for n in range(12)]
+    assert len(killed) > 1 and 0 < len(watcher.gone) <= len(killed)
+    begun = (tmp_path / "log").read_text().splitlines()
+    assert len(plan.tasks) <= len(begun) <= len(plan.tasks) + len(killed), "more than what was in hand was made again"
+    assert left(store) == []
+
+
+@pytest.mark.slow
+def test_the_figures_of_actors_that_were_killed_equal_those_of_one_process(ray_cluster, tmp_path):
+    """To the last digit."""
+    with one_thread():
+        alone = figures(tmp_path / "alone", lambda plan, store: run_here(plan, store, "cpu", Told()))
+
+    def run(plan, store):
+        watcher = Told()
+        with killed_at_random((8, 20)):
+            outcome = component("engine", "ray").build({"address": ray_cluster, "workers": 2}).run(plan, store, watcher)
+        assert watcher.gone and left(store) == []
+        return outcome
+
+    pd.testing.assert_frame_equal(figures(tmp_path / "shared", run), alone, check_exact=True)
+
+
+def test_a_cluster_without_room_is_one_sentence(ray_cluster, store, counting):
+    for values, said in [
+        ({"gpus": 0.5}, r"engine.gpus=0.5: Ray has 0 GPUs"),
+        ({"cpus": 64}, r"engine.cpus=64: Ray has 2 CPU cores"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            component("engine", "ray").build({"address": ray_cluster} | values).run(grid([1]), store, Told())
+
+
+def test_no_ray_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(AssetMissing, match=r"engine=ray needs the extra: pip install 'overpaint\[ray\]'"):
+        component("engine", "ray").build({})
+
+
+@pytest.mark.parametrize("gpus", [-1.0, 1.5])
+def test_a_share_of_gpus_is_checked(gpus):
+    with pytest.raises(UserError, match=f"engine.gpus takes auto, a share from 0 to 1 or a whole number, got {gpus:g}"):
+        component("engine", "ray").build({"gpus": gpus})
+
+
+def test_an_actor_that_does_not_see_the_store_says_so(tmp_path):
+    with pytest.raises(UserError, match=f"ray 1 on .* does not see the store {tmp_path}: put it on a path"):
+        Actor(tmp_path / "runs" / "id", "ray 1", "cpu", 1).begin()

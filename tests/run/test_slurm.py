@@ -1,0 +1,279 @@
+"""Slurm: settings and scripts; and, on a real Slurm of one node, jobs that are killed, preempted, cancelled or out of time."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from counting_track import Told, grid, results
+
+from overpaint.errors import AssetMissing, UserError
+from overpaint.grid.registry import component
+from overpaint.run import following
+from overpaint.run.engines import slurm
+from overpaint.run.engines.slurm import minutes
+from overpaint.run.leases import held
+from overpaint.run.runner import run_here
+from overpaint.run.store import Store
+from small_grid import figures, one_thread
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "slurm_single_node.sh"
+#: What a run leaves empty.
+PLACES = ("tmp", "locks", "leases", "runs", "corrupt")
+
+submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install 'overpaint[slurm]'")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(90, 90), ("90", 90), ("5:30", 6), ("4:00:00", 240), ("1-12", 2160), ("1-12:30", 2190), ("2-00:00:30", 2881)],
+)
+def test_a_time_limit_is_what_slurm_writes(text, expected):
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["soon", "1:2:3:4", "-5", "0:00:00", ""])
+def test_what_is_no_time_limit_is_refused(text):
+    with pytest.raises(UserError, match=r"engine.time"):
+        component("engine", "slurm").build({"time": text})
+
+
+def test_a_dry_run_prints_the_script_and_submits_nothing(store, counting, capsys):
+    values = {"partition": "gpu", "account": "lab", "memory": 32, "setup": ["module load cuda"], "dry_run": True}
+    outcome = component("engine", "slurm").build(values).run(grid([1]), store, Told())
+    script = capsys.readouterr().out
+    for line in (
+        "--partition=gpu", "--account=lab", "--time=240", "--mem=32GB", "--gpus-per-node=1", "--cpus-per-task=4",
+        "--array=0-3%4", "--requeue", "--kill-on-invalid-dep=yes", "--signal=USR2@120",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert "export OMP_NUM_THREADS=4\n" in script and "\nmodule load cuda\n" in script
+    assert outcome.elsewhere == "engine.dry_run=true: nothing was submitted"
+    assert list(store.root.glob("runs/*")) == []
+
+
+def test_without_slurm_or_submitit_there_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="there is no sbatch on this machine; run the command where you submit jobs"):
+        component("engine", "slurm").build({}).check(None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(AssetMissing, match=r"engine=slurm needs the extra: pip install 'overpaint\[slurm\]'"):
+        component("engine", "slurm").build({})
+
+
+# --- on a real Slurm ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Slurm of one node with four pretended CPUs. Skips where it cannot be started."""
+    if os.geteuid() or not shutil.which("dpkg"):
+        pytest.skip("starting a Slurm of one node needs root and Debian's packages")
+    with tempfile.TemporaryDirectory(prefix="slurm-") as lab, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_LAB", lab)
+        patch.setenv("SLURM_LAB_PORT", "7817")
+        started = subprocess.run([SCRIPT, "start", "4", "0"], capture_output=True, text=True)
+        if started.returncode:
+            pytest.skip(f"Slurm cannot be started here: {started.stderr.strip()}")
+        patch.setenv("SLURM_CONF", f"{lab}/slurm.conf")
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+        patch.setattr(slurm, "ASK", 2.0)
+        patch.setattr(following, "PAUSE", 0.3)
+        try:
+            yield
+        finally:
+            subprocess.run([SCRIPT, "stop"], check=True)
+
+
+@pytest.fixture
+def engine(cluster, counting):
+    """``engine(time=2)``: two jobs with a core each."""
+
+    def build(**values):
+        fixed = {"workers": 2, "gpus": 0, "cpus": 1, "partition": "main", "time": 10}
+        return component("engine", "slurm").build(fixed | values)
+
+    yield build
+    assert queue() == ""
+
+
+def queue():
+    return subprocess.run(["squeue", "-h", "-r"], capture_output=True, text=True, check=True).stdout
+
+
+def jobs(store):
+    """The processes of the workers on this machine."""
+    command = ["-m", "submitit.core._submit", str(store.root)]
+    found = [(p, " ".join(p.info["cmdline"] or ())) for p in psutil.process_iter(["cmdline"])]
+    return [p for p, line in found if " ".join(command) in line and "srun" not in line and "slurm_script" not in line]
+
+
+def left(store):
+    return [path for part in PLACES for path in (store.root / part).glob("*")] + jobs(store)
+
+
+@pytest.mark.slow
+def test_jobs_share_the_tasks(engine, store, tmp_path):
+    plan, watcher = grid(range(8), log=tmp_path / "log", pause=0.2), Told()
+    outcome = engine().run(plan, store, watcher)
+    assert outcome.done == len(plan.tasks) and not outcome.failed and results(plan, store) == list(range(100, 108))
+    assert sorted((tmp_path / "log").read_text().splitlines()) == sorted(t.label for t in plan.tasks.values())
+    assert sorted(watcher.done) == sorted(t.label for t in plan.tasks.values())
+    makers = {store.manifest(task.stage, task.key)["host"]["process"] for task in plan.tasks.values()}
+    assert len(makers) == 2 and left(store) == []
+    assert engine().run(plan, store, Told()).done == 0
+
+
+@pytest.mark.slow
+def test_failures_are_told_and_tried_again(engine, store, tmp_path):
+    (tmp_path / "trouble").touch()
+    plan, watcher = grid(range(2), broken=tmp_path / "trouble"), Told()
+    outcome = engine().run(plan, store, watcher)
+    assert len(outcome.failed) == len(outcome.blocked) == 2 and outcome.done == 0
+    assert all("ValueError: on purpose" in reason for reason in watcher.reasons) and left(store) == []
+    (tmp_path / "trouble").unlink()
+    assert engine().run(plan, store, Told()).done == 4 and store.failures() == {}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_submitted_again(engine, store, tmp_path):
+    plan = grid(range(6), log=tmp_path / "log", steps=10, pause=0.2)
+    killed = []
+
+    def kill():
+        victim = next(p for p in jobs(store) if p.pid == int(held(store.root)[0].owner.split("-")[1]))
+        victim.kill()
+        killed.append(victim.pid)
+
+    watcher = Told(at_first=kill)
+    outcome = engine().run(plan, store, watcher)
+    assert killed and len(watcher.gone) == 1 and not outcome.failed
+    assert results(plan, store) == list(range(100, 106)) and left(store) == []
+    assert len((tmp_path / "log").read_text().splitlines()) == len(plan.tasks) + 1, "one task was in hand"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["preempted", "requeued"])
+def test_a_job_that_slurm_takes_away_comes_back(engine, store, tmp_path, how):
+    plan = grid(range(6), log=tmp_path / "log", steps=10, pause=0.2)
+
+    def take_away():
+        if how == "preempted":
+            command = ["sbatch", "--partition=urgent", "--cpus-per-task=3", "--output=/dev/null", "--wrap=sleep 1"]
+        else:
+            command = ["scontrol", "requeue", held(store.root)[0].worker.removeprefix("slurm ")]
+        subprocess.run(command, check=True, capture_output=True)
+
+    watcher = Told(at_first=take_away)
+    outcome = engine().run(plan, store, watcher)
+    assert not outcome.failed and watcher.gone == [] and results(plan, store) == list(range(100, 106))
+    assert len(plan.tasks) < len((tmp_path / "log").read_text().splitlines()) <= len(plan.tasks) + 2
+    assert left(store) == []
+
+
+@pytest.mark.slow
+def test_a_cancelled_array_is_one_sentence_and_the_same_command_continues(engine, store, tmp_path):
+    plan = grid(range(6), log=tmp_path / "log", steps=10, pause=0.2)
+
+    def cancel():
+        subprocess.run(["scancel", "--me"], check=True)
+
+    with pytest.raises(
+        UserError, match=r"the array was cancelled with \d+ tasks left; run the same command to continue"
+    ):
+        engine().run(plan, store, Told(at_first=cancel))
+    assert left(store) == [] and store.failures() == {}
+    assert not engine().run(plan, store, Told()).failed and results(plan, store) == list(range(100, 106))
+
+
+@pytest.mark.slow
+def test_an_interruption_cancels_the_array(engine, store):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    plan = grid(range(6), steps=10, pause=0.2)
+    with pytest.raises(KeyboardInterrupt):
+        engine().run(plan, store, Told(at_first=interrupt))
+    assert queue() == "" and left(store) == [] and store.failures() == {}
+
+
+@pytest.mark.slow
+def test_a_detached_run_is_picked_up_by_the_same_command(engine, store, tmp_path):
+    plan = grid(range(6), log=tmp_path / "log", steps=5, pause=0.2)
+    outcome = engine(detach=True).run(plan, store, Told())
+    assert "2 jobs in array" in outcome.elsewhere and "overpaint attach" in outcome.elsewhere
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # which leaves a detached run alone
+        engine().run(plan, store, Told(at_first=interrupt))
+    assert queue() != ""
+    outcome = engine().run(plan, store, Told())
+    assert not outcome.failed and results(plan, store) == list(range(100, 106)) and left(store) == []
+    assert len((tmp_path / "log").read_text().splitlines()) == len(plan.tasks)
+
+
+@pytest.mark.slow
+def test_a_job_stops_before_its_time_limit_and_goes_on_after_it(engine, store, tmp_path):
+    """Of one minute, 20 seconds are sure: 12 tasks of 4 seconds need two times, and one of 50 seconds is given up."""
+    plan = grid(range(12), log=tmp_path / "log", steps=8, pause=0.5)
+    long = next(iter(plan.tasks.values()))
+    object.__setattr__(long, "runtime", {**long.runtime, "steps": 100})
+    for task in plan.tasks.values():
+        if task.stage == "measure":
+            object.__setattr__(task, "runtime", {})
+    watcher = Told()
+    outcome = engine(time=1, workers=2).run(plan, store, watcher)
+    assert list(outcome.failed) == [long.key] and "it takes longer than the time limit of a job" in watcher.reasons[0]
+    assert len(outcome.blocked) == 1 and watcher.gone == [] and left(store) == []
+    log = (tmp_path / "log").read_text().splitlines()
+    assert outcome.done == len(plan.tasks) - 2
+    assert len(log) <= len(set(log)) + 2, "Slurm's notice came before the time that is sure"
+
+
+@pytest.mark.slow
+def test_the_figures_of_jobs_that_were_killed_and_requeued_equal_those_of_one_process(engine, tmp_path):
+    """To the last digit. `overpaint attach` prints the table of the detached run."""
+    with one_thread():
+        alone = figures(tmp_path / "alone", lambda plan, store: run_here(plan, store, "cpu", Told()))
+
+    def run(plan, store):
+        def disturb():
+            first, *others = held(store.root)
+            psutil.Process(int(first.owner.split("-")[1])).kill()
+            for lease in others:
+                subprocess.run(["scontrol", "requeue", lease.worker.removeprefix("slurm ")], check=True)
+
+        watcher = Told(at_first=disturb)
+        outcome = engine().run(plan, store, watcher)
+        assert len(watcher.gone) == 1 and left(store) == []
+        return outcome
+
+    pd.testing.assert_frame_equal(figures(tmp_path / "shared", run), alone, check_exact=True)
+
+
+@pytest.mark.slow
+def test_attach_prints_the_table_of_a_detached_run(engine, tmp_path):
+    grid = ("experiment=smoke", "method=none", "attack=none", "protocol.steps=2", f"store={tmp_path / 'store'}")
+    slurm = (
+        "engine=slurm",
+        "engine.workers=1",
+        "engine.gpus=0",
+        "engine.cpus=1",
+        "engine.time=10",
+        "engine.detach=true",
+    )
+    environment = {**os.environ, "OVERPAINT_STORE": ""}
+    command = [sys.executable, "-m", "overpaint.cli"]
+    done = subprocess.run([*command, "run", *grid, *slurm], env=environment, capture_output=True, text=True, check=True)
+    assert "1 jobs in array" in done.stderr and done.stdout == ""
+    done = subprocess.run([*command, "attach", grid[-1]], env=environment, capture_output=True, text=True, check=True)
+    assert "(engine=slurm, begun on" in done.stderr and "efficacy" in done.stdout
+    assert left(Store(tmp_path / "store")) == []

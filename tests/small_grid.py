@@ -1,0 +1,35 @@
+"""The figures of a small grid of images, for tests that compare engines."""
+
+from contextlib import contextmanager
+
+import pandas as pd
+import torch
+
+from overpaint.commands.grids import planned
+
+#: Figures that depend on the machine's speed and memory.
+COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
+
+
+def figures(folder, run):
+    """The figures of the grid, which ``run(plan, store)`` executes."""
+    cells = ("budget=smoke", "protocol.steps=4", "concepts=church", "method=none,uce", "attack=none")
+    grid = planned([*cells, f"store={folder}"])
+    plan, store = grid.plan, grid.store
+    store.prepare()
+    outcome = run(plan, store)
+    assert outcome.done == len(plan.tasks) and not outcome.failed
+    frames = [pd.read_parquet(store.read("measure", task.key) / "records.parquet") for _, task in plan.cells]
+    whole = pd.concat(frames, ignore_index=True)
+    return whole[~whole["metric"].isin(COSTS)].drop(columns="seconds")
+
+
+@contextmanager
+def one_thread():
+    """Compute with one thread, like a worker with one core: sums then round equally."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
