@@ -403,7 +403,7 @@ def _detector_settings(plan: Plan, concepts: ConceptSet, name: str) -> dict[str,
 
 @remembered
 def _identity(detector: str, concepts: ConceptSet) -> dict[str, Any]:
-    return SharedDict(detector_identity(detector, words(concepts)))
+    return detector_identity(detector, words(concepts))
 
 
 def words(concepts: ConceptSet) -> dict[str, str]:
@@ -520,8 +520,8 @@ def _runtime(model: ModelSpec, batch_size: int) -> dict[str, Any]:
 
 
 @remembered
-def _values(choice: Choice) -> SharedDict:
-    return SharedDict(choice.values)
+def _values(choice: Choice) -> dict[str, Any]:
+    return dict(choice.values)
 
 
 @remembered
@@ -541,14 +541,14 @@ def _entries(concepts: Sequence[Concept]) -> SharedList:
 
 
 @remembered
-def _entry(concept: Concept) -> SharedDict:
-    return SharedDict(asdict(concept))
+def _entry(concept: Concept) -> dict[str, Any]:
+    return asdict(concept)
 
 
 @remembered
-def _kinds(catalogue: Catalogue) -> SharedDict:
+def _kinds(catalogue: Catalogue) -> dict[str, str]:
     """Kind by detector label."""
-    return SharedDict({c.label: c.kind for c in catalogue.concepts.values() if c.label})
+    return {c.label: c.kind for c in catalogue.concepts.values() if c.label}
 
 
 @remembered

@@ -46,9 +46,9 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
         directions = [figures["direction"].iloc[0] for figures in chosen.values()]
         values = np.array([[means[m][name].value for name in chosen] for m in methods], float)
         samples, resampled = _samples(chosen, methods, means, outcomes)
-        points = better(values[None], directions)[0]
+        (points,) = better(values[None], directions)
         shares = better(samples, directions).mean(axis=0)
-        on = ~better(samples, directions).any(axis=1)
+        on = np.asarray(~better(samples, directions).any(axis=1))
         rows = []
         for place, method in enumerate(methods):
             standing = "" if points[:, place].any() else ON_FRONT
@@ -71,7 +71,7 @@ def better(values: NDArray, directions: Sequence[str]) -> NDArray:
     """Whether method i dominates method j: ``(samples, methods, methods)`` from ``values`` (samples, methods, figures)."""
     signed = np.where(np.array(directions) == "up", values, -values)
     one, other = signed[:, :, None, :], signed[:, None, :, :]
-    return np.logical_and(np.all(one >= other, axis=-1), np.any(one > other, axis=-1))
+    return np.asarray((one >= other).all(axis=-1) & (one > other).any(axis=-1))
 
 
 def _dominated(methods: Sequence[str], shares: NDArray) -> list[str]:

@@ -19,7 +19,6 @@ from typing import Any, Literal, Protocol
 from overpaint.errors import UserError
 from overpaint.grid.source_code import source_now
 from overpaint.run.leases import Leases
-from overpaint.run.plan import Plan
 from overpaint.run.progress import watched
 from overpaint.run.scheduler import TRIES
 from overpaint.run.store import CorruptArtefact, Store
@@ -81,16 +80,16 @@ class Result:
 
 
 class Executor:
-    """Makes bundles of one plan in this process, on one device."""
+    """Makes bundles of planned tasks in this process, on one device. ``track`` is the name of their track."""
 
-    def __init__(self, plan: Plan, store: Store, device: str, listener: Listener, run: Run, worker: str = ""):
-        self.plan, self.store, self.device, self.listener, self.run = plan, store, device, listener, run
+    def __init__(self, track: str, store: Store, device: str, listener: Listener, run: Run, worker: str = ""):
+        self.track, self.store, self.device, self.listener, self.run = track, store, device, listener, run
         self._leases = Leases(store.root, run.id, worker)
 
     @cached_property
     def bench(self) -> Any:
         """What this process keeps between tasks."""
-        return track(self.plan.track).bench()
+        return track(self.track).bench()
 
     def run_one(self, bundle: Sequence[Task]) -> Result:
         """Claim the bundle and make it. A bundle is made whole, so that its results do not depend on what was stored.
@@ -113,7 +112,7 @@ class Executor:
             start = time.perf_counter()
             try:
                 with watched(partial(self.listener.stepped, first)):
-                    made = execute(bundle, self.plan, self.store, self.bench, self.device, self.listener)
+                    made = execute(bundle, self.track, self.store, self.bench, self.device, self.listener)
             except Exception as error:
                 return self._explain(error, bundle)
             seconds = (time.perf_counter() - start) / len(bundle)
@@ -134,8 +133,8 @@ class Executor:
         try:
             if isinstance(error, CorruptArtefact):
                 raise error
-            for key in bundle[0].inputs.values():
-                self.store.suspect(self.plan.tasks[key].stage, key)
+            for name, key in bundle[0].inputs.items():
+                self.store.suspect(bundle[0].stages[name], key)
         except CorruptArtefact as damage:
             self.store.make_room(damage)
             return Result("damaged", reason=str(damage))
@@ -152,19 +151,19 @@ class Executor:
 
 
 def execute(
-    bundle: Sequence[Task], plan: Plan, store: Store, bench: Any, device: str, listener: Listener
+    bundle: Sequence[Task], track: str, store: Store, bench: Any, device: str, listener: Listener
 ) -> list[Task]:
     """Make one task, or a bundle in one go, and publish what is not stored yet; returns the published tasks."""
     stage_name, needs = bundle[0].stage, bundle[0].inputs
     _check_sources(bundle[0])
-    inputs = {name: store.read(plan.tasks[key].stage, key) for name, key in needs.items()}
+    inputs = {name: store.read(bundle[0].stages[name], key) for name, key in needs.items()}
     located, start = [task.on(device) for task in bundle], time.perf_counter()
     with ExitStack() as stack:
         folders = [stack.enter_context(store.workspace()) for _ in bundle]
         if len(bundle) > 1:
-            extras = stage_together(plan.track, stage_name)(located, inputs, folders, bench)
+            extras = stage_together(track, stage_name)(located, inputs, folders, bench)
         else:
-            extras = [stage(plan.track, stage_name)(located[0], inputs, folders[0], bench)]
+            extras = [stage(track, stage_name)(located[0], inputs, folders[0], bench)]
         seconds, made = (time.perf_counter() - start) / len(bundle), []
         for task, folder, extra in zip(bundle, folders, extras, strict=True):
             if store.has(stage_name, task.key):

@@ -93,10 +93,11 @@ class Plan:
         """
         self.asked[task.stage] += 1
         sources: dict[str, str] = {}
+        stages = {name: self.tasks[key].stage for name, key in task.inputs.items()}
         for key in task.inputs.values():
             sources |= self.tasks[key].sources
         sources |= {**task.sources, **self._track_source}
-        task = task.with_sources(sources) if sources != task.sources else task
+        task = task.planned(sources, stages)
         return self.tasks.setdefault(task.key, task)
 
     def outline(self, measure: Task, erasure: Task | None, described: Iterable[str] = ()) -> Outline:

@@ -46,11 +46,11 @@ class Crew(Protocol):
         """How many are left."""
 
     @property
-    def free(self) -> int:
-        """How many more bundles can be given now."""
+    def idle(self) -> list[str]:
+        """The names of those who have no bundle."""
 
-    def give(self, bundle: Sequence[Task]) -> None:
-        """Have a bundle made."""
+    def give(self, worker: str, bundle: Sequence[Task]) -> None:
+        """Have a bundle made by an idle worker."""
 
     def results(self, timeout: float | None) -> list[tuple[Sequence[Task], Result]]:
         """The bundles that are finished, waiting for the first one for up to ``timeout`` seconds."""
@@ -66,10 +66,10 @@ class Alone:
         self._bundle: Sequence[Task] | None = None
 
     @property
-    def free(self) -> int:
-        return 0 if self._bundle else 1
+    def idle(self) -> list[str]:
+        return [] if self._bundle else [""]
 
-    def give(self, bundle: Sequence[Task]) -> None:
+    def give(self, worker: str, bundle: Sequence[Task]) -> None:
         self._bundle = bundle
 
     def results(self, timeout: float | None) -> list[tuple[Sequence[Task], Result]]:
@@ -82,7 +82,7 @@ class Alone:
 
 def run_here(plan: Plan, store: Store, device: str, watcher: Watcher) -> Outcome:
     """Run a plan in this process, one task after another."""
-    return run_plan(plan, store, Alone(Executor(plan, store, device, watcher, Run.begin(store))), watcher)
+    return run_plan(plan, store, Alone(Executor(plan.track, store, device, watcher, Run.begin(store))), watcher)
 
 
 def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher, idle_limit: float | None = None) -> Outcome:
@@ -101,9 +101,11 @@ def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher, idle_limit:
     while True:
         if scheduler.left < HORIZON // 2 and plan.advance(store):
             scheduler.update(plan.missing(store))
-        while crew.free and (bundle := scheduler.next()):
-            crew.give(bundle)
-        idle = crew.free == crew.living
+        for worker in crew.idle:
+            bundle = scheduler.next(worker)
+            if bundle:
+                crew.give(worker, bundle)
+        idle = len(crew.idle) == crew.living
         if idle and not scheduler.elsewhere:
             if not up_to_date:
                 scheduler.update(plan.missing(store))  # another process may have set something aside

@@ -13,28 +13,28 @@ from overpaint.run.tasks import Task
 
 #: Raised when older versions of this package could not read the file, or would read it wrongly.
 FORMAT = 1
-MAPPINGS = ("config", "inputs", "versions", "sources", "runtime")
+TEXTS = ("stage", "label", "like", "loads")
+MAPPINGS = ("config", "inputs", "stages", "versions", "sources", "runtime")
 
 
 def save(plan: Plan, path: Path) -> None:
-    """Write the tasks, the bundles and what the cells need. The cells themselves are left out: workers do not use them."""
+    """Write the tasks and bundles of all cells. The cells themselves are left out: workers do not use them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = {task.key for _, task in plan.cells}
+    wanted = {task.key for _, task in plan.opened().cells}
     numbers: dict[int, int] = {}  # of bundles, by identity: all their tasks share one list
     rows: list[dict[str, Any]] = []
     for key, task in plan.tasks.items():
         bundle = plan.bundles.get(key)
         rows.append(
-            {"stage": task.stage, "key": key, "label": task.label, "amount": task.amount, "like": task.like}
+            {"key": key, "amount": task.amount, **{name: getattr(task, name) for name in TEXTS}}
             | {name: _text(getattr(task, name)) for name in MAPPINGS}
             | {"wanted": key in wanted}
             | {"bundle": numbers.setdefault(id(bundle), len(numbers)) if bundle else None}
             | {"place": [t.key for t in bundle].index(key) if bundle else None}
         )
-    text = ("stage", "key", *MAPPINGS, "label", "like")
-    types = {**dict.fromkeys(text, pa.string()), "amount": pa.int64(), "wanted": pa.bool_()}
+    types = {**dict.fromkeys(("key", *TEXTS, *MAPPINGS), pa.string()), "amount": pa.int64(), "wanted": pa.bool_()}
     schema = pa.schema({**types, "bundle": pa.int64(), "place": pa.int64()})
     about = {"format": str(FORMAT), "track": plan.track}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +61,7 @@ def load(path: Path) -> Plan:
     plan, bundles = Plan(track), dict[int, list[tuple[int, Task]]]()
     for row in table.to_pylist():
         mappings = {name: json.loads(row[name]) for name in MAPPINGS}
-        task = Task(row["stage"], **mappings, label=row["label"], amount=row["amount"], like=row["like"])
-        task.__dict__["key"] = row["key"]  # its hash need not be computed again
+        task = Task(**mappings, **{name: row[name] for name in TEXTS}, amount=row["amount"], name=row["key"])
         plan.tasks[task.key] = task
         if row["wanted"]:
             plan.cells.append((None, task))

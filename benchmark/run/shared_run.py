@@ -38,6 +38,7 @@ class SharedRun:
     format: int
     id: str
     engine: str
+    track: str
     cells: str
     store: str
     found: dict[str, list]
@@ -57,7 +58,7 @@ class SharedRun:
         found = {key: list(mark) for key, mark in run.found.items()}
         folders = [str(Path(folder).absolute()) for folder in asked_folders()]
         begun = (os.getcwd(), owner(), platform.node(), time.time())
-        shared = cls(FORMAT, run.id, engine, cells_of(plan), str(store.root), found, folders, *begun)
+        shared = cls(FORMAT, run.id, engine, plan.track, cells_of(plan), str(store.root), found, folders, *begun)
         try:
             saved_plan.save(plan, shared.folder / "plan.parquet")
             store.write(shared.folder / "run.json", json.dumps(asdict(shared), indent=1))
@@ -98,7 +99,7 @@ class SharedRun:
         with suppress(OSError):
             os.chdir(self.working_folder)
         folders = tuple(map(Path, self.conf_folders))
-        return Assignment(self.plan(), Path(self.store), self.run, folders, worker, device, threads)
+        return Assignment(self.track, Path(self.store), self.run, folders, worker, device, threads)
 
     def end(self) -> None:
         """Remove the run's folder."""

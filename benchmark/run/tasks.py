@@ -13,30 +13,34 @@ from overpaint.grid.source_code import is_ours
 
 
 class SharedList(list):
-    """A list that the configurations of many tasks contain. It is hashed once; its hash stands for it in keys."""
+    """A list of lists or mappings that the configurations of many tasks contain; it is hashed once."""
 
     @cached_property
-    def digest(self) -> str:
-        return hashed(self)
+    def digest(self) -> Any:
+        return _digest(list(self))
 
 
 class SharedDict(dict):
-    """A mapping that the configurations of many tasks contain. It is hashed once; its hash stands for it in keys."""
+    """A mapping of lists or mappings that the configurations of many tasks contain; it is hashed once."""
 
     @cached_property
-    def digest(self) -> str:
-        return hashed(self)
+    def digest(self) -> Any:
+        return _digest(dict(self))
 
 
-def _shortened(value: Any) -> Any:
-    """A configuration with hashes in the place of what is shared."""
+def _digest(value: Any) -> Any:
+    """The value with hashes in the place of lists and mappings that contain nothing but lists and mappings."""
     if isinstance(value, SharedList | SharedDict):
         return value.digest
-    if isinstance(value, dict):
-        return {key: _shortened(inside) for key, inside in value.items()}
-    if isinstance(value, list) and value and isinstance(value[0], list | dict | None):
-        return [_shortened(inside) for inside in value]
+    if isinstance(value, Mapping):
+        inside = {key: _digest(part) for key, part in value.items()}
+        return hashed(inside) if value and all(isinstance(part, _CONTAINERS) for part in value.values()) else inside
+    if isinstance(value, list | tuple) and value and all(isinstance(part, _CONTAINERS) for part in value):
+        return hashed([_digest(part) for part in value])
     return value
+
+
+_CONTAINERS = (list, tuple, dict)
 
 
 def hashed(value: Any) -> str:
@@ -50,6 +54,7 @@ class Task:
 
     ``sources`` holds the source code of components (`overpaint.grid.source_code`), ``method=mine`` → source. `Plan.add`
     adds those of the inputs. Components of this package have versions instead: their sources are not in the key.
+    ``stages`` holds the stage of each input, which `Plan.add` fills in: a worker needs nothing of the plan but its tasks.
     ``runtime`` (paths, devices, batch sizes) and ``label`` help to run the task and to name it to people.
     ``name`` replaces the hash as the key; it must be another hash of what decides the result (`overpaint.run.plan.Line`).
     ``amount`` and ``like`` are for estimates: the task is ``amount`` units of work (images or steps), and tasks of one
@@ -62,6 +67,7 @@ class Task:
     inputs: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    stages: Mapping[str, str] = field(default_factory=dict, kw_only=True, compare=False)
     runtime: Mapping[str, Any] = field(default_factory=dict, compare=False)
     label: str = field(default="", compare=False)
     amount: int = field(default=1, compare=False)
@@ -89,12 +95,12 @@ class Task:
 
     @cached_property
     def _settings(self) -> str:
-        return hashed(_shortened(self.config))
+        return canonical(_digest(self.config))
 
-    def with_sources(self, sources: Mapping[str, str]) -> Task:
-        """The same task made from these sources."""
+    def planned(self, sources: Mapping[str, str], stages: Mapping[str, str]) -> Task:
+        """The same task with all sources that it depends on, and with the stages of its inputs."""
         about = (self.stage, self.config, self.inputs, self.versions, self.runtime, self.label, self.amount, self.like)
-        return Task(*about, sources=sources, loads=self.loads, name=self.name)
+        return Task(*about, sources=sources, stages=stages, loads=self.loads, name=self.name)
 
     def on(self, device: str) -> Task:
         """The same task, told where to run."""

@@ -25,7 +25,7 @@ TELLING = 0.2
 class Assignment:
     """What a worker starts with. ``worker`` is its name for people, ``conf_folders`` those that the user named."""
 
-    plan: Plan
+    track: str
     store: Path
     run: Run
     conf_folders: tuple[Path, ...]
@@ -36,10 +36,10 @@ class Assignment:
     def executor(self, listener: Listener) -> Executor:
         """An executor in this process, which takes over the folders and the number of threads."""
         look_in(*self.conf_folders)
-        kind = track(self.plan.track)
+        kind = track(self.track)
         kind.settle(self.threads)
         device = kind.devices(self.device)[0]
-        return Executor(self.plan, Store(self.store), device, listener, self.run, self.worker)
+        return Executor(self.track, Store(self.store), device, listener, self.run, self.worker)
 
 
 class Teller(ABC):

@@ -80,18 +80,17 @@ class Crew:
         self.plan, self.store, self.bundles, self.made, self.most = plan, store, [], Counter(), 0
 
     @property
-    def free(self):
-        return 1 - len(self.bundles)
+    def idle(self):
+        return [] if self.bundles else ["alone"]
 
-    def give(self, bundle):
+    def give(self, worker, bundle):
         self.bundles.append(bundle)
 
     def results(self, timeout):
         (bundle,) = self.bundles
         self.bundles, self.most = [], max(self.most, len(self.plan.tasks))
         for task in bundle:
-            for key in task.inputs.values():
-                assert self.store.has(self.plan.tasks[key].stage, key)
+            assert all(self.store.has(task.stages[name], key) for name, key in task.inputs.items())
             with self.store.workspace() as folder:
                 self.store.publish(task.stage, task.key, folder, {})
             self.made[task.key] += 1

@@ -132,7 +132,9 @@ def test_a_pipe_without_a_run_at_its_other_end_is_no_failure_of_the_task(store):
     here.close()
     plan = grid([1])
     with pytest.raises(SystemExit):
-        Executor(plan, store, "cpu", Messenger(there), Run.begin(store)).run_one([next(iter(plan.tasks.values()))])
+        Executor(plan.track, store, "cpu", Messenger(there), Run.begin(store)).run_one(
+            [next(iter(plan.tasks.values()))]
+        )
     assert store.failures() == {} and list((store.root / "tmp").iterdir()) == []
 
 

@@ -8,17 +8,18 @@ from counting_track import Told, grid
 
 from overpaint.commands.grids import planned
 from overpaint.errors import UserError
+from overpaint.grid.labels import canonical
 from overpaint.run.engines.inline import Inline
 from overpaint.run.plan import Plan
 from overpaint.run.saved_plan import load, save
-from overpaint.run.tasks import Task, canonical
+from overpaint.run.tasks import Task
 
 
 def same(loaded, plan):
     assert list(loaded.tasks) == list(plan.tasks) and loaded.track == plan.track
     for key, task in loaded.tasks.items():
         original = plan.tasks[key]
-        again = Task(task.stage, task.config, task.inputs, task.versions, sources=task.sources)
+        again = Task(task.stage, task.config, task.inputs, task.versions, sources=task.sources, name=original.name)
         assert task.key == again.key == key
         assert canonical(task.runtime) == canonical(original.runtime)
         assert (task.label, task.amount, task.like) == (original.label, original.amount, original.like)
@@ -31,7 +32,7 @@ def same(loaded, plan):
 
 
 def test_a_grid_of_images_survives(tmp_path):
-    plan = planned(["experiment=smoke", "concepts=church,cat", "attack=none,uda", f"store={tmp_path}"]).plan
+    plan = planned(["experiment=smoke", "concepts=church,cat", "attack=none,uda", f"store={tmp_path}"]).plan.opened()
     assert plan.bundles and len(plan.tasks) > 50
     save(plan, tmp_path / "plan.parquet")
     same(load(tmp_path / "plan.parquet"), plan)

@@ -78,9 +78,8 @@ class Workers:
 
     def __init__(self, plan: Plan, store: Store, devices: Sequence[str], threads: int, watcher: Watcher):
         self._plan, self._store, self._watcher, self.size = plan, store, watcher, len(devices)
-        share, run = Plan(plan.track, tasks=plan.tasks, bundles=plan.bundles), Run.begin(store)
         names = (f"worker {number}" for number in range(1, len(devices) + 1))
-        common = (share, store.root, run, asked_folders())
+        common = (plan.track, store.root, Run.begin(store), asked_folders())
         self._assignments = [Assignment(*common, *place, threads) for place in zip(names, devices, strict=True)]
         self._processes: dict[Connection, BaseProcess] = {}
         self._open: list[Connection] = []
@@ -129,14 +128,14 @@ class Workers:
         return len(self._open)
 
     @property
-    def free(self) -> int:
-        return len(self._open) - len(self._in_hand)
+    def idle(self) -> list[str]:
+        return [self._processes[pipe].name for pipe in self._open if pipe not in self._in_hand]
 
-    def give(self, bundle: Sequence[Task]) -> None:
-        pipe = next(pipe for pipe in self._open if pipe not in self._in_hand)
+    def give(self, worker: str, bundle: Sequence[Task]) -> None:
+        pipe = next(pipe for pipe in self._open if self._processes[pipe].name == worker)
         self._in_hand[pipe] = bundle
         with suppress(OSError):  # a worker that has died is found by `results`
-            pipe.send([task.key for task in bundle])
+            pipe.send(list(bundle))
 
     def results(self, timeout: float | None) -> list[tuple[Sequence[Task], Result]]:
         """Results since the last call; what workers tell of their progress goes to the watcher meanwhile."""
@@ -180,8 +179,7 @@ def work(assignment: Assignment, pipe: Connection) -> None:
         signal.signal(signal.SIGTERM, _leave)
         executor = assignment.executor(messenger)
         while True:
-            result = executor.run_one([assignment.plan.tasks[key] for key in messenger.hear()])
-            messenger.tell("result", result)
+            messenger.tell("result", executor.run_one(messenger.hear()))
     except UserError as error:
         messenger.tell("refused", str(error))
     except KeyboardInterrupt:
@@ -227,8 +225,8 @@ class Messenger(Teller):
         except OSError as error:
             raise SystemExit(1) from error
 
-    def hear(self) -> list[str]:
-        """The keys of the next bundle."""
+    def hear(self) -> list[Task]:
+        """The next bundle."""
         try:
             return self._pipe.recv()
         except (EOFError, OSError) as error:

@@ -151,10 +151,9 @@ class Actor(Teller):
         self._executor = assignment.executor(self)
         return owner()
 
-    def run_one(self, keys: Sequence[str]) -> Iterator[tuple]:
+    def run_one(self, bundle: Sequence[Task]) -> Iterator[tuple]:
         """Make a bundle. Yields messages about it, and at last ``("result", result)``."""
         assert self._executor
-        bundle = [self._executor.plan.tasks[key] for key in keys]
         making = self._thread.submit(self._executor.run_one, bundle)
         making.add_done_callback(lambda _: self.tell("result"))
         while (message := self._messages.get()) != ("result",):
@@ -231,13 +230,13 @@ class Actors:
         return max(len(self._ready), min(1, len(self._members)))
 
     @property
-    def free(self) -> int:
-        return sum(member.call is None for member in self._ready)
+    def idle(self) -> list[str]:
+        return [member.name for member in self._ready if member.call is None]
 
-    def give(self, bundle: Sequence[Task]) -> None:
-        member = next(member for member in self._ready if member.call is None)
+    def give(self, worker: str, bundle: Sequence[Task]) -> None:
+        member = next(member for member in self._ready if member.name == worker)
         member.bundle = bundle
-        member.call = member.handle.run_one.options(num_returns="streaming").remote([task.key for task in bundle])
+        member.call = member.handle.run_one.options(num_returns="streaming").remote(list(bundle))
 
     def results(self, timeout: float | None) -> list[tuple[Sequence[Task], Result]]:
         """Results up to now. Returns early if an actor has become ready, and passes messages to the watcher meanwhile."""

@@ -314,7 +314,7 @@ class Worker:
         try:
             shared = SharedRun.read(Path(folder))
             assignment = shared.assignment(_name(_job()), device, threads)
-            plan, store = assignment.plan, Store(assignment.store)
+            plan, store = shared.plan(), Store(assignment.store)
             estimates, todo = Estimates(store), plan.missing(store)
             with Display(todo, estimates, Console(file=sys.stdout, soft_wrap=True)) as display:
                 self._crew = Timed(assignment.executor(display), estimates, seconds)
@@ -345,12 +345,12 @@ class Timed(Alone):
         self._end, self._estimates = time.monotonic() + seconds, estimates
         self._count, self._latest = 0, list[Task]()
 
-    def give(self, bundle: Sequence[Task]) -> None:
+    def give(self, worker: str, bundle: Sequence[Task]) -> None:
         left = self._end - time.monotonic()
         if self._count and left < max(0.0, self._estimates.total(bundle).seconds):
             raise OutOfTime
         self._count, self._latest = self._count + 1, list(bundle)
-        super().give(bundle)
+        super().give(worker, bundle)
 
     def note_time_out(self) -> None:
         """Record a failure if a task has had the whole time of a job and was not done: it would not be done next time."""
