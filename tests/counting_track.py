@@ -144,14 +144,14 @@ class Told:
     def waiting(self, tasks): ...
 
 
-def main(root: str, engine: str, width: int, pause: float) -> None:
-    """Run one grid like a command, and exit with 1 if a task failed."""
+def main(root: str, engine: str, width: int, pause: float, **values) -> None:
+    """Run one grid like a command with an engine of these values, and exit with 1 if a task failed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     look_in(CONF)
     place = Store(root)
     place.prepare()
     place.sweep()
-    values = {"workers": 2} if engine == "local" else {}
+    values = {"workers": 2} | values if engine != "inline" else values
     plan = grid(range(width), steps=2, pause=pause)
     outcome = component("engine", engine).build(values).run(plan, place, Told())
     sys.stdout.write(f"{results(plan, place) if not outcome.failed else outcome.failed}\n")

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from overpaint.errors import UserError
+from overpaint.run import leases, shared_run
 from overpaint.run.estimates import Estimates
 from overpaint.run.executor import Executor, Result, Run, Watcher
 from overpaint.run.history import History
-from overpaint.run.leases import sweep
 from overpaint.run.plan import HORIZON, Plan
 from overpaint.run.scheduler import Scheduler
 from overpaint.run.store import Store
@@ -96,7 +96,8 @@ def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher, idle_limit:
     costs = Estimates(store).guess
     scheduler, done, up_to_date = Scheduler(plan, plan.missing(store), costs, crew.size), 0, True
     history, idle_since = History(store), time.monotonic()
-    sweep(store.root)
+    leases.sweep(store.root)
+    shared_run.sweep(store)
     history.add(history.known(plan.sources))
     while True:
         if scheduler.left < HORIZON // 2 and plan.advance(store):
@@ -125,7 +126,7 @@ def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher, idle_limit:
         if idle and idle_limit is not None and waited > idle_limit and scheduler.elsewhere == scheduler.left:
             return Outcome(done, scheduler.failed, scheduler.blocked)
         found = crew.results(min(max(waited / 10, PATIENCE[0]), PATIENCE[1]) if scheduler.elsewhere else None)
-        if found:
+        if any(result.status != "elsewhere" for _, result in found):
             idle_since = time.monotonic()
         up_to_date = up_to_date and not found
         for made, result in found:

@@ -51,9 +51,7 @@ class SharedRun:
     @classmethod
     def begin(cls, plan: Plan, store: Store, engine: str) -> SharedRun:
         """Write a plan and its run into the store."""
-        for other in shared_runs(store):
-            if alive(other.owner) is False and not other.jobs_file.exists():
-                other.end()
+        sweep(store)
         run = Run.begin(store)
         found = {key: list(mark) for key, mark in run.found.items()}
         folders = [str(Path(folder).absolute()) for folder in asked_folders()]
@@ -113,6 +111,13 @@ def shared_runs(store: Store) -> Iterator[SharedRun]:
         with suppress(UserError):
             found.append(SharedRun.read(file.parent))
     yield from sorted(found, key=lambda shared: shared.began)
+
+
+def sweep(store: Store) -> None:
+    """Remove the folders of runs that have ended without doing so: their process was killed, and no jobs go on."""
+    for shared in shared_runs(store):
+        if alive(shared.owner) is False and not shared.jobs_file.exists():
+            shared.end()
 
 
 def cells_of(plan: Plan) -> str:

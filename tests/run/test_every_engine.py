@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+from contextlib import suppress
 
 import counting_track
 import psutil
@@ -37,9 +38,11 @@ def engine(build):
 
 def children():
     """Running child processes, except Python's own helper and those of the test's Ray cluster that serve every run."""
-    found = [(child, " ".join(child.cmdline())) for child in psutil.Process().children(recursive=True)]
-    served = ("resource_tracker", "/ray/", "ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")
-    return [child for child, command in found if not any(name in command for name in served)]
+    served, found = ("resource_tracker", "/ray/", "ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv"), []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            found += [] if any(name in " ".join(child.cmdline()) for name in served) else [child]
+    return found
 
 
 def left(store):

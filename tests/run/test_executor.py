@@ -1,15 +1,21 @@
 """Tasks in one process, on the counting track: resume, failures, damage, bundles and two simultaneous processes."""
 
 import errno
+import json
 import multiprocessing
 import os
 import shutil
+from dataclasses import asdict, replace
 
 import pytest
 from counting_track import IdleLock, RefusedLock, Told, grid, results
 
 from overpaint.errors import UserError
-from overpaint.run.runner import run_here
+from overpaint.run.executor import Executor, Run
+from overpaint.run.leases import Leases
+from overpaint.run.runner import Alone, run_here, run_plan
+from overpaint.run.scheduler import TRIES
+from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import MANIFEST, Store
 
 pytestmark = pytest.mark.usefixtures("counting")
@@ -283,3 +289,55 @@ def test_a_store_that_goes_away_during_a_run_is_one_sentence_and_nothing_is_lost
     store.prepare()
     assert run(plan, store)[1].begun == ["measure 1", "count 2", "measure 2"] and store.failures() == {}
     assert results(plan, store) == [101, 102]
+
+
+def leave_lease(store, key, **values):
+    """A lease that a killed process of this machine has left."""
+    lease = Leases(store.root, "a run", "worker 1").take(key)
+    dead = f"{lease.owner.rpartition('-')[0]}-0"  # whose process id has another process now
+    text = json.dumps(asdict(replace(lease, **{"owner": dead} | values)))
+    (store.root / "leases" / f"{key}.json").write_text(text)
+
+
+def test_a_task_that_kills_its_workers_fails_in_the_end(store):
+    plan, found = grid([1]), {}
+    first = next(iter(plan.tasks.values()))
+    executor = Executor(plan.track, store, "cpu", Told(), Run("a run", found))
+    for tries, status in ((TRIES - 1, "made"), (TRIES, "failed")):
+        leave_lease(store, first.key, tries=tries)
+        assert executor.run_one([first]).status == status
+        store.set_aside("count", first.key)
+    assert "the 4 workers that tried it have died" in store.failure(first.key).traceback
+    leave_lease(store, first.key, run="an earlier run", tries=TRIES)
+    another = Executor(plan.track, store, "cpu", Told(), Run("another run", {first.key: ("a run", 1)}))
+    assert another.run_one([first]).status == "made"
+    assert list((store.root / "leases").iterdir()) == []
+
+
+def test_what_another_machine_makes_is_left_to_it(store):
+    plan, elsewhere = grid([1, 2]), "0123456789ab-1-1"
+    first, second = of_stage(plan, "count")
+    leave_lease(store, first.key, owner=elsewhere)
+    executor = Executor(plan.track, store, "cpu", Told(), Run.begin(store))
+    assert executor.run_one([first]).status == "elsewhere" and executor.run_one([second]).status == "made"
+    assert list((store.root / "locks").iterdir()) == []
+
+
+def test_a_crew_that_has_waited_long_enough_leaves_the_last_tasks_to_others(store):
+    plan = grid([1])
+    leave_lease(store, of_stage(plan, "count")[0].key, owner="0123456789ab-1-1")
+    executor = Executor(plan.track, store, "cpu", Told(), Run.begin(store))
+    plan.cells, plan.tasks = [(1, of_stage(plan, "count")[0])], {t.key: t for t in of_stage(plan, "count")}
+    outcome = run_plan(plan, store, Alone(executor), Told(), idle_limit=0.1)
+    assert outcome.done == 0 and not outcome.failed
+
+
+def test_folders_of_runs_whose_process_was_killed_are_swept(store):
+    pid = os.fork()
+    if not pid:
+        SharedRun.begin(grid([1]), store, "ray")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert len(list((store.root / "runs").iterdir())) == 1
+    run(grid([2]), store)
+    assert list((store.root / "runs").iterdir()) == []

@@ -1,10 +1,14 @@
 """Ray: actors may be killed at any moment, and what stops a run is one sentence. The common suite is in test_every_engine.py."""
 
+import os
 import random
+import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -15,15 +19,20 @@ from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component
 from overpaint.run.engines.ray import Actor
 from overpaint.run.runner import run_here
+from overpaint.run.store import Store
 from small_grid import figures, one_thread
 
+ROOT = Path(__file__).resolve().parents[2]
 KILLS = 4
 
 
 def actors():
     """The processes of actors that make something. Ray renames them after what they run."""
-    found = psutil.Process().children(recursive=True)
-    return [child for child in found if "ray::Actor" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            found += [child] if "ray::Actor" in " ".join(child.cmdline()) else []
+    return found
 
 
 def killing(chance, made, stop, pause=(1, 3)):
@@ -81,6 +90,48 @@ def test_the_figures_of_actors_that_were_killed_equal_those_of_one_process(ray_c
         return outcome
 
     pd.testing.assert_frame_equal(figures(tmp_path / "shared", run), alone, check_exact=True)
+
+
+def test_a_run_starts_ray_and_ends_it(store, counting, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as short:  # Ray's sockets need a short path
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        plan = grid(range(3))
+        assert component("engine", "ray").build({"workers": 1}).run(plan, store, Told()).done == 6
+        assert os.listdir(short) == []
+    assert left(store) == [] and results(plan, store) == [100, 101, 102]
+    assert [p for p in psutil.Process().children(recursive=True) if "raylet" in " ".join(p.cmdline())] == []
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_costs_nothing_but_time(ray_cluster, tmp_path, counting):
+    """Ten runs; the process of the run is killed, or one of its actors."""
+    chance, caught = random.Random(1), 0
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    for number in range(10):
+        store, plan = Store(tmp_path / str(number)), grid(range(6))
+        store.prepare()
+        arguments = f"{str(store.root)!r}, 'ray', 6, 0.05, address={ray_cluster!r}"
+        command = [sys.executable, "-c", f"import counting_track; counting_track.main({arguments})"]
+        run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(1, 6))
+        victims = actors()
+        if victims and number % 2:
+            with suppress(psutil.Error):
+                chance.choice(victims).kill()
+            assert run.wait() == 0
+        else:
+            caught += run.poll() is None
+            run.kill()
+            run.wait()
+        until = time.monotonic() + 30
+        while actors() and time.monotonic() < until:
+            time.sleep(0.1)
+        assert actors() == [] and store.failures() == {}
+        store.sweep()
+        assert not run_here(plan, store, "cpu", Told()).failed
+        assert results(plan, store) == [n + 100 for n in range(6)] and left(store) == []
+    assert caught > 1
 
 
 def test_a_cluster_without_room_is_one_sentence(ray_cluster, store, counting):

@@ -1,10 +1,12 @@
 """Slurm: settings and scripts; and, on a real Slurm of one node, jobs that are killed, preempted, cancelled or out of time."""
 
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -236,6 +238,36 @@ def test_a_job_stops_before_its_time_limit_and_goes_on_after_it(engine, store, t
     log = (tmp_path / "log").read_text().splitlines()
     assert outcome.done == len(plan.tasks) - 2
     assert len(log) <= len(set(log)) + 2, "Slurm's notice came before the time that is sure"
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence(engine, store):
+    with pytest.raises(UserError, match=f"cannot write to the store {store.root}: No space left on device"):
+        engine().run(grid([1], full=True), store, Told())
+    subprocess.run(["scancel", "--me"], check=True)
+    assert store.failures() == {} and jobs(store) == []
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_cost_nothing_but_time(engine, tmp_path):
+    """Five runs; the waiting command is killed, or one of the jobs. The same command continues."""
+    chance = random.Random(2)
+    values = "workers=2, gpus=0, cpus=1, partition='main', time=10"
+    for number in range(5):
+        store, plan = Store(tmp_path / str(number)), grid(range(6))
+        store.prepare()
+        code = f"import counting_track; counting_track.main({str(store.root)!r}, 'slurm', 6, 0.2, {values})"
+        run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+        time.sleep(chance.uniform(1, 6))
+        victims = jobs(store) if number % 2 else []
+        if victims:
+            chance.choice(victims).kill()
+            assert run.wait() == 0
+        else:
+            run.kill()
+            run.wait()
+        assert not engine().run(plan, store, Told()).failed
+        assert results(plan, store) == [n + 100 for n in range(6)] and left(store) == [] and store.failures() == {}
 
 
 @pytest.mark.slow

@@ -247,6 +247,7 @@ class Batch:
         ends = [self._end(number) for number in self.jobs]
         refused = next((end for end in ends if end.get("refused")), None)
         if refused:
+            self.close()
             raise UserError(str(refused["refused"]))
         if any(str(end.get("state")).startswith("CANCELLED") for end in ends):
             self.close()
