@@ -154,7 +154,9 @@ def measure(root: Path) -> None:
         shutil.rmtree(root / "index", ignore_errors=True)
         for index in ("without index", "with index"):
             print(f"{name}, {index}", json.dumps(measured([*arguments, f"store={root}"])), flush=True)
-    print("present, with index", json.dumps(present(root)))
+    shutil.rmtree(root / "index")
+    for index in ("without index", "with index"):
+        print(f"what is stored, {index}", json.dumps(present(root)))
 
 
 def main() -> None:
