@@ -85,7 +85,7 @@ def _images(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) ->
     table = outcomes.together(chosen)
     if table is None:
         return None
-    return table.pivot(index=[*PAIR, "cluster"], columns="method", values="value").reindex(columns=methods)
+    return table.pivot(index=[*PAIR, "cluster"], columns="method", values="value").reindex(columns=list(methods))
 
 
 def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average: str) -> dict[str, Entry]:
