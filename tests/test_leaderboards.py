@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from command_line import CommandLine
 from overpaint.errors import UserError
 from overpaint.report.claims import claim_files, published, read_claim, violations
 from overpaint.report.statistics import VERSION, paired_difference, proportion, unpaired_difference
@@ -139,3 +140,25 @@ def test_the_picture_shows_every_cell_of_its_panel():
     (panel,) = script().shown(["redteam", "concepts=quillan"], "panel")
     cells = sum(entry is not None for row in panel.rows for entry in row.entries)
     assert picture.count("<rect") == cells + 1 and "![alt](x.svg)" in files[ROOT / "x.md"]
+
+
+# --- a claim, from scratch -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_claim_is_measured_again_with_the_same_figures(tmp_path):
+    """UCE's church of `erasers`, and the unedited model's: a closed form and plain images are alike on every processor."""
+    cli = CommandLine(tmp_path)
+    grid = ["experiment=erasers", "method=none,uce", "concepts=church", "budget=lite", "budget.grid=4"]
+    cli("run", *grid, "budget.utility_prompts=20")
+    cli("publish", *grid, "budget.utility_prompts=20", "out=results")
+    key = ["method", "metric"]
+    claimed, again = (
+        records.query("concepts == 'church' and attack == 'none' and method in ('none', 'uce') and unit == 'fraction'")
+        for records, _ in (published(RESULTS / "erasers"), published(tmp_path / "results"))
+    )
+    both = claimed.merge(again, on=key, suffixes=("", "_again"))
+    assert len(both) == len(claimed) > 10
+    different = both[(both["value"] - both["value_again"]).abs() > 1e-6]
+    assert different[[*key, "value", "value_again"]].to_numpy().tolist() == []
+    assert (both["n"] == both["n_again"]).all()

@@ -34,9 +34,9 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
         means: dict[str, dict[str, Entry]] = {}
         for name, figures in chosen.items():
             for method, own in figures.groupby("method", sort=False):
-                found = pooled(own, "value", outcomes, view.average)
-                if found is not None and found.estimate.value is not None:
-                    e = found.estimate
+                mean = pooled(own, "value", outcomes, view.average)
+                if mean is not None and mean.estimate.value is not None:
+                    e = mean.estimate
                     means.setdefault(str(method), {})[name] = Entry(
                         e.value, e.low, e.high, own["unit"].iloc[0], e.n, e.failed
                     )
@@ -46,12 +46,11 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
         directions = [figures["direction"].iloc[0] for figures in chosen.values()]
         values = np.array([[means[m][name].value for name in chosen] for m in methods], float)
         samples, resampled = _samples(chosen, methods, means, outcomes)
-        (points,) = better(values[None], directions)
-        shares = better(samples, directions).mean(axis=0)
-        on = np.asarray(~better(samples, directions).any(axis=1))
+        points, found = better(values[None], directions), better(samples, directions)
+        shares, on = found.mean(axis=0), np.logical_not(found.any(axis=1))
         rows = []
         for place, method in enumerate(methods):
-            standing = "" if points[:, place].any() else ON_FRONT
+            standing = "" if points[0, :, place].any() else ON_FRONT
             front = Entry(float(on[:, place].mean()), n=SAMPLES, standing=standing)
             rows.append(Row((method,), [*(means[method][name] for name in chosen), front]))
         heads = [*(Head(name, d) for name, d in zip(chosen, directions, strict=True)), Head("on the front")]
@@ -67,20 +66,20 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
         yield Table(f"Pareto front, {title}", (view.rows,), heads, rows, notes, provenance(part))
 
 
-def better(values: NDArray, directions: Sequence[str]) -> NDArray:
+def better(values: NDArray, directions: Sequence[str]) -> NDArray[np.bool_]:
     """Whether method i dominates method j: ``(samples, methods, methods)`` from ``values`` (samples, methods, figures)."""
     signed = np.where(np.array(directions) == "up", values, -values)
     one, other = signed[:, :, None, :], signed[:, None, :, :]
-    return np.asarray((one >= other).all(axis=-1) & (one > other).any(axis=-1))
+    return np.logical_and((one >= other).all(axis=-1), (one > other).any(axis=-1))
 
 
 def _dominated(methods: Sequence[str], shares: NDArray) -> list[str]:
     """A sentence about the methods that are shown to be dominated."""
     said = []
-    for place in range(len(methods)):
-        by = [method for method, share in zip(methods, shares[:, place], strict=True) if share >= SHOWN]
+    for place, method in enumerate(methods):
+        by = [other for other, share in zip(methods, shares[:, place], strict=True) if share >= SHOWN]
         if by:
-            said.append(f"{methods[place]} (by {', '.join(by)})")
+            said.append(f"{method} (by {', '.join(by)})")
     return [f"Shown to be dominated, in {SHOWN:.0%} of the samples or more: {'; '.join(said) or 'none'}."]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -343,31 +344,28 @@ def _latex_character(character: str) -> str:
     return character if known else f"{{[}}U+{ord(character):04X}]"
 
 
-def latex(shown: Sequence[Table]) -> str:
-    """Tables as LaTeX floats for one column of text. A table that is still wider is scaled down to the column's width.
+#: Columns of figures that fit beside the names of rows into a column of text.
+LATEX_COLUMNS = 5
 
-    A figure has the limits of its interval above and below its line, and heads are broken into lines.
+
+def latex(shown: Sequence[Table]) -> str:
+    """Tables as LaTeX floats for one column of text, with their columns in parts below each other.
+
+    A figure has the limits of its interval above and below its line, heads are broken into lines, and the deviation between
+    concepts is left out. A part that is still too wide is scaled down to the width of the column.
     """
     parts = ["% These tables need \\usepackage{booktabs} and \\usepackage{graphicx}."]
-    for number_, table in enumerate(shown, start=1):
+    for number_, table in enumerate(map(_without_spread, shown), start=1):
         rows, notes = _texts(table, latex_cell)
-        width = len(table.heads)
-        columns = "l" * width + "r" * len(table.columns)
         of = table.provenance
         lines = [
             f"% {of.records} records; detectors: {', '.join(map(plain, of.detectors)) or 'none'}",
             "\\begin{table}",
-            "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}",
+            "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\\renewcommand{\\arraystretch}{1.2}",
             f"\\caption{{{latex_text(table.title)}}}",
             f"\\label{{tab:{_slug(table.title)}-{number_}}}",
-            "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
-            f"\\begin{{tabular}}{{{columns}}}",
-            "\\toprule",
-            f"{' & '.join(map(_latex_head, _heads(table)))} \\\\",
-            "\\midrule",
-            *(" & ".join([*map(latex_text, row[:width]), *row[width:]]) + " \\\\" for row in rows),
-            "\\bottomrule",
-            "\\end{tabular}}",
+            "\n\\par\\medskip\n".join(_tabulars(table, rows)),
+            "\\par\\raggedright",
             *(f"\\par\\scriptsize {latex_text(note)}" for note in [*notes, _latex_legend(table)]),
             "\\end{table}",
         ]
@@ -375,24 +373,55 @@ def latex(shown: Sequence[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _without_spread(table: Table) -> Table:
+    def bare(entry: Entry | None) -> Entry | None:
+        return None if entry is None else replace(entry, spread=None)
+
+    return replace(table, rows=[replace(row, entries=list(map(bare, row.entries))) for row in table.rows])
+
+
+def _tabulars(table: Table, rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The parts of a table, each with the names of the rows and about equally many columns."""
+    width, count = len(table.heads), len(table.columns)
+    parts = max(1, -(-count // LATEX_COLUMNS))
+    heads = _heads(table)
+    for part in range(parts):
+        chosen = [width + place for place in range(part * count // parts, (part + 1) * count // parts)]
+        names = [
+            " & ".join([*map(latex_text, row[:width]), *(row[place] for place in chosen)]) + " \\\\" for row in rows
+        ]
+        yield "\n".join(
+            [
+                "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
+                f"\\begin{{tabular}}{{{'l' * width}{'r' * len(chosen)}}}",
+                "\\toprule",
+                " & ".join(_latex_head(heads[place]) for place in [*range(width), *chosen]) + " \\\\",
+                "\\midrule",
+                *names,
+                "\\bottomrule",
+                "\\end{tabular}}",
+            ]
+        )
+
+
 def _latex_head(text: str) -> str:
-    """A head with its words in lines."""
-    lines = r"\\".join(map(latex_text, text.split()))
-    return f"\\shortstack[r]{{{lines}}}" if " " in text else lines
+    """A head in lines of about ten characters."""
+    lines = r"\\".join(map(latex_text, textwrap.wrap(text, 10, break_long_words=False)))
+    return f"\\shortstack[r]{{{lines}}}" if r"\\" in lines else lines
 
 
 def latex_cell(entry: Entry | None, reasons: Reasons) -> str:
-    """A figure for LaTeX: ``$0.04^{\\,0.12}_{\\,0.01}$``, bold if it is the best and underlined if it is tied with the best."""
+    """A figure for LaTeX: ``0.04$^{0.12}_{0.01}$``. The best value is bold, and values tied with it are underlined."""
     if entry is None:
         return ""
     limits = entry.low is not None and entry.high is not None and entry.value is not None and not entry.beside
     text = latex_text(entry_text(replace(entry, low=None, high=None) if limits else entry, reasons))
-    if limits:
-        low, high = (_bare(value, entry.unit) for value in (entry.low, entry.high))
-        value = number(entry.value, entry.unit)  # type: ignore[arg-type]
-        text = text.replace(latex_text(value), f"{latex_text(value)}$^{{{high}}}_{{{low}}}$", 1)
-    command = {"strong": "\\textbf", "weak": "\\underline", "": ""}[EMPHASIS[entry.standing]]
-    return f"{command}{{{text}}}" if command else text
+    if entry.value is None:
+        return text
+    value = latex_text(number(entry.value, entry.unit))
+    command = {"strong": f"\\textbf{{{value}}}", "weak": f"\\underline{{{value}}}", "": value}[EMPHASIS[entry.standing]]
+    interval = f"$^{{{_bare(entry.high, entry.unit)}}}_{{{_bare(entry.low, entry.unit)}}}$" if limits else ""
+    return text.replace(value, command + interval, 1)
 
 
 def _bare(value: float | None, unit: str) -> str:

@@ -390,8 +390,7 @@ def _over(concepts: Sequence[str], seeds: Sequence, average: str) -> str:
     """A sentence that lists the concepts and seeds behind the means, and which of them are samples."""
     what = "kinds of concepts" if average == "kinds" else "concepts"
     fixed = (
-        f"Means over {what}: these concepts are fixed and weigh the same, their prompts are a sample; σ is the standard "
-        "deviation between concepts. "
+        f"Means over {what}: these concepts are fixed and weigh the same, their prompts are a sample. "
         if len(concepts) > 1
         else ""
     )
