@@ -32,6 +32,7 @@ def table(overrides: Sequence[str], form: str, view: str, folder: str | None, sp
     """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
+    outcomes: pd.DataFrame | None
     if folder:
         records, outcomes = published(path_of(folder, "--from"))
         records = narrowed(records, overrides, folder)
