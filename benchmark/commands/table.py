@@ -14,7 +14,6 @@ from overpaint.grid.paths import path_of
 from overpaint.report.claims import narrowed, published
 from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.rendering import FORMATS, print_tables, render
-from overpaint.report.views import view_named
 from overpaint.run.store import Store
 
 
@@ -27,25 +26,23 @@ from overpaint.run.store import Store
 def table(overrides: Sequence[str], form: str, view: str, folder: str | None, spreadsheet: bool) -> None:
     """Print tables from stored records, of the grid that the overrides define or of the whole store.
 
-    With --from, the overrides are filters, such as method=uce,esd concepts=church metric=ira. Tests are corrected over what they
-    select.
+    With --from, the overrides are filters, such as method=uce,esd concepts=church metric=ira.
     """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
-    outcomes: pd.DataFrame | None
     if folder:
         records, outcomes = published(path_of(folder, "--from"))
         records = narrowed(records, overrides, folder)
     else:
-        records, outcomes = _stored(overrides, with_outcomes=view_named(view).cells != "every")
+        records, outcomes = _stored(overrides)
     if form == "terminal":
         print_tables(records, view, outcomes)
     else:
         sys.stdout.write(render(records, form, view, outcomes, spreadsheet))
 
 
-def _stored(overrides: Sequence[str], with_outcomes: bool) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """The records of a grid or of the whole store, and their outcomes where they are asked for."""
+def _stored(overrides: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The records of a grid or of the whole store, and their outcomes."""
     if all(o.startswith("store=") for o in overrides):
         store, plan = Store.chosen(overrides[-1].split("=", 1)[1] if overrides else None), None
     else:
@@ -54,4 +51,4 @@ def _stored(overrides: Sequence[str], with_outcomes: bool) -> tuple[pd.DataFrame
     if not store.root.is_dir():
         raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
     records = stored_records(store, plan)
-    return records, stored_outcomes(store, records) if with_outcomes else None
+    return records, stored_outcomes(store, records)
