@@ -8,7 +8,7 @@ A page says in comments what belongs between them. `make leaderboards` runs this
     <!-- table: erasers view=methods -->…<!-- end -->
         A view of leaderboards/results/erasers in Markdown. key=value selects records as in `overpaint table --from`. title=no
         leaves out the title, and notes=yes adds the notes. columns='A;B' and rows='A;B' select what is shown of the view; its
-        tests are corrected for the whole view.
+        tests are corrected for the whole view. split=N puts N columns into a table, without=A,B leaves out methods.
     <!-- figure: redteam uce church cce attack_success_any difference -->0.67 [0.44, 0.82]<!-- end -->
         One record, named by its labels; without the name of an attack, that of no attack. The last word is a field: value
         (default), control, difference, original, n or p_value. `bare` leaves out the interval. With view=NAME, the last two words
@@ -123,14 +123,22 @@ def options(words: Sequence[str], **known: str) -> tuple[dict[str, str], list[st
 
 def table(words: Sequence[str]) -> str:
     """A view in Markdown."""
-    chosen, rest = options(words, view="facets", title="yes", notes="no", columns="", rows="")
+    chosen, rest = options(words, view="facets", title="yes", notes="no", columns="", rows="", split="", without="")
+    records = results(rest[0])[0]
+    left = [method for method in records["method"].unique() if method not in chosen["without"].split(",")]
+    rest += [f"method={','.join(left)}"] if chosen["without"] else []
     parts = []
     for one in shown(rest, chosen["view"]):
         one = with_columns(one, chosen["columns"].split(";")) if chosen["columns"] else one
         one = with_rows(one, chosen["rows"].split(";")) if chosen["rows"] else one
-        title, rows, *notes = markdown([one]).strip().split("\n\n")
-        title = f"**{title.removeprefix('### ')}**"
-        parts += [*([title] if chosen["title"] == "yes" else []), rows, *(notes if chosen["notes"] == "yes" else [])]
+        for part in split(one, int(chosen["split"] or len(one.columns))):
+            title, rows, *notes = markdown([part]).strip().split("\n\n")
+            title = f"**{title.removeprefix('### ')}**"
+            parts += [
+                *([title] if chosen["title"] == "yes" else []),
+                rows,
+                *(notes if chosen["notes"] == "yes" else []),
+            ]
     return "\n\n" + "\n\n".join(parts) + "\n\n"
 
 
@@ -143,6 +151,12 @@ def with_columns(one: Table, titles: Sequence[str]) -> Table:
     kept = [places[title] for title in titles]
     rows = [replace(row, entries=[row.entries[place] for place in kept]) for row in one.rows]
     return replace(one, columns=[one.columns[place] for place in kept], rows=rows)
+
+
+def split(one: Table, count: int) -> list[Table]:
+    """The table in parts of at most ``count`` columns."""
+    titles = [head.title for head in one.columns]
+    return [with_columns(one, titles[start : start + count]) for start in range(0, len(titles), count)]
 
 
 def with_rows(one: Table, names: Sequence[str]) -> Table:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import canonical
@@ -56,9 +57,13 @@ class Claim:
 
 
 def claims_of(
-    records: pd.DataFrame, outcomes: pd.DataFrame, run: Mapping[str, Any], waived: Mapping[str, str] | None = None
+    records: pd.DataFrame,
+    outcomes: pd.DataFrame | pa.Table,
+    run: Mapping[str, Any],
+    waived: Mapping[str, str] | None = None,
 ) -> dict[str, Claim]:
     """Claims by method, from records and outcomes (`overpaint.report.records.stored_outcomes`) of one run."""
+    outcomes = outcomes.to_pandas() if isinstance(outcomes, pa.Table) else outcomes
     records = records.assign(statistics=VERSION) if "statistics" not in records else records
     if "mark" not in records:
         records = marked(records, view_named("facets").primary)
