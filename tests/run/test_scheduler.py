@@ -1,6 +1,9 @@
 """The scheduler without store, clock or processes: the order of tasks, and tasks blocked by failures."""
 
+import heapq
+import itertools
 import random
+import time
 
 import pytest
 from counting_track import grid
@@ -131,3 +134,91 @@ def test_damage_brings_an_input_back():
     assert label(left) == "left 0" and found.next() is None
     found.made(left)
     assert found.next() == bottom
+
+
+# --- several workers -------------------------------------------------------------------------------------------------
+
+
+def cluster_grid(methods, concepts, attacks, prompts, chance):
+    """A grid with the demo's shape, and the seconds of every task: erasures, attacks prompt by prompt, generation, scores."""
+    plan, seconds = Plan("counting"), {}
+
+    def add(stage, what, inputs, cost, loads=""):
+        task = plan.add(Task(stage, {"what": what}, inputs, loads=loads))
+        seconds[task.key] = cost
+        return task.key
+
+    for concept, method in itertools.product(range(concepts), range(methods)):
+        here = f"{concept}.{method}"
+        erasure = add("top", here, {}, chance.choice([1, 2, 20, 60]), "model/")
+        for attack in range(attacks):
+            found = {
+                str(n): add("left", f"{here}.{attack}.{n}", {"e": erasure}, chance.uniform(1, 6), f"model/{here}")
+                for n in range(prompts)
+            }
+            made = add("right", f"{here}.{attack}", {**found, "e": erasure}, 3, f"model/{here}")
+            scored = add("bottom", f"{here}.{attack}", {"images": made}, 0.5)
+            add("all", f"{here}.{attack}", {"scores": scored}, 0.2)
+    return plan, seconds
+
+
+def simulated(plan, seconds, workers):
+    """Makespan with these workers, its lower bound, and how often a worker had to load something else."""
+    found = Scheduler(plan, plan.tasks.values(), lambda task: seconds[task.key], workers)
+    now, busy, idle, loaded, loads = 0.0, [], [f"worker {n}" for n in range(workers)], {}, 0
+    while found.left:
+        for worker in idle[:]:
+            if bundle := found.next(worker):
+                idle.remove(worker)
+                if bundle[0].loads and loaded.get(worker) != bundle[0].loads:
+                    loaded[worker], loads = bundle[0].loads, loads + 1
+                heapq.heappush(busy, (now + seconds[bundle[0].key], worker, bundle))
+        now, worker, bundle = heapq.heappop(busy)
+        found.made(bundle)
+        idle.append(worker)
+    ends = {}
+    for task in plan.tasks.values():
+        ends[task.key] = seconds[task.key] + max((ends[key] for key in task.inputs.values()), default=0)
+    return now, max(sum(seconds.values()) / workers, *ends.values()), loads
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_the_makespan_is_near_its_lower_bound(workers):
+    plan, seconds = cluster_grid(4, 3, 6, 8, random.Random(0))
+    makespan, bound, loads = simulated(plan, seconds, workers)
+    assert bound <= makespan <= 1.05 * bound
+    assert loads <= 13 + 6 * workers  # 12 erasures and the unedited model
+
+
+def test_the_longest_path_comes_first_when_it_is_urgent():
+    """A chain of 10 steps among 30 short tasks: a worker begins with the chain, although it is last in the plan."""
+    plan = Plan("counting")
+    for n in range(30):
+        plan.add(Task("top", {"n": n}))
+    last = {}
+    for n in range(10):
+        last = {"in": plan.add(Task("left", {"n": n}, last)).key}
+    makespan, bound, _ = simulated(plan, dict.fromkeys(plan.tasks, 1.0), 4)
+    assert makespan == bound == 10
+
+
+def test_a_worker_keeps_what_it_has_loaded():
+    plan = Plan("counting")
+    for n in range(6):
+        plan.add(Task("top", {"n": n}, loads="even" if n % 2 == 0 else "odd"))
+    found = Scheduler(plan, plan.tasks.values(), workers=2)
+    given = {"a": [], "b": []}
+    for worker in "ababab":
+        (task,) = found.next(worker)
+        given[worker].append(task.loads)
+        found.made([task])
+    assert given == {"a": ["even"] * 3, "b": ["odd"] * 3}
+
+
+@pytest.mark.slow
+def test_hundreds_of_thousands_of_tasks_are_scheduled_in_seconds():
+    plan, seconds = cluster_grid(100, 10, 20, 17, random.Random(0))
+    assert len(plan.tasks) == 401_000
+    start = time.process_time()
+    makespan, bound, _ = simulated(plan, seconds, 8)
+    assert makespan <= 1.001 * bound and time.process_time() - start < 20  # 10 on a quiet machine
