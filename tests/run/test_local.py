@@ -187,6 +187,22 @@ def test_workers_share_slow_imports_that_have_touched_no_gpu_and_started_no_thre
     assert done.stdout.strip() == "(True, False, False, 1)"
 
 
+def test_slow_imports_do_not_ask_for_gpus():
+    """Asking can initialise CUDA, which does not survive a fork."""
+    code = (
+        "import torch\n"
+        "asked = []\n"
+        "for name in ('is_available', 'device_count', '_lazy_init', 'get_device_capability', 'get_device_properties'):\n"
+        "    setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))\n"
+        f"for module in {list(track('images').slow_modules)}:\n"
+        "    __import__(module)\n"
+        "print(asked)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_on_pictures_workers_make_what_one_process_makes(tmp_path):
     alone = figures(tmp_path / "alone", lambda plan, store: run_here(plan, store, "cpu", Told()))
     shared = figures(tmp_path / "shared", lambda plan, store: two().run(plan, store, Told()))

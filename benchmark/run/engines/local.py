@@ -30,7 +30,7 @@ from overpaint.run.runner import Outcome, run_here, run_plan
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track, track
-from overpaint.run.worker import Assignment, Teller, ended, environment, pass_on
+from overpaint.run.worker import Assignment, Teller, ended, environment, exported, pass_on
 
 #: Seconds that a worker has to leave its task tidily when the run is interrupted.
 PATIENCE = 10
@@ -90,23 +90,21 @@ class Workers:
         if START == "forkserver":
             context.set_forkserver_preload(list(track(self._plan.track).slow_modules))
         # Workers start with SIGINT ignored: a terminal sends Ctrl-C to all processes, and the run ends its workers itself.
-        handler, before = signal.signal(signal.SIGINT, signal.SIG_IGN), dict(os.environ)
-        os.environ.update(environment(self._assignments[0].threads))
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            for assignment in self._assignments:
-                here, there = context.Pipe()
-                arguments = (assignment, there)
-                process = context.Process(target=work, args=arguments, name=assignment.worker, daemon=True)
-                self._processes[here] = process
-                process.start()
-                self._open.append(here)
-                there.close()  # so that a dead worker's pipe ends
+            with exported(environment(self._assignments[0].threads)):
+                for assignment in self._assignments:
+                    here, there = context.Pipe()
+                    arguments = (assignment, there)
+                    process = context.Process(target=work, args=arguments, name=assignment.worker, daemon=True)
+                    self._processes[here] = process
+                    process.start()
+                    self._open.append(here)
+                    there.close()  # so that a dead worker's pipe ends
         except BaseException:
             self.__exit__()
             raise
         finally:
-            os.environ.clear()
-            os.environ.update(before)
             signal.signal(signal.SIGINT, handler)
         return self
 
