@@ -141,11 +141,11 @@ class Plan:
         if key in self.tasks:
             return self.tasks[key]
         assert self.expand
-        asked = self.asked.copy()
+        known = self.asked.copy(), self.notes.copy(), self.absent.copy()  # what the outline has counted and said
         with reading_once():
             measure = self.expand(self, self.lines[key].cell)
-        self.asked, said = asked, self.tasks.pop(measure.key)
-        self.tasks[key] = replace(said, name=key)
+        self.asked, self.notes, self.absent = known
+        self.tasks[key] = replace(self.tasks.pop(measure.key), name=key)
         return self.tasks[key]
 
     def opened(self) -> Plan:

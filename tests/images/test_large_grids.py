@@ -38,7 +38,7 @@ def stages(plan):
 def test_the_counts_of_lines_are_those_of_their_tasks():
     lines, opened = planned(*GRID), planned(*GRID).opened()
     assert not lines.tasks and lines.asked == opened.asked
-    assert lines.unique() == stages(opened)
+    assert lines.unique() == stages(opened) and lines.notes == opened.notes
     assert [task.key for _, task in lines.cells] == [task.key for _, task in opened.cells]
 
 
