@@ -15,6 +15,7 @@ from overpaint.errors import UserError
 from overpaint.grid.composition import CIRCUMSTANCES
 from overpaint.grid.paths import path_of
 from overpaint.report.claims import claim_files, claims_of, file_name, hashes, merged, read_claim, text_of, violations
+from overpaint.report.gathered import as_frame
 from overpaint.report.records import STAGE, stored_outcomes, stored_records
 from overpaint.run.store import read_manifest
 
@@ -68,7 +69,7 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
     records = stored_records(grid.store, grid.plan)
     if records.empty:
         raise UserError(f"{grid.store.root} holds no figures of this grid")
-    claims = claims_of(records, stored_outcomes(grid.store, records), run_of(grid, overrides))
+    claims = claims_of(records, as_frame(stored_outcomes(grid.store, records)), run_of(grid, overrides))
     files = {folder / file_name(method): claim for method, claim in claims.items()}
     texts = {path: text_of(merged(read_claim(path), c) if path.exists() else c) for path, c in files.items()}
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,8 @@ def retry(what: Sequence[str]) -> None:
     prefixes = [word for word in what if "=" not in word]
     store, grid = store_and_grid([word for word in what if "=" in word])
     failures = store.failures()
-    chosen = {key: f for key, f in failures.items() if grid is None or key in grid.plan.opened().tasks}
+    tasks = grid.plan.opened().tasks if grid and failures else {}
+    chosen = {key: f for key, f in failures.items() if grid is None or key in tasks}
     for prefix in prefixes:
         if not any(key.startswith(prefix) for key in chosen):
             keys = ", ".join(sorted(chosen)[:5]) or "none"

@@ -101,7 +101,8 @@ def pack(overrides: Sequence[str], overwrite: bool) -> None:
     found, grid = store_and_grid(rest)
     kept = {stage: found.present(stage) for stage in found.stages()}
     if grid:
-        kept = {stage: keys & grid.plan.opened().tasks.keys() for stage, keys in kept.items()}
+        tasks = grid.plan.opened().tasks
+        kept = {stage: keys & tasks.keys() for stage, keys in kept.items()}
     with whole(path) as partial:
         moved = archives.pack(found, partial, kept)
         size = bytes_said(partial.stat().st_size)

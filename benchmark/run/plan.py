@@ -263,12 +263,18 @@ class Plan:
     def _needed(self, store: Store) -> tuple[list[Task], list[Task]]:
         """The tasks that the cells need: those that are missing, and those that are stored."""
         needed = {task.key for _, task in self.cells}
+        by_stage: dict[str, list[str]] = {}
+        for key, task in self.tasks.items():
+            by_stage.setdefault(task.stage, []).append(key)
+        there: dict[str, set[str]] = {}  # looked up stage by stage, when the first task of a stage is needed
         missing: list[Task] = []
         stored: list[Task] = []
         for task in reversed(self.tasks.values()):
             if task.key not in needed:
                 continue
-            if store.has(task.stage, task.key):
+            if task.stage not in there:
+                there[task.stage] = store.stored(task.stage, by_stage[task.stage])
+            if task.key in there[task.stage]:
                 stored.append(task)
             else:
                 missing.append(task)

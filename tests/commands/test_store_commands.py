@@ -43,7 +43,7 @@ def publish(store, task, text="12345"):
 @pytest.fixture
 def plan(store):
     """The plan of GRID, all of it stored."""
-    found = planned([*GRID, f"store={store.root}"]).plan
+    found = planned([*GRID, f"store={store.root}"]).plan.opened()
     for task in found.tasks.values():
         publish(store, task)
     return found
@@ -123,7 +123,7 @@ def test_retry_forgets_failures_by_key_by_grid_or_all(cli, store, plan):
 
 
 def test_gc_changes_nothing_unless_asked_and_keeps_what_the_grid_needs(cli, store, plan):
-    part = {(task.stage, task.key) for task in planned([*PART, f"store={store.root}"]).plan.tasks.values()}
+    part = {(task.stage, task.key) for task in planned([*PART, f"store={store.root}"]).plan.opened().tasks.values()}
     before = keys(store)
     said = cli("gc", *PART).stdout
     assert keys(store) == before and f"{5 * len(before - part)} B can be deleted: add --delete" in said
@@ -206,7 +206,7 @@ def test_a_packed_store_is_merged_into_an_empty_one(cli, store, plan, tmp_path):
 
 
 def test_pack_takes_a_grid_and_does_not_replace_a_file_unasked(cli, store, plan, tmp_path):
-    part = {task.key for task in planned([*PART, f"store={store.root}"]).plan.tasks.values()}
+    part = {task.key for task in planned([*PART, f"store={store.root}"]).plan.opened().tasks.values()}
     cli("store", "pack", *PART, "out=x.tar")
     with tarfile.open(tmp_path / "x.tar") as archive:
         found = {name.split("/")[2] for name in archive.getnames() if name.startswith("artefacts/")}
