@@ -150,7 +150,8 @@ class Plan:
 
     def opened(self) -> Plan:
         """This plan with the tasks of all cells."""
-        self.cells = [(cell, self.open(task.key)) for cell, task in self.cells]
+        with reading_once():
+            self.cells = [(cell, self.open(task.key)) for cell, task in self.cells]
         return self
 
     def closed(self, store: Store) -> list[Line]:
@@ -174,10 +175,11 @@ class Plan:
         if len(self.tasks) >= most:
             self._forget(store)
         before = len(self.tasks)
-        for key in waiting:
-            if len(self.tasks) >= max(most, before + 1):
-                break
-            self.open(key)
+        with reading_once():  # so that cells share what their tasks have in common
+            for key in waiting:
+                if len(self.tasks) >= max(most, before + 1):
+                    break
+                self.open(key)
         return len(self.tasks) > before
 
     def _forget(self, store: Store) -> None:
