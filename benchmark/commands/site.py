@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -12,17 +14,18 @@ from overpaint.commands.grids import ERR, taken
 from overpaint.commands.publish import RESULTS
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
-from overpaint.report.claims import narrowed
 from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.site.build import MARK, write
 from overpaint.report.site.cells import Slugs
 from overpaint.report.site.documents import documents
 from overpaint.report.site.pages import Content, Picture
-from overpaint.report.site.results import Results, read
+from overpaint.report.site.results import Results, narrowed_to, read
 from overpaint.run.store import Store
 
 #: Where the site is written without out=.
 OUT = "outputs/site"
+#: The name of the results of a store.
+STORE = "store"
 #: Standard deviation of the blur of unsafe pictures, in pixels.
 BLUR = 24
 
@@ -46,21 +49,12 @@ def site(filters: Sequence[str], place: str | None) -> None:
     if store and not store.root.is_dir():
         raise UserError(f"there is no store at {store.root}: run something first (overpaint run), or give --from DIR")
     found = [*(_stored(store) if store else ()), *(read(path_of(place, "--from")) if place else ())]
-    found = [results.of(narrowed(results.records, rest, results.name)) for results in found]
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial.mkdir()
-    try:
+    found = narrowed_to(found, rest)
+    with _replacing(folder, out or OUT) as partial:
         slugs = Slugs()
-        pictures = list(_pictures(store, found[0], partial, slugs)) if store else []
+        pictures = list(_pictures(store, found[0], partial, slugs)) if store and found[0].name == STORE else []
         origin = " and ".join([*([f"the store {store.root.name}"] if store else []), *([place] if place else [])])
         written = write(partial, Content(found, documents(), pictures, slugs), origin)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     ERR.print(f"{len(written)} pages: open {folder / 'index.html'}")
 
 
@@ -72,11 +66,29 @@ def target(out: str) -> Path:
     return path
 
 
+@contextmanager
+def _replacing(folder: Path, out: str) -> Iterator[Path]:
+    """An empty folder beside ``folder``. It takes that place if the block succeeds."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}-"))
+    except OSError as error:
+        raise UserError(f"out={out} cannot be written: {error.strerror}") from None
+    try:
+        partial.chmod(0o755)
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _stored(store: Store) -> Iterator[Results]:
     records = stored_records(store)
     if records.empty:
         raise UserError(f"{store.root} holds no figures: run something first (overpaint run)")
-    yield Results("store", records, stored_outcomes(store, records))
+    yield Results(STORE, records, stored_outcomes(store, records))
 
 
 def _pictures(store: Store, results: Results, folder: Path, slugs: Slugs) -> Iterator[Picture]:

@@ -34,7 +34,7 @@ def pages_of(content: Content, origin: str) -> Iterator[Page]:
     """Every page of the site."""
     ledger = Ledger(content)
     yield from leaderboard.pages(content)
-    yield from methods.pages(content, ledger.by_method())
+    yield from methods.pages(content, ledger.by_method(content))
     yield from concepts.pages(content)
     yield from printed.pages(content, ledger)
     yield from made.pages(content, origin)

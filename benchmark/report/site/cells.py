@@ -28,6 +28,7 @@ class Cell:
         sort: the value by which a column is sorted; empty if there is none.
         text: the value as text; ``signs`` its marks.
         said: everything else about it, in words: interval, n, failures, tests.
+        part: the concepts of a mean and of its column, such as ``2/7``, if they differ.
         bar: the interval and the value as percentages of the axis 0 to 1; ``None`` if they are not shares.
     """
 
@@ -36,6 +37,7 @@ class Cell:
     signs: str
     said: str
     standing: str
+    part: str
     bar: tuple[str, str, str] | None
 
 
@@ -43,11 +45,12 @@ def cell(entry: Entry | None) -> Cell | None:
     """A figure as a cell."""
     if entry is None:
         return None
+    part = f"{entry.of[0]}/{entry.of[1]}" if entry.of else ""
     if entry.value is None:
-        return Cell("", "⊥", "", _sentence([f"undefined: {plain(entry.why)}", _failed(entry)]), "", None)
+        return Cell("", "⊥", "", _sentence([f"undefined: {plain(entry.why)}", _failed(entry)]), "", part, None)
     text = ("≥ " if entry.bound else "") + number(entry.value, entry.unit)
     signs = "".join((MARKS[entry.mark.says], "†" if entry.outside else "", SIGNS.get(entry.standing, "")))
-    return Cell(repr(float(entry.value)), text, signs, _said(entry), entry.standing, _bar(entry))
+    return Cell(repr(float(entry.value)), text, signs, _said(entry), entry.standing, part, _bar(entry))
 
 
 def _said(entry: Entry) -> str:

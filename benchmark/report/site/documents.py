@@ -82,8 +82,12 @@ def document(root: Path, source: str, pages: Mapping[str, str]) -> Document:
         for child in token.children or ():
             _relink(child, token.children or [], root, source, pages, pictures)
     html = parser.renderer.render(tokens, parser.options, {})
-    html = html.replace("<table>", '<div class="wide" tabindex="0" role="region" aria-label="table"><table>')
-    html = html.replace("</table>", "</table></div>").replace("<pre>", '<pre tabindex="0">')
+    for number in range(html.count("<table>")):  # a wide table scrolls on its own, also by keyboard
+        label = f"table {number + 1}"
+        html = html.replace("<table>", f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table >', 1)
+    html = (
+        html.replace("<table >", "<table>").replace("</table>", "</table></div>").replace("<pre>", '<pre tabindex="0">')
+    )
     title = sections[0].title if sections else PurePosixPath(source).stem
     return Document(source, page, title, html, tuple(sections), pictures)
 

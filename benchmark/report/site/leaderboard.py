@@ -9,7 +9,7 @@ from itertools import groupby
 from overpaint.report.rendering import legend, plain
 from overpaint.report.site.cells import SIGNS, Cell, cell, head
 from overpaint.report.site.pages import Content, Page
-from overpaint.report.site.plots import pareto
+from overpaint.report.site.plots import HeatMap, pareto
 from overpaint.report.site.results import VIEW, Block
 from overpaint.report.standings import BEST, TIED
 from overpaint.report.views import view_named
@@ -57,11 +57,17 @@ def pages(content: Content) -> Iterator[Page]:
     values = {
         "board": found,
         "paretos": [plot for _, plot in plots[:1]],
-        "heat_maps": content.heat_maps,
+        "heat_maps": _most_telling(content.heat_maps),
         "scalings": content.scalings,
         "legend": f"{STANDINGS} {legend([block.table for block in content.blocks]).split(' Bold:')[0]}",
     }
     yield Page("index.html", "index.html", "Leaderboard", values)
+
+
+def _most_telling(maps: Sequence[HeatMap]) -> list[HeatMap]:
+    """Heat maps of at least three attacks, the largest first; all of them if there is none."""
+    found = sorted(maps, key=lambda one: -len(one.rows) * len(one.methods))
+    return [one for one in found if len(one.rows) > 2] or found
 
 
 def board(content: Content, shown: Sequence[Block], method: str | None = None) -> Board:

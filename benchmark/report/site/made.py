@@ -41,6 +41,7 @@ def about(results: Results) -> dict[str, Any]:
     ]
     return {
         "name": results.name,
+        "waived": results.waived,
         "runs": [_run(run) for run in results.runs],
         "records": of.records,
         "cells": len(of.settings),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from overpaint.grid.registry import component, components
 from overpaint.report.site.documents import Section
 from overpaint.report.site.leaderboard import STANDINGS, board
 from overpaint.report.site.pages import Content, Method, Page
 from overpaint.report.site.plots import HeatMap, Scaling, Square
+from overpaint.report.site.printed import HEADS, Printed
 
 
-def pages(content: Content, printed: Mapping[str, Sequence[Sequence[str]]]) -> Iterator[Page]:
-    """The list of methods, and their pages. ``printed`` holds the published figures of each method as rows of text."""
+def pages(content: Content, printed: Mapping[str, Printed]) -> Iterator[Page]:
+    """The list of methods, and their pages. ``printed`` holds what papers print of each method."""
     yield Page("methods/index.html", "methods.html", "Methods", {"methods": content.methods})
     for method in content.methods:
         labels = {
@@ -28,10 +29,11 @@ def pages(content: Content, printed: Mapping[str, Sequence[Sequence[str]]]) -> I
             "standings": STANDINGS,
             "attacks": [attacks for one in content.heat_maps for attacks in _attacks(one, labels)],
             "curves": [curve for one in content.scalings if (curve := _curves(one, labels)).plots],
-            "printed": printed.get(method.name, []),
+            "printed": printed.get(method.name),
             "pictures": [picture for picture in content.pictures if set(picture.methods) & labels],
             "card": card,
             "settings": _settings(method),
+            "heads": HEADS,
         }
         about = Section(method.page, "", method.name, f"{method.summary} {method.paper}")
         yield Page(method.page, "method.html", method.name, values, [about, *(card.sections if card else ())])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import pandas as pd
@@ -16,7 +16,7 @@ from overpaint.report.tables import Entry, Table
 
 @dataclass(frozen=True)
 class Point:
-    """A point with its interval; ``low`` and ``high`` are ends of a line through it."""
+    """A point with the ends of its intervals. ``label`` is the height of its label beside the plot, or ``None`` at the point."""
 
     x: float
     y: float
@@ -25,7 +25,7 @@ class Point:
     y_low: float
     y_high: float
     name: str = ""
-    label: float = 0.0
+    label: float | None = None
     front: bool = False
     said: str = ""
 
@@ -48,8 +48,8 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 56, 170, 16, 52
 TICKS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 #: Figures of the plot: titles of columns of view `overpaint.report.site.results.VIEW`.
 ERASURE, RETENTION = "target", "neighbours kept"
-#: Height of a line of labels.
-LINE = 16
+#: Height of a line of labels, and width of a label at its point.
+LINE, ROOM = 16, 110
 
 
 def pareto(block: Block) -> Pareto | None:
@@ -119,8 +119,12 @@ def _interval(entry: Entry) -> str:
 
 
 def _labelled(points: Sequence[Point]) -> list[Point]:
-    """The points with places for their labels in a column at the right, in the order of their height and without overlaps."""
-    ordered = sorted(points, key=lambda p: (p.y, -p.x, p.name))
+    """The points with places for their labels: at the point where there is room, else in a column beside the plot.
+
+    The column has the order of the points' heights, without overlaps.
+    """
+    alone = [p for p in points if not any(_crowds(p, other) for other in points if other is not p)]
+    ordered = sorted((p for p in points if p not in alone), key=lambda p: (p.y, -p.x, p.name))
     most = HEIGHT - LINE / 2
     heights: list[float] = []
     for point in ordered:
@@ -129,7 +133,12 @@ def _labelled(points: Sequence[Point]) -> list[Point]:
         heights[-1] = most
         for place in range(len(heights) - 2, -1, -1):
             heights[place] = min(heights[place], heights[place + 1] - LINE)
-    return [Point(**{**vars(p), "label": round(h, 1)}) for p, h in zip(ordered, heights, strict=True)]
+    return [*(replace(p, label=round(h, 1)) for p, h in zip(ordered, heights, strict=True)), *alone]
+
+
+def _crowds(point: Point, other: Point) -> bool:
+    """Whether another point or the edge leaves no room for a label to the right of this one."""
+    return point.x + ROOM > WIDTH - RIGHT or (abs(point.y - other.y) < LINE and -10 < other.x - point.x < ROOM)
 
 
 # --- scaling ---------------------------------------------------------------------------------------------------
@@ -255,7 +264,15 @@ class Square:
     controls: str
     excess: float
     sign: str
-    said: str
+    verdict: str
+    interval: str
+    n: int
+    failed: int
+
+    @property
+    def said(self) -> str:
+        """Everything about the cell, in words."""
+        return f"{self.interval}; n = {self.n}; {self.failed} failed; {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -291,10 +308,18 @@ def _square(entry: Entry | None) -> Square | None:
         return None
     sign, words = ABOVE.get(entry.standing, ("", "not shown to be above the controls"))
     outside = "; the attack enters behind the defence" if entry.outside else ""
-    said = f"{_interval(entry)}, n = {entry.n}, {entry.failed} failed; {words}{outside}"
     controls = " / ".join(number(value, entry.unit) for value in entry.beside)
     excess = round(100 * (entry.value - entry.beside[-1]), 1)
-    return Square(number(entry.value, entry.unit) + ("†" if entry.outside else ""), controls, excess, sign, said)
+    return Square(
+        number(entry.value, entry.unit) + ("†" if entry.outside else ""),
+        controls,
+        excess,
+        sign,
+        words + outside,
+        _interval(entry),
+        entry.n,
+        entry.failed,
+    )
 
 
 # --- orders of methods -----------------------------------------------------------------------------------------
@@ -322,7 +347,8 @@ def taus(ordered: Sequence[Mapping], least: int = 4) -> list[Tau]:
         where = (
             f" under {order['attack']}" if order["attack"] else f" on {order['prompts']}" if order["prompts"] else ""
         )
-        said = f"{order['paper']}, {order['table']}: {order['measure']}{where} against {order['other_table']}"
+        what = f"{order['measure']} of {order['erased']}{where}"
+        said = f"{order['paper']}, {order['table']}: {what} against {order['other_table']}"
         found.append(
             Tau(across((order["tau"] + 1) / 2), low, high, said, f"{order['tau']:.2f}, {order['methods']} methods")
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,6 @@ from overpaint.report.site.pages import Content, Page
 from overpaint.report.site.plots import taus
 
 HEADS = "paper|table|method|erased|base|prompts|attack|metric|printed|n|our nearest record|verdict".split("|")
-METHOD = HEADS.index("method")
 
 
 class Ledger:
@@ -30,11 +30,31 @@ class Ledger:
         self.pairs = pairs(self.everything)
         self.beside = beside(self.everything, self.records, self.known)
 
-    def by_method(self) -> dict[str, list[list[str]]]:
-        """The rows of each method, by its name in this project."""
+    def by_method(self, content: Content) -> dict[str, Printed]:
+        """What papers print of each method, by its name in this project."""
         return {
-            str(name): [row(f) for f in part.to_dict("records")] for name, part in self.beside.groupby("method_name")
+            str(name): Printed(
+                [row(f) for f in part[part["ours"].notna()].to_dict("records")],
+                [
+                    (f"{paper}: {method}", f"{page_of(content, str(paper))}#{method}", len(own))
+                    for (paper, method), own in part.groupby(["paper", "method"], sort=False)
+                ],
+            )
+            for name, part in self.beside.groupby("method_name")
         }
+
+
+@dataclass(frozen=True)
+class Printed:
+    """Published figures of a method: those beside a record, as rows of text, and links to all with their numbers."""
+
+    rows: Sequence[Sequence[str]]
+    links: Sequence[tuple[str, str, int]]
+
+
+def page_of(content: Content, paper: str) -> str:
+    """The path of a paper's page. A method's name after ``#`` filters its table."""
+    return f"published/{content.slugs.of(paper)}.html"
 
 
 def row(f: Mapping[Hashable, Any]) -> list[str]:
@@ -59,10 +79,7 @@ def row(f: Mapping[Hashable, Any]) -> list[str]:
 
 def pages(content: Content, ledger: Ledger) -> Iterator[Page]:
     """The overview, and a page per paper."""
-    papers = {
-        str(paper): (f"published/{content.slugs.of(str(paper))}.html", part)
-        for paper, part in ledger.beside.groupby("paper")
-    }
+    papers = {str(paper): (page_of(content, str(paper)), part) for paper, part in ledger.beside.groupby("paper")}
     ours = orders_with_ours(ledger.everything, ledger.records, ledger.known) if len(ledger.records) else pd.DataFrame()
     apart = disagreements(ledger.pairs)
     counts = ledger.pairs["verdict"].value_counts()
@@ -77,6 +94,7 @@ def pages(content: Content, ledger: Ledger) -> Iterator[Page]:
         ],
         "disagreements": sheets.disagreement_sheet(apart, counts.get(DISAGREE, 0)),
         "signs": _signs(ledger.beside),
+        "heads": HEADS,
         "rules": [sheets.RULE, sheets.NOTED],
     }
     yield Page("published/index.html", "published.html", "Published and measured", values)
@@ -84,7 +102,13 @@ def pages(content: Content, ledger: Ledger) -> Iterator[Page]:
         rows = [row(f) for f in part.to_dict("records")]
         notes = sheets.limits(part)
         about = Section(page, "", name, f"published figures {' '.join(part['method'].unique())}")
-        yield Page(page, "paper.html", name, {"rows": rows, "notes": notes, "arxiv": part["arxiv"].iloc[0]}, [about])
+        yield Page(
+            page,
+            "paper.html",
+            name,
+            {"heads": HEADS, "rows": rows, "notes": notes, "arxiv": part["arxiv"].iloc[0]},
+            [about],
+        )
 
 
 def _signs(found: pd.DataFrame) -> Sequence[tuple[str, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 
 from overpaint.errors import UserError
 from overpaint.grid.registry import component, components
-from overpaint.report.claims import claim_files, published
+from overpaint.report.claims import claim_files, narrowed, published
 from overpaint.report.rendering import tables
 from overpaint.report.tables import Table
 
@@ -31,17 +31,19 @@ class Results:
         name: the name of the experiment, or of the store.
         records: see `overpaint.report.records`.
         outcomes: the outcomes behind them; empty if they are not stored.
-        runs: how the records were made (`overpaint.report.claims.Claim.runs`), without repetitions.
+        runs: how the records were made (`overpaint.report.claims.Claim`), without repetitions.
+        waived: what their files cannot state, and why.
     """
 
     name: str
     records: pd.DataFrame
     outcomes: pd.DataFrame
     runs: Sequence[Mapping[str, Any]] = ()
+    waived: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, records: pd.DataFrame) -> Results:
         """The results with fewer records."""
-        return Results(self.name, records, self.outcomes, self.runs)
+        return replace(self, records=records)
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,26 @@ def read(folder: Path) -> list[Results]:
     for place in places:
         records, outcomes = published(place)
         runs: list[Mapping[str, Any]] = []
+        waived: dict[str, str] = {}
         for path in claim_files(place):
-            runs += [run for run in json.loads(path.read_text(encoding="utf-8"))["runs"] if run not in runs]
-        found.append(Results(place.name, records, outcomes, runs))
+            file = json.loads(path.read_text(encoding="utf-8"))
+            runs += [run for run in file["runs"] if run not in runs]
+            waived |= {str(rule): str(reason) for rule, reason in file["waived"].items()}
+        found.append(Results(place.name, records, outcomes, runs, waived))
     return found
+
+
+def narrowed_to(found: Sequence[Results], filters: Sequence[str]) -> list[Results]:
+    """The results that the filters of `overpaint.report.claims.narrowed` select, without experiments that have none."""
+    kept, refused = [], []
+    for results in found:
+        try:
+            kept.append(results.of(narrowed(results.records, filters, results.name)))
+        except UserError as error:
+            refused.append(error)
+    if not kept and refused:
+        raise refused[0]
+    return kept
 
 
 def _top(folder: Path, path: Path) -> Path:

@@ -17,7 +17,7 @@ for (const table of all("table.board")) {
     heads.forEach((head, column) => {
       const texts = new Set(shown.map((row) => row.cells[column].textContent.trim()));
       const idle = column < TEXT.length
-        ? column > 0 && texts.size === 1
+        ? texts.size === 1 && (column > 0 || !table.classList.contains("filtered")) && shown.length > 0
         : shown.every((row) => row.cells[column].classList.contains("none"));
       for (const row of [titles, ...rows]) row.cells[column].hidden = idle;
     });
@@ -84,7 +84,14 @@ for (const table of all("table.board")) {
   if (form) {
     const state = new URLSearchParams(location.hash.slice(1));
     for (const element of form.elements) if (element.name && state.has(element.name)) element.value = state.get(element.name);
-    form.addEventListener("input", () => { filter(); remember({}); });
+    form.addEventListener("input", (event) => {
+      filter();
+      if (event.target.tagName === "SELECT" && !visible().length) { // the other filters exclude the new choice
+        for (const element of form.elements) if (element.name && element !== event.target) element.value = "";
+        filter();
+      }
+      remember({});
+    });
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", (event) => {
       event.preventDefault();
@@ -166,11 +173,16 @@ for (const input of all("input.rows")) {
   const table = input.closest("p").nextElementSibling.querySelector("table");
   const rows = [...table.tBodies[0].rows].map((row) => [row, row.textContent.toLowerCase()]);
   const status = input.closest("p").querySelector("[role=status]");
-  input.addEventListener("input", () => {
+  const narrow = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     for (const [row, text] of rows) row.classList.toggle("off", !words.every((word) => text.includes(word)));
     status.textContent = `${rows.filter(([row]) => !row.classList.contains("off")).length} of ${rows.length} rows`;
-  });
+  };
+  input.addEventListener("input", narrow);
+  if (input.classList.contains("named") && location.hash) { // a link to the figures of one method
+    input.value = decodeURIComponent(location.hash.slice(1));
+    narrow();
+  }
 }
 
 // Unsafe pictures are blurred copies until they are asked for.
