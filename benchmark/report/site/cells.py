@@ -50,7 +50,7 @@ def cell(entry: Entry | None) -> Cell | None:
         return Cell("", "⊥", "", _sentence([f"undefined: {plain(entry.why)}", _failed(entry)]), "", part, None)
     text = ("≥ " if entry.bound else "") + number(entry.value, entry.unit)
     signs = "".join((MARKS[entry.mark.says], "†" if entry.outside else "", SIGNS.get(entry.standing, "")))
-    return Cell(repr(float(entry.value)), text, signs, _said(entry), entry.standing, part, _bar(entry))
+    return Cell(f"{entry.value:.6g}", text, signs, _said(entry), entry.standing, part, _bar(entry))
 
 
 def _said(entry: Entry) -> str:

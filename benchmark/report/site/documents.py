@@ -95,7 +95,8 @@ def document(root: Path, source: str, pages: Mapping[str, str]) -> Document:
 def _sections(tokens: list[Token], page: str) -> Iterator[Section]:
     """The sections of a page. Headings get anchors as on GitHub."""
     taken: dict[str, int] = {}
-    anchor, title, text = "", "", []
+    anchor, title = "", ""
+    text: list[str] = []
     for place, token in enumerate(tokens):
         if token.type == "heading_open":
             if title or text:

@@ -88,8 +88,8 @@ class Content:
         found = []
         for name in sorted({*components("method"), *measured}):
             about = component("method", name).config if name in components("method") else {}
-            values = (str(about.get(key) or "") for key in ("summary", "paper", "status"))
-            found.append(Method(name, self.page_of_method(name), *values, measured=name in measured))
+            summary, paper, status = (str(about.get(key) or "") for key in ("summary", "paper", "status"))
+            found.append(Method(name, self.page_of_method(name), summary, paper, status, name in measured))
         return found
 
     @cached_property

@@ -78,12 +78,15 @@ def pareto(block: Block) -> Pareto | None:
     for name, (x, y) in found.items():
         points.append(
             Point(
-                *(across(1 - sqrt(_value(x))), up(1 - sqrt(1 - _value(y)))),
-                *(across(1 - sqrt(v or 0.0)) for v in (x.low, x.high)),
-                *(up(1 - sqrt(1 - (v or 0.0))) for v in (y.low, y.high)),
-                name=name,
+                x=across(1 - sqrt(_value(x))),
+                y=up(1 - sqrt(1 - _value(y))),
+                x_low=across(1 - sqrt(x.low or 0.0)),
+                x_high=across(1 - sqrt(x.high or 0.0)),
+                y_low=up(1 - sqrt(1 - (y.low or 0.0))),
+                y_high=up(1 - sqrt(1 - (y.high or 0.0))),
+                name=plain(name),
                 front=name in front,
-                said=f"{name}: {ERASURE} {_interval(x)}, {RETENTION} {_interval(y)}",
+                said=plain(f"{name}: {ERASURE} {_interval(x)}, {RETENTION} {_interval(y)}"),
             )
         )
     return Pareto(

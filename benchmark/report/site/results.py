@@ -116,21 +116,23 @@ def _top(folder: Path, path: Path) -> Path:
 
 def blocks(results: Results) -> Iterator[Block]:
     """The blocks of an experiment. A mean over all concept sets that erase a single concept comes before its parts."""
-    facets = results.records.drop_duplicates("metric").set_index("metric")["facet"].to_dict()
+    described = results.records.drop_duplicates("metric")
+    facets = dict(zip(described["metric"].astype(str), described["facet"].astype(str), strict=True))
     for place, part in results.records.groupby(PLACE, sort=False, dropna=False):
-        labels = list(dict.fromkeys(part["concepts"]))
-        single = [label for label in labels if len(erased().get(label, ("",))) == 1]
+        model, protocol, budget = map(str, place)
+        parts: list[tuple[str, str, tuple[str, ...], pd.DataFrame]] = []
+        labels = list(map(str, dict.fromkeys(part["concepts"])))
+        single = tuple(label for label in labels if len(erased().get(label, ("",))) == 1)
         if len(single) > 1:
             chosen = part[part["concepts"].isin(single)]
-            kinds = list(dict.fromkeys(chosen["kind"]))
+            kinds = list(map(str, dict.fromkeys(chosen["kind"])))
             kind = kinds[0] if len(kinds) == 1 else "several kinds"
-            for table in shown(results.of(chosen), VIEW):
-                yield Block(
-                    results, *map(str, place), f"mean of {len(single)} concepts", kind, table, tuple(single), facets
-                )
-        for (concepts, kind), own in part.groupby(["concepts", "kind"], sort=False):
+            parts.append((f"mean of {len(single)} concepts", kind, single, chosen))
+        for (label, of_kind), own in part.groupby(["concepts", "kind"], sort=False):
+            parts.append((str(label), str(of_kind), (), own))
+        for concepts, kind, averaged, own in parts:
             for table in shown(results.of(own), VIEW):
-                yield Block(results, *map(str, place), str(concepts), str(kind), table, facets=facets)
+                yield Block(results, model, protocol, budget, concepts, kind, table, averaged, facets)
 
 
 def shown(results: Results, view: str) -> list[Table]:
