@@ -13,8 +13,9 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-demo: setup  ## four methods, three concepts, the attacks: the six-facet table and contact sheets
+demo: setup  ## four methods, three concepts, the attacks: the six-facet table, contact sheets, and a site that shows them
 	$(BIN)/overpaint run experiment=demo engine=local
+	$(BIN)/overpaint site store="$${OVERPAINT_STORE:-outputs}" out=outputs/site
 
 test: setup  ## one process a core, each with one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile

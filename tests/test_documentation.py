@@ -12,6 +12,7 @@ import yaml
 
 import overpaint
 from overpaint.cli import COMMANDS, cli
+from overpaint.commands import publish
 from overpaint.commands.gc import listed
 from overpaint.commands.grids import cells_of, compose, prepare, single_cell, taken
 from overpaint.commands.ledger import FORMATS as LEDGER_FORMATS
@@ -23,6 +24,7 @@ from overpaint.grid.assets import asset
 from overpaint.grid.registry import DESCRIPTION, component
 from overpaint.report import claims
 from overpaint.report.rendering import FORMATS
+from overpaint.report.site import results
 from overpaint.report.views import view_named
 from requirements import documented
 
@@ -192,6 +194,10 @@ def understood(name, *words):
         for key in ("out", "name"):
             overrides = taken(overrides, key)[1]
         assert Path(ROOT / given["folder"]).is_dir() if given["folder"] else tasks(*overrides)
+    elif name == "site":
+        store, rest = taken(taken(list(given["filters"]), "out")[1], "store")
+        read = [] if store else results.read(ROOT / (given["place"] or publish.RESULTS))
+        assert store or results.narrowed_to(read, rest)
     elif name == "ledger":
         assert given["form"] in LEDGER_FORMATS and given["what"] in (None, *SHOWN)
         assert len(chosen(published(), dict(text.split("=", 1) for text in given["filters"])))

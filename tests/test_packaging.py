@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 #: Folder of the checkout -> its place in the wheel, and the kinds of files that belong there.
 PLACES = {
-    "benchmark": ("overpaint", (".py", ".typed")),
+    "benchmark": ("overpaint", (".py", ".typed", ".html", ".css", ".js")),
     "methods": ("overpaint/methods", (".py",)),
     "conf": ("overpaint/conf", (".yaml",)),
     "datasets/concepts": ("overpaint/datasets/concepts", (".yaml", ".csv")),

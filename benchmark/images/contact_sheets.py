@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,8 +21,9 @@ from overpaint.errors import UserError
 from overpaint.grid.roles import ROLES
 from overpaint.images.gallery import batches
 from overpaint.images.stages.generate import read_images
+from overpaint.report.records import STAGE
 from overpaint.run.plan import Plan
-from overpaint.run.store import CorruptArtefact, Store
+from overpaint.run.store import CorruptArtefact, Store, read_manifest
 from overpaint.run.tasks import Task
 
 #: Number of images of a cell without attack, by role. An attacked cell shows two images.
@@ -78,21 +79,69 @@ def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = F
             f"this grid has {len(plan.cells)} cells, and sheets are drawn for up to {MOST_CELLS}; choose some with overpaint show"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    by_sheet: dict[tuple[str, ...], list[Task]] = {}
-    for _, task in plan.opened().cells:
-        if all(store.has(plan.tasks[key].stage, key) for key in _shown_tasks(task, plan)):
-            by_sheet.setdefault(tuple(str(task.config["cell"][key]) for key in SHEET), []).append(task)
     written = []
-    for key, tasks in by_sheet.items():
-        try:
-            sheet = _collect(tasks, plan, store)
-        except CorruptArtefact:  # figures need scores only
-            continue
-        if sheet.rows:
-            path = folder / f"{_file_name(key, by_sheet)}.png"
+    sheets = list(_by_sheet(plan.opened(), store).items())
+    for key, tasks in sheets:
+        if (sheet := _readable(tasks, plan, store)) is not None:
+            path = folder / f"{_file_name(key, dict(sheets))}.png"
             draw(sheet, blurred=sheet.unsafe and not show_unsafe).save(path)
             written.append(path)
     return written
+
+
+def stored_sheets(store: Store, keys: Iterable[str]) -> Iterator[tuple[dict[str, str], Sheet]]:
+    """The sheets of stored measurements, by their keys. Each comes with the values of `SHEET` that its rows share."""
+    plan = _stored_plan(store, keys)
+    for key, tasks in _by_sheet(plan, store).items():
+        if (sheet := _readable(tasks, plan, store)) is not None:
+            yield dict(zip(SHEET, key, strict=True)), sheet
+
+
+def _stored_plan(store: Store, keys: Iterable[str]) -> Plan:
+    """The cells of these measurements with the tasks that scored and made their images, read from manifests.
+
+    Plain images and the unedited model come first.
+    """
+    plan = Plan("images")
+    for measured in sorted((_stored_task(store, STAGE, key) for key in keys), key=_order):
+        for name, scores in measured.inputs.items():
+            if name.startswith("images/") and store.has("score", scores):
+                plan.tasks[scores] = scored = _stored_task(store, "score", scores)
+                made = scored.inputs["images"]
+                stage = next((stage for stage in ("generate", "given") if store.has(stage, made)), "generate")
+                plan.tasks[made] = Task(stage, {}, name=made)
+        plan.cells.append((None, measured))
+    return plan
+
+
+def _order(measured: Task) -> tuple:
+    cell = measured.config["cell"]
+    return (cell["attack_name"] != "none", cell["attack"], cell["method_name"] != "none", cell["method"])
+
+
+def _stored_task(store: Store, stage: str, key: str) -> Task:
+    with store.reading(stage, key) as folder:
+        manifest = read_manifest(folder)
+    return Task(stage, manifest["config"], manifest["inputs"], name=key)
+
+
+def _by_sheet(plan: Plan, store: Store) -> dict[tuple[str, ...], list[Task]]:
+    """The cells whose images are stored, by the values of `SHEET`."""
+    found: dict[tuple[str, ...], list[Task]] = {}
+    for _, task in plan.cells:
+        keys = list(_shown_tasks(task, plan))
+        if all(key in plan.tasks and store.has(plan.tasks[key].stage, key) for key in keys):
+            found.setdefault(tuple(str(task.config["cell"][key]) for key in SHEET), []).append(task)
+    return found
+
+
+def _readable(tasks: Sequence[Task], plan: Plan, store: Store) -> Sheet | None:
+    """The sheet of these cells; ``None`` if it is empty or an artefact is damaged, because figures need scores only."""
+    try:
+        sheet = _collect(tasks, plan, store)
+    except CorruptArtefact:
+        return None
+    return sheet if sheet.rows else None
 
 
 def _file_name(key: tuple[str, ...], keys: Mapping[tuple[str, ...], object]) -> str:
@@ -108,7 +157,9 @@ def _shown_tasks(task: Task, plan: Plan) -> Iterator[str]:
     """Keys of the scores and images of the cell itself, without its comparisons."""
     for name, key in task.inputs.items():
         if name.startswith("images/"):
-            yield from (key, plan.tasks[key].inputs["images"])
+            yield key
+            if key in plan.tasks:
+                yield plan.tasks[key].inputs["images"]
 
 
 def _collect(tasks: Sequence[Task], plan: Plan, store: Store) -> Sheet:

@@ -1,0 +1,114 @@
+"""The index: the table of all methods with filters, and plots of erasure, retention, attacks and scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from overpaint.report.rendering import legend, plain
+from overpaint.report.site.cells import SIGNS, Cell, cell, head
+from overpaint.report.site.pages import Content, Page
+from overpaint.report.site.plots import HeatMap, pareto
+from overpaint.report.site.results import VIEW, Block
+from overpaint.report.standings import BEST, TIED
+from overpaint.report.views import view_named
+
+#: What the signs of cells say, besides the legend of all tables.
+STANDINGS = f"{SIGNS[BEST]} the best method of a column; {SIGNS[TIED]} not shown to be worse than it."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in a block: the labels that filters look at, and a cell per column."""
+
+    method: str
+    page: str
+    block: Block
+    cells: Sequence[Cell | None]
+    shown: bool
+
+    @property
+    def concepts_page(self) -> str:
+        return "" if self.block.averaged else self.block.concepts
+
+
+@dataclass(frozen=True)
+class Board:
+    """The table of the index. ``groups`` are facets with their number of columns."""
+
+    heads: Sequence[str]
+    groups: Sequence[tuple[str, int]]
+    rows: Sequence[Row]
+    start: Block
+    filters: dict[str, list[str]]
+
+
+def pages(content: Content) -> Iterator[Page]:
+    """The index."""
+    found = board(content, content.blocks) if content.blocks else None
+    plots = [
+        (block, plot)
+        for block in content.blocks
+        if (block.averaged or len(content.blocks) == 1) and (plot := pareto(block))
+    ]
+    if not plots:
+        plots = [(block, plot) for block in content.blocks[:1] if (plot := pareto(block))]
+    values = {
+        "board": found,
+        "paretos": [plot for _, plot in plots[:1]],
+        "heat_maps": _most_telling(content.heat_maps),
+        "scalings": content.scalings,
+        "legend": f"{STANDINGS} {legend([block.table for block in content.blocks]).split(' Bold:')[0]}",
+    }
+    yield Page("index.html", "index.html", "Leaderboard", values)
+
+
+def _most_telling(maps: Sequence[HeatMap]) -> list[HeatMap]:
+    """Heat maps of at least three attacks, the largest first; all of them if there is none."""
+    found = sorted(maps, key=lambda one: -len(one.rows) * len(one.methods))
+    return [one for one in found if len(one.rows) > 2] or found
+
+
+def board(content: Content, shown: Sequence[Block], method: str | None = None) -> Board:
+    """The rows of these blocks, of one method or of all. Only those of the first block are visible at first."""
+    start = shown[0]
+    titles = [t for t in view_named(VIEW).columns if any(t in _titles(block) for block in shown)]
+    columns = {column.title: column for block in shown for column in block.table.columns}
+    metrics = view_named(VIEW).columns
+    facets = [next(b.facets[metrics[t].metric] for b in shown if metrics[t].metric in b.facets) for t in titles]
+    rows = [
+        Row(
+            plain(row.names[0]),
+            content.page_of_method(block.methods[row.names[0]]),
+            block,
+            [_cell(block, row.entries, title) for title in titles],
+            block is start or method is not None,
+        )
+        for block in shown
+        for row in block.table.rows
+        if method in (None, block.methods[row.names[0]])
+    ]
+    filters = {
+        "results": [block.results.name for block in shown],
+        "concepts": [block.concepts for block in shown],
+        "kind": [block.kind for block in shown],
+        "model": [block.model for block in shown],
+        "budget": [block.budget for block in shown],
+    }
+    return Board(
+        [head(columns[title]) for title in titles],
+        [(facet, len(list(same))) for facet, same in groupby(facets)],
+        rows,
+        start,
+        {name: list(dict.fromkeys(values)) for name, values in filters.items()},
+    )
+
+
+def _titles(block: Block) -> list[str]:
+    return [column.title for column in block.table.columns]
+
+
+def _cell(block: Block, entries: Sequence, title: str) -> Cell | None:
+    titles = _titles(block)
+    return cell(entries[titles.index(title)]) if title in titles else None

@@ -1,0 +1,358 @@
+"""Plots as data: the places of points, intervals and labels in pixels. Templates draw them as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import pandas as pd
+
+from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
+from overpaint.report.rendering import number, plain
+from overpaint.report.site.results import Block, Results, erased, shown
+from overpaint.report.tables import Entry, Table
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point with the ends of its intervals. ``label`` is the height of its label beside the plot, or ``None`` at the point."""
+
+    x: float
+    y: float
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    name: str = ""
+    label: float | None = None
+    front: bool = False
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """Erasure against retention: points, ticks of both axes (pixel, text) and the names of the axes."""
+
+    points: Sequence[Point]
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
+    x_name: str
+    y_name: str
+    name: str
+    front: Sequence[str]
+
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 56, 170, 16, 52
+#: Ticks of a share.
+TICKS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+#: Figures of the plot: titles of columns of view `overpaint.report.site.results.VIEW`.
+ERASURE, RETENTION = "target", "neighbours kept"
+#: Height of a line of labels, and width of a label at its point.
+LINE, ROOM = 16, 110
+
+
+def pareto(block: Block) -> Pareto | None:
+    """The plot of a block. Both axes show the square root of a share that should be small, because most are near 0.
+
+    A method is on the front if no other one is at least as good in both figures and better in one. The unedited model takes no
+    part.
+    """
+    titles = [column.title for column in block.table.columns]
+    if ERASURE not in titles or RETENTION not in titles:
+        return None
+    places = [titles.index(name) for name in (ERASURE, RETENTION)]
+    found: dict[str, tuple[Entry, Entry]] = {}
+    for row in block.table.rows:
+        x, y = (row.entries[place] for place in places)
+        if x is not None and y is not None and None not in (x.value, x.low, x.high, y.value, y.low, y.high):
+            found[row.names[0]] = (x, y)
+    compared = {name: pair for name, pair in found.items() if block.methods.get(name) != "none"}
+    if len(compared) < 2:
+        return None
+    front = [name for name in compared if not any(_dominates(compared[o], compared[name]) for o in compared)]
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    across = _scale(LEFT, right)
+    up = _scale(bottom, TOP)
+    points = []
+    for name, (x, y) in found.items():
+        points.append(
+            Point(
+                x=across(1 - sqrt(_value(x))),
+                y=up(1 - sqrt(1 - _value(y))),
+                x_low=across(1 - sqrt(x.low or 0.0)),
+                x_high=across(1 - sqrt(x.high or 0.0)),
+                y_low=up(1 - sqrt(1 - (y.low or 0.0))),
+                y_high=up(1 - sqrt(1 - (y.high or 0.0))),
+                name=plain(name),
+                front=name in front,
+                said=plain(f"{name}: {ERASURE} {_interval(x)}, {RETENTION} {_interval(y)}"),
+            )
+        )
+    return Pareto(
+        _labelled(points),
+        [(across(1 - sqrt(tick)), f"{tick:g}") for tick in TICKS],
+        [(up(1 - sqrt(1 - tick)), f"{tick:g}") for tick in sorted(1 - t for t in TICKS)],
+        f"{ERASURE} still shown: further right is better",
+        RETENTION,
+        block.name,
+        front,
+    )
+
+
+def _value(entry: Entry) -> float:
+    return entry.value or 0.0
+
+
+def _dominates(one: tuple[Entry, Entry], other: tuple[Entry, Entry]) -> bool:
+    erasure, retention = _value(other[0]) - _value(one[0]), _value(one[1]) - _value(other[1])
+    return erasure >= 0 and retention >= 0 and erasure + retention > 0
+
+
+def _scale(start: float, end: float) -> Callable[[float], float]:
+    return lambda share: round(start + (end - start) * share, 1)
+
+
+def _interval(entry: Entry) -> str:
+    if entry.value is None:
+        return "undefined"
+    if entry.low is None or entry.high is None:
+        return number(entry.value, entry.unit)
+    return f"{number(entry.value, entry.unit)} [{number(entry.low, entry.unit)}, {number(entry.high, entry.unit)}]"
+
+
+def _labelled(points: Sequence[Point]) -> list[Point]:
+    """The points with places for their labels: at the point where there is room, else in a column beside the plot.
+
+    The column has the order of the points' heights, without overlaps.
+    """
+    alone = [p for p in points if not any(_crowds(p, other) for other in points if other is not p)]
+    ordered = sorted((p for p in points if p not in alone), key=lambda p: (p.y, -p.x, p.name))
+    most = HEIGHT - LINE / 2
+    heights: list[float] = []
+    for point in ordered:
+        heights.append(max(point.y, heights[-1] + LINE if heights else TOP))
+    if heights and heights[-1] > most:  # push back up what went below the plot
+        heights[-1] = most
+        for place in range(len(heights) - 2, -1, -1):
+            heights[place] = min(heights[place], heights[place + 1] - LINE)
+    return [*(replace(p, label=round(h, 1)) for p, h in zip(ordered, heights, strict=True)), *alone]
+
+
+def _crowds(point: Point, other: Point) -> bool:
+    """Whether another point or the edge leaves no room for a label to the right of this one."""
+    return point.x + ROOM > WIDTH - RIGHT or (abs(point.y - other.y) < LINE and -10 < other.x - point.x < ROOM)
+
+
+# --- scaling ---------------------------------------------------------------------------------------------------
+
+SMALL_WIDTH, SMALL_HEIGHT, SMALL_LEFT, SMALL_RIGHT, SMALL_TOP, SMALL_BOTTOM = 230, 130, 30, 12, 10, 24
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure of a method by number of concepts; ``kind`` says which: ``target`` or ``kept``, ``turn`` for requests in turn."""
+
+    figure: str
+    turn: bool
+    points: Sequence[Point]
+
+    @property
+    def path(self) -> str:
+        return " ".join(f"{p.x},{p.y}" for p in self.points)
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small plot of one method."""
+
+    method: str
+    lines: Sequence[Line]
+    said: str
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Small plots with the same axes: figures by number of concepts."""
+
+    name: str
+    plots: Sequence[Small]
+    ticks: Sequence[tuple[float, str]]
+    heights: Sequence[tuple[float, str]]
+
+
+def scalings(blocks: Iterable[Block]) -> Iterator[Scaling]:
+    """Curves over concept sets that contain each other, for each way of measuring; none without two such sets."""
+    groups: dict[str, dict[str, Block]] = {}
+    for block in blocks:
+        if block.concepts in erased():
+            groups.setdefault(f"{block.results.name} · {block.model}, budget {block.budget}", {})[block.concepts] = (
+                block
+            )
+    for name, by_label in groups.items():
+        chain = _chain([label for label in by_label if not label.endswith(" in turn")])
+        counts = [len(erased()[label]) for label in chain]
+        if len(counts) < 2:
+            continue
+        left, right = SMALL_LEFT, SMALL_WIDTH - SMALL_RIGHT
+        across = {n: round(left + (right - left) * i / (len(counts) - 1), 1) for i, n in enumerate(counts)}
+        up = _scale(SMALL_HEIGHT - SMALL_BOTTOM, SMALL_TOP)
+        methods = dict.fromkeys(m for label in chain for m, own in by_label[label].methods.items() if own != "none")
+        plots = [plot for m in methods if (plot := _small(m, chain, by_label, across, up))]
+        if plots:
+            heights = [(up(share), f"{share:g}") for share in (0.0, 0.5, 1.0)]
+            yield Scaling(name, plots, [(across[n], str(n)) for n in counts], heights)
+
+
+def _small(
+    method: str,
+    chain: Sequence[str],
+    by_label: Mapping[str, Block],
+    across: Mapping[int, float],
+    up: Callable[[float], float],
+) -> Small | None:
+    """The curves of one method."""
+    lines, said = [], []
+    for figure, kind in ((ERASURE, "target"), (RETENTION, "kept")):
+        for turn in (False, True):
+            found = [
+                (len(erased()[label]), entry)
+                for label in _labels(chain, turn)
+                if label in by_label and (entry := _entry(by_label[label].table, method, figure)) is not None
+            ]
+            if len(found) < 2:
+                continue
+            points = [
+                Point(across[n], up(_value(e)), across[n], across[n], up(e.low or 0.0), up(e.high or 0.0))
+                for n, e in found
+            ]
+            lines.append(Line(kind, turn, points))
+            values = ", ".join(f"{_interval(e)} for {n}" for n, e in found)
+            said.append(f"{figure}{' in turn' if turn else ''}: {values}")
+    return Small(method, lines, f"{method}. {'; '.join(said)}") if lines else None
+
+
+def _chain(labels: Sequence[str]) -> list[str]:
+    """Concept sets by size, each of which contains the one before it."""
+    chain: list[str] = []
+    for label in sorted(labels, key=lambda label: len(erased()[label])):
+        if not chain or set(erased()[chain[-1]]) < set(erased()[label]):
+            chain.append(label)
+    return chain
+
+
+def _labels(chain: Sequence[str], turn: bool) -> list[str]:
+    """The labels of a chain, or of its requests in turn: a single concept has no turns."""
+    return [f"{label} in turn" if turn and len(erased()[label]) > 1 else label for label in chain]
+
+
+def _entry(table: Table, method: str, title: str) -> Entry | None:
+    """A figure of a table, if it has an interval."""
+    titles = [column.title for column in table.columns]
+    for row in table.rows:
+        entry = row.entries[titles.index(title)] if row.names[0] == method and title in titles else None
+        if entry is not None and None not in (entry.value, entry.low, entry.high):
+            return entry
+    return None
+
+
+# --- the red team ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Square:
+    """A cell of a heat map. ``excess`` is the attack's share minus that of the last control, in per cent of the colour scale."""
+
+    text: str
+    controls: str
+    excess: float
+    sign: str
+    verdict: str
+    interval: str
+    n: int
+    failed: int
+
+    @property
+    def said(self) -> str:
+        """Everything about the cell, in words."""
+        return f"{self.interval}; n = {self.n}; {self.failed} failed; {self.verdict}"
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Attacks by methods. Attacks are sorted by their mean excess over the last control."""
+
+    title: str
+    concepts: str
+    methods: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Square | None]]]
+
+
+#: Standings of an attack as signs and as words.
+ABOVE = {ABOVE_ALL: ("▲", "above all controls"), ABOVE_FIRST: ("△", "above fresh seeds only")}
+
+
+def heat_maps(results: Results) -> Iterator[HeatMap]:
+    """View ``panel`` as heat maps, one per concept set and setting."""
+    for concepts, part in results.records.groupby("concepts", sort=False):
+        for table in shown(results.of(part), "panel"):
+            rows = []
+            for row in table.rows:
+                gaps = [e.value - e.beside[-1] for e in row.entries if e is not None and e.value is not None]
+                rows.append((-sum(gaps) / len(gaps), row))
+            rows.sort(key=lambda pair: pair[0])
+            squares = [(row.names[0], [_square(entry) for entry in row.entries]) for _, row in rows]
+            title = f"{results.name}: {table.title}"
+            yield HeatMap(title, str(concepts), [plain(column.title) for column in table.columns], squares)
+
+
+def _square(entry: Entry | None) -> Square | None:
+    if entry is None or entry.value is None:
+        return None
+    sign, words = ABOVE.get(entry.standing, ("", "not shown to be above the controls"))
+    outside = "; the attack enters behind the defence" if entry.outside else ""
+    controls = " / ".join(number(value, entry.unit) for value in entry.beside)
+    excess = round(100 * (entry.value - entry.beside[-1]), 1)
+    return Square(
+        number(entry.value, entry.unit) + ("†" if entry.outside else ""),
+        controls,
+        excess,
+        sign,
+        words + outside,
+        _interval(entry),
+        entry.n,
+        entry.failed,
+    )
+
+
+# --- orders of methods -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tau:
+    """Kendall's τ of one paper's order with ours, in pixels, and what it compares."""
+
+    x: float
+    low: float | None
+    high: float | None
+    said: str
+    text: str
+
+
+def taus(ordered: Sequence[Mapping], least: int = 4) -> list[Tau]:
+    """Agreement of orders over at least ``least`` methods, sorted; the axis from −1 to 1 is 0 to 240 pixels."""
+    across = _scale(0, 240)
+    found = []
+    for order in sorted(ordered, key=lambda o: -o["tau"]):
+        if order["methods"] < least:
+            continue
+        low, high = (None if pd.isna(order[name]) else across((order[name] + 1) / 2) for name in ("low", "high"))
+        where = (
+            f" under {order['attack']}" if order["attack"] else f" on {order['prompts']}" if order["prompts"] else ""
+        )
+        what = f"{order['measure']} of {order['erased']}{where}"
+        said = f"{order['paper']}, {order['table']}: {what} against {order['other_table']}"
+        found.append(
+            Tau(across((order["tau"] + 1) / 2), low, high, said, f"{order['tau']:.2f}, {order['methods']} methods")
+        )
+    return found

@@ -1,0 +1,153 @@
+"""What the pages show: results by experiment, and their blocks, the parts that share a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from overpaint.errors import UserError
+from overpaint.grid.registry import component, components
+from overpaint.report.claims import claim_files, narrowed, published
+from overpaint.report.rendering import tables
+from overpaint.report.tables import Table
+
+#: The view whose tables are the rows of the index.
+VIEW = "leaderboard"
+#: What is measured in the same way: a block's labels, besides its concept set.
+PLACE = ["model", "protocol", "budget"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of one experiment.
+
+    Attributes:
+        name: the name of the experiment, or of the store.
+        records: see `overpaint.report.records`.
+        outcomes: the outcomes behind them; empty if they are not stored.
+        runs: how the records were made (`overpaint.report.claims.Claim`), without repetitions.
+        waived: what their files cannot state, and why.
+    """
+
+    name: str
+    records: pd.DataFrame
+    outcomes: pd.DataFrame
+    runs: Sequence[Mapping[str, Any]] = ()
+    waived: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, records: pd.DataFrame) -> Results:
+        """The results with fewer records."""
+        return replace(self, records=records)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table of view `VIEW`: methods that were measured in the same way on one concept set, or the mean over several.
+
+    Attributes:
+        concepts: the label of the concept set, or ``mean of 7 concepts``.
+        averaged: the labels of the concept sets in a mean; empty for one concept set.
+    """
+
+    results: Results
+    model: str
+    protocol: str
+    budget: str
+    concepts: str
+    kind: str
+    table: Table
+    averaged: tuple[str, ...] = ()
+    facets: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What tells this block from the others, as text."""
+        return f"{self.concepts} ({self.kind}) · {self.results.name} · {self.model}, budget {self.budget}"
+
+    @cached_property
+    def methods(self) -> dict[str, str]:
+        """Names of components by the labels of the table's rows. Labels with a hash (`distinguished`) lead to it as well."""
+        found = self.results.records.drop_duplicates("method")
+        names = dict(zip(found["method"], found["method_name"], strict=True))
+        return {row.names[0]: names.get(row.names[0], row.names[0].split(" ")[0]) for row in self.table.rows}
+
+
+def read(folder: Path) -> list[Results]:
+    """The results of the files below a folder: one experiment per subfolder, or a single one if the folder holds files."""
+    files = claim_files(folder)
+    places = (
+        [folder] if any(path.parent == folder for path in files) else sorted({_top(folder, path) for path in files})
+    )
+    found = []
+    for place in places:
+        records, outcomes = published(place)
+        runs: list[Mapping[str, Any]] = []
+        waived: dict[str, str] = {}
+        for path in claim_files(place):
+            file = json.loads(path.read_text(encoding="utf-8"))
+            runs += [run for run in file["runs"] if run not in runs]
+            waived |= {str(rule): str(reason) for rule, reason in file["waived"].items()}
+        found.append(Results(place.name, records, outcomes, runs, waived))
+    return found
+
+
+def narrowed_to(found: Sequence[Results], filters: Sequence[str]) -> list[Results]:
+    """The results that the filters of `overpaint.report.claims.narrowed` select, without experiments that have none."""
+    kept, refused = [], []
+    for results in found:
+        try:
+            kept.append(results.of(narrowed(results.records, filters, results.name)))
+        except UserError as error:
+            refused.append(error)
+    if not kept and refused:
+        raise refused[0]
+    return kept
+
+
+def _top(folder: Path, path: Path) -> Path:
+    return folder / path.relative_to(folder).parts[0]
+
+
+def blocks(results: Results) -> Iterator[Block]:
+    """The blocks of an experiment. A mean over all concept sets that erase a single concept comes before its parts."""
+    described = results.records.drop_duplicates("metric")
+    facets = dict(zip(described["metric"].astype(str), described["facet"].astype(str), strict=True))
+    for place, part in results.records.groupby(PLACE, sort=False, dropna=False):
+        model, protocol, budget = map(str, place)
+        parts: list[tuple[str, str, tuple[str, ...], pd.DataFrame]] = []
+        labels = list(map(str, dict.fromkeys(part["concepts"])))
+        single = tuple(label for label in labels if len(erased().get(label, ("",))) == 1)
+        if len(single) > 1:
+            chosen = part[part["concepts"].isin(single)]
+            kinds = list(map(str, dict.fromkeys(chosen["kind"])))
+            kind = kinds[0] if len(kinds) == 1 else "several kinds"
+            parts.append((f"mean of {len(single)} concepts", kind, single, chosen))
+        for (label, of_kind), own in part.groupby(["concepts", "kind"], sort=False):
+            parts.append((str(label), str(of_kind), (), own))
+        for concepts, kind, averaged, own in parts:
+            for table in shown(results.of(own), VIEW):
+                yield Block(results, model, protocol, budget, concepts, kind, table, averaged, facets)
+
+
+def shown(results: Results, view: str) -> list[Table]:
+    """The tables of a view; none if the records fill none of its columns."""
+    try:
+        return tables(results.records, view, results.outcomes)
+    except UserError:
+        return []
+
+
+@cache
+def erased() -> dict[str, tuple[str, ...]]:
+    """The concepts that each known concept set erases, by its label; ``X in turn`` is the label of a sequence of requests."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in components("concepts"):
+        concepts = tuple(map(str, component("concepts", name).config.get("erase") or ()))
+        found |= {name: concepts, f"{name} in turn": concepts}
+    return found

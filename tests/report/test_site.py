@@ -1,0 +1,468 @@
+"""The site: its links, its numbers, its text from outside, and what it refuses."""
+
+import json
+import re
+from functools import cache
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from command_line import CommandLine
+from overpaint.grid.registry import components
+from overpaint.report.claims import published
+from overpaint.report.rendering import number, tables
+from overpaint.report.site.cells import Slugs
+from overpaint.report.site.plots import Point, _labelled
+from overpaint.report.tables import Entry
+from overpaint.report.views import view_named
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "leaderboards" / "results"
+#: Elements without an end.
+VOID = {"meta", "link", "img", "input", "br", "hr", "line", "circle", "rect", "path", "polyline"}
+#: Attributes whose address a browser loads on its own.
+LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("button", "data-clear"), ("form", "action")}
+
+
+class Element:
+    def __init__(self, tag, attributes, parent):
+        self.tag, self.attributes, self.parent, self.children = tag, attributes, parent, []
+
+    def all(self, *tags):
+        """The elements below this one, in the order of the page."""
+        for child in self.children:
+            if isinstance(child, Element):
+                if not tags or child.tag in tags:
+                    yield child
+                yield from child.all(*tags)
+
+    @property
+    def classes(self):
+        return (self.attributes.get("class") or "").split()
+
+    def of_class(self, name):
+        return next((e for e in self.all() if name in e.classes), None)
+
+    @property
+    def text(self):
+        return "".join(c if isinstance(c, str) else c.text for c in self.children)
+
+
+class Tree(HTMLParser):
+    """A page as elements; every element that opens must close."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.root = self.open = Element("", {}, None)
+        self.feed(text)
+        assert self.open is self.root, f"<{self.open.tag}> is not closed"
+
+    def handle_starttag(self, tag, attrs):
+        element = Element(tag, dict(attrs), self.open)
+        self.open.children.append(element)
+        if tag not in VOID:
+            self.open = element
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.tag == tag, f"</{tag}> closes <{self.open.tag}>"
+            self.open = self.open.parent
+
+    def handle_data(self, data):
+        self.open.children.append(data)
+
+
+class Site:
+    def __init__(self, folder):
+        self.folder = folder
+        self.pages = {
+            path.relative_to(folder).as_posix(): Tree(path.read_text(encoding="utf-8")).root
+            for path in sorted(folder.rglob("*.html"))
+        }
+
+    def files(self):
+        return {p.relative_to(self.folder).as_posix(): p.read_bytes() for p in self.folder.rglob("*") if p.is_file()}
+
+
+def built(folder, *arguments):
+    CommandLine(ROOT)("site", f"out={folder}", *arguments)
+    return Site(folder)
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """The site of leaderboards/results, which is what `overpaint site` writes in a clone."""
+    return built(tmp_path_factory.mktemp("committed") / "site")
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The site of a store with a harmless and an unsafe concept."""
+    folder = tmp_path_factory.mktemp("stored")
+    grid = ["method=none,uce", "concepts=church,slime", "attack=none,synonym", "budget=smoke", "protocol.steps=2"]
+    CommandLine(folder)("run", *grid, "store=store")
+    return built(folder / "site", f"store={folder / 'store'}")
+
+
+@pytest.fixture(params=["committed", "stored"])
+def site(request):
+    return request.getfixturevalue(request.param)
+
+
+# --- pages -----------------------------------------------------------------------------------------------------
+
+
+def test_every_link_leads_somewhere(site):
+    broken = []
+    for page, root in site.pages.items():
+        for element in root.all():
+            for name in ("href", "src", "data-clear", "action"):
+                given = element.attributes.get(name)
+                if not given or re.match(r"(https?|data|mailto):", given):
+                    continue
+                path, _, anchor = given.partition("#")
+                target = (site.folder / page).parent / unquote(path) if path else site.folder / page
+                known = target.resolve().relative_to(site.folder.resolve()).as_posix() if target.is_file() else ""
+                filters = known.startswith("published/")  # an anchor filters its table
+                if not known or (anchor and not filters and unquote(anchor) not in ids(site.pages[known])):
+                    broken.append(f"{page}: {given}")
+    assert broken == []
+
+
+def ids(root):
+    return {e.attributes["id"] for e in root.all() if "id" in e.attributes}
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    addresses = [
+        f"{page}: {value}"
+        for page, root in site.pages.items()
+        for element in root.all()
+        for name, value in element.attributes.items()
+        if ((element.tag, name) in LOADED or name == "style") and re.search(r"//|url\(", value or "")
+    ]
+    assert addresses == []
+    for name in ("style.css", "site.js"):
+        text = (site.folder / name).read_text()
+        assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttpRequest|import\(", text), name
+
+
+def test_pages_can_be_read_without_seeing_them(site):
+    """One h1, headings in order, texts for pictures and plots, heads for rows and columns, names for fields, unique ids."""
+    for page, root in site.pages.items():
+        assert next(root.all("html")).attributes["lang"] == "en"
+        assert next(root.all("title")).text.strip()
+        levels = [int(e.tag[1]) for e in root.all("h1", "h2", "h3", "h4", "h5")]
+        nested = any("nested" in e.classes for e in root.all("article"))
+        assert levels[0] == 1 and all(after <= before + 1 for before, after in pairwise(levels)), page
+        assert nested or levels.count(1) == 1, page
+        assert all(e.attributes.get("alt") for e in root.all("img")), page
+        for plot in root.all("svg"):
+            assert plot.attributes.get("aria-hidden") or next(plot.all("title")).text.strip(), page
+        for table in root.all("table"):
+            assert [e for e in table.all("th")], page
+        named = [e.attributes["id"] for e in root.all() if "id" in e.attributes]
+        assert len(named) == len(set(named)), page
+
+
+def test_every_page_has_its_title(site):
+    titles = [next(root.all("title")).text for page, root in site.pages.items()]
+    assert len(set(titles)) == len(titles), sorted(t for t in titles if titles.count(t) > 1)
+
+
+def test_the_site_of_the_committed_results_is_small(committed):
+    assert sum(map(len, committed.files().values())) <= 5_000_000
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------
+
+
+def rows(root):
+    """The rows of the index: labels by head, and the cells of figures by the title of their column."""
+    table = next(e for e in root.all("table") if "board" in e.classes)
+    heads = [e.text.strip() for e in list(next(table.all("thead")).all("tr"))[1].all("th")]
+    for row in next(table.all("tbody")).all("tr"):
+        cells = [e for e in row.children if isinstance(e, Element)]
+        labels = {head: cell.text.strip() for head, cell in zip(heads[:5], cells[:5], strict=True)}
+        yield labels, {head.rstrip(" ↑↓"): cell for head, cell in zip(heads[5:], cells[5:], strict=True)}
+
+
+def test_figures_of_the_index_are_those_of_the_records(committed):
+    """Of one concept set: the records themselves. Of means: the figures that `overpaint table` shows."""
+    columns, seen = view_named("leaderboard").columns, 0
+    known = {folder.name: published(folder) for folder in RESULTS.iterdir()}
+    wanted = {}
+    for name, (records, outcomes) in known.items():
+        for concepts, part in records.groupby("concepts"):
+            for record in part.to_dict("records"):
+                for title, column in columns.items():
+                    if (record["metric"], record["attack_name"]) == (column.metric, column.attack):
+                        value = record["control"] if column.field == "control" else record["value"]
+                        wanted[name, concepts, record["method"], title] = value
+        if name in ("erasers", "demo"):
+            (table,) = tables(records, "leaderboard", outcomes)
+            label = f"mean of {records['concepts'].nunique()} concepts"
+            for row in table.rows:
+                for head, entry in zip(table.columns, row.entries, strict=True):
+                    if entry is not None:
+                        wanted[name, label, row.names[0], head.title] = entry.value
+    for labels, cells in rows(committed.pages["index.html"]):
+        for title, cell in cells.items():
+            place = (labels["results"], labels["concepts"], labels["method"], title)
+            if "none" in cell.classes:
+                assert place not in wanted
+            elif place in wanted or not labels["concepts"].startswith("mean"):
+                value = wanted.pop(place)
+                assert (cell.attributes["data-v"] == "") == (value is None or np.isnan(value)), place
+                if cell.attributes["data-v"]:
+                    assert float(cell.attributes["data-v"]) == pytest.approx(value, rel=1e-5), place
+                    assert cell.of_class("v").text.removeprefix("≥ ") == number(value, units()[columns[title].metric])
+                seen += 1
+    assert seen > 2000 and wanted == {}
+
+
+@cache
+def units():
+    frames = [published(folder)[0] for folder in RESULTS.iterdir()]
+    return pd.concat(frames).drop_duplicates("metric").set_index("metric")["unit"].to_dict()
+
+
+def test_a_concepts_page_has_every_record_with_n_and_interval(committed):
+    records, _ = published(RESULTS / "demo")
+    for concepts, part in records.groupby("concepts"):
+        page = committed.pages[f"concepts/{concepts}.html"]
+        heading = next(e for e in page.all("h3") if e.text.startswith("demo: "))
+        siblings = [e for e in heading.parent.children if isinstance(e, Element)]
+        table = next(e for e in siblings[siblings.index(heading) :] if e.tag == "div")
+        heads = [e.text for e in next(table.all("thead")).all("th")]
+        found = {}
+        for row in next(table.all("tbody")).all("tr"):
+            _, name, *cells = [e.text for e in row.children if isinstance(e, Element)]
+            found |= {(name, head): cell for head, cell in zip(heads[2:], cells, strict=True)}
+        assert len(part) == sum(bool(cell) for cell in found.values())
+        for record in part.to_dict("records"):
+            name = record["metric"].replace("_", " ") + (f", {record['attack']}" if record["attack"] != "none" else "")
+            (text,) = [cell for (row, head), cell in found.items() if head == record["method"] and of(row, name)]
+            if np.isnan(record["value"]):
+                assert text.startswith("⊥")
+                continue
+            assert text.startswith(("", "≥ ")[text.startswith("≥")] + number(record["value"], record["unit"]))
+            if not np.isnan(record["low"]):
+                assert f"[{number(record['low'], record['unit'])}, {number(record['high'], record['unit'])}]" in text
+
+
+def of(row, name):
+    """Whether a row ``target proportion ↓ n = 24`` is of this figure."""
+    return re.fullmatch(re.escape(name) + r" [↑↓]( n = \d+)?", row)
+
+
+def test_a_cell_says_its_interval_n_failures_and_standing(committed):
+    for _, cells in rows(committed.pages["index.html"]):
+        cell = cells["target"]
+        said = cell.of_class("sr").text
+        assert re.match(r"95 % interval [\d.]+ to [\d.]+; n = \d+; \d+ failed", said)
+        assert ("best of its column" in said) == ("●" in cell.text) == ("best" in cell.classes)
+        assert ("not shown to be worse than the best" in said) == ("○" in cell.text)
+        low, value, high = (
+            float(re.search(rf"--{name}:([\d.]+)", cell.of_class("bar").attributes["style"]).group(1)) for name in "lvh"
+        )
+        assert low <= value <= high and value == pytest.approx(100 * float(cell.attributes["data-v"]), abs=0.06)
+
+
+def test_the_heat_map_is_the_panel(committed):
+    records, outcomes = published(RESULTS / "redteam")
+    shown = [e for e in committed.pages["index.html"].all("table") if "heat" in e.classes]
+    panels = {f"redteam: {table.title}": table for table in tables(records, "panel", outcomes)}
+    assert {next(table.all("caption")).text for table in shown} == set(panels)
+    for table in shown:
+        panel = panels[next(table.all("caption")).text]
+        wanted = {row.names[0]: row.entries for row in panel.rows}
+        assert [e.text for e in next(table.all("thead")).all("th")][1:] == [head.title for head in panel.columns]
+        for row in next(table.all("tbody")).all("tr"):
+            attack, *cells = [e for e in row.children if isinstance(e, Element)]
+            for cell, entry in zip(cells, wanted.pop(attack.text), strict=True):
+                if entry is None:
+                    assert "none" in cell.classes
+                else:
+                    assert cell.of_class("v").text.rstrip("†") == number(entry.value, entry.unit)
+                    assert ("▲" in cell.text) == (entry.standing == "above all controls")
+        assert wanted == {}
+
+
+def test_provenance_names_commands_versions_and_hashes(committed):
+    text = committed.pages["made.html"].of_class("wide").parent.text
+    for path in RESULTS.rglob("*.json"):
+        for run in json.loads(path.read_text())["runs"]:
+            assert run["command"] in text
+    records, _ = published(RESULTS / "erasers")
+    assert set(records["settings"]) <= set(text.split())
+    assert set(records["detector"]) <= set(re.findall(r"oracle v\d \w+", text))
+
+
+def test_every_published_figure_is_on_a_papers_page(committed):
+    pages = [root for page, root in committed.pages.items() if re.fullmatch(r"published/(?!index).+", page)]
+    figures = sum(len(list(next(next(root.all("table")).all("tbody")).all("tr"))) for root in pages)
+    lines = [len(path.read_text().splitlines()) - 1 for path in (ROOT / "leaderboards/published").glob("*.csv")]
+    assert figures >= 2_600 and len(pages) == 22 and figures <= sum(lines)
+
+
+# --- documents -------------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_page_and_its_card(committed):
+    for name in components("method"):
+        text = committed.pages[f"methods/{name}.html"].text
+        if (ROOT / f"docs/methods/{name}.md").is_file():
+            source = (ROOT / f"docs/methods/{name}.md").read_text()
+            assert source.splitlines()[0].removeprefix("# ") in text
+    assert "W' = W + α Rᵀ K (λI + α KᵀK + β PᵀP)⁻¹" in committed.pages["methods/uce.html"].text
+    assert "<!--" not in "".join(root.text for root in committed.pages.values())
+
+
+def test_every_guide_is_on_the_site_and_can_be_found(committed):
+    text = (committed.folder / "search-index.js").read_text(encoding="utf-8")
+    assert "</" not in text
+    sections = json.loads(text.removeprefix("const SECTIONS = ").removesuffix(";\n"))
+    for page, title, _ in sections:
+        path, _, anchor = page.partition("#")
+        assert title and (not anchor or anchor in ids(committed.pages[path])), page
+    found = {page.partition("#")[0] for page, *_ in sections}
+    guides = {path.relative_to(ROOT).with_suffix(".html").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {page.removeprefix("docs/") if "docs/methods/" in page else page for page in guides} <= found
+
+
+# --- pictures --------------------------------------------------------------------------------------------------
+
+
+def test_unsafe_pictures_are_blurred_until_they_are_asked_for(stored):
+    (button,) = [e for e in stored.pages["concepts/slime.html"].all("button") if "unsafe" in e.classes]
+    blurred, clear = next(button.all("img")).attributes["src"], button.attributes["data-clear"]
+    one, other = (np.asarray(Image.open(stored.folder / "concepts" / p).convert("L"), float) for p in (blurred, clear))
+    sharpness = [np.abs(np.diff(picture, axis=1)).max() for picture in (one, other)]
+    assert one.shape == other.shape and sharpness[0] < 8 < 100 < sharpness[1]
+    assert [e for e in stored.pages["concepts/church.html"].all("button") if "unsafe" in e.classes] == []
+    for page in ("concepts/church.html", "methods/uce.html"):
+        shown = [
+            e
+            for e in stored.pages[page].all("img")
+            if "church" in e.attributes["src"] and "pictures" in e.attributes["src"]
+        ]
+        assert shown and "rows none, uce" in shown[0].attributes["alt"]
+    for page, root in stored.pages.items():
+        for image in root.all("img"):
+            assert "slime" not in image.attributes["src"] or "-blurred" in image.attributes["src"], page
+
+
+# --- text from outside -----------------------------------------------------------------------------------------
+
+HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</script><b>{{ 7 * 7 }}")
+
+
+def test_hostile_text_stays_text(tmp_path):
+    """Labels, reasons, commands and hashes of a result file that somebody else wrote."""
+    script, image, template = HOSTILE
+    folder = tmp_path / "claims" / "demo"
+    folder.mkdir(parents=True)
+    for name in ("none", "uce"):
+        claim = json.loads((RESULTS / "demo" / f"{name}.json").read_text())
+        place = {column: number for number, column in enumerate(claim["columns"])}
+        for record in claim["records"]:
+            if record[place["concepts"]] == "sketch":
+                record[place["concepts"]] = script
+        claim["runs"] = [{"command": image, "libraries": {script: image}, "models": [script], "machine": template}]
+        claim["waived"] |= {"runs": script}
+        if name == "uce":
+            claim["same"] |= {"method": image, "method_name": template}
+        (folder / f"{name}.json").write_text(json.dumps(claim))
+    site = built(tmp_path / "site", "--from", str(tmp_path / "claims"))
+    for page, root in site.pages.items():
+        scripts = [e for e in root.all("script") if e.attributes.get("src") is None]
+        assert [e.text for e in scripts] == ['document.documentElement.className = "js"'], page
+        assert not [e for e in root.all() if any(name.startswith("on") for name in e.attributes)], page
+        assert not [e for e in root.all("img") if e.attributes.get("src") == "x"], page
+    texts = {page: root.text for page, root in site.pages.items()}
+    assert script in texts["index.html"] and image in texts["index.html"]
+    assert script in texts["made.html"] and template in texts["made.html"]
+    assert all(path.name == Path(path.name).name and "<" not in path.name for path in site.folder.rglob("*"))
+    assert "</" not in (site.folder / "search-index.js").read_text()
+
+
+def test_different_names_have_different_files():
+    slugs = Slugs()
+    names = ["a/b", "a b", "A b", "..", "", "x" * 300, "x" * 301, "con", "é"]
+    files = [slugs.of(name) for name in names]
+    assert len({file.lower() for file in files}) == len(names)
+    assert [slugs.of(name) for name in names] == files
+    assert all(re.fullmatch(r"[\w-]{1,80}", file) for file in files)
+
+
+def test_labels_of_a_plot_do_not_overlap():
+    points = [Point(590, 16 + i / 10, 580, 590, 10, 40, name=f"m{i}") for i in range(24)]
+    heights = sorted(p.label for p in _labelled(points))
+    assert all(after - before >= 16 - 1e-6 for before, after in pairwise(heights))
+    assert heights[-1] <= 400
+    alone = _labelled([Point(60, 50, 50, 70, 40, 60, name="one"), Point(300, 50, 290, 310, 40, 60, name="other")])
+    assert [p.label for p in alone] == [None, None]
+
+
+def test_a_figure_without_an_interval_says_so():
+    from overpaint.report.site.cells import cell
+
+    assert cell(None) is None
+    undefined = cell(Entry(None, why="too few images", failed=3))
+    assert (undefined.text, undefined.sort, undefined.bar) == ("⊥", "", None)
+    assert undefined.said == "undefined: too few images; 3 failed"
+    assert cell(Entry(12.0, unit="seconds", n=1)).said == "no interval; n = 1; 0 failed"
+    assert cell(Entry(0.5, 0.2, 0.8, n=4, of=(2, 7))).part == "2/7"
+
+
+# --- the command -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_records_give_the_same_bytes_and_replace_an_older_site(tmp_path):
+    arguments = ("--from", str(RESULTS / "demo"), "method=none,uce")
+    first = built(tmp_path / "site", *arguments).files()
+    (tmp_path / "site" / "old.html").write_text("old")
+    assert built(tmp_path / "site", *arguments).files() == first
+    assert {path.name for path in tmp_path.iterdir()} == {"site"}
+
+
+def test_filters_select_methods_and_concepts(tmp_path):
+    site = built(tmp_path / "site", "--from", str(RESULTS), "method=uce,esd", "concepts=sketch")
+    assert {labels["method"] for labels, _ in rows(site.pages["index.html"])} == {"uce", "esd"}
+    assert {page for page in site.pages if page.startswith("concepts/")} == {
+        "concepts/index.html",
+        "concepts/sketch.html",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["method=ucee"], "unknown method 'ucee'"),
+        (["colour=red"], "unknown filter 'colour'"),
+        (["--from", "nowhere"], "there is no folder"),
+        (["store=nowhere"], "there is no store"),
+        (["out=taken"], "out=taken exists and is not a site"),
+        (["out=file/site"], "out=file/site cannot be written"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, arguments, said):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("")
+    source = (
+        [] if any(a in ("--from",) or a.startswith("store=") for a in arguments) else ["--from", str(RESULTS / "demo")]
+    )
+    done = CommandLine(tmp_path)("site", *source, *arguments, code=2)
+    assert said in done.stderr.replace("\n", " ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "outputs") == ["file", "taken"]
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
+    assert not (tmp_path / "outputs" / "site").exists()

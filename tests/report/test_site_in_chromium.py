@@ -1,0 +1,189 @@
+"""The site of the committed results in a real browser without a network, opened from disk."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from command_line import CommandLine
+from overpaint.report.claims import published
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("there is no Chromium: apt-get install chromium", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api", reason="pip install 'overpaint[browser]'")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install 'overpaint[browser]'")
+
+pytestmark = pytest.mark.slow
+#: One page of each kind.
+PAGES = [
+    *(
+        "index.html",
+        "methods/index.html",
+        "methods/esd.html",
+        "concepts/index.html",
+        "concepts/church.html",
+        "made.html",
+    ),
+    *("published/index.html", "published/HUB.html", "docs/index.html", "docs/statistics.html", "search.html?q=ridge"),
+]
+WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("site") / "site"
+    CommandLine(ROOT)("site", f"out={place}")
+    return place
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser, folder):
+    """``visit(page)`` opens a page; errors of the console and requests that fail or leave the folder fail the test."""
+    errors, contexts = [], []
+
+    def opened(page, size="desktop", scheme="light"):
+        width, height = WIDTHS[size]
+        contexts.append(
+            browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True)
+        )
+        tab = contexts[-1].new_page()
+        tab.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("requestfailed", lambda request: errors.append(request.url))
+        tab.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else errors.append(r.url))
+        tab.goto(f"file://{folder}/{page}")
+        return tab
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def names(tab):
+    return tab.eval_on_selector_all(
+        "table.board tbody tr", "rows => rows.filter(r => r.checkVisibility()).map(r => r.cells[0].textContent)"
+    )
+
+
+@pytest.mark.parametrize("size", WIDTHS)
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_load_whole_and_fit_the_screen(visit, page, size):
+    tab = visit(page, size)
+    tab.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+    tab.wait_for_function("[...document.images].every(image => image.complete)")
+    assert tab.evaluate("[...document.images].filter(image => !image.naturalWidth).map(image => image.src)") == []
+    assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_axe_finds_nothing_serious(visit, page, scheme):
+    found = axe.Axe().run(visit(page, scheme=scheme), options={"preload": False}).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
+
+
+def test_the_first_paint_takes_at_most_a_second(visit):
+    """The best of three, because other processes use the machine as well."""
+    paints = []
+    for _ in range(3):
+        tab = visit("index.html")
+        tab.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+        paints.append(tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+    assert min(paints) <= 1000
+
+
+def test_a_click_on_a_head_sorts_by_the_records(visit):
+    tab = visit("index.html#concepts=church&results=demo&kind=&budget=")
+    records, _ = published(ROOT / "leaderboards" / "results" / "demo")
+    chosen = records[(records["concepts"] == "church") & (records["metric"] == "target_proportion")]
+    values = dict(zip(chosen["method"], chosen["value"], strict=True))
+    head = tab.locator("th", has=tab.get_by_role("button", name="target ↓"))
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert [values[name] for name in names(tab)] == sorted(values.values())
+    head.get_by_role("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert [values[name] for name in names(tab)] == sorted(values.values(), reverse=True)
+    before = names(tab)
+    tab.reload()  # the address holds the filters and the order
+    assert names(tab) == before
+
+
+def test_filters_select_rows_and_hide_empty_columns(visit):
+    tab = visit("index.html")
+    assert len(names(tab)) == 16
+    heads = "heads => heads.filter(h => h.checkVisibility()).map(h => h.textContent)"
+    assert "synonyms ↓" not in tab.eval_on_selector_all("table.board thead th", heads)
+    tab.get_by_label("concepts").select_option("quillan")  # the other filters exclude it and are reset
+    assert len(names(tab)) > 16
+    tab.get_by_label("results").select_option("demo")
+    assert names(tab) == ["none", "esd", "negative_prompt", "uce"]
+    assert "synonyms ↓" in tab.eval_on_selector_all("table.board thead th", heads)
+    tab.get_by_label("method").fill("uce, esd")
+    assert names(tab) == ["esd", "uce"]
+    tab.get_by_role("button", name="Show all").click()
+    assert len(names(tab)) == tab.locator("table.board tbody tr").count() > 200
+
+
+def test_the_keyboard_reaches_every_figure(visit):
+    tab = visit("index.html")
+    tab.locator("table.board td.f[tabindex='0']").focus()
+    tip = tab.locator("#tip")
+    assert "n =" in tip.text_content() and tip.is_visible()
+    first = tip.text_content()
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("ArrowRight")
+    assert tip.text_content() != first and "failed" in tip.text_content()
+    place = tab.evaluate(
+        "[document.activeElement.cellIndex, document.activeElement.parentElement.cells[0].textContent]"
+    )
+    assert place[1] == names(tab)[1]
+    tab.keyboard.press("Escape")
+    assert not tip.is_visible()
+    assert tab.evaluate("document.querySelectorAll('table.board td.f[tabindex]').length") == 1
+
+
+def test_a_pointer_tells_n_and_failures(visit):
+    tab = visit("index.html")
+    tab.locator("table.board tbody tr", has_text="uce").first.locator("td.f").first.hover()
+    assert "failed" in tab.locator("#tip").text_content()
+
+
+def test_the_search_finds_guides_and_cards(visit):
+    tab = visit("index.html")
+    tab.get_by_label("Search").fill("Miettinen")
+    tab.get_by_label("Search").press("Enter")
+    tab.wait_for_selector("#results li")
+    assert tab.locator("#results a[href^='docs/statistics.html']").count() >= 1
+    tab.locator("#results a").first.click()
+    assert tab.locator("h1").count() >= 1
+
+
+def test_a_link_filters_the_page_of_a_paper(visit):
+    tab = visit("methods/uce.html")
+    tab.locator("#published + p a", has_text="HUB").click()
+    tab.wait_for_selector("table.texts")
+    shown = tab.eval_on_selector_all(
+        "table.texts tbody tr", "rows => rows.filter(r => r.checkVisibility()).map(r => r.textContent)"
+    )
+    assert shown and all("UCE" in row for row in shown)
+
+
+def test_without_javascript_the_whole_table_is_there(browser, folder):
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(f"file://{folder}/index.html")
+    rows = tab.locator("table.board tbody tr")
+    assert rows.count() > 200 and rows.last.is_visible()
+    context.close()
