@@ -66,7 +66,7 @@ class Images(Track):
         attacks = {cell.attack.label for cell in cells} - {"none"}
         tests = len(view_named("facets").primary) - 1 + max(1, len(attacks))
         said = []
-        for cell in cells:
+        for cell in {(id(cell.concepts), id(cell.budget)): cell for cell in cells}.values():
             shots = role_shots("target", cell.concepts, cell.budget)
             prompts, seeds = len({shot.prompt.id for shot in shots}), cell.budget.seeds
             smallest = smallest_detectable_difference(prompts, seeds, tests)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -661,6 +662,7 @@ def power_of_paired_difference(
     return float(norm.cdf(gap / spread_)) if spread_ > 0 else float(gap > 0)
 
 
+@cache
 def smallest_detectable_difference(
     prompts: int,
     seeds: int = 1,
@@ -710,8 +712,9 @@ def power_of_equality(
     own = 1 + (seeds - 1) * within_prompt
     design = (margin**2 * seeds + differing * own) / (margin**2 + differing)
     n = int(prompts * seeds / design + TINY)
-    most = min(n, int(n * differing + 8 * math.sqrt(n * differing) + 8))
-    gained, lost = (side.ravel() for side in np.mgrid[: most + 1, : most + 1])
+    mean, spread_ = n * differing / 2, math.sqrt(n * differing / 2 * (1 - differing / 2))
+    least, most = max(0, int(mean - 8 * spread_ - 8)), min(n, int(mean + 8 * spread_ + 8))  # other numbers: below 1e-12
+    gained, lost = (side.ravel() for side in np.mgrid[least : most + 1, least : most + 1])
     possible = gained + lost <= n
     gained, lost = gained[possible], lost[possible]
     of = scores.independent((gained - lost) / n, n, gained / n, lost / n)
@@ -723,6 +726,7 @@ def power_of_equality(
     return float(multinomial.pmf(outcomes, n, chances).sum()) if len(outcomes) else 0.0
 
 
+@cache
 def largest_share_shown_equal(
     prompts: int,
     seeds: int = 1,
