@@ -14,6 +14,7 @@ from overpaint.commands.grids import ERR, taken
 from overpaint.commands.publish import RESULTS
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
+from overpaint.grid.read_once import reading_once
 from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.site.build import MARK, write
 from overpaint.report.site.cells import Slugs
@@ -50,7 +51,7 @@ def site(filters: Sequence[str], place: str | None) -> None:
         raise UserError(f"there is no store at {store.root}: run something first (overpaint run), or give --from DIR")
     found = [*(_stored(store) if store else ()), *(read(path_of(place, "--from")) if place else ())]
     found = narrowed_to(found, rest)
-    with _replacing(folder, out or OUT) as partial:
+    with reading_once(), _replacing(folder, out or OUT) as partial:
         slugs = Slugs()
         pictures = list(_pictures(store, found[0], partial, slugs)) if store and found[0].name == STORE else []
         origin = " and ".join([*([f"the store {store.root.name}"] if store else []), *([place] if place else [])])

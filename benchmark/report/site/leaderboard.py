@@ -64,10 +64,9 @@ def pages(content: Content) -> Iterator[Page]:
     yield Page("index.html", "index.html", "Leaderboard", values)
 
 
-def _most_telling(maps: Sequence[HeatMap]) -> list[HeatMap]:
-    """Heat maps of at least three attacks, the largest first; all of them if there is none."""
-    found = sorted(maps, key=lambda one: -len(one.rows) * len(one.methods))
-    return [one for one in found if len(one.rows) > 2] or found
+def _most_telling(maps: Sequence[HeatMap]) -> Sequence[HeatMap]:
+    """Heat maps of at least three attacks; all of them if there is none."""
+    return [one for one in maps if len(one.rows) > 2] or maps
 
 
 def board(content: Content, shown: Sequence[Block], method: str | None = None) -> Board:

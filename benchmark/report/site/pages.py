@@ -73,8 +73,9 @@ class Content:
 
     @cached_property
     def heat_maps(self) -> list[HeatMap]:
-        """The heat maps of all results."""
-        return [one for results in self.results for one in heat_maps(results)]
+        """The heat maps of all results, the largest first."""
+        found = [one for results in self.results for one in heat_maps(results)]
+        return sorted(found, key=lambda one: -len(one.rows) * len(one.methods))
 
     @cached_property
     def scalings(self) -> list[Scaling]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from overpaint.errors import UserError
+from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components
 from overpaint.report.claims import claim_files, narrowed, published
 from overpaint.report.rendering import tables
@@ -143,7 +144,7 @@ def shown(results: Results, view: str) -> list[Table]:
         return []
 
 
-@cache
+@remembered
 def erased() -> dict[str, tuple[str, ...]]:
     """The concepts that each known concept set erases, by its label; ``X in turn`` is the label of a sequence of requests."""
     found: dict[str, tuple[str, ...]] = {}
