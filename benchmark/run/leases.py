@@ -20,6 +20,7 @@ from pathlib import Path
 
 from overpaint.errors import UserError
 from overpaint.grid.typed import construct
+from overpaint.run.notes import file_system_time
 from overpaint.run.owner import alive, owner
 
 #: Seconds between two beats.
@@ -181,12 +182,14 @@ def clear(root: str | Path, run: str, worker: str | None = None) -> None:
 
 def sweep(root: str | Path) -> None:
     """Remove the leases of dead processes: of this machine at once, of other machines after a day of silence."""
-    for path in folder(root).glob("*"):
+    left = list(folder(root).glob("*"))
+    now = file_system_time(Path(root)) if left else 0.0
+    for path in left:
         with suppress(OSError):
             lease = read(path)
             living = lease.alive if lease else None
             if living is None:
-                living = time.time() - path.stat().st_mtime < ABANDONED
+                living = now - path.stat().st_mtime < ABANDONED
             if not living:
                 path.unlink()
 
