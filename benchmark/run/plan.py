@@ -260,7 +260,9 @@ class Plan:
 
     def kept(self, store: Store) -> list[Task]:
         """The stored tasks whose results the cells' records and the missing tasks use."""
-        return self._needed(store)[1]
+        lines = {task.key: task for _, task in self.cells if task.key not in self.tasks}
+        stage = self.cells[0][1].stage if self.cells else ""
+        return [*self._needed(store)[1], *map(lines.__getitem__, sorted(store.stored(stage, lines)))]
 
     def _needed(self, store: Store) -> tuple[list[Task], list[Task]]:
         """The tasks that the cells need: those that are missing, and those that are stored."""

@@ -192,7 +192,7 @@ CASES = [
     (("ledger", "--show", "orders", "concept=church"), ["share three methods or more"]),
     (("ledger", "store=s"), ["there is no store at"]),
     (("ledger", "store=s", "--from", "f"), ["store= or --from, not both"]),
-    (("ledger", "--from", "f"), ["--from", "has no CSV files"]),
+    (("ledger", "--from", "f"), ["--from", "f does not exist", "result files"]),
     (("ledger", "--from", "a\0b"), ["is not a path"]),
     (("export",), ["give erasure=FILE.safetensors and out=DIR"]),
     (("export", "out=x"), ["give erasure=FILE.safetensors and out=DIR"]),

@@ -218,7 +218,7 @@ def test_two_processes_share_the_work(store, tmp_path):
 
 def test_two_processes_try_what_fails_once(store, tmp_path, trouble):
     trouble.touch()
-    start(grid(range(4), log=tmp_path / "log", pause=0.05, broken=trouble), store, 2)
+    start(grid(range(4), log=tmp_path / "log", pause=0.5, broken=trouble), store, 2)
     assert sorted((tmp_path / "log").read_text().split("\n")[:-1]) == [f"count {n}" for n in range(4)]
     assert [failure.attempt for failure in store.failures().values()] == [1] * 4
 
