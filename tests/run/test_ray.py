@@ -90,7 +90,7 @@ def test_the_figures_of_actors_that_were_killed_equal_those_of_one_process(ray_c
 
     def run(plan, store):
         watcher = Told()
-        with killed_at_random((8, 20)):
+        with killed_at_random((3, 6)):
             outcome = component("engine", "ray").build({"address": ray_cluster, "workers": 2}).run(plan, store, watcher)
         assert watcher.gone and left(store) == []
         return outcome
