@@ -161,7 +161,7 @@ def test_a_hundred_thousand_cells_are_planned_in_seconds(tmp_path):
     assert cells == measures == 100 * 50 * 20 and erasures == latencies == 100 * 50
     assert comparisons % erasures == 0
     seconds, gibibytes = map(float, cost.split())
-    assert seconds < 40 and gibibytes < 1.5  # 20 CPU seconds on a quiet machine
+    assert seconds < 40 and gibibytes < 1.5  # 24 CPU seconds on a quiet machine, 4 of them imports
 
 
 def test_cells_share_their_parts():
