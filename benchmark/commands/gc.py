@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from overpaint.commands.grids import planned, taken
-from overpaint.commands.status import bytes_said
 from overpaint.errors import UserError
+from overpaint.grid.labels import bytes_said
 from overpaint.run import leases
 from overpaint.run.notes import notes
 from overpaint.run.store import Store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from overpaint.commands.grids import planned
 from overpaint.grid.typed import check_type
 from overpaint.run.estimates import Estimates
 from overpaint.run.history import changes
-from overpaint.run.plan import Plan, Work
+from overpaint.run.plan import Plan, Work, by_stage
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track, track
 
@@ -31,9 +30,7 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
     hours = gpu_hours(kind, todo, more, estimates, grid.config["images_per_second"])
     out = Console(soft_wrap=True, highlight=False, markup=False)
     out.print(summary(grid.plan, todo, more, estimates))
-    unique, missing = grid.plan.unique(), Counter(t.stage for t in todo)
-    for work, count in more.items():
-        missing[work.stage] += count
+    unique, missing = grid.plan.unique(), by_stage(todo, more)
     for stage, asked in grid.plan.asked.items():
         of_stage = {work: count for work, count in more.items() if work.stage == stage}
         took = estimates.total((t for t in todo if t.stage == stage), of_stage)

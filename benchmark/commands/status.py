@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,11 +16,12 @@ from rich.text import Text
 
 from overpaint.commands.grids import Grid, store_and_grid
 from overpaint.errors import UserError, unknown
-from overpaint.grid.labels import printable
+from overpaint.grid.labels import bytes_said, printable
 from overpaint.run import leases
 from overpaint.run.estimates import Estimate, Estimates, duration
 from overpaint.run.leases import Lease
 from overpaint.run.notes import Note, notes
+from overpaint.run.plan import by_stage
 from overpaint.run.store import Failure, Store
 
 FORMATS = ("terminal", "json")
@@ -92,10 +92,7 @@ class Status:
                 failures = {key: failure for key, failure in failures.items() if key in tasks}
             total = Estimates(store).total(todo, more)
             shared = Estimate(total.seconds / max(1, len(working)), total.unknown)
-            missing = Counter(task.stage for task in todo)
-            for work, count in more.items():
-                missing[work.stage] += count
-            left = Left(len(grid.plan.cells), grid.plan.unique().total(), dict(missing), shared)
+            left = Left(len(grid.plan.cells), grid.plan.unique().total(), dict(by_stage(todo, more)), shared)
         sizes = {stage: store.listed(stage).column("bytes").values() for stage in store.stages()}
         stages = {stage: (len(found), sum(found)) for stage, found in sizes.items()}
         return cls(str(store.root), notes(store.root), working, failures, stages, left)
@@ -164,12 +161,3 @@ def _place(lease: Lease) -> str:
 
 def _since(moment: float, now: float) -> str:
     return duration(max(0.0, now - moment))  # another machine's clock can be ahead
-
-
-def bytes_said(size: float) -> str:
-    """A number of bytes for people: ``1.2 GB``."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 import click
 
 from overpaint.commands.grids import ERR, store_and_grid, taken
-from overpaint.commands.status import bytes_said
 from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError, unknown
-from overpaint.grid.labels import printable
+from overpaint.grid.labels import bytes_said, printable
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import bare
 from overpaint.run import archives

@@ -56,6 +56,15 @@ def short(text: str, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else f"{text[: longest - 8].rstrip()}…#{digest(text)[:6]}"
 
 
+def bytes_said(size: float) -> str:
+    """A number of bytes as text for people: ``1.2 GB``."""
+    for unit in ("B", "kB", "MB"):
+        if abs(size) < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return _CANONICAL.encode(value)

@@ -17,6 +17,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.labels import bytes_said
 from overpaint.grid.scope import OUTSIDE
 from overpaint.report.comparisons import pairs, rankings
 from overpaint.report.families import DIFFERS, EQUAL, marked
@@ -209,11 +210,7 @@ def entry_text(entry: Entry | None, reasons: Reasons) -> str:
 def number(value: float, unit: str) -> str:
     """A number as text, with the digits that its unit needs."""
     if unit == "bytes":
-        for name in ("B", "kB", "MB"):
-            if abs(value) < 1000:
-                return f"{value:.3g} {name}"
-            value /= 1000
-        return f"{value:.3g} GB"
+        return bytes_said(value)
     if unit == "seconds":
         return f"{value:.3g} s"
     if unit == "%":

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -532,23 +532,21 @@ def rank_intervals(
     """
     from scipy.stats import rankdata
 
-    table = np.asarray(values, float)
-    complete = ~np.isnan(table).any(axis=0)
-    failed, methods = int((~complete).sum()), len(table)
-    if not complete.any():
+    table, *groups = _compared(values, direction, clusters, strata, runs, concepts)
+    methods, n = table.shape
+    failed = np.shape(values)[1] - n
+    if not n:
         return [Estimate(None, failed=failed)] * methods
-    table = table[:, complete] * (-1 if direction == "up" else 1)
-    groups = [None if names is None else np.asarray(names)[complete] for names in (clusters, strata, runs, concepts)]
     gaps, p_values = np.zeros((methods, methods)), np.full((methods, methods), math.nan)
     for (i, j), (gap, p_value) in zip(combinations(range(methods), 2), _gaps(table, *groups), strict=True):
         gaps[i, j], gaps[j, i], p_values[i, j], p_values[j, i] = gap, -gap, p_value, p_value
-    stratum = np.unique(np.zeros(complete.sum()) if groups[1] is None else groups[1], return_inverse=True)[1]
+    stratum = np.unique(np.zeros(n) if groups[1] is None else groups[1], return_inverse=True)[1]
     means = [float(np.mean(np.bincount(stratum, row) / np.bincount(stratum))) for row in table]
     found = []
     for rank, row, tests in zip(rankdata(np.round(means, 12), method="min"), gaps, p_values, strict=True):
         apart = np.array([bool(rejected) for rejected in holm(tests.tolist()).rejected])
         low, high = 1 + (apart & (row > 0)).sum(), methods - (apart & (row < 0)).sum()
-        found.append(Estimate(float(rank), float(low), float(high), n=int(complete.sum()), failed=failed))
+        found.append(Estimate(float(rank), float(low), float(high), n=n, failed=failed))
     return found
 
 
@@ -566,13 +564,10 @@ def alike(
     5 % after Holm's correction over all pairs. A group is a largest set of methods of which no two are told apart (the groups of
     a compact letter display, Piepho 2004).
     """
-    table = np.asarray(values, float)
-    complete = ~np.isnan(table).any(axis=0)
-    methods = len(table)
-    if not complete.any():
+    table, *groups = _compared(values, direction, clusters, strata, runs, concepts)
+    methods, n = table.shape
+    if not n:
         return []
-    table = table[:, complete] * (-1 if direction == "up" else 1)
-    groups = [None if names is None else np.asarray(names)[complete] for names in (clusters, strata, runs, concepts)]
     tests = holm([None if math.isnan(p) else p for _, p in _gaps(table, *groups)])
     pairs = [pair for pair, apart in zip(combinations(range(methods), 2), tests.rejected, strict=True) if apart]
     found = [set(range(methods))]
@@ -587,6 +582,15 @@ def alike(
     means = table.mean(axis=1)
     ordered = [sorted(group, key=lambda method: (means[method], method)) for group in found]
     return sorted(ordered, key=lambda group: [(means[method], method) for method in group])
+
+
+def _compared(values: ArrayLike, direction: str, *groups: ArrayLike | None) -> list[Any]:
+    """The table ``(methods, observations)`` with small values the better ones, and the groups of its observations, without
+    the observations on which any method failed."""
+    table = np.asarray(values, float)
+    complete = ~np.isnan(table).any(axis=0)
+    kept = [None if names is None else np.asarray(names)[complete] for names in groups]
+    return [table[:, complete] * (-1 if direction == "up" else 1), *kept]
 
 
 def _gaps(

@@ -7,7 +7,7 @@ whose records are stored needs none of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -154,14 +154,10 @@ class Plan:
             self.cells = [(cell, self.open(task.key)) for cell, task in self.cells]
         return self
 
-    def closed(self, store: Store) -> list[Line]:
-        """The cells that are still lines and whose records are not stored."""
-        return [self.lines[key] for key in self._closed(store)]
-
     def _closed(self, store: Store) -> list[str]:
-        stage = self.cells[0][1].stage if self.lines else ""
+        """The keys of the cells that are still lines and whose records are not stored."""
         waiting = [key for key in self.lines if key not in self.tasks]
-        stored = store.stored(stage, waiting) if waiting else set()
+        stored = store.stored(self._measures, waiting) if waiting else set()
         return [key for key in waiting if key not in stored]
 
     def advance(self, store: Store, most: int = HORIZON) -> bool:
@@ -184,9 +180,8 @@ class Plan:
 
     def _forget(self, store: Store) -> None:
         """Forget the tasks that no unfinished cell needs, directly or indirectly."""
-        opened = [task for _, task in self.cells if task.key in self.tasks]
-        finished = store.stored(opened[0].stage, [task.key for task in opened]) if opened else set()
-        needed = {task.key for task in opened} - finished
+        opened = {task.key for _, task in self.cells if task.key in self.tasks}
+        needed = opened - store.stored(self._measures, opened)
         for task in reversed(self.tasks.values()):
             if task.key in needed:
                 needed.update(task.inputs.values())
@@ -213,39 +208,35 @@ class Plan:
         """The number of unique tasks by stage, those of lines included."""
         if not self.lines:
             return Counter(task.stage for task in self.tasks.values())
-        return Counter(work.stage for work in self._works(self.lines.values()).elements())
+        return by_stage((), self._works(self.lines.values()))
 
     def unopened(self, store: Store) -> Counter[Work]:
         """The work of the cells that are still lines. What is stored of it is not known before they are opened."""
-        return self._works(self.closed(store))
+        return self._works([self.lines[key] for key in self._closed(store)])
 
-    def _works(self, lines: Iterable[Line]) -> Counter[Work]:
+    def _works(self, lines: Collection[Line]) -> Counter[Work]:
         """The unique work of lines: shared tasks once, those that depend on an erasure once for each."""
-        found: Counter[Work] = Counter()
-        shared: dict[str, Work] = {}
-        erasures: dict[str, Task] = {}
-        outlines: dict[str, dict[int, Outline]] = {}  # by erasure
-        measures: Counter[str] = Counter()
+        outlines: dict[Task | None, dict[int, Outline]] = {}  # by erasure
         for line in lines:
-            key = line.erasure.key if line.erasure else ""
-            outlines.setdefault(key, {})[id(line.outline)] = line.outline
-            if line.erasure:
-                erasures[key] = line.erasure
-            measures[""] += 1
-        for outline in {i: o for of in outlines.values() for i, o in of.items()}.values():
-            shared |= outline.shared
-        together: dict[frozenset[int], Counter[Work]] = {}
-        for of in outlines.values():
+            outlines.setdefault(line.erasure, {})[id(line.outline)] = line.outline
+        shared = {key: work for of in outlines.values() for o in of.values() for key, work in o.shared.items()}
+        found = Counter(shared.values())
+        together: dict[frozenset[int], Counter[Work]] = {}  # most erasures have the same outlines
+        for erasure, of in outlines.items():
             group = frozenset(of)
             if group not in together:
                 together[group] = Counter({k: work for o in of.values() for k, work in o.own.items()}.values())
             found.update(together[group])
-        found.update(shared.values())
-        found.update(map(Work.of, erasures.values()))
-        if measures[""]:
-            stage = self.cells[0][1].stage
-            found[Work(stage, f"{stage}/", 1)] += measures[""]
+            if erasure:
+                found[Work.of(erasure)] += 1
+        if lines:
+            found[Work(self._measures, f"{self._measures}/", 1)] += len(lines)
         return found
+
+    @property
+    def _measures(self) -> str:
+        """The stage that makes the records of cells."""
+        return self.cells[0][1].stage if self.cells else ""
 
     # --- what is missing -----------------------------------------------------------------------------------------
 
@@ -261,8 +252,7 @@ class Plan:
     def kept(self, store: Store) -> list[Task]:
         """The stored tasks whose results the cells' records and the missing tasks use."""
         lines = {task.key: task for _, task in self.cells if task.key not in self.tasks}
-        stage = self.cells[0][1].stage if self.cells else ""
-        return [*self._needed(store)[1], *map(lines.__getitem__, sorted(store.stored(stage, lines)))]
+        return [*self._needed(store)[1], *map(lines.__getitem__, sorted(store.stored(self._measures, lines)))]
 
     def _needed(self, store: Store) -> tuple[list[Task], list[Task]]:
         """The tasks that the cells need: those that are missing, and those that are stored."""
@@ -284,6 +274,14 @@ class Plan:
                 missing.append(task)
                 needed.update(task.inputs.values())
         return missing[::-1], stored[::-1]
+
+
+def by_stage(tasks: Iterable[Task], more: Mapping[Work, int]) -> Counter[str]:
+    """The number of tasks by stage, with ``more`` work of tasks that are not planned yet (`Plan.unopened`)."""
+    found = Counter(task.stage for task in tasks)
+    for work, count in more.items():
+        found[work.stage] += count
+    return found
 
 
 def _name(task: Task, names: Mapping[str, str], by_method: Mapping[str, str]) -> str:

@@ -94,14 +94,16 @@ def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher, idle_limit:
     look again when they have nothing else to do. A task that failed during this run, in any process, is not tried again.
     """
     costs = Estimates(store).guess
-    scheduler, done, up_to_date = Scheduler(plan, plan.missing(store), costs, crew.size), 0, True
+    scheduler, done, up_to_date, more = Scheduler(plan, plan.missing(store), costs, crew.size), 0, True, True
     history, idle_since = History(store), time.monotonic()
     leases.sweep(store.root)
     shared_run.sweep(store)
     history.add(history.known(plan.sources))
     while True:
-        if scheduler.left < HORIZON // 2 and plan.advance(store):
-            scheduler.update(plan.missing(store))
+        if more and scheduler.left < HORIZON // 2:
+            more = plan.advance(store)  # which looks for all records: not again after the last cell
+            if more:
+                scheduler.update(plan.missing(store))
         for worker in crew.idle:
             bundle = scheduler.next(worker)
             if bundle:

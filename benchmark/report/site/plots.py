@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
+import numpy as np
 import pandas as pd
 
+from overpaint.report.fronts import better
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
 from overpaint.report.rendering import number, plain
 from overpaint.report.site.results import Block, Results, erased, shown
@@ -70,7 +72,9 @@ def pareto(block: Block) -> Pareto | None:
     compared = {name: pair for name, pair in found.items() if block.methods.get(name) != "none"}
     if len(compared) < 2:
         return None
-    front = [name for name in compared if not any(_dominates(compared[o], compared[name]) for o in compared)]
+    values = np.array([[[_value(x), _value(y)] for x, y in compared.values()]])
+    (dominates,) = better(values, ("down", "up"))
+    front = [name for name, beaten in zip(compared, dominates.any(axis=0), strict=True) if not beaten]
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     across = _scale(LEFT, right)
     up = _scale(bottom, TOP)
@@ -102,11 +106,6 @@ def pareto(block: Block) -> Pareto | None:
 
 def _value(entry: Entry) -> float:
     return entry.value or 0.0
-
-
-def _dominates(one: tuple[Entry, Entry], other: tuple[Entry, Entry]) -> bool:
-    erasure, retention = _value(other[0]) - _value(one[0]), _value(one[1]) - _value(other[1])
-    return erasure >= 0 and retention >= 0 and erasure + retention > 0
 
 
 def _scale(start: float, end: float) -> Callable[[float], float]:

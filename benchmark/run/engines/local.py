@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 from overpaint.errors import UserError
 from overpaint.grid.registry import asked_folders
-from overpaint.run import leases
 from overpaint.run.executor import Result, Run, Watcher
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Outcome, run_here, run_plan
@@ -119,7 +118,6 @@ class Workers:
         if START == "forkserver":
             forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it would stay until this process ends
         self._store.sweep()  # of those that were killed
-        leases.sweep(self._store.root)
 
     @property
     def living(self) -> int:
