@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import time
 from contextlib import suppress
 
 import counting_track
@@ -46,8 +47,11 @@ def children():
 
 
 def left(store):
-    """What a run has left: files in the store, and processes."""
+    """What a run has left: files in the store, and processes. Ray kills an actor that is starting a moment after it is told to."""
     places = ("tmp", "locks", "leases", "runs")
+    until = time.monotonic() + 10
+    while children() and time.monotonic() < until:
+        time.sleep(0.05)
     return [path for part in places for path in (store.root / part).glob("*")] + children()
 
 
