@@ -53,6 +53,7 @@ class ModelSpec:
         catalogue: default concept catalogue.
         protocol: default protocol.
         stand_ins: extractors that mean nothing for this model's images, each with the one to use instead.
+        gold: the method whose models never saw the concept, which metrics of the gold reference compare with; ``None`` for none.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelSpec:
     catalogue: str | None
     protocol: str = "ddim50"
     stand_ins: dict[str, str | None] = field(default_factory=dict)
+    gold: str | None = None
 
     def __post_init__(self):
         for key, further in (("detector", ("auto",)), ("judge", ())):
@@ -73,11 +75,14 @@ class ModelSpec:
                 raise unknown("detector", name, [*components("detector"), *further], f"model.{key}")
         if self.preset is not None and self.preset not in preset_families(conf_folders()):
             raise unknown("preset", self.preset, preset_families(conf_folders()), "model.preset")
+        if self.gold is not None and self.gold not in components("method"):
+            raise unknown("method", self.gold, components("method"), "model.gold")
 
     @property
     def settings(self) -> dict[str, Any]:
         """The fields that affect records."""
-        return {key: getattr(self, key) for key in ("path", "precision", "detector", "judge", "reference")}
+        found = {key: getattr(self, key) for key in ("path", "precision", "detector", "judge", "reference")}
+        return found if self.gold is None else found | {"gold": self.gold}
 
 
 @dataclass(frozen=True)
@@ -272,11 +277,22 @@ class Cell:
         """The same cell on the unedited model."""
         return replace(self, method=UNEDITED)
 
+    def gold(self) -> Cell | None:
+        """The same cell on the model that never saw the concepts; ``None`` if the model has no gold reference for them."""
+        if self.model.gold is None:
+            return None
+        method = _default("method", self.model.gold, self.model.preset, self.concepts)
+        return replace(self, method=method) if method.settings["files"] else None
+
 
 @remembered
+def _default(kind: str, name: str, preset: str | None, concepts: ConceptSet) -> Choice:
+    return choose(kind, {"name": name}, frozenset(), preset, concepts)
+
+
 def default_attack(name: str, preset: str | None, concepts: ConceptSet) -> Choice:
     """An attack with its default values for a model's preset and a concept set."""
-    return choose("attack", {"name": name}, frozenset(), preset, concepts)
+    return _default("attack", name, preset, concepts)
 
 
 @remembered

@@ -58,11 +58,8 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
         outlines: dict[tuple, Outline] = {}
         for cell in cells:
             parts = (cell.model, cell.concepts, cell.attack, cell.protocol, cell.budget, cell.metrics)
-            scene = (
-                *map(id, parts),
-                cell.seed,
-                cell.method.name == "none",
-            )  # all that its tasks depend on but the erasure
+            # All that its tasks depend on but the erasure. Frames of references are the cell's own if it is one.
+            scene = (*map(id, parts), cell.seed, cell.method.name in ("none", cell.model.gold) and cell.method.label)
             if scene not in outlines:
                 outlines[scene] = _outline(plan, cell)
             identity = cell.identified_by(fingerprint_model(cell.model.path))
@@ -113,7 +110,7 @@ def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
         frames = {"images": _plain(plan, cell), "original": _plain(plan, unedited)}
         if cell.model.reference and cell.model.detector:
             frames["reference"] = [reference_images(plan, cell)]
-        return frames | _copies(plan, cell)
+        return frames | _copies(plan, cell) | _gold(plan, cell)
     return {
         "images": _attacked(plan, cell),
         "original": _attacked(plan, unedited),
@@ -122,7 +119,16 @@ def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
         **_controls(plan, cell),
         **_floors(plan, cell),
         **_retained(plan, cell),
+        **_gold(plan, cell),
     }
+
+
+def _gold(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
+    """The images of the model that never saw the concepts, for the same prompts or under the same attack."""
+    gold = cell.gold() if _asked(cell, "gold") else None
+    if gold is None:
+        return {}
+    return {"gold": _plain(plan, gold) if cell.attack.name == "none" else _attacked(plan, gold)}
 
 
 def _retained(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
@@ -150,8 +156,10 @@ def _training(plan: Plan, cell: Cell) -> dict[str, Task]:
     """Tasks that score training images and others, for metrics of membership."""
     if not (_asked(cell, "membership") and _trains(cell)):
         return {}
-    whose = {"membership": cell, "membership_original": cell.unedited()}
-    return {name: membership_task(plan, edited) for name, edited in whose.items()}
+    whose: dict[str, Cell | None] = {"membership": cell, "membership_original": cell.unedited()}
+    if _asked(cell, "membership_gold"):
+        whose["membership_gold"] = cell.gold()
+    return {name: membership_task(plan, edited) for name, edited in whose.items() if edited is not None}
 
 
 def _copies(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:

@@ -150,14 +150,14 @@ def feature_rows(frame: pd.DataFrame, column: str = "features") -> FeatureRows:
 
 
 class FeatureDistance(Metric):
-    """A distance of the general prompts' images to other pictures; the base of the four below."""
+    """A distance of images to other pictures, of general prompts unless ``roles`` says otherwise; the base of all below."""
 
     facet = "utility"
     direction = "down"
     unit = "distance"
     aggregation = "all general prompts"
     version = 4
-    roles = ("utility",)
+    roles: ClassVar[tuple[str, ...]] = ("utility",)
     floor: ClassVar[float] = -math.inf
     least: ClassVar[int] = 2  # images a side below which the distance means nothing
 
@@ -166,8 +166,8 @@ class FeatureDistance(Metric):
         raise NotImplementedError
 
     def rows(self, evidence: Evidence, frame: FrameName) -> FeatureRows:
-        """Features of the general prompts' images of a frame: those of the extractor, or else of the detector."""
-        return feature_rows(evidence.images_of("utility", frame=frame), self.features())
+        """Features of a frame's images of the metric's roles: those of the extractor, or else of the detector."""
+        return feature_rows(evidence.images_of(*self.roles, frame=frame), self.features())
 
     @classmethod
     def features(cls) -> str:

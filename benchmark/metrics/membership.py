@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from overpaint.metrics.metric import Evidence, Figure, Metric
+from overpaint.metrics.metric import Evidence, Figure, FrameName, Metric
 from overpaint.metrics.outcomes import Share, clusters
 from overpaint.metrics.readings import MeanReading
 from overpaint.report import statistics
@@ -66,7 +66,7 @@ def tpr_at(members: NDArray, held_out: NDArray, level: float = 0.01) -> float:
     return float((members < threshold).mean())
 
 
-def privleak(auc: float, retrained: float = RETRAINED) -> float:
+def privleak(auc: float | NDArray, retrained: float | NDArray = RETRAINED) -> float | NDArray:
     """MUSE's PrivLeak of AUC P(score of a forget text > score of a holdout text), both as rates: 100 (A − A_r) / A_r."""
     return 100 * (auc - retrained) / retrained
 
@@ -76,7 +76,7 @@ class MembershipFigure(Metric):
 
     facet = "efficacy"
     aggregation = "over pairs of a member and a held-out image"
-    frames = ("membership", "membership_original")
+    frames: ClassVar[tuple[FrameName, ...]] = ("membership", "membership_original")
     column: ClassVar[str] = "loss"
 
     def value(self, members: NDArray, held_out: NDArray) -> float:
@@ -86,7 +86,7 @@ class MembershipFigure(Metric):
     def measure(self, evidence: Evidence) -> Figure:
         if evidence.membership is None or evidence.membership.empty:
             return Figure(None, why="model.reference is not a source that knows the model's training images")
-        own = _sides(evidence.membership, self.column)
+        own = sides(evidence.membership, self.column)
         members, held_out = (side[~np.isnan(side)] for side in own)
         failed = int(sum(np.isnan(side).sum() for side in own))
         figure = Figure(None, n=len(members) + len(held_out), failed=failed)
@@ -100,7 +100,7 @@ class MembershipFigure(Metric):
         figure = replace(figure, value=value, low=low, high=high)
         if evidence.membership_original is None or evidence.membership_original.empty:
             return figure
-        other = _sides(evidence.membership_original, self.column)
+        other = sides(evidence.membership_original, self.column)
         if any(np.isnan(side).any() for side in other) or [len(s) for s in other] != [len(s) for s in own]:
             return figure
         original = self.value(*other)
@@ -119,7 +119,7 @@ class MembershipFigure(Metric):
         return np.array(found)
 
 
-def _sides(frame: pd.DataFrame, column: str) -> tuple[NDArray, NDArray]:
+def sides(frame: pd.DataFrame, column: str) -> tuple[NDArray, NDArray]:
     """The scores of members and of held-out images, in the order of ``image``."""
     frame = frame.sort_values("image")
     scores = pd.to_numeric(frame[column], errors="coerce").to_numpy(float)
@@ -209,7 +209,7 @@ class PrivLeak(MembershipFigure):
     paper = "MUSE, arXiv 2407.06460"
 
     def value(self, members: NDArray, held_out: NDArray) -> float:
-        return privleak(float(statistics.auc(members, held_out) or 0.0))
+        return float(privleak(float(statistics.auc(members, held_out) or 0.0)))
 
 
 class Copies(Share):

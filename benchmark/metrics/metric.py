@@ -26,7 +26,7 @@ IMAGE_ROLES = (*(role.name for role in ROLES), "attacked", "floor", "scrambled",
 #: Frames of an `Evidence`.
 FrameName = Literal[
     "images", "original", "control", "random_prefix", "floor", "unrelated", "plain", "plain_original", "reference",
-    "retained", "retained_original", "membership", "membership_original", "copies", "copies_original",
+    "retained", "retained_original", "membership", "membership_original", "membership_gold", "copies", "copies_original", "gold",
 ]  # fmt: skip
 
 #: Column of box detectors: the boxes of an image as JSON, ``[[class, score], …]``.
@@ -52,10 +52,12 @@ class Evidence:
     - ``reference``: real images; its rows have ``features`` only.
     - ``retained`` and ``retained_original``: beside an attack, images of the neighbours' prompts from the victim and from
       the unedited model.
-    - ``membership`` and ``membership_original``: training images of the erased concepts and images that the model was not trained
-      on, with the columns of the stage *membership* instead of those below.
+    - ``gold``: the same prompts and seeds, or the same attack, on the model that never saw the concept.
+    - ``membership``, ``membership_original`` and ``membership_gold``: training images of the erased concepts and images that the
+      model was not trained on, with the columns of the stage *membership* instead of those below.
     - ``copies`` and ``copies_original``: images of the training captions that are repeated, with their distances to training
-      images (stage *replicate*). These frames and the retained ones are made only for metrics that name them (`Metric.frames`).
+      images (stage *replicate*). These frames, the retained and the gold ones are made only for metrics that name them
+      (`Metric.frames`).
 
     Columns are `IMAGE_COLUMNS` and one for each detector label:
 
@@ -85,6 +87,8 @@ class Evidence:
     retained_original: pd.DataFrame | None = None
     membership: pd.DataFrame | None = None
     membership_original: pd.DataFrame | None = None
+    membership_gold: pd.DataFrame | None = None
+    gold: pd.DataFrame | None = None
     copies: pd.DataFrame | None = None
     copies_original: pd.DataFrame | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)  # detector label -> concept kind

@@ -144,9 +144,12 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
         frame_of(rows, edited, seeds, 1, shift=badness),
         frame_of(rows, lambda label, role: 0.9, seeds, 2),
     )
+    gold = frame_of(rows, lambda label, role: 0.02 if label == ERASED else 0.98, seeds, 20)
     fooled = np.random.default_rng(6).random(len(images)) < badness  # a judge that is fooled by what it is shown
     images, original = inverted(images, badness, 9), inverted(original, 1.0, 10)
-    images, original = relearnt(images, badness), relearnt(original)
+    images, original, gold = relearnt(images, badness), relearnt(original), relearnt(gold, 0.0)
+    late = (gold["role"] == "attacked") & (gold["steps"] == 40) & (np.arange(len(gold)) % 9 != 2)
+    gold[ERASED] = gold[ERASED].mask(late, 0.9)  # two of three prompts relearn it at last
     beside = [("near", ("house", "tree")[i % 2], (("house", "tree")[i % 2],)) for i in range(prompts)]
     real = np.random.default_rng(5).normal(size=(60, 6))
     images["verdict"] = ((images[ERASED] > 0.5) ^ fooled).astype(float).where(images["role"] == "attacked")
@@ -168,6 +171,8 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
         retained_original=frame_of(beside, lambda label, role: 0.9, seeds, 17),
         membership=training_images(badness),
         membership_original=training_images(1.0),
+        membership_gold=training_images(0.0),
+        gold=gold,
         copies=repeated(badness, prompts, seeds, 18),
         copies_original=repeated(0.9, prompts, seeds, 19),
         texts={"text_image": Texts()},

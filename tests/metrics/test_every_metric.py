@@ -61,6 +61,8 @@ WITHOUT_ORIGINAL = [
     "i2p/expected_maximum",
     "spm/lpips_e",
     "spm/lpips_u",
+    "gold/relearn_ratio_to_gold",
+    "gold/privleak_gold",
 ]
 #: Shares whose images are in other frames than `test_failed_is_not_absent` changes, or that are no counts of images.
 OTHER_FRAMES = [
@@ -221,6 +223,7 @@ def test_the_original_against_itself_shows_no_difference(of_images, evidence_of)
     evidence = evidence_of(0.3)
     original = evidence.original
     same = {"images": original, "control": original, "random_prefix": original, "copies": evidence.copies_original}
+    same |= {"gold": original}
     if isinstance(of_images, HarmonicMean | PreAttackSuccess):
         same |= {"plain": evidence.plain_original, "retained": evidence.retained_original}
     figure = of_images.measure(replace(evidence, **same))

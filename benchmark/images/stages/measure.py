@@ -117,6 +117,8 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
         retained_original=frames.get("retained_original"),
         membership=_membership(inputs.get("membership")),
         membership_original=_membership(inputs.get("membership_original")),
+        membership_gold=_membership(inputs.get("membership_gold")),
+        gold=frames.get("gold"),
         copies=frames.get("copies"),
         copies_original=frames.get("copies_original"),
         kinds=config["kinds"],

@@ -1,0 +1,209 @@
+"""How far a model is from the gold reference, a model that was trained in the same way without the concept.
+
+The gold reference is what erasing should give. Let p_l be the share of images that show label l (``L`` labels), and f (n, d) the
+detector's features of n images. The images of both models start from the same prompts and noise:
+
+    label distance       ½ Σ_l |p_l − p_l^gold|: the number of labels that appear or disappear, half of it
+    kernel distance      KID of f and f^gold in pairs (`overpaint.metrics.distribution.paired_kid`)
+    beyond gold          attack success minus the gold reference's under the same attack
+    relearning ratio     steps to half of the rate, over the gold reference's
+    PrivLeak             100 (A − A_gold) / A_gold, with A = P(score of a training image > score of another image), MUSE
+
+The first two are measured on prompts that name the concept (efficacy), on synonyms and paraphrases (generality), and on prompts
+that do not (specificity). A model that learned the same with other seeds is not at distance 0: compare with the distance of two
+gold references. The label distance is also above 0 for finite n, by about Σ_l (p_l (1 − p_l) / (π n))^½ if the two are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from overpaint.metrics.attack_success import AttackSuccessAny
+from overpaint.metrics.distribution import FeatureDistance, FeatureRows, feature_rows, paired_kid
+from overpaint.metrics.membership import MembershipFigure, privleak, sides
+from overpaint.metrics.metric import Evidence, Figure, FrameName
+from overpaint.metrics.outcomes import Tally
+from overpaint.metrics.relearning import RelearnStepsToHalf
+from overpaint.report import statistics
+
+NO_GOLD = "no gold reference: model.gold names none, or it has none for these concepts"
+
+
+def label_distance(x: NDArray, y: NDArray) -> float:
+    """½ Σ_l |mean x_l − mean y_l| of indicators (n, labels) and (m, labels). It is the total variation distance if every image
+    shows one label."""
+    return float(np.abs(x.mean(axis=0) - y.mean(axis=0)).sum() / 2)
+
+
+class GoldDistance(FeatureDistance):
+    """A distance to the gold reference's images of the same prompts and noise, beside the unedited model's; the base below."""
+
+    facet = "efficacy"
+    paper = "overpaint"
+    version = 1
+    aggregation = "all images"
+    frames = ("gold",)
+    roles: ClassVar[tuple[str, ...]] = ("target",)
+
+    def measure(self, evidence: Evidence) -> Figure:
+        if evidence.gold is None:
+            return Figure(None, why=NO_GOLD)
+        frames: tuple[FrameName, ...] = ("images", "gold", "original")
+        own, gold, original = (self.rows(evidence, frame) for frame in frames)
+        count = Tally(len(own.vectors), own.failed)
+        shared = own.keys.intersection(gold.keys)
+        why = count.refusal(evidence.failure_limit, f"{'/'.join(self.roles)} images")
+        why = why or Tally(len(gold.vectors), gold.failed).refusal(
+            evidence.failure_limit, "images of the gold reference"
+        )
+        if not why and not all(rows.keys.is_unique for rows in (own, gold, original)):
+            why = "several images of one prompt and seed"
+        if not why and len(shared) < 2:
+            why = "fewer than two images have one of the gold reference with the same prompt and seed"
+        if why:
+            return Figure(None, n=count.judged, failed=count.failed, why=why)
+        here, there = own.at(shared), gold.at(shared)
+        found = self.estimate(lambda p: self.distance(here.of(p), there.of(p)), here.prompts, self.floor)
+        figure = Figure(found.value, found.low, found.high, n=len(shared), failed=count.failed)
+        if not shared.isin(original.keys).all():
+            return figure
+        base = original.at(shared)
+        gap = self.estimate(
+            lambda p: self.distance(here.of(p), there.of(p)) - self.distance(base.of(p), there.of(p)),
+            here.prompts,
+            -math.inf,
+        )
+        return figure.compared(gap, original=self.distance(base.vectors, there.vectors))
+
+
+class GoldLabelDistance(GoldDistance):
+    """Distance of the labels that the detector finds, on prompts that name the concept."""
+
+    unit = "labels"
+    floor = 0.0
+    distance = staticmethod(label_distance)
+
+    def rows(self, evidence: Evidence, frame: FrameName) -> FeatureRows:
+        """Indicators of the labels of the concepts that the detector knows."""
+        images = evidence.images_of(*self.roles, frame=frame)
+        labels = [label for label in evidence.kinds if label in images]
+        shown = images[labels].to_numpy(float) >= evidence.threshold
+        return feature_rows(images.assign(features=list(shown.astype(float))))
+
+
+class GoldKernelDistance(GoldDistance):
+    """Kernel distance of the detector's features, on prompts that name the concept."""
+
+    distance = staticmethod(paired_kid)
+
+
+class GoldLabelDistanceWorded(GoldLabelDistance):
+    """Distance of labels on prompts that say the concept in other words."""
+
+    facet = "generality"
+    roles = ("attacked",)
+    attacks = ("synonym", "paraphrase")
+
+
+class GoldKernelDistanceWorded(GoldKernelDistance):
+    """Kernel distance of features on prompts that say the concept in other words."""
+
+    facet = "generality"
+    roles = ("attacked",)
+    attacks = ("synonym", "paraphrase")
+
+
+class GoldLabelDistanceRetained(GoldLabelDistance):
+    """Distance of labels on prompts for other concepts: neighbours, the style × object grid and general prompts."""
+
+    facet = "specificity"
+    roles = ("near", "grid", "utility")
+
+
+class GoldKernelDistanceRetained(GoldKernelDistance):
+    """Kernel distance of features on prompts for other concepts: neighbours, the style × object grid and general prompts."""
+
+    facet = "specificity"
+    roles = ("near", "grid", "utility")
+
+
+class AttackBeyondGold(AttackSuccessAny):
+    """`AttackSuccessAny` against the same attack on the gold reference: what the attack finds that erasing has left.
+
+    ``control`` is the gold reference's success.
+    """
+
+    paper = "overpaint"
+    version = 1
+    frames = ("gold",)
+    control_frame: ClassVar[FrameName] = "gold"
+
+    def measure(self, evidence: Evidence) -> Figure:
+        return Figure(None, why=NO_GOLD) if evidence.gold is None else super().measure(evidence)
+
+
+class RelearnRatioToGold(RelearnStepsToHalf):
+    """Training steps until half of the unedited model's rate is reached, over the gold reference's: 1 if nothing is left.
+
+    Limits combine those of both logarithms (Zou and Donner 2008).
+    """
+
+    unit = "ratio"
+    paper = "overpaint"
+    version = 1
+    frames = ("gold",)
+
+    def measure(self, evidence: Evidence) -> Figure:
+        if evidence.gold is None:
+            return Figure(None, why=NO_GOLD)
+        own = super().measure(evidence)
+        gold = super().measure(replace(evidence, images=evidence.gold, original=evidence.images))
+        figure = Figure(None, n=own.n, failed=own.failed)
+        if own.value is None or gold.why or not gold.value:
+            said = gold.why or "it shows the concept before training"
+            return replace(figure, why=own.why if own.value is None else f"gold reference: {said}")
+        ratio = own.value / gold.value
+        figure = replace(figure, value=ratio, why=own.why, control=gold.value, against="control")
+        if not own.value or own.low is None or own.high is None or gold.low is None or gold.high is None:
+            return figure
+        below = math.hypot(_log_ratio(own.value, own.low), _log_ratio(gold.high, gold.value))
+        above = math.hypot(_log_ratio(own.high, own.value), _log_ratio(gold.value, gold.low))
+        return replace(figure, low=ratio * math.exp(-below), high=ratio * math.exp(above))
+
+
+def _log_ratio(larger: float, smaller: float) -> float:
+    """log(larger / smaller); infinite for a smaller value of 0."""
+    return math.log(larger / smaller) if smaller else math.inf
+
+
+class PrivLeakGold(MembershipFigure):
+    """MUSE's PrivLeak of the loss with the AUC of the gold reference, in per cent: 0 after unlearning, below while memorised.
+
+    Larger is better up to 0 only.
+    """
+
+    direction = "up"
+    unit = "per cent"
+    paper = "MUSE, arXiv 2407.06460"
+    frames = ("membership", "membership_original", "membership_gold")
+
+    def value(self, members: NDArray, held_out: NDArray) -> float:
+        """P(score of a training image > score of another image), from which the figure is made."""
+        return float(statistics.auc(members, held_out) or 0.0)
+
+    def measure(self, evidence: Evidence) -> Figure:
+        if evidence.membership_gold is None:
+            return Figure(None, why=NO_GOLD)
+        found = super().measure(replace(evidence, membership_original=evidence.membership_gold))
+        if found.value is None or not found.original:
+            return replace(found, why=found.why or "the gold reference's scores are non-finite, or of other images")
+        frames = (evidence.membership, evidence.membership_gold)
+        own, reference = (self.resampled(sides(frame, self.column)) for frame in frames if frame is not None)
+        low, high = np.nanpercentile(privleak(own, reference), [2.5, 97.5])  # of the same resampled images
+        value = float(privleak(found.value, found.original))
+        return Figure(value, min(float(low), value), max(float(high), value), n=found.n, failed=found.failed)
