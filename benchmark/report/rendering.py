@@ -28,6 +28,7 @@ from overpaint.report.pooling import Outcomes
 from overpaint.report.standings import BEST, TIED
 from overpaint.report.statistics import MARGIN
 from overpaint.report.tables import Entry, Head, Table, averaged, every_figure
+from overpaint.report.validity import validity
 from overpaint.report.views import View, view_named
 
 FORMATS = ("terminal", "md", "csv", "json", "latex")
@@ -70,6 +71,7 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
         "pairs": lambda: pairs(records, chosen, found),
         "panel": lambda: panels(records, chosen),
         "front": lambda: fronts(records, chosen, found),
+        "validity": lambda: validity(records, chosen),
     }
     records = records.iloc[
         (records["method_name"] != "none").to_numpy().argsort(kind="stable")

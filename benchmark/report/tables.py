@@ -7,7 +7,7 @@ JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -160,11 +160,13 @@ def _known(value) -> bool:
     return not pd.isna(value) and value != ""
 
 
-def blocks_of(records: pd.DataFrame, view: View) -> Iterator[tuple[str, pd.DataFrame]]:
-    """A title and the records for each model and setting, without the unedited model."""
+def blocks_of(
+    records: pd.DataFrame, view: View, together: Collection[str] = ("seed",)
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A title and the records for each model and setting, without the unedited model. Settings ``together`` split nothing."""
     records = distinguished(records)
     records = records[records["method_name"] != "none"]
-    several = several_of(records, [n for n in SETTINGS if n != "seed"])
+    several = several_of(records, [n for n in SETTINGS if n not in together])
     for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
         values = by[len(view.blocks) :]
         concepts = ", ".join(dict.fromkeys(part["concepts"]))

@@ -52,7 +52,8 @@ class View:
     """A view as defined in its YAML.
 
     ``cells`` is its content: every figure of a concept set, means over concepts, ranks of methods, pairs of methods, a panel of
-    attacks and methods, or a Pareto front of methods.
+    attacks and methods, a Pareto front of methods, or the validity of scores: its columns in ``truth`` are the distances by which
+    the others are judged.
     ``primary`` names one endpoint per facet: ``facet: {metric, attack, against}``. ``attack`` and ``against`` are optional.
     ``average`` says what means weigh equally (`Average`). A view of ranks has one column of mean ranks over its columns for each
     entry of ``mean_ranks``, an average. ``percent`` shows shares in per cent. ``run`` holds the overrides of the run that fills
@@ -69,6 +70,7 @@ class View:
     mean_ranks: tuple[str, ...] = ()
     percent: bool = False
     run: Mapping[str, str] = field(default_factory=dict)
+    truth: tuple[str, ...] = ()
 
     def tests(self, title: str) -> bool:
         """Whether a column's figures are tested: differences are, and so are values if no column shows their difference."""
@@ -83,7 +85,7 @@ class ViewFile(TypedDict, total=False):
     """The keys of a view's YAML."""
 
     name: str
-    cells: Literal["every", "means", "ranks", "pairs", "panel", "front"]
+    cells: Literal["every", "means", "ranks", "pairs", "panel", "front", "validity"]
     rows: Literal["method", "attack", "concepts"]
     blocks: (
         list[Literal["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]] | None
@@ -94,6 +96,7 @@ class ViewFile(TypedDict, total=False):
     mean_ranks: list[Average] | None
     percent: bool
     run: dict[str, str] | None
+    truth: list[str] | None
 
 
 def view_named(name: str) -> View:
@@ -111,6 +114,9 @@ def view_named(name: str) -> View:
         for other in made.harmonic or ():
             if other not in columns or columns[other].harmonic:
                 raise unknown("column", other, columns, f"{where}: columns.{title}.harmonic")
+    for title in given.get("truth") or ():
+        if title not in columns:
+            raise unknown("column", title, columns, f"{where}: truth")
     for facet, endpoint in (given.get("primary") or {}).items():
         if "metric" not in endpoint:
             raise UserError(f"{where}: primary.{facet} names no metric")
@@ -125,6 +131,7 @@ def view_named(name: str) -> View:
         tuple(given.get("mean_ranks") or ()),
         given.get("percent", False),
         given.get("run") or {},
+        tuple(given.get("truth") or ()),
     )
 
 

@@ -1,0 +1,123 @@
+"""Do scores order methods as the distance to the gold reference does? Tau, its interval, and who takes part."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from overpaint.report.records import RECORD_COLUMNS
+from overpaint.report.rendering import render, tables
+from overpaint.report.statistics import kendall_tau_b
+from overpaint.report.validity import ALL, Scored, agreements, tau_of
+
+CONCEPTS, METHODS = ("church", "car", "quillan", "sketch"), [f"method{n}" for n in range(12)]
+
+
+def scored(values, error=0.01):
+    """A column (concepts, methods) measured with one seed and this standard error."""
+    return Scored(np.asarray(values, float)[:, :, None], np.full((*np.shape(values), 1), error))
+
+
+def records(columns, methods=METHODS):
+    """Records of metrics: ``columns`` maps (metric, attack, direction) to values (concepts, methods)."""
+    rows = []
+    for (metric, attack, direction), values in columns.items():
+        for concept, own in zip(CONCEPTS, values, strict=True):
+            for method, value in zip(methods, own, strict=True):
+                named = {"model": "m", "concepts": concept, "kind": "object", "method": method, "method_name": method}
+                asked = {"attack": attack, "attack_name": attack, "metric": metric, "direction": direction, "seed": 0}
+                figure = {
+                    "value": value,
+                    "low": value - 0.01,
+                    "high": value + 0.01,
+                    "n": 50,
+                    "failed": 0,
+                    "unit": "fraction",
+                }
+                rest = {
+                    "facet": "efficacy",
+                    "against": "original",
+                    "why": "",
+                    "scope": "",
+                    "given": "{}",
+                    "versions": "{}",
+                }
+                rows.append(dict.fromkeys(RECORD_COLUMNS) | named | asked | figure | rest)
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def distances():
+    return np.random.default_rng(0).random((len(CONCEPTS), len(METHODS)))
+
+
+def test_tau_of_samples_is_scipys_with_ties_and_gaps():
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 4, (50, 9)).astype(float), rng.integers(0, 4, (50, 9)).astype(float)
+    x[0, 3] = np.nan
+    expected = [kendall_tau_b(a[~np.isnan(a)], b[~np.isnan(a)]).value for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(tau_of(x, y), expected, atol=1e-12)
+
+
+def test_a_score_that_equals_the_distance_orders_the_methods_and_a_random_one_is_not_shown_to(distances):
+    rng = np.random.default_rng(2)
+    near, random = scored(-distances), scored(rng.random(distances.shape))
+    found, notes = agreements({"good": near, "random": random}, {"to gold": scored(-distances)})
+    good, other = found["good"][0], found["random"][0]
+    assert found[""] == ["to gold"]
+    assert good.value == pytest.approx(1) and good.low > 0.8
+    assert other.low < 0 < other.high and abs(other.value) < 0.4
+    assert notes[0].startswith("Shown to order") and notes[0].endswith(": good.")
+    assert "random" in notes[1] + notes[2]
+
+
+def test_the_interval_of_an_unrelated_score_holds_zero():
+    held = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        sides = (scored(rng.random((4, 12)), 0.05) for _ in range(2))
+        entry = agreements({"score": next(sides)}, {"to gold": next(sides)})[0]["score"][0]
+        held.append(entry.low <= 0 <= entry.high)
+    assert np.mean(held) >= 0.85  # four concepts: less than the nominal 0.95
+
+
+def test_two_scores_that_each_know_half_are_better_together():
+    rng = np.random.default_rng(3)
+    one, other = rng.random((2, 4, 12))
+    found, notes = agreements({"erases": scored(one), "keeps": scored(other)}, {"a": scored(one), "b": scored(other)})
+    assert found[""] == ["a", "b", ALL]
+    assert found["erases"][0].value == pytest.approx(1) and found["erases"][2].value < 0.9
+    assert "Best mean of two ranks: erases and keeps" in notes[-1]
+
+
+def test_a_method_without_a_figure_is_left_out_of_that_order(distances):
+    holed = -distances.copy()
+    holed[:, 0] = np.nan
+    entry = agreements({"score": scored(holed)}, {"to gold": scored(-distances)})[0]["score"][0]
+    assert entry.value == pytest.approx(1) and entry.n == len(METHODS) - 1
+
+
+def test_the_view_reads_directions_and_leaves_out_the_references(distances):
+    wanted = {("gold_label_distance", "none", "down"): distances, ("target_proportion", "none", "down"): distances / 2}
+    wanted[("ua", "none", "up")] = 1 - distances
+    wanted[("neighbour_retention", "none", "up")] = distances
+    made = records(wanted)
+    gold = made[made["method"] == METHODS[0]].assign(method="gold", method_name="gold", value=0.0)
+    unedited = made[made["method"] == METHODS[0]].assign(method="none", method_name="none", value=1.0)
+    [table] = tables(pd.concat([made, gold, unedited], ignore_index=True), "validity")
+    shown = {row.names[0]: row.entries[0] for row in table.rows}
+    assert shown["target"].value == shown["UA"].value == pytest.approx(1)
+    assert shown["neighbours kept"].value == pytest.approx(-1)
+    assert {entry.n for entry in shown.values()} == {len(METHODS)}
+    assert any("Not stored" in note and "to gold (synonyms)" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "json", "latex"])
+def test_every_format_shows_it(form, distances):
+    made = records({("gold_label_distance", "none", "down"): distances, ("ua", "none", "up"): 1 - distances})
+    assert "UA" in render(made, form, "validity")
+
+
+def test_too_few_methods_are_undefined(distances):
+    few = -distances[:, :3]
+    entry = agreements({"score": scored(few)}, {"to gold": scored(few)})[0]["score"][0]
+    assert entry.value is None and "fewer than 4 methods" in entry.why
