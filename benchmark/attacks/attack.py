@@ -259,6 +259,11 @@ class Attack(Shortenable, ABC):
         """The most images that it makes for one shot. Its control makes as many."""
         return 1
 
+    @property
+    def matched(self) -> Mapping[str, Any] | None:
+        """The settings with which ``random_words`` does what this attack does, but for the search; ``None`` if it cannot."""
+        return None
+
     def images_for(self, concept: Concept, shots: Sequence[Shot]) -> int:
         """The most images that it makes for one of these plain shots of a concept; 0 if it can make none."""
         return self.images
@@ -293,3 +298,8 @@ class Attack(Shortenable, ABC):
     def run_together(self, contexts: Sequence[AttackContext]) -> list[Assault]:
         """`run` for several contexts that differ only in their shots, with the same results up to rounding."""
         return [self.run(context) for context in contexts]
+
+
+def in_place_of_the_prompt(tokens: int) -> Mapping[str, Any]:
+    """`Attack.matched` of an attack that makes one text of words, in place of the prompt, without a judge."""
+    return {"place": "whole", "tokens": tokens, "tries": 1, "plain": False, "stop_early": False}

@@ -1,5 +1,8 @@
 """Controls: what chance brings back with the same number of images. An attack has to do better.
 
+`RandomWords` is matched to a search for words: as many words in the same places, the concept's name kept or not, as many images
+and the same rule for stopping. Only the search is missing.
+
 UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868) introduced both controls. In its code, prefixes stop at the
 first success and seeds do not, and one seeded generator draws everything of a run.
 """
@@ -7,14 +10,19 @@ first success and seeds do not, and one seeded generator draws everything of a r
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from torch.nn.functional import normalize
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext
 from overpaint.attacks.prompt_lists import attacked
+from overpaint.attacks.prompt_search import SearchAttack, Trial, make_images
+from overpaint.blocks.token_variables import Frame, Location
 from overpaint.errors import at_least
+from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
 
@@ -100,3 +108,69 @@ class RandomPrefix(Attack):
             ):
                 break
         return drawn
+
+
+@dataclass(kw_only=True)
+class RandomWords(SearchAttack):
+    """Random words in the places of a search's words, for ``tries`` images of each plain image from its start noise.
+
+    Words are drawn for every image from the vocabulary without the concept's name and synonyms, and without the
+    ``neighbours`` tokens whose embeddings are most similar to each of theirs.
+    """
+
+    place: Location | Literal["every", "whole"]
+    tokens: int
+    every: int
+    tries: int
+    plain: bool
+    stop_early: bool
+    neighbours: int
+
+    together: ClassVar[int] = 8
+    lengths: ClassVar[tuple[str, ...]] = ("tries",)
+
+    def __post_init__(self):
+        at_least(1, tokens=self.tokens, every=self.every, tries=self.tries)
+        at_least(0, neighbours=self.neighbours)
+
+    @property
+    def images(self) -> int:
+        return self.plain + self.tries
+
+    @property
+    def plain_first(self) -> bool:
+        return self.plain
+
+    def search(self, context: AttackContext, trials: Sequence[Trial]) -> None:
+        victim = context.victim
+        words = unrelated_tokens(victim, context.concept, self.neighbours)
+        frames = [self.frame(victim, trial.shot.prompt.text) for trial in trials]
+        left = list(zip(trials, frames, strict=True))
+        for _ in range(self.tries):
+            texts = []
+            for trial, frame in left:
+                drawn = [trial.draws.integer("word", 0, len(words)) for _ in frame.places]
+                texts.append(frame.text([words[n] for n in drawn]))
+            make_images([trial for trial, _ in left], texts, "random words")
+            left = [each for each in left if not (self.stop_early and each[0].succeeded)]
+            if not left:
+                return
+
+    def frame(self, victim: DiffusionModel, text: str) -> Frame:
+        """The prompt with places for words, as in the attack that this control is matched to."""
+        if self.place == "whole":
+            return Frame(victim, (), tuple(range(self.tokens)))
+        if self.place == "every":
+            return Frame.before_every(victim, text, self.every)
+        return Frame.around(victim, text, self.place, self.tokens)
+
+
+def unrelated_tokens(model: DiffusionModel, concept: Concept, neighbours: int) -> list[int]:
+    """Ids of the vocabulary without special tokens, the tokens of the concept's words, and each one's nearest ``neighbours``
+    by cosine similarity in the token table."""
+    texts = (concept.name, *concept.synonyms)
+    own = sorted({token for text in texts for token in model.token_ids(text)[1:-1]})
+    directions = normalize(model.token_table.detach().float(), dim=-1)
+    nearest = (directions[own] @ directions.T).topk(1 + neighbours, dim=-1).indices if own else torch.empty(0)
+    left_out = {*model.tokenizer.all_special_ids, *own, *nearest.flatten().int().tolist()}
+    return [token for token in range(len(model.tokenizer)) if token not in left_out]

@@ -14,15 +14,15 @@ the name. Targets are images of the concept if there is a CLIP model, otherwise 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.nn.functional import normalize
 
-from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, in_place_of_the_prompt
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.blocks.clip import Clip, OwnTower, Tower
 from overpaint.blocks.draws import Draws, trace_values
@@ -56,6 +56,10 @@ class HardPrompts(Attack):
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
         if self.target == "pictures" and self.clip is None:
             raise UserError("attack.target=pictures needs a CLIP model: set attack.clip to a folder or a hub id")
+
+    @property
+    def matched(self) -> Mapping[str, Any]:
+        return in_place_of_the_prompt(self.tokens)
 
     @property
     def shown(self) -> bool:

@@ -29,16 +29,16 @@ synonyms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from string import ascii_lowercase
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.nn.functional import cosine_similarity
 
-from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, in_place_of_the_prompt
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.token_variables import Frame, full
@@ -72,6 +72,10 @@ class MMA(Attack):
     def __post_init__(self):
         at_least(1, tokens=self.tokens, steps=self.steps, candidates=self.candidates, top=self.top)
         at_least(1, restarts=self.restarts)
+
+    @property
+    def matched(self) -> Mapping[str, Any]:
+        return in_place_of_the_prompt(self.tokens)
 
     def run(self, context: AttackContext) -> Assault:
         """``restarts`` searches for each prompt. All its plain images are generated again with the best words."""

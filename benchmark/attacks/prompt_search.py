@@ -120,6 +120,11 @@ class SearchAttack(Attack):
     unit: ClassVar[str] = "prompt"
     paints: ClassVar[bool] = True
 
+    @property
+    def plain_first(self) -> bool:
+        """Whether the plain image is generated first, and a success ends the attack."""
+        return True
+
     @abstractmethod
     def search(self, context: AttackContext, trials: Sequence[Trial]) -> None:
         """Search for each trial, and generate images of what is found."""
@@ -131,8 +136,10 @@ class SearchAttack(Attack):
         trials = [[self.trial(context, shot) for shot in context.shots] for context in contexts]
         everyone, size = [trial for own in trials for trial in own], min(self.together, contexts[0].batch_size)
         for part in (everyone[start : start + size] for start in range(0, len(everyone), size)):
-            make_images(part, [trial.shot.prompt.text for trial in part], "plain")
-            left = [trial for trial in part if not trial.succeeded]
+            left = part
+            if self.plain_first:
+                make_images(part, [trial.shot.prompt.text for trial in part], "plain")
+                left = [trial for trial in part if not trial.succeeded]
             if left:
                 self.search(contexts[0], left)
         return [self.assault(own) for own in trials]

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL.Image import Image
@@ -83,6 +83,12 @@ class Prompting4Debugging(PromptSearch):
     @property
     def images(self) -> int:
         return 1 + -(-self.steps // self.draw_every) + self.last_images
+
+    @property
+    def matched(self) -> Mapping[str, Any]:
+        place = {"n": "whole", "k": "every"}[self.variant]
+        found = {"place": place, "tokens": self.tokens, "every": self.every, "tries": self.images - 1}
+        return found | {"plain": True, "stop_early": self.stop_early}
 
     def check(self, judged: bool) -> None:
         if self.clip is None and not judged:
@@ -157,12 +163,8 @@ class Prompting4Debugging(PromptSearch):
         padding = 0 if released else None
         if self.variant == "n":
             return Frame(victim, (), tuple(range(self.tokens)), padding=padding)
-        words = victim.token_ids(text)[1:-1]
-        while len(words) + len(words) // self.every + 1 > victim.tokens - 2:
-            words = words[:-1]
-        places = tuple(j * (self.every + 1) for j in range(len(words) // self.every + 1))
         ended = not released or len(victim.text_encoders) > 1
-        return Frame(victim, tuple(words), places, ended, padding)
+        return Frame.before_every(victim, text, self.every, ended, padding)
 
     def start(self, frame: Frame, draws: Draws) -> torch.Tensor:
         """Random words (1, k) for the frame's places. As in the official code, words are drawn for every position."""

@@ -21,14 +21,14 @@ anchor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, in_place_of_the_prompt
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import fitting_article, sentences
 from overpaint.blocks.draws import Draws, trace_values
@@ -63,6 +63,10 @@ class RingABell(Attack):
         at_least(1, tokens=self.tokens, generations=self.generations)
         at_least(2, population=self.population)
         at_least(0, crossover_rate=self.crossover_rate, mutation_rate=self.mutation_rate)
+
+    @property
+    def matched(self) -> Mapping[str, Any]:
+        return in_place_of_the_prompt(self.tokens)
 
     def run(self, context: AttackContext) -> Assault:
         """One search for each prompt. Its words are generated from the start noise of all the prompt's plain images."""

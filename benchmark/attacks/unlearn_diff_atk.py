@@ -21,9 +21,9 @@ include guidance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL.Image import Image
@@ -64,6 +64,11 @@ class UnlearnDiffAtk(PromptSearch):
     @property
     def images(self) -> int:
         return 1 + (self.timesteps if isinstance(self.timesteps, int) else len(self.timesteps))
+
+    @property
+    def matched(self) -> Mapping[str, Any]:
+        found = {"place": self.location, "tokens": self.tokens, "tries": self.images - 1}
+        return found | {"plain": True, "stop_early": True}
 
     @property
     def lengths(self) -> tuple[str, ...]:

@@ -185,6 +185,16 @@ class Frame:
         words = model.token_ids(text)[1:-1][: max(0, model.tokens - 2 - k)]
         return cls(model, tuple(words), places(location, len(words), k))
 
+    @classmethod
+    def before_every(
+        cls, model: DiffusionModel, text: str, every: int, ended: bool = True, padding: int | None = None
+    ) -> Frame:
+        """The frame of a text with a place before every ``every`` tokens. The text is truncated to leave room for them."""
+        words = model.token_ids(text)[1:-1]
+        while len(words) + len(words) // every + 1 > model.tokens - 2:
+            words = words[:-1]
+        return cls(model, tuple(words), tuple(j * (every + 1) for j in range(len(words) // every + 1)), ended, padding)
+
     def filled(self, ids: Sequence[int]) -> list[int]:
         """All ids of the prompt, without start and end, with k ids in the places."""
         inserted, words = dict(zip(self.places, ids, strict=True)), iter(self.words)

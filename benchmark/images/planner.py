@@ -118,6 +118,7 @@ def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
         "plain_original": _targets(plan, unedited),
         **_controls(plan, cell),
         **_floors(plan, cell),
+        **_matched(plan, cell),
         **_retained(plan, cell),
         **_gold(plan, cell),
     }
@@ -209,6 +210,14 @@ def _controls(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
         "control": _attacked(plan, cell.with_attack(cell.attack.control, tries=tries)),
         "random_prefix": _attacked(plan, cell.with_attack("random_prefix", tries=tries)),
     }
+
+
+def _matched(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
+    """The images of random words in the places of the attack's words, under the attack's rules (`Attack.matched`)."""
+    settings = build_attack(cell.attack, cell.attack_seed).matched if _asked(cell, "matched") else None
+    if settings is None:
+        return {}
+    return {"matched": _attacked(plan, cell.with_attack("random_words", **settings))}
 
 
 def _floors(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:

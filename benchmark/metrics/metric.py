@@ -26,7 +26,8 @@ IMAGE_ROLES = (*(role.name for role in ROLES), "attacked", "floor", "scrambled",
 #: Frames of an `Evidence`.
 FrameName = Literal[
     "images", "original", "control", "random_prefix", "floor", "unrelated", "plain", "plain_original", "reference",
-    "retained", "retained_original", "membership", "membership_original", "membership_gold", "copies", "copies_original", "gold",
+    "retained", "retained_original", "membership", "membership_original", "membership_gold", "copies", "copies_original",
+    "gold", "matched",
 ]  # fmt: skip
 
 #: Column of box detectors: the boxes of an image as JSON, ``[[class, score], …]``.
@@ -52,11 +53,12 @@ class Evidence:
     - ``reference``: real images; its rows have ``features`` only.
     - ``retained`` and ``retained_original``: beside an attack, images of the neighbours' prompts from the victim and from
       the unedited model.
+    - ``matched``: images of random words in the places of the attack's words, made under the attack's rules.
     - ``gold``: the same prompts and seeds, or the same attack, on the model that never saw the concept.
     - ``membership``, ``membership_original`` and ``membership_gold``: training images of the erased concepts and images that the
       model was not trained on, with the columns of the stage *membership* instead of those below.
     - ``copies`` and ``copies_original``: images of the training captions that are repeated, with their distances to training
-      images (stage *replicate*). These frames, the retained and the gold ones are made only for metrics that name them
+      images (stage *replicate*). These frames, the matched, the retained and the gold ones are made for metrics that name them
       (`Metric.frames`).
 
     Columns are `IMAGE_COLUMNS` and one for each detector label:
@@ -89,6 +91,7 @@ class Evidence:
     membership_original: pd.DataFrame | None = None
     membership_gold: pd.DataFrame | None = None
     gold: pd.DataFrame | None = None
+    matched: pd.DataFrame | None = None
     copies: pd.DataFrame | None = None
     copies_original: pd.DataFrame | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)  # detector label -> concept kind

@@ -164,6 +164,7 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
         plain_original=known,
         control=frame_of(control, lambda label, role: badness / 2, seeds, 3),
         random_prefix=frame_of(control, lambda label, role: badness / 3, seeds, 14),
+        matched=frame_of(control, lambda label, role: badness / 3, seeds, 23),
         unrelated=frame_of(control, lambda label, role: badness / 3, seeds, 15).assign(concept="tree"),
         floor=inverted(frame_of(unseen, lambda label, role: badness / 3, seeds, 4), badness, 11),
         reference=pd.DataFrame({name: list(real) for name in ("features", *FEATURES)}),

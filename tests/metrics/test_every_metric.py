@@ -223,7 +223,7 @@ def test_the_original_against_itself_shows_no_difference(of_images, evidence_of)
     evidence = evidence_of(0.3)
     original = evidence.original
     same = {"images": original, "control": original, "random_prefix": original, "copies": evidence.copies_original}
-    same |= {"gold": original}
+    same |= {"gold": original, "matched": original}
     if isinstance(of_images, HarmonicMean | PreAttackSuccess):
         same |= {"plain": evidence.plain_original, "retained": evidence.retained_original}
     figure = of_images.measure(replace(evidence, **same))

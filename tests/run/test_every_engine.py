@@ -47,7 +47,7 @@ def children():
 
 
 def left(store):
-    """What a run has left: files in the store, and processes. Ray kills an actor that is starting a moment after it is told to."""
+    """What a run has left: files in the store, and processes. Ray kills a starting actor a moment after it is told to."""
     places = ("tmp", "locks", "leases", "runs")
     until = time.monotonic() + 10
     while children() and time.monotonic() < until:

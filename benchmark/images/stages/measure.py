@@ -119,6 +119,7 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
         membership_original=_membership(inputs.get("membership_original")),
         membership_gold=_membership(inputs.get("membership_gold")),
         gold=frames.get("gold"),
+        matched=frames.get("matched"),
         copies=frames.get("copies"),
         copies_original=frames.get("copies_original"),
         kinds=config["kinds"],
