@@ -70,7 +70,7 @@ def run_grid(grid: Grid) -> int:
     sheets = _sheets(grid)
     for path in sheets:
         ERR.print(f"contact sheet: {path}")
-    _track(tracker, grid, records, sheets)
+    track_results(tracker, grid, records, sheets)
     return finish(outcome, store, time.perf_counter() - start)
 
 
@@ -114,7 +114,7 @@ def _sheets(grid: Grid) -> list[Path]:
         return []
 
 
-def _track(tracker: Tracker, grid: Grid, records: pd.DataFrame, sheets: Sequence[Path]) -> None:
+def track_results(tracker: Tracker, grid: Grid, records: pd.DataFrame, sheets: Sequence[Path]) -> None:
     """Send the results to the tracker. Whatever fails there is reported and does not end the run: the results are stored."""
     key = sweep_key(task.key for _, task in grid.plan.cells)
     sweep = Sweep(key, records, grid.store.root, lambda: stored_outcomes(grid.store, records), sheets)

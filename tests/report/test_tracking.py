@@ -8,10 +8,14 @@ import time
 import pandas as pd
 import pytest
 
+from overpaint.commands.grids import Grid
+from overpaint.commands.run import track_results
 from overpaint.errors import AssetMissing
 from overpaint.grid.registry import component
 from overpaint.report.records import CELL, RECORD_COLUMNS
 from overpaint.report.tracking import Sweep, config_of, name_of, summary_of, sweep_key, tables_of
+from overpaint.run.plan import Plan
+from overpaint.run.store import Store
 
 FIGURE = {"facet": "efficacy", "metric": "target_proportion", "direction": "down", "unit": "fraction", "failed": 0}
 
@@ -116,6 +120,16 @@ def test_tables_hold_numbers_and_every_cell():
     assert "methods" not in found or found["methods"]
     assert summary_of(records, None) == {}
     assert name_of(config_of(records_of(*"abcdef"))) == "a, b, c, d and 2 more on x; none"
+
+
+def test_a_failure_of_the_service_is_reported_and_ends_no_run(tmp_path, capsys):
+    class Down:
+        def send(self, sweep):
+            raise ConnectionError("no route to host")
+
+    grid = Grid([], Plan("images"), Store(tmp_path), {"tracker": {"name": "wandb"}})
+    track_results(Down(), grid, records_of("uce"), [])
+    assert "tracker=wandb sent nothing: ConnectionError: no route to host" in capsys.readouterr().err
 
 
 def test_none_writes_nothing(tmp_path):
