@@ -574,15 +574,6 @@ def tables(sets: int, rng: np.random.Generator) -> Iterator[Table]:
         ((_listed(p), n, *(ranks(p, n, e, fewest, rng) for e in (0.0, 2.0))) for p in RANKED for n in (24, 50)),
     )
     yield (
-        "Ranks over other concepts, by the methods' shares and the standard deviation of the concepts' log-odds",
-        ("shares", "concepts", "0", "1", "2"),
-        (
-            (_listed(p), n, *(ranks_over_concepts(p, n, e, fewest, rng) for e in (0.0, 1.0, 2.0)))
-            for p in RANKED
-            for n in (5, 7, 12)
-        ),
-    )
-    yield (
         "Inversion, by the distance of the concept's images from ordinary start noise",
         ("figure", "images", "2", "4"),
         (
@@ -612,6 +603,15 @@ def tables(sets: int, rng: np.random.Generator) -> Iterator[Table]:
         "Power: the largest share of differing pairs at which equal models are called equal at 80 %, and how often they are",
         (*head, "largest share", "called equal"),
         ((*b[:3], f"{b[3]:g}", *power_of_equality(*b, sets, rng)) for b in budgets),
+    )
+    yield (
+        "Ranks over other concepts, by the methods' shares and the standard deviation of the concepts' log-odds",
+        ("shares", "concepts", "0", "1", "2"),
+        (
+            (_listed(p), n, *(ranks_over_concepts(p, n, e, fewest, rng) for e in (0.0, 1.0, 2.0)))
+            for p in RANKED
+            for n in (5, 7, 12)
+        ),
     )
 
 

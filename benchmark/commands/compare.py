@@ -6,8 +6,8 @@ import io
 import json
 import subprocess
 import sys
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -127,12 +127,11 @@ def _of_commit(text: str, key: str, scratch: Path) -> Path:
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
     if found is None:
         raise UserError(f"{key}={bare(text)}: git knows no commit {bare(commit)} here")
-    archive = _git("archive", "--format=tar", found.decode().strip(), "--", path)
+    archive = _git("archive", "--format=zip", found.decode().strip(), "--", path)
     if archive is None:
         raise UserError(f"{key}={bare(text)}: the commit has no {bare(path)}")
-    scratch.mkdir()
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(scratch, filter="data")
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        files.extractall(scratch)
     return scratch / path
 
 

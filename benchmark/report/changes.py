@@ -48,8 +48,16 @@ GROUPS = {
 LABELS = ["experiment", *(name for name in CELL if name != "seed")]
 #: Columns that must agree, else two figures are not of one kind.
 KIND = ["unit", "direction", "aggregation"]
-#: Columns of a record that say how it was made and judged.
-MADE = ["version", "statistics", "detector", "extractor", "threshold", "given"]
+#: Columns of a record that say how it was made and judged, and what they are called.
+MADE = {
+    "version": "version of {metric}",
+    "statistics": "version of the statistics",
+    "detector": "detector",
+    "extractor": "extractor",
+    "threshold": "threshold",
+    "given": "set by hand",
+    "seed": "method seeds",
+}
 #: Differing hash of the settings: every figure has another one.
 SETTINGS = "settings (hash)"
 NUMBERS = ["value", "low", "high", "n", "failed"]
@@ -266,17 +274,11 @@ def _differing(of_a: Sequence[Mapping], of_b: Sequence[Mapping]) -> Iterator[tup
         for name in sorted(one.keys() | other.keys()):
             if one.get(name) != other.get(name):
                 yield f"version of {name}", one.get(name, "none"), other.get(name, "none")
-    metric = of_a[0]["metric"]
-    for name in [*MADE, "seed"]:
-        one_, other_ = _said(of_a, name), _said(of_b, name)
-        if one_ != other_ and (
-            name not in ("statistics", "given", "detector") or (recorded or "none" not in (one_, other_))
-        ):
-            yield (
-                {"version": f"version of {metric}", "given": "set by hand", "seed": "method seeds"}.get(name, name),
-                one_,
-                other_,
-            )
+    for name, title in MADE.items():
+        first, second = _said(of_a, name), _said(of_b, name)
+        stated = "none" not in (first, second) or (recorded and name != "statistics")  # older records lack some columns
+        if first != second and stated:
+            yield title.format(metric=of_a[0]["metric"]), first, second
     if recorded and _said(of_a, "settings") != _said(of_b, "settings"):
         yield SETTINGS, _said(of_a, "settings"), _said(of_b, "settings")
 
@@ -341,9 +343,14 @@ def sheets(
             found.append(_alone(part, several, name))
         else:
             found.append(_figures(part, several, f"{name}: {GROUPS[name]}"))
-    if len(differing):
+    silent = [
+        f"{name} does not state its libraries, models and assets."
+        for name, s in (("A", a), ("B", b))
+        if not _made(s.runs)
+    ]
+    if len(differing) or silent:
         rows = [[r.what, r.a or "–", r.b or "–", str(r.figures or "all")] for r in differing.itertuples()]
-        found.append(Sheet("What differs in how A and B were made", ["what", "A", "B", "figures"], rows, 1))
+        found.append(Sheet("What differs in how A and B were made", ["what", "A", "B", "figures"], rows, 1, silent))
     return found
 
 
