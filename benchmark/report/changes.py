@@ -247,11 +247,13 @@ def _joined(
 
 def _mean(table: pd.DataFrame) -> float:
     """The mean of outcomes: method seeds weigh the same, and so do strata of shares."""
-    known = table[table["value"].notna()]
-    by = ["run", "stratum"] if known["value"].isin((0, 1)).all() else ["run"]
-    if len(known[by].drop_duplicates()) == 1:
-        return float(known["value"].mean())
-    return float(known.groupby(by)["value"].mean().groupby("run").mean().mean())
+    values = table["value"].to_numpy(float)
+    shares = np.isin(values[~np.isnan(values)], (0, 1)).all()
+    by = [name for name in ("run", *(["stratum"] if shares else [])) if table[name].nunique() > 1]
+    if not by:
+        return float(np.nanmean(values))
+    means = table.groupby(by)["value"].mean()
+    return float((means.groupby("run").mean() if "run" in by else means).mean())
 
 
 def _equal(these: pd.Series, those: pd.Series) -> bool:

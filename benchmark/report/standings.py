@@ -27,11 +27,10 @@ def aligned(one: pd.DataFrame | None, other: pd.DataFrame | None) -> tuple[pd.Da
     """
     if one is None or other is None:
         return None, MISSING
-    if one.duplicated(PAIR).any() or other.duplicated(PAIR).any():
+    alike = one[PAIR].reset_index(drop=True).equals(other[PAIR].reset_index(drop=True))
+    if one.duplicated(PAIR).any() or (not alike and other.duplicated(PAIR).any()):
         return None, SEVERAL
-    if (
-        one[PAIR].reset_index(drop=True).equals(other[PAIR].reset_index(drop=True))
-    ):  # the usual case needs no slow merge
+    if alike:  # the usual case needs no slow merge
         return one.assign(value_other=other["value"].to_numpy()), ""
     joined = one.merge(other, on=PAIR, suffixes=("", "_other"))
     return (None, UNALIKE) if joined.empty else (joined, "")
