@@ -21,6 +21,7 @@ COMMANDS = {
     "table": ("overpaint.commands.table:table", "Print tables from stored records."),
     "ledger": ("overpaint.commands.ledger:ledger", "Print what papers published, side by side and beside records."),
     "publish": ("overpaint.commands.publish:publish", "Write results as files for git, and check such files."),
+    "compare": ("overpaint.commands.compare:compare", "Say what changed between two stores, claims or commits."),
     "site": ("overpaint.commands.site:site", "Write results and guides as static pages."),
     "show": ("overpaint.commands.show:show", "Draw images side by side, or write them as files."),
     "scores": ("overpaint.commands.scores:scores", "Print the scores of every image as CSV."),

@@ -327,6 +327,22 @@ def ranks(shares: Sequence[float], prompts: int, effect: float, sets: int, rng) 
     return cell(low, high, truth)
 
 
+def ranks_over_concepts(shares: Sequence[float], concepts: int, spread: float, sets: int, rng) -> Cell:
+    """The ranks of all methods over all concepts, from a sample of concepts with 24 prompts each.
+
+    The log-odds of a share are the method's and the normal effect of a method on a concept, with standard deviation ``spread``.
+    """
+    own = np.array([_odds_of(p, spread) for p in shares])
+    truth = np.array([1 + sum(q > p + 1e-9 for q in shares) for p in shares])
+    low, high = [], []
+    for _ in range(sets):
+        chances = 1 / (1 + np.exp(-(own[:, None] + spread * rng.normal(size=(len(shares), concepts)))))
+        found = statistics.rank_intervals_over_concepts(rng.binomial(24, chances) / 24)
+        low.append([e.low for e in found])
+        high.append([e.high for e in found])
+    return cell(low, high, truth)
+
+
 def _odds_of(p: float, effect: float) -> float:
     """The log-odds around which a normal effect gives this mean share."""
     from scipy.optimize import brentq
@@ -587,6 +603,15 @@ def tables(sets: int, rng: np.random.Generator) -> Iterator[Table]:
         "Power: the largest share of differing pairs at which equal models are called equal at 80 %, and how often they are",
         (*head, "largest share", "called equal"),
         ((*b[:3], f"{b[3]:g}", *power_of_equality(*b, sets, rng)) for b in budgets),
+    )
+    yield (
+        "Ranks over other concepts, by the methods' shares and the standard deviation of the concepts' log-odds",
+        ("shares", "concepts", "0", "1", "2"),
+        (
+            (_listed(p), n, *(ranks_over_concepts(p, n, e, fewest, rng) for e in (0.0, 1.0, 2.0)))
+            for p in RANKED
+            for n in (5, 7, 12)
+        ),
     )
 
 

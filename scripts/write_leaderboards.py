@@ -16,6 +16,9 @@ A page says in comments what belongs between them. `make leaderboards` runs this
     <!-- gap: erasers rece church cce attack_success | erasers uce church cce attack_success -->…<!-- end -->
         The difference of two figures. It is paired if one side has all hits or none, so that the counts determine the pairs, and
         the word `unpaired` is not given. Figures of a view are compared as independent ones.
+    <!-- measured: 2026-11-24 overpaint run … -->…<!-- end -->
+        A sentence about a typed table of which no record is kept: the date, and the command that measures it again, or, without a
+        command, that the code is not kept.
     <!-- picture: redteam concepts=church file=images/redteam-panel.svg -->…<!-- end -->
         View `panel` as a heat map; the block holds its link.
 """
@@ -28,6 +31,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 from functools import cache
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -44,7 +48,7 @@ from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"<!-- (table|figure|gap|picture): (.*?) -->(.*?)<!-- end -->", re.S)
+BLOCK = re.compile(r"<!-- (table|figure|gap|measured|picture): (.*?) -->(.*?)<!-- end -->", re.S)
 #: Fields of a record -> their interval.
 FIELDS = {
     "value": ("low", "high"),
@@ -75,7 +79,9 @@ def written(page: Path, text: str) -> dict[Path, str]:
     def block(match: re.Match) -> str:
         kind, words, _ = match.groups()
         try:
-            content = {"table": table, "figure": figure, "gap": gap, "picture": picture}[kind](shlex.split(words))
+            content = {"table": table, "figure": figure, "gap": gap, "measured": measured, "picture": picture}[kind](
+                shlex.split(words)
+            )
         except UserError as error:
             raise UserError(f"{page.name}: {kind}: {words}: {error}") from None
         if kind == "picture":
@@ -243,6 +249,19 @@ def gap(words: Sequence[str]) -> str:
     if one.n != other.n or not any(h.all() or not h.any() for h in hits):
         raise UserError("the counts do not determine the pairs: write unpaired, or publish outcomes")
     return said(statistics.paired_difference(*hits), unit)
+
+
+def measured(words: Sequence[str]) -> str:
+    """A sentence about typed figures: when they were measured, and the command that measures them again."""
+    day, *command = words
+    try:
+        date.fromisoformat(day)
+    except ValueError:
+        raise UserError(f"{day!r} is not a date such as 2026-11-24") from None
+    if command and command[:2] != ["overpaint", "run"]:
+        raise UserError(f"the command must start with overpaint run, got {' '.join(command[:2])!r}")
+    how = f"To measure them again: `{' '.join(command)}`." if command else "The code that measured them is not kept."
+    return f"\n*No record is kept of the figures typed in this table. They were measured on {day}. {how}*\n"
 
 
 # --- the picture -----------------------------------------------------------------------------------------------

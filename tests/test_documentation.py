@@ -23,6 +23,7 @@ from overpaint.errors import AssetMissing
 from overpaint.grid.assets import asset
 from overpaint.grid.registry import DESCRIPTION, component
 from overpaint.report import claims
+from overpaint.report.changes import GROUPS, LABELS
 from overpaint.report.rendering import FORMATS
 from overpaint.report.site import results
 from overpaint.report.views import view_named
@@ -198,6 +199,12 @@ def understood(name, *words):
         store, rest = taken(taken(list(given["filters"]), "out")[1], "store")
         read = [] if store else results.read(ROOT / (given["place"] or publish.RESULTS))
         assert store or results.narrowed_to(read, rest)
+    elif name == "compare":
+        assert given["groups"] == "all" or set(given["groups"].split(",")) <= set(GROUPS)
+        ignored, rest = taken(list(given["filters"]), "ignore")
+        assert set(ignored.split(",") if ignored else ()) <= set(LABELS)
+        assert claims.narrowed(claims.published(ROOT / publish.RESULTS)[0], rest, name).size
+        assert all(place.startswith("git:") or "/" not in place or (ROOT / place).exists() for place in words[:2])
     elif name == "ledger":
         assert given["form"] in LEDGER_FORMATS and given["what"] in (None, *SHOWN)
         assert len(chosen(published(), dict(text.split("=", 1) for text in given["filters"])))

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from command_line import CommandLine
+from overpaint.commands.grids import cells_of, compose
 from overpaint.errors import UserError
 from overpaint.report.claims import claim_files, published, read_claim, violations
 from overpaint.report.statistics import VERSION, paired_difference, proportion, unpaired_difference
@@ -64,6 +66,36 @@ def test_no_share_stands_outside_a_block(page):
     for stated in STATED:
         rest = rest.replace(stated, "")
     assert re.findall(r".{0,40}(?<![\d.])\d\.\d\d(?!\d)", rest) == []
+
+
+CARDS = sorted(page for kind in ("methods", "attacks") for page in (ROOT / "docs" / kind).glob("*.md"))
+
+
+@pytest.mark.parametrize("page", CARDS, ids=lambda page: page.stem)
+def test_a_typed_table_of_results_says_when_it_was_measured(page):
+    """Tables below "On the testbed" that hold shares are written from records, or follow a ``measured`` block."""
+    text = script().BLOCK.sub(lambda block: "MEASURED" if block.group(1) == "measured" else "", text_of(page))
+    results = re.split(r"^## ", text, flags=re.M)
+    parts = [part for section in results if section.startswith("On the testbed") for part in section.split("\n\n")]
+    typed = [
+        (before.strip(), part)
+        for before, part in itertools.pairwise(parts)
+        if part.startswith("|") and len(re.findall(r"(?<![\d.])[01]\.\d\d(?!\d)", part)) > 1
+    ]
+    assert [part[:80] for before, part in typed if before != "MEASURED"] == []
+
+
+def test_commands_that_measure_again_are_understood():
+    words = [
+        m.group(2).split()[1:]
+        for page in CARDS
+        for m in script().BLOCK.finditer(text_of(page))
+        if m.group(1) == "measured"
+    ]
+    commands = {" ".join(command): command[2:] for command in words if command}
+    assert len(commands) >= 10
+    for overrides in commands.values():
+        assert cells_of(compose(overrides))
 
 
 def test_the_result_files_are_eligible():
@@ -124,6 +156,8 @@ def test_a_gap_is_paired_if_the_counts_determine_the_pairs():
         ("figure", "erasers attack=none view=methods uce IRAS", "0 figures have row 'uce' and column 'IRAS'"),
         ("table", "erasers view=method", "unknown view 'method'.*did you mean 'methods'"),
         ("table", "erasers view=methods method=uxe", "unknown method 'uxe'.*did you mean 'uce'"),
+        ("measured", "2026-13-24 overpaint run", "'2026-13-24' is not a date"),
+        ("measured", "2026-11-24 make demo", "the command must start with overpaint run, got 'make demo'"),
         ("table", "erasers view=methods columns=IRAS", "unknown column 'IRAS'.*did you mean 'IRA'"),
     ],
 )

@@ -17,6 +17,7 @@ from overpaint.report.ledger.agreement import DISAGREE, disagreements, orders, p
 from overpaint.report.ledger.measured import beside, orders_with_ours, read_records
 from overpaint.report.ledger.published import chosen, named, names, published
 from overpaint.report.records import stored_records
+from overpaint.report.sheets import Sheet, markdown, show
 from overpaint.run.store import Store
 
 FORMATS = ("terminal", "md", "csv", "json")
@@ -72,13 +73,13 @@ def ledger(filters: Sequence[str], what: str | None, form: str, place: str | Non
         )
     notes = [*([sheets.LEGEND, sheets.NOTED] if what == "figures" else []), *_unmatched(table, everything)]
     if form == "terminal":
-        sheets.show(shown, notes)
+        show(shown, notes)
         if what == "overview":
             ERR.print(
                 "Next: overpaint ledger method=esd · overpaint ledger --show disagreements · overpaint ledger --show orders"
             )
     elif form == "md":
-        sys.stdout.write(sheets.markdown(shown, notes))
+        sys.stdout.write(markdown(shown, notes))
     elif form == "csv":
         sys.stdout.write(table.to_csv(index=False))
     else:
@@ -137,9 +138,7 @@ _COLUMNS = {
 }
 
 
-def _orders(
-    everything: pd.DataFrame, given: dict[str, str], records: pd.DataFrame
-) -> tuple[list[sheets.Sheet], pd.DataFrame]:
+def _orders(everything: pd.DataFrame, given: dict[str, str], records: pd.DataFrame) -> tuple[list[Sheet], pd.DataFrame]:
     """Orders of papers against papers, and against our records; ``paper`` selects one side."""
     found = chosen(everything, {key: value for key, value in given.items() if key != "paper"})
     between = orders(found, names())

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from overpaint.commands.grids import ERR, Grid, compose, prepare
 from overpaint.commands.plan import summary
 from overpaint.errors import UserError
-from overpaint.report.records import stored_records
+from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.rendering import print_tables
+from overpaint.report.tracking import Sweep, Tracker, sweep_key
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates, duration
 from overpaint.run.history import changes
@@ -66,9 +67,10 @@ def run_grid(grid: Grid) -> int:
         return 0
     if len(records):
         print_tables(records)
-        tracker.send(records, str(store.root))
-    for path in _sheets(grid):
+    sheets = _sheets(grid)
+    for path in sheets:
         ERR.print(f"contact sheet: {path}")
+    track_results(tracker, grid, records, sheets)
     return finish(outcome, store, time.perf_counter() - start)
 
 
@@ -110,6 +112,18 @@ def _sheets(grid: Grid) -> list[Path]:
     except (OSError, UserError) as error:
         ERR.print(f"no contact sheet: {error}", style="yellow")
         return []
+
+
+def track_results(tracker: Tracker, grid: Grid, records: pd.DataFrame, sheets: Sequence[Path]) -> None:
+    """Send the results to the tracker. Whatever fails there is reported and does not end the run: the results are stored."""
+    key = sweep_key(task.key for _, task in grid.plan.cells)
+    sweep = Sweep(key, records, grid.store.root, lambda: stored_outcomes(grid.store, records), sheets)
+    try:
+        tracker.send(sweep)
+    except Exception as error:  # a service's library raises anything, for example if its network fails
+        ERR.print(
+            f"tracker={grid.config['tracker']['name']} sent nothing: {type(error).__name__}: {error}", style="yellow"
+        )
 
 
 class Interruption:

@@ -212,7 +212,12 @@ def _outcomes(units: Sequence, outcomes: Sequence, records: pd.DataFrame) -> pd.
 
 
 def claim_files(folder: Path) -> list[Path]:
-    """The result files below a folder, in the order of their names. Raises a `UserError` if there is none."""
+    """The result files below a folder, in the order of their names, or the one that the path names.
+
+    Raises a `UserError` if there is none.
+    """
+    if folder.is_file():
+        return [folder]
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     found = sorted(folder.rglob("*.json"))

@@ -18,7 +18,10 @@ from overpaint.report.views import View
 
 
 def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
-    """Two tables per block: the rank of each method in each column with its interval, and the agreement of the columns."""
+    """Per block, the rank of each method in each column with its interval, and the agreement of the columns.
+
+    With enough concept sets, a table in between has the ranks whose intervals hold for other concepts.
+    """
     for title, part in blocks_of(records, view):
         shown: dict[str, dict[str, Entry]] = {}
         heads: list[Head] = []
@@ -42,6 +45,8 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         rows = [Row((m,), [of.get(m) for of in [*shown.values(), *means.values()]]) for m in methods]
         heads += map(Head, means)
         yield Table(f"Ranks, {title}", (view.rows,), heads, rows, notes, provenance(part))
+        if part["concepts"].nunique() >= statistics.FEWEST_CONCEPTS:
+            yield _over_concepts(title, part, view, methods, outcomes)
         yield _agreement(title, {name: [of[m].value for m in methods] for name, of in shown.items()})
 
 
@@ -67,6 +72,51 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
         for m, e in zip(present, found, strict=True)
     }
     return [entries.get(m, Entry(None, unit="rank", why="not measured")) for m in methods]
+
+
+def _over_concepts(title: str, part: pd.DataFrame, view: View, methods: Sequence[str], outcomes: Outcomes) -> Table:
+    """The ranks of the methods by their means over concept sets, which are a sample."""
+    shown: dict[str, dict[str, Entry]] = {}
+    heads: list[Head] = []
+    for name, column in view.columns.items():
+        chosen = column.chosen(part, view.rows)
+        if chosen.empty:
+            continue
+        table = chosen.groupby(["method", "concepts"])["value"].agg(lambda own: own.mean(skipna=False)).unstack()
+        table = table.reindex(index=list(methods))
+        complete = table[table.notna().all(axis=1)]
+        direction = chosen["direction"].iloc[0]
+        fixed = _fixed(chosen, list(complete.index), outcomes) if chosen["facet"].iloc[0] == "utility" else None
+        found = statistics.rank_intervals_over_concepts(complete.to_numpy(float), direction, fixed)
+        entries = {
+            str(m): Entry(e.value, e.low, e.high, "rank", e.n) for m, e in zip(complete.index, found, strict=True)
+        }
+        known = table.notna().sum(axis=1)
+        shown[name] = {
+            m: entries.get(m, Entry(None, unit="rank", why=f"measured on {known[m]} of {table.shape[1]} concept sets"))
+            for m in methods
+        }
+        heads.append(Head(name, direction, table.shape[1]))
+    rows = [Row((m,), [of.get(m) for of in shown.values()]) for m in methods]
+    note = (
+        "Ranks by the means over concept sets; the intervals hold for other concepts of these kinds: the n concept sets are a "
+        "sample, and their prompts are, too."
+    )
+    return Table(f"Ranks over other concepts, {title}", (view.rows,), heads, rows, [note], provenance(part))
+
+
+def _fixed(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> np.ndarray:
+    """The p-values (methods, methods) of the methods' differences on these concepts, from outcomes or else from intervals."""
+    own = {m: chosen[chosen["method"] == m] for m in methods}
+    means = {m: pooled(own[m], "value", outcomes) for m in methods}
+    found = np.full((len(methods), len(methods)), np.nan)
+    for (i, a), (j, b) in combinations(enumerate(methods), 2):
+        p_value = paired(own[a], own[b], outcomes)[0].p_value
+        one, other = means[a], means[b]
+        if p_value is None and one is not None and other is not None:
+            p_value = statistics.difference_of_estimates(one.estimate, other.estimate).p_value
+        found[i, j] = found[j, i] = np.nan if p_value is None else p_value
+    return found
 
 
 def _groups(name: str, chosen: pd.DataFrame, outcomes: Outcomes) -> str:

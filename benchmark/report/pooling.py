@@ -58,6 +58,10 @@ class Outcomes:
                 artefact, metric = divmod(int(codes[start]), len(metrics))
                 self._slices[artefacts[artefact], metrics[metric]] = start, end
 
+    def __len__(self) -> int:
+        """The number of records that have outcomes."""
+        return len(self._slices)
+
     def together(self, records: pd.DataFrame) -> pd.DataFrame | None:
         """Outcomes of several records with columns ``concepts`` and ``run`` (method seed); ``None`` if any has none."""
         if ARTEFACT not in records:
@@ -107,10 +111,10 @@ def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str =
         same = record.get("p_equivalence")
         return Pooled(shown, float(record["p_value"]), None if pd.isna(same) else float(same))
     gap = shown if field == "difference" else _mean(figures, "difference", outcomes, average)
-    return Pooled(shown, *_tests(gap, figures["unit"].iloc[0]))
+    return Pooled(shown, *tests_of(gap, figures["unit"].iloc[0]))
 
 
-def _tests(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
+def tests_of(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
     """The p-values of a difference: its own, or else those derived from its interval under a normal distribution."""
     if gap.p_value is not None:
         return gap.p_value, gap.p_equivalence
@@ -154,7 +158,7 @@ def _over_seeds(records: Sequence[Mapping[str, Any]], field: str) -> Estimate:
 
     They share their prompts, whose part in the errors is not known.
     """
-    own = [_estimate(record, field) for record in records]
+    own = [estimate_of(record, field) for record in records]
     if len(own) == 1:
         return own[0]
     mean = statistics.mean_of_estimates(own, shared=True)
@@ -193,7 +197,7 @@ def groups_of(table: pd.DataFrame) -> Groups:
     return {"clusters": table["cluster"].astype(str), "strata": strata, "runs": runs, "concepts": concepts}
 
 
-def _estimate(record: Mapping[str, Any], field: str) -> Estimate:
+def estimate_of(record: Mapping[str, Any], field: str) -> Estimate:
     """One field of a record as an estimate."""
     numbers = [None if pd.isna(record[name]) else float(record[name]) for name in FIELDS[field]]
     found = Estimate(numbers[0], n=int(record["n"]), failed=int(record["failed"]))

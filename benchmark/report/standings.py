@@ -14,8 +14,26 @@ BEST, TIED = "best", "tied"
 #: Columns by which outcomes of two methods are paired.
 PAIR = ["concepts", "run", "prompt_id", "seed", "label", "stratum"]
 MISSING = "per-image outcomes are not stored: measured by an older version, run the grid again"
+SEVERAL = "several outcomes of one prompt and seed"
+UNALIKE = "no images of the same prompts and seeds"
 #: Values that differ by less are equal.
 SAME = 1e-9
+
+
+def aligned(one: pd.DataFrame | None, other: pd.DataFrame | None) -> tuple[pd.DataFrame | None, str]:
+    """Two tables of outcomes (`Outcomes.together`) joined by prompt and seed, with columns ``value`` and ``value_other``.
+
+    The text is the reason if they cannot be joined, else empty.
+    """
+    if one is None or other is None:
+        return None, MISSING
+    alike = one[PAIR].reset_index(drop=True).equals(other[PAIR].reset_index(drop=True))
+    if one.duplicated(PAIR).any() or (not alike and other.duplicated(PAIR).any()):
+        return None, SEVERAL
+    if alike:  # the usual case needs no slow merge
+        return one.assign(value_other=other["value"].to_numpy()), ""
+    joined = one.merge(other, on=PAIR, suffixes=("", "_other"))
+    return (None, UNALIKE) if joined.empty else (joined, "")
 
 
 def paired(one: pd.DataFrame, other: pd.DataFrame, outcomes: Outcomes) -> tuple[Estimate, str]:
@@ -23,12 +41,9 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, outcomes: Outcomes) -> tuple[
 
     The text is the reason if the difference is undefined, else empty.
     """
-    tables = [outcomes.together(records) for records in (one, other)]
-    if tables[0] is None or tables[1] is None:
-        return Estimate(None), MISSING
-    joined = tables[0].merge(tables[1], on=PAIR, suffixes=("", "_other"))
-    if joined.empty:
-        return Estimate(None), "no images of the same prompts and seeds"
+    joined, why = aligned(outcomes.together(one), outcomes.together(other))
+    if joined is None:
+        return Estimate(None), why
     found = statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined))
     return found, "" if found.value is not None else "every pair of images failed"
 

@@ -33,6 +33,8 @@ EXACT_PAIRS = 150
 MARGIN = 0.10
 #: Fewer prompts have no interval of a mean of real values: for skewed values, it would cover too rarely.
 FEWEST_PROMPTS = 8
+#: Fewer concepts have no intervals of ranks in which concepts are a sample.
+FEWEST_CONCEPTS = 5
 #: The 97.5 % quantile of the normal distribution.
 NORMAL = 1.959964
 
@@ -530,8 +532,6 @@ def rank_intervals(
     contains the true rank if no equal methods are declared different (Mogstad et al. 2024). A bootstrap of ranks fails if
     methods are equal or nearly equal (Xie, Singh and Zhang 2009).
     """
-    from scipy.stats import rankdata
-
     table, *groups = _compared(values, direction, clusters, strata, runs, concepts)
     methods, n = table.shape
     failed = np.shape(values)[1] - n
@@ -542,12 +542,49 @@ def rank_intervals(
         gaps[i, j], gaps[j, i], p_values[i, j], p_values[j, i] = gap, -gap, p_value, p_value
     stratum = np.unique(np.zeros(n) if groups[1] is None else groups[1], return_inverse=True)[1]
     means = [float(np.mean(np.bincount(stratum, row) / np.bincount(stratum))) for row in table]
+    return _ranked(means, gaps, p_values, n, failed)
+
+
+def _ranked(means: Sequence[float], gaps: NDArray, p_values: NDArray, n: int, failed: int) -> list[Estimate]:
+    """Ranks of methods by their means, small ones first, with intervals from the p-values of their ``gaps``."""
+    from scipy.stats import rankdata
+
     found = []
     for rank, row, tests in zip(rankdata(np.round(means, 12), method="min"), gaps, p_values, strict=True):
         apart = np.array([bool(rejected) for rejected in holm(tests.tolist()).rejected])
-        low, high = 1 + (apart & (row > 0)).sum(), methods - (apart & (row < 0)).sum()
+        low, high = 1 + (apart & (row > 0)).sum(), len(means) - (apart & (row < 0)).sum()
         found.append(Estimate(float(rank), float(low), float(high), n=n, failed=failed))
     return found
+
+
+def rank_intervals_over_concepts(
+    values: ArrayLike, direction: str = "up", fixed: ArrayLike | None = None
+) -> list[Estimate]:
+    """Ranks of methods by their means over concepts, with intervals that hold for other concepts of the same kind.
+
+    ``values`` is ``(methods, concepts)``: the figure of each concept. The concepts are a sample, and so are their prompts: the
+    differences of two methods vary between concepts by both. Two methods are tested by Student's t of these differences. A
+    p-value is not below the one for these concepts in ``fixed``, ``(methods, methods)``: prompts that all concepts share do not
+    vary between them. Intervals follow from the tests as in `rank_intervals`; with fewer than `FEWEST_CONCEPTS` there are none.
+    """
+    from scipy.stats import ttest_1samp
+
+    table = np.asarray(values, float) * (-1 if direction == "up" else 1)
+    methods, n = table.shape
+    means = table.mean(axis=1).tolist()
+    gaps, p_values = np.zeros((methods, methods)), np.full((methods, methods), math.nan)
+    for i, j in combinations(range(methods), 2):
+        differences = table[i] - table[j]
+        gap = float(differences.mean())
+        if np.ptp(differences) < TINY:
+            p_value = float(abs(gap) < TINY)
+        else:
+            p_value = float(ttest_1samp(differences, 0.0).pvalue)
+        gaps[i, j], gaps[j, i], p_values[i, j], p_values[j, i] = gap, -gap, p_value, p_value
+    if fixed is not None:
+        p_values = np.fmax(p_values, np.asarray(fixed, float))
+    found = _ranked(means, gaps, p_values, n, 0)
+    return found if n >= FEWEST_CONCEPTS else [e._replace(low=None, high=None) for e in found]
 
 
 def alike(

@@ -19,8 +19,10 @@ from overpaint.report.claims import (
     text_of,
     violations,
 )
+from overpaint.report.pooling import Outcomes
 from overpaint.report.records import OUTCOME_COLUMNS, stored_outcomes, stored_records
 from overpaint.report.rendering import render
+from overpaint.report.statistics import paired_difference, proportion
 from overpaint.run.store import Store
 
 GRID = ["experiment=smoke", "attack=none"]
@@ -58,6 +60,32 @@ def test_a_published_grid_is_read_like_its_store(run, folder):
     assert run("table", "--from", str(folder), "--view", "methods", "--format", "md").stdout == run(
         "table", *GRID, "--view", "methods", "--format", "md"
     ).stdout  # fmt: skip
+
+
+def test_a_published_grid_holds_what_checks_its_intervals(run, folder):
+    """The outcomes in the files give every share, its interval and its paired difference again."""
+    records, outcomes = published(folder)
+    known, checked = Outcomes(outcomes), set()
+    shares = records[records["value"].notna() & (records["unit"] == "fraction")]
+    for place, record in shares.iterrows():
+        table = known.together(records.loc[[place]])
+        assert table is not None, record["metric"]
+        strata = table["stratum"] if table["stratum"].any() else None
+        found = proportion(table["value"], table["cluster"], strata)
+        assert found[:3] == pytest.approx((record["value"], record["low"], record["high"])), record["metric"]
+        if record["method"] != "none" and table["other"].notna().all():
+            gap = paired_difference(table["value"], table["other"], table["cluster"], strata)
+            stored = record[["difference", "difference_low", "difference_high", "p_value"]]
+            assert gap[:4] == pytest.approx(tuple(map(float, stored))), record["metric"]
+            checked.add(record["metric"])
+    assert {"target_proportion", "ua", "ira", "neighbour_retention"} <= checked
+
+
+def test_a_store_and_its_files_are_identical_for_compare(run, folder):
+    found = json.loads(run("compare", "outputs", str(folder), "--format", "json", "--fail").stdout)
+    assert {name for name, count in found["groups"].items() if count} == {"identical"} and found["differs"] == []
+    pairings = {figure["metric"]: figure["pairing"] for figure in found["figures"] if figure["pairing"]}
+    assert pairings["target_proportion"] == pairings["ira"] == "paired"
 
 
 def test_a_file_says_how_it_was_made_and_holds_no_prompt(folder):

@@ -134,6 +134,8 @@ def test_intervals_of_real_values_cover(simulate, rng):
 def test_intervals_of_ranks_cover(simulate, rng):
     for shares in simulate.RANKED:
         check(simulate.ranks(shares, 24, 2.0, 40, rng), shares)
+        for concepts in (5, 12):
+            check(simulate.ranks_over_concepts(shares, concepts, 1.0, 100, rng), (shares, concepts))
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component, components
-from overpaint.report.records import CELL
+from overpaint.report.records import CELL, RECORD_COLUMNS
+from overpaint.report.tracking import Sweep
 
 TRACKERS = sorted(components("tracker"))
 #: The library that a tracker needs.
@@ -31,9 +32,14 @@ def tracker(name):
 def records():
     """Two cells with two figures each; one figure is undefined."""
     figure = {"facet": "efficacy", "metric": "target_proportion", "value": 0.25, "low": 0.1, "high": 0.5, "n": 24}
+    figure |= {"direction": "down", "unit": "fraction", "failed": 0, "attack_name": "none"}
     undefined = figure | {"metric": "ua", "value": None, "low": None, "high": None, "n": 0}
-    cells = [dict.fromkeys(CELL, "x") | {"method": method, "seed": 0} for method in ("none", "uce [/x]")]
-    return pd.DataFrame([cell | row for cell in cells for row in (figure, undefined)])
+    cells = [
+        dict.fromkeys(CELL, "x") | {"method": method, "method_name": method, "seed": 0}
+        for method in ("none", "uce [/x]")
+    ]
+    rows = [cell | row for cell in cells for row in (figure, undefined)]
+    return pd.DataFrame(rows).reindex(columns=RECORD_COLUMNS)
 
 
 def files(folder):
@@ -42,12 +48,12 @@ def files(folder):
 
 def test_it_takes_records_and_changes_none(tracker, records, tmp_path):
     before = records.copy(deep=True)
-    tracker.send(records, str(tmp_path))
+    tracker.send(Sweep("k", records, tmp_path))
     pd.testing.assert_frame_equal(records, before)
 
 
 def test_it_takes_a_store_without_figures(tracker, records, tmp_path):
-    tracker.send(records.iloc[:0], str(tmp_path))
+    tracker.send(Sweep("k", records.iloc[:0], tmp_path))
 
 
 def test_it_touches_nothing_of_the_store_but_a_folder_of_its_own(name, tracker, records, tmp_path, monkeypatch):
@@ -59,7 +65,7 @@ def test_it_touches_nothing_of_the_store_but_a_folder_of_its_own(name, tracker, 
     here.mkdir()
     monkeypatch.chdir(here)
     before = files(store)
-    tracker.send(records, str(store))
+    tracker.send(Sweep("k", records, store))
     own = [path for path in files(store) if path.parts[0] == name]
     assert {path: content for path, content in files(store).items() if path not in own} == before
     assert list(here.iterdir()) == [] and (own or name not in LIBRARY)

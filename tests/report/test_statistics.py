@@ -432,6 +432,21 @@ def test_rank_intervals():
     assert st.rank_intervals(values)[3].failed == 1
 
 
+def test_ranks_over_other_concepts():
+    """The tests are Student's t of the differences of concepts, and no stricter than those for these concepts."""
+    rng = np.random.default_rng(1)
+    values = np.clip([[0.9], [0.5], [0.5], [0.1]] + 0.05 * rng.normal(size=(4, 8)), 0, 1)
+    up, down = (st.rank_intervals_over_concepts(values, direction) for direction in ("up", "down"))
+    assert [(e.low, e.high) for e in up] == [(1, 1), (2, 3), (2, 3), (4, 4)] and up[0].n == 8
+    assert [(e.low, e.high) for e in down] == [(4, 4), (2, 3), (2, 3), (1, 1)]
+    assert (up[0].value, up[3].value) == (1, 4) and {e.value for e in up} == {1, 2, 3, 4}
+    assert {(e.low, e.high) for e in st.rank_intervals_over_concepts(values, "up", np.ones((4, 4)))} == {(1, 4)}
+    assert {(e.low, e.high) for e in st.rank_intervals_over_concepts(values[:, :4])} == {(None, None)}
+    one_concept = np.zeros((2, 8))
+    one_concept[0, 0] = 1.0  # one concept alone does not tell of others
+    assert {(e.low, e.high) for e in st.rank_intervals_over_concepts(one_concept)} == {(1, 2)}
+
+
 def test_smallest_detectable_difference():
     alone = st.smallest_detectable_difference(1000)
     assert alone == pytest.approx((1.96 + 0.8416) * math.sqrt(0.25 / 1000), rel=0.01)

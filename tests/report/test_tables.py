@@ -315,6 +315,23 @@ def test_ranks_have_intervals(three):
     assert without.value == 1 and without.low is None
 
 
+def test_ranks_over_other_concepts_need_five_of_them():
+    """Six concepts without stored outcomes; a method that lacks one of them has no rank there."""
+    rows = frame(
+        *(
+            record(method, f"c{c}", "target_proportion", value + 0.01 * c)
+            for method, value in (("uce", 0.0), ("esd", 0.4), ("mace", 0.8))
+            for c in range(6 if method != "mace" else 5)
+        )
+    )
+    _, over, _ = tables(rows, "ranks")
+    assert over.title.startswith("Ranks over other concepts") and over.columns[0].n == 6
+    found = {row.names[0]: row.entries[0] for row in over.rows}
+    assert (found["uce"].value, found["uce"].high, found["esd"].low) == (1, 1, 2)
+    assert found["mace"].value is None and found["mace"].why == "measured on 5 of 6 concept sets"
+    assert len(tables(rows[rows["concepts"] < "c4"], "ranks")) == 2
+
+
 def test_rankings_agree_or_not(three):
     rows, outcomes = three
     other = rows.assign(metric="neighbour_retention", direction="up", value=1 - rows["value"], artefact=[10, 11, 12])

@@ -1,38 +1,142 @@
-"""The Weights & Biases tracker writes one run per cell, offline and without an account."""
+"""The Weights & Biases tracker: one run per sweep, offline and without an account, read back with wandb's own schema."""
 
+import json
+import struct
 import sys
 import time
 
 import pandas as pd
 import pytest
 
+from overpaint.commands.grids import Grid
+from overpaint.commands.run import track_results
 from overpaint.errors import AssetMissing
 from overpaint.grid.registry import component
-from overpaint.report.records import CELL
+from overpaint.report.records import CELL, RECORD_COLUMNS
+from overpaint.report.tracking import Sweep, config_of, name_of, summary_of, sweep_key, tables_of
+from overpaint.run.plan import Plan
+from overpaint.run.store import Store
+
+FIGURE = {"facet": "efficacy", "metric": "target_proportion", "direction": "down", "unit": "fraction", "failed": 0}
+
+
+def records_of(*methods, **values):
+    """Records of a target proportion, one per method."""
+    label = dict.fromkeys(CELL, "x") | {
+        "seed": 0,
+        "attack": "none",
+        "attack_name": "none",
+        "kind": "unsafe",
+        "versions": '{"uce": 2}',
+    }
+    rows = [
+        label | FIGURE | {"method": method, "method_name": method, "value": 0.25, "low": 0.1, "high": 0.5, "n": 24} | values
+        for method in methods
+    ]  # fmt: skip
+    return pd.DataFrame(rows).reindex(columns=RECORD_COLUMNS)
+
+
+def entries(path):
+    """The records of a .wandb file: LevelDB's log, whose blocks of 32 KiB hold chunks (checksum, length, type, data)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, place, whole = path.read_bytes(), 7, b""  # wandb's header has 7 bytes
+    while place + 7 <= len(content):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        whole += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # the only or the last chunk of a record
+            found = Record()
+            found.ParseFromString(whole)
+            yield found
+            whole = b""
+
+
+def sent(folder, count):
+    """For each offline run below the folder: its description, its config, and everything that was logged."""
+    for _ in range(200):  # wandb's own process writes the last blocks after `finish` has returned
+        logs = [list(entries(path)) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+        if len(logs) == count and all(any(e.HasField("exit") for e in log) for log in logs):
+            break
+        time.sleep(0.1)
+    assert len(logs) == count
+    for log in logs:
+        (run,) = (entry.run for entry in log if entry.HasField("run"))
+        config = {item.key: json.loads(item.value_json) for item in run.config.update}
+        logged = {}
+        for entry in log:
+            for item in [*entry.history.item, *entry.summary.update]:
+                logged[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+        yield run, config, logged
 
 
 @pytest.fixture
-def records():
-    cell = dict.fromkeys(CELL, "x")
-    figure = {"facet": "efficacy", "metric": "target_proportion", "value": 0.25, "low": 0.1, "high": 0.5, "n": 24}
-    return pd.DataFrame([cell | figure | {"method": method} for method in ("none", "uce")])
-
-
-def test_one_offline_run_a_cell_with_its_figures(records, tmp_path):
+def tracker():
     pytest.importorskip("wandb")
-    component("tracker", "wandb").build().send(records, str(tmp_path))
-    for _ in range(100):  # wandb's own process writes the last blocks after `finish` has returned
-        written = [path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
-        if len(written) == 2 and all(b"efficacy/target_proportion/low" in log for log in written):
-            break
-        time.sleep(0.1)
-    assert len(written) == 2
-    assert all(b"efficacy/target_proportion/low" in log for log in written)
-    assert sum(b"x / x / uce / x" in log for log in written) == 1
+    return component("tracker", "wandb").build({"tags": ["mine"]})
 
 
-def test_none_writes_nothing(records, tmp_path):
-    component("tracker", "none").build().send(records, str(tmp_path))
+def test_one_offline_run_a_sweep_with_tables_sheets_and_figures(tracker, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "x-church.png")
+    sweep = Sweep("k" * 16, records_of("none", "uce"), tmp_path, sheets=[tmp_path / "x-church.png"])
+    tracker.send(sweep)
+    ((run, config, logged),) = sent(tmp_path, 1)
+    assert (run.run_id, run.project, run.run_group, run.job_type) == ("k" * 16, "overpaint", "x, x", "sweep")
+    assert run.display_name == "none, uce on x; none" and set(run.tags) == {"mine", "unsafe"}
+    assert config["methods"] == ["none", "uce"] and config["versions"] == {"uce": 2} and config["cells"] == 2
+    assert logged["uce/target_proportion/value"] == 0.25 and logged["uce/target_proportion/high"] == 0.5
+    assert logged["facets._type"] == "table-file" and logged["figures.nrows"] == 2
+    assert logged["sheets/x-church._type"] == "image-file" and logged["sheets/x-church.width"] == 8
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/" + logged["facets.path"])
+    assert json.loads(table.read_text())["data"][0] == [
+        "efficacy",
+        "target proportion",
+        "0.25 [0.10, 0.50]",
+        "0.25 [0.10, 0.50]",
+    ]
+    assert list(tmp_path.glob("wandb/offline-run-*/files/" + logged["sheets/x-church.path"]))
+
+
+def test_the_same_sweep_continues_its_run(tracker, tmp_path):
+    for methods in (("none",), ("none", "uce")):
+        tracker.send(Sweep(sweep_key(["a", "b"]), records_of(*methods), tmp_path))
+        time.sleep(1.1)  # wandb names an offline run by the second
+    runs = [run.run_id for run, *_ in sent(tmp_path, 2)]
+    assert runs == [sweep_key(["b", "a", "a"])] * 2 and sweep_key(["a"]) != runs[0]
+
+
+def test_tables_hold_numbers_and_every_cell():
+    records = records_of("none", "uce", value=None, why="too few")
+    found = dict(tables_of(records, None))
+    columns, rows = found["figures"]
+    assert [row[columns.index("value")] for row in rows] == [None, None] and rows[0][columns.index("n")] == 24
+    assert found["cells"][1] == [[*[*records[CELL].iloc[i]], 1, 0] for i in range(2)]
+    assert "methods" not in found or found["methods"]
+    assert summary_of(records, None) == {}
+    assert name_of(config_of(records_of(*"abcdef"))) == "a, b, c, d and 2 more on x; none"
+
+
+def test_a_failure_of_the_service_is_reported_and_ends_no_run(tmp_path, capsys):
+    class Down:
+        def send(self, sweep):
+            raise ConnectionError("no route to host")
+
+    grid = Grid([], Plan("images"), Store(tmp_path), {"tracker": {"name": "wandb"}})
+    track_results(Down(), grid, records_of("uce"), [])
+    assert "tracker=wandb sent nothing: ConnectionError: no route to host" in capsys.readouterr().err
+
+
+def test_none_writes_nothing(tmp_path):
+    def fail():
+        raise AssertionError("no outcome is read for it")
+
+    component("tracker", "none").build().send(Sweep("k", records_of("uce"), tmp_path, fail))
     assert not list(tmp_path.iterdir())
 
 

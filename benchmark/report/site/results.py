@@ -80,11 +80,13 @@ class Block:
 
 
 def read(folder: Path) -> list[Results]:
-    """The results of the files below a folder: one experiment per subfolder, or a single one if the folder holds files."""
+    """The results of the files below a folder: one experiment per subfolder, or a single one if the folder holds files.
+
+    A file of results is an experiment of its own.
+    """
     files = claim_files(folder)
-    places = (
-        [folder] if any(path.parent == folder for path in files) else sorted({_top(folder, path) for path in files})
-    )
+    single = any(folder in (path, path.parent) for path in files)
+    places = [folder] if single else sorted({_top(folder, path) for path in files})
     found = []
     for place in places:
         records, outcomes = published(place)
@@ -94,7 +96,7 @@ def read(folder: Path) -> list[Results]:
             file = json.loads(path.read_text(encoding="utf-8"))
             runs += [run for run in file["runs"] if run not in runs]
             waived |= {str(rule): str(reason) for rule, reason in file["waived"].items()}
-        found.append(Results(place.name, records, outcomes, runs, waived))
+        found.append(Results(place.name.removesuffix(".json"), records, outcomes, runs, waived))
     return found
 
 

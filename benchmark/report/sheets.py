@@ -1,0 +1,79 @@
+"""Tables of text: as Markdown and for the terminal. Tables of figures are in `overpaint.report.tables`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from overpaint.report.rendering import markdown_text, plain
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text. Cells of the first ``names`` columns are repeated in every part of a wide table."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def markdown(sheets: Sequence[Sheet], notes: Sequence[str] = ()) -> str:
+    """Tables as GitHub-flavoured Markdown, with the notes after the last one."""
+    parts = []
+    for sheet in sheets:
+        lines = [f"### {markdown_text(sheet.title)}", "", _piped(sheet.heads), _piped(["---"] * len(sheet.heads))]
+        parts.append("\n".join([*lines, *map(_piped, sheet.rows)]))
+        parts += map(markdown_text, sheet.notes)
+    return "\n\n".join([*parts, *map(markdown_text, notes)]) + "\n"
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell if cell == "---" else markdown_text(cell) for cell in cells) + " |"
+
+
+def show(sheets: Sequence[Sheet], notes: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print tables to the terminal. A table that is too wide is split into parts, so that no column is truncated."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=200)
+    for sheet in sheets:
+        for part in _parts(sheet, console.width):
+            grid = Grid(title=Text(plain(sheet.title), style="bold"), title_justify="left", pad_edge=False)
+            for index in part:
+                grid.add_column(Text(plain(sheet.heads[index])), style="bold" if index == 0 else None, overflow="fold")
+            last: Sequence[str] = ()
+            for row in sheet.rows:
+                cells = [plain(text) for text in row]
+                repeated = next((i for i in range(sheet.names - 1) if not last or row[i] != last[i]), sheet.names - 1)
+                grid.add_row(*(Text("" if i < repeated else cells[i]) for i in part))
+                last = row
+            console.print(grid)
+        for note in sheet.notes:
+            console.print(Text(plain(note), style="dim"))
+    for note in notes:
+        console.print(Text(plain(note), style="dim"))
+
+
+#: Cells that are wider than this are folded (characters).
+_WIDEST = 44
+
+
+def _parts(sheet: Sheet, width: int) -> list[list[int]]:
+    """The columns of a table in groups that fit into a terminal of this width (characters)."""
+    texts = [sheet.heads, *sheet.rows]
+    needed = [min(max(cell_len(plain(row[i])) for row in texts), _WIDEST) + 3 for i in range(len(sheet.heads))]
+    names = list(range(sheet.names))
+    parts: list[list[int]] = [[*names]]
+    for column in range(sheet.names, len(sheet.heads)):
+        if len(parts[-1]) > len(names) and sum(needed[i] for i in [*parts[-1], column]) > width:
+            parts.append([*names])
+        parts[-1].append(column)
+    return parts
