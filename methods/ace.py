@@ -215,7 +215,7 @@ class ACE(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        scale = erasure.settings.get("scale")
+        scale = erasure.settings["scale"]
         check_type(scale, float, "this erasure's settings: scale")
         factors: Mapping[str, torch.Tensor] = {
             name: part.to(model.device, model.dtype) for name, part in erasure.parts.items()
