@@ -79,6 +79,7 @@ class Geom(Eraser):
     learning_rate: float
     weight_decay: float
 
+    stacks: ClassVar[bool] = True
     lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
 
     def __post_init__(self):
@@ -188,7 +189,9 @@ class Geom(Eraser):
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
         plain, guard = model.guidance, construct(GeomGuard, erasure.settings, "this erasure's settings")
         rows = {word: erasure.parts[f"row.{n}"].to(model.device) for n, word in enumerate(guard.words)}
-        model.guidance = Placed(guard.text, rows)
+        if plain is not Guidance and not isinstance(plain, Placed):
+            raise UserError("method=geom can be put only on another erasure of geom, not on other guards")
+        model.guidance = Placed([*(plain.prompts if isinstance(plain, Placed) else ()), (guard.text, rows)])
 
         def remove() -> None:
             model.guidance = plain
@@ -205,14 +208,20 @@ class GeomGuard:
 
 
 class Placed(Guard):
-    """Guidance away from the concept's name and the words for all places."""
+    """Guidance away from the concepts' names and the words for all places: the negative prompts of one or more erasures."""
 
-    def __init__(self, text: str, rows: Mapping[str, torch.Tensor]):
-        self.text, self.rows = text, rows
+    def __init__(self, prompts: Sequence[tuple[str, Mapping[str, torch.Tensor]]]):
+        self.prompts = prompts
 
     def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
-        with torch.no_grad(), model.learned_tokens(self.rows):
-            unwanted = model.encode([self.text]).expand_as(positive)
+        texts, rows = [], {}
+        for number, (text, words) in enumerate(self.prompts):  # each erasure has its own words of the same names
+            for word, row in words.items():
+                own = f"<{number}{word[1:]}"
+                text, rows = text.replace(word, own), {**rows, own: row}
+            texts.append(text)
+        with torch.no_grad(), model.learned_tokens(rows):
+            unwanted = model.encode([", ".join(texts)], truncate=True).expand_as(positive)
         return Guidance(model, positive, unwanted, scale, prompts)
 
 
