@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from overpaint.blocks.adapters import transformer_layers
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
-from overpaint.methods.spm import transformer_layers
 from overpaint.models import checkpoints
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, load_erasure

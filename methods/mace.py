@@ -32,7 +32,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from overpaint.blocks.concept_masks import Segmenter, attention_masks
+from overpaint.blocks.concept_masks import Segmenter, attention_masks, concept_tokens
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, paint, read_folder, shuffled
 from overpaint.blocks.prior import Captions, caption_statistics, check_captions, read_captions
@@ -289,21 +289,6 @@ def attention_loss(maps: Iterable[torch.Tensor], tokens: torch.Tensor, mask: tor
         chosen = A[..., inside.flatten(), :][..., tokens]
         norms.append(torch.linalg.vector_norm(chosen, dtype=torch.promote_types(A.dtype, torch.float32)))
     return reduce(torch.add, norms)
-
-
-def concept_tokens(model: DiffusionModel, prompt: str, concept: str, end_tokens: bool) -> torch.Tensor:
-    """S (tokens,), boolean: the positions of the concept's tokens in the prompt and, with ``end_tokens``, of all end tokens."""
-    ids = model.padded_ids([prompt])[0].tolist()
-    _, *word, end = model.token_ids(concept)
-    found = [end_tokens and i == end for i in ids]
-    for start in range(len(ids)):
-        if ids[start : start + len(word)] == word:
-            found[start : start + len(word)] = [True] * len(word)
-    if not any(found):
-        raise UserError(
-            f"method=mace: the tokens of {concept!r} are not among those of {prompt!r}; use other templates=[…]"
-        )
-    return torch.tensor(found, device=model.device)
 
 
 def focal_timesteps(total: int) -> torch.Tensor:

@@ -22,15 +22,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 
 from overpaint.blocks.adversarial_rows import Regulariser, adversarial_rows
+from overpaint.blocks.concept_scores import concept_scores
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.prior import Captions, check_captions, read_captions
 from overpaint.blocks.ridge import factor, gram
 from overpaint.blocks.templates import phrase_templates
 from overpaint.blocks.text_rows import TextRows
-from overpaint.errors import UserError, at_least, unknown
+from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
 from overpaint.grid.registry import component
 from overpaint.methods.eraser import Eraser
@@ -126,24 +128,18 @@ class RECE(Eraser):
     def rate(self, model: DiffusionModel, request: Request, changes: dict[str, LowRank | Replacement]) -> float:
         """The fraction of validation images in which the detector still sees the concept."""
         assert self.validation_detector  # checked by __post_init__
-        chosen = component("detector", self.validation_detector)
-        detector = chosen.build(chosen.told({c.label or c.name: f"a photo of {c.phrase}" for c in request.erase}))
+        scores = concept_scores("validation_detector", self.validation_detector, request.erase)
         given = read_captions(self.validation_prompts)
         draws, seen = Draws(self.seed), []
         for concept in request.erase:
-            label = concept.label or concept.name
             prompts = given or [
                 t.format(concept.phrase) for t in phrase_templates(concept.kind, self.validation_images)
             ]
             prompts = (prompts * self.validation_images)[: self.validation_images]
             seeds = [draws.integer("validation", 0, 2**31) for _ in prompts]
             with Erasure("rece", changes=changes).attached(model):
-                scores = detector.score(model.sample(prompts, seeds))
-            if label not in scores:
-                labels = scores.columns.difference(["features", "failed"])
-                raise unknown("label", label, labels, f"validation_detector={self.validation_detector}")
-            judged = scores[label][~scores["failed"]]
-            seen += (judged >= self.validation_threshold).tolist()
+                judged = scores(concept, model.sample(prompts, seeds))
+            seen += (judged[~np.isnan(judged)] >= self.validation_threshold).tolist()
         if not seen:
             raise UserError(f"validation_detector={self.validation_detector} failed on every validation image")
         return sum(seen) / len(seen)

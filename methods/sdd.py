@@ -60,6 +60,7 @@ class SDD(Eraser):
     ema: float
     batch_size: int
 
+    name: ClassVar[str] = "sdd"
     families: ClassVar[tuple[str, ...]] = ("sd",)
     lengths: ClassVar[tuple[str, ...]] = ("iterations",)
 
@@ -75,9 +76,8 @@ class SDD(Eraser):
         student, teacher = Student(model, names), Student(model, names)
         concepts = [c.name for c in request.erase]
         together = ", ".join(concepts)
-        with torch.no_grad():
-            embeds = {text: model.encode([text]) for text in dict.fromkeys(["", *concepts, together])}
         draws, turn = Draws(self.seed), iter(range(self.iterations))
+        embeds = self.embeddings(model, request, draws)
 
         def loss() -> torch.Tensor:
             concept = self.concept(concepts, next(turn), draws)
@@ -101,7 +101,17 @@ class SDD(Eraser):
 
         optimizer = torch.optim.AdamW(student.masters.values(), lr=self.learning_rate, weight_decay=self.weight_decay)
         train(student, optimizer, self.iterations, loss, adjust=adjust, after=follow)
-        return Erasure("sdd", changes=teacher.changes())
+        return Erasure(self.name, changes=teacher.changes())
+
+    def embeddings(self, model: DiffusionModel, request: Request, draws: Draws) -> dict[str, torch.Tensor]:
+        """The text encodings (1, tokens, width) of ∅, of each concept, and of all joined by commas, by text."""
+        concepts = [c.name for c in request.erase]
+        with torch.no_grad():
+            return {text: model.encode([text]) for text in dict.fromkeys(["", *concepts, ", ".join(concepts)])}
+
+    def steps_taken(self, draws: Draws) -> int:
+        """k, the steps of an iteration's roll-out."""
+        return draws.integer("k", 0, self.rollout_steps)
 
     def concept(self, concepts: Sequence[str], iteration: int, draws: Draws) -> str:
         """The text that is erased in one iteration."""
@@ -116,7 +126,7 @@ class SDD(Eraser):
     def noised(self, model: DiffusionModel, teacher: Student, named, nothing, draws: Draws) -> Noised:
         """x_t (batch, 4, h, w) and t for one iteration, from a roll-out of the teacher for all concepts together."""
         steps, total = self.rollout_steps, model.train_timesteps
-        k = draws.integer("k", 0, steps)
+        k = self.steps_taken(draws)
         start = draws.noise("x_T", (self.batch_size, *model.noise([0]).shape[1:]), nothing)
         positive, negative = (embeds.expand(len(start), -1, -1) for embeds in (named, nothing))
         guidance = Guidance(model, positive, negative, self.start_guidance)

@@ -32,10 +32,10 @@ import torch
 from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
 from torch.nn.functional import cosine_similarity, mse_loss
 
-from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side
+from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side, transformer_layers
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, leco_rollout, rollout
-from overpaint.blocks.training import parameter_group, train
+from overpaint.blocks.training import train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
 from overpaint.grid.typed import check_type
@@ -43,7 +43,6 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance, GuidanceMaker
-from overpaint.models.parameters import Parameter
 
 #: Range of the anchors' norms, relative to the norm of the concept's embedding.
 LENGTHS = (0.8, 1.2)
@@ -222,16 +221,6 @@ class Gate:
                 return guidance(latents, timestep, step)
 
         return opened
-
-
-def transformer_layers(model: DiffusionModel) -> list[str]:
-    """Names of the Linear and Conv2d layers inside the denoiser's transformers, in state-dict order."""
-
-    def inside(p: Parameter) -> bool:
-        layer = isinstance(p.module, torch.nn.Linear | torch.nn.Conv2d)
-        return layer and ".attentions." in p.name and p.is_weight
-
-    return [name.removesuffix(".weight") for name in parameter_group(model, inside)]
 
 
 def resolutions(side: int) -> range:

@@ -15,12 +15,24 @@ from typing import Any
 import torch
 from torch.nn.functional import conv2d, linear
 
+from overpaint.blocks.training import parameter_group
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.parameters import Parameter
 
 #: ``LAYER.down`` (rank, in, …) and ``LAYER.up`` (out, rank, …). For a convolution, down has the layer's kernel size and
 #: up is 1 × 1.
 Factors = Mapping[str, torch.Tensor]
+
+
+def transformer_layers(model: DiffusionModel) -> list[str]:
+    """Names of the Linear and Conv2d layers inside the denoiser's transformers, in state-dict order."""
+
+    def inside(p: Parameter) -> bool:
+        layer = isinstance(p.module, torch.nn.Linear | torch.nn.Conv2d)
+        return layer and ".attentions." in p.name and p.is_weight
+
+    return [name.removesuffix(".weight") for name in parameter_group(model, inside)]
 
 
 def fresh_factors(

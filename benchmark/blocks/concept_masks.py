@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from overpaint.blocks.draws import Draws
-from overpaint.errors import AssetMissing
+from overpaint.errors import AssetMissing, UserError
 from overpaint.models.diffusion import DiffusionModel
 
 #: The timestep of the attention maps, as a fraction of the schedule. Outlines are decided around it.
@@ -42,6 +42,19 @@ def attention_masks(
     seen = reduce(torch.add, layers)
     low, high = seen.amin(dim=(1, 2), keepdim=True), seen.amax(dim=(1, 2), keepdim=True)
     return (seen - low) > threshold * (high - low)
+
+
+def concept_tokens(model: DiffusionModel, prompt: str, concept: str, end_tokens: bool) -> torch.Tensor:
+    """S (tokens,), boolean: the positions of the concept's tokens in the prompt and, with ``end_tokens``, of all end tokens."""
+    ids = model.padded_ids([prompt])[0].tolist()
+    _, *word, end = model.token_ids(concept)
+    found = [end_tokens and i == end for i in ids]
+    for start in range(len(ids)):
+        if ids[start : start + len(word)] == word:
+            found[start : start + len(word)] = [True] * len(word)
+    if not any(found):
+        raise UserError(f"the tokens of {concept!r} are not among those of {prompt!r}; use other templates or captions")
+    return torch.tensor(found, device=model.device)
 
 
 class Segmenter:

@@ -8,10 +8,11 @@ from PIL import Image
 
 import overpaint
 from official import by_name, distance, flat, parameters, recorded, watched
+from overpaint.blocks.anchor_images import FILTERS, Placement, detached_begin, target_caption
+from overpaint.blocks.anchor_images import place as placed
 from overpaint.blocks.training import Student, parameter_group
 from overpaint.grid.registry import component
-from overpaint.methods.ca import FILTERS, GROUPS, Placement, detached_begin, masked_error, target_caption
-from overpaint.methods.ca import place as placed
+from overpaint.methods.ca import FORMS, GROUPS, masked_error
 
 #: Settings that are small enough for the tiny model.
 SMALL = {"pictures": 4, "picture_steps": 1, "batch_size": 2, "iterations": 1, "learning_rate": 1e-3}
@@ -59,7 +60,7 @@ def test_official_captions(golden):
         anchor, _, name = table["target"].rpartition("+")
         for caption, official in table["rows"]:
             rule = rules.get(concept_type, concept_type)
-            assert [target_caption(rule, name, caption, form, anchor) for form in range(3)] == official
+            assert [target_caption(rule, name, caption, form, FORMS, anchor) for form in range(3)] == official
 
 
 def test_official_attention_gradients(tiny_sd, golden):
@@ -172,7 +173,7 @@ def test_pictures_are_resized_as_the_official_codes_do(tiny_sd, variant, resampl
     banks = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "overpaint.methods.ca.place",
+            "overpaint.blocks.anchor_images.place",
             lambda image, at, cells, *rest: banks.append(image) or (image, torch.ones(1, cells, cells)),
         )
         traced_erase(
@@ -241,7 +242,7 @@ def test_captions_from_a_file(tiny_sd, tmp_path):
 @pytest.mark.parametrize("kind, anchor", [("style", "painting"), ("unsafe", "man, ship")])
 def test_captions_by_kind(tiny_sd, kind, anchor):
     _, seen = traced_erase(tiny_sd, erase=["dog"], kind=kind, anchor=anchor, augment=False)
-    forms = [[target_caption(kind, "dog", c, form) for form in range(3)] for c in seen["anchor_captions"][0]]
+    forms = [[target_caption(kind, "dog", c, form, FORMS) for form in range(3)] for c in seen["anchor_captions"][0]]
     assert all(caption in allowed for caption, allowed in zip(seen["captions"][0], forms, strict=True))
 
 

@@ -14,7 +14,6 @@ from official import changed, distance
 from overpaint.blocks.adversarial_rows import adversarial_rows, overlaps
 from overpaint.blocks.draws import traced
 from overpaint.grid.registry import component
-from overpaint.methods import rece
 from overpaint.methods.rece import RECE
 
 RUNS = {
@@ -140,13 +139,9 @@ def eye(monkeypatch):
             return pd.DataFrame({"dog": scores, "failed": pd.isna(scores)})
 
     def find(kind, name):
-        return (
-            SimpleNamespace(build=lambda values: Eye(), told=lambda classes: {})
-            if kind == "detector"
-            else component(kind, name)
-        )
+        return SimpleNamespace(build=lambda values: Eye(), told=lambda classes: {})
 
-    monkeypatch.setattr(rece, "component", find)
+    monkeypatch.setattr("overpaint.blocks.concept_scores.component", find)
     return rates
 
 

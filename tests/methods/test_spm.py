@@ -10,9 +10,9 @@ from diffusers import UNet2DConditionModel
 
 import overpaint
 from official import distance, flat, recorded, watched
-from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side
+from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side, transformer_layers
 from overpaint.commands.export import export_pipeline
-from overpaint.methods.spm import anchors, permeability, resolutions, transformer_layers
+from overpaint.methods.spm import anchors, permeability, resolutions
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 
