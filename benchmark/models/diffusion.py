@@ -345,12 +345,9 @@ class DiffusionModel:
         """
         token = _encoding_negative.set(True)
         try:
-            return self._unconditional(negative_prompt)
+            return self.encode([negative_prompt])
         finally:
             _encoding_negative.reset(token)
-
-    def _unconditional(self, negative_prompt: str) -> torch.Tensor:
-        return self.encode([negative_prompt])
 
     def with_text_encoder_copies(self) -> DiffusionModel:
         """A shallow copy whose text encoders are copies: they keep their weights when an erasure is put on this model."""

@@ -72,9 +72,9 @@ class SDXLModel(DiffusionModel):
         ends = second.last_hidden_state[torch.arange(len(rows), device=rows.device), self._ends(each[0])]
         return self.join({"clip": rows, "pooled": self.text_encoder_2.text_projection(ends)[:, None]})
 
-    def _unconditional(self, negative_prompt: str) -> torch.Tensor:
+    def unconditional(self, negative_prompt: str = "") -> torch.Tensor:
         """As in SDXL's own pipeline: zeros without a negative prompt, if the model was trained that way."""
-        embeds = self.encode([negative_prompt])
+        embeds = super().unconditional(negative_prompt)
         zeros = not negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt
         return torch.zeros_like(embeds) if zeros else embeds
 
