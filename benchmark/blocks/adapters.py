@@ -71,6 +71,39 @@ def hook_layers(layers: Mapping[str, torch.nn.Module], hook: Callable[..., torch
     return remove
 
 
+def edit_output(layer: torch.nn.Module, edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], None]:
+    """Replace the output x of a layer by ``edit(x)``, also if the layer returns it in a tuple; call the result to undo it.
+
+    The edit precedes hooks that record outputs, such as those with which transformers collects hidden states.
+    """
+
+    def replaced(module: torch.nn.Module, inputs: tuple, output: Any) -> Any:
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    return layer.register_forward_hook(replaced, prepend=True).remove
+
+
+def edit_at_times(
+    model: DiffusionModel, layer: torch.nn.Module, edit: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Callable[[], None]:
+    """`edit_output` of a layer of the denoiser with ``edit(x, times)``; times (b,) are those of the rows of x (b, …)."""
+    now: list[Any] = [0.0]
+
+    def watch(module: torch.nn.Module, inputs: tuple) -> None:
+        now[0] = inputs[1]
+
+    def edited(x: torch.Tensor) -> torch.Tensor:
+        return edit(x, torch.as_tensor(now[0], device=x.device).expand(len(x)))
+
+    removes = [model.denoiser.register_forward_pre_hook(watch).remove, edit_output(layer, edited)]
+
+    def remove() -> None:
+        for undo in removes:
+            undo()
+
+    return remove
+
+
 class Branches:
     """The branches of n adapters, stacked by `side_by_side`. They add scale · Σ_ij m_ij up_i down_j x to their layers.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from copy import copy, deepcopy
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, cast, overload
@@ -51,6 +52,13 @@ PREDICTIONS = ("epsilon", "v_prediction")
 Times = float | torch.Tensor
 #: Padded ids (n, tokens) of the CLIP tokenizer, or one such tensor for each text encoder.
 Ids = torch.Tensor | tuple[torch.Tensor, ...]
+
+_encoding_negative: ContextVar[bool] = ContextVar("encoding_negative", default=False)
+
+
+def encoding_negative() -> bool:
+    """Whether a text is being encoded for guidance to move away from; edits of text encoders may depend on it."""
+    return _encoding_negative.get()
 
 
 class Segment(NamedTuple):
@@ -331,8 +339,15 @@ class DiffusionModel:
         return torch.cat(padded, dim=-2)
 
     def unconditional(self, negative_prompt: str = "") -> torch.Tensor:
-        """The encoding (1, rows, columns) that guidance moves away from: of the empty or a negative prompt."""
-        return self.encode([negative_prompt])
+        """The encoding (1, rows, columns) that guidance moves away from: of the empty or a negative prompt.
+
+        `encoding_negative` is true while it is computed.
+        """
+        token = _encoding_negative.set(True)
+        try:
+            return self.encode([negative_prompt])
+        finally:
+            _encoding_negative.reset(token)
 
     def with_text_encoder_copies(self) -> DiffusionModel:
         """A shallow copy whose text encoders are copies: they keep their weights when an erasure is put on this model."""
@@ -427,6 +442,12 @@ class DiffusionModel:
         named = self.denoiser.named_modules()
         return {name.removesuffix(".attn2"): layer for name, layer in named if name.endswith(".attn2")}
 
+    def feature_maps(self) -> dict[str, torch.nn.Module]:
+        """The layers whose outputs are maps (b, channels, h, w) inside the denoiser, by name: the middle block, whose
+        output is called h-space, and each transformer."""
+        transformers = dict.fromkeys(name.rsplit(".transformer_blocks", 1)[0] for name in self.cross_attention())
+        return {name: self.denoiser.get_submodule(name) for name in ("mid_block", *transformers)}
+
     def projections(self, *roles: str, stream: str | None = None) -> list[Projection]:
         """Cross-attention projections by role (``key``, ``value``, ``query``, ``out``) in state-dict order.
 
@@ -454,10 +475,11 @@ class DiffusionModel:
         stream = "text" if attention == "cross" and role in ("key", "value") else "image"
         return Parameter(name, module, attention, role, stream if role else "")
 
-    def text_layers(self) -> list[TextLayer]:
-        """The blocks of the text encoder from first to last, each with the second projection of its MLP."""
+    def text_layers(self, encoder: int = 0) -> list[TextLayer]:
+        """The blocks of a text encoder from first to last, each with the second projection of its MLP."""
         names = {module: name for name, (module, leaf) in self.parameter_owners().items() if leaf == "weight"}
-        blocks = [m for m in self.text_encoder.modules() if isinstance(getattr(m, "mlp", None), torch.nn.Module)]
+        parts: Iterator[Any] = self.text_encoders[encoder].modules()
+        blocks = [m for m in parts if isinstance(getattr(m, "mlp", None), torch.nn.Module)]
         return [TextLayer(names[block.mlp.fc2], "text", block.mlp.fc2, block=block) for block in blocks]
 
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:

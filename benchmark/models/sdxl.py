@@ -74,7 +74,7 @@ class SDXLModel(DiffusionModel):
 
     def unconditional(self, negative_prompt: str = "") -> torch.Tensor:
         """As in SDXL's own pipeline: zeros without a negative prompt, if the model was trained that way."""
-        embeds = self.encode([negative_prompt])
+        embeds = super().unconditional(negative_prompt)
         zeros = not negative_prompt and self.pipeline.config.force_zeros_for_empty_prompt
         return torch.zeros_like(embeds) if zeros else embeds
 

@@ -22,7 +22,8 @@ METHODS = sorted(components("method"))
 TINY = {"iterations": 2, "steps": 2, "rollout_steps": 4, "batch_size": 2, "epochs": 1, "learning_rate": 1e-3}
 TINY |= {"warmup_steps": 0}
 TINY |= {"prior_captions": ["a dog on the ground", "a church by the sky", "a black and white photo of a ship"]}
-TINY |= {"pictures": 2, "retain_pictures": 2, "picture_steps": 2}
+TINY |= {"texts": ["a dog on the ground", "a church by the sky"]}
+TINY |= {"pictures": 2, "retain_pictures": 2, "concept_pictures": 2, "picture_steps": 2}
 TINY |= {"inner_steps": 2, "attack_steps": 2, "warmup": 1, "inversion_steps": 2}
 
 
