@@ -328,7 +328,7 @@ def test_a_crew_that_has_waited_long_enough_leaves_the_last_tasks_to_others(stor
     leave_lease(store, of_stage(plan, "count")[0].key, owner="0123456789ab-1-1")
     executor = Executor(plan.track, store, "cpu", Told(), Run.begin(store))
     plan.cells, plan.tasks = [(1, of_stage(plan, "count")[0])], {t.key: t for t in of_stage(plan, "count")}
-    outcome = run_plan(plan, store, Alone(executor), Told(), idle_limit=0.1)
+    outcome = run_plan(plan, store, Alone(executor, plan), Told(), idle_limit=0.1)
     assert outcome.done == 0 and not outcome.failed
 
 

@@ -87,7 +87,8 @@ class Workers:
     def __enter__(self) -> Workers:
         context: Any = multiprocessing.get_context(START)
         if START == "forkserver":
-            context.set_forkserver_preload(list(track(self._plan.track).slow_modules))
+            kind = track(self._plan.track)
+            context.set_forkserver_preload(["__main__", __name__, type(kind).__module__, *kind.slow_modules])
         # Workers start with SIGINT ignored: a terminal sends Ctrl-C to all processes, and the run ends its workers itself.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
