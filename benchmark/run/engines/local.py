@@ -173,16 +173,20 @@ def work(assignment: Assignment, pipe: Connection) -> None:
     _die_with_the_run()
     messenger = Messenger(pipe)
     try:
-        signal.signal(signal.SIGTERM, _leave)
+        with suppress(KeyboardInterrupt):
+            _make(assignment, messenger)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # libraries clean up after this, and must not be interrupted
+
+
+def _make(assignment: Assignment, messenger: Messenger) -> None:
+    signal.signal(signal.SIGTERM, _leave)
+    try:
         executor = assignment.executor(messenger)
         while True:
             messenger.tell("result", executor.run_one(messenger.hear()))
     except UserError as error:
         messenger.tell("refused", str(error))
-    except KeyboardInterrupt:
-        return
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # libraries clean up after this, and must not be interrupted
 
 
 def _die_with_the_run() -> None:
