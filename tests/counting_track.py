@@ -73,13 +73,14 @@ class RefusedLock(IdleLock):
 def count(task, inputs, folder, bench):
     """Write the task's number plus those of its inputs.
 
-    ``runtime`` can request a log of labels, slow steps, and errors: the stage raises while a file named by ``broken`` or
-    ``refused`` exists; ``full`` simulates a full disk.
+    ``runtime`` can request a log of labels, a journal of processes and labels, slow steps, and errors: the stage raises while a
+    file named by ``broken`` or ``refused`` exists; ``full`` simulates a full disk.
     """
     runtime = task.runtime
-    if "log" in runtime:
-        with open(runtime["log"], "a") as log:
-            log.write(f"{task.label}\n")
+    for name, line in (("log", task.label), ("journal", f"{os.getpid()} {task.label}")):
+        if name in runtime:
+            with open(runtime[name], "a") as file:
+                file.write(f"{line}\n")
     for _ in steps(runtime.get("steps", 1), "steps"):
         time.sleep(runtime.get("pause", 0))
     if runtime.get("full"):
@@ -144,7 +145,7 @@ class Told:
     def waiting(self, tasks): ...
 
 
-def main(root: str, engine: str, width: int, pause: float, **values) -> None:
+def main(root: str, engine: str, width: int, pause: float, journal: str | None = None, **values) -> None:
     """Run one grid like a command with an engine of these values, and exit with 1 if a task failed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     look_in(CONF)
@@ -152,7 +153,7 @@ def main(root: str, engine: str, width: int, pause: float, **values) -> None:
     place.prepare()
     place.sweep()
     values = {"workers": 2} | values if engine != "inline" else values
-    plan = grid(range(width), steps=2, pause=pause)
+    plan = grid(range(width), steps=2, pause=pause, **({"journal": journal} if journal else {}))
     outcome = component("engine", engine).build(values).run(plan, place, Told())
     sys.stdout.write(f"{results(plan, place) if not outcome.failed else outcome.failed}\n")
     sys.stdout.flush()

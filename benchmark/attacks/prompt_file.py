@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext
 from overpaint.attacks.stored import read_assault
@@ -71,31 +71,41 @@ def write_prompts(target: Path, folders: Iterable[Path]) -> int:
     independent (`RandomPrefix`) contributes all of them. Raises `UserError` if the images of an attack do not come from
     texts.
     """
-    rows = []
-    for folder in folders:
-        config = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["config"]
-        assault = read_assault(folder)
-        attack: type[Attack] = component("attack", config["attack"]).load()
-        if not attack.worded:
-            raise UserError(f"attack={config['attack']} cannot be exported: its images do not come from prompts alone")
-        verdicts, searched = [p.verdict for p in assault.painted] or [None] * len(assault.shots), attack.paints
-        made = zip(assault.shots, verdicts, strict=True)
-        settled = {(s.prompt.noise, s.index, 0 if searched else s.draw): (s, verdict) for s, verdict in made}
-        for shot, verdict in settled.values():
-            rows.append(
-                {
-                    "prompt": shot.prompt.text,
-                    "evaluation_seed": shot.noise_seed,
-                    "evaluation_guidance": shot.prompt.guidance or "",
-                    "id": f"{shot.prompt.noise}-{shot.index}" + (f"-{shot.draw}" if shot.draw and not searched else ""),
-                    "plain_id": shot.prompt.noise,
-                    "concept": config["concept"]["name"],
-                    "attack": config["attack"],
-                    "success": int(verdict.success) if verdict and verdict.known else "",
-                }
-            )
-    with target.open("w", newline="", encoding="utf-8") as file:
+    rows = [row for folder in folders for row in _rows(folder)]
+    if not rows:
+        raise UserError("the stored attacks hold no prompts")
+    with target.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     return len(rows)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of one stored assault."""
+    from safetensors import SafetensorError
+
+    try:
+        config = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["config"]
+        name, concept, assault = str(config["attack"]), str(config["concept"]["name"]), read_assault(folder)
+        attack: type[Attack] = component("attack", name).load()
+        if not attack.worded:
+            raise UserError(f"attack={name} cannot be exported: its images do not come from prompts alone")
+        verdicts, searched = [p.verdict for p in assault.painted] or [None] * len(assault.shots), attack.paints
+        made = zip(assault.shots, verdicts, strict=True)
+        settled = {(s.prompt.noise, s.index, 0 if searched else s.draw): (s, verdict) for s, verdict in made}
+        return [
+            {
+                "prompt": shot.prompt.text,
+                "evaluation_seed": shot.noise_seed,
+                "evaluation_guidance": shot.prompt.guidance or "",
+                "id": f"{shot.prompt.noise}-{shot.index}" + (f"-{shot.draw}" if shot.draw and not searched else ""),
+                "plain_id": shot.prompt.noise,
+                "concept": concept,
+                "attack": name,
+                "success": int(verdict.success) if verdict and verdict.known else "",
+            }
+            for shot, verdict in settled.values()
+        ]
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
+        raise UserError(f"the stored attack {folder} cannot be read ({type(error).__name__}: {error})") from error

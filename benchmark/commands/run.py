@@ -46,13 +46,18 @@ def run_grid(grid: Grid) -> int:
     start, plan, store = time.perf_counter(), grid.plan, grid.store
     engine, tracker = grid.circumstance("engine"), grid.circumstance("tracker")
     engine.check(track(plan.track))  # reports a missing device before anything is written
-    store.prepare()
-    store.sweep()
+    dry = getattr(engine, "dry_run", False)
+    if not dry:
+        store.prepare()
+        store.sweep()
     estimates = Estimates(store)
     todo, more = plan.missing(store), plan.unopened(store)
     ERR.print(summary(plan, todo, more, estimates))
     for note in [*plan.notes, *changes(plan, store, todo)]:
         ERR.print(f"note: {note}", style="yellow")
+    if dry:
+        ERR.print(engine.run(plan, store, Display(todo, estimates, ERR)).elsewhere)
+        return 0
     try:
         told = noting(store.root, f"overpaint run, {len(plan.cells)} cells")
         with told, Display(todo, estimates, ERR, lambda: stop.asked, more) as display:

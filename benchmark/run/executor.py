@@ -80,16 +80,16 @@ class Result:
 
 
 class Executor:
-    """Makes bundles of planned tasks in this process, on one device. ``track`` is the name of their track."""
+    """Makes bundles of planned tasks in this process, on one device. ``of_track`` is the name of their track."""
 
-    def __init__(self, track: str, store: Store, device: str, listener: Listener, run: Run, worker: str = ""):
-        self.track, self.store, self.device, self.listener, self.run = track, store, device, listener, run
+    def __init__(self, of_track: str, store: Store, device: str, listener: Listener, run: Run, worker: str = ""):
+        self.of_track, self.store, self.device, self.listener, self.run = of_track, store, device, listener, run
         self._leases = Leases(store.root, run.id, worker)
 
     @cached_property
     def bench(self) -> Any:
         """What this process keeps between tasks."""
-        return track(self.track).bench()
+        return track(self.of_track).bench()
 
     def run_one(self, bundle: Sequence[Task]) -> Result:
         """Claim the bundle and make it. A bundle is made whole, so that its results do not depend on what was stored.
@@ -112,7 +112,7 @@ class Executor:
             start = time.perf_counter()
             try:
                 with watched(partial(self.listener.stepped, first)):
-                    made = execute(bundle, self.track, self.store, self.bench, self.device, self.listener)
+                    made = execute(bundle, self.of_track, self.store, self.bench, self.device, self.listener)
             except Exception as error:
                 return self._explain(error, bundle)
             seconds = (time.perf_counter() - start) / len(bundle)
@@ -151,7 +151,7 @@ class Executor:
 
 
 def execute(
-    bundle: Sequence[Task], track: str, store: Store, bench: Any, device: str, listener: Listener
+    bundle: Sequence[Task], of_track: str, store: Store, bench: Any, device: str, listener: Listener
 ) -> list[Task]:
     """Make one task, or a bundle in one go, and publish what is not stored yet; returns the published tasks."""
     stage_name, needs = bundle[0].stage, bundle[0].inputs
@@ -161,9 +161,9 @@ def execute(
     with ExitStack() as stack:
         folders = [stack.enter_context(store.workspace()) for _ in bundle]
         if len(bundle) > 1:
-            extras = stage_together(track, stage_name)(located, inputs, folders, bench)
+            extras = stage_together(of_track, stage_name)(located, inputs, folders, bench)
         else:
-            extras = [stage(track, stage_name)(located[0], inputs, folders[0], bench)]
+            extras = [stage(of_track, stage_name)(located[0], inputs, folders[0], bench)]
         seconds, made = (time.perf_counter() - start) / len(bundle), []
         for task, folder, extra in zip(bundle, folders, extras, strict=True):
             if store.has(stage_name, task.key):

@@ -57,12 +57,12 @@ class Crew(Protocol):
 
 
 class Alone:
-    """A crew of one: this process."""
+    """A crew of one: this process. It passes over the tasks that other processes have leased until nothing else is left."""
 
     size = living = 1
 
-    def __init__(self, executor: Executor):
-        self._executor = executor
+    def __init__(self, executor: Executor, plan: Plan):
+        self._executor, self._plan = executor, plan
         self._bundle: Sequence[Task] | None = None
 
     @property
@@ -75,26 +75,35 @@ class Alone:
     def results(self, timeout: float | None) -> list[tuple[Sequence[Task], Result]]:
         bundle, self._bundle = self._bundle, None
         if bundle:
-            return [(bundle, self._executor.run_one(bundle))]
+            return [(bundle, self._executor.run_one(bundle)), *self._leased()]
         time.sleep(timeout or 0)
         return []
+
+    def _leased(self) -> list[tuple[Sequence[Task], Result]]:
+        tasks = self._plan.tasks
+        keys = [key for key in leases.keys(self._executor.store.root) if key in tasks]
+        return [(self._plan.bundles.get(key, [tasks[key]]), Result("elsewhere")) for key in keys]
 
 
 def run_here(plan: Plan, store: Store, device: str, watcher: Watcher) -> Outcome:
     """Run a plan in this process, one task after another."""
-    return run_plan(plan, store, Alone(Executor(plan.track, store, device, watcher, Run.begin(store))), watcher)
+    executor = Executor(plan.track, store, device, watcher, Run.begin(store))
+    return run_plan(plan, store, Alone(executor, plan), watcher)
 
 
-def run_plan(plan: Plan, store: Store, crew: Crew, watcher: Watcher, idle_limit: float | None = None) -> Outcome:
+def run_plan(
+    plan: Plan, store: Store, crew: Crew, watcher: Watcher, idle_limit: float | None = None, start: float = 0.0
+) -> Outcome:
     """Run what is missing, inputs first, until every task is stored or has failed.
 
     With ``idle_limit``, a crew that has waited for so many seconds leaves the last tasks to the processes that make them.
+    ``start``, from 0 to 1, is where in the plan to begin (`Scheduler`).
 
     Several processes may run one plan on one store: each task is claimed by one of them. The others go on elsewhere and
     look again when they have nothing else to do. A task that failed during this run, in any process, is not tried again.
     """
     costs = Estimates(store).guess
-    scheduler, done, up_to_date, more = Scheduler(plan, plan.missing(store), costs, crew.size), 0, True, True
+    scheduler, done, up_to_date, more = Scheduler(plan, plan.missing(store), costs, crew.size, start), 0, True, True
     history, idle_since = History(store), time.monotonic()
     leases.sweep(store.root)
     shared_run.sweep(store)

@@ -35,15 +35,21 @@ class Scheduler:
     Args:
         seconds: how long a task takes, about.
         workers: how many work at the same time.
+        start: where in the plan to begin, from 0 to 1. Processes that schedule for themselves begin at different places.
     """
 
     def __init__(
-        self, plan: Plan, todo: Iterable[Task], seconds: Callable[[Task], float] = lambda task: 1.0, workers: int = 1
+        self,
+        plan: Plan,
+        todo: Iterable[Task],
+        seconds: Callable[[Task], float] = lambda task: 1.0,
+        workers: int = 1,
+        start: float = 0.0,
     ):
         self.failed: dict[str, str] = {}
         self.blocked: set[str] = set()
         self.workers = workers
-        self._plan, self._seconds = plan, seconds
+        self._plan, self._seconds, self._start = plan, seconds, start
         self._in_hand: set[str] = set()
         self._elsewhere: set[str] = set()
         self._returned: Counter[str] = Counter()
@@ -56,7 +62,8 @@ class Scheduler:
         tasks = [task for task in todo if task.key not in self.failed]
         self._open = {task.key: self._seconds(task) for task in tasks}
         self._left = sum(self._open.values())
-        self._place = {task.key: place for place, task in enumerate(tasks)}
+        first = int(self._start * len(tasks))
+        self._place = {task.key: (place - first) % len(tasks) for place, task in enumerate(tasks)}
         self._inputs_left: dict[str, int] = {}
         self._needed_by: dict[str, list[str]] = {}
         self._paths: dict[str, float] = {}  # seconds from the start of a task to the end of the longest path after it
@@ -167,7 +174,7 @@ class Scheduler:
     def wait_for(self, bundle: Sequence[Task]) -> None:
         """Another process makes the bundle; it is not handed out again before `look_again`."""
         self._in_hand.difference_update(t.key for t in bundle)
-        self._elsewhere.update(t.key for t in bundle)
+        self._elsewhere.update(t.key for t in bundle if t.key in self._open)
 
     def look_again(self) -> None:
         """Hand out again what other processes were making: it is stored now, or has failed, or is still in the making."""

@@ -436,7 +436,8 @@ class Store:
         lock, mine = FileLock(path), True
         try:
             try:
-                lock.acquire(blocking=False)
+                if path.parent.is_dir():  # else the store is gone, and filelock would make folders in its place
+                    lock.acquire(blocking=False)
             except Timeout:
                 mine = False
             except (OSError, NotImplementedError):  # no locks here

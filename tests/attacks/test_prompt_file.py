@@ -96,6 +96,29 @@ def test_what_takes_more_than_words_is_no_list(name, context, stored, tmp_path):
     assert not (tmp_path / "list.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("manifest", "shots"),
+    [
+        ("{}", None),
+        ('{"config": {"attack": ["uda"], "concept": "cat"}}', None),
+        ("[1", None),
+        (None, "{}"),
+        (None, "[1]"),
+        (None, '[{"index": 0}]'),
+        (None, '[{"index": [], "text": 5, "role": {}, "verdict": 1}]'),
+        (None, "[]"),
+    ],
+)
+def test_a_forged_attack_is_one_sentence(context, stored, tmp_path, manifest, shots):
+    folder = stored(painted(context, ["a cat"], [1]))
+    for name, content in ((MANIFEST, manifest), ("shots.json", shots)):
+        if content is not None:
+            (folder / name).write_text(content)
+    with pytest.raises(overpaint.UserError, match=r"cannot be read|hold no prompts|unknown attack"):
+        write_prompts(tmp_path / "list.csv", [folder])
+    assert not (tmp_path / "list.csv").exists()
+
+
 def test_every_attack_says_whether_words_are_all():
     assert {*BEYOND_WORDS} == {
         "cce", "rece_embedding", "rab_embedding", "soft_prefix", "completion", "noise_probe", "concept_arithmetic",

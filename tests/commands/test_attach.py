@@ -44,7 +44,7 @@ def work(shared, store):
     def run():
         plan = shared.plan()
         executor = Executor(plan.track, store, "cpu", counting_track.Told(), shared.run, "worker 1")
-        run_plan(plan, store, Alone(executor), counting_track.Told())
+        run_plan(plan, store, Alone(executor, plan), counting_track.Told())
 
     thread = threading.Thread(target=run)
     thread.start()

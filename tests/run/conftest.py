@@ -1,14 +1,18 @@
-"""The counting track, registered for a test, and an empty store."""
+"""The counting track, registered for a test, an empty store, and clusters of one node."""
 
 import os
+import shutil
+import subprocess
 import tempfile
-from pathlib import Path
 
 import counting_track
 import pytest
 
 from overpaint.grid.registry import look_in
+from overpaint.run import following
+from overpaint.run.engines import slurm
 from overpaint.run.store import Store
+from processes import IMPORTED, ROOT, ray_of_one_node
 
 
 @pytest.fixture
@@ -26,19 +30,30 @@ def store(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory):
+def ray_cluster():
     """The address of a Ray cluster of one node with two CPU cores. It sees the modules of the tests."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'overpaint[ray]'")
-    from ray.cluster_utils import Cluster
+    with ray_of_one_node(cpus=2, gpus=0) as address:
+        yield address
 
-    with tempfile.TemporaryDirectory(
-        prefix="ray-", ignore_cleanup_errors=True
-    ) as folder:  # a short path, for its sockets
-        place = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", place)
-            patch.setenv("RAY_TMPDIR", folder)
-            arguments = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False}
-            cluster = Cluster(initialize_head=True, head_node_args=arguments)
-        yield cluster.address
-        cluster.shutdown()
+
+@pytest.fixture(scope="module")
+def slurm_cluster():
+    """A Slurm of one node with four pretended CPUs. Skips where it cannot be started."""
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install 'overpaint[slurm]'")
+    if os.geteuid() or not shutil.which("dpkg"):
+        pytest.skip("starting a Slurm of one node needs root and Debian's packages")
+    script = ROOT / "scripts" / "slurm_single_node.sh"
+    with tempfile.TemporaryDirectory(prefix="slurm-") as lab, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_LAB", lab)
+        patch.setenv("SLURM_LAB_PORT", "7817")
+        started = subprocess.run([script, "start", "4", "0"], capture_output=True, text=True)
+        if started.returncode:
+            pytest.skip(f"Slurm cannot be started here: {started.stderr.strip()}")
+        patch.setenv("SLURM_CONF", f"{lab}/slurm.conf")
+        patch.setenv("PYTHONPATH", IMPORTED)
+        patch.setattr(slurm, "ASK", 2.0)
+        patch.setattr(following, "PAUSE", 0.3)
+        try:
+            yield
+        finally:
+            subprocess.run([script, "stop"], check=True)

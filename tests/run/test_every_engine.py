@@ -16,6 +16,7 @@ from overpaint.errors import UserError
 from overpaint.grid.registry import component, components
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates
+from overpaint.run.notes import ABANDONED
 
 pytestmark = pytest.mark.usefixtures("counting")
 
@@ -47,7 +48,7 @@ def children():
 
 
 def left(store):
-    """What a run has left: files in the store, and processes. Ray kills a starting actor a moment after it is told to."""
+    """What a run has left: files in the store, and processes. Ray takes a moment to kill an actor that is starting."""
     places = ("tmp", "locks", "leases", "runs")
     until = time.monotonic() + 10
     while children() and time.monotonic() < until:
@@ -142,6 +143,34 @@ def test_a_full_disk_is_one_sentence(engine, store):
     with pytest.raises(UserError, match=f"cannot write to the store {store.root}: No space left on device"):
         engine.run(plan, store, Told())
     assert left(store) == [] and store.failures() == {}
+
+
+def test_a_store_that_is_gone_for_a_while_is_one_sentence_and_loses_nothing(engine, store):
+    """As a file system that is unmounted during a run: nothing is written in its place."""
+    away = store.root.with_name("away")
+    plan = grid(range(4), pause=0.2)
+    engine.run(grid([0]), store, Told())
+    with pytest.raises(UserError, match=f"cannot write to the store {store.root}: its folders are gone"):
+        engine.run(plan, store, Told(at_first=lambda: store.root.rename(away)))
+    assert not store.root.exists()
+    away.rename(store.root)
+    store.sweep()
+    watcher = Told()
+    assert engine.run(plan, store, watcher).done == 6 and len(watcher.begun) == 6
+    assert results(plan, store) == [100, 101, 102, 103] and store.failures() == {} and left(store) == []
+
+
+@pytest.mark.parametrize("jump", [-10 * ABANDONED, 10 * ABANDONED])
+def test_two_runs_at_once_are_one_though_the_clock_of_one_jumps(engine, store, tmp_path, monkeypatch, jump):
+    plan, right = grid(range(8), log=tmp_path / "log", pause=0.05), time.time
+    clock = iter([0] * 20)  # it jumps in the middle
+    second = fork(lambda: component("engine", "inline").build({}).run(plan, store, Told()))
+    monkeypatch.setattr(time, "time", lambda: right() + next(clock, jump))
+    outcome = engine.run(plan, store, Told())
+    assert os.waitpid(second, 0)[1] == 0
+    assert not outcome.failed and results(plan, store) == list(range(100, 108))
+    assert sorted((tmp_path / "log").read_text().split("\n")[:-1]) == sorted(t.label for t in plan.tasks.values())
+    assert left(store) == []
 
 
 def test_two_runs_at_once_are_one(engine, store, tmp_path):

@@ -323,12 +323,25 @@ def test_what_another_machine_makes_is_left_to_it(store):
     assert list((store.root / "locks").iterdir()) == []
 
 
+def test_a_crew_of_one_passes_over_what_others_have_leased(store, monkeypatch):
+    plan, tries, claim = grid([1, 2, 3]), [], Store.claim
+    leased, needs_it = of_stage(plan, "count")[1], of_stage(plan, "measure")[1]
+    leave_lease(store, leased.key, owner="0123456789ab-1-1")
+    plan.cells[1] = (2, leased)
+    del plan.tasks[needs_it.key]
+    monkeypatch.setattr(Store, "claim", lambda self, key: tries.append(key) or claim(self, key))
+    executor = Executor(plan.track, store, "cpu", Told(), Run.begin(store))
+    outcome = run_plan(plan, store, Alone(executor, plan), Told(), idle_limit=0.1)
+    assert outcome.done == 4
+    assert tries.index(leased.key) == 4, "it is tried when nothing else is left"
+
+
 def test_a_crew_that_has_waited_long_enough_leaves_the_last_tasks_to_others(store):
     plan = grid([1])
     leave_lease(store, of_stage(plan, "count")[0].key, owner="0123456789ab-1-1")
     executor = Executor(plan.track, store, "cpu", Told(), Run.begin(store))
     plan.cells, plan.tasks = [(1, of_stage(plan, "count")[0])], {t.key: t for t in of_stage(plan, "count")}
-    outcome = run_plan(plan, store, Alone(executor), Told(), idle_limit=0.1)
+    outcome = run_plan(plan, store, Alone(executor, plan), Told(), idle_limit=0.1)
     assert outcome.done == 0 and not outcome.failed
 
 

@@ -22,32 +22,10 @@ from overpaint.run.engines.local import Local, Messenger
 from overpaint.run.executor import Executor, Run
 from overpaint.run.runner import run_here
 from overpaint.run.track import track
+from processes import dead_within, workers
 from small_grid import figures
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def workers(of=None):
-    """The worker processes of this process, or of process ``of``: children of its fork server."""
-    servers = [child for child in psutil.Process(of).children() if "forkserver" in " ".join(child.cmdline())]
-    return [child for server in servers for child in server.children()]
-
-
-def dead_within(seconds, processes):
-    """Whether all processes end in time. A zombie process has ended when its last thread has."""
-
-    def living(process):
-        try:
-            return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
-        except psutil.NoSuchProcess:
-            return False
-
-    until = time.monotonic() + seconds
-    while any(map(living, processes)):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def two():

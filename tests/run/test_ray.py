@@ -7,8 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import pandas as pd
 import psutil
@@ -19,20 +18,10 @@ from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component
 from overpaint.run.engines.ray import Actor
 from overpaint.run.runner import run_here
-from overpaint.run.store import Store
+from processes import IMPORTED, actors, dead_within, marked
 from small_grid import figures, one_thread
 
-ROOT = Path(__file__).resolve().parents[2]
 KILLS = 4
-
-
-def actors():
-    """The processes of actors that make something. Ray renames them after what they run."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it has just ended
-            found += [child] if "ray::Actor" in " ".join(child.cmdline()) else []
-    return found
 
 
 def servers():
@@ -99,7 +88,7 @@ def test_the_figures_of_actors_that_were_killed_equal_those_of_one_process(ray_c
 
 
 def test_a_run_starts_ray_and_ends_it(store, counting, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    monkeypatch.setenv("PYTHONPATH", IMPORTED)
     before = servers()
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as short:  # Ray's sockets need a short path
         monkeypatch.setattr(tempfile, "tempdir", short)
@@ -110,35 +99,18 @@ def test_a_run_starts_ray_and_ends_it(store, counting, monkeypatch):
     assert servers() == before
 
 
-@pytest.mark.slow
-def test_a_kill_at_any_moment_costs_nothing_but_time(ray_cluster, tmp_path, counting):
-    """Ten runs; the process of the run is killed, or one of its actors."""
-    chance, caught = random.Random(1), 0
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    for number in range(10):
-        store, plan = Store(tmp_path / str(number)), grid(range(6))
-        store.prepare()
-        arguments = f"{str(store.root)!r}, 'ray', 6, 0.05, address={ray_cluster!r}"
-        command = [sys.executable, "-c", f"import counting_track; counting_track.main({arguments})"]
-        run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(1, 6))
-        victims = actors()
-        if victims and number % 2:
-            with suppress(psutil.Error):
-                chance.choice(victims).kill()
-            assert run.wait() == 0
-        else:
-            caught += run.poll() is None
-            run.kill()
-            run.wait()
-        until = time.monotonic() + 30
-        while actors() and time.monotonic() < until:
-            time.sleep(0.1)
-        assert actors() == [] and store.failures() == {}
-        store.sweep()
-        assert not run_here(plan, store, "cpu", Told()).failed
-        assert results(plan, store) == [n + 100 for n in range(6)] and left(store) == []
-    assert caught > 1
+def test_a_ray_that_a_killed_run_has_started_ends_with_it(store):
+    code = f"import counting_track; counting_track.main({str(store.root)!r}, 'ray', 20, 0.5)"
+    mark = f"{os.getpid()}-{store.root}"
+    environment = {**os.environ, "PYTHONPATH": IMPORTED, "OVERPAINT_TEST_RAY": mark}
+    run = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list(store.root.glob("artefacts/*/*")) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(marked("OVERPAINT_TEST_RAY", mark)) > 3
+    run.kill()
+    run.wait()
+    assert dead_within(30, marked("OVERPAINT_TEST_RAY", mark))
 
 
 def test_a_cluster_without_room_is_one_sentence(ray_cluster, store, counting):

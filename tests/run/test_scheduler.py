@@ -215,6 +215,19 @@ def test_a_worker_keeps_what_it_has_loaded():
     assert given == {"a": ["even"] * 3, "b": ["odd"] * 3}
 
 
+def test_processes_that_schedule_for_themselves_begin_at_different_places():
+    plan, firsts = diamonds(4), []
+    for number in range(4):
+        found = Scheduler(plan, plan.tasks.values(), start=number / 4)
+        order = []
+        while bundle := found.next():
+            order.append(bundle[0].label)
+            found.made(bundle)
+        assert sorted(order) == sorted(task.label for task in plan.tasks.values())
+        firsts.append(order[0])
+    assert firsts == ["top 0", "top 1", "top 2", "top 3"]
+
+
 @pytest.mark.slow
 def test_hundreds_of_thousands_of_tasks_are_scheduled_in_seconds():
     plan, seconds = cluster_grid(100, 10, 20, 17, random.Random(0))

@@ -1,31 +1,24 @@
 """Slurm: settings and scripts; and, on a real Slurm of one node, jobs that are killed, preempted, cancelled or out of time."""
 
 import os
-import random
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 from counting_track import Told, grid, results
 
+from command_line import CommandLine
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component
-from overpaint.run import following
-from overpaint.run.engines import slurm
 from overpaint.run.engines.slurm import minutes
 from overpaint.run.leases import held
 from overpaint.run.runner import run_here
 from overpaint.run.store import Store
+from processes import jobs
 from small_grid import figures, one_thread
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "slurm_single_node.sh"
 #: What a run leaves empty.
 PLACES = ("tmp", "locks", "leases", "runs", "corrupt")
 
@@ -60,6 +53,20 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(store, counting, capsys
     assert list(store.root.glob("runs/*")) == []
 
 
+def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch):
+    """The whole command, on a store that is there and on one that is not."""
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # the command's handlers would stay in this process
+    monkeypatch.delenv("OVERPAINT_STORE", raising=False)
+    there = Store(tmp_path / "there")
+    there.prepare()
+    before = sorted(tmp_path.rglob("*"))
+    cli = CommandLine(tmp_path)
+    for name in ("there", "none"):
+        done = cli("run", "experiment=smoke", "engine=slurm", "engine.dry_run=true", f"store={name}")
+        assert "#SBATCH --requeue" in done.stdout and "nothing was submitted" in done.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_without_slurm_or_submitit_there_is_one_sentence(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="there is no sbatch on this machine; run the command where you submit jobs"):
@@ -72,29 +79,8 @@ def test_without_slurm_or_submitit_there_is_one_sentence(monkeypatch):
 # --- on a real Slurm ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A Slurm of one node with four pretended CPUs. Skips where it cannot be started."""
-    if os.geteuid() or not shutil.which("dpkg"):
-        pytest.skip("starting a Slurm of one node needs root and Debian's packages")
-    with tempfile.TemporaryDirectory(prefix="slurm-") as lab, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_LAB", lab)
-        patch.setenv("SLURM_LAB_PORT", "7817")
-        started = subprocess.run([SCRIPT, "start", "4", "0"], capture_output=True, text=True)
-        if started.returncode:
-            pytest.skip(f"Slurm cannot be started here: {started.stderr.strip()}")
-        patch.setenv("SLURM_CONF", f"{lab}/slurm.conf")
-        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
-        patch.setattr(slurm, "ASK", 2.0)
-        patch.setattr(following, "PAUSE", 0.3)
-        try:
-            yield
-        finally:
-            subprocess.run([SCRIPT, "stop"], check=True)
-
-
 @pytest.fixture
-def engine(cluster, counting):
+def engine(slurm_cluster, counting):
     """``engine(time=2)``: two jobs with a core each."""
 
     def build(**values):
@@ -107,13 +93,6 @@ def engine(cluster, counting):
 
 def queue():
     return subprocess.run(["squeue", "-h", "-r"], capture_output=True, text=True, check=True).stdout
-
-
-def jobs(store):
-    """The processes of the workers on this machine."""
-    command = ["-m", "submitit.core._submit", str(store.root)]
-    found = [(p, " ".join(p.info["cmdline"] or ())) for p in psutil.process_iter(["cmdline"])]
-    return [p for p, line in found if " ".join(command) in line and "srun" not in line and "slurm_script" not in line]
 
 
 def left(store):
@@ -246,28 +225,6 @@ def test_a_full_disk_is_one_sentence(engine, store):
         engine().run(grid([1], full=True), store, Told())
     subprocess.run(["scancel", "--me"], check=True)
     assert store.failures() == {} and jobs(store) == []
-
-
-@pytest.mark.slow
-def test_kills_at_any_moment_cost_nothing_but_time(engine, tmp_path):
-    """Five runs; the waiting command is killed, or one of the jobs. The same command continues."""
-    chance = random.Random(2)
-    values = "workers=2, gpus=0, cpus=1, partition='main', time=10"
-    for number in range(5):
-        store, plan = Store(tmp_path / str(number)), grid(range(6))
-        store.prepare()
-        code = f"import counting_track; counting_track.main({str(store.root)!r}, 'slurm', 6, 0.2, {values})"
-        run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-        time.sleep(chance.uniform(1, 6))
-        victims = jobs(store) if number % 2 else []
-        if victims:
-            chance.choice(victims).kill()
-            assert run.wait() == 0
-        else:
-            run.kill()
-            run.wait()
-        assert not engine().run(plan, store, Told()).failed
-        assert results(plan, store) == [n + 100 for n in range(6)] and left(store) == [] and store.failures() == {}
 
 
 @pytest.mark.slow

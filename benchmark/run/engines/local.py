@@ -87,7 +87,8 @@ class Workers:
     def __enter__(self) -> Workers:
         context: Any = multiprocessing.get_context(START)
         if START == "forkserver":
-            context.set_forkserver_preload(list(track(self._plan.track).slow_modules))
+            kind = track(self._plan.track)
+            context.set_forkserver_preload(["__main__", __name__, type(kind).__module__, *kind.slow_modules])
         # Workers start with SIGINT ignored: a terminal sends Ctrl-C to all processes, and the run ends its workers itself.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -172,16 +173,20 @@ def work(assignment: Assignment, pipe: Connection) -> None:
     _die_with_the_run()
     messenger = Messenger(pipe)
     try:
-        signal.signal(signal.SIGTERM, _leave)
+        with suppress(KeyboardInterrupt):
+            _make(assignment, messenger)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # libraries clean up after this, and must not be interrupted
+
+
+def _make(assignment: Assignment, messenger: Messenger) -> None:
+    signal.signal(signal.SIGTERM, _leave)
+    try:
         executor = assignment.executor(messenger)
         while True:
             messenger.tell("result", executor.run_one(messenger.hear()))
     except UserError as error:
         messenger.tell("refused", str(error))
-    except KeyboardInterrupt:
-        return
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # libraries clean up after this, and must not be interrupted
 
 
 def _die_with_the_run() -> None:

@@ -134,6 +134,9 @@ class Actor(Teller):
     """The process of one actor. It makes bundles in one thread, and hands over messages meanwhile."""
 
     def __init__(self, folder: Path, worker: str, device: str, threads: int):
+        os.environ.update(
+            environment(threads)
+        )  # before torch is imported; Ray's own way starts a process for each actor
         self._start = folder, worker, device, threads
         self._messages: queue.Queue[tuple] = queue.Queue()
         self._thread = ThreadPoolExecutor(1)
@@ -147,6 +150,7 @@ class Actor(Teller):
                 f"{worker} on {platform.node()} does not see the store {folder.parent.parent}: "
                 "put it on a path that all nodes of the Ray cluster share"
             )
+        os.environ.update(environment(threads))  # torch is not imported yet; Ray's own way (runtime_env) starts slower
         assignment = SharedRun.read(folder).assignment(worker, device, threads)
         self._executor = assignment.executor(self)
         return owner()
@@ -199,7 +203,6 @@ class Actors:
             num_gpus=gpus,
             num_cpus=cpus,
             max_restarts=0,
-            runtime_env={"env_vars": environment(cpus)},
         )(Actor)
         self._members: list[Member] = []
 

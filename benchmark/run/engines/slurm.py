@@ -146,7 +146,7 @@ class Slurm:
         executor = _library().SlurmExecutor(folder=shared.folder / "logs", max_num_timeout=REQUEUES)
         executor.update_parameters(**self.parameters)
         seconds = max(20 * self.minutes, 60 * self.minutes - self.notice - EARLY)
-        workers = [Worker(str(shared.folder), n, self.device, self.cpus, seconds) for n in numbers]
+        workers = [Worker(str(shared.folder), n, self.device, self.cpus, seconds, n / self.workers) for n in numbers]
         try:
             with executor.batch():
                 jobs = [executor.submit(worker) for worker in workers]
@@ -300,16 +300,16 @@ class OutOfTime(BaseException):
 class Worker:
     """What a job of the array runs: bundles of the plan that nobody else makes, until nothing is left or its time is up.
 
-    ``seconds`` is the time until Slurm's notice at the earliest. When the notice comes, or the job is preempted, submitit
-    calls `checkpoint` and requeues the job.
+    ``seconds`` is the time until Slurm's notice at the earliest, ``start`` the place in the plan where it begins. When the
+    notice comes, or the job is preempted, submitit calls `checkpoint` and requeues the job.
     """
 
-    def __init__(self, folder: str, number: int, device: str, threads: int, seconds: int):
-        self._arguments = folder, number, device, threads, seconds
+    def __init__(self, folder: str, number: int, device: str, threads: int, seconds: int, start: float):
+        self._arguments = folder, number, device, threads, seconds, start
         self._crew: Timed | None = None
 
     def __call__(self) -> None:
-        folder, number, device, threads, seconds = self._arguments
+        folder, number, device, threads, seconds, start = self._arguments
         end = Path(folder) / "ended" / f"{number}.json"
         signal.signal(signal.SIGTERM, _told_to_end)
         try:
@@ -318,8 +318,8 @@ class Worker:
             plan, store = shared.plan(), Store(assignment.store)
             estimates, todo = Estimates(store), plan.missing(store)
             with Display(todo, estimates, Console(file=sys.stdout, soft_wrap=True)) as display:
-                self._crew = Timed(assignment.executor(display), estimates, seconds)
-                run_plan(plan, store, self._crew, display, IDLE)
+                self._crew = Timed(assignment.executor(display), plan, estimates, seconds)
+                run_plan(plan, store, self._crew, display, IDLE, start)
         except UserError as error:
             print(error)
             _write(end, refused=str(error))
@@ -341,8 +341,8 @@ class Worker:
 class Timed(Alone):
     """A crew of one that starts no bundle for which its time is too short by its estimate; the first one it always starts."""
 
-    def __init__(self, executor: Executor, estimates: Estimates, seconds: float):
-        super().__init__(executor)
+    def __init__(self, executor: Executor, plan: Plan, estimates: Estimates, seconds: float):
+        super().__init__(executor, plan)
         self._end, self._estimates = time.monotonic() + seconds, estimates
         self._count, self._latest = 0, list[Task]()
 
@@ -407,8 +407,9 @@ def _name(job: str) -> str:
 
 
 def _write(path: Path, **values) -> None:
+    """Write a file of a run's folder, if that is still there."""
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(values), encoding="utf-8")
 
 
