@@ -63,9 +63,17 @@ def cell_assets(cell: Cell) -> list[str]:
     resolve(cell.model.path)
     for listed in cell.concepts.lists.values():
         listed.check()
-    detectors = [component("detector", name).defaults for name in (cell.model.detector, cell.model.judge) if name]
-    values = [*detectors, cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference]
-    return referred(values)
+    detectors = [_detector_assets(name) for name in (cell.model.detector, cell.model.judge) if name]
+    values = (cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference)
+    return list(dict.fromkeys(name for found in (*detectors, *map(_referred, values)) for name in found))
+
+
+_referred = remembered(referred)  # cells share their parts
+
+
+@remembered
+def _detector_assets(name: str) -> list[str]:
+    return referred(component("detector", name).defaults)
 
 
 def build_attack(choice: Choice, seed: int) -> Attack:
