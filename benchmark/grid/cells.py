@@ -53,6 +53,7 @@ class ModelSpec:
         catalogue: default concept catalogue.
         protocol: default protocol.
         stand_ins: extractors that mean nothing for this model's images, each with the one to use instead.
+        compiled: whether images are generated with the compiled network (``engine.compile``), which changes their last bits.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelSpec:
     catalogue: str | None
     protocol: str = "ddim50"
     stand_ins: dict[str, str | None] = field(default_factory=dict)
+    compiled: bool = False
 
     def __post_init__(self):
         for key, further in (("detector", ("auto",)), ("judge", ())):
@@ -77,7 +79,8 @@ class ModelSpec:
     @property
     def settings(self) -> dict[str, Any]:
         """The fields that affect records."""
-        return {key: getattr(self, key) for key in ("path", "precision", "detector", "judge", "reference")}
+        found = {key: getattr(self, key) for key in ("path", "precision", "detector", "judge", "reference")}
+        return found | ({"compiled": True} if self.compiled else {})
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,7 @@ class Cell:
         shown: dict[str, Mapping[str, Any]] = {axis: {} for axis in AXES} | {
             "method": self.method.given,
             "attack": self.attack.given,
+            "model": {"compile": True} if self.model.compiled else {},
         }
         for key, value in self.given.items():
             axis, _, inner = key.partition(".")
@@ -313,7 +317,7 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
     model = _part(ModelSpec, config["model"], "model")
     concepts = _concepts(config["concepts"], model.catalogue)
     budget = _part(Budget, config["budget"], "budget")
-    model = _with_detector(model, concepts)
+    model = _compiled(_with_detector(model, concepts), (config.get("engine") or {}).get("compile", False))
     circumstances = (explicit, model.preset, concepts, budget.max_steps)
     attack = _chosen("attack", config["attack"], *circumstances)
     return Cell(
@@ -339,6 +343,12 @@ def _with_detector(model: ModelSpec, concepts: ConceptSet) -> ModelSpec:
     if model.detector != "auto":
         return model
     return replace(model, detector=concepts.detector or DETECTORS[concepts.kind])
+
+
+@remembered
+def _compiled(model: ModelSpec, compiled: Any) -> ModelSpec:
+    check_type(compiled, bool, "engine.compile")
+    return replace(model, compiled=True) if compiled else model
 
 
 @remembered
