@@ -44,9 +44,8 @@ lint: setup
 leaderboards: setup  ## every table, picture and number of the pages, from leaderboards/results; no model is run
 	$(BIN)/python scripts/write_leaderboards.py
 
-bench: setup  ## speed against a bare diffusers loop, of attacks side by side, start-up times, a large store
-	$(BIN)/python scripts/bench.py
-	$(BIN)/python scripts/bench_store.py
+bench: setup  ## measures speed and writes docs/performance.md; SECTIONS="generation planning" selects
+	$(BIN)/python scripts/bench.py $(SECTIONS)
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache outputs

@@ -1,78 +1,245 @@
-"""Benchmark the speed of the harness (`make bench`). Every figure and its baseline are measured in the same run."""
+"""Benchmark the speed of the harness and write docs/performance.md (`make bench`).
+
+``python scripts/bench.py`` measures every section of the page, ``python scripts/bench.py generation planning`` these sections;
+the others keep their text. A figure is a ratio: what is compared runs in turns, in one run on one machine.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
+import re
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-
-from overpaint.commands.grids import prepare
-from overpaint.grid.composition import compose_cells
-from overpaint.images.stages import generate
-from overpaint.images.workbench import Workbench
-from overpaint.models.loading import load_pipeline
-from overpaint.models.sources import resolve
-from overpaint.run.executor import execute
-from overpaint.run.store import MANIFEST
-from overpaint.run.tasks import Task
-
-PROTOCOL = {"scheduler": "ddim", "steps": 20, "guidance_scale": 4.0, "size": None}
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+PROTOCOL = {"scheduler": "dpm", "steps": 10, "guidance_scale": 4.0, "size": None}
 WORDS = ("church", "house", "car", "cat", "boat", "fish", "tree", "star")
 
 
-def images_per_second(batch_size: int = 32, batches: int = 3, rounds: int = 5) -> dict[str, float]:
-    """Images per second of the generate stage (hooks, PNG, Parquet) and of a plain batched loop over the same pipeline."""
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A ratio: the median of several rounds, the lowest and the highest."""
+
+    what: str
+    ratio: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, what: str, ratios: Sequence[float]) -> Figure:
+        return cls(what, statistics.median(ratios), min(ratios), max(ratios))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. ``about`` says what is divided by what, ``measure`` returns the figures."""
+
+    title: str
+    about: str
+    measure: Callable[[], list[Figure]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of a section, the day, and the machine in words. No figures: not measured yet."""
+
+    figures: Sequence[Figure] = ()
+    day: str = ""
+    machine: str = ""
+
+
+HEAD = """# Performance
+
+After reading this page you know how fast overpaint is, compared with what you would write without it. `make bench` measures
+every section and writes this page; `python scripts/bench.py NAME` measures one section again. Every figure is a ratio of times in
+one run on one machine: the median of several rounds, with the lowest and the highest. Other machines have other ratios.
+"""
+
+
+def text_of(measured: Mapping[str, Measured]) -> str:
+    """The page with these sections."""
+    return "\n".join([HEAD, *(_section(name, measured.get(name, Measured())) for name in SECTIONS)])
+
+
+def _section(name: str, measured: Measured) -> str:
+    section, command = SECTIONS[name], f"`python scripts/bench.py {name}`"
+    lines = [f"## {section.title}", "", section.about, ""]
+    if not measured.figures:
+        return "\n".join([*lines, f"Not measured yet: {command}.", ""])
+    rows = [f"| {f.what} | {f.ratio:.3g} | {f.low:.3g} | {f.high:.3g} |" for f in measured.figures]
+    said = f"Measured on {measured.day} by {command} on {measured.machine}."
+    return "\n".join(
+        [*lines, "| figure | ratio | lowest | highest |", "| --- | --- | --- | --- |", *rows, "", said, ""]
+    )
+
+
+def read(text: str) -> dict[str, Measured]:
+    """The sections of a page that was written by `text_of`."""
+    found = {}
+    for name, section in SECTIONS.items():
+        body = text.partition(f"## {section.title}\n")[2].partition("\n## ")[0]
+        said = re.search(rf"^Measured on (\S+) by `python scripts/bench.py {re.escape(name)}` on (.+)\.$", body, re.M)
+        rows = re.findall(r"^\| (.+)" + 3 * r" \| (\d[\d.e+-]*)" + r" \|$", body, re.M)
+        figures = [Figure(what, *map(float, numbers)) for what, *numbers in rows]
+        found[name] = Measured(figures, said[1], said[2]) if said else Measured()
+    return found
+
+
+def machine() -> str:
+    """The processor, its cores, and the versions of what computes; nothing that names a machine."""
+    try:
+        listed = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        listed = None
+    processor = listed[1] if listed else platform.processor() or platform.machine()
+    libraries = ", ".join(
+        f"{name} {version(name).partition('+')[0]}" for name in ("torch", "diffusers", "transformers")
+    )
+    return f"{processor} ({os.cpu_count()} cores), Python {platform.python_version()}, {libraries}"
+
+
+def in_turns(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Processor seconds of each work in each round, after one round that is not counted. Other load changes them little."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            start = time.process_time()
+            work()
+            if number:
+                found[name].append(time.process_time() - start)
+    return found
+
+
+def divided(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(above, below, strict=True)]
+
+
+# --- generation ----------------------------------------------------------------------------------------------------
+
+
+def generation(batch_size: int = 32, batches: int = 2, rounds: int = 8) -> list[Figure]:
+    """Stage *generate*, with its PNG and Parquet files, beside a loop over the same pipeline."""
+    import numpy as np
+    import torch
+
+    from overpaint.images.stages import generate
+    from overpaint.images.workbench import Workbench
+    from overpaint.models.loading import load_pipeline
+    from overpaint.models.sources import resolve
+    from overpaint.run.tasks import Task
+
+    torch.set_num_threads(1)
     count = batch_size * batches
     shots = [[f"a picture of a {WORDS[i % len(WORDS)]}", 1000 + i, None] for i in range(count)]
-    bench = Workbench()
-    model = bench.model(resolve("testbed"), "float32", "cpu")
-    pipeline = load_pipeline("testbed", "float32", "cpu").pipeline
-    pipeline.unet.to(memory_format=torch.channels_last)
-    pipeline.scheduler = model.scheduler("ddim")
-    pipeline.set_progress_bar_config(disable=True)
-    runtime = {"path": resolve("testbed"), "device": "cpu", "batch_size": batch_size}
-    config = {"model": "testbed", "precision": "float32", "protocol": PROTOCOL, "shots": shots}
-    task = Task("generate", config, runtime=runtime)
+    made: dict[str, np.ndarray] = {}
 
-    def harness() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            generate.run(task, {}, Path(folder), bench)
+    def pixels(images) -> np.ndarray:
+        return np.stack([np.asarray(image, dtype=int) for image in images])
 
-    def bare() -> None:
-        for start in range(0, count, batch_size):
-            part = shots[start : start + batch_size]
-            generators = [torch.Generator().manual_seed(seed) for _, seed, _ in part]
-            pipeline(
-                [text for text, _, _ in part],
-                num_inference_steps=PROTOCOL["steps"],
-                guidance_scale=PROTOCOL["guidance_scale"],
-                generator=generators,
-            )
+    def bare(name: str, layout: torch.memory_format) -> Callable[[], None]:
+        model = load_pipeline("testbed", "float32", "cpu")
+        pipeline = model.pipeline
+        pipeline.unet.to(memory_format=layout)
+        pipeline.scheduler = model.scheduler(PROTOCOL["scheduler"])
+        pipeline.set_progress_bar_config(disable=True)
 
-    harness(), bare()
-    ratios, speeds = [], {"harness": [], "bare": []}
-    for _ in range(rounds):
-        for name, work in (("harness", harness), ("bare", bare)):
-            start = time.perf_counter()
-            work()
-            speeds[name].append(count / (time.perf_counter() - start))
-        ratios.append(speeds["harness"][-1] / speeds["bare"][-1])
-    return {
-        "harness_images_per_second": statistics.median(speeds["harness"]),
-        "bare_images_per_second": statistics.median(speeds["bare"]),
-        "ratio_median": statistics.median(ratios),
-        "ratio_lowest": min(ratios),
+        def work() -> None:
+            images = []
+            for start in range(0, count, batch_size):
+                part = shots[start : start + batch_size]
+                images += pipeline(
+                    [text for text, _, _ in part],
+                    num_inference_steps=PROTOCOL["steps"],
+                    guidance_scale=PROTOCOL["guidance_scale"],
+                    generator=[torch.Generator().manual_seed(seed) for _, seed, _ in part],
+                ).images
+            made[name] = pixels(images)
+
+        return work
+
+    def stage(name: str, precision: str = "float32", **more) -> Callable[[], None]:
+        bench, runtime = Workbench(), {"path": resolve("testbed"), "device": "cpu", "batch_size": batch_size}
+        config = {"model": "testbed", "precision": precision, "protocol": PROTOCOL, "shots": shots, **more}
+
+        def work() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                generate.run(Task("generate", config, runtime=runtime), {}, Path(folder), bench)
+                made[name] = pixels(generate.read_images(Path(folder)))
+
+        return work
+
+    works = {
+        "bare": bare("bare", torch.contiguous_format),
+        "channels last": bare("channels last", torch.channels_last),
+        "stage": stage("stage"),
+        "compiled": stage("compiled", compiled=1),
+        "bfloat16": stage("bfloat16", precision="bfloat16"),
     }
+    start = time.perf_counter()
+    works["compiled"]()
+    warm_up = time.perf_counter() - start
+    seconds = in_turns(works, rounds)
+    print(f"compilation and {count} images: {warm_up:.0f} s", file=sys.stderr)
+    print({name: float(abs(made[name] - made["stage"]).max()) for name in works}, file=sys.stderr)
+    per_image = statistics.median(seconds["stage"]) / count
+    saved = per_image - statistics.median(seconds["compiled"]) / count
+    total = count * rounds
+    figures = [
+        Figure.of(f"the loop / stage generate ({total} images each)", divided(seconds["bare"], seconds["stage"])),
+        Figure.of("the loop, channels last / stage generate", divided(seconds["channels last"], seconds["stage"])),
+        Figure.of("the loop / engine.compile=true", divided(seconds["bare"], seconds["compiled"])),
+        Figure.of("stage generate / engine.compile=true", divided(seconds["stage"], seconds["compiled"])),
+        Figure.of("the loop / model.precision=bfloat16", divided(seconds["bare"], seconds["bfloat16"])),
+    ]
+    for name, label in (("channels last", "the loop, channels last"), ("compiled", "engine.compile=true")):
+        apart = abs(made[name] - made["bare"])
+        figures.append(Figure.of(f"largest difference from the loop's pixels, of 255: {label}", [float(apart.max())]))
+        figures.append(
+            Figure.of(f"share of pixels' values that differ from the loop's: {label}", [float((apart > 0).mean())])
+        )
+    if saved > 0:
+        figures.append(Figure.of("first compilation / seconds saved per 1,000 images", [warm_up / (1000 * saved)]))
+    return figures
 
 
-#: Seconds of the official scripts and of a 20-line reference on weights of this shape, for comparison.
+def sharing() -> list[Figure]:
+    """Images that the demo's cells ask for, by those that its plan makes."""
+    from overpaint.commands.grids import planned
+
+    with tempfile.TemporaryDirectory() as store:
+        plan = planned(["experiment=demo", f"store={store}"]).plan.opened()
+    work = {task.key: task.amount for task in plan.tasks.values()}
+    asked = 0
+    for _, measure in plan.cells:
+        needed, waiting = set(), [measure.key]
+        while waiting:
+            task = plan.tasks[waiting.pop()]
+            if task.key not in needed:
+                needed.add(task.key)
+                waiting += task.inputs.values()
+        asked += sum(work[key] for key in needed if plan.tasks[key].stage == "generate")
+    made = sum(work[task.key] for task in plan.tasks.values() if task.stage == "generate")
+    return [Figure.of(f"images that each cell alone would make / the {made} of the demo's grid", [asked / made])]
+
+
+# --- erasers and attacks -------------------------------------------------------------------------------------------
+
+#: Closed-form erasers, each with its settings.
 CLOSED_FORM = {
     "uce current": ("uce", {"variant": "current"}),
     "uce legacy": ("uce", {"variant": "legacy"}),
@@ -81,12 +248,8 @@ CLOSED_FORM = {
 }
 
 
-def closed_form_seconds(retained: int = 100) -> dict[str, dict[str, float]]:
-    """Seconds of closed-form edits on random weights with Stable Diffusion 1.4's shape (860 M UNet, 32 key/value matrices).
-
-    The edits erase one concept with ``retained`` retained concepts, and then a hundred concepts at once. ``encode`` is the time
-    in the text encoder; ``solve`` is the rest.
-    """
+def closed_form(retained: int = 100) -> list[Figure]:
+    """Closed-form edits of random weights with Stable Diffusion 1.4's shape (860 M UNet, 32 key/value matrices)."""
     from build_random_sd import random_pipeline
 
     import overpaint
@@ -96,23 +259,25 @@ def closed_form_seconds(retained: int = 100) -> dict[str, dict[str, float]]:
     model = DiffusionModel(random_pipeline())
     names = [f"concept {first}{second}" for first in "abcdefghijklmno" for second in "abcdefghijklmno"]
     clock = _Encoding(model)
-    found: dict[str, dict[str, float]] = {}
+    found = []
     for label, (method, values) in CLOSED_FORM.items():
+        total, encode = {}, {}
         for count in (1, 100):
-            clock.seconds = 0.0
             with Meter("cpu") as before:
                 pass
-            start = time.perf_counter()
+            clock.seconds, start = 0.0, time.perf_counter()
             erasure = overpaint.erase(
                 model, method, erase=names[:count], anchor="art", retain=names[100 : 100 + retained], **values
             )
-            total = time.perf_counter() - start
-            found[f"{label}, {count} concept{'s' * (count > 1)}, {retained} retained"] = {
-                "encode_seconds": clock.seconds,
-                "solve_seconds": total - clock.seconds,
-                "megabytes": erasure.artefact_bytes / 1e6,
-                "peak_gigabytes_above_model": (erasure.manifest["peak_bytes"] - before.peak_bytes) / 1e9,
-            }
+            total[count], encode[count] = time.perf_counter() - start, clock.seconds
+            print(
+                f"{label}, {count} concept(s), {retained} retained: {encode[count]:.2f} s in the text encoder, "
+                f"{total[count] - encode[count]:.2f} s elsewhere, {erasure.artefact_bytes / 1e6:.3g} MB, "
+                f"{(erasure.manifest['peak_bytes'] - before.peak_bytes) / 1e9:.2f} GB above the model",
+                file=sys.stderr,
+            )
+        found.append(Figure.of(f"{label}: 100 concepts / 1 concept", [total[100] / total[1]]))
+        found.append(Figure.of(f"{label}: 100 concepts / its time in the text encoder", [total[100] / encode[100]]))
     return found
 
 
@@ -132,34 +297,26 @@ class _Encoding:
         model.encode_ids = timed
 
 
-def attack_seconds(prompts: int = 20, alone: int = 3) -> dict[str, float]:
-    """UnlearnDiffAtk (testbed preset, UCE victim) on all prompts in one process, and in one process per prompt.
-
-    Returns wall-clock seconds from start to exit and denoiser evaluations, both per prompt. The second variant runs only
-    ``alone`` prompts.
-    """
+def attack(prompts: int = 20, alone: int = 3) -> list[Figure]:
+    """UnlearnDiffAtk (testbed preset, UCE victim): all prompts in one process, and ``alone`` of them in a process each."""
     with tempfile.TemporaryDirectory() as folder:
         stores = [f"{folder}/together", f"{folder}/alone"]
         for store in stores:
             _in_a_process(store, prompts, "none")  # makes the erasure in advance
         together = _in_a_process(stores[0], prompts, "all")
         one_by_one = [_in_a_process(stores[1], prompts, str(n * prompts // alone)) for n in range(alone)]
-    apart = {key: statistics.mean(found[key] for found in one_by_one) for key in together}
-    return {
-        "prompts": prompts,
-        "model_loads": together["loads"],
-        "together_seconds_per_prompt": together["seconds"] / prompts,
-        "alone_seconds_per_prompt": apart["seconds"],
-        "ratio": apart["seconds"] * prompts / together["seconds"],
-        "together_forwards_per_prompt": together["forwards"] / prompts,
-        "alone_forwards_per_prompt": apart["forwards"],
-    }
+    ratios = [found["seconds"] * prompts / together["seconds"] for found in one_by_one]
+    forwards = [found["forwards"] * prompts / together["forwards"] for found in one_by_one]
+    return [
+        Figure.of("seconds per prompt: one process per prompt / one process", ratios),
+        Figure.of("evaluations of the network per prompt: one process per prompt / one process", forwards),
+    ]
 
 
 def _in_a_process(store: str, prompts: int, which: str) -> dict[str, float]:
     """The result of `attack_prompts` in a separate process, with its wall-clock seconds."""
     start = time.perf_counter()
-    command = [sys.executable, __file__, "attack", store, str(prompts), which]
+    command = [sys.executable, __file__, "--attack", store, str(prompts), which]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout) | {"seconds": time.perf_counter() - start}
 
@@ -169,11 +326,17 @@ def attack_prompts(store: str, prompts: int, which: str) -> dict[str, float]:
 
     Returns how often weights were read, and the number of forward passes.
     """
+    from overpaint.commands.grids import prepare
+    from overpaint.grid.composition import compose_cells
+    from overpaint.images.workbench import Workbench
+    from overpaint.run.executor import execute
+    from overpaint.run.store import MANIFEST
+
     overrides = ["method=uce", "attack=uda", "concepts=church", f"budget.target_prompts={prompts}", f"store={store}"]
     grid = prepare(compose_cells(overrides))
-    plan, place = grid.plan, grid.store
+    plan, place = grid.plan.opened(), grid.store
     place.prepare()
-    bench, quiet = Workbench(), SimpleNamespace(stepped=lambda *step: None)
+    bench, quiet = Workbench(), SimpleNamespace(noted=lambda *note: None)
     erased = [t for t in plan.tasks.values() if t.stage == "attack" and "erasure" in t.inputs]
     wanted = [t for t in erased if t.config["concept"]["name"] == "church"]
     erase = plan.tasks[wanted[0].inputs["erasure"]]
@@ -183,36 +346,142 @@ def attack_prompts(store: str, prompts: int, which: str) -> dict[str, float]:
         bundles = [plan.bundles[t.key] for t in wanted if t is plan.bundles[t.key][0]]
     else:
         bundles = [[wanted[int(which)]]]
-    made = [task for bundle in bundles for task in execute(bundle, plan, place, bench, "cpu", quiet)]
+    made = [task for bundle in bundles for task in execute(bundle, plan.track, place, bench, "cpu", quiet)]
     costs = [json.loads((place.path(t.stage, t.key) / MANIFEST).read_text())["cost"] for t in made]
     return {"loads": bench.loads, "forwards": sum(cost.get("forwards", 0) for cost in costs)}
 
 
-def start_up(*arguments: str, rounds: int = 7) -> float:
-    """Median wall-clock seconds of a command from start to exit."""
-    command = [str(Path(sys.executable).parent / "overpaint"), *arguments]
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+# --- commands, planning, stores ------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    figures = {
-        "help_seconds": start_up("--help"),
-        "list_methods_seconds": start_up("list", "methods"),
-        **images_per_second(),
+def processor_seconds(*command: str) -> float:
+    """Processor seconds of a Python process with these arguments, its child processes included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def start_up(rounds: int = 7) -> list[Figure]:
+    """Commands beside imports of what they would need at least."""
+    program, found = ("-m", "overpaint.cli"), {}
+    commands = {
+        "python": ("-c", "pass"),
+        "torch": ("-c", "import torch"),
+        "help": (*program, "--help"),
+        "list": (*program, "list", "methods"),
     }
-    print(json.dumps({name: round(value, 3) for name, value in figures.items()}, indent=1))
-    print("attack", json.dumps({name: round(value, 3) for name, value in attack_seconds().items()}))
-    for name, measured in closed_form_seconds().items():
-        print(name, json.dumps({key: round(value, 3) for key, value in measured.items()}))
+    for _ in range(rounds):
+        for name, command in commands.items():
+            found.setdefault(name, []).append(processor_seconds(*command))
+    return [
+        Figure.of("overpaint --help / an empty Python program", divided(found["help"], found["python"])),
+        Figure.of("overpaint --help / import torch", divided(found["help"], found["torch"])),
+        Figure.of("overpaint list methods / import torch", divided(found["list"], found["torch"])),
+    ]
+
+
+#: A program that plans a grid of 50 concept sets, 20 attacks and the settings of a method in its argument.
+PLANNING = """
+import sys
+from overpaint.commands.grids import planned
+from overpaint.grid.concepts import load_catalogue
+
+names = [name for name, concept in load_catalogue("testbed").concepts.items() if concept.label][:25]
+grid = planned([
+    "concepts=inline", f"concepts.erase={','.join(names)}", "concepts.anchor=null,thing",
+    "method=uce", "uce.lamb=" + ",".join(f"{n / 10}" for n in range(1, int(sys.argv[1]) + 1)),
+    "attack=none,uda,p4d_n,p4d_k,rab,cce,pez,mma,soft_prefix,synonym,paraphrase,multilingual,inversion,relearn,seed_search,"
+    "rece_embedding,rab_embedding,p4d_uda,random_prefix,concept_arithmetic", "store=" + sys.argv[2],
+])
+assert len(grid.plan.cells) == 1000 * int(sys.argv[1])
+"""
+
+
+def planning(rounds: int = 3) -> list[Figure]:
+    """Plans of 1,000 and of 100,000 cells, imports included."""
+    found: dict[str, list[float]] = {"1": [], "100": [], "torch": []}
+    with tempfile.TemporaryDirectory() as store:
+        for _ in range(rounds):
+            found["torch"].append(processor_seconds("-c", "import torch, diffusers, transformers"))
+            for settings in ("1", "100"):
+                found[settings].append(processor_seconds("-c", PLANNING, settings, store))
+    seconds = statistics.median(found["100"])
+    print(f"100,000 cells: {seconds:.1f} processor seconds", file=sys.stderr)
+    return [
+        Figure.of("plan of 100,000 cells / plan of 1,000 cells", divided(found["100"], found["1"])),
+        Figure.of(
+            "plan of 100,000 cells / import of torch, diffusers and transformers", divided(found["100"], found["torch"])
+        ),
+    ]
+
+
+def stores() -> list[Figure]:
+    """Commands on a store of 20,000 artefacts, and the look at what is stored, without and with the index."""
+    import bench_store
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        bench_store.make(root, 4000, 500, 16000)
+        measured = bench_store.measure(root)
+    return [
+        Figure.of(f"{name}: without the index / with it", [before / max(after, 1e-3)])
+        for name, (before, after) in measured.items()
+    ]
+
+
+SECTIONS = {
+    "generation": Section(
+        "Generation",
+        "Seconds of a plain loop of batches over the same `StableDiffusionPipeline` (the testbed, 32 images a batch, 10 steps\n"
+        "of DPM-Solver++), divided by seconds of overpaint's stage *generate*, which also writes PNG and Parquet: above 1,\n"
+        "overpaint is faster. Processor seconds of one thread. The last rows say what compilation changes and costs.",
+        generation,
+    ),
+    "sharing": Section(
+        "Images that are not made twice",
+        "Images that a harness would make that runs every cell by itself, divided by the images of the plan.",
+        sharing,
+    ),
+    "attack": Section(
+        "An attack on many prompts",
+        "UnlearnDiffAtk on twenty prompts. Official scripts start a process per prompt, which loads the model again.",
+        attack,
+    ),
+    "closed-form": Section(
+        "Closed-form erasers",
+        "Random float32 weights of Stable Diffusion 1.4's shape, 100 retained concepts. Wall-clock seconds.",
+        closed_form,
+    ),
+    "start-up": Section("Start of commands", "Processor seconds of whole processes.", start_up),
+    "planning": Section(
+        "Planning",
+        "Processor seconds of whole processes that plan settings of a method × 50 concept sets × 20 attacks.",
+        planning,
+    ),
+    "stores": Section(
+        "Large stores",
+        "A store of 20,000 artefacts. Wall-clock seconds before the index of the store is written, divided by those after.",
+        stores,
+    ),
+}
+
+
+def main(names: Sequence[str]) -> None:
+    unknown = set(names) - set(SECTIONS)
+    if unknown:
+        raise SystemExit(f"unknown section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    for name in names or SECTIONS:
+        figures = SECTIONS[name].measure()
+        measured = read(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
+        measured[name] = Measured(figures, date.today().isoformat(), machine())
+        PAGE.write_text(text_of(measured), encoding="utf-8")
+        for figure in figures:
+            print(f"{figure.what}: {figure.ratio:.3g} [{figure.low:.3g}, {figure.high:.3g}]", flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["attack"]:
+    if sys.argv[1:2] == ["--attack"]:
         print(json.dumps(attack_prompts(sys.argv[2], int(sys.argv[3]), sys.argv[4])))
     else:
-        main()
+        main(sys.argv[1:])

@@ -148,15 +148,21 @@ def present(root: Path) -> dict[str, float]:
     return {"artefacts": count, "seconds": round(time.perf_counter() - begin, 2)}
 
 
-def measure(root: Path) -> None:
-    """Print the figures of a store, one line each."""
+def measure(root: Path) -> dict[str, tuple[float, float]]:
+    """Print the figures of a store, one line each. Returns seconds without and with the index by name."""
+    found: dict[str, tuple[float, float]] = {}
     for name, arguments in COMMANDS.items():
         shutil.rmtree(root / "index", ignore_errors=True)
-        for index in ("without index", "with index"):
-            print(f"{name}, {index}", json.dumps(measured([*arguments, f"store={root}"])), flush=True)
+        before, after = (measured([*arguments, f"store={root}"]) for _ in range(2))
+        found[name] = before["seconds"], after["seconds"]
+        print(f"{name}, without index", json.dumps(before), flush=True)
+        print(f"{name}, with index", json.dumps(after), flush=True)
     shutil.rmtree(root / "index")
-    for index in ("without index", "with index"):
-        print(f"what is stored, {index}", json.dumps(present(root)))
+    before, after = present(root), present(root)
+    found["what is stored"] = before["seconds"], after["seconds"]
+    print("what is stored, without index", json.dumps(before))
+    print("what is stored, with index", json.dumps(after))
+    return found
 
 
 def main() -> None:

@@ -83,7 +83,11 @@ def run_of(grid: Grid, overrides: Sequence[str]) -> dict[str, Any]:
     """How the records of a grid were made: the command, libraries, processor, and hashes of models and asset files."""
     with grid.store.reading(STAGE, grid.plan.cells[0][1].key) as place:
         manifest = read_manifest(place)
-    kept = [o for o in overrides if o.split("=")[0].split(".")[0] not in {*CIRCUMSTANCES, "store"}]
+    kept = [
+        o
+        for o in overrides
+        if (key := o.split("=")[0]) == "engine.compile" or key.split(".")[0] not in {*CIRCUMSTANCES, "store"}
+    ]
     models, assets = hashes(task.config for task in grid.plan.opened().tasks.values())
     return {
         "command": " ".join(["overpaint run", *kept]),

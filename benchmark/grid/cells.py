@@ -54,6 +54,7 @@ class ModelSpec:
         protocol: default protocol.
         stand_ins: extractors that mean nothing for this model's images, each with the one to use instead.
         gold: the method whose models never saw the concept, which metrics of the gold reference compare with; ``None`` for none.
+        compiled: whether images are generated with the compiled network (``engine.compile``), which changes their last bits.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelSpec:
     protocol: str = "ddim50"
     stand_ins: dict[str, str | None] = field(default_factory=dict)
     gold: str | None = None
+    compiled: bool = False
 
     def __post_init__(self):
         for key, further in (("detector", ("auto",)), ("judge", ())):
@@ -82,7 +84,8 @@ class ModelSpec:
     def settings(self) -> dict[str, Any]:
         """The fields that affect records."""
         found = {key: getattr(self, key) for key in ("path", "precision", "detector", "judge", "reference")}
-        return found if self.gold is None else found | {"gold": self.gold}
+        further = {"gold": self.gold, "compiled": self.compiled}  # named only where they are used, so that other keys stay
+        return found | {key: value for key, value in further.items() if value}
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,7 @@ class Cell:
         shown: dict[str, Mapping[str, Any]] = {axis: {} for axis in AXES} | {
             "method": self.method.given,
             "attack": self.attack.given,
+            "model": {"compile": True} if self.model.compiled else {},
         }
         for key, value in self.given.items():
             axis, _, inner = key.partition(".")
@@ -329,7 +333,7 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
     model = _part(ModelSpec, config["model"], "model")
     concepts = _concepts(config["concepts"], model.catalogue)
     budget = _part(Budget, config["budget"], "budget")
-    model = _with_detector(model, concepts)
+    model = _compiled(_with_detector(model, concepts), (config.get("engine") or {}).get("compile", False))
     circumstances = (explicit, model.preset, concepts, budget.max_steps)
     attack = _chosen("attack", config["attack"], *circumstances)
     return Cell(
@@ -355,6 +359,12 @@ def _with_detector(model: ModelSpec, concepts: ConceptSet) -> ModelSpec:
     if model.detector != "auto":
         return model
     return replace(model, detector=concepts.detector or DETECTORS[concepts.kind])
+
+
+@remembered
+def _compiled(model: ModelSpec, compiled: Any) -> ModelSpec:
+    check_type(compiled, bool, "engine.compile")
+    return replace(model, compiled=True) if compiled else model
 
 
 @remembered

@@ -83,7 +83,10 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 def digest(value: Any) -> str:
     """A hash of JSON values that does not depend on the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(_SORTED.encode(value).encode()).hexdigest()
+
+
+_SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=False)  # `json.dumps` would build one for each call
 
 
 @remembered

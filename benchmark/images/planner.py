@@ -40,6 +40,11 @@ from overpaint.models.sources import fingerprint_model, model_family
 from overpaint.run.plan import Line, Outline, Plan
 from overpaint.run.tasks import Task
 
+#: Said before a run with ``engine.compile=true``.
+WARM_UP = (
+    "engine.compile=true: each process compiles the network before its first images, which takes about a minute the first time "
+    "on a machine; the images have keys of their own, and adapters run uncompiled"
+)
 #: First seed index of an attacker's example images, so that no example shares its noise with an attacked image.
 EXAMPLES = 500
 
@@ -53,6 +58,8 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
         for cell in cells:
             _check_support(cell)
         plan.notes += shortenings(cells)
+        if any(cell.model.compiled for cell in cells):
+            plan.notes.append(WARM_UP)
         asking = {(id(cell.concepts), id(cell.budget), cell.attack.name): cell for cell in cells}
         plan.notes += dict.fromkeys(said for cell in asking.values() for said in shortfalls(cell))
         outlines: dict[tuple, Outline] = {}

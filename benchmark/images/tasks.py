@@ -41,6 +41,8 @@ from overpaint.run.tasks import SharedDict, SharedList, Task
 #: Version of our half-precision arithmetic (scaled losses, noise levels, attention). Results of models in float32 and float64
 #: do not depend on it.
 HALF_PRECISION = 2
+#: Version of what ``engine.compile`` does to the network. Compiled images have keys of their own.
+COMPILED = 1
 #: Number of a catalogue's templates per language that an attack can learn from. Templates beyond these are new to every attack,
 #: and adding some to a catalogue changes no stored attack.
 ATTACK_TEMPLATES = 24
@@ -63,9 +65,17 @@ def cell_assets(cell: Cell) -> list[str]:
     resolve(cell.model.path)
     for listed in cell.concepts.lists.values():
         listed.check()
-    detectors = [component("detector", name).defaults for name in (cell.model.detector, cell.model.judge) if name]
-    values = [*detectors, cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference]
-    return referred(values)
+    detectors = [_detector_assets(name) for name in (cell.model.detector, cell.model.judge) if name]
+    values = (cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference)
+    return list(dict.fromkeys(name for found in (*detectors, *map(_referred, values)) for name in found))
+
+
+_referred = remembered(referred)  # cells share their parts
+
+
+@remembered
+def _detector_assets(name: str) -> list[str]:
+    return referred(component("detector", name).defaults)
 
 
 def build_attack(choice: Choice, seed: int) -> Attack:
@@ -356,8 +366,10 @@ def _generate_task(
     plan: Plan, cell: Cell, erasure: Task | None, shots: list | None, attacks: Mapping[str, str], what: str, amount: int
 ) -> Task:
     config = _model(cell.model) | {"protocol": _protocol(cell), "shots": shots}
-    inputs = _erasure(erasure) | dict(attacks)
     label, like = f"generate {what}", f"{config['model']}/{cell.protocol.steps}"
+    if cell.model.compiled:
+        config, like = config | {"compiled": COMPILED}, f"{like}/compiled"
+    inputs = _erasure(erasure) | dict(attacks)
     versions, sources = {"generate": 1}, model_family_source(cell.model.path)
     runtime = _runtime(cell.model, cell.protocol.batch_size)
     loads = _loads(config, erasure)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
@@ -60,6 +63,11 @@ class Images(Track):
             reason = str(error).splitlines()[0]
             raise UserError(f"engine.device={asked} is not a device of this machine: {reason}") from None
         return [f"cuda:{n}" for n in range(torch.cuda.device_count())] if asked == "cuda" else [asked]
+
+    def check_compiler(self) -> None:
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch chooses it
+        if not shutil.which(compiler):
+            raise UserError(f"engine.compile=true needs a C++ compiler, and this machine has no {compiler}")
 
     def power(self, cells: Sequence[Cell]) -> list[str]:
         """What the primary tests can show at the actual number of prompts: the smallest paired difference, and equality."""

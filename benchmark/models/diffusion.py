@@ -113,6 +113,7 @@ class DiffusionModel:
         if self.device.type == "cpu":
             self.denoiser.to(memory_format=torch.channels_last)
         self.guidance: GuidanceMaker = Guidance
+        self._network: Callable[..., Any] | None = None
 
     def check(self) -> None:
         """Raise a `UserError` if the parts do not fit each other."""
@@ -424,11 +425,24 @@ class DiffusionModel:
         """
         if isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1:
             timesteps = timesteps.repeat(len(latents) // len(timesteps))
-        return self.denoiser(latents, timesteps, **self.conditioning(latents, embeds), return_dict=False)[0]
+        network = self._network or self.denoiser
+        return network(latents, timesteps, **self.conditioning(latents, embeds), return_dict=False)[0]
 
     def conditioning(self, latents: torch.Tensor, embeds: torch.Tensor) -> dict[str, Any]:
         """The network's further arguments for latents (b, c, h, w) and text encodings (b, rows, columns)."""
         return {"encoder_hidden_states": embeds}
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Inside the block `predict` runs the network through ``torch.compile``. The first call of a process compiles it.
+
+        Weights may change between blocks. Layers may not: compiled code ignores hooks that are added later.
+        """
+        self._network = torch.compile(self.denoiser)
+        try:
+            yield
+        finally:
+            self._network = None
 
     def attention_maps(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
         """``with model.attention_maps() as maps:`` records cross-attention; see `recorded_maps`.

@@ -30,6 +30,8 @@ class SharedDict(dict):
 
 def _digest(value: Any) -> Any:
     """The value with hashes in the place of lists and mappings that contain nothing but lists and mappings."""
+    if isinstance(value, _PLAIN):  # most values by far: asked first
+        return value
     if isinstance(value, SharedList | SharedDict):
         return value.digest
     if isinstance(value, Mapping):
@@ -40,7 +42,7 @@ def _digest(value: Any) -> Any:
     return value
 
 
-_CONTAINERS = (list, tuple, dict)
+_CONTAINERS, _PLAIN = (list, tuple, dict), (str, int, float, type(None))
 
 
 def hashed(value: Any) -> str:

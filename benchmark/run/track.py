@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from overpaint.errors import UserError
 from overpaint.grid.registry import component, components, load_attribute
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
@@ -47,6 +48,10 @@ class Track(ABC):
     @abstractmethod
     def devices(self, asked: str) -> list[str]:
         """The devices meant by ``auto``, ``cpu``, ``cuda`` or ``cuda:0``; a `UserError` if this machine lacks it."""
+
+    def check_compiler(self) -> None:
+        """Raise a `UserError` if this machine lacks what ``engine.compile`` needs."""
+        raise UserError(f"engine.compile=true: nothing of {type(self).__name__} can be compiled")
 
     def assets(self, cells: Iterable[Any]) -> list[str]:
         """The names of the assets (``conf/asset``) that the cells need."""

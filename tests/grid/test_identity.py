@@ -74,6 +74,17 @@ def test_keys_of_speed_alone_change_neither_labels_nor_settings():
         assert other.given == plain.given == {}
 
 
+def test_a_compiled_network_is_another_point_with_a_label():
+    """It changes the last bits of images, unlike every other key of an engine."""
+    (plain,), (local,), (compiled,) = cells(), cells("engine=local"), cells("engine=local", "engine.compile=true")
+    assert plain.identity == local.identity != compiled.identity
+    assert "compiled" not in plain.settings["model"] and compiled.settings["model"]["compiled"] is True
+    assert (plain.labels["model"], compiled.labels["model"]) == ("testbed", "testbed compile=true")
+    assert cells("engine.compile=false")[0].identity == plain.identity
+    with pytest.raises(UserError, match=r"engine\.compile takes true or false, got 'maybe'"):
+        cells("engine.compile=maybe")
+
+
 def test_what_was_set_by_hand_is_kept_by_its_full_key():
     (cell,) = cells("method=uce", "uce.lamb=1", "budget.seeds=2", "concepts.anchor=house")
     assert cell.given == {"method.lamb": 1, "budget.seeds": 2, "concepts.anchor": "house"}

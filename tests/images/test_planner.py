@@ -187,6 +187,18 @@ def test_where_and_how_a_grid_runs_names_no_task(where):
     assert set(plan(*grid, *where).tasks) == set(plan(*grid).tasks)
 
 
+def test_a_compiled_network_names_what_it_generates_and_no_erasure():
+    grid = ["method=uce", "budget=smoke", "attack=uda"]
+    plain, compiled = plan(*grid), plan(*grid, "engine.compile=true")
+    new = {key: task for key, task in compiled.tasks.items() if key not in plain.tasks}
+    assert {t.stage for t in stages(compiled, "generate")} == {"generate"}
+    assert all(task.key in new and task.config["compiled"] for task in stages(compiled, "generate"))
+    kept = {"erase", "attack", "latency", "reference"}
+    assert not kept & {task.stage for task in new.values()}
+    assert any("each process compiles the network" in note for note in compiled.notes)
+    assert not any("compile" in note for note in plain.notes)
+
+
 def test_batch_size_and_shard_size_name_no_image():
     small, large = plan("budget=smoke", "protocol.batch_size=1"), plan("budget=smoke", "protocol.batch_size=32")
     assert set(small.tasks) == set(large.tasks)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from overpaint.errors import UserError
+from overpaint.models.erasure import Erasure, Replacement
 
 
 def test_a_placeholder_with_a_words_own_embedding_is_that_word(tiny_sd):
@@ -86,3 +87,39 @@ def test_what_the_network_predicts_is_converted_to_noise_and_to_the_clean_latent
     for times, rows in ((t, slice(None)), (500, slice(1, 2)), (500.0, slice(1, 2))):
         torch.testing.assert_close(model.noise_of(output[rows], noisy[rows], times), noise[rows], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(model.clean_of(output[rows], noisy[rows], times), x0[rows], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Compilation without code generation: what torch traces and guards is the same, and its operations run as they are."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+def test_a_compiled_network_has_the_weights_of_the_moment(tiny_sd, quickly):
+    """One compilation serves the unedited model and every erasure that changes weights."""
+    name = tiny_sd.projections("value")[0].name
+    erasure = Erasure("uce", changes={name: Replacement(torch.zeros_like(tiny_sd.named_parameters()[name].data))})
+
+    def sample():
+        with torch.no_grad():
+            return tiny_sd.predict(tiny_sd.noise([0, 1]), 500, tiny_sd.encode(["a dog", "a cat"]))
+
+    plain = sample()
+    with erasure.attached(tiny_sd):
+        erased = sample()
+    assert not torch.equal(plain, erased) and quickly() == 0
+    with tiny_sd.compiled():
+        torch.testing.assert_close(sample(), plain)
+    graphs = quickly()
+    assert graphs > 0
+    with erasure.attached(tiny_sd), tiny_sd.compiled():
+        torch.testing.assert_close(sample(), erased)
+    with tiny_sd.compiled():
+        torch.testing.assert_close(sample(), plain)
+    assert quickly() == graphs
+    assert torch.equal(sample(), plain)

@@ -13,13 +13,17 @@ from overpaint.run.track import Track, track
 
 @dataclass(kw_only=True)
 class Inline:
-    """``device``: ``auto`` is the first GPU if there is one, else the CPU."""
+    """``device``: ``auto`` is the first GPU if there is one, else the CPU. ``compile`` decides what the cells are
+    (`overpaint.grid.cells.ModelSpec`): the images of compiled networks have keys of their own."""
 
     device: str
+    compile: bool = False
 
     def check(self, kind: Track) -> None:
-        """Raise a `UserError` if this machine lacks the device."""
+        """Raise a `UserError` if this machine lacks the device, or the compiler for ``compile``."""
         kind.devices(self.device)
+        if self.compile:
+            kind.check_compiler()
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         return run_here(plan, store, track(plan.track).devices(self.device)[0], watcher)

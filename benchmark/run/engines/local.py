@@ -43,10 +43,11 @@ PR_SET_PDEATHSIG = 1
 @dataclass(kw_only=True)
 class Local:
     """``workers``: how many processes; ``auto`` is one a GPU or, without a GPU, one a CPU core. Each loads the model.
-    ``device`` as in `Inline`. Workers take turns on the GPUs and share the CPU cores evenly."""
+    ``device`` and ``compile`` as in `Inline`. Workers take turns on the GPUs and share the CPU cores evenly."""
 
     workers: int | Literal["auto"]
     device: str
+    compile: bool = False
 
     def __post_init__(self):
         if self.workers != "auto" and self.workers < 1:
@@ -61,8 +62,10 @@ class Local:
         return [devices[n % len(devices)] for n in range(count)], threads
 
     def check(self, kind: Track) -> None:
-        """Raise a `UserError` if this machine lacks the device."""
+        """Raise a `UserError` if this machine lacks the device, or the compiler for ``compile``."""
         kind.devices(self.device)
+        if self.compile:
+            kind.check_compiler()
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         devices, cores = self.places(track(plan.track))

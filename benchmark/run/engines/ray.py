@@ -43,13 +43,14 @@ SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 @dataclass(kw_only=True)
 class Ray:
     """``address``: ``None`` starts Ray for the run; ``auto`` or ``HOST:PORT`` joins a cluster. An actor has ``gpus`` GPUs and
-    ``cpus`` CPU cores; ``workers`` is the number of actors. ``device`` as in `Inline`, on the actor's machine."""
+    ``cpus`` CPU cores; ``workers`` is the number of actors. ``device`` and ``compile`` as in `Inline`, on the actor's machine."""
 
     address: str | None
     workers: Positive | Literal["auto"]
     gpus: float | Literal["auto"]
     cpus: Positive
     device: str
+    compile: bool = False
 
     def __post_init__(self):
         if self.gpus != "auto" and (self.gpus < 0 or (self.gpus > 1 and self.gpus % 1)):
@@ -60,6 +61,8 @@ class Ray:
         """Raise a `UserError` if the device cannot be that of an actor. A cluster's machines have other devices than this."""
         if self.address is None:
             kind.devices(self.device)
+            if self.compile:
+                kind.check_compiler()
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         self.check(track(plan.track))

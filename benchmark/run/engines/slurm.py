@@ -55,7 +55,8 @@ REQUEUES = 10**6
 
 @dataclass(kw_only=True)
 class Slurm:
-    """Keys of ``sbatch`` under plain names (``conf/engine/slurm.yaml``). A job is one worker process on one node."""
+    """Keys of ``sbatch`` under plain names (``conf/engine/slurm.yaml``). A job is one worker process on one node.
+    ``compile`` as in `Inline`."""
 
     workers: Positive
     partition: str | None
@@ -66,6 +67,7 @@ class Slurm:
     memory: Positive | None
     setup: list[str]
     device: str
+    compile: bool = False
     detach: bool
     dry_run: bool
 
