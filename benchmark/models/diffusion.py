@@ -427,6 +427,18 @@ class DiffusionModel:
         named = self.denoiser.named_modules()
         return {name.removesuffix(".attn2"): layer for name, layer in named if name.endswith(".attn2")}
 
+    def skip_connections(self) -> dict[str, tuple[torch.nn.Module, int]]:
+        """The decoder's layers that read a skip connection, by name, each with the width of its backbone.
+
+        A layer's input (b, channels, h, w) has the backbone's channels first and the skip connection's after them.
+        """
+        width, found = self.denoiser.config.block_out_channels[-1], {}
+        for number, block in enumerate(self.denoiser.up_blocks):
+            for place, layer in enumerate(block.resnets):
+                found[f"up_blocks.{number}.resnets.{place}"] = layer, width
+                width = layer.out_channels
+        return found
+
     def projections(self, *roles: str, stream: str | None = None) -> list[Projection]:
         """Cross-attention projections by role (``key``, ``value``, ``query``, ``out``) in state-dict order.
 
