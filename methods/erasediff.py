@@ -21,7 +21,7 @@ D_f, for unsafe concepts also of D_r; otherwise random ones of D_r. ``intended``
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Literal
 
@@ -35,6 +35,7 @@ from overpaint.blocks.concept_pictures import (
     encoded,
     enough,
     passes,
+    stand_in,
 )
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused, shuffled
@@ -71,7 +72,8 @@ class EraseDiff(Eraser):
 
     @property
     def lengths(self) -> tuple[str, ...]:
-        return ("epochs", "pictures", "retain_pictures") if self.folder is None else ("epochs",)
+        passed = ("epochs", "inner_passes") if self.compat == "official" else ("epochs",)
+        return (*passed, "pictures", "retain_pictures") if self.folder is None else passed
 
     def __post_init__(self):
         at_least(1, pictures=self.pictures, retain_pictures=self.retain_pictures, picture_steps=self.picture_steps)
@@ -84,7 +86,9 @@ class EraseDiff(Eraser):
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)
-        retained: Sequence[Concept | None] = request.retain or [self.stand_in(concept) for concept in request.erase]
+        retained: Sequence[Concept | None] = request.retain or [
+            stand_in(concept, self.default_anchor) for concept in request.erase
+        ]
         if self.folder is None:
             enough(pictures=(self.pictures, request.erase), retain_pictures=(self.retain_pictures, retained))
         forget, shown = self.bank(model, request.erase, self.pictures, self.template, draws)
@@ -177,18 +181,11 @@ class EraseDiff(Eraser):
 
     # --- images and captions -----------------------------------------------------------------------------------
 
-    def stand_in(self, concept: Concept) -> Concept | None:
-        """What replaces a concept, as a concept of its own; ``None`` for the empty anchor."""
-        if concept.anchor is not None:
-            return replace(concept, name=concept.anchor, article="", anchor=None) if concept.anchor else None
-        kind = "object" if concept.kind in ("person", "character") else concept.kind  # not a proper name
-        return replace(concept, name=self.default_anchor, kind=kind, article="", anchor=None)
-
     def pseudo(self, concept: Concept, thing: str) -> str:
         """c_p for an image of the concept."""
         if self.pseudo_caption is not None:
             return self.pseudo_caption
-        return concept_caption(self.stand_in(concept), thing, self.template, self.default_anchor)
+        return concept_caption(stand_in(concept, self.default_anchor), thing, self.template, self.default_anchor)
 
     def bank(
         self, model: DiffusionModel, concepts: Sequence[Concept | None], count: int, template: str | None, draws: Draws

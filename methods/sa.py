@@ -20,7 +20,7 @@ from the weights of SD 1.4 that are not averaged, and its average from the avera
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -32,6 +32,7 @@ from overpaint.blocks.concept_pictures import (
     encoded,
     enough,
     passes,
+    stand_in,
     turns,
 )
 from overpaint.blocks.draws import Draws, trace_values
@@ -202,7 +203,7 @@ class SA(Eraser):
         """q, images of the concepts' anchors, and what each shows."""
         return concept_bank(
             model,
-            [self.stand_in(concept) for concept in request.erase],
+            [stand_in(concept, self.default_anchor, request.retain) for concept in request.erase],
             self.pictures,
             lambda concept, thing: concept_caption(concept, thing, self.surrogate_template, self.default_anchor),
             draws,
@@ -211,13 +212,6 @@ class SA(Eraser):
             steps=self.picture_steps,
             guidance_scale=self.picture_guidance,
         )
-
-    def stand_in(self, concept: Concept) -> Concept | None:
-        """The surrogate of a concept, as a concept of its own; ``None`` for the empty anchor."""
-        if concept.anchor is not None:
-            return replace(concept, name=concept.anchor, article="", anchor=None) if concept.anchor else None
-        kind = "object" if concept.kind in ("person", "character") else concept.kind  # not a proper name
-        return replace(concept, name=self.default_anchor, kind=kind, article="", anchor=None)
 
     def replayed(self, model: DiffusionModel, request: Request, draws: Draws) -> ImageBank:
         """r, images of ``replay_captions``, by default of the retained concepts or of common things."""

@@ -25,7 +25,7 @@ images of D_f in order (for unsafe concepts those of D_r too); ``intended`` uses
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -40,6 +40,7 @@ from overpaint.blocks.concept_pictures import (
     encoded,
     enough,
     in_order,
+    stand_in,
 )
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused, shuffled
@@ -186,12 +187,7 @@ class SalUn(Eraser):
         concept = request.erase[index]
         if concept.anchor is None and request.retain:
             return request.retain[index % len(request.retain)]
-        name, kind = concept.anchor, concept.kind
-        if name is None:
-            name = self.default_anchor
-            kind = "object" if kind in ("person", "character") else kind  # not a proper name, so it needs an article
-        known = {retained.name: retained for retained in request.retain}
-        return known.get(name) or (replace(concept, name=name, kind=kind, article="", anchor=None) if name else None)
+        return stand_in(concept, self.default_anchor, request.retain)
 
     def bank(
         self, model: DiffusionModel, concepts: Sequence[Concept | None], count: int, draws: Draws
