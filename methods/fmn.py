@@ -114,33 +114,32 @@ class FMN(Eraser):
         words = self.words(model, concepts, bank, owners, draws)
         student = self.student(model)
         rows_of = passes(draws, "pictures", len(bank), self.batch_size)
-        with model.learned_tokens({word: row for own in words for word, row in own.items()}):
-            spoken = ["".join(own) or concept.name for concept, own in zip(concepts, words, strict=True)]
+        learned = {word: row for own in words for word, row in own.items()}
+        spoken = ["".join(own) or concept.name for concept, own in zip(concepts, words, strict=True)]
+        with model.learned_tokens(learned):
             ids = model.padded_ids([sentence(c, text) for c, text in zip(concepts, spoken, strict=True)])
             places = torch.stack([self.positions(model, row, text) for row, text in zip(ids, spoken, strict=True)])
 
-            def loss() -> torch.Tensor:
-                rows = next(rows_of)
-                z = bank.latents(rows, draws, "z")
-                x_t, t, _ = diffused(model, z if self.real_images else torch.zeros_like(z), draws)
-                mine = [owners[row] for row in rows]
-                with student.active(), model.attention_maps() as maps:
-                    with torch.set_grad_enabled(self.train == "text_encoder"):
-                        embeds = model.encode_ids(ids[mine])
-                    model.predict(x_t, t, embeds)
-                paid = {layer: self.paid(found, places[mine]) for layer, found in maps.items()}
-                trace_values(input_ids=ids[mine], positions=places[mine])
-                trace_values(attention={layer: found.detach() for layer, found in paid.items()})
-                return torch.cat([found.flatten() for found in paid.values()]).norm()
+        def loss() -> torch.Tensor:
+            rows = next(rows_of)
+            z = bank.latents(rows, draws, "z")
+            x_t, t, _ = diffused(model, z if self.real_images else torch.zeros_like(z), draws)
+            mine = [owners[row] for row in rows]
+            with student.active(), model.attention_maps() as maps:
+                with model.learned_tokens(learned), torch.set_grad_enabled(self.train == "text_encoder"):
+                    embeds = model.encode_ids(ids[mine])
+                model.predict(x_t, t, embeds)
+            paid = {layer: self.paid(found, places[mine]) for layer, found in maps.items()}
+            trace_values(input_ids=ids[mine], positions=places[mine])
+            trace_values(attention={layer: found.detach() for layer, found in paid.items()})
+            return torch.cat([found.flatten() for found in paid.values()]).norm()
 
-            def adjust() -> None:
-                if self.max_norm and (self.compat == "intended" or self.train == "xattn"):
-                    trace_values(clip_norm=torch.nn.utils.clip_grad_norm_(student.masters.values(), self.max_norm))
+        def adjust() -> None:
+            if self.max_norm and (self.compat == "intended" or self.train == "xattn"):
+                trace_values(clip_norm=torch.nn.utils.clip_grad_norm_(student.masters.values(), self.max_norm))
 
-            optimizer = torch.optim.AdamW(
-                student.masters.values(), lr=self.learning_rate, weight_decay=self.weight_decay
-            )
-            train(student, optimizer, self.iterations, loss, adjust=adjust)
+        optimizer = torch.optim.AdamW(student.masters.values(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        train(student, optimizer, self.iterations, loss, adjust=adjust)
         return Erasure("fmn", changes=student.changes(), manifest={"pictures": len(bank)})
 
     def student(self, model: DiffusionModel) -> Student:

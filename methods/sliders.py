@@ -28,8 +28,8 @@ import torch
 from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, leco_rollout, rollout
-from overpaint.blocks.training import mean_square, parameter_group, train
-from overpaint.errors import at_least
+from overpaint.blocks.training import mean_square, train
+from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
 from overpaint.grid.typed import check_type
 from overpaint.methods.eraser import Eraser
@@ -110,6 +110,10 @@ class Sliders(Eraser):
         """Train one concept's slider and return its factors."""
         draws = Draws(self.seed)
         names = adapted_layers(model, self.layers, self.train)
+        if not names:
+            raise UserError(
+                f"method=sliders: train={self.train} with layers={self.layers} is empty: nothing would be trained"
+            )
         start = draws.take("init", lambda g: fresh_factors(model, names, self.rank, g, bound=sqrt(3)))
         factors = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in start.items()}
         student = Branches(model, factors, scale=scales(factors, self.alpha))
@@ -202,4 +206,4 @@ def adapted_layers(model: DiffusionModel, layers: Layers, group: Group) -> Seque
             return p.name == "mid_block.resnets.1.conv2.weight" and layers == "c3lier"
         return p.attention != "cross" and (group != "noxattn-hspace" or p.name.startswith("mid_block."))
 
-    return [name.removesuffix(".weight") for name in parameter_group(model, inside)]
+    return [p.name.removesuffix(".weight") for p in model.parameters(model.denoiser_names) if inside(p)]
