@@ -28,7 +28,15 @@ import torch
 from overpaint.blocks.concept_pictures import check_pictures, concept_bank, enough, passes
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused
-from overpaint.blocks.training import COMPVIS_GROUPS, Student, backward, mean_square, parameter_group, train
+from overpaint.blocks.training import (
+    COMPVIS_GROUPS,
+    Student,
+    backward,
+    gradient_of,
+    mean_square,
+    parameter_group,
+    train,
+)
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
@@ -204,7 +212,7 @@ class FMN(Eraser):
                 loss = mean_square(predicted, model.denoising_target(z, noise, t)) / self.inversion_accumulation
                 backward(loss, parameters, model.dtype)
                 for total, row in zip(summed, parameters, strict=True):
-                    total += row.grad
+                    total += gradient_of(row)
                     row.grad = None
                 trace_values(inversion_loss=loss.detach(), inversion_ids=ids)
                 if step % self.inversion_accumulation:
@@ -212,7 +220,7 @@ class FMN(Eraser):
                 for total, row in zip(summed, parameters, strict=True):
                     row.grad = total.clone()
                     total.zero_()
-                trace_values(inversion_gradient=torch.stack([row.grad for row in parameters]))
+                trace_values(inversion_gradient=torch.stack([gradient_of(row) for row in parameters]))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 if self.pull:

@@ -51,7 +51,7 @@ from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, Replacement
-from overpaint.run.progress import steps
+from overpaint.run.progress import steps as announced
 
 #: Factor of the learning rate in the first step of the warm-up, from CompVis's schedule.
 FIRST = 1e-6
@@ -178,7 +178,7 @@ class SA(Eraser):
         used = min(self.fisher_timesteps or total, total)
         times = torch.arange(used, device=model.device) * total // used
         estimate = {name: torch.zeros_like(master) for name, master in base.masters.items()}
-        for number in steps(count, "Fisher images"):
+        for number in announced(count, "Fisher images"):
             z = replay.latents([number], draws, "z")
             noise = draws.noise("noise", (used, *z.shape[1:]), z)
             summed = {name: torch.zeros_like(master) for name, master in base.masters.items()}
@@ -226,8 +226,8 @@ class SA(Eraser):
         if not texts:
             raise UserError("method=sa: replay_captions has no captions")
         captions = [texts[number % len(texts)] for number in range(self.replay_pictures)]
-        how = {"steps": self.picture_steps, "guidance_scale": self.picture_guidance}
-        return paint(model, captions, draws, scheduler=self.picture_scheduler, **how)
+        steps, scale = self.picture_steps, self.picture_guidance
+        return paint(model, captions, draws, scheduler=self.picture_scheduler, steps=steps, guidance_scale=scale)
 
 
 def penalty(

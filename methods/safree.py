@@ -145,33 +145,37 @@ class TokenGuard(Guard):
                 )
 
     def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
-        with torch.no_grad():
-            if self.compat == "official":
+        if self.compat == "official":
+            with torch.no_grad():
                 negative = model.encode([", ".join(self.phrases)], truncate=True).expand_as(positive)
-            if prompts is None:
-                return Guidance(model, positive, negative, scale)
-            edited = self.edited(model, prompts, positive)
-        return TokenGuidance(self, edited, model, positive, negative, scale, prompts)
+        if prompts is None:
+            return Guidance(model, positive, negative, scale)
+        return TokenGuidance(self, self.edited(model, prompts, positive), model, positive, negative, scale, prompts)
 
     # --- the edit of a prompt ------------------------------------------------------------------------------------
 
     def edited(self, model: DiffusionModel, prompts: Sequence[str], embeds: torch.Tensor) -> Edited:
-        """Edit the encodings (n, rows, columns) of prompts. Equal rows of equal prompts are edited alike."""
-        C = self.summaries(model, model.padded_ids(self.phrases))
-        P_C, embeds, last = projector(C.T), embeds.clone(), []
-        masked = {prompt: self.masked(model, prompt, C[:0]) for prompt in dict.fromkeys(prompts)}
+        """Edit the encodings (n, rows, columns) of prompts; differentiable in ``embeds``.
+
+        Equal rows of equal prompts are edited alike.
+        """
+        with torch.no_grad():
+            C = self.summaries(model, model.padded_ids(self.phrases))
+            masked = {prompt: self.masked(model, prompt, C[:0]) for prompt in dict.fromkeys(prompts)}
+        P_C, edited, last = projector(C.T), embeds.clone(), []
         for row, prompt in enumerate(prompts):
-            tokens = len(masked[prompt])
-            own = model.parts(embeds[row])["clip"][:, -C.shape[1] :]  # a view
-            P_I, p = projector(masked[prompt].T), own.double()
-            inside = p @ P_I  # of rows; both matrices are symmetric
+            tokens, P_I = len(masked[prompt]), projector(masked[prompt].T)
+            p, own = (model.parts(part[row])["clip"][:, -C.shape[1] :] for part in (embeds, edited))  # views
+            inside = p.double() @ P_I  # of rows; both matrices are symmetric
             projected = inside - inside @ P_C
-            beta = 1 - float(cosine_similarity(p[: tokens + 2], projected[: tokens + 2]).mean())
+            some = slice(0, tokens + 2)  # from the begin token to the end token
+            beta = 1 - float(cosine_similarity(p.detach().double()[some], projected.detach()[some]).mean())
             trigger = triggers(masked[prompt], P_C, self.margin)
-            own[1 : tokens + 1][trigger] = projected[1 : tokens + 1][trigger].to(own)
+            named = slice(1, tokens + 1)
+            own[named] = torch.where(trigger[:, None], projected[named].to(p), p[named])
             last.append(self.last_step if self.all_steps(model) else self.until(beta))
             trace_values(C=C, P_C=P_C, masked=masked[prompt], P_I=P_I, orth=projected, beta=beta, trigger=trigger)
-        return Edited(embeds, torch.tensor(last, device=embeds.device))
+        return Edited(edited, torch.tensor(last, device=embeds.device))
 
     def masked(self, model: DiffusionModel, prompt: str, nothing: torch.Tensor) -> torch.Tensor:
         """Iᵀ (n, width): the summaries of the prompt with each of its n tokens masked in turn; ``nothing`` if n is 0."""

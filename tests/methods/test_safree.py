@@ -135,6 +135,16 @@ def test_learned_embeddings_without_a_prompt_are_not_edited(tiny_sd):
     assert type(made).__name__ == "Guidance"
 
 
+def test_attacks_get_gradients_through_the_edit(tiny_sd_float64):
+    model = tiny_sd_float64
+    erasure = overpaint.erase(model, "safree", erase=["naked"], **(ON | {"filter": "none"}))
+    positive = model.encode([PROMPT]).detach().requires_grad_()
+    with erasure.attached(model), torch.enable_grad():
+        made = model.guidance(model, positive, model.encode([""]), 7.5, [PROMPT])
+        (reached,) = torch.autograd.grad(made.at(0)[0, 1:7].square().sum(), positive)
+    assert reached[0, 1:7].abs().sum(1).all() and not reached[0, 8:].any()
+
+
 # --- latent re-attention -----------------------------------------------------------------------------------------
 
 
