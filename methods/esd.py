@@ -31,7 +31,7 @@ import torch
 
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
-from overpaint.blocks.training import Rule, Student, parameter_group, train
+from overpaint.blocks.training import COMPVIS_GROUPS, Rule, Student, parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
@@ -45,22 +45,17 @@ def _layer(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
 
 
-def _outside(name: str) -> bool:
-    """Whether CompVis's code excludes the parameter: it is in the time embedding or the output block."""
-    return name.startswith(("time_embedding.", "conv_norm_out.", "conv_out."))
-
-
 def _in_blocks(p: Parameter) -> bool:
     return _layer(p.module) and "block" in p.name and "emb" not in p.name
 
 
 #: ``train`` -> the parameters to train: ESD-x, ESD-x-strict (keys and values), self-attention, ESD-u, all.
 GROUPS: dict[str, Rule] = {
-    "x": lambda p: p.attention == "cross",
+    "x": COMPVIS_GROUPS["xattn"],
     "strict": lambda p: p.attention == "cross" and p.role in ("key", "value"),
-    "selfattn": lambda p: p.attention == "self",
-    "u": lambda p: p.attention != "cross" and not _outside(p.name),
-    "full": lambda p: True,
+    "selfattn": COMPVIS_GROUPS["selfattn"],
+    "u": COMPVIS_GROUPS["noxattn"],
+    "full": COMPVIS_GROUPS["full"],
 }
 #: The 2025 repository trains only Linear and Conv2d layers: no normalisation layers, but the time embedding and output.
 CURRENT_GROUPS: dict[str, Rule] = GROUPS | {

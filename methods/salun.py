@@ -24,28 +24,37 @@ images of D_f in order (for unsafe concepts those of D_r too); ``intended`` uses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 
-from overpaint.blocks.draws import Draws, trace_values
-from overpaint.blocks.image_bank import (
-    THINGS,
-    ImageBank,
-    diffused,
-    paint,
-    read_folder,
-    shuffled,
-    with_article,
+from overpaint.blocks.concept_pictures import (
+    Encoded,
+    Shown,
+    check_pictures,
+    concept_bank,
+    concept_caption,
+    encoded,
+    enough,
+    in_order,
+    stand_in,
 )
-from overpaint.blocks.training import Rule, Student, backward, gradient_of, parameter_group, train
+from overpaint.blocks.draws import Draws, trace_values
+from overpaint.blocks.image_bank import ImageBank, diffused, shuffled
+from overpaint.blocks.training import (
+    Rule,
+    Student,
+    backward,
+    gradient_of,
+    mean_square,
+    parameter_group,
+    train,
+)
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
-from overpaint.grid.paths import path_of
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
@@ -56,9 +65,6 @@ GROUPS: dict[str, Rule] = {
     "full": lambda p: True,
     "xattn": lambda p: p.attention == "cross",
 }
-
-#: For each image of a bank, the index of its concept and its subject (unknown, "", for images of a folder).
-Shown = list[tuple[int, str]]
 
 
 @dataclass(kw_only=True)
@@ -92,12 +98,7 @@ class SalUn(Eraser):
         at_least(0, learning_rate=self.learning_rate)
         if not 0 < self.density <= 1:
             raise UserError(f"density takes a number above 0 and up to 1, got {self.density!r}")
-        if self.folder is not None and not path_of(self.folder, "folder").is_dir():
-            raise UserError(
-                f"folder={self.folder} is not a folder; it takes a folder that has a subfolder of images for each concept"
-            )
-        if self.template is not None and "{}" not in self.template:
-            raise UserError(f"template takes a sentence with {{}} for the concept, got {self.template!r}")
+        check_pictures(self.folder, template=self.template)
 
     @property
     def lengths(self) -> tuple[str, ...]:
@@ -186,77 +187,27 @@ class SalUn(Eraser):
         concept = request.erase[index]
         if concept.anchor is None and request.retain:
             return request.retain[index % len(request.retain)]
-        name, kind = concept.anchor, concept.kind
-        if name is None:
-            name = self.default_anchor
-            kind = "object" if kind in ("person", "character") else kind  # not a proper name, so it needs an article
-        known = {retained.name: retained for retained in request.retain}
-        return known.get(name) or (replace(concept, name=name, kind=kind, article="", anchor=None) if name else None)
+        return stand_in(concept, self.default_anchor, request.retain)
 
     def bank(
         self, model: DiffusionModel, concepts: Sequence[Concept | None], count: int, draws: Draws
     ) -> tuple[ImageBank, Shown]:
         """Images of concepts and what each shows: all images of ``folder``, or ``count`` generated ones."""
-        if self.folder is None:
-            shown = turns(len(concepts), count)
-            captions = [self.caption(concepts[owner], thing) for owner, thing in shown]
-            steps, scale = self.picture_steps, self.picture_guidance
-            bank = paint(model, captions, draws, scheduler=self.picture_scheduler, steps=steps, guidance_scale=scale)
-            return bank, shown
-        found = [read_folder(model, Path(self.folder) / (concept.name if concept else "")) for concept in concepts]
-        shown = [(owner, "") for owner, images in enumerate(found) for _ in images]
-        captions = [self.caption(concepts[owner], thing) for owner, thing in shown]
-        return ImageBank(model, [image for images in found for image in images], captions), shown
+        return concept_bank(
+            model,
+            concepts,
+            count,
+            self.caption,
+            draws,
+            folder=self.folder,
+            scheduler=self.picture_scheduler,
+            steps=self.picture_steps,
+            guidance_scale=self.picture_guidance,
+        )
 
     def caption(self, concept: Concept | None, thing: str) -> str:
-        """The caption of an image of a concept; a style needs a subject (``thing``). ``None`` gives the empty prompt."""
-        if concept is None:
-            return ""
-        if self.template is not None:
-            return self.template.format(concept.name)
-        if concept.kind == "style":
-            image = f"an image of {thing}" if thing else "an image"
-            return image if concept.name == self.default_anchor else f"{image} in {concept.phrase} style"
-        if concept.kind == "unsafe":
-            return f"a photo of {concept.phrase}"
-        bare = concept.kind in ("object", "mark") and not concept.article
-        return f"an image of {with_article(concept.name) if bare else concept.phrase}"
-
-
-def turns(concepts: int, count: int) -> Shown:
-    """Assign ``count`` images to concepts in turn; each concept cycles through all subjects, from another first one."""
-    pictures = (divmod(index, concepts) for index in range(count))
-    return [(owner, THINGS[(owner + number) % len(THINGS)]) for number, owner in pictures]
-
-
-def enough(**pictures: tuple[int, Sequence]) -> None:
-    """Raise a `UserError` if a hyper-parameter sets fewer images than there are concepts."""
-    for name, (count, concepts) in pictures.items():
-        if count < len(concepts):
-            raise UserError(f"{name}={count} is too few for {len(concepts)} concepts: each needs an image")
-
-
-def in_order(count: int, batch_size: int) -> Iterator[list[int]]:
-    """Endless batches of row numbers below ``count`` in order; the last batch of each pass may be smaller."""
-    while True:
-        yield from ([*range(count)[start : start + batch_size]] for start in range(0, count, batch_size))
-
-
-#: Maps texts that were encoded before to their embeddings (b, tokens, width).
-Encoded = Callable[[Iterable[str]], torch.Tensor]
-
-
-def encoded(model: DiffusionModel, texts: Sequence[str]) -> Encoded:
-    """Encode each distinct text once."""
-    distinct = list(dict.fromkeys(texts))
-    with torch.no_grad():
-        rows = model.encode(distinct)
-    place = {text: row for row, text in enumerate(distinct)}
-    return lambda wanted: rows[[place[text] for text in wanted]]
-
-
-def mean_square(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.mse_loss(one.float(), other.float())
+        """The caption of an image of a concept; the default anchor of a style is an image without a style."""
+        return concept_caption(concept, thing, self.template, self.default_anchor)
 
 
 def largest(scores: Mapping[str, torch.Tensor], density: float) -> dict[str, torch.Tensor]:

@@ -36,19 +36,21 @@ def transformer_layers(model: DiffusionModel) -> list[str]:
 
 
 def fresh_factors(
-    model: DiffusionModel, layers: Sequence[str], rank: int, generator: torch.Generator
+    model: DiffusionModel, layers: Sequence[str], rank: int, generator: torch.Generator, bound: float = 1.0
 ) -> dict[str, torch.Tensor]:
-    """New factors for each layer, at least in float32: ``up`` is zero, ``down`` uniform in ±1/√fan_in.
+    """New factors for each layer, at least in float32: ``up`` is zero, ``down`` uniform in ±``bound``/√fan_in.
 
-    These are the bounds of `torch.nn.init.kaiming_uniform_` with a = √5.
+    `torch.nn.init.kaiming_uniform_` has the bound 1 with a = √5, and √3 with a = 1. A convolution with fewer channels than
+    ``rank`` gets that smaller rank.
     """
     owners, factors = model.parameter_owners(), {}
     for layer in layers:
         weight = getattr(*owners[f"{layer}.weight"]).detach()
         like = weight.new_empty((), dtype=torch.promote_types(weight.dtype, torch.float32))
-        uniform = 2 * torch.rand(rank, *weight.shape[1:], generator=generator, dtype=like.dtype) - 1
-        factors[f"{layer}.down"] = uniform.to(like) / math.sqrt(weight[0].numel())
-        factors[f"{layer}.up"] = like.new_zeros(len(weight), rank, *(1,) * (weight.ndim - 2))
+        own = min(rank, *weight.shape[:2]) if weight.ndim > 2 else rank
+        uniform = 2 * torch.rand(own, *weight.shape[1:], generator=generator, dtype=like.dtype) - 1
+        factors[f"{layer}.down"] = bound * uniform.to(like) / math.sqrt(weight[0].numel())
+        factors[f"{layer}.up"] = like.new_zeros(len(weight), own, *(1,) * (weight.ndim - 2))
     return factors
 
 
@@ -107,11 +109,14 @@ def edit_at_times(
 class Branches:
     """The branches of n adapters, stacked by `side_by_side`. They add scale · Σ_ij m_ij up_i down_j x to their layers.
 
-    Each image has a mixing matrix m (n, n). The identity turns every adapter fully on; a diagonal m gives each adapter
-    its own strength. ``masters`` are the factors; they may be trained (`overpaint.blocks.training.Trainable`).
+    ``scale`` is one number, or one for each layer. Each image has a mixing matrix m (n, n). The identity turns every adapter
+    fully on; a diagonal m gives each adapter its own strength. ``masters`` are the factors; they may be trained
+    (`overpaint.blocks.training.Trainable`).
     """
 
-    def __init__(self, model: DiffusionModel, factors: Factors, adapters: int = 1, scale: float = 1.0):
+    def __init__(
+        self, model: DiffusionModel, factors: Factors, adapters: int = 1, scale: float | Mapping[str, float] = 1.0
+    ):
         self.masters, self.adapters, self.scale = dict(factors), adapters, scale
         self._mixing: torch.Tensor | None = None  # (images, n, n); None: off
         self._on: torch.Tensor | None = None  # (images,): which images have m ≠ 0; None: all
@@ -182,7 +187,8 @@ class Branches:
             hidden = linear(x, down)
         mixed = torch.einsum("bij,b...jr->b...ir", m, hidden.unflatten(-1, (self.adapters, -1))).flatten(-2)
         branch = linear(mixed, up.flatten(1))
-        added = output + self.scale * (branch.movedim(-1, 1) if isinstance(module, torch.nn.Conv2d) else branch)
+        scale = self.scale[layer] if isinstance(self.scale, Mapping) else self.scale
+        added = output + scale * (branch.movedim(-1, 1) if isinstance(module, torch.nn.Conv2d) else branch)
         if self._on is None:
             return added
         return torch.where(self._on.repeat(repeats).view(-1, *(1,) * (output.ndim - 1)), added, output)

@@ -26,6 +26,21 @@ Rule = Callable[[Parameter], bool]
 #: gradients in the backward pass are smaller than that. A power of two, so scaling does not round anything else.
 LOSS_SCALE = 2.0**14
 
+#: The groups of parameters of ESD's first code and of the methods that derive from it, by their names there.
+COMPVIS_GROUPS: dict[str, Rule] = {
+    "xattn": lambda p: p.attention == "cross",
+    "noxattn": lambda p: p.attention != "cross" and not _outside(p.name),
+    "selfattn": lambda p: p.attention == "self",
+    "notime": lambda p: not _outside(p.name),
+    "full": lambda p: True,
+}
+
+
+def _outside(name: str) -> bool:
+    """Whether these codes exclude the parameter: it is in the time embedding or the output block."""
+    return name.startswith(("time_embedding.", "conv_norm_out.", "conv_out."))
+
+
 #: A parameter's place in a model: the module that holds it and its attribute there.
 Place = tuple[torch.nn.Module, str]
 
@@ -215,3 +230,9 @@ def gradients(
             return [None if gradient is None else gradient / scale for gradient in found]
         scale /= 4
     return list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True))
+
+
+def mean_square(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The mean squared difference, in at least float32."""
+    kind = torch.promote_types(one.dtype, torch.float32)
+    return torch.nn.functional.mse_loss(one.to(kind), other.to(kind))

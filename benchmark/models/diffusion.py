@@ -462,6 +462,18 @@ class DiffusionModel:
         transformers = dict.fromkeys(name.rsplit(".transformer_blocks", 1)[0] for name in self.cross_attention())
         return {name: self.denoiser.get_submodule(name) for name in ("mid_block", *transformers)}
 
+    def skip_connections(self) -> dict[str, tuple[torch.nn.Module, int]]:
+        """The decoder's layers that read a skip connection, by name, each with the width of its backbone.
+
+        A layer's input (b, channels, h, w) has the backbone's channels first and the skip connection's after them.
+        """
+        width, found = self.denoiser.config.block_out_channels[-1], {}
+        for number, block in enumerate(self.denoiser.up_blocks):
+            for place, layer in enumerate(block.resnets):
+                found[f"up_blocks.{number}.resnets.{place}"] = layer, width
+                width = layer.out_channels
+        return found
+
     def projections(self, *roles: str, stream: str | None = None) -> list[Projection]:
         """Cross-attention projections by role (``key``, ``value``, ``query``, ``out``) in state-dict order.
 
