@@ -130,7 +130,8 @@ def compared(a: Side, b: Side, view: View, ignore: Sequence[str] = ()) -> pd.Dat
     both["variant"] = _variants(both, [*labels, "facet", "metric"])
     rows = both.astype(object).where(both.notna(), None).to_dict("records")
     sides = {"a": a, "b": b}
-    found, tests = [], []
+    found: list[dict[str, Any]] = []
+    tests: list[Compared | None] = []
     for places in both.groupby([*labels, "facet", "metric", "variant"], sort=False, dropna=False).indices.values():
         own = {side: [place for place in places if rows[place]["side"] == side] for side in sides}
         of_side = {side: [rows[place] for place in own[side]] for side in sides}
@@ -167,7 +168,7 @@ def _figure(
     """
     of_a, of_b = rows["a"], rows["b"]
     first = (of_b or of_a)[0]
-    figure = {name: _label(of_a, of_b, name) for name in LABELS}
+    figure: dict[str, Any] = {name: _label(of_a, of_b, name) for name in LABELS}
     figure |= {name: first[name] for name in ("facet", "metric", "direction", "unit")} | {"group": "", "better": ""}
     values = {side: _pooled(rows[side], frames[side], sides[side]) for side in rows if rows[side]}
     for side, e in values.items():

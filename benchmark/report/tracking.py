@@ -190,7 +190,8 @@ def _as_text(table: Table) -> tuple[list[str], list[list[Any]]]:
 
 def summary_of(records: pd.DataFrame, outcomes: pa.Table | None) -> dict[str, float]:
     """The primary endpoints of view ``facets`` for every method and attack: means over concepts and seeds with intervals."""
-    known, found = Outcomes(outcomes), {}
+    known = Outcomes(outcomes)
+    found: dict[str, float] = {}
     for endpoint in view_named("facets").primary.values():
         chosen = records[records["metric"] == endpoint["metric"]]
         for (method, attack), part in chosen.groupby(["method", "attack"], sort=False):
