@@ -94,8 +94,8 @@ class ACE(Eraser):
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)
         concepts = list(zip([c.name for c in request.erase], request.anchors(self.default_anchor), strict=True))
+        weights = self.weights(request)
         related = self.others(request) if self.needs_related else []
-        weights = self.weights(request, related)
         deal = dealer(related, self.related_per_step, draws)
         start = draws.take("init", lambda g: fresh_factors(model, transformer_layers(model), self.rank, g))
         factors = {name: torch.nn.Parameter(tensor.clone().to(model.device)) for name, tensor in start.items()}
@@ -155,9 +155,12 @@ class ACE(Eraser):
                 "method=ace needs related concepts that stay: set concepts.retain or method.related, or method.prior_weight=0 "
                 "with method.steer=anchor"
             )
+        missing = [name for name in kept if name not in (self.relevance or kept)]
+        if missing:
+            raise UserError(f"method=ace: relevance has no score for {missing[0]!r}, a related concept")
         return kept
 
-    def weights(self, request: Request, related: list[str]) -> Callable[[str, str], float]:
+    def weights(self, request: Request) -> Callable[[str, str], float]:
         """w_j of a related concept for the concept that is erased in a step."""
         scores = self.relevance
         if scores is None:
@@ -167,9 +170,6 @@ class ACE(Eraser):
         for name in [whole] if whole else names:
             if not scores.get(name, 0):
                 raise UserError(f"method=ace: relevance needs a score other than 0 for {name!r}, the concept to erase")
-        missing = [name for name in related if name not in scores]
-        if missing:
-            raise UserError(f"method=ace: relevance has no score for {missing[0]!r}, a related concept")
         return lambda concept, other: scores[other] / scores[whole or concept]
 
     # --- latents -----------------------------------------------------------------------------------------------

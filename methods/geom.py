@@ -214,7 +214,8 @@ class Placed(Guard):
         self.prompts = prompts
 
     def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
-        texts, rows = [], {}
+        texts: list[str] = []
+        rows: dict[str, torch.Tensor] = {}
         for number, (text, words) in enumerate(self.prompts):  # each erasure has its own words of the same names
             for word, row in words.items():
                 own = f"<{number}{word[1:]}"

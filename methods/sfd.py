@@ -418,7 +418,8 @@ class Towards(Guidance):
 
     def __init__(self, settings: OneStepSettings, model, positive, negative, scale, prompts=None):
         super().__init__(model, positive, negative, scale, prompts)
-        self.settings, self.clean = settings, None
+        self.settings = settings
+        self.clean: torch.Tensor | None = None
 
     def __call__(self, latents: torch.Tensor, timestep: Times, step: float) -> torch.Tensor:
         if step == 0:
