@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from overpaint.errors import UserError
+from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import Cell, cell_from
 from overpaint.grid.roles import role_shots
 from overpaint.images.contact_sheets import contact_sheets
@@ -23,6 +24,8 @@ from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track
 
+#: Names of devices on which every method and attack runs. Closed forms need float64, which MPS lacks.
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 #: Stages of almost every grid.
 STAGES = ("attack", "erase", "generate", "measure", "score")
 
@@ -54,12 +57,32 @@ class Images(Track):
 
         if asked == "auto":
             asked = "cuda" if torch.cuda.is_available() else "cpu"
+        if not DEVICE.fullmatch(asked):
+            raise unknown("engine.device", asked, ["auto", "cpu", "cuda", "cuda:0"])
         try:
             torch.empty(0, device=asked)
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
             reason = str(error).splitlines()[0]
             raise UserError(f"engine.device={asked} is not a device of this machine: {reason}") from None
         return [f"cuda:{n}" for n in range(torch.cuda.device_count())] if asked == "cuda" else [asked]
+
+    def advice(self, error: Exception, task: Task, device: str) -> str | None:
+        """What to do if a device ran out of memory."""
+        import torch
+
+        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        if not full:
+            return None
+        now = f" (now {task.runtime['batch_size']})" if "batch_size" in task.runtime else ""
+        return (
+            f"{self.processor(device)} ran out of memory: set a smaller protocol.batch_size{now} or "
+            "model.precision=bfloat16, and run the same command again; what is stored is kept"
+        )
+
+    def processor(self, device: str) -> str:
+        import torch
+
+        return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
 
     def power(self, cells: Sequence[Cell]) -> list[str]:
         """What the primary tests can show at the actual number of prompts: the smallest paired difference, and equality."""

@@ -43,7 +43,7 @@ PR_SET_PDEATHSIG = 1
 @dataclass(kw_only=True)
 class Local:
     """``workers``: how many processes; ``auto`` is one a GPU or, without a GPU, one a CPU core. Each loads the model.
-    ``device`` as in `Inline`. Workers take turns on the GPUs and share the CPU cores evenly."""
+    ``device`` as in `Inline`. Workers take turns on the GPUs, of which each sees only its own, and share the CPU cores evenly."""
 
     workers: int | Literal["auto"]
     device: str
@@ -173,7 +173,7 @@ def work(assignment: Assignment, pipe: Connection) -> None:
     messenger = Messenger(pipe)
     try:
         signal.signal(signal.SIGTERM, _leave)
-        executor = assignment.executor(messenger)
+        executor = assignment.alone_on_its_gpu().executor(messenger)
         while True:
             messenger.tell("result", executor.run_one(messenger.hear()))
     except UserError as error:
