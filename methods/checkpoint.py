@@ -21,10 +21,12 @@ from typing import ClassVar, Literal
 from overpaint.blocks.adapters import transformer_layers
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Request
+from overpaint.grid.shipped import shipped
 from overpaint.methods.eraser import Eraser
 from overpaint.models import checkpoints
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, load_erasure
+from overpaint.models.sources import OURS
 
 
 @dataclass(kw_only=True)
@@ -45,6 +47,18 @@ class Checkpoint(Eraser):
     @property
     def acts_on(self) -> str:
         return self.stage
+
+    def check(self, family: str | None, request: Request, name: str, sequential: bool = False) -> None:
+        super().check(family, request, name, sequential)
+        ours, place = shipped("datasets"), Path(self.file)
+        if place.parts[0] in OURS and not (ours / place).is_file():
+            found = sorted(
+                path.parent.name.removeprefix("gold_") for path in (ours / place.parts[0]).glob(f"gold_*/{place.name}")
+            )
+            concepts = "+".join(concept.name for concept in request.erase)
+            raise UserError(
+                f"method={name} has no model for concepts={concepts}; allowed: {', '.join(found) or 'none, use a clone'}"
+            )
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         path = checkpoints.checkpoint_path(self.file, f"method.file={self.file}")

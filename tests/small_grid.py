@@ -7,16 +7,21 @@ import torch
 
 from overpaint.commands.grids import planned
 
+CELLS = ("budget=smoke", "protocol.steps=4", "concepts=church", "method=none,uce", "attack=none")
 #: Figures that depend on the machine's speed and memory.
 COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
 
 
-def figures(folder, run):
+def planned_in(folder, *cells):
+    """The plan of a grid, and its store, which is ready."""
+    grid = planned([*(cells or CELLS), f"store={folder}"])
+    grid.store.prepare()
+    return grid.plan, grid.store
+
+
+def figures(folder, run, *cells):
     """The figures of the grid, which ``run(plan, store)`` executes."""
-    cells = ("budget=smoke", "protocol.steps=4", "concepts=church", "method=none,uce", "attack=none")
-    grid = planned([*cells, f"store={folder}"])
-    plan, store = grid.plan, grid.store
-    store.prepare()
+    plan, store = planned_in(folder, *cells)
     outcome = run(plan, store)
     assert outcome.done == len(plan.tasks) and not outcome.failed
     frames = [pd.read_parquet(store.read("measure", task.key) / "records.parquet") for _, task in plan.cells]

@@ -48,6 +48,13 @@ def overpaint(monkeypatch, tmp_path, goldens, searchpath, capsys):
     return run
 
 
+def test_every_published_table_has_its_costs():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    costs = re.search("<!-- costs -->(.*?)<!-- end -->", page, re.S)[1]
+    assert re.findall(r"^\| `(\w+)`", costs, re.M) == PUBLISHED
+    assert all(int(count.replace(",", "")) > 0 for count in re.findall(r"\| ([\d,]+) \| [\d,.]+ \|$", costs, re.M))
+
+
 def cells_of(name, searchpath, goldens):
     composed = compose_cells([f"experiment={name}", "model=local", f"model.path={goldens / 'tiny_sd'}", searchpath])
     return merged(cell_from(c.config, c.explicit) for c in composed)[0]

@@ -56,6 +56,7 @@ class Probe(Attack):
     needs: ClassVar[str] = "victim"
     paints: ClassVar[bool] = True
     worded: ClassVar[bool] = False
+    lengths: ClassVar[tuple[str, ...]] = ("steps",)
 
     @abstractmethod
     def latents(self, context: AttackContext, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -99,6 +100,7 @@ class Completion(Probe):
 
     enters_by: ClassVar[str] = "image"
     draws: ClassVar[bool] = False
+    variants: ClassVar[tuple[str, ...]] = ("fractions",)
 
     def __post_init__(self):
         if not self.fractions or not all(0 <= f <= 1 for f in self.fractions):
@@ -160,6 +162,7 @@ class NoiseProbe(Probe):
     variance_scales: list[float]
 
     version: ClassVar[int] = 2
+    variants: ClassVar[tuple[str, ...]] = ("etas", "variance_scales")
 
     def __post_init__(self):
         for name, values in (("etas", self.etas), ("variance_scales", self.variance_scales)):

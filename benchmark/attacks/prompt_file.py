@@ -34,6 +34,8 @@ class PromptFile(Attack):
     most: int | None
 
     draws: ClassVar[bool] = False
+    lengths: ClassVar[tuple[str, ...]] = ("most",)
+    endless: ClassVar[tuple[str, ...]] = ("most",)
 
     def __post_init__(self):
         at_least(1, most=self.most)

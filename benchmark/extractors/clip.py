@@ -59,8 +59,7 @@ class ClipFeatures(Extractor):
 class ClipRating(ClipFeatures):
     """``value`` is the logit of an image and its prompt: 100 × cosine, for the usual scale of 100.
 
-    PickScore v1 (Kirstain et al., arXiv 2305.01569) is such a model, and so are HPS' (Wu et al., arXiv 2306.09341) in
-    transformers' layout.
+    PickScore v1 (Kirstain et al., arXiv 2305.01569) is such a model. `overpaint.extractors.hps` reads HPS v2.
     """
 
     def extract(

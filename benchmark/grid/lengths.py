@@ -1,8 +1,12 @@
-"""Lengths: the hyper-parameters that set how long a method trains and an attack searches. ``budget.max_steps`` limits them."""
+"""Lengths: the hyper-parameters that set how long a method trains and how long an attack searches or samples.
+
+``budget.max_steps`` limits them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overpaint.grid.labels import said
@@ -18,10 +22,15 @@ class Shortenable:
     - ``lengths`` are the hyper-parameters that count its work: steps of training or search, and images that it generates
       to learn from. They are integers, or lists of step numbers (checkpoints), which are cut off at the limit. It is a
       property here, so that it may depend on other hyper-parameters.
+    - ``endless`` are the lengths of which ``None`` means that there is no limit. ``None`` of another length stays.
+    - ``variants`` are lists of ways to make an image. Each combination of their entries is one image a shot; the ends of
+      the last lists are left out until there are no more combinations than the limit.
     - ``paced`` maps hyper-parameters that count steps of a length, such as a warm-up, to that length. They shrink in
       proportion to it.
     """
 
+    endless: ClassVar[tuple[str, ...]] = ()
+    variants: ClassVar[tuple[str, ...]] = ()
     paced: ClassVar[Mapping[str, str]] = {}
 
     @property
@@ -43,11 +52,14 @@ def shortened(built: Any, limit: int, by_hand: Collection[str], request: Request
 
     Values set by hand stay. If a paced value was set by hand, its length stays longer than it.
     """
-    found: dict[str, tuple[Any, Any]] = {}
-    for key, old in lengths(built).items():
-        if key in by_hand or old is None:
+    if not isinstance(built, Shortenable):
+        return {}
+    found = dict(_fewer_variants(built, limit, by_hand))
+    for key in built.lengths:
+        old = getattr(built, key)
+        if key in by_hand or (old is None and key not in built.endless):
             continue
-        parts = {part: getattr(built, part) for part, length in built.paced.items() if length == key}
+        parts = {} if old is None else {part: getattr(built, part) for part, of in built.paced.items() if of == key}
         kept = [value + 1 for part, value in parts.items() if part in by_hand]
         new = _cut(old, max(limit, built.least(request).get(key, 0), *kept))
         if new == old:
@@ -61,10 +73,20 @@ def shortened(built: Any, limit: int, by_hand: Collection[str], request: Request
 
 
 def _cut(value: Any, most: int) -> Any:
-    """A number, or increasing step numbers, up to ``most``."""
+    """A number, or increasing step numbers, up to ``most``; ``None`` is a number without limit."""
     if isinstance(value, list):
         return list(dict.fromkeys(min(step, most) for step in value))
-    return min(value, most)
+    return most if value is None else min(value, most)
+
+
+def _fewer_variants(built: Shortenable, limit: int, by_hand: Collection[str]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The lists of variants that are cut off, each with its old and new value."""
+    counts = {key: len(getattr(built, key)) for key in built.variants}
+    for key in reversed(built.variants):
+        old, others = getattr(built, key), prod(count for other, count in counts.items() if other != key)
+        counts[key] = counts[key] if key in by_hand else min(counts[key], max(1, limit // others))
+        if counts[key] < len(old):
+            yield key, (old, old[: counts[key]])
 
 
 def shortenings(cells: Sequence[Cell]) -> list[str]:

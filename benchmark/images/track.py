@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from overpaint.errors import UserError
+from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import Cell, cell_from
 from overpaint.grid.roles import role_shots
 from overpaint.images.contact_sheets import contact_sheets
@@ -26,6 +27,8 @@ from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track
 
+#: Names of devices on which every method and attack runs. Closed forms need float64, which MPS lacks.
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 #: Stages of almost every grid.
 STAGES = ("attack", "erase", "generate", "measure", "score")
 
@@ -57,6 +60,8 @@ class Images(Track):
 
         if asked == "auto":
             asked = "cuda" if torch.cuda.is_available() else "cpu"
+        if not DEVICE.fullmatch(asked):
+            raise unknown("engine.device", asked, ["auto", "cpu", "cuda", "cuda:0"])
         try:
             torch.empty(0, device=asked)
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
@@ -68,6 +73,24 @@ class Images(Track):
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch chooses it
         if not shutil.which(compiler):
             raise UserError(f"engine.compile=true needs a C++ compiler, and this machine has no {compiler}")
+
+    def advice(self, error: Exception, task: Task, device: str) -> str | None:
+        """What to do if a device ran out of memory."""
+        import torch
+
+        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        if not full:
+            return None
+        now = f" (now {task.runtime['batch_size']})" if "batch_size" in task.runtime else ""
+        return (
+            f"{self.processor(device)} ran out of memory: set a smaller protocol.batch_size{now} or "
+            "model.precision=bfloat16, and run the same command again; what is stored is kept"
+        )
+
+    def processor(self, device: str) -> str:
+        import torch
+
+        return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
 
     def power(self, cells: Sequence[Cell]) -> list[str]:
         """What the primary tests can show at the actual number of prompts: the smallest paired difference, and equality."""

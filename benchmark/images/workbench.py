@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -36,6 +37,8 @@ class Workbench:
         model = self._model
         if model is None or self._wanted != wanted:
             self._model = model = None  # free the old model before the new one is read
+            if wanted[2].startswith("cuda"):
+                repeatable()
             self._model = model = load_model(path, precision, device or "cpu")
             self._wanted = wanted
             self.loads += 1
@@ -106,3 +109,18 @@ class Workbench:
             except PackageNotFoundError:
                 found[name] = "unknown"
         return found
+
+
+def repeatable() -> None:
+    """Let this process compute on GPUs as its numbers say: float32 is float32, and the same task gives the same result.
+
+    By default, convolutions in float32 are computed in TF32, whose fraction has 10 bits, and some kernels add in any order.
+    Kernels that cannot be repeated are used with a warning.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums with a workspace of its own
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # only finds mistakes, and costs time

@@ -109,6 +109,23 @@ class Preference(MeanReading):
     column = "preference.value"
 
 
+class ImageReward(Preference):
+    """Mean ImageReward of ordinary prompts' images with their prompt (HUB)."""
+
+    paper = "HUB, arXiv 2410.05664; ImageReward, arXiv 2304.05977"
+    extractor = "image_reward"
+    column = "image_reward.value"
+
+
+class HumanPreferenceScore(Preference):
+    """Mean HPS v2 of ordinary prompts' images with their prompt: 100 cos in a space that was trained on preferences."""
+
+    unit = "100 cos"
+    paper = "HPS v2, arXiv 2306.09341"
+    extractor = "hps"
+    column = "hps.value"
+
+
 class PerceptualDistance(MeanReading):
     """Mean LPIPS to the unedited model's image of the same prompt and noise; the base of the two below."""
 
@@ -137,4 +154,32 @@ class RetainedLpips(PerceptualDistance):
     facet = "specificity"
     direction = "down"
     paper = "UCE, arXiv 2308.14761"
+    roles = ("near",)
+
+
+class CopySimilarity(PerceptualDistance):
+    """Mean cosine of SSCD descriptors with the unedited model's image of the same prompt and noise; the base of the two below.
+
+    From about 0.5 on, one image is a copy of the other.
+    """
+
+    unit = "cosine"
+    paper = "SSCD, arXiv 2202.10261; CA, arXiv 2303.13516, for memorised images"
+    extractor = "copy"
+    column = "copy.value"
+
+
+class ErasedCopies(CopySimilarity):
+    """Copy similarity on the target prompts: whether the edited model still makes the unedited model's images."""
+
+    facet = "efficacy"
+    direction = "down"
+    roles = ("target",)
+
+
+class RetainedCopies(CopySimilarity):
+    """Copy similarity on the neighbours' prompts."""
+
+    facet = "specificity"
+    direction = "up"
     roles = ("near",)

@@ -23,7 +23,7 @@ from overpaint.run.progress import watched
 from overpaint.run.scheduler import TRIES
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
-from overpaint.run.track import stage, stage_together, track
+from overpaint.run.track import processor, stage, stage_together, track
 
 
 class Listener(Protocol):
@@ -138,14 +138,15 @@ class Executor:
         except CorruptArtefact as damage:
             self.store.make_room(damage)
             return Result("damaged", reason=str(damage))
-        reason = str(error)
+        advice = track(self.track).advice(error, bundle[0], self.device)
+        reason = advice or str(error)
         if len(bundle) == 1:
             trace = "".join(traceback.format_exception(error))
             try:
                 path = self.store.record_failure(bundle[0].key, bundle[0].label, self.run.id, trace)
             except OSError as unwritable:
                 raise self.store.unwritable(unwritable) from error
-            if not isinstance(error, UserError):  # whose message says it all
+            if not (advice or isinstance(error, UserError)):  # whose message says it all
                 reason = f"{type(error).__name__}: {error} (traceback in {path})"
         return Result("failed", reason=reason)
 
@@ -180,6 +181,7 @@ def execute(
                     "machine": platform.machine(),
                     "system": platform.system(),
                     "device": device,
+                    "processor": processor(track, device),
                     "process": os.getpid(),
                 },
                 "seconds": round(seconds, 3),

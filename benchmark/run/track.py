@@ -53,6 +53,14 @@ class Track(ABC):
         """Raise a `UserError` if this machine lacks what ``engine.compile`` needs."""
         raise UserError(f"engine.compile=true: nothing of {type(self).__name__} can be compiled")
 
+    def advice(self, error: Exception, task: Task, device: str) -> str | None:
+        """One sentence for an error of a task that is nobody's mistake, such as too little memory, and what can be done."""
+        return None
+
+    def processor(self, device: str) -> str:
+        """The name of a device for people, such as that of the graphics card."""
+        return device
+
     def assets(self, cells: Iterable[Any]) -> list[str]:
         """The names of the assets (``conf/asset``) that the cells need."""
         return []
@@ -81,6 +89,11 @@ class Track(ABC):
 def track(name: str) -> Track:
     """The track of that name."""
     return component("track", name).load()()
+
+
+def processor(name: str, device: str) -> str:
+    """What a track calls a device for people."""
+    return track(name).processor(device)
 
 
 def stage(name: str, stage_name: str) -> Stage:

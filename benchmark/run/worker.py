@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overpaint.grid.registry import look_in
@@ -20,6 +20,8 @@ from overpaint.run.track import track
 #: Environment of every worker, set before torch is imported. Workers share their machine's cores: threads that wait sleep
 #: instead of spinning, and each worker is told its number of threads.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+#: The environment variable that says which GPUs a process sees, and in which order.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 #: Minimum seconds between two progress messages of a worker.
 TELLING = 0.2
 
@@ -35,6 +37,15 @@ class Assignment:
     worker: str
     device: str
     threads: int
+
+    def alone_on_its_gpu(self) -> Assignment:
+        """This assignment after this process has hidden all other GPUs from itself; to be called before CUDA is initialised.
+
+        No library can then use the first GPU by mistake, or take memory there.
+        """
+        device, variables = pinned(self.device, os.environ)
+        os.environ.update(variables)
+        return replace(self, device=device)
 
     def executor(self, listener: Listener) -> Executor:
         """An executor in this process, which takes over the folders and the number of threads."""
@@ -81,6 +92,21 @@ def ended(code: int | None) -> str:
 def environment(threads: int) -> dict[str, str]:
     """Environment variables of a worker with so many threads."""
     return {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+
+
+def pinned(device: str, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The name of a GPU for a process that sees no other one, and the environment variables that make it so.
+
+    The number in ``cuda:1`` counts the GPUs that the environment shows. Other devices stay as they are.
+
+    >>> pinned("cuda:1", {"CUDA_VISIBLE_DEVICES": "4,6"})
+    ('cuda:0', {'CUDA_VISIBLE_DEVICES': '6'})
+    """
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number:
+        return device, {}
+    shown = [name.strip() for name in environment.get(VISIBLE, "").split(",") if name.strip()]
+    return "cuda:0", {VISIBLE: shown[int(number)] if shown else number}
 
 
 @contextmanager

@@ -7,11 +7,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from overpaint.errors import AssetMissing
-from overpaint.extractors import extractor_identity
+from overpaint.errors import AssetMissing, UserError
+from overpaint.extractors import extractor_identity, hps, image_reward
 from overpaint.extractors.clip import Aesthetic, ClipFeatures, ClipRating, cosines, unit
+from overpaint.extractors.hps import Hps
+from overpaint.extractors.image_reward import ImageReward
 from overpaint.extractors.inception import Inception
 from overpaint.extractors.lpips import Lpips
+from overpaint.extractors.sscd import Sscd
 from overpaint.extractors.testbed_words import TestbedWords
 from overpaint.grid.registry import components
 from overpaint.images.stages.extract import extracted
@@ -160,6 +163,235 @@ def test_inception_features_are_torch_fidelitys(tmp_path):
         (theirs,) = network(pixels)
     assert found.shape == (2, 2048)
     assert found == pytest.approx(theirs.numpy(), abs=1e-5)
+
+
+class Block(torch.nn.Module):
+    """A block of open_clip's transformer, with its names."""
+
+    def __init__(self, width, heads, mask=None):
+        super().__init__()
+        self.mask = mask
+        self.ln_1, self.ln_2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
+        self.attn = torch.nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = torch.nn.ModuleDict(
+            {"c_fc": torch.nn.Linear(width, 3 * width), "c_proj": torch.nn.Linear(3 * width, width)}
+        )
+
+    def forward(self, x):
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.mask)[0]
+        return x + self.mlp["c_proj"](torch.nn.functional.gelu(self.mlp["c_fc"](self.ln_2(x))))
+
+
+class OpenClip(torch.nn.Module):
+    """A CLIP as open_clip computes and names it, of 16 tokens and 28 × 28 pixels; `hps` reads its tensors."""
+
+    def __init__(self, words, vision=64, text=32, out=24, heads=16):
+        super().__init__()
+        draw = lambda *shape: torch.nn.Parameter(torch.randn(shape) / 4)  # noqa: E731
+        self.visual = torch.nn.Module()
+        self.visual.conv1 = torch.nn.Conv2d(3, vision, 14, stride=14, bias=False)
+        self.visual.class_embedding, self.visual.positional_embedding = draw(vision), draw(5, vision)
+        self.visual.ln_pre, self.visual.ln_post = torch.nn.LayerNorm(vision), torch.nn.LayerNorm(vision)
+        self.visual.transformer = torch.nn.Module()
+        self.visual.transformer.resblocks = torch.nn.ModuleList(Block(vision, heads) for _ in range(2))
+        self.visual.proj, self.text_projection = draw(vision, out), draw(text, out)
+        self.token_embedding, self.positional_embedding = torch.nn.Embedding(words, text), draw(16, text)
+        mask = torch.full((16, 16), -torch.inf).triu(1)
+        self.transformer = torch.nn.Module()
+        self.transformer.resblocks = torch.nn.ModuleList(Block(text, heads, mask) for _ in range(3))
+        self.ln_final, self.logit_scale = torch.nn.LayerNorm(text), draw()
+        for (
+            parameter
+        ) in self.parameters():  # biases and norms are 0 and 1 at first, and mistakes with them would not show
+            parameter.data += torch.randn_like(parameter) / 8
+
+    def images(self, pixels):
+        x = self.visual.conv1(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.visual.positional_embedding
+        x = self.visual.ln_pre(x)
+        for block in self.visual.transformer.resblocks:
+            x = block(x)
+        return self.visual.ln_post(x[:, 0]) @ self.visual.proj
+
+    def texts(self, ids):
+        x = self.token_embedding(ids) + self.positional_embedding
+        for block in self.transformer.resblocks:
+            x = block(x)
+        return self.ln_final(x)[torch.arange(len(x)), ids.argmax(dim=-1)] @ self.text_projection
+
+
+@pytest.fixture(scope="module")
+def word_folder(tmp_path_factory):
+    """A small tokenizer whose end token has the highest id, as CLIP's has."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("words")
+    words = ["<pad>", "a", "red", "car", "church", "at", "night", "<begin>", "<end>"]
+    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="<begin> $A <end>", special_tokens=[("<begin>", 7), ("<end>", 8)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<begin>", eos_token="<end>", pad_token="<pad>", model_max_length=16
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["state_dict.", ""])
+def test_hps_is_open_clips_cosine(word_folder, tmp_path, prefix):
+    torch.manual_seed(4)
+    theirs = OpenClip(9).eval()
+    state = {f"{prefix}{name}": value.contiguous() for name, value in theirs.state_dict().items()}
+    save_file(state, tmp_path / "hps.safetensors")
+    ours = Hps(weights=str(tmp_path / "hps.safetensors"), path=str(word_folder))
+    images = pictures(3, side=28)
+    ids = torch.tensor([[7, 1, 4, 8, *[0] * 12], [7, 1, 2, 3, 5, 6, 8, *[0] * 9], [7, 8, *[0] * 14]])
+    pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images])
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (hps.MEAN, hps.STD))
+    with torch.no_grad():
+        seen, read = theirs.images((pixels - mean) / deviation), theirs.texts(ids)
+    expected = 100 * torch.cosine_similarity(seen, read).numpy()
+    assert ours.extract(images, TEXTS)["value"].to_numpy() == pytest.approx(expected, abs=1e-3)
+    assert np.ptp(expected) > 1, "the pictures and prompts differ"
+
+
+def test_hps_pads_an_image_to_a_square():
+    wide = Image.new("RGB", (40, 20), "white")
+    rows = np.asarray(hps.square(wide))
+    assert (
+        rows.shape == (40, 40, 3) and (rows[10:30] == 255).all() and (rows[:10] == 0).all() and (rows[30:] == 0).all()
+    )
+    assert hps.square(rows_image := Image.new("RGB", (8, 8))) is rows_image
+
+
+def test_another_checkpoint_is_refused_by_name(word_folder, tmp_path):
+    state = OpenClip(9).state_dict()
+    for name, changed in {
+        "extra": state | {"extra.weight": torch.ones(2)},
+        "less": dict(list(state.items())[:-5]),
+    }.items():
+        file = tmp_path / f"{name}.safetensors"
+        save_file({key: value.contiguous() for key, value in changed.items()}, file)
+        with pytest.raises(UserError, match=f"{name}.safetensors"):
+            Hps(weights=str(file), path=str(word_folder)).extract(pictures(1), [""])
+    with pytest.raises(UserError, match="is not ImageReward's checkpoint"):
+        image_reward.networks({"blip.visual_encoder.cls_token": torch.ones(1, 1, 4)}, "some file")
+
+
+class BlipAttention(torch.nn.Module):
+    """Attention with BERT's names: queries of ``width``, keys and values of ``other``."""
+
+    def __init__(self, width, other, heads):
+        super().__init__()
+        self.heads = heads
+        self.self = torch.nn.ModuleDict(
+            {
+                "query": torch.nn.Linear(width, width),
+                "key": torch.nn.Linear(other, width),
+                "value": torch.nn.Linear(other, width),
+            }
+        )
+        self.output = torch.nn.ModuleDict(
+            {"dense": torch.nn.Linear(width, width), "LayerNorm": torch.nn.LayerNorm(width, eps=1e-12)}
+        )
+
+    def forward(self, x, read, mask=None):
+        q, k, v = (
+            self.self[name](of).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name, of in (("query", x), ("key", read), ("value", read))
+        )
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return self.output["LayerNorm"](self.output["dense"](attended) + x)
+
+
+class BlipWords(torch.nn.Module):
+    """BLIP's text encoder with cross-attention, as Salesforce computes and names it."""
+
+    def __init__(self, words, width, other, depth):
+        super().__init__()
+        self.embeddings = torch.nn.Module()
+        self.embeddings.word_embeddings = torch.nn.Embedding(words, width)
+        self.embeddings.position_embeddings = torch.nn.Embedding(40, width)
+        self.embeddings.LayerNorm = torch.nn.LayerNorm(width, eps=1e-12)
+        self.embeddings.register_buffer("position_ids", torch.arange(40)[None])
+        self.encoder = torch.nn.Module()
+        self.encoder.layer = torch.nn.ModuleList(self.layer(width, other) for _ in range(depth))
+
+    @staticmethod
+    def layer(width, other):
+        built = torch.nn.Module()
+        built.attention, built.crossattention = (
+            BlipAttention(width, width, width // 64),
+            BlipAttention(width, other, width // 64),
+        )
+        built.intermediate = torch.nn.ModuleDict({"dense": torch.nn.Linear(width, 96)})
+        built.output = torch.nn.ModuleDict(
+            {"dense": torch.nn.Linear(96, width), "LayerNorm": torch.nn.LayerNorm(width, eps=1e-12)}
+        )
+        return built
+
+    def forward(self, ids, mask, seen):
+        x = self.embeddings.word_embeddings(ids) + self.embeddings.position_embeddings.weight[: ids.shape[1]]
+        x, mask = self.embeddings.LayerNorm(x), mask.bool()[:, None, None, :]
+        for layer in self.encoder.layer:
+            x = layer.crossattention(layer.attention(x, x, mask), seen)
+            between = torch.nn.functional.gelu(layer.intermediate["dense"](x))
+            x = layer.output["LayerNorm"](layer.output["dense"](between) + x)
+        return x
+
+
+def test_image_reward_is_blip_with_linear_layers(word_folder, tmp_path):
+    """timm's vision transformer has the names and the arithmetic of Salesforce's."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(5)
+    eyes = timm.models.VisionTransformer(
+        img_size=224, patch_size=32, embed_dim=64, depth=2, num_heads=1, num_classes=0, mlp_ratio=2
+    )
+    words = BlipWords(9, 128, 64, 2)
+    head = torch.nn.Sequential(torch.nn.Linear(128, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
+    for network in (eyes, words, head):
+        network.eval().requires_grad_(False)
+        for parameter in network.parameters():
+            parameter += torch.randn_like(parameter) / 8
+    state = {f"blip.visual_encoder.{name}": value for name, value in eyes.state_dict().items()}
+    state |= {f"blip.text_encoder.{name}": value for name, value in words.state_dict().items()}
+    state |= {f"mlp.layers.{name}": value for name, value in head.state_dict().items()}
+    state |= {"blip.vision_proj.weight": torch.ones(2), "blip.text_proj.bias": torch.ones(2)}
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "reward.safetensors")
+    ours = ImageReward(weights=str(tmp_path / "reward.safetensors"), tokenizer=str(word_folder))
+    images = pictures(3, side=224)
+    ids = torch.tensor([[7, 1, 4, 8, *[0] * 31], [7, 1, 2, 3, 5, 6, 8, *[0] * 28], [7, 8, *[0] * 33]])
+    pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images])
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (hps.MEAN, hps.STD))
+    states = words(ids, ids != 0, eyes.forward_features((pixels - mean) / deviation))
+    expected = ((head(states[:, 0])[:, 0] - 0.16717362830052426) / 1.0333394966054072).numpy()
+    assert ours.extract(images, TEXTS)["value"].to_numpy() == pytest.approx(expected, abs=1e-4)
+    swapped = ours.extract(images[::-1], TEXTS)["value"].to_numpy()
+    assert abs(swapped[0] - expected[0]) > 1e-3, "the prompt's reward depends on the image"
+
+
+def test_sscd_is_a_resnet_with_generalised_mean_pooling(tmp_path):
+    torchvision = pytest.importorskip("torchvision", reason="SSCD needs torchvision (overpaint[metrics])")
+    torch.manual_seed(6)
+    resnet = torchvision.models.resnet50(weights=None, num_classes=512).eval()
+    save_file({f"backbone.{name}": value for name, value in resnet.state_dict().items()}, tmp_path / "sscd.safetensors")
+    measure = Sscd(weights=str(tmp_path / "sscd.safetensors"), side=64)
+    one, other = pictures(3, side=64), pictures(3, side=64, seed=1)
+    trunk = torch.nn.Sequential(*list(resnet.children())[:-2])
+
+    def described(images):
+        pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images])
+        mean, deviation = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        cubes = trunk((pixels - mean) / deviation).clamp(min=1e-6) ** 3
+        return resnet.fc(cubes.mean(dim=(2, 3)) ** (1 / 3))
+
+    with torch.no_grad():
+        expected = torch.cosine_similarity(described(one), described(other)).numpy()
+    assert measure.extract(one, TEXTS, other)["value"].to_numpy() == pytest.approx(expected, abs=1e-5)
+    assert measure.extract(one, TEXTS, one)["value"].tolist() == pytest.approx([1, 1, 1])
 
 
 def test_testbed_words_puts_an_image_near_what_it_shows():

@@ -81,6 +81,55 @@ def test_some_lengths_depend_on_the_concepts():
     assert cut(Trained(warmup=0), 2, request=three) == {"iterations": (100, 12)}
 
 
+@dataclass
+class Sampled(Shortenable):
+    listed: int | None = None
+    etas: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3])
+    scales: list[float] = field(default_factory=lambda: [1.0, 1.1, 1.2, 1.3])
+
+    lengths: ClassVar[tuple[str, ...]] = ("listed",)
+    endless: ClassVar[tuple[str, ...]] = ("listed",)
+    variants: ClassVar[tuple[str, ...]] = ("etas", "scales")
+
+
+def test_a_length_without_end_gets_the_limit():
+    assert cut(Sampled(), 12) == {"listed": (None, 12)}
+    assert cut(Sampled(listed=7), 12) == {} == cut(Sampled(), 12, "listed")
+
+
+def test_combinations_of_variants_stay_within_the_limit():
+    for limit in range(2, 14):
+        found = cut(Sampled(listed=2), limit)
+        _, etas = found.get("etas", (None, Sampled().etas))
+        _, scales = found.get("scales", (None, Sampled().scales))
+        assert len(etas) * len(scales) <= limit and etas[0] == 0.1 and scales[0] == 1.0
+        assert len(etas) * (len(scales) + 1) > limit or len(scales) == 4, "no more is left out than necessary"
+    assert cut(Sampled(listed=2), 6, "scales") == {"etas": ([0.1, 0.2, 0.3], [0.1])}, "four are set by hand"
+
+
+def test_smoke_limits_what_attacks_sample_and_read(tmp_path):
+    listed = tmp_path / "listed.csv"
+    listed.write_text("prompt\n" + "".join(f"a church by number {n}\n" for n in range(30)))
+    made = plan(
+        "model.preset=null",
+        "method=uce",
+        "attack=noise_probe,completion,replay",
+        f"replay.file={listed}",
+        "budget=smoke",
+    )
+    assert said(made) == [
+        "budget=smoke shortens noise_probe.variance_scales from [1.0, 1.02, 1.03, 1.04] to [1.0] and replay.most from null to 10"
+    ]
+    paper = plan("method=uce", "attack=completion", "attack.preset=paper", "budget=smoke")
+    assert said(paper) == ["budget=smoke shortens completion.steps from 100 to 10"]
+    for cell, measure in made.cells:
+        shots = measure.config["shots"]
+        if cell.attack.name == "replay":
+            assert sum(map(len, shots["images"])) == 10
+        if cell.attack.name == "noise_probe":  # its control makes as many images
+            assert sum(map(len, shots["control"])) == 6 * cell.budget.target_prompts
+
+
 def test_smoke_shortens_and_says_so_in_one_sentence():
     made = plan("method=none,uce,esd", "attack=none,relearn,uda", "budget=smoke")
     assert said(made) == [

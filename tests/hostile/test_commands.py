@@ -98,7 +98,10 @@ CASES = [
     (("run", "method=uce", "method.lamb=-1"), ["method=uce: lamb takes a number from 0 up, got -1.0"]),
     (("run", "method=uce", "method.lamb=inf"), ["method=uce: lamb takes a finite number, got inf"]),
     (("run", "attack=uda", "attack.timesteps=[a]"), ["attack=uda: timesteps takes int or list[int], got ['a']"]),
-    (("run", "engine.device=cdua", "budget=smoke"), ["engine.device=cdua is not a device of this machine"]),
+    (
+        ("run", "engine.device=cdua", "budget=smoke"),
+        ["unknown engine.device 'cdua'; did you mean 'cuda'? (allowed: auto, cpu, cuda, cuda:0)"],
+    ),
     (
         ("run", "tracker=wandb", "tracker.mode=offlin", "budget=smoke"),
         ["unknown value 'offlin' in tracker=wandb: mode; did you mean 'offline'"],

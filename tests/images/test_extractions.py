@@ -33,7 +33,7 @@ def assets(monkeypatch):
     known = tasks.identity_of
 
     def missing(name):
-        if name in ("aesthetic", "pickscore", "lpips", "clip_b32"):
+        if name in ("aesthetic", "pickscore", "lpips", "clip_b32", "image_reward", "hps", "sscd"):
             raise AssetMissing(f"asset={name} is not here; get it with: overpaint fetch asset={name}")
         return known(name)
 

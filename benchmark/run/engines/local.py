@@ -43,7 +43,8 @@ PR_SET_PDEATHSIG = 1
 @dataclass(kw_only=True)
 class Local:
     """``workers``: how many processes; ``auto`` is one a GPU or, without a GPU, one a CPU core. Each loads the model.
-    ``device`` and ``compile`` as in `Inline`. Workers take turns on the GPUs and share the CPU cores evenly."""
+    ``device`` and ``compile`` as in `Inline`. Workers take turns on the GPUs, of which each sees only its own, and share the CPU
+    cores evenly."""
 
     workers: int | Literal["auto"]
     device: str
@@ -185,7 +186,7 @@ def work(assignment: Assignment, pipe: Connection) -> None:
 def _make(assignment: Assignment, messenger: Messenger) -> None:
     signal.signal(signal.SIGTERM, _leave)
     try:
-        executor = assignment.executor(messenger)
+        executor = assignment.alone_on_its_gpu().executor(messenger)
         while True:
             messenger.tell("result", executor.run_one(messenger.hear()))
     except UserError as error:
