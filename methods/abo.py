@@ -73,7 +73,8 @@ class ABO(Eraser):
         student = Student(model, parameter_group(model, GROUPS[self.train]))
         targets = list(zip([c.name for c in request.erase], request.anchors(self.default_anchor), strict=True))
         with torch.no_grad():
-            embeds = {text: model.encode([text]) for text in dict.fromkeys(["", *sum(targets, ())])}
+            texts = dict.fromkeys(["", *(text for pair in targets for text in pair)])
+            embeds = {text: model.encode([text]) for text in texts}
             nothing = model.unconditional()
         draws, distance = Draws(self.seed), NORMS[self.norm]
         shape = (self.batch_size, *model.noise([0]).shape[1:])
