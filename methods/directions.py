@@ -141,7 +141,7 @@ class Directions(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        strength = erasure.settings.get("strength")
+        strength: Any = erasure.settings.get("strength")
         check_type(strength, float, "this erasure's settings: strength")
         total = torch.stack([part.to(model.device, model.dtype) for part in erasure.parts.values()]).sum(dim=0)
         guard = DirectionGuard.on(model.guidance)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -168,7 +169,7 @@ class SAeUron(Eraser):
         """Some positions (rows, d) of the feature maps of all pictures, by time."""
         kept: dict[float, list[torch.Tensor]] = {}
         for t, x in self.maps(model, prompts, draws):
-            places = draws.take("positions", lambda g, count=x.shape[1]: torch.randperm(count, generator=g))
+            places = draws.take("positions", partial(_shuffled, x.shape[1]))
             kept.setdefault(t, []).append(x[:, places[: self.positions].to(x.device)].flatten(0, 1))
         return {t: torch.cat(rows) for t, rows in kept.items()}
 
@@ -301,3 +302,7 @@ class Reversal:
         if self.official:
             made = made + 2 * (self.autoencoder.decode(z) - like)
         return made.mT.unflatten(2, x.shape[2:])
+
+
+def _shuffled(count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randperm(count, generator=generator)

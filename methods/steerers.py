@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -149,16 +150,18 @@ class Steerers(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        layers = erasure.settings.get("layers")
+        layers: Any = erasure.settings.get("layers")
         check_type(layers, list[int], "this erasure's settings: layers")
         steering = [erasure.parts[str(number)].to(model.device, model.dtype) for number in range(len(layers))]
         for encoder, s in zip(model.text_encoders, steering, strict=True):
             if s.shape != (model.tokens, encoder.config.hidden_size):
                 raise UserError("this erasure does not fit the model: its text encoder has another width or length")
-        removes = [
-            edit_output(block, lambda x, s=s: x - s[: x.shape[1]] if encoding_negative() else x + s[: x.shape[1]])
-            for block, s in zip(blocks(model, layers), steering, strict=True)
-        ]
+
+        def steered(s: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return x - s[: x.shape[1]] if encoding_negative() else x + s[: x.shape[1]]
+
+        pairs = zip(blocks(model, layers), steering, strict=True)
+        removes = [edit_output(block, partial(steered, s)) for block, s in pairs]
 
         def remove() -> None:
             for undo in removes:
@@ -176,14 +179,12 @@ def activations(model: DiffusionModel, layers: Sequence[int], ids: torch.Tensor)
     """Outputs (n, tokens, d) of one block of each text encoder, side by side, for padded ids (n, tokens); at least float32."""
     found: list[list[torch.Tensor]] = [[] for _ in layers]
 
-    def keep(x: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+    def keep(kept: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         kept.append(x.to(torch.promote_types(x.dtype, torch.float32)))
         return x
 
-    removes = [
-        edit_output(block, lambda x, kept=kept: keep(x, kept))
-        for block, kept in zip(blocks(model, layers), found, strict=True)
-    ]
+    pairs = zip(blocks(model, layers), found, strict=True)
+    removes = [edit_output(block, partial(keep, kept)) for block, kept in pairs]
     try:
         with torch.no_grad():
             for batch in ids.split(TEXTS_AT_ONCE):

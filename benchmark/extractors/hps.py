@@ -123,7 +123,8 @@ def clip_model(state: Mapping[str, torch.Tensor], where: str) -> Any:
         projection_dim=projection,
     )
     renamed = dict(named for name, tensor in state.items() for named in as_transformers(name, tensor))
-    model, info = CLIPModel.from_pretrained(None, config=config, state_dict=renamed, output_loading_info=True)
+    loaded: Any = CLIPModel.from_pretrained(None, config=config, state_dict=renamed, output_loading_info=True)
+    model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found := sorted(map(str, info.get(problem) or ())):
             raise UserError(f"{where} does not fit CLIP: {problem.replace('_', ' ')} such as {found[0]}")

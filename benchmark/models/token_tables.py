@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any, Protocol
 
@@ -29,6 +29,8 @@ class TextEncoder(Protocol):
     def get_input_embeddings(self) -> TokenTable: ...
 
     def set_input_embeddings(self, table: Any) -> None: ...
+
+    def modules(self) -> Iterator[Any]: ...
 
 
 class GivenEmbeddings(torch.nn.Module):

@@ -352,7 +352,9 @@ def sheets(
         if not _made(s.runs)
     ]
     if len(differing) or silent:
-        rows = [[r.what, r.a or "–", r.b or "–", str(r.figures or "all")] for r in differing.itertuples()]
+        rows = [
+            [str(r.what), str(r.a or "–"), str(r.b or "–"), str(r.figures or "all")] for r in differing.itertuples()
+        ]
         found.append(Sheet("What differs in how A and B were made", ["what", "A", "B", "figures"], rows, 1, silent))
     return found
 

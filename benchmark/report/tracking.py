@@ -110,7 +110,7 @@ class WandB:
             outcomes = sweep.outcomes()
             shown = dict(tables_of(records, outcomes))
             media: dict[str, Any] = {
-                name: wandb.Table(columns=columns, data=rows) for name, (columns, rows) in shown.items()
+                name: wandb.Table(columns=[*columns], data=[*rows]) for name, (columns, rows) in shown.items()
             }
             media |= {f"sheets/{_slug(path.stem)}": wandb.Image(str(path), caption=path.stem) for path in sweep.sheets}
             run.log(media)

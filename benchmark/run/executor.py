@@ -138,7 +138,7 @@ class Executor:
         except CorruptArtefact as damage:
             self.store.make_room(damage)
             return Result("damaged", reason=str(damage))
-        advice = track(self.track).advice(error, bundle[0], self.device)
+        advice = track(self.of_track).advice(error, bundle[0], self.device)
         reason = advice or str(error)
         if len(bundle) == 1:
             trace = "".join(traceback.format_exception(error))
@@ -181,7 +181,7 @@ def execute(
                     "machine": platform.machine(),
                     "system": platform.system(),
                     "device": device,
-                    "processor": processor(track, device),
+                    "processor": processor(of_track, device),
                     "process": os.getpid(),
                 },
                 "seconds": round(seconds, 3),
