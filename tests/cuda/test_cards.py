@@ -2,9 +2,9 @@
 
     pytest -m cuda tests/cuda
 
-Tolerances: a card adds in another order than the CPU. Pictures of the drawn world in float32 differ in few pixels, by one or two of
-256 levels, and a trained erasure starts to differ after tens of steps. A share of n images moves by 1/n where one image crosses
-the threshold.
+Tolerances: a card adds in another order than the CPU. Pictures of the drawn world in float32 differ in few pixels, by one or two
+of 256 levels, and a trained erasure starts to differ after tens of steps. A share of n images moves by 1/n where one image
+crosses the threshold.
 """
 
 import json
