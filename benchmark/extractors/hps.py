@@ -24,6 +24,7 @@ from overpaint.blocks.pixels import Preprocessing
 from overpaint.errors import UserError
 from overpaint.extractors.clip import ClipFeatures, cosines
 from overpaint.extractors.extractor import hashes, named_path
+from overpaint.models.weights import load_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -123,12 +124,7 @@ def clip_model(state: Mapping[str, torch.Tensor], where: str) -> Any:
         projection_dim=projection,
     )
     renamed = dict(named for name, tensor in state.items() for named in as_transformers(name, tensor))
-    loaded: Any = CLIPModel.from_pretrained(None, config=config, state_dict=renamed, output_loading_info=True)
-    model, info = loaded
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found := sorted(map(str, info.get(problem) or ())):
-            raise UserError(f"{where} does not fit CLIP: {problem.replace('_', ' ')} such as {found[0]}")
-    return model.float()
+    return load_pretrained(CLIPModel, config, renamed, where)
 
 
 def encoder_config(state: Mapping[str, torch.Tensor], prefix: str, width: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from overpaint.blocks.pixels import Preprocessing
 from overpaint.errors import UserError
 from overpaint.extractors.extractor import Extractor, batched, hashes, named_path
 from overpaint.extractors.hps import MEAN, STD
+from overpaint.models.weights import load_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -148,8 +149,9 @@ def networks(state: Mapping[str, torch.Tensor], where: str) -> tuple[Any, Any, l
         layers = [(head[f"{place}.weight"], head[f"{place}.bias"]) for place in places]
     except (KeyError, ValueError) as error:
         raise UserError(f"{where} is not ImageReward's checkpoint: it lacks {error}") from error
-    sees = loaded(BlipVisionModel, vision, {as_transformers(name): tensor for name, tensor in eyes.items()}, where)
-    return sees, loaded(BlipTextModel, text, words, where, add_pooling_layer=False), layers
+    seen = {as_transformers(name): tensor for name, tensor in eyes.items()}
+    sees = load_pretrained(BlipVisionModel, vision, seen, where)
+    return sees, load_pretrained(BlipTextModel, text, words, where, add_pooling_layer=False), layers
 
 
 def blocks(state: Mapping[str, Any], prefix: str) -> int:
@@ -164,12 +166,3 @@ def as_transformers(name: str) -> str:
     for known, other in VISION.items():
         name = name.replace(known, other)
     return name
-
-
-def loaded(kind: Any, config: Any, state: Mapping[str, torch.Tensor], where: str, **how: Any) -> Any:
-    """A network of transformers with exactly these tensors, ready to score."""
-    network, info = kind.from_pretrained(None, config=config, state_dict=dict(state), output_loading_info=True, **how)
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found := sorted(map(str, info.get(problem) or ())):
-            raise UserError(f"{where} does not fit BLIP: {problem.replace('_', ' ')} such as {found[0]}")
-    return network.float().eval().requires_grad_(False)

@@ -68,3 +68,15 @@ def load_state(build: Callable[[], Any], state: Mapping[str, torch.Tensor], refe
     except RuntimeError as error:
         raise UserError(f"{reference} does not fit the network: {' '.join(str(error).split())[:300]}") from error
     return network.float().eval().requires_grad_(False)
+
+
+def load_pretrained(kind: Any, config: Any, state: Mapping[str, torch.Tensor], reference: str, **how: Any) -> Any:
+    """The network of a class of transformers with exactly these tensors, in single precision, ready to score.
+
+    Raises a `UserError`, which names the ``reference``, if names or shapes do not fit.
+    """
+    network, info = kind.from_pretrained(None, config=config, state_dict=dict(state), output_loading_info=True, **how)
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found := sorted(map(str, info.get(problem) or ())):
+            raise UserError(f"{reference} does not fit the network: {problem.replace('_', ' ')} such as {found[0]}")
+    return network.float().eval().requires_grad_(False)
