@@ -204,6 +204,7 @@ class PrivLeakGold(MembershipFigure):
             return replace(found, why=found.why or "the gold reference's scores are non-finite, or of other images")
         frames = (evidence.membership, evidence.membership_gold)
         own, reference = (self.resampled(sides(frame, self.column)) for frame in frames if frame is not None)
+        reference = np.where(reference > 0, reference, np.nan)
         low, high = np.nanpercentile(privleak(own, reference), [2.5, 97.5])  # of the same resampled images
         value = float(privleak(found.value, found.original))
         return Figure(value, min(float(low), value), max(float(high), value), n=found.n, failed=found.failed)

@@ -59,7 +59,7 @@ def test_the_base_draws_the_concept_and_its_gold_does_not(name, base):
     place = oracle.labels.index(concept)
 
     def rate():
-        images = base.generate(prompts, seeds=list(range(8)), steps=20, guidance_scale=4.0)
+        images = base.sample(prompts, seeds=list(range(8)), steps=20, guidance_scale=4.0)
         return float((oracle.predict(images)[0][:, place] > 0.5).mean())
 
     erasure = overpaint.erase(base, "gold", erase=[concept])
@@ -79,7 +79,7 @@ def test_distances_of_the_gold_itself_are_zero_and_those_of_the_base_are_not(tmp
         "budget=smoke",
     ]
     grid += ["budget.target_prompts=8", "budget.utility_prompts=8", f"store={tmp_path}"]
-    monkeypatch.setattr("sys.argv", ["overpaint", "run", *grid, "engine.threads=1"])
+    monkeypatch.setattr("sys.argv", ["overpaint", "run", *grid])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
