@@ -15,7 +15,7 @@ SMALL = {
     "pictures": 2,
     "concept_pictures": 2,
     "picture_steps": 3,
-    "epochs": 1,
+    "iterations": 3,
     "batch_size": 32,
     "expansion": 2,
     "k": 4,
