@@ -16,6 +16,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar
 
+from safetensors import SafetensorError
+
 from overpaint.attacks.attack import Assault, Attack, AttackContext
 from overpaint.attacks.stored import read_assault
 from overpaint.errors import AssetMissing, UserError, at_least
@@ -85,8 +87,6 @@ def write_prompts(target: Path, folders: Iterable[Path]) -> int:
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of one stored assault."""
-    from safetensors import SafetensorError
-
     try:
         config = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["config"]
         name, concept, assault = str(config["attack"]), str(config["concept"]["name"]), read_assault(folder)
