@@ -90,8 +90,10 @@ class Leases:
                     file.write(_text(mine))
                 return mine
             except FileNotFoundError:
-                with suppress(OSError):
-                    self._folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    self._folder.mkdir(exist_ok=True)
+                except OSError:  # the store itself is gone
+                    return mine
             except FileExistsError:
                 theirs = read(self._path(key))
                 if theirs and theirs.owner == mine.owner:

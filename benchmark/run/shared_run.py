@@ -18,6 +18,7 @@ from overpaint.grid.registry import asked_folders
 from overpaint.grid.typed import construct
 from overpaint.run import saved_plan
 from overpaint.run.executor import Run
+from overpaint.run.notes import temporary
 from overpaint.run.owner import alive, owner
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
@@ -58,10 +59,12 @@ class SharedRun:
         begun = (os.getcwd(), owner(), platform.node(), time.time())
         shared = cls(FORMAT, run.id, engine, plan.track, cells_of(plan), str(store.root), found, folders, *begun)
         try:
-            saved_plan.save(plan, shared.folder / "plan.parquet")
-            store.write(shared.folder / "run.json", json.dumps(asdict(shared), indent=1))
+            with store.workspace() as whole:  # which is swept if this process is killed here
+                saved_plan.save(plan, whole / "plan.parquet")
+                store.write(whole / "run.json", json.dumps(asdict(shared), indent=1))
+                shared.folder.parent.mkdir(exist_ok=True)
+                whole.rename(shared.folder)
         except OSError as error:
-            shared.end()
             raise store.unwritable(error) from error
         return shared
 
@@ -100,8 +103,11 @@ class SharedRun:
         return Assignment(self.track, Path(self.store), self.run, folders, worker, device, threads)
 
     def end(self) -> None:
-        """Remove the run's folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the run's folder. It leaves its place by one rename: what a killed process leaves of it is swept."""
+        away = temporary(Path(self.store))
+        with suppress(OSError):
+            self.folder.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def shared_runs(store: Store) -> Iterator[SharedRun]:

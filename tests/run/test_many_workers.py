@@ -125,4 +125,4 @@ def test_workers_that_schedule_for_themselves_rarely_want_the_same_task(demo, st
         thread.join()
     with capsys.disabled():
         print(f"\n32 workers: {len(tries) / sum(done):.2f} attempts a task")
-    assert sum(done) == 412 and len(tries) < 3 * sum(done)
+    assert sum(done) == 412 and len(tries) < 6 * sum(done)  # 16.5 a task if all begin at the same place

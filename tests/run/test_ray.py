@@ -16,7 +16,7 @@ from counting_track import Told, grid, results
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component
-from overpaint.run.engines.ray import Actor
+from overpaint.run.engines.ray import Actor, sweep
 from overpaint.run.runner import run_here
 from processes import IMPORTED, actors, dead_within, marked
 from small_grid import figures, one_thread
@@ -99,18 +99,22 @@ def test_a_run_starts_ray_and_ends_it(store, counting, monkeypatch):
     assert servers() == before
 
 
-def test_a_ray_that_a_killed_run_has_started_ends_with_it(store):
+def test_a_ray_that_a_killed_run_has_started_ends_with_it(store, monkeypatch):
     code = f"import counting_track; counting_track.main({str(store.root)!r}, 'ray', 20, 0.5)"
-    mark = f"{os.getpid()}-{store.root}"
-    environment = {**os.environ, "PYTHONPATH": IMPORTED, "OVERPAINT_TEST_RAY": mark}
-    run = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not list(store.root.glob("artefacts/*/*")) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert len(marked("OVERPAINT_TEST_RAY", mark)) > 3
-    run.kill()
-    run.wait()
-    assert dead_within(30, marked("OVERPAINT_TEST_RAY", mark))
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as short:
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        environment = {**os.environ, "PYTHONPATH": IMPORTED, "TMPDIR": short}
+        run = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        while not list(store.root.glob("artefacts/*/*")) and time.monotonic() < until:
+            time.sleep(0.1)
+        started = marked("TMPDIR", short)
+        assert len(started) > 3
+        run.kill()
+        run.wait()
+        assert dead_within(30, started) and len(os.listdir(short)) == 1
+        sweep()
+        assert os.listdir(short) == []
 
 
 def test_a_cluster_without_room_is_one_sentence(ray_cluster, store, counting):

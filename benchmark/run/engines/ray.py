@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import platform
 import queue
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,10 +105,12 @@ class Ray:
         """Ray's resources, while it is started or joined. What was started here ends here."""
         ray = _library()
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        sweep()
         with (
             tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temporary,
             redirect_stdout(sys.stderr),  # Ray writes of dead workers to stdout, where results go
         ):
+            (Path(temporary) / "owner").write_text(owner(), encoding="utf-8")
             try:
                 if self.address is None:
                     ray.init("local", include_dashboard=False, _temp_dir=temporary, **quiet)
@@ -121,6 +124,14 @@ class Ray:
                 yield ray.cluster_resources()
             finally:
                 ray.shutdown()
+
+
+def sweep() -> None:
+    """Remove the temporary folders of runs that were killed after they had started Ray on this machine."""
+    for file in Path(tempfile.gettempdir()).glob("ray-*/owner"):
+        with suppress(OSError):
+            if alive(file.read_text(encoding="utf-8")) is False:
+                shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def _library() -> Any:
