@@ -107,11 +107,12 @@ start() {
 }
 
 stop() {
-    local daemon
+    local daemon pid
     for daemon in slurmd slurmctld munged; do
         running $daemon || continue
-        kill "$(<"$lab/$daemon.pid")"
-        until_true 10 sh -c "! kill -0 $(<"$lab/$daemon.pid")" || true
+        pid=$(<"$lab/$daemon.pid") # a daemon that ends removes the file
+        kill "$pid"
+        until_true 10 sh -c "! kill -0 $pid" || true
         rm -f "$lab/$daemon.pid"
     done
 }
