@@ -232,7 +232,9 @@ class Grid:
             options |= point.options
         if options["protocol"] is None:
             options["protocol"] = self.option("model", options["model"]).get("protocol", "ddim50")
-        config = copy.deepcopy(self.top)
+        config = {
+            key: copy.deepcopy(value) if isinstance(value, dict | list) else value for key, value in self.top.items()
+        }
         for key, value in (pair for point in points for pair in point.values):
             if key.partition(".")[0] not in options:
                 _assign(config, key, value)

@@ -34,9 +34,14 @@ def remembered(function: Function) -> Function:
 
     @wraps(function)
     def once(*arguments):
+        key: tuple
         if _results is None:
             return function(*arguments)
-        key = (function, *[value if type(value) in BY_VALUE else id(value) for value in arguments])
+        if len(arguments) == 1:  # most calls, millions for a large grid: without a list
+            (value,) = arguments
+            key = (function, value if type(value) in BY_VALUE else id(value))
+        else:
+            key = (function, *[value if type(value) in BY_VALUE else id(value) for value in arguments])
         found = _results.get(key)
         if found is None:
             found = _results[key] = function(*arguments), arguments  # which keeps the arguments' identities

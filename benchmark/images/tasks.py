@@ -414,8 +414,8 @@ def _detector_settings(plan: Plan, concepts: ConceptSet, name: str) -> dict[str,
 
 
 @remembered
-def _identity(detector: str, concepts: ConceptSet) -> dict[str, Any]:
-    return detector_identity(detector, words(concepts))
+def _identity(detector: str, concepts: ConceptSet) -> SharedDict:
+    return SharedDict(detector_identity(detector, words(concepts)))
 
 
 def words(concepts: ConceptSet) -> dict[str, str]:
@@ -532,8 +532,8 @@ def _runtime(model: ModelSpec, batch_size: int) -> dict[str, Any]:
 
 
 @remembered
-def _values(choice: Choice) -> dict[str, Any]:
-    return dict(choice.values)
+def _values(choice: Choice) -> SharedDict:
+    return SharedDict(choice.values)
 
 
 @remembered
@@ -553,8 +553,8 @@ def _entries(concepts: Sequence[Concept]) -> SharedList:
 
 
 @remembered
-def _entry(concept: Concept) -> dict[str, Any]:
-    return asdict(concept)
+def _entry(concept: Concept) -> SharedDict:
+    return SharedDict(asdict(concept))
 
 
 @remembered

@@ -425,7 +425,7 @@ class DiffusionModel:
         """
         if isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1:
             timesteps = timesteps.repeat(len(latents) // len(timesteps))
-        network = self._network or self.denoiser
+        network = self.denoiser if self._network is None else self._network
         return network(latents, timesteps, **self.conditioning(latents, embeds), return_dict=False)[0]
 
     def conditioning(self, latents: torch.Tensor, embeds: torch.Tensor) -> dict[str, Any]:

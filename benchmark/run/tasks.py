@@ -21,7 +21,7 @@ class SharedList(list):
 
 
 class SharedDict(dict):
-    """A mapping of lists or mappings that the configurations of many tasks contain; it is hashed once."""
+    """A mapping that the configurations of many tasks contain; what stands for it in their keys is computed once."""
 
     @cached_property
     def digest(self) -> Any:
