@@ -1,5 +1,6 @@
 """The figures of a small grid of images, for tests that compare engines."""
 
+import json
 from contextlib import contextmanager
 
 import pandas as pd
@@ -17,6 +18,11 @@ def planned_in(folder, *cells):
     grid = planned([*(cells or CELLS), f"store={folder}"])
     grid.store.prepare()
     return grid.plan, grid.store
+
+
+def manifests(folder, stage="*"):
+    """The manifests of a store's artefacts."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"artefacts/{stage}/*/manifest.json")]
 
 
 def figures(folder, run, *cells):

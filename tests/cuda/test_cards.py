@@ -7,7 +7,6 @@ of 256 levels, and a trained erasure starts to differ after tens of steps. A sha
 crosses the threshold.
 """
 
-import json
 from functools import partial
 
 import numpy as np
@@ -20,7 +19,7 @@ import overpaint
 from overpaint.grid.registry import component
 from overpaint.images.workbench import repeatable
 from overpaint.run.runner import run_here
-from small_grid import figures, planned_in
+from small_grid import figures, manifests, planned_in
 
 pytestmark = pytest.mark.cuda
 #: Shares may differ by one image of the smallest role; other figures by this part of their size.
@@ -102,8 +101,7 @@ def test_two_trainings_on_one_card_are_equal(cuda, name):
 
 def test_every_stage_gives_the_figures_of_the_cpu(cuda, tmp_path):
     here, there = (figures(tmp_path / name, on(device), *GRID) for name, device in (("card", cuda), ("cpu", "cpu")))
-    plan, _ = planned_in(tmp_path / "card", *GRID)
-    assert {task.stage for task in plan.tasks.values()} >= STAGES
+    assert {made["stage"] for made in manifests(tmp_path / "card")} >= STAGES
     labels = ["method", "attack", "metric"]
     both = here.merge(there, on=labels, suffixes=("", "_cpu"))
     assert len(both) == len(here) == len(there)
@@ -123,14 +121,14 @@ def test_a_run_continues_on_the_other_device(cuda, tmp_path):
     first = figures(tmp_path, on(cuda))
     plan, store = planned_in(tmp_path)
     assert not plan.missing(store), "the device is not part of a key"
-    images = [task for task in plan.tasks.values() if task.stage == "generate"]
-    assert all(store.manifest("generate", task.key)["host"]["processor"].startswith("cuda:0 (") for task in images)
+    images = manifests(tmp_path, "generate")
+    assert images and all(made["host"]["processor"].startswith("cuda:0 (") for made in images)
     watcher, (more, _) = (
         Told(),
         planned_in(tmp_path, "budget=smoke", "protocol.steps=4", "concepts=church", "method=none,uce,esd"),
     )
     assert not run_here(more, store, "cpu", watcher).failed
-    assert watcher.done and not {task.label for task in images} & set(watcher.done)
+    assert watcher.done and not {made["label"] for made in images} & set(watcher.done)
     assert len(first)
 
 
@@ -157,7 +155,7 @@ def test_two_workers_use_a_card_each(two_cards, tmp_path):
     engine = component("engine", "local").build({"workers": 2, "device": "cuda"})
     shared = figures(tmp_path / "shared", lambda plan, store: engine.run(plan, store, Told()), *GRID)
     alone = figures(tmp_path / "alone", on(two_cards[0]), *GRID)
-    hosts = [json.loads(path.read_text())["host"] for path in (tmp_path / "shared").rglob("manifest.json")]
+    hosts = [made["host"] for made in manifests(tmp_path / "shared")]
     assert len({host["process"] for host in hosts}) == 2
     assert {host["device"] for host in hosts} == {"cuda:0"}, "each worker sees one card"
     assert len(shared) == len(alone)
