@@ -9,15 +9,9 @@ with x_0 the latents of an image of the concept, x_t solves
 ``ddim`` approximates e(x_t, t) by e(x_s, t). ``renoise`` (Garibi et al., ECCV 2024, arXiv 2403.14602) iterates
 ``renoisings`` times: e at the last x_t gives the next x_t. At timesteps below ``average_below`` it uses the mean of the
 first ``averaged`` predictions, elsewhere the last one. There it also regularises each prediction and their mean
-``regularisations`` times before use, so that they resemble noise (pix2pix-zero, arXiv 2302.03027):
-
-    e ← e − 0.065 clamp(∂K, ±100)      K = Σ |ln s*²/s² + (s² + (m − m*)²)/s*² − 1|
-    e ← e − 20/5 ∂A, five times        A = Σ mean(e · e rolled down)² + mean(e · e rolled sideways)²
-
-m and s² are mean and variance of 4 × 4 patches of a channel. Those with a star belong to e(x_0, t); the method intends
-x_0 with noise, but the authors' code for Stable Diffusion adds none. A runs over channels and their halvings down to a
-side of 8, with new rolls each time that are the same for all images. From x_T the victim samples back to an image. It
-is judged, and
+``regularisations`` times before use, so that they resemble noise (`overpaint.blocks.inversion`) and the patches of
+e(x_0, t). The method intends x_0 with noise, but the authors' code for Stable Diffusion adds none. From x_T the victim
+samples back to an image. It is judged, and
 
     nll  = Σ z²/2 + D/2 ln 2π          of z = x_T with D values, under N(0, I): how likely the start noise is
     psnr = 10 log₁₀ 1/mean (a − b)²    between the given image and the one sampled from x_T, pixels in [0, 1]
@@ -33,29 +27,27 @@ Not implemented: the authors' second study (many start noises for one image) and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from PIL import Image
-from torch.nn.functional import avg_pool2d
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, Painted
 from overpaint.attacks.probes import IMAGES_AT_ONCE, walk
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.blocks.draws import Draws, trace_values
+from overpaint.blocks.inversion import Regularisation, renoised
 from overpaint.errors import UserError, at_least
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
 from overpaint.run.progress import steps
-
-#: Step sizes of the regularisation by K and by A, and the number of steps by A.
-PATCHES, ROLLED, ROLLS = 0.065, 20.0, 5
 
 
 class Exposure(NamedTuple):
@@ -171,32 +163,24 @@ class Inversion(Attack):
         guidance, schedule, draws = self.guidance(victim, texts), self.schedule(victim), Draws(self.seed)
         backwards = victim.inverse_scheduler()
         backwards.set_timesteps(self.steps)
-        picture = latents
+        picture, passes = latents, 1 + (self.renoisings if self.method == "renoise" else 0)
         for number in reversed(range(len(schedule.timesteps))):
-            t = schedule.timesteps[number]
+            t, start = schedule.timesteps[number], latents
             low = self.method == "renoise" and t < self.average_below
-            like = self.noise(victim, guidance, picture, t, number) if low and self.regularisations else None
-            found, predictions = latents, []
-            for _ in range(1 + (self.renoisings if self.method == "renoise" else 0)):
-                predictions.append(self.noise(victim, guidance, found, t, number))
-                said = self.regularised(predictions[-1], like, draws)
-                found = backwards.step(said, t, latents, return_dict=False)[0]
-            if low and self.averaged:
-                said = self.regularised(torch.stack(predictions[: self.averaged]).mean(dim=0), like, draws)
-                found = backwards.step(said, t, latents, return_dict=False)[0]
-            latents = found
+            regularise = None
+            if low and self.regularisations:
+                like = self.noise(victim, guidance, picture, t, number)
+                regularise = partial(Regularisation(self.regularisations), like=like, draws=draws)
+            latents = renoised(
+                start,
+                lambda found, t=t, number=number: self.noise(victim, guidance, found, t, number),
+                lambda said, t=t, start=start: backwards.step(said, t, start, return_dict=False)[0],
+                passes=passes,
+                averaged=range(self.averaged if low else 0),
+                regularise=regularise,
+            )
             trace_values(latents=latents)
         return latents
-
-    def regularised(self, said: torch.Tensor, like: torch.Tensor | None, draws: Draws) -> torch.Tensor:
-        """The prediction (n, c, h, w) regularised towards noise and the patches of ``like``; unchanged without it."""
-        if like is None:
-            return said
-        for _ in range(self.regularisations):
-            said = said - PATCHES * slope(lambda e: patch_divergence(e, like), said).clamp(-100, 100)
-            for _ in range(ROLLS):
-                said = said - ROLLED / ROLLS * slope(lambda e: autocorrelation(e, draws), said)
-        return said
 
     def sample(self, victim: DiffusionModel, start: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """Latents (n, c, h, w) that the victim samples from start noise of the same shape."""
@@ -215,36 +199,6 @@ class Inversion(Attack):
     def noise(self, victim: DiffusionModel, guidance: Guidance, latents: torch.Tensor, t, number: int) -> torch.Tensor:
         """The noise prediction e (n, c, h, w), converted from velocity if the network predicts that."""
         return victim.noise_of(guidance(latents, t, number), latents, t)
-
-
-def slope(loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
-    """The gradient of a scalar loss with respect to a tensor, at ``at``."""
-    with torch.enable_grad():
-        at = at.detach().requires_grad_()
-        return torch.autograd.grad(loss(at), at)[0]
-
-
-def patch_divergence(said: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """K (), summed over images, for predictions (n, c, h, w)."""
-    (var, mean), (wanted_var, wanted_mean) = (
-        torch.var_mean(x.unfold(2, 4, 4).unfold(3, 4, 4), dim=(-2, -1)) for x in (said, like)
-    )
-    var_ratio = ((wanted_var + 1e-6) / (var + 1e-6)).log()
-    return (var_ratio + (var + (mean - wanted_mean) ** 2) / (wanted_var + 1e-6) - 1).abs().sum()
-
-
-def autocorrelation(said: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """A (), summed over images. Each channel and halving has one random roll, from 0 to half its height."""
-    total = said.new_zeros(())
-    for channel in said.split(1, dim=1):
-        while True:
-            shift = draws.integer("roll", 0, channel.shape[2] // 2)
-            for side in (2, 3):
-                total = total + (channel * channel.roll(shift, dims=side)).mean(dim=(1, 2, 3)).square().sum()
-            if channel.shape[2] <= 8:
-                break
-            channel = avg_pool2d(channel, 2)
-    return total
 
 
 def nll(latents: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,10 @@ def encoding_negative() -> bool:
     return _encoding_negative.get()
 
 
+#: An image-side guard: takes decoded images, ``None`` for a failed one, and returns as many.
+Screen = Callable[[list[Image.Image | None]], list[Image.Image | None]]
+
+
 class Segment(NamedTuple):
     """A named part of a text encoding (n, rows, columns): which rows it takes, and how many columns it fills."""
 
@@ -85,7 +89,8 @@ class DiffusionModel:
     """A latent diffusion model of the SD 1 / SD 2 family: one CLIP text encoder, a UNet with cross-attention.
 
     The text encoder runs without an attention mask on prompts that are padded to the tokenizer's length, as in the
-    family's own pipelines. `guidance` composes the predictions in `sample`; an attached guard erasure replaces it.
+    family's own pipelines. `guidance` composes the predictions in `sample`; an attached guard erasure replaces it, or adds to
+    `screens`, which images pass through after they are decoded.
 
     A subclass for another family sets the class attributes and overrides what differs. Callers only use the public
     methods: latents are (b, c, h, w), text encodings are one tensor (n, rows, columns) whose `layout` names its
@@ -114,6 +119,7 @@ class DiffusionModel:
             self.denoiser.to(memory_format=torch.channels_last)
         self.guidance: GuidanceMaker = Guidance
         self._network: Callable[..., Any] | None = None
+        self.screens: tuple[Screen, ...] = ()
 
     def check(self) -> None:
         """Raise a `UserError` if the parts do not fit each other."""
@@ -567,6 +573,13 @@ class DiffusionModel:
             return self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
 
     def to_images(self, latents: torch.Tensor) -> list[Image.Image | None]:
+        """`decoded` images after the `screens` that erasures have put on the model."""
+        images = self.decoded(latents)
+        for screen in self.screens:
+            images = screen(images)
+        return images
+
+    def decoded(self, latents: torch.Tensor) -> list[Image.Image | None]:
         """Decode scaled latents to PIL images; ``None`` for an image with non-finite pixels."""
         with torch.no_grad():
             pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]

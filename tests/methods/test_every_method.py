@@ -46,9 +46,14 @@ def published(tiny_sd, tiny_sdxl, tmp_path_factory):
         PUBLISHED[model.family] = str(write_kohya(pairs, folder / f"{model.family}.safetensors"))
 
 
+#: A detector whose weights are shipped, for methods that look at images: it refuses all of them.
+LOOKING = {"detector": "oracle_b", "weights": None, "labels": ["church"], "threshold": 0.0}
+
+
 def required(method, family="sd"):
-    """The published file for a method that reads one."""
-    return {"file": PUBLISHED.get(family, "missing.safetensors")} if "file" in method.defaults else {}
+    """The published file for a method that reads one, and the detector for a method that looks at images."""
+    file = {"file": PUBLISHED.get(family, "missing.safetensors")} if "file" in method.defaults else {}
+    return file | (LOOKING if LOOKING.keys() <= method.defaults.keys() else {})
 
 
 def erased(model, method, **arguments):
