@@ -152,8 +152,8 @@ class Rule:
     def rewritten(self, prompt: str) -> str:
         """The prompt with the phrases replaced, the longest first, and without double spaces."""
         for phrase in sorted(self.phrases, key=len, reverse=True):
-            replacement = self.phrases[phrase]
-            prompt = pattern(phrase, self.match == "plural").sub(lambda _, new=replacement: new, prompt)
+            literal = self.phrases[phrase].replace("\\", r"\\")
+            prompt = pattern(phrase, self.match == "plural").sub(literal, prompt)
         return " ".join(prompt.split())
 
     def scores(self, model: DiffusionModel, prompts: Sequence[str]) -> torch.Tensor:

@@ -143,6 +143,12 @@ class ConceptScaler:
         def predicted(found: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return model.noise_of(model.predict(found, t, text), found, t)
 
+        def stepped(t: torch.Tensor, at: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+            return backwards.step(said, t, at, return_dict=False)[0]
+
+        def regularised(like: Callable[[], torch.Tensor], said: torch.Tensor) -> torch.Tensor:
+            return self.regularisation(said, like(), draws)
+
         for t in reversed(schedule.timesteps):
             early = bool(t < FIRST)
             passes = 1 + (min(self.renoisings, self.first_renoisings) if early else self.renoisings)
@@ -156,12 +162,10 @@ class ConceptScaler:
                 renoised(
                     path[-1],
                     partial(predicted, t=t),
-                    lambda said, t=t, at=path[-1]: backwards.step(said, t, at, return_dict=False)[0],
+                    partial(stepped, t, path[-1]),
                     passes=passes,
                     averaged=averaged if self.average else range(0),
-                    regularise=(lambda said, like=like: self.regularisation(said, like(), draws))
-                    if self.regularisations
-                    else None,
+                    regularise=partial(regularised, like) if self.regularisations else None,
                     regularise_from=averaged.start if self.average else 1,
                 )
             )

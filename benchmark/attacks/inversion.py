@@ -164,6 +164,13 @@ class Inversion(Attack):
         backwards = victim.inverse_scheduler()
         backwards.set_timesteps(self.steps)
         picture, passes = latents, 1 + (self.renoisings if self.method == "renoise" else 0)
+
+        def predicted(t: torch.Tensor, number: int, found: torch.Tensor) -> torch.Tensor:
+            return self.noise(victim, guidance, found, t, number)
+
+        def stepped(t: torch.Tensor, start: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+            return backwards.step(said, t, start, return_dict=False)[0]
+
         for number in reversed(range(len(schedule.timesteps))):
             t, start = schedule.timesteps[number], latents
             low = self.method == "renoise" and t < self.average_below
@@ -173,8 +180,8 @@ class Inversion(Attack):
                 regularise = partial(Regularisation(self.regularisations), like=like, draws=draws)
             latents = renoised(
                 start,
-                lambda found, t=t, number=number: self.noise(victim, guidance, found, t, number),
-                lambda said, t=t, start=start: backwards.step(said, t, start, return_dict=False)[0],
+                partial(predicted, t, number),
+                partial(stepped, t, start),
                 passes=passes,
                 averaged=range(self.averaged if low else 0),
                 regularise=regularise,
