@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -168,7 +169,7 @@ class SAeUron(Eraser):
         """Some positions (rows, d) of the feature maps of all pictures, by time."""
         kept: dict[float, list[torch.Tensor]] = {}
         for t, x in self.maps(model, prompts, draws):
-            places = draws.take("positions", lambda g, count=x.shape[1]: torch.randperm(count, generator=g))
+            places = draws.take("positions", partial(_order, x.shape[1]))
             kept.setdefault(t, []).append(x[:, places[: self.positions].to(x.device)].flatten(0, 1))
         return {t: torch.cat(rows) for t, rows in kept.items()}
 
@@ -246,6 +247,10 @@ class SAeUron(Eraser):
         if name not in layers:
             raise unknown("layer", name, layers, "this erasure")
         return edit_at_times(model, layers[name], Reversal(erasure.parts, erasure.settings, model))
+
+
+def _order(count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randperm(count, generator=generator)
 
 
 def interventions(means: Sequence[torch.Tensor], erased: int, percentile: float, multiplier: float) -> torch.Tensor:

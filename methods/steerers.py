@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -149,15 +150,14 @@ class Steerers(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        layers = erasure.settings.get("layers")
-        check_type(layers, list[int], "this erasure's settings: layers")
+        check_type(erasure.settings.get("layers"), list[int], "this erasure's settings: layers")
+        layers = erasure.settings["layers"]
         steering = [erasure.parts[str(number)].to(model.device, model.dtype) for number in range(len(layers))]
         for encoder, s in zip(model.text_encoders, steering, strict=True):
             if s.shape != (model.tokens, encoder.config.hidden_size):
                 raise UserError("this erasure does not fit the model: its text encoder has another width or length")
         removes = [
-            edit_output(block, lambda x, s=s: x - s[: x.shape[1]] if encoding_negative() else x + s[: x.shape[1]])
-            for block, s in zip(blocks(model, layers), steering, strict=True)
+            edit_output(block, partial(steer, s)) for block, s in zip(blocks(model, layers), steering, strict=True)
         ]
 
         def remove() -> None:
@@ -165,6 +165,11 @@ class Steerers(Eraser):
                 undo()
 
         return remove
+
+
+def steer(s: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A block's output x (n, length, d) plus s (tokens, d), or minus s for the empty or the negative prompt."""
+    return x - s[: x.shape[1]] if encoding_negative() else x + s[: x.shape[1]]
 
 
 def blocks(model: DiffusionModel, layers: Sequence[int]) -> list[torch.nn.Module]:
@@ -176,13 +181,12 @@ def activations(model: DiffusionModel, layers: Sequence[int], ids: torch.Tensor)
     """Outputs (n, tokens, d) of one block of each text encoder, side by side, for padded ids (n, tokens); at least float32."""
     found: list[list[torch.Tensor]] = [[] for _ in layers]
 
-    def keep(x: torch.Tensor, kept: list[torch.Tensor]) -> torch.Tensor:
+    def keep(kept: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         kept.append(x.to(torch.promote_types(x.dtype, torch.float32)))
         return x
 
     removes = [
-        edit_output(block, lambda x, kept=kept: keep(x, kept))
-        for block, kept in zip(blocks(model, layers), found, strict=True)
+        edit_output(block, partial(keep, kept)) for block, kept in zip(blocks(model, layers), found, strict=True)
     ]
     try:
         with torch.no_grad():
