@@ -141,8 +141,8 @@ class Directions(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        strength: Any = erasure.settings.get("strength")
-        check_type(strength, float, "this erasure's settings: strength")
+        check_type(erasure.settings.get("strength"), float, "this erasure's settings: strength")
+        strength = erasure.settings["strength"]
         total = torch.stack([part.to(model.device, model.dtype) for part in erasure.parts.values()]).sum(dim=0)
         guard = DirectionGuard.on(model.guidance)
         plain, remove_hook = model.guidance, edit_output(model.feature_maps()[LAYER], guard.adding(strength * total))

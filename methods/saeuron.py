@@ -169,7 +169,7 @@ class SAeUron(Eraser):
         """Some positions (rows, d) of the feature maps of all pictures, by time."""
         kept: dict[float, list[torch.Tensor]] = {}
         for t, x in self.maps(model, prompts, draws):
-            places = draws.take("positions", partial(_shuffled, x.shape[1]))
+            places = draws.take("positions", partial(_order, x.shape[1]))
             kept.setdefault(t, []).append(x[:, places[: self.positions].to(x.device)].flatten(0, 1))
         return {t: torch.cat(rows) for t, rows in kept.items()}
 
@@ -249,6 +249,10 @@ class SAeUron(Eraser):
         return edit_at_times(model, layers[name], Reversal(erasure.parts, erasure.settings, model))
 
 
+def _order(count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randperm(count, generator=generator)
+
+
 def interventions(means: Sequence[torch.Tensor], erased: int, percentile: float, multiplier: float) -> torch.Tensor:
     """What is changed: rows (step, latent, factor, threshold), float64.
 
@@ -302,7 +306,3 @@ class Reversal:
         if self.official:
             made = made + 2 * (self.autoencoder.decode(z) - like)
         return made.mT.unflatten(2, x.shape[2:])
-
-
-def _shuffled(count: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randperm(count, generator=generator)

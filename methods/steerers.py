@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -150,24 +150,26 @@ class Steerers(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        layers: Any = erasure.settings.get("layers")
-        check_type(layers, list[int], "this erasure's settings: layers")
+        check_type(erasure.settings.get("layers"), list[int], "this erasure's settings: layers")
+        layers = erasure.settings["layers"]
         steering = [erasure.parts[str(number)].to(model.device, model.dtype) for number in range(len(layers))]
         for encoder, s in zip(model.text_encoders, steering, strict=True):
             if s.shape != (model.tokens, encoder.config.hidden_size):
                 raise UserError("this erasure does not fit the model: its text encoder has another width or length")
-
-        def steered(s: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-            return x - s[: x.shape[1]] if encoding_negative() else x + s[: x.shape[1]]
-
-        pairs = zip(blocks(model, layers), steering, strict=True)
-        removes = [edit_output(block, partial(steered, s)) for block, s in pairs]
+        removes = [
+            edit_output(block, partial(steer, s)) for block, s in zip(blocks(model, layers), steering, strict=True)
+        ]
 
         def remove() -> None:
             for undo in removes:
                 undo()
 
         return remove
+
+
+def steer(s: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A block's output x (n, length, d) plus s (tokens, d), or minus s for the empty or the negative prompt."""
+    return x - s[: x.shape[1]] if encoding_negative() else x + s[: x.shape[1]]
 
 
 def blocks(model: DiffusionModel, layers: Sequence[int]) -> list[torch.nn.Module]:
@@ -183,8 +185,9 @@ def activations(model: DiffusionModel, layers: Sequence[int], ids: torch.Tensor)
         kept.append(x.to(torch.promote_types(x.dtype, torch.float32)))
         return x
 
-    pairs = zip(blocks(model, layers), found, strict=True)
-    removes = [edit_output(block, partial(keep, kept)) for block, kept in pairs]
+    removes = [
+        edit_output(block, partial(keep, kept)) for block, kept in zip(blocks(model, layers), found, strict=True)
+    ]
     try:
         with torch.no_grad():
             for batch in ids.split(TEXTS_AT_ONCE):
