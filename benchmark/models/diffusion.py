@@ -510,7 +510,7 @@ class DiffusionModel:
     def text_layers(self, encoder: int = 0) -> list[TextLayer]:
         """The blocks of a text encoder from first to last, each with the second projection of its MLP."""
         names = {module: name for name, (module, leaf) in self.parameter_owners().items() if leaf == "weight"}
-        parts = cast(torch.nn.Module, self.text_encoders[encoder]).modules()
+        parts: Iterator[Any] = self.text_encoders[encoder].modules()
         blocks = [m for m in parts if isinstance(getattr(m, "mlp", None), torch.nn.Module)]
         return [TextLayer(names[block.mlp.fc2], "text", block.mlp.fc2, block=block) for block in blocks]
 
