@@ -86,7 +86,7 @@ def classifier(tiny_sd, tmp_path):
         vocab_size=len(tiny_sd.tokenizer), id2label=labels, label2id={v: k for k, v in labels.items()}, **sizes
     )
     network = BertForSequenceClassification(config).eval()
-    network.classifier.weight.data *= 50
+    network.classifier.weight.data *= 1000
     network.save_pretrained(tmp_path)
     tiny_sd.tokenizer.save_pretrained(tmp_path)
     return network, str(tmp_path)
@@ -97,9 +97,10 @@ def test_the_classifier_rule_reads_the_probability_of_its_label(tiny_sd, classif
     prompts = ["a dog", "a painting by monet", "a black and white photo of a ship"]
     with torch.no_grad():
         alone = [network(**tiny_sd.tokenizer(text, return_tensors="pt")).logits.softmax(1)[0, 1] for text in prompts]
-    middle = float(torch.stack(alone).median())
-    found = caught(tiny_sd, prompts, rule="classifier", classifier=folder, label="nsfw", threshold=middle - 1e-4)
-    assert found == [bool(p >= middle) for p in alone] and sorted(found) == [False, True, True]
+    low, middle, _ = sorted(float(p) for p in alone)
+    between = (low + middle) / 2
+    found = caught(tiny_sd, prompts, rule="classifier", classifier=folder, label="nsfw", threshold=between)
+    assert found == [float(p) > between for p in alone] and sorted(found) == [False, True, True]
     with pytest.raises(overpaint.UserError, match="label"):
         caught(tiny_sd, prompts, rule="classifier", classifier=folder, label="nudity", threshold=0.5)
 
