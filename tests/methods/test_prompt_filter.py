@@ -87,7 +87,7 @@ def classifier(tiny_sd, tmp_path):
     )
     torch.manual_seed(0)
     network = BertForSequenceClassification(config).eval()
-    network.classifier.weight.data *= 50
+    network.classifier.weight.data *= 1000
     network.save_pretrained(tmp_path)
     tiny_sd.tokenizer.save_pretrained(tmp_path)
     return network, str(tmp_path)

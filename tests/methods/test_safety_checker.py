@@ -93,8 +93,8 @@ def test_a_detector_with_words_of_its_own_gets_the_concepts(monkeypatch):
 @pytest.mark.parametrize(
     "values, word",
     [
-        ({"detector": "oracel"}, "did you mean 'oracle'"),
-        ({"threshold": 1.5}, "threshold"),
+        (ORACLE | {"detector": "oracel"}, "did you mean 'oracle'"),
+        (ORACLE | {"threshold": 1.5}, "threshold"),
         (ORACLE | {"labels": ["chruch"]}, "did you mean 'church'"),
     ],
 )
