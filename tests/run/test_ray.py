@@ -21,7 +21,7 @@ from overpaint.run.runner import run_here
 from processes import IMPORTED, actors, dead_within, marked
 from small_grid import figures, one_thread
 
-KILLS = 4
+KILLS = 3
 
 
 def servers():
