@@ -22,6 +22,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 PROTOCOL = {"scheduler": "dpm", "steps": 10, "guidance_scale": 4.0, "size": None}
@@ -132,89 +133,122 @@ def divided(above: Sequence[float], below: Sequence[float]) -> list[float]:
 # --- generation ----------------------------------------------------------------------------------------------------
 
 
-def generation(batch_size: int = 32, batches: int = 2, rounds: int = 8) -> list[Figure]:
-    """Stage *generate*, with its PNG and Parquet files, beside a loop over the same pipeline."""
-    import numpy as np
-    import torch
+class Samplers:
+    """Functions that make the same images with other code: a loop over the pipeline, and stage *generate* with its files.
 
-    from overpaint.images.stages import generate
-    from overpaint.images.workbench import Workbench
-    from overpaint.models.loading import load_pipeline
-    from overpaint.models.sources import resolve
-    from overpaint.run.tasks import Task
+    ``made`` holds the pixels of each one's last images. Everything runs in one thread.
+    """
 
-    torch.set_num_threads(1)
-    count = batch_size * batches
-    shots = [[f"a picture of a {WORDS[i % len(WORDS)]}", 1000 + i, None] for i in range(count)]
-    made: dict[str, np.ndarray] = {}
+    def __init__(self, batch_size: int = 32, batches: int = 2):
+        import torch
 
-    def pixels(images) -> np.ndarray:
-        return np.stack([np.asarray(image, dtype=int) for image in images])
+        torch.set_num_threads(1)
+        self.batch_size, self.count = batch_size, batch_size * batches
+        self.shots = [[f"a picture of a {WORDS[i % len(WORDS)]}", 1000 + i, None] for i in range(self.count)]
+        self.made: dict[str, Any] = {}
 
-    def bare(name: str, layout: torch.memory_format) -> Callable[[], None]:
+    def loop(self, layout: str = "contiguous_format") -> Callable[[], None]:
+        """A loop of batches, with the network in this layout of memory; diffusers' own is contiguous."""
+        import torch
+
+        from overpaint.models.loading import load_pipeline
+
         model = load_pipeline("testbed", "float32", "cpu")
         pipeline = model.pipeline
-        pipeline.unet.to(memory_format=layout)
+        pipeline.unet.to(memory_format=getattr(torch, layout))
         pipeline.scheduler = model.scheduler(PROTOCOL["scheduler"])
         pipeline.set_progress_bar_config(disable=True)
 
         def work() -> None:
             images = []
-            for start in range(0, count, batch_size):
-                part = shots[start : start + batch_size]
+            for start in range(0, self.count, self.batch_size):
+                part = self.shots[start : start + self.batch_size]
                 images += pipeline(
                     [text for text, _, _ in part],
                     num_inference_steps=PROTOCOL["steps"],
                     guidance_scale=PROTOCOL["guidance_scale"],
                     generator=[torch.Generator().manual_seed(seed) for _, seed, _ in part],
                 ).images
-            made[name] = pixels(images)
+            self._keep(f"loop {layout}", images)
 
         return work
 
-    def stage(name: str, precision: str = "float32", **more) -> Callable[[], None]:
-        bench, runtime = Workbench(), {"path": resolve("testbed"), "device": "cpu", "batch_size": batch_size}
-        config = {"model": "testbed", "precision": precision, "protocol": PROTOCOL, "shots": shots, **more}
+    def stage(self, name: str, precision: str = "float32", **more: object) -> Callable[[], None]:
+        """Stage *generate* in this precision, with ``more`` in the task's configuration."""
+        from overpaint.images.stages import generate
+        from overpaint.images.workbench import Workbench
+        from overpaint.models.sources import resolve
+        from overpaint.run.tasks import Task
+
+        bench, runtime = Workbench(), {"path": resolve("testbed"), "device": "cpu", "batch_size": self.batch_size}
+        config = {"model": "testbed", "precision": precision, "protocol": PROTOCOL, "shots": self.shots, **more}
 
         def work() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 generate.run(Task("generate", config, runtime=runtime), {}, Path(folder), bench)
-                made[name] = pixels(generate.read_images(Path(folder)))
+                self._keep(name, generate.read_images(Path(folder)))
 
         return work
 
+    def _keep(self, name: str, images: Sequence) -> None:
+        import numpy as np
+
+        self.made[name] = np.stack([np.asarray(image, dtype=int) for image in images])
+
+    def differences(self, name: str, what: str, other: str) -> list[Figure]:
+        """How far the pixels of two of them are apart, as figures."""
+        apart = abs(self.made[name] - self.made[other])
+        share = float((apart > 0).mean())
+        return [
+            Figure.of(f"largest difference of pixel values, of 255: {what}", [float(apart.max())]),
+            Figure.of(f"share of pixel values that differ: {what}", [share]),
+        ]
+
+
+def generation(rounds: int = 8) -> list[Figure]:
+    """Stage *generate* beside loops over the same pipeline."""
+    samplers = Samplers()
     works = {
-        "bare": bare("bare", torch.contiguous_format),
-        "channels last": bare("channels last", torch.channels_last),
-        "stage": stage("stage"),
-        "compiled": stage("compiled", compiled=1),
-        "bfloat16": stage("bfloat16", precision="bfloat16"),
+        "loop": samplers.loop(),
+        "channels last": samplers.loop("channels_last"),
+        "stage": samplers.stage("stage"),
+    }
+    seconds = in_turns(works, rounds)
+    return [
+        Figure.of(
+            f"the loop / stage generate ({samplers.count * rounds} images each)",
+            divided(seconds["loop"], seconds["stage"]),
+        ),
+        Figure.of("the loop, channels last / stage generate", divided(seconds["channels last"], seconds["stage"])),
+        *samplers.differences("loop channels_last", "the loop with another layout of memory", "loop contiguous_format"),
+    ]
+
+
+def compilation(rounds: int = 4) -> list[Figure]:
+    """``engine.compile=true`` and ``model.precision=bfloat16`` beside the loop and the plain stage."""
+    samplers = Samplers()
+    works = {
+        "loop": samplers.loop(),
+        "stage": samplers.stage("stage"),
+        "compiled": samplers.stage("compiled", compiled=1),
+        "bfloat16": samplers.stage("bfloat16", precision="bfloat16"),
     }
     start = time.perf_counter()
     works["compiled"]()
     warm_up = time.perf_counter() - start
+    start = time.perf_counter()
+    works["stage"]()
+    plain = time.perf_counter() - start
     seconds = in_turns(works, rounds)
-    print(f"compilation and {count} images: {warm_up:.0f} s", file=sys.stderr)
-    print({name: float(abs(made[name] - made["stage"]).max()) for name in works}, file=sys.stderr)
-    per_image = statistics.median(seconds["stage"]) / count
-    saved = per_image - statistics.median(seconds["compiled"]) / count
-    total = count * rounds
-    figures = [
-        Figure.of(f"the loop / stage generate ({total} images each)", divided(seconds["bare"], seconds["stage"])),
-        Figure.of("the loop, channels last / stage generate", divided(seconds["channels last"], seconds["stage"])),
-        Figure.of("the loop / engine.compile=true", divided(seconds["bare"], seconds["compiled"])),
+    print(f"compilation and {samplers.count} images: {warm_up:.0f} s", file=sys.stderr)
+    return [
+        Figure.of("the loop / engine.compile=true", divided(seconds["loop"], seconds["compiled"])),
         Figure.of("stage generate / engine.compile=true", divided(seconds["stage"], seconds["compiled"])),
-        Figure.of("the loop / model.precision=bfloat16", divided(seconds["bare"], seconds["bfloat16"])),
+        Figure.of("the loop / model.precision=bfloat16", divided(seconds["loop"], seconds["bfloat16"])),
+        Figure.of(f"the first {samplers.count} images compiled / the same images plain", [warm_up / plain]),
+        *samplers.differences("compiled", "engine.compile=true", "stage"),
+        *samplers.differences("bfloat16", "model.precision=bfloat16", "stage"),
     ]
-    for name, label in (("channels last", "the loop, channels last"), ("compiled", "engine.compile=true")):
-        apart = abs(made[name] - made["bare"])
-        figures.append(Figure.of(f"largest difference from the loop's pixels, of 255: {label}", [float(apart.max())]))
-        figures.append(
-            Figure.of(f"share of pixels' values that differ from the loop's: {label}", [float((apart > 0).mean())])
-        )
-    if saved > 0:
-        figures.append(Figure.of("first compilation / seconds saved per 1,000 images", [warm_up / (1000 * saved)]))
-    return figures
 
 
 def sharing() -> list[Figure]:
@@ -435,8 +469,14 @@ SECTIONS = {
         "Generation",
         "Seconds of a plain loop of batches over the same `StableDiffusionPipeline` (the testbed, 32 images a batch, 10 steps\n"
         "of DPM-Solver++), divided by seconds of overpaint's stage *generate*, which also writes PNG and Parquet: above 1,\n"
-        "overpaint is faster. Processor seconds of one thread. The last rows say what compilation changes and costs.",
+        "overpaint is faster. Processor seconds of one thread.",
         generation,
+    ),
+    "compilation": Section(
+        "Compiled networks and half precision",
+        "The same images with `engine.compile=true` and with `model.precision=bfloat16`, and what they change and cost.\n"
+        "The first images include the compilation, in wall-clock seconds; torch keeps compiled code on disk.",
+        compilation,
     ),
     "sharing": Section(
         "Images that are not made twice",
