@@ -158,7 +158,9 @@ GRID += ("budget.reference_images=4", "budget.in_prompt=0", "budget.grid=0")
 
 
 @pytest.mark.slow
-def test_a_grid_on_the_card_has_the_cpus_figures(tmp_path):
+def test_a_grid_on_the_card_has_the_cpus_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr("overpaint.images.workbench.repeatable", lambda: None)  # settings of the whole process
+
     def run(device):
         def on(plan, store):
             watcher = Told()
