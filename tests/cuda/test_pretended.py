@@ -17,6 +17,7 @@ import torch
 from counting_track import Told
 
 import overpaint
+import small_methods
 from overpaint.errors import UserError
 from overpaint.grid.registry import component, components
 from overpaint.images.stages import generate
@@ -30,30 +31,9 @@ from small_grid import figures, manifests, planned_in
 
 TESTS = Path(__file__).resolve().parents[1]
 METHODS, ATTACKS = sorted(components("method")), sorted(components("attack"))
-#: Sizes with which every method and attack runs on the tiny model; keys that one does not have are ignored.
-TINY = {
-    "iterations": 2,
-    "steps": 2,
-    "rollout_steps": 4,
-    "batch_size": 2,
-    "epochs": 1,
-    "warmup_steps": 0,
-    "picture_steps": 2,
-}
-TINY |= {
-    "prior_captions": ["a dog on the ground", "a church by the sky", "a ship"],
-    "pictures": 2,
-    "retain_pictures": 2,
-}
-TINY |= {
-    "inner_steps": 2,
-    "attack_steps": 2,
-    "warmup": 1,
-    "timesteps": 1,
-    "draw_every": 2,
-    "last_images": 1,
-    "generations": 2,
-}
+#: Sizes with which every method and attack runs on the tiny model; keys that one does not have are ignored. Learning rates stay.
+TINY = {key: value for key, value in small_methods.TINY.items() if key != "learning_rate"}
+TINY |= {"timesteps": 1, "draw_every": 2, "last_images": 1, "generations": 2}
 TINY |= {"population": 4, "candidates": 8, "restarts": 1, "curve": [0, 1]}
 #: Attention is computed by other kernels and rounds differently (1e-6). Solves with a large condition number enlarge that.
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
