@@ -58,6 +58,9 @@ def frame_of(rows, rate, seeds, seed, shift=0.0, width=6):
                     **dict.fromkeys(FEATURES, features),
                     "aesthetic.value": 5 - shift + 0.1 * features[0],
                     "preference.value": 20 - shift + 0.1 * features[1],
+                    "image_reward.value": 1 - shift + 0.1 * features[3],
+                    "hps.value": 25 - shift + 0.1 * features[4],
+                    "copy.value": (shift if role == "target" else 1 - shift) + 0.05 * features[5],
                     "perceptual.value": abs((1 - shift if role == "target" else shift) + 0.05 * features[2]),
                 }
             )

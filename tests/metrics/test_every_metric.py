@@ -61,6 +61,8 @@ WITHOUT_ORIGINAL = [
     "i2p/expected_maximum",
     "spm/lpips_e",
     "spm/lpips_u",
+    "rewards/copy_e",
+    "rewards/copy_u",
     "gold/relearn_ratio_to_gold",
     "gold/privleak_gold",
 ]
