@@ -209,7 +209,7 @@ def test_an_unknown_hyper_parameter_is_refused_with_the_nearest(tiny_sd, method)
 def test_a_wrong_type_is_refused_by_name(tiny_sd, method):
     for key in method.defaults:
         with pytest.raises(overpaint.UserError, match=f"(?s){method.name}.*{key}.*"):
-            overpaint.erase(tiny_sd, method.name, erase=["dog"], **{key: {"a": 1}})
+            overpaint.erase(tiny_sd, method.name, erase=["dog"], **required(method) | {key: {"a": 1}})
 
 
 def test_other_architectures_are_refused(tiny_sd, method):
