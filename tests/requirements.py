@@ -36,7 +36,7 @@ def _undeclarable(built):
     parameters = {f.name: getattr(built, f.name) for f in fields(built) if f.name != "seed"}
     declared = {"lengths": built.lengths, "paced": built.paced}
     found = [
-        f"{where}: {key!r} must be an integer hyper-parameter or a list of integers"
+        f"{where}: {key!r} must be an integer hyper-parameter, a list of integers or null"
         for where, keys in declared.items()
         for key in keys
         if not _counts(parameters.get(key))
@@ -46,7 +46,8 @@ def _undeclarable(built):
 
 
 def _counts(value):
-    return type(value) is int or (isinstance(value, list) and all(type(step) is int for step in value))
+    """Whether a value is a number of steps, a list of step numbers, or no limit (``None``)."""
+    return value is None or type(value) is int or (isinstance(value, list) and all(type(step) is int for step in value))
 
 
 def unmet(kind, name, base):
