@@ -121,7 +121,7 @@ class Geom(Eraser):
             truth = model.denoising_target(latents, noise, t)
             with learner.active():
                 predicted = model.predict(x_t, t, model.encode(captions, truncate=True))
-            weights = cell_weights(covered, latents.shape[-1], self.outside)
+            weights = cell_weights(covered.to(latents.device), latents.shape[-1], self.outside)
             trace_values(x_t=x_t, t=t, captions=captions, weights=weights, pred=predicted.detach())
             return (weights * (predicted.float() - truth.float()).square()).mean()
 

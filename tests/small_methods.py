@@ -9,3 +9,5 @@ TINY |= {"pictures": 2, "retain_pictures": 2, "concept_pictures": 2, "replay_pic
 TINY |= {"inner_steps": 2, "attack_steps": 2, "warmup": 1, "inversion_steps": 2}
 TINY |= {"fisher_pictures": 1, "fisher_timesteps": 2}
 TINY |= {"margin": 0.0}  # the tiny model's text encoder is random: all tokens are about as far from a phrase
+#: A detector whose weights are shipped, for methods that look at images: it refuses all of them.
+LOOKING = {"detector": "oracle_b", "weights": None, "labels": ["church"], "threshold": 0.0}

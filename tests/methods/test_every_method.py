@@ -16,7 +16,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.erasure import Erasure
 from published import cross_attention, factors, write_kohya
 from requirements import unmet
-from small_methods import TINY
+from small_methods import LOOKING, TINY
 
 METHODS = sorted(components("method"))
 
@@ -36,10 +36,6 @@ def published(tiny_sd, tiny_sdxl, tmp_path_factory):
     for model in (tiny_sd, tiny_sdxl):
         pairs = factors(model, cross_attention(model, "to_v"))
         PUBLISHED[model.family] = str(write_kohya(pairs, folder / f"{model.family}.safetensors"))
-
-
-#: A detector whose weights are shipped, for methods that look at images: it refuses all of them.
-LOOKING = {"detector": "oracle_b", "weights": None, "labels": ["church"], "threshold": 0.0}
 
 
 def required(method, family="sd"):
