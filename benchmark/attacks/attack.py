@@ -238,7 +238,7 @@ class Attack(Shortenable, ABC):
       list.
     - ``together`` is the number of shots that it attacks side by side (`run_together`).
     - ``draws`` says whether the result depends on the seed. An attack that does not draw is run for one seed only.
-    - ``lengths``, ``endless``, ``variants`` and ``paced`` are the hyper-parameters that a budget may shorten
+    - ``lengths``, ``endless``, ``combined`` and ``paced`` are the hyper-parameters that a budget may shorten
       (`overpaint.grid.lengths.Shortenable`).
     """
 

@@ -100,7 +100,7 @@ class Completion(Probe):
 
     enters_by: ClassVar[str] = "image"
     draws: ClassVar[bool] = False
-    variants: ClassVar[tuple[str, ...]] = ("fractions",)
+    combined: ClassVar[tuple[str, ...]] = ("fractions",)
 
     def __post_init__(self):
         if not self.fractions or not all(0 <= f <= 1 for f in self.fractions):
@@ -162,7 +162,7 @@ class NoiseProbe(Probe):
     variance_scales: list[float]
 
     version: ClassVar[int] = 2
-    variants: ClassVar[tuple[str, ...]] = ("etas", "variance_scales")
+    combined: ClassVar[tuple[str, ...]] = ("etas", "variance_scales")
 
     def __post_init__(self):
         for name, values in (("etas", self.etas), ("variance_scales", self.variance_scales)):

@@ -23,14 +23,14 @@ class Shortenable:
       to learn from. They are integers, or lists of step numbers (checkpoints), which are cut off at the limit. It is a
       property here, so that it may depend on other hyper-parameters.
     - ``endless`` are the lengths of which ``None`` means that there is no limit. ``None`` of another length stays.
-    - ``variants`` are lists of ways to make an image. Each combination of their entries is one image a shot; the ends of
+    - ``combined`` are lists of ways to make an image. Each combination of their entries is one image a shot; the ends of
       the last lists are left out until there are no more combinations than the limit.
     - ``paced`` maps hyper-parameters that count steps of a length, such as a warm-up, to that length. They shrink in
       proportion to it.
     """
 
     endless: ClassVar[tuple[str, ...]] = ()
-    variants: ClassVar[tuple[str, ...]] = ()
+    combined: ClassVar[tuple[str, ...]] = ()
     paced: ClassVar[Mapping[str, str]] = {}
 
     @property
@@ -81,8 +81,8 @@ def _cut(value: Any, most: int) -> Any:
 
 def _fewer_variants(built: Shortenable, limit: int, by_hand: Collection[str]) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """The lists of variants that are cut off, each with its old and new value."""
-    counts = {key: len(getattr(built, key)) for key in built.variants}
-    for key in reversed(built.variants):
+    counts = {key: len(getattr(built, key)) for key in built.combined}
+    for key in reversed(built.combined):
         old, others = getattr(built, key), prod(count for other, count in counts.items() if other != key)
         counts[key] = counts[key] if key in by_hand else min(counts[key], max(1, limit // others))
         if counts[key] < len(old):

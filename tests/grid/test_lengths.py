@@ -89,7 +89,7 @@ class Sampled(Shortenable):
 
     lengths: ClassVar[tuple[str, ...]] = ("listed",)
     endless: ClassVar[tuple[str, ...]] = ("listed",)
-    variants: ClassVar[tuple[str, ...]] = ("etas", "scales")
+    combined: ClassVar[tuple[str, ...]] = ("etas", "scales")
 
 
 def test_a_length_without_end_gets_the_limit():
