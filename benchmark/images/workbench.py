@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,14 +46,19 @@ class Workbench:
 
     @contextmanager
     def victim(self, task_config: Mapping[str, Any], runtime: Mapping[str, Any], erasure: Path | None) -> Iterator:
-        """Context: the task's model with the erasure in folder ``erasure`` attached, or unedited if it is ``None``."""
+        """Context: the task's model with the erasure in folder ``erasure`` attached, or unedited if it is ``None``.
+
+        With ``compiled`` in the task's configuration its network is compiled, unless the erasure adds layers to it.
+        """
         from overpaint.models.erasure import load_erasure
 
         model = self.model(runtime["path"], task_config["precision"], runtime.get("device"))
         self._erasure = load_erasure(erasure / "erasure.safetensors") if erasure else None
         self._detach = self._erasure.attach(model) if self._erasure else lambda: None
+        adapted = self._erasure and any(part.kind == "adapter" for part in self._erasure.sequence)
         try:
-            yield model
+            with model.compiled() if task_config.get("compiled") and not adapted else nullcontext():
+                yield model
         finally:
             self._detach()
             self._erasure = None
