@@ -36,6 +36,7 @@ from overpaint.images.tasks import (
     reference_images,
     replicate_task,
 )
+from overpaint.metrics.membership import MembershipFigure
 from overpaint.models.sources import fingerprint_model, model_family
 from overpaint.run.plan import Line, Outline, Plan
 from overpaint.run.tasks import Task
@@ -167,7 +168,8 @@ def _training(plan: Plan, cell: Cell) -> dict[str, Task]:
     whose: dict[str, Cell | None] = {"membership": cell, "membership_original": cell.unedited()}
     if _asked(cell, "membership_gold"):
         whose["membership_gold"] = cell.gold()
-    return {name: membership_task(plan, edited) for name, edited in whose.items() if edited is not None}
+    scores = {m.column for m in applied_metrics(cell).values() if issubclass(m, MembershipFigure)}
+    return {name: membership_task(plan, edited, scores) for name, edited in whose.items() if edited is not None}
 
 
 def _copies(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:

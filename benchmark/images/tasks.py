@@ -30,6 +30,7 @@ from overpaint.grid.shipped import shipped
 from overpaint.grid.source_code import source_of
 from overpaint.images.pictures import pictures
 from overpaint.images.stages.generate import shot_row
+from overpaint.metrics.membership import SCORES
 from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, model_family_source, resolve
 from overpaint.report import statistics
@@ -224,8 +225,11 @@ def applied_metrics(cell: Cell) -> dict[str, type[Metric]]:
     return {name: metric for name, metric in found.items() if metric.applies_to(cell.attack.name)}
 
 
-def membership_task(plan: Plan, cell: Cell) -> Task:
-    """The task that scores training images of the cell's erased concepts, and images that the model was not trained on."""
+def membership_task(plan: Plan, cell: Cell, scores: Iterable[str]) -> Task:
+    """The task that scores training images of the cell's erased concepts, and images that the model was not trained on.
+
+    ``scores`` names the scores that are computed (`overpaint.metrics.membership.SCORES`).
+    """
     erasure = erase_task(plan, cell)
     name, count = str(cell.model.reference), max(2, cell.budget.reference_images // 2)
     labels = sorted({concept.label or concept.name for concept in cell.concepts.request.erase})
@@ -234,6 +238,12 @@ def membership_task(plan: Plan, cell: Cell) -> Task:
         "count": count,
         "training": pictures(name).training_identity(labels, count),
     }
+    columns = sorted(scores)
+    for column in columns:
+        if column not in SCORES:
+            raise unknown("column of a membership metric", column, SCORES)
+    if columns != sorted(SCORES):  # a list of all would change the keys of older results
+        config["scores"] = columns
     runtime = _runtime(cell.model, cell.protocol.batch_size) | {"pictures": name}
     label = f"membership of {', '.join(labels)}, {cell.method.label}"
     inputs, versions = _erasure(erasure), {"membership": 1}

@@ -33,6 +33,8 @@ from overpaint.metrics.readings import MeanReading
 from overpaint.report import statistics
 from overpaint.report.statistics import Estimate
 
+#: Scores of the stage *membership*, which computes those that a metric reads as its ``column``.
+SCORES = ("loss", "secmi", "step", "pia", "pian")
 #: Resamples of the intervals.
 DRAWS = 2_000
 #: AUC of a model that was trained without the members, where held-out images are exchangeable with them.

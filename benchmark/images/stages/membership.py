@@ -1,17 +1,19 @@
 """Stage *membership*: scores by which an attacker tells training images of the erased concepts from images never trained on.
 
-``membership.parquet`` has one row per image: ``member``, and the scores of `overpaint.blocks.membership` under the victim, each
-smaller for a member. Predictions are conditional on the image's caption, without guidance.
+``membership.parquet`` has one row per image: ``member``, and those scores of `overpaint.blocks.membership` under the victim that
+the metrics read, each smaller for a member. Predictions are conditional on the image's caption, without guidance.
 """
 
 from __future__ import annotations
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from overpaint.blocks.draws import Draws
-from overpaint.blocks.membership import denoising_losses, pia, secmi, step_errors
+from overpaint.blocks.membership import Noise, denoising_losses, pia, secmi, step_errors
 from overpaint.errors import UserError
+from overpaint.metrics.membership import SCORES
 from overpaint.run.progress import announce
 
 #: Timesteps of the loss out of 1000, spread over the noise levels; each image has its own fixed noise at each of them.
@@ -45,19 +47,24 @@ def run(task, inputs, folder, bench) -> dict:
                 for n in range(len(part))
             ]
             noise = torch.stack(drawn, dim=1).to(x0)
-            rows.append(
-                pd.DataFrame(
-                    {
-                        "image": range(start, start + len(part)),
-                        "member": [member for _, _, member in part],
-                        "loss": denoising_losses(noise_of, x0, alphas, noise, times).cpu(),
-                        "secmi": secmi(noise_of, x0, alphas, int(100 * scale), int(10 * scale)).cpu(),
-                        "step": step_errors(noise_of, x0, alphas, 10, int(10 * scale))[-1].cpu(),
-                        "pia": pia(noise_of, x0, alphas, [int(PIA_TIMESTEP * scale)])[0].cpu(),
-                        "pian": pia(noise_of, x0, alphas, [int(PIA_TIMESTEP * scale)], normalised=True)[0].cpu(),
-                    }
-                )
+            table = pd.DataFrame(
+                {"image": range(start, start + len(part)), "member": [member for _, _, member in part]}
             )
+            for name in config.get("scores", SCORES):
+                table[name] = score(name, noise_of, x0, alphas, noise, scale).cpu().numpy()
+            rows.append(table)
             announce(start + len(part), len(examples), "images")
     pd.concat(rows, ignore_index=True).to_parquet(folder / "membership.parquet", index=False)
     return {"images": len(examples)}
+
+
+def score(name: str, noise_of: Noise, x0: Tensor, alphas: Tensor, noise: Tensor, scale: float) -> Tensor:
+    """One of the `SCORES` (n,) of latents (n, c, h, w); timesteps out of 1000 are multiplied by ``scale``."""
+    match name:
+        case "loss":
+            return denoising_losses(noise_of, x0, alphas, noise, [int(t * scale) for t in LOSS_TIMESTEPS])
+        case "secmi":
+            return secmi(noise_of, x0, alphas, int(100 * scale), int(10 * scale))
+        case "step":
+            return step_errors(noise_of, x0, alphas, 10, int(10 * scale))[-1]
+    return pia(noise_of, x0, alphas, [int(PIA_TIMESTEP * scale)], normalised=name == "pian")[0]
