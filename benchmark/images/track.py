@@ -15,7 +15,6 @@ from typing import Any
 from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import Cell, cell_from
 from overpaint.grid.roles import role_shots
-from overpaint.images.contact_sheets import contact_sheets
 from overpaint.images.planner import make_plan
 from overpaint.images.tasks import cell_assets
 from overpaint.images.workbench import Workbench
@@ -36,7 +35,11 @@ STAGES = ("attack", "erase", "generate", "measure", "score")
 class Images(Track):
     """Erase, attack, generate, score, measure; every stage computes with torch."""
 
-    slow_modules = ("overpaint.models.diffusion", *(f"overpaint.images.stages.{name}" for name in STAGES))
+    slow_modules = (
+        "overpaint.models.loading",
+        "overpaint.models.schedulers",
+        *(f"overpaint.images.stages.{name}" for name in STAGES),
+    )
 
     def cell(self, config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
         return cell_from(config, explicit)
@@ -126,6 +129,8 @@ class Images(Track):
         return work
 
     def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
+        from overpaint.images.contact_sheets import contact_sheets
+
         return contact_sheets(plan, store, folder)
 
     def settle(self, threads: int | None) -> int:
