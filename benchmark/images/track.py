@@ -15,6 +15,7 @@ from typing import Any
 from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import Cell, cell_from
 from overpaint.grid.roles import role_shots
+from overpaint.images.contact_sheets import contact_sheets
 from overpaint.images.planner import make_plan
 from overpaint.images.tasks import cell_assets
 from overpaint.images.workbench import Workbench
@@ -129,8 +130,6 @@ class Images(Track):
         return work
 
     def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
-        from overpaint.images.contact_sheets import contact_sheets
-
         return contact_sheets(plan, store, folder)
 
     def settle(self, threads: int | None) -> int:
