@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from overpaint.grid.labels import canonical
 from overpaint.images.stages.score import SHOTS
 from overpaint.report.gathered import ARTEFACT, Kind, as_frame, gathered
 from overpaint.run.plan import Plan
@@ -19,6 +21,10 @@ from overpaint.run.tasks import Task
 
 #: The stage that scores images.
 STAGE = "score"
+#: Keys of its configuration that decide which labels it writes.
+JUDGED = ("detector", "settings")
+#: Columns of its file that are not shown.
+HIDDEN = ("features",)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def _checked_scores(rows: pa.Table) -> pa.Table:
     """The rows without features. Raises a `ValueError` if they are not those of a detector."""
     if "failed" not in rows.column_names:
         raise ValueError("scores.parquet has no column 'failed'")
-    return rows.drop_columns([name for name in ("features",) if name in rows.column_names])
+    return rows.drop_columns([name for name in HIDDEN if name in rows.column_names])
 
 
 SCORES = Kind("scores.parquet", ("failed",), _checked_scores)
@@ -100,10 +106,17 @@ def score_table(plan: Plan, store: Store) -> pd.DataFrame:
         rows += [_described(Entry(cell, shot, made, scored, position)) for position, shot in enumerate(shots)]
         places += list(own)
     scores = scores.drop(columns=ARTEFACT).take(places).reset_index(drop=True)
-    labels = sorted(
-        (name for name in scores if name != "failed"), key=lambda name: np.append(scores[name].notna(), True).argmax()
-    )
+    labels = _labels([scored for _, (_, scored, _) in found], store)
     return pd.concat([pd.DataFrame(rows), scores[["failed", *labels]]], axis=1)
+
+
+def _labels(scored: Iterable[Task], store: Store) -> list[str]:
+    """The columns that detectors wrote, in the order of their files and of the tasks."""
+    firsts: dict[str, Task] = {}  # a task of each detector
+    for task in scored:
+        firsts.setdefault(canonical([task.config.get(name) for name in JUDGED]), task)
+    files = [pq.read_schema(store.read(task.stage, task.key) / SCORES.file).names for task in firsts.values()]
+    return [name for name in dict.fromkeys(chain.from_iterable(files)) if name not in ("failed", *HIDDEN)]
 
 
 def _described(entry: Entry) -> dict[str, Any]:

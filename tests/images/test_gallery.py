@@ -32,7 +32,7 @@ def planned(store, cells, images=3):
     plan, random, files = Plan("images"), np.random.default_rng(0), {}
     for number in range(cells):
         made = plan.add(Task("generate", {"n": number}))
-        scored = plan.add(Task("score", {"n": number}, {"images": made.key}))
+        scored = plan.add(Task("score", {"n": number, "detector": f"detector {number % 2}"}, {"images": made.key}))
         config = {"cell": CELL | {"seed": number}, "shots": {"images": [shots(images)]}}
         plan.cells.append((number, plan.add(Task("measure", config, {"images/0": scored.key}))))
         labels = LABELS[number % 2]
