@@ -316,6 +316,10 @@ def mean_over_runs(
         np.zeros(len(kept), int) if names is None else pd.factorize(np.asarray(names)[valid])[0]
         for names in (runs, concepts)
     )
+    count = run.max() + 1
+    several = np.bincount(np.unique(concept * count + run) // count)  # runs of each concept
+    if several.max() < seeds.FEWEST and (len(several) > 1 or several.max() == 1):
+        return inside
     weights = 1.0 / np.bincount(stratum)[stratum]
     found = []
     for own in (concept == code for code in range(concept.max() + 1)):
@@ -323,7 +327,7 @@ def mean_over_runs(
         found.append(seeds.between(kept[None, own], own_runs, own_clusters, weights[own]))
     if len(found) == 1 and found[0].runs > 1:
         inside = inside._replace(spread=math.sqrt(max(float(found[0].variance[0] - found[0].noise[0]), 0.0)))
-    if max(of.runs for of in found) < seeds.FEWEST:
+    if several.max() < seeds.FEWEST:
         return inside
     return _over_seeds(inside, seeds.plausible(found), bounds, margin)
 
