@@ -19,9 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch.nn.functional import l1_loss, mse_loss
-
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import rollout
 from overpaint.blocks.training import Rule, Student, parameter_group, train
@@ -31,6 +28,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import functional, torch
 
 #: ``train`` -> the parameters to train.
 GROUPS: dict[str, Rule] = {
@@ -40,7 +38,7 @@ GROUPS: dict[str, Rule] = {
     "full": lambda p: True,
 }
 #: ``norm`` -> the distance between two predictions.
-NORMS = {"l2": mse_loss, "l1": l1_loss}
+NORMS = {"l2": "mse_loss", "l1": "l1_loss"}
 
 
 @dataclass(kw_only=True)
@@ -76,7 +74,7 @@ class ABO(Eraser):
             texts = dict.fromkeys(["", *(text for pair in targets for text in pair)])
             embeds = {text: model.encode([text]) for text in texts}
             nothing = model.unconditional()
-        draws, distance = Draws(self.seed), NORMS[self.norm]
+        draws, distance = Draws(self.seed), getattr(functional, NORMS[self.norm])
         shape = (self.batch_size, *model.noise([0]).shape[1:])
 
         def loss() -> torch.Tensor:

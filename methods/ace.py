@@ -27,9 +27,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch.nn.functional import mse_loss
-
 from overpaint.blocks.adapters import Branches, fresh_factors, transformer_layers
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.prior import Captions, check_captions, read_captions
@@ -42,6 +39,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import functional, torch
 
 
 @dataclass(kw_only=True)
@@ -121,11 +119,12 @@ class ACE(Eraser):
             with student.active():
                 e_null, e_c, *e_related = predicted(model, x, t, [nothing, named, *others])
             null, cond = (
-                mse_loss(e.float(), wanted.float()) for e, wanted in ((e_null, target_null), (e_c, target_cond))
+                functional.mse_loss(e.float(), wanted.float())
+                for e, wanted in ((e_null, target_null), (e_c, target_cond))
             )
             prior = null.new_zeros(())
             if self.prior_weight:
-                prior = mse_loss(torch.cat(e_related).float(), torch.cat(e0_related).float())
+                prior = functional.mse_loss(torch.cat(e_related).float(), torch.cat(e0_related).float())
                 if self.null_prior:
                     prior = prior + self.kept(model, student, x_related, t, nothing)
             trace_values(x_t=x, t=t, e0_null=e0_null, e0_c=e0_c, e0_anchor=e0_anchor, e0_related=e0_related)
@@ -209,7 +208,7 @@ class ACE(Eraser):
             e0 = model.predict(x, t, rows)
         with student.active():
             e = model.predict(x, t, rows)
-        return mse_loss(e.float(), e0.float())
+        return functional.mse_loss(e.float(), e0.float())
 
     # --- the erasure -------------------------------------------------------------------------------------------
 

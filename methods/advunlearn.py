@@ -30,9 +30,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar, Literal
 
-import torch
-from torch.nn.functional import mse_loss
-
 from overpaint.blocks import soft_prompts
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
@@ -45,6 +42,7 @@ from overpaint.methods.esd import GROUPS
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import functional, torch
 from overpaint.models.parameters import Parameter
 
 #: ``train`` -> the denoiser's parameters to train; ``text_encoder`` is not among them.
@@ -202,7 +200,7 @@ class Run:
             wanted = self.model.predict(x_t, t, self.named)
         with self.student.active():
             predicted = self.model.predict(x_t, t, self.asked(rows, self.prompt.ids))
-        return mse_loss(predicted.float(), wanted.float())
+        return functional.mse_loss(predicted.float(), wanted.float())
 
     def erase_loss(self) -> torch.Tensor:
         """The erasing loss for the current concept; with ``retain_train: reg``, plus the retaining loss at the same t."""
@@ -217,8 +215,8 @@ class Run:
         with self.student.active():
             asked = [self.asked(self.rows, self.ids), *([model.encode(kept)] if kept else [])]
             predicted = model.predict(x_t, t, torch.cat(asked))
-        erase = mse_loss(predicted[:size].float(), target.float())
-        retain = mse_loss(predicted[size:].float(), base[size:].float()) if kept else erase.new_zeros(())
+        erase = functional.mse_loss(predicted[:size].float(), target.float())
+        retain = functional.mse_loss(predicted[size:].float(), base[size:].float()) if kept else erase.new_zeros(())
         trace_values(x_t=x_t, t=t, erase=erase.detach(), retain=retain.detach())
         return erase + method.retain_weight * retain
 
@@ -230,7 +228,7 @@ class Run:
         with torch.no_grad():
             base = self.model.predict(x_t, t, wanted)
         with self.student.active():
-            loss = mse_loss(self.model.predict(x_t, t, self.model.encode(kept)).float(), base.float())
+            loss = functional.mse_loss(self.model.predict(x_t, t, self.model.encode(kept)).float(), base.float())
         trace_values(x_t=x_t, t=t, retain=loss.detach())
         return loss
 

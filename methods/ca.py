@@ -31,8 +31,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-
 from overpaint.blocks.anchor_images import AnchorImages, Forms, detached_begin
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import diffused, shuffled
@@ -43,6 +41,7 @@ from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
+from overpaint.models.lazily import torch
 
 #: Defaults of each official code, used where the YAML says null; ``max_norm`` 0 means no clipping. The ``compvis`` code has
 #: the prior weight 0.2 with a prior term summed over four channels, hence 0.8 here.

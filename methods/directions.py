@@ -25,9 +25,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
-from torch.nn.functional import mse_loss
-
 from overpaint.blocks.adapters import edit_output
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused, paint, shuffled
@@ -40,6 +37,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance, GuidanceMaker
+from overpaint.models.lazily import functional, torch
 
 #: The layer that a vector is added to.
 LAYER = "mid_block"
@@ -133,7 +131,7 @@ class Directions(Eraser):
                 predicted = model.predict(x_t, t, model.encode_ids(ids.to(model.device)))
             target = model.denoising_target(latents, noise, t)
             trace_values(pred=predicted.detach())
-            return mse_loss(predicted.float(), target.float())
+            return functional.mse_loss(predicted.float(), target.float())
 
         optimizer = torch.optim.Adam(vectors.masters.values(), lr=self.learning_rate)
         train(vectors, optimizer, self.epochs * max(1, len(captions) // self.batch_size), loss)

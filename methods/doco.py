@@ -27,10 +27,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
-
 from overpaint.blocks.anchor_images import AnchorImages, Batch, Forms, detached_begin
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import diffused, shuffled
@@ -41,6 +37,7 @@ from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
+from overpaint.models.lazily import functional, torch
 from overpaint.run.progress import steps
 
 #: ``train`` -> the denoiser's parameters to train.
@@ -180,7 +177,7 @@ class DoCo(Eraser):
             with torch.no_grad():
                 target = model.predict(x_t[:rows], t[:rows], model.encode_ids(batch.anchor_ids))
         concept, anchor = (model.clean_of(output, x_t[:rows], t[:rows]) for output in (predicted[:rows], target))
-        prior = mse_loss(predicted[rows:].float(), truth[rows:].float()) if self.prior else None
+        prior = functional.mse_loss(predicted[rows:].float(), truth[rows:].float()) if self.prior else None
         return concept, anchor, prior
 
     def correct(self, student: Student, optimizer, critic: Critic, concept: torch.Tensor, prior) -> list[torch.Tensor]:
@@ -237,9 +234,9 @@ class Critic:
 
     def __init__(self, method: DoCo, draws: Draws):
         self.method, self.draws = method, draws
-        self.network: nn.Module | None = None
+        self.network: torch.nn.Module | None = None
 
-    def built(self, latents: torch.Tensor) -> nn.Module:
+    def built(self, latents: torch.Tensor) -> torch.nn.Module:
         """D for latents (b, c, h, w), with parameters in at least float32."""
         if self.network is None:
             seed = self.draws.integer("critic_seed", 0, 2**31)
@@ -254,14 +251,14 @@ class Critic:
         return self.network
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.network.parameters()) if self.network else []
 
     def loss(self, latents: torch.Tensor, label: float) -> torch.Tensor:
         """BCE(D(latents), label), averaged over logits. The concept's label is 1."""
         network = self.built(latents)
         logits = network(latents.to(next(network.parameters()).dtype))
-        value = binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+        value = functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
         trace_values(bce=value.detach())
         return value
 
@@ -280,19 +277,21 @@ class Critic:
         trace_values(critic={name: p.detach().clone() for name, p in self.network.named_parameters()})
 
 
-def discriminator(channels: int, side: int, widths: Sequence[int]) -> nn.Sequential:
+def discriminator(channels: int, side: int, widths: Sequence[int]) -> torch.nn.Sequential:
     """A PatchGAN discriminator of latents (b, channels, side, side): logits (b, 1, h', w').
 
     Each layer halves the side; the first one has no batch normalisation. Layers that would leave less than two cells are left
     out: the four of the official code need latents of 32 × 32, and 16 × 16 have three.
     """
-    layers: list[nn.Module] = []
+    layers: list[torch.nn.Module] = []
     for number, width in enumerate(widths):
         if side < 4:
             break
-        layers.append(nn.Conv2d(channels, width, 4, stride=2, padding=1))
+        layers.append(torch.nn.Conv2d(channels, width, 4, stride=2, padding=1))
         if number:
-            layers.append(nn.BatchNorm2d(width))
-        layers.append(nn.LeakyReLU(SLOPE))
+            layers.append(torch.nn.BatchNorm2d(width))
+        layers.append(torch.nn.LeakyReLU(SLOPE))
         channels, side = width, side // 2
-    return nn.Sequential(*layers, nn.Conv2d(channels, 1, 4 if side > 1 else 1, padding=1 if side > 1 else 0))
+    return torch.nn.Sequential(
+        *layers, torch.nn.Conv2d(channels, 1, 4 if side > 1 else 1, padding=1 if side > 1 else 0)
+    )

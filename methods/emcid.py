@@ -38,7 +38,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from PIL import ImageOps
 
 from overpaint.blocks.draws import Draws, trace_values
@@ -51,10 +50,9 @@ from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
+from overpaint.models.lazily import functional, torch
 from overpaint.models.parameters import TextLayer
 from overpaint.run.progress import steps
-
-mse = torch.nn.functional.mse_loss
 
 
 @dataclass(kw_only=True)
@@ -150,7 +148,7 @@ class EMCID(Eraser):
                     if self.noise_loss == "esd":
                         target = target - self.esd_mu * (model.predict(x_t, t, plain) - target)
                 predicted = model.predict(x_t, t, encoded)
-                value = value + mse(predicted.to(value.dtype), target.to(value.dtype))
+                value = value + functional.mse_loss(predicted.to(value.dtype), target.to(value.dtype))
             return value
 
         optimizer = torch.optim.Adam(shift.masters.values(), lr=self.z_learning_rate)
@@ -161,8 +159,8 @@ class EMCID(Eraser):
     def text_loss(self, source: Sentences, anchored: Sentences, encoded, wanted) -> torch.Tensor:
         """The mean squared error of the end tokens' rows or, with several edited positions, of the rows at these."""
         if self.num_edit_tokens == 1:
-            return mse(source.ends(encoded), anchored.ends(wanted))
-        return mse(source.rows(encoded), anchored.rows(wanted))
+            return functional.mse_loss(source.ends(encoded), anchored.ends(wanted))
+        return functional.mse_loss(source.rows(encoded), anchored.rows(wanted))
 
     def paint(self, model: DiffusionModel, source: Sentences, draws: Draws) -> ImageBank:
         """``pictures`` images of the concept for each sentence, randomly mirrored."""

@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Literal
 
-import torch
-
 from overpaint.blocks.concept_pictures import (
     Encoded,
     check_pictures,
@@ -45,6 +43,7 @@ from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
+from overpaint.models.lazily import torch
 
 
 @dataclass(kw_only=True)

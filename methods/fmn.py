@@ -23,8 +23,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from overpaint.blocks.concept_pictures import check_pictures, concept_bank, enough, passes
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused
@@ -42,6 +40,7 @@ from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
+from overpaint.models.lazily import torch
 from overpaint.run.progress import steps
 
 #: The norm to which learned embeddings are pulled: about that of CLIP's words.

@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from overpaint.blocks.anchor_images import PLACES
@@ -44,6 +43,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance
+from overpaint.models.lazily import torch
 
 #: ``train`` -> the denoiser's parameters that are trained beside the new words.
 GROUPS: dict[str, Rule] = {

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from overpaint.blocks.concept_scores import concept_scores
 from overpaint.blocks.draws import Draws, trace_values
@@ -31,6 +30,7 @@ from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.sdd import SDD
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import torch
 
 #: Sentences of the images and of the inversion.
 SENTENCES = 8

@@ -27,10 +27,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
-import torch
 
 from overpaint.blocks.concept_masks import Segmenter, attention_masks, concept_tokens
 from overpaint.blocks.draws import Draws, trace_values
@@ -45,11 +44,12 @@ from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
+from overpaint.models.lazily import torch
 
 #: Official code normalises training images with these values instead of to [−1, 1].
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-Weights = Mapping[str, torch.Tensor]
+Weights: TypeAlias = "Mapping[str, torch.Tensor]"
 
 
 @dataclass(kw_only=True)

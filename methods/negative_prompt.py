@@ -17,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
-
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Request
 from overpaint.grid.typed import construct
@@ -26,6 +24,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance
+from overpaint.models.lazily import torch
 
 
 @dataclass(kw_only=True)

@@ -26,8 +26,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
 
-import torch
-
 from overpaint.blocks.clip import Clip, OwnTower, Tower
 from overpaint.blocks.prior import Captions, check_captions, read_captions
 from overpaint.errors import AssetMissing, UserError, at_least, unknown
@@ -39,6 +37,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance, GuidanceMaker
+from overpaint.models.lazily import torch
 
 #: Prompts per forward of a text encoder or classifier.
 PROMPTS_AT_ONCE = 64
@@ -189,15 +188,15 @@ def text_tower(model: DiffusionModel, clip: str | None) -> Tower:
     return Clip.load(clip, model.device) if clip else OwnTower(model)
 
 
-@torch.no_grad()
 def probabilities(source: str, label: str, prompts: list[str], device: torch.device) -> torch.Tensor:
     """P(label | prompt) (n,) of a transformers text classifier."""
-    network, tokenizer = classifier_at(source, device)
-    names = {name.lower(): number for number, name in network.config.id2label.items()}
-    if label.lower() not in names:
-        raise unknown("label", label, network.config.id2label.values(), f"classifier {source}")
-    inputs = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(device)
-    return network(**inputs).logits.softmax(dim=1)[:, names[label.lower()]].float().cpu()
+    with torch.no_grad():
+        network, tokenizer = classifier_at(source, device)
+        names = {name.lower(): number for number, name in network.config.id2label.items()}
+        if label.lower() not in names:
+            raise unknown("label", label, network.config.id2label.values(), f"classifier {source}")
+        inputs = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(device)
+        return network(**inputs).logits.softmax(dim=1)[:, names[label.lower()]].float().cpu()
 
 
 @cache

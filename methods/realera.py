@@ -29,8 +29,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused, paint
 from overpaint.blocks.ridge import Ridge, factor, gram, stored
@@ -41,13 +39,12 @@ from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank
+from overpaint.models.lazily import functional, torch
 
 #: Rounds of rejection sampling before neighbours count as impossible to draw.
 ROUNDS = 100
 #: Tolerance of the bounds of the cosine, for rounding.
 ROUNDING = 1e-12
-
-mse = torch.nn.functional.mse_loss
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,8 @@ class Neighbourhood:
             u = torch.randn(count, len(e), generator=generator, dtype=e.dtype).to(e.device)
             r = torch.rand(count, 1, generator=generator, dtype=e.dtype).to(e.device)
             distance = (self.farthest - r * (self.farthest - self.nearest)) * e.norm()
-            drawn = e + distance * torch.nn.functional.normalize(u, dim=1)
-            cosine = torch.nn.functional.cosine_similarity(drawn, e[None])
+            drawn = e + distance * functional.normalize(u, dim=1)
+            cosine = functional.cosine_similarity(drawn, e[None])
             rows = torch.cat([rows, drawn[(cosine >= self.lowest - ROUNDING) & (cosine <= self.highest + ROUNDING)]])
         raise UserError(
             f"radius={self.farthest:g} is incompatible with min_cosine={self.lowest:g} and max_cosine={self.highest:g}: "
@@ -195,7 +192,7 @@ class RealEra(Eraser):
             with student.active():
                 predicted = model.predict(torch.cat([x_t, x_t]), t, torch.cat([near, beyond]))
             erased, kept = (
-                mse(ours.float(), target.float())
+                functional.mse_loss(ours.float(), target.float())
                 for ours, target in zip(predicted.chunk(2), targets.chunk(2), strict=True)
             )
             trace_values(erased=erased.detach(), kept=kept.detach())

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from overpaint.blocks.adversarial_rows import Regulariser, adversarial_rows
 from overpaint.blocks.concept_scores import concept_scores
@@ -39,6 +38,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.methods.uce import UCE, shifts
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
+from overpaint.models.lazily import torch
 
 
 @dataclass(kw_only=True)

@@ -32,9 +32,6 @@ from functools import partial
 from math import isqrt
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch.nn.functional import gelu, interpolate, linear, mse_loss
-
 from overpaint.blocks.adapters import hook_layers
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, compvis_rollout, rollout
@@ -45,6 +42,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import functional, torch
 
 #: Side of the attention maps that masks are computed from, as in MasaCtrl (arXiv 2304.08465).
 MASK_SIDE = 16
@@ -95,8 +93,8 @@ class Receler(Eraser):
             for _ in range(self.inner_steps):
                 with adapters.active() as added:
                     predicted = model.predict(x_t, t, adversary.prompt().expand_as(nothing))
-                adversary.step(mse_loss(predicted.float(), e_c.float()))
-            erase = mse_loss(predicted.float(), target.float())
+                adversary.step(functional.mse_loss(predicted.float(), e_c.float()))
+            erase = functional.mse_loss(predicted.float(), target.float())
             trace_values(x_t=x_t, t=t, target=target, pred=predicted.detach(), erase=erase.detach(), masks=masks)
             trace_values(added={block: A.detach() for block, A in added.items()})
             return erase + self.regulariser * outside(added, masks)
@@ -160,7 +158,7 @@ class BlockAdapters:
 
         def add(block: str, layer: torch.nn.Module, inputs, o: torch.Tensor) -> torch.Tensor:
             D, d, U, u = (self.masters[f"{block}.{part}"].to(o) for part in PARTS)
-            A = linear(gelu(linear(o, D, d)), U, u)
+            A = functional.linear(functional.gelu(functional.linear(o, D, d)), U, u)
             if added is not None:
                 added[block] = A
             return o + A
@@ -250,7 +248,7 @@ def concept_masks(maps: Mapping[str, torch.Tensor], words: slice, threshold: flo
     mean = torch.stack(looked).mean(0).unflatten(1, (side, side))
     low, high = mean.amin((1, 2), keepdim=True), mean.amax((1, 2), keepdim=True)
     mask = ((mean - low) / (high - low) >= threshold).to(mean)
-    return {block: interpolate(mask[None], (side, side))[0] for block, side in sides.items()}
+    return {block: functional.interpolate(mask[None], (side, side))[0] for block, side in sides.items()}
 
 
 def outside(added: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -23,8 +23,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-
 from overpaint.blocks.concept_pictures import (
     check_pictures,
     concept_bank,
@@ -51,6 +49,7 @@ from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, Replacement
+from overpaint.models.lazily import torch
 from overpaint.run.progress import steps as announced
 
 #: Factor of the learning rate in the first step of the warm-up, from CompVis's schedule.

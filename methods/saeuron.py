@@ -28,8 +28,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
-
 from overpaint.blocks.adapters import edit_at_times
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import PICTURES_AT_ONCE, shuffled
@@ -52,6 +50,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import torch
 from overpaint.run.progress import announce
 
 #: Largest norm of the gradient of the autoencoder.

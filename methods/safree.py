@@ -28,9 +28,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
-import torch
-from torch.nn.functional import cosine_similarity
-
 from overpaint.blocks.draws import trace_values
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
@@ -39,6 +36,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance
+from overpaint.models.lazily import functional, torch
 
 Filter = Literal["sigmoid", "tanh", "none"]
 Reattention = Literal["paper", "released", "none"]
@@ -169,7 +167,7 @@ class TokenGuard(Guard):
             inside = p.double() @ P_I  # of rows; both matrices are symmetric
             projected = inside - inside @ P_C
             some = slice(0, tokens + 2)  # from the begin token to the end token
-            beta = 1 - float(cosine_similarity(p.detach().double()[some], projected.detach()[some]).mean())
+            beta = 1 - float(functional.cosine_similarity(p.detach().double()[some], projected.detach()[some]).mean())
             trigger = triggers(masked[prompt], P_C, self.margin)
             named = slice(1, tokens + 1)
             own[named] = torch.where(trigger[:, None], projected[named].to(p), p[named])

@@ -29,8 +29,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
-
 from overpaint.blocks.concept_pictures import (
     Encoded,
     Shown,
@@ -58,6 +56,7 @@ from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
+from overpaint.models.lazily import torch
 from overpaint.run.progress import steps
 
 #: ``train`` -> the parameters to train, among those in the mask.

@@ -24,8 +24,6 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.inversion import Regularisation, renoised
 from overpaint.errors import UserError, at_least
@@ -35,6 +33,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import torch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -119,58 +118,58 @@ class ConceptScaler:
     rolled: float
     rolls: int
 
-    @torch.no_grad()
     def edited(self, model: DiffusionModel, images: Sequence[Image | None]) -> list[Image | None]:
         """The images with the concept scaled; failed ones stay ``None``."""
-        edited: list[Image | None] = list(images)
-        made = [number for number, image in enumerate(images) if image]
-        for start in range(0, len(made), IMAGES_AT_ONCE):
-            part = made[start : start + IMAGES_AT_ONCE]
-            path = self.invert(model, model.to_latents([images[number] for number in part]))
-            for number, image in zip(part, model.decoded(self.sample(model, path)), strict=True):
-                edited[number] = image
-        return edited
+        with torch.no_grad():
+            edited: list[Image | None] = list(images)
+            made = [number for number, image in enumerate(images) if image]
+            for start in range(0, len(made), IMAGES_AT_ONCE):
+                part = made[start : start + IMAGES_AT_ONCE]
+                path = self.invert(model, model.to_latents([images[number] for number in part]))
+                for number, image in zip(part, model.decoded(self.sample(model, path)), strict=True):
+                    edited[number] = image
+            return edited
 
-    @torch.no_grad()
     def invert(self, model: DiffusionModel, latents: torch.Tensor) -> list[torch.Tensor]:
         """x*_0 … x*_N (n, c, h, w) for latents x_0 of the same shape. Images do not depend on each other."""
-        schedule, backwards = self.schedule(model), model.inverse_scheduler()
-        backwards.set_timesteps(self.steps)
-        draws, text = Draws(self.seed), model.encode([self.text]).expand(len(latents), -1, -1)
-        noise = draws.noise("noise", (1, *latents.shape[1:]), latents).expand_as(latents)
-        path = [latents]
+        with torch.no_grad():
+            schedule, backwards = self.schedule(model), model.inverse_scheduler()
+            backwards.set_timesteps(self.steps)
+            draws, text = Draws(self.seed), model.encode([self.text]).expand(len(latents), -1, -1)
+            noise = draws.noise("noise", (1, *latents.shape[1:]), latents).expand_as(latents)
+            path = [latents]
 
-        def predicted(found: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return model.noise_of(model.predict(found, t, text), found, t)
+            def predicted(found: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+                return model.noise_of(model.predict(found, t, text), found, t)
 
-        def stepped(t: torch.Tensor, at: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-            return backwards.step(said, t, at, return_dict=False)[0]
+            def stepped(t: torch.Tensor, at: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+                return backwards.step(said, t, at, return_dict=False)[0]
 
-        def regularised(like: Callable[[], torch.Tensor], said: torch.Tensor) -> torch.Tensor:
-            return self.regularisation(said, like(), draws)
+            def regularised(like: Callable[[], torch.Tensor], said: torch.Tensor) -> torch.Tensor:
+                return self.regularisation(said, like(), draws)
 
-        for t in reversed(schedule.timesteps):
-            early = bool(t < FIRST)
-            passes = 1 + (min(self.renoisings, self.first_renoisings) if early else self.renoisings)
-            averaged = range(*(self.averaged_first if early else self.averaged))
+            for t in reversed(schedule.timesteps):
+                early = bool(t < FIRST)
+                passes = 1 + (min(self.renoisings, self.first_renoisings) if early else self.renoisings)
+                averaged = range(*(self.averaged_first if early else self.averaged))
 
-            @cache
-            def like(t: torch.Tensor = t) -> torch.Tensor:
-                return predicted(model.add_noise(path[0], noise, t.expand(len(noise))), t)
+                @cache
+                def like(t: torch.Tensor = t) -> torch.Tensor:
+                    return predicted(model.add_noise(path[0], noise, t.expand(len(noise))), t)
 
-            path.append(
-                renoised(
-                    path[-1],
-                    partial(predicted, t=t),
-                    partial(stepped, t, path[-1]),
-                    passes=passes,
-                    averaged=averaged if self.average else range(0),
-                    regularise=partial(regularised, like) if self.regularisations else None,
-                    regularise_from=averaged.start if self.average else 1,
+                path.append(
+                    renoised(
+                        path[-1],
+                        partial(predicted, t=t),
+                        partial(stepped, t, path[-1]),
+                        passes=passes,
+                        averaged=averaged if self.average else range(0),
+                        regularise=partial(regularised, like) if self.regularisations else None,
+                        regularise_from=averaged.start if self.average else 1,
+                    )
                 )
-            )
-            trace_values(inverted=path[-1])
-        return path
+                trace_values(inverted=path[-1])
+            return path
 
     def sample(self, model: DiffusionModel, path: Sequence[torch.Tensor]) -> torch.Tensor:
         """Latents (n, c, h, w) that are sampled from x*_N of an inversion ``path`` with the concept scaled."""

@@ -22,9 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch.nn.functional import mse_loss
-
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, rollout
 from overpaint.blocks.training import Rule, Student, parameter_group, train
@@ -34,6 +31,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import functional, torch
 
 #: ``train`` -> the parameters to train.
 GROUPS: dict[str, Rule] = {
@@ -88,7 +86,7 @@ class SDD(Eraser):
                     target = model.predict(latents, t, rows[0])
                 predicted = model.predict(latents, t, rows[1])
             trace_values(x_t=latents, t=t, target=target, pred=predicted.detach())
-            return mse_loss(predicted.float(), target.float())
+            return functional.mse_loss(predicted.float(), target.float())
 
         def adjust() -> None:
             if self.clip:

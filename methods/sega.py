@@ -25,8 +25,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import torch
-
 from overpaint.blocks.draws import trace_values
 from overpaint.blocks.text_directions import largest
 from overpaint.errors import UserError, at_least
@@ -36,6 +34,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance
+from overpaint.models.lazily import torch
 
 
 @dataclass(kw_only=True)

@@ -31,8 +31,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-import torch
-
 from overpaint.blocks.anchor_images import PLACES
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import THINGS
@@ -47,6 +45,7 @@ from overpaint.models import checkpoints
 from overpaint.models.diffusion import DiffusionModel, Times
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance
+from overpaint.models.lazily import torch
 from overpaint.run.progress import steps
 
 #: Sentences about a concept, unless ``forget_prompts`` gives others.

@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
-import torch
-
 from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, leco_rollout, rollout
@@ -36,6 +34,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import torch
 from overpaint.models.parameters import Parameter
 
 Layers = Literal["lierla", "c3lier"]

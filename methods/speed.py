@@ -32,9 +32,6 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from scipy.cluster.vq import kmeans2
-
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.ridge import stored
 from overpaint.blocks.text_rows import TEXTS_AT_ONCE, TextRows
@@ -43,6 +40,7 @@ from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank
+from overpaint.models.lazily import torch
 from overpaint.run.progress import steps
 
 ROLES = {"V": ("value",), "K": ("key",), "KV": ("key", "value")}
@@ -154,6 +152,8 @@ def above_mean(scores: torch.Tensor) -> torch.Tensor:
 
 def invariant_rows(model: DiffusionModel, draws: Draws) -> torch.Tensor:
     """E (4, d), whose outputs must not change: the BOS row and k-means centers of the other rows of the empty prompt."""
+    from scipy.cluster.vq import kmeans2
+
     rows = TextRows(model, [""]).all("")
 
     def centres(generator: torch.Generator) -> torch.Tensor:

@@ -28,10 +28,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
-from torch.nn.functional import cosine_similarity, mse_loss
-
 from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side, transformer_layers
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.rollouts import Noised, leco_rollout, rollout
@@ -43,6 +39,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance, GuidanceMaker
+from overpaint.models.lazily import functional, torch
 
 #: Range of the anchors' norms, relative to the norm of the concept's embedding.
 LENGTHS = (0.8, 1.2)
@@ -129,11 +126,13 @@ class SPM(Eraser):
             with student.active():
                 embeds = torch.cat([named.expand(len(x), -1, -1), others])
                 e_c, e_v = model.predict(torch.cat([x, again]), t, embeds).split(rows[1:])
-            erasing = mse_loss(e_c.float(), (e0_n - self.negative_guidance * (e0_p - e0_n)).float())
-            anchoring = mse_loss(e_v.float(), e0_v.float()) if len(others) else erasing.new_zeros(())
+            erasing = functional.mse_loss(e_c.float(), (e0_n - self.negative_guidance * (e0_p - e0_n)).float())
+            anchoring = functional.mse_loss(e_v.float(), e0_v.float()) if len(others) else erasing.new_zeros(())
             trace_values(x_t=x, t=t, pred=e_c.detach(), neutral=e0_n, positive=e0_p)
             trace_values(loss_erase=erasing.detach(), loss_anchor=anchoring.detach())
             return erasing + self.anchor_strength * anchoring
+
+        from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
 
         optimizer = torch.optim.AdamW(factors.values(), lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = get_cosine_with_hard_restarts_schedule_with_warmup(
@@ -253,7 +252,7 @@ def permeability(
         return torch.ones(len(prompts), len(concepts))
     with torch.no_grad():
         erased = model.encode(concepts).flatten(1).double()
-        cosine = cosine_similarity(embeds.detach().flatten(1).double()[:, None], erased[None], dim=-1).cpu()
+        cosine = functional.cosine_similarity(embeds.detach().flatten(1).double()[:, None], erased[None], dim=-1).cpu()
     special = set(model.tokenizer.all_special_ids)
     said, named = ([set(model.token_ids(text)) - special for text in texts] for texts in (prompts, concepts))
     shared = torch.tensor([[len(p & c) / max(1, len(c)) for c in named] for p in said], dtype=cosine.dtype)

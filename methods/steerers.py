@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
-
 from overpaint.blocks.adapters import edit_output
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import shuffled
@@ -47,6 +45,7 @@ from overpaint.grid.typed import check_type
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel, encoding_negative
 from overpaint.models.erasure import Erasure
+from overpaint.models.lazily import torch
 
 #: Depth of the steered block by number of text encoders: block 9 of 12, and blocks 10 of 12 and 28 of 32.
 DEPTHS = {1: 3 / 4, 2: 7 / 8}

@@ -38,8 +38,6 @@ from itertools import count
 from math import sqrt
 from typing import ClassVar, Literal
 
-import torch
-
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.prior import Captions, caption_statistics, check_captions, read_captions
 from overpaint.blocks.ridge import factor
@@ -52,6 +50,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import torch
 from overpaint.models.parameters import Parameter
 
 #: Latents per forward of the base.

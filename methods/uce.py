@@ -31,9 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
+from typing import ClassVar, Literal, TypeAlias
 
 from overpaint.blocks.attributes import Classifier, attribute_classifier
 from overpaint.blocks.draws import Draws, trace_values
@@ -44,10 +42,11 @@ from overpaint.grid.concepts import Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel, Sampling
 from overpaint.models.erasure import Erasure, LowRank, Replacement
+from overpaint.models.lazily import torch
 from overpaint.run.progress import steps
 
 #: Rows K (n, d) of a text to edit, and the rows G (n, d) that it is mapped to.
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
 PHRASES = {
     "off": (),

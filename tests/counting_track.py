@@ -126,7 +126,7 @@ class Told:
         at_first, self.at_first = self.at_first, lambda: None
         at_first()
 
-    def finished(self, task, seconds):
+    def finished(self, task, seconds, hardware):
         self.done.append(task.label)
 
     def shared(self, task):

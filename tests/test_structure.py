@@ -11,7 +11,7 @@ PLACES = {"overpaint": ROOT / "benchmark", "overpaint.methods": ROOT / "methods"
 
 #: Libraries that a function may import: they load slowly, start threads, or are optional.
 HEAVY = {
-    "PIL", "cv2", "diffusers", "huggingface_hub", "matplotlib", "nudenet", "onnxruntime", "pandas", "peft",
+    "PIL", "cv2", "diffusers", "huggingface_hub", "hydra", "matplotlib", "nudenet", "onnxruntime", "pandas", "peft",
     "platformdirs", "pyarrow", "ray", "scipy", "statsmodels", "submitit", "torch", "torch_fidelity", "torchmetrics",
     "torchvision", "transformers", "wandb",
 }  # fmt: skip
@@ -82,7 +82,8 @@ def loaded(module):
 
 def test_the_trees_are_those_of_the_package():
     assert {"overpaint", "overpaint.cli", "overpaint.run.plan", "overpaint.methods.uce"} < set(TREES)
-    assert {"torch", "overpaint.models.diffusion", "overpaint.errors"} < loaded("overpaint.methods.uce")
+    assert {"numpy", "overpaint.models.diffusion", "overpaint.errors"} < loaded("overpaint.methods.uce")
+    assert {"torch", "diffusers"} < loaded("overpaint.models.loading")
 
 
 def test_functions_import_only_what_is_heavy():
@@ -98,8 +99,10 @@ def test_functions_import_only_what_is_heavy():
 
 
 def test_planning_running_and_reporting_load_no_model():
-    rooms = ("overpaint.grid", "overpaint.run", "overpaint.report")
-    modules = [m for m in TREES if m.startswith(rooms)] + ["overpaint", "overpaint.cli", "overpaint.images.planner"]
+    """A plan needs the classes of methods, attacks, metrics and extractors."""
+    rooms = ("grid", "run", "report", "commands", "methods", "attacks", "metrics", "extractors")
+    modules = [m for m in TREES if m.split(".")[1:2] and m.split(".")[1] in rooms]
+    modules += ["overpaint", "overpaint.cli", "overpaint.images.planner", "overpaint.images.track"]
     assert {module: found for module in modules if (found := loaded(module) & MODELS)} == {}
 
 
@@ -113,6 +116,17 @@ def loaded_by(code):
 def test_help_loads_click_alone():
     found = loaded_by("from overpaint.cli import cli\ncli(['--help'], standalone_mode=False)")
     assert found == {"overpaint", "click"}
+
+
+def test_plans_and_tables_load_no_model(tmp_path):
+    """Of methods and attacks that train, search and edit, with every metric."""
+    grid = "['method=none,uce,esd,receler,checkpoint', 'concepts=church', 'attack=none,uda,mma,relearn,rab', 'metrics=gold']"
+    code = f"""
+from overpaint.commands.grids import planned
+from overpaint.commands import table
+assert len(planned({grid} + ['store={tmp_path}'], partial=True).plan.cells) == 25
+"""
+    assert loaded_by(code) & (MODELS | {"scipy", "matplotlib"}) == set()
 
 
 def test_listing_loads_nothing_heavy():

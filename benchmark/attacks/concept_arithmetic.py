@@ -25,8 +25,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from overpaint.attacks.attack import AttackContext
 from overpaint.attacks.probes import Probe, walk
 from overpaint.attacks.wording import renamed
@@ -35,6 +33,7 @@ from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import torch
 
 PLACES = ("name", "synonym", "paraphrase", "translation", "anchor", "other", "beside", "nothing")
 #: Kind of a concept -> other things, for concepts without neighbours. Three are enough: one is neither the concept nor

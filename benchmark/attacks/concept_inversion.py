@@ -28,9 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-import torch
 from PIL import ImageOps
-from torch.nn.functional import mse_loss
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
 from overpaint.attacks.prompt_lists import attacked
@@ -41,6 +39,7 @@ from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import functional, torch
 from overpaint.run.progress import steps
 
 #: How often each image appears in an epoch of the official code.
@@ -162,7 +161,7 @@ class ConceptInversion(Attack):
         """The denoising loss () of the conditional prediction, without guidance."""
         embeds, _, _, x0, noise, t = batch
         predicted = victim.predict(victim.add_noise(x0, noise, t), t, embeds)
-        return mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
+        return functional.mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
 
     def through_guard(
         self, victim: DiffusionModel, batch: TrainingBatch, visits: torch.Tensor, number: int
@@ -185,7 +184,7 @@ class ConceptInversion(Attack):
             predicted = guarded(noised, t, step)
         with torch.no_grad():
             goal = Guidance(victim, wanted, nothing, w)(noised, t, 0)
-        return mse_loss(predicted.float(), goal.float())
+        return functional.mse_loss(predicted.float(), goal.float())
 
     def visited(self, ends: torch.Tensor, draws: Draws) -> torch.Tensor:
         """``visits`` timesteps (visits, batch), descending, drawn from the window before each of ``ends`` (batch,)."""

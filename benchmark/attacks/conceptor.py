@@ -23,9 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch.nn.functional import cosine_similarity, mse_loss, normalize
-
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import renamed
@@ -34,6 +31,7 @@ from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.training import gradient
 from overpaint.errors import UserError, at_least
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import functional, torch
 from overpaint.run.progress import steps
 
 #: Words per forward of CLIP's text encoder.
@@ -85,7 +83,7 @@ class Conceptor(Attack):
                 _, token, kept, _ = decomposition()
                 row = token.detach().requires_grad_()
                 loss = self.reconstruction(victim, row, caption, latents, draws)
-                sparse = 1 - cosine_similarity(kept, token, dim=0)
+                sparse = 1 - functional.cosine_similarity(kept, token, dim=0)
                 reached = gradient(loss, row, victim.dtype)
                 ((token * reached).sum() + self.sparsity * sparse).backward()
                 trace_values(loss=loss.detach(), sparse=sparse.detach(), row=token.detach())
@@ -103,7 +101,7 @@ class Conceptor(Attack):
         with victim.learned_tokens({self.placeholder: row}):
             embeds = victim.encode([caption]).expand(size, -1, -1)
         predicted = victim.predict(victim.add_noise(x0, noise, t), t, embeds)
-        return mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
+        return functional.mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
 
     def dictionary(self, context: AttackContext, images: Sequence) -> torch.Tensor:
         """The ids (m,) of the words that may be used."""
@@ -116,15 +114,17 @@ class Conceptor(Attack):
             return ids
         return ids[self.closeness(victim, ids, images).topk(self.dictionary_size).indices]
 
-    @torch.no_grad()
     def closeness(self, victim: DiffusionModel, ids: torch.Tensor, images: Sequence) -> torch.Tensor:
         """Cosines (m,) of words to the mean feature of the images, in CLIP."""
-        clip = Clip.load(str(self.clip), victim.device)
-        if clip.tokenizer.get_vocab() != victim.tokenizer.get_vocab():
-            raise UserError(f"attack.clip={self.clip} has another vocabulary than the model's text encoder")
-        parts = [clip.features(part[:, None], clip.table[part][:, None]) for part in ids.split(WORDS_AT_ONCE)]
-        shown = clip.image_features(images).mean(dim=0, keepdim=True)
-        return (normalize(torch.cat(parts).float(), dim=1) @ normalize(shown.float(), dim=1).T)[:, 0]
+        with torch.no_grad():
+            clip = Clip.load(str(self.clip), victim.device)
+            if clip.tokenizer.get_vocab() != victim.tokenizer.get_vocab():
+                raise UserError(f"attack.clip={self.clip} has another vocabulary than the model's text encoder")
+            parts = [clip.features(part[:, None], clip.table[part][:, None]) for part in ids.split(WORDS_AT_ONCE)]
+            shown = clip.image_features(images).mean(dim=0, keepdim=True)
+            return (
+                functional.normalize(torch.cat(parts).float(), dim=1) @ functional.normalize(shown.float(), dim=1).T
+            )[:, 0]
 
     def assault(
         self, context: AttackContext, decomposition: Decomposition, ids: torch.Tensor, ledger: Ledger

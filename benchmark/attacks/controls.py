@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
-from torch.nn.functional import normalize
-
 from overpaint.attacks.attack import Assault, Attack, AttackContext
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.prompt_search import SearchAttack, Trial, make_images
@@ -25,6 +22,7 @@ from overpaint.errors import at_least
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import functional, torch
 
 #: Attempts to draw a random prefix, or a token, that reads back as itself.
 TRIES = 200
@@ -170,7 +168,7 @@ def unrelated_tokens(model: DiffusionModel, concept: Concept, neighbours: int) -
     by cosine similarity in the token table."""
     texts = (concept.name, *concept.synonyms)
     own = sorted({token for text in texts for token in model.token_ids(text)[1:-1]})
-    directions = normalize(model.token_table.detach().float(), dim=-1)
+    directions = functional.normalize(model.token_table.detach().float(), dim=-1)
     nearest = (directions[own] @ directions.T).topk(1 + neighbours, dim=-1).indices if own else torch.empty(0)
     left_out = {*model.tokenizer.all_special_ids, *own, *nearest.flatten().int().tolist()}
     return [token for token in range(len(model.tokenizer)) if token not in left_out]

@@ -28,9 +28,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch.nn.functional import mse_loss
-
 from overpaint.attacks.attack import AttackContext
 from overpaint.attacks.prompt_search import SearchAttack, Targets, Trial
 from overpaint.attacks.ring_a_bell import concept_vector, contrasts
@@ -42,6 +39,7 @@ from overpaint.blocks.soft_prompts import SoftPrompt
 from overpaint.blocks.token_variables import text_within
 from overpaint.errors import at_least
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import functional, torch
 
 
 @dataclass(kw_only=True)
@@ -133,7 +131,7 @@ class SoftPrefix(EmbeddingAttack):
         def loss(rows: torch.Tensor) -> torch.Tensor:
             noised, t, wanted = next(targets)
             predicted = victim.predict(noised, t, victim.encode_embeddings(rows, prompt.ids))
-            return mse_loss(predicted.float(), wanted.float())
+            return functional.mse_loss(predicted.float(), wanted.float())
 
         start = prompt.random_start(draws)
         free = soft_prompts.attack(prompt, start, loss, self.steps, self.learning_rate, self.method, official)

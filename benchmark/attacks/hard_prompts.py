@@ -19,15 +19,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch.nn.functional import normalize
-
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, in_place_of_the_prompt
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.blocks.clip import Clip, OwnTower, Tower
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.token_variables import Nearest, descend
 from overpaint.errors import UserError, at_least
+from overpaint.models.lazily import functional, torch
 
 
 @dataclass(kw_only=True)
@@ -88,11 +86,13 @@ class HardPrompts(Attack):
         ids = draws.take("init_ids", lambda g: torch.randint(len(tower.table), size, generator=g))
         variable = Nearest(tower.table, ids, tower.ids(without))
         optimizer = torch.optim.AdamW([variable.parameter], lr=self.learning_rate, weight_decay=self.weight_decay)
-        targets, cosines = normalize(targets.float(), dim=-1), torch.empty(0)
+        targets, cosines = functional.normalize(targets.float(), dim=-1), torch.empty(0)
 
         def loss(step: int, ids: Sequence[torch.Tensor], rows: Sequence[torch.Tensor]) -> torch.Tensor:
             nonlocal cosines
-            cosines = targets @ normalize(tower.features(*ids, *rows).float(), dim=-1).T  # (targets, prompts)
+            cosines = (
+                targets @ functional.normalize(tower.features(*ids, *rows).float(), dim=-1).T
+            )  # (targets, prompts)
             return self.loss_weight * (1 - cosines[self.batch(len(targets), draws)].mean())
 
         best = (-float("inf"), ids[0])

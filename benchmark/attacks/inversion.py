@@ -34,7 +34,6 @@ from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -47,6 +46,7 @@ from overpaint.errors import UserError, at_least
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import torch
 from overpaint.run.progress import steps
 
 

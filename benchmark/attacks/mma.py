@@ -35,9 +35,6 @@ from itertools import groupby
 from string import ascii_lowercase
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch.nn.functional import cosine_similarity
-
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, in_place_of_the_prompt
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.blocks.draws import Draws, trace_values
@@ -45,6 +42,7 @@ from overpaint.blocks.token_variables import Frame, full
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import functional, torch
 from overpaint.run.progress import steps
 
 #: Rows in one forward pass of the text encoder.
@@ -115,7 +113,7 @@ class MMA(Attack):
             if not texts:
                 continue
             texts = list(dict.fromkeys(texts))
-            losses = 1 - cosine_similarity(pooled(model, [model.token_ids(text) for text in texts]), target)
+            losses = 1 - functional.cosine_similarity(pooled(model, [model.token_ids(text) for text in texts]), target)
             state, value = texts[int(losses.argmin())], float(losses.min())
             trace_values(loss=value, state=state)
             best = min(best, (state, value), key=lambda known: known[1])
@@ -128,7 +126,7 @@ class MMA(Attack):
         with torch.enable_grad():
             embeddings = full(model.token_embeddings(padded)).requires_grad_()
             read = model.encode_embeddings(embeddings.to(model.token_table), padded)[:, k + 1]
-            loss = 1 - cosine_similarity(read.float(), target)
+            loss = 1 - functional.cosine_similarity(read.float(), target)
             (gradient,) = torch.autograd.grad(loss.sum(), embeddings)
         first = 0 if self.compat == "official" else 1
         return gradient[0, first : first + k] @ full(model.token_table).T
@@ -159,13 +157,13 @@ class MMA(Attack):
         return [text for text, same in zip(texts, alike, strict=True) if same and text != state]
 
 
-@torch.no_grad()
 def pooled(model: DiffusionModel, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """F (n, d) for n texts' ids of one length, from start to end token. Causal attention never sees padding."""
-    rows = torch.tensor(ids, device=model.device)
-    return torch.cat(
-        [model.encode_ids(block)[:, block.shape[1] - 1].float() for block in rows.split(CANDIDATES_AT_ONCE)]
-    )
+    with torch.no_grad():
+        rows = torch.tensor(ids, device=model.device)
+        return torch.cat(
+            [model.encode_ids(block)[:, block.shape[1] - 1].float() for block in rows.split(CANDIDATES_AT_ONCE)]
+        )
 
 
 def joined(model: DiffusionModel, words: list[int]) -> str:

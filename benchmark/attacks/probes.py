@@ -32,8 +32,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import ClassVar, Literal
 
-import torch
-
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, Painted
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.blocks.draws import Draws
@@ -41,6 +39,7 @@ from overpaint.errors import UserError, at_least
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import torch
 from overpaint.run.progress import steps
 
 #: Images in one batch.

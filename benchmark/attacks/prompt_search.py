@@ -19,9 +19,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, TypeAlias, cast
 
-import torch
 from PIL.Image import Image
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, Painted, Provenance, counting
@@ -30,13 +29,14 @@ from overpaint.blocks.draws import Draws
 from overpaint.blocks.token_variables import Frame, TokenVariable, encoded
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import torch
 
 #: Rows in one forward pass of the unedited model when it predicts targets.
 PREDICTED_AT_ONCE = 8
 
 #: e(x_t, t, embeds, step): latents (n, c, h, w), timesteps (n,), text embeddings (n, tokens, width), step of the
 #: search.
-Prediction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+Prediction: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]"
 
 
 class Trial:

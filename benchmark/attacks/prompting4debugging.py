@@ -32,9 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import torch
 from PIL.Image import Image
-from torch.nn.functional import cosine_similarity
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Painted
 from overpaint.attacks.prompt_search import Prediction, PromptSearch, Trial, WordSearch, guidance_scale
@@ -44,6 +42,7 @@ from overpaint.blocks.token_variables import Frame, Nearest, descend
 from overpaint.errors import UserError, at_least
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import functional, torch
 
 
 @dataclass
@@ -194,7 +193,11 @@ class Prompting4Debugging(PromptSearch):
         wanted = features([original])
 
         def alike(painted: Painted) -> float:
-            return float(cosine_similarity(features([painted.image]), wanted)) if painted.image else float("-inf")
+            return (
+                float(functional.cosine_similarity(features([painted.image]), wanted))
+                if painted.image
+                else float("-inf")
+            )
 
         return alike
 

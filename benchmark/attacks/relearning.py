@@ -20,9 +20,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
-import torch
-from torch.nn.functional import mse_loss
-
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, Painted
 from overpaint.attacks.probes import batches
 from overpaint.attacks.prompt_lists import attacked
@@ -31,6 +28,7 @@ from overpaint.blocks.draws import Draws
 from overpaint.blocks.training import Student, Trainable, parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import functional, torch
 
 #: ``train`` -> the parameters of the denoiser that are trained.
 RULES = {
@@ -174,7 +172,7 @@ class Relearning(Attack):
             embeds = victim.encode(texts)
         with student.active():
             predicted = victim.predict(victim.add_noise(x0, noise, t), t, embeds)
-        return mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
+        return functional.mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
 
     def paint(self, context: AttackContext, student, step: int, number: int) -> list[Painted]:
         """All plain images, generated and judged, from the fine-tuned victim."""

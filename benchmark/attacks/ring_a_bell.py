@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
 
-import torch
-
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, in_place_of_the_prompt
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.wording import fitting_article, sentences
@@ -36,6 +34,7 @@ from overpaint.blocks.token_variables import Frame, full, text_of
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import torch
 from overpaint.run.progress import steps
 
 #: Rows in one forward pass of the text encoder.
@@ -123,11 +122,11 @@ class RingABell(Attack):
         word = draws.take("choice", lambda g: words[int(torch.randint(len(words), (1,), generator=g))])
         return [*individual[:place], int(word), *individual[place + 1 :]]
 
-    @torch.no_grad()
     def distances(self, model: DiffusionModel, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """loss (n,) of padded ids (n, tokens)."""
-        blocks = [full(model.encode_ids(block)) for block in ids.to(model.device).split(INDIVIDUALS_AT_ONCE)]
-        return torch.cat([((block - target) ** 2).sum(dim=(1, 2)) for block in blocks])
+        with torch.no_grad():
+            blocks = [full(model.encode_ids(block)) for block in ids.to(model.device).split(INDIVIDUALS_AT_ONCE)]
+            return torch.cat([((block - target) ** 2).sum(dim=(1, 2)) for block in blocks])
 
 
 def chance(draws: Draws) -> float:
@@ -153,7 +152,7 @@ def concept_vector(model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> t
     ).mean(dim=0)
 
 
-@torch.no_grad()
 def full_encoding(model: DiffusionModel, texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
     """E (n, tokens, width), at least float32. An over-long text is an error, or is truncated with ``truncate``."""
-    return full(model.encode(texts, truncate))
+    with torch.no_grad():
+        return full(model.encode(texts, truncate))

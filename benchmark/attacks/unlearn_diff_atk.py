@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from PIL.Image import Image
 
 from overpaint.attacks.attack import AttackContext
@@ -34,6 +33,7 @@ from overpaint.blocks.draws import Draws
 from overpaint.blocks.token_variables import Frame, Location, Nearest, Simplex, TokenVariable, descend
 from overpaint.errors import UserError, at_least
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import torch
 
 
 @dataclass(kw_only=True)

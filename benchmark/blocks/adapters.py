@@ -10,19 +10,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
-
-import torch
-from torch.nn.functional import conv2d, linear
+from typing import Any, TypeAlias
 
 from overpaint.blocks.training import parameter_group
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import functional, torch
 from overpaint.models.parameters import Parameter
 
 #: ``LAYER.down`` (rank, in, …) and ``LAYER.up`` (out, rank, …). For a convolution, down has the layer's kernel size and
 #: up is 1 × 1.
-Factors = Mapping[str, torch.Tensor]
+Factors: TypeAlias = "Mapping[str, torch.Tensor]"
 
 
 def transformer_layers(model: DiffusionModel) -> list[str]:
@@ -182,11 +180,11 @@ class Branches:
         repeats = len(x) // len(self._mixing)
         m = self._mixing.to(x.dtype).repeat(repeats, 1, 1)
         if isinstance(module, torch.nn.Conv2d):
-            hidden = conv2d(x, down, None, module.stride, module.padding, module.dilation).movedim(1, -1)
+            hidden = functional.conv2d(x, down, None, module.stride, module.padding, module.dilation).movedim(1, -1)
         else:
-            hidden = linear(x, down)
+            hidden = functional.linear(x, down)
         mixed = torch.einsum("bij,b...jr->b...ir", m, hidden.unflatten(-1, (self.adapters, -1))).flatten(-2)
-        branch = linear(mixed, up.flatten(1))
+        branch = functional.linear(mixed, up.flatten(1))
         scale = self.scale[layer] if isinstance(self.scale, Mapping) else self.scale
         added = output + scale * (branch.movedim(-1, 1) if isinstance(module, torch.nn.Conv2d) else branch)
         if self._on is None:

@@ -21,9 +21,8 @@ from collections.abc import Iterable
 from functools import reduce
 from typing import Literal
 
-import torch
-
 from overpaint.blocks.ridge import factored
+from overpaint.models.lazily import torch
 
 Regulariser = Literal["zero", "standard", "first", "second", "both"]
 

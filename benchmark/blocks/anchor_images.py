@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from PIL import Image, ImageOps
 
 from overpaint.blocks.draws import Draws, trace_values
@@ -22,6 +21,7 @@ from overpaint.blocks.templates import OBJECT, phrase_templates
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Concept
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import torch
 
 #: Three forms of c* for a caption c and the concept's name, drawn with equal probability, by rule.
 Forms = Mapping[str, tuple[str, str, str]]

@@ -7,14 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from overpaint.blocks.pixels import CONFIGURATIONS, Preprocessing
 from overpaint.blocks.token_variables import Frame
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import located
 from overpaint.grid.paths import path_of
-from overpaint.models.token_tables import GivenEmbeddings
+from overpaint.models.lazily import torch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,10 +51,10 @@ class OwnTower:
         length = ids.shape[1]
         return Frame(self.model, (), tuple(range(length))).encode(ids, rows)[:, length + 1]
 
-    @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        ends = [len(self.model.token_ids(text)) - 1 for text in texts]
-        return self.model.encode(texts, truncate=True)[torch.arange(len(ends)), ends]
+        with torch.no_grad():
+            ends = [len(self.model.token_ids(text)) - 1 for text in texts]
+            return self.model.encode(texts, truncate=True)[torch.arange(len(ends)), ends]
 
     def image_features(self, images: Sequence[Image]) -> torch.Tensor:
         raise TypeError("a diffusion model's own text encoder has no features of images")
@@ -98,6 +96,8 @@ class Clip:
         return cls(model, tokenizer, processor)
 
     def features(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        from overpaint.models.token_tables import GivenEmbeddings
+
         known, (count, length) = self.tokenizer, ids.shape
         if length > known.model_max_length - 2:
             raise UserError(f"a prompt of {length} tokens is too long: CLIP takes at most {known.model_max_length - 2}")
@@ -113,16 +113,16 @@ class Clip:
             self.model.text_model.set_input_embeddings(plain)
         return self.model.text_projection(states[:, -1])
 
-    @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        ids = [torch.tensor([self.ids(text)], device=self.table.device, dtype=torch.long) for text in texts]
-        return torch.cat([self.features(row, self.table[row]) for row in ids])
+        with torch.no_grad():
+            ids = [torch.tensor([self.ids(text)], device=self.table.device, dtype=torch.long) for text in texts]
+            return torch.cat([self.features(row, self.table[row]) for row in ids])
 
-    @torch.no_grad()
     def image_features(self, images: Sequence[Image]) -> torch.Tensor:
-        pixels = self.processor(images)
-        states = self.model.vision_model(pixels.to(self.table)).pooler_output
-        return self.model.visual_projection(states)
+        with torch.no_grad():
+            pixels = self.processor(images)
+            states = self.model.vision_model(pixels.to(self.table)).pooler_output
+            return self.model.visual_projection(states)
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, truncation=True).input_ids[1:-1]

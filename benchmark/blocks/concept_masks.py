@@ -9,13 +9,12 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from overpaint.blocks.draws import Draws
 from overpaint.errors import AssetMissing, UserError
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import functional, torch
 
 #: The timestep of the attention maps, as a fraction of the schedule. Outlines are decided around it.
 NOISED_TO = 0.3
@@ -38,7 +37,7 @@ def attention_masks(
         for found in maps.values():
             side = round(found.shape[-2] ** 0.5)
             layer = found[..., tokens].float().mean(dim=(1, 3)).unflatten(-1, (side, side))
-            layers.append(interpolate(layer[:, None], latents.shape[-2:], mode="bilinear")[:, 0])
+            layers.append(functional.interpolate(layer[:, None], latents.shape[-2:], mode="bilinear")[:, 0])
     seen = reduce(torch.add, layers)
     low, high = seen.amin(dim=(1, 2), keepdim=True), seen.amax(dim=(1, 2), keepdim=True)
     return (seen - low) > threshold * (high - low)
@@ -71,17 +70,17 @@ class Segmenter:
         self.detector, self.words = _load(detector, AutoModelForZeroShotObjectDetection, AutoProcessor, device)
         self.segmenter, self.points = _load(segmenter, SamModel, SamProcessor, device)
 
-    @torch.no_grad()
     def __call__(self, picture: Image.Image, name: str) -> torch.Tensor:
         """The boolean mask (height, width) at the image's resolution."""
-        boxes = self.boxes(picture, name)
-        if not len(boxes):
-            return torch.ones(picture.height, picture.width, dtype=torch.bool, device=self.device)
-        inputs = self.points(picture, input_boxes=[boxes.tolist()], return_tensors="pt").to(self.device)
-        found = self.segmenter(**inputs, multimask_output=False).pred_masks.cpu()
-        sizes = inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
-        (masks,) = self.points.image_processor.post_process_masks(found, *sizes)
-        return masks[:, 0].any(dim=0).to(self.device)
+        with torch.no_grad():
+            boxes = self.boxes(picture, name)
+            if not len(boxes):
+                return torch.ones(picture.height, picture.width, dtype=torch.bool, device=self.device)
+            inputs = self.points(picture, input_boxes=[boxes.tolist()], return_tensors="pt").to(self.device)
+            found = self.segmenter(**inputs, multimask_output=False).pred_masks.cpu()
+            sizes = inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
+            (masks,) = self.points.image_processor.post_process_masks(found, *sizes)
+            return masks[:, 0].any(dim=0).to(self.device)
 
     def boxes(self, picture: Image.Image, name: str) -> torch.Tensor:
         """Boxes (n, 4) as x_min, y_min, x_max, y_max in pixels."""

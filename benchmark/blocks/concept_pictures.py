@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
-import torch
 from PIL.Image import Image
 
 from overpaint.blocks.draws import Draws
@@ -18,13 +18,14 @@ from overpaint.errors import UserError
 from overpaint.grid.concepts import Concept
 from overpaint.grid.paths import path_of
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import torch
 
 #: For each image of a bank, the index of its concept and its subject (unknown, "", for images of a folder).
 Shown = list[tuple[int, str]]
 #: The caption of an image of a concept (``None``: of nothing in particular) with a subject.
 Caption = Callable[[Concept | None, str], str]
 #: Maps texts that were encoded before to their embeddings (b, tokens, width).
-Encoded = Callable[[Iterable[str]], torch.Tensor]
+Encoded: TypeAlias = "Callable[[Iterable[str]], torch.Tensor]"
 
 
 def concept_bank(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import torch
+from overpaint.models.lazily import torch
 
 _records: ContextVar[Mapping[str, Any] | None] = ContextVar("records", default=None)
 _watcher: ContextVar[Callable[..., None] | None] = ContextVar("trace", default=None)

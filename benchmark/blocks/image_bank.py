@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from PIL import Image, ImageOps
 
 from overpaint.blocks.draws import Draws
@@ -19,6 +18,7 @@ from overpaint.blocks.pictures import read_image
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import torch
 from overpaint.run.progress import announce
 
 #: Images per forward of the autoencoder.

@@ -16,10 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch.nn.functional import avg_pool2d
-
 from overpaint.blocks.draws import Draws
+from overpaint.models.lazily import functional, torch
 
 
 @dataclass(frozen=True)
@@ -98,5 +96,5 @@ def autocorrelation(said: torch.Tensor, draws: Draws) -> torch.Tensor:
                 total = total + (channel * channel.roll(shift, dims=side)).mean(dim=(1, 2, 3)).square().sum()
             if channel.shape[2] <= 8:
                 break
-            channel = avg_pool2d(channel, 2)
+            channel = functional.avg_pool2d(channel, 2)
     return total

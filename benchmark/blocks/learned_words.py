@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
-import torch
-
 from overpaint.blocks.training import Student
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import torch
 
 
 class LearnedWords:

@@ -18,11 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
-import torch
+from overpaint.models.lazily import torch
 
 #: A noise prediction (n, c, h, w) for latents (n, c, h, w) at one timestep.
-Noise = Callable[[torch.Tensor, int], torch.Tensor]
+Noise: TypeAlias = "Callable[[torch.Tensor, int], torch.Tensor]"
 
 
 def denoising_losses(

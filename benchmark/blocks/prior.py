@@ -15,9 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from overpaint.errors import unknown
 from overpaint.grid.assets import content_digest, located, referred
@@ -26,6 +24,7 @@ from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import fingerprint
+from overpaint.models.lazily import torch
 
 #: Captions per forward of the text encoder.
 CAPTIONS_AT_ONCE = 64
@@ -121,6 +120,8 @@ def _remembered(model: DiffusionModel, ids: torch.Tensor) -> Path:
 
 def _read(file: Path | None) -> torch.Tensor | None:
     """The cached sum, or ``None`` if there is no such file or it cannot be read."""
+    from safetensors.torch import load_file
+
     try:
         return load_file(file)["B"] if file else None
     except (OSError, SafetensorError, KeyError):
@@ -132,6 +133,8 @@ def _keep(total: torch.Tensor, file: Path | None) -> None:
 
     If the cache folder is not writable, the sum is not cached.
     """
+    from safetensors.torch import save_file
+
     if file is None:
         return
     try:

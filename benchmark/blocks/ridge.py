@@ -25,10 +25,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from overpaint.errors import UserError
 from overpaint.models.erasure import LowRank, Replacement
+from overpaint.models.lazily import torch
 from overpaint.models.parameters import Projection
 
 #: The largest condition number of A at which the float64 solution is still accurate to float32.

@@ -6,14 +6,15 @@ With `rollout`, the noise level of x_t is exactly that of t. Official code often
 
 from __future__ import annotations
 
-import torch
+from typing import TypeAlias
 
 from overpaint.blocks.draws import Draws
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import torch
 
 #: Latents (b, c, h, w) as the network reads them, and their time in the model's schedule.
-Noised = tuple[torch.Tensor, float]
+Noised: TypeAlias = "tuple[torch.Tensor, float]"
 
 
 def rollout(

@@ -23,12 +23,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
-import torch
-
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.training import gradient
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import torch
 
 Place = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words", "replace_k", "add"]
 PLACES: tuple[str, ...] = get_args(Place)

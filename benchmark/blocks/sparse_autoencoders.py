@@ -14,15 +14,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.training import gradient_of
 from overpaint.errors import UserError
 from overpaint.grid.assets import content_digest, located, referred
 from overpaint.grid.paths import path_of
+from overpaint.models.lazily import torch
 
 #: Names of the tensors W_e, W_d, b_l and b.
 TENSORS = ("encoder.weight", "decoder.weight", "latent_bias", "pre_bias")
@@ -37,8 +36,6 @@ MEDIAN_ROWS, MEDIAN_ITERATIONS = 32768, 100
 class SparseAutoencoder:
     """``masters`` are its tensors by the names in `TENSORS`; they may be trained (`overpaint.blocks.training.train`)."""
 
-    dtype = torch.float32  # its own precision; float16 would need loss scaling
-
     def __init__(self, masters: Mapping[str, torch.Tensor]):
         self.masters = {name: torch.nn.Parameter(masters[name].detach().clone()) for name in TENSORS}
 
@@ -52,6 +49,11 @@ class SparseAutoencoder:
         made = cls(dict(zip(TENSORS, tensors, strict=True)))
         made.unit_columns()
         return made
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its own precision; float16 would need loss scaling."""
+        return torch.float32
 
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -126,6 +128,8 @@ def read_autoencoder(file: str, width: int, like: torch.Tensor) -> SparseAutoenc
 
     Tensors are named as in `TENSORS`, or as in EleutherAI's library.
     """
+    from safetensors.torch import load_file
+
     path = located(file) or path_of(file, "autoencoder")
     try:
         found = load_file(Path(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from overpaint.models.lazily import torch
 
 
 def largest(direction: torch.Tensor, quantile: float) -> torch.Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import torch
 
 #: Prompts per forward of the text encoder.
 TEXTS_AT_ONCE = 32

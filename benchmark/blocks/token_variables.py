@@ -18,14 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-import torch
-from torch.nn.functional import normalize, one_hot
-
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.soft_prompts import BEHIND
 from overpaint.blocks.training import gradients
 from overpaint.errors import UserError, unknown
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.lazily import functional, torch
 from overpaint.run.progress import steps
 
 # --- reading a variable as tokens ----------------------------------------------------------------------------------
@@ -55,9 +53,11 @@ class Simplex:
         self.parameter = torch.nn.Parameter(self.table.new_full((1, k, len(table)), 1 / len(table)))
 
     def draw(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        from overpaint.blocks.straight_through import StraightThrough
+
         P = self.parameter.detach()[0].cpu()
         ids = draws.take("ids", lambda g: torch.multinomial(P, 1, generator=g)[:, 0]).to(self.table.device)[None]
-        chosen = one_hot(ids, len(self.table)).to(self.table)
+        chosen = functional.one_hot(ids, len(self.table)).to(self.table)
         return ids, StraightThrough.apply(self.parameter, chosen, 1.0) @ self.table
 
     def ids(self) -> torch.Tensor:
@@ -75,15 +75,17 @@ class Nearest:
 
     def __init__(self, table: torch.Tensor, ids: torch.Tensor, forbidden: Sequence[int] = ()):
         self.table, self.forbidden = full(table), list(forbidden)
-        self.directions = normalize(self.table, dim=-1)
+        self.directions = functional.normalize(self.table, dim=-1)
         self.parameter = torch.nn.Parameter(self.table[ids.to(self.table.device)])
 
     def draw(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        from overpaint.blocks.straight_through import StraightThrough
+
         ids = self.ids()
         return ids, StraightThrough.apply(self.parameter, self.table[ids], None)
 
     def ids(self) -> torch.Tensor:
-        cosines = normalize(self.parameter.detach(), dim=-1) @ self.directions.T
+        cosines = functional.normalize(self.parameter.detach(), dim=-1) @ self.directions.T
         cosines[..., self.forbidden] = -float("inf")
         return cosines.argmax(dim=-1)
 
@@ -94,19 +96,6 @@ class Nearest:
 def full(table: torch.Tensor) -> torch.Tensor:
     """The table, at least in float32: gradients of single tokens underflow in half precision."""
     return table.detach().to(torch.promote_types(table.dtype, torch.float32))
-
-
-class StraightThrough(torch.autograd.Function):
-    """Returns ``read`` and passes its gradient, clamped to ±``bound``, to the variable."""
-
-    @staticmethod
-    def forward(ctx, variable: torch.Tensor, read: torch.Tensor, bound: float | None) -> torch.Tensor:
-        ctx.bound = bound
-        return read.clone()
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
-        return gradient if ctx.bound is None else gradient.clamp(-ctx.bound, ctx.bound), None, None
 
 
 def onto_simplex(rows: torch.Tensor) -> torch.Tensor:
@@ -277,17 +266,17 @@ def descend(
     loss: Callable[[int, Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor],
     draws: Sequence[Draws],
     count: int,
-    kind: torch.dtype = torch.float32,
+    kind: torch.dtype | None = None,
 ) -> Iterator[tuple[int, Sequence[torch.Tensor]]]:
     """Run ``count`` steps of several independent searches in one batch.
 
     ``loss(step, ids, embeddings)`` returns one value per variable, which depends only on that variable's tokens. The
     optimiser must update entries independently of each other, as Adam does, and skip parameters without a gradient.
-    ``kind`` is the precision of the network: in float16 the loss is scaled (`gradients`) down to the token embeddings,
-    but not from there to the variables, which may clamp gradients. Before each update, yields the step and the ids
-    (n, k) that each variable tries.
+    ``kind`` is the precision of the network, by default float32: in float16 the loss is scaled (`gradients`) down to the
+    token embeddings, but not from there to the variables, which may clamp gradients. Before each update, yields the step
+    and the ids (n, k) that each variable tries.
     """
-    parameters = [variable.parameter for variable in variables]
+    kind, parameters = kind or torch.float32, [variable.parameter for variable in variables]
     for step in steps(count, "search steps"):
         with torch.enable_grad():
             ids, rows = zip(*(variable.draw(own) for variable, own in zip(variables, draws, strict=True)), strict=True)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
-
-import torch
+from typing import Any, Protocol, TypeAlias
 
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Replacement
+from overpaint.models.lazily import torch
 from overpaint.models.parameters import Parameter
 from overpaint.run.progress import steps
 
@@ -42,7 +41,7 @@ def _outside(name: str) -> bool:
 
 
 #: A parameter's place in a model: the module that holds it and its attribute there.
-Place = tuple[torch.nn.Module, str]
+Place: TypeAlias = "tuple[torch.nn.Module, str]"
 
 
 class Trainable(Protocol):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import absent, require
-from overpaint.grid.composition import CIRCUMSTANCES, Composed, compose_cells
 from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import DESCRIPTION, component
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.track import track
 
+if TYPE_CHECKING:
+    from overpaint.grid.composition import Composed
+
+#: Keys that control where and how a grid runs; they do not affect its cells.
+CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
 #: Console for progress and notes. Results go to stdout.
 ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -38,6 +42,8 @@ class Grid:
 
 def compose(overrides: Sequence[str], demo: bool = False) -> list[Composed]:
     """The configuration of every cell. With ``demo``, overrides that only say where and how to run select the demo."""
+    from overpaint.grid.composition import compose_cells
+
     keys = [override.split("=")[0].lstrip("+~").split(".")[0] for override in overrides]
     if demo and all(key in CIRCUMSTANCES for key in keys):
         overrides = ["experiment=demo", *overrides]

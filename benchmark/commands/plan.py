@@ -25,7 +25,7 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
     """Report what a run would do: tasks, images, stored results, time, and the smallest difference it can detect."""
     grid = planned(overrides, demo=True, partial=True)
     todo, more = grid.plan.missing(grid.store), grid.plan.unopened(grid.store)
-    estimates = Estimates(grid.store)
+    estimates = Estimates(grid.store, grid.config["engine"]["device"])
     kind = track(grid.plan.track)
     hours = gpu_hours(kind, todo, more, estimates, grid.config["images_per_second"])
     out = Console(soft_wrap=True, highlight=False, markup=False)

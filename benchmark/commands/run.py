@@ -50,7 +50,7 @@ def run_grid(grid: Grid) -> int:
     if not dry:
         store.prepare()
         store.sweep()
-    estimates = Estimates(store)
+    estimates = Estimates(store, grid.config["engine"]["device"])
     todo, more = plan.missing(store), plan.unopened(store)
     ERR.print(summary(plan, todo, more, estimates))
     for note in [*plan.notes, *changes(plan, store, todo)]:

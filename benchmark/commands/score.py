@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 
-from overpaint.commands.grids import Grid, compose, require_complete, taken
+from overpaint.commands.grids import CIRCUMSTANCES, Grid, compose, require_complete, taken
 from overpaint.commands.run import run_grid
 from overpaint.errors import UserError
-from overpaint.grid.composition import CIRCUMSTANCES
 from overpaint.images.given import given_plan, named_pictures, read_pictures
 from overpaint.run.store import Store
 from overpaint.run.track import track

@@ -44,6 +44,5 @@ def table(overrides: Sequence[str], form: str, view: str, folder: str | None, sp
 def _stored(overrides: Sequence[str], view: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The records of a grid or of the whole store, and the outcomes of the figures in the view's columns."""
     store, grid = store_and_grid(overrides)
-    shown = {column.metric for column in view_named(view).columns.values()}
-    records = stored_records(store, grid.plan if grid else None)
-    return records, stored_outcomes(store, records, shown)
+    records, chosen = stored_records(store, grid.plan if grid else None), view_named(view)
+    return records, stored_outcomes(store, chosen.shown(records))

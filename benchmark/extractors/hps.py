@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from PIL import Image
 
+from overpaint.blocks.clip import Clip
 from overpaint.blocks.pixels import Preprocessing
 from overpaint.errors import UserError
 from overpaint.extractors.clip import ClipFeatures, cosines
@@ -28,8 +29,6 @@ from overpaint.models.weights import load_pretrained
 
 if TYPE_CHECKING:
     import torch
-
-    from overpaint.blocks.clip import Clip
 
 #: Mean and deviation of CLIP's channels.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -82,8 +81,6 @@ class Hps(ClipFeatures):
     def _clip(self) -> Clip:
         from safetensors.torch import load_file
         from transformers import AutoTokenizer
-
-        from overpaint.blocks.clip import Clip
 
         model = clip_model(load_file(named_path(self.weights)), self.weights).to(self.device)
         side = model.config.vision_config.image_size

@@ -234,6 +234,11 @@ class Cell:
         spec = self.model if model is None else _placed(self.model, model)
         return digest([_settings_digest(spec), self._identity_of_the_rest])[:16]
 
+    @property
+    def digests(self) -> list[str]:
+        """What `identity` is a hash of: a hash of the settings on each axis, and the seed if anything depends on it."""
+        return [_settings_digest(self.model), *self._identity_of_the_rest]
+
     @cached_property
     def _identity_of_the_rest(self) -> list[str]:
         return [_settings_digest(part) for axis, part in self._parts(None) if axis != "model"] + [self._seed]
@@ -404,10 +409,10 @@ def value_at(config: Mapping[str, Any], key: str) -> Any:
 
 def merged(cells: Iterable[Cell]) -> tuple[list[Cell], list[str]]:
     """The distinct cells, and a sentence for each group of cells that were merged because nothing depends on the seed."""
-    kept: dict[str, Cell] = {}
-    idle: dict[str, list[int]] = {}
+    kept: dict[tuple[str, ...], Cell] = {}
+    idle: dict[tuple[str, ...], list[int]] = {}
     for cell in cells:
-        point = f"{cell.identity} {cell.labels}"
+        point = (*cell.digests, str(cell.labels))
         if point in kept and cell.seed != kept[point].seed:
             idle.setdefault(point, [kept[point].seed]).append(cell.seed)
         kept.setdefault(point, cell)

@@ -32,8 +32,6 @@ from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
 #: Groups whose options have different keys. Their keys can be addressed to one option: ``uce.lamb=0.1``.
 ADDRESSED = ("method", "attack")
-#: Keys that control where and how a grid runs; they do not affect its cells.
-CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
 #: Maximum number of references (``${key}``) in one configuration.
 MOST_REFERENCES = 20
 #: Keys that describe an option and cannot be set.

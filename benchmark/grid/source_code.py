@@ -23,6 +23,8 @@ from pathlib import Path
 
 #: Ending of the source of one of our components whose files differ from the last commit.
 DRAFT = "-dirty"
+#: Nodes of a syntax tree that may have a docstring.
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @cache
@@ -132,35 +134,32 @@ def _parsed(file: Path) -> tuple[str, tuple[tuple[int, str], ...]]:
     try:
         with warnings.catch_warnings(action="ignore"):  # importing the module shows them
             tree = ast.parse(content)
-        for node in ast.walk(tree):
-            _without_docstring(node)
-        return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest(), tuple(_imports(tree))
+        imported: list[tuple[int, str]] = []
+        return hashlib.sha256(repr(_plain(tree, imported)).encode()).hexdigest(), tuple(imported)
     except (SyntaxError, ValueError, RecursionError):  # an extension module, or more than Python can parse
         return hashlib.sha256(content).hexdigest(), ()
 
 
-def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(tree):
+def _plain(node: object, imported: list[tuple[int, str]]) -> object:
+    """A syntax tree as nested lists, the same for all versions of Python: fields without a value and docstrings are left out.
+
+    What the tree imports is added to ``imported``.
+    """
+    if isinstance(node, ast.AST):
         if isinstance(node, ast.Import):
-            yield from ((0, alias.name) for alias in node.names)
+            imported += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
-            yield from ((node.level, f"{base}.{alias.name}".lstrip(".")) for alias in node.names)
-
-
-def _without_docstring(node: ast.AST) -> None:
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        first = node.body[0] if node.body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            imported += [(node.level, f"{base}.{alias.name}".lstrip(".")) for alias in node.names]
+        elif isinstance(node, DOCUMENTED) and _is_docstring(node.body[0] if node.body else None):
             del node.body[0]
+        fields = [(name, value) for name in node._fields if (value := getattr(node, name, None)) is not None]
+        return [type(node).__name__, *[(name, _plain(value, imported)) for name, value in fields if value != []]]
+    return [_plain(part, imported) for part in node] if isinstance(node, list) else repr(node)
 
 
-def _plain(node: object) -> object:
-    """A syntax tree as nested lists, the same for all versions of Python: fields without a value are left out."""
-    if isinstance(node, ast.AST):
-        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
-        return [type(node).__name__, *((name, _plain(value)) for name, value in fields)]
-    return list(map(_plain, node)) if isinstance(node, list) else repr(node)
+def _is_docstring(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 # --- our own checkout ----------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from overpaint.attacks.attack import COMPARISONS
@@ -230,6 +229,8 @@ def draw(sheet: Sheet, blurred: bool) -> Image.Image:
 @cache
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     """A font from matplotlib, because Pillow's default font lacks accented letters."""
+    import matplotlib
+
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
 
 

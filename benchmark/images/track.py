@@ -36,7 +36,11 @@ STAGES = ("attack", "erase", "generate", "measure", "score")
 class Images(Track):
     """Erase, attack, generate, score, measure; every stage computes with torch."""
 
-    slow_modules = ("overpaint.models.diffusion", *(f"overpaint.images.stages.{name}" for name in STAGES))
+    slow_modules = (
+        "overpaint.models.loading",
+        "overpaint.models.schedulers",
+        *(f"overpaint.images.stages.{name}" for name in STAGES),
+    )
 
     def cell(self, config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
         return cell_from(config, explicit)
@@ -87,10 +91,10 @@ class Images(Track):
             "model.precision=bfloat16, and run the same command again; what is stored is kept"
         )
 
-    def processor(self, device: str) -> str:
+    def hardware(self, device: str) -> str:
         import torch
 
-        return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+        return torch.cuda.get_device_name(device) if device.startswith("cuda") else super().hardware(device)
 
     def power(self, cells: Sequence[Cell]) -> list[str]:
         """What the primary tests can show at the actual number of prompts: the smallest paired difference, and equality."""

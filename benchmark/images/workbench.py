@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from overpaint.grid.registry import component
 from overpaint.images.pictures import pictures
 from overpaint.models import load_model
+from overpaint.models.erasure import load_erasure
 
 if TYPE_CHECKING:
     from overpaint.blocks.pictures import Pictures
@@ -50,8 +51,6 @@ class Workbench:
 
         With ``compiled`` in the task's configuration its network is compiled, unless the erasure adds layers to it.
         """
-        from overpaint.models.erasure import load_erasure
-
         model = self.model(runtime["path"], task_config["precision"], runtime.get("device"))
         self._erasure = load_erasure(erasure / "erasure.safetensors") if erasure else None
         self._detach = self._erasure.attach(model) if self._erasure else lambda: None

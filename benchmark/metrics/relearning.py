@@ -26,9 +26,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.integrate import trapezoid
-from scipy.optimize import brentq
-from scipy.stats import norm
 
 from overpaint.metrics.metric import AttackMetric, Evidence, Figure, FrameName
 from overpaint.metrics.outcomes import KEYS, has_readings, own_concept, tally
@@ -56,6 +53,8 @@ def steps_to_half(shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
 
 def area(shares: NDArray, steps: NDArray) -> NDArray:
     """Mean heights (n,) of curves ``shares`` (n, points) over ``steps`` (points,): 1 for a share of 1 throughout."""
+    from scipy.integrate import trapezoid
+
     return trapezoid(shares, steps, axis=1) / (steps[-1] - steps[0])
 
 
@@ -205,17 +204,19 @@ def _sum(one: Estimate, other: Estimate, factor: float) -> Estimate:
 
 def _p_value(at: Callable[[float], Estimate]) -> float:
     """The p-value of "zero": one minus the level at which a limit of the interval ``at(level)`` is zero."""
+    from scipy.optimize import brentq
+    from scipy.special import ndtr
 
     def outside(quantile: float) -> float:
         """How far zero is outside the interval; negative inside it."""
-        value, low, high = at(1 - 2 * float(norm.sf(quantile)))[:3]
+        value, low, high = at(1 - 2 * float(ndtr(-quantile)))[:3]
         assert value is not None and low is not None and high is not None
         return low if value > 0 else -high
 
     if not outside(NEAREST) > 0:
         return 1.0
     far = FARTHEST if outside(FARTHEST) > 0 else float(brentq(outside, NEAREST, FARTHEST, xtol=1e-6))
-    return 2 * float(norm.sf(far))
+    return 2 * float(ndtr(-far))
 
 
 def _relearnt(evidence: Evidence, frame: FrameName) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
+from overpaint.models.lazily import torch
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention

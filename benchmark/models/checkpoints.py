@@ -9,22 +9,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from overpaint.errors import UserError
 from overpaint.grid.assets import located
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Replacement
-from overpaint.models.loading import told
-from overpaint.models.sources import PICKLES, chosen_weights, hub_snapshot, local_folder
+from overpaint.models.lazily import torch
+from overpaint.models.sources import PICKLES, chosen_weights, hub_snapshot, local_folder, told
 
-State = Mapping[str, torch.Tensor]
+State: TypeAlias = "Mapping[str, torch.Tensor]"
 
 #: Networks of a pipeline folder that an erasure can change, each with the start of its parameters' names.
 NETWORKS = {"unet": "", "text_encoder": "text_model.", "text_encoder_2": "text_encoder_2."}
@@ -103,6 +100,8 @@ def _read_network(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_file(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
     if file.suffix == ".safetensors":
         with told(f"{file} is not a readable safetensors file"):
             return unpacked(load_file(file))
@@ -211,6 +210,8 @@ def _named_as_in(model: DiffusionModel, state: State, where: str) -> dict[str, t
 
 def _diffusers_names(model: DiffusionModel, state: State) -> State:
     """The tensors with the names of the original Stable Diffusion code replaced by those of diffusers."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
     if not any(name.startswith((ORIGINAL_DENOISER, "input_blocks.")) for name in state):
         return state
     prefixed = any(name.startswith(ORIGINAL_DENOISER) for name in state)

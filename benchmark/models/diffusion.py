@@ -11,18 +11,21 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from copy import copy, deepcopy
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    TypedDict,
+    Unpack,
+    cast,
+    overload,
+)
 
 import numpy as np
-import torch
-from diffusers import (
-    DDIMInverseScheduler,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-)
 from PIL import Image
 from pydantic import Field
 
@@ -30,16 +33,12 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.typed import check_type
 from overpaint.models.attention import recorded_maps
 from overpaint.models.guidance import Guidance, GuidanceMaker
+from overpaint.models.lazily import torch
 from overpaint.models.parameters import ROLES, Parameter, Projection, TextLayer, owners
-from overpaint.models.token_tables import ExtendedTable, GivenEmbeddings, TextEncoder, TokenTable, extended_tokenizer
 
-SCHEDULERS = {
-    "ddim": DDIMScheduler,
-    "pndm": PNDMScheduler,
-    "dpm": DPMSolverMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-    "lms": LMSDiscreteScheduler,
-}
+if TYPE_CHECKING:
+    from overpaint.models.token_tables import TextEncoder, TokenTable
+
 #: Settings of the family's published configurations, for pipelines whose scheduler file leaves them out.
 SCHEDULER_OPTIONS = {"ddim": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}
 
@@ -49,9 +48,9 @@ Size, Scale = Annotated[int, Field(ge=1, le=1024)], Annotated[float, Field(ge=1e
 #: What the networks of this family predict: the noise ε, or the velocity √ᾱ ε − √(1−ᾱ) x_0.
 PREDICTIONS = ("epsilon", "v_prediction")
 #: One time for all rows of a batch, or times (b,) of its rows; whole numbers or not.
-Times = float | torch.Tensor
+Times: TypeAlias = "float | torch.Tensor"
 #: Padded ids (n, tokens) of the CLIP tokenizer, or one such tensor for each text encoder.
-Ids = torch.Tensor | tuple[torch.Tensor, ...]
+Ids: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...]"
 
 _encoding_negative: ContextVar[bool] = ContextVar("encoding_negative", default=False)
 
@@ -199,6 +198,8 @@ class DiffusionModel:
         It offers ``set_timesteps(n)``, ``timesteps`` (floats in some families and samplers), ``init_noise_sigma``,
         ``scale_model_input(latents, t)`` and ``step(output, t, latents)``, as diffusers' schedulers do.
         """
+        from overpaint.models.schedulers import SCHEDULERS
+
         if name not in SCHEDULERS:
             raise unknown("scheduler", name, SCHEDULERS)
         return SCHEDULERS[name].from_config(self.pipeline.scheduler.config, **SCHEDULER_OPTIONS.get(name, {}))
@@ -208,6 +209,8 @@ class DiffusionModel:
 
         It reads the noise that the latents hold (`noise_of`), whatever the network itself predicts.
         """
+        from overpaint.models.schedulers import DDIMInverseScheduler
+
         return DDIMInverseScheduler.from_config(self.scheduler("ddim").config, prediction_type="epsilon")
 
     def stochastic_step(self, schedule, output, t, latents, eta: float, noise: torch.Tensor) -> torch.Tensor:
@@ -380,6 +383,8 @@ class DiffusionModel:
 
         Differentiable in ``embeddings``. The encoder reads from ``ids`` (n, tokens) where a prompt ends.
         """
+        from overpaint.models.token_tables import GivenEmbeddings
+
         with self._tables(lambda table, columns: GivenEmbeddings(embeddings[..., columns])):
             return self.encode_ids(ids)
 
@@ -404,6 +409,8 @@ class DiffusionModel:
         Every encoding reads the embeddings and is differentiable in them, so that an attack can train them inside the
         block. The model's own table is neither copied nor changed.
         """
+        from overpaint.models.token_tables import ExtendedTable, extended_tokenizer
+
         if not tokens:
             yield
             return

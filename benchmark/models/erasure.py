@@ -14,23 +14,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import component
 from overpaint.grid.typed import bare, shown
 from overpaint.models.guidance import Guidance
+from overpaint.models.lazily import torch
 
 if TYPE_CHECKING:
     from overpaint.models.diffusion import DiffusionModel
 
-CONTIGUOUS = torch.contiguous_format
 KINDS = ("delta", "adapter", "guard")
 #: Types of stored tensors.
-WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WEIGHTS = ("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64")
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,9 @@ class Erasure:
             found["base"] = fingerprint({name: parameters[name].data for name in self.names})
         if "model" in asked and any(erasure.kind != "delta" for erasure in self.sequence):
             rows = {name: p.data[(0,) * (p.ndim - 1)] for name, p in parameters.items()}
-            found["model"] = fingerprint({name: row.clone(memory_format=CONTIGUOUS) for name, row in rows.items()})
+            found["model"] = fingerprint(
+                {name: row.clone(memory_format=torch.contiguous_format) for name, row in rows.items()}
+            )
         return found
 
     # --- files -------------------------------------------------------------------------------------------------
@@ -240,6 +240,8 @@ class Erasure:
         Raises:
             UserError: A tensor is non-finite.
         """
+        from safetensors.torch import save_file
+
         tensors: dict[str, torch.Tensor] = {}
         seen = set()  # safetensors refuses tensors that share memory
         for name, tensor in self._stored().items():
@@ -327,7 +329,7 @@ def _low_rank(name: str, up: torch.Tensor, down: torch.Tensor | None, where: str
 
 
 def _check_finite(name: str, tensor: torch.Tensor, where: str) -> None:
-    if tensor.dtype not in WEIGHTS:
+    if str(tensor.dtype) not in WEIGHTS:
         raise UserError(
             f"{where}: {bare(name)} holds {str(tensor.dtype).removeprefix('torch.')} values, not numbers of a weight"
         )

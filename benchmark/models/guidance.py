@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import torch
+from overpaint.models.lazily import torch
 
 if TYPE_CHECKING:
     from overpaint.models.diffusion import DiffusionModel

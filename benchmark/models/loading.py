@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import import_module
 from inspect import signature
 from os import PathLike
@@ -23,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from overpaint.errors import UserError, unknown
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.families import family
-from overpaint.models.sources import check_regular, local_folder, part_weights, read_index
+from overpaint.models.sources import check_regular, local_folder, part_weights, read_index, told
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 #: Components that are not loaded.
@@ -134,20 +132,6 @@ def check_depth(folder: Path, files: list[Path], where: str) -> None:
         asked = [value for key, value in dict(config).items() if "layers" in key and isinstance(value, int)]
     if max(asked, default=0) > count:
         raise UserError(f"{where}/config.json asks for {max(asked)} layers, and the weights have {count} tensors")
-
-
-@contextmanager
-def told(what: str) -> Iterator[None]:
-    """Turn any error inside the block into one sentence: the libraries raise what they like on a malformed folder."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (MemoryError, UserError):
-        raise
-    except Exception as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise UserError(f"{what}: {type(error).__name__} {line}"[:400]) from error
 
 
 def renamed(

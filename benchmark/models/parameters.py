@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
+from overpaint.models.lazily import torch
 
 #: Role of an attention projection -> how the name of its layer ends.
 ROLES = {"key": "to_k", "value": "to_v", "query": "to_q", "out": "to_out.0"}

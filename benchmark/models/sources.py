@@ -7,8 +7,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -382,3 +383,17 @@ def _remember(entry: str, value: str) -> None:
             with os.fdopen(handle, "w", encoding="utf-8") as written:
                 json.dump(_remembered() | {entry: value}, written)
             os.replace(name, file)
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turn any error inside the block into one sentence: the libraries raise what they like on a malformed folder."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:
+        line = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise UserError(f"{what}: {type(error).__name__} {line}"[:400]) from error

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from overpaint.report.pooling import Outcomes, groups_of, pooled
+from overpaint.report.pooling import Outcomes, pooled
 from overpaint.report.statistics import NORMAL
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
@@ -112,8 +112,9 @@ def resampled(table: pd.DataFrame, methods: Sequence[str], generator: np.random.
     A cluster's number of draws is the same for all methods. The clusters of each concept are drawn with replacement.
     """
     table = table[table["value"].notna()]
-    groups = groups_of(table)
-    names = table["concepts"].astype(str) + "\x1f" + groups["clusters"]
+    names, strata = (
+        table["concepts"].astype(str) + "\x1f" + table[name].astype(str) for name in ("cluster", "stratum")
+    )
     clusters, first = np.unique(names, return_index=True)
     codes = np.searchsorted(clusters, names)
     of_concept = table["concepts"].astype(str).to_numpy()[first]
@@ -125,7 +126,7 @@ def resampled(table: pd.DataFrame, methods: Sequence[str], generator: np.random.
     for place, method in enumerate(methods):
         parts = []
         for _, rows in pd.Series(np.flatnonzero(table["method"] == method)).groupby(
-            groups["strata"].to_numpy()[table["method"] == method]
+            strata.to_numpy()[table["method"] == method]
         ):
             own = codes[rows.to_numpy()]
             value = table["value"].to_numpy(float)[rows.to_numpy()]

@@ -38,7 +38,8 @@ Wanted = tuple[str, Collection[str]]
 class Kind:
     """A Parquet file that artefacts of a stage have: its name, its columns, and a function that checks a table of such rows.
 
-    ``check`` returns the table with these columns, or raises a `ValueError`.
+    ``check`` returns the table with these columns, or raises a `ValueError`. Files may have further columns if ``check`` keeps
+    them.
     """
 
     file: str
@@ -53,20 +54,23 @@ class Kind:
         return {key: hash_ for key, hash_ in found.items() if hash_ or not self.optional}
 
 
-def gathered(listing: Listing, kind: Kind, keys: Collection[str], columns: Sequence[str], *only: Wanted) -> pa.Table:
+def gathered(
+    listing: Listing, kind: Kind, keys: Collection[str], columns: Sequence[str] | None, *only: Wanted
+) -> pa.Table:
     """These columns of the files of the artefacts ``keys``, and the column `ARTEFACT`; text is dictionary-encoded.
 
-    The rows of an artefact are together and in order. ``only`` restricts them to values of a column. Artefacts without the
-    file have no rows.
+    ``None`` stands for all columns of all files; a file that lacks one of them has nulls there. The rows of an artefact are
+    together and in order. ``only`` restricts them to values of a column. Artefacts without the file have no rows.
 
     Raises:
         CorruptArtefact: if an artefact is damaged.
     """
     hashes, copy = kind.hashes(listing, keys), _Copy(listing, kind)
     known, tables = copy.hashes if len(hashes) >= FEW else {}, []
+    wanted = None if columns is None else [*columns, ARTEFACT]
     try:
         held = {key for key, found in hashes.items() if known.get(key) == found}
-        tables = list(copy.rows([*columns, ARTEFACT], (ARTEFACT, held), *only)) if held else []
+        tables = list(copy.rows(wanted, (ARTEFACT, held), *only)) if held else []
     except (OSError, ValueError, KeyError):  # there is none, or it is damaged
         known, held = {}, set()
     new = sorted(hashes.keys() - held)
@@ -74,12 +78,12 @@ def gathered(listing: Listing, kind: Kind, keys: Collection[str], columns: Seque
     fresh = []
     for start in range(0, len(new), TOGETHER):
         table = _read(listing, kind, new[start : start + TOGETHER])
-        tables.append(_chosen(table.select([*columns, ARTEFACT]), *only))
+        tables.append(_chosen(table.select(wanted) if wanted else table, *only))
         fresh += [table] if keep else []
     if keep:
         copy.write(fresh, {key: hashes[key] for key in new}, listing.keys - set(new))
     if not tables:
-        return pa.table({name: pa.nulls(0) for name in (*columns, ARTEFACT)})
+        return pa.table({name: pa.nulls(0) for name in wanted or [ARTEFACT]})
     return pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from overpaint.report import statistics
-from overpaint.report.gathered import ARTEFACT, as_frame
+from overpaint.report.gathered import ARTEFACT
 from overpaint.report.statistics import NORMAL, Estimate
 
 #: Fields that a view's column can show -> the columns of a record with the value and its interval.
@@ -36,6 +36,10 @@ ESTIMATED = [
     "p_value",
     "p_equivalence",
 ]
+#: Columns of outcomes that come from their record -> the record's column.
+NAMED = {"concepts": "concepts", "run": "seed", "method": "method"}
+#: How many tables of outcomes are kept for the next question: a figure's value, its difference and its rank ask for the same.
+LATEST = 4
 #: If the mean of the outcomes differs by more than this from the mean of the records, it is a different figure.
 SAME = 1e-6
 
@@ -46,17 +50,20 @@ class Outcomes:
     def __init__(self, found: pd.DataFrame | pa.Table | None = None):
         table = pa.Table.from_pandas(found, preserve_index=False) if isinstance(found, pd.DataFrame) else found
         self._slices: dict[tuple[Any, str], tuple[int, int]] = {}
+        self._latest: dict[tuple, pd.DataFrame] = {}
         if table is not None and table.num_rows:
-            (artefacts, of_artefact), (metrics, of_metric) = (
-                _coded(table.column(name)) for name in (ARTEFACT, "metric")
-            )
-            codes = of_artefact * len(metrics) + of_metric
-            order = np.argsort(codes, kind="stable")
-            codes, self._table = codes[order], table.combine_chunks().take(order)
-            starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
-            for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
-                artefact, metric = divmod(int(codes[start]), len(metrics))
-                self._slices[artefacts[artefact], metrics[metric]] = start, end
+            self._rows = _with_categories(table)
+            artefacts, metrics = (self._rows[name].array for name in (ARTEFACT, "metric"))
+            codes = artefacts.codes.astype(np.int64) * len(metrics.categories) + metrics.codes
+            starts = _starts(codes)
+            if len(np.unique(codes[starts])) < len(starts):  # the outcomes of a record lie apart
+                order = np.argsort(codes, kind="stable")
+                codes, self._rows = codes[order], self._rows.take(order)
+                starts = _starts(codes)
+            firsts = self._rows[[ARTEFACT, "metric"]].take(starts).astype(object)
+            ends = [*starts[1:].tolist(), len(codes)]
+            places = zip(starts.tolist(), ends, strict=True)
+            self._slices = dict(zip(firsts.itertuples(index=False, name=None), places, strict=True))
 
     def __len__(self) -> int:
         """The number of records that have outcomes."""
@@ -64,24 +71,49 @@ class Outcomes:
 
     def together(self, records: pd.DataFrame) -> pd.DataFrame | None:
         """Outcomes of several records with columns ``concepts`` and ``run`` (method seed); ``None`` if any has none."""
+        found = self.coded(records)
+        return None if found is None else found.astype({name: object for name in found.select_dtypes("category")})
+
+    def coded(self, records: pd.DataFrame) -> pd.DataFrame | None:
+        """`together` with text as categories, which is faster for thousands of rows. The result must not be modified."""
         if ARTEFACT not in records:
             return None
-        slices = [self._slices.get(place) for place in zip(records[ARTEFACT], records["metric"], strict=True)]
-        known = [place for place in slices if place]
-        if not known or len(known) < len(slices):
+        columns = [records[name].tolist() for name in (ARTEFACT, "metric", *NAMED.values())]
+        key = tuple(map(tuple, columns))
+        found = (
+            self._latest.pop(key) if key in self._latest else self._taken(records, list(zip(*columns[:2], strict=True)))
+        )
+        if found is not None:
+            self._latest[key] = found
+            if len(self._latest) > LATEST:
+                del self._latest[next(iter(self._latest))]  # the one that was asked for longest ago
+        return found
+
+    def _taken(self, records: pd.DataFrame, places: Sequence[tuple[Any, str]]) -> pd.DataFrame | None:
+        """The outcomes of the records, which are at these ``places``, with the records' own columns."""
+        known = [self._slices[place] for place in places if place in self._slices]
+        if not known or len(known) < len(places):
             return None
-        found = as_frame(self._table.take(np.concatenate([np.arange(start, end) for start, end in known])))
-        rows = np.repeat(np.arange(len(known)), [end - start for start, end in known])
-        named = {"concepts": "concepts", "run": "seed", "method": "method"}
-        return found.assign(**{name: records[column].take(rows).to_numpy() for name, column in named.items()})
+        found = self._rows.take(np.concatenate([np.arange(start, end) for start, end in known])).reset_index(drop=True)
+        of_record = np.repeat(np.arange(len(known)), [end - start for start, end in known])
+        own = {name: records[column] for name, column in NAMED.items()}
+        text = {name: column for name, column in own.items() if not pd.api.types.is_numeric_dtype(column)}
+        own |= {name: column.astype("category") for name, column in text.items()}
+        return found.assign(**{name: column.array.take(of_record) for name, column in own.items()})
 
 
-def _coded(column: pa.ChunkedArray) -> tuple[list, NDArray]:
-    """The distinct values of a column, and for each row the place of its value among them."""
-    encoded = column.combine_chunks()
-    if not pa.types.is_dictionary(encoded.type):
-        encoded = encoded.dictionary_encode()
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+def _with_categories(table: pa.Table) -> pd.DataFrame:
+    """The table with its text as categories."""
+    kinds = (pa.types.is_string, pa.types.is_large_string)
+    columns = [
+        column.dictionary_encode() if any(of(column.type) for of in kinds) else column for column in table.columns
+    ]
+    return pa.table(columns, names=table.column_names).unify_dictionaries().to_pandas()
+
+
+def _starts(codes: NDArray) -> NDArray:
+    """Where runs of equal codes begin."""
+    return np.flatnonzero(np.diff(codes, prepend=-1))
 
 
 @dataclass(frozen=True)
@@ -168,8 +200,8 @@ def _over_seeds(records: Sequence[Mapping[str, Any]], field: str) -> Estimate:
 
 def _from_outcomes(figures: pd.DataFrame, field: str, outcomes: Outcomes, value: float) -> Estimate | None:
     """The mean as one stratified score estimate; ``None`` if the outcomes do not reproduce the mean of the records."""
-    table = outcomes.together(figures) if field in ("value", "difference") else None
-    if table is None or not table["value"].dropna().isin((0, 1)).all():
+    table = outcomes.coded(figures) if field in ("value", "difference") else None
+    if table is None or not np.isin(table["value"].dropna(), (0, 1)).all():
         return None
     if field == "value":
         found = statistics.proportion(table["value"], **groups_of(table))
@@ -181,10 +213,10 @@ def _from_outcomes(figures: pd.DataFrame, field: str, outcomes: Outcomes, value:
 class Groups(TypedDict):
     """Columns that say which outcomes belong together, as `overpaint.report.statistics` takes them."""
 
-    clusters: pd.Series
-    strata: pd.Series
-    runs: pd.Series
-    concepts: pd.Series
+    clusters: NDArray
+    strata: NDArray
+    runs: NDArray
+    concepts: NDArray
 
 
 def groups_of(table: pd.DataFrame) -> Groups:
@@ -192,9 +224,16 @@ def groups_of(table: pd.DataFrame) -> Groups:
 
     A prompt that several concepts and method seeds share is one cluster.
     """
-    concepts = table["concepts"].astype(str)
-    strata, runs = (concepts + "\x1f" + table[name].astype(str) for name in ("stratum", "run"))
-    return {"clusters": table["cluster"].astype(str), "strata": strata, "runs": runs, "concepts": concepts}
+    concepts = _codes(table["concepts"])
+    strata, runs = (concepts * (len(table) + 1) + _codes(table[name]) for name in ("stratum", "run"))
+    return {"clusters": _codes(table["cluster"]), "strata": strata, "runs": runs, "concepts": concepts}
+
+
+def _codes(column: pd.Series) -> NDArray:
+    """A number from 0 to the number of rows for each value, the same for equal ones; missing values are one more value."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return pd.factorize(column.cat.codes.to_numpy())[0]
+    return pd.factorize(column.astype(str))[0]
 
 
 def estimate_of(record: Mapping[str, Any], field: str) -> Estimate:

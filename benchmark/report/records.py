@@ -141,14 +141,13 @@ RECORDS = Kind("records.parquet", RECORD_COLUMNS, _checked_records)
 OUTCOMES = Kind("outcomes.parquet", OUTCOME_COLUMNS, _checked_outcomes, optional=True)
 
 
-def stored_outcomes(store: Store, records: pd.DataFrame, metrics: Iterable[str] | None = None) -> pa.Table:
-    """Outcomes of these records, of all metrics or of some; column ``artefact`` holds the key of their artefact.
+def stored_outcomes(store: Store, records: pd.DataFrame) -> pa.Table:
+    """Outcomes of these records; column ``artefact`` holds the key of their artefact.
 
     Text is dictionary-encoded: a table of millions of rows takes some fifty bytes a row. Old measurements have no outcomes.
     """
-    chosen = records if metrics is None else records[records["metric"].isin(set(metrics))]
-    keys = set(chosen[ARTEFACT]) if ARTEFACT in chosen else set()
-    return gathered(store.listed(STAGE), OUTCOMES, keys, OUTCOME_COLUMNS, ("metric", set(chosen["metric"])))
+    keys = set(records[ARTEFACT]) if ARTEFACT in records else set()
+    return gathered(store.listed(STAGE), OUTCOMES, keys, OUTCOME_COLUMNS, ("metric", set(records["metric"])))
 
 
 def _with_identity(records: pd.DataFrame) -> pd.DataFrame:

@@ -92,7 +92,7 @@ def sample(
 
     mean = averaged(values)
     offsets = _sums(values, stratum) / in_stratum - mean[:, None]
-    prompts = np.bincount(np.unique(np.stack([stratum, member]), axis=1)[0])  # clusters of each stratum
+    prompts = np.bincount(np.unique(stratum * len(sizes) + member) // len(sizes))  # clusters of each stratum
     trust = prompts / (prompts + images * SHRINKAGE) * (len(in_stratum) > 1)
     offsets = offsets * trust
     spent = (trust * (2 - trust)).mean() * (len(in_stratum) - 1)  # degrees of freedom used by the offsets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import pandas as pd
 
 from overpaint.report import statistics
@@ -27,7 +28,7 @@ def aligned(one: pd.DataFrame | None, other: pd.DataFrame | None) -> tuple[pd.Da
     """
     if one is None or other is None:
         return None, MISSING
-    alike = one[PAIR].reset_index(drop=True).equals(other[PAIR].reset_index(drop=True))
+    alike = len(one) == len(other) and all(_equal(one[name], other[name]) for name in PAIR)
     if one.duplicated(PAIR).any() or (not alike and other.duplicated(PAIR).any()):
         return None, SEVERAL
     if alike:  # the usual case needs no slow merge
@@ -36,12 +37,19 @@ def aligned(one: pd.DataFrame | None, other: pd.DataFrame | None) -> tuple[pd.Da
     return (None, UNALIKE) if joined.empty else (joined, "")
 
 
+def _equal(one: pd.Series, other: pd.Series) -> bool:
+    """Whether two columns have the same values in the same order."""
+    if isinstance(one.dtype, pd.CategoricalDtype) and one.dtype is other.dtype:
+        return np.array_equal(one.array.codes, other.array.codes)
+    return one.reset_index(drop=True).equals(other.reset_index(drop=True))
+
+
 def paired(one: pd.DataFrame, other: pd.DataFrame, outcomes: Outcomes) -> tuple[Estimate, str]:
     """The mean paired difference of the records of two methods over their common concepts, seeds and prompts.
 
     The text is the reason if the difference is undefined, else empty.
     """
-    joined, why = aligned(outcomes.together(one), outcomes.together(other))
+    joined, why = aligned(outcomes.coded(one), outcomes.coded(other))
     if joined is None:
         return Estimate(None), why
     found = statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined))

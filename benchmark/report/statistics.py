@@ -316,6 +316,10 @@ def mean_over_runs(
         np.zeros(len(kept), int) if names is None else pd.factorize(np.asarray(names)[valid])[0]
         for names in (runs, concepts)
     )
+    count = run.max() + 1
+    several = np.bincount(np.unique(concept * count + run) // count)  # runs of each concept
+    if several.max() < seeds.FEWEST and (len(several) > 1 or several.max() == 1):
+        return inside
     weights = 1.0 / np.bincount(stratum)[stratum]
     found = []
     for own in (concept == code for code in range(concept.max() + 1)):
@@ -323,7 +327,7 @@ def mean_over_runs(
         found.append(seeds.between(kept[None, own], own_runs, own_clusters, weights[own]))
     if len(found) == 1 and found[0].runs > 1:
         inside = inside._replace(spread=math.sqrt(max(float(found[0].variance[0] - found[0].noise[0]), 0.0)))
-    if max(of.runs for of in found) < seeds.FEWEST:
+    if several.max() < seeds.FEWEST:
         return inside
     return _over_seeds(inside, seeds.plausible(found), bounds, margin)
 
@@ -672,10 +676,10 @@ def power_of_paired_difference(
     compares the sums of C prompts with their squares, so that |t| > √((C − 1) z² / (C − z²)) for their t statistic. The power is
     that of the noncentral t distribution with C − 1 degrees of freedom and noncentrality difference √(n / (q − difference²)).
     """
-    from scipy.stats import multinomial, nct, norm
+    from scipy.special import ndtr, ndtri
 
     effective = prompts * seeds / (1 + (seeds - 1) * within_prompt)
-    far = float(norm.ppf(1 - (1 - level) / (2 * tests)))
+    far = float(ndtri(1 - (1 - level) / (2 * tests)))
     first, second = min(rate + difference / 2, 1.0), max(rate - difference / 2, 0.0)
     if first == 1.0 or second == 0.0:  # the shares would leave [0, 1]
         first, second = (difference, 0.0) if rate < 0.5 else (1.0, 1.0 - difference)
@@ -683,6 +687,8 @@ def power_of_paired_difference(
     differing = max(first * (1 - second) + second * (1 - first) - 2 * both, difference)
     spread_ = math.sqrt(max(differing - difference**2, 0.0))
     if seeds > 1:
+        from scipy.stats import nct
+
         if prompts <= far**2:
             return 0.0
         if spread_ == 0:
@@ -698,9 +704,19 @@ def power_of_paired_difference(
         rejected = (gained + lost <= n) & (np.abs(gained - lost) > far * np.sqrt(gained + lost))
         outcomes = np.stack([gained, lost, n - gained - lost], axis=1)[rejected]
         chances = np.clip([(differing + difference) / 2, (differing - difference) / 2, 1 - differing], 0, 1)
-        return float(multinomial.pmf(outcomes, n, chances / chances.sum()).sum()) if len(outcomes) else 0.0
+        return _chance(outcomes, n, chances / chances.sum())
     gap = difference * math.sqrt(effective) - far * math.sqrt(differing)
-    return float(norm.cdf(gap / spread_)) if spread_ > 0 else float(gap > 0)
+    return float(ndtr(gap / spread_)) if spread_ > 0 else float(gap > 0)
+
+
+def _chance(outcomes: NDArray, n: int, chances: ArrayLike) -> float:
+    """The probability that n draws of a multinomial distribution have one of these ``outcomes`` (several, categories).
+
+    `scipy.stats.multinomial` gives the same, and takes half a second to import: `overpaint plan` would wait for it.
+    """
+    from scipy.special import gammaln, xlogy
+
+    return float(np.exp(gammaln(n + 1) + (xlogy(outcomes, chances) - gammaln(outcomes + 1)).sum(axis=-1)).sum())
 
 
 @cache
@@ -748,7 +764,7 @@ def power_of_equality(
     margin v, where pairs that agree all deviate by v: (v² seeds + q (1 + (seeds − 1) c)) / (v² + q) for the share q of differing
     pairs and their correlation c inside a prompt.
     """
-    from scipy.stats import multinomial, norm
+    from scipy.special import ndtri
 
     own = 1 + (seeds - 1) * within_prompt
     design = (margin**2 * seeds + differing * own) / (margin**2 + differing)
@@ -759,12 +775,12 @@ def power_of_equality(
     possible = gained + lost <= n
     gained, lost = gained[possible], lost[possible]
     of = scores.independent((gained - lost) / n, n, gained / n, lost / n)
-    far = float(norm.ppf(1 - (1 - level) / tests))
+    far = float(ndtri(1 - (1 - level) / tests))
     below, above = (scores.difference_score(of, np.full(len(gained), v)) for v in (-margin, margin))
     shown = (below > far) & (above < -far)
     outcomes = np.stack([gained, lost, n - gained - lost], axis=1)[shown]
     chances = [differing / 2, differing / 2, 1 - differing]
-    return float(multinomial.pmf(outcomes, n, chances).sum()) if len(outcomes) else 0.0
+    return _chance(outcomes, n, chances)
 
 
 @cache

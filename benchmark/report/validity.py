@@ -22,7 +22,6 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from overpaint.report.statistics import NORMAL, kendall_tau_b
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
@@ -184,6 +183,8 @@ def _best_pair(
     means: Mapping[str, NDArray], scores: Sequence[str], truth: NDArray, found: Mapping[str, Sequence[Entry]]
 ) -> list[str]:
     """What the best combination of two scores gains over the best single one."""
+    from scipy.stats import rankdata
+
     whole = [name for name in scores if not np.isnan(means[name]).any() and found[name][-1].value is not None]
     if len(whole) < 2 or np.isnan(truth).any():
         return []

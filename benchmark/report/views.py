@@ -72,6 +72,11 @@ class View:
     run: Mapping[str, str] = field(default_factory=dict)
     truth: tuple[str, ...] = ()
 
+    def shown(self, records: pd.DataFrame) -> pd.DataFrame:
+        """The records that a column of the view shows."""
+        places = {place for column in self.columns.values() for place in column.chosen(records, self.rows).index}
+        return records[records.index.isin(places)]
+
     def tests(self, title: str) -> bool:
         """Whether a column's figures are tested: differences are, and so are values if no column shows their difference."""
         column = self.columns[title]

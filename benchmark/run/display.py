@@ -85,8 +85,8 @@ class Display:
         if bar is not None:
             self.bars.update(bar, completed=done, total=max(1, total), note=f"{done}/{total} {printable(what)}")
 
-    def finished(self, task: Task, seconds: float) -> None:
-        self.estimates.learn(task, seconds)
+    def finished(self, task: Task, seconds: float, hardware: str) -> None:
+        self.estimates.learn(task, seconds, hardware)
         self._drop(task)
         if not self.live:
             self._say(f"[{self.left()}] {task.label}: {seconds:.1f}s")

@@ -16,6 +16,8 @@ from overpaint.run.tasks import Task
 
 #: Weight of the newest task in the running mean of its kind.
 NEWEST = 0.4
+#: The hardware of tasks that run on no other (`overpaint.run.track.Track.hardware`).
+CPU = "cpu"
 #: Most seconds that a unit of work can take; larger values in a file are ignored.
 LONGEST = 1e9
 
@@ -56,15 +58,28 @@ def amounts(tasks: Iterable[Task], more: Mapping[Work, int] | None = None) -> Co
 
 
 class Estimates:
-    """Seconds a unit of work by kind of task (`Task.pace`), a running mean of what this machine took.
+    """Seconds a unit of work by kind of task (`Task.pace`), a running mean of what this machine took on one hardware.
 
-    ``timings.json`` of the store holds them by machine (host name), then by kind.
+    ``timings.json`` of the store holds them by machine, then by kind. A machine is a host name, and for other hardware than
+    its CPU that as well: ``node1, NVIDIA H100``.
+
+    At first, the hardware is the GPU of which this host has timings, or the CPU if it has none or if ``device`` is ``cpu``.
+    Later it is what the last task ran on. So nobody has to import torch to print an estimate.
     """
 
-    def __init__(self, store: Store):
-        self._store, self._path, self._machine = store, store.root / "timings.json", platform.node() or "unnamed"
-        self._seconds = self._stored().get(self._machine, {})
-        self._learned: dict[str, float] = {}
+    def __init__(self, store: Store, device: str = "auto"):
+        self._store, self._path, self._host = store, store.root / "timings.json", platform.node() or "unnamed"
+        self._learned: dict[str, dict[str, float]] = {}  # by machine
+        self._known = self._stored()
+        others = sorted(name for name in self._known if name.startswith(self._machine("")))
+        self._seconds = self._of(self._host if device == CPU or not others else others[0])
+
+    def _machine(self, hardware: str) -> str:
+        return self._host if hardware == CPU else f"{self._host}, {hardware}"
+
+    def _of(self, machine: str) -> dict[str, float]:
+        """Seconds by kind of task on a machine."""
+        return self._known.setdefault(machine, {})
 
     def of(self, task: Task) -> float | None:
         """Seconds that the task takes, or ``None`` if no task of its kind was measured on this machine."""
@@ -90,16 +105,19 @@ class Estimates:
                 unknown += 1
         return Estimate(seconds, unknown)
 
-    def learn(self, task: Task, seconds: float) -> None:
-        """Take a measured task into the running mean of its kind."""
+    def learn(self, task: Task, seconds: float, hardware: str = CPU) -> None:
+        """Take a measured task into the running mean of its kind on this hardware."""
+        machine = self._machine(hardware)
+        self._seconds = self._of(machine)
         unit, before = seconds / max(1, task.amount), self._seconds.get(task.pace)
         new = unit if before is None else (1 - NEWEST) * before + NEWEST * unit
-        self._seconds[task.pace] = self._learned[task.pace] = new
+        self._seconds[task.pace] = self._learned.setdefault(machine, {})[task.pace] = new
 
     def save(self) -> None:
         """Write what was learned beside what other runs have written. A store that cannot be written to keeps the old."""
         stored = self._stored()
-        stored[self._machine] = stored.get(self._machine, {}) | self._learned
+        for machine, learned in self._learned.items():
+            stored[machine] = stored.get(machine, {}) | learned
         with suppress(OSError):
             self._store.write(self._path, json.dumps(stored, indent=1, sort_keys=True))
 

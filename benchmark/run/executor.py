@@ -23,7 +23,7 @@ from overpaint.run.progress import watched
 from overpaint.run.scheduler import TRIES
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
-from overpaint.run.track import processor, stage, stage_together, track
+from overpaint.run.track import stage, stage_together, track
 
 
 class Listener(Protocol):
@@ -37,7 +37,9 @@ class Listener(Protocol):
 class Watcher(Listener, Protocol):
     """Follows a whole run and shows it to somebody."""
 
-    def finished(self, task: Task, seconds: float) -> None: ...
+    def finished(self, task: Task, seconds: float, hardware: str) -> None:
+        """The task was made; ``hardware`` is what it ran on (`overpaint.run.track.Track.hardware`)."""
+
     def shared(self, task: Task) -> None:
         """Another process made the task."""
 
@@ -66,7 +68,8 @@ class Run:
 class Result:
     """What became of a bundle.
 
-    - ``made``: it is stored. ``keys`` are the tasks that this process published, ``seconds`` the time of each of them.
+    - ``made``: it is stored. ``keys`` are the tasks that this process published, ``seconds`` the time of each of them on this
+      ``hardware``.
     - ``failed``: ``reason`` is one line. The failure of a single task is recorded, that of a larger bundle is not.
     - ``damaged``: a stored input was damaged (``reason``) and has been set aside.
     - ``elsewhere``: another process is making it.
@@ -77,6 +80,7 @@ class Result:
     keys: tuple[str, ...] = ()
     seconds: float = 0.0
     reason: str = ""
+    hardware: str = ""
 
 
 class Executor:
@@ -116,7 +120,8 @@ class Executor:
             except Exception as error:
                 return self._explain(error, bundle)
             seconds = (time.perf_counter() - start) / len(bundle)
-            return Result("made", tuple(task.key for task in made), seconds)
+            hardware = track(self.of_track).hardware(self.device)
+            return Result("made", tuple(task.key for task in made), seconds, hardware=hardware)
 
     def _stored(self, bundle: Sequence[Task]) -> bool:
         return all(self.store.has(task.stage, task.key) for task in bundle)
@@ -157,7 +162,7 @@ def execute(
     """Make one task, or a bundle in one go, and publish what is not stored yet; returns the published tasks."""
     stage_name, needs = bundle[0].stage, bundle[0].inputs
     _check_sources(bundle[0])
-    inputs = {name: store.read(bundle[0].stages[name], key) for name, key in needs.items()}
+    inputs, kind = {name: store.read(bundle[0].stages[name], key) for name, key in needs.items()}, track(of_track)
     located, start = [task.on(device) for task in bundle], time.perf_counter()
     with ExitStack() as stack:
         folders = [stack.enter_context(store.workspace()) for _ in bundle]
@@ -181,7 +186,8 @@ def execute(
                     "machine": platform.machine(),
                     "system": platform.system(),
                     "device": device,
-                    "processor": processor(of_track, device),
+                    "processor": kind.processor(device),
+                    "hardware": kind.hardware(device),
                     "process": os.getpid(),
                 },
                 "seconds": round(seconds, 3),

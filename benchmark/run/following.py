@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 
 from overpaint.run import leases
+from overpaint.run.estimates import CPU
 from overpaint.run.executor import Run, Watcher
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Outcome
@@ -77,13 +78,14 @@ class Follower:
 
     def _finish(self, task: Task) -> None:
         try:
-            seconds = float(self._store.manifest(task.stage, task.key)["seconds"])
-        except (CorruptArtefact, KeyError, TypeError, ValueError):
+            manifest = self._store.manifest(task.stage, task.key)
+            seconds, hardware = float(manifest["seconds"]), str(manifest.get("host", {}).get("hardware", CPU))
+        except (CorruptArtefact, KeyError, TypeError, ValueError, AttributeError):
             return
         del self._open[task.key]
         self._scheduler.made([task])
         self._done += 1
-        self._watcher.finished(task, seconds)
+        self._watcher.finished(task, seconds, hardware)
 
     def _see_failures(self) -> None:
         recorded = {name.removesuffix(".json") for name in self._names("failures")}

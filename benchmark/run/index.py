@@ -61,14 +61,16 @@ class Index:
         self.file = file
         self.added: dict[str, Entry] = {}
         self._opened: Any = None
+        self._keys: list[str] | None = None  # of the open file
         self._columns: dict[str, dict[str, Any]] = {}
 
     def column(self, name: str) -> dict[str, Any]:
         """Values of one of the fields of `Entry` by key. A file that is missing or damaged holds none."""
         if name not in self._columns:
             try:
-                table = self._read(["key", name])
-                keys, values = (table.column(part).to_pylist() for part in ("key", name))
+                if self._keys is None:
+                    self._keys = self._read(["key"]).column("key").to_pylist()
+                keys, values = self._keys, self._read([name]).column(name).to_pylist()
             except (OSError, ValueError, KeyError):
                 keys, values = [], []
             added = {key: getattr(entry, name) for key, entry in self.added.items()}
@@ -100,7 +102,7 @@ class Index:
 
     def written(self) -> None:
         """The file holds everything now."""
-        self.added, self._opened = {}, None
+        self.added, self._opened, self._keys = {}, None, None
 
     def _read(self, columns: list[str]) -> Any:
         """Columns of the file, which stays open: another process may put a new one in its place."""
@@ -108,7 +110,8 @@ class Index:
 
         if self._opened is None:
             self._opened = pq.ParquetFile(self.file, page_checksum_verification=True)
-        return self._opened.read(columns).select(columns).cast(_schema(columns))
+        table, schema = self._opened.read(columns).select(columns), _schema(columns)
+        return table if table.schema.equals(schema) else table.cast(schema)  # which would import pyarrow.compute
 
 
 def _schema(columns: Iterable[str] = Entry._fields) -> Any:

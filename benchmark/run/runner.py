@@ -157,7 +157,7 @@ def _settle(bundle: Sequence[Task], result: Result, scheduler: Scheduler, watche
         scheduler.made(bundle)
         for task in bundle:
             if task.key in result.keys:
-                watcher.finished(task, result.seconds)
+                watcher.finished(task, result.seconds, result.hardware)
             else:
                 watcher.shared(task)
     elif result.status == "elsewhere":

@@ -65,9 +65,9 @@ class Listing:
     def column(self, name: str) -> dict[str, Any]:
         """A field of `overpaint.run.index.Entry` of every whole artefact, by key."""
         found = self.index.column(name)
-        lost = [key for key in self.keys if key not in found]  # in a part of the index that cannot be read
+        lost = self.keys - found.keys()  # in a part of the index that cannot be read
         self.index.add(Entry.of(key, 0, self.store.manifest(self.stage, key)) for key in lost)
-        return {key: found[key] for key in self.keys}
+        return found.copy() if len(found) == len(self.keys) else {key: found[key] for key in self.keys}
 
 
 class Damage(NamedTuple):

@@ -58,8 +58,13 @@ class Track(ABC):
         return None
 
     def processor(self, device: str) -> str:
-        """The name of a device for people, such as that of the graphics card."""
-        return device
+        """The name of a device for people: ``cuda:0 (NVIDIA H100)``."""
+        hardware = self.hardware(device)
+        return device if device.startswith(hardware) else f"{device} ({hardware})"
+
+    def hardware(self, device: str) -> str:
+        """What computes on a device, such as the name of the graphics card. Devices of one name are equally fast."""
+        return device.partition(":")[0]
 
     def assets(self, cells: Iterable[Any]) -> list[str]:
         """The names of the assets (``conf/asset``) that the cells need."""
@@ -89,11 +94,6 @@ class Track(ABC):
 def track(name: str) -> Track:
     """The track of that name."""
     return component("track", name).load()()
-
-
-def processor(name: str, device: str) -> str:
-    """What a track calls a device for people."""
-    return track(name).processor(device)
 
 
 def stage(name: str, stage_name: str) -> Stage:

@@ -7,12 +7,12 @@ import torch
 
 from official import by_name, watched
 from overpaint.blocks.draws import Draws, replayed
+from overpaint.blocks.straight_through import StraightThrough
 from overpaint.blocks.token_variables import (
     LOCATIONS,
     Frame,
     Nearest,
     Simplex,
-    StraightThrough,
     descend,
     onto_simplex,
     onto_simplex_by_bisection,

@@ -62,8 +62,8 @@ def test_inline_concepts():
 
 def test_configuration_allows_the_schedulers_and_precisions_that_models_have():
     """`cells` repeats their names, so that they can be checked without importing torch."""
-    from overpaint.models.diffusion import SCHEDULERS
     from overpaint.models.loading import DTYPES
+    from overpaint.models.schedulers import SCHEDULERS
 
     assert set(get_args(get_type_hints(Protocol)["scheduler"])) == set(SCHEDULERS)
     assert set(get_args(get_type_hints(ModelSpec)["precision"])) == set(DTYPES)

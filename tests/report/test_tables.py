@@ -735,3 +735,15 @@ def test_outcomes_are_read_with_their_records(measured):
 def test_a_store_without_outcomes_has_none(measured):
     store = measured(record("uce", "church", "target_proportion", 0.5))
     assert stored_outcomes(store, stored_records(store)).num_rows == 0
+
+
+def test_a_view_says_which_records_it_shows():
+    records = frame(
+        record("uce", "church", "target_proportion", 0.2),
+        record("uce", "church", "target_proportion", 0.2, attack="uda"),
+        record("none", "church", "ira", 0.9),
+        record("uce", "church", "asr", 0.2, attack="uda"),
+    )
+    assert view_named("methods").shown(records).index.tolist() == [0, 2]
+    assert view_named("facets").shown(records).empty
+    assert view_named("methods").shown(records[:0]).empty

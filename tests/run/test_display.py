@@ -6,12 +6,14 @@ import json
 import os
 import platform
 
+import counting_track
 import pytest
 from rich.console import Console
 
 from overpaint.grid.labels import printable
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimate, Estimates, duration
+from overpaint.run.runner import run_here
 from overpaint.run.tasks import Task
 
 HERE = platform.node()
@@ -54,6 +56,37 @@ def test_two_runs_and_two_machines_keep_each_others_timings(store):
         "another machine": {"erase/uce": 2.0},
         HERE: {"erase/uce": 1.0, "erase/esd": 2.0},
     }
+
+
+def test_each_hardware_of_a_machine_has_timings_of_its_own(store):
+    path = store.root / "timings.json"
+    store.write(path, json.dumps({HERE: {"erase/uce": 2.0}}))  # as it was written before hardware was kept: the CPU's
+    first = Estimates(store)
+    assert first.of(task(amount=1)) == 2.0
+    first.learn(task(), 1.0, "NVIDIA H100")
+    assert first.of(task(amount=1)) == 0.1, "the hardware that works is the one that counts"
+    first.learn(task(like="esd"), 5.0, "NVIDIA T4")
+    first.learn(task(like="esd"), 30.0, "cpu")
+    first.save()
+    assert json.loads(path.read_text()) == {
+        HERE: {"erase/uce": 2.0, "erase/esd": 3.0},
+        f"{HERE}, NVIDIA H100": {"erase/uce": 0.1},
+        f"{HERE}, NVIDIA T4": {"erase/esd": 0.5},
+    }
+    assert Estimates(store, "auto").of(task(amount=1)) == Estimates(store, "cuda:1").of(task(amount=1)) == 0.1
+    assert Estimates(store, "cpu").of(task(amount=1)) == 2.0
+    path.write_text(json.dumps({f"{HERE}2, NVIDIA H100": {"erase/uce": 9.0}, HERE: {"erase/uce": 2.0}}))
+    assert Estimates(store, "auto").of(task(amount=1)) == 2.0, "the GPU of another machine"
+
+
+def test_a_run_says_on_which_hardware_a_task_was_made(store, counting, monkeypatch):
+    monkeypatch.setattr(counting_track.Counting, "hardware", lambda self, device: "abacus")
+    plan = counting_track.grid([1])
+    with Display(plan.tasks.values(), Estimates(store), Console(file=io.StringIO())) as shown:
+        run_here(plan, store, "cpu", shown)
+    assert list(json.loads((store.root / "timings.json").read_text())) == [f"{HERE}, abacus"]
+    key = next(iter(plan.tasks))
+    assert store.manifest("count", key)["host"]["processor"] == "cpu (abacus)"
 
 
 def test_timings_survive_a_full_disk_and_nonsense(store, monkeypatch):
@@ -101,10 +134,10 @@ def test_lines_count_what_is_done_and_say_what_is_left(store):
     shown, out = display(store, *tasks)
     with shown:
         shown.started(tasks[0])
-        shown.finished(tasks[0], 20.0)
+        shown.finished(tasks[0], 20.0, "cpu")
         shown.shared(tasks[1])  # by another process
         shown.started(tasks[2])
-        shown.finished(tasks[2], 30.0)
+        shown.finished(tasks[2], 30.0, "cpu")
     assert out.getvalue().splitlines() == [
         "[1/3, left: about 40s] erase it: 20.0s",
         "[3/3, left: about 0s] erase it: 30.0s",
@@ -117,7 +150,7 @@ def test_events_of_tasks_that_are_not_shown_are_no_crash(store):
         for event in (shown.shared, lambda t: shown.stepped(t, 1, 2, "steps"), lambda t: shown.failed(t, "no")):
             event(task(1))
             event(task(0))
-        shown.finished(task(1), 1.0)
+        shown.finished(task(1), 1.0, "cpu")
         shown.started(task(1))
     assert shown.done == 1 and shown.count == 2
 

@@ -185,7 +185,7 @@ def test_the_tasks_of_a_bundle_that_fails_are_tried_one_by_one(store, trouble):
 def test_an_interruption_loses_only_the_task_in_hand(store):
     plan, interrupted = grid([1, 2, 3]), Told()
 
-    def finished(task, seconds):
+    def finished(task, seconds, hardware):
         interrupted.at_first = interrupt
 
     def interrupt():
@@ -277,7 +277,7 @@ def test_a_store_that_goes_away_during_a_run_is_one_sentence_and_nothing_is_lost
     plan, away = grid([1, 2]), store.root.with_name("away")
     gone = Told()
 
-    def finished(task, seconds):
+    def finished(task, seconds, hardware):
         if store.root.is_dir():
             shutil.move(store.root, away)  # as an unmounted file system
 

@@ -73,7 +73,7 @@ class Clocked(Told):
     def started(self, task):
         self.begins.setdefault(task.key, time.monotonic())
 
-    def finished(self, task, seconds):
+    def finished(self, task, seconds, hardware):
         self.ends[task.key] = time.monotonic()
 
 

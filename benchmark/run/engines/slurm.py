@@ -318,7 +318,7 @@ class Worker:
             shared = SharedRun.read(Path(folder))
             assignment = shared.assignment(_name(_job()), device, threads)
             plan, store = shared.plan(), Store(assignment.store)
-            estimates, todo = Estimates(store), plan.missing(store)
+            estimates, todo = Estimates(store, device), plan.missing(store)
             with Display(todo, estimates, Console(file=sys.stdout, soft_wrap=True)) as display:
                 self._crew = Timed(assignment.executor(display), plan, estimates, seconds)
                 run_plan(plan, store, self._crew, display, IDLE, start)
