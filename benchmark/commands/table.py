@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import click
 import pandas as pd
 
 from overpaint.commands.grids import store_and_grid
-from overpaint.errors import unknown
+from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
 from overpaint.report.claims import narrowed, published
 from overpaint.report.records import stored_outcomes, stored_records
@@ -46,4 +47,6 @@ def _stored(overrides: Sequence[str], view: str) -> tuple[pd.DataFrame, pd.DataF
     store, grid = store_and_grid(overrides)
     shown = {column.metric for column in view_named(view).columns.values()}
     records = stored_records(store, grid.plan if grid else None)
+    if grid and records.empty:
+        raise UserError(f"no cell of this grid is stored. To make them: {shlex.join(['overpaint', 'run', *overrides])}")
     return records, stored_outcomes(store, records, shown)
