@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -84,7 +85,15 @@ def main() -> None:
         click.echo(f"overpaint: {printable(str(error))}", err=True)
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(f"overpaint: {printable(error.format_message())}", err=True)
+        told = error.format_message()
+        if isinstance(error, click.UsageError) and error.ctx:
+            told = f"{told.rstrip('.')} ({error.ctx.command_path} --help)"
+        click.echo(f"overpaint: {printable(told)}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        click.echo(f"overpaint: {error.strerror}: {error.filename or 'the output is incomplete'}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 
 from overpaint.blocks.adapters import transformer_layers
 from overpaint.errors import UserError
+from overpaint.grid.assets import referred
 from overpaint.grid.concepts import Request
 from overpaint.grid.shipped import shipped
 from overpaint.methods.eraser import Eraser
@@ -59,6 +60,8 @@ class Checkpoint(Eraser):
             raise UserError(
                 f"method={name} has no model for concepts={concepts}; allowed: {', '.join(found) or 'none, use a clone'}"
             )
+        if not referred(self.file):  # an asset that is missing is reported by its name
+            checkpoints.local_checkpoint(self.file, f"method.file={self.file}")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         path = checkpoints.checkpoint_path(self.file, f"method.file={self.file}")

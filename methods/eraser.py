@@ -65,6 +65,13 @@ class Eraser(Shortenable, ABC):
         (`overpaint.blocks.draws.Draws`), so that the same seed gives the same erasure.
         """
 
+    def detectors(self, request: Request) -> Mapping[str, Mapping[str, Any]]:
+        """The detectors that look at images while this request is erased or afterwards, by name, with the settings they get.
+
+        Their settings, versions and the hashes of their weights are part of the erasure's key.
+        """
+        return {}
+
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
         """Install an adapter or a guard on the model; the returned function removes it. Deltas do not need this."""
@@ -126,7 +133,7 @@ def erase(
 
     Raises:
         UserError: an unknown name, a bad value, or a model or concept that the method does not support.
-        AssetMissing: a hyper-parameter names an asset that is not on this machine.
+        AssetMissing: a hyper-parameter or a detector names an asset that is not on this machine.
     """
     request = request or Request.of(erase, anchor, retain, kind)
     chosen = component("method", method)
@@ -134,6 +141,8 @@ def erase(
     require(referred(values))
     eraser = chosen.build(values, seed=seed)
     eraser.check(model.family, request, method, sequential)
+    for name, settings in eraser.detectors(request).items():
+        component("detector", name).build(settings).assets()  # raises now, not after hours of training
     requests = request.singly() if sequential else [request]
     erasure = _erased(model, method, eraser, requests[0], before)
     for part in requests[1:]:

@@ -30,7 +30,7 @@ from PIL import Image
 
 from overpaint.blocks.anchor_images import PLACES
 from overpaint.blocks.concept_masks import attention_masks, concept_tokens
-from overpaint.blocks.concept_scores import concept_scores
+from overpaint.blocks.concept_scores import concept_scores, told
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import THINGS, ImageBank, diffused, paint, shuffled
 from overpaint.blocks.learned_words import LearnedWords, mean_row
@@ -96,6 +96,10 @@ class Geom(Eraser):
     @property
     def acts_on(self) -> str:
         return "denoiser" if self.train == "full" else "conditioning"
+
+    def detectors(self, request: Request) -> dict[str, dict[str, Any]]:
+        asked = self.regions == "detector" and self.detector
+        return {asked: told(asked, request.erase)} if asked else {}
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws, names = Draws(self.seed), [c.name for c in request.erase]
@@ -173,7 +177,7 @@ class Geom(Eraser):
     def detected(self, bank: ImageBank, concept: Concept) -> list[torch.Tensor]:
         """Bins by a detector: in images that it scores at the threshold or above, those whose hiding lowers the score most."""
         assert self.detector  # checked by __post_init__
-        scores = concept_scores("detector", self.detector, [concept])
+        scores = concept_scores("detector", self.detector, [concept], bank.model.device)
         found = []
         for image, score in zip(bank.images, scores(concept, bank.images), strict=True):
             where = torch.zeros(self.bins, self.bins, dtype=torch.bool)

@@ -16,11 +16,11 @@ rewards are equal. Numbers of words, steps and rates of the inversion are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from overpaint.blocks.concept_scores import concept_scores
+from overpaint.blocks.concept_scores import concept_scores, told
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused, paint, shuffled
 from overpaint.blocks.learned_words import LearnedWords, mean_row
@@ -60,6 +60,9 @@ class HFI(SDD):
         at_least(0, inversion_learning_rate=self.inversion_learning_rate)
         if self.beta <= 0:
             raise UserError(f"beta takes a number above 0, got {self.beta:g}")
+
+    def detectors(self, request: Request) -> dict[str, dict[str, Any]]:
+        return {self.reward: told(self.reward, request.erase)} if self.reward else {}
 
     def embeddings(self, model: DiffusionModel, request: Request, draws: Draws) -> dict[str, torch.Tensor]:
         """As in SDD, with the inverted words in place of the concepts' names."""
@@ -106,7 +109,8 @@ class HFI(SDD):
         """r_i/r̄ (n,) of all images; 1 without a judge. An image that the judge fails on gets none."""
         if self.reward is None:
             return np.ones(len(bank))
-        found = np.nan_to_num(concept_scores("reward", self.reward, [concept])(concept, bank.images))
+        scores = concept_scores("reward", self.reward, [concept], bank.model.device)
+        found = np.nan_to_num(scores(concept, bank.images))
         if not found.any():
             raise UserError(
                 f"reward={self.reward} sees {concept.name!r} in none of {len(bank)} images; make more (pictures=…) or "

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from overpaint.blocks.adversarial_rows import Regulariser, adversarial_rows
-from overpaint.blocks.concept_scores import concept_scores
+from overpaint.blocks.concept_scores import concept_scores, told
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.prior import Captions, check_captions, read_captions
 from overpaint.blocks.ridge import factor, gram
@@ -84,6 +84,10 @@ class RECE(Eraser):
     def lengths(self) -> tuple[str, ...]:
         return ("epochs", "validation_images") if self.select == "validation" else ("epochs",)
 
+    def detectors(self, request: Request) -> dict[str, dict[str, Any]]:
+        asked = self.select == "validation" and self.validation_detector
+        return {asked: told(asked, request.erase)} if asked else {}
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         uce = self.uce()
         rows, edited, shared = uce.problem(model, request)
@@ -128,7 +132,7 @@ class RECE(Eraser):
     def rate(self, model: DiffusionModel, request: Request, changes: dict[str, LowRank | Replacement]) -> float:
         """The fraction of validation images in which the detector still sees the concept."""
         assert self.validation_detector  # checked by __post_init__
-        scores = concept_scores("validation_detector", self.validation_detector, request.erase)
+        scores = concept_scores("validation_detector", self.validation_detector, request.erase, model.device)
         given = read_captions(self.validation_prompts)
         draws, seen = Draws(self.seed), []
         for concept in request.erase:

@@ -46,15 +46,21 @@ class SafetyChecker(Eraser):
             raise UserError(f"threshold takes a number from 0 to 1, got {self.threshold!r}")
         component("detector", self.detector)  # raises for an unknown name, with the nearest one
 
-    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
-        screen = ImageScreen(
+    def detectors(self, request: Request) -> dict[str, dict[str, Any]]:
+        return {self.detector: self.screen(request).settings}
+
+    def screen(self, request: Request, device: str = "cpu") -> ImageScreen:
+        return ImageScreen(
             detector=self.detector,
             weights=self.weights,
             classes={c.label or c.name: c.phrase for c in request.erase},
             labels=[c.label or c.name for c in request.erase] if self.labels is None else self.labels,
             threshold=self.threshold,
-            device=str(model.device),
+            device=device,
         )
+
+    def erase(self, model: DiffusionModel, request: Request) -> Erasure:
+        screen = self.screen(request, str(model.device))
         screen.check()
         settings = asdict(screen)
         del settings["device"]
@@ -82,11 +88,15 @@ class ImageScreen:
     threshold: float
     device: str
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The detector's settings: its weights, and the words of a detector that needs them."""
+        given = {"weights": self.weights} if self.weights is not None else {}
+        return given | component("detector", self.detector).told(self.classes)
+
     @cached_property
     def _network(self) -> Any:
-        chosen = component("detector", self.detector)
-        given = {"weights": self.weights} if self.weights is not None else {}
-        network = chosen.build(given | chosen.told(self.classes))
+        network = component("detector", self.detector).build(self.settings)
         network.device = self.device
         return network
 

@@ -38,6 +38,7 @@ from overpaint.blocks.prior import Captions, check_captions, read_captions
 from overpaint.blocks.templates import phrase_templates
 from overpaint.blocks.training import Student, gradients
 from overpaint.errors import UserError, at_least
+from overpaint.grid.assets import referred
 from overpaint.grid.concepts import Request
 from overpaint.grid.typed import construct
 from overpaint.methods.eraser import Eraser
@@ -117,6 +118,11 @@ class SFD(Eraser):
             raise UserError(f"dropout takes a number from 0 to 1, got {self.dropout:g}")
         if self.retain_negative and not self.negative_prompts:
             raise UserError("retain_negative=true needs negative_prompts")
+
+    def check(self, family: str | None, request: Request, name: str, sequential: bool = False) -> None:
+        super().check(family, request, name, sequential)
+        if self.generator is not None and not referred(self.generator):
+            checkpoints.local_checkpoint(self.generator, f"method.generator={self.generator}")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         if max(self.highest - 1, self.generator_timestep) >= model.train_timesteps:

@@ -31,9 +31,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from overpaint.blocks.attributes import Classifier, attribute_classifier
+from overpaint.blocks.attributes import Classifier, attribute_classifier, attribute_detector
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.ridge import Ridge, edit, factor, gram
 from overpaint.blocks.text_rows import TextRows
@@ -107,6 +107,9 @@ class UCE(Eraser):
             raise UserError(
                 f"desired takes one share for each of {', '.join(attributes)} with the sum 1, got {self.desired}"
             )
+
+    def detectors(self, request: Request) -> dict[str, dict[str, Any]]:
+        return attribute_detector(self.classifier, self.attributes) if self.attributes is not None else {}
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         if self.attributes is not None:

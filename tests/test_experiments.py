@@ -1,8 +1,9 @@
 """The experiments of published tables: every one plans without the hub and without its assets, and three run end to end."""
 
 import io
-import os
+import math
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,18 @@ import pandas as pd
 import pytest
 import yaml
 
+from command_line import CommandLine
+from overpaint import detectors
 from overpaint.cli import main
+from overpaint.commands.grids import planned
+from overpaint.detectors.nudenet import EXPOSED9
 from overpaint.grid.cells import ROLE_KEYS, cell_from, merged
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.registry import component, components, look_in
 from overpaint.grid.roles import shortfalls
 from overpaint.images.planner import make_plan
+from published_files import coco, uce_prompts, uda_prompts
+from random_weights import fill, fill_texts
 
 #: Experiments on the drawn world.
 OURS = {"demo", "erasers", "redteam", "scaling", "search_vs_chance", "smoke", "validity"}
@@ -48,11 +55,17 @@ def overpaint(monkeypatch, tmp_path, goldens, searchpath, capsys):
     return run
 
 
-def test_every_published_table_has_its_costs():
+def costs():
+    """Cells, tasks, erasures, attacks and images of each experiment, as the page of experiments tells them."""
     page = (Path(__file__).resolve().parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
-    costs = re.search("<!-- costs -->(.*?)<!-- end -->", page, re.S)[1]
-    assert re.findall(r"^\| `(\w+)`", costs, re.M) == PUBLISHED
-    assert all(int(count.replace(",", "")) > 0 for count in re.findall(r"\| ([\d,]+) \| [\d,.]+ \|$", costs, re.M))
+    block = re.search("<!-- costs -->(.*?)<!-- end -->", page, re.S)[1]
+    rows = re.findall(r"^\| `(\w+)` \|" + r" ([\d,]+) \|" * 5, block, re.M)
+    return {name: [int(count.replace(",", "")) for count in counts] for name, *counts in rows}
+
+
+def test_every_published_table_has_its_costs():
+    assert list(costs()) == PUBLISHED
+    assert all(cells and tasks and images for cells, tasks, _, _, images in costs().values())
 
 
 def cells_of(name, searchpath, goldens):
@@ -60,15 +73,13 @@ def cells_of(name, searchpath, goldens):
     return merged(cell_from(c.config, c.explicit) for c in composed)[0]
 
 
-def images(cells, most=None):
+def images(cells, most):
     """How many images the first concepts' first victim needs under every attack, with at most so many prompts of a role."""
     first = next(cell.method for cell in cells if cell.method.name != "none")
     chosen = [cell for cell in cells if cell.method == first and cell.concepts.request == cells[0].concepts.request]
-    if most is not None:
-        budget = cells[0].budget
-        asked = {key: getattr(budget, key) for key in ROLE_KEYS.values()}
-        budget = replace(budget, **{key: most if n is None else min(n, most) for key, n in asked.items()})
-        chosen = [replace(cell, budget=budget) for cell in chosen]
+    asked = {key: getattr(cells[0].budget, key) for key in ROLE_KEYS.values()}
+    budget = replace(cells[0].budget, **{key: most if n is None else min(n, most) for key, n in asked.items()})
+    chosen = [replace(cell, budget=budget) for cell in chosen]
     return sum(task.amount for task in make_plan(chosen).opened().tasks.values() if task.stage == "generate")
 
 
@@ -83,12 +94,40 @@ def test_every_experiment_plans(name, searchpath, goldens, monkeypatch, tmp_path
     assert "model.detector" in given, "the table's detector"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_experiment_plans_at_the_size_of_its_table(name, searchpath, goldens, monkeypatch, tmp_path):
+#: Victims times prompts, where no attack makes further images.
+CLOSED_FORMS = {
+    "esd_nudity": 4 * (4702 + 30_000),
+    "mace_nudity": 6 * (4702 + 30_000),
+    "uce_moderation": 3 * (4702 + 30_000),
+    "sld_i2p": 5 * 10 * 4702,
+    "speed_nudity": 5 * (4702 + 1000),
+    "spm_nudity": 5 * 4702,
+    # 1,000 prompts each: plain, attacked, and under both controls
+    "hub_celebrities_attacked": 7 * 10 * 4 * 1000,
+    "hub_characters_attacked": 7 * 10 * 4 * 1000,
+    "hub_styles_attacked": 7 * 9 * 4 * 1000,
+    "hub_unsafe_attacked": 7 * 3 * 4 * 1000,
+}
+#: Planned in every run of the tests; the others take minutes together.
+QUICK = {"esd_nudity"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
+)
+def test_an_experiment_plans_at_the_size_of_its_table(name, monkeypatch, tmp_path):
+    """On Stable Diffusion 1.4, without its files: the counts are those of the page, and closed forms where there are some."""
     monkeypatch.setenv("OVERPAINT_ASSETS", str(tmp_path / "no assets"))
-    cells = cells_of(name, searchpath, goldens)
-    assert images(cells) >= images(cells, most=10)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    grid = planned([f"experiment={name}", "model=sd14", f"store={tmp_path / 'store'}"], partial=True)
+    works, found = grid.plan.unopened(grid.store), Counter()
+    for work, count in works.items():
+        found[work.stage] += count
+        found["images"] += work.amount * count if work.stage == "generate" else 0
+    found["tasks"] = works.total()
+    said = dict(zip(("cells", "tasks", "erase", "attack", "images"), costs()[name], strict=True))
+    assert {"cells": len(grid.plan.cells)} | {key: found[key] for key in list(said)[1:]} == said
+    assert found["images"] == CLOSED_FORMS.get(name, found["images"])
 
 
 def test_experiments_use_official_code_where_a_method_has_it():
@@ -148,87 +187,100 @@ def test_a_budget_and_a_method_chosen_by_hand_replace_an_experiments(searchpath,
 
 # --- end to end ----------------------------------------------------------------------------------------------------
 
-#: The smallest size, on a model whose images have 32 pixels.
-SMALL = [
-    "budget=smoke",
-    "protocol.steps=2",
-    "protocol.size=32",
-    "model.detector=by_pixels",
-    "method=none,uce",
-    "attack=none",
-]
-I2P = (
-    ",prompt,categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,sd_safety_percentage,prompt_toxicity,"
-    "lexica_url,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height,sd_model,case_number\n"
-    '0,"a figure,\nby a window",sexual,1,50.0,60.0,50,20,0.1,url,4080709695,7,512,512,sd,3\n'
-    '1,a figure in the sun,"sexual, shocking",0,50.0,40.0,50,20,0.1,url,12,12.5,512,384,sd,4\n'
-    "2,a figure in the rain,sexual,0,50.0,70.0,50,20,0.1,url,13,7,512,512,sd,5\n"
-)
-COCO = "case_number,source,prompt,evaluation_seed,coco_id\n0,coco-30k,A cup on a table.,41337,203564\n1,coco-30k,A dog.,5,7\n"
-IMAGENETTE = "case_number,prompt,class,evaluation_seed\r\n" + "".join(
-    f"{n},an image of a {name},{name},{seed}\r\n"
-    for n, (name, seed) in enumerate([("tench", 1174), ("tench", 6478), ("church", 7)])
-)
+#: What a user adds for a first look, on a model whose images have 32 pixels.
+SMALL = ["budget=smoke", "protocol.steps=4", "protocol.size=32", "method=none,uce,esd"]
+METHODS = ["none", "uce", "esd compat=official"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Assets: prompt files as they are published, and detectors with random weights at their real input size."""
+    root = tmp_path_factory.mktemp("assets")
+    for name in ("resnet50_imagenet", "unlearncanvas_vit", "clip_b32"):
+        fill(root, name)
+    fill_texts(root, "uda_prompts", uda_prompts())
+    fill_texts(root, "uce_prompts", uce_prompts())
+    fill_texts(root, "coco_10k", {"coco_10k.csv": coco(9969)})
+    fill_texts(root, "coco_30k", {"coco_30k.csv": coco(30_000)})
+    return root
 
 
 @pytest.fixture
-def figures(overpaint, tmp_path, capsys, monkeypatch):
-    """``figures("experiment=…")``: the records of a run of two victims, by victim and metric."""
+def experiment(tmp_path, cache, goldens, monkeypatch):
+    """``experiment("uda_nudity", …)`` plans and runs it as a user does, with the detector of its table.
 
-    def run(*overrides):
-        code, _, err = overpaint("run", *SMALL, *overrides)
-        assert code == 0, err
-        monkeypatch.setattr("sys.argv", ["overpaint", "table", "--format", "csv", f"store={tmp_path / 'store'}"])
-        main()
-        records = pd.read_csv(io.StringIO(capsys.readouterr().out))
-        return records.set_index(["method", "metric"]), err
+    Returns the command line, its overrides, what ``plan`` printed, and the records by method, attack and metric.
+    """
+    monkeypatch.setenv("OVERPAINT_ASSETS", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    cli = CommandLine(tmp_path)
 
-    return run
+    def run(name, *overrides):
+        grid = [f"experiment={name}", *SMALL, *overrides, "model=local", f"model.path={goldens / 'tiny_sd'}"]
+        told = cli("plan", *grid).stdout
+        assert "missing: " not in told
+        cli("run", *grid)
+        records = pd.read_csv(io.StringIO(cli("table", *grid, "--format", "csv").stdout))
+        return cli, grid, told, records.set_index(["method", "attack", "metric"]).sort_index()
 
-
-def write(folder, **texts):
-    for name, text in texts.items():
-        (folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
-    return {name: os.fspath(folder / f"{name}.csv") for name in texts}
-
-
-def test_nudity_runs_end_to_end(figures, tmp_path):
-    files = write(tmp_path, i2p=I2P, coco=COCO)
-    chosen = f"{{target: {{file: '{files['i2p']}', where: {{nudity_percentage: '> 50'}}}}, utility: '{files['coco']}'}}"
-    records, said = figures("experiment=esd_nudity", "concepts=nudity", f"concepts.prompts={chosen}", "metrics=facets")
-    for method in ("none", "uce"):
-        assert records.loc[(method, "target_proportion"), "n"] == 2
-        assert 0 <= records.loc[(method, "target_proportion"), "value"] <= 1
-    assert records.loc[("uce", "ssim_original"), "value"] != 1
-    assert (
-        "coco.csv" not in said and "concepts=nudity has 2 utility prompts, enough for 2" in said
-    )  # short, but not cut
+    yield run
+    detectors._identity.cache_clear()  # of weights that only these tests have
 
 
-def test_objects_run_end_to_end(figures, tmp_path):
-    files = write(tmp_path, p=IMAGENETTE, coco=COCO)
-    chosen = f"{{target: '{files['p']}', near: '{files['p']}', utility: '{files['coco']}'}}"
-    records, said = figures(
-        "experiment=esd_objects",
-        "concepts=imagenette",
-        "concepts.erase=[tench]",
-        f"concepts.prompts={chosen}",
-        "metrics=facets",
+def filled(records, attack, **counts):
+    """Check that these figures of every method have a value, the given n and no failed image."""
+    for method in METHODS:
+        for metric, n in counts.items():
+            found = records.loc[(method, attack, metric)]
+            assert math.isfinite(found["value"]) and (found["n"], found["failed"]) == (n, 0), (method, metric)
+
+
+def test_nudity_runs_end_to_end(experiment):
+    cli, grid, told, records = experiment("uda_nudity", "attack=none,uda")
+    assert "target prompts: 2 of 142 of nudity.csv are used" in told
+    assert "utility prompts: 4 of 9969 of coco_10k.csv are used" in told
+    filled(records, "none", target_proportion=2, clip_score=4)
+    filled(records, "uda", pre_asr=2, post_asr=2, post_asr_released=2, attack_success=2, judge_agreement=2)
+    assert set(records["detector"].str.split().str[0]) == {"nudenet_exposed9"}
+    assert set(records.loc[records["value"].isna()].index.get_level_values("metric")) <= {"fid", "conditional_failure"}
+    assert records.loc[("uce", "none", "fid"), "why"]
+
+    view = cli("table", *grid, "--view", "uda", "--format", "csv").stdout
+    shown = pd.read_csv(io.StringIO(view)).query("column in ['no attack', 'pre-ASR', 'post-ASR', 'CLIP']")
+    assert len(shown) == 3 * 4 and shown["value"].notna().all()
+
+    from nudenet import NudeDetector
+
+    cli("show", *grid, "out=pictures")
+    listed = pd.read_csv(cli.folder / "pictures" / "prompts.csv")
+    scores = pd.read_csv(io.StringIO(cli("scores", *grid).stdout))
+    assert len(listed) == len(scores) and list(listed["prompt"]) == list(scores["prompt"])
+    boxes = NudeDetector().detect_batch(
+        [str(cli.folder / "pictures" / file) for file in listed["file"][:8]], batch_size=4
     )
-    assert "2 of 3 rows of p.csv are about a concept to erase" in said
-    for method in ("none", "uce"):
-        assert records.loc[(method, "target_proportion"), "n"] == 2
-        assert records.loc[(method, "neighbour_retention"), "n"] == 1
-
-
-def test_unlearncanvas_runs_end_to_end(figures):
-    records, _ = figures(
-        "experiment=unlearncanvas_styles", "concepts.erase=[Van Gogh]", "budget.grid=1", "metrics=facets"
+    own = [max((box["score"] for box in found if box["class"] in EXPOSED9), default=0.0) for found in boxes]
+    assert scores["nudity"][:8].tolist() == pytest.approx(own, abs=1e-6), (
+        "the package's own scores of the same pictures"
     )
-    for method in (
-        "none",
-        "uce",
-    ):  # one other object and style: 1 erased style × 1 object × 5 seeds, and one other style
-        assert records.loc[(method, "ua"), "n"] == 5
-        assert records.loc[(method, "ira"), "n"] == 5
-        assert records.loc[(method, "cra"), "n"] == 10
+
+
+def test_objects_run_end_to_end(experiment):
+    _, _, told, records = experiment("uce_objects", "concepts.erase=[tench]")
+    assert "target prompts: 500 of 5000 rows of imagenette.csv are about a concept to erase" in told
+    filled(records, "none", target_proportion=2, ua=2, neighbour_retention=9)
+    assert set(records["detector"].str.split().str[0]) == {"imagenet"}
+    for method in METHODS[1:]:
+        measured = records.loc[method].loc["none"]
+        assert (
+            measured.loc[["ssim_original", "psnr_original", "erase_seconds", "artefact_bytes"], "value"].notna().all()
+        )
+
+
+def test_unlearncanvas_runs_end_to_end(experiment):
+    """Two other styles and two objects, each of them with five seeds, beside the erased style with both objects."""
+    cli, grid, _, records = experiment("unlearncanvas_styles", "concepts.erase=[Van Gogh]")
+    filled(records, "none", ua=10, ira=20, cra=30)
+    assert set(records["detector"].str.split().str[0]) == {"unlearncanvas"}
+    view = cli("table", *grid, "--view", "unlearncanvas", "--format", "csv").stdout
+    shown = pd.read_csv(io.StringIO(view)).query("column in ['UA, styles', 'IRA, styles', 'CRA, styles']")
+    assert len(shown) == 3 * 3 and shown["value"].notna().all()

@@ -93,7 +93,11 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         attack: type[Attack] = component("attack", name).load()
         if not attack.worded:
             raise UserError(f"attack={name} cannot be exported: its images do not come from prompts alone")
+        if not all(isinstance(text, str) for s in assault.shots for text in (s.prompt.text, s.prompt.noise)):
+            raise TypeError("a prompt is not text")
         verdicts, searched = [p.verdict for p in assault.painted] or [None] * len(assault.shots), attack.paints
+        if not all(verdict is None or isinstance(verdict.success, bool) for verdict in verdicts):
+            raise TypeError("a verdict is not true or false")
         made = zip(assault.shots, verdicts, strict=True)
         settled = {(s.prompt.noise, s.index, 0 if searched else s.draw): (s, verdict) for s, verdict in made}
         return [

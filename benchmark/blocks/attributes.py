@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.registry import component, components
@@ -21,12 +21,21 @@ SENTENCE = "This is a photo of {}."
 
 def attribute_classifier(name: str, attributes: Sequence[str], device: torch.device) -> Classifier:
     """A classifier of images by attribute: a detector that has the attributes as labels, or CLIP (a folder or hub id)."""
-    return _by_detector(name, attributes) if name in components("detector") else _by_clip(name, attributes, device)
+    by = _by_detector if name in components("detector") else _by_clip
+    return by(name, attributes, device)
 
 
-def _by_detector(name: str, attributes: Sequence[str]) -> Classifier:
-    chosen = component("detector", name)
-    detector = chosen.build(chosen.told({attribute: SENTENCE.format(attribute) for attribute in attributes}))
+def attribute_detector(name: str, attributes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The detector of that name with the settings it gets; empty if ``name`` is a CLIP model."""
+    if name not in components("detector"):
+        return {}
+    sentences = {attribute: SENTENCE.format(attribute) for attribute in attributes}
+    return {name: component("detector", name).told(sentences)}
+
+
+def _by_detector(name: str, attributes: Sequence[str], device: torch.device) -> Classifier:
+    detector = component("detector", name).build(attribute_detector(name, attributes)[name])
+    detector.device = str(device)
 
     def classify(images: Sequence[Image]) -> list[int]:
         scores = detector.score(images)

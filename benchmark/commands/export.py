@@ -60,7 +60,7 @@ def export_prompts(overrides: Sequence[str], out: str, overwrite: bool = False) 
         store, keys = _attacks_of_cells(overrides, wanted)
     else:
         store = Store.chosen(taken(overrides, "store")[0])
-        keys = [key for key in store.keys("attack") if key.startswith(wanted)]
+        keys = [key for key in store.keys("attack") if wanted and key.startswith(wanted)]
         if not keys:
             raise UserError(
                 f"attack={wanted} is neither an attack's name nor the key of a stored attack in {store.root}"

@@ -116,6 +116,15 @@ def store_and_grid(overrides: Sequence[str]) -> tuple[Store, Grid | None]:
     return chosen, grid
 
 
+def nothing_stored(what: str, grid: Grid, overrides: Sequence[str]) -> UserError:
+    """The error that a store holds no images or scores (``what``) of the grid of these overrides."""
+    if all(override.split("=")[0] == "store" for override in overrides):
+        return UserError(
+            f"{grid.store.root} holds no {what} of the default cell: give the overrides of a run, such as experiment=smoke"
+        )
+    return UserError(f"{grid.store.root} holds no {what} of this grid: run it first (overpaint run)")
+
+
 def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
     """The last value of ``key=value`` in the overrides (``None`` if absent), and the remaining overrides."""
     found = [o.split("=", 1)[1] for o in overrides if o.startswith(f"{key}=")]

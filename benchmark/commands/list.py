@@ -22,15 +22,20 @@ GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector", "ex
 #: Groups whose options are described by the first comment of their file.
 PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "budget", "engine", "tracker", "view")}
 
+#: What can be listed.
+LISTS = (*GROUPS, *PLAIN, "assets", "concepts", "metrics")
+
 
 @click.command(name="list")
-@click.argument("what")
+@click.argument("what", default="")
 @click.argument("overrides", nargs=-1)
 def list_(what: str, overrides: Sequence[str]) -> None:
     """List methods, concepts, attacks, metrics, detectors, assets, models, experiments and other groups, one a line.
 
     `hydra.searchpath=[file:///folder]` also lists what is in that folder.
     """
+    if not what:
+        raise UserError(f"say what to list: {', '.join(sorted(LISTS))}")
     others = search(overrides)
     if others:
         raise UserError(f"list takes hydra.searchpath=[file:///folder] and nothing else, got {bare(others[0])}")
@@ -52,7 +57,7 @@ def lines(what: str) -> Iterator[str]:
     elif what == "assets":
         yield from _assets()
     else:
-        raise unknown("list", what, [*GROUPS, *PLAIN, "assets", "concepts", "metrics"])
+        raise unknown("list", what, LISTS)
     yield from broken_packages()
 
 

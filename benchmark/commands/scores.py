@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import click
 
-from overpaint.commands.grids import ERR, planned, taken
-from overpaint.commands.targets import target
-from overpaint.errors import UserError
+from overpaint.commands.grids import ERR, nothing_stored, planned, taken
+from overpaint.commands.targets import target, whole
 from overpaint.images.gallery import score_table
 
 
@@ -23,9 +22,10 @@ def scores(overrides: Sequence[str], overwrite: bool) -> None:
     grid = planned(rest)
     found = score_table(grid.plan, grid.store)
     if not len(found):
-        raise UserError(f"{grid.store.root} holds no scores of this grid: run it first (overpaint run)")
+        raise nothing_stored("scores", grid, rest)
     if path:
-        found.to_csv(path, index=False)
+        with whole(path) as partial:
+            found.to_csv(partial, index=False)
         ERR.print(f"{path}: {len(found)} images")
     else:
         found.to_csv(sys.stdout, index=False)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from PIL.Image import Image
 
-from overpaint.commands.grids import ERR, Grid, planned, taken
-from overpaint.commands.targets import target
+from overpaint.commands.grids import ERR, Grid, nothing_stored, planned, taken
+from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError, unknown
 from overpaint.images.contact_sheets import Sheet, draw
 from overpaint.images.gallery import Entry, entries
@@ -44,22 +45,24 @@ def show(overrides: Sequence[str], show_unsafe: bool, opened: bool, overwrite: b
     name = out or "show.png"
     path = target(name, ".png" if Path(name).suffix else "", overwrite or not out)
     grid = planned(rest)
-    found = [
-        e
-        for _, task in grid.plan.opened().cells
-        for e in entries(task, grid.plan, grid.store)
-        if _chosen(e, text, role)
-    ]
+    every = [e for _, task in grid.plan.opened().cells for e in entries(task, grid.plan, grid.store)]
+    if not every:
+        raise nothing_stored("images", grid, rest)
+    found = [e for e in every if _chosen(e, text, role)]
     if not found:
-        about = f" with prompt={text}" if text else ""
-        raise UserError(f"{grid.store.root} holds no images{about} of this grid: run it first (overpaint run)")
+        asked = " and ".join(f"{key}={value}" for key, value in (("prompt", text), ("role", role)) if value)
+        stored = ", ".join(sorted({e.shot["role"] for e in every}))
+        raise UserError(f"none of the {len(every)} images of this grid has {asked} (roles stored: {stored})")
     if path.suffix:
-        _sheet(found, grid, text, show_unsafe).save(path)
+        sheet = _sheet(found, grid, text, show_unsafe)
+        with whole(path) as partial:
+            sheet.save(partial)
         ERR.print(f"{path}")
         if opened:
             click.launch(str(path))
     else:
-        _files(found, grid, path)
+        with whole(path) as partial:
+            _files(found, grid, partial)
         ERR.print(f"{path}: {len(found)} images, listed in {path / 'prompts.csv'}")
 
 
@@ -98,25 +101,29 @@ def _image(entry: Entry, grid: Grid, images: Images) -> Image | None:
 
 
 def _files(found: Sequence[Entry], grid: Grid, folder: Path) -> None:
-    """Write the images and their list. The folder appears when it is complete."""
-    partial, images, rows = folder.with_name(folder.name + ".partial"), Images(), []
+    """Write the images and their list into a new folder."""
+    images, rows = Images(), []
     for number, entry in enumerate(found):
         cell, shot = entry.cell, entry.shot
         who = cell["method"] if cell["attack_name"] == "none" else f"{cell['method']} under {cell['attack']}"
         file = Path(*(_clean(part) for part in (cell["concepts"], who, shot["role"]))) / f"{number:06}.png"
-        (partial / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
         image = _image(entry, grid, images)
         if image is None:
-            (partial / file).touch()  # a failed image: an empty file is read as one
+            (folder / file).touch()  # a failed image: an empty file is read as one
         else:
-            image.save(partial / file)
+            image.save(folder / file)
         rows.append([file.as_posix(), shot["text"], shot["concept"], ";".join(shot["expects"]), shot["role"],
-                     shot["variant"], who, shot["index"], shot["noise"]])  # fmt: skip
-    with (partial / "prompts.csv").open("w", newline="", encoding="utf-8") as listing:
+                     shot["variant"], who, shot["index"], _numbered(shot)])  # fmt: skip
+    with (folder / "prompts.csv").open("w", newline="", encoding="utf-8") as listing:
         written = csv.writer(listing)
         written.writerow(["file", "prompt", "concept", "expects", "role", "variant", "method", "seed", "id"])
         written.writerows(rows)
-    partial.rename(folder)
+
+
+def _numbered(shot: Mapping[str, Any]) -> str:
+    """The id of an image's prompt; an attack's further tries at one prompt and seed get a number."""
+    return f"{shot['noise']}-{shot['draw']}" if shot.get("draw") else shot["noise"]
 
 
 def _clean(name: str) -> str:

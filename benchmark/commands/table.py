@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import click
 import pandas as pd
 
 from overpaint.commands.grids import store_and_grid
-from overpaint.errors import unknown
+from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
 from overpaint.report.claims import narrowed, published
 from overpaint.report.records import stored_outcomes, stored_records
@@ -45,4 +46,6 @@ def _stored(overrides: Sequence[str], view: str) -> tuple[pd.DataFrame, pd.DataF
     """The records of a grid or of the whole store, and the outcomes of the figures in the view's columns."""
     store, grid = store_and_grid(overrides)
     records, chosen = stored_records(store, grid.plan if grid else None), view_named(view)
+    if grid and records.empty:
+        raise UserError(f"no cell of this grid is stored. To make them: {shlex.join(['overpaint', 'run', *overrides])}")
     return records, stored_outcomes(store, chosen.shown(records))

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
 
@@ -31,10 +33,15 @@ def target(out: str, suffix: str = "", overwrite: bool = False) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path in a temporary folder beside ``path``. What the block writes there becomes ``path`` if the block succeeds."""
+    """A path in a temporary folder beside ``path``. What the block writes there becomes ``path`` if the block succeeds.
+
+    Raises a `UserError` if it cannot be written, for example because the disk is full.
+    """
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}-"))
     try:
         yield folder / path.name
         (folder / path.name).replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,18 +10,21 @@ from typing import Any
 from overpaint.grid.registry import component
 
 
-def detector_identity(name: str, classes: Mapping[str, str] | None = None) -> dict[str, Any]:
+def detector_identity(
+    name: str, classes: Mapping[str, str] | None = None, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Everything that decides a detector's scores: its settings, its version and the hashes of its files.
 
     ``classes`` are a concept set's own words, by label. A detector with the setting ``classes: null`` gets them.
+    ``settings`` replace others of its YAML.
     """
-    return dict(_identity(name, json.dumps(classes or None)))
+    own = component("detector", name).told(classes) | dict(settings or {})
+    return dict(_identity(name, json.dumps(own)))
 
 
 @cache
-def _identity(name: str, words: str) -> dict[str, Any]:
-    chosen, classes = component("detector", name), json.loads(words)
-    own = chosen.told(classes)
+def _identity(name: str, settings: str) -> dict[str, Any]:
+    chosen, own = component("detector", name), json.loads(settings)
     detector = chosen.build(own)
     detector.check()
     return {**chosen.defaults, **own, "version": detector.version, "assets": detector.assets()}

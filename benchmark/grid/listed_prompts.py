@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from overpaint.errors import UserError
@@ -18,6 +18,7 @@ from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept, read_as
 from overpaint.grid.prompt_files import PromptList, Row
 from overpaint.grid.prompts import Prompt, distinct
+from overpaint.grid.read_once import shared
 from overpaint.grid.typed import bare
 
 #: Makes up to so many prompts for a concept in a role: ``about(concept, role, count)``.
@@ -69,7 +70,7 @@ class Listed:
         absent: a sentence if the list is not on this machine; the prompts then stand for it in a plan.
     """
 
-    prompts: list[Prompt] = field(default_factory=list)
+    prompts: Sequence[Prompt] = ()
     rows: int = 0
     unlabelled: int = 0
     absent: str = ""
@@ -90,10 +91,10 @@ def listed(asked: PromptList, role: str, concepts: ConceptSet, about: About, cou
     if not found and role != "near":
         raise UserError(_nothing(asked, rows, role, concepts))
     unlabelled = sum(not (p.concept or p.expects) for p in found) if role != "utility" else 0
-    return Listed(distinct(found), len(rows), unlabelled, absent)
+    return Listed(shared(distinct(found)), len(rows), unlabelled, absent)
 
 
-def limited(prompts: Sequence[Prompt], role: str, count: int, erased: Iterable[str]) -> list[Prompt]:
+def limited(prompts: Sequence[Prompt], role: str, count: int, erased: Iterable[str]) -> Sequence[Prompt]:
     """The first prompts: ``count`` for each concept of target prompts and neighbours; of a grid, those of the erased concepts and
     of ``count`` others on each axis; else ``count`` in all."""
     if role in ("target", "near"):
@@ -105,7 +106,7 @@ def limited(prompts: Sequence[Prompt], role: str, count: int, erased: Iterable[s
                 kept.append(prompt)
         return kept
     if role != "grid" or not all(prompt.expects for prompt in prompts):
-        return list(prompts[:count])
+        return prompts[:count] if count < len(prompts) else prompts
     erased = set(erased)
     axes = zip(*(prompt.expects for prompt in prompts), strict=False)
     kept_labels = [{*erased, *[label for label in dict.fromkeys(axis) if label not in erased][:count]} for axis in axes]
@@ -186,5 +187,5 @@ def _nothing(asked: PromptList, rows: Sequence[Row], role: str, concepts: Concep
 def _stand_ins(asked: PromptList, role: str, concepts: ConceptSet) -> list[Row]:
     """Rows in place of a list that is not on this machine, as many as it is known to have; a plan counts them."""
     others = [c.name for c in (*concepts.near, *concepts.request.retain)] or ["a neighbour"]
-    about = others if role == "near" else [c.name for c in concepts.request.erase]
+    about = others if role == "near" else [""] if role == "utility" else [c.name for c in concepts.request.erase]
     return [Row(f"row {n} of {asked.name}", about[n % len(about)]) for n in range(asked.rows or 0)]

@@ -54,7 +54,7 @@ LANGUAGES = {
 WORDS_OF_A_PROMPT = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One prompt of a file, or one name (``text`` is then empty).
 

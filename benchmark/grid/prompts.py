@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, fields, replace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A text and its purpose.
 
@@ -46,7 +45,11 @@ class Prompt:
         object.__setattr__(self, "noise", self.noise or self.plain or self.id)
 
 
-@dataclass(frozen=True)
+#: The names of a prompt's fields.
+FIELDS = tuple(field.name for field in fields(Prompt))
+
+
+@dataclass(frozen=True, slots=True)
 class Shot:
     """One image to generate: a prompt and a seed index. ``draw`` numbers an attack's repeated tries at the same shot."""
 
@@ -66,9 +69,10 @@ class Shot:
         return int.from_bytes(digest[:8], "big") >> 1
 
     def as_dict(self) -> dict:
-        """The shot as JSON values for a task's configuration. Equal shots return one object, which must not be changed: a plan
-        holds the same thousands of captions for each of its cells."""
-        return _as_dict(self)
+        """The shot as JSON values for a task's configuration."""
+        values = {name: getattr(self.prompt, name) for name in FIELDS}
+        values |= {"expects": list(self.prompt.expects), "index": self.index, "draw": self.draw}
+        return {key: value for key, value in values.items() if value or key not in ("plain", "draw", "size")}
 
     @classmethod
     def from_dict(cls, values: dict) -> Shot:
@@ -76,12 +80,6 @@ class Shot:
         values = dict(values)
         index, draw, size = values.pop("index"), values.pop("draw", 0), values.pop("size", None)
         return cls(Prompt(**values, size=tuple(size) if size else None), index, draw)
-
-
-@lru_cache(maxsize=1 << 18)
-def _as_dict(shot: Shot) -> dict:
-    values = vars(shot.prompt) | {"expects": list(shot.prompt.expects), "index": shot.index, "draw": shot.draw}
-    return {key: value for key, value in values.items() if value or key not in ("plain", "draw", "size")}
 
 
 def shots(prompts: Iterable[Prompt], seeds: int, first: int = 0) -> list[Shot]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Value = TypeVar("Value")
 #: Types of arguments that are compared by value; all others are compared by identity.
 BY_VALUE = {str, int, float, frozenset, type(None)}
 
@@ -48,6 +49,17 @@ def remembered(function: Function) -> Function:
         return found[0]
 
     return once  # type: ignore[return-value]
+
+
+def shared(values: Sequence[Value]) -> Sequence[Value]:
+    """The first sequence within `reading_once` whose values equal these; outside of such a block, the values themselves.
+
+    Sets of concepts often have the same prompts: one list of 30,000 captions then serves all of them.
+    """
+    if _results is None:
+        return values
+    key = (shared, tuple(values))
+    return _results.setdefault(key, (values, ()))[0]
 
 
 def forget() -> None:

@@ -15,7 +15,7 @@ from overpaint.grid.concepts import Concept
 from overpaint.grid.listed_prompts import Listed, limited, listed
 from overpaint.grid.prompt_files import PromptList
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
-from overpaint.grid.read_once import remembered
+from overpaint.grid.read_once import remembered, shared
 
 #: Prompt templates by kind, for concepts without a catalogue.
 TEMPLATES = {
@@ -49,7 +49,7 @@ class Role:
         """The key of `Budget` with the number of prompts."""
         return ROLE_KEYS[self.name]
 
-    def prompts(self, concepts: ConceptSet, budget: Budget) -> list[Prompt]:
+    def prompts(self, concepts: ConceptSet, budget: Budget) -> Sequence[Prompt]:
         """The prompts at a budget: from the concept set's list if it has one, else from templates."""
         return self._first(concepts, _count(budget, self.budget))
 
@@ -57,7 +57,7 @@ class Role:
     def shots(self, concepts: ConceptSet, budget: Budget) -> list[Shot]:
         """The shots at a budget: every prompt with every seed index that the role uses."""
         seeds = budget.seeds if self.every_seed else max(1, budget.seeds // 5)
-        return shots(self.prompts(concepts, budget), seeds)
+        return _shots(shared(self.prompts(concepts, budget)), seeds)
 
     @remembered
     def shortfall(self, concepts: ConceptSet, budget: Budget) -> str:
@@ -107,7 +107,7 @@ class Role:
             )
         return said
 
-    def _first(self, concepts: ConceptSet, count: int) -> list[Prompt]:
+    def _first(self, concepts: ConceptSet, count: int) -> Sequence[Prompt]:
         asked = concepts.lists.get(self.name)
         if not asked:
             return distinct(self.make(concepts, count))
@@ -121,6 +121,10 @@ class Role:
                 asked, self.name, concepts, lambda c, role, n: _about(c, role, concepts, n), count
             )
         return concepts.found[key]
+
+
+#: `shots`, once for each list of prompts.
+_shots = remembered(shots)
 
 
 def _count(budget: Budget, key: str) -> int:

@@ -54,8 +54,9 @@ def read_pictures(folder: Path, table: Path, concepts: ConceptSet) -> list[Pictu
     """The pictures of a CSV file with the columns ``file`` and ``prompt``, and `COLUMNS` where they are known.
 
     ``concept`` and ``expects`` (separated by ``;``) are detector labels. Without ``role``, a picture of an erased concept is a
-    target, one of a neighbour is near, and any other one measures utility. Pictures are paired by ``id`` (by default the
-    prompt) and ``seed`` (by default the number of the picture of that prompt).
+    target, one of a neighbour is near, and any other one measures utility. An attack's pictures (role ``attacked``) are targets;
+    their ``method`` names the attack too. Pictures are paired by ``id`` (by default the prompt) and ``seed`` (by default the
+    number of the picture of that prompt).
 
     Raises:
         UserError: The file, a column, a row or a picture is unusable; the message names the line.
@@ -154,7 +155,8 @@ def _prompt(cell: Mapping[str, str], concepts: ConceptSet, where: str) -> Prompt
     near = [c.label or c.name for c in concepts.near]
     concept = cell["concept"] or (erased[0] if cell["role"] == "target" and len(erased) == 1 else "")
     expects = tuple(part.strip() for part in cell["expects"].split(";") if part.strip())
-    kind = cell["role"] or ("target" if concept in erased else "near" if concept in near else "utility")
+    asked = "target" if cell["role"] == "attacked" else cell["role"]
+    kind = asked or ("target" if concept in erased else "near" if concept in near else "utility")
     if kind not in {r.name for r in ROLES}:
         raise unknown("role", kind, (r.name for r in ROLES), where)
     expects = expects or ((concept,) if concept else ())

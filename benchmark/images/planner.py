@@ -20,6 +20,7 @@ from overpaint.images.extractions import extractions, unmeasured
 from overpaint.images.pictures import pictures
 from overpaint.images.tasks import (
     Batch,
+    absent_from_erasure,
     applied_metrics,
     attack_task,
     build_attack,
@@ -72,6 +73,7 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
                 outlines[scene] = _outline(plan, cell)
             identity = cell.identified_by(fingerprint_model(cell.model.path))
             about = [identity, cell.labels, cell.seed, cell.given, cell_scope(cell)]
+            plan.absent += absent_from_erasure(cell)
             plan.add_line(Line(cell, outlines[scene], erasure_of(cell)), "measure", about, f"measure {cell.label}")
         plan.notes += unmeasured(cells)
     plan.notes = list(dict.fromkeys(plan.notes))

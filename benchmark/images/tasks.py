@@ -67,6 +67,10 @@ def cell_assets(cell: Cell) -> list[str]:
     for listed in cell.concepts.lists.values():
         listed.check()
     detectors = [_detector_assets(name) for name in (cell.model.detector, cell.model.judge) if name]
+    detectors += [
+        referred({**component("detector", name).defaults, **settings})
+        for name, settings in _looking(cell.method, cell.concepts).items()
+    ]
     values = (cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference)
     return list(dict.fromkeys(name for found in (*detectors, *map(_referred, values)) for name in found))
 
@@ -111,11 +115,36 @@ def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: in
     files = _named_files(method.values)
     if files:
         config["files"] = files
+    looking = _looking(method, concepts)
+    if looking:
+        config["detectors"] = {name: _identity_or_absence(name, settings)[0] for name, settings in looking.items()}
     versions = {"method": component("method", method.name).load().version} | _arithmetic(model)
     sources = _source("method", method.name) | model_family_source(model.path)
+    for name in looking:
+        sources |= _source("detector", name)
     label = f"erase {concepts.name} with {method.label}"
     like, runtime = _kind(method, config), _runtime(model, batch_size)
     return Task("erase", config, {}, versions, runtime, label, like=like, loads=_loads(config), sources=sources)
+
+
+@remembered
+def _looking(method: Choice, concepts: ConceptSet) -> dict[str, Mapping[str, Any]]:
+    """The detectors that the method's erasures of these concepts ask, by name, with the settings they get."""
+    return {} if method.name == "none" else dict(build("method", method, 0).detectors(concepts.request))
+
+
+def _identity_or_absence(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """`detector_identity`, or its name and a sentence if a file of the detector is not on this machine."""
+    try:
+        return detector_identity(name, settings=settings), ""
+    except AssetMissing as error:
+        return {"absent": name, "version": 0}, str(error)
+
+
+def absent_from_erasure(cell: Cell) -> list[str]:
+    """A sentence for each detector that the cell's method asks and that is not on this machine."""
+    looking = _looking(cell.method, cell.concepts)
+    return [said for name, settings in looking.items() if (said := _identity_or_absence(name, settings)[1])]
 
 
 def attack_task(
@@ -468,6 +497,7 @@ def _versions(plan: Plan, inputs: Iterable[str]) -> dict[str, int]:
             seen.add(task.key)
             waiting += task.inputs.values()
             found |= {str(task.config.get(name, name)): version for name, version in task.versions.items()}
+            found |= {name: own["version"] for name, own in task.config.get("detectors", {}).items()}
             for named in ("detector", "extractor"):
                 if task.config.get(named):
                     found[task.config[named]] = task.config["settings"]["version"]

@@ -57,15 +57,18 @@ def checkpoint_path(path: str, where: str) -> Path:
         UserError: There is no such file, folder or hub repository.
         AssetMissing: The asset is not on this machine.
     """
-    if asset := located(path):
-        return asset
+    return located(path) or local_checkpoint(path, where) or hub_snapshot(path) or local_folder(path)
+
+
+def local_checkpoint(path: str, where: str) -> Path | None:
+    """The file or folder of a checkpoint; ``None`` for a hub id. Raises a `UserError` for anything else."""
     found = Path(path).expanduser()
     for place in (found, shipped("datasets") / path):
         if place.exists():
             return place
     if found.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or found.suffix:
         raise UserError(f"{where} does not exist (it takes a file, a folder or a hub id like owner/name)")
-    return hub_snapshot(path) or local_folder(path)
+    return None
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:

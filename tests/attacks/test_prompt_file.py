@@ -107,6 +107,8 @@ def test_what_takes_more_than_words_is_no_list(name, context, stored, tmp_path):
         (None, '[{"index": 0}]'),
         (None, '[{"index": [], "text": 5, "role": {}, "verdict": 1}]'),
         (None, "[]"),
+        (None, '[{"index": 0, "text": 5, "role": "attacked", "id": "a"}]'),
+        (None, '[{"index": 0, "text": "a", "role": "attacked", "verdict": [1e999, 0.5]}]'),
     ],
 )
 def test_a_forged_attack_is_one_sentence(context, stored, tmp_path, manifest, shots):

@@ -1,6 +1,6 @@
 """The common test suite of detectors. It runs over every ``conf/detector/*.yaml``, so a new one is tested automatically.
 
-Weights that are not on this machine are replaced by random ones of the same architecture (``tests/detectors/conftest.py``).
+Weights that are not on this machine are replaced by random ones of the same architecture (``tests/random_weights.py``).
 """
 
 import json

@@ -9,6 +9,7 @@ from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.prompt_files import PromptList, read_prompts, read_rows
 from overpaint.grid.prompts import Shot
+from overpaint.grid.read_once import reading_once
 from overpaint.grid.roles import attack_list, role, shortfalls
 
 I2P = (
@@ -175,6 +176,22 @@ def test_one_list_serves_the_target_and_its_neighbours(lists):
     assert "target prompts: 2 of 4 rows of p.csv are about a concept to erase" in said
     with pytest.raises(UserError, match=r"no row of p.csv is about parachute.*it is about tench"):
         prompts("target", cell("concepts=imagenette", "concepts.erase=[parachute]", "concepts.prompts.target=p.csv"))
+
+
+def test_concept_sets_share_the_prompts_that_they_have_in_common(lists):
+    """A grid over many concepts holds one list of its captions, and one of its shots, whatever it erases."""
+    lists(p=CLASSES, captions="prompt\na cup\na dog\na bus\n")
+    given = ["concepts=imagenette", "concepts.prompts={target: p.csv, near: null, utility: captions.csv}"]
+    with reading_once():
+        one, other = (
+            cell(*given, f"concepts.erase=[{name}]", "budget.utility_prompts=2") for name in ("tench", "church")
+        )
+        assert prompts("utility", one) is not prompts("target", one)
+        shared, again = (role("utility").shots(found.concepts, found.budget) for found in (one, other))
+        assert shared is again and [shot.prompt.text for shot in shared] == ["a cup", "a dog"]
+        targets, others = (role("target").shots(found.concepts, found.budget) for found in (one, other))
+        assert [shot.prompt.text for shot in targets] == ["a tench", "a big tench"]
+        assert [shot.prompt.text for shot in others] == ["a church"]
 
 
 def test_a_list_without_a_column_is_about_the_only_concept_or_the_one_that_it_names(lists):

@@ -178,6 +178,11 @@ def test_the_good_store_is_taken(here, called, store, capfd):
     assert "uce" in capfd.readouterr().out
 
 
+def test_a_grid_without_records_names_its_own_command(refused, store):
+    said = "no cell of this grid is stored. To make them: overpaint run method=esd budget=smoke store=s"
+    refused("table", "method=esd", "budget=smoke", "store=s", said=said)
+
+
 TIMINGS = [
     "",
     "[" * 10**6,

@@ -68,7 +68,7 @@ def test_a_sheet_has_one_row_a_method_and_one_column_a_prompt(run):
     whole, one = (Image.open(run.folder / name).size for name in ("all.png", "one.png"))
     assert whole[1] == one[1] and whole[0] - one[0] == 134  # one more column
     told = run("show", *GRID, "prompt=submarine", code=2).stderr
-    assert "holds no images with prompt=submarine of this grid" in told
+    assert "none of the 32 images of this grid has prompt=submarine" in told
 
 
 def test_pictures_are_read_from_the_names_of_files(run):
@@ -89,6 +89,20 @@ def test_pictures_are_read_from_the_names_of_files(run):
     assert "unknown part 'style'" in told
     told = run("score", "images=canvas", "names={concept}.jpg", "model=testbed", "concepts=church", code=2).stderr
     assert "matches no file" in told
+
+
+def test_pictures_of_an_attack_are_targets_of_the_method_under_attack(run):
+    attacked = ["method=none,uce", "concepts=church", "budget=smoke", "attack=random_prefix"]
+    run("run", *attacked)
+    run("show", *attacked, "out=attacked")
+    arguments = [a.replace("pictures", "attacked") for a in SCORE]
+    run("score", *arguments, "store=attacked-store")
+    theirs = figures(run("table", "store=attacked-store", "--format", "csv").stdout)
+    own = figures(run("table", *attacked, "--format", "csv").stdout)
+    for method in ("none", "uce"):
+        found = theirs.loc[(f"{method} under random_prefix", "target_proportion")]
+        assert found["value"] == own.loc[(method, "attack_success"), "value"]
+        assert found["n"] == own.loc[(method, "attack_success"), "n"]
 
 
 def test_a_file_that_is_no_picture_is_a_failure(run):

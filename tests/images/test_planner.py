@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import pytest
 
+from overpaint import detectors
 from overpaint.errors import UserError
 from overpaint.grid import source_code
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.concepts import load_catalogue
+from overpaint.grid.labels import file_digest
 from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.prompts import Prompt, Shot, distinct
-from overpaint.grid.registry import component, components
+from overpaint.grid.registry import component, components, look_in
 from overpaint.grid.roles import ROLES
 from overpaint.grid.source_code import source_of
 from overpaint.images import tasks
@@ -401,3 +403,55 @@ def test_a_word_is_no_file_whatever_the_working_directory_contains(tmp_path, mon
     (tmp_path / "x").write_text("a file")
     monkeypatch.chdir(tmp_path)
     assert {t.key for t in stages(plan("method=esd", "budget=smoke"), "erase")} == before
+
+
+LOOKING = {
+    "geom": ["geom.regions=detector", "geom.detector=mine"],
+    "hfi": ["hfi.reward=mine"],
+    "rece": ["rece.select=validation", "rece.validation_detector=mine"],
+    "safety_checker": ["safety_checker.detector=mine", "safety_checker.weights=null"],
+    "uce": ["uce.variant=current", "uce.attributes=[cat,dog]", "uce.classifier=mine"],
+}
+
+
+@pytest.fixture
+def looking(tmp_path):
+    """``looking(method, weights)``: the erase task of a method that looks at images with the detector ``mine``, and its plan."""
+    folder = tmp_path / "conf" / "detector"
+    folder.mkdir(parents=True)
+    about = "name: mine\ncomponent: overpaint.detectors.nudenet:NudeNet\ngroup: core4\nclasses: null\n"
+
+    def erase_task(method, weights):
+        (folder / "mine.yaml").write_text(f"{about}weights: {weights}\n")
+        look_in()
+        detectors._identity.cache_clear()
+        place = f"hydra.searchpath=[file://{folder.parent}]"
+        made = plan(f"method={method}", "attack=none", "budget=smoke", place, *LOOKING[method])
+        return stages(made, "erase")[0], made
+
+    yield erase_task
+    look_in()
+    detectors._identity.cache_clear()
+
+
+@pytest.mark.parametrize("method", LOOKING)
+def test_the_weights_of_a_detector_that_an_erasure_asks_are_in_its_key(looking, method, tmp_path):
+    files = [tmp_path / f"{name}.onnx" for name in ("a", "b", "same as a")]
+    for file, content in zip(files, (b"1", b"2", b"1"), strict=True):
+        file.write_bytes(content)
+    first, made = looking(method, files[0])
+    assert first.config["detectors"]["mine"]["assets"] == {"a.onnx": file_digest(str(files[0]))}
+    assert all(task.config["cell"]["versions"].count('"mine":1') for task in stages(made, "measure"))
+    assert first.key != looking(method, files[1])[0].key
+    assert not plan(f"method={method}", "attack=none", "budget=smoke").absent
+
+
+@pytest.mark.parametrize("method", LOOKING)
+def test_a_plan_says_which_detector_of_a_method_is_missing(looking, method):
+    _, made = looking(method, "asset:gcd")
+    assert any("asset=gcd" in said and "is not in" in said for said in made.absent)
+
+
+def test_an_erasure_without_detectors_has_its_key_as_before():
+    (task,) = stages(plan("method=uce", "attack=none", "budget=smoke"), "erase")
+    assert "detectors" not in task.config

@@ -107,6 +107,7 @@ def test_a_detector_finds_the_bins_whose_hiding_costs_most(tiny_sd, monkeypatch)
 
     class Bank:
         images = (marked, Image.new("RGB", (128, 128), "white"))
+        model = tiny_sd
 
     one, none = eraser.detected(Bank, overpaint.Concept("dog"))
     assert one.tolist() == [[False, False], [False, True]] and not none.any()

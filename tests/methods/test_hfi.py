@@ -39,12 +39,12 @@ def test_without_a_judge_it_is_textual_inversion(tiny_sd_float64):
 def test_rewards_weigh_the_images(tiny_sd, monkeypatch):
     shown = np.array([0.2, 0.6])
     monkeypatch.setattr("overpaint.methods.hfi.concept_scores", lambda *a: lambda concept, images: shown[: len(images)])
-    _, seen = traced_erase(tiny_sd, reward="judge")
+    _, seen = traced_erase(tiny_sd, reward="oracle_b")
     assert sorted(seen["weights"][0].tolist()) == pytest.approx([0.5, 1.5])
     assert float(seen["loss"][0]) == pytest.approx(float((seen["weights"][0] * seen["errors"][0]).mean()), rel=1e-5)
     shown[:] = 0
-    with pytest.raises(overpaint.UserError, match="reward=judge sees 'dog' in none of 2 images"):
-        traced_erase(tiny_sd, reward="judge")
+    with pytest.raises(overpaint.UserError, match="reward=oracle_b sees 'dog' in none of 2 images"):
+        traced_erase(tiny_sd, reward="oracle_b")
 
 
 def test_self_distillation_erases_the_inverted_words(tiny_sd):

@@ -142,6 +142,7 @@ def eye(monkeypatch):
         return SimpleNamespace(build=lambda values: Eye(), told=lambda classes: {})
 
     monkeypatch.setattr("overpaint.blocks.concept_scores.component", find)
+    monkeypatch.setattr("overpaint.methods.rece.RECE.detectors", lambda self, request: {})  # it has no files
     return rates
 
 

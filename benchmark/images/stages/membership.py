@@ -7,13 +7,12 @@ the metrics read, each smaller for a member. Predictions are conditional on the 
 from __future__ import annotations
 
 import pandas as pd
-import torch
-from torch import Tensor
 
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.membership import Noise, denoising_losses, pia, secmi, step_errors
 from overpaint.errors import UserError
 from overpaint.metrics.membership import SCORES
+from overpaint.models.lazily import torch
 from overpaint.run.progress import announce
 
 #: Timesteps of the loss out of 1000, spread over the noise levels; each image has its own fixed noise at each of them.
@@ -58,7 +57,9 @@ def run(task, inputs, folder, bench) -> dict:
     return {"images": len(examples)}
 
 
-def score(name: str, noise_of: Noise, x0: Tensor, alphas: Tensor, noise: Tensor, scale: float) -> Tensor:
+def score(
+    name: str, noise_of: Noise, x0: torch.Tensor, alphas: torch.Tensor, noise: torch.Tensor, scale: float
+) -> torch.Tensor:
     """One of the `SCORES` (n,) of latents (n, c, h, w); timesteps out of 1000 are multiplied by ``scale``."""
     match name:
         case "loss":
