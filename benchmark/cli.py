@@ -21,7 +21,10 @@ COMMANDS = {
     "table": ("overpaint.commands.table:table", "Print tables from stored records."),
     "ledger": ("overpaint.commands.ledger:ledger", "Print figures of papers, side by side and beside your records."),
     "publish": ("overpaint.commands.publish:publish", "Write results as files for git, and check such files."),
-    "compare": ("overpaint.commands.compare:compare", "Report what changed between two stores, result files or commits."),
+    "compare": (
+        "overpaint.commands.compare:compare",
+        "Report what changed between two stores, result files or commits.",
+    ),
     "site": ("overpaint.commands.site:site", "Write results and guides as static pages."),
     "show": ("overpaint.commands.show:show", "Draw images side by side, or write them as files."),
     "scores": ("overpaint.commands.scores:scores", "Print the scores of every image as CSV."),

@@ -261,7 +261,7 @@ def measured(words: Sequence[str]) -> str:
     if command and command[:2] != ["overpaint", "run"]:
         raise UserError(f"the command must start with overpaint run, got {' '.join(command[:2])!r}")
     how = f"To measure them again: `{' '.join(command)}`." if command else "The code that measured them is not kept."
-    return f"\n*No record is kept of the figures typed in this table. They were measured on {day}. {how}*\n"
+    return f"\n*No record is kept of the figures typed in this table and in the text about it. They were measured on {day}. {how}*\n"
 
 
 # --- the picture -----------------------------------------------------------------------------------------------
