@@ -15,14 +15,17 @@ from overpaint.grid.labels import printable
 #: Command -> its place, and the line that `overpaint --help` shows.
 COMMANDS = {
     "run": ("overpaint.commands.run:run", "Plan a grid, run or resume it, and print its table."),
-    "attach": ("overpaint.commands.attach:attach", "Follow a run that goes on elsewhere, and print its table."),
-    "plan": ("overpaint.commands.plan:plan", "Say what a run would do, without running it."),
-    "status": ("overpaint.commands.status:status", "Say what runs, what failed, what is left, and what is stored."),
-    "retry": ("overpaint.commands.retry:retry", "Forget failures, so that their tasks count as not tried."),
+    "attach": ("overpaint.commands.attach:attach", "Follow a run on a cluster, and print its table."),
+    "plan": ("overpaint.commands.plan:plan", "Report what a run would do, without running it."),
+    "status": ("overpaint.commands.status:status", "Report what runs, what failed, what is left, and what is stored."),
+    "retry": ("overpaint.commands.retry:retry", "Forget failures, so that their tasks count as new."),
     "table": ("overpaint.commands.table:table", "Print tables from stored records."),
-    "ledger": ("overpaint.commands.ledger:ledger", "Print what papers published, side by side and beside records."),
+    "ledger": ("overpaint.commands.ledger:ledger", "Print figures of papers, side by side and beside your records."),
     "publish": ("overpaint.commands.publish:publish", "Write results as files for git, and check such files."),
-    "compare": ("overpaint.commands.compare:compare", "Say what changed between two stores, claims or commits."),
+    "compare": (
+        "overpaint.commands.compare:compare",
+        "Report what changed between two stores, result files or commits.",
+    ),
     "site": ("overpaint.commands.site:site", "Write results and guides as static pages."),
     "show": ("overpaint.commands.show:show", "Draw images side by side, or write them as files."),
     "scores": ("overpaint.commands.scores:scores", "Print the scores of every image as CSV."),
@@ -31,9 +34,9 @@ COMMANDS = {
     "export": ("overpaint.commands.export:export", "Write an erased model, or the prompts that an attack found."),
     "fetch": ("overpaint.commands.fetch:fetch", "Download the weights and prompt files that a grid needs."),
     "list": ("overpaint.commands.list:list_", "List methods, concepts, attacks, metrics and other groups."),
-    "gc": ("overpaint.commands.gc:gc", "Say what no listed grid needs, and delete it with --delete."),
+    "gc": ("overpaint.commands.gc:gc", "Report what the listed grids do not need, or delete it (--delete)."),
     "store": ("overpaint.commands.store:store", "Verify a store, merge another into it, or pack it into one file."),
-    "doctor": ("overpaint.commands.doctor:doctor", "Say what this machine has."),
+    "doctor": ("overpaint.commands.doctor:doctor", "Report the libraries, devices and assets of this machine."),
 }
 
 

@@ -2,7 +2,7 @@
 
     python scripts/simulate_coverage.py [--sets 3000] [--seed 0] [--only WORD]
 
-prints the tables of ``docs/statistics.md``. A cell shows the share of simulated data sets whose 95 % interval contains the true
+prints the tables of ``docs/coverage.md``. A cell shows the share of simulated data sets whose 95 % interval contains the true
 value and, in brackets, the mean width of the interval. Every prompt has its own share, drawn from a Beta distribution around the
 overall share (a Dirichlet distribution for pairs). The correlation inside a prompt is given; 0 means independent seeds, 1 equal
 ones.

@@ -17,8 +17,8 @@ A page says in comments what belongs between them. `make leaderboards` runs this
         The difference of two figures. It is paired if one side has all hits or none, so that the counts determine the pairs, and
         the word `unpaired` is not given. Figures of a view are compared as independent ones.
     <!-- measured: 2026-11-24 overpaint run … -->…<!-- end -->
-        A sentence about a typed table of which no record is kept: the date, and the command that measures it again, or, without a
-        command, that the code is not kept.
+        A sentence above a typed table without records: the date, and the command that measures it again, or, without a
+        command, that the code is not kept. It also covers the text about the table.
     <!-- picture: redteam concepts=church file=images/redteam-panel.svg -->…<!-- end -->
         View `panel` as a heat map; the block holds its link.
 """
@@ -261,7 +261,8 @@ def measured(words: Sequence[str]) -> str:
     if command and command[:2] != ["overpaint", "run"]:
         raise UserError(f"the command must start with overpaint run, got {' '.join(command[:2])!r}")
     how = f"To measure them again: `{' '.join(command)}`." if command else "The code that measured them is not kept."
-    return f"\n*No record is kept of the figures typed in this table. They were measured on {day}. {how}*\n"
+    kept = "No record is kept of the figures typed in this table and in the text about it."
+    return f"\n*{kept} They were measured on {day}. {how}*\n"
 
 
 # --- the picture -----------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ ASK = 10.0
 def attach(overrides: Sequence[str]) -> None:
     """Follow a run of engine=slurm or engine=ray in store=DIR to its end. With several runs, give the ID of one.
 
-    Ctrl-C ends the following, not the run.
+    Ctrl-C stops following; the run goes on.
     """
     root, rest = taken(search(overrides), "store")
     store = Store.chosen(root)

@@ -43,7 +43,7 @@ GIT = "git:"
 @click.option("--format", "form", default="terminal", help="terminal, md, csv or json.")
 @click.option("--fail", is_flag=True, help="Exit code 1 if a figure changed.")
 def compare(a: str, b: str, filters: Sequence[str], groups: str, form: str, fail: bool) -> None:
-    """Say what changed from A to B beyond noise.
+    """Report what changed from A to B beyond noise.
 
     A and B are each a store, a result file, a folder of result files (overpaint publish), or the results of a commit:
     git:HEAD~3 reads leaderboards/results there, git:HEAD~3:PATH another file or folder. Filters are those of `overpaint table

@@ -25,7 +25,7 @@ from overpaint.run.store import Store
 @click.option("--also", multiple=True, metavar="OVERRIDES", help="Overrides of another grid to keep, in one argument.")
 @click.option("--delete", is_flag=True, help="Delete it. Without this option nothing changes.")
 def gc(overrides: Sequence[str], also: Sequence[str], delete: bool) -> None:
-    """Say how much of the store no listed grid needs, by stage; --delete deletes it.
+    """Report how much of the store the listed grids do not need, by stage. --delete deletes it.
 
     The overrides define a grid to keep. experiment=demo,redteam keeps several experiments, and --also 'method=uce seed=1' another
     grid. Whatever the results of these grids were made from is kept, too.

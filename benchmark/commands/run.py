@@ -29,7 +29,7 @@ from overpaint.run.track import track
 
 @click.command()
 @click.argument("overrides", nargs=-1)
-@click.option("-m", "--multirun", is_flag=True, help="Accepted for Hydra's sake: lists are always swept.")
+@click.option("-m", "--multirun", is_flag=True, help="Accepted as in Hydra, without effect: lists are always swept.")
 @click.option("--cfg", type=click.Choice(["job"]), help="Print the composed configuration of the first cell and stop.")
 def run(overrides: Sequence[str], multirun: bool, cfg: str | None) -> None:
     """Plan a grid, run or resume it, and print its table. Without arguments: the demo."""

@@ -36,7 +36,7 @@ LINES = 12
 @click.option("--watch", is_flag=True, help=f"Look again every {PAUSE:g} seconds until Ctrl-C.")
 @click.option("--format", "form", default="terminal", help="terminal or json.")
 def status(overrides: Sequence[str], watch: bool, form: str) -> None:
-    """Say what runs where since when, what failed and why, what is left of a grid, and what is stored.
+    """Report running tasks, failures with their errors, what is left of a grid, and what is stored.
 
     With overrides, tasks and failures are those of the grid that they define. Without them, those of the whole store.
     """

@@ -66,7 +66,7 @@ def verify(what: Sequence[str], set_aside: bool) -> None:
 @click.argument("source")
 @click.argument("overrides", nargs=-1)
 def merge(source: str, overrides: Sequence[str]) -> None:
-    """Copy into store=DIR what it lacks of the store or the archive SOURCE.
+    """Copy artefacts that store=DIR lacks from another store or an archive, SOURCE.
 
     Of an artefact that both have, the one in store=DIR stays. Every file is hashed; damaged artefacts are left out and named, and
     the exit code is 1. Runs can go on meanwhile, and an interrupted merge is continued by the same command.

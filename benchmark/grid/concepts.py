@@ -116,7 +116,7 @@ class Request:
         if not isinstance(anchor, list | tuple):
             anchor = [anchor]
         if not all(a is None or isinstance(a, str) for a in anchor):
-            raise UserError(f"anchor takes a text, or a list of one each, got {anchor!r}")
+            raise UserError(f"anchor takes a text, or a list of one each, got {shown(anchor)}")
         anchors = list(anchor)
         if len(anchors) == 1:
             anchors *= len(erase)
@@ -146,7 +146,7 @@ def _listed(names, where: str) -> list:
     names = [names] if isinstance(names, str | Concept) else names
     names = list(names) if isinstance(names, Iterable) else [names]
     if not all(isinstance(n, str | Concept) for n in names):
-        raise UserError(f"{where} takes a list of concept names, got {names!r}")
+        raise UserError(f"{where} takes a list of concept names, got {shown(names)}")
     return names
 
 

@@ -21,7 +21,7 @@ from overpaint.grid.labels import is_file
 from overpaint.grid.read_once import forget, remembered
 from overpaint.grid.shipped import shipped
 from overpaint.grid.source_code import source_of
-from overpaint.grid.typed import construct
+from overpaint.grid.typed import construct, shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
 #: Settable keys that are not hyper-parameters: the preset, and the comparisons that are run with an attack.
@@ -66,7 +66,9 @@ class Component:
     def presets(self) -> Mapping[str, Mapping[str, Any] | None]:
         found = self.config.get("presets") or {}
         if not isinstance(found, dict) or not all(isinstance(values, dict | None) for values in found.values()):
-            raise UserError(f"{self.kind}={self.name}: presets takes a mapping of mappings, got {found!r}")
+            raise UserError(
+                f"{self.kind}={self.name}: presets takes a mapping of names to mappings, got {shown(found)}"
+            )
         return found
 
     def settle(self, values: Mapping[str, Any], preset: str | None = None) -> dict[str, Any]:

@@ -20,6 +20,18 @@ RULES = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_t
 #: The largest single-precision number, rounded down.
 LARGEST = 3.4e38
 
+#: Types as error messages write them, one value and several.
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    list: "a list",
+    dict: "a mapping",
+    NoneType: "null",
+}
+MANY = WORDS | {int: "whole numbers", float: "finite numbers", str: "texts", list: "lists", dict: "mappings"}
+
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -140,7 +152,7 @@ def _options(hint: Any) -> Iterable[Any]:
 
 
 def said(hint: Any) -> str:
-    """A type as error messages write it: ``a finite number``, ``int from 1 up``, ``a number above 0``, ``list[str]``."""
+    """A type as error messages write it: ``true or false``, ``a whole number from 1 up``, ``a list of texts``."""
     if get_origin(hint) is Annotated:
         kind, *limits = get_args(hint)
         bounds = {type(limit).__name__: limit for field in limits for limit in getattr(field, "metadata", ())}
@@ -149,14 +161,13 @@ def said(hint: Any) -> str:
         if "Gt" in bounds:
             return f"{name} above {bounds['Gt'].gt}" + (f" and up to {high.le}" if high else "")
         return f"{name} from {bounds['Ge'].ge} " + (f"to {high.le}" if high else "up")
-    if hint is float:
-        return "a finite number"
-    if hint is NoneType:
-        return "null"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
-    if get_args(hint) and hasattr(hint, "__origin__"):
-        return f"{hint.__origin__.__name__}[{', '.join(map(said, get_args(hint)))}]".replace("a finite number", "float")
-    if get_origin(hint) is UnionType:
-        return " | ".join("None" if part is NoneType else said(part) for part in get_args(hint))
-    return getattr(hint, "__name__", str(hint))
+    if get_origin(hint) in (list, dict):
+        inner = get_args(hint)[-1]  # of a mapping: the values; the keys are texts
+        inner = get_args(inner)[0] if get_origin(inner) is Annotated else inner
+        many = said(inner) if get_origin(inner) is Literal else MANY.get(get_origin(inner) or inner)
+        if get_origin(hint) is list:
+            return f"a list of {many}" if many else "a list"
+        return f"a mapping of names to {many}" if many else "a mapping of names to values"
+    return WORDS.get(hint) or getattr(hint, "__name__", str(hint))

@@ -64,7 +64,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The mapping in a YAML file. Raises a `UserError` if it holds something else or a key that is not a string."""
     found = read_yaml(path, what)
     if not isinstance(found, dict):
-        given = "is empty" if found is None else f"holds a {type(found).__name__}"
+        given = "is empty" if found is None else f"holds a {'list' if isinstance(found, list) else 'single value'}"
         raise UserError(f"{what}: {path} {given}; it takes a mapping (key: value)")
     for key in found:
         if not isinstance(key, str):

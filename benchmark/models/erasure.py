@@ -280,16 +280,21 @@ def load_erasure(path: str | Path) -> Erasure:
 
 
 #: The header of an erasure file: its entries and their types.
-HEADER = {"method": str, "kind": str, "settings": dict, "manifest": dict}
+HEADER = {
+    "method": (str, "a text"),
+    "kind": (str, "a text"),
+    "settings": (dict, "an object"),
+    "manifest": (dict, "an object"),
+}
 
 
 def _erasure(header: Any, stored: Mapping[str, torch.Tensor], where: str) -> Erasure:
     """The erasure of a file, from its header and tensors, which are checked."""
     if not isinstance(header, dict):
         raise UserError(f"{where}: its header is not a JSON object")
-    for entry, kind in HEADER.items():
+    for entry, (kind, said) in HEADER.items():
         if not isinstance(header.get(entry), kind):
-            raise UserError(f"{where}: its header has no {entry} ({kind.__name__})")
+            raise UserError(f"{where}: its header has no {entry} ({said})")
     if not header["method"].isprintable():
         raise UserError(f"{where}: its method {shown(header['method'])} is no name")
     if header["kind"] not in KINDS:

@@ -132,7 +132,7 @@ def _few(hit: list[NDArray], sizes: NDArray) -> NDArray:
     below a quarter of all clusters; otherwise infinite.
 
     For differences, hits are pairs that differ and misses are pairs that do not. The constants were chosen with the simulation
-    in ``docs/statistics.md``.
+    in ``docs/coverage.md``.
     """
     found = hit[0] + hit[1]
     rarer = np.minimum((found > 0).sum(axis=1), (found < sizes).sum(axis=1))

@@ -81,7 +81,7 @@ def test_a_compiled_network_is_another_point_with_a_label():
     assert "compiled" not in plain.settings["model"] and compiled.settings["model"]["compiled"] is True
     assert (plain.labels["model"], compiled.labels["model"]) == ("testbed", "testbed compile=true")
     assert cells("engine.compile=false")[0].identity == plain.identity
-    with pytest.raises(UserError, match=r"engine\.compile takes bool, got 'maybe'"):
+    with pytest.raises(UserError, match=r"engine\.compile takes true or false, got 'maybe'"):
         cells("engine.compile=maybe")
 
 

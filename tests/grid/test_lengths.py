@@ -188,7 +188,7 @@ def test_the_limit_can_be_set_and_lifted():
     }
     two = plan("method=esd", "budget.max_steps=5,7")
     assert len({cell.identity for cell, _ in two.cells}) == 2
-    with pytest.raises(UserError, match=r"budget\.max_steps takes int from 2 up or null, got 1"):
+    with pytest.raises(UserError, match=r"budget\.max_steps takes a whole number from 2 up or null, got 1"):
         plan("budget.max_steps=1")
 
 

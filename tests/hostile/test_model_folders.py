@@ -274,15 +274,15 @@ DAMAGES = {
     "more channels": (lambda f: configured(f / UNET_CONFIG, in_channels=9), "unet cannot be loaded"),
     "images of 0 pixels": (
         lambda f: configured(f / UNET_CONFIG, sample_size=0),
-        "the network's sample_size takes int from 1 to 1024, got 0",
+        "the network's sample_size takes a whole number from 1 to 1024, got 0",
     ),
     "images of a billion pixels": (
         lambda f: configured(f / UNET_CONFIG, sample_size=10**9),
-        "the network's sample_size takes int from 1 to 1024",
+        "the network's sample_size takes a whole number from 1 to 1024",
     ),
     "images without a size": (
         lambda f: configured(f / UNET_CONFIG, sample_size=None),
-        "the network's sample_size takes int from 1 to 1024, got null",
+        "the network's sample_size takes a whole number from 1 to 1024, got null",
     ),
     "latents times 0": (
         lambda f: configured(f / VAE, scaling_factor=0),

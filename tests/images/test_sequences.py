@@ -71,5 +71,5 @@ def test_attacks_look_for_the_first_erased_concept():
 
 
 def test_a_wrong_value_is_refused():
-    with pytest.raises(overpaint.UserError, match=r"concepts\.sequential takes bool, got 'maybe'"):
+    with pytest.raises(overpaint.UserError, match=r"concepts\.sequential takes true or false, got 'maybe'"):
         cells("concepts=church", "concepts.sequential=maybe")

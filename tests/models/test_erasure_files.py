@@ -48,7 +48,7 @@ MISFITS = {
         {},
         HEADER
         | {"method": "negative_prompt", "kind": "guard", "settings": {"text": 5, "form": "replace", "weight": 1}},
-        "text takes str, got 5",
+        "text takes a text, got 5",
     ),
     "spm without settings": ({}, HEADER | {"method": "spm", "kind": "adapter"}, "concepts"),
     "spm without membranes": (

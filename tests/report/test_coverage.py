@@ -1,4 +1,4 @@
-"""A small version of the simulation in ``docs/statistics.md``: coverage of intervals and power of tests. The page must show
+"""A small version of the simulation in ``docs/coverage.md``: coverage of intervals and power of tests. The page must show
 what the command prints."""
 
 import importlib.util
@@ -162,7 +162,7 @@ def test_one_cell_of_the_simulation(simulate, rng):
 
 
 def test_the_page_has_the_tables_of_the_command_within_their_bounds(simulate, rng):
-    page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
     shown = dict(TITLE.findall(page))
     printed = {title: list(heads) for title, heads, _ in simulate.tables(100, rng)}
     latency = "Latency ratio: the range of six pairs"  # the page states its exact coverage

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from overpaint.errors import LONGEST, UserError, unknown
 from overpaint.grid.shipped import shipped
-from overpaint.grid.typed import Count, checked, construct
+from overpaint.grid.typed import Count, checked, construct, shown
 from overpaint.grid.yaml_files import read_mapping
 
 #: Unit of a printed figure -> the scale on which figures are compared, and the factor that leads there.
@@ -162,7 +162,7 @@ def papers(place: Path | None = None) -> dict[str, Paper]:
 
 def _mapping(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"papers.yaml: {key} takes a mapping with name, arxiv and tables, got {value!r}")
+        raise UserError(f"papers.yaml: {key} takes a mapping with name, arxiv and tables, got {shown(value)}")
     return value
 
 
