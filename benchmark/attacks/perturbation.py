@@ -47,7 +47,11 @@ def quantised(weight: torch.Tensor, bits: int) -> torch.Tensor:
 
 def pruned(weight: torch.Tensor, share: float) -> torch.Tensor:
     """The weight with this share of its entries, those of smallest magnitude, set to 0."""
-    return weight * L1Unstructured(share).compute_mask(weight, torch.ones_like(weight))
+    plain = (
+        weight.contiguous()
+    )  # torch's pruning cannot read other memory layouts, and the result keeps the weight's own
+    mask = L1Unstructured(share).compute_mask(plain, torch.ones_like(plain))
+    return torch.empty_like(weight).copy_(plain * mask)
 
 
 def is_layer_weight(p: Parameter) -> bool:

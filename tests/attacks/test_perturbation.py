@@ -51,6 +51,8 @@ def test_the_smallest_entries_of_a_tensor_are_pruned(share, weight):
     assert int(gone.sum()) == round(share * weight.numel())
     assert weight[gone].abs().max() <= weight[~gone].abs().min()
     assert torch.equal(found[~gone], weight[~gone])
+    last = weight.to(memory_format=torch.channels_last)
+    assert torch.equal(pruned(last, share), found) and pruned(last, share).stride() == last.stride()
 
 
 def test_half_precision_is_rounded_as_single_precision_is(weight):
