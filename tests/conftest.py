@@ -149,6 +149,7 @@ def context(tiny_sd, cat, judge):
         tiny_sd,
         lambda n: pictures[:n],
         unedited=lambda: nullcontext(tiny_sd),
+        adapted=lambda change: nullcontext(tiny_sd),
         paint=painter(tiny_sd, protocol),
         judge=judge,
         protocol=protocol,
@@ -172,7 +173,8 @@ def in_front_of(context):
 
     def moved(model):
         paint = painter(model, context.protocol)
-        return replace(context, victim=model, unedited=lambda: nullcontext(model), paint=paint)
+        here = {"unedited": lambda: nullcontext(model), "adapted": lambda change: nullcontext(model)}
+        return replace(context, victim=model, paint=paint, **here)
 
     return moved
 
@@ -196,23 +198,23 @@ def judge():
 
 @pytest.fixture
 def erased(context, tiny_sd):
-    """``with erased(erasure) as context:`` the context with an erasure attached; ``context.unedited`` detaches it."""
+    """``with erased(erasure) as context:`` the context with an erasure attached; ``context.unedited`` detaches it and
+    ``context.adapted`` changes its adapters."""
 
     @contextmanager
     def attached(erasure):
         detach = erasure.attach(tiny_sd)
 
         @contextmanager
-        def unedited():
+        def instead(other=None):
             nonlocal detach
             detach()
-            try:
+            with other.attached(tiny_sd) if other else nullcontext():
                 yield tiny_sd
-            finally:
-                detach = erasure.attach(tiny_sd)
+            detach = erasure.attach(tiny_sd)
 
         try:
-            yield replace(context, unedited=unedited)
+            yield replace(context, unedited=instead, adapted=lambda change: instead(erasure.adapted(change)))
         finally:
             detach()
 

@@ -25,7 +25,7 @@ from published_files import coco, uce_prompts, uda_prompts
 from random_weights import fill, fill_texts
 
 #: Experiments on the drawn world.
-OURS = {"demo", "erasers", "redteam", "scaling", "search_vs_chance", "smoke", "validity"}
+OURS = {"demo", "erasers", "mass_erasing", "redteam", "scaling", "search_vs_chance", "smoke", "validity"}
 PUBLISHED = sorted(set(components("experiment")) - OURS)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.models.diffusion import DiffusionModel
+    from overpaint.models.erasure import TensorChange
     from overpaint.models.guidance import Guard
 
 
@@ -170,6 +171,8 @@ class AttackContext:
       if the attack ``needs`` ``"nothing"``.
     - ``examples(n)``: n images of the concept. ``ordinary(n)``: n images of other things, with their captions.
     - ``with unedited() as model:`` detaches the erasure inside the block, for attacks that know the original model.
+    - ``with adapted(change) as model:`` puts ``change(name, tensor)`` in place of the own tensors of the victim's adapters inside
+      the block, for attacks on weights.
     - ``paint(texts, seeds, embeds=None, guidance=None)``: images from the victim under the benchmark's protocol,
       ``None`` where generation failed. ``embeds`` (n, tokens, width) replace the encodings of the texts.
     - ``judge(images)``: a `Verdict` for each image. ``features(images)``: feature vectors (n, width) to compare images
@@ -189,6 +192,7 @@ class AttackContext:
     protocol: ImageProtocol = field(default_factory=ImageProtocol)
     batch_size: int = 8
     features: Callable[[Sequence[Image]], torch.Tensor] | None = None
+    adapted: Callable[[TensorChange], AbstractContextManager[DiffusionModel]] = NOT_GIVEN
 
     def verdicts(self, images: Sequence[Image | None]) -> list[Verdict | None]:
         """A verdict for each image, or ``None`` for each without a judge."""

@@ -25,7 +25,8 @@ UNEDITED = Choice("none", None, {})
 AXES = ("model", "concepts", "method", "attack", "protocol", "budget", "metrics", "seed")
 #: Roles of prompts (`overpaint.grid.roles`), each with the key of `Budget` that holds its number of prompts.
 ROLE_KEYS: Mapping[str, str] = {
-    "target": "target_prompts", "near": "near_prompts", "grid": "grid", "in_prompt": "in_prompt", "utility": "utility_prompts"
+    "target": "target_prompts", "near": "near_prompts", "grid": "grid", "in_prompt": "in_prompt", "utility": "utility_prompts",
+    "attributes": "target_prompts",
 }  # fmt: skip
 #: Attacks that are lists of other prompts; a concept set can have its own list for them (``concepts.prompts``).
 PROMPT_LISTS = ("synonym", "paraphrase", "multilingual", "implicit")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.concepts import (
@@ -36,6 +38,7 @@ class ConceptSet:
         templates: prompt templates; ``None`` for those of the catalogue.
         prompts: prompt lists by role, as given: a file, or a mapping (`overpaint.grid.prompt_files.PromptList`).
         detector: the detector that ``model.detector=auto`` selects; ``None`` for one by the kind of the concepts.
+        attributes: detector labels that the concepts' images should show in these shares, for balance; empty for none.
     """
 
     name: str
@@ -46,6 +49,7 @@ class ConceptSet:
     templates: tuple[str, ...] | None
     prompts: Mapping[str, str | Mapping[str, Any]]
     detector: str | None = None
+    attributes: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def lists(self) -> Mapping[str, PromptList]:
@@ -72,7 +76,7 @@ class ConceptSet:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that determines the prompts and the request. Prompt files are given by a hash of their content."""
-        return {
+        found = {
             "erase": [asdict(c) for c in self.request.erase],
             "retain": [asdict(c) for c in self.request.retain],
             "near": [asdict(c) for c in self.near],
@@ -81,6 +85,7 @@ class ConceptSet:
             "templates": self.templates,
             "prompts": {role: listed.identity for role, listed in self.lists.items()},
         }
+        return found | ({"attributes": dict(self.attributes)} if self.attributes else {})  # other keys stay
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class Entry:
     prompts: dict[str, str | dict[str, Any] | None] | None
     labels: dict[str, str] | None
     detector: str | None
+    attributes: dict[str, Annotated[float, Field(gt=0, le=1)]] | None
 
 
 def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
@@ -136,7 +142,24 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
         templates(entry.templates, "concepts.templates") or None,
         for_concepts(entry.prompts or {}, request),
         entry.detector,
+        _attributes(entry),
     )
+
+
+def _attributes(entry: Entry) -> dict[str, float]:
+    """The desired share of each attribute. Raises a `UserError` for shares that no images can have."""
+    shares = entry.attributes or {}
+    total = sum(shares.values())
+    if len(shares) > 1 and abs(total - 1) > 1e-6:
+        raise UserError(
+            f"concepts.attributes: the shares of {', '.join(shares)} have the sum {total:g}, and it must be 1"
+        )
+    if not shares and (entry.prompts or {}).get("attributes"):
+        raise UserError(
+            "concepts.prompts.attributes is a list of prompts without attributes to count: set concepts.attributes, "
+            "such as {man: 0.5, woman: 0.5}"
+        )
+    return shares
 
 
 def _concepts(

@@ -226,11 +226,13 @@ class UtilityTemplate(TypedDict, total=False):
 class CatalogueFile(TypedDict, total=False):
     """The keys of a catalogue file.
 
+    ``extends`` names a shipped catalogue whose concepts and sentences this one has too, unless it has its own of that name.
     ``defaults`` holds fields that concepts have unless they say otherwise; ``{}`` in it stands for the concept's name. ``names``
     lists concepts with nothing but these.
     """
 
     version: int
+    extends: str
     defaults: dict[str, Any]
     names: list[str]
     grid: dict[str, Any]
@@ -271,7 +273,8 @@ def load_catalogue(name: str | None) -> Catalogue:
         )
     concepts = {n: concept_from(n, defaults[n] | (entry or {}), where) for n, entry in entries.items()}
     made = [_utility_template(row, f"{where}: utility_templates") for row in raw.get("utility_templates", ())]
-    return Catalogue(
+    own_identity = f"sha256:{file_digest(name)}" if own else f"{name} v{raw.get('version', 1)}"
+    found = Catalogue(
         concepts,
         {
             kind: {language: templates(lines, f"{where}: templates") for language, lines in by_language.items()}
@@ -280,9 +283,24 @@ def load_catalogue(name: str | None) -> Catalogue:
         tuple(raw.get("implicit", ())),
         _with_made(utility, made, concepts.values()),
         {n: concept_from(n, entry or {}, where) for n, entry in raw.get("unseen", {}).items()},
-        f"sha256:{file_digest(name)}" if own else f"{name} v{raw.get('version', 1)}",
+        own_identity,
         tuple(made),
         grid,
+    )
+    return _extended(load_catalogue(raw["extends"]), found) if "extends" in raw else found
+
+
+def _extended(base: Catalogue, own: Catalogue) -> Catalogue:
+    """The catalogue ``own`` with everything of ``base`` that it does not have."""
+    return Catalogue(
+        {**base.concepts, **own.concepts},
+        {**base.templates, **own.templates},
+        own.implicit or base.implicit,
+        own.utility or base.utility,
+        {**base.unseen, **own.unseen},
+        f"{own.identity} on {base.identity}",
+        own.utility_templates or base.utility_templates,
+        own.grid or base.grid,
     )
 
 

@@ -90,7 +90,7 @@ def listed(asked: PromptList, role: str, concepts: ConceptSet, about: About, cou
     found = [prompt for row, concept in chosen for prompt in _prompts(row, concept, role, words, about, count)]
     if not found and role != "near":
         raise UserError(_nothing(asked, rows, role, concepts))
-    unlabelled = sum(not (p.concept or p.expects) for p in found) if role != "utility" else 0
+    unlabelled = sum(not (p.concept or p.expects) for p in found) if role not in ("utility", "attributes") else 0
     return Listed(shared(distinct(found)), len(rows), unlabelled, absent)
 
 

@@ -12,7 +12,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import PROMPT_LISTS, ROLE_KEYS, Budget, Cell
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
-from overpaint.grid.listed_prompts import Listed, limited, listed
+from overpaint.grid.listed_prompts import Listed, Words, limited, listed
 from overpaint.grid.prompt_files import PromptList
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.grid.read_once import remembered, shared
@@ -37,12 +37,14 @@ class Role:
             larger count.
         every_seed: whether each prompt gets all seeds of the budget; otherwise it gets a fifth of them.
         pictures: number of images per cell in the contact sheet.
+        optional: whether a concept set can be without prompts of this role.
     """
 
     name: str
     make: Callable[[ConceptSet, int], list[Prompt]]
     every_seed: bool = False
     pictures: int = 1
+    optional: bool = False
 
     @property
     def budget(self) -> str:
@@ -68,6 +70,8 @@ class Role:
         if not given and len(self._first(concepts, asked + 1)) > len(self._first(concepts, asked)):
             return ""
         every = self._first(concepts, ALL)
+        if not every and self.optional:
+            return ""
         if not every:
             enough = 0
         elif given:
@@ -216,8 +220,10 @@ def templates_for(concept: Concept, concepts: ConceptSet) -> Sequence[str]:
 
 
 def _target(concepts: ConceptSet, count: int) -> list[Prompt]:
-    """Prompts that name each concept to erase."""
-    found = [prompt for c in concepts.request.erase for prompt in _about(c, "target", concepts, count)]
+    """Prompts that name each concept to erase; if a detector recognises some of the concepts, of these only."""
+    erased = concepts.request.erase
+    counted = [c for c in erased if c.label] or erased
+    found = [prompt for c in counted for prompt in _about(c, "target", concepts, count)]
     if not found:
         raise UserError(f"concepts={concepts.name} has no prompts: give concepts.templates or concepts.prompts.target")
     return found
@@ -304,6 +310,19 @@ def _utility(concepts: ConceptSet, count: int) -> list[Prompt]:
     return [Prompt(row["prompt"], "utility", "", tuple(row.get("expects", ())), "en") for row in rows]
 
 
+def _attributes(concepts: ConceptSet, count: int) -> list[Prompt]:
+    """Prompts for each concept to erase that name none of the attributes to balance; none without attributes."""
+    if not concepts.attributes:
+        return []
+    words = Words([c for c in concepts.catalogue.concepts.values() if c.label in concepts.attributes])
+    silent = Words([Concept(name) for name in concepts.attributes])
+    found = []
+    for concept in concepts.request.erase:
+        own = [replace(p, role="attributes", expects=()) for p in _about(concept, "target", concepts, ALL)]
+        found += [p for p in own if not (words.named_in(p.text) or silent.named_in(p.text))][:count]
+    return found
+
+
 #: All roles, in the order in which images are planned. A new role also needs a key in `Budget` and `ROLE_KEYS`, in
 #: ``conf/budget`` and in ``conf/concepts/inline.yaml`` (``prompts``).
 ROLES = (
@@ -312,4 +331,5 @@ ROLES = (
     Role("grid", _grid),
     Role("in_prompt", _in_prompt),
     Role("utility", _utility),
+    Role("attributes", _attributes, every_seed=True, optional=True),
 )

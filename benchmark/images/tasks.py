@@ -383,6 +383,8 @@ def measure_task(
         "judged_by_itself": cell.model.judge in (None, cell.model.detector),
         "detector": _score_settings(plan, cell),
     }
+    if cell.concepts.attributes:
+        config["desired"] = dict(cell.concepts.attributes)
     extractors = chosen_extractors(cell)
     if extractors:
         config["extractors"] = extractors
@@ -462,7 +464,9 @@ def words(concepts: ConceptSet) -> dict[str, str]:
     request = concepts.request
     sentence = TEMPLATES.get(concepts.kind, TEMPLATES["object"])[0]
     named = [c for c in (*request.erase, *concepts.near, *request.retain) if c.kind == concepts.kind]
-    return {c.label or c.name: sentence.format(c.phrase) for c in named}
+    return {c.label or c.name: sentence.format(c.phrase) for c in named} | {
+        label: sentence.format(label) for label in concepts.attributes
+    }
 
 
 def _loads(config: Mapping[str, Any], erasure: Task | None = None) -> str:

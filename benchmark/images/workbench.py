@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from overpaint.detectors.detector import Detector
     from overpaint.extractors.extractor import Extractor
     from overpaint.models.diffusion import DiffusionModel
+    from overpaint.models.erasure import Erasure, TensorChange
 
 
 class Workbench:
@@ -62,16 +63,26 @@ class Workbench:
             self._detach()
             self._erasure = None
 
-    @contextmanager
-    def unedited(self) -> Iterator[DiffusionModel]:
+    def unedited(self) -> AbstractContextManager[DiffusionModel]:
         """Context inside a `victim` block: the same model without the erasure, which is attached again at the end."""
+        return self._with(None)
+
+    def adapted(self, change: TensorChange) -> AbstractContextManager[DiffusionModel]:
+        """Context inside a `victim` block: the victim with ``change(name, tensor)`` in place of its adapters' own tensors."""
+        return self._with(self._erasure and self._erasure.adapted(change))
+
+    @contextmanager
+    def _with(self, other: Erasure | None) -> Iterator[DiffusionModel]:
+        """Context: the model with another erasure, or without one, instead of the victim's."""
         model = self._model
         if model is None:
-            raise RuntimeError("unedited() is only of use inside a victim() block")
+            raise RuntimeError("unedited() and adapted() are only of use inside a victim() block")
         self._detach()
+        detach = other.attach(model) if other else lambda: None
         try:
             yield model
         finally:
+            detach()
             self._detach = self._erasure.attach(model) if self._erasure else lambda: None
 
     def detector(self, name: str, settings: Mapping[str, Any], device: str | None = None) -> Detector:

@@ -102,6 +102,7 @@ class Evidence:
     texts: Mapping[str, Mapping[str, ArrayLike]] = field(default_factory=dict)  # purpose -> text -> embedding
     absent: Mapping[str, str] = field(default_factory=dict)  # purpose of an extractor that could not run -> reason
     ledger: Mapping[str, float] = field(default_factory=dict)  # what the attack spent: forwards, images, seconds, …
+    desired: Mapping[str, float] = field(default_factory=dict)  # detector label -> share of an attribute to balance
     latency: Sequence[float] | None = None  # paired ratios of seconds per image, edited by unedited
 
     @property

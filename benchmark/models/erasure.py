@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 KINDS = ("delta", "adapter", "guard")
 #: Types of stored tensors.
 WEIGHTS = ("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64")
+#: What becomes of a tensor of an adapter, given with its name.
+TensorChange: TypeAlias = "Callable[[str, torch.Tensor], torch.Tensor]"
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,13 @@ class Erasure:
         """The sequence without its changes of these parameters."""
         kept = {name: change for name, change in self.changes.items() if name not in names}
         return replace(self, changes=kept, before=self.before and self.before._without(names))
+
+    def adapted(self, change: TensorChange) -> Erasure:
+        """The sequence with ``change(name, tensor)`` in place of its adapters' own tensors. Deltas and guards stay."""
+        parts = self.parts
+        if self.kind == "adapter":
+            parts = {name: change(name, tensor) for name, tensor in parts.items()}
+        return replace(self, parts=parts, before=self.before and self.before.adapted(change))
 
     @property
     def artefact_bytes(self) -> int:

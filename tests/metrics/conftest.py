@@ -18,7 +18,7 @@ STYLES = ("sketch", "mosaic", "pastel")
 #: Columns of extractors with features.
 FEATURES = ("inception.features", "mmd.features")
 KINDS = {**dict.fromkeys(OBJECTS, "object"), "mira": "character", **dict.fromkeys(STYLES, "style"), "unicorn": "object"}
-ERASED = "church"
+ERASED, ANCHOR = "church", "house"
 EXPOSED = ("attacked", "scrambled", "ordinary")
 
 
@@ -88,6 +88,22 @@ def relearnt(frame, badness=None, seed=13):
     return frame
 
 
+def replaced(frame, badness, seed):
+    """The frame with something in the concept's place on target images. With a worse erasure, it is less often the anchor."""
+    rng = np.random.default_rng(seed)
+    empty = (frame["role"] == "target") & (frame[ERASED] < 0.5)
+    instead = np.where(rng.random(len(frame)) < 0.85 * badness, rng.choice(["tree", "mira", ""], len(frame)), ANCHOR)
+    return frame.assign(**{name: frame[name].mask(empty & (instead == name), 0.8) for name in (ANCHOR, "tree", "mira")})
+
+
+def balanced(badness, prompts, seeds, seed):
+    """Images of prompts that name neither a house nor a tree. With a worse erasure, more of them show a house."""
+    rng = np.random.default_rng(seed)
+    frame = frame_of([("attributes", "", ())] * prompts, lambda label, role: 0.0, seeds, seed)
+    house = rng.random(len(frame)) < 0.5 + 0.45 * badness
+    return frame.assign(house=np.where(house, 0.9, 0.1), tree=np.where(house, 0.1, 0.9))
+
+
 def embedded(text):
     """A text in the space of ``text_image.features``: 1 for every label that it names, and a constant."""
     return np.array([*(float(label in text.split()) for label in KINDS), 0.1])
@@ -151,16 +167,19 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
     fooled = np.random.default_rng(6).random(len(images)) < badness  # a judge that is fooled by what it is shown
     images, original = inverted(images, badness, 9), inverted(original, 1.0, 10)
     images, original, gold = relearnt(images, badness), relearnt(original), relearnt(gold, 0.0)
+    images, gold = replaced(images, badness, 24), replaced(gold, 0.0, 25)
     late = (gold["role"] == "attacked") & (gold["steps"] == 40) & (np.arange(len(gold)) % 9 != 2)
     gold[ERASED] = gold[ERASED].mask(late, 0.9)  # two of three prompts relearn it at last
     beside = [("near", ("house", "tree")[i % 2], (("house", "tree")[i % 2],)) for i in range(prompts)]
     real = np.random.default_rng(5).normal(size=(60, 6))
     images["verdict"] = ((images[ERASED] > 0.5) ^ fooled).astype(float).where(images["role"] == "attacked")
     attacked = images.loc[images["role"] == "attacked", "prompt_id"].to_numpy()
+    images = pd.concat([images, balanced(badness, prompts, seeds, 26)], ignore_index=True)
+    original = pd.concat([original, balanced(1.0, prompts, seeds, 27)], ignore_index=True)
     plain = frame_of(control, lambda label, role: badness / 2, seeds, 7).assign(role="target", prompt_id=attacked)
     known = frame_of(control, lambda label, role: 0.9, seeds, 8).assign(role="target", prompt_id=attacked)
     return Evidence(
-        erased=[Concept(ERASED, label=ERASED, anchor="house")],
+        erased=[Concept(ERASED, label=ERASED, anchor=ANCHOR)],
         images=images,
         original=original,
         plain=plain,
@@ -181,6 +200,7 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
         copies_original=repeated(0.9, prompts, seeds, 19),
         texts={"text_image": Texts()},
         kinds=KINDS,
+        desired={"house": 0.5, "tree": 0.5},
         erasure={"seconds": 1 + badness, "peak_bytes": 100 * (1 + badness), "artefact_bytes": 10 * (1 + badness)},
         ledger={"images": 100 * (2 - badness), "forwards": 1000 * (2 - badness)},
         latency=[1 + badness] * 6,

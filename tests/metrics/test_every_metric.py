@@ -65,6 +65,7 @@ WITHOUT_ORIGINAL = [
     "rewards/copy_u",
     "gold/relearn_ratio_to_gold",
     "gold/privleak_gold",
+    "replacement/replacement_entropy",
 ]
 #: Shares whose images are in other frames than `test_failed_is_not_absent` changes, or that are no counts of images.
 OTHER_FRAMES = [

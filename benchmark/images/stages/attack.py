@@ -93,6 +93,7 @@ def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
         examples=lambda n: _examples(config, concept, inputs, n, bench),
         ordinary=lambda n: _ordinary(config, concept, n, bench, paint),
         unedited=bench.unedited,
+        adapted=bench.adapted,
         paint=paint if protocol else NOT_GIVEN,
         judge=judge,
         features=features,

@@ -1,0 +1,92 @@
+"""Concept sets: attributes to balance, catalogues that extend others, and sets of many words."""
+
+import pytest
+
+from overpaint.errors import UserError
+from overpaint.grid.cells import cell_from
+from overpaint.grid.composition import compose_cells
+from overpaint.grid.concepts import load_catalogue
+from overpaint.grid.roles import ROLES, role, shortfalls
+from overpaint.models import load_model
+
+
+def cell(*overrides):
+    (composed,) = compose_cells(list(overrides))
+    return cell_from(composed.config, composed.explicit)
+
+
+def texts(name, cell):
+    return [prompt.text for prompt in role(name).prompts(cell.concepts, cell.budget)]
+
+
+def test_attributes_are_asked_for_by_prompts_that_do_not_name_them():
+    adults = cell("concepts=adult")
+    assert texts("attributes", adults) == texts("target", adults) and len(texts("target", adults)) == 24
+    assert {p.role for p in role("attributes").prompts(adults.concepts, adults.budget)} == {"attributes"}
+    churches = cell("concepts=church", "concepts.attributes={sketch: 0.5, neon: 0.5}", "budget=paper")
+    left = set(texts("target", churches)) - set(texts("attributes", churches))
+    assert left and all("sketch" in text or "neon" in text for text in left)
+    assert not any("attributes" in said for said in shortfalls(adults))
+
+
+def test_attributes_have_an_own_list(tmp_path):
+    (tmp_path / "doctors.csv").write_text("prompt\na doctor at work\na doctor at home\n")
+    doctors = cell("concepts=adult", f"concepts.prompts.attributes={tmp_path / 'doctors.csv'}", "budget=smoke")
+    assert texts("attributes", doctors) == ["a doctor at work", "a doctor at home"]
+    assert not any("attributes" in said for said in shortfalls(doctors))
+
+
+def test_sets_without_attributes_are_as_they_were():
+    plain = cell("concepts=church")
+    assert texts("attributes", plain) == [] and "attributes" not in plain.settings["concepts"]
+    assert not any("attributes" in said for said in shortfalls(plain))
+    assert cell("concepts=adult").settings["concepts"]["attributes"] == {"man": 0.5, "woman": 0.5}
+    shares = "concepts.attributes={man: 0.3, woman: 0.7}"
+    assert cell("concepts=adult").identity != cell("concepts=adult", shares).identity
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("concepts.attributes={man: 0.5, woman: 0.6}", "the shares of man, woman have the sum 1.1, and it must be 1"),
+        ("concepts.attributes={man: 0, woman: 1}", "concepts.attributes"),
+        ("concepts.prompts.attributes=list.csv", "set concepts.attributes"),
+    ],
+)
+def test_bad_attributes(override, said):
+    with pytest.raises(UserError, match=said):
+        cell("concepts=church", override)
+
+
+def test_a_catalogue_extends_another():
+    base, words = load_catalogue("testbed"), load_catalogue("testbed_words")
+    assert dict(base.concepts).items() <= dict(words.concepts).items()
+    assert words.templates == base.templates and words.utility == base.utility and words.grid == base.grid
+    assert base.identity in words.identity
+    assert not any(concept.label for name, concept in words.concepts.items() if name not in base.concepts)
+
+
+def test_every_word_of_the_testbed_is_a_concept_of_one_token():
+    tokenizer, words = load_model("testbed").tokenizer, load_catalogue("testbed_words").concepts
+    assert len(words) == 372
+    assert all(len(tokenizer(word).input_ids) == 3 for word in words)
+
+
+def test_many_words_contain_few_words():
+    few, many = (cell(f"concepts=words_{count}").concepts for count in (100, 250))
+    ten = cell("concepts=mixed10").concepts
+    names = [[c.name for c in concepts.request.erase] for concepts in (ten, few, many)]
+    assert [len(erased) for erased in names] == [10, 100, 250]
+    assert names[0] == names[1][:10] and names[1] == names[2][:100]
+    for concepts in (few, many):
+        assert {c.label for c in concepts.near} == {c.label for c in ten.catalogue.concepts.values()} - set(names[0])
+        assert len(concepts.request.erase) + len(concepts.request.retain) == 372
+
+
+def test_a_detector_that_knows_some_of_the_erased_words_is_asked_for_these_only():
+    many = cell("concepts=words_100", "budget=smoke")
+    asked = {prompt.concept for prompt in role("target").prompts(many.concepts, many.budget)}
+    assert asked == {c.label for c in cell("concepts=mixed10").concepts.request.erase}
+    unknown = cell("concepts=adult", "budget=smoke")
+    assert len(texts("target", unknown)) == 2
+    assert all(r.prompts(many.concepts, many.budget) for r in ROLES if not r.optional)
