@@ -38,6 +38,8 @@ class Eraser(Shortenable, ABC):
             (`overpaint.grid.scope`). It is a property here, so that it may depend on hyper-parameters.
         draws: whether the result depends on the seed. A method that does not draw is run for one seed only. It is a
             property here, for the same reason.
+        added: hyper-parameters that are newer than stored results, with the value that changes nothing. Keys leave them out at
+            that value, so that stored results stay valid.
         lengths, paced: the hyper-parameters that a budget may shorten (`overpaint.grid.lengths.Shortenable`).
     """
 
@@ -48,6 +50,7 @@ class Eraser(Shortenable, ABC):
     kinds: ClassVar[tuple[str, ...]] = KINDS
     multiple: ClassVar[bool] = True
     stacks: ClassVar[bool] = False
+    added: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def acts_on(self) -> str:

@@ -533,7 +533,7 @@ def _runtime(model: ModelSpec, batch_size: int) -> dict[str, Any]:
 
 @remembered
 def _values(choice: Choice) -> SharedDict:
-    return SharedDict(choice.values)
+    return SharedDict(choice.identifying)
 
 
 @remembered

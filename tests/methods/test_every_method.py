@@ -239,6 +239,12 @@ def test_the_yaml_and_the_page_are_complete(method):
     assert not missing, f"conf/method/{method.name}.yaml:\n- " + "\n- ".join(missing)
 
 
+def test_what_keys_leave_out_is_the_default(method):
+    """A later hyper-parameter is left out of keys at the value of the YAML, so that stored results stay valid."""
+    for key, value in method.load().added.items():
+        assert method.defaults[key] == value and type(method.defaults[key]) is type(value)
+
+
 def test_all_that_is_missing_is_said_at_once(tmp_path, monkeypatch):
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "bare.yaml").write_text(
