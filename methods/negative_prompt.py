@@ -12,8 +12,8 @@ negative prompt of the same form, weight and window, n is both texts, joined by 
 
 The guard acts in a window of the sampling, from ``start`` to ``stop``. With T training timesteps, timestep t is at the
 fraction 1 − t/T. A window in fractions means the same for every scheduler and number of steps, and for attacks that
-predict at single timesteps. Ban, Wang, Zhou, Cheng, Gong and Hsieh, "Understanding the Impact of Negative Prompts: When and How Do
-They Take Effect?", ECCV 2024, arXiv 2406.02965, find that negative prompts act late.
+predict at single timesteps. Ban et al., "Understanding the Impact of Negative Prompts: When and How Do They Take Effect?",
+ECCV 2024, arXiv 2406.02965, find that the negative prompt of a thing acts late.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from overpaint.grid.roles import shortfalls
 from overpaint.images.planner import make_plan
 
 #: Experiments on the drawn world.
-OURS = {"demo", "erasers", "redteam", "scaling", "search_vs_chance", "smoke", "validity"}
+OURS = {"demo", "erasers", "merging", "negative_window", "redteam", "scaling", "search_vs_chance", "smoke", "validity"}
 PUBLISHED = sorted(set(components("experiment")) - OURS)
 
 

@@ -66,7 +66,8 @@ def cell_assets(cell: Cell) -> list[str]:
     for listed in cell.concepts.lists.values():
         listed.check()
     detectors = [_detector_assets(name) for name in (cell.model.detector, cell.model.judge) if name]
-    values = (cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference)
+    merge = cell.concepts.merge and cell.concepts.merge.captions
+    values = (cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference, merge)
     return list(dict.fromkeys(name for found in (*detectors, *map(_referred, values)) for name in found))
 
 
@@ -107,10 +108,15 @@ def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: in
     }
     if concepts.sequential:
         config["sequential"] = True
-    files = _named_files(method.values)
+    eraser = component("method", method.name).load()
+    models = {key: method.values[key] for key in eraser.models if method.values.get(key)}
+    files = _named_files(method.values) | {key: fingerprint_model(path) for key, path in models.items()}
+    if concepts.merge:
+        config["merge"] = concepts.merge.settings
+        files |= {"merge.captions": concepts.merge.content} if concepts.merge.content else {}
     if files:
         config["files"] = files
-    versions = {"method": component("method", method.name).load().version} | _arithmetic(model)
+    versions = {"method": eraser.version} | _arithmetic(model)
     sources = _source("method", method.name) | model_family_source(model.path)
     label = f"erase {concepts.name} with {method.label}"
     like, runtime = _kind(method, config), _runtime(model, batch_size)
