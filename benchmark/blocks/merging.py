@@ -56,8 +56,8 @@ def merged(model: DiffusionModel, parts: Sequence[Erasure], request: Request, me
         return Erasure(first.method, changes=changes)
     chain = replace(first, changes=changes)
     for part in parts[1:]:
-        chain = replace(part, changes={}, manifest={}, before=chain)
-    return chain
+        chain = replace(part, changes={}, before=chain)
+    return replace(chain, manifest={})
 
 
 def summed(model: DiffusionModel, parts: Sequence[Erasure], request: Request, merge: Merge) -> dict[str, Change]:

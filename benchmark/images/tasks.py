@@ -43,6 +43,8 @@ from overpaint.run.tasks import SharedDict, SharedList, Task
 HALF_PRECISION = 2
 #: Version of what ``engine.compile`` does to the network. Compiled images have keys of their own.
 COMPILED = 1
+#: Version of the rules of ``concepts.merge``.
+MERGING = 1
 #: Number of a catalogue's templates per language that an attack can learn from. Templates beyond these are new to every attack,
 #: and adding some to a catalogue changes no stored attack.
 ATTACK_TEMPLATES = 24
@@ -109,14 +111,13 @@ def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: in
     if concepts.sequential:
         config["sequential"] = True
     eraser = component("method", method.name).load()
-    models = {key: method.values[key] for key in eraser.models if method.values.get(key)}
-    files = _named_files(method.values) | {key: fingerprint_model(path) for key, path in models.items()}
+    files = _named_files(method.values) | _named_models(eraser.models, method.values)
     if concepts.merge:
         config["merge"] = concepts.merge.settings
         files |= {"merge.captions": concepts.merge.content} if concepts.merge.content else {}
     if files:
         config["files"] = files
-    versions = {"method": eraser.version} | _arithmetic(model)
+    versions = {"method": eraser.version} | _arithmetic(model) | ({"merging": MERGING} if concepts.merge else {})
     sources = _source("method", method.name) | model_family_source(model.path)
     label = f"erase {concepts.name} with {method.label}"
     like, runtime = _kind(method, config), _runtime(model, batch_size)
@@ -585,4 +586,16 @@ def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
             content = file_hash(ours) if not referred(value) and is_file(ours) else content_digest(value)
             if content:
                 found[key] = content
+    return found
+
+
+def _named_models(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the models that these hyper-parameters name."""
+    found = {}
+    for key in keys:
+        if values.get(key):
+            try:
+                found[key] = fingerprint_model(values[key])
+            except UserError as error:
+                raise UserError(str(error).replace("model.path=", f"method.{key}=")) from None
     return found

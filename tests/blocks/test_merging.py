@@ -144,6 +144,15 @@ def test_the_file_and_the_costs_are_those_of_all(tiny_sd, tmp_path):
         assert all(torch.equal(tensor, loaded.tensors[name]) for name, tensor in joined.tensors.items())
 
 
+def test_every_part_of_merged_guards_has_its_manifest(tiny_sd):
+    joined = overpaint.erase(tiny_sd, "negative_prompt", erase=["dog", "bird", "ship"], merge="sum")
+    asked = [[c["name"] for c in level.manifest["erase"]] for level in joined.sequence]
+    assert asked == [["dog"], ["bird"], ["dog", "bird", "ship"]]
+    assert not any({"seconds", "base", "model"} & level.manifest.keys() for level in joined.sequence[:-1])
+    with joined.attached(tiny_sd):
+        assert tiny_sd.guidance.text == "dog, bird, ship"
+
+
 def test_one_concept_is_the_same_erasure(tiny_sd):
     plain, joined = (overpaint.erase(tiny_sd, "uce", erase=["dog"], **how) for how in ({}, {"merge": "ties"}))
     assert all(torch.equal(plain.tensors[name], tensor) for name, tensor in joined.tensors.items())
