@@ -9,6 +9,8 @@ differ are the erasure. Nothing is trained, and the request only says which conc
 - a LoRA with the names of diffusers, peft or kohya, fused with strength ``lora_scale``
 - the file of an SPM (``lora_unet_…`` with the concepts in its header): its prompts gate it as in SPM's own code
 - a file that ``overpaint erase`` has written
+
+With ``transfer`` the erasure was made on another model, ``base``, and is put on this one (`overpaint.models.transfer`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from overpaint.blocks.adapters import transformer_layers
 from overpaint.errors import UserError
@@ -24,10 +26,11 @@ from overpaint.grid.assets import referred
 from overpaint.grid.concepts import Request
 from overpaint.grid.shipped import shipped
 from overpaint.methods.eraser import Eraser
-from overpaint.models import checkpoints
+from overpaint.models import checkpoints, load_model
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, load_erasure
 from overpaint.models.sources import OURS
+from overpaint.models.transfer import transferred
 
 
 @dataclass(kw_only=True)
@@ -37,13 +40,19 @@ class Checkpoint(Eraser):
     file: str
     stage: Literal["text_encoder", "conditioning", "denoiser"]
     lora_scale: float
+    transfer: bool
+    base: str | None
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     draws: ClassVar[bool] = False
+    added: ClassVar[Mapping[str, Any]] = {"transfer": False, "base": None}
+    models: ClassVar[tuple[str, ...]] = ("base",)
 
     def __post_init__(self):
         if not self.file:
             raise UserError("method=checkpoint needs method.file: a file, a folder or a hub id")
+        if self.base is not None and not self.transfer:
+            raise UserError(f"base={self.base} is the model that a transferred erasure was made on: set transfer=true")
 
     @property
     def acts_on(self) -> str:
@@ -68,11 +77,25 @@ class Checkpoint(Eraser):
         header = checkpoints.metadata(path)
         if "overpaint" in header:
             made = load_erasure(path)
+            if self.transfer:
+                made = transferred(made, model, self.made_on(model))
             made.attach(model)()  # raises if it was made for other weights
             return replace(made, manifest={**made.manifest, "made_by": made.method})
         if "prompts" in header and "rank" in header:
             return released_membrane(model, checkpoints.read_state(path), header, path)
-        return Erasure("checkpoint", changes=checkpoints.changes_of(model, path, self.lora_scale))
+        if not self.transfer:
+            return Erasure("checkpoint", changes=checkpoints.changes_of(model, path, self.lora_scale))
+        base = self.made_on(model)
+        if base is None:
+            raise UserError(f"{path} does not say on which model it was made: its transfer needs method.base=MODEL")
+        made = Erasure("checkpoint", changes=checkpoints.changes_of(base, path, self.lora_scale))
+        return transferred(made, model, base)
+
+    def made_on(self, model: DiffusionModel) -> DiffusionModel | None:
+        """The model that a transferred erasure was made on, in the precision and on the device of ``model``."""
+        if self.base is None:
+            return None
+        return load_model(self.base, str(model.dtype).removeprefix("torch."), str(model.device))
 
 
 def released_membrane(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from overpaint.errors import UserError
 from overpaint.grid.assets import referred, require
+from overpaint.grid.concept_sets import Merge
 from overpaint.grid.concepts import KINDS, Request, for_concepts
 from overpaint.grid.lengths import Shortenable
 from overpaint.grid.registry import component
@@ -38,6 +39,9 @@ class Eraser(Shortenable, ABC):
             (`overpaint.grid.scope`). It is a property here, so that it may depend on hyper-parameters.
         draws: whether the result depends on the seed. A method that does not draw is run for one seed only. It is a
             property here, for the same reason.
+        added: hyper-parameters that are newer than stored results, with the value that changes nothing. Keys leave them out at
+            that value, so that stored results stay valid.
+        models: hyper-parameters that name a model, whose content is part of keys.
         lengths, paced: the hyper-parameters that a budget may shorten (`overpaint.grid.lengths.Shortenable`).
     """
 
@@ -48,6 +52,8 @@ class Eraser(Shortenable, ABC):
     kinds: ClassVar[tuple[str, ...]] = KINDS
     multiple: ClassVar[bool] = True
     stacks: ClassVar[bool] = False
+    added: ClassVar[Mapping[str, Any]] = {}
+    models: ClassVar[tuple[str, ...]] = ()
 
     @property
     def acts_on(self) -> str:
@@ -93,7 +99,8 @@ class Eraser(Shortenable, ABC):
         if len(request.erase) > 1 and not self.multiple and not sequential:
             raise UserError(
                 f"method={name} erases one concept per request, got {len(request.erase)}; "
-                "erase them one after the other with concepts.sequential=true"
+                "erase them one after the other with concepts.sequential=true, or merge erasures of one concept each with "
+                "concepts.merge=sum"
             )
 
 
@@ -109,6 +116,7 @@ def erase(
     preset: str | None = None,
     seed: int = 0,
     sequential: bool = False,
+    merge: Merge | Mapping[str, Any] | str | None = None,
     before: Erasure | None = None,
     **hyperparameters: Any,
 ) -> Erasure:
@@ -125,6 +133,8 @@ def erase(
         preset: a preset of ``conf/method/<method>.yaml``.
         seed: seed of all random numbers that the method draws.
         sequential: erase the concepts one after the other, each from the model that the previous erasure left.
+        merge: erase each concept on the unedited model, and merge these erasures: ``"sum"``, ``"mean"``, ``"ties"``,
+            ``"closed"``, or a mapping such as ``{"rule": "ties", "keep": 0.1}`` (`overpaint.grid.concept_sets.Merge`).
         before: an erasure by any method, which the model carries while this one is made.
         hyperparameters: override the defaults and the preset of ``conf/method/<method>.yaml``.
 
@@ -140,9 +150,16 @@ def erase(
     values = for_concepts(chosen.settle(hyperparameters, preset), request)
     require(referred(values))
     eraser = chosen.build(values, seed=seed)
-    eraser.check(model.family, request, method, sequential)
+    eraser.check(model.family, request, method, sequential or merge is not None)
     for name, settings in eraser.detectors(request).items():
         component("detector", name).build(settings).assets()  # raises now, not after hours of training
+    if merge is not None:
+        if sequential or before:
+            raise UserError(
+                "merge joins erasures that are made on the unedited model; it takes no sequential and no before"
+            )
+        rule = merge if isinstance(merge, Merge) else Merge.of(merge, "merge")
+        return _merged(model, method, eraser, request, rule)
     requests = request.singly() if sequential else [request]
     erasure = _erased(model, method, eraser, requests[0], before)
     for part in requests[1:]:
@@ -156,11 +173,46 @@ def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request
         erasure = eraser.erase(model, request)
     seconds, peak_bytes = meter.seconds, meter.peak_bytes
     if before:
-        manifest = dict(before.manifest)
-        seconds += manifest.pop("seconds", 0)
-        peak_bytes = max(peak_bytes, manifest.pop("peak_bytes", 0))
-        whole = {key: value for key, value in manifest.items() if key not in ("base", "model", "artefact_bytes")}
-        erasure = erasure.after(replace(before, manifest=whole))
+        seconds += before.manifest.get("seconds", 0)
+        peak_bytes = max(peak_bytes, before.manifest.get("peak_bytes", 0))
+        erasure = erasure.after(_below(before))
+    return _described(model, method, eraser, request, erasure, seconds, peak_bytes)
+
+
+def _merged(model: DiffusionModel, method: str, eraser: Eraser, request: Request, merge: Merge) -> Erasure:
+    """Run one request per concept on the unedited model and merge the erasures. The costs are those of all."""
+    from overpaint.blocks.merging import merged
+
+    parts = [_erased(model, method, eraser, part, None) for part in request.singly()]
+    if len(parts) == 1:
+        return parts[0]
+    with Meter(str(model.device)) as meter:
+        erasure = merged(model, parts, request, merge)
+    seconds = meter.seconds + sum(part.manifest["seconds"] for part in parts)
+    peak_bytes = max(meter.peak_bytes, *(part.manifest["peak_bytes"] for part in parts))
+    erasure.manifest |= {"merge": merge.settings}
+    if erasure.before:
+        erasure.before = _below(erasure.before)
+    return _described(model, method, eraser, request, erasure, seconds, peak_bytes)
+
+
+def _below(before: Erasure) -> Erasure:
+    """An erasure as the lower part of a sequence, without what the manifest of the whole sequence says."""
+    left_out = ("seconds", "peak_bytes", "base", "model", "artefact_bytes")
+    manifest = {key: value for key, value in before.manifest.items() if key not in left_out}
+    return replace(before, manifest=manifest, before=before.before and _below(before.before))
+
+
+def _described(
+    model: DiffusionModel,
+    method: str,
+    eraser: Eraser,
+    request: Request,
+    erasure: Erasure,
+    seconds: float,
+    peak_bytes: int,
+) -> Erasure:
+    """The erasure with its manifest and the weights that it was made for."""
     erasure.manifest |= {
         "method": method,
         "version": eraser.version,
@@ -174,7 +226,7 @@ def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request
     parameters = model.named_parameters()
     erasure.base = {name: parameters[name].data for name in erasure.names}
     erasure.manifest |= erasure.base_hashes(model)
-    if before and erasure.kind == "guard":
+    if erasure.before and erasure.kind == "guard":
         erasure.attach(model)()  # raises now, instead of during sampling, if two guards cannot be combined
     return erasure
 

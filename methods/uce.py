@@ -16,6 +16,9 @@ All concepts are solved together. There are two official codes (``variant``), wh
 ``current``  The 2025 repository. One row per concept, that of its last token; β = 1. Begin and end tokens are not
              preserved. An empty anchor means the output of the begin token.
 
+``technique: exact`` is ours, with the rows of ``current``: the limit α → ∞ of ``replace``. K gets exactly the outputs of G, and
+W' is otherwise as close to W as possible in the metric λI + βPᵀP (`overpaint.blocks.ridge`, Custom Diffusion's closed merge).
+
 With ``attributes``, concepts are not erased but balanced between attributes (debiasing, as in ``current``). The wanted
 output of row k_i is W k_i + Σ_a s_ia W u_a, where u_a is the row of the last token of attribute a:
 
@@ -29,6 +32,7 @@ Official code inverts A in float32 for each layer; here A is factored once in fl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -60,7 +64,7 @@ class UCE(Eraser):
     """Hyper-parameters of UCE; ``conf/method/uce.yaml`` explains each."""
 
     variant: Literal["legacy", "current"]
-    technique: Literal["replace", "tensor"]
+    technique: Literal["replace", "tensor", "exact"]
     erase_scale: float
     preserve_scale: float | None
     lamb: float
@@ -83,6 +87,15 @@ class UCE(Eraser):
     def __post_init__(self):
         at_least(0, lamb=self.lamb, erase_scale=self.erase_scale, preserve_scale=self.preserve_scale)
         at_least(1, iterations=self.iterations, images=self.images, steps=self.steps)
+        if self.technique == "exact" and self.variant == "legacy":
+            raise UserError(
+                "technique=exact needs variant=current, one row per concept; the many rows of variant=legacy depend on each "
+                "other, so that their outputs cannot be exact"
+            )
+        if self.technique == "exact" and self.erase_scale != 1:
+            raise UserError(
+                f"technique=exact has no erase_scale, which would be infinite; got erase_scale={self.erase_scale:g}"
+            )
         if self.attributes is not None:
             self.check_balance(self.attributes)
 
@@ -116,7 +129,7 @@ class UCE(Eraser):
             return self.debias(model, request, attribute_classifier(self.classifier, self.attributes, model.device))
         _, edited, shared = self.problem(model, request)
         projections = model.projections("key", "value", stream="text")
-        if self.technique == "replace":
+        if self.technique != "tensor":
             changes = shared.text_map(shifts(edited)).changes(projections)
         else:
             changes = edit(projections, shared, lambda W: projected_residuals(W, edited))
@@ -173,7 +186,8 @@ class UCE(Eraser):
             edited = [(rows.last_subject(old), rows.last_subject(new)) for old, new in pairs]
         kept = (rows.all(t) if self.variant == "legacy" else rows.last_subject(t) for t in preserved)
         K = torch.cat([key for key, _ in edited])
-        return rows, edited, factor(K, gram(kept, K), self.lamb, self.erase_scale, self.preserving(len(preserved)))
+        weight = math.inf if self.technique == "exact" else self.erase_scale
+        return rows, edited, factor(K, gram(kept, K), self.lamb, weight, self.preserving(len(preserved)))
 
     def pairs(self, request: Request) -> list[tuple[str, str]]:
         """(concept, anchor) texts. Each pair is followed by the phrases of ``expand_prompts``.

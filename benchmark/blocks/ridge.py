@@ -17,10 +17,20 @@ If the wanted outputs are the outputs of other rows, R_i = S_i Wᵀ, the edit is
     W' = W (I + T),     T = (Σ w_i S_iᵀ K_i) A⁻¹                                     (d, d), the same for every layer,
 
 and more concepts add only terms to the sums.
+
+For w → ∞ the edited rows get exactly their wanted outputs, with the smallest change of all other outputs. This is the
+closed merge of Kumari et al., "Multi-Concept Customization of Text-to-Image Diffusion", CVPR 2023, arXiv 2212.04488:
+
+    min over W'  tr (W' − W) C (W' − W)ᵀ   subject to   K W'ᵀ = V,      C = λI + Σ w_i K_iᵀ K_i over the rows to keep
+    W' = W + Rᵀ D,     D = (K C⁻¹ Kᵀ)⁻¹ K C⁻¹  (n, d)
+
+It is `Constraint`. If rows of K depend on each other, the inverse is a pseudo-inverse: the outputs are the closest possible
+to V, as in the limit of the ridge.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +73,28 @@ class Ridge:
         """The edit that maps each edited row k to the output of k + s: R = S Wᵀ for shifts S (n, d)."""
         if len(shift) < shift.shape[1]:
             return TextMap(shift.T, self.down)
-        return TextMap(self.solve(self.weight * (shift.T @ self.edited)))
+        return TextMap(self.summed(shift))
+
+    def summed(self, shift: torch.Tensor) -> torch.Tensor:
+        """T (d, d) for shifts S (n, d)."""
+        return self.solve(self.weight * (shift.T @ self.edited))
+
+
+@dataclass(frozen=True)
+class Constraint(Ridge):
+    """The limit w → ∞ of `Ridge`: the edited rows K (n, d) get exactly their wanted outputs.
+
+    ``cholesky`` is the factor L of C, which has no edited rows, and ``condition`` is that of C.
+    """
+
+    @cached_property
+    def down(self) -> torch.Tensor:
+        """D (n, d), as (K L⁻ᵀ)⁺ᵀ L⁻¹."""
+        whitened = torch.linalg.solve_triangular(self.cholesky, self.edited.T, upper=False)  # L⁻¹ Kᵀ (d, n)
+        return torch.linalg.solve_triangular(self.cholesky, torch.linalg.pinv(whitened), upper=False, left=False)
+
+    def summed(self, shift: torch.Tensor) -> torch.Tensor:
+        return shift.T @ self.down
 
 
 @dataclass(frozen=True)
@@ -134,18 +165,20 @@ def factor(
 ) -> Ridge:
     """Factor A for edited key rows (n, d) and the Gram matrix (d, d) of the rows to keep, both float64.
 
+    ``edit_weight`` may be infinite: the result is a `Constraint`.
+
     Raises:
         UserError: A is singular, which can happen only with ``ridge`` (``lamb``) near 0.
     """
-    width = edited.shape[1]
+    width, exact = edited.shape[1], math.isinf(edit_weight)
     whole = ridge * torch.eye(width, dtype=torch.float64, device=edited.device)
-    whole += edit_weight * (edited.T @ edited) + keep_weight * kept
+    whole += keep_weight * kept if exact else edit_weight * (edited.T @ edited) + keep_weight * kept
     cholesky, condition = factored(
         whole,
         f"lamb={ridge:g} makes the closed-form edit singular: the text rows do not "
         f"span the text space of width {width}; use lamb > 0 (UCE uses 0.5) or retain more texts",
     )
-    return Ridge(edited, edit_weight, cholesky, condition)
+    return (Constraint if exact else Ridge)(edited, edit_weight, cholesky, condition)
 
 
 def factored(A: torch.Tensor, singular: str) -> tuple[torch.Tensor, float]:

@@ -31,7 +31,8 @@ def erase(overrides: Sequence[str], overwrite: bool) -> None:
     name = cell.method.label
     for note in shortenings([cell]):
         ERR.print(f"note: {note}", style="yellow")
-    how = {"request": cell.concepts.request, "sequential": cell.concepts.sequential, "seed": cell.seed}
+    concepts = cell.concepts
+    how = {"request": concepts.request, "sequential": concepts.sequential, "merge": concepts.merge, "seed": cell.seed}
     with ERR.status(f"{name} …") as status, watched(lambda *step: status.update(f"{name}: {_said(*step)}")):
         erasure = erase_concepts(model, cell.method.name, **how, **cell.method.values)
     with whole(path) as partial:

@@ -210,10 +210,12 @@ class Cell:
         return {axis: label(name, shown[axis]) for axis, name in self.names.items()}
 
     def _named_already(self, key: str) -> bool:
-        """Whether the name of the concept set says it: its own name, its order, and erased concepts that it lists."""
+        """Whether the name of the concept set says it: its own name, its order or merge, and erased concepts that it lists."""
         if key != "concepts.erase":
-            return key in ("concepts.name", "concepts.sequential")
-        return self.concepts.name.removesuffix(" in turn") == "+".join(c.name for c in self.concepts.request.erase)
+            return key in ("concepts.name", "concepts.sequential", "concepts.merge")
+        return self.concepts.name.removesuffix(self.concepts.manner) == "+".join(
+            c.name for c in self.concepts.request.erase
+        )
 
     @property
     def settings(self) -> dict[str, Any]:

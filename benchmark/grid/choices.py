@@ -30,6 +30,7 @@ class Choice:
             control and no random prefixes.
         floor: for an attack, whether it is also run for an unseen and an unrelated concept.
         draws: whether the result depends on the seed.
+        added: hyper-parameters that are newer than stored results, with the value that changes nothing.
         lengths: how long it trains or searches: its declared lengths with their values.
         shortened: the hyper-parameters that the budget shortened, with their values before and after.
     """
@@ -41,6 +42,7 @@ class Choice:
     control: str | None = None
     floor: bool = False
     draws: bool = False
+    added: Mapping[str, Any] = field(default_factory=dict)
     lengths: Mapping[str, Any] = field(default_factory=dict)
     shortened: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -50,10 +52,15 @@ class Choice:
         return label(self.name, self.given)
 
     @property
+    def identifying(self) -> dict[str, Any]:
+        """The hyper-parameters that are part of keys: all but those of ``added`` that change nothing."""
+        return {key: value for key, value in self.values.items() if self.added.get(key, ...) != value}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that determines its results. Files and assets named by values are given by a hash of their content."""
         files = {key: content_digest(value) for key, value in self.values.items() if isinstance(value, str)}
-        found = {"name": self.name, "values": dict(self.values), "files": {k: v for k, v in files.items() if v}}
+        found = {"name": self.name, "values": self.identifying, "files": {k: v for k, v in files.items() if v}}
         return found | {"control": self.control, "floor": self.floor}
 
 
@@ -98,8 +105,8 @@ def choose(
     if "preset" in given and preset:
         shown["preset"] = preset if given["preset"] == "auto" else given["preset"]
     beside = _company(company, where)
-    draws = getattr(built, "draws", True)
-    return Choice(chosen.name, preset, values, shown, draws=draws, lengths=lengths(built), shortened=cut, **beside)
+    about = {"draws": getattr(built, "draws", True), "added": getattr(built, "added", {}), "lengths": lengths(built)}
+    return Choice(chosen.name, preset, values, shown, shortened=cut, **about, **beside)
 
 
 def _by_hand(kind: str, config: Mapping[str, Any], explicit: frozenset[str]) -> list[str]:

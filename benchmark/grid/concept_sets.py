@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.assets import content_digest, referred
 from overpaint.grid.concepts import (
     LONGEST,
     Catalogue,
@@ -21,9 +22,72 @@ from overpaint.grid.concepts import (
     read_as,
     templates,
 )
+from overpaint.grid.labels import label
 from overpaint.grid.prompt_files import PromptList
 from overpaint.grid.registry import components
 from overpaint.grid.typed import construct, shown
+
+Rule = Literal["sum", "mean", "ties", "closed"]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How erasures that were made separately become one (`overpaint.blocks.merging`).
+
+    Attributes:
+        rule: ``sum`` and ``mean`` of their changes, ``ties``, or ``closed``, the least change that keeps what each does.
+        scale: factor of the merged change (task arithmetic).
+        keep: for ``ties``, the share of each erasure's values that count, the largest ones.
+        captions: for ``closed``, the texts whose outputs change least: a collection of ``datasets`` or a CSV file; ``None``
+            for the retained concepts.
+    """
+
+    rule: Rule
+    scale: float = 1.0
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.2
+    captions: str | None = None
+
+    @classmethod
+    def of(cls, given: str | Mapping[str, Any], where: str) -> Merge:
+        """A merge from its setting: a rule, or a mapping with the other keys as well.
+
+        Raises:
+            UserError: an unknown rule or key, or a key that the rule does not use.
+        """
+        entry = {"rule": given} if isinstance(given, str) else given
+        if entry.get("rule") not in get_args(Rule):
+            raise unknown("rule", str(entry.get("rule")), get_args(Rule), where)
+        merge = construct(cls, entry, where)
+        for key, rule in USED_BY.items():
+            if key in entry and merge.rule != rule:
+                raise UserError(f"{where}: {key} is used by rule={rule}, not by rule={merge.rule}")
+        if merge.captions and not referred(merge.captions) and not merge.content:
+            raise UserError(
+                f"{where}: captions takes a collection such as testbed/captions, or a CSV file, got {merge.captions}"
+            )
+        return merge
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys that the rule uses."""
+        return {key: value for key, value in asdict(self).items() if USED_BY.get(key, self.rule) == self.rule}
+
+    @property
+    def content(self) -> str | None:
+        """A hash of the captions; ``None`` without captions, and for an asset's file that is unknown before its download."""
+        if self.captions is None:
+            return None
+        return next(filter(None, (content_digest(f"{self.captions}{end}") for end in ("", ".csv"))), None)
+
+    @property
+    def label(self) -> str:
+        """``ties``, or ``ties keep=0.1`` with the values that differ from the defaults."""
+        plain = Merge(self.rule)
+        return label(self.rule, {key: value for key, value in asdict(self).items() if value != getattr(plain, key)})
+
+
+#: Keys of a merge that one rule uses alone.
+USED_BY = {"keep": "ties", "captions": "closed"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +97,7 @@ class ConceptSet:
     Attributes:
         request: the concepts to erase and to retain.
         sequential: whether the concepts are erased one after the other, each as a request of its own.
+        merge: how erasures of one concept each, all made on the unedited model, become one; ``None`` for one request.
         near: neighbours whose images are measured.
         catalogue: the catalogue that the concepts come from.
         templates: prompt templates; ``None`` for those of the catalogue.
@@ -50,6 +115,7 @@ class ConceptSet:
     prompts: Mapping[str, str | Mapping[str, Any]]
     detector: str | None = None
     attributes: Mapping[str, float] = field(default_factory=dict)
+    merge: Merge | None = None
 
     @cached_property
     def lists(self) -> Mapping[str, PromptList]:
@@ -69,6 +135,11 @@ class ConceptSet:
         return replace(self, prompts=kept) if any(self.prompts[role] for role in self.prompts.keys() - kept) else self
 
     @property
+    def manner(self) -> str:
+        """How several concepts are erased, as the end of the name: `` in turn``, `` merged by sum`` or nothing."""
+        return " in turn" if self.sequential else f" merged by {self.merge.label}" if self.merge else ""
+
+    @property
     def kind(self) -> str:
         """Kind of the first concept to erase. It selects presets."""
         return self.request.erase[0].kind
@@ -76,7 +147,8 @@ class ConceptSet:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that determines the prompts and the request. Prompt files are given by a hash of their content."""
-        found = {
+        merged = {"merge": [self.merge.settings, self.merge.content]} if self.merge else {}
+        found = merged | {
             "erase": [asdict(c) for c in self.request.erase],
             "retain": [asdict(c) for c in self.request.retain],
             "near": [asdict(c) for c in self.near],
@@ -105,6 +177,7 @@ class Entry:
     labels: dict[str, str] | None
     detector: str | None
     attributes: dict[str, Annotated[float, Field(gt=0, le=1)]] | None
+    merge: str | dict[str, Any] | None = None
 
 
 def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
@@ -127,14 +200,17 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     erased_too = [c.name for c in near if read_as(c.name) in map(read_as, names)]
     if erased_too:
         raise UserError(f"concepts.near: {', '.join(erased_too)} cannot be erased and be a neighbour that stays")
-    sequential = entry.sequential and len(erase) > 1  # one concept is the same request either way
+    several = len(erase) > 1  # one concept is the same request in every way
+    merge = Merge.of(entry.merge, "concepts.merge") if entry.merge is not None else None
+    merge = merge if several else None
+    sequential = entry.sequential and several and merge is None
     if entry.detector is not None and entry.detector not in components("detector"):
         raise unknown("detector", entry.detector, components("detector"), "concepts.detector")
     name = entry.name or "+".join(names)
     if entry.name and not (name.isprintable() and len(name) <= LONGEST):
         raise UserError(f"concepts.name takes at most {LONGEST} printable characters on one line, got {shown(name)}")
-    return ConceptSet(
-        f"{name} in turn" if sequential else name,
+    found = ConceptSet(
+        name,
         request,
         sequential,
         tuple(near),
@@ -143,7 +219,9 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
         for_concepts(entry.prompts or {}, request),
         entry.detector,
         _attributes(entry),
+        merge,
     )
+    return replace(found, name=f"{name}{found.manner}")
 
 
 def _attributes(entry: Entry) -> dict[str, float]:

@@ -122,8 +122,9 @@ def _files(kind: str) -> dict[str, list[Path]]:
 
 
 def named_in_yaml(kind: str, name: str) -> Path:
-    """The file that a YAML of this kind names, relative to the working directory or else to a user's YAML files."""
-    places = (Path(name), *(folder / kind / name for folder in conf_folders()))
+    """The file that a YAML of this kind names, relative to the working directory, to a user's YAML files, or to the data of
+    this package (``testbed/captions.csv``)."""
+    places = (Path(name), *(folder / kind / name for folder in conf_folders()), shipped("datasets") / name)
     return next(filter(is_file, places), places[0])
 
 

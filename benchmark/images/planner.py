@@ -105,7 +105,8 @@ def _check_support(cell: Cell) -> None:
 
 @remembered
 def _check_method(family: str | None, method: Choice, seed: int, concepts: ConceptSet) -> None:
-    build("method", method, seed).check(family, concepts.request, method.name, concepts.sequential)
+    singly = concepts.sequential or concepts.merge is not None
+    build("method", method, seed).check(family, concepts.request, method.name, singly)
 
 
 @remembered

@@ -44,6 +44,8 @@ from overpaint.run.tasks import SharedDict, SharedList, Task
 HALF_PRECISION = 2
 #: Version of what ``engine.compile`` does to the network. Compiled images have keys of their own.
 COMPILED = 1
+#: Version of the rules of ``concepts.merge``.
+MERGING = 1
 #: Number of a catalogue's templates per language that an attack can learn from. Templates beyond these are new to every attack,
 #: and adding some to a catalogue changes no stored attack.
 ATTACK_TEMPLATES = 24
@@ -71,7 +73,8 @@ def cell_assets(cell: Cell) -> list[str]:
         referred({**component("detector", name).defaults, **settings})
         for name, settings in _looking(cell.method, cell.concepts).items()
     ]
-    values = (cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference)
+    merge = cell.concepts.merge and cell.concepts.merge.captions
+    values = (cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference, merge)
     return list(dict.fromkeys(name for found in (*detectors, *map(_referred, values)) for name in found))
 
 
@@ -112,13 +115,17 @@ def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: in
     }
     if concepts.sequential:
         config["sequential"] = True
-    files = _named_files(method.values)
+    eraser = component("method", method.name).load()
+    files = _named_files(method.values) | _named_models(eraser.models, method.values)
+    if concepts.merge:
+        config["merge"] = concepts.merge.settings
+        files |= {"merge.captions": concepts.merge.content} if concepts.merge.content else {}
     if files:
         config["files"] = files
     looking = _looking(method, concepts)
     if looking:
         config["detectors"] = {name: _identity_or_absence(name, settings)[0] for name, settings in looking.items()}
-    versions = {"method": component("method", method.name).load().version} | _arithmetic(model)
+    versions = {"method": eraser.version} | _arithmetic(model) | ({"merging": MERGING} if concepts.merge else {})
     sources = _source("method", method.name) | model_family_source(model.path)
     for name in looking:
         sources |= _source("detector", name)
@@ -577,7 +584,7 @@ def _runtime(model: ModelSpec, batch_size: int) -> dict[str, Any]:
 
 @remembered
 def _values(choice: Choice) -> SharedDict:
-    return SharedDict(choice.values)
+    return SharedDict(choice.identifying)
 
 
 @remembered
@@ -623,4 +630,16 @@ def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
             content = file_hash(ours) if not referred(value) and is_file(ours) else content_digest(value)
             if content:
                 found[key] = content
+    return found
+
+
+def _named_models(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the models that these hyper-parameters name."""
+    found = {}
+    for key in keys:
+        if values.get(key):
+            try:
+                found[key] = fingerprint_model(values[key])
+            except UserError as error:
+                raise UserError(str(error).replace("model.path=", f"method.{key}=")) from None
     return found

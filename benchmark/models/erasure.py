@@ -170,7 +170,12 @@ class Erasure:
             UserError: The erasure does not fit the model, or was made for other weights.
         """
         parameters = model.named_parameters()
-        self._check_base(model, parameters)
+        self.check_layout(model)
+        if not self.made_for(model):
+            raise UserError(
+                "this erasure was made for other weights than this model's, or for another precision (their hashes "
+                "differ); method=checkpoint method.transfer=true puts it on another model"
+            )
         self.base = plain = {name: parameters[name].data for name in self.names}
 
         def restore() -> None:
@@ -209,18 +214,19 @@ class Erasure:
                 f"the method writes ({type(error).__name__}: {error})"
             ) from error
 
-    def _check_base(self, model: DiffusionModel, parameters: Mapping[str, torch.Tensor]) -> None:
+    def check_layout(self, model: DiffusionModel) -> None:
+        """Raise a `UserError` unless the model has every changed parameter, in the same shape."""
+        parameters = model.named_parameters()
         for name, change in (item for erasure in self.sequence for item in erasure.changes.items()):
             if name not in parameters:
                 raise UserError(f"this erasure changes {bare(name)}, which the model does not have")
             shape = tuple(parameters[name].shape)
             if shape != change.shape:
                 raise UserError(f"this erasure does not fit the model: {name} is {shape} there and {change.shape} here")
-        hashes = self.base_hashes(model, self.manifest)
-        if any(self.manifest[entry] != own for entry, own in hashes.items()):
-            raise UserError(
-                "this erasure was made for other weights than this model's, or for another precision (their hashes differ)"
-            )
+
+    def made_for(self, model: DiffusionModel) -> bool:
+        """Whether the model's weights are those that the manifest names, if it names any."""
+        return all(self.manifest[entry] == own for entry, own in self.base_hashes(model, self.manifest).items())
 
     def base_hashes(self, model: DiffusionModel, asked: Iterable[str] = ("base", "model")) -> dict[str, str]:
         """The ``asked`` entries of a manifest that tell which weights the erasure is for.

@@ -1,5 +1,7 @@
 """The closed-form solve against its identities and an independent least-squares solution."""
 
+import math
+
 import pytest
 import torch
 
@@ -105,3 +107,46 @@ def test_one_map_after_another_is_both_edits_in_turn(first, second):
     both = maps[0].then(maps[1])
     torch.testing.assert_close(both.changes([layer])["w"].apply(layer.weight), W, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(layer.weight @ both.matrix, W, rtol=1e-11, atol=1e-11)
+
+
+def exactly(K, G, P, ridge=0.5):
+    return solve(K, G, P, ridge, math.inf)
+
+
+def test_an_infinite_weight_gives_exactly_the_wanted_outputs_at_the_smallest_cost():
+    K, G, P, W = rows(3), rows(3, seed=1), rows(4, seed=2), projection().weight
+    found = exactly(K, G, P)
+    torch.testing.assert_close(K @ found.T, G @ W.T, rtol=0, atol=1e-12)
+    C = 0.5 * torch.eye(12, dtype=torch.float64) + P.T @ P
+    cost = torch.trace((found - W) @ C @ (found - W).T)
+    free = torch.linalg.svd(K, full_matrices=True).Vh[3:]  # directions in which the outputs of K do not change
+    for seed in range(5):
+        other = found + 1e-3 * rows(9, 9, seed) @ free
+        torch.testing.assert_close(K @ other.T, G @ W.T, rtol=0, atol=1e-12)
+        assert torch.trace((other - W) @ C @ (other - W).T) > cost
+
+
+def test_the_ridge_comes_as_close_to_the_constraint_as_its_weight_is_large():
+    K, G, P = rows(3), rows(3, seed=1), rows(4, seed=2)
+    limit = exactly(K, G, P)
+    distances = [float((solve(K, G, P, 0.5, weight) - limit).norm()) for weight in (1e2, 1e4, 1e6)]
+    assert distances[0] > 1e-3
+    for near, far in zip(distances[1:], distances, strict=False):
+        assert near == pytest.approx(far / 100, rel=0.1)
+
+
+def test_rows_that_depend_on_each_other_are_the_limit_too():
+    """A row twice, with two wanted outputs: the constraint cannot hold, and both limits are at their mean."""
+    K, G, P, W = rows(2)[[0, 1, 1]], rows(3, seed=1), rows(4, seed=2), projection().weight
+    found = exactly(K, G, P)
+    torch.testing.assert_close(K @ found.T, torch.stack([G[0], G[1:].mean(0), G[1:].mean(0)]) @ W.T, rtol=0, atol=1e-12)
+    torch.testing.assert_close(solve(K, G, P, 0.5, 1e6), found, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [3, 12])
+def test_shifted_rows_under_the_constraint(n):
+    K, G, layer = rows(n), rows(n, seed=1), projection()
+    shared = factor(K, gram([rows(4, seed=2)], K), 0.5, math.inf)
+    plain = edit([layer], shared, lambda W: (G - K) @ W.T)["w"].apply(layer.weight)
+    shifted = shared.text_map(G - K).changes([layer])["w"]
+    torch.testing.assert_close(shifted.apply(layer.weight), plain, rtol=1e-9, atol=1e-9)

@@ -245,3 +245,11 @@ def test_every_role_has_its_key_in_budgets_and_concept_sets():
     for name in components("budget"):
         assert {role.budget for role in ROLES} <= set(component("budget", name).config)
     assert {*(role.name for role in ROLES), *PROMPT_LISTS} == set(component("concepts", "inline").config["prompts"])
+
+
+def test_a_later_hyper_parameter_is_in_keys_only_where_it_changes_something():
+    (plain,), (same,) = cells("method=negative_prompt"), cells("method=negative_prompt", "method.start=0")
+    assert "start" not in plain.settings["method"]["values"] and plain.settings == same.settings
+    swept = cells("method=negative_prompt", "method.start=0.25,0.5")
+    assert [cell.settings["method"]["values"]["start"] for cell in swept] == [0.25, 0.5]
+    assert [cell.labels["method"] for cell in swept] == ["negative_prompt start=0.25", "negative_prompt start=0.5"]

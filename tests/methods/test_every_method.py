@@ -125,16 +125,21 @@ def test_save_load_attach_gives_the_same_picture(tiny_sd, method, tmp_path):
         assert np.array_equal(picture(tiny_sd), ours)
 
 
-def test_one_request_after_the_other(tiny_sd, method, tmp_path):
+@pytest.mark.parametrize("how", [{"sequential": True}, {"merge": "sum"}], ids=["in turn", "merged"])
+def test_one_request_per_concept(tiny_sd, method, how, tmp_path):
     before = snapshot(tiny_sd)
     try:
-        erasure = erased(tiny_sd, method, erase=["dog", "bird"], sequential=True)
+        erasure = erased(tiny_sd, method, erase=["dog", "bird"], **how)
     except overpaint.UserError as error:
         assert f"{method.name} cannot be put on top of one" in str(error) and not method.load().stacks
         assert_unchanged(tiny_sd, before)
         return
     assert_unchanged(tiny_sd, before)
-    assert [[c["name"] for c in e.manifest["erase"]] for e in erasure.sequence] == [["dog"], ["bird"]]
+    asked = [[c["name"] for c in e.manifest["erase"]] for e in erasure.sequence]
+    if "merge" in how:
+        assert asked == ([["dog", "bird"]] if erasure.kind == "delta" else [["dog"], ["dog", "bird"]])
+    else:
+        assert asked == [["dog"], ["bird"]]
     with erasure.attached(tiny_sd):
         ours, parameters = picture(tiny_sd), tiny_sd.named_parameters()
         changed = {name for name, tensor in before[0].items() if not torch.equal(parameters[name].data, tensor)}
@@ -237,6 +242,12 @@ def test_every_kind_that_it_declares_is_accepted(tiny_sd, method):
 def test_the_yaml_and_the_page_are_complete(method):
     missing = unmet("method", method.name, Eraser)
     assert not missing, f"conf/method/{method.name}.yaml:\n- " + "\n- ".join(missing)
+
+
+def test_what_keys_leave_out_is_the_default(method):
+    """A later hyper-parameter is left out of keys at the value of the YAML, so that stored results stay valid."""
+    for key, value in method.load().added.items():
+        assert method.defaults[key] == value and type(method.defaults[key]) is type(value)
 
 
 def test_all_that_is_missing_is_said_at_once(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Negative prompt: identities of both forms."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -74,3 +76,52 @@ def test_no_weight_in_the_composable_form_is_plain_guidance(tiny_sd):
 def test_a_text_that_does_not_fit_is_refused(tiny_sd):
     with pytest.raises(overpaint.UserError, match="tokens"):
         overpaint.erase(tiny_sd, "negative_prompt", erase=["dog"], text="dog " * 100)
+
+
+@pytest.mark.parametrize("form", ["replace", "composable"])
+def test_a_window_covers_its_fraction_of_the_sampling(tiny_sd, form):
+    """20 DDIM steps from 0.25 to 0.5: the steps 5 to 9 are guarded, the others are plain."""
+    schedule = tiny_sd.scheduler("ddim")
+    schedule.set_timesteps(20)
+    erasure = overpaint.erase(tiny_sd, "negative_prompt", erase=["dog"], form=form, start=0.25, stop=0.5)
+    whole = overpaint.erase(tiny_sd, "negative_prompt", erase=["dog"], form=form)
+    latents = tiny_sd.noise([0, 1])
+    with torch.no_grad():
+        positive, negative = tiny_sd.encode(["a photo of a dog"] * 2), tiny_sd.encode([""] * 2)
+        plain = tiny_sd.guidance(tiny_sd, positive, negative, 7.5)
+        with whole.attached(tiny_sd):
+            guarded = tiny_sd.guidance(tiny_sd, positive, negative, 7.5)
+        with erasure.attached(tiny_sd):
+            window = tiny_sd.guidance(tiny_sd, positive, negative, 7.5)
+        for step, t in enumerate(schedule.timesteps):
+            expected = (guarded if 5 <= step < 10 else plain)(latents, t, step)
+            assert torch.equal(window(latents, t, step), expected), step
+        times = torch.tensor([900, 600])  # a row outside and a row inside
+        mixed = [plain(latents, times, 0)[0], guarded(latents, times, 0)[1]]
+        assert torch.equal(window(latents, times, 0), torch.stack(mixed))
+
+
+def test_windows_that_meet_are_the_whole_sampling(tiny_sd):
+    erasure = overpaint.erase(tiny_sd, "negative_prompt", erase=["dog"], start=0.0, stop=0.5)
+    late = overpaint.erase(tiny_sd, "negative_prompt", erase=["dog"], start=0.5)
+    for t in range(tiny_sd.train_timesteps):
+        inside = []
+        for part in (erasure, late):
+            with part.attached(tiny_sd):
+                inside.append(tiny_sd.guidance(tiny_sd, *[tiny_sd.unconditional()] * 2, 7.5).inside(torch.tensor(t)))
+        assert sum(map(bool, inside)) == 1
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-0.1, 1.0), (0.5, 0.5), (0.6, 0.4), (0.0, 1.5)])
+def test_a_window_that_is_none_is_refused(tiny_sd, start, stop):
+    with pytest.raises(overpaint.UserError, match=f"0 <= start < stop <= 1, got {start} and {stop}"):
+        overpaint.erase(tiny_sd, "negative_prompt", erase=["dog"], start=start, stop=stop)
+
+
+def test_an_older_file_without_a_window_acts_in_all_steps(tiny_sd):
+    new = overpaint.erase(tiny_sd, "negative_prompt", erase=["dog"])
+    old = dataclasses.replace(new, settings={k: v for k, v in new.settings.items() if k not in ("start", "stop")})
+    with new.attached(tiny_sd):
+        expected = tiny_sd.guidance
+    with old.attached(tiny_sd):
+        assert tiny_sd.guidance == expected

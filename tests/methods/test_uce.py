@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 import overpaint
 from official import changed, distance, parameters
+from overpaint.blocks.text_rows import TextRows
 from overpaint.grid.concepts import Request
 from overpaint.grid.registry import component
 from overpaint.grid.shipped import shipped
@@ -102,3 +103,32 @@ def test_preserving_follows_the_number_of_retained_texts(tiny_sd):
 def test_no_ridge_and_few_rows_is_refused(tiny_sd):
     with pytest.raises(overpaint.UserError, match="lamb"):
         overpaint.erase(tiny_sd, "uce", erase=["dog"], variant="current", lamb=0)
+
+
+def test_an_exact_edit_gives_the_concept_the_outputs_of_its_anchor(tiny_sd_float64):
+    model = tiny_sd_float64
+    asked = {"variant": "current", "erase": ["dog", "snoopy"], "anchor": ["cat", "a bird"], "retain": ["ship"]}
+    exact = overpaint.erase(model, "uce", technique="exact", **asked)
+    rows = TextRows(model, ["dog", "snoopy", "cat", "a bird"])
+    base = parameters(model, exact.changes)
+    for concept, anchor in (("dog", "cat"), ("snoopy", "a bird")):
+        K, G = rows.last_subject(concept), rows.last_subject(anchor)
+        for name, W in base.items():
+            torch.testing.assert_close(K @ exact.tensors[name].T, G @ W.T, rtol=0, atol=1e-12)
+
+
+def test_the_plain_edit_tends_to_the_exact_one(tiny_sd_float64):
+    asked = {"variant": "current", "erase": ["dog"], "anchor": "cat", "retain": ["bird", "ship"]}
+    exact = changed(tiny_sd_float64, "uce", technique="exact", **asked)
+    weights = (1e2, 1e4, 1e6)
+    ridges = [changed(tiny_sd_float64, "uce", erase_scale=weight, **asked) for weight in weights]
+    name = next(iter(exact))
+    apart = [float((ridge[name] - exact[name]).norm()) for ridge in ridges]
+    assert apart[0] > 0 and apart[1] < apart[0] / 50 and apart[2] < apart[1] / 50
+
+
+def test_an_exact_edit_has_one_row_per_concept_and_no_weight(tiny_sd):
+    with pytest.raises(overpaint.UserError, match="technique=exact needs variant=current"):
+        overpaint.erase(tiny_sd, "uce", erase=["dog"], technique="exact")
+    with pytest.raises(overpaint.UserError, match=r"technique=exact has no erase_scale.*got erase_scale=2"):
+        overpaint.erase(tiny_sd, "uce", erase=["dog"], variant="current", technique="exact", erase_scale=2.0)

@@ -9,6 +9,7 @@ from math import sqrt
 import numpy as np
 import pandas as pd
 
+from overpaint.grid.registry import components
 from overpaint.report.fronts import better
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
 from overpaint.report.rendering import number, plain
@@ -189,7 +190,7 @@ def scalings(blocks: Iterable[Block]) -> Iterator[Scaling]:
                 block
             )
     for name, by_label in groups.items():
-        chain = _chain([label for label in by_label if not label.endswith(" in turn")])
+        chain = _chain([label for label in by_label if label in components("concepts")])
         counts = [len(erased()[label]) for label in chain]
         if len(counts) < 2:
             continue

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from overpaint.errors import UserError
+from overpaint.grid.concept_sets import Rule
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components
 from overpaint.report.claims import claim_files, narrowed, published
@@ -148,9 +149,11 @@ def shown(results: Results, view: str) -> list[Table]:
 
 @remembered
 def erased() -> dict[str, tuple[str, ...]]:
-    """The concepts that each known concept set erases, by its label; ``X in turn`` is the label of a sequence of requests."""
+    """The concepts that each known concept set erases, by its label; ``X in turn`` is the label of a sequence of requests,
+    ``X merged by sum`` that of separately made erasures."""
     found: dict[str, tuple[str, ...]] = {}
     for name in components("concepts"):
         concepts = tuple(map(str, component("concepts", name).config.get("erase") or ()))
-        found |= {name: concepts, f"{name} in turn": concepts}
+        manners = ("", " in turn", *(f" merged by {rule}" for rule in get_args(Rule)))
+        found |= {f"{name}{manner}": concepts for manner in manners}
     return found
