@@ -27,17 +27,6 @@ from random_weights import fill, fill_texts
 #: Experiments on the drawn world.
 OURS = {"demo", "erasers", "mass_erasing", "merging", "negative_window"}
 OURS |= {"redteam", "scaling", "search_vs_chance", "smoke", "validity"}
-    "demo",
-    "erasers",
-    "mass_erasing",
-    "merging",
-    "negative_window",
-    "redteam",
-    "scaling",
-    "search_vs_chance",
-    "smoke",
-    "validity",
-}
 PUBLISHED = sorted(set(components("experiment")) - OURS)
 
 
