@@ -170,4 +170,4 @@ def said(hint: Any) -> str:
         if get_origin(hint) is list:
             return f"a list of {many}" if many else "a list"
         return f"a mapping of names to {many}" if many else "a mapping of names to values"
-    return WORDS.get(hint) or getattr(hint, "__name__", str(hint))
+    return WORDS.get(hint) or str(getattr(hint, "__name__", hint))
