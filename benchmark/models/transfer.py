@@ -15,11 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
+from overpaint.models.lazily import torch
 
 
 def transferred(erasure: Erasure, model: DiffusionModel, base: DiffusionModel | None) -> Erasure:
