@@ -139,7 +139,7 @@ def test_outcomes_are_read_by_metric_and_artefact(store):
         assert some["artefact"] == ["a", "a"] and some["metric"] == ["a", "a"] and some["value"] == [0, 2]
         assert stored_outcomes(store, records).num_rows == 4
         assert stored_outcomes(store, records[:0]).num_rows == 0
-        assert stored_outcomes(store, records.assign(metric="b")).num_rows == 0
+        assert stored_outcomes(store, records.assign(metric="c")).num_rows == 0
 
 
 def test_text_of_outcomes_takes_a_few_bytes_a_row(store):
