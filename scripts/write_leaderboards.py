@@ -31,12 +31,12 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Required
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -278,7 +278,7 @@ def measured(words: Sequence[str]) -> str:
 class Rule(TypedDict, total=False):
     """A figure or a gap with ``{method}`` in it, what it shows in words, and the bound that a claim states."""
 
-    shows: Required[str]
+    shows: str
     figure: str
     gap: str
     at_most: float
@@ -296,24 +296,26 @@ class Claim(TypedDict):
 class Expectations(TypedDict):
     """A file of claims."""
 
-    rules: dict[str, Rule]
-    claims: list[Claim]
+    rules: dict[str, dict[str, Any]]
+    claims: list[dict[str, Any]]
 
 
 def expectations(words: Sequence[str]) -> str:
     """The claims in a file, each with the figure that decides and its verdict."""
     (name,) = words
     file = checked(Expectations, read_mapping(ROOT / name, name), name)
+    rules = {key: checked(Rule, rule, f"{name}: rules.{key}") for key, rule in file["rules"].items()}
     lines = [
         "| method | the paper claims | figure | bound | found | verdict |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for claim in file["claims"]:
-        if claim["rule"] not in file["rules"]:
-            raise unknown("rule", claim["rule"], file["rules"], name)
-        rule, where = file["rules"][claim["rule"]], f"{name}: {claim['rule']}"
+    for row, given in enumerate(file["claims"]):
+        claim = checked(Claim, given, f"{name}: claims[{row}]")
+        if claim["rule"] not in rules:
+            raise unknown("rule", claim["rule"], rules, name)
+        rule = rules[claim["rule"]]
         paper = str(component("method", claim["method"]).config["paper"]).rpartition("arXiv ")[2]
-        found, unit = decided(rule, claim["method"], where)
+        found, unit = decided(rule, claim["method"], f"{name}: rules.{claim['rule']}")
         bound = f"≤ {rule['at_most']:g}" if "at_most" in rule else f"≥ {rule['at_least']:g}"
         linked = f"[{claim['method']}](https://arxiv.org/abs/{paper})"
         cells = [linked, claim["claim"], rule["shows"], bound, said(found, unit), verdict(found, rule)]
@@ -321,15 +323,15 @@ def expectations(words: Sequence[str]) -> str:
     return "\n\n" + "\n".join(lines) + "\n\n"
 
 
-def decided(rule: Rule, method: str, where: str) -> tuple[Estimate, str]:
+def decided(rule: Mapping[str, Any], method: str, where: str) -> tuple[Estimate, str]:
     """The figure or gap of a rule for a method, and its unit."""
-    if ("figure" in rule) == ("gap" in rule) or ("at_most" in rule) == ("at_least" in rule):
-        raise UserError(f"{where} takes figure or gap, and at_most or at_least")
+    if "shows" not in rule or ("figure" in rule) == ("gap" in rule) or ("at_most" in rule) == ("at_least" in rule):
+        raise UserError(f"{where} takes shows, figure or gap, and at_most or at_least")
     named = shlex.split(rule.get("figure", rule.get("gap", "")).replace("{method}", method))
     return estimate(named) if "figure" in rule else difference(named)
 
 
-def verdict(found: Estimate, rule: Rule) -> str:
+def verdict(found: Estimate, rule: Mapping[str, Any]) -> str:
     """``agrees`` if the whole interval meets the bound, ``disagrees`` if none of it does, else ``open``."""
     if found.low is None or found.high is None:
         return "open"

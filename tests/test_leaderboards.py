@@ -176,9 +176,9 @@ def test_every_method_with_results_has_its_claims():
         (("{method: uce,", "{method: uxe,"), "unknown method 'uxe'.*did you mean 'uce'"),
         (
             ("    at_most: 0.1\n", "    at_most: 0.1\n    at_least: 0\n"),
-            "erases takes figure or gap, and at_most or at_least",
+            "erases takes shows, figure or gap, and at_most or at_least",
         ),
-        (("    at_most: 0.1\n", "    at_most: low\n"), "takes a finite number, got 'low'"),
+        (("    at_most: 0.1\n", "    at_most: low\n"), r"rules\.erases\.?:? ?at_most takes a finite number, got 'low'"),
     ],
 )
 def test_a_bad_claim_is_refused(tmp_path, edit, said):
