@@ -16,7 +16,7 @@ e(p) − e(∅) of any prompt p, or of an edit that does not name the concept, t
 from being removed with it. ``null_prior`` adds mean (e(x'_t, ∅) − e0(x'_t, ∅))² to the prior, with latents x'_t of
 the related concepts.
 
-Official code never stops its roll-out: x_t is almost an image whatever t is, and the second roll-out (x'_t) continues the
+Official code never stops its roll-out: x_t is almost an image for every t, and the second roll-out (x'_t) continues the
 scheduler's memory of the first one. A related concept that is also to be erased is dropped only if it is all that is erased.
 ``compat: official`` reproduces these.
 """

@@ -259,7 +259,7 @@ def cell_weights(covered: torch.Tensor, side: int, outside: float) -> torch.Tens
 
 
 def in_bins(mask: torch.Tensor, bins: int) -> torch.Tensor:
-    """The bins (m, m) of which a mask (h, w) of zeros and ones covers a share of at least ``COVERED``."""
+    """The bins (m, m) that a mask (h, w) of zeros and ones covers by a share of at least ``COVERED``."""
     return torch.nn.functional.adaptive_avg_pool2d(mask[None], bins)[0] >= COVERED
 
 

@@ -4,7 +4,7 @@ The guardrail of most services, and the baseline of attacks on prompts. It has n
 al., arXiv 2210.04610, and Liu et al., "Latent Guard", ECCV 2024, arXiv 2404.08031. Weights do not change. A prompt is
 caught by one of three rules:
 
-    words        one of the words or phrases stands in it: as written, in singular or plural, or as the same token ids
+    words        it contains one of the words or phrases: as written, in singular or plural, or as the same token ids
     embedding    max_k cos(E(prompt), E(phrase_k)) ≥ τ                      E: features of a text encoder
     classifier   P(label | prompt) ≥ τ                                      of a text classifier
 
@@ -140,7 +140,7 @@ class Rule:
         return [score >= (self.threshold or 0.0) for score in self.scores(model, prompts).tolist()]
 
     def stands(self, model: DiffusionModel, phrase: str, prompt: str) -> bool:
-        """Whether the phrase stands in the prompt."""
+        """Whether the prompt contains the phrase."""
         if self.match == "tokens":
             wanted, ids = (model.tokenizer(text).input_ids[1:-1] for text in (phrase, prompt))
             return (
@@ -247,7 +247,7 @@ class FilterGuard(Guard):
 
 
 class RefusedGuidance(Guidance):
-    """The guidance of a batch of images of which the ``refused`` (batch,) end as the black image."""
+    """The guidance of a batch of images; those in ``refused`` (batch,) end as the black image."""
 
     def __init__(self, inner: Guidance, refused: torch.Tensor):
         super().__init__(inner.model, inner.positive, inner.negative, inner.scale, inner.prompts)

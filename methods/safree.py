@@ -218,7 +218,7 @@ class TokenGuard(Guard):
 
     @contextmanager
     def attending(self, model: DiffusionModel, images: int) -> Iterator[None]:
-        """Filter the skip connections while the network reads rows of which the last but one ``images`` are edited prompts
+        """Filter the skip connections while the network reads rows whose last but one ``images`` are edited prompts
         and the last ``images`` the original ones.
 
         Filtered are the layers whose backbone is as wide as the network's widest level, or as the next one.

@@ -19,7 +19,7 @@ For c_f, y_φ is predicted for the override c_o, the prompt with the anchor inst
 φ and ψ to x_g. Of ψ's prompts, one in ten is replaced by the empty prompt. Negative prompts may replace ∅ in the guidance of
 each prediction (``negative_in``). Both networks are trained with Adam.
 
-The erasure is G, and it samples in one step: whatever sampler, steps and guidance scale are asked for, its images are
+The erasure is G, and it samples in one step: for every sampler, number of steps and guidance scale, its images are
 x_g of the sampler's start noise. Official code starts from a published one-step generator (``generator``). Without one, the first
 ``distil_iterations`` distil the model as it is.
 """
@@ -335,7 +335,7 @@ def names(prompt: str, concept: str) -> bool:
 
 
 def replaced(prompt: str, concept: str, anchor: str) -> str:
-    """The prompt with the anchor instead of the concept, whatever its case.
+    """The prompt with the anchor instead of the concept; case is ignored.
 
     >>> replaced("a sketch of VAN GOGH", "van gogh", "a man")
     'a sketch of a man'

@@ -19,6 +19,8 @@ A page says in comments what belongs between them. `make leaderboards` runs this
     <!-- measured: 2026-11-24 overpaint run … -->…<!-- end -->
         A sentence above a typed table without records: the date, and the command that measures it again, or, without a
         command, that the code is not kept. It also covers the text about the table.
+    <!-- expectations: leaderboards/expectations.yaml -->…<!-- end -->
+        The claims of papers in a file, each with the figure that decides and its verdict.
     <!-- picture: redteam concepts=church file=images/redteam-panel.svg -->…<!-- end -->
         View `panel` as a heat map; the block holds its link.
 """
@@ -29,17 +31,22 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import cache
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
 import pandas as pd
+from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.registry import component
+from overpaint.grid.typed import checked
+from overpaint.grid.yaml_files import read_mapping
 from overpaint.report import statistics
 from overpaint.report.claims import narrowed, published
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
@@ -48,7 +55,7 @@ from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"<!-- (table|figure|gap|measured|picture): (.*?) -->(.*?)<!-- end -->", re.S)
+BLOCK = re.compile(r"<!-- (table|figure|gap|measured|expectations|picture): (.*?) -->(.*?)<!-- end -->", re.S)
 #: Fields of a record -> their interval.
 FIELDS = {
     "value": ("low", "high"),
@@ -79,9 +86,7 @@ def written(page: Path, text: str) -> dict[Path, str]:
     def block(match: re.Match) -> str:
         kind, words, _ = match.groups()
         try:
-            content = {"table": table, "figure": figure, "gap": gap, "measured": measured, "picture": picture}[kind](
-                shlex.split(words)
-            )
+            content = BLOCKS[kind](shlex.split(words))
         except UserError as error:
             raise UserError(f"{page.name}: {kind}: {words}: {error}") from None
         if kind == "picture":
@@ -235,20 +240,25 @@ def record_of(words: Sequence[str]) -> pd.Series:
 
 def gap(words: Sequence[str]) -> str:
     """The difference of two figures as text."""
+    return said(*difference(words))
+
+
+def difference(words: Sequence[str]) -> tuple[Estimate, str]:
+    """The difference of the two figures that the words name, and its unit."""
     unpaired = "unpaired" in words
     words = [word for word in words if word != "unpaired"]
     place = words.index("|")
     (one, unit), (other, _) = estimate(words[:place]), estimate(words[place + 1 :])
     if any(word.startswith("view=") for word in words):
-        return said(statistics.difference_of_estimates(one, other), unit)
+        return statistics.difference_of_estimates(one, other), unit
     if one.value is None or other.value is None:
         raise UserError("a figure is undefined")
     hits = [np.arange(e.n) < round(e.n * (e.value or 0.0)) for e in (one, other)]
     if unpaired:
-        return said(statistics.unpaired_difference(*hits), unit)
+        return statistics.unpaired_difference(*hits), unit
     if one.n != other.n or not any(h.all() or not h.any() for h in hits):
         raise UserError("the counts do not determine the pairs: write unpaired, or publish outcomes")
-    return said(statistics.paired_difference(*hits), unit)
+    return statistics.paired_difference(*hits), unit
 
 
 def measured(words: Sequence[str]) -> str:
@@ -263,6 +273,73 @@ def measured(words: Sequence[str]) -> str:
     how = f"To measure them again: `{' '.join(command)}`." if command else "The code that measured them is not kept."
     kept = "No record is kept of the figures typed in this table and in the text about it."
     return f"\n*{kept} They were measured on {day}. {how}*\n"
+
+
+class Rule(TypedDict, total=False):
+    """A figure or a gap with ``{method}`` in it, what it shows in words, and the bound that a claim states."""
+
+    shows: str
+    figure: str
+    gap: str
+    at_most: float
+    at_least: float
+
+
+class Claim(TypedDict):
+    """What the paper of a method claims, and the name of the rule that decides."""
+
+    method: str
+    claim: str
+    rule: str
+
+
+class Expectations(TypedDict):
+    """A file of claims."""
+
+    rules: dict[str, dict[str, Any]]
+    claims: list[dict[str, Any]]
+
+
+def expectations(words: Sequence[str]) -> str:
+    """The claims in a file, each with the figure that decides and its verdict."""
+    (name,) = words
+    file = checked(Expectations, read_mapping(ROOT / name, name), name)
+    rules = {key: checked(Rule, rule, f"{name}: rules.{key}") for key, rule in file["rules"].items()}
+    lines = [
+        "| method | the paper claims | figure | bound | found | verdict |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row, given in enumerate(file["claims"]):
+        claim = checked(Claim, given, f"{name}: claims[{row}]")
+        if claim["rule"] not in rules:
+            raise unknown("rule", claim["rule"], rules, name)
+        rule = rules[claim["rule"]]
+        paper = str(component("method", claim["method"]).config["paper"]).rpartition("arXiv ")[2]
+        found, unit = decided(rule, claim["method"], f"{name}: rules.{claim['rule']}")
+        bound = f"≤ {rule['at_most']:g}" if "at_most" in rule else f"≥ {rule['at_least']:g}"
+        linked = f"[{claim['method']}](https://arxiv.org/abs/{paper})"
+        cells = [linked, claim["claim"], rule["shows"], bound, said(found, unit), verdict(found, rule)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n\n" + "\n".join(lines) + "\n\n"
+
+
+def decided(rule: Mapping[str, Any], method: str, where: str) -> tuple[Estimate, str]:
+    """The figure or gap of a rule for a method, and its unit."""
+    if "shows" not in rule or ("figure" in rule) == ("gap" in rule) or ("at_most" in rule) == ("at_least" in rule):
+        raise UserError(f"{where} takes shows, figure or gap, and at_most or at_least")
+    named = shlex.split(rule.get("figure", rule.get("gap", "")).replace("{method}", method))
+    return estimate(named) if "figure" in rule else difference(named)
+
+
+def verdict(found: Estimate, rule: Mapping[str, Any]) -> str:
+    """``agrees`` if the whole interval meets the bound, ``disagrees`` if none of it does, else ``open``."""
+    if found.low is None or found.high is None:
+        return "open"
+    if "at_most" in rule:
+        inside, outside = found.high <= rule["at_most"], found.low > rule["at_most"]
+    else:
+        inside, outside = found.low >= rule["at_least"], found.high < rule["at_least"]
+    return "agrees" if inside else "disagrees" if outside else "open"
 
 
 # --- the picture -----------------------------------------------------------------------------------------------
@@ -330,6 +407,17 @@ def _cell(x: int, y: int, entry) -> list[str]:
         f"{'†' if entry.outside else ''}</text>",
         f'<text x="{middle:g}" y="{y + 36}" fill="{colour}" font-size="11" xml:space="preserve">{controls}</text>',
     ]
+
+
+#: Kinds of blocks -> what writes them.
+BLOCKS = {
+    "table": table,
+    "figure": figure,
+    "gap": gap,
+    "measured": measured,
+    "expectations": expectations,
+    "picture": picture,
+}
 
 
 def main() -> int:

@@ -4,16 +4,18 @@ import functools
 import importlib.util
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from command_line import CommandLine
 from overpaint.commands.grids import cells_of, compose
 from overpaint.errors import UserError
 from overpaint.report.claims import claim_files, published, read_claim, violations
-from overpaint.report.statistics import VERSION, paired_difference, proportion, unpaired_difference
+from overpaint.report.statistics import VERSION, Estimate, paired_difference, proportion, unpaired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "leaderboards" / "results"
@@ -29,6 +31,7 @@ STATED = {"Python 3.11", "±0.10", "within 0.10"}
 def script():
     spec = importlib.util.spec_from_file_location("write_leaderboards", ROOT / "scripts" / "write_leaderboards.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # types of its classes are looked up there
     spec.loader.exec_module(module)
     return module
 
@@ -141,6 +144,49 @@ def test_a_gap_is_paired_if_the_counts_determine_the_pairs():
     assert f"-->{gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}]<" in block("gap", f"unpaired {one} | {other}")
     with pytest.raises(UserError, match="do not determine the pairs"):
         block("gap", "redteam uce church uda attack_success | redteam esd church uda attack_success")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bound", "verdict"),
+    [
+        (0.0, 0.1, {"at_most": 0.1}, "agrees"),
+        (0.0, 0.11, {"at_most": 0.1}, "open"),
+        (0.11, 0.3, {"at_most": 0.1}, "disagrees"),
+        (0.9, 1.0, {"at_least": 0.9}, "agrees"),
+        (0.8, 1.0, {"at_least": 0.9}, "open"),
+        (0.5, 0.89, {"at_least": 0.9}, "disagrees"),
+        (None, None, {"at_least": 0.9}, "open"),
+    ],
+)
+def test_a_claim_agrees_if_the_whole_interval_meets_its_bound(low, high, bound, verdict):
+    assert script().verdict(Estimate(0.5, low, high, n=12), bound) == verdict
+
+
+def test_every_method_with_results_has_its_claims():
+    file = yaml.safe_load((ROOT / "leaderboards" / "expectations.yaml").read_text(encoding="utf-8"))
+    methods = {path.stem for path in (RESULTS / "erasers").glob("*.json")} - {"none", "negative_prompt"}
+    assert {claim["method"] for claim in file["claims"]} == methods
+    assert {claim["rule"] for claim in file["claims"]} == set(file["rules"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (("rule: erases}", "rule: erasse}"), "unknown rule 'erasse'.*did you mean 'erases'"),
+        (("{method: uce,", "{method: uxe,"), "unknown method 'uxe'.*did you mean 'uce'"),
+        (
+            ("    at_most: 0.1\n", "    at_most: 0.1\n    at_least: 0\n"),
+            "erases takes shows, figure or gap, and at_most or at_least",
+        ),
+        (("    at_most: 0.1\n", "    at_most: low\n"), r"rules\.erases\.?:? ?at_most takes a finite number, got 'low'"),
+    ],
+)
+def test_a_bad_claim_is_refused(tmp_path, edit, said):
+    text = (ROOT / "leaderboards" / "expectations.yaml").read_text(encoding="utf-8")
+    assert edit[0] in text
+    (tmp_path / "claims.yaml").write_text(text.replace(*edit, 1), encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        block("expectations", str(tmp_path / "claims.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class MMA(Attack):
         return Assault(found, ledger=ledger)
 
     def start(self, model: DiffusionModel, forbidden: Sequence[int], draws: Draws) -> str:
-        """The first state: k random letters, each of which is one token."""
+        """The first state: k random letters that are one token each."""
         if self.tokens > model.tokens - 2:
             raise UserError(f"attack.tokens={self.tokens} is too long: the model takes up to {model.tokens - 2} tokens")
         own = {letter: model.token_ids(letter)[1:-1] for letter in ascii_lowercase}

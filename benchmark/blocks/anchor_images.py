@@ -1,4 +1,4 @@
-"""Images of what stands in for a concept, and batches of them with captions that name the concept instead (CA, DoCo).
+"""Images of what replaces a concept, and batches of them with captions that name the concept instead (CA, DoCo).
 
 The unedited model generates images of an anchor ("a photo of a cat"). A batch has latents of such images, the captions c_a that
 they were made from, and the captions c* that name the concept instead ("a photo of a grumpy cat").

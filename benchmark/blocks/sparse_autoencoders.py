@@ -1,4 +1,4 @@
-"""Sparse autoencoders of a network's activations: many latents, of which k describe each activation.
+"""Sparse autoencoders of a network's activations: many latents; k of them describe each activation.
 
 An activation x (d,) and its latents z (n,), with W_e (n, d), W_d (d, n), b (d,) and b_l (n,):
 

@@ -61,7 +61,7 @@ def follow(shared: SharedRun, store: Store) -> int:
                 if time.monotonic() - asked >= ASK:
                     if not engine.at_work(shared, store) and follower.look():
                         raise UserError(
-                            f"{follower.left} tasks are left and nobody makes them; run the same command again"
+                            f"{follower.left} tasks are left and no worker makes them; run the same command again"
                         )
                     asked = time.monotonic()
                 follower.rest()

@@ -68,7 +68,7 @@ def class_scores(logits: torch.Tensor, how: Scores) -> torch.Tensor:
     """Scores (n, classes) of logits of classes that exclude each other.
 
     ``top1`` is p / (p + q) with q the highest probability of another class: the class is the most probable one if and only if
-    its score is at least 0.5, whatever the number of classes. Probabilities follow from it.
+    its score is at least 0.5 for any number of classes. Probabilities follow from it.
     """
     import torch
 

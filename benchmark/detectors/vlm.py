@@ -132,7 +132,7 @@ def answer_score(text: str, compat: Literal["intended", "official"] = "intended"
 
 
 def final_answer(text: str) -> str | None:
-    """The word alone on the last line that is not empty, whatever its case and punctuation; ``None`` for anything else."""
+    """The word alone on the last line that is not empty, without case and punctuation; ``None`` for anything else."""
     lines = [line for line in text.splitlines() if line.strip()]
     word = re.sub(r"[^a-z ]", "", lines[-1].lower()).strip() if lines else ""
     return word.removeprefix("final answer").strip() if word.removeprefix("final answer").strip() in ANSWERS else None

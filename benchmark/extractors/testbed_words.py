@@ -1,6 +1,6 @@
-"""The testbed's space of labels: an image is what its oracle sees, a text is what it names. It stands in for CLIP.
+"""The testbed's space of labels: an image is what its oracle sees, a text is what it names. It replaces CLIP.
 
-CLIP knows nothing of the drawn world. Here images and texts are vectors over the oracle's labels: its scores, and 1
+CLIP does not fit the drawn world. Here images and texts are vectors over the oracle's labels: its scores, and 1
 for each label that a text names by a word of the catalogue. Both end with a constant, so that a text that names
 nothing has a direction.
 """

@@ -117,7 +117,7 @@ class Protocol:
 class Budget:
     """How much is measured: prompts per role (`overpaint.grid.roles`), seeds per prompt, images per task (``shard``).
 
-    A number of prompts that is ``None`` means all that there are: a whole list, every template. ``max_steps`` limits the
+    A number of prompts that is ``None`` means all: a whole list, every template. ``max_steps`` limits the
     lengths of methods and attacks (`overpaint.grid.lengths`). It is at least 2, so that a warm-up is shorter than the training.
     """
 

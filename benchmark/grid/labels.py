@@ -128,7 +128,7 @@ def _hash_of(path: Path, size: int, modified: int) -> str:
 def is_file(path: Path) -> bool:
     """Whether a path names a file. Accepts any text, even one too long for a path, ``~nobody``, or one with a NUL byte.
 
-    A bare word such as ``x`` is a value and never a file, whatever the working directory contains.
+    A bare word such as ``x`` is a value and never a file, even if the working directory contains one with this name.
     """
     try:
         return any(mark in str(path) for mark in "./") and path.expanduser().is_file()

@@ -22,7 +22,7 @@ class Shortenable:
     - ``lengths`` are the hyper-parameters that count its work: steps of training or search, and images that it generates
       to learn from. They are integers, or lists of step numbers (checkpoints), which are cut off at the limit. It is a
       property here, so that it may depend on other hyper-parameters.
-    - ``endless`` are the lengths of which ``None`` means that there is no limit. ``None`` of another length stays.
+    - ``endless`` are the lengths for which ``None`` means that there is no limit. Any other length that is ``None`` stays so.
     - ``combined`` are lists of ways to make an image. Each combination of their entries is one image a shot; the ends of
       the last lists are left out until there are no more combinations than the limit.
     - ``paced`` maps hyper-parameters that count steps of a length, such as a warm-up, to that length. They shrink in

@@ -64,7 +64,7 @@ class Listed:
     """The prompts of a list for one role.
 
     Attributes:
-        prompts: all of them, whatever the budget.
+        prompts: all of them, for every budget.
         rows: the number of rows of the list.
         unlabelled: how many prompts no detector can count, because the list does not tell what they are about.
         absent: a sentence if the list is not on this machine; the prompts then stand for it in a plan.

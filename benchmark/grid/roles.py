@@ -84,7 +84,7 @@ class Role:
         return f"budget.{self.budget}={asked}: concepts={concepts.name} has {len(every)} {self.name} prompts, enough for {enough}"
 
     def unused(self, concepts: ConceptSet, budget: Budget) -> list[str]:
-        """Sentences about a list of which not every row is used and counted."""
+        """Sentences about a list, if not all of its rows are used and counted."""
         asked = concepts.lists.get(self.name)
         if not asked:
             return []
@@ -192,7 +192,7 @@ def shortfalls(cell: Cell) -> list[str]:
 
 
 def _unused_by_attack(cell: Cell) -> list[str]:
-    """Sentences about the concept set's own list for the cell's attack, of which not every row is used."""
+    """Sentences about the concept set's own list for the cell's attack, if not all of its rows are used."""
     name, concepts, count = cell.attack.name, cell.concepts, cell.budget.target_prompts
     about = _attack_prompts(name, concepts)
     if about is None:

@@ -63,7 +63,7 @@ class Batch:
 def cell_assets(cell: Cell) -> list[str]:
     """The names of the assets that a cell's detectors, method, attack and prompt files refer to.
 
-    A model that cannot be used is reported first, so that nobody fetches weights for it, and so is a list that no asset has.
+    A model that cannot be used is reported first, so that no weights are fetched for it. So is a list that no asset has.
     """
     resolve(cell.model.path)
     for listed in cell.concepts.lists.values():

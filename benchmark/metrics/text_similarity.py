@@ -152,7 +152,7 @@ class RetainedClipScore(PromptClipScore):
 
 
 class HarmonicArtists(Metric):
-    """H_a of MACE: CLIP score on retained artists minus CLIP score on erased artists (no harmonic mean in spite of its name)."""
+    """H_a of MACE: CLIP score on retained artists minus CLIP score on erased artists (not a harmonic mean, despite its name)."""
 
     facet = "efficacy"
     direction = "up"

@@ -4,7 +4,7 @@ Detectors of unsafe content score the labels in `UNSAFE` or the erased concepts.
 (``metrics.extractors.second``) adds its own, and an image counts as unsafe if one of them says so, as in I2P's union of
 Q16 and NudeNet. A box detector also lists its boxes (`overpaint.metrics.metric.DETECTIONS`).
 
-One list of boxes is counted in four ways, all of which are figures here: every box (MACE), every class of an image
+One list of boxes is counted in four ways, and each is a figure here: every box (MACE), every class of an image
 (Receler), every image with any class (UnlearnDiffAtk, ErasureBenchmark), and the share of such images. UnlearnDiffAtk's
 released code compares the last box of a class, not the best one, with its threshold.
 """

@@ -207,7 +207,7 @@ class DiffusionModel:
     def inverse_scheduler(self):
         """DDIM read backwards: ``step(noise, t, latents)`` takes latents of the level below t to the level of t.
 
-        It reads the noise that the latents hold (`noise_of`), whatever the network itself predicts.
+        It reads the noise that the latents hold (`noise_of`); the network itself may predict something else.
         """
         from overpaint.models.schedulers import DDIMInverseScheduler
 

@@ -263,7 +263,7 @@ def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
 def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.DataFrame:
     """The records that ``key=value,value`` overrides select: labels of a cell, ``metric`` or ``facet``.
 
-    A value also selects records with that component's name, whatever was set by hand.
+    A value also selects records with that component's name, with any values that were set by hand.
     """
     for override in overrides:
         key, equals, values = override.partition("=")

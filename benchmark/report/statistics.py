@@ -602,7 +602,7 @@ def alike(
     """Groups of methods that are not told apart, best first; a method can be in several groups.
 
     The arguments are those of `rank_intervals`. Two methods are told apart if the p-value of their paired difference is below
-    5 % after Holm's correction over all pairs. A group is a largest set of methods of which no two are told apart (the groups of
+    5 % after Holm's correction over all pairs. A group is a largest set of methods that do not differ (the groups of
     a compact letter display, Piepho 2004).
     """
     table, *groups = _compared(values, direction, clusters, strata, runs, concepts)

@@ -1,7 +1,7 @@
 """Does a published score order the erasers as their distance to the gold reference does?
 
 For a score and a distance, Kendall's tau-b is taken between the orders of the methods in each concept set and averaged
-over the concept sets: 1 if the score prefers whatever is nearer to the gold reference, 0 for no relation, −1 for the
+over the concept sets: 1 if the score always prefers the eraser nearer to the gold reference, 0 for no relation, −1 for the
 reverse. Seeds of a method are averaged before.
 
 Intervals are percentiles of 2,000 bootstrap samples. Each draws the concept sets with replacement, a seed of each method,

@@ -1,4 +1,4 @@
-"""The index of a stage: one Parquet file with what the manifests of its whole artefacts say, so that nobody opens them all.
+"""The index of a stage: one Parquet file with the contents of the manifests of its complete artefacts, so that they stay closed.
 
 The index is a copy, never the truth. `overpaint.run.store.Store.listed` compares it with the folders that are there: a row counts
 while its folder has the time of change that it had when all its files were checked. Every other folder is checked again, and a

@@ -43,7 +43,7 @@ def temporary(root: Path) -> Path:
 
 @contextmanager
 def noting(root: Path, what: str) -> Iterator[None]:
-    """Tell others what this process does to a store during the block. Where nothing can be written nobody is told."""
+    """Tell others what this process does to a store during the block. Where nothing can be written, there is no note."""
     file = temporary(root).with_suffix(NOTE)
     try:
         with suppress(OSError):

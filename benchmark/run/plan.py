@@ -39,7 +39,7 @@ class Outline:
     """The tasks of a cell, apart from its erasure: cells that differ in their method only have the same outline.
 
     Attributes:
-        digest: a hash of all tasks, of which the erasure's key and what only describes the cell are left out.
+        digest: a hash of all tasks, without the erasure's key and without what only describes the cell.
         shared: tasks that do not depend on the erasure, by key.
         own: tasks that depend on it, by a hash in which the erasure's key is left out.
         asked: number of tasks by stage, before equal ones are merged.
@@ -101,7 +101,7 @@ class Plan:
         return self.tasks.setdefault(task.key, task)
 
     def outline(self, measure: Task, erasure: Task | None, described: Iterable[str] = ()) -> Outline:
-        """The outline of a cell of which this plan holds all tasks.
+        """The outline of a cell; this plan must hold all of its tasks.
 
         ``measure`` makes its records; ``described`` are the keys of its configuration that only describe the cell.
         """

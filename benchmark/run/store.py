@@ -408,7 +408,7 @@ class Store:
         except OSError:
             if not target.exists():
                 raise
-            if not self.has(stage, key):  # what stands in the way is not whole
+            if not self.has(stage, key):  # the existing folder is incomplete
                 self.set_aside(stage, key)
                 folder.rename(target)
         self.forget_failure(key)

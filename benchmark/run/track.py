@@ -54,7 +54,7 @@ class Track(ABC):
         raise UserError(f"engine.compile=true: nothing of {type(self).__name__} can be compiled")
 
     def advice(self, error: Exception, task: Task, device: str) -> str | None:
-        """One sentence for an error of a task that is nobody's mistake, such as too little memory, and what can be done."""
+        """One sentence for an error of a task that is not a bug, such as too little memory, and what can be done."""
         return None
 
     def processor(self, device: str) -> str:

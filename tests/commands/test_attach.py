@@ -83,7 +83,7 @@ def test_a_run_whose_process_is_gone_is_one_sentence(store, signals):
         os._exit(0)
     os.waitpid(pid, 0)
     (shared,) = shared_runs(store)
-    with pytest.raises(UserError, match="4 tasks are left and nobody makes them; run the same command again"):
+    with pytest.raises(UserError, match="4 tasks are left and no worker makes them; run the same command again"):
         follow(shared, store)
     SharedRun.begin(plan, store, "ray")  # which sweeps the other
     assert len(list(shared_runs(store))) == 1

@@ -208,7 +208,7 @@ def _ours(listed: Sequence[Mapping[Hashable, Any]]) -> list[str]:
 
 
 def disagreement_sheet(shown: pd.DataFrame, total: int) -> Sheet:
-    """Disagreements between papers, of ``total`` that there are."""
+    """Disagreements between papers; ``total`` is the number of all of them."""
     rows = []
     for p in shown.to_dict("records"):
         quantity = f"{p['metric']} {ARROWS[p['better']]}{_where(p['prompts'], p['attack'])}{_unit(p['scale'])}"

@@ -139,7 +139,7 @@ class Workers:
             pipe.send(list(bundle))
 
     def results(self, timeout: float | None) -> list[tuple[Sequence[Task], Result]]:
-        """Results since the last call; what workers tell of their progress goes to the watcher meanwhile."""
+        """Results since the last call; the progress of workers goes to the watcher meanwhile."""
         found: list[tuple[Sequence[Task], Result]] = []
         until = None if timeout is None else time.monotonic() + timeout
         while not found:

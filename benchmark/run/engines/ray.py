@@ -243,7 +243,7 @@ class Actors:
 
     @property
     def living(self) -> int:
-        """Actors that are ready. Those that still start, or wait for room in the cluster, hold nobody up."""
+        """Actors that are ready. The run does not wait for actors that still start, or wait for room in the cluster."""
         return max(len(self._ready), min(1, len(self._members)))
 
     @property

@@ -218,7 +218,7 @@ class Batch:
         return None if found is None else {job for job in self.jobs.values() if job in found.split()}
 
     def mend(self, engine: Slurm, follower: Follower, watcher: Watcher) -> None:
-        """Submit lost workers again, each once. Raises a `UserError` if tasks are left and nobody is there to make them."""
+        """Submit lost workers again, each once. Raises a `UserError` if tasks are left and no worker remains to make them."""
         queued = self.queued()
         if queued is None:
             return
@@ -300,7 +300,7 @@ class OutOfTime(BaseException):
 
 
 class Worker:
-    """What a job of the array runs: bundles of the plan that nobody else makes, until nothing is left or its time is up.
+    """What a job of the array runs: bundles of the plan that no other worker makes, until nothing is left or its time is up.
 
     ``seconds`` is the time until Slurm's notice at the earliest, ``start`` the place in the plan where it begins. When the
     notice comes, or the job is preempted, submitit calls `checkpoint` and requeues the job.
