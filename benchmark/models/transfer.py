@@ -36,7 +36,7 @@ def transferred(erasure: Erasure, model: DiffusionModel, base: DiffusionModel | 
     replaced = {n for e in erasure.sequence for n, change in e.changes.items() if isinstance(change, Replacement)}
     if base is None:
         if not replaced:
-            return erasure
+            return _unbound(erasure)
         raise UserError(
             f"the erasure replaces {min(replaced)}, so its transfer needs the model that it was made on: "
             "method.base=MODEL, a folder, a hub id or testbed"
@@ -48,7 +48,7 @@ def transferred(erasure: Erasure, model: DiffusionModel, base: DiffusionModel | 
     encoder: dict[str, LowRank | Replacement] = {}
     if replaced & set(model.text_encoder_names):
         encoder = {n: Replacement(a[n]) for n in model.text_encoder_names if not torch.equal(a[n], b[n])}
-    return _moved(erasure, a, b, encoder)
+    return _moved(_unbound(erasure), a, b, encoder)
 
 
 def _moved(
@@ -72,6 +72,12 @@ def _moved(
         moved = below if moved is None else below.after(moved)
     assert moved is not None
     return moved
+
+
+def _unbound(erasure: Erasure) -> Erasure:
+    """The erasure without the hashes of the weights that it was made for."""
+    manifest = {key: value for key, value in erasure.manifest.items() if key not in ("base", "model")}
+    return replace(erasure, manifest=manifest)
 
 
 def _weights(model: DiffusionModel) -> dict[str, torch.Tensor]:
