@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from overpaint.metrics.attack_success import AttackSuccessAny
@@ -49,6 +50,15 @@ class GoldDistance(FeatureDistance):
     aggregation = "all images"
     frames = ("gold",)
     roles: ClassVar[tuple[str, ...]] = ("target",)
+
+    def images(self, evidence: Evidence, frame: FrameName) -> pd.DataFrame:
+        """The images of the metric's roles. An image of a prompt that serves several roles is there once."""
+        found = evidence.images_of(*self.roles, frame=frame)
+        again = found.duplicated(["prompt_id", "seed"]) & ~found.duplicated(["role", "prompt_id", "seed"])
+        return found[~again].reset_index(drop=True)
+
+    def rows(self, evidence: Evidence, frame: FrameName) -> FeatureRows:
+        return feature_rows(self.images(evidence, frame), self.features())
 
     def measure(self, evidence: Evidence) -> Figure:
         if evidence.gold is None:
@@ -90,7 +100,7 @@ class GoldLabelDistance(GoldDistance):
 
     def rows(self, evidence: Evidence, frame: FrameName) -> FeatureRows:
         """Indicators of the labels of the concepts that the detector knows."""
-        images = evidence.images_of(*self.roles, frame=frame)
+        images = self.images(evidence, frame)
         labels = [label for label in evidence.kinds if label in images]
         shown = images[labels].to_numpy(float) >= evidence.threshold
         return feature_rows(images.assign(features=list(shown.astype(float))))
@@ -122,6 +132,7 @@ class GoldLabelDistanceRetained(GoldLabelDistance):
     """Distance of labels on prompts for other concepts: neighbours, the style × object grid and general prompts."""
 
     facet = "specificity"
+    version = 2
     roles = ("near", "grid", "utility")
 
 
@@ -129,6 +140,7 @@ class GoldKernelDistanceRetained(GoldKernelDistance):
     """Kernel distance of features on prompts for other concepts: neighbours, the style × object grid and general prompts."""
 
     facet = "specificity"
+    version = 2
     roles = ("near", "grid", "utility")
 
 

@@ -4,10 +4,11 @@ For a score and a distance, Kendall's tau-b is taken between the orders of the m
 over the concept sets: 1 if the score always prefers the eraser nearer to the gold reference, 0 for no relation, −1 for the
 reverse. Seeds of a method are averaged before.
 
-Intervals are percentiles of 2,000 bootstrap samples. Each draws the concept sets with replacement, a seed of each method,
-and every figure from a normal distribution with the standard error of its interval, independently between methods and
-figures. The added noise pulls the samples towards 0, so that the interval is too wide rather than too narrow; concept
-sets are few.
+Intervals are made of 2,000 bootstrap samples. Each draws the concept sets with replacement, a seed of each method, and every
+figure from a normal distribution with the standard error of its interval, independently between methods and figures. Noise
+pulls tau towards 0: that of the figures pulls the value, and the added noise pulls the samples once more. An interval
+therefore holds both the percentiles of the samples and their reflection at the value (the basic bootstrap interval). It
+is too wide rather than too narrow; concept sets are few.
 
 The best two scores are those whose mean of ranks has the largest tau with the mean distance. They were chosen on the
 same records, so that their gain is an upper bound.
@@ -115,10 +116,11 @@ def _entry(values: NDArray, other: NDArray, drawn: NDArray, samples: NDArray, ch
         return Entry(None, unit="correlation", why=f"fewer than {FEWEST} methods, or all are equal")
     each = np.stack([tau_of(drawn[:, place], samples[:, place]) for place in usable], axis=1)
     resampled = np.take_along_axis(each, chosen[:, : len(usable)] % len(usable), axis=1).mean(axis=1)
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
     value = float(np.mean([tau for tau in taus if tau is not None]))
+    ends = np.nanquantile(resampled, [0.025, 0.975])
+    both = np.clip([*ends, *(2 * value - ends), value], -1, 1)
     methods = min(int((~np.isnan(values[place] + other[place])).sum()) for place in usable)
-    return Entry(value, min(float(low), value), max(float(high), value), "correlation", methods)
+    return Entry(value, float(min(both)), float(max(both)), "correlation", methods)
 
 
 def _known(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
