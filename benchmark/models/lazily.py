@@ -20,6 +20,6 @@ class Later(ModuleType):
 
 if TYPE_CHECKING:
     import torch as torch
-    import torch.nn.functional as functional
+    from torch.nn import functional as functional
 else:
     torch, functional = Later("torch"), Later("torch.nn.functional")
