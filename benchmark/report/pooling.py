@@ -103,12 +103,15 @@ class Outcomes:
 
 
 def _with_categories(table: pa.Table) -> pd.DataFrame:
-    """The table with its text as categories."""
-    kinds = (pa.types.is_string, pa.types.is_large_string)
-    columns = [
-        column.dictionary_encode() if any(of(column.type) for of in kinds) else column for column in table.columns
-    ]
-    return pa.table(columns, names=table.column_names).unify_dictionaries().to_pandas()
+    """The table with its text, and what outcomes are looked up by, as categories."""
+
+    def encoded(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        plain = not pa.types.is_dictionary(column.type)
+        return column.dictionary_encode() if plain and (text or name in (ARTEFACT, "metric")) else column
+
+    columns = {name: encoded(name, table.column(name)) for name in table.column_names}
+    return pa.table(columns).unify_dictionaries().to_pandas()
 
 
 def _starts(codes: NDArray) -> NDArray:
