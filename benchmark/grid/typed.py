@@ -21,7 +21,7 @@ RULES = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_t
 LARGEST = 3.4e38
 
 #: Types as error messages write them, one value and several.
-WORDS = {
+WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a finite number",
@@ -170,4 +170,4 @@ def said(hint: Any) -> str:
         if get_origin(hint) is list:
             return f"a list of {many}" if many else "a list"
         return f"a mapping of names to {many}" if many else "a mapping of names to values"
-    return WORDS.get(hint) or getattr(hint, "__name__", str(hint))
+    return WORDS.get(hint) or str(getattr(hint, "__name__", hint))
