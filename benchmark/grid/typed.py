@@ -21,7 +21,7 @@ RULES = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_t
 LARGEST = 3.4e38
 
 #: Types as error messages write them, one value and several.
-WORDS = {
+WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a finite number",
