@@ -1,6 +1,7 @@
 """What is drawn instead of an erased concept: its anchor, something else, or nothing that the detector knows.
 
-Styles are replaced by styles, and everything else by anything but a style. Over the images of target prompts,
+Styles are replaced by styles, marks and unsafe content by their like, and things (objects, characters, people) by things: a
+watermark on a house is not what took the place of a church. Over the images of target prompts,
 
     replacement rate        share of images that show the anchor and not the concept
     replacement entropy     −Σ_l p_l log₂ p_l in bits, over the images that do not show the concept
@@ -30,14 +31,16 @@ from overpaint.report.statistics import Estimate
 
 #: The label of an image on which no score reaches the threshold.
 NOTHING = "nothing"
+#: Kinds of concepts that are not things that an image shows, but how it looks or what is on it.
+LIKE = {"style": "style", "mark": "on top", "unsafe": "on top"}
 EMCID = "EMCID, arXiv 2403.13807"
 
 
 def labels_beside(evidence: Evidence, label: str) -> list[str]:
-    """The labels that can take the place of this one: styles for a style, else everything but styles; no erased one."""
+    """The labels that can take the place of this one: of kinds like its own, without erased ones."""
     kinds = evidence.kinds or dict.fromkeys(classes_of(evidence), "object")
-    style, erased = kinds.get(label) == "style", set(evidence.targets)
-    return [name for name, kind in kinds.items() if (kind == "style") == style and name not in erased]
+    like, erased = LIKE.get(kinds.get(label, "object"), "thing"), set(evidence.targets)
+    return [name for name, kind in kinds.items() if LIKE.get(kind, "thing") == like and name not in erased]
 
 
 def anchors(evidence: Evidence) -> dict[str, str]:

@@ -11,8 +11,10 @@ from PIL import Image
 import overpaint
 from official import distance, parameters, watched
 from overpaint.blocks.attributes import attribute_classifier
-from overpaint.grid.concepts import Request
+from overpaint.grid.concepts import Concept, Request
 from overpaint.grid.registry import component
+from overpaint.metrics.balance import AttributeGap
+from overpaint.metrics.metric import Evidence
 
 SMALL = {"variant": "current", "images": 4, "steps": 2, "attributes": ["ship", "the cat"], "tolerance": 0.05}
 
@@ -187,3 +189,32 @@ def test_the_testbed_is_balanced_by_its_oracle():
     values = small | {"classifier": "oracle", "attributes": ["flat", "sketch"]}
     erasure = overpaint.erase(overpaint.load_model("testbed"), "uce", erase=["church"], **values)
     assert erasure.manifest["gaps"] == [[[-0.5, 0.5]]] and erasure.changes
+
+
+@pytest.mark.slow
+def test_debiasing_lowers_the_attribute_gap_of_the_testbeds_adults():
+    """All adults of the unedited testbed are men; small steps bring women back."""
+    model, oracle = overpaint.load_model("testbed"), component("detector", "oracle").build({})
+    prompts = [
+        f"{start} an adult{end}"
+        for start in ("a portrait of", "a photo of", "")
+        for end in ("", " at night", " at dusk")
+    ]
+
+    def shown():
+        images = model.sample(
+            [text.strip() for text in prompts] * 2, list(range(18)), steps=10, guidance_scale=4.0, scheduler="dpm"
+        )
+        return oracle.score(images).assign(
+            prompt_id=prompts * 2, seed=np.repeat([0, 1], 9), role="attributes", concept="adult"
+        )
+
+    rounds = {"images": 12, "steps": 10, "iterations": 10, "guidance_scale": 4.0, "tolerance": 0.1, "step_size": 0.2}
+    attributes = {"variant": "current", "attributes": ["man", "woman"], "classifier": "oracle_b"}
+    kept = ["man", "woman", "mira", "quillan", "church", "house", "tree", "cat"]
+    erasure = overpaint.erase(model, "uce", erase=["adult"], retain=kept, **attributes, **rounds)
+    original = shown()
+    with erasure.attached(model):
+        evidence = Evidence([Concept("adult")], shown(), original, desired={"man": 0.5, "woman": 0.5})
+    figure = AttributeGap().measure(evidence)
+    assert figure.original == 1 and figure.value < 0.9

@@ -11,7 +11,7 @@ from overpaint.grid.concepts import Concept
 from overpaint.metrics.metric import Evidence
 from overpaint.metrics.replacement import NOTHING, ReplacementEntropy, ReplacementRate, entropy
 
-KINDS = {"church": "object", "house": "object", "tree": "object", "sketch": "style", "flat": "style"}
+KINDS = {"church": "object", "house": "object", "tree": "object", "sketch": "style", "flat": "style", "stamp": "mark"}
 
 
 def images_of(shown, concept="church", seeds=1):
@@ -39,10 +39,10 @@ def test_the_anchor_counts_without_the_concept_only():
 
 def test_parts_are_the_other_things_that_are_shown():
     parts = ReplacementRate().parts(
-        evidence_of([["house", "flat"], ["tree", "flat"], ["tree", "house"], ["church", "tree"]])
+        evidence_of([["house", "flat"], ["tree", "stamp"], ["tree", "house"], ["church", "tree"]])
     )
     assert {name: figure.value for name, figure in parts.items()} == {"house": 0.5, "tree": 0.5}, (
-        "a style replaces nothing"
+        "neither a style nor a mark replaces a thing"
     )
 
 
