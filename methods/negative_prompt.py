@@ -135,8 +135,8 @@ class Windowed(Guidance):
             return self.guarded(latents, timestep, step)
         if not inside.any():
             return self.plain(latents, timestep, step)
-        both = (guidance(latents, timestep, step) for guidance in (self.guarded, self.plain))
-        return torch.where(inside.to(latents.device)[:, None, None, None], *both)
+        guarded, plain = self.guarded(latents, timestep, step), self.plain(latents, timestep, step)
+        return torch.where(inside.to(latents.device)[:, None, None, None], guarded, plain)
 
     def inside(self, timestep: torch.Tensor) -> torch.Tensor:
         """Whether each timestep is in the window, as booleans of the same shape; the last fraction, 1, is part of it."""

@@ -71,7 +71,8 @@ def averaged(model: DiffusionModel, parts: Sequence[Erasure], request: Request, 
 
 
 def _scaled(model: DiffusionModel, parts: Sequence[Erasure], scale: float) -> dict[str, Change]:
-    weights, found = model.named_parameters(), {}
+    weights = model.named_parameters()
+    found: dict[str, Change] = {}
     for name in _names(parts):
         own, W = [part.changes[name] for part in parts if name in part.changes], weights[name].data
         low = [change for change in own if isinstance(change, LowRank)]
@@ -79,7 +80,7 @@ def _scaled(model: DiffusionModel, parts: Sequence[Erasure], scale: float) -> di
             up, down = torch.cat([c.up.double() for c in low], dim=1), torch.cat([c.down.double() for c in low])
             found[name] = stored(LowRank(scale * up, down), W)
         else:
-            found[name] = _changed(W, scale * sum(delta(change, W) for change in own))
+            found[name] = _changed(W, scale * torch.stack([delta(change, W) for change in own]).sum(0))
     return found
 
 
@@ -87,7 +88,7 @@ def ties(model: DiffusionModel, parts: Sequence[Erasure], request: Request, merg
     """s times the mean of the large changes that have the elected sign."""
     weights = model.named_parameters()
     least = [_threshold([delta(c, weights[n].data) for n, c in part.changes.items()], merge.keep) for part in parts]
-    found = {}
+    found: dict[str, Change] = {}
     for name in _names(parts):
         W = weights[name].data
         own = [(delta(p.changes[name], W), t) for p, t in zip(parts, least, strict=True) if name in p.changes]
@@ -115,7 +116,7 @@ def closed(model: DiffusionModel, parts: Sequence[Erasure], request: Request, me
     kept = read_captions(merge.captions) if merge.captions else ["", *(c.name for c in request.retain)]
     K = list(concept_rows(model, [c.name for c in request.erase]))
     shared = factor(torch.cat(K), caption_statistics(model, kept)[0], RIDGE, math.inf)
-    found = {}
+    found: dict[str, Change] = {}
     for name in _names(parts):
         W = projections[name].weight
         residual = torch.cat(

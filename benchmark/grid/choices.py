@@ -105,8 +105,10 @@ def choose(
     if "preset" in given and preset:
         shown["preset"] = preset if given["preset"] == "auto" else given["preset"]
     beside = _company(company, where)
-    about = {"draws": getattr(built, "draws", True), "added": getattr(built, "added", {}), "lengths": lengths(built)}
-    return Choice(chosen.name, preset, values, shown, shortened=cut, **about, **beside)
+    draws, added = getattr(built, "draws", True), getattr(built, "added", {})
+    return Choice(
+        chosen.name, preset, values, shown, draws=draws, added=added, lengths=lengths(built), shortened=cut, **beside
+    )
 
 
 def _by_hand(kind: str, config: Mapping[str, Any], explicit: frozenset[str]) -> list[str]:
