@@ -134,7 +134,7 @@ class Windowed(Guidance):
             return self.guarded(latents, timestep, step)
         if not inside.any():
             return self.plain(latents, timestep, step)
-        guarded, plain = (guidance(latents, timestep, step) for guidance in (self.guarded, self.plain))
+        guarded, plain = self.guarded(latents, timestep, step), self.plain(latents, timestep, step)
         return torch.where(inside.to(latents.device)[:, None, None, None], guarded, plain)
 
     def inside(self, timestep: torch.Tensor) -> torch.Tensor:

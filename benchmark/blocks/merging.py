@@ -79,7 +79,7 @@ def _scaled(model: DiffusionModel, parts: Sequence[Erasure], scale: float) -> di
             up, down = torch.cat([c.up.double() for c in low], dim=1), torch.cat([c.down.double() for c in low])
             found[name] = stored(LowRank(scale * up, down), W)
         else:
-            found[name] = _changed(W, scale * sum((delta(change, W) for change in own), torch.zeros(())))
+            found[name] = _changed(W, scale * torch.stack([delta(change, W) for change in own]).sum(0))
     return found
 
 

@@ -105,16 +105,9 @@ def choose(
     if "preset" in given and preset:
         shown["preset"] = preset if given["preset"] == "auto" else given["preset"]
     beside = _company(company, where)
+    draws, added = getattr(built, "draws", True), getattr(built, "added", {})
     return Choice(
-        chosen.name,
-        preset,
-        values,
-        shown,
-        draws=getattr(built, "draws", True),
-        added=getattr(built, "added", {}),
-        lengths=lengths(built),
-        shortened=cut,
-        **beside,
+        chosen.name, preset, values, shown, draws=draws, added=added, lengths=lengths(built), shortened=cut, **beside
     )
 
 
