@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 import overpaint
@@ -12,6 +13,7 @@ from overpaint.attacks.stored import read_assault
 from overpaint.grid.prompts import Prompt, shots
 from overpaint.images.stages import attack as stage
 from overpaint.images.stages.generate import read_images
+from overpaint.images.workbench import Workbench
 
 
 class Painter(Attack):
@@ -48,7 +50,39 @@ def bench(family):
     def victim(config, runtime, erasure):
         yield SimpleNamespace(family=family, tokens=77)
 
-    return SimpleNamespace(victim=victim, unedited=None)
+    return SimpleNamespace(victim=victim, unedited=None, adapted=None)
+
+
+def test_the_victim_is_restored_after_its_erasure_was_changed_or_taken_off(tmp_path, goldens):
+    path, bench = str(goldens / "tiny_sd"), Workbench()
+    values = {"iterations": 2, "rollout_steps": 4, "warmup_steps": 0, "learning_rate": 1e-1}
+    overpaint.erase(bench.model(path, "float32", None), "spm", erase=["cat"], **values).save(
+        tmp_path / "erasure.safetensors"
+    )
+    runtime = {"path": path}
+
+    def predicted(model):
+        embeds = model.encode(["a cat"])
+        with torch.no_grad():
+            guided = model.guidance(model, embeds, model.unconditional(), 7.5, ["a cat"])
+            return guided(model.noise([0]), torch.tensor(500), 0)
+
+    with bench.victim({"precision": "float32"}, runtime, tmp_path) as victim:
+        own = predicted(victim)
+        with bench.adapted(lambda name, tensor: tensor * 2) as other:
+            assert other is victim and not torch.equal(predicted(victim), own)
+        assert torch.equal(predicted(victim), own)
+        with bench.adapted(lambda name, tensor: tensor):
+            assert torch.equal(predicted(victim), own)
+        with bench.unedited():
+            plain = predicted(victim)
+        assert torch.equal(predicted(victim), own) and not torch.equal(plain, own)
+    assert torch.equal(predicted(victim), plain)
+    with (
+        bench.victim({"precision": "float32"}, runtime, None) as victim,
+        bench.adapted(lambda name, tensor: tensor * 2),
+    ):
+        assert torch.equal(predicted(victim), plain)
 
 
 def test_a_model_of_another_family_is_refused_before_the_attack_runs(task, tmp_path):
