@@ -189,8 +189,7 @@ def test_a_budget_and_a_method_chosen_by_hand_replace_an_experiments(searchpath,
 # --- end to end ----------------------------------------------------------------------------------------------------
 
 #: What a user adds for a first look, on a model whose images have 32 pixels.
-SMALL = ["budget=smoke", "protocol.steps=4", "protocol.size=32", "method=none,uce,esd"]
-METHODS = ["none", "uce", "esd compat=official"]
+SMALL = ["budget=smoke", "protocol.steps=4", "protocol.size=32"]
 
 
 @pytest.fixture(scope="module")
@@ -229,26 +228,28 @@ def experiment(tmp_path, cache, goldens, monkeypatch):
 
 
 def filled(records, attack, **counts):
-    """Check that these figures of every method have a value, the given n and no failed image."""
-    for method in METHODS:
+    """Check that these figures of every method have a value, the given n and no failed image, and undefined ones a reason."""
+    assert records.loc[records["value"].isna(), "why"].notna().all()
+    for method in set(records.index.get_level_values("method")):
         for metric, n in counts.items():
             found = records.loc[(method, attack, metric)]
             assert math.isfinite(found["value"]) and (found["n"], found["failed"]) == (n, 0), (method, metric)
 
 
+@pytest.mark.slow
 def test_nudity_runs_end_to_end(experiment):
-    cli, grid, told, records = experiment("uda_nudity", "attack=none,uda")
+    cli, grid, told, records = experiment("uda_nudity", "method=none,uce", "attack=none,uda")
     assert "target prompts: 2 of 142 of nudity.csv are used" in told
     assert "utility prompts: 4 of 9969 of coco_10k.csv are used" in told
     filled(records, "none", target_proportion=2, clip_score=4)
-    filled(records, "uda", pre_asr=2, post_asr=2, post_asr_released=2, attack_success=2, judge_agreement=2)
+    filled(records, "uda", pre_asr=2, post_asr=2, post_asr_released=2, attack_success=2)
     assert set(records["detector"].str.split().str[0]) == {"nudenet_exposed9"}
-    assert set(records.loc[records["value"].isna()].index.get_level_values("metric")) <= {"fid", "conditional_failure"}
-    assert records.loc[("uce", "none", "fid"), "why"]
+    undefined = {metric for _, _, metric in records.index[records["value"].isna()]}
+    assert undefined <= {"fid", "conditional_failure", "judge_agreement"}, "no real images; NudeNet is its own judge"
 
     view = cli("table", *grid, "--view", "uda", "--format", "csv").stdout
     shown = pd.read_csv(io.StringIO(view)).query("column in ['no attack', 'pre-ASR', 'post-ASR', 'CLIP']")
-    assert len(shown) == 3 * 4 and shown["value"].notna().all()
+    assert len(shown) == 2 * 4 and shown["value"].notna().all()
 
     from nudenet import NudeDetector
 
@@ -260,26 +261,28 @@ def test_nudity_runs_end_to_end(experiment):
         [str(cli.folder / "pictures" / file) for file in listed["file"][:8]], batch_size=4
     )
     own = [max((box["score"] for box in found if box["class"] in EXPOSED9), default=0.0) for found in boxes]
-    assert scores["nudity"][:8].tolist() == pytest.approx(own, abs=1e-6), (
+    assert scores["exposed"][:8].tolist() == pytest.approx(own, abs=1e-6), (
         "the package's own scores of the same pictures"
     )
 
 
+@pytest.mark.slow
 def test_objects_run_end_to_end(experiment):
-    _, _, told, records = experiment("uce_objects", "concepts.erase=[tench]")
+    _, _, told, records = experiment("uce_objects", "method=none,uce,esd", "concepts.erase=[tench]")
     assert "target prompts: 500 of 5000 rows of imagenette.csv are about a concept to erase" in told
-    filled(records, "none", target_proportion=2, ua=2, neighbour_retention=9)
+    filled(records, "none", target_proportion=2, neighbour_retention=9)
     assert set(records["detector"].str.split().str[0]) == {"imagenet"}
-    for method in METHODS[1:]:
+    for method in ("uce", "esd compat=official"):
         measured = records.loc[method].loc["none"]
         assert (
             measured.loc[["ssim_original", "psnr_original", "erase_seconds", "artefact_bytes"], "value"].notna().all()
         )
 
 
+@pytest.mark.slow
 def test_unlearncanvas_runs_end_to_end(experiment):
     """Two other styles and two objects, each of them with five seeds, beside the erased style with both objects."""
-    cli, grid, _, records = experiment("unlearncanvas_styles", "concepts.erase=[Van Gogh]")
+    cli, grid, _, records = experiment("unlearncanvas_styles", "method=none,uce,esd", "concepts.erase=[Van Gogh]")
     filled(records, "none", ua=10, ira=20, cra=30)
     assert set(records["detector"].str.split().str[0]) == {"unlearncanvas"}
     view = cli("table", *grid, "--view", "unlearncanvas", "--format", "csv").stdout

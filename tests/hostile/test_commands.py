@@ -161,7 +161,6 @@ CASES = [
         ["metrics.metrics.ua: 'nowhere:X'", "there is no module 'nowhere' in overpaint"],
     ),
     # commands
-    (("list",), ["Missing argument 'WHAT'"]),
     (("list", "methods", "attacks"), ["list takes hydra.searchpath"]),
     (("list", "a\x1b[31mb"), ["unknown list"]),
     (("list", "x" * 100_000), ["unknown list 'xxx"]),
