@@ -115,7 +115,12 @@ class Grid:
         """Compose ``config.yaml`` with these options. Returns the configuration, the option of every group, and the axes of
         an experiment (``hydra.sweeper.params``)."""
         if self.searchpath:  # a user's files can change
-            config = _container(compose("config", [*choices, *self.searchpath], return_hydra_config=True))
+            try:
+                config = _container(compose("config", [*choices, *self.searchpath], return_hydra_config=True))
+            except (HydraException, OmegaConfBaseException):
+                raise
+            except ValueError as error:  # Hydra's, of a defaults list that is none
+                raise UserError(f"the configuration cannot be composed: {' '.join(str(error).split())}") from error
         else:
             config = copy.deepcopy(_shipped(tuple(choices)))
         hydra = config.pop("hydra")

@@ -46,7 +46,7 @@ def test_the_layers_of_an_adapter_are_not_compiled(kinds, compiled, monkeypatch,
     erasure = SimpleNamespace(
         sequence=[SimpleNamespace(kind=kind) for kind in kinds], attach=lambda model: lambda: None
     )
-    monkeypatch.setattr("overpaint.models.erasure.load_erasure", lambda path: erasure)
+    monkeypatch.setattr("overpaint.images.workbench.load_erasure", lambda path: erasure)
     config, runtime = {"precision": "float32", "compiled": 1}, {"path": resolve("testbed"), "device": "cpu"}
     with Workbench().victim(config, runtime, tmp_path) as victim:
         assert len(networks) == compiled and (victim._network is not None) == bool(compiled)
