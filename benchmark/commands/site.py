@@ -29,6 +29,8 @@ OUT = "outputs/site"
 STORE = "store"
 #: Standard deviation of the blur of unsafe pictures, in pixels.
 BLUR = 24
+#: Colours of a contact sheet on the site. A sheet in full colour is three times as large.
+COLOURS = 256
 
 
 @click.command()
@@ -102,7 +104,7 @@ def _pictures(store: Store, results: Results, folder: Path, slugs: Slugs) -> Ite
     for place, sheet in stored_sheets(store, results.records["artefact"].unique()):
         name = slugs.of(" ".join(["pictures", *place.values()]))
         image = draw(sheet, blurred=False)
-        image.save(folder / "pictures" / f"{name}.png", optimize=True)
+        image.quantize(COLOURS).save(folder / "pictures" / f"{name}.png", optimize=True)
         blurred = ""
         if sheet.unsafe:
             blurred = f"pictures/{name}-blurred.png"
