@@ -117,10 +117,8 @@ class Grid:
         if self.searchpath:  # a user's files can change
             try:
                 config = _container(compose("config", [*choices, *self.searchpath], return_hydra_config=True))
-            except (HydraException, OmegaConfBaseException):
-                raise
-            except ValueError as error:  # Hydra's, of a defaults list that is none
-                raise UserError(f"the configuration cannot be composed: {' '.join(str(error).split())}") from error
+            except ValueError as error:  # Hydra's, of a malformed defaults list; compose_cells tells it like the others
+                raise HydraException(str(error)) from error
         else:
             config = copy.deepcopy(_shipped(tuple(choices)))
         hydra = config.pop("hydra")

@@ -165,9 +165,13 @@ class FeatureDistance(Metric):
     def distance(x: NDArray, y: NDArray) -> float:
         raise NotImplementedError
 
+    def images(self, evidence: Evidence, frame: FrameName) -> pd.DataFrame:
+        """The images of a frame that are compared: those of the metric's roles."""
+        return evidence.images_of(*self.roles, frame=frame)
+
     def rows(self, evidence: Evidence, frame: FrameName) -> FeatureRows:
-        """Features of a frame's images of the metric's roles: those of the extractor, or else of the detector."""
-        return feature_rows(evidence.images_of(*self.roles, frame=frame), self.features())
+        """Features of the images: those of the extractor, or else of the detector."""
+        return feature_rows(self.images(evidence, frame), self.features())
 
     @classmethod
     def features(cls) -> str:

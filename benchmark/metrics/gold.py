@@ -53,12 +53,9 @@ class GoldDistance(FeatureDistance):
 
     def images(self, evidence: Evidence, frame: FrameName) -> pd.DataFrame:
         """The images of the metric's roles. An image of a prompt that serves several roles is there once."""
-        found = evidence.images_of(*self.roles, frame=frame)
+        found = super().images(evidence, frame)
         again = found.duplicated(["prompt_id", "seed"]) & ~found.duplicated(["role", "prompt_id", "seed"])
         return found[~again].reset_index(drop=True)
-
-    def rows(self, evidence: Evidence, frame: FrameName) -> FeatureRows:
-        return feature_rows(self.images(evidence, frame), self.features())
 
     def measure(self, evidence: Evidence) -> Figure:
         if evidence.gold is None:
