@@ -20,6 +20,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from overpaint.report import scores, seeds, statistics
+from overpaint.report.power import largest_share_shown_equal, smallest_detectable_difference
+from overpaint.report.ranks import rank_intervals, rank_intervals_over_concepts
 from overpaint.report.statistics import MARGIN, NORMAL, Estimate
 
 LEVEL = 0.95
@@ -321,7 +323,7 @@ def ranks(shares: Sequence[float], prompts: int, effect: float, sets: int, rng) 
     low, high = [], []
     for _ in range(sets):
         chances = 1 / (1 + np.exp(-(own[:, None] + effect * rng.normal(size=prompts))))
-        found = statistics.rank_intervals(rng.random(chances.shape) < chances)
+        found = rank_intervals(rng.random(chances.shape) < chances)
         low.append([e.low for e in found])
         high.append([e.high for e in found])
     return cell(low, high, truth)
@@ -337,7 +339,7 @@ def ranks_over_concepts(shares: Sequence[float], concepts: int, spread: float, s
     low, high = [], []
     for _ in range(sets):
         chances = 1 / (1 + np.exp(-(own[:, None] + spread * rng.normal(size=(len(shares), concepts)))))
-        found = statistics.rank_intervals_over_concepts(rng.binomial(24, chances) / 24)
+        found = rank_intervals_over_concepts(rng.binomial(24, chances) / 24)
         low.append([e.low for e in found])
         high.append([e.high for e in found])
     return cell(low, high, truth)
@@ -436,7 +438,7 @@ def power(prompts: int, m: int, tests: int, correlation: float, sets: int, rng) 
 
     The pairs of a prompt and seed have the shares p ± d / 2 around 0.5 with correlation 0.5, the same for all prompts.
     """
-    gap = statistics.smallest_detectable_difference(prompts, m, tests, within_prompt=correlation)
+    gap = smallest_detectable_difference(prompts, m, tests, within_prompt=correlation)
     first, second = 0.5 + gap / 2, 0.5 - gap / 2
     both = first * second + 0.5 * np.sqrt(first * (1 - first) * second * (1 - second))
     found = sampled(prompts, m, correlation, sets, rng, first - both, second - both)
@@ -446,7 +448,7 @@ def power(prompts: int, m: int, tests: int, correlation: float, sets: int, rng) 
 
 def power_of_equality(prompts: int, m: int, tests: int, correlation: float, sets: int, rng) -> tuple[float, float]:
     """The largest share of differing pairs that the plan states, and how often two equal models are called equal."""
-    differing = statistics.largest_share_shown_equal(prompts, m, tests, within_prompt=correlation)
+    differing = largest_share_shown_equal(prompts, m, tests, within_prompt=correlation)
     if differing is None:
         return math.nan, math.nan
     return differing, called_equal(prompts, m, correlation, differing / 2, differing / 2, sets, rng, tests)

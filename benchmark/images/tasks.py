@@ -6,7 +6,7 @@ Everything that affects a result is in a task's configuration, versions and inpu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,40 +15,51 @@ from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity
 from overpaint.errors import AssetMissing, UserError, unknown
 from overpaint.extractors import extractor_identity
-from overpaint.grid.assets import content_digest, referred
+from overpaint.grid.assets import referred
 from overpaint.grid.cells import Cell, ModelSpec
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concept_sets import ConceptSet
-from overpaint.grid.concepts import Catalogue, Concept
-from overpaint.grid.labels import canonical, is_file, label
+from overpaint.grid.concepts import Concept
+from overpaint.grid.labels import canonical
 from overpaint.grid.prompts import Shot
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components, load_attribute
 from overpaint.grid.roles import TEMPLATES
 from overpaint.grid.scope import scope
-from overpaint.grid.shipped import shipped
 from overpaint.grid.source_code import source_of
 from overpaint.images.pictures import pictures
-from overpaint.images.stages.generate import shot_row
+from overpaint.images.task_parts import (
+    arithmetic_of,
+    described_shots,
+    entries,
+    entry,
+    erasure_input,
+    extractor_source,
+    kind_of,
+    kinds_by_label,
+    known_templates,
+    loads_of,
+    model_of,
+    named_files,
+    named_models,
+    pictures_source,
+    rows_of,
+    runtime_of,
+    source_code,
+    values_of,
+)
 from overpaint.metrics.membership import SCORES
 from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, model_family_source, resolve
 from overpaint.report import statistics
 from overpaint.report.records import settings_hash
 from overpaint.run.plan import Plan
-from overpaint.run.store import file_hash
-from overpaint.run.tasks import SharedDict, SharedList, Task
+from overpaint.run.tasks import SharedDict, Task
 
-#: Version of our half-precision arithmetic (scaled losses, noise levels, attention). Results of models in float32 and float64
-#: do not depend on it.
-HALF_PRECISION = 2
 #: Version of what ``engine.compile`` does to the network. Compiled images have keys of their own.
 COMPILED = 1
 #: Version of the rules of ``concepts.merge``.
 MERGING = 1
-#: Number of a catalogue's templates per language that an attack can learn from. Templates beyond these are new to every attack,
-#: and adding some to a catalogue changes no stored attack.
-ATTACK_TEMPLATES = 24
 
 
 @dataclass(frozen=True)
@@ -106,17 +117,17 @@ def erasure_of(cell: Cell) -> Task | None:
 
 @remembered
 def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: int, batch_size: int) -> Task:
-    config = _model(model) | {
+    config = model_of(model) | {
         "method": method.name,
-        "hyperparameters": _values(method),
-        "erase": _entries(concepts.request.erase),
-        "retain": _entries(concepts.request.retain),
+        "hyperparameters": values_of(method),
+        "erase": entries(concepts.request.erase),
+        "retain": entries(concepts.request.retain),
         "seed": seed,
     }
     if concepts.sequential:
         config["sequential"] = True
     eraser = component("method", method.name).load()
-    files = _named_files(method.values) | _named_models(eraser.models, method.values)
+    files = named_files(method.values) | named_models(eraser.models, method.values)
     if concepts.merge:
         config["merge"] = concepts.merge.settings
         files |= {"merge.captions": concepts.merge.content} if concepts.merge.content else {}
@@ -125,13 +136,13 @@ def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: in
     looking = _looking(method, concepts)
     if looking:
         config["detectors"] = {name: _identity_or_absence(name, settings)[0] for name, settings in looking.items()}
-    versions = {"method": eraser.version} | _arithmetic(model) | ({"merging": MERGING} if concepts.merge else {})
-    sources = _source("method", method.name) | model_family_source(model.path)
+    versions = {"method": eraser.version} | arithmetic_of(model) | ({"merging": MERGING} if concepts.merge else {})
+    sources = source_code("method", method.name) | model_family_source(model.path)
     for name in looking:
-        sources |= _source("detector", name)
+        sources |= source_code("detector", name)
     label = f"erase {concepts.name} with {method.label}"
-    like, runtime = _kind(method, config), _runtime(model, batch_size)
-    return Task("erase", config, {}, versions, runtime, label, like=like, loads=_loads(config), sources=sources)
+    like, runtime = kind_of(method, config), runtime_of(model, batch_size)
+    return Task("erase", config, {}, versions, runtime, label, like=like, loads=loads_of(config), sources=sources)
 
 
 @remembered
@@ -168,22 +179,22 @@ def attack_task(
     ``examples`` are tasks that generate the attacker's example images. The list is empty if the model's picture source draws
     them.
     """
-    config = _model(cell.model) | {
+    config = model_of(cell.model) | {
         "attack": cell.attack.name,
-        "hyperparameters": _values(cell.attack),
-        "concept": _entry(concept),
-        "shots": _described_shots(plain),
-        "templates": _known_templates(cell.concepts.catalogue, concept.kind),
+        "hyperparameters": values_of(cell.attack),
+        "concept": entry(concept),
+        "shots": described_shots(plain),
+        "templates": known_templates(cell.concepts.catalogue, concept.kind),
         "seed": cell.attack_seed,
     }
-    sources = _source("attack", cell.attack.name) | model_family_source(cell.model.path)
-    inputs = _erasure(erasure) if attack.needs == "victim" else {}
+    sources = source_code("attack", cell.attack.name) | model_family_source(cell.model.path)
+    inputs = erasure_input(erasure) if attack.needs == "victim" else {}
     if attack.shown and not examples:
         config["examples"] = cell.model.reference
-        sources |= _pictures_source(cell.model.reference)
+        sources |= pictures_source(cell.model.reference)
     inputs |= {f"examples{index}": made.key for index, made in enumerate(examples)}
     if attack.paints:
-        config["protocol"] = _protocol(cell)
+        config["protocol"] = cell.protocol.settings
         judge = cell.model.judge or cell.model.detector
         attack.check(bool(judge))
         if judge:
@@ -192,15 +203,15 @@ def attack_task(
                 "settings": _detector_settings(plan, cell.concepts, judge),
                 "threshold": cell.metrics.threshold,
             }
-            sources |= _source("detector", judge)
+            sources |= source_code("detector", judge)
     whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""
     which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
     label = f"{whose}{cell.attack.label} for {concept.name}{which}"
     amount = len(plain) * attack.images_for(concept, plain)
-    versions = {"attack": attack.version} | _arithmetic(cell.model)
-    like = _kind(cell.attack, config) + (f"/{cell.protocol.steps}" if attack.paints else "")
-    runtime = _runtime(cell.model, cell.protocol.batch_size)
-    loads = _loads(config, erasure)
+    versions = {"attack": attack.version} | arithmetic_of(cell.model)
+    like = kind_of(cell.attack, config) + (f"/{cell.protocol.steps}" if attack.paints else "")
+    runtime = runtime_of(cell.model, cell.protocol.batch_size)
+    loads = loads_of(config, erasure)
     return plan.add(
         Task("attack", config, inputs, versions, runtime, label, amount, like, loads=loads, sources=sources)
     )
@@ -210,7 +221,7 @@ def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> li
     """Tasks for the images of shots that are known at planning time, in shards of ``budget.shard``."""
     batches, erasure = [], erase_task(plan, cell)
     for shard in shards(shots, cell.budget.shard):
-        made = _generate_task(plan, cell, erasure, _rows(shard, cell.protocol.size), {}, what, len(shard))
+        made = _generate_task(plan, cell, erasure, rows_of(shard, cell.protocol.size), {}, what, len(shard))
         batches.append(Batch(shard, made, _score_task(plan, cell, made, {})))
     return batches
 
@@ -233,7 +244,7 @@ def reference_images(plan: Plan, cell: Cell) -> Batch:
     runtime = {"pictures": name, "count": count}
     source = pictures(name)
     versions = {"reference": source.version}
-    sources = _pictures_source(name)
+    sources = pictures_source(name)
     made = plan.add(
         Task("reference", source.identity(count), {}, versions, runtime, "reference pictures", count, sources=sources)
     )
@@ -269,7 +280,7 @@ def membership_task(plan: Plan, cell: Cell, scores: Iterable[str]) -> Task:
     erasure = erase_task(plan, cell)
     name, count = str(cell.model.reference), max(2, cell.budget.reference_images // 2)
     labels = sorted({concept.label or concept.name for concept in cell.concepts.request.erase})
-    config = _model(cell.model) | {
+    config = model_of(cell.model) | {
         "concepts": labels,
         "count": count,
         "training": pictures(name).training_identity(labels, count),
@@ -280,11 +291,11 @@ def membership_task(plan: Plan, cell: Cell, scores: Iterable[str]) -> Task:
             raise unknown("column of a membership metric", column, SCORES)
     if columns != sorted(SCORES):  # a list of all would change the keys of older results
         config["scores"] = columns
-    runtime = _runtime(cell.model, cell.protocol.batch_size) | {"pictures": name}
+    runtime = runtime_of(cell.model, cell.protocol.batch_size) | {"pictures": name}
     label = f"membership of {', '.join(labels)}, {cell.method.label}"
-    inputs, versions = _erasure(erasure), {"membership": 1}
-    sources = _pictures_source(name) | model_family_source(cell.model.path)
-    loads = _loads(config, erasure)
+    inputs, versions = erasure_input(erasure), {"membership": 1}
+    sources = pictures_source(name) | model_family_source(cell.model.path)
+    loads = loads_of(config, erasure)
     return plan.add(
         Task("membership", config, inputs, versions, runtime, label, 2 * count, loads=loads, sources=sources)
     )
@@ -296,7 +307,7 @@ def replicate_task(plan: Plan, cell: Cell, images: Batch) -> Task:
     config, runtime = {"training": pictures(name).training_identity([], 0)}, {"device": None, "pictures": name}
     label = f"replication {images.made.label.removeprefix('generate ')}"
     inputs = {"images": images.made.key}
-    versions, sources = {"replicate": 1}, _pictures_source(name)
+    versions, sources = {"replicate": 1}, pictures_source(name)
     return plan.add(Task("replicate", config, inputs, versions, runtime, label, images.made.amount, sources=sources))
 
 
@@ -307,7 +318,7 @@ def extract_task(plan: Plan, name: str, images: Batch, original: Batch | None) -
     config = {"extractor": name, "settings": identity_of(name)}
     runtime, amount = {"device": None}, images.made.amount
     return plan.add(
-        Task("extract", config, inputs, {"extract": 1}, runtime, label, amount, name, sources=_extractor_source(name))
+        Task("extract", config, inputs, {"extract": 1}, runtime, label, amount, name, sources=extractor_source(name))
     )
 
 
@@ -315,7 +326,7 @@ def embed_task(plan: Plan, name: str, texts: Sequence[str]) -> Task:
     """The task in which an extractor embeds texts."""
     config = {"extractor": name, "settings": identity_of(name), "texts": sorted(set(texts))}
     label = f"extract {name}, {len(config['texts'])} texts"
-    versions, like, sources = {"extract": 1}, f"{name} texts", _extractor_source(name)
+    versions, like, sources = {"extract": 1}, f"{name} texts", extractor_source(name)
     return plan.add(Task("extract", config, {}, versions, {"device": None}, label, like=like, sources=sources))
 
 
@@ -353,12 +364,12 @@ def latency_task(plan: Plan, cell: Cell) -> Task | None:
     erasure = erase_task(plan, cell)
     if erasure is None:
         return None
-    config = _model(cell.model) | {"protocol": _protocol(cell)}
+    config = model_of(cell.model) | {"protocol": cell.protocol.settings}
     label = f"latency of {cell.method.label}"
     like = f"{config['model']}/{cell.protocol.steps}"
-    inputs, versions, sources = _erasure(erasure), {"latency": 1}, model_family_source(cell.model.path)
-    runtime = _runtime(cell.model, cell.protocol.batch_size)
-    loads = _loads(config, erasure)
+    inputs, versions, sources = erasure_input(erasure), {"latency": 1}, model_family_source(cell.model.path)
+    runtime = runtime_of(cell.model, cell.protocol.batch_size)
+    loads = loads_of(config, erasure)
     return plan.add(Task("latency", config, inputs, versions, runtime, label, like=like, loads=loads, sources=sources))
 
 
@@ -373,7 +384,7 @@ def measure_task(
     inputs = {place: batch.scored.key for place, batch in scored}
     inputs |= {name: task.key for name, task in beside.items()}
     shots = {
-        name: [None if b.shots is None else _described_shots(b.shots) for b in batches]
+        name: [None if b.shots is None else described_shots(b.shots) for b in batches]
         for name, batches in frames.items()
     }
     metrics = cell.metrics.metrics
@@ -381,8 +392,8 @@ def measure_task(
         "cell": described(cell, "" if given else fingerprint_model(cell.model.path))
         | {"versions": canonical(_versions(plan, inputs.values()))},
         "scope": "" if given else cell_scope(cell),
-        "erased": _entries(cell.concepts.request.erase),
-        "kinds": _kinds(cell.concepts.catalogue),
+        "erased": entries(cell.concepts.request.erase),
+        "kinds": kinds_by_label(cell.concepts.catalogue),
         "shots": shots,
         "metrics": metrics,
         "threshold": cell.metrics.threshold,
@@ -399,7 +410,7 @@ def measure_task(
     versions["statistics"] = statistics.VERSION
     sources = {f"metrics.metrics.{name}": source_of(reference) for name, reference in metrics.items()}
     for attack in filter(None, (cell.attack.name, cell.attack.control)):  # some run in the planner and have no task
-        sources |= _source("attack", attack)
+        sources |= source_code("attack", attack)
     sources = {name: source for name, source in sources.items() if source}
     return plan.add(Task("measure", config, inputs, versions, {}, f"measure {cell.label}", sources=sources))
 
@@ -413,14 +424,14 @@ def shards(shots: Sequence[Shot], size: int) -> list[list[Shot]]:
 def _generate_task(
     plan: Plan, cell: Cell, erasure: Task | None, shots: list | None, attacks: Mapping[str, str], what: str, amount: int
 ) -> Task:
-    config = _model(cell.model) | {"protocol": _protocol(cell), "shots": shots}
+    config = model_of(cell.model) | {"protocol": cell.protocol.settings, "shots": shots}
     label, like = f"generate {what}", f"{config['model']}/{cell.protocol.steps}"
     if cell.model.compiled:
         config, like = config | {"compiled": COMPILED}, f"{like}/compiled"
-    inputs = _erasure(erasure) | dict(attacks)
+    inputs = erasure_input(erasure) | dict(attacks)
     versions, sources = {"generate": 1}, model_family_source(cell.model.path)
-    runtime = _runtime(cell.model, cell.protocol.batch_size)
-    loads = _loads(config, erasure)
+    runtime = runtime_of(cell.model, cell.protocol.batch_size)
+    loads = loads_of(config, erasure)
     return plan.add(
         Task("generate", config, inputs, versions, runtime, label, amount, like, loads=loads, sources=sources)
     )
@@ -431,7 +442,7 @@ def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) 
     inputs = {"images": made.key, **attacks}
     label = f"score {made.label.removeprefix('generate ')}"
     versions, runtime, detector = {"score": 2}, {"device": None}, cell.model.detector or ""
-    sources = _source("detector", detector) if detector else {}
+    sources = source_code("detector", detector) if detector else {}
     return plan.add(
         Task(
             "score",
@@ -474,15 +485,6 @@ def words(concepts: ConceptSet) -> dict[str, str]:
     return {c.label or c.name: sentence.format(c.phrase) for c in named} | {
         label: sentence.format(label) for label in concepts.attributes
     }
-
-
-def _loads(config: Mapping[str, Any], erasure: Task | None = None) -> str:
-    """`Task.loads`: the model in its precision, and the erasure on it."""
-    return f"{config['model']}/{config['precision']}/{erasure.key if erasure else ''}"
-
-
-def _erasure(task: Task | None) -> dict[str, str]:
-    return {"erasure": task.key} if task else {}
 
 
 def described(cell: Cell, model: str) -> dict[str, Any]:
@@ -546,100 +548,3 @@ def _metric(name: str, reference: str) -> type[Metric]:
 def _protocol(cell: Cell) -> dict[str, Any]:
     """The settings of the protocol that affect images."""
     return cell.protocol.settings
-
-
-def _model(model: ModelSpec) -> dict[str, Any]:
-    return {"model": fingerprint_model(model.path), "precision": model.precision}
-
-
-def _kind(choice: Choice, config: Mapping[str, Any]) -> str:
-    """The kind of a method's or attack's task for estimates: the same model, and the same lengths."""
-    return f"{config['model']}/{label(choice.name, choice.lengths)}"
-
-
-def _arithmetic(model: ModelSpec) -> dict[str, int]:
-    """The version of half-precision arithmetic; empty for models in float32 and float64."""
-    return {"half": HALF_PRECISION} if model.precision in ("float16", "bfloat16") else {}
-
-
-@cache
-def _source(kind: str, name: str) -> dict[str, str]:
-    return component(kind, name).source
-
-
-def _extractor_source(name: str) -> dict[str, str]:
-    return _source("extractor" if name in components("extractor") else "detector", name)
-
-
-def _pictures_source(name: str | None) -> dict[str, str]:
-    return _source("pictures", name) if name and name in components("pictures") else {}
-
-
-def _runtime(model: ModelSpec, batch_size: int) -> dict[str, Any]:
-    return {"path": resolve(model.path), "device": None, "batch_size": batch_size}
-
-
-# --- parts of configurations that many tasks share -----------------------------------------------------------------
-
-
-@remembered
-def _values(choice: Choice) -> SharedDict:
-    return SharedDict(choice.identifying)
-
-
-@remembered
-def _rows(shots: Sequence[Shot], size: int | None) -> SharedList:
-    """`shot_row` of every shot."""
-    return SharedList(shot_row(shot, size) for shot in shots)
-
-
-@remembered
-def _described_shots(shots: Sequence[Shot]) -> SharedList:
-    return SharedList(shot.as_dict() for shot in shots)
-
-
-@remembered
-def _entries(concepts: Sequence[Concept]) -> SharedList:
-    return SharedList(map(_entry, concepts))
-
-
-@remembered
-def _entry(concept: Concept) -> SharedDict:
-    return SharedDict(asdict(concept))
-
-
-@remembered
-def _kinds(catalogue: Catalogue) -> dict[str, str]:
-    """Kind by detector label."""
-    return {c.label: c.kind for c in catalogue.concepts.values() if c.label}
-
-
-@remembered
-def _known_templates(catalogue: Catalogue, kind: str) -> SharedDict:
-    """The templates that an attack can learn from."""
-    known = catalogue.templates.get(kind, {})
-    return SharedDict({kind: {language: lines[:ATTACK_TEMPLATES] for language, lines in known.items()}})
-
-
-def _named_files(values: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files, folders and assets that hyper-parameters name, because their content affects the result."""
-    found = {}
-    for key, value in values.items():
-        if isinstance(value, str) and value:
-            ours = shipped("datasets") / f"{value}.csv"
-            content = file_hash(ours) if not referred(value) and is_file(ours) else content_digest(value)
-            if content:
-                found[key] = content
-    return found
-
-
-def _named_models(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the models that these hyper-parameters name."""
-    found = {}
-    for key in keys:
-        if values.get(key):
-            try:
-                found[key] = fingerprint_model(values[key])
-            except UserError as error:
-                raise UserError(str(error).replace("model.path=", f"method.{key}=")) from None
-    return found

@@ -20,7 +20,8 @@ from overpaint.images.planner import make_plan
 from overpaint.images.tasks import cell_assets
 from overpaint.images.workbench import Workbench
 from overpaint.models.sources import hub_snapshot, image_size, local_folder, resolve
-from overpaint.report.statistics import MARGIN, largest_share_shown_equal, smallest_detectable_difference
+from overpaint.report.power import largest_share_shown_equal, smallest_detectable_difference
+from overpaint.report.statistics import MARGIN
 from overpaint.report.views import view_named
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store

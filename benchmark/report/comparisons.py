@@ -11,6 +11,7 @@ import pandas as pd
 from overpaint.report import statistics
 from overpaint.report.families import Compared, Mark, is_primary, marks
 from overpaint.report.pooling import Outcomes, groups_of, pooled
+from overpaint.report.ranks import FEWEST_CONCEPTS, alike, mean_ranks, rank_intervals, rank_intervals_over_concepts
 from overpaint.report.standings import MISSING, PAIR, paired
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
@@ -45,7 +46,7 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         rows = [Row((m,), [of.get(m) for of in [*shown.values(), *means.values()]]) for m in methods]
         heads += map(Head, means)
         yield Table(f"Ranks, {title}", (view.rows,), heads, rows, notes, provenance(part))
-        if part["concepts"].nunique() >= statistics.FEWEST_CONCEPTS:
+        if part["concepts"].nunique() >= FEWEST_CONCEPTS:
             yield _over_concepts(title, part, view, methods, outcomes)
         yield _agreement(title, {name: [of[m].value for m in methods] for name, of in shown.items()})
 
@@ -64,7 +65,7 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
         why = MISSING
     else:
         keys = images.index.to_frame(index=False)
-        found, why = statistics.rank_intervals(images.to_numpy(float).T, direction, **groups_of(keys)), ""
+        found, why = rank_intervals(images.to_numpy(float).T, direction, **groups_of(keys)), ""
         if found[0].value is None:
             why = "no prompt was judged for every method"
     entries = {
@@ -87,7 +88,7 @@ def _over_concepts(title: str, part: pd.DataFrame, view: View, methods: Sequence
         complete = table[table.notna().all(axis=1)]
         direction = chosen["direction"].iloc[0]
         fixed = _fixed(chosen, list(complete.index), outcomes) if chosen["facet"].iloc[0] == "utility" else None
-        found = statistics.rank_intervals_over_concepts(complete.to_numpy(float), direction, fixed)
+        found = rank_intervals_over_concepts(complete.to_numpy(float), direction, fixed)
         entries = {
             str(m): Entry(e.value, e.low, e.high, "rank", e.n) for m, e in zip(complete.index, found, strict=True)
         }
@@ -125,7 +126,7 @@ def _groups(name: str, chosen: pd.DataFrame, outcomes: Outcomes) -> str:
     if found is None or found.shape[1] < 2 or found.empty:
         return ""
     keys = found.index.to_frame(index=False)
-    groups = statistics.alike(found.to_numpy(float).T, chosen["direction"].iloc[0], **groups_of(keys))
+    groups = alike(found.to_numpy(float).T, chosen["direction"].iloc[0], **groups_of(keys))
     said = "; ".join(", ".join(str(found.columns[place]) for place in group) for group in groups)
     return f"{name}: not told apart (paired tests, Holm over all pairs), best first: {said}."
 
@@ -155,7 +156,7 @@ def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average:
         return {
             m: Entry(None, unit="rank", why=f"not measured for every method: {', '.join(missing)}") for m in methods
         }
-    _, ranks = statistics.mean_ranks(np.array(values, float).T, directions)
+    _, ranks = mean_ranks(np.array(values, float).T, directions)
     return {m: Entry(float(rank), unit="rank", n=len(values)) for m, rank in zip(methods, ranks, strict=True)}
 
 

@@ -19,10 +19,10 @@ from overpaint.grid.prompts import Prompt, Shot, distinct
 from overpaint.grid.registry import component, components, look_in
 from overpaint.grid.roles import ROLES
 from overpaint.grid.source_code import source_of
-from overpaint.images import tasks
+from overpaint.images import task_parts
 from overpaint.images.planner import make_plan
 from overpaint.images.stages.attack import _context
-from overpaint.images.tasks import ATTACK_TEMPLATES, HALF_PRECISION
+from overpaint.images.task_parts import ATTACK_TEMPLATES, HALF_PRECISION
 from overpaint.images.workbench import Workbench
 
 
@@ -378,7 +378,7 @@ def test_the_source_of_a_users_component_is_in_the_keys_of_what_depends_on_it(
     chosen = [f"{key}={value}" for key, value in grid.items() if key != override.split("=")[0]]
 
     def planned():
-        for cached in (source_of, source_code._parsed, tasks._source):
+        for cached in (source_of, source_code._parsed, task_parts.source_code):
             cached.cache_clear()
         return plan(*chosen, override, f"hydra.searchpath=[file://{tmp_path / 'conf'}]").tasks
 
@@ -393,7 +393,7 @@ def test_the_source_of_a_users_component_is_in_the_keys_of_what_depends_on_it(
     (tmp_path / f"mine_{kind}.py").write_text(f"{code}changed = 1\n")
     after = planned()
     assert len(after) == len(before) and after.keys() & before.keys() == before.keys() - mine
-    for cached in (source_of, source_code._parsed, tasks._source):
+    for cached in (source_of, source_code._parsed, task_parts.source_code):
         cached.cache_clear()
 
 

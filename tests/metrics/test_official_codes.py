@@ -17,6 +17,7 @@ from overpaint.metrics.metric import Evidence
 from overpaint.metrics.proportions import TargetProportion
 from overpaint.metrics.unsafe_content import ClassesDetected, Detections, InappropriateProbability, Safety
 from overpaint.report import statistics
+from overpaint.report.ranks import mean_ranks
 from overpaint.report.statistics import Estimate
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "metrics"
@@ -259,7 +260,7 @@ DIRECTIONS = ("down", "down", "up", "up", "up", "up", "down", "down", "down")
 
 
 def test_hub_mean_ranks_are_those_printed():
-    ranks, means = statistics.mean_ranks([row for row, _ in HUB.values()], DIRECTIONS)
+    ranks, means = mean_ranks([row for row, _ in HUB.values()], DIRECTIONS)
     assert [round(m, 1) for m in means] == [printed for _, printed in HUB.values()]
     assert set(ranks[:, 8][[5, 6]]) == {1, 2}
-    assert statistics.mean_ranks([[1], [1], [2]], ["down"])[0].ravel().tolist() == [1, 1, 3]
+    assert mean_ranks([[1], [1], [2]], ["down"])[0].ravel().tolist() == [1, 1, 3]

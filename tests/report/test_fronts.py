@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overpaint.report import statistics
 from overpaint.report.fronts import SAMPLES, better, resampled
+from overpaint.report.ranks import alike
 from overpaint.report.records import RECORD_COLUMNS
 from overpaint.report.rendering import render, tables
 
@@ -107,10 +107,10 @@ def test_methods_that_are_not_told_apart_share_a_group():
     def shares(*hits):
         return np.array([np.arange(60) < count for count in hits], float)
 
-    assert statistics.alike(shares(0, 60, 30), "down") == [[0], [2], [1]]
-    assert statistics.alike(shares(30, 30, 30), "down") == [[0, 1, 2]]
-    assert statistics.alike(shares(20, 25, 30), "up") == [[2, 1], [1, 0]], "only the outer two are told apart"
-    assert statistics.alike(np.full((2, 5), np.nan)) == []
+    assert alike(shares(0, 60, 30), "down") == [[0], [2], [1]]
+    assert alike(shares(30, 30, 30), "down") == [[0, 1, 2]]
+    assert alike(shares(20, 25, 30), "up") == [[2, 1], [1, 0]], "only the outer two are told apart"
+    assert alike(np.full((2, 5), np.nan)) == []
 
 
 def test_the_ranks_say_which_methods_are_alike(measured):

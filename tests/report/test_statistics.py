@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.stats import binom, chi2, norm, t
+from scipy.stats import chi2, norm, t
 from statsmodels.stats.proportion import test_proportions_2indep as score_test
 
 from overpaint.report import statistics as st
@@ -416,72 +416,3 @@ def test_any_at_n():
     hits = [1, 0, 0, 1, 0]
     one_of = [any(hits[i] for i in draw) for draw in itertools.combinations(range(5), 2)]
     assert st.any_at_n(hits, ["p"] * 5, 2)[1] == pytest.approx([np.mean(one_of)])
-
-
-def test_rank_intervals():
-    rng = np.random.default_rng(0)
-    values = (rng.random((4, 200)) < [[0.9], [0.5], [0.5], [0.1]]).astype(float)
-    values[2] = values[1]
-    up, down = st.rank_intervals(values), st.rank_intervals(values, "down")
-    assert [e.value for e in up] == [1, 2, 2, 4]
-    assert [e.value for e in down] == [4, 2, 2, 1]
-    assert (up[0].low, up[0].high) == (1, 1)
-    close = st.rank_intervals(np.stack([values[1], rng.permutation(values[1])]))
-    assert {(e.low, e.high) for e in close} == {(1.0, 2.0)}
-    values[0, 0] = math.nan
-    assert st.rank_intervals(values)[3].failed == 1
-
-
-def test_ranks_over_other_concepts():
-    """The tests are Student's t of the differences of concepts, and no stricter than those for these concepts."""
-    rng = np.random.default_rng(1)
-    values = np.clip([[0.9], [0.5], [0.5], [0.1]] + 0.05 * rng.normal(size=(4, 8)), 0, 1)
-    up, down = (st.rank_intervals_over_concepts(values, direction) for direction in ("up", "down"))
-    assert [(e.low, e.high) for e in up] == [(1, 1), (2, 3), (2, 3), (4, 4)] and up[0].n == 8
-    assert [(e.low, e.high) for e in down] == [(4, 4), (2, 3), (2, 3), (1, 1)]
-    assert (up[0].value, up[3].value) == (1, 4) and {e.value for e in up} == {1, 2, 3, 4}
-    assert {(e.low, e.high) for e in st.rank_intervals_over_concepts(values, "up", np.ones((4, 4)))} == {(1, 4)}
-    assert {(e.low, e.high) for e in st.rank_intervals_over_concepts(values[:, :4])} == {(None, None)}
-    one_concept = np.zeros((2, 8))
-    one_concept[0, 0] = 1.0  # one concept alone does not tell of others
-    assert {(e.low, e.high) for e in st.rank_intervals_over_concepts(one_concept)} == {(1, 2)}
-
-
-def test_smallest_detectable_difference():
-    alone = st.smallest_detectable_difference(1000)
-    assert alone == pytest.approx((1.96 + 0.8416) * math.sqrt(0.25 / 1000), rel=0.01)
-    assert st.smallest_detectable_difference(2000) < alone
-    assert st.smallest_detectable_difference(1000, seeds=4) < alone
-    assert st.smallest_detectable_difference(1000, seeds=4, within_prompt=1.0) == pytest.approx(alone, rel=0.01)
-    assert st.smallest_detectable_difference(1) is None
-    assert st.smallest_detectable_difference(2) is None
-    assert st.smallest_detectable_difference(24, tests=5) > st.smallest_detectable_difference(24)
-
-
-def test_the_power_of_many_pairs_is_the_textbook_one():
-    """If one pair in four differs by chance, the difference is z + z_power standard errors of sqrt(0.25 / n)."""
-    gap = 2 * math.sqrt(0.25 / 4000)
-    assert st.power_of_paired_difference(gap, 4000) == pytest.approx(norm.cdf(2 - 1.959964), abs=0.01)
-    assert st.power_of_paired_difference(0.0, 100) == pytest.approx(0.05, abs=0.01)
-
-
-def test_the_power_of_few_pairs_is_the_sum_over_outcomes():
-    """All differing pairs are gained: four or more of 24 are needed."""
-    gap = 0.3
-    assert st.power_of_paired_difference(gap, 24, rate=0.0) == pytest.approx(binom.sf(3, 24, gap))
-
-
-def test_equality_is_shown_from_twenty_five_pairs_on():
-    assert st.largest_share_shown_equal(24) is None and st.largest_share_shown_equal(1) is None
-    few, many = st.largest_share_shown_equal(50), st.largest_share_shown_equal(500)
-    assert 0 < few < many < 1
-    assert st.power_of_equality(few, 50) == pytest.approx(0.8, abs=1e-3)
-    assert st.largest_share_shown_equal(50, tests=5) < few
-    assert st.largest_share_shown_equal(24, seeds=10) is None, "pairs that agree are no more than prompts"
-
-
-def test_equal_methods_share_their_ranks():
-    """All methods are equal: every interval contains rank 1, which a bootstrap of ranks misses."""
-    rng = np.random.default_rng(0)
-    missed = [sum(e.low > 1 for e in st.rank_intervals(rng.random((5, 40)) < 0.5)) for _ in range(60)]
-    assert sum(missed) <= 0.05 * 5 * 60

@@ -1,0 +1,147 @@
+"""The parts of which the configurations of image tasks are made.
+
+Everything that affects a result is in a task's configuration, versions and inputs, and therefore in its key. Parts that many
+tasks share are made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+from overpaint.errors import UserError
+from overpaint.grid.assets import content_digest, referred
+from overpaint.grid.cells import ModelSpec
+from overpaint.grid.choices import Choice
+from overpaint.grid.concepts import Catalogue, Concept
+from overpaint.grid.labels import is_file, label
+from overpaint.grid.prompts import Shot
+from overpaint.grid.read_once import remembered
+from overpaint.grid.registry import component, components
+from overpaint.grid.shipped import shipped
+from overpaint.images.stages.generate import shot_row
+from overpaint.models.sources import fingerprint_model, resolve
+from overpaint.run.store import file_hash
+from overpaint.run.tasks import SharedDict, SharedList, Task
+
+#: Version of our half-precision arithmetic (scaled losses, noise levels, attention). Results of models in float32 and float64
+#: do not depend on it.
+HALF_PRECISION = 2
+#: Number of a catalogue's templates per language that an attack can learn from. Templates beyond these are new to every attack,
+#: and adding some to a catalogue changes no stored attack.
+ATTACK_TEMPLATES = 24
+
+
+def model_of(model: ModelSpec) -> dict[str, Any]:
+    """The model in a configuration: its fingerprint and precision."""
+    return {"model": fingerprint_model(model.path), "precision": model.precision}
+
+
+def arithmetic_of(model: ModelSpec) -> dict[str, int]:
+    """The version of half-precision arithmetic; empty for models in float32 and float64."""
+    return {"half": HALF_PRECISION} if model.precision in ("float16", "bfloat16") else {}
+
+
+def runtime_of(model: ModelSpec, batch_size: int) -> dict[str, Any]:
+    """Where and how a task runs the model; not part of its key."""
+    return {"path": resolve(model.path), "device": None, "batch_size": batch_size}
+
+
+def loads_of(config: Mapping[str, Any], erasure: Task | None = None) -> str:
+    """`Task.loads`: the model in its precision, and the erasure on it."""
+    return f"{config['model']}/{config['precision']}/{erasure.key if erasure else ''}"
+
+
+def erasure_input(task: Task | None) -> dict[str, str]:
+    """The erasure as an input; none for the unedited model."""
+    return {"erasure": task.key} if task else {}
+
+
+def kind_of(choice: Choice, config: Mapping[str, Any]) -> str:
+    """The kind of a method's or attack's task for estimates: the same model, and the same lengths."""
+    return f"{config['model']}/{label(choice.name, choice.lengths)}"
+
+
+@remembered
+def values_of(choice: Choice) -> SharedDict:
+    """The hyper-parameters that can change the component's results."""
+    return SharedDict(choice.identifying)
+
+
+@remembered
+def rows_of(shots: Sequence[Shot], size: int | None) -> SharedList:
+    """`shot_row` of every shot."""
+    return SharedList(shot_row(shot, size) for shot in shots)
+
+
+@remembered
+def described_shots(shots: Sequence[Shot]) -> SharedList:
+    """`Shot.as_dict` of every shot."""
+    return SharedList(shot.as_dict() for shot in shots)
+
+
+@remembered
+def entries(concepts: Sequence[Concept]) -> SharedList:
+    """`entry` of every concept."""
+    return SharedList(map(entry, concepts))
+
+
+@remembered
+def entry(concept: Concept) -> SharedDict:
+    """All fields of a concept."""
+    return SharedDict(asdict(concept))
+
+
+@remembered
+def kinds_by_label(catalogue: Catalogue) -> dict[str, str]:
+    """Kind by detector label."""
+    return {c.label: c.kind for c in catalogue.concepts.values() if c.label}
+
+
+@remembered
+def known_templates(catalogue: Catalogue, kind: str) -> SharedDict:
+    """The templates that an attack can learn from."""
+    known = catalogue.templates.get(kind, {})
+    return SharedDict({kind: {language: lines[:ATTACK_TEMPLATES] for language, lines in known.items()}})
+
+
+def named_files(values: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files, folders and assets that hyper-parameters name, because their content affects the result."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, str) and value:
+            ours = shipped("datasets") / f"{value}.csv"
+            content = file_hash(ours) if not referred(value) and is_file(ours) else content_digest(value)
+            if content:
+                found[key] = content
+    return found
+
+
+def named_models(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the models that these hyper-parameters name."""
+    found = {}
+    for key in keys:
+        if values.get(key):
+            try:
+                found[key] = fingerprint_model(values[key])
+            except UserError as error:
+                raise UserError(str(error).replace("model.path=", f"method.{key}=")) from None
+    return found
+
+
+@cache
+def source_code(kind: str, name: str) -> dict[str, str]:
+    """The digest of a user's component's source code; empty for ours."""
+    return component(kind, name).source
+
+
+def extractor_source(name: str) -> dict[str, str]:
+    """`source_code` of an extractor, or of a detector that serves as one."""
+    return source_code("extractor" if name in components("extractor") else "detector", name)
+
+
+def pictures_source(name: str | None) -> dict[str, str]:
+    """`source_code` of a source of pictures."""
+    return source_code("pictures", name) if name and name in components("pictures") else {}

@@ -1,0 +1,43 @@
+"""Ranks of methods and their intervals."""
+
+import math
+
+import numpy as np
+
+from overpaint.report.ranks import rank_intervals, rank_intervals_over_concepts
+
+
+def test_rank_intervals():
+    rng = np.random.default_rng(0)
+    values = (rng.random((4, 200)) < [[0.9], [0.5], [0.5], [0.1]]).astype(float)
+    values[2] = values[1]
+    up, down = rank_intervals(values), rank_intervals(values, "down")
+    assert [e.value for e in up] == [1, 2, 2, 4]
+    assert [e.value for e in down] == [4, 2, 2, 1]
+    assert (up[0].low, up[0].high) == (1, 1)
+    close = rank_intervals(np.stack([values[1], rng.permutation(values[1])]))
+    assert {(e.low, e.high) for e in close} == {(1.0, 2.0)}
+    values[0, 0] = math.nan
+    assert rank_intervals(values)[3].failed == 1
+
+
+def test_ranks_over_other_concepts():
+    """The tests are Student's t of the differences of concepts, and no stricter than those for these concepts."""
+    rng = np.random.default_rng(1)
+    values = np.clip([[0.9], [0.5], [0.5], [0.1]] + 0.05 * rng.normal(size=(4, 8)), 0, 1)
+    up, down = (rank_intervals_over_concepts(values, direction) for direction in ("up", "down"))
+    assert [(e.low, e.high) for e in up] == [(1, 1), (2, 3), (2, 3), (4, 4)] and up[0].n == 8
+    assert [(e.low, e.high) for e in down] == [(4, 4), (2, 3), (2, 3), (1, 1)]
+    assert (up[0].value, up[3].value) == (1, 4) and {e.value for e in up} == {1, 2, 3, 4}
+    assert {(e.low, e.high) for e in rank_intervals_over_concepts(values, "up", np.ones((4, 4)))} == {(1, 4)}
+    assert {(e.low, e.high) for e in rank_intervals_over_concepts(values[:, :4])} == {(None, None)}
+    one_concept = np.zeros((2, 8))
+    one_concept[0, 0] = 1.0  # one concept alone does not tell of others
+    assert {(e.low, e.high) for e in rank_intervals_over_concepts(one_concept)} == {(1, 2)}
+
+
+def test_equal_methods_share_their_ranks():
+    """All methods are equal: every interval contains rank 1, which a bootstrap of ranks misses."""
+    rng = np.random.default_rng(0)
+    missed = [sum(e.low > 1 for e in rank_intervals(rng.random((5, 40)) < 0.5)) for _ in range(60)]
+    assert sum(missed) <= 0.05 * 5 * 60
