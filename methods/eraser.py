@@ -63,6 +63,11 @@ class Eraser(Shortenable, ABC):
     def draws(self) -> bool:
         return True
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Hyper-parameters that name a network that the erasure loads from the hub. Its commit is part of keys."""
+        return ()
+
     @abstractmethod
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         """Return an erasure of ``request.erase`` that keeps ``request.retain``.

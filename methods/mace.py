@@ -85,6 +85,10 @@ class MACE(Eraser):
     acts_on: ClassVar[str] = "conditioning"
     lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return ("detector", "segmenter") if self.masks == "segmenter" else ()
+
     def __post_init__(self):
         check_captions(self.prior_captions)
         if self.folder is not None and not Path(self.folder).expanduser().is_dir():

@@ -84,6 +84,10 @@ class PromptFilter(Eraser):
                 "rule=embedding needs a threshold, or ordinary captions to calibrate it: calibration=FILE.csv"
             )
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return {"embedding": ("clip",), "classifier": ("classifier",)}.get(self.rule, ())
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         rule = Rule(
             kind=self.rule,

@@ -273,6 +273,11 @@ class Attack(Shortenable, ABC):
         return self.images
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """Hyper-parameters that name a network that the attack loads from the hub. Its commit is part of keys."""
+        return ()
+
+    @property
     def shown(self) -> bool:
         """Whether it is shown images of the concept."""
         return self.needs == "victim"

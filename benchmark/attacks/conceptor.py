@@ -67,6 +67,10 @@ class Conceptor(Attack):
         at_least(1, pictures=self.pictures, words=self.words, hidden=self.hidden, batch_size=self.batch_size)
         at_least(1, dictionary_size=self.dictionary_size)
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return ("clip",)
+
     def run(self, context: AttackContext) -> Assault:
         victim, draws, ledger = context.victim, Draws(self.seed), Ledger()
         images = context.concept_images(self.pictures, "conceptor")

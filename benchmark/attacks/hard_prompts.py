@@ -60,6 +60,10 @@ class HardPrompts(Attack):
         return in_place_of_the_prompt(self.tokens)
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        return ("clip",)
+
+    @property
     def shown(self) -> bool:
         return self.clip is not None and self.target != "text"
 

@@ -80,6 +80,10 @@ class Prompting4Debugging(PromptSearch):
         at_least(0, last_images=self.last_images, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        return ("clip",)
+
+    @property
     def images(self) -> int:
         return 1 + -(-self.steps // self.draw_every) + self.last_images
 

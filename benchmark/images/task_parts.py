@@ -22,7 +22,7 @@ from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components
 from overpaint.grid.shipped import shipped
 from overpaint.images.stages.generate import shot_row
-from overpaint.models.sources import fingerprint_model, resolve
+from overpaint.models.sources import fingerprint_model, hub_commit, resolve
 from overpaint.run.store import file_hash
 from overpaint.run.tasks import SharedDict, SharedList, Task
 
@@ -117,6 +117,12 @@ def named_files(values: Mapping[str, Any]) -> dict[str, str]:
             if content:
                 found[key] = content
     return found
+
+
+def named_commits(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
+    """Commits of the hub's networks that these hyper-parameters name."""
+    found = {key: hub_commit(str(values[key])) for key in keys if values.get(key) and not referred(values[key])}
+    return {key: f"hub:{commit}" for key, commit in found.items() if commit}
 
 
 def named_models(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:

@@ -300,6 +300,25 @@ def hub_revision(name: str) -> str | None:
     return revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None
 
 
+@cache
+def hub_commit(name: str) -> str | None:
+    """The commit of a hub repository's ``main``: that of the local cache, else what the hub says.
+
+    ``None`` if neither is to be had, or if the text is not a hub id.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists():
+        return None
+    revision = hub_revision(name)
+    if revision is None:
+        from huggingface_hub import HfApi
+
+        try:
+            revision = HfApi().model_info(name, timeout=HUB_TIMEOUT).sha
+        except Exception:  # of several libraries: offline, no such repository; loading the network tells which
+            return None
+    return revision
+
+
 def hub_snapshot(name: str) -> Path | None:
     """The local snapshot of a hub repository's ``main``, if all of the pipeline is there."""
     revision = hub_revision(name)

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 
+import huggingface_hub.constants
 import pytest
 
 from overpaint import detectors
@@ -24,6 +25,7 @@ from overpaint.images.planner import make_plan
 from overpaint.images.stages.attack import _context
 from overpaint.images.task_parts import ATTACK_TEMPLATES, HALF_PRECISION
 from overpaint.images.workbench import Workbench
+from overpaint.models.sources import hub_commit
 
 
 def plan(*overrides):
@@ -302,7 +304,9 @@ def unloadable(tiny_sdxl_folder, tmp_path, monkeypatch):
     """A folder that names SDXL's pipeline and holds nothing else. Reading its weights would fail."""
     (tmp_path / "sdxl").mkdir()
     shutil.copy(tiny_sdxl_folder / "model_index.json", tmp_path / "sdxl")
-    monkeypatch.setattr("overpaint.images.tasks.fingerprint_model", lambda path: pytest.fail("the weights were read"))
+    monkeypatch.setattr(
+        "overpaint.images.task_parts.fingerprint_model", lambda path: pytest.fail("the weights were read")
+    )
     return ["model=local", f"model.path={tmp_path / 'sdxl'}", "concepts=inline", "concepts.erase=[church]"]
 
 
@@ -455,3 +459,37 @@ def test_a_plan_says_which_detector_of_a_method_is_missing(looking, method):
 def test_an_erasure_without_detectors_has_its_key_as_before():
     (task,) = stages(plan("method=uce", "attack=none", "budget=smoke"), "erase")
     assert "detectors" not in task.config
+
+
+@pytest.mark.parametrize(
+    ("grid", "stage", "key"),
+    [
+        (["attack=pez", "attack.clip=owner/clip"], "attack", "clip"),
+        (["attack=p4d_n", "attack.clip=owner/clip"], "attack", "clip"),
+        (["attack=conceptor", "attack.clip=owner/clip"], "attack", "clip"),
+        (["method=prompt_filter", "method.rule=embedding", "method.clip=owner/clip"], "erase", "clip"),
+        (["method=mace", "method.masks=segmenter", "method.detector=owner/clip"], "erase", "detector"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_the_commit_of_a_network_of_the_hub_is_in_keys(grid, stage, key, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    main = tmp_path / "models--owner--clip" / "refs" / "main"
+    main.parent.mkdir(parents=True)
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        main.write_text(commit)
+        hub_commit.cache_clear()
+        found.append(stages(plan("budget=smoke", *grid), stage)[0])
+    hub_commit.cache_clear()
+    assert [task.config["files"][key] for task in found] == [f"hub:{'a' * 40}", f"hub:{'b' * 40}"]
+    assert found[0].key != found[1].key
+
+
+def test_the_content_of_a_folder_that_an_attack_names_is_in_its_key(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    given = ("attack=pez", f"attack.clip={tmp_path}", "budget=smoke")
+    first = stages(plan(*given), "attack")[0]
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert stages(plan(*given), "attack")[0].key != first.key
+    assert "files" not in stages(plan("attack=pez", "budget=smoke"), "attack")[0].config

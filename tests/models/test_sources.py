@@ -16,6 +16,7 @@ from overpaint.models import sources
 from overpaint.models.families import FAMILIES, NAMES, check_pipeline, families, family
 from overpaint.models.sources import (
     fingerprint_model,
+    hub_commit,
     hub_snapshot,
     local_folder,
     model_family,
@@ -117,6 +118,23 @@ def test_an_incomplete_snapshot_is_not_the_model(hub, tmp_path, lacking):
             place(tmp_path, name, file)
     assert hub_snapshot(NAME) is None
     assert not fingerprint_model(NAME).startswith("hub:") and hub.asked == [SHA], "the cached commit is asked for"
+
+
+def test_the_commit_of_a_network_is_the_same_before_and_after_its_download(tmp_path, monkeypatch):
+    def model_info(self, name, timeout):
+        assert name == NAME
+        return SimpleNamespace(sha=SHA)
+
+    hub_commit.cache_clear()
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    assert hub_commit(NAME) == SHA
+    (tmp_path / "hub/models--owner--tiny/refs").mkdir(parents=True)
+    (tmp_path / "hub/models--owner--tiny/refs/main").write_text(SHA)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", None)
+    hub_commit.cache_clear()
+    assert hub_commit(NAME) == SHA, "a cached network needs no hub"
+    assert hub_commit("owner/other") is None and hub_commit("words") is None
+    hub_commit.cache_clear()
 
 
 def test_without_the_hub_the_name_stands_for_the_model(monkeypatch):
