@@ -18,7 +18,8 @@ from overpaint.grid.registry import components
 from overpaint.report.claims import published
 from overpaint.report.rendering import number, tables
 from overpaint.report.site.cells import Slugs
-from overpaint.report.site.plots import Point, _labelled
+from overpaint.report.site.plots import Point, _labelled, scalings
+from overpaint.report.site.results import blocks, read
 from overpaint.report.tables import Entry
 from overpaint.report.views import view_named
 
@@ -470,3 +471,13 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, arguments, said)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "outputs") == ["file", "taken"]
     assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
     assert not (tmp_path / "outputs" / "site").exists()
+
+
+def test_curves_show_each_manner_of_erasing_several_concepts():
+    (found,) = read(RESULTS / "scaling")
+    some = found.records[found.records["method"].isin(["none", "uce", "speed"])]
+    merged = some.assign(concepts=some["concepts"].str.replace("in turn", "merged by sum"))
+    both = found.of(pd.concat([some, merged]).drop_duplicates(["method", "concepts", "metric", "attack"]))
+    lines = [line for curves in scalings(blocks(both)) for plot in curves.plots for line in plot.lines]
+    paths = {manner: [line.path for line in lines if line.manner == manner] for manner in ("once", "turn", "merged")}
+    assert paths["merged"] and paths["merged"] == paths["turn"] != paths["once"]

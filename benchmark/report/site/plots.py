@@ -13,7 +13,7 @@ from overpaint.grid.registry import components
 from overpaint.report.fronts import better
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
 from overpaint.report.rendering import number, plain
-from overpaint.report.site.results import Block, Results, erased, shown
+from overpaint.report.site.results import MANNERS, Block, Results, erased, shown
 from overpaint.report.tables import Entry, Table
 
 
@@ -151,10 +151,15 @@ SMALL_WIDTH, SMALL_HEIGHT, SMALL_LEFT, SMALL_RIGHT, SMALL_TOP, SMALL_BOTTOM = 23
 
 @dataclass(frozen=True)
 class Line:
-    """A figure of a method by number of concepts; ``kind`` says which: ``target`` or ``kept``, ``turn`` for requests in turn."""
+    """A figure of a method by number of concepts.
+
+    Attributes:
+        figure: ``target`` or ``kept``.
+        manner: how several concepts are erased: a value of `MANNERS`.
+    """
 
     figure: str
-    turn: bool
+    manner: str
     points: Sequence[Point]
 
     @property
@@ -214,10 +219,10 @@ def _small(
     """The curves of one method."""
     lines, said = [], []
     for figure, kind in ((ERASURE, "target"), (RETENTION, "kept")):
-        for turn in (False, True):
+        for manner, style in MANNERS.items():
             found = [
                 (len(erased()[label]), entry)
-                for label in _labels(chain, turn)
+                for label in _labels(chain, manner)
                 if label in by_label and (entry := _entry(by_label[label].table, method, figure)) is not None
             ]
             if len(found) < 2:
@@ -226,9 +231,9 @@ def _small(
                 Point(across[n], up(_value(e)), across[n], across[n], up(e.low or 0.0), up(e.high or 0.0))
                 for n, e in found
             ]
-            lines.append(Line(kind, turn, points))
+            lines.append(Line(kind, style, points))
             values = ", ".join(f"{_interval(e)} for {n}" for n, e in found)
-            said.append(f"{figure}{' in turn' if turn else ''}: {values}")
+            said.append(f"{figure}{manner}: {values}")
     return Small(method, lines, f"{method}. {'; '.join(said)}") if lines else None
 
 
@@ -241,9 +246,9 @@ def _chain(labels: Sequence[str]) -> list[str]:
     return chain
 
 
-def _labels(chain: Sequence[str], turn: bool) -> list[str]:
-    """The labels of a chain, or of its requests in turn: a single concept has no turns."""
-    return [f"{label} in turn" if turn and len(erased()[label]) > 1 else label for label in chain]
+def _labels(chain: Sequence[str], manner: str) -> list[str]:
+    """The labels of a chain whose concepts are erased in this manner (`MANNERS`); a single concept has one only."""
+    return [f"{label}{manner}" if len(erased()[label]) > 1 else label for label in chain]
 
 
 def _entry(table: Table, method: str, title: str) -> Entry | None:

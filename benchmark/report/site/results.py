@@ -147,6 +147,10 @@ def shown(results: Results, view: str) -> list[Table]:
         return []
 
 
+#: How the label of a concept set ends if its concepts are not erased at once, and the name of each manner.
+MANNERS = {"": "once", " in turn": "turn", **{f" merged by {rule}": "merged" for rule in get_args(Rule)}}
+
+
 @remembered
 def erased() -> dict[str, tuple[str, ...]]:
     """The concepts that each known concept set erases, by its label; ``X in turn`` is the label of a sequence of requests,
@@ -154,6 +158,5 @@ def erased() -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for name in components("concepts"):
         concepts = tuple(map(str, component("concepts", name).config.get("erase") or ()))
-        manners = ("", " in turn", *(f" merged by {rule}" for rule in get_args(Rule)))
-        found |= {f"{name}{manner}": concepts for manner in manners}
+        found |= {f"{name}{manner}": concepts for manner in MANNERS}
     return found
