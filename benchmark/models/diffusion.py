@@ -114,8 +114,6 @@ class DiffusionModel:
         self.denoiser, self.vae = pipeline.unet, pipeline.vae
         for part in (self.text_encoder, self.denoiser, self.vae):
             part.requires_grad_(False).eval()
-        if self.device.type == "cpu":
-            self.denoiser.to(memory_format=torch.channels_last)
         self.guidance: GuidanceMaker = Guidance
         self._network: Callable[..., Any] | None = None
         self.screens: tuple[Screen, ...] = ()

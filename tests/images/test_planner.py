@@ -467,7 +467,11 @@ def test_an_erasure_without_detectors_has_its_key_as_before():
         (["attack=pez", "attack.clip=owner/clip"], "attack", "clip"),
         (["attack=p4d_n", "attack.clip=owner/clip"], "attack", "clip"),
         (["attack=conceptor", "attack.clip=owner/clip"], "attack", "clip"),
-        (["method=prompt_filter", "method.rule=embedding", "method.clip=owner/clip"], "erase", "clip"),
+        (
+            ["method=prompt_filter", "method.rule=embedding", "method.threshold=0.5", "method.clip=owner/clip"],
+            "erase",
+            "clip",
+        ),
         (["method=mace", "method.masks=segmenter", "method.detector=owner/clip"], "erase", "detector"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
