@@ -33,11 +33,11 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -46,7 +46,7 @@ from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.registry import component
-from overpaint.grid.typed import checked
+from overpaint.grid.typed import checked, construct
 from overpaint.grid.yaml_files import read_mapping
 from overpaint.report import statistics
 from overpaint.report.claims import narrowed, published
@@ -286,15 +286,20 @@ class Rule(TypedDict, total=False):
     at_least: float
 
 
-class Claim(TypedDict):
+@dataclass(frozen=True)
+class Claim:
     """What a paper claims of a method, its arXiv id and the place in it, and what decides: a rule, or a page with its verdict."""
 
     method: str
     claim: str
     source: str
-    rule: NotRequired[str]
-    page: NotRequired[str]
-    verdict: NotRequired[Literal["agrees", "disagrees", "open", "not tested"]]
+    rule: str | None = None
+    page: str | None = None
+    verdict: Literal["agrees", "disagrees", "open", "not tested"] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.rule is None) == (self.page is None) or (self.page is None) != (self.verdict is None):
+            raise UserError("a claim takes a rule, or a page and its verdict")
 
 
 class Expectations(TypedDict):
@@ -317,19 +322,17 @@ def expectations(words: Sequence[str]) -> str:
     missing: dict[str, list[str]] = {}  # folder -> methods without records in it
     for row, given in enumerate(file["claims"]):
         where = f"{name}: claims[{row}]"
-        claim = checked(Claim, given, where)
-        method = component("method", claim["method"]).name
-        if ("rule" in claim) == ("page" in claim) or ("page" in claim) != ("verdict" in claim):
-            raise UserError(f"{where} takes a rule, or a page and its verdict")
-        if "page" in claim:
-            decision = [f"[{Path(claim['page']).stem}]({claim['page']})", "", "", claim["verdict"]]
-        elif claim["rule"] not in rules:
-            raise unknown("rule", claim["rule"], rules, name)
+        claim = construct(Claim, given, where)
+        method = component("method", claim.method).name
+        if claim.page:
+            decision = [f"[{Path(claim.page).stem}]({claim.page})", "", "", claim.verdict]
+        elif claim.rule not in rules:
+            raise unknown("rule", claim.rule, rules, name)
         else:
-            decision, folder = decided(rules[claim["rule"]], method, f"{name}: rules.{claim['rule']}")
+            decision, folder = decided(rules[claim.rule], method, f"{name}: rules.{claim.rule}")
             if folder and method not in missing.setdefault(folder, []):
                 missing[folder].append(method)
-        cells = [f"[{method}](../docs/methods/{method}.md)", claim["claim"], linked(claim["source"], where), *decision]
+        cells = [f"[{method}](../docs/methods/{method}.md)", claim.claim, linked(claim.source, where), *decision]
         lines.append(f"| {' | '.join(cells)} |")
     if missing:
         lines += ["", "These commands make the figures that are *not measured*:", "", "```bash"]
