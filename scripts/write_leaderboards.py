@@ -20,7 +20,8 @@ A page says in comments what belongs between them. `make leaderboards` runs this
         A sentence above a typed table without records: the date, and the command that measures it again, or, without a
         command, that the code is not kept. It also covers the text about the table.
     <!-- expectations: leaderboards/expectations.yaml -->…<!-- end -->
-        The claims of papers in a file, each with the figure that decides and its verdict.
+        The claims of papers in a file, each with its source, the figure that decides and its verdict, and the commands that
+        make the figures of methods without records.
     <!-- picture: redteam concepts=church file=images/redteam-panel.svg -->…<!-- end -->
         View `panel` as a heat map; the block holds its link.
 """
@@ -32,11 +33,11 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -45,7 +46,7 @@ from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.registry import component
-from overpaint.grid.typed import checked
+from overpaint.grid.typed import checked, construct
 from overpaint.grid.yaml_files import read_mapping
 from overpaint.report import statistics
 from overpaint.report.claims import narrowed, published
@@ -285,50 +286,83 @@ class Rule(TypedDict, total=False):
     at_least: float
 
 
-class Claim(TypedDict):
-    """What the paper of a method claims, and the name of the rule that decides."""
+@dataclass(frozen=True)
+class Claim:
+    """What a paper claims of a method, its arXiv id and the place in it, and what decides: a rule, or a page with its verdict."""
 
     method: str
     claim: str
-    rule: str
+    source: str
+    rule: str | None = None
+    page: str | None = None
+    verdict: Literal["agrees", "disagrees", "open", "not tested"] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.rule is None) == (self.page is None) or (self.page is None) != (self.verdict is None):
+            raise UserError("a claim takes a rule, or a page and its verdict")
 
 
 class Expectations(TypedDict):
-    """A file of claims."""
+    """A file of claims. ``runs``: the command behind each folder of results, without ``overpaint run`` and its methods."""
 
+    runs: dict[str, str]
     rules: dict[str, dict[str, Any]]
     claims: list[dict[str, Any]]
 
 
 def expectations(words: Sequence[str]) -> str:
-    """The claims in a file, each with the figure that decides and its verdict."""
+    """The claims in a file, each with its source and verdict, and the commands that make the figures that are missing."""
     (name,) = words
     file = checked(Expectations, read_mapping(ROOT / name, name), name)
     rules = {key: checked(Rule, rule, f"{name}: rules.{key}") for key, rule in file["rules"].items()}
     lines = [
-        "| method | the paper claims | figure | bound | found | verdict |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| method | the paper claims | source | figure | bound | found | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    missing: dict[str, list[str]] = {}  # folder -> methods without records in it
     for row, given in enumerate(file["claims"]):
-        claim = checked(Claim, given, f"{name}: claims[{row}]")
-        if claim["rule"] not in rules:
-            raise unknown("rule", claim["rule"], rules, name)
-        rule = rules[claim["rule"]]
-        paper = str(component("method", claim["method"]).config["paper"]).rpartition("arXiv ")[2]
-        found, unit = decided(rule, claim["method"], f"{name}: rules.{claim['rule']}")
-        bound = f"≤ {rule['at_most']:g}" if "at_most" in rule else f"≥ {rule['at_least']:g}"
-        linked = f"[{claim['method']}](https://arxiv.org/abs/{paper})"
-        cells = [linked, claim["claim"], rule["shows"], bound, said(found, unit), verdict(found, rule)]
+        where = f"{name}: claims[{row}]"
+        claim = construct(Claim, given, where)
+        method = component("method", claim.method).name
+        if claim.page:
+            decision = [f"[{Path(claim.page).stem}]({claim.page})", "", "", claim.verdict]
+        elif claim.rule not in rules:
+            raise unknown("rule", claim.rule, rules, name)
+        else:
+            decision, folder = decided(rules[claim.rule], method, f"{name}: rules.{claim.rule}")
+            if folder and method not in missing.setdefault(folder, []):
+                missing[folder].append(method)
+        cells = [f"[{method}](../docs/methods/{method}.md)", claim.claim, linked(claim.source, where), *decision]
         lines.append(f"| {' | '.join(cells)} |")
+    if missing:
+        lines += ["", "These commands make the figures that are *not measured*:", "", "```bash"]
+        for folder, methods in sorted(missing.items()):
+            if folder not in file["runs"]:
+                raise unknown("folder", folder, file["runs"], f"{name}: runs")
+            lines.append(f"overpaint run {file['runs'][folder]} method=none,{','.join(methods)}")
+        lines.append("```")
     return "\n\n" + "\n".join(lines) + "\n\n"
 
 
-def decided(rule: Mapping[str, Any], method: str, where: str) -> tuple[Estimate, str]:
-    """The figure or gap of a rule for a method, and its unit."""
+def linked(source: str, where: str) -> str:
+    """A source such as ``2303.07345, Table 2`` with a link to the paper."""
+    paper, comma, place = source.partition(", ")
+    if not (comma and re.fullmatch(r"\d{4}\.\d{5}", paper)):
+        raise UserError(f"{where}: source takes an arXiv id and a place, as in '2303.07345, Table 2', got {source!r}")
+    return f"[{paper}](https://arxiv.org/abs/{paper}), {place}"
+
+
+def decided(rule: Mapping[str, Any], method: str, where: str) -> tuple[list[str], str | None]:
+    """What a rule shows, its bound, what was found and the verdict, and the folder if it has no records of the method."""
     if "shows" not in rule or ("figure" in rule) == ("gap" in rule) or ("at_most" in rule) == ("at_least" in rule):
         raise UserError(f"{where} takes shows, figure or gap, and at_most or at_least")
     named = shlex.split(rule.get("figure", rule.get("gap", "")).replace("{method}", method))
-    return estimate(named) if "figure" in rule else difference(named)
+    bound = f"≤ {rule['at_most']:g}" if "at_most" in rule else f"≥ {rule['at_least']:g}"
+    folder = next(word for word in named if word != "unpaired")
+    if method not in results(folder)[0]["method"].unique():
+        return [rule["shows"], bound, "not measured", ""], folder
+    found, unit = estimate(named) if "figure" in rule else difference(named)
+    return [rule["shows"], bound, said(found, unit), verdict(found, rule)], None
 
 
 def verdict(found: Estimate, rule: Mapping[str, Any]) -> str:

@@ -162,27 +162,77 @@ def test_a_claim_agrees_if_the_whole_interval_meets_its_bound(low, high, bound, 
     assert script().verdict(Estimate(0.5, low, high, n=12), bound) == verdict
 
 
-def test_every_method_with_results_has_its_claims():
-    file = yaml.safe_load((ROOT / "leaderboards" / "expectations.yaml").read_text(encoding="utf-8"))
-    methods = {path.stem for path in (RESULTS / "erasers").glob("*.json")} - {"none", "negative_prompt"}
-    assert {claim["method"] for claim in file["claims"]} == methods
-    assert {claim["rule"] for claim in file["claims"]} == set(file["rules"])
+def claims_file():
+    return yaml.safe_load(text_of("leaderboards/expectations.yaml"))
+
+
+def test_every_method_has_its_claims():
+    """Every shipped one but those without a paper, and every rule decides a claim."""
+    claims, rules = claims_file()["claims"], claims_file()["rules"]
+    methods = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")} - {"none", "gold", "checkpoint"}
+    assert {claim["method"] for claim in claims} == methods
+    assert {claim["rule"] for claim in claims if "rule" in claim} == set(rules)
+    assert len({(claim["method"], claim["claim"]) for claim in claims}) == len(claims)
+
+
+def test_sources_name_tables_as_the_published_figures_do():
+    """A place in a paper whose figures are in leaderboards/published is its abstract or one of those tables."""
+    papers = yaml.safe_load(text_of("leaderboards/published/papers.yaml"))
+    tables = {paper["arxiv"]: {"abstract", *paper["tables"]} for paper in papers.values()}
+    sources = [claim["source"].split(", ", 1) for claim in claims_file()["claims"]]
+    assert [source for source in sources if source[1] not in tables.get(source[0], {source[1]})] == []
+    assert {"Table 1", "Table 2"} <= {place for paper, place in sources if paper in tables}
+
+
+def test_pages_of_claims_have_their_section():
+    for page, section in {tuple(claim["page"].split("#")) for claim in claims_file()["claims"] if "page" in claim}:
+        headings = re.findall(r"^#+ (.+)$", text_of(f"leaderboards/{page}"), re.M)
+        assert section in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_methods_without_records_get_the_command_that_measures_them(tmp_path):
+    file = claims_file()
+    rows = {"fmn": "erases", "sdd": "erases_ten", "esd": "erases"}
+    file["claims"] = [
+        {"method": method, "claim": "it erases", "source": "2303.17591, abstract", "rule": rule}
+        for method, rule in rows.items()
+    ]
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
+    text = block("expectations", str(tmp_path / "claims.yaml"))
+    assert text.count("| not measured |") == 2 and text.count("| ≤ 0.1 |") == 3
+    commands = re.findall(r"^overpaint run (.+)$", text, re.M)
+    assert commands == [f"{file['runs']['erasers']} method=none,fmn", f"{file['runs']['scaling']} method=none,sdd"]
 
 
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (("rule: erases}", "rule: erasse}"), "unknown rule 'erasse'.*did you mean 'erases'"),
-        (("{method: uce,", "{method: uxe,"), "unknown method 'uxe'.*did you mean 'uce'"),
+        (("rule: erases\n", "rule: erasse\n"), "unknown rule 'erasse'.*did you mean 'erases'"),
+        (("method: uce\n", "method: uxe\n"), "unknown method 'uxe'.*did you mean 'uce'"),
         (
             ("    at_most: 0.1\n", "    at_most: 0.1\n    at_least: 0\n"),
             "erases takes shows, figure or gap, and at_most or at_least",
         ),
         (("    at_most: 0.1\n", "    at_most: low\n"), r"rules\.erases\.?:? ?at_most takes a finite number, got 'low'"),
+        (("    source: 2312.12807, abstract\n", ""), r"claims\[0\]: no value for source"),
+        (
+            ("source: 2312.12807, abstract", "source: the abstract"),
+            "source takes an arXiv id and a place.*got 'the abstract'",
+        ),
+        (("    rule: erases_two\n", ""), r"claims\[0\]: a claim takes a rule, or a page and its verdict"),
+        (("    verdict: not tested\n", ""), r"claims\[2\]: a claim takes a rule, or a page and its verdict"),
+        (
+            ("verdict: not tested", "verdict: maybe"),
+            r"unknown value 'maybe' in .*claims\[2\]: verdict \(allowed: agrees, ",
+        ),
+        (
+            ("  erasers: experiment=erasers", "  eraser: experiment=erasers"),
+            "unknown folder 'erasers'.*did you mean 'eraser'",
+        ),
     ],
 )
 def test_a_bad_claim_is_refused(tmp_path, edit, said):
-    text = (ROOT / "leaderboards" / "expectations.yaml").read_text(encoding="utf-8")
+    text = text_of("leaderboards/expectations.yaml")
     assert edit[0] in text
     (tmp_path / "claims.yaml").write_text(text.replace(*edit, 1), encoding="utf-8")
     with pytest.raises(UserError, match=said):
