@@ -7,10 +7,10 @@ ICLR 2023, arXiv 2212.04089). With the unedited model's weights W₀, the victim
     W = W₀ + a (W_v − W₀) + b (W_b − W₀)                                        a = ``erasure``, b = ``benign``
 
 so a = b = 1 is the sum of both changes and a = b = ½ the mean of both models. W_b is trained here, from the unedited model and on
-its images of ordinary things other than the concept (`overpaint.attacks.fine_tuning`), or it is read from ``file``.
+its images of ordinary things other than the concept (`overpaint.attacks.fine_tuning`), or it is read from ``checkpoint``.
 
 An adapter stays beside the merged weights, and its output is multiplied by a: its tensors in `LINEAR` are. Methods whose
-erasures cannot be scaled (`Eraser.mergeable`) are refused by the planner.
+erasures cannot be scaled (`Eraser.mergeable`) are refused by the planner. A guard, which has no weights, would stay as it is.
 
 Half of an erasure may already be none. The comparison is the same merge without the benign part (b = 0). Where the concept
 returns there too, the benign part has brought nothing back.
@@ -46,7 +46,7 @@ class Merging(FineTuning):
     erasure: float
     benign: float
     steps: int
-    file: str | None
+    checkpoint: str | None
     sha256: str | None
 
     enters_by: ClassVar[str] = "weights"
@@ -57,18 +57,18 @@ class Merging(FineTuning):
         at_least(1, steps=self.steps)
         if (self.erasure, self.benign) == (1, 0):
             raise UserError("merge changes nothing with erasure=1 and benign=0: set another of them")
-        if self.sha256 and not self.file:
-            raise UserError("sha256 is the hash of the file of a benign change: set file, too")
-        if self.file and not self.sha256:
-            content = content_digest(self.file)
+        if self.sha256 and not self.checkpoint:
+            raise UserError("sha256 is the hash of a given benign change: set checkpoint, too")
+        if self.checkpoint and not self.sha256:
+            content = content_digest(self.checkpoint)
             if not content:
-                raise UserError(f"file={self.file} is neither a file nor a folder of a network")
-            raise UserError(f"file={self.file} needs the hash of its content, sha256={content}")
+                raise UserError(f"checkpoint={self.checkpoint} is neither a file nor a folder of a network")
+            raise UserError(f"checkpoint={self.checkpoint} needs the hash of its content, sha256={content}")
 
     @property
     def trains(self) -> bool:
-        """Whether a benign change is needed and is not read from a file."""
-        return bool(self.benign) and not self.file
+        """Whether a benign change is needed and is not given."""
+        return bool(self.benign) and not self.checkpoint
 
     @property
     def draws(self) -> bool:  # type: ignore[override]  # depends on hyper-parameters, as an eraser's may
@@ -83,13 +83,13 @@ class Merging(FineTuning):
         return False
 
     def check(self, judged: bool) -> None:
-        if self.file and content_digest(self.file) != self.sha256:
-            raise UserError(f"attack.file={self.file} has another content than attack.sha256={self.sha256} says")
+        if self.checkpoint and content_digest(self.checkpoint) != self.sha256:
+            raise UserError(
+                f"attack.checkpoint={self.checkpoint} has another content than attack.sha256={self.sha256} says"
+            )
 
     def run(self, context: AttackContext) -> Assault:
         self.check(bool(context.judge))
-        if context.guard is not None:
-            raise UserError("attack=merge merges weights, and the victim has a guard, which has none")
         ledger = Ledger()
         changes: Mapping[str, Change] = {}
         with ledger.counting(context.victim):
@@ -114,13 +114,15 @@ class Merging(FineTuning):
             return student.changes()
 
     def given(self, model: DiffusionModel) -> Mapping[str, Change]:
-        """The change of the unedited model that the file holds, by name."""
-        path = checkpoints.checkpoint_path(str(self.file), f"attack.file={self.file}")
+        """The change of the unedited model that the checkpoint holds, by name."""
+        path = checkpoints.checkpoint_path(str(self.checkpoint), f"attack.checkpoint={self.checkpoint}")
         if "overpaint" not in checkpoints.metadata(path):
             return checkpoints.changes_of(model, path)
         made = load_erasure(path)
         if any(part.kind != "delta" for part in made.sequence):
-            raise UserError(f"attack.file={self.file} holds an erasure of {made.method}, which changes no weights")
+            raise UserError(
+                f"attack.checkpoint={self.checkpoint} holds an erasure of {made.method}, which changes no weights"
+            )
         made.attach(model)()  # raises if it was made for other weights
         return {name: Replacement(tensor) for name, tensor in made.tensors.items()}
 

@@ -26,7 +26,7 @@ SILENT = ("none", "implicit")
 #: Counts that must be at least 1, with the attacks that have them.
 COUNTS = ("batch_size", "first", "generations", "iterations", "pictures", "restarts", "tokens", "tries")
 COUNTED = [(name, key) for name in ATTACKS for key in COUNTS if key in component("attack", name).defaults]
-LIST = Path(__file__).with_name("prompts.csv")  # for the attack that reads a prompt list
+LIST = Path(__file__).with_name("prompts.csv")  # for attacks that read a prompt list
 TINY = {
     "steps": 2,
     "batch_size": 2,
@@ -41,6 +41,7 @@ TINY = {
     "restarts": 1,
     "rollout_steps": 2,
     "curve": [0, 1],
+    "file": str(LIST),
 }
 
 
@@ -51,7 +52,6 @@ def attack(request):
 
 def built(attack, seed=1, **values):
     budget = {key: value for key, value in TINY.items() if key in attack.defaults}
-    budget |= {"file": str(LIST)} if attack.name == "replay" else {}
     return attack.build(budget | values, seed=seed)
 
 
@@ -86,8 +86,7 @@ def test_shots_are_attacked_paired_and_within_budget(attack, context):
 
 
 def test_the_victim_is_left_as_it_was(attack, context, tiny_sd):
-    method = "uce" if attack.config.get("victims") == "mergeable" else "negative_prompt"  # a guard has no weights
-    erasure = overpaint.erase(tiny_sd, method, erase=["cat"])
+    erasure = overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"])
     before = {name: p.data.clone() for name, p in tiny_sd.named_parameters().items()}
     tokenizer = tiny_sd.tokenizer
     with erasure.attached(tiny_sd):

@@ -25,7 +25,7 @@ def merge(**values):
 
 
 def of_file(path, **values):
-    return merge(file=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), **values)
+    return merge(checkpoint=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), **values)
 
 
 def plain(context):
@@ -202,15 +202,16 @@ def test_the_same_merge_of_the_unedited_model_is_planned_beside_the_control_and_
     assert any("seed" in t.label for t in tasks if t.stage == "generate")
 
 
-def test_a_guard_and_an_adapter_that_is_not_linear_are_refused(context, tiny_sd, tmp_path):
-    guard = overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"])
-    with guard.attached(tiny_sd), pytest.raises(overpaint.UserError, match="the victim has a guard"):
-        merge().run(context)
+def test_a_guard_in_a_file_is_refused_as_a_victim_and_as_a_benign_change(context, tiny_sd, tmp_path):
     path = tmp_path / "guard.safetensors"
-    guard.save(path)
+    overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).save(path)
+    with pytest.raises(overpaint.UserError, match="method=checkpoint makes no change of weights"):
+        planned("method=checkpoint", f"checkpoint.file={path}")
     with pytest.raises(overpaint.UserError, match="holds an erasure of negative_prompt"):
         of_file(path).run(context)
 
+
+def test_an_adapter_whose_output_is_not_linear_is_refused(context, tiny_sd):
     def adapted(change):
         change("interventions", torch.ones(3, 4))
         return nullcontext(tiny_sd)
@@ -227,8 +228,8 @@ def test_a_guard_and_an_adapter_that_is_not_linear_are_refused(context, tiny_sd,
         ({"steps": 0}, "steps"),
         ({"clip": 0.0}, "clip takes"),
         ({"benign": 0.0}, "merge changes nothing"),
-        ({"sha256": "00"}, "set file, too"),
-        ({"file": "nowhere.safetensors"}, "neither a file nor a folder"),
+        ({"sha256": "00"}, "set checkpoint, too"),
+        ({"checkpoint": "nowhere.safetensors"}, "neither a file nor a folder"),
     ],
 )
 def test_bad_input(values, said):
@@ -240,11 +241,11 @@ def test_results_belong_to_the_content_of_the_file(benign, tmp_path):
     _, path = benign
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(overpaint.UserError, match=f"needs the hash of its content, sha256={content}"):
-        merge(file=str(path))
+        merge(checkpoint=str(path))
     attack = of_file(path)
     attack.check(True)
     path.write_bytes(b"another")
     with pytest.raises(overpaint.UserError, match="has another content"):
         replace(attack).check(True)
     with pytest.raises(overpaint.UserError, match="has another content"):
-        planned("method=uce", f"attack.file={path}", f"attack.sha256={content}")
+        planned("method=uce", f"attack.checkpoint={path}", f"attack.sha256={content}")
