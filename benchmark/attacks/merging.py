@@ -56,14 +56,14 @@ class Merging(FineTuning):
         at_least(0, erasure=self.erasure, benign=self.benign)
         at_least(1, steps=self.steps)
         if (self.erasure, self.benign) == (1, 0):
-            raise UserError("merge changes nothing with erasure=1 and benign=0: set another of them")
+            raise UserError("merge changes nothing with erasure=1 and benign=0: set one of them to another value")
         if self.sha256 and not self.checkpoint:
             raise UserError("sha256 is the hash of a given benign change: set checkpoint, too")
         if self.checkpoint and not self.sha256:
             content = content_digest(self.checkpoint)
             if not content:
                 raise UserError(f"checkpoint={self.checkpoint} is neither a file nor a folder of a network")
-            raise UserError(f"checkpoint={self.checkpoint} needs the hash of its content, sha256={content}")
+            raise UserError(f"checkpoint={self.checkpoint} needs the hash of its content: attack.sha256={content}")
 
     @property
     def trains(self) -> bool:

@@ -240,7 +240,7 @@ def test_bad_input(values, said):
 def test_results_belong_to_the_content_of_the_file(benign, tmp_path):
     _, path = benign
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(overpaint.UserError, match=f"needs the hash of its content, sha256={content}"):
+    with pytest.raises(overpaint.UserError, match=f"needs the hash of its content: attack.sha256={content}"):
         merge(checkpoint=str(path))
     attack = of_file(path)
     attack.check(True)
