@@ -29,7 +29,7 @@ from overpaint.blocks.draws import Draws
 from overpaint.blocks.merging import Change, delta
 from overpaint.blocks.training import swapped
 from overpaint.errors import UserError, at_least
-from overpaint.grid.assets import content_digest
+from overpaint.grid.assets import referred
 from overpaint.models import checkpoints
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Replacement, load_erasure
@@ -47,7 +47,6 @@ class Merging(FineTuning):
     benign: float
     steps: int
     checkpoint: str | None
-    sha256: str | None
 
     enters_by: ClassVar[str] = "weights"
 
@@ -57,13 +56,6 @@ class Merging(FineTuning):
         at_least(1, steps=self.steps)
         if (self.erasure, self.benign) == (1, 0):
             raise UserError("merge changes nothing with erasure=1 and benign=0: set one of them to another value")
-        if self.sha256 and not self.checkpoint:
-            raise UserError("sha256 is the hash of a given benign change: set checkpoint, too")
-        if self.checkpoint and not self.sha256:
-            content = content_digest(self.checkpoint)
-            if not content:
-                raise UserError(f"checkpoint={self.checkpoint} is neither a file nor a folder of a network")
-            raise UserError(f"checkpoint={self.checkpoint} needs the hash of its content: attack.sha256={content}")
 
     @property
     def trains(self) -> bool:
@@ -82,14 +74,15 @@ class Merging(FineTuning):
     def shown(self) -> bool:
         return False
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return ("checkpoint",)
+
     def check(self, judged: bool) -> None:
-        if self.checkpoint and content_digest(self.checkpoint) != self.sha256:
-            raise UserError(
-                f"attack.checkpoint={self.checkpoint} has another content than attack.sha256={self.sha256} says"
-            )
+        if self.checkpoint and not referred(self.checkpoint):  # an asset that is missing is reported by its name
+            checkpoints.local_checkpoint(self.checkpoint, f"attack.checkpoint={self.checkpoint}")
 
     def run(self, context: AttackContext) -> Assault:
-        self.check(bool(context.judge))
         ledger = Ledger()
         changes: Mapping[str, Change] = {}
         with ledger.counting(context.victim):
