@@ -15,6 +15,7 @@ With ``transfer`` the erasure was made on another model, ``base``, and is put on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +58,24 @@ class Checkpoint(Eraser):
     @property
     def acts_on(self) -> str:
         return self.stage
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return ("file",)
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the file is no erasure of `overpaint erase` with a guard in it."""
+        text = checkpoints.metadata(Path(self.file).expanduser()).get("overpaint", "{}")
+        try:
+            header = json.loads(text)
+        except ValueError:  # reported when the file is read
+            return True
+        kinds = []
+        while isinstance(header, dict):
+            kinds.append(header.get("kind"))
+            header = header.get("before")
+        return "guard" not in kinds
 
     def check(self, family: str | None, request: Request, name: str, sequential: bool = False) -> None:
         super().check(family, request, name, sequential)

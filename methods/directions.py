@@ -65,6 +65,7 @@ class Directions(Eraser):
     learning_rate: float
 
     stacks: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
     lengths: ClassVar[tuple[str, ...]] = ("pictures", "epochs")
 
     def __post_init__(self):

@@ -37,6 +37,8 @@ class Eraser(Shortenable, ABC):
         stacks: whether its guard can be installed on a model that already has one (then in ``model.guidance``).
         acts_on: the stage of the pipeline that it changes: ``"text_encoder"``, ``"conditioning"`` or ``"denoiser"``
             (`overpaint.grid.scope`). It is a property here, so that it may depend on hyper-parameters.
+        mergeable: whether its erasures are changed weights, or adapters whose output is linear in their tensors named ``up``, so
+            that they can be scaled and merged with other weights. It is a property here, for the same reason.
         draws: whether the result depends on the seed. A method that does not draw is run for one seed only. It is a
             property here, for the same reason.
         added: hyper-parameters that are newer than stored results, with the value that changes nothing. Keys leave them out at
@@ -58,6 +60,10 @@ class Eraser(Shortenable, ABC):
     @property
     def acts_on(self) -> str:
         return "denoiser"
+
+    @property
+    def mergeable(self) -> bool:
+        return True
 
     @property
     def draws(self) -> bool:

@@ -80,6 +80,7 @@ class Geom(Eraser):
     weight_decay: float
 
     stacks: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
     lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
 
     def __post_init__(self):

@@ -46,6 +46,7 @@ class NegativePrompt(Eraser):
     acts_on: ClassVar[str] = "conditioning"
     draws: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
     added: ClassVar[Mapping[str, Any]] = {"start": 0.0, "stop": 1.0}
 
     def __post_init__(self):

@@ -85,6 +85,7 @@ class SAeUron(Eraser):
     learning_rate: float
 
     acts_on: ClassVar[str] = "denoiser"
+    mergeable: ClassVar[bool] = False
     lengths: ClassVar[tuple[str, ...]] = ("pictures", "concept_pictures", "iterations")
 
     def __post_init__(self):

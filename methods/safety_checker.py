@@ -40,6 +40,7 @@ class SafetyChecker(Eraser):
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     draws: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
 
     def __post_init__(self):
         if not 0 <= self.threshold <= 1:

@@ -66,6 +66,7 @@ class SAFREE(Eraser):
     acts_on: ClassVar[str] = "conditioning"
     draws: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
 
     def __post_init__(self):
         at_least(0, margin=self.margin, filter_steps=self.filter_steps, window=self.window)

@@ -66,6 +66,7 @@ class ScalingConcept(Eraser):
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     stacks: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
 
     def __post_init__(self):
         at_least(2, steps=self.steps)

@@ -56,6 +56,7 @@ class SEGA(Eraser):
     acts_on: ClassVar[str] = "conditioning"
     draws: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
 
     def __post_init__(self):
         for name in ("scale", "warmup_steps", "cooldown_steps"):

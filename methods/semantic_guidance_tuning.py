@@ -54,6 +54,7 @@ class SemanticGuidanceTuning(Eraser):
     acts_on: ClassVar[str] = "conditioning"
     draws: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
 
     def __post_init__(self):
         at_least(0, scale=self.scale, warmup_steps=self.warmup_steps, cooldown_steps=self.cooldown_steps)

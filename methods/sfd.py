@@ -96,6 +96,7 @@ class SFD(Eraser):
     score_learning_rate: float
     learning_rate: float
 
+    mergeable: ClassVar[bool] = False
     lengths: ClassVar[tuple[str, ...]] = ("iterations", "distil_iterations")
 
     def __post_init__(self):

@@ -48,6 +48,7 @@ class SLD(Eraser):
     acts_on: ClassVar[str] = "conditioning"
     draws: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
 
     def __post_init__(self):
         at_least(0, warmup_steps=self.warmup_steps, safety_scale=self.safety_scale, momentum_scale=self.momentum_scale)

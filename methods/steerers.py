@@ -75,6 +75,7 @@ class Steerers(Eraser):
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     acts_on: ClassVar[str] = "text_encoder"
     stacks: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
     lengths: ClassVar[tuple[str, ...]] = ("iterations",)
 
     def __post_init__(self):

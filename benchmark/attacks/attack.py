@@ -240,6 +240,7 @@ class Attack(Shortenable, ABC):
     - ``enters_by`` is the place where it enters the model (`overpaint.grid.scope.ENTRIES`).
     - ``worded`` says that texts and seeds are enough to generate its images again, so that they can be exported as a
       list.
+    - ``merges`` says that it scales the erasure. Methods whose erasures cannot be scaled are refused (`Eraser.mergeable`).
     - ``together`` is the number of shots that it attacks side by side (`run_together`).
     - ``draws`` says whether the result depends on the seed. An attack that does not draw is run for one seed only.
     - ``lengths``, ``endless``, ``combined`` and ``paced`` are the hyper-parameters that a budget may shorten
@@ -255,6 +256,7 @@ class Attack(Shortenable, ABC):
     paints: ClassVar[bool] = False
     enters_by: ClassVar[str] = "prompt"
     worded: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
     together: ClassVar[int] = 1
     draws: ClassVar[bool] = True
 

@@ -19,9 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, Painted
-from overpaint.attacks.probes import batches
-from overpaint.attacks.prompt_lists import attacked
+from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
+from overpaint.attacks.probes import repainted
 from overpaint.blocks.training import parameter_group, swapped
 from overpaint.errors import UserError
 from overpaint.models.diffusion import DiffusionModel
@@ -96,16 +95,11 @@ class Perturbation(Attack):
         return {name: self.perturbed(parameters[name].detach()) for name in names}
 
     def run(self, context: AttackContext) -> Assault:
-        ledger, painted = Ledger(), []
+        ledger = Ledger()
         said = " and ".join([f"{self.prune:.0%} pruned"] * bool(self.prune) + [f"{self.bits} bits"] * bool(self.bits))
         with context.adapted(self.of_adapter) as victim, ledger.counting(victim), torch.no_grad():
             weights, places = self.weights(victim), victim.parameter_owners()
             with swapped({name: places[name] for name in weights}, weights.__getitem__):
-                for part in batches(context.shots):
-                    texts, seeds = [s.prompt.text for s in part], [s.noise_seed for s in part]
-                    images = context.paint(texts, seeds, guidance=part[0].prompt.guidance)
-                    made = [attacked(shot, shot.prompt.text, context.concept, said) for shot in part]
-                    verdicts = context.verdicts(images)
-                    painted += [Painted(*each) for each in zip(made, images, verdicts, strict=True)]
+                painted = repainted(context, said)
         ledger.images = len(painted)
         return Assault([p.shot for p in painted], ledger=ledger, painted=painted)

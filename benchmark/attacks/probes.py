@@ -26,7 +26,7 @@ guards.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import product
@@ -196,6 +196,21 @@ def batches(shots: Sequence[Shot]) -> list[list[Shot]]:
     for shot in shots:
         alike.setdefault(shot.prompt.guidance, []).append(shot)
     return [part[i : i + IMAGES_AT_ONCE] for part in alike.values() for i in range(0, len(part), IMAGES_AT_ONCE)]
+
+
+def repainted(
+    context: AttackContext, variant: str, draw: int = 0, readings: Mapping[str, float] | None = None
+) -> list[Painted]:
+    """All plain images, generated and judged again from the model as it is now, with the same prompts and noise."""
+    painted: list[Painted] = []
+    for part in batches(context.shots):
+        texts, seeds = [s.prompt.text for s in part], [s.noise_seed for s in part]
+        with torch.no_grad():
+            images = context.paint(texts, seeds, guidance=part[0].prompt.guidance)
+        made = [replace(attacked(s, s.prompt.text, context.concept, variant), draw=draw) for s in part]
+        found = zip(made, images, context.verdicts(images), strict=True)
+        painted += [Painted(shot, image, verdict, readings or {}) for shot, image, verdict in found]
+    return painted
 
 
 def step_noise(sources: Sequence[torch.Generator], count: int, start: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from overpaint.attacks.attack import AttackContext
+from overpaint.errors import UserError
 from overpaint.grid.cells import Cell, default_attack, merged
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concept_sets import ConceptSet
@@ -99,6 +100,7 @@ def _check_support(cell: Cell) -> None:
     if cell.method.name != "none":
         _check_method(family, cell.method, cell.method_seed, cell.concepts)
     _check_attack(family, cell.attack, cell.attack_seed)
+    _check_victim(cell.attack, cell.method)
     if cell.attack.control:
         _check_attack(family, default_attack(cell.attack.control, cell.model.preset, cell.concepts), cell.attack_seed)
 
@@ -112,6 +114,15 @@ def _check_method(family: str | None, method: Choice, seed: int, concepts: Conce
 @remembered
 def _check_attack(family: str | None, attack: Choice, seed: int) -> None:
     build_attack(attack, seed).check_family(family, attack.name)
+
+
+@remembered
+def _check_victim(attack: Choice, method: Choice) -> None:
+    """Refuse an attack that merges weights on a method whose erasures cannot be scaled."""
+    if build_attack(attack, 0).merges and method.name != "none" and not build("method", method, 0).mergeable:
+        raise UserError(
+            f"attack={attack.name} merges weights, and method={method.name} makes no change of weights that could be scaled"
+        )
 
 
 def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:

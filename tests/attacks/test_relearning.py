@@ -10,7 +10,7 @@ from PIL import Image
 
 import overpaint
 from official import by_name, by_variant, distance, watched
-from overpaint.attacks.relearning import RULES, Adapter
+from overpaint.attacks.fine_tuning import RULES, Adapter
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.training import parameter_group
 from overpaint.grid.registry import component
@@ -69,11 +69,13 @@ def test_a_low_rank_change_is_what_it_says_and_leaves_the_layers_that_were_there
     assert len(fired) == 2, "what was hooked onto a layer goes on working"
     hook.remove()
 
-    low_rank = {}
+    low_rank, told = {}, adapter.changes()
     for name in names:
         down, up = (adapter.masters[name.replace("weight", f"lora_{side}.default.weight")].data for side in "AB")
         assert len(down) == up.shape[1] == rank
         low_rank[name] = LowRank(alpha / rank * up, down)
+        assert torch.equal(told[name].up, low_rank[name].up) and torch.equal(told[name].down, down)
+    assert told.keys() == low_rank.keys()
     with Erasure("none", changes=low_rank).attached(model):
         wanted = model.predict(latents, 500, embeds)
     assert torch.equal(untrained, plain) and torch.equal(model.predict(latents, 500, embeds), plain)

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import huggingface_hub.constants
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from overpaint import detectors
 from overpaint.errors import UserError
@@ -472,6 +474,7 @@ def test_an_erasure_without_detectors_has_its_key_as_before():
             "erase",
             "clip",
         ),
+        (["method=checkpoint", "method.file=owner/clip"], "erase", "file"),
         (["method=mace", "method.masks=segmenter", "method.detector=owner/clip"], "erase", "detector"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
@@ -497,3 +500,11 @@ def test_the_content_of_a_folder_that_an_attack_names_is_in_its_key(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     assert stages(plan(*given), "attack")[0].key != first.key
     assert "files" not in stages(plan("attack=pez", "budget=smoke"), "attack")[0].config
+
+
+def test_the_content_of_a_benign_change_is_in_the_key_of_a_merge(tmp_path):
+    file, found = tmp_path / "benign.safetensors", []
+    for value in (0.0, 1.0):
+        save_file({"conv_in.bias": torch.full((2,), value)}, file)
+        found.append(stages(plan("attack=merge", f"attack.checkpoint={file}", "budget=smoke"), "attack")[0])
+    assert found[0].config["files"]["checkpoint"] != found[1].config["files"]["checkpoint"]

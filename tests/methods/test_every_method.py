@@ -9,6 +9,7 @@ import torch
 from work import undeclared
 
 import overpaint
+from overpaint.attacks.merging import INNER, LINEAR
 from overpaint.grid.concepts import KINDS, Concept, Request
 from overpaint.grid.lengths import shortened
 from overpaint.grid.registry import component, components, construct
@@ -105,6 +106,15 @@ def test_attach_and_detach_are_exact(tiny_sd, method):
     assert_unchanged(tiny_sd, before)
     assert np.array_equal(picture(tiny_sd), plain)
     assert np.array_equal(edited, plain) == (method.name == "none")
+
+
+def test_it_says_whether_its_erasures_can_be_merged(tiny_sd, method):
+    """Changes of weights can be, and adapters without tensors in which their output is not linear."""
+    budget = {key: value for key, value in TINY.items() if key in method.defaults} | required(method)
+    linear = (*LINEAR, *INNER)
+    parts = erased(tiny_sd, method).sequence
+    can = all(e.kind == "delta" or (e.kind == "adapter" and all(n.endswith(linear) for n in e.parts)) for e in parts)
+    assert method.build(budget).mergeable == can
 
 
 def test_detaching_after_an_error(tiny_sd, method):
