@@ -66,6 +66,7 @@ class Round:
     def __init__(self, folder, engine, values, beside):
         self.store, self.journal, self.engine, self.values = Store(folder / "store"), folder / "journal", engine, values
         self.plan, self.mark, self.killed = grid(NUMBERS, journal=self.journal), f"{os.getpid()}-{folder}", set()
+        self.dying = []
         self.command = self._begin(engine, values)
         self.beside = self._begin("inline", {}) if beside else None
         until = time.monotonic() + 60
@@ -102,6 +103,7 @@ class Round:
         ran, own = self.command.poll() is None, [] if self.engine == "slurm" else self.workers()
         self.command.kill()
         self.killed |= {self.command.pid, *(worker.pid for worker in own)} if ran else set()
+        self.dying = own
         return ran
 
     def kill_the_other(self):
@@ -121,7 +123,8 @@ class Round:
     def processes(self):
         """What should have ended."""
         own = [] if self.engine == "slurm" else marked(MARK, self.mark)  # jobs inherit the mark
-        return [*own, *filter(alive, actors()), *filter(alive, jobs(self.store))]
+        dying = [process for process in self.dying if alive(process)]  # Ray renames an actor's process before it kills it
+        return [*own, *dying, *filter(alive, actors()), *filter(alive, jobs(self.store))]
 
     def continued(self):
         """Run the same command to its end. Jobs of Slurm that go on are followed; other engines need no workers for the rest."""
