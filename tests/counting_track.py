@@ -44,7 +44,6 @@ class Counting(Track):
     def settle(self, threads):
         if LOCKS in os.environ:  # worker processes have no test that could patch them
             store.FileLock = {"idle": IdleLock, "refused": RefusedLock}[os.environ[LOCKS]]
-        return threads or 2
 
 
 #: Environment variable that gives worker processes a lock that does not lock: ``idle`` or ``refused``.

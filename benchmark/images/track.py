@@ -133,9 +133,7 @@ class Images(Track):
     def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
         return contact_sheets(plan, store, folder)
 
-    def settle(self, threads: int | None) -> int:
+    def settle(self, threads: int) -> None:
         import torch
 
-        if threads:
-            torch.set_num_threads(threads)
-        return torch.get_num_threads()
+        torch.set_num_threads(threads)

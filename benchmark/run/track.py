@@ -87,8 +87,8 @@ class Track(ABC):
         return []
 
     @abstractmethod
-    def settle(self, threads: int | None) -> int:
-        """Set the number of threads of this process unless it is ``None``; returns how many it has."""
+    def settle(self, threads: int) -> None:
+        """Set the number of threads that this process computes with."""
 
 
 def track(name: str) -> Track:

@@ -123,7 +123,9 @@ class Round:
     def processes(self):
         """What should have ended."""
         own = [] if self.engine == "slurm" else marked(MARK, self.mark)  # jobs inherit the mark
-        dying = [process for process in self.dying if alive(process)]  # Ray renames an actor's process before it kills it
+        dying = [
+            process for process in self.dying if alive(process)
+        ]  # Ray renames an actor's process before it kills it
         return [*own, *dying, *filter(alive, actors()), *filter(alive, jobs(self.store))]
 
     def continued(self):

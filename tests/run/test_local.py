@@ -117,7 +117,9 @@ def test_a_pipe_without_a_run_at_its_other_end_is_no_failure_of_the_task(store):
 
 
 def test_workers_are_as_many_as_there_are_devices(monkeypatch):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(12)))
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     images = track("images")
     assert Local(workers="auto", device="cpu").places(images) == (["cpu"] * 6, 6)
     assert Local(workers=3, device="cpu").places(images) == (["cpu"] * 3, 6)

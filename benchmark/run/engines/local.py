@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
+import psutil
+
 from overpaint.errors import UserError
 from overpaint.grid.registry import asked_folders
 from overpaint.run.executor import Result, Run, Watcher
@@ -40,6 +42,12 @@ START = "forkserver" if sys.platform == "linux" else "spawn"
 PR_SET_PDEATHSIG = 1
 
 
+def cpu_cores() -> int:
+    """The CPU cores that this process may use. Two hardware threads of one core count once."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
+
+
 @dataclass(kw_only=True)
 class Local:
     """``workers``: how many processes; ``auto`` is one a GPU or, without a GPU, one a CPU core. Each loads the model.
@@ -55,12 +63,12 @@ class Local:
             raise UserError(f"engine.workers takes auto or a number from 1 up, got {self.workers}")
 
     def places(self, kind: Track) -> tuple[list[str], int]:
-        """The device of each worker, and how many threads they share."""
-        devices, threads = kind.devices(self.device), kind.settle(None)
+        """The device of each worker, and how many CPU cores they share."""
+        devices, cores = kind.devices(self.device), cpu_cores()
         count = self.workers
         if count == "auto":
-            count = threads if devices == ["cpu"] else len(devices)
-        return [devices[n % len(devices)] for n in range(count)], threads
+            count = cores if devices == ["cpu"] else len(devices)
+        return [devices[n % len(devices)] for n in range(count)], cores
 
     def check(self, kind: Track) -> None:
         """Raise a `UserError` if this machine lacks the device, or the compiler for ``compile``."""
