@@ -450,6 +450,25 @@ def planning(rounds: int = 3) -> list[Figure]:
     ]
 
 
+def workers() -> list[Figure]:
+    """A part of the demo's grid in one process, and with a worker a core, each from an empty store."""
+    seconds = {}
+    for engine in ("inline", "local"):
+        with tempfile.TemporaryDirectory() as store:
+            grid = ("experiment=demo", "concepts=church", f"engine={engine}", f"store={store}")
+            start = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "overpaint.cli", "run", *grid],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            seconds[engine] = time.perf_counter() - start
+            print(f"engine={engine}: {seconds[engine]:.0f} s", file=sys.stderr)
+    return [Figure.of("engine=inline / engine=local", [seconds["inline"] / seconds["local"]])]
+
+
 def stores() -> list[Figure]:
     """Commands on a store of 20,000 artefacts, and the look at what is stored, without and with the index."""
     import bench_store
@@ -498,6 +517,12 @@ SECTIONS = {
         "Planning",
         "Processor seconds of whole processes that plan settings of a method × 50 concept sets × 20 attacks.",
         planning,
+    ),
+    "workers": Section(
+        "Several workers",
+        "Wall-clock seconds of `overpaint run experiment=demo concepts=church` from an empty store: in one process with one\n"
+        "thread, divided by those with a worker per CPU core.",
+        workers,
     ),
     "stores": Section(
         "Large stores",
