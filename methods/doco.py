@@ -1,4 +1,4 @@
-"""DoCo (Domain Correction): a discriminator pulls what the concept's captions paint to what its anchor's captions paint.
+"""DoCo (Domain Correction): adversarial training pulls the predictions for the concept's captions to those for its anchor's.
 
 Wu, Zhou, Yang, Wang, Chang, Zhu, Hu, Zhou and Yang, "Unlearning Concepts in Diffusion Model via Concept Domain Correction and
 Concept Preserving Gradient", AAAI 2025, arXiv 2405.15304. The images and captions are those of Concept Ablation. Notation: x_t

@@ -1,4 +1,4 @@
-"""Geom-Erasing: new words for places tell the model where a concept is, so that a negative prompt can name what it cannot see.
+"""Geom-Erasing: learned words for image regions describe where a concept is; a negative prompt of these words removes it.
 
 Liu, Chen, Zhang, Han, Hong, Xu, Li, Yeung and Kwok, "Implicit Concept Removal of Diffusion Models", ECCV 2024, arXiv 2310.05873.
 For concepts that appear without being asked for, such as watermarks, and that the model's own words do not control. An image

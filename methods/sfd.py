@@ -1,4 +1,4 @@
-"""SFD: a one-step generator is distilled from the model, and for the concept from what the model predicts for another prompt.
+"""SFD: a one-step generator is distilled from the model. For the concept, it learns the model's prediction for another prompt.
 
 Chen, Zhang and Zhou, "Score Forgetting Distillation: A Swift, Data-Free Method for Machine Unlearning in Diffusion Models", ICLR
 2025, arXiv 2409.11219. Notation: φ is the model, which stays; G is the generator and ψ the score of its images, both copies of

@@ -1,7 +1,7 @@
-"""Controls: what chance brings back with the same number of images. An attack has to do better.
+"""Controls: how often chance alone recovers the concept with the same number of images. An attack must exceed them.
 
-`RandomWords` is matched to a search for words: as many words in the same places, the concept's name kept or not, as many images
-and the same rule for stopping. Only the search is missing.
+`RandomWords` matches a search for words: the same number of words in the same places, the concept's name kept or removed, the same
+number of images, and the same stopping rule. Only the search is missing.
 
 UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868) introduced both controls. In its code, prefixes stop at the
 first success and seeds do not, and one seeded generator draws everything of a run.
