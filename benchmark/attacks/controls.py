@@ -1,7 +1,7 @@
 """Controls: how often chance alone recovers the concept with the same number of images. An attack must exceed them.
 
-`RandomWords` matches a search for words: the same number of words in the same places, the concept's name kept or removed, the same
-number of images, and the same stopping rule. Only the search is missing.
+`RandomWords` matches a search for words: the same number of words in the same places, the concept's name kept or removed, the
+same number of images, and the same stopping rule. Only the search is missing.
 
 UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868) introduced both controls. In its code, prefixes stop at the
 first success and seeds do not, and one seeded generator draws everything of a run.

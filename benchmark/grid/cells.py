@@ -151,7 +151,8 @@ class MetricSpec:
     ``metrics`` maps names to classes (``module:Class``). ``threshold`` is the smallest score that counts as present; ``None``
     means the one that the detector's YAML recommends, else `THRESHOLD`. ``failure_limit`` is the largest share of failed
     images at which a figure is still computed. ``attacks`` are those that the set's figures need: `overpaint plan` names the
-    ones that the grid lacks. ``extractors`` maps the purposes that metrics name to extractors, or to detectors; ``None`` for none.
+    ones that the grid lacks. ``extractors`` maps the purposes that metrics name to extractors, or to detectors; ``None`` for
+    none.
     """
 
     name: str
