@@ -48,6 +48,7 @@ class Checkpoint(Eraser):
     draws: ClassVar[bool] = False
     added: ClassVar[Mapping[str, Any]] = {"transfer": False, "base": None}
     models: ClassVar[tuple[str, ...]] = ("base",)
+    networks: ClassVar[tuple[str, ...]] = ("file",)
 
     def __post_init__(self):
         if not self.file:
@@ -58,10 +59,6 @@ class Checkpoint(Eraser):
     @property
     def acts_on(self) -> str:
         return self.stage
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        return ("file",)
 
     @property
     def mergeable(self) -> bool:

@@ -60,16 +60,13 @@ class Conceptor(Attack):
     needs: ClassVar[str] = "victim"
     worded: ClassVar[bool] = False
     lengths: ClassVar[tuple[str, ...]] = ("steps",)
+    networks: ClassVar[tuple[str, ...]] = ("clip",)
 
     def __post_init__(self):
         at_least(0, steps=self.steps, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
         at_least(0, sparsity=self.sparsity)
         at_least(1, pictures=self.pictures, words=self.words, hidden=self.hidden, batch_size=self.batch_size)
         at_least(1, dictionary_size=self.dictionary_size)
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        return ("clip",)
 
     def run(self, context: AttackContext) -> Assault:
         victim, draws, ledger = context.victim, Draws(self.seed), Ledger()

@@ -47,6 +47,7 @@ class HardPrompts(Attack):
     needs: ClassVar[str] = "model"
     unit: ClassVar[str] = "prompt"
     lengths: ClassVar[tuple[str, ...]] = ("steps",)
+    networks: ClassVar[tuple[str, ...]] = ("clip",)
 
     def __post_init__(self):
         at_least(1, pictures=self.pictures, tokens=self.tokens, prompts=self.prompts, steps=self.steps)
@@ -58,10 +59,6 @@ class HardPrompts(Attack):
     @property
     def matched(self) -> Mapping[str, Any]:
         return in_place_of_the_prompt(self.tokens)
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        return ("clip",)
 
     @property
     def shown(self) -> bool:

@@ -50,6 +50,7 @@ class Merging(FineTuning):
 
     enters_by: ClassVar[str] = "weights"
     merges: ClassVar[bool] = True
+    networks: ClassVar[tuple[str, ...]] = ("checkpoint",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,10 +75,6 @@ class Merging(FineTuning):
     @property
     def shown(self) -> bool:
         return False
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        return ("checkpoint",)
 
     def check(self, judged: bool) -> None:
         if self.checkpoint and not referred(self.checkpoint):  # an asset that is missing is reported by its name

@@ -74,14 +74,11 @@ class Prompting4Debugging(PromptSearch):
     version: ClassVar[int] = 2
     lengths: ClassVar[tuple[str, ...]] = ("steps",)
     paced: ClassVar[Mapping[str, str]] = {"draw_every": "steps"}
+    networks: ClassVar[tuple[str, ...]] = ("clip",)
 
     def __post_init__(self):
         at_least(1, tokens=self.tokens, every=self.every, steps=self.steps, draw_every=self.draw_every)
         at_least(0, last_images=self.last_images, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        return ("clip",)
 
     @property
     def images(self) -> int:

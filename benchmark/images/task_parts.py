@@ -107,22 +107,21 @@ def known_templates(catalogue: Catalogue, kind: str) -> SharedDict:
     return SharedDict({kind: {language: lines[:ATTACK_TEMPLATES] for language, lines in known.items()}})
 
 
-def named_files(values: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files, folders and assets that hyper-parameters name, because their content affects the result."""
+@remembered
+def named_content(choice: Choice, networks: tuple[str, ...]) -> dict[str, str]:
+    """Hashes of the files, folders and assets that hyper-parameters name, because their content affects the result.
+
+    A hyper-parameter in ``networks`` may also name a network of the hub, which has its commit instead.
+    """
     found = {}
-    for key, value in values.items():
+    for key, value in choice.values.items():
         if isinstance(value, str) and value:
             ours = shipped("datasets") / f"{value}.csv"
             content = file_hash(ours) if not referred(value) and is_file(ours) else content_digest(value)
-            if content:
-                found[key] = content
+            commit = None if content or key not in networks else hub_commit(value)
+            if content or commit:
+                found[key] = content or f"hub:{commit}"
     return found
-
-
-def named_commits(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
-    """Commits of the hub's networks that these hyper-parameters name."""
-    found = {key: hub_commit(str(values[key])) for key in keys if values.get(key) and not referred(values[key])}
-    return {key: f"hub:{commit}" for key, commit in found.items() if commit}
 
 
 def named_models(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:

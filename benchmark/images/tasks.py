@@ -40,8 +40,7 @@ from overpaint.images.task_parts import (
     known_templates,
     loads_of,
     model_of,
-    named_commits,
-    named_files,
+    named_content,
     named_models,
     pictures_source,
     rows_of,
@@ -128,8 +127,7 @@ def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: in
     if concepts.sequential:
         config["sequential"] = True
     eraser = build("method", method, seed)
-    files = named_files(method.values) | named_models(eraser.models, method.values)
-    files |= named_commits(eraser.networks, method.values)
+    files = named_content(method, eraser.networks) | named_models(eraser.models, method.values)
     if concepts.merge:
         config["merge"] = concepts.merge.settings
         files |= {"merge.captions": concepts.merge.content} if concepts.merge.content else {}
@@ -189,7 +187,7 @@ def attack_task(
         "templates": known_templates(cell.concepts.catalogue, concept.kind),
         "seed": cell.attack_seed,
     }
-    files = named_files(cell.attack.values) | named_commits(attack.networks, cell.attack.values)
+    files = named_content(cell.attack, attack.networks)
     if files:
         config["files"] = files
     sources = source_code("attack", cell.attack.name) | model_family_source(cell.model.path)

@@ -52,37 +52,44 @@ def power_of_paired_difference(
         first, second = (difference, 0.0) if rate < 0.5 else (1.0, 1.0 - difference)
     both = pair_correlation * math.sqrt(first * (1 - first) * second * (1 - second))
     differing = max(first * (1 - second) + second * (1 - first) - 2 * both, difference)
-    spread_ = math.sqrt(max(differing - difference**2, 0.0))
+    spread = math.sqrt(max(differing - difference**2, 0.0))
     if seeds > 1:
         from scipy.stats import nct
 
         if prompts <= far**2:
             return 0.0
-        if spread_ == 0:
+        if spread == 0:
             return 1.0
         t = far * math.sqrt((prompts - 1) / (prompts - far**2))
         centre = min(
-            difference * math.sqrt(effective) / spread_, 3 * t
+            difference * math.sqrt(effective) / spread, 3 * t
         )  # scipy's tail fails far beyond, where the power is 1
         return float(nct.sf(t, prompts - 1, centre))
     if effective <= EXACT_PAIRS:
         n = int(effective + TINY)
-        gained, lost = (side.ravel() for side in np.mgrid[: n + 1, : n + 1])
-        rejected = (gained + lost <= n) & (np.abs(gained - lost) > far * np.sqrt(gained + lost))
-        outcomes = np.stack([gained, lost, n - gained - lost], axis=1)[rejected]
+        gained, lost = _outcomes(0, n, n)
+        rejected = np.abs(gained - lost) > far * np.sqrt(gained + lost)
         chances = np.clip([(differing + difference) / 2, (differing - difference) / 2, 1 - differing], 0, 1)
-        return _chance(outcomes, n, chances / chances.sum())
+        return _chance(gained[rejected], lost[rejected], n, chances / chances.sum())
     gap = difference * math.sqrt(effective) - far * math.sqrt(differing)
-    return float(ndtr(gap / spread_)) if spread_ > 0 else float(gap > 0)
+    return float(ndtr(gap / spread)) if spread > 0 else float(gap > 0)
 
 
-def _chance(outcomes: NDArray, n: int, chances: ArrayLike) -> float:
-    """The probability that n draws of a multinomial distribution have one of these ``outcomes`` (several, categories).
+def _outcomes(least: int, most: int, n: int) -> tuple[NDArray, NDArray]:
+    """All numbers of pairs gained and lost from ``least`` to ``most``, of n pairs."""
+    gained, lost = (side.ravel() for side in np.mgrid[least : most + 1, least : most + 1])
+    possible = gained + lost <= n
+    return gained[possible], lost[possible]
+
+
+def _chance(gained: NDArray, lost: NDArray, n: int, chances: ArrayLike) -> float:
+    """The probability that n pairs have one of these numbers gained and lost; ``chances`` of gained, lost, and neither.
 
     `scipy.stats.multinomial` gives the same, and takes half a second to import: `overpaint plan` would wait for it.
     """
     from scipy.special import gammaln, xlogy
 
+    outcomes = np.stack([gained, lost, n - gained - lost], axis=1)
     return float(np.exp(gammaln(n + 1) + (xlogy(outcomes, chances) - gammaln(outcomes + 1)).sum(axis=-1)).sum())
 
 
@@ -136,18 +143,14 @@ def power_of_equality(
     own = 1 + (seeds - 1) * within_prompt
     design = (margin**2 * seeds + differing * own) / (margin**2 + differing)
     n = int(prompts * seeds / design + TINY)
-    mean, spread_ = n * differing / 2, math.sqrt(n * differing / 2 * (1 - differing / 2))
-    least, most = max(0, int(mean - 8 * spread_ - 8)), min(n, int(mean + 8 * spread_ + 8))  # other numbers: below 1e-12
-    gained, lost = (side.ravel() for side in np.mgrid[least : most + 1, least : most + 1])
-    possible = gained + lost <= n
-    gained, lost = gained[possible], lost[possible]
+    mean, spread = n * differing / 2, math.sqrt(n * differing / 2 * (1 - differing / 2))
+    least, most = max(0, int(mean - 8 * spread - 8)), min(n, int(mean + 8 * spread + 8))  # other numbers: below 1e-12
+    gained, lost = _outcomes(least, most, n)
     of = scores.independent((gained - lost) / n, n, gained / n, lost / n)
     far = float(ndtri(1 - (1 - level) / tests))
     below, above = (scores.difference_score(of, np.full(len(gained), v)) for v in (-margin, margin))
     shown = (below > far) & (above < -far)
-    outcomes = np.stack([gained, lost, n - gained - lost], axis=1)[shown]
-    chances = [differing / 2, differing / 2, 1 - differing]
-    return _chance(outcomes, n, chances)
+    return _chance(gained[shown], lost[shown], n, [differing / 2, differing / 2, 1 - differing])
 
 
 @cache

@@ -56,12 +56,18 @@ def rank_intervals(
     failed = np.shape(values)[1] - n
     if not n:
         return [Estimate(None, failed=failed)] * methods
-    gaps, p_values = np.zeros((methods, methods)), np.full((methods, methods), math.nan)
-    for (i, j), (gap, p_value) in zip(combinations(range(methods), 2), _gaps(table, *groups), strict=True):
-        gaps[i, j], gaps[j, i], p_values[i, j], p_values[j, i] = gap, -gap, p_value, p_value
+    gaps, p_values = _square(methods, _gaps(table, *groups))
     stratum = np.unique(np.zeros(n) if groups[1] is None else groups[1], return_inverse=True)[1]
     means = [float(np.mean(np.bincount(stratum, row) / np.bincount(stratum))) for row in table]
     return _ranked(means, gaps, p_values, n, failed)
+
+
+def _square(methods: int, tests: Sequence[tuple[float, float]]) -> tuple[NDArray, NDArray]:
+    """Differences and p-values (methods, methods) of ``tests``, which has those of each two methods, in order."""
+    gaps, p_values = np.zeros((methods, methods)), np.full((methods, methods), math.nan)
+    for (i, j), (gap, p_value) in zip(combinations(range(methods), 2), tests, strict=True):
+        gaps[i, j], gaps[j, i], p_values[i, j], p_values[j, i] = gap, -gap, p_value, p_value
+    return gaps, p_values
 
 
 def _ranked(means: Sequence[float], gaps: NDArray, p_values: NDArray, n: int, failed: int) -> list[Estimate]:
@@ -91,15 +97,13 @@ def rank_intervals_over_concepts(
     table = np.asarray(values, float) * (-1 if direction == "up" else 1)
     methods, n = table.shape
     means = table.mean(axis=1).tolist()
-    gaps, p_values = np.zeros((methods, methods)), np.full((methods, methods), math.nan)
-    for i, j in combinations(range(methods), 2):
-        differences = table[i] - table[j]
+    tests = []
+    for one, other in combinations(table, 2):
+        differences = one - other
         gap = float(differences.mean())
-        if np.ptp(differences) < TINY:
-            p_value = float(abs(gap) < TINY)
-        else:
-            p_value = float(ttest_1samp(differences, 0.0).pvalue)
-        gaps[i, j], gaps[j, i], p_values[i, j], p_values[j, i] = gap, -gap, p_value, p_value
+        certain = np.ptp(differences) < TINY
+        tests.append((gap, float(abs(gap) < TINY) if certain else float(ttest_1samp(differences, 0.0).pvalue)))
+    gaps, p_values = _square(methods, tests)
     if fixed is not None:
         p_values = np.fmax(p_values, np.asarray(fixed, float))
     found = _ranked(means, gaps, p_values, n, 0)
