@@ -272,16 +272,23 @@ def test_the_picture_shows_every_cell_of_its_panel():
 
 
 @pytest.mark.slow
-def test_a_claim_is_measured_again_with_the_same_figures(tmp_path):
-    """UCE's church of `erasers`, and the unedited model's: a closed form and plain images are alike on every processor."""
+@pytest.mark.parametrize(
+    ("folder", "grid"),
+    [
+        ("erasers", ["experiment=erasers", "budget=lite", "budget.grid=4", "budget.utility_prompts=20"]),
+        ("validity", ["experiment=validity"]),
+    ],
+)
+def test_a_claim_is_measured_again_with_the_same_figures(folder, grid, tmp_path):
+    """UCE's church, and the unedited model's: a closed form and plain images are alike on every processor."""
     cli = CommandLine(tmp_path)
-    grid = ["experiment=erasers", "method=none,uce", "concepts=church", "budget=lite", "budget.grid=4"]
-    cli("run", *grid, "budget.utility_prompts=20")
-    cli("publish", *grid, "budget.utility_prompts=20", "out=results")
+    grid = [*grid, "method=none,uce", "concepts=church", "attack=none"]
+    cli("run", *grid)
+    cli("publish", *grid, "out=results")
     key = ["method", "metric"]
     claimed, again = (
         records.query("concepts == 'church' and attack == 'none' and method in ('none', 'uce') and unit == 'fraction'")
-        for records, _ in (published(RESULTS / "erasers"), published(tmp_path / "results"))
+        for records, _ in (published(RESULTS / folder), published(tmp_path / "results"))
     )
     both = claimed.merge(again, on=key, suffixes=("", "_again"))
     assert len(both) == len(claimed) > 10
