@@ -17,8 +17,8 @@ A page says in comments what belongs between them. `make leaderboards` runs this
         The difference of two figures. It is paired if one side has all hits or none, so that the counts determine the pairs, and
         the word `unpaired` is not given. Figures of a view are compared as independent ones.
     <!-- measured: 2026-11-24 overpaint run … -->…<!-- end -->
-        A sentence above a typed table without records: the date, and the command that measures it again, or, without a
-        command, that the code is not kept. It also covers the text about the table.
+        A sentence above a typed table without records: the date, and the command that measures its figures again. It also covers
+        the text about the table.
     <!-- expectations: leaderboards/expectations.yaml -->…<!-- end -->
         The claims of papers in a file, each with its source, the figure that decides and its verdict, and the commands that
         make the figures of methods without records.
@@ -269,11 +269,11 @@ def measured(words: Sequence[str]) -> str:
         date.fromisoformat(day)
     except ValueError:
         raise UserError(f"{day!r} is not a date such as 2026-11-24") from None
-    if command and command[:2] != ["overpaint", "run"]:
+    if not command:
+        raise UserError("the date must be followed by the command that measures the figures again (overpaint run …)")
+    if command[:2] != ["overpaint", "run"]:
         raise UserError(f"the command must start with overpaint run, got {' '.join(command[:2])!r}")
-    how = f"To measure them again: `{' '.join(command)}`." if command else "The code that measured them is not kept."
-    kept = "No record is kept of the figures typed in this table and in the text about it."
-    return f"\n*{kept} They were measured on {day}. {how}*\n"
+    return f"\n*Measured on {day} with `{' '.join(command)}`; no record is kept.*\n"
 
 
 class Rule(TypedDict, total=False):
