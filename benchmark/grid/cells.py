@@ -85,10 +85,7 @@ class ModelSpec:
     def settings(self) -> dict[str, Any]:
         """The fields that affect records."""
         found = {key: getattr(self, key) for key in ("path", "precision", "detector", "judge", "reference")}
-        further = {
-            "gold": self.gold,
-            "compiled": self.compiled,
-        }  # named only where they are used, so that other keys stay
+        further = {"gold": self.gold, "compiled": self.compiled}  # only where they are used, so that other keys stay
         return found | {key: value for key, value in further.items() if value}
 
 

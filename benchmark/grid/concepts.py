@@ -250,10 +250,11 @@ def load_catalogue(name: str | None) -> Catalogue:
     if not name:
         return Catalogue()
     folder = shipped("datasets") / "concepts"
+    known = [path.stem for path in folder.glob("*.yaml")]
     own = name.endswith((".yaml", ".yml"))
     path = Path(name).expanduser() if own else folder / f"{name}.yaml"
     if not is_file(path) or (not own and path.parent != folder):
-        raise unknown("concept catalogue", name, (p.stem for p in folder.glob("*.yaml")), "concepts.catalogue")
+        raise unknown("concept catalogue", name, known, "concepts.catalogue")
     where = f"concept catalogue {name}"
     raw = read_mapping(path, where)
     refuse_resolvers(raw, where)
@@ -263,6 +264,9 @@ def load_catalogue(name: str | None) -> Catalogue:
     utility = [checked(UtilityEntry, row, f"{where}: utility") for row in raw.get("utility", ())]
     if not all("prompt" in row for row in utility):
         raise UserError(f"{where}: utility has an entry without a prompt")
+    base = raw.get("extends")
+    if base is not None and base not in known:
+        raise unknown("concept catalogue", base, known, f"{where}: extends")
     entries: dict[str, Any] = {name: {} for name in raw.get("names", ())} | raw["concepts"]
     defaults = {name: _default(raw.get("defaults", {}), name) for name in entries}
     grid = checked(GridEntry, raw.get("grid", {}), f"{where}: grid")
@@ -287,7 +291,7 @@ def load_catalogue(name: str | None) -> Catalogue:
         tuple(made),
         grid,
     )
-    return _extended(load_catalogue(raw["extends"]), found) if "extends" in raw else found
+    return _extended(load_catalogue(base), found) if base else found
 
 
 def _extended(base: Catalogue, own: Catalogue) -> Catalogue:
@@ -352,16 +356,11 @@ def templates(lines: Sequence[str] | None, where: str) -> tuple[str, ...]:
 
 def concept_from(name: str, entry: Mapping, where: str) -> Concept:
     """A concept from its mapping in a YAML file. Raises a `UserError` for an unknown field or a wrong value."""
-    return _concept({"name": name, **checked(ConceptEntry, entry, f"{where}: concept {name!r}")})
+    return stored_concept({"name": name, **checked(ConceptEntry, entry, f"{where}: concept {name!r}")})
 
 
-def stored_concept(entry: Mapping) -> Concept:
-    """A concept from a task's configuration, which stores it as ``dataclasses.asdict`` returns it."""
-    return _concept(entry)
-
-
-def _concept(values: Mapping) -> Concept:
-    """A concept from plain values. Lists become tuples; a language with a single word becomes a tuple of one."""
+def stored_concept(values: Mapping) -> Concept:
+    """A concept from plain values, as in a task's configuration. Lists become tuples, and so does a single translation."""
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     words = values.get("translations", {}).items()
     plain["translations"] = {language: tuple([w] if isinstance(w, str) else w) for language, w in words}

@@ -58,11 +58,11 @@ def short(text: str, longest: int = LONGEST) -> str:
 
 def bytes_said(size: float) -> str:
     """A number of bytes as text for people: ``1.2 GB``."""
-    for unit in ("B", "kB", "MB"):
-        if abs(size) < 1000:
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 999.5:  # else three digits would be rounded to 1e+03
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:.3g} GB"
+    return f"{size:.1f} TB"
 
 
 def canonical(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Prompts from a list: which of its rows a role uses, and the labels of what they ask for.
 
-A list can be about several concepts. Its rows tell theirs in a column (``concept``, ``class``, ``artist``; I2P's ``categories``),
-or the prompt names it. Target prompts are the rows about an erased concept; the same list serves the neighbours, which get the
-others. Without a column, all rows of a list are about the erased concept if there is only one.
+A list can be about several concepts. A row names its concept in a column (``concept``, ``class``, ``artist``; I2P's
+``categories``) or in the prompt. Target prompts are the rows about an erased concept; the same list serves the neighbours,
+which get the others. Without a column, all rows of a list are about the erased concept if there is only one.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ class Listed:
     absent: str = ""
 
 
-def listed(asked: PromptList, role: str, concepts: ConceptSet, about: About, count: int) -> Listed:
-    """The prompts of a list for a role. A list of names gets up to ``count`` prompts a name from ``about``.
+def listed(asked: PromptList, key: str, role: str, concepts: ConceptSet, about: About, count: int) -> Listed:
+    """The prompts of the list ``concepts.prompts.KEY`` for a role. A list of names gets up to ``count`` prompts a name from
+    ``about``.
 
     Raises:
         UserError: if no row is about a concept of this role.
@@ -89,7 +90,7 @@ def listed(asked: PromptList, role: str, concepts: ConceptSet, about: About, cou
     words, chosen = _all_words(concepts), _about(rows, role, concepts)
     found = [prompt for row, concept in chosen for prompt in _prompts(row, concept, role, words, about, count)]
     if not found and role != "near":
-        raise UserError(_nothing(asked, rows, role, concepts))
+        raise UserError(_nothing(asked, key, rows, concepts))
     unlabelled = sum(not (p.concept or p.expects) for p in found) if role not in ("utility", "attributes") else 0
     return Listed(shared(distinct(found)), len(rows), unlabelled, absent)
 
@@ -175,12 +176,11 @@ def _prompts(row: Row, concept: Concept | None, role: str, words: Words, about: 
     return [replace(prompt, expects=tuple(asked)) for prompt in about(concept, role, count)]
 
 
-def _nothing(asked: PromptList, rows: Sequence[Row], role: str, concepts: ConceptSet) -> str:
+def _nothing(asked: PromptList, key: str, rows: Sequence[Row], concepts: ConceptSet) -> str:
     """The message for a list without a row about a concept of the role."""
     names = ", ".join(c.name for c in concepts.request.erase)
     told = list(dict.fromkeys(filter(None, (word for row in rows for word in (row.about, *row.categories)))))
     others = f" (it is about {bare(', '.join(told))})" if told else ""
-    key = "target" if role == "target" else "…"
     return f"concepts.prompts.{key}: no row of {asked.name} is about {names}{others}"
 
 
