@@ -82,10 +82,8 @@ def _chosen(store: Store, asked: str | None) -> SharedRun:
         return found[asked]
     if asked:
         raise unknown("run", asked, found, f"store={store.root}")
-    if len(found) != 1:
-        raise UserError(
-            f"store={store.root} has no run of engine=slurm or engine=ray to follow"
-            if not found
-            else f"store={store.root} has {len(found)} runs: give the ID of one ({', '.join(found)})"
-        )
+    if not found:
+        raise UserError(f"store={store.root} has no run of engine=slurm or engine=ray to follow")
+    if len(found) > 1:
+        raise UserError(f"store={store.root} has {len(found)} runs: give the ID of one ({', '.join(found)})")
     return next(iter(found.values()))

@@ -52,14 +52,15 @@ def export_pipeline(overrides: Sequence[str], file: str, out: str) -> None:
     ERR.print(f"{out}: {cell.model.name} with {erasure.method} applied")
 
 
-def export_prompts(overrides: Sequence[str], out: str, overwrite: bool = False) -> None:
+def export_prompts(overrides: Sequence[str], out: str, overwrite: bool) -> None:
     """Write the prompts that stored attacks found as a CSV that ``attack=replay`` and other harnesses read."""
     path = target(out, ".csv", overwrite)
     wanted = next(o.split("=", 1)[1] for o in overrides if o.startswith("attack="))
     if set(wanted.split(",")) <= set(components("attack")):
         store, keys = _attacks_of_cells(overrides, wanted)
     else:
-        store = Store.chosen(taken(overrides, "store")[0])
+        root, others = taken(overrides, "store")
+        store = Store.chosen(root)
         keys = [key for key in store.keys("attack") if wanted and key.startswith(wanted)]
         if not keys:
             raise UserError(
@@ -67,6 +68,9 @@ def export_prompts(overrides: Sequence[str], out: str, overwrite: bool = False) 
             )
         if len(keys) > 1:
             raise UserError(f"attack={wanted} is the start of {len(keys)} keys in {store.root}: give more of the key")
+        if others != [f"attack={wanted}"]:
+            ignored = next(o for o in others if o != f"attack={wanted}")
+            raise UserError(f"attack={wanted} is the key of one stored attack, which takes no overrides, got {ignored}")
     with whole(path) as partial:
         rows = write_prompts(partial, [store.read("attack", key) for key in keys])
     ERR.print(f"{out}: {rows} prompts")

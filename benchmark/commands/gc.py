@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from overpaint.commands.grids import planned, taken
+from overpaint.commands.grids import existing, planned, taken
 from overpaint.errors import UserError
 from overpaint.grid.labels import bytes_said
 from overpaint.run import leases
@@ -33,9 +33,7 @@ def gc(overrides: Sequence[str], also: Sequence[str], delete: bool) -> None:
     asked, rest = taken(overrides, "store")
     if not rest and not also:
         raise UserError("gc takes the grids to keep: overpaint gc experiment=NAME, or overrides; --also adds others")
-    store = Store.chosen(asked)
-    if not store.root.is_dir():
-        raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
+    store = existing(Store.chosen(asked))
     place = [f"store={asked}"] if asked else []
     grids = [planned([*place, *words]).plan for words in listed(rest, also)]
     needed = closed({key for plan in grids for key in plan.opened().tasks}, store)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 import pandas as pd
 
-from overpaint.commands.grids import ERR, taken
+from overpaint.commands.grids import ERR, existing, taken
 from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import bare
@@ -105,9 +105,7 @@ def _records(store: str | None, place: str | None) -> pd.DataFrame:
             raise UserError("give store= or --from, not both")
         return read_records(path_of(place, "--from"))
     found = Store.chosen(store)
-    if store is not None and not found.root.is_dir():
-        raise UserError(f"there is no store at {found.root}: run something first (overpaint run)")
-    return stored_records(found)
+    return stored_records(found if store is None else existing(found))
 
 
 def _of(compared: pd.DataFrame, everything: pd.DataFrame, given: dict[str, str]) -> pd.DataFrame:

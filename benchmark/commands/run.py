@@ -59,8 +59,10 @@ def run_grid(grid: Grid) -> int:
         ERR.print(engine.run(plan, store, Display(todo, estimates, ERR)).elsewhere)
         return 0
     try:
-        told = noting(store.root, f"overpaint run, {len(plan.cells)} cells")
-        with told, Display(todo, estimates, ERR, lambda: stop.asked, more) as display:
+        with (
+            noting(store.root, f"overpaint run, {len(plan.cells)} cells"),
+            Display(todo, estimates, ERR, lambda: stop.asked, more) as display,
+        ):
             outcome, records = _until_readable(lambda: engine.run(plan, store, display), grid)
     except KeyboardInterrupt:
         left, tasks = len(plan.missing(store)) + plan.unopened(store).total(), plan.unique().total()

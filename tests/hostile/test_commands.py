@@ -189,6 +189,16 @@ CASES = [
     (("erase", "method=uce", "out=" + "x" * 5000 + ".safetensors"), ["File name too long"]),
     (("erase", "method=uce", "out=~nobody-by-this-name/x.safetensors"), ["there is no user"]),
     (("erase", "method=uce", "out=/dev/null/x.safetensors"), ["does not exist"]),
+    (("publish", "name=..", "method=uce"), ["name=NAME, a folder's name, got '..'"]),
+    (
+        ("score", "images=~nobody-by-this-name/p", "prompts=x.csv", "model=testbed"),
+        ["images=~nobody", "there is no user"],
+    ),
+    (("score", "images=.", "prompts=a\0b", "model=testbed"), ["prompts=a\\x00b is not a path"]),
+    (
+        ("score", "images=.", "prompts=x.csv", "role=grid", "model=testbed"),
+        ["role=grid is for names=PATTERN", "prompts="],
+    ),
     (("ledger", "methd=esd"), ["unknown filter 'methd'", "did you mean 'method'"]),
     (("ledger", "method=ess"), ["unknown method 'ess'", "did you mean 'esd'", "--show names"]),
     (("ledger", "metric=post_asrr"), ["unknown metric 'post_asrr'", "did you mean 'post_asr'"]),
