@@ -78,9 +78,9 @@ def merge(store: Store, source: Path) -> Moved:
             _merge_archive(store, source, moved)
     except OSError as error:
         full = store.disk_error(error)
-        raise (
-            store.unwritable(full) if full else UserError(f"cannot read {source}: {error.strerror or error}")
-        ) from error
+        if full:
+            raise store.unwritable(full) from error
+        raise UserError(f"cannot read {source}: {error.strerror or error}") from error
     return moved
 
 
@@ -165,9 +165,8 @@ def _take(store: Store, stage: str, key: str, fill: Callable[[Path], None], move
         copy = Store(workspace)
         folder = copy.path(stage, key)
         folder.mkdir(parents=True)
-        with suppress(
-            FileNotFoundError, FileExistsError, ValueError, KeyError, TypeError
-        ):  # the check says what is wrong
+        incomplete = FileNotFoundError, FileExistsError, ValueError, KeyError, TypeError
+        with suppress(*incomplete):  # the check says what is wrong
             fill(folder)
         reason = copy.damage(stage, key)
         if reason:

@@ -21,15 +21,13 @@ from pathlib import Path
 
 from overpaint.errors import UserError
 from overpaint.grid.typed import construct
-from overpaint.run.notes import file_system_time
+from overpaint.run.notes import ABANDONED, file_system_time
 from overpaint.run.owner import alive, owner
 
 #: Seconds between two beats.
 BEAT = 10.0
 #: Seconds without a beat after which a lease of an unknown machine is taken over.
 EXPIRY = 60.0
-#: Seconds after which `sweep` removes a silent lease of another machine.
-ABANDONED = 86400
 
 
 @dataclass(frozen=True)
