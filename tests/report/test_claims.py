@@ -202,7 +202,9 @@ def test_a_waived_rule_is_not_checked(claim):
             '"records": [["m"]], "units": [], "outcomes": []}',
             "unknown column 'valu'.*did you mean 'value'",
         ),
+        ("[" * 100_000, "is not a result file"),
     ],
+    ids=lambda text: text[:40],
 )  # fmt: skip
 def test_a_file_that_is_no_claim_is_refused(tmp_path, text, said):
     path = tmp_path / "uce.json"
@@ -210,6 +212,14 @@ def test_a_file_that_is_no_claim_is_refused(tmp_path, text, said):
     with pytest.raises(overpaint.UserError, match=said):
         read_claim(path)
     assert len(violations(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("column", "value"), [("versions", "{"), ("versions", '{"uce": "x"}'), ("given", "[]")])
+def test_a_claim_with_a_column_that_is_no_mapping_is_refused(folder, tmp_path, column, value):
+    claim = read_claim(folder / "uce.json")
+    (tmp_path / "uce.json").write_text(text_of(Claim([RUN], claim.records.assign(**{column: value}))))
+    (said,) = violations(tmp_path)
+    assert f"in column '{column}', which takes a JSON mapping" in said
 
 
 def test_text_in_a_claim_returns_as_it_was(folder, tmp_path):

@@ -344,12 +344,16 @@ class Tau:
     text: str
 
 
-def taus(ordered: Sequence[Mapping], least: int = 4) -> list[Tau]:
-    """Agreement of orders over at least ``least`` methods, sorted; the axis from −1 to 1 is 0 to 240 pixels."""
+#: Fewest methods of an order that is drawn.
+FEWEST = 4
+
+
+def taus(ordered: Sequence[Mapping]) -> list[Tau]:
+    """Agreement of orders over at least `FEWEST` methods, sorted; the axis from −1 to 1 is 0 to 240 pixels."""
     across = _scale(0, 240)
     found = []
     for order in sorted(ordered, key=lambda o: -o["tau"]):
-        if order["methods"] < least:
+        if order["methods"] < FEWEST:
             continue
         low, high = (None if pd.isna(order[name]) else across((order[name] + 1) / 2) for name in ("low", "high"))
         where = (
