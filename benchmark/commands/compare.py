@@ -26,12 +26,11 @@ from overpaint.report.claims import narrowed, published
 from overpaint.report.gathered import ARTEFACT
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import stored_outcomes, stored_records
-from overpaint.report.sheets import markdown, show
+from overpaint.report.sheets import FORMATS, markdown, show
 from overpaint.report.site.results import Results, read
 from overpaint.report.views import view_named
 from overpaint.run.store import Store
 
-FORMATS = ("terminal", "md", "csv", "json")
 #: What a commit's results begin with.
 GIT = "git:"
 

@@ -17,10 +17,9 @@ from overpaint.report.ledger.agreement import DISAGREE, disagreements, orders, p
 from overpaint.report.ledger.measured import beside, orders_with_ours, read_records
 from overpaint.report.ledger.published import chosen, named, names, published
 from overpaint.report.records import stored_records
-from overpaint.report.sheets import Sheet, markdown, show
+from overpaint.report.sheets import FORMATS, Sheet, markdown, show
 from overpaint.run.store import Store
 
-FORMATS = ("terminal", "md", "csv", "json")
 SHOWN = ("overview", "figures", "disagreements", "orders", "names")
 
 

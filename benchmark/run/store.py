@@ -344,6 +344,7 @@ class Store:
             raise UserError(f"{damaged}, but the store cannot be written to")
 
     def keys(self, stage: str) -> Iterator[str]:
+        """The keys of a stage's artefacts that have a manifest, whole or damaged."""
         folder = self.root / "artefacts" / stage
         if folder.is_dir():
             yield from sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file())
