@@ -74,7 +74,10 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
     claims = claims_of(records, as_frame(stored_outcomes(grid.store, records)), run_of(grid, overrides))
     files = {folder / file_name(method): claim for method, claim in claims.items()}
     texts = {path: text_of(merged(read_claim(path), c) if path.exists() else c) for path, c in files.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     for path, text in texts.items():
         with whole(path) as partial:
             partial.write_text(text, encoding="utf-8")

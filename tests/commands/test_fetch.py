@@ -125,6 +125,19 @@ def test_a_later_command_continues_an_interrupted_download(server, conf):
     assert server.bytes_sent("/small") == 0, "a finished file is not downloaded again"
 
 
+def test_a_receipt_that_a_crash_cut_off_counts_as_none(server, conf):
+    server.files = {"/w.onnx": CONTENT}
+    conf("weights", server.address, {"w.onnx": known(CONTENT)})
+    partial = asset("weights").folder.with_name(".weights.partial")
+    partial.mkdir(parents=True)
+    (partial / "w.onnx").write_bytes(CONTENT)
+    (partial / "w.onnx.done").write_text('{"sha256": ')
+    folder = fetched("weights")
+    for text in ("{", "[]", '{"files": {"w.onnx": {}}}', '{"files": {"w.onnx": 1}}'):
+        (folder / "asset.json").write_text(text)
+        assert not asset("weights").present()
+
+
 def test_a_file_that_changed_in_between_is_downloaded_from_its_start(server, conf):
     server.files, server.cuts = {"/w.onnx": b"x" * 100}, [50, 0, 0, 0]
     conf("weights", server.address, {"w.onnx": {"sha256": None, "bytes": None}})

@@ -114,6 +114,7 @@ def test_what_cannot_be_published_is_refused(run):
     assert "1 of 2 cells are not stored" in run("publish", *GRID, "concepts=church", "method=none,ca", code=2).stderr
     assert "publish needs experiment=NAME or name=NAME" in run("publish", "method=none", code=2).stderr
     assert "takes no overrides" in run("publish", "--check", "x", "method=none", code=2).stderr
+    assert "cannot be written: Not a directory" in run("publish", *GRID, "out=/dev/null/x", code=2).stderr
     assert not (run.folder / "leaderboards").exists()
 
 
