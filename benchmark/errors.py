@@ -1,13 +1,13 @@
-"""Errors that are the user's to mend: one clear sentence, exit code 2."""
+"""Errors that the user can fix: one clear sentence, exit code 2."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-#: A name that was given is shown up to this many characters.
+#: Maximum number of characters that a message shows of a given name.
 LONGEST = 200
-#: Most names that a message lists as allowed.
+#: Maximum number of allowed names that a message lists.
 MOST_LISTED = 60
 
 

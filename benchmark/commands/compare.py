@@ -1,4 +1,4 @@
-"""`overpaint compare`: says what changed between two sets of results."""
+"""`overpaint compare`: reports what changed between two sets of results."""
 
 from __future__ import annotations
 

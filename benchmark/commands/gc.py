@@ -1,4 +1,4 @@
-"""`overpaint gc`: says what no listed grid needs, and deletes it if asked."""
+"""`overpaint gc`: reports what no listed grid needs, and deletes it on request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gc(overrides: Sequence[str], also: Sequence[str], delete: bool) -> None:
     """Report how much of the store the listed grids do not need, by stage. --delete deletes it.
 
     The overrides define a grid to keep. experiment=demo,redteam keeps several experiments, and --also 'method=uce seed=1' another
-    grid. Whatever the results of these grids were made from is kept, too.
+    grid. Everything that the results of these grids were made from is kept, too.
     """
     asked, rest = taken(overrides, "store")
     if not rest and not also:

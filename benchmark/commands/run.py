@@ -122,7 +122,7 @@ def _sheets(grid: Grid) -> list[Path]:
 
 
 def track_results(tracker: Tracker, grid: Grid, records: pd.DataFrame, sheets: Sequence[Path]) -> None:
-    """Send the results to the tracker. Whatever fails there is reported and does not end the run: the results are stored."""
+    """Send the results to the tracker. Its errors are reported and do not end the run, because the results are stored."""
     key = sweep_key(task.key for _, task in grid.plan.cells)
     sweep = Sweep(key, records, grid.store.root, lambda: stored_outcomes(grid.store, records), sheets)
     try:

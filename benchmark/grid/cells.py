@@ -208,7 +208,7 @@ class Cell:
         return {axis: label(name, shown[axis]) for axis, name in self.names.items()}
 
     def _named_already(self, key: str) -> bool:
-        """Whether the name of the concept set says it: its own name, its order or merge, and erased concepts that it lists."""
+        """Whether the concept set's name shows this key: the name itself, the order or merge, or the concepts to erase."""
         if key != "concepts.erase":
             return key in ("concepts.name", "concepts.sequential", "concepts.merge")
         return self.concepts.name.removesuffix(self.concepts.manner) == "+".join(

@@ -128,8 +128,10 @@ class Request:
 
 
 def for_concepts(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
-    """The values with ``{concept}`` in names of files replaced by the concept to erase (``church``, or ``church+cat``), inside
-    mappings too."""
+    """The values with ``{concept}`` replaced by the concept to erase (``church``, or ``church+cat``), inside mappings too.
+
+    Settings use it in names of files.
+    """
     name = "+".join(concept.name for concept in request.erase)
 
     def said(value: Any) -> Any:
@@ -226,9 +228,8 @@ class UtilityTemplate(TypedDict, total=False):
 class CatalogueFile(TypedDict, total=False):
     """The keys of a catalogue file.
 
-    ``extends`` names a shipped catalogue whose concepts and sentences this one has too, unless it has its own of that name.
-    ``defaults`` holds fields that concepts have unless they say otherwise; ``{}`` in it stands for the concept's name. ``names``
-    lists concepts with nothing but these.
+    ``extends`` names a shipped catalogue, whose concepts and sentences this one inherits. ``defaults`` holds default fields of
+    concepts; ``{}`` in it stands for the concept's name. ``names`` lists concepts that have only these.
     """
 
     version: int

@@ -21,7 +21,7 @@ from overpaint.grid.prompts import Prompt, distinct
 from overpaint.grid.read_once import shared
 from overpaint.grid.typed import bare
 
-#: Makes up to so many prompts for a concept in a role: ``about(concept, role, count)``.
+#: ``about(concept, role, count)`` makes up to ``count`` prompts for a concept in a role.
 About = Callable[[Concept, str, int], list[Prompt]]
 
 
@@ -66,8 +66,8 @@ class Listed:
     Attributes:
         prompts: all of them, for every budget.
         rows: the number of rows of the list.
-        unlabelled: how many prompts no detector can count, because the list does not tell what they are about.
-        absent: a sentence if the list is not on this machine; the prompts then stand for it in a plan.
+        unlabelled: the number of prompts without a label, which no detector can count.
+        absent: a sentence if the list is not on this machine. A plan then counts stand-ins for its prompts.
     """
 
     prompts: Sequence[Prompt] = ()
@@ -115,7 +115,7 @@ def limited(prompts: Sequence[Prompt], role: str, count: int, erased: Iterable[s
 
 
 def _about(rows: Sequence[Row], role: str, concepts: ConceptSet) -> list[tuple[Row, Concept | None]]:
-    """The rows that belong to a role, with what each is about (``None`` if nothing tells)."""
+    """The rows that belong to a role, each with its concept (``None`` if it is unknown)."""
     own, words = Words(concepts.request.erase), _all_words(concepts)
     source = _source(rows, role, own)
     pairs = [(row, _subject(row, own, words, source)) for row in rows]
@@ -129,9 +129,9 @@ def _about(rows: Sequence[Row], role: str, concepts: ConceptSet) -> list[tuple[R
 
 
 def _source(rows: Sequence[Row], role: str, own: Words) -> str:
-    """What tells the concepts of a list's rows: a ``column``, ``categories``, the ``text``, or the ``set``.
+    """Where the concepts of a list's rows are read: ``column``, ``categories``, ``text``, ``set`` or ``nothing``.
 
-    Words of one label are a single thing: all rows are about it, except those that name another concept of the set.
+    If all erased concepts have one label, all rows are about them (``set``), except rows that name another concept.
     """
     if any(row.about for row in rows):
         return "column"
@@ -185,7 +185,7 @@ def _nothing(asked: PromptList, key: str, rows: Sequence[Row], concepts: Concept
 
 
 def _stand_ins(asked: PromptList, role: str, concepts: ConceptSet) -> list[Row]:
-    """Rows in place of a list that is not on this machine, as many as it is known to have; a plan counts them."""
+    """Stand-ins for the rows of a list that is not on this machine, as many as it is known to have. A plan counts them."""
     others = [c.name for c in (*concepts.near, *concepts.request.retain)] or ["a neighbour"]
     about = others if role == "near" else [""] if role == "utility" else [c.name for c in concepts.request.erase]
     return [Row(f"row {n} of {asked.name}", about[n % len(about)]) for n in range(asked.rows or 0)]

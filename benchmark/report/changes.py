@@ -147,7 +147,7 @@ def compared(a: Side, b: Side, view: View, ignore: Sequence[str] = ()) -> pd.Dat
 
 
 def _variants(both: pd.DataFrame, labels: Sequence[str]) -> pd.Series:
-    """What tells several figures of one side with the same labels apart: the detector, then the hash of the settings."""
+    """What distinguishes figures of one side with the same labels: the detector, then the hash of the settings."""
     found = pd.Series("", index=both.index)
     for extra in (["detector", "extractor", "threshold"], ["settings"], [ARTEFACT]):
         place = both[labels].assign(variant=found)

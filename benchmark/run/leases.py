@@ -79,7 +79,7 @@ class Leases:
             self.release(key)
 
     def take(self, key: str, label: str = "") -> Lease | None:
-        """Take the lease of a task; ``None`` if another process holds it. Where leases cannot be written, all take it."""
+        """Take the lease of a task; ``None`` if another process holds it. If leases cannot be written, every process gets it."""
         now = round(time.time(), 3)
         mine = Lease(key, label, self._run, self._worker, platform.node(), owner(), now, now)
         for _ in range(3):

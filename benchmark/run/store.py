@@ -89,7 +89,7 @@ class Failure:
 
     @property
     def mark(self) -> tuple[str, int]:
-        """What tells one failure of a task from its next."""
+        """The run and the attempt, which distinguish one failure of a task from the next."""
         return self.run, self.attempt
 
     @property

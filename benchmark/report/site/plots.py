@@ -238,7 +238,7 @@ def _small(
 
 
 def _chain(labels: Sequence[str]) -> list[str]:
-    """Concept sets by size, each of which contains the one before it."""
+    """Concept sets by size. Each contains the one before it."""
     chain: list[str] = []
     for label in sorted(labels, key=lambda label: len(erased()[label])):
         if not chain or set(erased()[chain[-1]]) < set(erased()[label]):

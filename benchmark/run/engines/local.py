@@ -51,8 +51,8 @@ def cpu_cores() -> int:
 @dataclass(kw_only=True)
 class Local:
     """``workers``: how many processes; ``auto`` is one a GPU or, without a GPU, one a CPU core. Each loads the model.
-    ``device`` and ``compile`` as in `Inline`. Workers take turns on the GPUs, of which each sees only its own, and share the CPU
-    cores evenly."""
+    ``device`` and ``compile`` as in `Inline`. Workers are spread over the GPUs, see only their own one, and share the CPU cores
+    evenly."""
 
     workers: int | Literal["auto"]
     device: str
