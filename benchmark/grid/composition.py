@@ -76,7 +76,7 @@ def compose_cells(overrides: Sequence[str]) -> list[Composed]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-            return list(Grid(settings).cells())
+            return list(Composition(settings).cells())
     except (HydraException, OmegaConfBaseException) as error:
         text = " ".join(str(error).split()).partition(" Config search path:")[0]
         raise UserError(f"the configuration cannot be composed: {text}") from error
@@ -96,7 +96,7 @@ def search(overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if o not in asked]
 
 
-class Grid:
+class Composition:
     """The axes that the settings define, and the cells of their product."""
 
     def __init__(self, settings: Sequence[Setting]):

@@ -72,9 +72,7 @@ class Local:
 
     def check(self, kind: Track) -> None:
         """Raise a `UserError` if this machine lacks the device, or the compiler for ``compile``."""
-        kind.devices(self.device)
-        if self.compile:
-            kind.check_compiler()
+        kind.check(self.device, self.compile)
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         devices, cores = self.places(track(plan.track))

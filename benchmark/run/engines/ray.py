@@ -61,9 +61,7 @@ class Ray:
     def check(self, kind: Track) -> None:
         """Raise a `UserError` if the device cannot be that of an actor. A cluster's machines have other devices than this."""
         if self.address is None:
-            kind.devices(self.device)
-            if self.compile:
-                kind.check_compiler()
+            kind.check(self.device, self.compile)
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         self.check(track(plan.track))
