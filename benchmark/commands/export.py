@@ -9,7 +9,7 @@ import click
 from overpaint.attacks.prompt_file import write_prompts
 from overpaint.commands.grids import ERR, planned, single_cell, taken
 from overpaint.commands.targets import target, whole
-from overpaint.errors import UserError
+from overpaint.errors import UserError, nearest
 from overpaint.grid.registry import components
 from overpaint.models import load_model
 from overpaint.models.erasure import load_erasure
@@ -63,8 +63,9 @@ def export_prompts(overrides: Sequence[str], out: str, overwrite: bool) -> None:
         store = Store.chosen(root)
         keys = [key for key in store.keys("attack") if wanted and key.startswith(wanted)]
         if not keys:
+            hint = nearest(wanted, components("attack"))
             raise UserError(
-                f"attack={wanted} is neither an attack's name nor the key of a stored attack in {store.root}"
+                f"attack={wanted} is neither an attack's name nor the key of a stored attack in {store.root}{hint}"
             )
         if len(keys) > 1:
             raise UserError(f"attack={wanted} is the start of {len(keys)} keys in {store.root}: give more of the key")

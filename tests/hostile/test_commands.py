@@ -45,6 +45,7 @@ CASES = [
     (("run", "attack=replay"), ["attack.file=FILE.csv"]),
     (("run", "attack=replay", "attack.file=missing.csv"), ["prompt file missing.csv does not exist"]),
     (("export", "attack=abc", "out=x.csv"), ["attack=abc", "neither an attack's name nor the key"]),
+    (("export", "attack=randm_prefix", "out=x.csv"), ["neither an attack's name", "did you mean 'random_prefix'"]),
     (("export", "attack=cce", "out=x.txt"), ["must end in .csv"]),
     (("status",), ["there is no store"]),
     (("status", "--format", "csv", "store=s"), ["unknown format 'csv'", "json"]),
