@@ -12,7 +12,7 @@ import click
 from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import printable
 
-#: Command -> its place, and the line that `overpaint --help` shows.
+#: Command -> ``module:function``, and the line that `overpaint --help` shows.
 COMMANDS = {
     "run": ("overpaint.commands.run:run", "Plan a grid, run or resume it, and print its table."),
     "attach": ("overpaint.commands.attach:attach", "Follow a run on a cluster, and print its table."),
@@ -71,7 +71,7 @@ def cli(context: click.Context) -> None:
 
 
 def _wait_politely() -> None:
-    """Where other processes use the cores already, let idle OpenMP threads sleep instead of spin.
+    """Let idle OpenMP threads sleep instead of spin if other processes use the cores already.
 
     Measured on 2 cores: two runs side by side are 2.9 times faster this way; a run that is alone is 20 % slower.
     """

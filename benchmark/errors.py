@@ -1,13 +1,13 @@
-"""Errors that are the user's to mend: one clear sentence, exit code 2."""
+"""Errors that the user can fix: one clear sentence, exit code 2."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-#: A name that was given is shown up to this many characters.
+#: Maximum number of characters that a message shows of a given name.
 LONGEST = 200
-#: Most names that a message lists as allowed.
+#: Maximum number of allowed names that a message lists.
 MOST_LISTED = 60
 
 
@@ -33,13 +33,18 @@ def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> U
     "unknown method 'essd'; did you mean 'esd'? (allowed: esd, uce)"
     """
     names, given = sorted(map(str, allowed)), str(given)[:LONGEST]
-    near = get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = nearest(given, names)
     place = f" in {where}" if where else ""
-    look = f" ({given!a})" if near and not given.isascii() else ""  # а looks like a
+    look = f" ({given!a})" if hint and not given.isascii() else ""  # а looks like a
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
     listed = f"{', '.join(names[:MOST_LISTED]) or 'none'}{more}"
     return UserError(f"unknown {what} {given!r}{look}{place}{hint} (allowed: {listed})")
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """The end of a message that names the allowed name nearest to the given one; empty if none is near."""
+    near = get_close_matches(given[:LONGEST], list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def at_least(low: float, **values: float | None) -> None:

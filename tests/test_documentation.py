@@ -15,7 +15,6 @@ from overpaint.cli import COMMANDS, cli
 from overpaint.commands import publish
 from overpaint.commands.gc import listed
 from overpaint.commands.grids import cells_of, compose, prepare, single_cell, taken
-from overpaint.commands.ledger import FORMATS as LEDGER_FORMATS
 from overpaint.commands.ledger import SHOWN, chosen, published
 from overpaint.commands.list import lines
 from overpaint.commands.targets import target
@@ -25,6 +24,7 @@ from overpaint.grid.registry import DESCRIPTION, component
 from overpaint.report import claims
 from overpaint.report.changes import GROUPS, LABELS
 from overpaint.report.rendering import FORMATS
+from overpaint.report.sheets import FORMATS as SHEET_FORMATS
 from overpaint.report.site import results
 from overpaint.report.views import view_named
 from requirements import documented
@@ -206,7 +206,7 @@ def understood(name, *words):
         assert claims.narrowed(claims.published(ROOT / publish.RESULTS)[0], rest, name).size
         assert all(place.startswith("git:") or "/" not in place or (ROOT / place).exists() for place in words[:2])
     elif name == "ledger":
-        assert given["form"] in LEDGER_FORMATS and given["what"] in (None, *SHOWN)
+        assert given["form"] in SHEET_FORMATS and given["what"] in (None, *SHOWN)
         assert len(chosen(published(), dict(text.split("=", 1) for text in given["filters"])))
     elif name in ("show", "scores"):
         for key in ("out", "prompt", "role"):

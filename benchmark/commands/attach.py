@@ -24,9 +24,6 @@ from overpaint.run.following import Follower
 from overpaint.run.shared_run import SharedRun, shared_runs
 from overpaint.run.store import Store
 
-#: Seconds between two looks for the workers of a run.
-ASK = 10.0
-
 
 @click.command()
 @click.argument("overrides", nargs=-1)
@@ -54,17 +51,15 @@ def follow(shared: SharedRun, store: Store) -> int:
         f"run {shared.id} (engine={shared.engine}, begun on {shared.host} at "
         f"{datetime.fromtimestamp(shared.began):%Y-%m-%d %H:%M}): {len(todo)} of {len(plan.tasks)} tasks to do"
     )
+
+    def check() -> None:
+        if not engine.at_work(shared, store) and follower.look():
+            raise UserError(f"{follower.left} tasks are left and no worker makes them; run the same command again")
+
     try:
         with Display(todo, estimates, ERR, lambda: stop.asked) as display:
-            follower, asked = Follower(plan, store, shared.run, display), -ASK
-            while follower.look():
-                if time.monotonic() - asked >= ASK:
-                    if not engine.at_work(shared, store) and follower.look():
-                        raise UserError(
-                            f"{follower.left} tasks are left and no worker makes them; run the same command again"
-                        )
-                    asked = time.monotonic()
-                follower.rest()
+            follower = Follower(plan, store, shared.run, display)
+            follower.follow(check)
     except KeyboardInterrupt:
         ERR.print("interrupted: the run goes on")
         return 130
@@ -82,10 +77,8 @@ def _chosen(store: Store, asked: str | None) -> SharedRun:
         return found[asked]
     if asked:
         raise unknown("run", asked, found, f"store={store.root}")
-    if len(found) != 1:
-        raise UserError(
-            f"store={store.root} has no run of engine=slurm or engine=ray to follow"
-            if not found
-            else f"store={store.root} has {len(found)} runs: give the ID of one ({', '.join(found)})"
-        )
+    if not found:
+        raise UserError(f"store={store.root} has no run of engine=slurm or engine=ray to follow")
+    if len(found) > 1:
+        raise UserError(f"store={store.root} has {len(found)} runs: give the ID of one ({', '.join(found)})")
     return next(iter(found.values()))

@@ -1,9 +1,10 @@
-"""`overpaint compare`: says what changed between two sets of results."""
+"""`overpaint compare`: reports what changed between two sets of results."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,12 +26,11 @@ from overpaint.report.claims import narrowed, published
 from overpaint.report.gathered import ARTEFACT
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import stored_outcomes, stored_records
-from overpaint.report.sheets import markdown, show
+from overpaint.report.sheets import FORMATS, markdown, show
 from overpaint.report.site.results import Results, read
 from overpaint.report.views import view_named
 from overpaint.run.store import Store
 
-FORMATS = ("terminal", "md", "csv", "json")
 #: What a commit's results begin with.
 GIT = "git:"
 
@@ -106,9 +106,9 @@ def _sides(a: str, b: str) -> tuple[Side, Side]:
 
 def _place(text: str, key: str, scratch: Path) -> Store | Path:
     """The store, file or folder that a text names; the files of a commit are written to the folder ``scratch``."""
+    path = path_of(text, key)
     if text.startswith(GIT):
         return _of_commit(text, key, scratch)
-    path = path_of(text, key)
     if (path / "artefacts").is_dir():
         return Store(path)
     if path.is_file() or (path.is_dir() and next(path.rglob("*.json"), None)):
@@ -124,15 +124,17 @@ def _of_commit(text: str, key: str, scratch: Path) -> Path:
     """The result files of a commit, ``git:COMMIT`` or ``git:COMMIT:PATH``, written below ``scratch``."""
     commit, _, path = text.removeprefix(GIT).partition(":")
     path = path or RESULTS
+    inside = os.path.relpath(path)  # git writes the names of files relative to this folder
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
     if found is None:
         raise UserError(f"{key}={bare(text)}: git knows no commit {bare(commit)} here")
-    archive = _git("archive", "--format=zip", found.decode().strip(), "--", path)
+    outside = inside.startswith(os.pardir)
+    archive = None if outside else _git("archive", "--format=zip", found.decode().strip(), "--", inside)
     if archive is None:
         raise UserError(f"{key}={bare(text)}: the commit has no {bare(path)}")
     with zipfile.ZipFile(io.BytesIO(archive)) as files:
         files.extractall(scratch)
-    return scratch / path
+    return scratch / inside
 
 
 def _git(*arguments: str) -> bytes | None:

@@ -15,7 +15,7 @@ from overpaint.commands.list import said_size
 from overpaint.errors import UserError
 from overpaint.grid.assets import asset
 from overpaint.grid.composition import search
-from overpaint.grid.labels import printable
+from overpaint.grid.labels import bytes_said, printable
 from overpaint.grid.registry import broken_packages, component, components
 from overpaint.grid.typed import bare
 from overpaint.run.store import Store
@@ -35,7 +35,7 @@ def doctor(overrides: Sequence[str]) -> None:
         click.echo(printable(line))
 
 
-def report(store: str | None = None) -> Iterator[str]:
+def report(store: str | None) -> Iterator[str]:
     """Lines of `overpaint doctor`."""
     place = Store.chosen(store)
     yield f"overpaint {version('overpaint')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
@@ -54,11 +54,11 @@ def report(store: str | None = None) -> Iterator[str]:
     yield from broken_packages()
     if place.root.is_dir():
         sizes = [size for stage in place.stages() for size in place.listed(stage).column("bytes").values()]
-        yield f"store {place.root}: {len(sizes)} artefacts, {sum(sizes) / 1e6:.1f} MB"
+        yield f"store {place.root}: {len(sizes)} artefacts, {bytes_said(sum(sizes))}"
     else:
         yield f"store {place.root}: not there yet"
     anchor = next(p for p in (place.root, *place.root.parents) if p.exists())
-    yield f"disk: {shutil.disk_usage(anchor).free / 1e9:.1f} GB free"
+    yield f"disk: {bytes_said(shutil.disk_usage(anchor).free)} free"
 
 
 def _assets() -> Iterator[str]:
@@ -82,7 +82,7 @@ def _devices() -> Iterator[str]:
         yield "GPUs: none (everything runs on the CPU)"
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        yield f"GPU {index}: {properties.name}, {properties.total_memory / 1e9:.0f} GB"
+        yield f"GPU {index}: {properties.name}, {bytes_said(properties.total_memory)}"
 
 
 def _version(name: str) -> str | None:

@@ -48,8 +48,6 @@ Report = Callable[[str, int, int | None], None]
 class DownloadFailed(UserError):
     """A file that could not be downloaded or verified."""
 
-    exit_code = 1
-
 
 @dataclass(frozen=True)
 class Source:
@@ -102,11 +100,10 @@ def _file(asset: Asset, name: str, partial: Path, report: Report) -> dict[str, A
     target.parent.mkdir(parents=True, exist_ok=True)
     made = target.with_name(f"{target.name}{DONE}")  # an earlier, interrupted command finished this file
     stored = partial / stored_name(name)
-    if made.is_file() and stored.is_file():
-        known = json.loads(made.read_text(encoding="utf-8"))
-        if expected in (None, known["sha256"]) and known["source"] == asset.source:
-            report(name, known["bytes"], known["bytes"])
-            return known
+    known = _known(made) if stored.is_file() else {}
+    if known and expected in (None, known["sha256"]) and known["source"] == asset.source:
+        report(name, known["bytes"], known["bytes"])
+        return known
     found = _at_hand(asset, name, expected)
     if found:
         shutil.copyfile(found, target)
@@ -138,6 +135,14 @@ def _file(asset: Asset, name: str, partial: Path, report: Report) -> dict[str, A
     known = {"sha256": sha256, "bytes": size, "stored_bytes": stored.stat().st_size, "source": asset.source}
     made.write_text(json.dumps(known), encoding="utf-8")
     return known
+
+
+def _known(made: Path) -> dict[str, Any]:
+    """The receipt of a finished file; empty if there is none, or if a crash left only a part of it."""
+    try:
+        return json.loads(made.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _at_hand(asset: Asset, name: str, expected: str | None) -> Path | None:

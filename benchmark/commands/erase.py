@@ -9,6 +9,7 @@ import click
 from overpaint.commands.grids import ERR, single_cell, taken
 from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError
+from overpaint.grid.labels import bytes_said
 from overpaint.grid.lengths import shortenings
 from overpaint.methods.eraser import erase as erase_concepts
 from overpaint.models import load_model
@@ -27,22 +28,21 @@ def erase(overrides: Sequence[str], overwrite: bool) -> None:
     if cell.method.name == "none":
         raise UserError("method=none erases nothing: choose another method (overpaint list methods)")
     path = target(out, ".safetensors", overwrite)
-    model = load_model(cell.model.path, cell.model.precision)
-    name = cell.method.label
     for note in shortenings([cell]):
         ERR.print(f"note: {note}", style="yellow")
-    concepts = cell.concepts
+    model = load_model(cell.model.path, cell.model.precision)
+    name, concepts = cell.method.label, cell.concepts
     how = {"request": concepts.request, "sequential": concepts.sequential, "merge": concepts.merge, "seed": cell.seed}
-    with ERR.status(f"{name} …") as status, watched(lambda *step: status.update(f"{name}: {_said(*step)}")):
+
+    def step(done: int, total: int, what: str) -> None:
+        status.update(f"{name}: {done}/{total} {what}")
+
+    with ERR.status(f"{name} …") as status, watched(step):
         erasure = erase_concepts(model, cell.method.name, **how, **cell.method.values)
     with whole(path) as partial:
         erasure.save(partial)
     cost = erasure.manifest
     ERR.print(
         f"{out}: {erasure.kind}, {len(erasure.names) + len(erasure.parts)} tensors, "
-        f"{cost['artefact_bytes'] / 1e6:.3g} MB, {cost['seconds']} s, peak {cost['peak_bytes'] / 1e9:.2f} GB"
+        f"{bytes_said(cost['artefact_bytes'])}, {cost['seconds']} s, peak {bytes_said(cost['peak_bytes'])}"
     )
-
-
-def _said(done: int, total: int, what: str) -> str:
-    return f"{done}/{total} {what}"

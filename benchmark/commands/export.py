@@ -9,7 +9,7 @@ import click
 from overpaint.attacks.prompt_file import write_prompts
 from overpaint.commands.grids import ERR, planned, single_cell, taken
 from overpaint.commands.targets import target, whole
-from overpaint.errors import UserError
+from overpaint.errors import UserError, nearest
 from overpaint.grid.registry import components
 from overpaint.models import load_model
 from overpaint.models.erasure import load_erasure
@@ -52,21 +52,26 @@ def export_pipeline(overrides: Sequence[str], file: str, out: str) -> None:
     ERR.print(f"{out}: {cell.model.name} with {erasure.method} applied")
 
 
-def export_prompts(overrides: Sequence[str], out: str, overwrite: bool = False) -> None:
+def export_prompts(overrides: Sequence[str], out: str, overwrite: bool) -> None:
     """Write the prompts that stored attacks found as a CSV that ``attack=replay`` and other harnesses read."""
     path = target(out, ".csv", overwrite)
     wanted = next(o.split("=", 1)[1] for o in overrides if o.startswith("attack="))
     if set(wanted.split(",")) <= set(components("attack")):
         store, keys = _attacks_of_cells(overrides, wanted)
     else:
-        store = Store.chosen(taken(overrides, "store")[0])
+        root, others = taken(overrides, "store")
+        store = Store.chosen(root)
         keys = [key for key in store.keys("attack") if wanted and key.startswith(wanted)]
         if not keys:
+            hint = nearest(wanted, components("attack"))
             raise UserError(
-                f"attack={wanted} is neither an attack's name nor the key of a stored attack in {store.root}"
+                f"attack={wanted} is neither an attack's name nor the key of a stored attack in {store.root}{hint}"
             )
         if len(keys) > 1:
             raise UserError(f"attack={wanted} is the start of {len(keys)} keys in {store.root}: give more of the key")
+        if others != [f"attack={wanted}"]:
+            ignored = next(o for o in others if o != f"attack={wanted}")
+            raise UserError(f"attack={wanted} is the key of one stored attack, which takes no overrides, got {ignored}")
     with whole(path) as partial:
         rows = write_prompts(partial, [store.read("attack", key) for key in keys])
     ERR.print(f"{out}: {rows} prompts")

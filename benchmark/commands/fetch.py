@@ -23,6 +23,7 @@ from overpaint.commands.grids import ERR, cells_of, compose
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import Asset, asset
 from overpaint.grid.composition import search
+from overpaint.grid.labels import bytes_said
 from overpaint.grid.overrides import read_override
 from overpaint.run.track import track
 
@@ -116,7 +117,7 @@ def _progress(chosen: Asset) -> Iterator[Report]:
             if name not in bars:
                 bars[name] = progress.add_task(f"{chosen.name}/{name}", total=size)
                 if not console.is_terminal:
-                    told = f" ({size / 1e6:.1f} MB)" if size else ""
+                    told = f" ({bytes_said(size)})" if size else ""
                     console.print(f"asset={chosen.name}: {name}{told}")
             progress.update(bars[name], completed=done, total=size)
 

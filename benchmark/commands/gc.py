@@ -1,4 +1,4 @@
-"""`overpaint gc`: says what no listed grid needs, and deletes it if asked."""
+"""`overpaint gc`: reports what no listed grid needs, and deletes it on request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from overpaint.commands.grids import planned, taken
+from overpaint.commands.grids import existing, planned, taken
 from overpaint.errors import UserError
 from overpaint.grid.labels import bytes_said
 from overpaint.run import leases
@@ -28,14 +28,12 @@ def gc(overrides: Sequence[str], also: Sequence[str], delete: bool) -> None:
     """Report how much of the store the listed grids do not need, by stage. --delete deletes it.
 
     The overrides define a grid to keep. experiment=demo,redteam keeps several experiments, and --also 'method=uce seed=1' another
-    grid. Whatever the results of these grids were made from is kept, too.
+    grid. Everything that the results of these grids were made from is kept, too.
     """
     asked, rest = taken(overrides, "store")
     if not rest and not also:
         raise UserError("gc takes the grids to keep: overpaint gc experiment=NAME, or overrides; --also adds others")
-    store = Store.chosen(asked)
-    if not store.root.is_dir():
-        raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
+    store = existing(Store.chosen(asked))
     place = [f"store={asked}"] if asked else []
     grids = [planned([*place, *words]).plan for words in listed(rest, also)]
     needed = closed({key for plan in grids for key in plan.opened().tasks}, store)

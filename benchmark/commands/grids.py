@@ -110,10 +110,14 @@ def store_and_grid(overrides: Sequence[str]) -> tuple[Store, Grid | None]:
     """
     store, rest = taken(overrides, "store")
     grid = planned(overrides) if rest else None
-    chosen = grid.store if grid else Store.chosen(store)
-    if not chosen.root.is_dir():
-        raise UserError(f"there is no store at {chosen.root}: run something first (overpaint run)")
-    return chosen, grid
+    return existing(grid.store if grid else Store.chosen(store)), grid
+
+
+def existing(store: Store) -> Store:
+    """The store. Raises a `UserError` if its folder does not exist."""
+    if not store.root.is_dir():
+        raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
+    return store
 
 
 def nothing_stored(what: str, grid: Grid, overrides: Sequence[str]) -> UserError:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 import pandas as pd
 
-from overpaint.commands.grids import ERR, taken
+from overpaint.commands.grids import ERR, existing, taken
 from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import bare
@@ -17,10 +17,9 @@ from overpaint.report.ledger.agreement import DISAGREE, disagreements, orders, p
 from overpaint.report.ledger.measured import beside, orders_with_ours, read_records
 from overpaint.report.ledger.published import chosen, named, names, published
 from overpaint.report.records import stored_records
-from overpaint.report.sheets import Sheet, markdown, show
+from overpaint.report.sheets import FORMATS, Sheet, markdown, show
 from overpaint.run.store import Store
 
-FORMATS = ("terminal", "md", "csv", "json")
 SHOWN = ("overview", "figures", "disagreements", "orders", "names")
 
 
@@ -105,9 +104,7 @@ def _records(store: str | None, place: str | None) -> pd.DataFrame:
             raise UserError("give store= or --from, not both")
         return read_records(path_of(place, "--from"))
     found = Store.chosen(store)
-    if store is not None and not found.root.is_dir():
-        raise UserError(f"there is no store at {found.root}: run something first (overpaint run)")
-    return stored_records(found)
+    return stored_records(found if store is None else existing(found))
 
 
 def _of(compared: pd.DataFrame, everything: pd.DataFrame, given: dict[str, str]) -> pd.DataFrame:

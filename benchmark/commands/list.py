@@ -11,7 +11,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.assets import Asset, asset
 from overpaint.grid.composition import search
 from overpaint.grid.concepts import load_catalogue
-from overpaint.grid.labels import printable
+from overpaint.grid.labels import bytes_said, printable
 from overpaint.grid.registry import broken_packages, component, components, load_attribute
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import bare
@@ -106,10 +106,7 @@ def _assets() -> Iterator[str]:
 
 def said_size(chosen: Asset) -> str:
     """The size of an asset for people: ``12.2 MB``."""
-    size = chosen.bytes
-    if size is None:
-        return "size unknown"
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    return "size unknown" if chosen.bytes is None else bytes_said(chosen.bytes)
 
 
 def _metrics() -> Iterator[str]:

@@ -45,7 +45,8 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
 def gpu_hours(
     kind: Track, todo: Sequence[Task], more: Mapping[Work, int], estimates: Estimates, images_per_second: Any
 ) -> str:
-    """GPU hours of the images at an assumed speed, a sentence; empty if this machine has measured its own, or nothing is left.
+    """A sentence with the GPU hours of the images at an assumed speed; empty if this machine has measured its speed, or if no
+    image is left.
 
     The speed is that of images with 512² pixels in 50 steps. Erasures, searches of attacks and scoring are not included.
     Images of tasks that are not planned yet (``more``) are taken to be like the others.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ def publish(overrides: Sequence[str], folder: str | None) -> None:
     out, rest = taken(overrides, "out")
     name, rest = taken(rest, "name")
     name = name or taken(rest, "experiment")[0]
-    if not name or Path(name).name != name:
+    if not name or Path(name).name != name or name == os.pardir:
         raise UserError(f"publish needs experiment=NAME or name=NAME, a folder's name, got {name!r}")
     target = path_of(out or RESULTS, "out") / name
     written(planned(rest), rest, target)
@@ -63,7 +66,7 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
     if lacking:
         raise UserError(
             f"{len(lacking)} of {len(grid.plan.cells)} cells are not stored in {grid.store.root}: run them first "
-            f"(overpaint run {' '.join(overrides)})"
+            f"({shlex.join(['overpaint', 'run', *overrides])})"
         )
     records = stored_records(grid.store, grid.plan)
     if records.empty:
@@ -71,7 +74,10 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
     claims = claims_of(records, as_frame(stored_outcomes(grid.store, records)), run_of(grid, overrides))
     files = {folder / file_name(method): claim for method, claim in claims.items()}
     texts = {path: text_of(merged(read_claim(path), c) if path.exists() else c) for path, c in files.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     for path, text in texts.items():
         with whole(path) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -82,14 +88,11 @@ def run_of(grid: Grid, overrides: Sequence[str]) -> dict[str, Any]:
     """How the records of a grid were made: the command, libraries, processor, and hashes of models and asset files."""
     with grid.store.reading(STAGE, grid.plan.cells[0][1].key) as place:
         manifest = read_manifest(place)
-    kept = [
-        o
-        for o in overrides
-        if (key := o.split("=")[0]) == "engine.compile" or key.split(".")[0] not in {*CIRCUMSTANCES, "store"}
-    ]
+    keys = [override.split("=")[0] for override in overrides]
+    deciding = [key == "engine.compile" or key.split(".")[0] not in CIRCUMSTANCES for key in keys]
     models, assets = hashes(task.config for task in grid.plan.opened().tasks.values())
     return {
-        "command": " ".join(["overpaint run", *kept]),
+        "command": shlex.join(["overpaint", "run", *compress(overrides, deciding)]),
         "libraries": manifest.get("libraries", {}),
         "machine": manifest.get("host", {}).get("machine", ""),
         "models": models,

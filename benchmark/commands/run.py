@@ -59,8 +59,10 @@ def run_grid(grid: Grid) -> int:
         ERR.print(engine.run(plan, store, Display(todo, estimates, ERR)).elsewhere)
         return 0
     try:
-        told = noting(store.root, f"overpaint run, {len(plan.cells)} cells")
-        with told, Display(todo, estimates, ERR, lambda: stop.asked, more) as display:
+        with (
+            noting(store.root, f"overpaint run, {len(plan.cells)} cells"),
+            Display(todo, estimates, ERR, lambda: stop.asked, more) as display,
+        ):
             outcome, records = _until_readable(lambda: engine.run(plan, store, display), grid)
     except KeyboardInterrupt:
         left, tasks = len(plan.missing(store)) + plan.unopened(store).total(), plan.unique().total()
@@ -120,7 +122,7 @@ def _sheets(grid: Grid) -> list[Path]:
 
 
 def track_results(tracker: Tracker, grid: Grid, records: pd.DataFrame, sheets: Sequence[Path]) -> None:
-    """Send the results to the tracker. Whatever fails there is reported and does not end the run: the results are stored."""
+    """Send the results to the tracker. Its errors are reported and do not end the run, because the results are stored."""
     key = sweep_key(task.key for _, task in grid.plan.cells)
     sweep = Sweep(key, records, grid.store.root, lambda: stored_outcomes(grid.store, records), sheets)
     try:

@@ -11,6 +11,7 @@ import click
 from overpaint.commands.grids import CIRCUMSTANCES, Grid, compose, require_complete, taken
 from overpaint.commands.run import run_grid
 from overpaint.errors import UserError
+from overpaint.grid.paths import path_of
 from overpaint.images.given import given_plan, named_pictures, read_pictures
 from overpaint.run.store import Store
 from overpaint.run.track import track
@@ -35,6 +36,13 @@ def score(overrides: Sequence[str]) -> None:
     name, rest = taken(rest, "name")
     if not images or bool(table) == bool(names):
         raise UserError("give images=DIR, and either prompts=FILE.csv or names=PATTERN")
+    for key, value in (("images", images), ("prompts", table)):
+        path_of(value or "", key)  # refuses what cannot be a path
+    ignored = [f"{key}={value}" for key, value in (("role", role), ("prompt", text)) if value]
+    if table and ignored:
+        raise UserError(
+            f"{ignored[0]} is for names=PATTERN: the list in prompts= says the role and prompt of each picture"
+        )
     if not detector and not any(o.startswith("model") for o in rest):
         raise UserError("give detector=NAME (overpaint list detectors), or model=NAME to use that model's detector")
     for override in rest:

@@ -74,12 +74,12 @@ def _chosen(entry: Entry, text: str | None, role: str | None) -> bool:
 def _sheet(found: Sequence[Entry], grid: Grid, text: str | None, show_unsafe: bool) -> Image:
     """One prompt, or all prompts that contain the text, over all cells; images of one column have one prompt and seed."""
     plain = [e for e in found if e.cell["attack_name"] == "none"] or found
-    columns = dict.fromkeys((e.shot.get("plain") or e.shot["noise"], e.shot["index"]) for e in plain)
+    columns = dict.fromkeys(map(_column, plain))
     first = next(iter(columns))[0]
     kept = [column for column in columns if text or column[0] == first][:WIDEST]
     sheet, images = Sheet(), Images()
     for entry in found:
-        column = (entry.shot.get("plain") or entry.shot["noise"], entry.shot["index"])
+        column = _column(entry)
         if column not in kept:
             continue
         sheet.unsafe |= entry.cell["kind"] == "unsafe"
@@ -88,6 +88,11 @@ def _sheet(found: Sequence[Entry], grid: Grid, text: str | None, show_unsafe: bo
         image = _image(entry, grid, images)
         sheet.place(row, f"seed {entry.shot['index']}", kept.index(column), entry.shot["text"], image)
     return draw(sheet, blurred=sheet.unsafe and not show_unsafe)
+
+
+def _column(entry: Entry) -> tuple[str, int]:
+    """The prompt and seed index of an entry. An attack's prompt counts as the plain one that it was made from."""
+    return entry.shot.get("plain") or entry.shot["noise"], entry.shot["index"]
 
 
 def _image(entry: Entry, grid: Grid, images: Images) -> Image | None:

@@ -62,8 +62,8 @@ def site(filters: Sequence[str], place: str | None) -> None:
 
 
 def target(out: str) -> Path:
-    """The folder of the site. Raises a `UserError` if something else is there."""
-    path = path_of(out, "out")
+    """The folder of the site, behind links. Raises a `UserError` if something else is there."""
+    path = path_of(out, "out").resolve()
     if path.exists() and not (path / MARK).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"out={out} exists and is not a site of this command: choose another name")
     return path

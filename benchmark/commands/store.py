@@ -98,7 +98,8 @@ def pack(overrides: Sequence[str], overwrite: bool) -> None:
         raise UserError("pack takes out=FILE.tar")
     path = target(out, ".tar", overwrite)
     found, grid = store_and_grid(rest)
-    kept = {stage: found.present(stage) for stage in found.stages()}
+    listings = {stage: found.listed(stage) for stage in found.stages()}
+    kept = {stage: listing.keys | listing.damaged.keys() for stage, listing in listings.items()}
     if grid:
         tasks = grid.plan.opened().tasks
         kept = {stage: keys & tasks.keys() for stage, keys in kept.items()}

@@ -26,6 +26,8 @@ from overpaint.grid.typed import Count, checked, construct
 
 #: The file in an asset's folder that lists its files with their hashes. It is written last.
 RECEIPT = "asset.json"
+#: What a receipt says of each file, among other things.
+RECEIVED = {"sha256", "stored_bytes"}
 #: How settings refer to an asset: the folder, or one file.
 REFERENCE = re.compile(r"asset:([\w.-]+)(?:/(.+))?")
 #: Kinds of sources: a repository of the hub, files below a URL, a page to download from by hand, a Python package.
@@ -200,11 +202,14 @@ def stored_name(name: str) -> str:
 
 
 def _receipt(folder: Path) -> dict[str, Any]:
+    """The receipt in an asset's folder; empty if there is none that can be used."""
     try:
         found = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else {}
+    files = found.get("files") if isinstance(found, dict) else None
+    whole = isinstance(files, dict) and all(isinstance(e, dict) and e.keys() >= RECEIVED for e in files.values())
+    return found if whole else {}
 
 
 # --- references in settings ----------------------------------------------------------------------------------------

@@ -85,10 +85,7 @@ class ModelSpec:
     def settings(self) -> dict[str, Any]:
         """The fields that affect records."""
         found = {key: getattr(self, key) for key in ("path", "precision", "detector", "judge", "reference")}
-        further = {
-            "gold": self.gold,
-            "compiled": self.compiled,
-        }  # named only where they are used, so that other keys stay
+        further = {"gold": self.gold, "compiled": self.compiled}  # only where they are used, so that other keys stay
         return found | {key: value for key, value in further.items() if value}
 
 
@@ -211,7 +208,7 @@ class Cell:
         return {axis: label(name, shown[axis]) for axis, name in self.names.items()}
 
     def _named_already(self, key: str) -> bool:
-        """Whether the name of the concept set says it: its own name, its order or merge, and erased concepts that it lists."""
+        """Whether the concept set's name shows this key: the name itself, the order or merge, or the concepts to erase."""
         if key != "concepts.erase":
             return key in ("concepts.name", "concepts.sequential", "concepts.merge")
         return self.concepts.name.removesuffix(self.concepts.manner) == "+".join(

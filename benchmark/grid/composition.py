@@ -76,7 +76,7 @@ def compose_cells(overrides: Sequence[str]) -> list[Composed]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-            return list(Grid(settings).cells())
+            return list(Composition(settings).cells())
     except (HydraException, OmegaConfBaseException) as error:
         text = " ".join(str(error).split()).partition(" Config search path:")[0]
         raise UserError(f"the configuration cannot be composed: {text}") from error
@@ -96,7 +96,7 @@ def search(overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if o not in asked]
 
 
-class Grid:
+class Composition:
     """The axes that the settings define, and the cells of their product."""
 
     def __init__(self, settings: Sequence[Setting]):
@@ -106,9 +106,9 @@ class Grid:
         self.searchpath = [f"hydra.searchpath=[{','.join(map(_file, conf_folders()))}]"] if conf_folders() else []
         self.plain, self.default, _ = self._composed([])
         self.top = {key: value for key, value in self.plain.items() if key not in self.default}
-        for setting in settings:
-            if setting.key == "experiment":
-                settings = [*self._experiment(setting, settings), *(s for s in settings if s is not setting)]
+        asked = [s for s in settings if s.key == "experiment"]
+        if asked:
+            settings = [*self._experiment(asked, settings), *(s for s in settings if s not in asked)]
         self.axes = self._axes(settings)
 
     def _composed(self, choices: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -125,11 +125,12 @@ class Grid:
         options = {group: name for group, name in hydra["runtime"]["choices"].items() if "/" not in group}
         return config, options, hydra["sweeper"].get("params") or {}
 
-    def _experiment(self, asked: Setting, settings: Sequence[Setting]) -> list[Setting]:
+    def _experiment(self, asked: Sequence[Setting], settings: Sequence[Setting]) -> list[Setting]:
         """The axes and keys that an experiment sets, except those set by hand. Its options become the defaults."""
-        if len(asked.values) > 1:
-            raise UserError(f"{asked.typed}: an experiment is a grid of its own; run one after the other")
-        name = _option(asked, asked.values[0])
+        names = [_option(setting, value) for setting in asked for value in setting.values]
+        if len(names) > 1:
+            raise UserError(f"{asked[-1].typed}: an experiment is a grid of its own; run one after the other")
+        (name,) = names
         _checked_file(components("experiment")[name], f"experiment={name}")
         config, self.default, axes = self._composed([f"experiment={name}"])
         if config.get("experiment"):

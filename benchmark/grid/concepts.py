@@ -128,8 +128,10 @@ class Request:
 
 
 def for_concepts(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
-    """The values with ``{concept}`` in names of files replaced by the concept to erase (``church``, or ``church+cat``), inside
-    mappings too."""
+    """The values with ``{concept}`` replaced by the concept to erase (``church``, or ``church+cat``), inside mappings too.
+
+    Settings use it in names of files.
+    """
     name = "+".join(concept.name for concept in request.erase)
 
     def said(value: Any) -> Any:
@@ -226,9 +228,8 @@ class UtilityTemplate(TypedDict, total=False):
 class CatalogueFile(TypedDict, total=False):
     """The keys of a catalogue file.
 
-    ``extends`` names a shipped catalogue whose concepts and sentences this one has too, unless it has its own of that name.
-    ``defaults`` holds fields that concepts have unless they say otherwise; ``{}`` in it stands for the concept's name. ``names``
-    lists concepts with nothing but these.
+    ``extends`` names a shipped catalogue, whose concepts and sentences this one inherits. ``defaults`` holds default fields of
+    concepts; ``{}`` in it stands for the concept's name. ``names`` lists concepts that have only these.
     """
 
     version: int
@@ -250,10 +251,11 @@ def load_catalogue(name: str | None) -> Catalogue:
     if not name:
         return Catalogue()
     folder = shipped("datasets") / "concepts"
+    known = [path.stem for path in folder.glob("*.yaml")]
     own = name.endswith((".yaml", ".yml"))
     path = Path(name).expanduser() if own else folder / f"{name}.yaml"
     if not is_file(path) or (not own and path.parent != folder):
-        raise unknown("concept catalogue", name, (p.stem for p in folder.glob("*.yaml")), "concepts.catalogue")
+        raise unknown("concept catalogue", name, known, "concepts.catalogue")
     where = f"concept catalogue {name}"
     raw = read_mapping(path, where)
     refuse_resolvers(raw, where)
@@ -263,6 +265,9 @@ def load_catalogue(name: str | None) -> Catalogue:
     utility = [checked(UtilityEntry, row, f"{where}: utility") for row in raw.get("utility", ())]
     if not all("prompt" in row for row in utility):
         raise UserError(f"{where}: utility has an entry without a prompt")
+    base = raw.get("extends")
+    if base is not None and base not in known:
+        raise unknown("concept catalogue", base, known, f"{where}: extends")
     entries: dict[str, Any] = {name: {} for name in raw.get("names", ())} | raw["concepts"]
     defaults = {name: _default(raw.get("defaults", {}), name) for name in entries}
     grid = checked(GridEntry, raw.get("grid", {}), f"{where}: grid")
@@ -287,7 +292,7 @@ def load_catalogue(name: str | None) -> Catalogue:
         tuple(made),
         grid,
     )
-    return _extended(load_catalogue(raw["extends"]), found) if "extends" in raw else found
+    return _extended(load_catalogue(base), found) if base else found
 
 
 def _extended(base: Catalogue, own: Catalogue) -> Catalogue:
@@ -352,16 +357,11 @@ def templates(lines: Sequence[str] | None, where: str) -> tuple[str, ...]:
 
 def concept_from(name: str, entry: Mapping, where: str) -> Concept:
     """A concept from its mapping in a YAML file. Raises a `UserError` for an unknown field or a wrong value."""
-    return _concept({"name": name, **checked(ConceptEntry, entry, f"{where}: concept {name!r}")})
+    return stored_concept({"name": name, **checked(ConceptEntry, entry, f"{where}: concept {name!r}")})
 
 
-def stored_concept(entry: Mapping) -> Concept:
-    """A concept from a task's configuration, which stores it as ``dataclasses.asdict`` returns it."""
-    return _concept(entry)
-
-
-def _concept(values: Mapping) -> Concept:
-    """A concept from plain values. Lists become tuples; a language with a single word becomes a tuple of one."""
+def stored_concept(values: Mapping) -> Concept:
+    """A concept from plain values, as in a task's configuration. Lists become tuples, and so does a single translation."""
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     words = values.get("translations", {}).items()
     plain["translations"] = {language: tuple([w] if isinstance(w, str) else w) for language, w in words}

@@ -17,12 +17,12 @@ from overpaint.grid.shipped import shipped
 LONGEST, LONGEST_NAME = 40, 60
 #: Suffixes of image files.
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-#: Invisible characters that change the direction of text, and with it what a reader takes a line to say.
+#: Invisible characters that change the direction of text, so that one line can look like another.
 DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 
 def printable(text: str) -> str:
-    """Text without what a terminal would obey: control characters become spaces, marks of direction vanish.
+    """Text that a terminal prints and does not obey: control characters become spaces, direction marks are removed.
 
     >>> printable("a\\x1b[31mb\\nc")
     'a [31mb c'
@@ -58,11 +58,11 @@ def short(text: str, longest: int = LONGEST) -> str:
 
 def bytes_said(size: float) -> str:
     """A number of bytes as text for people: ``1.2 GB``."""
-    for unit in ("B", "kB", "MB"):
-        if abs(size) < 1000:
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 999.5:  # else three digits would be rounded to 1e+03
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:.3g} GB"
+    return f"{size:.1f} TB"
 
 
 def canonical(value: Any) -> str:
@@ -91,9 +91,11 @@ _SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=False)  # `json.dumps` w
 
 @remembered
 def file_digest(text: str) -> str | None:
-    """SHA-256 of the file that a text names, or of all files in a folder of networks (one with a ``config.json`` or a
-    ``model_index.json``), or of all images in and below a folder of images; ``None`` if it names none of these. Accepts any text.
-    Data of this package are named from ``datasets/``."""
+    """The SHA-256 of the file that a text names, or a hash of the files in a folder; ``None`` for any other text.
+
+    A folder has networks (a ``config.json`` or a ``model_index.json``), or images in it or in its subfolders. Relative paths
+    are looked up in the working directory, then in ``datasets/``.
+    """
     if not any(mark in text for mark in "./"):
         return None
     try:

@@ -1,8 +1,8 @@
 """Prompts from a list: which of its rows a role uses, and the labels of what they ask for.
 
-A list can be about several concepts. Its rows tell theirs in a column (``concept``, ``class``, ``artist``; I2P's ``categories``),
-or the prompt names it. Target prompts are the rows about an erased concept; the same list serves the neighbours, which get the
-others. Without a column, all rows of a list are about the erased concept if there is only one.
+A list can be about several concepts. A row names its concept in a column (``concept``, ``class``, ``artist``; I2P's
+``categories``) or in the prompt. Target prompts are the rows about an erased concept; the same list serves the neighbours,
+which get the others. Without a column, all rows of a list are about the erased concept if there is only one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from overpaint.grid.prompts import Prompt, distinct
 from overpaint.grid.read_once import shared
 from overpaint.grid.typed import bare
 
-#: Makes up to so many prompts for a concept in a role: ``about(concept, role, count)``.
+#: ``about(concept, role, count)`` makes up to ``count`` prompts for a concept in a role.
 About = Callable[[Concept, str, int], list[Prompt]]
 
 
@@ -66,8 +66,8 @@ class Listed:
     Attributes:
         prompts: all of them, for every budget.
         rows: the number of rows of the list.
-        unlabelled: how many prompts no detector can count, because the list does not tell what they are about.
-        absent: a sentence if the list is not on this machine; the prompts then stand for it in a plan.
+        unlabelled: the number of prompts without a label, which no detector can count.
+        absent: a sentence if the list is not on this machine. A plan then counts stand-ins for its prompts.
     """
 
     prompts: Sequence[Prompt] = ()
@@ -76,8 +76,9 @@ class Listed:
     absent: str = ""
 
 
-def listed(asked: PromptList, role: str, concepts: ConceptSet, about: About, count: int) -> Listed:
-    """The prompts of a list for a role. A list of names gets up to ``count`` prompts a name from ``about``.
+def listed(asked: PromptList, key: str, role: str, concepts: ConceptSet, about: About, count: int) -> Listed:
+    """The prompts of the list ``concepts.prompts.KEY`` for a role. A list of names gets up to ``count`` prompts a name from
+    ``about``.
 
     Raises:
         UserError: if no row is about a concept of this role.
@@ -89,7 +90,7 @@ def listed(asked: PromptList, role: str, concepts: ConceptSet, about: About, cou
     words, chosen = _all_words(concepts), _about(rows, role, concepts)
     found = [prompt for row, concept in chosen for prompt in _prompts(row, concept, role, words, about, count)]
     if not found and role != "near":
-        raise UserError(_nothing(asked, rows, role, concepts))
+        raise UserError(_nothing(asked, key, rows, concepts))
     unlabelled = sum(not (p.concept or p.expects) for p in found) if role not in ("utility", "attributes") else 0
     return Listed(shared(distinct(found)), len(rows), unlabelled, absent)
 
@@ -114,7 +115,7 @@ def limited(prompts: Sequence[Prompt], role: str, count: int, erased: Iterable[s
 
 
 def _about(rows: Sequence[Row], role: str, concepts: ConceptSet) -> list[tuple[Row, Concept | None]]:
-    """The rows that belong to a role, with what each is about (``None`` if nothing tells)."""
+    """The rows that belong to a role, each with its concept (``None`` if it is unknown)."""
     own, words = Words(concepts.request.erase), _all_words(concepts)
     source = _source(rows, role, own)
     pairs = [(row, _subject(row, own, words, source)) for row in rows]
@@ -128,9 +129,9 @@ def _about(rows: Sequence[Row], role: str, concepts: ConceptSet) -> list[tuple[R
 
 
 def _source(rows: Sequence[Row], role: str, own: Words) -> str:
-    """What tells the concepts of a list's rows: a ``column``, ``categories``, the ``text``, or the ``set``.
+    """Where the concepts of a list's rows are read: ``column``, ``categories``, ``text``, ``set`` or ``nothing``.
 
-    Words of one label are a single thing: all rows are about it, except those that name another concept of the set.
+    If all erased concepts have one label, all rows are about them (``set``), except rows that name another concept.
     """
     if any(row.about for row in rows):
         return "column"
@@ -175,17 +176,16 @@ def _prompts(row: Row, concept: Concept | None, role: str, words: Words, about: 
     return [replace(prompt, expects=tuple(asked)) for prompt in about(concept, role, count)]
 
 
-def _nothing(asked: PromptList, rows: Sequence[Row], role: str, concepts: ConceptSet) -> str:
+def _nothing(asked: PromptList, key: str, rows: Sequence[Row], concepts: ConceptSet) -> str:
     """The message for a list without a row about a concept of the role."""
     names = ", ".join(c.name for c in concepts.request.erase)
     told = list(dict.fromkeys(filter(None, (word for row in rows for word in (row.about, *row.categories)))))
     others = f" (it is about {bare(', '.join(told))})" if told else ""
-    key = "target" if role == "target" else "…"
     return f"concepts.prompts.{key}: no row of {asked.name} is about {names}{others}"
 
 
 def _stand_ins(asked: PromptList, role: str, concepts: ConceptSet) -> list[Row]:
-    """Rows in place of a list that is not on this machine, as many as it is known to have; a plan counts them."""
+    """Stand-ins for the rows of a list that is not on this machine, as many as it is known to have. A plan counts them."""
     others = [c.name for c in (*concepts.near, *concepts.request.retain)] or ["a neighbour"]
     about = others if role == "near" else [""] if role == "utility" else [c.name for c in concepts.request.erase]
     return [Row(f"row {n} of {asked.name}", about[n % len(about)]) for n in range(asked.rows or 0)]

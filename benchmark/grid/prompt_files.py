@@ -78,9 +78,9 @@ class Row:
 
     def prompt(self, role: str, concept: str = "", expects: Sequence[str] = ()) -> Prompt:
         """The prompt of this row, with labels of a detector."""
-        name, noise = (
-            (f"{self.id}-{self.variant}", self.id) if self.variant else (self.id, "")
-        )  # translations share noise
+        name, noise = self.id, ""
+        if self.variant:  # translations share noise
+            name, noise = f"{self.id}-{self.variant}", self.id
         labels = (role, concept, tuple(expects), self.variant)
         return Prompt(self.text, *labels, name, noise, self.seed, self.guidance, self.plain, self.size)
 

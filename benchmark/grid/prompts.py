@@ -82,9 +82,9 @@ class Shot:
         return cls(Prompt(**values, size=tuple(size) if size else None), index, draw)
 
 
-def shots(prompts: Iterable[Prompt], seeds: int, first: int = 0) -> list[Shot]:
-    """Every prompt with seed indices ``first … first + seeds − 1``."""
-    return [Shot(prompt, index) for prompt in prompts for index in range(first, first + seeds)]
+def shots(prompts: Iterable[Prompt], seeds: int) -> list[Shot]:
+    """Every prompt with seed indices ``0 … seeds − 1``."""
+    return [Shot(prompt, index) for prompt in prompts for index in range(seeds)]
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -95,7 +95,13 @@ def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
     seen: dict[str, int] = {}
     result = []
     for prompt in prompts:
-        count = seen[prompt.id] = seen.get(prompt.id, 0) + 1
-        noise = prompt.noise if prompt.plain else f"{prompt.noise}-{count}"
-        result.append(prompt if count == 1 else replace(prompt, id=f"{prompt.id}-{count}", noise=noise))
+        count = seen.get(prompt.id, 0) + 1
+        while count > 1 and f"{prompt.id}-{count}" in seen:  # the list itself has this id
+            count += 1
+        seen[prompt.id] = count
+        if count > 1:
+            noise = prompt.noise if prompt.plain else f"{prompt.noise}-{count}"
+            prompt = replace(prompt, id=f"{prompt.id}-{count}", noise=noise)
+            seen[prompt.id] = 1
+        result.append(prompt)
     return result

@@ -28,9 +28,8 @@ from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 COMPANY = ("preset", "control", "floor")
 #: Keys of a component's YAML that are not hyper-parameters. All except `COMPANY` describe the component and cannot be set.
 DESCRIPTION = (
-    *(*COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated"),
-    "recommended_threshold",
-)
+    *COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated", "recommended_threshold"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -121,14 +121,17 @@ class Role:
     def _listed(self, asked: PromptList, concepts: ConceptSet, count: int) -> Listed:
         key = (self.name, count if asked.names else ALL)
         if key not in concepts.found:
-            concepts.found[key] = listed(
-                asked, self.name, concepts, lambda c, role, n: _about(c, role, concepts, n), count
-            )
+            concepts.found[key] = _prompts_of(asked, self.name, self.name, concepts, count)
         return concepts.found[key]
 
 
 #: `shots`, once for each list of prompts.
 _shots = remembered(shots)
+
+
+def _prompts_of(asked: PromptList, key: str, role: str, concepts: ConceptSet, count: int) -> Listed:
+    """The prompts of the list ``concepts.prompts.KEY`` for a role. Names in it are put into templates."""
+    return listed(asked, key, role, concepts, lambda c, role, n: _about(c, role, concepts, n), count)
 
 
 def _count(budget: Budget, key: str) -> int:
@@ -166,7 +169,7 @@ def _attack_prompts(name: str, concepts: ConceptSet) -> list[Prompt] | None:
     asked = concepts.lists.get(name) if name in PROMPT_LISTS else None
     if not asked:
         return None
-    found = listed(asked, "attacked", concepts, lambda c, role, n: _about(c, role, concepts, n), ALL).prompts
+    found = _prompts_of(asked, name, "attacked", concepts, ALL).prompts
     first = concepts.request.erase[0]
     about = [p for p in found if p.concept == (first.label or first.name)]
     if name == "multilingual":  # a list of translations also has the originals

@@ -135,15 +135,18 @@ def _unfit(value: Any, hint: Any, where: str) -> UserError:
 
 def shown(value: Any) -> str:
     """A value for an error message: as in YAML, on one line, truncated to 200 characters."""
-    text = (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
-    )
-    return text if len(text) <= 200 else f"{text[:200]} …"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return _truncated(repr(value))
 
 
 def bare(text: str) -> str:
     """A text for an error message, like `shown` but without quotes."""
-    return shown(text)[1:-1]
+    return _truncated(repr(text)[1:-1])
+
+
+def _truncated(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 def _options(hint: Any) -> Iterable[Any]:

@@ -23,7 +23,7 @@ from overpaint.report.claims import hashes
 from overpaint.report.families import DIFFERS, EQUAL, Compared, is_primary, marks
 from overpaint.report.gathered import ARTEFACT
 from overpaint.report.pooling import Outcomes, estimate_of, groups_of, pooled, tests_of
-from overpaint.report.records import CELL
+from overpaint.report.records import CELL, number_of
 from overpaint.report.rendering import ARROWS, Reasons, entry_text
 from overpaint.report.sheets import Sheet
 from overpaint.report.standings import MISSING, SAME, aligned
@@ -147,7 +147,7 @@ def compared(a: Side, b: Side, view: View, ignore: Sequence[str] = ()) -> pd.Dat
 
 
 def _variants(both: pd.DataFrame, labels: Sequence[str]) -> pd.Series:
-    """What tells several figures of one side with the same labels apart: the detector, then the hash of the settings."""
+    """What distinguishes figures of one side with the same labels: the detector, then the hash of the settings."""
     found = pd.Series("", index=both.index)
     for extra in (["detector", "extractor", "threshold"], ["settings"], [ARTEFACT]):
         place = both[labels].assign(variant=found)
@@ -400,11 +400,7 @@ def _alone(part: pd.DataFrame, several: Sequence[str], name: str) -> Sheet:
 
 
 def _with_limits(value: float | None, low: float | None, high: float | None, unit: str) -> str:
-    return entry_text(Entry(_known(value), _known(low), _known(high), unit), Reasons())
-
-
-def _known(value: float | None) -> float | None:
-    return None if pd.isna(value) else value
+    return entry_text(Entry(number_of(value), number_of(low), number_of(high), unit), Reasons())
 
 
 def _family(figures: pd.DataFrame, view: View) -> str:

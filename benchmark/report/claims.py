@@ -22,7 +22,7 @@ import pyarrow as pa
 from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import canonical
 from overpaint.report.families import marked
-from overpaint.report.records import CELL, IDENTITY, NUMBERS, RECORD_COLUMNS, REQUIRED, settings_hash
+from overpaint.report.records import CELL, IDENTITY, NUMBERS, RECORD_COLUMNS, REQUIRED, check_mappings, settings_hash
 from overpaint.report.statistics import VERSION
 from overpaint.report.views import view_named
 
@@ -171,7 +171,7 @@ def read_claim(path: Path) -> Claim:
     """The claim in a file. Raises a `UserError` if it is not one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a result file: {error}") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         given = found.get("format") if isinstance(found, dict) else None
@@ -187,6 +187,8 @@ def read_claim(path: Path) -> Claim:
         if missing:
             raise UserError(f"{path} has no column {missing[0]!r}")
         records = _typed(records.reindex(columns=COLUMNS))
+        for name in ("given", "versions"):
+            check_mappings(records[name].dropna().unique(), name, path.name)
         outcomes = _outcomes(found["units"], found["outcomes"], records)
         return Claim(found["runs"], records, outcomes, found["waived"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -340,7 +342,7 @@ def _runs(claim: Claim) -> list[str]:
 
 
 def _versions(claim: Claim) -> list[str]:
-    known = claim.records["versions"].map(lambda text: isinstance(text, str) and len(json.loads(text)) > 0)
+    known = claim.records["versions"].map(lambda text: isinstance(text, str) and bool(json.loads(text)))
     known &= claim.records["version"].notna() & claim.records["settings"].notna() & claim.records["statistics"].notna()
     return _first(claim.records[~known], "settings and versions of metric, components and statistics must be known")
 

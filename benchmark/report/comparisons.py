@@ -12,7 +12,7 @@ from overpaint.report import statistics
 from overpaint.report.families import Compared, Mark, is_primary, marks
 from overpaint.report.pooling import Outcomes, groups_of, pooled
 from overpaint.report.ranks import FEWEST_CONCEPTS, alike, mean_ranks, rank_intervals, rank_intervals_over_concepts
-from overpaint.report.standings import MISSING, PAIR, paired
+from overpaint.report.standings import MISSING, PAIR, SEVERAL, paired
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
@@ -56,16 +56,15 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
     direction = chosen["direction"].iloc[0]
     missing = [m for m in methods if not (chosen["method"] == m).any()]
     present = [m for m in methods if m not in missing]
-    images = _images(chosen, present, outcomes)
+    images, why = _images(chosen, present, outcomes)
     if images is None:
         means = [pooled(chosen[chosen["method"] == m], "value", Outcomes()) for m in present]
         values = [np.nan if found is None or found.estimate.value is None else found.estimate.value for found in means]
         ranks = pd.Series(values).rank(method="min", ascending=direction == "down")
         found = [Estimate(None if np.isnan(rank) else float(rank)) for rank in ranks]
-        why = MISSING
     else:
         keys = images.index.to_frame(index=False)
-        found, why = rank_intervals(images.to_numpy(float).T, direction, **groups_of(keys)), ""
+        found = rank_intervals(images.to_numpy(float).T, direction, **groups_of(keys))
         if found[0].value is None:
             why = "no prompt was judged for every method"
     entries = {
@@ -122,7 +121,7 @@ def _fixed(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
 
 def _groups(name: str, chosen: pd.DataFrame, outcomes: Outcomes) -> str:
     """A sentence about the methods that cannot be told apart; empty without outcomes."""
-    found = _images(chosen, list(dict.fromkeys(chosen["method"])), outcomes)
+    found, _ = _images(chosen, list(dict.fromkeys(chosen["method"])), outcomes)
     if found is None or found.shape[1] < 2 or found.empty:
         return ""
     keys = found.index.to_frame(index=False)
@@ -131,12 +130,15 @@ def _groups(name: str, chosen: pd.DataFrame, outcomes: Outcomes) -> str:
     return f"{name}: not told apart (paired tests, Holm over all pairs), best first: {said}."
 
 
-def _images(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> pd.DataFrame | None:
-    """Outcomes by image (rows) and method (columns); ``None`` if they are not stored."""
+def _images(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> tuple[pd.DataFrame | None, str]:
+    """Outcomes by image (rows) and method (columns). The text is the reason if there are none, else empty."""
     table = outcomes.together(chosen)
     if table is None:
-        return None
-    return table.pivot(index=[*PAIR, "cluster"], columns="method", values="value").reindex(columns=list(methods))
+        return None, MISSING
+    if table.duplicated([*PAIR, "cluster", "method"]).any():
+        return None, SEVERAL
+    images = table.pivot(index=[*PAIR, "cluster"], columns="method", values="value")
+    return images.reindex(columns=list(methods)), ""
 
 
 def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average: str) -> dict[str, Entry]:

@@ -14,7 +14,7 @@ LEAST = 1e-3
 
 
 def scaled(entries: Mapping, column: Column, originals: Mapping[str, float | None]) -> dict:
-    """The entries of a column as its ``scale`` says: relative to the unedited model's value, or between the best and worst row.
+    """The entries of a column, scaled relative to the unedited model's value, or between the best and the worst row.
 
     ``relative`` is value / original, at most 1. ``inverted`` is 1 − (value − least) / (largest − least) + `LEAST`, at
     most 1, over the rows of the table; it is 1 if all are equal.

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from overpaint.report.records import CELL
+from overpaint.report.records import CELL, number_of
 from overpaint.report.statistics import MARGIN, benjamini_hochberg, holm
 
 DIFFERS, EQUAL = "differs", "equal"
@@ -84,8 +84,7 @@ def test_of(record: Mapping[Any, Any] | pd.Series, primary: Mapping[str, Mapping
     if pd.isna(record["p_value"]) or itself:
         return None
     endpoint = is_primary(primary, record["facet"], record["metric"], record["attack_name"], record["against"])
-    same = record.get("p_equivalence")
-    return Compared(float(record["p_value"]), None if pd.isna(same) else float(same), endpoint)
+    return Compared(float(record["p_value"]), number_of(record.get("p_equivalence")), endpoint)
 
 
 def marked(records: pd.DataFrame, primary: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:

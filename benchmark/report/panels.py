@@ -9,6 +9,7 @@ import pandas as pd
 from overpaint.grid.scope import OUTSIDE
 from overpaint.report.families import DIFFERS, marked
 from overpaint.report.pooling import FIELDS
+from overpaint.report.records import number_of
 from overpaint.report.tables import SETTINGS, Entry, Head, Row, Table, distinguished, provenance, several_of, under
 from overpaint.report.views import Column, View
 
@@ -70,8 +71,8 @@ def _cell(
     own = records[0]
     return Entry(
         values[0],
-        float(own["low"]),
-        float(own["high"]),
+        number_of(own["low"]),
+        number_of(own["high"]),
         own["unit"],
         int(own["n"]),
         int(own["failed"]),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from overpaint.report import statistics
 from overpaint.report.gathered import ARTEFACT
+from overpaint.report.records import number_of
 from overpaint.report.statistics import NORMAL, Estimate
 
 #: Fields that a view's column can show -> the columns of a record with the value and its interval.
@@ -143,8 +144,7 @@ def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str =
         return Pooled(shown)
     if len(figures) == 1:
         record = figures.iloc[0]
-        same = record.get("p_equivalence")
-        return Pooled(shown, float(record["p_value"]), None if pd.isna(same) else float(same))
+        return Pooled(shown, float(record["p_value"]), number_of(record.get("p_equivalence")))
     gap = shown if field == "difference" else _mean(figures, "difference", outcomes, average)
     return Pooled(shown, *tests_of(gap, figures["unit"].iloc[0]))
 
@@ -241,11 +241,11 @@ def _codes(column: pd.Series) -> NDArray:
 
 def estimate_of(record: Mapping[str, Any], field: str) -> Estimate:
     """One field of a record as an estimate."""
-    numbers = [None if pd.isna(record[name]) else float(record[name]) for name in FIELDS[field]]
+    numbers = [number_of(record[name]) for name in FIELDS[field]]
     found = Estimate(numbers[0], n=int(record["n"]), failed=int(record["failed"]))
     if len(numbers) > 1:
         found = found._replace(low=numbers[1], high=numbers[2])
     if field == "difference" and not pd.isna(record["p_value"]):
-        same = record.get("p_equivalence")
-        return found._replace(p_value=float(record["p_value"]), p_equivalence=None if pd.isna(same) else float(same))
+        p_equivalence = number_of(record.get("p_equivalence"))
+        return found._replace(p_value=float(record["p_value"]), p_equivalence=p_equivalence)
     return found

@@ -21,6 +21,7 @@ from pyarrow import types
 
 from overpaint.grid.labels import canonical
 from overpaint.grid.source_code import is_ours
+from overpaint.grid.typed import bare
 from overpaint.report.gathered import ARTEFACT, Kind, as_frame, gathered
 from overpaint.run.history import History
 from overpaint.run.plan import Plan
@@ -104,10 +105,7 @@ def _checked_records(rows: pa.Table) -> pa.Table:
     if not set(table.column("direction").unique().to_pylist()) <= {"up", "down"}:
         raise ValueError("records.parquet has a direction other than up and down")
     for name in ("given", "versions"):
-        for text in table.column(name).drop_null().unique().to_pylist():
-            found = json.loads(text)
-            if not isinstance(found, dict) or (name == "versions" and not all(type(v) is int for v in found.values())):
-                raise ValueError(f"records.parquet has values in column {name!r} that are not a mapping")
+        check_mappings(table.column(name).drop_null().unique().to_pylist(), name, "records.parquet")
     return table
 
 
@@ -167,6 +165,23 @@ def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
+
+
+def number_of(value: Any) -> float | None:
+    """A number of a record; ``None`` if it is missing."""
+    return None if pd.isna(value) else float(value)
+
+
+def check_mappings(texts: Iterable[object], column: str, file: str) -> None:
+    """Raise a `ValueError` unless all texts of column ``given`` or ``versions`` are JSON mappings, the latter of integers."""
+    for text in texts:
+        try:
+            found = json.loads(str(text))
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or (column == "versions" and not all(type(v) is int for v in found.values())):
+            kind = " of whole numbers" if column == "versions" else ""
+            raise ValueError(f"{file} has {bare(str(text))} in column {column!r}, which takes a JSON mapping{kind}")
 
 
 def _current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) -> pd.Series:

@@ -6,7 +6,7 @@ import json
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 
 import pandas as pd
@@ -294,10 +294,10 @@ def markdown(shown: Sequence[Table]) -> str:
         lines = [
             f"### {markdown_text(table.title)}",
             "",
-            _piped(map(markdown_text, heads)),
-            _piped(["---"] * len(heads)),
+            piped(map(markdown_text, heads)),
+            piped(["---"] * len(heads)),
         ]
-        lines += [_piped([*map(markdown_text, row[:width]), *row[width:]]) for row in rows]
+        lines += [piped([*map(markdown_text, row[:width]), *row[width:]]) for row in rows]
         parts.append("\n".join(lines))
         parts += [markdown_text(note) for note in notes]
     return "\n\n".join([*parts, markdown_text(legend(shown))]) + "\n"
@@ -309,7 +309,8 @@ def _markdown_cell(entry: Entry | None, reasons: Reasons) -> str:
     return f"{star}{text}{star}"
 
 
-def _piped(values) -> str:
+def piped(values: Iterable[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(values) + " |"
 
 
@@ -441,6 +442,12 @@ def _slug(title: str) -> str:
 # --- terminal --------------------------------------------------------------------------------------------------
 
 
+def standard_output() -> Console:
+    """The console for tables. It has 200 columns if it is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
 def print_tables(
     records: pd.DataFrame,
     view: str = "facets",
@@ -448,10 +455,7 @@ def print_tables(
     console: Console | None = None,
 ) -> None:
     """Print a view to the terminal. A table that is too wide is split into parts, so that no column is truncated."""
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=200)
+    console = console or standard_output()
     shown = tables(records, view, outcomes)
     for table in shown:
         rows, notes = _texts(table)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from overpaint.report.rendering import markdown_text, plain
+from overpaint.report.rendering import markdown_text, piped, plain, standard_output
+
+#: Forms in which commands print sheets.
+FORMATS = ("terminal", "md", "csv", "json")
 
 
 @dataclass(frozen=True)
@@ -28,22 +30,16 @@ def markdown(sheets: Sequence[Sheet], notes: Sequence[str] = ()) -> str:
     """Tables as GitHub-flavoured Markdown, with the notes after the last one."""
     parts = []
     for sheet in sheets:
-        lines = [f"### {markdown_text(sheet.title)}", "", _piped(sheet.heads), _piped(["---"] * len(sheet.heads))]
-        parts.append("\n".join([*lines, *map(_piped, sheet.rows)]))
+        head, *rows = (piped(map(markdown_text, cells)) for cells in (sheet.heads, *sheet.rows))
+        lines = [f"### {markdown_text(sheet.title)}", "", head, piped(["---"] * len(sheet.heads)), *rows]
+        parts.append("\n".join(lines))
         parts += map(markdown_text, sheet.notes)
     return "\n\n".join([*parts, *map(markdown_text, notes)]) + "\n"
 
 
-def _piped(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell if cell == "---" else markdown_text(cell) for cell in cells) + " |"
-
-
-def show(sheets: Sequence[Sheet], notes: Sequence[str] = (), console: Console | None = None) -> None:
+def show(sheets: Sequence[Sheet], notes: Sequence[str] = ()) -> None:
     """Print tables to the terminal. A table that is too wide is split into parts, so that no column is truncated."""
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=200)
+    console = standard_output()
     for sheet in sheets:
         for part in _parts(sheet, console.width):
             grid = Grid(title=Text(plain(sheet.title), style="bold"), title_justify="left", pad_edge=False)

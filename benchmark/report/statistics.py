@@ -402,6 +402,15 @@ def kendall_tau_b(x: ArrayLike, y: ArrayLike) -> Estimate:
     return Estimate(float(result.statistic), p_value=float(result.pvalue), n=len(np.asarray(x)))
 
 
+def taus_b(x: NDArray, y: NDArray) -> NDArray:
+    """Kendall's tau-b ``(samples,)`` of resampled values (samples, n). NaN in one of the two leaves a value out."""
+    one, other = (np.sign(side[:, :, None] - side[:, None, :]) for side in (x, y))
+    unknown = np.isnan(one) | np.isnan(other)
+    one, other = np.where(unknown, 0, one), np.where(unknown, 0, other)
+    with np.errstate(invalid="ignore"):
+        return (one * other).sum((1, 2)) / np.sqrt((one**2).sum((1, 2)) * (other**2).sum((1, 2)))
+
+
 def auc(positive: ArrayLike, negative: ArrayLike) -> float | None:
     """Area under the ROC curve: P(positive > negative) + P(equal) / 2, from exact ranks (Mann and Whitney 1947)."""
     from scipy.stats import rankdata

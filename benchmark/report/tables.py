@@ -17,7 +17,7 @@ from overpaint.grid.scope import OUTSIDE
 from overpaint.report.derived import harmonic, scaled
 from overpaint.report.families import UNMARKED, Compared, Mark, families_said, is_primary, marks, test_of
 from overpaint.report.pooling import Outcomes, pooled
-from overpaint.report.records import given_by_hand
+from overpaint.report.records import given_by_hand, number_of
 from overpaint.report.seeds import FEWEST
 from overpaint.report.standings import paired, standings
 from overpaint.report.statistics import Estimate
@@ -208,23 +208,19 @@ def _counted(tests: Mapping[Hashable, Compared | None], places: Iterable[Hashabl
     return sum(tests[i] is not None for i in places)
 
 
-def _number(value) -> float | None:
-    return None if pd.isna(value) else float(value)
-
-
 def _entry(record: pd.Series, mark: Mark) -> Entry:
     """A record as an entry."""
     why = record["why"] if isinstance(record["why"], str) else ""
-    value = _number(record["value"])
+    value = number_of(record["value"])
     return Entry(
         value,
-        _number(record["low"]),
-        _number(record["high"]),
+        number_of(record["low"]),
+        number_of(record["high"]),
         record["unit"],
         int(record["n"]),
         int(record["failed"]),
         mark,
-        _number(record["control"]),
+        number_of(record["control"]),
         bound=value is not None and bool(why),
         outside=record["scope"] == OUTSIDE,
         why=why,

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from overpaint.report.statistics import NORMAL, kendall_tau_b
+from overpaint.report.statistics import NORMAL, kendall_tau_b, taus_b
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
 
@@ -114,7 +114,7 @@ def _entry(values: NDArray, other: NDArray, drawn: NDArray, samples: NDArray, ch
     taus = [kendall_tau_b(*_known(values[place], other[place])).value for place in usable]
     if not usable or any(tau is None for tau in taus):
         return Entry(None, unit="correlation", why=f"fewer than {FEWEST} methods, or all are equal")
-    each = np.stack([tau_of(drawn[:, place], samples[:, place]) for place in usable], axis=1)
+    each = np.stack([taus_b(drawn[:, place], samples[:, place]) for place in usable], axis=1)
     resampled = np.take_along_axis(each, chosen[:, : len(usable)] % len(usable), axis=1).mean(axis=1)
     value = float(np.mean([tau for tau in taus if tau is not None]))
     ends = np.nanquantile(resampled, [0.025, 0.975])
@@ -126,15 +126,6 @@ def _entry(values: NDArray, other: NDArray, drawn: NDArray, samples: NDArray, ch
 def _known(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     known = ~np.isnan(x + y)
     return x[known], y[known]
-
-
-def tau_of(x: NDArray, y: NDArray) -> NDArray:
-    """Kendall's tau-b ``(samples,)`` of figures (samples, methods); methods without a figure (NaN) are left out."""
-    one, other = (np.sign(side[:, :, None] - side[:, None, :]) for side in (x, y))
-    unknown = np.isnan(one) | np.isnan(other)
-    one, other = np.where(unknown, 0, one), np.where(unknown, 0, other)
-    with np.errstate(invalid="ignore"):
-        return (one * other).sum((1, 2)) / np.sqrt((one**2).sum((1, 2)) * (other**2).sum((1, 2)))
 
 
 def _columns(part: pd.DataFrame, view: View) -> dict[str, Scored]:

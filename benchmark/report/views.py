@@ -23,9 +23,8 @@ Average = Literal["concepts", "kinds"]
 class Column:
     """One column: a metric, an attack, a kind of concept, the field to show, and the comparison of a difference.
 
-    ``scale`` maps its figures to (0, 1] (`overpaint.report.derived.scaled`).
-    ``harmonic`` makes it the harmonic mean of other columns, by
-    their titles; such a column has no metric.
+    ``scale`` maps its figures to (0, 1] (`overpaint.report.derived.scaled`). ``harmonic`` makes it the harmonic mean of other
+    columns, by their titles; such a column has no metric.
     """
 
     metric: str = ""
@@ -53,8 +52,7 @@ class View:
 
     ``cells`` is its content: every figure of a concept set, means over concepts, ranks of methods, pairs of methods, a panel of
     attacks and methods, a Pareto front of methods, or the validity of scores: its columns in ``truth`` are the distances by which
-    the others are judged.
-    ``primary`` names one endpoint per facet: ``facet: {metric, attack, against}``. ``attack`` and ``against`` are optional.
+    the others are judged. ``primary`` names one endpoint per facet (`Endpoint`).
     ``average`` says what means weigh equally (`Average`). A view of ranks has one column of mean ranks over its columns for each
     entry of ``mean_ranks``, an average. ``percent`` shows shares in per cent. ``run`` holds the overrides of the run that fills
     the view.
@@ -86,6 +84,14 @@ class View:
         return column.field == "value" and not others
 
 
+class Endpoint(TypedDict, total=False):
+    """A primary endpoint of a view. Without ``attack`` or ``against``, any attack or comparison counts."""
+
+    metric: str
+    attack: str
+    against: str
+
+
 class ViewFile(TypedDict, total=False):
     """The keys of a view's YAML."""
 
@@ -96,7 +102,7 @@ class ViewFile(TypedDict, total=False):
         list[Literal["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]] | None
     )
     columns: dict[str, dict[str, Any]] | None
-    primary: dict[str, dict[str, str]] | None
+    primary: dict[str, dict[str, Any]] | None
     average: Average
     mean_ranks: list[Average] | None
     percent: bool
@@ -123,7 +129,7 @@ def view_named(name: str) -> View:
         if title not in columns:
             raise unknown("column", title, columns, f"{where}: truth")
     for facet, endpoint in (given.get("primary") or {}).items():
-        if "metric" not in endpoint:
+        if "metric" not in checked(Endpoint, endpoint, f"{where}: primary.{facet}"):
             raise UserError(f"{where}: primary.{facet} names no metric")
     return View(
         name,

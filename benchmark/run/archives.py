@@ -2,7 +2,7 @@
 
 An archive is a plain tar file: ``artefacts/<stage>/<key>/<file>`` as in a store, each artefact's manifest first, and
 ``sources.json``. Contents are compressed already. Every artefact is copied into a workspace, its files are hashed there, and one
-rename publishes it, so that an interruption leaves nothing half.
+rename publishes it, so an interruption leaves no incomplete artefact.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LARGEST = 1 << 26
 
 @dataclass
 class Moved:
-    """What became of the artefacts that were to be moved: how many were copied, were there already, or are damaged."""
+    """The result of a move: how many artefacts were copied, how many were there already, and which are damaged."""
 
     copied: int = 0
     there: int = 0
@@ -78,9 +78,9 @@ def merge(store: Store, source: Path) -> Moved:
             _merge_archive(store, source, moved)
     except OSError as error:
         full = store.disk_error(error)
-        raise (
-            store.unwritable(full) if full else UserError(f"cannot read {source}: {error.strerror or error}")
-        ) from error
+        if full:
+            raise store.unwritable(full) from error
+        raise UserError(f"cannot read {source}: {error.strerror or error}") from error
     return moved
 
 
@@ -165,9 +165,8 @@ def _take(store: Store, stage: str, key: str, fill: Callable[[Path], None], move
         copy = Store(workspace)
         folder = copy.path(stage, key)
         folder.mkdir(parents=True)
-        with suppress(
-            FileNotFoundError, FileExistsError, ValueError, KeyError, TypeError
-        ):  # the check says what is wrong
+        incomplete = FileNotFoundError, FileExistsError, ValueError, KeyError, TypeError
+        with suppress(*incomplete):  # the check says what is wrong
             fill(folder)
         reason = copy.damage(stage, key)
         if reason:

@@ -16,7 +16,7 @@ from overpaint.run.tasks import Task
 
 #: Weight of the newest task in the running mean of its kind.
 NEWEST = 0.4
-#: The hardware of tasks that run on no other (`overpaint.run.track.Track.hardware`).
+#: The name of a CPU as hardware (`overpaint.run.track.Track.hardware`).
 CPU = "cpu"
 #: Most seconds that a unit of work can take; larger values in a file are ignored.
 LONGEST = 1e9
@@ -60,11 +60,11 @@ def amounts(tasks: Iterable[Task], more: Mapping[Work, int] | None = None) -> Co
 class Estimates:
     """Seconds a unit of work by kind of task (`Task.pace`), a running mean of what this machine took on one hardware.
 
-    ``timings.json`` of the store holds them by machine, then by kind. A machine is a host name, and for other hardware than
-    its CPU that as well: ``node1, NVIDIA H100``.
+    ``timings.json`` of the store holds them by machine, then by kind. A machine is a host name, followed by the hardware unless
+    that is the CPU: ``node1, NVIDIA H100``.
 
-    At first, the hardware is the GPU of which this host has timings, or the CPU if it has none or if ``device`` is ``cpu``.
-    Later it is what the last task ran on. So nobody has to import torch to print an estimate.
+    At first, the hardware is a GPU for which this host has timings, or the CPU if there is none or if ``device`` is ``cpu``.
+    Later it is the hardware of the last task. An estimate therefore needs no import of torch.
     """
 
     def __init__(self, store: Store, device: str = "auto"):
@@ -91,7 +91,7 @@ class Estimates:
         return task.amount * self._seconds.get(task.pace, 1.0)
 
     def total(self, tasks: Iterable[Task], more: Mapping[Work, int] | None = None) -> Estimate:
-        """The estimate for all tasks, one after another, and for ``more`` work of which the number is given."""
+        """The estimate for all tasks, one after another, and for ``more``: work with the number of its tasks."""
         return self.of_amounts(amounts(tasks, more))
 
     def of_amounts(self, amounts: Mapping[str, int]) -> Estimate:
@@ -106,7 +106,7 @@ class Estimates:
         return Estimate(seconds, unknown)
 
     def learn(self, task: Task, seconds: float, hardware: str = CPU) -> None:
-        """Take a measured task into the running mean of its kind on this hardware."""
+        """Add a measured task to the running mean of its kind on this hardware."""
         machine = self._machine(hardware)
         self._seconds = self._of(machine)
         unit, before = seconds / max(1, task.amount), self._seconds.get(task.pace)

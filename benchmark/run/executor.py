@@ -66,7 +66,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a bundle.
+    """The result of a bundle.
 
     - ``made``: it is stored. ``keys`` are the tasks that this process published, ``seconds`` the time of each of them on this
       ``hardware``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 from overpaint.run import leases
 from overpaint.run.estimates import CPU
@@ -19,6 +20,8 @@ from overpaint.run.tasks import Task
 PAUSE = 1.0
 #: Most of its time that a follower spends on looking.
 SHARE = 0.05
+#: Least seconds between two questions whether a run still has workers.
+ASK = 10.0
 
 
 class Follower:
@@ -51,9 +54,14 @@ class Follower:
         self._took = time.monotonic() - start
         return self.left
 
-    def rest(self) -> None:
-        """Wait until the next look is due."""
-        time.sleep(max(PAUSE, self._took / SHARE))
+    def follow(self, check: Callable[[], object]) -> None:
+        """Look until nothing is left. ``check`` is called after the first look and then every `ASK` seconds; it may raise."""
+        checked = -ASK
+        while self.look():
+            if time.monotonic() - checked >= ASK:
+                check()
+                checked = time.monotonic()
+            time.sleep(max(PAUSE, self._took / SHARE))
 
     def _take(self, todo: list[Task]) -> None:
         self._scheduler.update(todo)
@@ -92,10 +100,11 @@ class Follower:
         for key in [key for key in self._open if key in recorded]:
             failure = self._store.failure(key)
             if failure and failure.mark != self._run.found.get(key):
-                reason = failure.traceback.strip().rpartition("\n")[2]
                 task = self._open.pop(key)
-                self._scheduler.fail([task], reason)
-                self._watcher.failed(task, f"{reason} (traceback in {self._store.root / 'failures' / f'{key}.json'})")
+                self._scheduler.fail([task], failure.reason)
+                self._watcher.failed(
+                    task, f"{failure.reason} (traceback in {self._store.root / 'failures' / f'{key}.json'})"
+                )
         for key in self._scheduler.blocked:
             self._open.pop(key, None)
 

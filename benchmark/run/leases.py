@@ -21,15 +21,13 @@ from pathlib import Path
 
 from overpaint.errors import UserError
 from overpaint.grid.typed import construct
-from overpaint.run.notes import file_system_time
+from overpaint.run.notes import ABANDONED, file_system_time
 from overpaint.run.owner import alive, owner
 
 #: Seconds between two beats.
 BEAT = 10.0
 #: Seconds without a beat after which a lease of an unknown machine is taken over.
 EXPIRY = 60.0
-#: Seconds after which `sweep` removes a silent lease of another machine.
-ABANDONED = 86400
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Leases:
             self.release(key)
 
     def take(self, key: str, label: str = "") -> Lease | None:
-        """Take the lease of a task; ``None`` if another process holds it. Where leases cannot be written, all take it."""
+        """Take the lease of a task; ``None`` if another process holds it. If leases cannot be written, every process gets it."""
         now = round(time.time(), 3)
         mine = Lease(key, label, self._run, self._worker, platform.node(), owner(), now, now)
         for _ in range(3):

@@ -46,10 +46,9 @@ def noting(root: Path, what: str) -> Iterator[None]:
     """Tell others what this process does to a store during the block. Where nothing can be written, there is no note."""
     file = temporary(root).with_suffix(NOTE)
     try:
+        note = Note(what, platform.node(), os.getpid(), time.time())
         with suppress(OSError):
-            file.write_text(
-                json.dumps(Note(what, platform.node(), os.getpid(), time.time())._asdict()), encoding="utf-8"
-            )
+            file.write_text(json.dumps(note._asdict()), encoding="utf-8")
         with beating(file):
             yield
     finally:
@@ -60,10 +59,9 @@ def noting(root: Path, what: str) -> Iterator[None]:
 def notes(root: Path) -> list[Note]:
     """The notes of living processes, oldest first."""
     found, now = [], file_system_time(root)
+    unreadable = OSError, ValueError, KeyError, TypeError, RecursionError  # being removed or written, or damaged
     for file in (root / "tmp").glob(f"*{NOTE}"):
-        with suppress(
-            OSError, ValueError, KeyError, TypeError, RecursionError
-        ):  # removed or written at this moment, or damaged
+        with suppress(*unreadable):
             if living(file, now):
                 content = json.loads(file.read_text(encoding="utf-8"))
                 process, since = int(content["process"]), float(content["since"])

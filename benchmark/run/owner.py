@@ -48,9 +48,8 @@ def _started(pid: int) -> str | None:
     Linux counts ticks since the boot, which a corrected clock does not change.
     """
     try:
-        state, *rest = (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        state, *rest = stat.rpartition(")")[2].split()
         threads = int(rest[16])  # while a killed process still has some, it still holds its locks
         return None if state in "ZX" and threads < 2 else rest[18]
     except OSError:

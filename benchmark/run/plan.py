@@ -23,7 +23,7 @@ HORIZON = 20_000
 
 
 class Work(NamedTuple):
-    """What is counted and estimated of a task."""
+    """What counts and estimates need of a task: its stage, its pace (`Task.pace`) and its amount of work."""
 
     stage: str
     pace: str
@@ -211,7 +211,7 @@ class Plan:
         return by_stage((), self._works(self.lines.values()))
 
     def unopened(self, store: Store) -> Counter[Work]:
-        """The work of the cells that are still lines. What is stored of it is not known before they are opened."""
+        """The work of the cells that are still lines. How much of it is stored is unknown until they are opened."""
         return self._works([self.lines[key] for key in self._closed(store)])
 
     def _works(self, lines: Collection[Line]) -> Counter[Work]:

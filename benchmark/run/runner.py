@@ -1,4 +1,4 @@
-"""The loop of a run: the scheduler says what comes next, a crew makes it, and what became of it goes back."""
+"""The loop of a run: the scheduler chooses bundles of tasks, a crew makes them, and the results go back to the scheduler."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE = (0.3, 5.0)
 
 @dataclass
 class Outcome:
-    """What became of a run: tasks made, failed tasks with their reason, and tasks that these blocked.
+    """The result of a run: the number of tasks made, failed tasks with their reason, and the tasks that these blocked.
 
     ``elsewhere`` is a sentence for the user if the run goes on without this process, or has not begun.
     """
@@ -152,7 +152,7 @@ def run_plan(
 
 
 def _settle(bundle: Sequence[Task], result: Result, scheduler: Scheduler, watcher: Watcher) -> None:
-    """Tell the scheduler and the watcher what became of a bundle."""
+    """Tell the scheduler and the watcher the result of a bundle."""
     if result.status == "made":
         scheduler.made(bundle)
         for task in bundle:

@@ -11,7 +11,7 @@ from overpaint.errors import UserError
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
 
-#: Raised when older versions of this package could not read the file, or would read it wrongly.
+#: Format of the file. It is raised when older versions of this package could not read it, or would read it wrongly.
 FORMAT = 1
 TEXTS = ("stage", "label", "like", "loads")
 MAPPINGS = ("config", "inputs", "stages", "versions", "sources", "runtime")

@@ -1,6 +1,4 @@
-"""What is to be done next, and by whom. A scheduler knows a plan, costs, and what has become of the tasks; it knows no store,
-clock or process.
-"""
+"""The next tasks of each worker. A scheduler knows a plan, costs and the results of tasks, but no store, clock or process."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from itertools import islice
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
 
-#: How often a bundle is handed out before it has failed, where no attempt failed by itself.
+#: Number of times that a bundle is handed out if its workers die or its inputs are damaged. Then it has failed.
 TRIES = 4
 #: A path is urgent if it takes longer than this share of what is left for each worker.
 URGENT = 0.5

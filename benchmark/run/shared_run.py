@@ -24,7 +24,7 @@ from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.worker import Assignment
 
-#: Raised when older versions of this package could not join the run.
+#: Format of the folder. It is raised when older versions of this package could not join the run.
 FORMAT = 1
 
 

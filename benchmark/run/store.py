@@ -89,7 +89,7 @@ class Failure:
 
     @property
     def mark(self) -> tuple[str, int]:
-        """What tells one failure of a task from its next."""
+        """The run and the attempt, which distinguish one failure of a task from the next."""
         return self.run, self.attempt
 
     @property
@@ -132,11 +132,12 @@ class Store:
         """
         check_type(root, str | None, "store")
         chosen = root or os.environ.get("OVERPAINT_STORE") or "outputs"
-        place = path_of(chosen, "store")
+        key = "OVERPAINT_STORE" if not root and os.environ.get("OVERPAINT_STORE") else "store"
+        place = path_of(chosen, key)
         existing = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
         for folder in (existing, *(place / name for name in FOLDERS)):
             if os.path.lexists(folder) and not folder.is_dir():
-                raise UserError(f"store={chosen}: {folder} is not a folder")
+                raise UserError(f"{key}={chosen}: {folder} is not a folder")
         return cls(place)
 
     def prepare(self) -> None:
@@ -343,6 +344,7 @@ class Store:
             raise UserError(f"{damaged}, but the store cannot be written to")
 
     def keys(self, stage: str) -> Iterator[str]:
+        """The keys of a stage's artefacts that have a manifest, whole or damaged."""
         folder = self.root / "artefacts" / stage
         if folder.is_dir():
             yield from sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file())
@@ -463,7 +465,8 @@ class Store:
         """The task's last failure; ``None`` if it has not failed since it last succeeded."""
         try:
             found = json.loads((self.root / "failures" / f"{key}.json").read_text(encoding="utf-8"))
-            return Failure(found["task"], str(found.get("run", "")), int(found.get("attempt", 1)), found["traceback"])
+            run, attempt = str(found.get("run", "")), int(found.get("attempt", 1))
+            return Failure(str(found["task"]), run, attempt, str(found["traceback"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 

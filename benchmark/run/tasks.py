@@ -105,7 +105,7 @@ class Task:
         return Task(*about, sources=sources, stages=stages, loads=self.loads, name=self.name)
 
     def on(self, device: str) -> Task:
-        """The same task, told where to run."""
+        """The same task on a device."""
         return replace(self, runtime={**self.runtime, "device": device})
 
     def __hash__(self) -> int:

@@ -49,6 +49,12 @@ class Track(ABC):
     def devices(self, asked: str) -> list[str]:
         """The devices meant by ``auto``, ``cpu``, ``cuda`` or ``cuda:0``; a `UserError` if this machine lacks it."""
 
+    def check(self, device: str, compiled: bool) -> None:
+        """Raise a `UserError` if this machine lacks the device, or with ``compiled`` what ``engine.compile`` needs."""
+        self.devices(device)
+        if compiled:
+            self.check_compiler()
+
     def check_compiler(self) -> None:
         """Raise a `UserError` if this machine lacks what ``engine.compile`` needs."""
         raise UserError(f"engine.compile=true: nothing of {type(self).__name__} can be compiled")

@@ -49,6 +49,12 @@ def test_a_commit_and_the_working_tree(cli):
     assert (figure["a"], figure["b"], figure["better"], figure["pairing"]) == (0, 1, "worse", "unpaired")
 
 
+def test_a_path_of_a_commit_is_never_the_working_tree(cli):
+    paths = ["leaderboards/results", f"{cli.folder}/leaderboards/results", "./leaderboards/../leaderboards/results"]
+    for path in paths:
+        cli("compare", "git:HEAD", f"git:HEAD:{path}", "--fail")
+
+
 def test_fail_is_an_exit_code_for_ci(cli):
     both = ["git:HEAD", "leaderboards/results"]
     cli("compare", *both)
@@ -77,6 +83,8 @@ def test_formats_agree(cli):
         (["git:--help", "git:HEAD"], "git knows no commit --help here"),
         (["git:HEAD", "git:HEAD:results"], "B=git:HEAD:results: the commit has no results"),
         (["git:HEAD", "git:HEAD:../.."], "B=git:HEAD:../..: the commit has no ../.."),
+        (["git:HEAD", "git:HEAD:/etc"], "B=git:HEAD:/etc: the commit has no /etc"),
+        (["git:HEAD\0", "git:HEAD"], "A=git:HEAD\\x00 is not a path"),
         (
             ["git:HEAD", "git:HEAD", "metod=uce"],
             "unknown filter 'metod' in git:HEAD and git:HEAD; did you mean 'method'",

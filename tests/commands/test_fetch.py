@@ -92,7 +92,7 @@ def test_files_below_a_url_are_fetched_once_and_hashed(server, conf, run):
     assert not asset("lists").present()
     code, out, err = run("fetch", "asset=lists")
     assert code == 0 and "trusted on first use: deep/b.bin2" in out and "licence: MIT" in out
-    assert "deep/b.bin2 (3.1 MB)" in err
+    assert "deep/b.bin2 (3.15 MB)" in err
     folder = asset("lists").path()
     assert (folder / "deep" / "b.bin2").read_bytes() == CONTENT
     assert asset("lists").hashes() == {"a.csv": files["a.csv"]["sha256"], "deep/b.bin2": sha256(CONTENT).hexdigest()}
@@ -123,6 +123,19 @@ def test_a_later_command_continues_an_interrupted_download(server, conf):
     fetched("weights")
     assert server.bytes_sent("/w.onnx") == len(CONTENT) - (2 << 20)
     assert server.bytes_sent("/small") == 0, "a finished file is not downloaded again"
+
+
+def test_a_receipt_that_a_crash_cut_off_counts_as_none(server, conf):
+    server.files = {"/w.onnx": CONTENT}
+    conf("weights", server.address, {"w.onnx": known(CONTENT)})
+    partial = asset("weights").folder.with_name(".weights.partial")
+    partial.mkdir(parents=True)
+    (partial / "w.onnx").write_bytes(CONTENT)
+    (partial / "w.onnx.done").write_text('{"sha256": ')
+    folder = fetched("weights")
+    for text in ("{", "[]", '{"files": {"w.onnx": {}}}', '{"files": {"w.onnx": 1}}'):
+        (folder / "asset.json").write_text(text)
+        assert not asset("weights").present()
 
 
 def test_a_file_that_changed_in_between_is_downloaded_from_its_start(server, conf):
@@ -441,12 +454,12 @@ def test_doctor_and_list_show_assets(server, conf, run):
     server.files = {"/w.onnx": CONTENT}
     conf("weights", server.address, {"w.onnx": known(CONTENT)})
     _, out, _ = run("doctor")
-    assert "asset weights: MISSING, 3.1 MB, licence MIT; overpaint fetch asset=weights" in out
+    assert "asset weights: MISSING, 3.15 MB, licence MIT; overpaint fetch asset=weights" in out
     assert "asset nudenet_320n: " in out
     fetched("weights")
-    assert "asset weights: present, 3.1 MB, licence MIT" in run("doctor")[1]
+    assert "asset weights: present, 3.15 MB, licence MIT" in run("doctor")[1]
     _, out, _ = run("list", "assets")
-    assert "weights" in out and "some weights · 3.1 MB · MIT · a test" in out
+    assert "weights" in out and "some weights · 3.15 MB · MIT · a test" in out
 
 
 def test_a_receipt_of_another_source_does_not_count(server, conf):

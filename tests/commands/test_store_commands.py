@@ -13,6 +13,7 @@ from overpaint.commands.grids import planned
 from overpaint.run.leases import Leases
 from overpaint.run.notes import noting
 from overpaint.run.store import MANIFEST, Store
+from overpaint.run.tasks import Task
 
 GRID = ("method=uce", "attack=none", "budget=smoke")
 #: A grid whose images of the unedited model are among those of GRID.
@@ -203,6 +204,20 @@ def test_a_packed_store_is_merged_into_an_empty_one(cli, store, plan, tmp_path):
     assert f"{len(plan.tasks)} artefacts copied" in cli("store", "merge", "x.tar", "store=other").stderr
     assert keys(Store(tmp_path / "other")) == keys(store)
     assert f"{len(plan.tasks)} were there" in cli("store", "merge", "outputs", "store=other").stderr
+
+
+def test_pack_names_damaged_artefacts(cli, store, plan):
+    task = next(iter(plan.tasks.values()))
+    (store.path(task.stage, task.key) / "data.txt").write_text("1")
+    done = cli("store", "pack", "out=x.tar", code=1)
+    assert f"{len(plan.tasks) - 1} artefacts" in done.stderr and "1 damaged ones left out" in done.stderr
+    assert done.stdout == f"{task.stage}/{task.key}: data.txt has 1 of 5 bytes\n"
+
+
+def test_a_stored_attack_is_exported_without_overrides(cli, store):
+    publish(store, Task("attack", {}, label="an attack", name="abc123"))
+    said = cli("export", "attack=abc", "method=uce", "out=x.csv", code=2).stderr
+    assert "attack=abc is the key of one stored attack, which takes no overrides, got method=uce" in said
 
 
 def test_pack_takes_a_grid_and_does_not_replace_a_file_unasked(cli, store, plan, tmp_path):

@@ -2,10 +2,12 @@
 
 from typing import get_args, get_type_hints
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from overpaint.errors import UserError
 from overpaint.grid.cells import ModelSpec, Protocol, cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.shipped import shipped
@@ -34,6 +36,11 @@ def test_experiment_brings_axes_that_overrides_replace():
     assert {c.concepts.kind for c in demo} == {"object", "style", "character"}
     fewer = cells("experiment=demo", "method=uce", "attack=none")
     assert [c.method.name for c in fewer] == ["uce"] * 3
+
+
+def test_a_second_experiment_is_refused():
+    with pytest.raises(UserError, match="experiment=smoke: an experiment is a grid of its own"):
+        cells("experiment=demo", "experiment=smoke")
 
 
 def test_preset_then_explicit_value():

@@ -66,6 +66,14 @@ def test_a_catalogue_extends_another():
     assert not any(concept.label for name, concept in words.concepts.items() if name not in base.concepts)
 
 
+@pytest.mark.parametrize("base", ["mine.yaml", "testbd"])
+def test_a_catalogue_extends_shipped_ones_only(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(f"extends: {base}\nconcepts: {{dog: {{}}}}\n")
+    with pytest.raises(UserError, match=rf"unknown concept catalogue '{base}' in concept catalogue mine.yaml: extends"):
+        cell("concepts=inline", "concepts.erase=[dog]", "concepts.catalogue=mine.yaml")
+
+
 def test_every_word_of_the_testbed_is_a_concept_of_one_token():
     tokenizer, words = load_model("testbed").tokenizer, load_catalogue("testbed_words").concepts
     assert len(words) == 372

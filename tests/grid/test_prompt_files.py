@@ -8,7 +8,7 @@ from overpaint.errors import UserError
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.prompt_files import PromptList, read_prompts, read_rows
-from overpaint.grid.prompts import Shot
+from overpaint.grid.prompts import Prompt, Shot, distinct
 from overpaint.grid.read_once import reading_once
 from overpaint.grid.roles import attack_list, role, shortfalls
 
@@ -337,6 +337,24 @@ def test_a_list_for_an_attack_tells_how_much_of_it_is_about_the_attacked_concept
     made = attack_list("paraphrase", found.concepts, found.budget)
     assert [s.prompt.text for s in made] == ["a pup", "a hound"]
     assert "attack=paraphrase: 2 of 3 prompts of p.csv are about dog" in shortfalls(found)
+
+
+def test_a_list_that_is_about_nothing_erased_is_named_by_its_key(lists):
+    lists(p="prompt,class\na kitten,cat\n")
+    for key, attack in (("target", "none"), ("synonym", "synonym")):
+        with pytest.raises(
+            UserError, match=rf"concepts.prompts.{key}: no row of p.csv is about dog \(it is about cat\)"
+        ):
+            given = ["concepts=inline", "concepts.erase=[dog]", f"concepts.prompts.{key}=p.csv"]
+            shortfalls(cell(*given, attack=attack))
+
+
+def test_ids_are_numbered_past_those_of_the_list():
+    ids = ["a", "a", "a-2", "b-2", "b", "b"]
+    found = distinct(Prompt("text", "target", id=name) for name in ids)
+    assert [p.id for p in found] == ["a", "a-2", "a-2-2", "b-2", "b", "b-3"]
+    assert len({p.noise for p in found}) == len(found)
+    assert [p.id for p in distinct(found)] == [p.id for p in found]
 
 
 def test_a_list_that_a_cell_does_not_use_is_neither_needed_nor_in_its_identity(lists):

@@ -193,6 +193,7 @@ VIEWS = {
     "rows: metric": "unknown value 'metric'",
     "primary: {efficacy: ua}": "primary.efficacy takes a mapping",
     "primary: {efficacy: {attack: none}}": "primary.efficacy names no metric",
+    "primary: {efficacy: {metric: ua, atack: cce}}": "'atack' in view mine: primary.efficacy; did you mean 'attack'",
     "- a": "it takes a mapping",
     "name: ${oc.env:HOME}": "runs a resolver",
     BOMB: "by its aliases",

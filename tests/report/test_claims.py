@@ -114,6 +114,7 @@ def test_what_cannot_be_published_is_refused(run):
     assert "1 of 2 cells are not stored" in run("publish", *GRID, "concepts=church", "method=none,ca", code=2).stderr
     assert "publish needs experiment=NAME or name=NAME" in run("publish", "method=none", code=2).stderr
     assert "takes no overrides" in run("publish", "--check", "x", "method=none", code=2).stderr
+    assert "cannot be written: Not a directory" in run("publish", *GRID, "out=/dev/null/x", code=2).stderr
     assert not (run.folder / "leaderboards").exists()
 
 
@@ -202,7 +203,9 @@ def test_a_waived_rule_is_not_checked(claim):
             '"records": [["m"]], "units": [], "outcomes": []}',
             "unknown column 'valu'.*did you mean 'value'",
         ),
+        ("[" * 100_000, "is not a result file"),
     ],
+    ids=lambda text: text[:40],
 )  # fmt: skip
 def test_a_file_that_is_no_claim_is_refused(tmp_path, text, said):
     path = tmp_path / "uce.json"
@@ -210,6 +213,14 @@ def test_a_file_that_is_no_claim_is_refused(tmp_path, text, said):
     with pytest.raises(overpaint.UserError, match=said):
         read_claim(path)
     assert len(violations(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("column", "value"), [("versions", "{"), ("versions", '{"uce": "x"}'), ("given", "[]")])
+def test_a_claim_with_a_column_that_is_no_mapping_is_refused(folder, tmp_path, column, value):
+    claim = read_claim(folder / "uce.json")
+    (tmp_path / "uce.json").write_text(text_of(Claim([RUN], claim.records.assign(**{column: value}))))
+    (said,) = violations(tmp_path)
+    assert f"in column '{column}', which takes a JSON mapping" in said
 
 
 def test_text_in_a_claim_returns_as_it_was(folder, tmp_path):

@@ -438,6 +438,14 @@ def test_the_same_records_give_the_same_bytes_and_replace_an_older_site(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"site"}
 
 
+def test_a_link_to_a_site_keeps_leading_to_it(tmp_path):
+    (tmp_path / "www").mkdir()
+    (tmp_path / "link").symlink_to("www")
+    for _ in range(2):
+        CommandLine(tmp_path)("site", "out=link", "--from", str(RESULTS / "demo"), "method=none,uce", "concepts=church")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "www" / "index.html").is_file()
+
+
 def test_filters_select_methods_and_concepts(tmp_path):
     site = built(tmp_path / "site", "--from", str(RESULTS), "method=uce,esd", "concepts=sketch")
     assert {labels["method"] for labels, _ in rows(site.pages["index.html"])} == {"uce", "esd"}

@@ -315,6 +315,19 @@ def test_ranks_have_intervals(three):
     assert without.value == 1 and without.low is None
 
 
+def test_several_outcomes_of_one_image_give_ranks_without_intervals(three):
+    rows, outcomes = three
+    ranks, _ = tables(rows, "ranks", pd.concat([outcomes, outcomes[:1]], ignore_index=True))
+    assert [row.entries[0].value for row in ranks.rows] == [1, 2, 3]
+    assert ranks.rows[0].entries[0].low is None
+
+
+def test_a_panel_of_figures_without_intervals_shows_none():
+    row = attacked("uce", "church", "cce", 0.9, 0.1, 0.8, 1e-6, against="control", facet="robustness")
+    rows = [row | {"low": None, "high": None}, row | {"metric": "attack_beyond_prefix"}]
+    assert tables(frame(*rows), "panel")[0].rows[0].entries[0].low is None
+
+
 def test_ranks_over_other_concepts_need_five_of_them():
     """Six concepts without stored outcomes; a method that lacks one of them has no rank there."""
     rows = frame(

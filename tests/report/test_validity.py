@@ -6,8 +6,8 @@ import pytest
 
 from overpaint.report.records import RECORD_COLUMNS
 from overpaint.report.rendering import render, tables
-from overpaint.report.statistics import kendall_tau_b
-from overpaint.report.validity import ALL, Scored, agreements, tau_of
+from overpaint.report.statistics import kendall_tau_b, taus_b
+from overpaint.report.validity import ALL, Scored, agreements
 
 CONCEPTS, METHODS = ("church", "car", "quillan", "sketch"), [f"method{n}" for n in range(12)]
 
@@ -55,7 +55,7 @@ def test_tau_of_samples_is_scipys_with_ties_and_gaps():
     x, y = rng.integers(0, 4, (50, 9)).astype(float), rng.integers(0, 4, (50, 9)).astype(float)
     x[0, 3] = np.nan
     expected = [kendall_tau_b(a[~np.isnan(a)], b[~np.isnan(a)]).value for a, b in zip(x, y, strict=True)]
-    np.testing.assert_allclose(tau_of(x, y), expected, atol=1e-12)
+    np.testing.assert_allclose(taus_b(x, y), expected, atol=1e-12)
 
 
 def test_a_score_that_equals_the_distance_orders_the_methods_and_a_random_one_is_not_shown_to(distances):

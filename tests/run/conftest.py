@@ -10,7 +10,6 @@ import pytest
 
 from overpaint.grid.registry import look_in
 from overpaint.run import following
-from overpaint.run.engines import slurm
 from overpaint.run.store import Store
 from processes import IMPORTED, ROOT, ray_of_one_node
 
@@ -51,7 +50,7 @@ def slurm_cluster():
             pytest.skip(f"Slurm cannot be started here: {started.stderr.strip()}")
         patch.setenv("SLURM_CONF", f"{lab}/slurm.conf")
         patch.setenv("PYTHONPATH", IMPORTED)
-        patch.setattr(slurm, "ASK", 2.0)
+        patch.setattr(following, "ASK", 2.0)
         patch.setattr(following, "PAUSE", 0.3)
         try:
             yield

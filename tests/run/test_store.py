@@ -206,6 +206,8 @@ def test_an_unreadable_failure_is_none(store):
     assert store.failure("k") is None and store.failures() == {}
     store.record_failure("k", "score it", "run", "Traceback …")
     assert store.failure("k").attempt == 1
+    (store.root / "failures" / "k.json").write_text('{"task": 1, "traceback": null}')
+    assert store.failure("k").reason == "None" and store.failure("k").task == "1"
 
 
 def test_a_file_that_cannot_be_written_keeps_its_old_content(store, monkeypatch):
@@ -361,6 +363,15 @@ def test_a_process_id_that_was_given_again_is_another_owner():
     assert alive(f"{owner()}-x") is True
     assert alive(f"{machine}-{pid}-1{started}-x") is False
     assert alive(f"elsewhere-{pid}-{started}-x") is None and alive("tmpabc") is None
+
+
+def test_a_bad_store_is_named_as_it_was_given(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OVERPAINT_STORE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"^OVERPAINT_STORE=.*/file is not a folder"):
+        Store.chosen(None)
+    with pytest.raises(UserError, match=r"^store=.*/file is not a folder"):
+        Store.chosen(str(tmp_path / "file"))
 
 
 def test_an_unwritable_store_is_one_sentence(tmp_path):

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from overpaint.report import statistics
 from overpaint.report.ledger.published import Names
@@ -173,25 +172,17 @@ def agreement(
     }
 
 
-def tau_interval(x: Sequence[float], y: Sequence[float], seed: int = 0) -> tuple[float | None, float | None]:
+def tau_interval(x: Sequence[float], y: Sequence[float]) -> tuple[float | None, float | None]:
     """95 % percentile interval of Kendall's tau-b, from resampled methods.
 
     Undefined below `FEWEST_INTERVAL` methods, and where every resample gives the same value, as for equal orders.
     """
     if len(x) < FEWEST_INTERVAL:
         return None, None
-    drawn = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
-    signs = [np.sign(np.subtract.outer(side, side)) for side in map(np.asarray, (x, y))]
-    taus = _tau_b(signs[0], signs[1], drawn)
+    drawn = np.random.default_rng(0).integers(len(x), size=(RESAMPLES, len(x)))
+    taus = statistics.taus_b(np.asarray(x, float)[drawn], np.asarray(y, float)[drawn])
     taus = taus[~np.isnan(taus)]
     if not len(taus) or np.ptp(taus) < 1e-9:
         return None, None
     low, high = np.quantile(taus, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _tau_b(x: NDArray, y: NDArray, drawn: NDArray) -> NDArray:
-    """Tau-b ``(resamples,)`` from the signs of all differences ``(n, n)`` and indices ``(resamples, n)``."""
-    one, other = (signs[drawn[:, :, None], drawn[:, None, :]] for signs in (x, y))
-    with np.errstate(invalid="ignore"):
-        return (one * other).sum((1, 2)) / np.sqrt((one**2).sum((1, 2)) * (other**2).sum((1, 2)))

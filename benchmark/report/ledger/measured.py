@@ -13,12 +13,11 @@ import pandas as pd
 
 from overpaint.errors import UserError
 from overpaint.grid.registry import component, components
-from overpaint.grid.typed import bare
 from overpaint.report import statistics
 from overpaint.report.claims import published
 from overpaint.report.ledger.agreement import ORDER, agreement, columns, erasers
 from overpaint.report.ledger.published import Names
-from overpaint.report.records import NUMBERS, REQUIRED
+from overpaint.report.records import NUMBERS, REQUIRED, check_mappings
 
 #: Columns that `beside` adds to published figures.
 OURS = "ours ours_low ours_high ours_n ours_method ours_model ours_concepts ours_detector records verdict reasons sign".split()
@@ -45,18 +44,12 @@ def read_records(place: Path) -> pd.DataFrame:
     for name in NUMBERS:
         if name in frame and not pd.api.types.is_numeric_dtype(frame[name]):
             raise UserError(f"{place} has text in column {name!r}, which takes numbers")
-    for text in frame["given"].dropna().unique() if "given" in frame else ():
-        _check_given(place, text)
-    return frame
-
-
-def _check_given(path: Path, text: object) -> None:
     try:
-        if isinstance(json.loads(str(text)), dict):
-            return
-    except ValueError:
-        pass
-    raise UserError(f"{path} has {bare(str(text))} in column 'given', which takes a JSON mapping")
+        for name in frame.columns.intersection(["given", "versions"]):
+            check_mappings(frame[name].dropna().unique(), name, str(place))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return frame
 
 
 def prepared(records: pd.DataFrame) -> pd.DataFrame:

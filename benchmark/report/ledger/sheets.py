@@ -9,10 +9,9 @@ import pandas as pd
 
 from overpaint.report.ledger.agreement import AGREE, DISAGREE, EQUAL, QUANTITY, RELATIVE, SAMPLING, TOLERANCE
 from overpaint.report.ledger.measured import AGREES, DIFFERS, NOT_COMPARABLE
-from overpaint.report.rendering import number
+from overpaint.report.rendering import ARROWS, number
 from overpaint.report.sheets import Sheet
 
-ARROWS = {"up": "↑", "down": "↓"}
 LEGEND = (
     "Shares are fractions. (n): number of images, if stated. ≠ another paper prints a figure that differs by more than the "
     "tolerance. ? doubtful: it contradicts its own paper. ↑ higher is better for the eraser, ↓ lower is better."
@@ -172,10 +171,23 @@ def _cell(figures: Sequence[Mapping[Hashable, Any]], apart: set[tuple]) -> str:
 
 
 def _figure(f: Mapping[Hashable, Any], apart: set[tuple]) -> str:
-    marks = ("°" if f["provenance"] == "secondary" else "") + ("?" if f["note"].startswith("doubtful") else "")
     differs = " ≠" if _identity(f) in apart else ""
     n = "" if pd.isna(f["images"]) else f" ({f['images']:.0f})"
-    return f"{value_text(f['scaled'], f['scale'])}{marks}{differs}{n}"
+    return f"{printed_text(f)}{differs}{n}"
+
+
+def printed_text(f: Mapping[Hashable, Any]) -> str:
+    """A published figure as text, with ° if it was read in someone else's note and ? if it is doubtful."""
+    marks = ("°" if f["provenance"] == "secondary" else "") + ("?" if f["note"].startswith("doubtful") else "")
+    return f"{value_text(f['scaled'], f['scale'])}{marks}"
+
+
+def record_text(f: Mapping[Hashable, Any]) -> str:
+    """The record beside a published figure as text: ``0.04 [0.01, 0.12] sd14, church``."""
+    text = number(f["ours"], f["scale"])
+    if not pd.isna(f["ours_low"]) and not pd.isna(f["ours_high"]):
+        text += f" [{number(f['ours_low'], f['scale'])}, {number(f['ours_high'], f['scale'])}]"
+    return f"{text} {f['ours_model']}, {f['ours_concepts']}"
 
 
 def value_text(value: float, scale: str) -> str:
@@ -192,10 +204,6 @@ def _ours(listed: Sequence[Mapping[Hashable, Any]]) -> list[str]:
     known = [f for f in listed if not pd.isna(f["ours"])]
     if not known:
         return ["", ""]
-    first, scale = known[0], known[0]["scale"]
-    text = number(first["ours"], scale)
-    if not pd.isna(first["ours_low"]) and not pd.isna(first["ours_high"]):
-        text += f" [{number(first['ours_low'], scale)}, {number(first['ours_high'], scale)}]"
     said = []
     for f in known:
         reasons = f": {f['reasons']}" if f["verdict"] == NOT_COMPARABLE else ""
@@ -203,8 +211,8 @@ def _ours(listed: Sequence[Mapping[Hashable, Any]]) -> list[str]:
         said.append(f"{f['verdict']}{reasons}{sign}")
     verdicts = list(dict.fromkeys(said))
     if len(verdicts) > 1:
-        verdicts = [f"{f['paper']}: {text_}" for f, text_ in zip(known, said, strict=True)]
-    return [f"{text} {first['ours_model']}, {first['ours_concepts']}", " | ".join(verdicts)]
+        verdicts = [f"{f['paper']}: {text}" for f, text in zip(known, said, strict=True)]
+    return [record_text(known[0]), " | ".join(verdicts)]
 
 
 def disagreement_sheet(shown: pd.DataFrame, total: int) -> Sheet:
@@ -225,7 +233,7 @@ def _side(p: Mapping[Hashable, Any], prefix: str) -> list[str]:
     return [p[f"{prefix}paper"], f"{value_text(p[f'{prefix}value'], p['scale'])}{mark}"]
 
 
-def order_sheet(ordered: pd.DataFrame, title: str = "Agreement of orders of methods") -> Sheet:
+def order_sheet(ordered: pd.DataFrame, title: str) -> Sheet:
     """Kendall's tau of pairs of papers, or of papers and our records."""
     rows = []
     for o in ordered.to_dict("records"):

@@ -54,12 +54,11 @@ def cell(entry: Entry | None) -> Cell | None:
 
 
 def _said(entry: Entry) -> str:
-    known = entry.low is not None and entry.high is not None
     p = "" if entry.mark.p_adjusted is None else f" (p = {entry.mark.p_adjusted:.2g}, {entry.mark.family})"
     return _sentence(
         [
             f"95 % interval {number(entry.low, entry.unit)} to {number(entry.high, entry.unit)}"
-            if entry.low is not None and entry.high is not None and known
+            if entry.low is not None and entry.high is not None
             else "no interval",
             f"n = {entry.n}" if entry.n else "",
             _failed(entry),

@@ -15,7 +15,7 @@ from overpaint.report.tables import Table
 
 @dataclass(frozen=True)
 class Line:
-    """A figure of a table with one column per method, as text. ``best`` tells the standing of each cell."""
+    """A figure of a table as text, with one cell per method."""
 
     facet: str
     name: str

@@ -29,8 +29,9 @@ class Row:
     shown: bool
 
     @property
-    def concepts_page(self) -> str:
-        return "" if self.block.averaged else self.block.concepts
+    def linked(self) -> bool:
+        """Whether there is a page of its concepts: of one set, not of a mean over several."""
+        return not self.block.averaged
 
 
 @dataclass(frozen=True)

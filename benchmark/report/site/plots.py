@@ -238,7 +238,7 @@ def _small(
 
 
 def _chain(labels: Sequence[str]) -> list[str]:
-    """Concept sets by size, each of which contains the one before it."""
+    """Concept sets by size. Each contains the one before it."""
     chain: list[str] = []
     for label in sorted(labels, key=lambda label: len(erased()[label])):
         if not chain or set(erased()[chain[-1]]) < set(erased()[label]):
@@ -344,12 +344,16 @@ class Tau:
     text: str
 
 
-def taus(ordered: Sequence[Mapping], least: int = 4) -> list[Tau]:
-    """Agreement of orders over at least ``least`` methods, sorted; the axis from −1 to 1 is 0 to 240 pixels."""
+#: Fewest methods of an order that is drawn.
+FEWEST = 4
+
+
+def taus(ordered: Sequence[Mapping]) -> list[Tau]:
+    """Agreement of orders over at least `FEWEST` methods, sorted; the axis from −1 to 1 is 0 to 240 pixels."""
     across = _scale(0, 240)
     found = []
     for order in sorted(ordered, key=lambda o: -o["tau"]):
-        if order["methods"] < least:
+        if order["methods"] < FEWEST:
             continue
         low, high = (None if pd.isna(order[name]) else across((order[name] + 1) / 2) for name in ("low", "high"))
         where = (

@@ -12,7 +12,7 @@ from overpaint.report.ledger import sheets
 from overpaint.report.ledger.agreement import DISAGREE, disagreements, orders, pairs
 from overpaint.report.ledger.measured import beside, orders_with_ours
 from overpaint.report.ledger.published import names, published
-from overpaint.report.rendering import ARROWS, number
+from overpaint.report.rendering import ARROWS
 from overpaint.report.site.documents import Section
 from overpaint.report.site.pages import Content, Page
 from overpaint.report.site.plots import taus
@@ -59,21 +59,16 @@ def page_of(content: Content, paper: str) -> str:
 
 def row(f: Mapping[Hashable, Any]) -> list[str]:
     """A published figure with the nearest record and the verdict, as text in the order of `HEADS`."""
-    marks = ("°" if f["provenance"] == "secondary" else "") + ("?" if f["note"].startswith("doubtful") else "")
     ours, verdict = "", ""
     if not pd.isna(f["ours"]):
-        ours = number(f["ours"], f["scale"])
-        if not pd.isna(f["ours_low"]) and not pd.isna(f["ours_high"]):
-            ours += f" [{number(f['ours_low'], f['scale'])}, {number(f['ours_high'], f['scale'])}]"
-        ours += f" {f['ours_model']}, {f['ours_concepts']}"
+        ours = sheets.record_text(f)
         verdict = f["verdict"] + (f": {f['reasons']}" if f["reasons"] else "")
         verdict += f"; {f['sign']} sign" if f["sign"] else ""
-    value = f"{sheets.value_text(f['scaled'], f['scale'])}{marks}"
     n = "" if pd.isna(f["images"]) else f"{f['images']:.0f}"
     metric = f"{f['metric']} {ARROWS[f['better']]}"
     return [
         *(str(f[name]) for name in ("paper", "table", "method", "erased", "base", "prompts", "attack")),
-        *(metric, value, n, ours, verdict),
+        *(metric, sheets.printed_text(f), n, ours, verdict),
     ]
 
 

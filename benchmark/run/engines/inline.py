@@ -21,9 +21,7 @@ class Inline:
 
     def check(self, kind: Track) -> None:
         """Raise a `UserError` if this machine lacks the device, or the compiler for ``compile``."""
-        kind.devices(self.device)
-        if self.compile:
-            kind.check_compiler()
+        kind.check(self.device, self.compile)
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         return run_here(plan, store, track(plan.track).devices(self.device)[0], watcher)

@@ -51,8 +51,8 @@ def cpu_cores() -> int:
 @dataclass(kw_only=True)
 class Local:
     """``workers``: how many processes; ``auto`` is one a GPU or, without a GPU, one a CPU core. Each loads the model.
-    ``device`` and ``compile`` as in `Inline`. Workers take turns on the GPUs, of which each sees only its own, and share the CPU
-    cores evenly."""
+    ``device`` and ``compile`` as in `Inline`. Workers are spread over the GPUs, see only their own one, and share the CPU cores
+    evenly."""
 
     workers: int | Literal["auto"]
     device: str
@@ -72,9 +72,7 @@ class Local:
 
     def check(self, kind: Track) -> None:
         """Raise a `UserError` if this machine lacks the device, or the compiler for ``compile``."""
-        kind.devices(self.device)
-        if self.compile:
-            kind.check_compiler()
+        kind.check(self.device, self.compile)
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         devices, cores = self.places(track(plan.track))

@@ -61,9 +61,7 @@ class Ray:
     def check(self, kind: Track) -> None:
         """Raise a `UserError` if the device cannot be that of an actor. A cluster's machines have other devices than this."""
         if self.address is None:
-            kind.devices(self.device)
-            if self.compile:
-                kind.check_compiler()
+            kind.check(self.device, self.compile)
 
     def run(self, plan: Plan, store: Store, watcher: Watcher) -> Outcome:
         self.check(track(plan.track))
@@ -148,9 +146,8 @@ class Actor(Teller):
     """The process of one actor. It makes bundles in one thread, and hands over messages meanwhile."""
 
     def __init__(self, folder: Path, worker: str, device: str, threads: int):
-        os.environ.update(
-            environment(threads)
-        )  # before torch is imported; Ray's own way starts a process for each actor
+        # before torch is imported; Ray's own way (runtime_env) starts slower, with a process for each actor
+        os.environ.update(environment(threads))
         self._start = folder, worker, device, threads
         self._messages: queue.Queue[tuple] = queue.Queue()
         self._thread = ThreadPoolExecutor(1)
@@ -164,7 +161,6 @@ class Actor(Teller):
                 f"{worker} on {platform.node()} does not see the store {folder.parent.parent}: "
                 "put it on a path that all nodes of the Ray cluster share"
             )
-        os.environ.update(environment(threads))  # torch is not imported yet; Ray's own way (runtime_env) starts slower
         assignment = SharedRun.read(folder).assignment(worker, device, threads)
         self._executor = assignment.executor(self)
         return owner()
@@ -213,11 +209,7 @@ class Actors:
         self._ray = _library()
         self._plan, self._store, self._shared, self._watcher, self.size = plan, store, shared, watcher, size
         self._device, self._cpus, self._false_starts = device, cpus, 0
-        self._class = self._ray.remote(
-            num_gpus=gpus,
-            num_cpus=cpus,
-            max_restarts=0,
-        )(Actor)
+        self._class = self._ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Actor)
         self._members: list[Member] = []
 
     def __enter__(self) -> Actors:

@@ -45,8 +45,6 @@ NOTICE = 120
 EARLY = 60
 #: Seconds after which a job leaves the last tasks to the jobs that make them, so that it does not hold a GPU for nothing.
 IDLE = 2 * leases.EXPIRY
-#: Least seconds between two calls of ``squeue``.
-ASK = 10.0
 #: Seconds that cancelled or finished jobs may take to leave the queue.
 LEAVING = 60
 #: How often submitit requeues a job at its time limit: a job that has made nothing in its time ends by itself.
@@ -173,12 +171,7 @@ class Slurm:
     def _follow(self, batch: Batch, follower: Follower, watcher: Watcher) -> Outcome:
         """Follow the array to its end. An interruption cancels it unless it was detached."""
         try:
-            asked = -ASK
-            while follower.look():
-                if time.monotonic() - asked >= ASK:
-                    batch.mend(self, follower, watcher)
-                    asked = time.monotonic()
-                follower.rest()
+            follower.follow(lambda: batch.mend(self, follower, watcher))
         except KeyboardInterrupt:
             if not batch.detached:
                 batch.cancel()
@@ -201,9 +194,8 @@ class Batch:
             self.jobs, self.again, self.detached = {}, set[int](), detached
 
     def __str__(self) -> str:
-        return (
-            f"{len(self.jobs)} jobs in array {', '.join(sorted({job.partition('_')[0] for job in self.jobs.values()}))}"
-        )
+        arrays = sorted({job.partition("_")[0] for job in self.jobs.values()})
+        return f"{len(self.jobs)} jobs in array {', '.join(arrays)}"
 
     def submit(self, engine: Slurm, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -215,7 +207,7 @@ class Batch:
     def queued(self) -> set[str] | None:
         """The jobs of this run that are in Slurm's queue, waiting or running; ``None`` if Slurm does not answer."""
         found = _ask("squeue", "--noheader", "--array", "--me", "--format=%i")
-        return None if found is None else {job for job in self.jobs.values() if job in found.split()}
+        return None if found is None else set(self.jobs.values()).intersection(found.split())
 
     def mend(self, engine: Slurm, follower: Follower, watcher: Watcher) -> None:
         """Submit lost workers again, each once. Raises a `UserError` if tasks are left and no worker remains to make them."""
@@ -230,15 +222,13 @@ class Batch:
             leases.clear(self._store.root, self.shared.id, _name(self.jobs[number]))
             if not self._end_of(number).exists():
                 watcher.lost(f"worker {number} (job {self.jobs[number]})", state or "not in the queue any more")
-                self._note_end(number, state)
+                _write(self._end_of(number), state=state)
         cancelled = [number for number, state in states.items() if state.startswith("CANCELLED")]
         lost = [number for number in states if number not in cancelled and number not in self.again]
         if not queued and any(self._end(number).get("refused") for number in gone):
             lost = []
-        elif not lost and not queued and not cancelled:
-            lost = [
-                number for number in gone if number not in self.again
-            ]  # all have left, but an input was damaged since
+        elif not lost and not queued and not cancelled:  # all have left, but an input was damaged since
+            lost = [number for number in gone if number not in self.again]
         if lost:
             self.again.update(lost)
             self.submit(engine, lost)
@@ -290,9 +280,6 @@ class Batch:
             return json.loads(self._end_of(number).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-
-    def _note_end(self, number: int, state: str) -> None:
-        _write(self._end_of(number), state=state)
 
 
 class OutOfTime(BaseException):
@@ -379,7 +366,7 @@ def minutes(text: str | int) -> int:
     hours, mins, seconds = numbers
     total = (int(days or 0) * 24 + hours) * 60 + mins + -(-seconds // 60)
     if not total:
-        raise UserError(f"engine.time={text} is no time at all")
+        raise UserError(f"engine.time takes a time above 0, got {text!r}")
     return total
 
 
