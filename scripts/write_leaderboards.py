@@ -14,8 +14,9 @@ A page says in comments what belongs between them. `make leaderboards` runs this
         (default), control, difference, original, n or p_value. `bare` leaves out the interval. With view=NAME, the last two words
         are the names of a row and a column of its table.
     <!-- gap: erasers rece church cce attack_success | erasers uce church cce attack_success -->…<!-- end -->
-        The difference of two figures. It is paired if one side has all hits or none, so that the counts determine the pairs, and
-        the word `unpaired` is not given. Figures of a view are compared as independent ones.
+        The difference of two figures. It is paired by the outcomes of both records. Without outcomes, it is paired if one side
+        has all hits or none, so that the counts determine the pairs; the word `unpaired` prevents both. Figures of a view are
+        compared as independent ones.
     <!-- measured: 2026-11-24 overpaint run … -->…<!-- end -->
         A sentence above a typed table without records: the date, and the command that measures its figures again. It also covers
         the text about the table.
@@ -51,7 +52,9 @@ from overpaint.grid.yaml_files import read_mapping
 from overpaint.report import statistics
 from overpaint.report.claims import narrowed, published
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
+from overpaint.report.pooling import Outcomes
 from overpaint.report.rendering import markdown, number, tables
+from overpaint.report.standings import paired
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Table
 
@@ -104,6 +107,12 @@ def written(page: Path, text: str) -> dict[Path, str]:
 def results(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The records and outcomes of a folder of leaderboards/results."""
     return published(ROOT / "leaderboards" / "results" / folder)
+
+
+@cache
+def outcomes_of(folder: str) -> Outcomes:
+    """The outcomes of a folder of leaderboards/results, by record."""
+    return Outcomes(results(folder)[1])
 
 
 def shown(words: Sequence[str], view: str) -> list[Table]:
@@ -249,11 +258,16 @@ def difference(words: Sequence[str]) -> tuple[Estimate, str]:
     unpaired = "unpaired" in words
     words = [word for word in words if word != "unpaired"]
     place = words.index("|")
-    (one, unit), (other, _) = estimate(words[:place]), estimate(words[place + 1 :])
+    sides = words[:place], words[place + 1 :]
+    (one, unit), (other, _) = map(estimate, sides)
     if any(word.startswith("view=") for word in words):
         return statistics.difference_of_estimates(one, other), unit
     if one.value is None or other.value is None:
         raise UserError("a figure is undefined")
+    if not unpaired and sides[0][0] == sides[1][0] and all(side[-1] not in FIELDS for side in sides):
+        found, _ = paired(*(record_of(side).to_frame().T for side in sides), outcomes_of(sides[0][0]))
+        if found.value is not None:
+            return found, unit
     hits = [np.arange(e.n) < round(e.n * (e.value or 0.0)) for e in (one, other)]
     if unpaired:
         return statistics.unpaired_difference(*hits), unit
@@ -359,7 +373,7 @@ def decided(rule: Mapping[str, Any], method: str, where: str) -> tuple[list[str]
     named = shlex.split(rule.get("figure", rule.get("gap", "")).replace("{method}", method))
     bound = f"≤ {rule['at_most']:g}" if "at_most" in rule else f"≥ {rule['at_least']:g}"
     folder = next(word for word in named if word != "unpaired")
-    if method not in results(folder)[0]["method"].unique():
+    if method not in results(folder)[0]["method_name"].unique():
         return [rule["shows"], bound, "not measured", ""], folder
     found, unit = estimate(named) if "figure" in rule else difference(named)
     return [rule["shows"], bound, said(found, unit), verdict(found, rule)], None

@@ -76,12 +76,13 @@ CARDS = sorted(page for kind in ("methods", "attacks") for page in (ROOT / "docs
 
 @pytest.mark.parametrize("page", CARDS, ids=lambda page: page.stem)
 def test_a_typed_table_of_results_says_when_it_was_measured(page):
-    """Tables below "On the testbed" are written from records, or follow a ``measured`` block."""
+    """Tables below "On the testbed" are written from records, by block or by cell, or follow a ``measured`` block."""
     text = script().BLOCK.sub(lambda block: "MEASURED" if block.group(1) == "measured" else "", text_of(page))
     results = re.split(r"^## ", text, flags=re.M)
     parts = [part for section in results if section.startswith("On the testbed") for part in section.split("\n\n")]
     typed = [(before.strip(), part) for before, part in itertools.pairwise(parts) if part.startswith("|")]
-    assert [part[:80] for before, part in typed if before != "MEASURED"] == []
+    numbers = [re.search(r"\d\.\d", re.sub(r"`.*?`", "", part)) for _, part in typed]
+    assert [part[:80] for (before, part), n in zip(typed, numbers, strict=True) if n and before != "MEASURED"] == []
 
 
 def test_commands_that_measure_again_are_understood():
@@ -107,8 +108,10 @@ def test_intervals_of_independent_shares_are_todays(folder):
     pooled = (
         records["aggregation"].astype(str).str.endswith("pooled") & (records["unit"] == "fraction") & (records["n"] > 0)
     )
-    shares = records[pooled & ~records["metric"].isin(CLUSTERED)]
-    assert len(shares) > 50 and set(shares["statistics"]) == {VERSION}
+    several = records["budget"].str.contains("seeds=")  # images of one prompt are not independent
+    shares = records[pooled & ~records["metric"].isin(CLUSTERED) & ~several]
+    assert several.all() or len(shares) > 50
+    assert set(shares["statistics"]) <= {VERSION}
     for (n, value), same in shares.groupby(["n", "value"]):
         low, high = proportion(np.arange(n) < round(n * value))[1:3]
         assert np.allclose(same["low"].astype(float), low) and np.allclose(same["high"].astype(float), high)
@@ -144,6 +147,29 @@ def test_a_gap_is_paired_if_the_counts_determine_the_pairs():
     assert f"-->{gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}]<" in block("gap", f"unpaired {one} | {other}")
     with pytest.raises(UserError, match="do not determine the pairs"):
         block("gap", "redteam uce church uda attack_success | redteam esd church uda attack_success")
+
+
+def test_a_gap_is_paired_by_outcomes_where_they_are_published():
+    """Both sides are between 0 and 1, so their counts do not determine the pairs."""
+    tree = "'tree prompts.target=negative_window.csv#d382e7 retain=[]' target_proportion"
+    sides = [f"negative_window 'negative_prompt start={start}' {tree}" for start in ("0.0", "0.25")]
+    records, outcomes = published(RESULTS / "negative_window")
+    by_side = [
+        outcomes[
+            outcomes["artefact"].isin(
+                records.query(
+                    f"method == 'negative_prompt start={start}' and kind == 'object' and metric == 'target_proportion'"
+                )["artefact"]
+            )
+            & (outcomes["metric"] == "target_proportion")
+        ].set_index(["prompt_id", "seed"])
+        for start in ("0.0", "0.25")
+    ]
+    both = by_side[0].join(by_side[1], rsuffix="_other")
+    assert len(both) == 48
+    wanted = paired_difference(both["value"], both["value_other"], clusters=both["cluster"])
+    shown = f"{wanted.value:.2f} [{wanted.low:.2f}, {wanted.high:.2f}]"
+    assert f"-->{shown}<" in block("gap", " | ".join(sides)) != block("gap", f"unpaired {' | '.join(sides)}")
 
 
 @pytest.mark.parametrize(
