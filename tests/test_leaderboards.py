@@ -245,7 +245,7 @@ def test_methods_without_records_get_the_command_that_measures_them(tmp_path):
             ("source: 2312.12807, abstract", "source: the abstract"),
             "source takes an arXiv id and a place.*got 'the abstract'",
         ),
-        (("    rule: erases_two\n", ""), r"claims\[0\]: a claim takes a rule, or a page and its verdict"),
+        (("    rule: erases\n", ""), r"claims\[0\]: a claim takes a rule, or a page and its verdict"),
         (("    verdict: not tested\n", ""), r"claims\[2\]: a claim takes a rule, or a page and its verdict"),
         (
             ("verdict: not tested", "verdict: maybe"),
