@@ -41,7 +41,7 @@ def test_a_changed_weight_is_refused_and_does_not_reach_the_next_task(bench, tmp
             raise ArithmeticError("the method's own")
         return Erasure("careless")
 
-    with pytest.raises(ArithmeticError if fails else overpaint.UserError, match="method=careless changed|own"):
+    with pytest.raises(ArithmeticError if fails else overpaint.UserError, match=r"method=careless changed|own"):
         erased(bench, tmp_path, monkeypatch, careless)
     assert not any(tmp_path.iterdir())
     after = weights(bench.model(bench.path, "float32", None))
@@ -55,7 +55,7 @@ def test_an_attack_is_watched_below_the_erasure(bench, tmp_path):
             change(next(victim.denoiser.parameters()).data)
 
     attacked(lambda weight: None)
-    with pytest.raises(overpaint.UserError, match="^attack=careless changed the model itself"):
+    with pytest.raises(overpaint.UserError, match=r"^attack=careless changed the model itself"):
         attacked(lambda weight: weight.add_(1))
 
 
