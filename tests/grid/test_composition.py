@@ -2,10 +2,12 @@
 
 from typing import get_args, get_type_hints
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from overpaint.errors import UserError
 from overpaint.grid.cells import ModelSpec, Protocol, cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.shipped import shipped
@@ -74,6 +76,18 @@ def test_a_metric_of_ones_own_on_the_command_line():
     (one,) = cells(f"+metrics.metrics.mine={name}")
     assert one.metrics.metrics["mine"] == name
     assert len(cells(f"+metrics.metrics.mine={name},{name}")) == 2
+
+
+@pytest.mark.parametrize("name", ["nan", "1984", "true", "köln", "van gogh"])
+def test_a_set_of_ones_own_can_have_any_name_in_quotes(tmp_path, name):
+    (tmp_path / "concepts").mkdir()
+    (tmp_path / "concepts" / f"{name}.yaml").write_text("defaults: [inline, _self_]\nerase: [church]\n")
+    place = f"hydra.searchpath=[file://{tmp_path}]"
+    (found,) = cells(place, f'concepts="{name}"')
+    assert found.concepts.name == name
+    if name.isalnum() and name.isascii():
+        with pytest.raises(UserError, match=f"""{name} is a number, .*; quote it: 'concepts="{name}"'"""):
+            cells(place, f"concepts=church,{name}")
 
 
 def test_a_method_from_a_folder_of_ones_own(tmp_path, monkeypatch):
