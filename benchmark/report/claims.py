@@ -374,15 +374,17 @@ def _shown_by_outcomes(claim: Claim) -> list[str]:
     shares = claim.records[(claim.records["unit"] == "fraction") & claim.records["value"].notna()]
     shares = shares[shares["statistics"] == VERSION]
     wrong = []
-    for place, own in claim.outcomes.groupby("artefact"):
-        if place not in shares.index:
+    by_record = claim.outcomes.groupby("artefact").indices
+    for place, record in shares.iterrows():
+        if place not in by_record:
             continue
+        own = claim.outcomes.iloc[by_record[place]]
         of = own["cluster"], own["stratum"] if own["stratum"].astype(bool).any() else None
         again = dict(zip(("value", "low", "high"), proportion(own["value"], *of), strict=False))
-        if own["other"].notna().all() and pd.notna(shares.loc[place, "difference_low"]):
+        if own["other"].notna().all() and pd.notna(record["difference_low"]):
             gap = paired_difference(own["value"], own["other"], *of)
             again |= dict(zip(("difference", "difference_low", "difference_high", "p_value"), gap, strict=False))
-        stated = shares.loc[place, list(again)].astype(float)
+        stated = record[list(again)].astype(float)
         if not np.allclose(np.array(list(again.values()), float), stated, rtol=0, atol=1e-6, equal_nan=True):
             wrong.append(place)
     return _first(claim.records.loc[wrong], "the figure is not that of the stored outcomes")
