@@ -33,3 +33,8 @@ def __getattr__(name: str):
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'overpaint' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, so that notebooks complete them before they are imported."""
+    return sorted({*globals(), *__all__})

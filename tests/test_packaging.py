@@ -49,6 +49,12 @@ def test_folders_cannot_be_imported_under_their_own_name(name):
     assert "do not import it as" in done.stderr
 
 
+def test_public_names_are_listed_before_they_are_imported():
+    import overpaint
+
+    assert {"load_model", "erase", "load_erasure", "Erasure", "UserError"} <= set(dir(overpaint))
+
+
 def test_import_datasets_is_not_ours():
     code = "import importlib.util as u; s = u.find_spec('datasets'); print(s.origin if s else None)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

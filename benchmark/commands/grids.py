@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import DESCRIPTION, component
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
+from overpaint.run.tasks import Task
 from overpaint.run.track import track
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Keys that control where and how a grid runs; they do not affect its cells.
 CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
+#: At most this many cells are named in a note.
+LISTED = 6
 #: Console for progress and notes. Results go to stdout.
 ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -127,6 +131,18 @@ def nothing_stored(what: str, grid: Grid, overrides: Sequence[str]) -> UserError
             f"{grid.store.root} holds no {what} of the default cell: give the overrides of a run, such as experiment=smoke"
         )
     return UserError(f"{grid.store.root} holds no {what} of this grid: run it first (overpaint run)")
+
+
+def note_lacking(what: str, lacking: Sequence[Task], grid: Grid, overrides: Sequence[str]) -> None:
+    """Print a note that the store does not hold all figures, images or scores (``what``) of some cells, given by their tasks."""
+    if lacking:
+        names = [task.label.removeprefix("measure ") for task in lacking]
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        ERR.print(
+            f"note: {len(names)} of {len(grid.plan.cells)} cells lack {what}: {', '.join(names[:LISTED])}{more}. "
+            f"To make them: {shlex.join(['overpaint', 'run', *overrides])}",
+            style="yellow",
+        )
 
 
 def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import click
 
-from overpaint.commands.grids import ERR, nothing_stored, planned, taken
+from overpaint.commands.grids import ERR, note_lacking, nothing_stored, planned, taken
 from overpaint.commands.targets import target, whole
-from overpaint.images.gallery import score_table
+from overpaint.images.gallery import incomplete, score_table
 
 
 @click.command()
@@ -23,6 +23,7 @@ def scores(overrides: Sequence[str], overwrite: bool) -> None:
     found = score_table(grid.plan, grid.store)
     if not len(found):
         raise nothing_stored("scores", grid, rest)
+    note_lacking("scores", incomplete(grid.plan, grid.store), grid, rest)
     if path:
         with whole(path) as partial:
             found.to_csv(partial, index=False)

@@ -11,11 +11,11 @@ from typing import Any
 import click
 from PIL.Image import Image
 
-from overpaint.commands.grids import ERR, Grid, nothing_stored, planned, taken
+from overpaint.commands.grids import ERR, Grid, note_lacking, nothing_stored, planned, taken
 from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError, unknown
 from overpaint.images.contact_sheets import Sheet, draw
-from overpaint.images.gallery import Entry, entries
+from overpaint.images.gallery import Entry, entries, incomplete
 from overpaint.images.stages.generate import read_images
 from overpaint.metrics.metric import IMAGE_ROLES
 
@@ -48,6 +48,7 @@ def show(overrides: Sequence[str], show_unsafe: bool, opened: bool, overwrite: b
     every = [e for _, task in grid.plan.opened().cells for e in entries(task, grid.plan, grid.store)]
     if not every:
         raise nothing_stored("images", grid, rest)
+    note_lacking("images", incomplete(grid.plan, grid.store), grid, rest)
     found = [e for e in every if _chosen(e, text, role)]
     if not found:
         asked = " and ".join(f"{key}={value}" for key, value in (("prompt", text), ("role", role)) if value)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import click
 import pandas as pd
 
-from overpaint.commands.grids import store_and_grid
+from overpaint.commands.grids import note_lacking, store_and_grid
 from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
 from overpaint.report.claims import narrowed, published
-from overpaint.report.records import stored_outcomes, stored_records
+from overpaint.report.records import STAGE, stored_outcomes, stored_records
 from overpaint.report.rendering import FORMATS, print_tables, render
 from overpaint.report.views import view_named
 
@@ -48,4 +48,7 @@ def _stored(overrides: Sequence[str], view: str) -> tuple[pd.DataFrame, pd.DataF
     records, chosen = stored_records(store, grid.plan if grid else None), view_named(view)
     if grid and records.empty:
         raise UserError(f"no cell of this grid is stored. To make them: {shlex.join(['overpaint', 'run', *overrides])}")
+    if grid:
+        stored = store.listed(STAGE).keys
+        note_lacking("figures", [task for _, task in grid.plan.cells if task.key not in stored], grid, overrides)
     return records, stored_outcomes(store, chosen.shown(records))

@@ -12,11 +12,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from overpaint.errors import UserError
-from overpaint.grid.paths import path_of
+from overpaint.grid.paths import path_of, permit
 
 
 def target(out: str, suffix: str = "", overwrite: bool = False) -> Path:
-    """The path of ``out=``. Raises a `UserError` if it has another suffix, exists, or cannot be written."""
+    """The path of ``out=``, a folder without a ``suffix``. Raises a `UserError` if it has another suffix, exists, or cannot be
+    written."""
     path = path_of(out, "out")
     if suffix and path.suffix != suffix:
         raise UserError(f"out={out} must end in {suffix}")
@@ -24,10 +25,10 @@ def target(out: str, suffix: str = "", overwrite: bool = False) -> Path:
         raise UserError(f"out={out}: the folder {Path(out).parent} does not exist")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"out={out}: the folder {Path(out).parent} cannot be written to")
+    if path.is_dir() or (os.path.lexists(path) and not suffix):  # a folder is not replaced, and replaces nothing
+        raise UserError(f"out={out} exists already: remove it or choose another name")
     if os.path.lexists(path) and not overwrite:
         raise UserError(f"out={out} exists already: choose another name, or add --overwrite")
-    if path.is_dir():
-        raise UserError(f"out={out} is a folder: remove it or choose another name")
     return path
 
 
@@ -40,6 +41,9 @@ def whole(path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}-"))
     try:
         yield folder / path.name
+        new = folder / f"{path.name[:40]}.new"
+        new.touch()
+        permit(folder / path.name, new)
         (folder / path.name).replace(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error

@@ -10,6 +10,7 @@ import copy
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -278,7 +279,7 @@ class Composition:
         what = f"{group}={name}"
         node = _checked_file(path, what)
         if "defaults" in node or re.search(r"^\s*#\s*@package", path.read_text(encoding="utf-8"), re.MULTILINE):
-            found, _, _ = self._composed([f"{group}={name}"])
+            found, _, _ = self._composed([f'{group}="{name}"'])
             for other in found:
                 if other != group and found[other] != self.plain.get(other, DELETED):
                     raise UserError(f"{what}: {path} sets {other}; it may set keys of {group} only")
@@ -298,6 +299,13 @@ def _option(setting: Setting, value: Any) -> str:
     """The option that an override selects. Raises a `UserError` for a list in brackets, a mapping or null."""
     if isinstance(value, list):
         raise UserError(f"{setting.typed}: {setting.key} takes one option; several without brackets are an axis")
+    typed = map(str.strip, setting.typed.partition("=")[2].split(","))
+    unquoted = [name for name in typed if name in components(setting.key) and name not in setting.values]
+    if not isinstance(value, str) and unquoted:
+        quoted = shlex.quote(f'{setting.key}="{unquoted[0]}"')
+        raise UserError(
+            f"{setting.typed}: {unquoted[0]} is a number, a truth value or null in Hydra's grammar; quote it: {quoted}"
+        )
     if not isinstance(value, str) or value not in components(setting.key):
         raise unknown(setting.key, value if isinstance(value, str) else shown(value), components(setting.key))
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from overpaint.errors import UserError
@@ -27,3 +28,14 @@ def path_of(text: str | Path, where: str) -> Path:
     except OSError as error:
         raise UserError(f"{given} is not a path: {error.strerror}") from None
     return path
+
+
+def permit(place: Path, like: Path) -> None:
+    """Give a file, or all files below a folder, the permissions of the file ``like``.
+
+    safetensors writes files that only their owner can read, which would keep a store from the others who share it.
+    """
+    mode = stat.S_IMODE(like.stat().st_mode)
+    for file in [place, *place.rglob("*")]:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)

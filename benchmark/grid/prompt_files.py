@@ -270,7 +270,7 @@ def _rows(reader, path: Path, where: Mapping[str, Any]) -> Iterator[Row]:
     languages = languages if len(languages) > 1 and not found["prompt"] else []
     if not found["prompt"] and not languages and not found["concept"]:
         given = bare(", ".join(header)) or "none"
-        raise UserError(f"{path} has no 'prompt' column (its columns: {given})")
+        raise UserError(f"{path} has no 'prompt' column (its columns: {given}){_advice(header)}")
     for column in where:
         if column.lower() not in header:
             raise unknown("column", column, filter(None, header), f"{path} (where)")
@@ -295,6 +295,15 @@ def _rows(reader, path: Path, where: Mapping[str, Any]) -> Iterator[Row]:
                 yield Row(cells[language], variant=LANGUAGES[language], id=row.id or f"line {reader.line_num}")
         if row.text or (row.about and not found["prompt"] and not languages):
             yield row
+
+
+def _advice(header: Sequence[str]) -> str:
+    """What to do about a file whose only column is none of ours."""
+    if len(header) != 1:
+        return ""
+    if re.search(r"[;\t|]", header[0]):
+        return "; separate columns by commas"
+    return "; a list with one prompt a line needs a first line 'prompt'"
 
 
 def selects(cell: str, wanted: Any, where: str) -> bool:

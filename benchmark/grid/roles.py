@@ -93,6 +93,11 @@ class Role:
         if found.absent:
             known = f"its {asked.rows} rows are" if asked.rows else "an unknown number of rows is"
             said.append(f"{self.name} prompts: {asked.name} is not on this machine; {known} expected")
+        if asked.names:
+            said.append(
+                f"{self.name} prompts: {asked.name} has no column of prompts; its names fill the templates of "
+                f"concepts={concepts.name}"
+            )
         if used < len(found.prompts):
             each = " for each concept" if self.name in ("target", "near") else ""
             said.append(

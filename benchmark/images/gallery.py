@@ -67,6 +67,16 @@ def entries(measured: Task, plan: Plan, store: Store) -> Iterator[Entry]:
             yield Entry(measured.config["cell"], shot, made, scored, position)
 
 
+def incomplete(plan: Plan, store: Store) -> list[Task]:
+    """The cells of which some images have no stored scores, as their tasks of stage *measure*."""
+    stored = store.listed(STAGE).keys
+    return [
+        measured
+        for _, measured in plan.opened().cells
+        if any(measured.inputs[f"images/{n}"] not in stored for n in range(len(measured.config["shots"]["images"])))
+    ]
+
+
 #: Columns of `score_table` before the detector's labels.
 SCORE_COLUMNS = (
     "model", "concepts", "method", "attack", "protocol", "budget", "seed", "role", "prompt", "concept", "expects",

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overpaint.errors import UserError
 from overpaint.grid.registry import component
 from overpaint.images.pictures import pictures
 from overpaint.models import load_model
@@ -47,18 +48,52 @@ class Workbench:
         return model
 
     @contextmanager
-    def victim(self, task_config: Mapping[str, Any], runtime: Mapping[str, Any], erasure: Path | None) -> Iterator:
+    def intact(self, by: str) -> Iterator[None]:
+        """Context for the component ``by`` (``method=uce``), which must leave the weights of the loaded model as they are.
+
+        If it does not, the model is dropped, so that later tasks read it again.
+
+        Raises:
+            UserError: a weight has changed.
+        """
+        model = self._model
+        if model is None:
+            raise RuntimeError("intact() is only of use after model()")
+        before, changed = _sums(model), []
+        try:
+            yield
+        finally:
+            after = _sums(model)
+            changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+            if changed:
+                self._model = None
+        if changed:
+            raise UserError(
+                f"{by} changed the model itself ({changed[0]}{f' and {len(changed) - 1} more' if changed[1:] else ''}), so its "
+                "results would not be its own; compute with copies of the weights, and leave the model as it is"
+            )
+
+    @contextmanager
+    def victim(
+        self, task_config: Mapping[str, Any], runtime: Mapping[str, Any], erasure: Path | None, by: str = ""
+    ) -> Iterator:
         """Context: the task's model with the erasure in folder ``erasure`` attached, or unedited if it is ``None``.
 
-        With ``compiled`` in the task's configuration its network is compiled, unless the erasure adds layers to it.
+        With ``compiled`` in the task's configuration its network is compiled, unless the erasure adds layers to it. With
+        ``by``, the name of an attack, the weights are checked at the end (`intact`).
         """
         model = self.model(runtime["path"], task_config["precision"], runtime.get("device"))
+        with self.intact(by) if by else nullcontext(), self._victim(model, task_config, erasure):
+            yield model
+
+    @contextmanager
+    def _victim(self, model: DiffusionModel, task_config: Mapping[str, Any], erasure: Path | None) -> Iterator[None]:
         self._erasure = load_erasure(erasure / "erasure.safetensors") if erasure else None
         self._detach = self._erasure.attach(model) if self._erasure else lambda: None
         adapted = self._erasure and any(part.kind == "adapter" for part in self._erasure.sequence)
         try:
             with model.compiled() if task_config.get("compiled") and not adapted else nullcontext():
-                yield model
+                yield
         finally:
             self._detach()
             self._erasure = None
@@ -119,6 +154,18 @@ class Workbench:
             except PackageNotFoundError:
                 found[name] = "unknown"
         return found
+
+
+def _sums(model: DiffusionModel) -> dict[str, int]:
+    """The sum of the bits of every weight, read as integers, by name: quick, and another one for almost any change."""
+    import torch
+
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    found = {}
+    for name, parameter in model.named_parameters().items():
+        bits = parameter.data.contiguous().view(-1).view(integers[parameter.element_size()])
+        found[name] = int(bits.sum(dtype=torch.int64))
+    return found
 
 
 def repeatable() -> None:

@@ -179,8 +179,15 @@ class FeatureDistance(Metric):
         return f"{cls.extractor}.features" if cls.extractor else "features"
 
     def estimate(self, statistic: Callable[[NDArray], float], prompts: NDArray, floor: float) -> Estimate:
-        """The statistic of all prompts with its jackknife interval, whose lower limit is at least ``floor``."""
-        value = statistic(np.unique(prompts))
+        """The statistic of all prompts with its jackknife interval, whose lower limit is at least ``floor``.
+
+        Fewer than `statistics.FEWEST_PROMPTS` prompts have no interval. They are not left out in turn, because too few images
+        for a distance could remain.
+        """
+        names = np.unique(prompts)
+        value = statistic(names)
+        if len(names) < statistics.FEWEST_PROMPTS:
+            return Estimate(value)
         found = statistics.from_contributions(value, jackknife(statistic, prompts))
         return found if found.low is None else found._replace(low=max(found.low, floor))
 

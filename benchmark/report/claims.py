@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -23,7 +24,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import canonical
 from overpaint.report.families import marked
 from overpaint.report.records import CELL, IDENTITY, NUMBERS, RECORD_COLUMNS, REQUIRED, check_mappings, settings_hash
-from overpaint.report.statistics import VERSION
+from overpaint.report.statistics import VERSION, paired_difference, proportion
 from overpaint.report.views import view_named
 
 #: Version of the file's layout.
@@ -306,7 +307,7 @@ def violations(folder: Path) -> list[str]:
         if path.stat().st_size > LARGEST:
             said.append(f"{path}: {path.stat().st_size} bytes, allowed are {LARGEST}")
         rules = {"runs": _runs, "versions": _versions, "n": _numbers, "intervals": _intervals, "failures": _failures}
-        rules |= {"controls": _controls, "marks": _marks}
+        rules |= {"outcomes": _shown_by_outcomes, "controls": _controls, "marks": _marks}
         for name, rule in rules.items():
             if name not in claim.waived:
                 said += [f"{path}: {sentence}" for sentence in rule(claim)]
@@ -366,6 +367,29 @@ def _intervals(claim: Claim) -> list[str]:
         *_first(shares[~inside], "a share needs an interval that contains it"),
         *_first(tested[clear], "the interval of the difference contradicts its p-value"),
     ]
+
+
+def _shown_by_outcomes(claim: Claim) -> list[str]:
+    """Shares are computed again from their outcomes, where these are stored."""
+    if claim.outcomes.empty:
+        return []
+    shares = claim.records[(claim.records["unit"] == "fraction") & claim.records["value"].notna()]
+    shares = shares[shares["statistics"] == VERSION]
+    wrong = []
+    by_record = claim.outcomes.groupby("artefact").indices
+    for place, record in shares.iterrows():
+        if place not in by_record:
+            continue
+        own = claim.outcomes.iloc[by_record[place]]
+        of = own["cluster"], own["stratum"] if own["stratum"].astype(bool).any() else None
+        again = dict(zip(("value", "low", "high"), proportion(own["value"], *of), strict=False))
+        if own["other"].notna().all() and pd.notna(record["difference_low"]):
+            gap = paired_difference(own["value"], own["other"], *of)
+            again |= dict(zip(("difference", "difference_low", "difference_high", "p_value"), gap, strict=False))
+        stated = record[list(again)].astype(float)
+        if not np.allclose(np.array(list(again.values()), float), stated, rtol=0, atol=1e-6, equal_nan=True):
+            wrong.append(place)
+    return _first(claim.records.loc[wrong], "the figure is not that of the stored outcomes")
 
 
 def _failures(claim: Claim) -> list[str]:

@@ -12,6 +12,8 @@ from overpaint.run.track import facets
 
 #: At most this many names are listed in a sentence.
 LISTED = 6
+#: The options that a run has without overrides, of groups that commands repeat.
+DEFAULTS = {"model": "testbed", "budget": "lite"}
 
 
 def command_of(view: View, **others: Sequence[str]) -> str:
@@ -19,6 +21,30 @@ def command_of(view: View, **others: Sequence[str]) -> str:
     chosen = {key: ",".join(values) for key, values in others.items() if values}
     overrides = dict(view.run) | chosen
     return " ".join(["overpaint run", *(f"{key}={value}" for key, value in overrides.items())])
+
+
+def run_of(records: pd.DataFrame) -> dict[str, list[str]]:
+    """The options of the records that are not a run's defaults, so that a command makes figures of the same table.
+
+    Labels that show values set by hand are no options, and are left out.
+    """
+    found = {}
+    for group, default in DEFAULTS.items():
+        names = _plain(records[group], group)
+        if len(names) == 1 and names[0] != default:
+            found[group] = names
+    return found
+
+
+def undefined(records: pd.DataFrame, view: View) -> str:
+    """A sentence about figures of the view that are stored and undefined; empty if there are none."""
+    said = {}
+    for title, column in view.columns.items():
+        chosen = column.chosen(records, view.rows) if not column.harmonic else records.iloc[:0]
+        if len(chosen) and chosen["value"].isna().any():
+            said[title] = str(chosen.loc[chosen["value"].isna(), "why"].iloc[0])
+    named = "; ".join(f"{title} ({why})" for title, why in list(said.items())[:LISTED])
+    return f"Undefined for at least one method: {named}. " if named else ""
 
 
 def gaps(records: pd.DataFrame, view: View) -> list[str]:
@@ -32,7 +58,9 @@ def _facets_without(records: pd.DataFrame, view: View) -> list[str]:
     concepts = _plain(records["concepts"], "concepts")
     if not missing:
         return []
-    return [f"No figure of {', '.join(missing)} is stored. To make them: {command_of(view, concepts=concepts)}"]
+    return [
+        f"No figure of {', '.join(missing)} is stored. To make them: {command_of(view, concepts=concepts, **run_of(records))}"
+    ]
 
 
 def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
@@ -48,7 +76,7 @@ def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
         kinds = {view.columns[title].kind for title in empty} - {None}
         held = {title for title in empty if view.columns[title].kind in set(records["kind"]) | {None}}
         same = held == set(empty)  # other columns need concepts of another kind
-        command = command_of(view, method=methods, **({"concepts": concepts} if same else {}))
+        command = command_of(view, method=methods, **({"concepts": concepts} if same else {}), **run_of(records))
         of_kind = f" (concepts of kind {', '.join(sorted(map(str, kinds)))})" if kinds and not same else ""
         said.append(f"Not stored: {_listed(empty)}{of_kind}. To make them: {command}")
     lacking: dict[str, list[str]] = {}
@@ -60,7 +88,7 @@ def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
         if method in lacking and view.rows == "method":
             groups.setdefault(tuple(lacking[method]), []).append(method)
     for titles, names in groups.items():
-        command = command_of(view, method=names, concepts=concepts)
+        command = command_of(view, method=names, concepts=concepts, **run_of(records))
         said.append(f"Not stored for {', '.join(names)}: {_listed(titles)}. To make them: {command}")
     return said
 

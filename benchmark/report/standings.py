@@ -51,7 +51,8 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, outcomes: Outcomes) -> tuple[
     """
     joined, why = aligned(outcomes.coded(one), outcomes.coded(other))
     if joined is None:
-        return Estimate(None), why
+        undefined = [why for part in (one, other) for why in part.loc[part["value"].isna(), "why"] if why]
+        return Estimate(None), undefined[0] if undefined else why
     found = statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined))
     return found, "" if found.value is not None else "every pair of images failed"
 

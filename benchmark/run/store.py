@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from overpaint.errors import UserError
-from overpaint.grid.paths import path_of
+from overpaint.grid.paths import path_of, permit
 from overpaint.grid.typed import check_type, shown
 from overpaint.run import leases
 from overpaint.run.index import LAYOUT, Entry, Index
@@ -405,6 +405,7 @@ class Store:
         """Rename a whole folder with its manifest to the artefact of ``key``. If there is a whole one already, it stays."""
         target = self.path(stage, key)
         target.parent.mkdir(parents=True, exist_ok=True)
+        permit(folder, folder / MANIFEST)
         try:
             folder.rename(target)
         except OSError:

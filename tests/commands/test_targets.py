@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overpaint.commands.targets import whole
+from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError
 
 
@@ -17,6 +17,32 @@ def test_what_a_command_writes_appears_when_it_is_whole(tmp_path):
         partial.write_text("1")
         assert not (tmp_path / "a.csv").exists()
     assert (tmp_path / "a.csv").read_text() == "1" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_private_files_of_a_library_become_like_others(tmp_path):
+    (tmp_path / "new").touch()
+    with whole(tmp_path / "pipeline") as partial:
+        (partial / "unet").mkdir(parents=True)
+        (partial / "unet" / "a.safetensors").touch(mode=0o600)
+    with whole(tmp_path / "a.safetensors") as partial:
+        partial.touch(mode=0o600)
+    for name in ("a.safetensors", "pipeline/unet/a.safetensors"):
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_only_files_can_be_overwritten(tmp_path):
+    (tmp_path / "file.csv").touch()
+    (tmp_path / "folder").mkdir()
+    for name, suffix, advice in (
+        ("file.csv", ".csv", "choose another name, or add --overwrite"),
+        ("folder", "", "remove it or choose another name"),
+        ("file.csv", "", "remove it or choose another name"),
+    ):
+        with pytest.raises(UserError, match=f"exists already: {advice}$"):
+            target(str(tmp_path / name), suffix)
+    assert target(str(tmp_path / "file.csv"), ".csv", overwrite=True) == tmp_path / "file.csv"
+    with pytest.raises(UserError, match="exists already: remove it"):
+        target(str(tmp_path / "folder"), overwrite=True)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a defect"), UserError("x is no church")])

@@ -83,6 +83,18 @@ def test_a_metric_of_ones_own_on_the_command_line():
     assert len(cells(f"+metrics.metrics.mine={name},{name}")) == 2
 
 
+@pytest.mark.parametrize("name", ["nan", "1984", "true", "köln", "van gogh"])
+def test_a_set_of_ones_own_can_have_any_name_in_quotes(tmp_path, name):
+    (tmp_path / "concepts").mkdir()
+    (tmp_path / "concepts" / f"{name}.yaml").write_text("defaults: [inline, _self_]\nerase: [church]\n")
+    place = f"hydra.searchpath=[file://{tmp_path}]"
+    (found,) = cells(place, f'concepts="{name}"')
+    assert found.concepts.name == name
+    if name.isalnum() and name.isascii():
+        with pytest.raises(UserError, match=f"""{name} is a number, .*; quote it: 'concepts="{name}"'"""):
+            cells(place, f"concepts=church,{name}")
+
+
 def test_a_method_from_a_folder_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text(

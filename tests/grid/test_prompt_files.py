@@ -93,6 +93,11 @@ REFUSED = {
     "two prompt columns": (b"prompt,prompt\na,b\n", "the column 'prompt' more than once, with different values"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
     "no prompt": (b"colour,size\nred,2\n", "no 'prompt' column (its columns: colour, size)"),
+    "semicolons": (b"prompt;seed\na;2\n", "(its columns: prompt;seed); separate columns by commas"),
+    "short lines": (
+        b"a house\na tree\n",
+        "(its columns: a house); a list with one prompt a line needs a first line 'prompt'",
+    ),
     "a width of 0": (b"prompt,width,height\na,0,512\n", "width takes a number of pixels from 8 to 8192, got 0"),
 }
 
@@ -250,6 +255,14 @@ def test_rows_that_no_detector_can_count_are_told(lists):
     found = cell("concepts=inline", "concepts.erase=[dog]", "concepts.prompts.near=p.csv")
     assert [p.concept for p in prompts("near", found)] == ["", ""]
     assert any("near prompts: 2 rows of p.csv do not tell what they ask for" in said for said in shortfalls(found))
+
+
+def test_a_list_without_a_column_of_prompts_is_told(lists):
+    lists(p="promt,concept\na dog on a hill,dog\n", q="prompt,concept\na dog on a hill,dog\n")
+    given = ["concepts=inline", "concepts.erase=[dog]"]
+    said = {name: shortfalls(cell(*given, f"concepts.prompts.target={name}.csv")) for name in "pq"}
+    assert any("target prompts: p.csv has no column of prompts; its names fill the templates" in s for s in said["p"])
+    assert not any("has no column of prompts" in s for s in said["q"])
 
 
 def test_a_list_of_names_is_put_into_templates(lists):

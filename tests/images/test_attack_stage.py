@@ -47,7 +47,7 @@ def task(monkeypatch):
 
 def bench(family):
     @contextmanager
-    def victim(config, runtime, erasure):
+    def victim(config, runtime, erasure, by):
         yield SimpleNamespace(family=family, tokens=77)
 
     return SimpleNamespace(victim=victim, unedited=None, adapted=None)

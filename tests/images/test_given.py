@@ -71,6 +71,18 @@ def test_a_sheet_has_one_row_a_method_and_one_column_a_prompt(run):
     assert "none of the 32 images of this grid has prompt=submarine" in told
 
 
+@pytest.mark.parametrize(
+    "command", [["show", "--overwrite", "out=part.png"], ["scores"], ["table"]], ids=lambda c: c[0]
+)
+def test_cells_that_are_not_stored_are_named(run, command):
+    wider = ["method=none,uce,esd", *GRID[1:]]
+    told = run(command[0], *wider, *command[1:]).stderr
+    assert (
+        "1 of 3 cells lack" in told and "church / esd / none. To make them: overpaint run method=none,uce,esd" in told
+    )
+    assert "lack" not in run(command[0], *GRID, *command[1:]).stderr
+
+
 def test_pictures_are_read_from_the_names_of_files(run):
     listed = pd.read_csv(run.folder / "pictures" / "prompts.csv").query("role == 'grid' and method == 'uce'")
     (run.folder / "canvas").mkdir()

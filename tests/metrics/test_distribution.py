@@ -14,6 +14,7 @@ from overpaint.metrics.distribution import (
     FidOriginal,
     FidReference,
     KidOriginal,
+    KidReference,
     cmmd,
     fid,
     full_kid,
@@ -178,6 +179,14 @@ def test_jackknife_error_is_the_spread_over_fresh_samples(distance):
 def test_few_prompts_have_a_distance_without_interval():
     found = KidOriginal().estimate(lambda names: float(len(names)), np.array(["a", "a", "b", "c"]), 0.0)
     assert found.value == 3 and found.low is None and found.high is None
+
+
+@pytest.mark.parametrize("metric", [KidReference(), KidOriginal()])
+def test_two_images_have_a_distance(evidence_of, metric):
+    evidence = evidence_of(0.2)
+    utility = evidence.images[evidence.images["role"] == "utility"].drop_duplicates("prompt_id").iloc[:2]
+    figure = metric.measure(replace(evidence, images=utility))
+    assert math.isfinite(figure.value) and figure.low is None and figure.n == 2
 
 
 @pytest.mark.parametrize("features", [np.zeros(3), np.zeros((0, 3))])

@@ -186,6 +186,23 @@ def test_each_rule_is_checked(claim, change, said):
     assert found and all(said in sentence for sentence in found), found
 
 
+@pytest.mark.parametrize(
+    ("column", "value"), [("value", 0.25), ("high", 0.99), ("difference_low", -0.01), ("p_value", 0.5)]
+)
+def test_a_number_that_was_edited_by_hand_is_found_by_its_outcomes(folder, tmp_path, column, value):
+    good = read_claim(folder / "uce.json")
+    assert len(good.outcomes)
+
+    def said(records):
+        (tmp_path / "uce.json").write_text(text_of(Claim([RUN], records, good.outcomes)))
+        return [sentence for sentence in violations(tmp_path) if "stored outcomes" in sentence]
+
+    assert said(good.records) == []
+    edited = good.records["metric"].eq("target_proportion")
+    (found,) = said(good.records.assign(**{column: good.records[column].mask(edited, value)}))
+    assert "target_proportion: the figure is not that of the stored outcomes" in found
+
+
 def test_a_waived_rule_is_not_checked(claim):
     assert claim(n=1, waived={"n": "a pilot"}) == []
 

@@ -497,6 +497,23 @@ def test_a_partial_store_says_what_is_missing(records):
     assert "Not stored for esd: ‘target, styles’, neighbours kept. To make them: overpaint run method=esd" in text
 
 
+def test_the_command_makes_figures_of_the_same_table(records):
+    """It repeats the model and the budget that all records share, where these are options of their groups."""
+    smoke = render(records.assign(budget="smoke", model="sd14"), "md", "methods")
+    assert "attack=none model=sd14 budget=smoke" in smoke
+    by_hand = render(records.assign(budget="smoke grid=0"), "md", "methods")
+    assert "budget=" not in by_hand.split("To make them: ")[1].splitlines()[0]
+
+
+def test_undefined_figures_say_why_two_methods_are_not_compared():
+    none = {"why": "no near images", "direction": "up"}
+    found = frame(*(record(m, "church", "neighbour_retention", None, None, None, **none) for m in ("uce", "esd")))
+    assert "no near images" in render(found, "md", "pairs") and "older version" not in render(found, "md", "pairs")
+    with pytest.raises(overpaint.UserError, match=r"neighbours kept \(no near images\)\. To make some"):
+        kept = [record(m, "church", "target_proportion", 0.5, 0.4, 0.6) for m in ("uce", "esd")]
+        render(pd.concat([found, frame(*kept)]), "md", "pareto")
+
+
 # --- panels ----------------------------------------------------------------------------------------------------
 
 

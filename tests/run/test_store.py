@@ -50,6 +50,14 @@ def test_a_published_artefact_is_read_back_whole(store):
     assert leftovers(store) == []
 
 
+def test_everybody_who_can_read_the_manifest_can_read_the_files(store):
+    with store.workspace() as folder:
+        (folder / "erasure.safetensors").touch(mode=0o600)  # as safetensors writes it
+        store.publish("erase", "k", folder, {"label": "x"})
+    place = store.path("erase", "k")
+    assert (place / "erasure.safetensors").stat().st_mode == (place / MANIFEST).stat().st_mode
+
+
 def test_an_interrupted_write_leaves_nothing(store):
     with pytest.raises(RuntimeError), store.workspace() as folder:
         (folder / "data.txt").write_text("half")

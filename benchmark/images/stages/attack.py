@@ -38,7 +38,7 @@ def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[
     """
     config, runtime = tasks[0].config, tasks[0].runtime
     attack = build_attack(Choice(config["attack"], None, config["hyperparameters"]), config["seed"])
-    with bench.victim(config, runtime, inputs.get("erasure")) as victim:
+    with bench.victim(config, runtime, inputs.get("erasure"), f"attack={config['attack']}") as victim:
         attack.check_family(victim.family, config["attack"])
         contexts = [_context(task, inputs, bench, victim) for task in tasks]
         start = time.perf_counter()

@@ -7,7 +7,10 @@ from overpaint.methods.eraser import erase
 
 
 def run(task, inputs, folder, bench) -> dict:
-    """Write ``erasure.safetensors``. Seconds, peak memory and bytes go to the manifest."""
+    """Write ``erasure.safetensors``. Seconds, peak memory and bytes go to the manifest.
+
+    Raises a `UserError` if the method changed the model itself, or its erasure does not fit the model.
+    """
     config = task.config
     model = bench.model(task.runtime["path"], config["precision"], task.runtime.get("device"))
     request = Request(
@@ -15,7 +18,9 @@ def run(task, inputs, folder, bench) -> dict:
         tuple(map(stored_concept, config["retain"])),
     )
     how = {"seed": config["seed"], "sequential": config.get("sequential", False), "merge": config.get("merge")}
-    erasure = erase(model, config["method"], request=request, **how, **config["hyperparameters"])
+    with bench.intact(f"method={config['method']}"):
+        erasure = erase(model, config["method"], request=request, **how, **config["hyperparameters"])
+    erasure.check_layout(model)
     cost = {k: erasure.manifest.pop(k) for k in ("seconds", "peak_bytes")}  # keeps the file identical between runs
     erasure.save(folder / "erasure.safetensors")
     return {"cost": cost | {"artefact_bytes": erasure.artefact_bytes}}

@@ -1,0 +1,69 @@
+"""A method or attack that changes the model itself is refused, and the next task gets the model as it was."""
+
+import pytest
+import torch
+
+import overpaint
+from overpaint.images.stages import erase as stage
+from overpaint.images.workbench import Workbench
+from overpaint.models.erasure import Erasure, Replacement
+from overpaint.run.tasks import Task
+
+CONFIG = {"method": "careless", "precision": "float32", "erase": [], "retain": [], "seed": 0, "hyperparameters": {}}
+
+
+@pytest.fixture
+def bench(goldens):
+    bench = Workbench()
+    bench.path = str(goldens / "tiny_sd")
+    return bench
+
+
+def erased(bench, folder, monkeypatch, erase):
+    """Run stage *erase* with a method whose function is ``erase``."""
+    monkeypatch.setattr(stage, "erase", lambda model, method, **how: erase(model))
+    monkeypatch.setattr(stage, "Request", lambda *parts: None)
+    return stage.run(Task("erase", CONFIG, runtime={"path": bench.path}), {}, folder, bench)
+
+
+def weights(model):
+    return {name: parameter.data.clone() for name, parameter in model.named_parameters().items()}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("side", ["denoiser", "text_encoder"])
+def test_a_changed_weight_is_refused_and_does_not_reach_the_next_task(bench, tmp_path, monkeypatch, side, fails):
+    before = weights(bench.model(bench.path, "float32", None))
+
+    def careless(model):
+        next(getattr(model, side).parameters()).data[..., 0].mul_(2)
+        if fails:
+            raise ArithmeticError("the method's own")
+        return Erasure("careless")
+
+    with pytest.raises(ArithmeticError if fails else overpaint.UserError, match=r"method=careless changed|own"):
+        erased(bench, tmp_path, monkeypatch, careless)
+    assert not any(tmp_path.iterdir())
+    after = weights(bench.model(bench.path, "float32", None))
+    assert bench.loads == 2 and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_an_attack_is_watched_below_the_erasure(bench, tmp_path):
+    def attacked(change):
+        config, runtime = {"precision": "float32"}, {"path": bench.path}
+        with bench.victim(config, runtime, None, "attack=careless") as victim:
+            change(next(victim.denoiser.parameters()).data)
+
+    attacked(lambda weight: None)
+    with pytest.raises(overpaint.UserError, match=r"^attack=careless changed the model itself"):
+        attacked(lambda weight: weight.add_(1))
+
+
+def test_an_erasure_that_does_not_fit_fails_where_it_is_made(bench, tmp_path, monkeypatch):
+    def cut(model):
+        name, parameter = next(iter(model.named_parameters().items()))
+        return Erasure("careless", changes={name: Replacement(parameter.data[:1])})
+
+    with pytest.raises(overpaint.UserError, match="does not fit the model"):
+        erased(bench, tmp_path, monkeypatch, cut)
+    assert bench.loads == 1 and not any(tmp_path.iterdir())
