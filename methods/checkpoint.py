@@ -52,7 +52,7 @@ class Checkpoint(Eraser):
 
     def __post_init__(self):
         if not self.file:
-            raise UserError("method=checkpoint needs method.file: a file, a folder or a hub id")
+            raise UserError("method=checkpoint needs checkpoint.file: a file, a folder or a hub id")
         if self.base is not None and not self.transfer:
             raise UserError(f"base={self.base} is the model that a transferred erasure was made on: set transfer=true")
 
@@ -86,10 +86,10 @@ class Checkpoint(Eraser):
                 f"method={name} has no model for concepts={concepts}; allowed: {', '.join(found) or 'none, use a clone'}"
             )
         if not referred(self.file):  # an asset that is missing is reported by its name
-            checkpoints.local_checkpoint(self.file, f"method.file={self.file}")
+            checkpoints.local_checkpoint(self.file, f"checkpoint.file={self.file}")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
-        path = checkpoints.checkpoint_path(self.file, f"method.file={self.file}")
+        path = checkpoints.checkpoint_path(self.file, f"checkpoint.file={self.file}")
         header = checkpoints.metadata(path)
         if "overpaint" in header:
             made = load_erasure(path)
@@ -103,7 +103,7 @@ class Checkpoint(Eraser):
             return Erasure("checkpoint", changes=checkpoints.changes_of(model, path, self.lora_scale))
         base = self.made_on(model)
         if base is None:
-            raise UserError(f"{path} does not say on which model it was made: its transfer needs method.base=MODEL")
+            raise UserError(f"{path} does not say on which model it was made: its transfer needs checkpoint.base=MODEL")
         made = Erasure("checkpoint", changes=checkpoints.changes_of(base, path, self.lora_scale))
         return transferred(made, model, base)
 

@@ -14,11 +14,11 @@ from overpaint.grid.concept_sets import Merge
 from overpaint.grid.concepts import KINDS, Request, for_concepts
 from overpaint.grid.lengths import Shortenable
 from overpaint.grid.registry import component
+from overpaint.models.erasure import Erasure
 from overpaint.models.meter import Meter
 
 if TYPE_CHECKING:
     from overpaint.models.diffusion import DiffusionModel
-    from overpaint.models.erasure import Erasure
 
 
 @dataclass(kw_only=True)
@@ -182,6 +182,9 @@ def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request
     """Run one request on the model with ``before`` attached. The manifest's costs cover the whole sequence."""
     with before.attached(model) if before else nullcontext(), Meter(str(model.device)) as meter:
         erasure = eraser.erase(model, request)
+    if not isinstance(erasure, Erasure):
+        raise UserError(f"method={method} returned {type(erasure).__name__}; erase returns an Erasure (docs/extending.md)")
+    erasure.check_layout(model)
     seconds, peak_bytes = meter.seconds, meter.peak_bytes
     if before:
         seconds += before.manifest.get("seconds", 0)

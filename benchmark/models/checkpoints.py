@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
@@ -110,10 +111,15 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
             return unpacked(load_file(file))
     if file.suffix not in PICKLES:
         raise UserError(
-            f"{file} is not a checkpoint: method.file takes .safetensors, or {', '.join(PICKLES)} with weights only"
+            f"{file} is not a checkpoint: checkpoint.file takes .safetensors, or {', '.join(PICKLES)} with weights only"
         )
     with told(f"{file} cannot be read as weights only"):
-        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            found: Any = torch.load(file, map_location="cpu", weights_only=True)
+        except UnpicklingError:
+            raise UserError(
+                f"{file} holds more than named tensors, which is not loaded because it could run code; save its state dict"
+            ) from None
     while isinstance(found, Mapping) and not _tensors(found):
         inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
         if inner is None:
@@ -227,13 +233,21 @@ def _diffusers_names(model: DiffusionModel, state: State) -> State:
 
 
 def _check_base(model: DiffusionModel, wanted: State, where: str) -> None:
-    """Raise a `UserError` if the matrices are those of an unrelated model."""
-    own, distances = model.named_parameters(), []
-    for name, tensor in wanted.items():
-        if tensor.ndim > 1:
-            plain = own[name].data.float()
-            distances.append(((tensor.to(plain) - plain).norm() / plain.norm().clamp(min=1e-12)).item())
-    distance = float(torch.tensor(distances).median()) if distances else 0.0
+    """Raise a `UserError` if the matrices are those of an unrelated model.
+
+    A file with less than half of the matrices of every network is not judged: an edit may replace its few matrices entirely.
+    """
+    own = model.named_parameters()
+    matrices = {name for name, parameter in own.items() if parameter.ndim > 1}
+    denoiser = matrices & set(model.denoiser_names)
+    given = matrices & wanted.keys()
+    if all(2 * len(given & part) < len(part) for part in (denoiser, matrices - denoiser)):
+        return
+    distances = []
+    for name in given:
+        plain = own[name].data.float()
+        distances.append(((wanted[name].to(plain) - plain).norm() / plain.norm().clamp(min=1e-12)).item())
+    distance = float(torch.tensor(distances).median())
     if distance > FOREIGN:
         raise UserError(
             f"{where} was made for another model: its matrices differ from this model's by {distance:.2f} of their norm"

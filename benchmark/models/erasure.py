@@ -174,7 +174,7 @@ class Erasure:
         if not self.made_for(model):
             raise UserError(
                 "this erasure was made for other weights than this model's, or for another precision (their hashes "
-                "differ); method=checkpoint method.transfer=true puts it on another model"
+                "differ), or an erasure is attached already; method=checkpoint checkpoint.transfer=true puts it on another model"
             )
         self.base = plain = {name: parameters[name].data for name in self.names}
 
@@ -253,8 +253,9 @@ class Erasure:
         ``before:``.
 
         Raises:
-            UserError: A tensor is non-finite.
+            UserError: A tensor is non-finite, or the file cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors: dict[str, torch.Tensor] = {}
@@ -265,7 +266,10 @@ class Erasure:
             memory = stored.untyped_storage().data_ptr()
             tensors[name] = stored.clone() if memory in seen else stored
             seen.add(memory)
-        save_file(tensors, str(path), metadata={"overpaint": json.dumps(self._header(), sort_keys=True)})
+        try:
+            save_file(tensors, str(path), metadata={"overpaint": json.dumps(self._header(), sort_keys=True)})
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be written: {error}") from error
 
     def _header(self) -> dict[str, Any]:
         header = {"method": self.method, "kind": self.kind, "settings": self.settings, "manifest": self.manifest}

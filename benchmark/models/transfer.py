@@ -39,11 +39,11 @@ def transferred(erasure: Erasure, model: DiffusionModel, base: DiffusionModel | 
             return _unbound(erasure)
         raise UserError(
             f"the erasure replaces {min(replaced)}, so its transfer needs the model that it was made on: "
-            "method.base=MODEL, a folder, a hub id or testbed"
+            "checkpoint.base=MODEL, a folder, a hub id or testbed"
         )
     erasure.check_layout(base)
     if not erasure.made_for(base):
-        raise UserError("the erasure was not made for the weights of method.base, or for another precision")
+        raise UserError("the erasure was not made for the weights of checkpoint.base, or for another precision")
     a, b = _weights(base), _weights(model)
     encoder: dict[str, LowRank | Replacement] = {}
     if replaced & set(model.text_encoder_names):

@@ -82,7 +82,7 @@ CASES = [
     (("compare", "a"), ["Missing argument 'B'", "compare --help)"]),
     (("show", "store=s"), ["holds no images of the default cell", "such as experiment=smoke"]),
     (("scores", "method=uce"), ["holds no scores of this grid: run it first"]),
-    (("plan", "method=checkpoint", "method.file=x.safetensors"), ["method.file=x.safetensors does not exist"]),
+    (("plan", "method=checkpoint", "method.file=x.safetensors"), ["checkpoint.file=x.safetensors does not exist"]),
     (("plan", "method=sfd", "method.generator=x.pt"), ["method.generator=x.pt does not exist"]),
     (("doctor", "strore=x"), ["doctor takes store=DIR and hydra.searchpath=[…], got strore=x"]),
     (("erase", "concepts=church", "out=x.safetensors"), ["method=none erases nothing"]),

@@ -197,7 +197,6 @@ class Harmful:
 
 def refused(name):
     return {
-        "another model": (lambda s: {n: torch.randn_like(t) for n, t in s.items()}, "was made for another model"),
         "another shape": (lambda s: {n: t[:-1].clone() for n, t in s.items()}, "does not fit the model"),
         "another name": (lambda s: {f"x.{n}": t for n, t in s.items()}, "has no parameter x."),
         "not finite": (lambda s: {n: t * float("nan") for n, t in s.items()}, "finite numbers"),
@@ -205,12 +204,22 @@ def refused(name):
     }[name]
 
 
-@pytest.mark.parametrize("name", ["another model", "another shape", "another name", "not finite", "whole numbers"])
+@pytest.mark.parametrize("name", ["another shape", "another name", "not finite", "whole numbers"])
 def test_what_does_not_fit_is_refused(name, tiny_sd, edited, tmp_path):
     spoil, told = refused(name)
     save_file(spoil(edited), tmp_path / "file.safetensors")
     with pytest.raises(overpaint.UserError, match=told):
         read(tiny_sd, tmp_path / "file.safetensors")
+
+
+def test_a_network_of_another_model_is_refused_but_edits_may_replace_their_matrices(tiny_sd, edited, tmp_path):
+    random = {name: torch.randn_like(tensor) for name, tensor in tiny_sd.denoiser.state_dict().items()}
+    save_file(random, tmp_path / "network.safetensors")
+    with pytest.raises(overpaint.UserError, match="was made for another model"):
+        read(tiny_sd, tmp_path / "network.safetensors")
+    replaced = {name: torch.randn_like(tensor) for name, tensor in edited.items()}
+    save_file(replaced, tmp_path / "edit.safetensors")
+    assert_is(read(tiny_sd, tmp_path / "edit.safetensors"), replaced)
 
 
 def test_files_that_are_no_checkpoint_are_refused(tiny_sd, tmp_path, capsys):
@@ -229,7 +238,7 @@ def test_files_that_are_no_checkpoint_are_refused(tiny_sd, tmp_path, capsys):
         "text.safetensors": "not a readable safetensors file",
         "notes.txt": "is not a checkpoint",
         "folder": "holds no weights of a network",
-        "harmful.pt": "cannot be read as weights only",
+        "harmful.pt": "could run code",
         "empty.pt": "holds no named tensors",
         "lora.safetensors": "does not fit the model",
         "missing.safetensors": "does not exist",
@@ -237,7 +246,7 @@ def test_files_that_are_no_checkpoint_are_refused(tiny_sd, tmp_path, capsys):
         with pytest.raises(overpaint.UserError, match=re.escape(name) + ".*" + told):
             read(tiny_sd, tmp_path / name)
     assert "it ran" not in capsys.readouterr().out
-    with pytest.raises(overpaint.UserError, match=r"needs method\.file"):
+    with pytest.raises(overpaint.UserError, match=r"needs checkpoint\.file"):
         read(tiny_sd, "")
 
 

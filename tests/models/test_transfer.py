@@ -118,19 +118,19 @@ def test_published_tensors_are_compared_with_their_own_model(tiny_sd, other, sou
     assert found.keys() == {name}
     expected = other.named_parameters()[name].data + 0.1 * weight.std()
     torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-6)
-    with pytest.raises(overpaint.UserError, match=r"needs method\.base=MODEL"):
+    with pytest.raises(overpaint.UserError, match=r"needs checkpoint\.base=MODEL"):
         moved(other, tmp_path / "esd.safetensors")
 
 
 def test_without_transfer_another_model_is_refused(other, files):
-    with pytest.raises(overpaint.UserError, match=r"method\.transfer=true puts it on another model"):
+    with pytest.raises(overpaint.UserError, match=r"checkpoint\.transfer=true puts it on another model"):
         overpaint.erase(other, "checkpoint", erase=["dog"], file=str(files / "uce.safetensors"))
     with pytest.raises(overpaint.UserError, match="set transfer=true"):
         overpaint.erase(other, "checkpoint", erase=["dog"], file=str(files / "uce.safetensors"), base="testbed")
 
 
 def test_what_cannot_be_transferred_is_refused(tiny_sd, tiny_sdxl, other, files):
-    with pytest.raises(overpaint.UserError, match=r"needs the model that it was made on: method\.base=MODEL"):
+    with pytest.raises(overpaint.UserError, match=r"needs the model that it was made on: checkpoint\.base=MODEL"):
         moved(other, files / "esd.safetensors")
     with pytest.raises(overpaint.UserError, match=r"does not fit the model|which the model does not have"):
         moved(tiny_sdxl, files / "uce.safetensors")
@@ -140,7 +140,7 @@ def test_what_cannot_be_transferred_is_refused(tiny_sd, tiny_sdxl, other, files)
 
 def test_another_base_than_its_own_is_refused(tiny_sd, other, source):
     erasure = overpaint.erase(other, "esd", erase=["dog"], **ESD)
-    with pytest.raises(overpaint.UserError, match=r"not made for the weights of method\.base"):
+    with pytest.raises(overpaint.UserError, match=r"not made for the weights of checkpoint\.base"):
         transferred(dataclasses.replace(erasure), tiny_sd, overpaint.load_model(source))
 
 
