@@ -183,7 +183,9 @@ def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request
     with before.attached(model) if before else nullcontext(), Meter(str(model.device)) as meter:
         erasure = eraser.erase(model, request)
     if not isinstance(erasure, Erasure):
-        raise UserError(f"method={method} returned {type(erasure).__name__}; erase returns an Erasure (docs/extending.md)")
+        raise UserError(
+            f"method={method} returned {type(erasure).__name__}; erase returns an Erasure (docs/extending.md)"
+        )
     erasure.check_layout(model)
     seconds, peak_bytes = meter.seconds, meter.peak_bytes
     if before:

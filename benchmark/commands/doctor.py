@@ -15,7 +15,7 @@ from overpaint.commands.list import said_size
 from overpaint.errors import UserError
 from overpaint.grid.assets import asset
 from overpaint.grid.composition import search
-from overpaint.grid.labels import bytes_said, printable
+from overpaint.grid.labels import bytes_said, counted, printable
 from overpaint.grid.registry import broken_packages, component, components
 from overpaint.grid.typed import bare
 from overpaint.run.store import Store
@@ -54,7 +54,7 @@ def report(store: str | None) -> Iterator[str]:
     yield from broken_packages()
     if place.root.is_dir():
         sizes = [size for stage in place.stages() for size in place.listed(stage).column("bytes").values()]
-        yield f"store {place.root}: {len(sizes)} artefacts, {bytes_said(sum(sizes))}"
+        yield f"store {place.root}: {counted(len(sizes), 'artefact')}, {bytes_said(sum(sizes))}"
     else:
         yield f"store {place.root}: not there yet"
     anchor = next(p for p in (place.root, *place.root.parents) if p.exists())

@@ -10,6 +10,7 @@ from pydantic import Field
 from rich.console import Console
 
 from overpaint.commands.grids import planned
+from overpaint.grid.labels import counted
 from overpaint.grid.typed import check_type
 from overpaint.run.estimates import Estimates
 from overpaint.run.history import changes
@@ -71,13 +72,13 @@ def summary(plan: Plan, todo: Sequence[Task], more: Mapping[Work, int], estimate
     ``more`` is the work of cells whose tasks are not planned yet; what is stored of it is not known.
     """
     tasks = plan.unique().total()
-    head = f"{len(plan.cells)} cells, {tasks} tasks"
+    head = f"{counted(len(plan.cells), 'cell')}, {counted(tasks, 'task')}"
     if not todo:
         return f"{head}, everything is stored"
     images = sum(t.amount for t in todo if t.stage == "generate")
     images += sum(work.amount * count for work, count in more.items() if work.stage == "generate")
     left, most = len(todo) + sum(more.values()), "up to " if more else ""
     return (
-        f"{head}: {max(0, tasks - left)} stored or not needed, {most}{left} to do ({images} images), "
+        f"{head}: {max(0, tasks - left)} stored or not needed, {most}{left} to do ({counted(images, 'image')}), "
         f"{estimates.total(todo, more)}"
     )

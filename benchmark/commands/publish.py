@@ -15,6 +15,7 @@ import click
 from overpaint.commands.grids import CIRCUMSTANCES, ERR, Grid, planned, taken
 from overpaint.commands.targets import whole
 from overpaint.errors import UserError
+from overpaint.grid.labels import counted
 from overpaint.grid.paths import path_of
 from overpaint.report.claims import claim_files, claims_of, file_name, hashes, merged, read_claim, text_of, violations
 from overpaint.report.gathered import as_frame
@@ -81,7 +82,7 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
     for path, text in texts.items():
         with whole(path) as partial:
             partial.write_text(text, encoding="utf-8")
-        ERR.print(f"{path}: {len(files[path].records)} records")
+        ERR.print(f"{path}: {counted(len(files[path].records), 'record')}")
 
 
 def run_of(grid: Grid, overrides: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import click
 
 from overpaint.commands.grids import ERR, store_and_grid
 from overpaint.errors import UserError
-from overpaint.grid.labels import printable
+from overpaint.grid.labels import counted, printable
 
 
 @click.command()
@@ -37,6 +37,8 @@ def retry(what: Sequence[str]) -> None:
             raise store.unwritable(error) from error
         click.echo(printable(f"{key}  {failure.task}  (attempt {failure.attempt}: {failure.reason})"))
     if chosen:
-        ERR.print(f"{len(chosen)} failures forgotten; overpaint run with their grid's overrides makes these tasks")
+        ERR.print(
+            f"{counted(len(chosen), 'failure')} forgotten; overpaint run with their grid's overrides makes these tasks"
+        )
     else:
         ERR.print("no failures are recorded")

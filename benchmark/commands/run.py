@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from overpaint.commands.grids import ERR, Grid, compose, prepare
 from overpaint.commands.plan import summary
 from overpaint.errors import UserError
+from overpaint.grid.labels import counted
 from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.rendering import print_tables
 from overpaint.report.tracking import Sweep, Tracker, sweep_key
@@ -83,11 +84,11 @@ def run_grid(grid: Grid) -> int:
 
 def finish(outcome: Outcome, store: Store, seconds: float) -> int:
     """Say what a run has done. Returns its exit code: 1 if tasks failed."""
-    ERR.print(f"{outcome.done} tasks done in {duration(seconds)}, store {store.root}")
+    ERR.print(f"{counted(outcome.done, 'task')} done in {duration(seconds)}, store {store.root}")
     if not outcome.failed:
         return 0
     ERR.print(
-        f"{len(outcome.failed)} tasks failed; {len(outcome.blocked)} more need them and were not started. "
+        f"{counted(len(outcome.failed), 'task')} failed; {len(outcome.blocked)} more need them and were not started. "
         f"Tracebacks are in {store.root / 'failures'}. The same command tries them again.",
         style="red",
     )

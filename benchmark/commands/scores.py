@@ -9,6 +9,7 @@ import click
 
 from overpaint.commands.grids import ERR, note_lacking, nothing_stored, planned, taken
 from overpaint.commands.targets import target, whole
+from overpaint.grid.labels import counted
 from overpaint.images.gallery import incomplete, score_table
 
 
@@ -27,6 +28,6 @@ def scores(overrides: Sequence[str], overwrite: bool) -> None:
     if path:
         with whole(path) as partial:
             found.to_csv(partial, index=False)
-        ERR.print(f"{path}: {len(found)} images")
+        ERR.print(f"{path}: {counted(len(found), 'image')}")
     else:
         found.to_csv(sys.stdout, index=False)

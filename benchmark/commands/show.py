@@ -14,6 +14,7 @@ from PIL.Image import Image
 from overpaint.commands.grids import ERR, Grid, note_lacking, nothing_stored, planned, taken
 from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError, unknown
+from overpaint.grid.labels import counted
 from overpaint.images.contact_sheets import Sheet, draw
 from overpaint.images.gallery import Entry, entries, incomplete
 from overpaint.images.stages.generate import read_images
@@ -64,7 +65,7 @@ def show(overrides: Sequence[str], show_unsafe: bool, opened: bool, overwrite: b
     else:
         with whole(path) as partial:
             _files(found, grid, partial)
-        ERR.print(f"{path}: {len(found)} images, listed in {path / 'prompts.csv'}")
+        ERR.print(f"{path}: {counted(len(found), 'image')}, listed in {path / 'prompts.csv'}")
 
 
 def _chosen(entry: Entry, text: str | None, role: str | None) -> bool:

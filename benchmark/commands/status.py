@@ -16,7 +16,7 @@ from rich.text import Text
 
 from overpaint.commands.grids import Grid, store_and_grid
 from overpaint.errors import UserError, unknown
-from overpaint.grid.labels import bytes_said, printable
+from overpaint.grid.labels import bytes_said, counted, printable
 from overpaint.run import leases
 from overpaint.run.estimates import Estimate, Estimates, duration
 from overpaint.run.leases import Lease
@@ -133,7 +133,7 @@ def _sections(found: Status) -> Iterator[RenderableType]:
         rest = (
             f"{missing} of {left.tasks} tasks ({stages}), {left.time}" if missing else "nothing, everything is stored"
         )
-        yield Text(f"left of {left.cells} cells: {rest}")
+        yield Text(f"left of {counted(left.cells, 'cell')}: {rest}")
     stored = [(stage, f"{count:,}", bytes_said(size)) for stage, (count, size) in found.stages.items()]
     total = [sum(values) for values in zip(*found.stages.values(), strict=True)] or [0, 0]
     stored.append(("all", f"{total[0]:,}", bytes_said(total[1])))

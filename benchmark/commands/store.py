@@ -10,7 +10,7 @@ import click
 from overpaint.commands.grids import ERR, store_and_grid, taken
 from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError, unknown
-from overpaint.grid.labels import bytes_said, printable
+from overpaint.grid.labels import bytes_said, counted, printable
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import bare
 from overpaint.run import archives
@@ -80,7 +80,9 @@ def merge(source: str, overrides: Sequence[str]) -> None:
     target_store.prepare()
     moved = archives.merge(target_store, place)
     _say(moved.damaged)
-    ERR.print(f"{moved.copied} artefacts copied, {moved.there} were there, {len(moved.damaged)} damaged ones left out")
+    ERR.print(
+        f"{counted(moved.copied, 'artefact')} copied, {moved.there} were there, {len(moved.damaged)} damaged ones left out"
+    )
     sys.exit(1 if moved.damaged else 0)
 
 
@@ -107,7 +109,7 @@ def pack(overrides: Sequence[str], overwrite: bool) -> None:
         moved = archives.pack(found, partial, kept)
         size = bytes_said(partial.stat().st_size)
     _say(moved.damaged)
-    ERR.print(f"{out}: {moved.copied} artefacts, {size}; {len(moved.damaged)} damaged ones left out")
+    ERR.print(f"{out}: {counted(moved.copied, 'artefact')}, {size}; {len(moved.damaged)} damaged ones left out")
     sys.exit(1 if moved.damaged else 0)
 
 

@@ -56,6 +56,11 @@ def short(text: str, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else f"{text[: longest - 8].rstrip()}…#{digest(text)[:6]}"
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things as text for people: ``1 task``, ``2 tasks``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def bytes_said(size: float) -> str:
     """A number of bytes as text for people: ``1.2 GB``."""
     for unit in ("B", "kB", "MB", "GB"):

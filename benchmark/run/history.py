@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from overpaint.grid.labels import counted
 from overpaint.grid.source_code import DRAFT, is_ours
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
@@ -97,13 +98,15 @@ def changes(plan: Plan, store: Store, todo: Sequence[Task]) -> list[str]:
         elif before and before[-1] != source:
             count = sum(component in task.sources for task in todo)
             if count:
-                said.append(f"{component} has changed since its results were made: {_tasks(count)} to make again")
+                said.append(
+                    f"{component} has changed since its results were made: {counted(count, 'task')} to make again"
+                )
     made_with = [store.manifest(task.stage, task.key).get("sources", {}) for task in plan.kept(store)] if edited else []
     for component, others in edited.items():
         count = sum(sources.get(component) in others for sources in made_with)
         if count:
             said.append(
-                f"{component}: its source changed since its results were made, and its version did not: {_tasks(count)} "
+                f"{component}: its source changed since its results were made, and its version did not: {counted(count, 'task')} "
                 "kept; raise version if results can change"
             )
     return said
@@ -113,7 +116,3 @@ def _differ(one: str, other: str) -> bool:
     """Whether two sources of one of our components differ and one of them is not committed."""
     drafts = one.endswith(DRAFT) or other.endswith(DRAFT)
     return drafts and one.removesuffix(DRAFT) != other.removesuffix(DRAFT)
-
-
-def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count} tasks"
