@@ -255,7 +255,6 @@ class Erasure:
         Raises:
             UserError: A tensor is non-finite, or the file cannot be written.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors: dict[str, torch.Tensor] = {}
