@@ -230,7 +230,7 @@ def test_methods_without_records_get_the_command_that_measures_them(tmp_path):
     assert commands == [f"{file['runs'][folder]} method=none,checkpoint" for folder in ("erasers", "scaling")]
     file["runs"]["eraser"] = file["runs"].pop("erasers")
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
-    with pytest.raises(UserError, match="unknown folder 'erasers'.*did you mean 'eraser'"):
+    with pytest.raises(UserError, match=r"unknown folder 'erasers'.*did you mean 'eraser'"):
         block("expectations", str(tmp_path / "claims.yaml"))
 
 
