@@ -266,7 +266,7 @@ def difference(words: Sequence[str]) -> tuple[Estimate, str]:
         raise UserError("a figure is undefined")
     if not unpaired and sides[0][0] == sides[1][0] and all(side[-1] not in FIELDS for side in sides):
         found, _ = paired(*(record_of(side).to_frame().T for side in sides), outcomes_of(sides[0][0]))
-        if found.value is not None:
+        if found.value is not None and np.isclose(found.value, one.value - other.value):  # else no mean of outcomes
             return found, unit
     hits = [np.arange(e.n) < round(e.n * (e.value or 0.0)) for e in (one, other)]
     if unpaired:
