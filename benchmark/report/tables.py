@@ -241,7 +241,8 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
     A mean over fewer concepts than the others in its column shows their number.
     """
     records = distinguished(records).assign(**{GIVEN: _given(records)})
-    several = several_of(records, [GIVEN, *(name for name in SETTINGS if name != "seed")])
+    one_each = "concepts" in (view.rows, *view.blocks)  # the labels of concept sets name what was set by hand
+    several = several_of(records, [*([] if one_each else [GIVEN]), *(name for name in SETTINGS if name != "seed")])
     for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
         columns: Columns = {}
         heads: dict[str, Head] = {}
