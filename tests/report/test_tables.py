@@ -208,6 +208,13 @@ def test_concepts_set_by_hand_are_not_averaged_with_others():
     assert [next(t.entries()).value for t in shown] == [0.2, 0.4] and "concepts.anchor=tree" in shown[1].title
 
 
+def test_a_table_for_each_concept_set_needs_no_second_name_for_it():
+    one = record("uce", "objects5", "target_proportion", 0.2, 0.1, 0.3, given=json.dumps({"concepts.merge": None}))
+    two = record("uce", "objects5 merged by sum", "target_proportion", 0.4, given=json.dumps({"concepts.merge": "sum"}))
+    titles = [table.title for table in tables(frame(one, two), "scaling")]
+    assert titles == ["m: objects5", "m: objects5 merged by sum"]
+
+
 def test_a_view_finds_an_attack_by_its_name_whatever_was_set():
     row = attacked("uce", "church", "seed_search tries=50", 0.5, 0.1, 0.4, 0.01)
     (table,) = tables(frame(row), "robustness")
