@@ -555,7 +555,7 @@ PLACES = [
     ("link e.st", "export erasure=e.st out=d", "does not exist"),
     ("file f", "erase method=uce out=f/x.safetensors", "the folder f does not exist"),
     ("file x.safetensors", "erase method=uce out=x.safetensors", "exists already"),
-    ("folder x.safetensors", "erase method=uce out=x.safetensors --overwrite", "is a folder"),
+    ("folder x.safetensors", "erase method=uce out=x.safetensors --overwrite", "exists already: remove it"),
     ("link x.safetensors", "erase method=uce out=x.safetensors", "exists already"),
     ("folder p.csv", "plan concepts.prompts.target=p.csv", "is not a regular file"),
     ("pipe p.csv", "plan concepts.prompts.target=p.csv", "is not a regular file"),
