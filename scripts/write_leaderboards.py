@@ -53,6 +53,7 @@ from overpaint.report import statistics
 from overpaint.report.claims import narrowed, published
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
 from overpaint.report.pooling import Outcomes
+from overpaint.report.records import number_of
 from overpaint.report.rendering import markdown, number, tables
 from overpaint.report.standings import paired
 from overpaint.report.statistics import Estimate
@@ -212,7 +213,7 @@ def estimate(words: Sequence[str]) -> tuple[Estimate, str]:
     record = record_of(rest)
     limits = FIELDS[field]
     low, high = (record[name] for name in limits) if limits else (np.nan, np.nan)
-    values = [None if pd.isna(value) else float(value) for value in (record[field], low, high)]
+    values = map(number_of, (record[field], low, high))
     unit = {"n": "", "p_value": "p"}.get(field, record["unit"])
     return Estimate(*values, n=int(record["n"])), unit
 

@@ -6,6 +6,7 @@ import torch
 import overpaint
 from overpaint.images.stages import erase as stage
 from overpaint.images.workbench import Workbench
+from overpaint.methods.negative_prompt import NegativePrompt
 from overpaint.models.erasure import Erasure, Replacement
 from overpaint.run.tasks import Task
 
@@ -60,10 +61,12 @@ def test_an_attack_is_watched_below_the_erasure(bench, tmp_path):
 
 
 def test_an_erasure_that_does_not_fit_fails_where_it_is_made(bench, tmp_path, monkeypatch):
-    def cut(model):
+    def cut(self, model, request):
         name, parameter = next(iter(model.named_parameters().items()))
         return Erasure("careless", changes={name: Replacement(parameter.data[:1])})
 
+    monkeypatch.setattr(NegativePrompt, "erase", cut)
+    config = CONFIG | {"method": "negative_prompt", "erase": [{"name": "cat"}]}
     with pytest.raises(overpaint.UserError, match="does not fit the model"):
-        erased(bench, tmp_path, monkeypatch, cut)
+        stage.run(Task("erase", config, runtime={"path": bench.path}), {}, tmp_path, bench)
     assert bench.loads == 1 and not any(tmp_path.iterdir())
