@@ -1,4 +1,4 @@
-"""Processes of runs: those of the engines' workers, those that carry a mark, and a Ray of one node."""
+"""Processes of runs: those of the engines' workers, those that carry a mark, and a Ray on this machine."""
 
 import os
 import tempfile
@@ -69,14 +69,23 @@ def dead_within(seconds, processes):
 @contextmanager
 def ray_of_one_node(cpus, gpus):
     """The address of a Ray cluster of one node with so many CPU cores and pretended GPUs."""
+    with ray_nodes(cpus, gpus) as cluster:
+        yield cluster.address
+
+
+@contextmanager
+def ray_nodes(cpus, gpus=0):
+    """A Ray cluster whose first node has so many CPU cores and pretended GPUs; its ``add_node`` starts further ones."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'overpaint[ray]'")
     from ray.cluster_utils import Cluster
 
+    # A Ray that a run starts itself turns tokens on for the whole process, which then cannot use a cluster without them.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:  # for its sockets
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", IMPORTED)
             patch.setenv("RAY_TMPDIR", short)
             node = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
             cluster = Cluster(initialize_head=True, head_node_args=node)
-        yield cluster.address
+            yield cluster
         cluster.shutdown()

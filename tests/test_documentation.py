@@ -44,7 +44,7 @@ NOT_RUN = {
     "apt-get": "needs root and installs system packages",
     "eval": "sets the environment of a Slurm of one node; tests/run/test_slurm.py runs jobs on one",
     "ray": "starts Ray on a machine of a cluster; tests/run/test_ray.py joins one",
-    "scripts/slurm_single_node.sh": "needs root; tests/run/test_slurm.py runs it",
+    "scripts/slurm_on_this_machine.sh": "needs root; tests/run/test_slurm.py runs it",
 }
 #: Of a command that spans more cells than this, every second, third, … is planned.
 PLANNED = 40

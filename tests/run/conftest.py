@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import contextmanager
 
 import counting_track
 import pytest
@@ -38,14 +39,28 @@ def ray_cluster():
 @pytest.fixture(scope="module")
 def slurm_cluster():
     """A Slurm of one node with four pretended CPUs. Skips where it cannot be started."""
+    with slurm(nodes=1):
+        yield
+
+
+@pytest.fixture
+def slurm_nodes():
+    """A Slurm of two nodes with two pretended CPUs each. The second one counts as another machine."""
+    with slurm(nodes=2):
+        yield
+
+
+@contextmanager
+def slurm(nodes):
+    """A Slurm of so many nodes, which share four pretended CPUs, for the block."""
     pytest.importorskip("submitit", reason="submitit is not installed: pip install 'overpaint[slurm]'")
     if os.geteuid() or not shutil.which("dpkg"):
-        pytest.skip("starting a Slurm of one node needs root and Debian's packages")
-    script = ROOT / "scripts" / "slurm_single_node.sh"
+        pytest.skip("starting a Slurm on this machine needs root and Debian's packages")
+    script = ROOT / "scripts" / "slurm_on_this_machine.sh"
     with tempfile.TemporaryDirectory(prefix="slurm-") as lab, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_LAB", lab)
-        patch.setenv("SLURM_LAB_PORT", "7817")
-        started = subprocess.run([script, "start", "4", "0"], capture_output=True, text=True)
+        patch.setenv("SLURM_LAB_PORT", str(7807 + 10 * nodes))
+        started = subprocess.run([script, "start", str(4 // nodes), "0", str(nodes)], capture_output=True, text=True)
         if started.returncode:
             pytest.skip(f"Slurm cannot be started here: {started.stderr.strip()}")
         patch.setenv("SLURM_CONF", f"{lab}/slurm.conf")

@@ -18,7 +18,8 @@ from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component
 from overpaint.run.engines.ray import Actor, sweep
 from overpaint.run.runner import run_here
-from processes import IMPORTED, actors, dead_within, marked
+from overpaint.run.shared_run import SharedRun
+from processes import IMPORTED, actors, dead_within, marked, ray_nodes
 from small_grid import figures, one_thread
 
 KILLS = 3
@@ -87,6 +88,28 @@ def test_the_figures_of_actors_that_were_killed_equal_those_of_one_process(ray_c
     pd.testing.assert_frame_equal(figures(tmp_path / "shared", run), alone, check_exact=True)
 
 
+def test_a_killed_node_costs_what_its_actors_have_in_hand(store, counting, tmp_path):
+    """One of two nodes is killed during the run, and a new one takes its place."""
+    plan = grid(range(20), log=tmp_path / "log", pause=0.2)
+
+    class Replacing(Told):
+        def finished(self, *args):
+            super().finished(*args)
+            if len(self.done) == 10:
+                cluster.remove_node(second, allow_graceful=False)
+                cluster.add_node(num_cpus=2)
+
+    with ray_nodes(cpus=1) as cluster:
+        second, watcher = cluster.add_node(num_cpus=2), Replacing()
+        cluster.wait_for_nodes()
+        outcome = component("engine", "ray").build({"address": cluster.address}).run(plan, store, watcher)
+    assert not outcome.failed and results(plan, store) == [n + 100 for n in range(20)]
+    assert watcher.gone == ["its actor died"] * 2
+    begun = (tmp_path / "log").read_text().splitlines()
+    assert len(plan.tasks) <= len(begun) <= len(plan.tasks) + 2, "more than what was in hand was made again"
+    assert left(store) == []
+
+
 def test_a_run_starts_ray_and_ends_it(store, counting, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", IMPORTED)
     before = servers()
@@ -141,3 +164,19 @@ def test_a_share_of_gpus_is_checked(gpus):
 def test_an_actor_that_does_not_see_the_store_says_so(tmp_path):
     with pytest.raises(UserError, match=f"ray 1 on .* does not see the store {tmp_path}: put it on a path"):
         Actor(tmp_path / "runs" / "id", "ray 1", "cpu", 1).begin()
+
+
+def test_a_store_that_is_gone_before_the_actors_look_for_it_is_not_blamed_on_their_machine(
+    ray_cluster, store, counting, monkeypatch
+):
+    begin, away = SharedRun.begin, store.root.with_name("away")
+
+    def begin_and_go(*args):
+        shared = begin(*args)
+        store.root.rename(away)
+        return shared
+
+    monkeypatch.setattr(SharedRun, "begin", begin_and_go)
+    with pytest.raises(UserError, match=f"cannot write to the store {store.root}: its folders are gone"):
+        component("engine", "ray").build({"address": ray_cluster, "workers": 2}).run(grid(range(2)), store, Told())
+    assert not store.root.exists()

@@ -1,8 +1,9 @@
-"""Slurm: settings and scripts; and, on a real Slurm of one node, jobs that are killed, preempted, cancelled or out of time."""
+"""Slurm: settings and scripts; and, on a real Slurm, jobs that are killed, preempted, cancelled or out of time."""
 
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pandas as pd
 import psutil
@@ -16,7 +17,7 @@ from overpaint.run.engines.slurm import minutes
 from overpaint.run.leases import held
 from overpaint.run.runner import run_here
 from overpaint.run.store import Store
-from processes import jobs
+from processes import jobs, marked
 from small_grid import figures, one_thread
 
 #: What a run leaves empty.
@@ -82,13 +83,13 @@ def test_without_slurm_or_submitit_there_is_one_sentence(monkeypatch):
 @pytest.fixture
 def engine(slurm_cluster, counting):
     """``engine(time=2)``: two jobs with a core each."""
-
-    def build(**values):
-        fixed = {"workers": 2, "gpus": 0, "cpus": 1, "partition": "main", "time": 10}
-        return component("engine", "slurm").build(fixed | values)
-
     yield build
     assert queue() == ""
+
+
+def build(**values):
+    fixed = {"workers": 2, "gpus": 0, "cpus": 1, "partition": "main", "time": 10}
+    return component("engine", "slurm").build(fixed | values)
 
 
 def queue():
@@ -156,6 +157,36 @@ def test_a_job_that_slurm_takes_away_comes_back(engine, store, tmp_path, how):
     assert not outcome.failed and watcher.gone == [] and results(plan, store) == list(range(100, 106))
     assert len(plan.tasks) < len((tmp_path / "log").read_text().splitlines()) <= len(plan.tasks) + 2
     assert left(store) == []
+
+
+@pytest.mark.slow
+def test_a_node_that_fails_costs_what_its_jobs_have_in_hand(slurm_nodes, counting, store, tmp_path):
+    """Slurm runs its jobs again on the other node, where nobody can ask whether the first one's processes live."""
+    plan = grid(range(8), log=tmp_path / "log", steps=10, pause=0.2)
+
+    def fail():
+        lost = [*marked("SLURMD_NODENAME", "node-2"), *daemons("slurmd", "-N node-2"), *daemons("slurmstepd", "node-2")]
+        assert any("submitit" in " ".join(process.cmdline()) for process in lost)
+        for process in lost:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    class Failing(Told):
+        def finished(self, *args):
+            super().finished(*args)
+            if len(self.done) == 4:
+                fail()
+
+    watcher = Failing()
+    outcome = build(workers=4).run(plan, store, watcher)
+    assert not outcome.failed and results(plan, store) == list(range(100, 108))
+    assert len(plan.tasks) < len((tmp_path / "log").read_text().splitlines()) <= len(plan.tasks) + 2
+    assert left(store) == [] and queue() == ""
+
+
+def daemons(name, argument):
+    found = psutil.process_iter(["name", "cmdline"])
+    return [p for p in found if p.info["name"] == name and argument in " ".join(p.info["cmdline"] or ())]
 
 
 @pytest.mark.slow
