@@ -272,7 +272,9 @@ class Actors:
         except self._ray.exceptions.RayActorError as error:
             return self._replace(member, error)
         except self._ray.exceptions.RayTaskError as error:
-            gone = self._store.disk_error(error)  # for everyone: an actor that starts can only say that it sees no store
+            gone = self._store.disk_error(
+                error
+            )  # for everyone: an actor that starts can only say that it sees no store
             if gone:
                 raise self._store.unwritable(gone) from None
             if isinstance(error.cause, UserError):
