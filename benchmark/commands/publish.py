@@ -72,7 +72,7 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
     records = stored_records(grid.store, grid.plan)
     if records.empty:
         raise UserError(f"{grid.store.root} holds no figures of this grid")
-    claims = claims_of(records, as_frame(stored_outcomes(grid.store, records)), run_of(grid, overrides))
+    claims = claims_of(records, as_frame(stored_outcomes(grid.store, records)), provenance(grid, overrides))
     files = {folder / file_name(method): claim for method, claim in claims.items()}
     texts = {path: text_of(merged(read_claim(path), c) if path.exists() else c) for path, c in files.items()}
     try:
@@ -85,7 +85,7 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
         ERR.print(f"{path}: {counted(len(files[path].records), 'record')}")
 
 
-def run_of(grid: Grid, overrides: Sequence[str]) -> dict[str, Any]:
+def provenance(grid: Grid, overrides: Sequence[str]) -> dict[str, Any]:
     """How the records of a grid were made: the command, libraries, processor, and hashes of models and asset files."""
     with grid.store.reading(STAGE, grid.plan.cells[0][1].key) as place:
         manifest = read_manifest(place)

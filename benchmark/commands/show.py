@@ -78,7 +78,10 @@ def _sheet(found: Sequence[Entry], grid: Grid, text: str | None, show_unsafe: bo
     plain = [e for e in found if e.cell["attack_name"] == "none"] or found
     columns = dict.fromkeys(map(_column, plain))
     first = next(iter(columns))[0]
-    kept = [column for column in columns if text or column[0] == first][:WIDEST]
+    asked = [column for column in columns if text or column[0] == first]
+    kept = asked[:WIDEST]
+    if len(asked) > WIDEST:
+        ERR.print(f"note: the sheet has the first {WIDEST} of {len(asked)} columns; out=DIR writes all images")
     sheet, images = Sheet(), Images()
     for entry in found:
         column = _column(entry)

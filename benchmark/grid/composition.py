@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from overpaint.errors import UserError, unknown
 from overpaint.grid.overrides import MOST_CELLS, Setting, read_override
 from overpaint.grid.paths import path_of
-from overpaint.grid.registry import COMPANY, DESCRIPTION, components, conf_folders, look_in
+from overpaint.grid.registry import COMPANY, DESCRIPTION, components, conf_folders, look_in, unknown_component
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
@@ -271,7 +271,7 @@ class Composition:
         if (group, name) not in self.read:
             known = components(group)
             if name not in known:
-                raise unknown(group, str(name), known)
+                raise unknown_component(group, str(name))
             self.read[group, name] = self._read(group, name, known[name])
         return self.read[group, name]
 
@@ -307,7 +307,7 @@ def _option(setting: Setting, value: Any) -> str:
             f"{setting.typed}: {unquoted[0]} is a number, a truth value or null in Hydra's grammar; quote it: {quoted}"
         )
     if not isinstance(value, str) or value not in components(setting.key):
-        raise unknown(setting.key, value if isinstance(value, str) else shown(value), components(setting.key))
+        raise unknown_component(setting.key, value if isinstance(value, str) else shown(value))
     return value
 
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from overpaint.errors import UserError, unknown
+from overpaint.errors import UserError, nearest, unknown
 from overpaint.grid.labels import is_file
 from overpaint.grid.read_once import forget, remembered
 from overpaint.grid.shipped import shipped
@@ -97,13 +97,20 @@ def component(kind: str, name: str) -> Component:
     """The component of that name. Raises a `UserError` for an unknown name or an unusable YAML file."""
     found = _files(kind)
     if name not in found:
-        raise UserError(" ".join([str(unknown(kind, name, found)), *broken_packages()]))
+        raise unknown_component(kind, name)
     path, *others = found[name]
     if others:
         raise UserError(f"{kind}={name} is in {path} and in {others[0]}: rename one of them")
     config = read_mapping(path, f"{kind}={name}")
     refuse_resolvers(config, f"{kind}={name}")
     return Component(kind, name, config)
+
+
+def unknown_component(kind: str, name: str) -> UserError:
+    """The error for a name that no YAML file of a kind has. It tells how a component of the user's own is found."""
+    found = _files(kind)
+    own = () if _asked or nearest(name, found) else ("If it is your own, add 'hydra.searchpath=[file://DIR]'.",)
+    return UserError(" ".join([str(unknown(kind, name, found)), *own, *broken_packages()]))
 
 
 def components(kind: str) -> dict[str, Path]:

@@ -23,17 +23,21 @@ def command_of(view: View, **others: Sequence[str]) -> str:
     return " ".join(["overpaint run", *(f"{key}={value}" for key, value in overrides.items())])
 
 
-def run_of(records: pd.DataFrame) -> dict[str, list[str]]:
-    """The options of the records that are not a run's defaults, so that a command makes figures of the same table.
+def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> str:
+    """The `command_of` a view whose figures join the table of the records: with their model and budget.
 
-    Labels that show values set by hand are no options, and are left out.
+    Labels of values that were set by hand are no options: the text names them after the command.
     """
-    found = {}
+    by_hand = []
     for group, default in DEFAULTS.items():
-        names = _plain(records[group], group)
-        if len(names) == 1 and names[0] != default:
-            found[group] = names
-    return found
+        labels = list(dict.fromkeys(records[group]))
+        if len(labels) == 1 and labels[0] != default:
+            if labels[0] in components(group):
+                others[group] = labels
+            else:
+                by_hand.append(f"{group} {labels[0]}")
+    also = f" (with the values that these figures have: {', '.join(by_hand)})" if by_hand else ""
+    return command_of(view, **others) + also
 
 
 def undefined(records: pd.DataFrame, view: View) -> str:
@@ -59,7 +63,7 @@ def _facets_without(records: pd.DataFrame, view: View) -> list[str]:
     if not missing:
         return []
     return [
-        f"No figure of {', '.join(missing)} is stored. To make them: {command_of(view, concepts=concepts, **run_of(records))}"
+        f"No figure of {', '.join(missing)} is stored. To make them: {command_for(records, view, concepts=concepts)}"
     ]
 
 
@@ -76,7 +80,7 @@ def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
         kinds = {view.columns[title].kind for title in empty} - {None}
         held = {title for title in empty if view.columns[title].kind in set(records["kind"]) | {None}}
         same = held == set(empty)  # other columns need concepts of another kind
-        command = command_of(view, method=methods, **({"concepts": concepts} if same else {}), **run_of(records))
+        command = command_for(records, view, method=methods, **({"concepts": concepts} if same else {}))
         of_kind = f" (concepts of kind {', '.join(sorted(map(str, kinds)))})" if kinds and not same else ""
         said.append(f"Not stored: {_listed(empty)}{of_kind}. To make them: {command}")
     lacking: dict[str, list[str]] = {}
@@ -88,7 +92,7 @@ def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
         if method in lacking and view.rows == "method":
             groups.setdefault(tuple(lacking[method]), []).append(method)
     for titles, names in groups.items():
-        command = command_of(view, method=names, concepts=concepts, **run_of(records))
+        command = command_for(records, view, method=names, concepts=concepts)
         said.append(f"Not stored for {', '.join(names)}: {_listed(titles)}. To make them: {command}")
     return said
 

@@ -22,7 +22,7 @@ from overpaint.grid.scope import OUTSIDE
 from overpaint.report.comparisons import pairs, rankings
 from overpaint.report.families import DIFFERS, EQUAL, marked
 from overpaint.report.fronts import ON_FRONT, fronts
-from overpaint.report.missing import command_of, gaps, run_of, undefined
+from overpaint.report.missing import command_for, command_of, gaps, undefined
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST, panels
 from overpaint.report.pooling import Outcomes
 from overpaint.report.standings import BEST, TIED
@@ -79,11 +79,7 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
     missing = gaps(records, chosen)
     shown = list(builders[chosen.cells]())
     if not shown:
-        why = (
-            missing[0]
-            if missing
-            else f"{undefined(records, chosen)}To make some: {command_of(chosen, **run_of(records))}"
-        )
+        why = missing[0] if missing else f"{undefined(records, chosen)}To make some: {command_for(records, chosen)}"
         raise UserError(f"view {view} shows none of the {len(records)} figures stored for this table. {why}")
     return [*shown[:-1], replace(shown[-1], notes=[*shown[-1].notes, *missing])]
 

@@ -73,6 +73,7 @@ CASES = [
     (("run", "=3"), ["'=3': there is no key before the ="]),
     (("run", "method="), ["unknown method ''", "uce"]),
     (("run", "method=null"), ["unknown method 'null'"]),
+    (("run", "method=my_own_eraser_"), ["unknown method 'my_own_eraser_'", "'hydra.searchpath=[file://DIR]'"]),
     (("run", "concepts=[church,cat]"), ["concepts takes one option; several without brackets are an axis"]),
     (("run", "experiment=demo,smoke"), ["run one after the other"]),
     (("plan", "store=a,b", "budget=smoke"), ["store says where and how the whole grid runs"]),

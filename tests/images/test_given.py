@@ -67,6 +67,8 @@ def test_a_sheet_has_one_row_a_method_and_one_column_a_prompt(run):
     run("show", *GRID, "out=one.png", "role=target")
     whole, one = (Image.open(run.folder / name).size for name in ("all.png", "one.png"))
     assert whole[1] == one[1] and whole[0] - one[0] == 134  # one more column
+    told = run("show", *GRID, "out=wide.png", "prompt=a").stderr
+    assert "note: the sheet has the first 12 of 16 columns; out=DIR writes all images" in told
     told = run("show", *GRID, "prompt=submarine", code=2).stderr
     assert "none of the 32 images of this grid has prompt=submarine" in told
 

@@ -505,11 +505,13 @@ def test_a_partial_store_says_what_is_missing(records):
 
 
 def test_the_command_makes_figures_of_the_same_table(records):
-    """It repeats the model and the budget that all records share, where these are options of their groups."""
+    """It repeats the model and the budget that all records share. Values that were set by hand are named after it."""
     smoke = render(records.assign(budget="smoke", model="sd14"), "md", "methods")
     assert "attack=none model=sd14 budget=smoke" in smoke
     by_hand = render(records.assign(budget="smoke grid=0"), "md", "methods")
-    assert "budget=" not in by_hand.split("To make them: ")[1].splitlines()[0]
+    command = by_hand.split("To make them: ")[1].splitlines()[0]
+    assert "budget=" not in command
+    assert command.endswith("attack=none (with the values that these figures have: model m, budget smoke grid=0)")
 
 
 def test_undefined_figures_say_why_two_methods_are_not_compared():
