@@ -35,8 +35,8 @@ from overpaint.blocks.anchor_images import AnchorImages, Forms, detached_begin
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import diffused, shuffled
 from overpaint.blocks.prior import Captions, check_captions
-from overpaint.blocks.training import Rule, Student, gradient_of, parameter_group, train
-from overpaint.errors import UserError, at_least
+from overpaint.blocks.training import Rule, Student, gradient_of, parameter_group, token_rows, train
+from overpaint.errors import at_least
 from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
@@ -196,19 +196,8 @@ class CA(Eraser):
         """
         if self.train != "embedding":
             return Student(model, parameter_group(model, GROUPS[self.train])), {}
-        pieces, kept = (
-            {piece for text in texts for piece in model.token_ids(text)[1:-1]}
-            for texts in ([concept.name for concept, _ in targets], [anchor for _, anchor in targets])
-        )
-        if not pieces - kept:
-            raise UserError(
-                "method=ca: train=embedding has nothing to train: the anchors contain all words of the concepts"
-            )
-        names = [name for name in model.text_encoder_names if name.endswith("token_embedding.weight")]
-        student = Student(model, names)
-        rows = torch.zeros(len(student.masters[names[0]]), dtype=torch.bool)
-        rows[sorted(pieces - kept)] = True
-        return student, {name: rows for name in names}
+        rows = token_rows(model, [concept.name for concept, _ in targets], [anchor for _, anchor in targets])
+        return Student(model, list(rows)), rows
 
 
 def masked_error(predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

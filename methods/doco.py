@@ -31,7 +31,7 @@ from overpaint.blocks.anchor_images import AnchorImages, Batch, Forms, detached_
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import diffused, shuffled
 from overpaint.blocks.prior import Captions, check_captions
-from overpaint.blocks.training import Rule, Student, gradients, parameter_group
+from overpaint.blocks.training import Rule, Student, gradients, parameter_group, token_rows
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
@@ -40,7 +40,7 @@ from overpaint.models.erasure import Erasure
 from overpaint.models.lazily import functional, torch
 from overpaint.run.progress import steps
 
-#: ``train`` -> the denoiser's parameters to train.
+#: ``train`` -> the denoiser's parameters to train. ``embedding`` trains token embeddings of the text encoder instead.
 GROUPS: dict[str, Rule] = {
     "kv": lambda p: p.attention == "cross" and p.role in ("key", "value"),
     "full": lambda p: True,
@@ -65,7 +65,7 @@ class DoCo(Eraser):
 
     compat: Literal["intended", "official"]
     loss: Literal["model", "noise"]
-    train: Literal["kv", "full"]
+    train: Literal["kv", "full", "embedding"]
     rule: Literal["style", "object", "unsafe", "memorization"] | None
     default_anchor: str
     templates: list[str] | None
@@ -120,29 +120,36 @@ class DoCo(Eraser):
         """The student's learning rate. The official commands multiply it by the batch size."""
         return self.learning_rate * (self.batch_size if self.scale_learning_rate else 1)
 
+    @property
+    def decay(self) -> float:
+        """Weight decay; 0 for token embeddings, since it would shrink those of all other words too."""
+        return 0.0 if self.train == "embedding" else self.weight_decay
+
     def least(self, request: Request) -> Mapping[str, int]:
         return {"pictures": len(request.erase)}
 
     @property
     def acts_on(self) -> str:
-        return "conditioning" if self.train == "kv" else "denoiser"
+        return {"kv": "conditioning", "embedding": "text_encoder"}.get(self.train, "denoiser")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)
-        images = self.images(list(zip(request.erase, request.anchors(self.default_anchor), strict=True)))
+        targets = list(zip(request.erase, request.anchors(self.default_anchor), strict=True))
+        images = self.images(targets)
         bank = images.bank(model, draws)
-        student, critic = Student(model, parameter_group(model, GROUPS[self.train])), Critic(self, draws)
-        optimizer = torch.optim.AdamW(student.masters.values(), lr=self.rate, weight_decay=self.weight_decay)
+        student, rows = self.student(model, targets)
+        critic = Critic(self, draws)
+        optimizer = torch.optim.AdamW(student.masters.values(), lr=self.rate, weight_decay=self.decay)
         corrected = shuffled(draws, "pictures", len(bank), self.batch_size)
         preserved = shuffled(draws, "prior_pictures", len(bank), self.batch_size)
         with torch.enable_grad(), detached_begin(model):
             for step in steps(self.iterations, "iterations"):
-                rows = next(corrected), next(preserved) if self.prior else []
-                batch = images.batch(model, bank, *rows, draws)
-                learns = step >= self.first
-                concept, anchor, prior = self.predictions(model, student, batch, learns, draws)
+                prior_pictures = next(preserved) if self.prior else []
+                batch = images.batch(model, bank, next(corrected), prior_pictures, draws)
+                corrects = step >= self.first
+                concept, anchor, prior = self.predictions(model, student, batch, corrects, draws)
                 trace_values(x0_anchor=anchor, x0_concept=concept.detach())
-                left = self.correct(student, optimizer, critic, concept, prior) if learns else None
+                left = self.correct(student, rows, optimizer, critic, concept, prior) if corrects else None
                 critic.learn(anchor, concept.detach(), left)
         return Erasure("doco", changes=student.changes(), manifest={"pictures": len(bank)})
 
@@ -164,13 +171,20 @@ class DoCo(Eraser):
             flip=self.flip,
         )
 
+    def student(self, model: DiffusionModel, targets) -> tuple[Student, dict[str, torch.Tensor]]:
+        """The student, and for a token table the mask (vocabulary,) of its trained rows."""
+        if self.train != "embedding":
+            return Student(model, parameter_group(model, GROUPS[self.train])), {}
+        rows = token_rows(model, [concept.name for concept, _ in targets], [anchor for _, anchor in targets])
+        return Student(model, list(rows)), rows
+
     def predictions(
-        self, model: DiffusionModel, student: Student, batch: Batch, learns: bool, draws: Draws
+        self, model: DiffusionModel, student: Student, batch: Batch, corrects: bool, draws: Draws
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """x̂_0(e(x_t, c*)) and x̂_0(e0(x_t, c_a)) (b, 4, h, w), and the prior's loss if there is a prior."""
         x_t, t, noise = diffused(model, batch.latents, draws)
         truth, rows = model.denoising_target(batch.latents, noise, t), len(batch.anchor_ids)
-        with torch.set_grad_enabled(learns), student.active():
+        with torch.set_grad_enabled(corrects), student.active():
             predicted = model.predict(x_t, t, model.encode_ids(batch.ids))
         target = truth[:rows]
         if self.loss == "model":
@@ -180,26 +194,32 @@ class DoCo(Eraser):
         prior = functional.mse_loss(predicted[rows:].float(), truth[rows:].float()) if self.prior else None
         return concept, anchor, prior
 
-    def correct(self, student: Student, optimizer, critic: Critic, concept: torch.Tensor, prior) -> list[torch.Tensor]:
-        """One optimiser step on the student. Returns the gradient that its loss has on D's parameters."""
+    def correct(
+        self,
+        student: Student,
+        rows: Mapping[str, torch.Tensor],
+        optimizer,
+        critic: Critic,
+        concept: torch.Tensor,
+        prior,
+    ) -> list[torch.Tensor]:
+        """One optimiser step on the student; of token tables, ``rows`` learn. Returns the loss's gradient on D's parameters."""
         correction = critic.loss(concept, 0.0)
-        masters, own = list(student.masters.values()), critic.parameters
+        own = critic.parameters
         trace_values(correction=correction.detach(), prior=None if prior is None else prior.detach())
         if self.surgery:
-            h = reached(prior, masters, student.dtype, retain_graph=True)
+            h, _ = reached(prior, student, rows, retain_graph=True)
             trace_values(prior_gradients=dict(zip(student.masters, h, strict=True)))
             h = self.clipped(h)
-            found = reached(correction, [*masters, *own], student.dtype)
-            g, left = found[: len(masters)], found[len(masters) :]
+            g, left = reached(correction, student, rows, own)
             trace_values(gradients=dict(zip(student.masters, g, strict=True)))
             g = [self.operated(*pair) for pair in zip(self.clipped(g), h, strict=True)]
         else:
             loss = correction if prior is None else correction + PRIOR * self.prior_weight * prior
-            found = reached(loss, [*masters, *own], student.dtype)
-            g, left = found[: len(masters)], found[len(masters) :]
+            g, left = reached(loss, student, rows, own)
             trace_values(gradients=dict(zip(student.masters, g, strict=True)))
             g = self.clipped(g)
-        for master, gradient in zip(masters, g, strict=True):
+        for master, gradient in zip(student.masters.values(), g, strict=True):
             master.grad = gradient
         trace_values(stepped=dict(zip(student.masters, g, strict=True)))
         optimizer.step()
@@ -222,11 +242,20 @@ class DoCo(Eraser):
 
 
 def reached(
-    loss: torch.Tensor, parameters: Sequence[torch.Tensor], kind: torch.dtype, retain_graph: bool = False
-) -> list[torch.Tensor]:
-    """∂loss/∂p for each parameter; zero for one that the loss does not depend on."""
-    found = gradients(loss, parameters, kind, retain_graph)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    loss: torch.Tensor,
+    student: Student,
+    rows: Mapping[str, torch.Tensor],
+    others: Sequence[torch.Tensor] = (),
+    retain_graph: bool = False,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """∂loss/∂p for the student's parameters, 0 outside the ``rows`` of token tables, and for ``others``."""
+    parameters = [*student.masters.values(), *others]
+    found = gradients(loss, parameters, student.dtype, retain_graph)
+    full = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    for name, g in zip(student.masters, full, strict=False):
+        if name in rows:
+            g[~rows[name]] = 0
+    return full[: len(student.masters)], full[len(student.masters) :]
 
 
 class Critic:

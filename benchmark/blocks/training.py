@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeAlias
 
@@ -69,6 +69,24 @@ def parameter_group(model: DiffusionModel, rule: Rule, part: Sequence[str] | Non
     if not names:
         raise UserError("this group of parameters is empty on this model: nothing would be trained")
     return names
+
+
+def token_rows(model: DiffusionModel, texts: Iterable[str], kept: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The token tables of the text encoders, each with a mask (vocabulary,): the tokens of ``texts`` that ``kept`` lacks.
+
+    Raises:
+        UserError: ``kept`` contains all tokens.
+    """
+    pieces, others = ({piece for text in some for piece in model.token_ids(text)[1:-1]} for some in (texts, kept))
+    if not pieces - others:
+        raise UserError("train=embedding has nothing to train: the anchors contain all words of the concepts")
+    found = {}
+    for name in model.text_encoder_names:
+        if name.endswith("token_embedding.weight"):
+            rows = torch.zeros(len(model.named_parameters()[name]), dtype=torch.bool)
+            rows[sorted(pieces - others)] = True
+            found[name] = rows
+    return found
 
 
 @contextmanager

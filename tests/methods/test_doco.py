@@ -43,6 +43,23 @@ def before_norm(name):
     return name in ("2.bias", "5.bias", "8.bias")
 
 
+@pytest.mark.parametrize("surgery", [True, False])
+def test_embeddings_learn_in_the_rows_of_the_concepts_words_alone(tiny_sd, surgery):
+    arguments = {"erase": ["black dog"], "anchor": "dog", "train": "embedding", "iterations": 2, "surgery": surgery}
+    erasure, seen = traced_erase(tiny_sd, **arguments)
+    ((name, change),) = erasure.changes.items()
+    moved = (change.tensor != tiny_sd.named_parameters()[name]).any(dim=1).nonzero().flatten().tolist()
+    words = sorted(set(tiny_sd.token_ids("black")[1:-1]) - set(tiny_sd.token_ids("dog")))
+    assert moved == words
+    for gradients in (of for kind in ("gradients", "stepped") for of in seen[kind]):
+        assert gradients[name].any(dim=1).nonzero().flatten().tolist() == words
+
+
+def test_an_anchor_with_the_concepts_words_leaves_no_embedding_to_learn(tiny_sd):
+    with pytest.raises(overpaint.UserError, match="train=embedding has nothing to train"):
+        traced_erase(tiny_sd, erase=["dog"], anchor="black dog", train="embedding")
+
+
 @pytest.mark.parametrize("tag", ["surgery_style", "plain_prior"])
 def test_official_code(tag, tiny_sd_float64, golden):
     model = tiny_sd_float64
