@@ -17,6 +17,8 @@ from overpaint.grid.typed import bare, shown
 
 #: Maximum number of cells of a grid, and of values of an axis.
 MOST_CELLS = 200_000
+#: Longer texts that cannot be read get no advice.
+LONGEST = 1000
 How = Literal["set", "add", "delete"]
 
 
@@ -98,16 +100,24 @@ def _unreadable(typed: str) -> UserError:
     key, equals, value = typed.partition("=")
     if not equals:
         return UserError(f"cannot read the override {shown(typed)}: overrides are key=value")
-    listed = value.startswith("[") and value.endswith("]")
-    parts = [_quoted(part.strip()) for part in (value[1:-1].split(",") if listed else [value])]
-    if not typed.isprintable() or len(typed) > 200:
+    if not typed.isprintable() or len(typed) > LONGEST:
         return UserError(f"cannot read the override {shown(typed)}")
-    better = f"{key}=" + (f"[{','.join(parts)}]" if listed else parts[0])
-    try:
-        OverridesParser.create().parse_override(better)
-    except (HydraException, ValueError, RecursionError):
+    listed = value.startswith("[") and value.endswith("]")
+    each = ",".join(_quoted(part.strip()) for part in (value[1:-1] if listed else value).split(","))
+    better = [f"{key}=[{each}]"] if listed else [f"{key}={_quoted(value.strip())}", f"{key}={each}"]
+    readable = [shlex.quote(text) for text in dict.fromkeys(better) if _in_grammar(text)]
+    if not readable:
         return UserError(f"cannot read the override {shown(typed)}: overrides are key=value, in Hydra's grammar")
-    return UserError(f"cannot read the override {shown(typed)}; quote it: {shlex.quote(better)}")
+    sweep = f", or for a sweep: {readable[1]}" if len(readable) > 1 else ""
+    return UserError(f"cannot read the override {shown(typed)}; quote it: {readable[0]}{sweep}")
+
+
+def _in_grammar(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(text)
+    except (HydraException, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _quoted(text: str) -> str:

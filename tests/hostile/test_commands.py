@@ -516,6 +516,11 @@ SENTENCES = [
     ("concepts.erase=[Van Gogh's]", "quote it: 'concepts.erase=[\"Van Gogh'\"'\"'s\"]'"),
     ("concepts.prompts.target=~/p.csv", """quote it: 'concepts.prompts.target="~/p.csv"'"""),
     ("concepts.prompts.target=/tmp/a=b.csv", """quote it: 'concepts.prompts.target="/tmp/a=b.csv"'"""),
+    (
+        "checkpoint.file=a-{concept}.pt,b-{concept}.pt",
+        """quote it: 'checkpoint.file="a-{concept}.pt,b-{concept}.pt"', """
+        """or for a sweep: 'checkpoint.file="a-{concept}.pt","b-{concept}.pt"'""",
+    ),
     ("seed=range(0,1000000)", "has more than 200000 values"),
     ("seed=range(0,500) | budget.seeds=range(1,500)", "this grid has 249500 cells; one run takes at most 200000"),
     ("method=uce | method.lamb=${oc.env:HOME}", "method.lamb: '${oc.env:HOME}' runs a resolver"),
