@@ -101,21 +101,29 @@ def unjudged(table: pd.DataFrame) -> list[str]:
     return [str(label) for label, judged in table.groupby("label")["hit"].count().items() if not judged]
 
 
+def paired(these: pd.DataFrame, those: pd.DataFrame) -> pd.DataFrame | None:
+    """``these`` outcomes with ``those`` of the same prompts and seeds as ``hit_other``; ``None`` if fewer than half correspond.
+
+    The difference of few pairs would be that of other images.
+    """
+    keys = [*KEYS, "stratum"] if "stratum" in these else KEYS
+    if these.duplicated(keys).any() or those.duplicated(keys).any():
+        return None
+    pairs = these.merge(those, on=keys, suffixes=("", "_other"))
+    return pairs if 2 * len(pairs) >= max(len(these), len(those)) else None
+
+
 def difference(these: pd.DataFrame, those: pd.DataFrame) -> Estimate:
     """The share of ``these`` outcomes minus the share of ``those``: paired if most of them correspond, unpaired
     otherwise.
 
     It is undefined if a stratum has no judged pair, because the mean over the other strata would be a different figure.
     """
-    keys = [*KEYS, "stratum"] if "stratum" in these else KEYS
-    if not (these.duplicated(keys).any() or those.duplicated(keys).any()):
-        pairs = these.merge(those, on=keys, suffixes=("", "_other"))
-        if 2 * len(pairs) >= max(len(these), len(those)):  # else the difference would be that of other images
-            if "stratum" in pairs and unjudged(pairs.assign(hit=pairs["hit"] + pairs["hit_other"])):
-                return Estimate(None)
-            return statistics.paired_difference(
-                pairs["hit"], pairs["hit_other"], pairs["cluster"], pairs.get("stratum")
-            )
+    pairs = paired(these, those)
+    if pairs is not None:
+        if "stratum" in pairs and unjudged(pairs.assign(hit=pairs["hit"] + pairs["hit_other"])):
+            return Estimate(None)
+        return statistics.paired_difference(pairs["hit"], pairs["hit_other"], pairs["cluster"], pairs.get("stratum"))
     return statistics.unpaired_difference(these["hit"], those["hit"], these["cluster"], those["cluster"])
 
 
@@ -152,10 +160,10 @@ def compare(
 
 
 def kept(these: pd.DataFrame, those: pd.DataFrame | None) -> pd.DataFrame:
-    """Outcomes as they are stored beside the records, with those of the other side where they correspond."""
+    """Outcomes as they are stored beside the records, with those of the other side if the difference is paired."""
     table = these[["prompt_id", "seed", "label", "cluster"]].assign(value=these["hit"].astype(float))
     table["stratum"] = these.get("stratum", "")
-    if those is None or these.duplicated(KEYS).any() or those.duplicated(KEYS).any():
+    if those is None or these.duplicated(KEYS).any() or those.duplicated(KEYS).any() or paired(these, those) is None:
         return table.assign(other=np.nan)
     other = those.set_index(KEYS)["hit"].astype(float)
     return table.assign(other=other.reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy())

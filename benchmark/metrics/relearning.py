@@ -34,6 +34,8 @@ from overpaint.report.statistics import LEVEL, Estimate
 
 #: Normal quantiles between which a p-value is sought.
 NEAREST, FARTHEST = 0.01, 6.0
+#: A limit that is no farther from zero is zero: steps cannot be negative, so limits stop there.
+TOUCHING = 1e-9
 
 
 def steps_to_half(shares: NDArray, steps: NDArray, known: NDArray) -> NDArray:
@@ -116,6 +118,7 @@ class RelearnStepsToHalf(RelearningCurve):
 
     direction = "up"
     unit = "steps"
+    version = 4
 
     def estimate(self, table: pd.DataFrame, plain: pd.DataFrame, level: float = LEVEL) -> Estimate:
         shares, known = _by_step(table, level), statistics.proportion(plain["hit"], plain["cluster"], level=level)
@@ -208,10 +211,10 @@ def _p_value(at: Callable[[float], Estimate]) -> float:
     from scipy.special import ndtr
 
     def outside(quantile: float) -> float:
-        """How far zero is outside the interval; negative inside it."""
+        """How far zero is outside the interval; negative inside it and at its ends."""
         value, low, high = at(1 - 2 * float(ndtr(-quantile)))[:3]
         assert value is not None and low is not None and high is not None
-        return low if value > 0 else -high
+        return (low if value > 0 else -high) - TOUCHING
 
     if not outside(NEAREST) > 0:
         return 1.0

@@ -172,6 +172,17 @@ def test_control_with_other_prompts_is_unpaired(frame_of, evidence_of):
     assert (figure.difference, figure.p_value) == pytest.approx((expected.value, expected.p_value))
 
 
+@pytest.mark.parametrize(("shared", "is_paired"), [(6, True), (5, False)])
+def test_outcomes_hold_the_control_if_half_of_the_images_are_pairs(frame_of, evidence_of, shared, is_paired):
+    """So that the difference is that of the outcomes which are stored beside it."""
+    images, control = attacked(frame_of, 0.8, 1, 0, prompts=shared), attacked(frame_of, 0.3, 1, 1)
+    figure = AttackSuccess().measure(evidence_of(0.5, images=images, control=control))
+    assert figure.outcomes["other"].notna().all() == is_paired
+    assert figure.outcomes["other"].isna().all() != is_paired
+    other = control["church"][: shared if is_paired else None] > 0.5
+    assert figure.difference == pytest.approx(figure.value - other.mean())
+
+
 def test_any_of_n_counts_prompts(frame_of, evidence_of):
     images, control = attacked(frame_of, 0.4, 4, 0), attacked(frame_of, 0.1, 4, 1)
     figure = AttackSuccessAny().measure(evidence_of(0.5, images=images, control=control))

@@ -91,6 +91,16 @@ def test_half_that_is_not_back_is_a_bound_and_says_so(evidence_of):
     assert [RelearnStepsToHalf().measure(e).low for e in many] == [0, 40], "forty prompts show that half is not reached"
 
 
+def test_an_interval_that_ends_at_zero_steps_shows_no_difference(evidence_of):
+    """A share just below half may be half from the start, as the unedited model's is."""
+    hits = [(1, 1, 1)] * 22 + [(0, 1, 1)] * 28
+    figure = RelearnStepsToHalf().measure(knowing(evidence_of, hits, [(1, 1, 1)] * 50, [(1,)] * 50))
+    assert figure.value > 0 and figure.difference_low == pytest.approx(0) and 0.05 < figure.p_value < 1
+    clear = [(1, 1, 1)] * 10 + [(0, 1, 1)] * 40
+    figure = RelearnStepsToHalf().measure(knowing(evidence_of, clear, [(1, 1, 1)] * 50, [(1,)] * 50))
+    assert figure.difference_low > 0 and 0 < figure.p_value < 0.01
+
+
 def test_a_concept_that_the_unedited_model_does_not_show_has_no_half(evidence_of):
     evidence = knowing(evidence_of, [(0, 0, 1)] * 4, plain=[(0,)] * 4)
     assert RelearnStepsToHalf().measure(evidence).value is None
