@@ -87,7 +87,7 @@ def _hashed(text: object) -> str:
 
 
 def merged(old: Claim, new: Claim) -> Claim:
-    """The new claim with the records of the old one whose cells it does not measure again."""
+    """The new claim with the records of the old one whose cells it does not measure again, and the marks of both together."""
     cells = set(map(tuple, new.records[CELL].astype(str).to_numpy()))
     kept = [row for row, cell in enumerate(map(tuple, old.records[CELL].astype(str).to_numpy())) if cell not in cells]
     if not kept:
@@ -101,8 +101,9 @@ def merged(old: Claim, new: Claim) -> Claim:
     frames = [frame for frame in (before, after) if len(frame)]
     runs = [*old.runs, *(run for run in new.runs if run not in old.runs)]
     records = pd.concat([old.records.iloc[kept].astype(object), new.records.astype(object)], ignore_index=True)
+    records = marked(records.drop(columns=["p_adjusted", "family", "mark"]), view_named("facets").primary)
     outcomes = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    return Claim(runs, records, outcomes, {**old.waived, **new.waived})
+    return Claim(runs, records[COLUMNS], outcomes, {**old.waived, **new.waived})
 
 
 def file_name(method: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 import overpaint
 from command_line import CommandLine
 from overpaint.report.claims import (
+    COLUMNS,
     Claim,
     claims_of,
     file_name,
@@ -19,11 +20,14 @@ from overpaint.report.claims import (
     text_of,
     violations,
 )
+from overpaint.report.families import marked
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import OUTCOME_COLUMNS, stored_outcomes, stored_records
 from overpaint.report.rendering import render
 from overpaint.report.statistics import paired_difference, proportion
+from overpaint.report.views import view_named
 from overpaint.run.store import Store
+from processes import ROOT
 
 GRID = ["experiment=smoke", "attack=none"]
 RUN = {"command": "overpaint run", "libraries": {"torch": "2"}, "models": ["aa"], "assets": {"oracle": "bb"}}
@@ -262,3 +266,21 @@ def test_claims_merge_by_cell(folder):
     assert (
         list(made) == ["uce"] and pd.read_csv(io.StringIO(render(made["uce"].records, "csv")))["method"].eq("uce").all()
     )
+
+
+def test_merged_claims_have_the_marks_of_both_together():
+    """Records of another attack join the corrections of the method, whichever command published them."""
+    whole = read_claim(ROOT / "leaderboards" / "results" / "erasers" / "uce.json")
+    plain = (whole.records["attack_name"] == "none").to_numpy()
+    assert plain.any() and not plain.all()
+    marks = view_named("facets").primary
+    parts = [
+        Claim([RUN], marked(whole.records[chosen].reset_index(drop=True), marks)[COLUMNS], pd.DataFrame())
+        for chosen in (plain, ~plain)
+    ]
+    together = merged(*parts).records
+    wanted = marked(together.drop(columns=["p_adjusted", "family", "mark"]), marks)
+    assert together["mark"].tolist() == wanted["mark"].tolist()
+    assert together["p_adjusted"].astype(float).equals(wanted["p_adjusted"].astype(float))
+    apart = pd.concat([part.records for part in parts])["p_adjusted"].astype(float).tolist()
+    assert together["p_adjusted"].astype(float).tolist() != pytest.approx(apart, nan_ok=True)
