@@ -136,14 +136,14 @@ def test_a_figure_is_one_record_or_one_entry_of_a_view():
     value = f"{record['difference'].item():.2f}"
     words = "redteam uce church cce attack_success_any difference"
     assert f"-->{value} [" in block("figure", words) and f"-->{value}<!--" in block("figure", f"bare {words}")
-    assert "-->1.00 [0.92, 1.00]<" in block("figure", 'erasers attack=none view=methods uce "neighbours kept"')
+    assert "-->1.00 [0.95, 1.00]<" in block("figure", 'erasers attack=none view=methods uce "neighbours kept"')
 
 
 def test_a_gap_is_paired_if_the_counts_determine_the_pairs():
-    one, other = "erasers uce church cce attack_success", "erasers rece church cce attack_success"
-    gap = paired_difference(np.arange(24) < 18, np.zeros(24))
+    one, other = "redteam speed church cce attack_success", "redteam rece church cce attack_success"
+    gap = paired_difference(np.arange(12) < 7, np.zeros(12))
     assert f"-->{gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}]<" in block("gap", f"{one} | {other}")
-    gap = unpaired_difference(np.arange(24) < 18, np.zeros(24))
+    gap = unpaired_difference(np.arange(12) < 7, np.zeros(12))
     assert f"-->{gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}]<" in block("gap", f"unpaired {one} | {other}")
     with pytest.raises(UserError, match="do not determine the pairs"):
         block("gap", "redteam uce church uda attack_success | redteam esd church uda attack_success")
