@@ -124,12 +124,12 @@ def test_filters_select_rows_and_hide_empty_columns(visit):
     tab, erasers = visit("index.html"), len(list((ROOT / "leaderboards" / "results" / "erasers").glob("*.json")))
     assert len(names(tab)) == erasers
     heads = "heads => heads.filter(h => h.checkVisibility()).map(h => h.textContent)"
-    assert "synonyms ↓" not in tab.eval_on_selector_all("table.board thead th", heads)
+    assert "languages ↓" not in tab.eval_on_selector_all("table.board thead th", heads)
     tab.get_by_label("concepts").select_option("quillan")  # the other filters exclude it and are reset
     assert len(names(tab)) > erasers
     tab.get_by_label("results").select_option("demo")
     assert names(tab) == ["none", "esd", "negative_prompt", "uce"]
-    assert "synonyms ↓" in tab.eval_on_selector_all("table.board thead th", heads)
+    assert "languages ↓" in tab.eval_on_selector_all("table.board thead th", heads)
     tab.get_by_role("combobox", name="method").fill("uce, esd")
     assert names(tab) == ["esd", "uce"]
     tab.get_by_role("button", name="Show all").click()
