@@ -35,7 +35,7 @@ from overpaint.blocks.anchor_images import AnchorImages, Forms, detached_begin
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import diffused, shuffled
 from overpaint.blocks.prior import Captions, check_captions
-from overpaint.blocks.training import Rule, Student, gradient_of, parameter_group, token_rows, train
+from overpaint.blocks.training import Rule, gradient_of, student_of, train
 from overpaint.errors import at_least
 from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
@@ -119,7 +119,8 @@ class CA(Eraser):
         targets = list(zip(request.erase, request.anchors(self.default_anchor), strict=True))
         images = self.images(targets)
         bank = images.bank(model, draws)
-        student, learns = self.student(model, targets)
+        texts, anchors = [concept.name for concept, _ in targets], [anchor for _, anchor in targets]
+        student, learns = student_of(model, self.train, GROUPS, texts, anchors)
         optimizer = torch.optim.AdamW(student.masters.values(), lr=self.rate, weight_decay=self.decay)
         ablated = shuffled(draws, "pictures", len(bank), self.batch_size)
         preserved = shuffled(draws, "prior_pictures", len(bank), self.batch_size)
@@ -188,16 +189,6 @@ class CA(Eraser):
     def decay(self) -> float:
         """Weight decay; 0 for token embeddings, since it would shrink those of all other words too."""
         return 0.0 if self.train == "embedding" else self.weight_decay
-
-    def student(self, model: DiffusionModel, targets) -> tuple[Student, dict[str, torch.Tensor]]:
-        """The student, and for a token table the mask (vocabulary,) of its trained rows.
-
-        These are the tokens of the concepts that are not tokens of the anchors.
-        """
-        if self.train != "embedding":
-            return Student(model, parameter_group(model, GROUPS[self.train])), {}
-        rows = token_rows(model, [concept.name for concept, _ in targets], [anchor for _, anchor in targets])
-        return Student(model, list(rows)), rows
 
 
 def masked_error(predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

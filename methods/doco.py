@@ -31,7 +31,7 @@ from overpaint.blocks.anchor_images import AnchorImages, Batch, Forms, detached_
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import diffused, shuffled
 from overpaint.blocks.prior import Captions, check_captions
-from overpaint.blocks.training import Rule, Student, gradients, parameter_group, token_rows
+from overpaint.blocks.training import Rule, Student, gradients, student_of
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
@@ -137,7 +137,8 @@ class DoCo(Eraser):
         targets = list(zip(request.erase, request.anchors(self.default_anchor), strict=True))
         images = self.images(targets)
         bank = images.bank(model, draws)
-        student, rows = self.student(model, targets)
+        texts, anchors = [concept.name for concept, _ in targets], [anchor for _, anchor in targets]
+        student, rows = student_of(model, self.train, GROUPS, texts, anchors)
         critic = Critic(self, draws)
         optimizer = torch.optim.AdamW(student.masters.values(), lr=self.rate, weight_decay=self.decay)
         corrected = shuffled(draws, "pictures", len(bank), self.batch_size)
@@ -170,13 +171,6 @@ class DoCo(Eraser):
             augment=self.augment,
             flip=self.flip,
         )
-
-    def student(self, model: DiffusionModel, targets) -> tuple[Student, dict[str, torch.Tensor]]:
-        """The student, and for a token table the mask (vocabulary,) of its trained rows."""
-        if self.train != "embedding":
-            return Student(model, parameter_group(model, GROUPS[self.train])), {}
-        rows = token_rows(model, [concept.name for concept, _ in targets], [anchor for _, anchor in targets])
-        return Student(model, list(rows)), rows
 
     def predictions(
         self, model: DiffusionModel, student: Student, batch: Batch, corrects: bool, draws: Draws

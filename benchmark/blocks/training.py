@@ -71,22 +71,27 @@ def parameter_group(model: DiffusionModel, rule: Rule, part: Sequence[str] | Non
     return names
 
 
-def token_rows(model: DiffusionModel, texts: Iterable[str], kept: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The token tables of the text encoders, each with a mask (vocabulary,): the tokens of ``texts`` that ``kept`` lacks.
+def student_of(
+    model: DiffusionModel, train: str, groups: Mapping[str, Rule], texts: Iterable[str], kept: Iterable[str]
+) -> tuple[Student, dict[str, torch.Tensor]]:
+    """The student of one of the ``groups`` of the denoiser's parameters, or, for ``train=embedding``, of the token tables.
+
+    Of a token table, the tokens of ``texts`` that ``kept`` lacks learn: its mask (vocabulary,) is returned by its name.
 
     Raises:
-        UserError: ``kept`` contains all tokens.
+        UserError: nothing would be trained.
     """
+    if train != "embedding":
+        return Student(model, parameter_group(model, groups[train])), {}
     pieces, others = ({piece for text in some for piece in model.token_ids(text)[1:-1]} for some in (texts, kept))
     if not pieces - others:
         raise UserError("train=embedding has nothing to train: the anchors contain all words of the concepts")
-    found = {}
-    for name in model.text_encoder_names:
-        if name.endswith("token_embedding.weight"):
-            rows = torch.zeros(len(model.named_parameters()[name]), dtype=torch.bool)
-            rows[sorted(pieces - others)] = True
-            found[name] = rows
-    return found
+    student = Student(model, [name for name in model.text_encoder_names if name.endswith("token_embedding.weight")])
+    rows = {}
+    for name, master in student.masters.items():
+        rows[name] = torch.zeros(len(master), dtype=torch.bool)
+        rows[name][sorted(pieces - others)] = True
+    return student, rows
 
 
 @contextmanager
