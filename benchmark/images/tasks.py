@@ -57,7 +57,7 @@ from overpaint.run.plan import Plan
 from overpaint.run.tasks import SharedDict, Task
 
 #: Version of what ``engine.compile`` does to the network. Compiled images have keys of their own.
-COMPILED = 1
+COMPILED = 2
 #: Version of the rules of ``concepts.merge``.
 MERGING = 1
 

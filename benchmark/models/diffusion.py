@@ -447,13 +447,31 @@ class DiffusionModel:
     def compiled(self) -> Iterator[None]:
         """Inside the block `predict` runs the network through ``torch.compile``. The first call of a process compiles it.
 
-        Weights may change between blocks. Layers may not: compiled code ignores hooks that are added later.
+        Without a guard, the keys and values of a text are computed once, and layers that no text reaches compute each
+        latent once for both sides of guidance. The decoder has its weights in channels-last order. Weights may change
+        between blocks. Layers may not: compiled code ignores hooks that are added later.
         """
-        self._network = torch.compile(self.denoiser)
+        from overpaint.models.compilation import compiled_denoiser
+
+        guarded = self.guidance.guard is not None  # a guard may change what a layer reads
+        of_the_text = [f"{name}.attn2.{layer}" for name in self.cross_attention() for layer in ("to_k", "to_v")]
+        layers = ([], []) if guarded else (of_the_text, self.before_the_text())
+        self.vae.to(memory_format=torch.channels_last)
         try:
-            yield
+            with compiled_denoiser(self.denoiser, *layers) as self._network:
+                yield
         finally:
             self._network = None
+            self.vae.to(memory_format=torch.contiguous_format)
+
+    def before_the_text(self) -> list[str]:
+        """Names of the denoiser's layers whose inputs depend on latents and time alone."""
+        names = ["conv_in"]
+        for place, block in enumerate(self.denoiser.down_blocks):
+            if getattr(block, "has_cross_attention", False):
+                return [*names, f"down_blocks.{place}.resnets.0"]
+            names.append(f"down_blocks.{place}")
+        return names
 
     def attention_maps(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
         """``with model.attention_maps() as maps:`` records cross-attention; see `recorded_maps`.

@@ -87,6 +87,10 @@ class SDXLModel(DiffusionModel):
             "added_cond_kwargs": {"text_embeds": parts["pooled"][:, 0], "time_ids": sizes},
         }
 
+    def before_the_text(self) -> list[str]:
+        """The time embedding of SDXL holds the pooled text."""
+        return ["conv_in"]
+
     def parameter_owners(self) -> dict[str, tuple[torch.nn.Module, str]]:
         """Names of the second encoder are those in its file, after ``text_encoder_2.``."""
         second = owners(self.text_encoder_2)

@@ -35,8 +35,9 @@ def test_only_a_task_that_asks_for_it_is_compiled(monkeypatch, tmp_path):
     bench = Workbench()
     plain = generated(bench, tmp_path / "plain")
     assert networks == []
-    assert (generated(bench, tmp_path / "compiled", compiled=1) == plain).all()
+    assert abs(generated(bench, tmp_path / "compiled", compiled=1) - plain).max() <= 1  # the decoder has another layout
     assert networks == [bench.model(resolve("testbed"), "float32", "cpu").denoiser]
+    assert (generated(bench, tmp_path / "plain again") == plain).all()
 
 
 @pytest.mark.parametrize(("kinds", "compiled"), [(["delta"], 1), (["guard"], 1), (["delta", "adapter"], 0)])
