@@ -404,7 +404,7 @@ def picture(words: Sequence[str]) -> str:
     Attacks are sorted by the mean of this difference.
     """
     chosen, rest = options(words, file="", view="panel")
-    (panel,) = shown(rest, chosen["view"])
+    panel = side_by_side(shown(rest, chosen["view"]))
     rows = []
     for row in panel.rows:
         gaps = [
@@ -416,7 +416,7 @@ def picture(words: Sequence[str]) -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="14" text-anchor="middle" role="img">',
-        f"<title>{escape(panel.title)}: attacks by methods</title>",
+        "<title>Attacks by erasers: concepts recovered beyond random words</title>",
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
     ]
     for column, head in enumerate(panel.columns):
@@ -438,6 +438,19 @@ def picture(words: Sequence[str]) -> str:
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def side_by_side(panels: Sequence[Table]) -> Table:
+    """The columns of all panels in the rows of the first, each method once: the panels differ in their numbers of prompts."""
+    first, *others = panels
+    columns, rows = list(first.columns), {row.names: list(row.entries) for row in first.rows}
+    for panel in others:
+        new = [place for place, head in enumerate(panel.columns) if head not in columns]
+        columns += [panel.columns[place] for place in new]
+        entries = {row.names: row.entries for row in panel.rows}
+        for names, row in rows.items():
+            row += [entries[names][place] if names in entries else None for place in new]
+    return replace(first, columns=columns, rows=[replace(row, entries=rows[row.names]) for row in first.rows])
 
 
 def _cell(x: int, y: int, entry) -> list[str]:

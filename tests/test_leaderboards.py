@@ -285,14 +285,25 @@ def test_a_bad_block_is_refused_with_its_page(kind, words, said):
         block(kind, words)
 
 
-def test_the_picture_shows_every_cell_of_its_panel():
+@pytest.mark.parametrize(("concepts", "sizes"), [("quillan", 1), ("church", 2)])
+def test_the_picture_shows_every_cell_of_its_panels(concepts, sizes):
+    """Numbers of prompts have panels of their own, which the picture shows side by side, with each eraser once."""
     files = script().written(
-        ROOT / "x.md", "<!-- picture: redteam concepts=quillan file=x.svg -->![alt](y)<!-- end -->"
+        ROOT / "x.md", f"<!-- picture: redteam concepts={concepts} file=x.svg -->![alt](y)<!-- end -->"
     )
     picture = files[ROOT / "x.svg"]
-    (panel,) = script().shown(["redteam", "concepts=quillan"], "panel")
-    cells = sum(entry is not None for row in panel.rows for entry in row.entries)
-    assert picture.count("<rect") == cells + 1 and "![alt](x.svg)" in files[ROOT / "x.md"]
+    panels = script().shown(["redteam", f"concepts={concepts}"], "panel")
+    assert len(panels) == sizes
+    cells = {
+        (head.title, row.names)
+        for panel in panels
+        for row in panel.rows
+        for head, entry in zip(panel.columns, row.entries, strict=True)
+        if entry is not None
+    }
+    assert picture.count("<rect") == len(cells) + 1 and "![alt](x.svg)" in files[ROOT / "x.md"]
+    for method in {method for method, _ in cells}:
+        assert picture.count(f">{method}</text>") == 1
 
 
 # --- a claim, from scratch -------------------------------------------------------------------------------------
