@@ -26,7 +26,7 @@ from random_weights import fill, fill_texts
 
 #: Experiments on the drawn world.
 OURS = {"demo", "erasers", "mass_erasing", "merging", "negative_window"}
-OURS |= {"redteam", "scaling", "search_vs_chance", "smoke", "validity"}
+OURS |= {"redteam", "scaling", "search_vs_chance", "smoke", "spread", "validity"}
 PUBLISHED = sorted(set(components("experiment")) - OURS)
 
 

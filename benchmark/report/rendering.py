@@ -20,6 +20,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import bytes_said
 from overpaint.grid.scope import OUTSIDE
 from overpaint.report.comparisons import pairs, rankings
+from overpaint.report.components import spreads
 from overpaint.report.families import DIFFERS, EQUAL, marked
 from overpaint.report.fronts import ON_FRONT, fronts
 from overpaint.report.missing import command_for, command_of, gaps, undefined
@@ -72,6 +73,7 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
         "panel": lambda: panels(records, chosen),
         "front": lambda: fronts(records, chosen, found),
         "validity": lambda: validity(records, chosen),
+        "spread": lambda: spreads(records, chosen, found),
     }
     records = records.iloc[
         (records["method_name"] != "none").to_numpy().argsort(kind="stable")

@@ -1,0 +1,146 @@
+"""Where a figure's variance comes from: concepts, method seeds, prompts, and the rest.
+
+The outcome y of method seed s on prompt p of concept c is modelled as
+
+    y = μ + C_c + S_cs + P_cp + R_csp
+
+with independent parts. Their variances are estimated from the mean squares of a balanced layout, as in an analysis of
+variance with random effects (Searle, Casella and McCulloch 1992, chapter 4): prompts and seeds are crossed within a
+concept. Negative estimates are 0. Intervals are generalised confidence intervals (Weerahandi 1993): every mean square M
+with f degrees of freedom is replaced by M f / W for W from χ²(f). They assume normal parts, and outcomes are often 0 or 1,
+so they are approximate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from overpaint.report.pooling import Outcomes
+from overpaint.report.statistics import kendall_tau_b
+from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
+from overpaint.report.views import View
+
+#: What varies, in the order of `components`.
+PARTS = ("concepts", "seeds", "prompts", "the rest")
+#: Number of draws of the mean squares.
+DRAWS = 4_000
+
+
+def spreads(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
+    """One table per block and column of the view: the standard deviations of each method's parts."""
+    for title, part in blocks_of(records, view, together=("seed",)):
+        for name, column in view.columns.items():
+            chosen = column.chosen(part, view.rows)
+            values = {
+                str(method): found
+                for method, own in chosen.groupby("method", sort=False)
+                if (found := crossed(outcomes.together(own))) is not None
+            }
+            if not values:
+                continue
+            unit = chosen["unit"].iloc[0]
+            rows = [Row((method,), _entries(found, unit)) for method, found in values.items()]
+            heads = [Head(name, chosen["direction"].iloc[0]), *(Head(f"σ of {what}") for what in PARTS)]
+            yield Table(f"Spread of {name}, {title}", ("method",), heads, rows, _notes(values), provenance(chosen))
+
+
+def crossed(found: pd.DataFrame | None) -> NDArray | None:
+    """Outcomes (`Outcomes.together`) of one method as ``(concepts, seeds, prompts)``, those that every seed has.
+
+    If concepts have different numbers of prompts, the first ones of each are used. ``None`` with fewer than two seeds or
+    prompts.
+    """
+    if found is None:
+        return None
+    tables = []
+    for _, own in found.groupby("concepts", sort=False):
+        unit = own["prompt_id"].astype(str) + "|" + own["label"].astype(str)
+        table = own.assign(unit=unit).pivot_table("value", "run", "unit", sort=False).dropna(axis=1)
+        tables.append(table.to_numpy(float))
+    seeds, prompts = {len(table) for table in tables}, min(table.shape[1] for table in tables)
+    if len(seeds) > 1 or min(seeds) < 2 or prompts < 2:
+        return None
+    return np.stack([table[:, :prompts] for table in tables])
+
+
+def components(values: NDArray, draws: NDArray | None = None) -> NDArray:
+    """Variances of the `PARTS`, ``(4,)``, of outcomes (concepts, seeds, prompts).
+
+    ``draws`` (n, 4) are factors of the mean squares of concepts, seeds, prompts and the rest; with them, the result is
+    ``(n, 4)``. With one concept, its variance is NaN.
+    """
+    _, seeds, prompts = values.shape
+    by_concept, by_seed, by_prompt = values.mean((1, 2)), values.mean(2), values.mean(1)
+    rest = values - by_seed[:, :, None] - by_prompt[:, None, :] + by_concept[:, None, None]
+    freedom = _freedom(values.shape)
+    squares = np.array(
+        [
+            seeds * prompts * ((by_concept - by_concept.mean()) ** 2).sum(),
+            prompts * ((by_seed - by_concept[:, None]) ** 2).sum(),
+            seeds * ((by_prompt - by_concept[:, None]) ** 2).sum(),
+            (rest**2).sum(),
+        ]
+    )
+    mean_squares = squares / np.where(freedom > 0, freedom, np.nan)
+    of_concepts, of_seeds, of_prompts, left = (mean_squares if draws is None else mean_squares * draws).T
+    found = [
+        (of_concepts - of_seeds - of_prompts + left) / (seeds * prompts),
+        (of_seeds - left) / prompts,
+        (of_prompts - left) / seeds,
+        left,
+    ]
+    return np.maximum(np.stack(found, axis=-1), 0.0)
+
+
+def _freedom(shape: tuple[int, ...]) -> NDArray:
+    concepts, seeds, prompts = shape
+    return np.array(
+        [concepts - 1, concepts * (seeds - 1), concepts * (prompts - 1), concepts * (seeds - 1) * (prompts - 1)]
+    )
+
+
+def _entries(values: NDArray, unit: str) -> list[Entry]:
+    """The mean of the outcomes, and the standard deviations of the parts with their intervals."""
+    generator = np.random.default_rng(0)
+    freedom = np.maximum(_freedom(values.shape), 1)
+    draws = freedom / generator.chisquare(freedom, (DRAWS, len(PARTS)))
+    deviations = np.sqrt(components(values))
+    low, high = np.quantile(np.sqrt(components(values, draws)), [0.025, 0.975], axis=0)
+    entries = [Entry(float(values.mean()), unit=unit, n=values.size)]
+    for value, lowest, highest in zip(deviations, low, high, strict=True):
+        if np.isnan(value):
+            entries.append(Entry(None, unit=unit, why="one concept set"))
+        else:
+            limits = float(min(lowest, value)), float(max(highest, value))
+            entries.append(Entry(float(value), *limits, unit=unit, n=values.size))
+    return entries
+
+
+def _notes(values: Mapping[str, NDArray]) -> list[str]:
+    """What the layout is, and how far single seeds order the methods alike."""
+    notes = [
+        "σ is a standard deviation of outcomes: between concepts, between the means of method seeds, between the means of "
+        "prompts, and what is left of single images. Layout (concepts × seeds × prompts): "
+        + ", ".join(f"{method} {'×'.join(map(str, found.shape))}" for method, found in values.items())
+        + "."
+    ]
+    seeds = {found.shape[1] for found in values.values()}
+    if len(values) < 2 or len(seeds) > 1:
+        return notes
+    means = np.stack([found.mean((0, 2)) for found in values.values()])  # (methods, seeds)
+    pairs = list(combinations(range(len(means)), 2))
+    order = np.array([np.sign(np.round(means[one] - means[other], 12)) for one, other in pairs])
+    kept = int((np.abs(order.sum(axis=1)) == order.shape[1]).sum())
+    taus = [kendall_tau_b(*means[:, [one, other]].T).value for one, other in combinations(range(means.shape[1]), 2)]
+    known = [tau for tau in taus if tau is not None]
+    if known:
+        notes.append(
+            f"Two seeds order the methods with a mean Kendall's τ of {np.mean(known):.2f} (lowest {min(known):.2f}). "
+            f"{kept} of {len(pairs)} pairs of methods have the same strict order with every seed."
+        )
+    return notes
