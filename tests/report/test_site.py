@@ -208,17 +208,17 @@ def test_figures_of_the_index_are_those_of_the_records(committed):
                 for title, column in columns.items():
                     if (record["metric"], record["attack_name"]) == (column.metric, column.attack):
                         value = record["control"] if column.field == "control" else record["value"]
-                        wanted[name, concepts, record["method"], title] = value
+                        wanted[name, concepts, record["budget"], record["method"], title] = value
         if name in ("erasers", "demo"):
             (table,) = tables(records, "leaderboard", outcomes)
-            label = f"mean of {records['concepts'].nunique()} concepts"
+            label, (budget,) = f"mean of {records['concepts'].nunique()} concepts", records["budget"].unique()
             for row in table.rows:
                 for head, entry in zip(table.columns, row.entries, strict=True):
                     if entry is not None:
-                        wanted[name, label, row.names[0], head.title] = entry.value
+                        wanted[name, label, budget, row.names[0], head.title] = entry.value
     for labels, cells in rows(committed.pages["index.html"]):
         for title, cell in cells.items():
-            place = (labels["results"], labels["concepts"], labels["method"], title)
+            place = (*(labels[name] for name in ("results", "concepts", "budget", "method")), title)
             if "none" in cell.classes:
                 assert place not in wanted
             elif place in wanted or not labels["concepts"].startswith("mean"):
@@ -287,7 +287,8 @@ def test_the_heat_map_is_the_panel(committed):
         f"{folder}: {table.title}": table
         for folder in ("redteam", "perturbation", "benign_merge", "validity")
         for records, outcomes in [published(RESULTS / folder)]
-        for table in tables(records, "panel", outcomes)
+        for _, of_concepts in records.groupby("concepts")
+        for table in tables(of_concepts, "panel", outcomes)
     }
     assert {next(table.all("caption")).text for table in shown} == set(panels)
     for table in shown:
