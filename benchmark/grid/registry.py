@@ -109,8 +109,8 @@ def component(kind: str, name: str) -> Component:
 def unknown_component(kind: str, name: str) -> UserError:
     """The error for a name that no YAML file of a kind has. It tells how a component of the user's own is found."""
     found = _files(kind)
-    own = () if _asked or nearest(name, found) else ("If it is your own, add 'hydra.searchpath=[file://DIR]'.",)
-    return UserError(" ".join([str(unknown(kind, name, found)), *own, *broken_packages()]))
+    own = () if _asked or nearest(name, found) else ("if it is your own, add 'hydra.searchpath=[file://DIR]'",)
+    return UserError("; ".join([str(unknown(kind, name, found)), *own, *broken_packages()]))
 
 
 def components(kind: str) -> dict[str, Path]:
@@ -162,7 +162,7 @@ def conf_folders() -> tuple[Path, ...]:
 
 
 def broken_packages() -> list[str]:
-    """One sentence for each installed package whose configuration cannot be found."""
+    """What is wrong with each installed package whose configuration cannot be found."""
     return [why for _, why in _packages().values() if why]
 
 
@@ -176,7 +176,7 @@ def _packages() -> dict[str, tuple[tuple[Path, ...], str]]:
             found[entry.value] = tuple(Path(place) for place in module.__path__), ""
         except Exception as error:  # an error in another package must not stop this one
             why = (
-                f"The entry point {entry.name} = {entry.value} of group overpaint.conf cannot be used: {_first(error)}"
+                f"the entry point {entry.name} = {entry.value} of group overpaint.conf cannot be used: {_first(error)}"
             )
             found[entry.value] = (), why
     return found

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,36 +37,57 @@ def spreads(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[T
     for title, part in blocks_of(records, view, together=("seed",)):
         for name, column in view.columns.items():
             chosen = column.chosen(part, view.rows)
-            values = {
-                str(method): found
-                for method, own in chosen.groupby("method", sort=False)
-                if (found := crossed(outcomes.together(own))) is not None
+            layouts = {
+                str(method): crossed(outcomes.together(own)) for method, own in chosen.groupby("method", sort=False)
             }
+            values = {method: found.values for method, found in layouts.items() if found.values is not None}
             if not values:
                 continue
             unit = chosen["unit"].iloc[0]
             rows = [Row((method,), _entries(found, unit)) for method, found in values.items()]
             heads = [Head(name, chosen["direction"].iloc[0]), *(Head(f"σ of {what}") for what in PARTS)]
-            yield Table(f"Spread of {name}, {title}", ("method",), heads, rows, _notes(values), provenance(chosen))
+            yield Table(
+                f"Spread of {name}, {title}",
+                ("method",),
+                heads,
+                rows,
+                [*_notes(values), *_left_out(layouts)],
+                provenance(chosen),
+            )
 
 
-def crossed(found: pd.DataFrame | None) -> NDArray | None:
-    """Outcomes (`Outcomes.together`) of one method as ``(concepts, seeds, prompts)``, those that every seed has.
+class Layout(NamedTuple):
+    """Outcomes ``(concepts, seeds, prompts)``, ``None`` if they have no spread, and what was left out or lacks."""
 
-    If concepts have different numbers of prompts, the first ones of each are used. ``None`` with fewer than two seeds or
-    prompts.
+    values: NDArray | None
+    why: str = ""
+
+
+def crossed(found: pd.DataFrame | None) -> Layout:
+    """The layout of one method's outcomes (`Outcomes.together`): the prompts that every seed has.
+
+    If concepts have different numbers of prompts, the first ones of each are used.
     """
     if found is None:
-        return None
-    tables = []
-    for _, own in found.groupby("concepts", sort=False):
+        return Layout(None, "outcomes are not stored")
+    tables, lost = {}, 0
+    for concept, own in found.groupby("concepts", sort=False):
         unit = own["prompt_id"].astype(str) + "|" + own["label"].astype(str)
-        table = own.assign(unit=unit).pivot_table("value", "run", "unit", sort=False).dropna(axis=1)
-        tables.append(table.to_numpy(float))
-    seeds, prompts = {len(table) for table in tables}, min(table.shape[1] for table in tables)
-    if len(seeds) > 1 or min(seeds) < 2 or prompts < 2:
-        return None
-    return np.stack([table[:, :prompts] for table in tables])
+        table = own.assign(unit=unit).pivot_table("value", "run", "unit", sort=False)
+        tables[str(concept)] = table.dropna(axis=1).to_numpy(float)
+        lost += table.shape[1] - tables[str(concept)].shape[1]
+    seeds = {concept: len(table) for concept, table in tables.items()}
+    if min(seeds.values()) < 2:
+        return Layout(None, "one method seed")
+    if len(set(seeds.values())) > 1:
+        listed = ", ".join(f"{concept} {count}" for concept, count in seeds.items())
+        return Layout(None, f"different numbers of seeds: {listed}")
+    prompts = min(table.shape[1] for table in tables.values())
+    if prompts < 2:
+        return Layout(None, "fewer than two prompts that every seed has")
+    lost += sum(table.shape[1] - prompts for table in tables.values())
+    values = np.stack([table[:, :prompts] for table in tables.values()])
+    return Layout(values, f"{lost} of {lost + len(tables) * prompts} prompts" if lost else "")
 
 
 def components(values: NDArray, draws: NDArray | None = None) -> NDArray:
@@ -119,6 +141,16 @@ def _entries(values: NDArray, unit: str) -> list[Entry]:
             limits = float(min(lowest, value)), float(max(highest, value))
             entries.append(Entry(float(value), *limits, unit=unit, n=values.size))
     return entries
+
+
+def _left_out(layouts: Mapping[str, Layout]) -> list[str]:
+    """What the table lacks: methods, and prompts of the methods that it shows."""
+    absent = ", ".join(f"{name} ({found.why})" for name, found in layouts.items() if found.values is None)
+    partly = ", ".join(
+        f"{name} ({found.why})" for name, found in layouts.items() if found.values is not None and found.why
+    )
+    said = {"Not shown: {}.": absent, "Left out for a balanced layout: {}.": partly}
+    return [sentence.format(named) for sentence, named in said.items() if named]
 
 
 def _notes(values: Mapping[str, NDArray]) -> list[str]:

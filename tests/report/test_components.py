@@ -48,8 +48,20 @@ def test_one_concept_has_no_variance_of_concepts():
 def test_observations_that_a_seed_lacks_are_left_out():
     rows = [("church", run, f"p{p}", 10 * run + p) for run in range(3) for p in range(4) if (run, p) != (1, 2)]
     found = pd.DataFrame(rows, columns=["concepts", "run", "prompt_id", "value"]).assign(label="church")
-    assert crossed(found).tolist() == [[[10 * run + p for p in (0, 1, 3)] for run in range(3)]]
-    assert crossed(found[found["run"] == 0]) is None and crossed(None) is None
+    values, why = crossed(found)
+    assert values.tolist() == [[[10 * run + p for p in (0, 1, 3)] for run in range(3)]]
+    assert why == "1 of 4 prompts"
+    assert crossed(found[found["run"] == 0]) == (None, "one method seed")
+    assert crossed(None) == (None, "outcomes are not stored")
+
+
+def test_concepts_with_other_numbers_of_prompts_or_seeds():
+    rows = [(c, run, f"p{p}", p) for c, n in (("church", 4), ("car", 6)) for run in range(3) for p in range(n)]
+    found = pd.DataFrame(rows, columns=["concepts", "run", "prompt_id", "value"]).assign(label="x")
+    values, why = crossed(found)
+    assert values.shape == (2, 3, 4) and why == "2 of 10 prompts"
+    lacks = found[(found["concepts"] == "church") | (found["run"] < 2)]
+    assert crossed(lacks) == (None, "different numbers of seeds: church 3, car 2")
 
 
 def records(values):
@@ -84,6 +96,9 @@ def test_the_view_says_what_varies_and_whether_seeds_agree():
     found = {row.names[0]: row.entries for row in table.rows}
     assert found["steady"][2].high < found["wild"][2].low
     assert "4×5×24" in table.notes[0] and "pairs of methods have the same strict order" in table.notes[1]
+    (table,) = tables(rows[(rows["method"] == "steady") | (rows["seed"] == 0)], "spread", outcomes)
+    assert [row.names[0] for row in table.rows] == ["steady"]
+    assert "Not shown: wild (one method seed)." in table.notes
 
 
 def test_the_order_of_far_apart_methods_is_that_of_every_seed():
