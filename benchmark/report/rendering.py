@@ -30,6 +30,7 @@ from overpaint.report.standings import BEST, TIED
 from overpaint.report.statistics import MARGIN
 from overpaint.report.tables import Entry, Head, Table, averaged, every_figure
 from overpaint.report.validity import validity
+from overpaint.report.verdicts import verdicts
 from overpaint.report.views import View, view_named
 
 FORMATS = ("terminal", "md", "csv", "json", "latex")
@@ -74,6 +75,7 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
         "front": lambda: fronts(records, chosen, found),
         "validity": lambda: validity(records, chosen),
         "spread": lambda: spreads(records, chosen, found),
+        "verdicts": lambda: verdicts(records, chosen, found),
     }
     records = records.iloc[
         (records["method_name"] != "none").to_numpy().argsort(kind="stable")

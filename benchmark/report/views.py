@@ -51,8 +51,8 @@ class View:
     """A view as defined in its YAML.
 
     ``cells`` is its content: every figure of a concept set, means over concepts, ranks of methods, pairs of methods, a panel of
-    attacks and methods, a Pareto front of methods, the spread of figures, or the validity of scores: its columns in ``truth`` are
-    the distances by which the others are judged. ``primary`` names one endpoint per facet (`Endpoint`).
+    attacks and methods, a Pareto front of methods, the spread of figures, verdicts on attacks, or the validity of scores: its
+    columns in ``truth`` are the distances by which the others are judged. ``primary`` names one endpoint per facet (`Endpoint`).
     ``average`` says what means weigh equally (`Average`). A view of ranks has one column of mean ranks over its columns for each
     entry of ``mean_ranks``, an average. ``percent`` shows shares in per cent. ``run`` holds the overrides of the run that fills
     the view.
@@ -96,7 +96,7 @@ class ViewFile(TypedDict, total=False):
     """The keys of a view's YAML."""
 
     name: str
-    cells: Literal["every", "means", "ranks", "pairs", "panel", "front", "validity", "spread"]
+    cells: Literal["every", "means", "ranks", "pairs", "panel", "front", "validity", "spread", "verdicts"]
     rows: Literal["method", "attack", "concepts"]
     blocks: (
         list[Literal["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]] | None
