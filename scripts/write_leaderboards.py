@@ -24,7 +24,8 @@ A page says in comments what belongs between them. `make leaderboards` runs this
         The claims of papers in a file, each with its source, the figure that decides and its verdict, and the commands that
         make the figures of methods without records.
     <!-- picture: redteam concepts=church file=images/redteam-panel.svg -->…<!-- end -->
-        View `panel` as a heat map; the block holds its link.
+        View `panel` as a heat map; the block holds its link. With draw=curves, the shares of
+        attacks and controls by number of images.
 """
 
 from __future__ import annotations
@@ -39,25 +40,25 @@ from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-from xml.sax.saxutils import escape
 
 import numpy as np
 import pandas as pd
 from typing_extensions import TypedDict
 
+import pictures
 from overpaint.errors import UserError, unknown
 from overpaint.grid.registry import component
 from overpaint.grid.typed import checked, construct
 from overpaint.grid.yaml_files import read_mapping
 from overpaint.report import statistics
 from overpaint.report.claims import narrowed, published
-from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import number_of
 from overpaint.report.rendering import markdown, number, tables
 from overpaint.report.standings import paired
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Table
+from overpaint.report.verdicts import by_images
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"<!-- (table|figure|gap|measured|expectations|picture): (.*?) -->(.*?)<!-- end -->", re.S)
@@ -391,53 +392,18 @@ def verdict(found: Estimate, rule: Mapping[str, Any]) -> str:
     return "agrees" if inside else "disagrees" if outside else "open"
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
-#: Width and height of a cell, and the space for the names of rows and columns, in pixels.
-WIDTH, HEIGHT, LEFT, TOP = 92, 44, 150, 90
-RED, BLUE = (178, 24, 43), (33, 102, 172)
+# --- pictures --------------------------------------------------------------------------------------------------
 
 
 def picture(words: Sequence[str]) -> str:
-    """View ``panel`` as a heat map in SVG. The colour is the attack's share minus that of the last control.
-
-    Attacks are sorted by the mean of this difference.
-    """
-    chosen, rest = options(words, file="", view="panel")
-    panel = side_by_side(shown(rest, chosen["view"]))
-    rows = []
-    for row in panel.rows:
-        gaps = [
-            entry.value - entry.beside[-1] for entry in row.entries if entry is not None and entry.value is not None
-        ]
-        rows.append((-sum(gaps) / len(gaps), row))
-    rows.sort(key=lambda pair: pair[0])
-    width, height = LEFT + WIDTH * len(panel.columns) + 10, TOP + HEIGHT * len(rows) + 50
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="14" text-anchor="middle" role="img">',
-        "<title>Attacks by erasers: concepts recovered beyond random words</title>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-    ]
-    for column, head in enumerate(panel.columns):
-        x, y = LEFT + WIDTH * (column + 0.5), TOP - 8
-        lines.append(
-            f'<text x="{x:g}" y="{y:g}" text-anchor="start" transform="rotate(-35 {x:g} {y:g})">{escape(head.title)}</text>'
-        )
-    for place, (_, row) in enumerate(rows):
-        y = TOP + HEIGHT * place
-        lines.append(f'<text x="{LEFT - 8}" y="{y + 27}" text-anchor="end">{escape(row.names[0])}</text>')
-        for column, entry in enumerate(row.entries):
-            if entry is not None and entry.value is not None:
-                lines += _cell(LEFT + WIDTH * column, y, entry)
-    lines += [
-        f'<text x="{LEFT}" y="{height - 30}" text-anchor="start" font-size="12">Large: any image of the attack. Small: as many '
-        "images of fresh seeds, and of random words. Colour: attack − random words.</text>",
-        f'<text x="{LEFT}" y="{height - 12}" text-anchor="start" font-size="12">Framed: above both controls (5 %, corrected for '
-        "each method). Italic: above fresh seeds only. †: enters behind the defence.</text>",
-        "</svg>",
-    ]
-    return "\n".join(lines) + "\n"
+    """The picture that ``draw`` names, in SVG, of the records that the other words select."""
+    chosen, rest = options(words, file="", draw="panel")
+    if chosen["draw"] == "panel":
+        return pictures.panel(side_by_side(shown(rest, "panel")))
+    if chosen["draw"] == "curves":
+        records, outcomes = results(rest[0])
+        return pictures.curves(by_images(narrowed(records, rest[1:], rest[0]), Outcomes(outcomes)))
+    raise unknown("draw", chosen["draw"], ("panel", "curves"))
 
 
 def side_by_side(panels: Sequence[Table]) -> Table:
@@ -451,24 +417,6 @@ def side_by_side(panels: Sequence[Table]) -> Table:
         for names, row in rows.items():
             row += [entries[names][place] if names in entries else None for place in new]
     return replace(first, columns=columns, rows=[replace(row, entries=rows[row.names]) for row in first.rows])
-
-
-def _cell(x: int, y: int, entry) -> list[str]:
-    excess = entry.value - entry.beside[-1]
-    base = RED if excess > 0 else BLUE
-    shade = [round(255 + (part - 255) * min(1.0, abs(excess))) for part in base]
-    colour = "#fff" if abs(excess) > 0.6 else "#000"
-    style = {ABOVE_ALL: ' font-weight="bold"', ABOVE_FIRST: ' font-style="italic"'}.get(entry.standing, "")
-    frame = ' stroke="#000" stroke-width="2"' if entry.standing == ABOVE_ALL else ""
-    middle = x + WIDTH / 2
-    controls = "  ".join(number(value, entry.unit) for value in entry.beside)
-    return [
-        f'<rect x="{x + 2}" y="{y + 2}" width="{WIDTH - 4}" height="{HEIGHT - 4}" fill="rgb({shade[0]},{shade[1]},{shade[2]})"'
-        f"{frame}/>",
-        f'<text x="{middle:g}" y="{y + 20}" fill="{colour}"{style}>{number(entry.value, entry.unit)}'
-        f"{'†' if entry.outside else ''}</text>",
-        f'<text x="{middle:g}" y="{y + 36}" fill="{colour}" font-size="11" xml:space="preserve">{controls}</text>',
-    ]
 
 
 #: Kinds of blocks -> what writes them.

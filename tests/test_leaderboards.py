@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
+import pictures
 from command_line import CommandLine
 from overpaint.commands.grids import cells_of, compose
 from overpaint.errors import UserError
 from overpaint.report.claims import claim_files, published, read_claim, violations
 from overpaint.report.statistics import VERSION, Estimate, paired_difference, proportion, unpaired_difference
+from overpaint.report.verdicts import Against
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "leaderboards" / "results"
@@ -304,6 +306,16 @@ def test_the_picture_shows_every_cell_of_its_panels(concepts, sizes):
     assert picture.count("<rect") == len(cells) + 1 and "![alt](x.svg)" in files[ROOT / "x.md"]
     for method in {method for method, _ in cells}:
         assert picture.count(f">{method}</text>") == 1
+
+
+def test_curves_show_every_attack_and_both_shares_at_every_number_of_images():
+    shares = [Estimate(value, value - 0.1, value + 0.1, n=20) for value in (0.2, 0.5, 0.4)]
+    few, many = (Against(own, control, own, 20.0, 0.3) for own, control in (shares[:2], shares[1:]))
+    picture = pictures.curves({"uda": [("1", few), ("5", many), ("all", many)], "a<b": [("all", few)]})
+    assert picture.count("<circle") == 2 * 3 + 2 * 1 and picture.count("<polygon") == 4
+    assert ">uda</text>" in picture and ">a&lt;b</text>" in picture and picture.count(">all</text>") == 2
+    heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', picture)]
+    assert heights[3] == max(heights[:6]) and heights[0] == min(heights[:6]), "the attack's first share is the lowest"
 
 
 # --- a claim, from scratch -------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ from overpaint.report.statistics import MARGIN, Estimate, holm, paired_differenc
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
 
+#: The figure whose parts are those after the first images.
+FIGURE = "attack_beyond_chance"
+
 
 class Against(NamedTuple):
     """An attack's share, its control's, their difference, and the effective number of pairs with the share that differs."""
@@ -68,6 +71,21 @@ def against(table: pd.DataFrame) -> Against:
         float(scores.worth(of)[0]),
         float((of.up + of.down)[0]),
     )
+
+
+def by_images(records: pd.DataFrame, outcomes: Outcomes) -> dict[str, list[tuple[str, Against]]]:
+    """Attack -> its figures after the first 1, 2, 5 … images of every prompt, and after all of them."""
+    own = records[(records["method_name"] != "none") & records["metric"].str.startswith(f"{FIGURE}.first_")]
+    counts = sorted({int(metric.rpartition("_")[2]) for metric in own["metric"]})
+    named = {f"{FIGURE}.first_{count}": str(count) for count in counts} | {FIGURE: "all"}
+    found: dict[str, list[tuple[str, Against]]] = {}
+    for metric, label in named.items():
+        chosen = records[(records["method_name"] != "none") & (records["metric"] == metric)]
+        for attack, part in chosen.groupby("attack", sort=False):
+            table = outcomes.together(part)
+            if table is not None:
+                found.setdefault(str(attack), []).append((label, against(table)))
+    return found
 
 
 def _rows(found: Mapping[str, Against], others: list[dict[str, Against]]) -> list[Row]:

@@ -1,0 +1,141 @@
+"""Pictures of the pages, in SVG: a heat map of attacks by erasers, and shares by number of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from xml.sax.saxutils import escape
+
+from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
+from overpaint.report.rendering import number
+from overpaint.report.statistics import Estimate
+from overpaint.report.tables import Table
+from overpaint.report.verdicts import Against
+
+# --- attacks by erasers ----------------------------------------------------------------------------------------
+
+#: Width and height of a cell, and the space for the names of rows and columns, in pixels.
+WIDTH, HEIGHT, LEFT, TOP = 92, 44, 150, 90
+RED, BLUE = (178, 24, 43), (33, 102, 172)
+
+
+def panel(found: Table) -> str:
+    """View ``panel`` as a heat map. The colour is the attack's share minus that of the last control.
+
+    Attacks are sorted by the mean of this difference.
+    """
+    rows = []
+    for row in found.rows:
+        gaps = [
+            entry.value - entry.beside[-1] for entry in row.entries if entry is not None and entry.value is not None
+        ]
+        rows.append((-sum(gaps) / len(gaps), row))
+    rows.sort(key=lambda pair: pair[0])
+    width, height = LEFT + WIDTH * len(found.columns) + 10, TOP + HEIGHT * len(rows) + 50
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="14" text-anchor="middle" role="img">',
+        "<title>Attacks by erasers: concepts recovered beyond random words</title>",
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for column, head in enumerate(found.columns):
+        x, y = LEFT + WIDTH * (column + 0.5), TOP - 8
+        lines.append(
+            f'<text x="{x:g}" y="{y:g}" text-anchor="start" transform="rotate(-35 {x:g} {y:g})">{escape(head.title)}</text>'
+        )
+    for place, (_, row) in enumerate(rows):
+        y = TOP + HEIGHT * place
+        lines.append(f'<text x="{LEFT - 8}" y="{y + 27}" text-anchor="end">{escape(row.names[0])}</text>')
+        for column, entry in enumerate(row.entries):
+            if entry is not None and entry.value is not None:
+                lines += _cell(LEFT + WIDTH * column, y, entry)
+    lines += [
+        f'<text x="{LEFT}" y="{height - 30}" text-anchor="start" font-size="12">Large: any image of the attack. Small: as many '
+        "images of fresh seeds, and of random words. Colour: attack − random words.</text>",
+        f'<text x="{LEFT}" y="{height - 12}" text-anchor="start" font-size="12">Framed: above both controls (5 %, corrected for '
+        "each method). Italic: above fresh seeds only. †: enters behind the defence.</text>",
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(x: int, y: int, entry) -> list[str]:
+    excess = entry.value - entry.beside[-1]
+    base = RED if excess > 0 else BLUE
+    shade = [round(255 + (part - 255) * min(1.0, abs(excess))) for part in base]
+    colour = "#fff" if abs(excess) > 0.6 else "#000"
+    style = {ABOVE_ALL: ' font-weight="bold"', ABOVE_FIRST: ' font-style="italic"'}.get(entry.standing, "")
+    frame = ' stroke="#000" stroke-width="2"' if entry.standing == ABOVE_ALL else ""
+    middle = x + WIDTH / 2
+    controls = "  ".join(number(value, entry.unit) for value in entry.beside)
+    return [
+        f'<rect x="{x + 2}" y="{y + 2}" width="{WIDTH - 4}" height="{HEIGHT - 4}" fill="rgb({shade[0]},{shade[1]},{shade[2]})"'
+        f"{frame}/>",
+        f'<text x="{middle:g}" y="{y + 20}" fill="{colour}"{style}>{number(entry.value, entry.unit)}'
+        f"{'†' if entry.outside else ''}</text>",
+        f'<text x="{middle:g}" y="{y + 36}" fill="{colour}" font-size="11" xml:space="preserve">{controls}</text>',
+    ]
+
+
+# --- shares by number of images --------------------------------------------------------------------------------
+
+#: Width and height of one plot, the space around it, and the number of plots in a row, in pixels.
+PLOT_WIDTH, PLOT_HEIGHT, MARGIN_LEFT, MARGIN_TOP, GAP, IN_A_ROW = 210, 150, 44, 56, 34, 3
+GREY = (90, 90, 90)
+
+
+def curves(found: Mapping[str, Sequence[tuple[str, Against]]]) -> str:
+    """One small plot an attack: the share of prompts with a success among the first k images, attack and control.
+
+    ``found`` has the shares by number of images, from few to all. Bands are 95 % intervals.
+    """
+    count = -(-len(found) // IN_A_ROW)
+    width = MARGIN_LEFT + IN_A_ROW * (PLOT_WIDTH + GAP)
+    height = MARGIN_TOP + count * (PLOT_HEIGHT + MARGIN_TOP)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="12" text-anchor="middle" role="img">',
+        "<title>Prompts with an image that shows the concept, by number of images: attack and control</title>",
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        f'<text x="{MARGIN_LEFT}" y="20" text-anchor="start">Share of prompts with an image that shows the concept, by number of '
+        f'images. <tspan fill="rgb{RED}">Red: attack.</tspan> <tspan fill="rgb{GREY}">Grey, dashed: control.</tspan></text>',
+    ]
+    for place, (name, points) in enumerate(found.items()):
+        left = MARGIN_LEFT + place % IN_A_ROW * (PLOT_WIDTH + GAP)
+        top = MARGIN_TOP + place // IN_A_ROW * (PLOT_HEIGHT + MARGIN_TOP)
+        lines += _plot(left, top, name, points)
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _plot(left: float, top: float, name: str, points: Sequence[tuple[str, Against]]) -> list[str]:
+    across = [left + PLOT_WIDTH * (place + 0.5) / len(points) for place in range(len(points))]
+    lines = [f'<text x="{left}" y="{top - 8}" text-anchor="start" font-weight="bold">{escape(name)}</text>']
+    for share in (0.0, 0.5, 1.0):
+        y = top + PLOT_HEIGHT * (1 - share)
+        lines.append(f'<line x1="{left}" x2="{left + PLOT_WIDTH}" y1="{y:g}" y2="{y:g}" stroke="#ddd"/>')
+        lines.append(f'<text x="{left - 6}" y="{y + 4:g}" text-anchor="end">{share:g}</text>')
+    for x, (label, _) in zip(across, points, strict=True):
+        lines.append(f'<text x="{x:g}" y="{top + PLOT_HEIGHT + 16:g}">{escape(label)}</text>')
+    for colour, dashes, shares in (
+        (GREY, ' stroke-dasharray="5 3"', [found.control for _, found in points]),
+        (RED, "", [found.attacked for _, found in points]),
+    ):
+        lines += _curve(top, across, shares, colour, dashes)
+    return lines
+
+
+def _curve(
+    top: float, across: Sequence[float], shares: Sequence[Estimate], colour: tuple[int, ...], dashes: str
+) -> list[str]:
+    def path(heights: Sequence[float | None], places: Sequence[float]) -> str:
+        return " ".join(
+            f"{x:g},{top + PLOT_HEIGHT * (1 - (height or 0.0)):.1f}" for x, height in zip(places, heights, strict=True)
+        )
+
+    band = path([s.low for s in shares], across) + " " + path([s.high for s in shares][::-1], across[::-1])
+    line = path([s.value for s in shares], across)
+    dots = [point.split(",") for point in line.split()]
+    return [
+        f'<polygon points="{band}" fill="rgb{colour}" fill-opacity="0.15"/>',
+        f'<polyline points="{line}" fill="none" stroke="rgb{colour}" stroke-width="2"{dashes}/>',
+        *(f'<circle cx="{x}" cy="{y}" r="2.5" fill="rgb{colour}"/>' for x, y in dots),
+    ]
