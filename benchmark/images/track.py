@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import Cell, cell_from
+from overpaint.grid.labels import counted
 from overpaint.grid.roles import role_shots
 from overpaint.images.contact_sheets import contact_sheets
 from overpaint.images.planner import make_plan
@@ -98,27 +99,8 @@ class Images(Track):
         return torch.cuda.get_device_name(device) if device.startswith("cuda") else super().hardware(device)
 
     def power(self, cells: Sequence[Cell]) -> list[str]:
-        """What the primary tests can show at the actual number of prompts: the smallest paired difference, and equality."""
-        attacks = {cell.attack.label for cell in cells} - {"none"}
-        tests = len(view_named("facets").primary) - 1 + max(1, len(attacks))
-        said = []
-        for cell in {(id(cell.concepts), id(cell.budget)): cell for cell in cells}.values():
-            shots = role_shots("target", cell.concepts, cell.budget)
-            prompts, seeds = len({shot.prompt.id for shot in shots}), cell.budget.seeds
-            smallest = smallest_detectable_difference(prompts, seeds, tests)
-            found = "no paired difference" if smallest is None else f"a paired difference of about {smallest:.2f}"
-            alike = largest_share_shown_equal(prompts, seeds, tests)
-            equal = (
-                f"cannot show equality within {MARGIN:.2f}"
-                if alike is None
-                else f"show equality within {MARGIN:.2f} if at most {alike:.1%} of the pairs differ"
-            )
-            where = f"{cell.labels['concepts']}, budget {cell.labels['budget']}"
-            said.append(
-                f"{where}: {prompts} target prompts × {seeds} images detect {found} and {equal} "
-                f"(80 % power, 5 % level, Holm over {tests} primary tests)"
-            )
-        return list(dict.fromkeys(said))
+        """What the tests can show at the actual number of prompts: the smallest paired difference, and equality."""
+        return list(dict.fromkeys([*_power_of_primary_tests(cells), *_power_of_verdicts(cells)]))
 
     def standard_images(self, tasks: Iterable[Task]) -> float:
         """An image counts by its steps and pixels; without a given size, one of a model that is not on this machine has 512²."""
@@ -137,3 +119,47 @@ class Images(Track):
         import torch
 
         torch.set_num_threads(threads)
+
+
+def _power_of_primary_tests(cells: Sequence[Cell]) -> Iterator[str]:
+    """A sentence for each concept set and budget whose figures include primary endpoints of view ``facets``."""
+    attacks = {cell.attack.label for cell in cells if cell.attack.control}
+    endpoints = view_named("facets").primary
+    for cell in {(id(cell.concepts), id(cell.budget), id(cell.metrics)): cell for cell in cells}.values():
+        facets = [facet for facet, endpoint in endpoints.items() if endpoint["metric"] in cell.metrics.metrics]
+        tests = sum(len(attacks) if facet == "robustness" else 1 for facet in facets)
+        if tests:
+            shots = role_shots("target", cell.concepts, cell.budget)
+            prompts, seeds = len({shot.prompt.id for shot in shots}), cell.budget.seeds
+            yield (
+                f"{cell.labels['concepts']}, budget {cell.labels['budget']}: {prompts} target prompts × {seeds} images "
+                f"{_shown(prompts, seeds, tests, tests)} (80 % power, 5 % level, Holm over {tests} primary tests)"
+            )
+
+
+def _power_of_verdicts(cells: Sequence[Cell]) -> Iterator[str]:
+    """A sentence for view ``chance_tests``, if its figure is measured: all erasers and concept sets count together."""
+    chosen = [c for c in cells if "attack_beyond_chance" in c.metrics.metrics and c.method.name != "none"]
+    attacks = {cell.attack.label for cell in chosen} - {"none"}
+    if not attacks:
+        return
+    erasers = len({cell.labels["method"] for cell in chosen})
+    sets = {id(cell.concepts): cell for cell in chosen}.values()
+    prompts = sum(len({shot.prompt.id for shot in role_shots("target", cell.concepts, cell.budget)}) for cell in sets)
+    yield (
+        f"attack_beyond_chance, all together: {counted(prompts, 'target prompt')} × {counted(erasers, 'eraser')} "
+        f"{_shown(prompts, erasers, len(attacks), 1)} (80 % power, 5 % level, differences by Holm over "
+        f"{counted(len(attacks), 'attack')}; view chance_tests)"
+    )
+
+
+def _shown(prompts: int, seeds: int, tests: int, equality_tests: int) -> str:
+    smallest = smallest_detectable_difference(prompts, seeds, tests)
+    found = "no paired difference" if smallest is None else f"a paired difference of about {smallest:.2f}"
+    alike = largest_share_shown_equal(prompts, seeds, equality_tests)
+    equal = (
+        f"cannot show equality within {MARGIN:.2f}"
+        if alike is None
+        else f"show equality within {MARGIN:.2f} if at most {alike:.1%} of the pairs differ"
+    )
+    return f"detect {found} and {equal}"
