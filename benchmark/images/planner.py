@@ -161,18 +161,20 @@ def _retained(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
 
 
 def _beside(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -> dict[str, Task]:
-    """Tasks for an edited model without attack: similarity to the unedited model's images, and latency."""
+    """Tasks beside a cell's images: membership, replication, and those that its metrics name (`Metric.tasks`)."""
     beside = _training(plan, cell) | {
         f"replication/{frame}/{index}": replicate_task(plan, cell, batch)
         for frame in ("copies", "copies_original")
         for index, batch in enumerate(frames.get(frame, ()))
     }
-    latency = latency_task(plan, cell) if cell.attack.name == "none" else None
-    if latency is None:
+    if cell.attack.name != "none" or erasure_of(cell) is None:
         return beside
-    pairs = zip(frames["images"], frames["original"], strict=True)
-    compared = {f"similarity/{index}": compare_task(plan, *pair) for index, pair in enumerate(pairs)}
-    return beside | compared | {"latency": latency}
+    wanted = {task for metric in applied_metrics(cell).values() for task in metric.tasks}
+    if "similarity" in wanted:
+        pairs = zip(frames["images"], frames["original"], strict=True)
+        beside |= {f"similarity/{index}": compare_task(plan, *pair) for index, pair in enumerate(pairs)}
+    latency = latency_task(plan, cell) if "latency" in wanted else None
+    return beside if latency is None else beside | {"latency": latency}
 
 
 def _training(plan: Plan, cell: Cell) -> dict[str, Task]:

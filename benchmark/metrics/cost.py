@@ -64,6 +64,7 @@ class LatencyRatio(Metric):
     paper = "SAFREE, arXiv 2410.12761"
     aggregation = "median of pairs"
     version = 2
+    tasks = ("latency",)
 
     def measure(self, evidence: Evidence) -> Figure:
         ratios = evidence.latency

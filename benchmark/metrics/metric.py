@@ -179,7 +179,8 @@ class Metric:
     - ``roles`` are the roles of the images that it needs; a metric of costs has none.
     - ``attacks`` are the attacks in whose cells it is computed. ``"*"`` means every attack except ``none`` and
       ``not_attacks``.
-    - ``frames`` are frames that are made only for metrics that name them.
+    - ``frames`` are frames that are made only for metrics that name them, and ``tasks`` are such tasks of a cell without attack:
+      ``similarity`` (to the unedited model's images) and ``latency``.
     - ``extractor`` is the purpose of the extractor that it reads (``metrics.extractors``), empty for none. Its columns are named
       ``purpose.column``, in the ``extracted`` frames, for images of the metric's roles. ``texts`` returns the texts to embed.
       Without the extractor the figure is undefined, unless it is ``optional``.
@@ -197,6 +198,7 @@ class Metric:
     attacks: ClassVar[tuple[str, ...]] = ("none",)
     not_attacks: ClassVar[tuple[str, ...]] = ()
     frames: ClassVar[tuple[FrameName, ...]] = ()
+    tasks: ClassVar[tuple[Literal["similarity", "latency"], ...]] = ()
     extractor: ClassVar[str] = ""
     optional: ClassVar[bool] = False
     also: ClassVar[tuple[str, ...]] = ()

@@ -60,6 +60,7 @@ class OriginalSimilarity(Metric):
     direction = "up"
     aggregation = "mean over pictures, prompts as clusters"
     roles = ("utility",)
+    tasks = ("similarity",)
     column: ClassVar[str]
 
     @classmethod

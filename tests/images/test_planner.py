@@ -49,6 +49,14 @@ def test_one_erasure_for_every_attack_and_one_base_model_for_every_method():
     assert {t.key for t in alone.tasks.values() if t.stage != "measure"} <= set(made.tasks)
 
 
+@pytest.mark.parametrize(
+    ("metrics", "needed"), [("facets", {"latency", "compare"}), ("proportions", set()), ("hub", set())]
+)
+def test_latency_and_similarity_are_measured_for_metrics_that_read_them(metrics, needed):
+    made = plan("method=none,uce", "attack=none,synonym", "budget=smoke", f"metrics={metrics}")
+    assert {task.stage for task in made.tasks.values()} & {"latency", "compare"} == needed
+
+
 def test_inputs_come_before_what_needs_them():
     seen = set()
     for key, task in plan("method=uce", "attack=cce", "budget=smoke").tasks.items():
