@@ -74,7 +74,10 @@ def against(table: pd.DataFrame) -> Against:
 
 
 def by_images(records: pd.DataFrame, outcomes: Outcomes) -> dict[str, list[tuple[str, Against]]]:
-    """Attack -> its figures after the first 1, 2, 5 … images of every prompt, and after all of them."""
+    """Attack -> its figures after the first 1, 2, 5 … images of every prompt, and after all of them.
+
+    Attacks that make one image are left out. Keys are names of attacks, or their labels if a name has several.
+    """
     own = records[(records["method_name"] != "none") & records["metric"].str.startswith(f"{FIGURE}.first_")]
     counts = sorted({int(metric.rpartition("_")[2]) for metric in own["metric"]})
     named = {f"{FIGURE}.first_{count}": str(count) for count in counts} | {FIGURE: "all"}
@@ -85,7 +88,13 @@ def by_images(records: pd.DataFrame, outcomes: Outcomes) -> dict[str, list[tuple
             table = outcomes.together(part)
             if table is not None:
                 found.setdefault(str(attack), []).append((label, against(table)))
-    return found
+    names = records.drop_duplicates("attack").set_index("attack")["attack_name"]
+    several = names[names.duplicated(keep=False)]
+    return {
+        attack if attack in several.index else str(names[attack]): points
+        for attack, points in found.items()
+        if len(points) > 1
+    }
 
 
 def _rows(found: Mapping[str, Against], others: list[dict[str, Against]]) -> list[Row]:

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from overpaint.report.pooling import Outcomes
 from overpaint.report.records import RECORD_COLUMNS
 from overpaint.report.rendering import render, tables
-from overpaint.report.verdicts import against
+from overpaint.report.verdicts import against, by_images
 
 
 def records(pairs):
@@ -97,4 +98,16 @@ def test_the_view_renders_in_every_format_and_says_what_is_missing():
     rows, outcomes = records({"a": shares(0.5, 0.3)})
     for form in ("md", "csv", "json", "latex"):
         assert "a" in render(rows, form, "chance_tests", outcomes)
-    assert "Not stored: first image, first 5, first 20" in render(rows, "md", "chance_tests", outcomes)
+    assert "Not stored: first 2, first 5, first 20" in render(rows, "md", "chance_tests", outcomes)
+
+
+def test_shares_by_number_of_images_are_those_of_attacks_with_several():
+    rows, outcomes = records({"uda steps=1": shares(0.5, 0.3), "pez": shares(0.1, 0.1)})
+    rows["attack_name"] = rows["attack"].str.split().str[0]
+    uda = rows[rows["attack"] == "uda steps=1"]
+    early = uda.assign(metric="attack_beyond_chance.first_1", artefact=uda["artefact"] + 100)
+    fewer = outcomes[outcomes["artefact"].isin(uda["artefact"])]
+    fewer = fewer.assign(artefact=fewer["artefact"] + 100, metric="attack_beyond_chance.first_1", value=0.0)
+    found = by_images(pd.concat([rows, early]), Outcomes(pd.concat([outcomes, fewer])))
+    assert list(found) == ["uda"] and [label for label, _ in found["uda"]] == ["1", "all"]
+    assert found["uda"][0][1].attacked.value == 0.0 < found["uda"][1][1].attacked.value
