@@ -169,12 +169,12 @@ def _beside(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -> di
     }
     if cell.attack.name != "none" or erasure_of(cell) is None:
         return beside
-    wanted = {task for metric in applied_metrics(cell).values() for task in metric.tasks}
-    if "similarity" in wanted:
+    if _asked(cell, "similarity"):
         pairs = zip(frames["images"], frames["original"], strict=True)
         beside |= {f"similarity/{index}": compare_task(plan, *pair) for index, pair in enumerate(pairs)}
-    latency = latency_task(plan, cell) if "latency" in wanted else None
-    return beside if latency is None else beside | {"latency": latency}
+    if _asked(cell, "latency") and (latency := latency_task(plan, cell)):
+        beside["latency"] = latency
+    return beside
 
 
 def _training(plan: Plan, cell: Cell) -> dict[str, Task]:
@@ -201,9 +201,9 @@ def _copies(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
     }
 
 
-def _asked(cell: Cell, frame: str) -> bool:
-    """Whether a metric of the cell names this frame."""
-    return any(frame in metric.frames for metric in applied_metrics(cell).values())
+def _asked(cell: Cell, name: str) -> bool:
+    """Whether a metric of the cell names this frame or task."""
+    return any(name in (*metric.frames, *metric.tasks) for metric in applied_metrics(cell).values())
 
 
 def _trains(cell: Cell) -> bool:

@@ -41,7 +41,9 @@ def verdicts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
     """One table a block. The view's first column is tested; of the others, only the difference is shown."""
     tested, *others = view.columns
     for title, part in blocks_of(records, view, together=("seed", "method")):
-        found = {name: _by_row(column.chosen(part, view.rows), view, outcomes) for name, column in view.columns.items()}
+        found = {
+            name: _by_row(column.chosen(part, view.rows), view.rows, outcomes) for name, column in view.columns.items()
+        }
         rows = _rows(found[tested], [found[name] for name in others])
         if not rows:
             continue
@@ -52,8 +54,8 @@ def verdicts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         yield Table(f"{tested}, {title}", (view.rows,), heads, rows, notes, provenance(chosen))
 
 
-def _by_row(chosen: pd.DataFrame, view: View, outcomes: Outcomes) -> dict[str, Against]:
-    found = {name: outcomes.together(own) for name, own in chosen.groupby(view.rows, sort=False)}
+def _by_row(chosen: pd.DataFrame, rows: str, outcomes: Outcomes) -> dict[str, Against]:
+    found = {name: outcomes.together(own) for name, own in chosen.groupby(rows, sort=False)}
     return {str(name): against(table) for name, table in found.items() if table is not None}
 
 
@@ -78,16 +80,14 @@ def by_images(records: pd.DataFrame, outcomes: Outcomes) -> dict[str, list[tuple
 
     Attacks that make one image are left out. Keys are names of attacks, or their labels if a name has several.
     """
-    own = records[(records["method_name"] != "none") & records["metric"].str.startswith(f"{FIGURE}.first_")]
-    counts = sorted({int(metric.rpartition("_")[2]) for metric in own["metric"]})
+    edited = records[records["method_name"] != "none"]
+    parts = edited["metric"][edited["metric"].str.startswith(f"{FIGURE}.first_")]
+    counts = sorted({int(metric.rpartition("_")[2]) for metric in parts})
     named = {f"{FIGURE}.first_{count}": str(count) for count in counts} | {FIGURE: "all"}
     found: dict[str, list[tuple[str, Against]]] = {}
     for metric, label in named.items():
-        chosen = records[(records["method_name"] != "none") & (records["metric"] == metric)]
-        for attack, part in chosen.groupby("attack", sort=False):
-            table = outcomes.together(part)
-            if table is not None:
-                found.setdefault(str(attack), []).append((label, against(table)))
+        for attack, own in _by_row(edited[edited["metric"] == metric], "attack", outcomes).items():
+            found.setdefault(attack, []).append((label, own))
     names = records.drop_duplicates("attack").set_index("attack")["attack_name"]
     several = names[names.duplicated(keep=False)]
     return {
