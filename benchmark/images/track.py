@@ -21,7 +21,12 @@ from overpaint.images.planner import make_plan
 from overpaint.images.tasks import cell_assets
 from overpaint.images.workbench import Workbench
 from overpaint.models.sources import hub_snapshot, image_size, local_folder, resolve
-from overpaint.report.power import largest_share_shown_equal, smallest_detectable_difference
+from overpaint.report.power import (
+    BETWEEN_ERASERS,
+    WITHIN_PROMPT,
+    largest_share_shown_equal,
+    smallest_detectable_difference,
+)
 from overpaint.report.statistics import MARGIN
 from overpaint.report.views import view_named
 from overpaint.run.plan import Plan
@@ -148,15 +153,15 @@ def _power_of_verdicts(cells: Sequence[Cell]) -> Iterator[str]:
     prompts = sum(len({shot.prompt.id for shot in role_shots("target", cell.concepts, cell.budget)}) for cell in sets)
     yield (
         f"attack_beyond_chance, all together: {counted(prompts, 'target prompt')} × {counted(erasers, 'eraser')} "
-        f"{_shown(prompts, erasers, len(attacks), 1)} (80 % power, 5 % level, differences by Holm over "
+        f"{_shown(prompts, erasers, len(attacks), 1, BETWEEN_ERASERS)} (80 % power, 5 % level, differences by Holm over "
         f"{counted(len(attacks), 'attack')}; view chance_tests)"
     )
 
 
-def _shown(prompts: int, seeds: int, tests: int, equality_tests: int) -> str:
-    smallest = smallest_detectable_difference(prompts, seeds, tests)
+def _shown(prompts: int, seeds: int, tests: int, equality_tests: int, correlation: float = WITHIN_PROMPT) -> str:
+    smallest = smallest_detectable_difference(prompts, seeds, tests, within_prompt=correlation)
     found = "no paired difference" if smallest is None else f"a paired difference of about {smallest:.2f}"
-    alike = largest_share_shown_equal(prompts, seeds, equality_tests)
+    alike = largest_share_shown_equal(prompts, seeds, equality_tests, correlation)
     equal = (
         f"cannot show equality within {MARGIN:.2f}"
         if alike is None

@@ -17,6 +17,10 @@ from overpaint.report.statistics import LEVEL, MARGIN, TINY
 
 #: Largest number of pairs for which the power of a test is computed exactly.
 EXACT_PAIRS = 150
+#: Assumed correlation of the differences of one prompt: a round value for several seeds of one model.
+WITHIN_PROMPT = 0.3
+#: The same for one prompt on several erasers, which differ more than seeds do.
+BETWEEN_ERASERS = 0.1
 
 
 def power_of_paired_difference(
@@ -26,7 +30,7 @@ def power_of_paired_difference(
     tests: int = 1,
     rate: float = 0.5,
     pair_correlation: float = 0.5,
-    within_prompt: float = 0.3,
+    within_prompt: float = WITHIN_PROMPT,
     level: float = LEVEL,
 ) -> float:
     """The probability that `paired_difference` on ``prompts x seeds`` pairs detects a true difference, after correction.
@@ -100,7 +104,7 @@ def smallest_detectable_difference(
     tests: int = 1,
     rate: float = 0.5,
     pair_correlation: float = 0.5,
-    within_prompt: float = 0.3,
+    within_prompt: float = WITHIN_PROMPT,
     power: float = 0.8,
     level: float = LEVEL,
 ) -> float | None:
@@ -128,7 +132,7 @@ def power_of_equality(
     prompts: int,
     seeds: int = 1,
     tests: int = 1,
-    within_prompt: float = 0.3,
+    within_prompt: float = WITHIN_PROMPT,
     level: float = LEVEL,
     margin: float = MARGIN,
 ) -> float:
@@ -158,7 +162,7 @@ def largest_share_shown_equal(
     prompts: int,
     seeds: int = 1,
     tests: int = 1,
-    within_prompt: float = 0.3,
+    within_prompt: float = WITHIN_PROMPT,
     power: float = 0.8,
     level: float = LEVEL,
 ) -> float | None:

@@ -51,6 +51,8 @@ def verdicts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         heads = [Head("attacked", "down"), Head("control"), *(Head(text) for text in ("attacked − control", *others))]
         heads += [Head("power: equal"), Head(f"power: {MARGIN:.2f} more")]
         notes = _notes(found[tested], rows, list(dict.fromkeys(chosen["method"])))
+        if absent := [str(name) for name in dict.fromkeys(chosen[view.rows]) if name not in found[tested]]:
+            notes.append(f"Not shown: {', '.join(absent)} (outcomes are not stored).")
         yield Table(f"{tested}, {title}", (view.rows,), heads, rows, notes, provenance(chosen))
 
 

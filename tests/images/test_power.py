@@ -3,6 +3,7 @@
 import pytest
 
 from overpaint.commands.grids import planned
+from overpaint.report.power import largest_share_shown_equal
 from overpaint.run.track import track
 
 
@@ -39,5 +40,8 @@ def test_searches_against_chance_are_tested_over_all_erasers_and_concepts(power)
     assert len(few) == len(many) == 1, "its other figures have no control, so no test"
     assert "all together: 60 target prompts × 1 eraser detect" in few[0]
     assert "all together: 60 target prompts × 3 erasers detect" in many[0] and "over 2 attacks" in many[0]
+    (whole,) = power("experiment=search_vs_chance")
+    equal = float(whole.partition("if at most ")[2].partition("%")[0]) / 100
+    assert equal == pytest.approx(largest_share_shown_equal(120, 4, within_prompt=0.1), abs=0.001)
     detectable = [float(text.partition("about ")[2].partition(" ")[0]) for text in (*few, *many)]
     assert detectable[0] > detectable[1]

@@ -101,6 +101,14 @@ def test_the_view_renders_in_every_format_and_says_what_is_missing():
     assert "Not stored: first 2, first 5, first 20" in render(rows, "md", "chance_tests", outcomes)
 
 
+def test_an_attack_without_outcomes_is_named():
+    rows, outcomes = records({"a": shares(0.5, 0.3), "b": shares(0.5, 0.3)})
+    lost = rows["artefact"][rows["attack"] == "b"].iloc[0]
+    (table,) = tables(rows, "chance_tests", outcomes[outcomes["artefact"] != lost])
+    assert [row.names for row in table.rows] == [("a",)]
+    assert "Not shown: b (outcomes are not stored)." in table.notes
+
+
 def test_shares_by_number_of_images_are_those_of_attacks_with_several():
     rows, outcomes = records({"uda steps=1": shares(0.5, 0.3), "pez": shares(0.1, 0.1)})
     rows["attack_name"] = rows["attack"].str.split().str[0]
