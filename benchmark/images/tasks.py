@@ -546,8 +546,3 @@ def _metric(name: str, reference: str) -> type[Metric]:
     if not isinstance(metric, type) or not issubclass(metric, Metric):
         raise UserError(f"metrics.metrics.{name}: {reference} is not a metric (overpaint.metrics.metric:Metric)")
     return metric
-
-
-def _protocol(cell: Cell) -> dict[str, Any]:
-    """The settings of the protocol that affect images."""
-    return cell.protocol.settings
