@@ -8,44 +8,40 @@ from xml.sax.saxutils import escape
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
 from overpaint.report.rendering import number
 from overpaint.report.statistics import Estimate
-from overpaint.report.tables import Table
+from overpaint.report.tables import Row, Table
 from overpaint.report.verdicts import Against
 
 # --- attacks by erasers ----------------------------------------------------------------------------------------
 
 #: Width and height of a cell, and the space for the names of rows and columns, in pixels.
-WIDTH, HEIGHT, LEFT, TOP = 92, 44, 150, 90
+WIDTH, HEIGHT, LEFT, TOP = 66, 40, 190, 110
 RED, BLUE = (178, 24, 43), (33, 102, 172)
 
 
 def panel(found: Table) -> str:
-    """View ``panel`` as a heat map. The colour is the attack's share minus that of the last control.
+    """View ``panel`` as a heat map: erasers in rows, attacks in columns. The colour is the attack's share minus that of the
+    last control.
 
     Attacks are sorted by the mean of this difference.
     """
-    rows = []
-    for row in found.rows:
-        gaps = [
-            entry.value - entry.beside[-1] for entry in row.entries if entry is not None and entry.value is not None
-        ]
-        rows.append((-sum(gaps) / len(gaps), row))
-    rows.sort(key=lambda pair: pair[0])
-    width, height = LEFT + WIDTH * len(found.columns) + 10, TOP + HEIGHT * len(rows) + 50
+    attacks = sorted(found.rows, key=lambda row: -_mean_excess(row))
+    width, height = LEFT + WIDTH * len(attacks) + 60, TOP + HEIGHT * len(found.columns) + 50
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="14" text-anchor="middle" role="img">',
         "<title>Attacks by erasers: concepts recovered beyond random words</title>",
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
     ]
-    for column, head in enumerate(found.columns):
+    for column, attack in enumerate(attacks):
         x, y = LEFT + WIDTH * (column + 0.5), TOP - 8
         lines.append(
-            f'<text x="{x:g}" y="{y:g}" text-anchor="start" transform="rotate(-35 {x:g} {y:g})">{escape(head.title)}</text>'
+            f'<text x="{x:g}" y="{y:g}" text-anchor="start" transform="rotate(-40 {x:g} {y:g})">{escape(attack.names[0])}</text>'
         )
-    for place, (_, row) in enumerate(rows):
+    for place, eraser in enumerate(found.columns):
         y = TOP + HEIGHT * place
-        lines.append(f'<text x="{LEFT - 8}" y="{y + 27}" text-anchor="end">{escape(row.names[0])}</text>')
-        for column, entry in enumerate(row.entries):
+        lines.append(f'<text x="{LEFT - 8}" y="{y + 25}" text-anchor="end">{escape(eraser.title)}</text>')
+        for column, attack in enumerate(attacks):
+            entry = attack.entries[place]
             if entry is not None and entry.value is not None:
                 lines += _cell(LEFT + WIDTH * column, y, entry)
     lines += [
@@ -56,6 +52,12 @@ def panel(found: Table) -> str:
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _mean_excess(attack: Row) -> float:
+    """The mean over erasers of the attack's share minus that of the last control."""
+    known = [entry for entry in attack.entries if entry is not None and entry.value is not None]
+    return sum(entry.value - entry.beside[-1] for entry in known) / len(known)
 
 
 def _cell(x: int, y: int, entry) -> list[str]:
@@ -70,9 +72,9 @@ def _cell(x: int, y: int, entry) -> list[str]:
     return [
         f'<rect x="{x + 2}" y="{y + 2}" width="{WIDTH - 4}" height="{HEIGHT - 4}" fill="rgb({shade[0]},{shade[1]},{shade[2]})"'
         f"{frame}/>",
-        f'<text x="{middle:g}" y="{y + 20}" fill="{colour}"{style}>{number(entry.value, entry.unit)}'
+        f'<text x="{middle:g}" y="{y + 18}" fill="{colour}"{style}>{number(entry.value, entry.unit)}'
         f"{'†' if entry.outside else ''}</text>",
-        f'<text x="{middle:g}" y="{y + 36}" fill="{colour}" font-size="11" xml:space="preserve">{controls}</text>',
+        f'<text x="{middle:g}" y="{y + 33}" fill="{colour}" font-size="11" xml:space="preserve">{controls}</text>',
     ]
 
 
