@@ -19,10 +19,9 @@ RED, BLUE = (178, 24, 43), (33, 102, 172)
 
 
 def panel(found: Table) -> str:
-    """View ``panel`` as a heat map: erasers in rows, attacks in columns. The colour is the attack's share minus that of the
-    last control.
+    """View ``panel`` as a heat map: erasers in rows, attacks in columns, sorted by their mean colour.
 
-    Attacks are sorted by the mean of this difference.
+    The colour is the attack's share minus that of the last control.
     """
     attacks = sorted(found.rows, key=lambda row: -_mean_excess(row))
     width, height = LEFT + WIDTH * len(attacks) + 60, TOP + HEIGHT * len(found.columns) + 50
@@ -55,13 +54,17 @@ def panel(found: Table) -> str:
 
 
 def _mean_excess(attack: Row) -> float:
-    """The mean over erasers of the attack's share minus that of the last control."""
-    known = [entry for entry in attack.entries if entry is not None and entry.value is not None]
-    return sum(entry.value - entry.beside[-1] for entry in known) / len(known)
+    known = [_excess(entry) for entry in attack.entries if entry is not None and entry.value is not None]
+    return sum(known) / len(known)
+
+
+def _excess(entry) -> float:
+    """The attack's share minus that of the last control."""
+    return entry.value - entry.beside[-1]
 
 
 def _cell(x: int, y: int, entry) -> list[str]:
-    excess = entry.value - entry.beside[-1]
+    excess = _excess(entry)
     base = RED if excess > 0 else BLUE
     shade = [round(255 + (part - 255) * min(1.0, abs(excess))) for part in base]
     colour = "#fff" if abs(excess) > 0.6 else "#000"
