@@ -17,9 +17,6 @@ A page says in comments what belongs between them. `make leaderboards` runs this
         The difference of two figures. It is paired by the outcomes of both records. Without outcomes, it is paired if one side
         has all hits or none, so that the counts determine the pairs; the word `unpaired` prevents both. Figures of a view are
         compared as independent ones.
-    <!-- measured: 2026-11-24 overpaint run … -->…<!-- end -->
-        A sentence above a typed table without records: the date, and the command that measures its figures again. It also covers
-        the text about the table.
     <!-- expectations: leaderboards/expectations.yaml -->…<!-- end -->
         The claims of papers in a file, each with its source, the figure that decides and its verdict, and the commands that
         make the figures of methods without records.
@@ -36,7 +33,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +57,7 @@ from overpaint.report.tables import Table
 from overpaint.report.verdicts import by_images
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"<!-- (table|figure|gap|measured|expectations|picture): (.*?) -->(.*?)<!-- end -->", re.S)
+BLOCK = re.compile(r"<!-- (table|figure|gap|expectations|picture): (.*?) -->(.*?)<!-- end -->", re.S)
 #: Fields of a record -> their interval.
 FIELDS = {
     "value": ("low", "high"),
@@ -72,7 +68,7 @@ FIELDS = {
     "p_value": None,
 }
 #: Labels by which a figure is named.
-LABELS = ["method", "metric", "attack", "concepts", "budget"]
+LABELS = ["method", "metric", "attack", "concepts", "protocol", "budget"]
 
 
 def pages() -> list[Path]:
@@ -278,20 +274,6 @@ def difference(words: Sequence[str]) -> tuple[Estimate, str]:
     return statistics.paired_difference(*hits), unit
 
 
-def measured(words: Sequence[str]) -> str:
-    """A sentence about typed figures: when they were measured, and the command that measures them again."""
-    day, *command = words
-    try:
-        date.fromisoformat(day)
-    except ValueError:
-        raise UserError(f"{day!r} is not a date such as 2026-11-24") from None
-    if not command:
-        raise UserError("the date must be followed by the command that measures the figures again (overpaint run …)")
-    if command[:2] != ["overpaint", "run"]:
-        raise UserError(f"the command must start with overpaint run, got {' '.join(command[:2])!r}")
-    return f"\n*Measured on {day} with `{' '.join(command)}`; no record is kept.*\n"
-
-
 class Rule(TypedDict, total=False):
     """A figure or a gap with ``{method}`` in it, what it shows in words, and the bound that a claim states."""
 
@@ -424,7 +406,6 @@ BLOCKS = {
     "table": table,
     "figure": figure,
     "gap": gap,
-    "measured": measured,
     "expectations": expectations,
     "picture": picture,
 }

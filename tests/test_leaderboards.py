@@ -73,31 +73,21 @@ def test_no_share_stands_outside_a_block(page):
     assert re.findall(r".{0,40}(?<![\d.])\d\.\d\d(?!\d)", rest) == []
 
 
+@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in script().pages()])
+def test_no_interval_stands_outside_a_block(page):
+    assert re.findall(r"\d \[-?\d[\d.]*, -?\d[^\]\n]*\]", script().BLOCK.sub("", text_of(page))) == []
+
+
 CARDS = sorted(page for kind in ("methods", "attacks") for page in (ROOT / "docs" / kind).glob("*.md"))
 
 
 @pytest.mark.parametrize("page", CARDS, ids=lambda page: page.stem)
-def test_a_typed_table_of_results_says_when_it_was_measured(page):
-    """Tables below "On the testbed" are written from records, by block or by cell, or follow a ``measured`` block."""
-    text = script().BLOCK.sub(lambda block: "MEASURED" if block.group(1) == "measured" else "", text_of(page))
-    results = re.split(r"^## ", text, flags=re.M)
-    parts = [part for section in results if section.startswith("On the testbed") for part in section.split("\n\n")]
-    typed = [(before.strip(), part) for before, part in itertools.pairwise(parts) if part.startswith("|")]
-    numbers = [re.search(r"\d\.\d", re.sub(r"`.*?`", "", part)) for _, part in typed]
-    assert [part[:80] for (before, part), n in zip(typed, numbers, strict=True) if n and before != "MEASURED"] == []
-
-
-def test_commands_that_measure_again_are_understood():
-    words = [
-        m.group(2).split()[1:]
-        for page in CARDS
-        for m in script().BLOCK.finditer(text_of(page))
-        if m.group(1) == "measured"
-    ]
-    commands = {" ".join(command): command[2:] for command in words}
-    assert commands
-    for overrides in commands.values():
-        assert cells_of(compose(overrides))
+def test_tables_of_results_are_written_from_records(page):
+    """Tables below "On the testbed" are a block, or have one in every cell with a result."""
+    results = re.split(r"^## ", script().BLOCK.sub("", text_of(page)), flags=re.M)
+    rows = [line for section in results if section.startswith("On the testbed") for line in section.splitlines()]
+    typed = [row for row in rows if row.startswith("|") and re.search(r"\d\.\d", re.sub(r"`.*?`", "", row))]
+    assert typed == []
 
 
 def test_the_result_files_are_eligible():
@@ -276,9 +266,6 @@ def test_a_bad_claim_is_refused(tmp_path, edit, said):
         ("figure", "erasers attack=none view=methods uce IRAS", "0 figures have row 'uce' and column 'IRAS'"),
         ("table", "erasers view=method", "unknown view 'method'.*did you mean 'methods'"),
         ("table", "erasers view=methods method=uxe", "unknown method 'uxe'.*did you mean 'uce'"),
-        ("measured", "2026-13-24 overpaint run", "'2026-13-24' is not a date"),
-        ("measured", "2026-11-24", "the date must be followed by the command that measures the figures again"),
-        ("measured", "2026-11-24 make demo", "the command must start with overpaint run, got 'make demo'"),
         ("table", "erasers view=methods columns=IRAS", "unknown column 'IRAS'.*did you mean 'IRA'"),
     ],
 )

@@ -156,7 +156,7 @@ def _left_out(layouts: Mapping[str, Layout]) -> list[str]:
 def _notes(values: Mapping[str, NDArray]) -> list[str]:
     """What the layout is, and how far single seeds order the methods alike."""
     notes = [
-        "σ is a standard deviation of outcomes: between concepts, between the means of method seeds, between the means of "
+        "σ is a standard deviation of outcomes: between concepts, between the means of seeds, between the means of "
         "prompts, and what is left of single images. Layout (concepts × seeds × prompts): "
         + ", ".join(f"{method} {'×'.join(map(str, found.shape))}" for method, found in values.items())
         + "."
