@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import itertools
 import re
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import yaml
 
 import pictures
 from command_line import CommandLine
-from overpaint.commands.grids import cells_of, compose
 from overpaint.errors import UserError
 from overpaint.report.claims import claim_files, published, read_claim, violations
 from overpaint.report.statistics import VERSION, Estimate, paired_difference, proportion, unpaired_difference

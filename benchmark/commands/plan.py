@@ -30,11 +30,12 @@ def plan(overrides: Sequence[str], multirun: bool) -> None:
     kind = track(grid.plan.track)
     hours = gpu_hours(kind, todo, more, estimates, grid.config["images_per_second"])
     out = Console(soft_wrap=True, highlight=False, markup=False)
-    out.print(summary(grid.plan, todo, more, estimates))
+    workers = grid.config["engine"].get("workers", 1)
+    out.print(summary(grid.plan, todo, more, estimates, workers))
     unique, missing = grid.plan.unique(), by_stage(todo, more)
     for stage, asked in grid.plan.asked.items():
         of_stage = {work: count for work, count in more.items() if work.stage == stage}
-        took = estimates.total((t for t in todo if t.stage == stage), of_stage)
+        took = estimates.total((t for t in todo if t.stage == stage), of_stage).shared(known_number(workers))
         out.print(f"  {stage:<10} {asked:>5} asked  {unique[stage]:>5} unique  {missing[stage]:>5} to do  {took}")
     notes = [*changes(grid.plan, grid.store, todo), *grid.plan.notes, *kind.power(grid.cells)]
     for line in filter(None, [hours, *notes]):
@@ -66,10 +67,18 @@ def gpu_hours(
     )
 
 
-def summary(plan: Plan, todo: Sequence[Task], more: Mapping[Work, int], estimates: Estimates) -> str:
+def known_number(workers: int | str) -> int:
+    """The number of workers that an engine sets, or 1 if it is ``auto``."""
+    return workers if isinstance(workers, int) else 1
+
+
+def summary(
+    plan: Plan, todo: Sequence[Task], more: Mapping[Work, int], estimates: Estimates, workers: int | str = 1
+) -> str:
     """One line with the numbers of cells, tasks, stored tasks and remaining tasks, and the estimated time.
 
-    ``more`` is the work of cells whose tasks are not planned yet; what is stored of it is not known.
+    ``more`` is the work of cells whose tasks are not planned yet; what is stored of it is not known. ``workers`` is the
+    engine's setting. The time is that of one worker if it is ``auto``.
     """
     tasks = plan.unique().total()
     head = f"{counted(len(plan.cells), 'cell')}, {counted(tasks, 'task')}"
@@ -78,7 +87,10 @@ def summary(plan: Plan, todo: Sequence[Task], more: Mapping[Work, int], estimate
     images = sum(t.amount for t in todo if t.stage == "generate")
     images += sum(work.amount * count for work, count in more.items() if work.stage == "generate")
     left, most = len(todo) + sum(more.values()), "up to " if more else ""
+    number = known_number(workers)
+    time = estimates.total(todo, more).shared(number)
+    by = "" if workers == 1 else f" with {counted(number, 'worker')}"
     return (
         f"{head}: {max(0, tasks - left)} stored or not needed, {most}{left} to do ({counted(images, 'image')}), "
-        f"{estimates.total(todo, more)}"
+        f"{time.text(by)}"
     )

@@ -53,7 +53,7 @@ def run_grid(grid: Grid) -> int:
         store.sweep()
     estimates = Estimates(store, grid.config["engine"]["device"])
     todo, more = plan.missing(store), plan.unopened(store)
-    ERR.print(summary(plan, todo, more, estimates))
+    ERR.print(summary(plan, todo, more, estimates, grid.config["engine"].get("workers", 1)))
     for note in [*plan.notes, *changes(plan, store, todo)]:
         ERR.print(f"note: {note}", style="yellow")
     if dry:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from overpaint.grid.labels import printable
-from overpaint.run.estimates import Estimate, Estimates, amounts
+from overpaint.run.estimates import Estimates, amounts
 from overpaint.run.plan import Work
 from overpaint.run.tasks import Task
 
@@ -45,6 +45,7 @@ class Display:
         )
         self.all = self.bars.add_task("all tasks", total=max(1, self.count), note="")
         self.at_work: dict[str, TaskID] = {}
+        self.workers = 1  # how many tasks were at work when the last one started
 
     def __enter__(self) -> Display:
         if self.live:
@@ -58,8 +59,7 @@ class Display:
 
     def left(self) -> str:
         """How many tasks are done, and the estimate for the others."""
-        total = self.estimates.of_amounts(self.amounts)
-        return f"{self.done}/{self.count}, left: {Estimate(total.seconds / max(1, len(self.at_work)), total.unknown)}"
+        return f"{self.done}/{self.count}, left: {self.estimates.of_amounts(self.amounts).shared(self.workers)}"
 
     def _go_on(self) -> None:
         """Raise a `KeyboardInterrupt` if the user has asked the run to stop."""
@@ -77,6 +77,7 @@ class Display:
                 self.amounts[task.pace] += task.amount
         if task.key not in self.at_work:
             self.at_work[task.key] = self.bars.add_task(printable(task.label), total=1, note="")
+            self.workers = len(self.at_work)
         self.bars.update(self.all, total=max(1, self.count), note=self.left())
 
     def stepped(self, task: Task, done: int, total: int, what: str) -> None:

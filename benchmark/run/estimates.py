@@ -38,13 +38,21 @@ class Estimate:
     seconds: float
     unknown: int
 
+    def shared(self, workers: int) -> Estimate:
+        """The same work divided among workers."""
+        return Estimate(self.seconds / workers, self.unknown)
+
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, by: str = "") -> str:
+        """The estimate in words; ``by`` stands behind the time."""
         if not self.unknown:
-            return f"about {duration(self.seconds)}"
+            return f"about {duration(self.seconds)}{by}"
         if not self.seconds:
             return "unknown on this machine"
         kinds = "1 kind of task" if self.unknown == 1 else f"{self.unknown} kinds of task"
-        return f"at least {duration(self.seconds)} ({kinds} not yet measured on this machine)"
+        return f"at least {duration(self.seconds)}{by} ({kinds} not yet measured on this machine)"
 
 
 def amounts(tasks: Iterable[Task], more: Mapping[Work, int] | None = None) -> Counter[str]:

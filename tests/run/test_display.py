@@ -10,6 +10,7 @@ import counting_track
 import pytest
 from rich.console import Console
 
+from overpaint.commands.plan import summary
 from overpaint.grid.labels import printable
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimate, Estimates, duration
@@ -89,6 +90,17 @@ def test_a_run_says_on_which_hardware_a_task_was_made(store, counting, monkeypat
     assert store.manifest("count", key)["host"]["processor"] == "cpu (abacus)"
 
 
+@pytest.mark.parametrize(
+    "workers, said",
+    [(1, "about 1m 20s"), ("auto", "about 1m 20s with 1 worker"), (2, "about 40s with 2 workers")],
+)
+def test_a_plan_divides_its_time_among_the_workers(store, counting, workers, said):
+    plan, estimates = counting_track.grid(range(4)), Estimates(store)
+    for one in list(plan.tasks.values())[:2]:
+        estimates.learn(one, 10.0)
+    assert summary(plan, list(plan.tasks.values()), {}, estimates, workers).endswith(f", {said}")
+
+
 def test_timings_survive_a_full_disk_and_nonsense(store, monkeypatch):
     path = store.root / "timings.json"
     estimates = Estimates(store)
@@ -142,6 +154,16 @@ def test_lines_count_what_is_done_and_say_what_is_left(store):
         "[1/3, left: about 40s] erase it: 20.0s",
         "[3/3, left: about 0s] erase it: 30.0s",
     ]
+
+
+def test_the_estimate_is_shared_by_the_workers(store):
+    tasks = [task(n) for n in range(4)]
+    shown, out = display(store, *tasks)
+    with shown:
+        shown.started(tasks[0])
+        shown.started(tasks[1])
+        shown.finished(tasks[0], 20.0, "cpu")  # its worker has not begun the next one yet
+    assert out.getvalue().splitlines() == ["[1/4, left: about 30s] erase it: 20.0s"]
 
 
 def test_events_of_tasks_that_are_not_shown_are_no_crash(store):
