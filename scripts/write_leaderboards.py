@@ -68,7 +68,7 @@ FIELDS = {
     "p_value": None,
 }
 #: Labels by which a figure is named.
-LABELS = ["method", "metric", "attack", "concepts", "protocol", "budget"]
+LABELS = ["method", "metric", "attack", "concepts", "protocol", "budget", "seed"]
 
 
 def pages() -> list[Path]:
@@ -235,10 +235,10 @@ def record_of(words: Sequence[str]) -> pd.Series:
     """The one record of a folder (the first word) that has all the labels."""
     records = results(words[0])[0]
     for word in words[1:]:
-        column = next((name for name in LABELS if (records[name] == word).any()), None)
+        column = next((name for name in LABELS if (records[name].astype(str) == word).any()), None)
         if column is None:
-            raise unknown("label", word, {value for name in LABELS for value in records[name].unique()})
-        records = records[records[column] == word]
+            raise unknown("label", word, {str(value) for name in LABELS for value in records[name].unique()})
+        records = records[records[column].astype(str) == word]
     if len(records) > 1 and (records["attack"] == "none").any():
         records = records[records["attack"] == "none"]
     if len(records) != 1:
