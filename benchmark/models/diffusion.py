@@ -421,7 +421,7 @@ class DiffusionModel:
         extended = extended_tokenizer(tokenizer, list(tokens))
         try:
             self.tokenizer = extended
-            with self._tables(lambda table, columns: ExtendedTable(table.weight, len(tokenizer), rows, columns)):
+            with self._tables(lambda table, columns: ExtendedTable(table, len(tokenizer), rows, columns)):
                 yield
         finally:
             self.tokenizer = tokenizer

@@ -45,15 +45,19 @@ class GivenEmbeddings(torch.nn.Module):
 
 
 class ExtendedTable(torch.nn.Module):
-    """A token table with extra rows behind the ``known`` ids. Only the extra rows, cut to ``columns``, can be learned."""
+    """A token table with extra rows behind the ``known`` ids. Only the extra rows, cut to ``columns``, can be learned.
 
-    def __init__(self, weight: torch.Tensor, known: int, rows: Sequence[torch.Tensor], columns: slice):
+    The table below may be extended itself. Its words keep their ids.
+    """
+
+    def __init__(self, table: TokenTable, known: int, rows: Sequence[torch.Tensor], columns: slice):
         super().__init__()
-        self.weight, self.known, self.rows, self.columns = weight, known, list(rows), columns
+        self.weight, self.known, self.rows, self.columns = table.weight, known, list(rows), columns
+        self.lookup = table.__call__  # a method, so that the table is not a part of this module
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings (batch, tokens, width) of ids (batch, tokens)."""
-        found = torch.nn.functional.embedding(ids.clamp(max=self.known - 1), self.weight)
+        found = self.lookup(ids.clamp(max=self.known - 1))
         for offset, row in enumerate(self.rows):
             found = torch.where((ids == self.known + offset)[..., None], row[self.columns].to(found), found)
         return found

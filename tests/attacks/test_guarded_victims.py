@@ -8,6 +8,7 @@ from overpaint.grid.registry import component
 
 VICTIMS = {
     "sld": {"warmup_steps": 0},
+    "geom": {"iterations": 1, "pictures": 2, "picture_steps": 2, "regions": "all", "bins": 2, "train": "tokens"},
     "spm": {"iterations": 1, "rollout_steps": 4, "warmup_steps": 0, "learning_rate": 1e-2},
 }
 

@@ -18,6 +18,18 @@ def test_a_placeholder_with_a_words_own_embedding_is_that_word(tiny_sd):
     assert torch.equal(tiny_sd.encode(["a photo of a dog"]), plain)
 
 
+def test_placeholders_inside_a_block_of_placeholders(tiny_sd):
+    """A guard with learned words of its own encodes them while an attack learns another one."""
+    table = tiny_sd.text_encoder.get_input_embeddings().weight
+    rows = {word: table[tiny_sd.token_ids(word)[1]] for word in ("dog", "cat")}
+    plain = tiny_sd.encode(["a dog and a cat"])
+    with tiny_sd.learned_tokens({"<x>": rows["dog"]}):
+        with tiny_sd.learned_tokens({"<y>": rows["cat"]}):
+            assert torch.equal(tiny_sd.encode(["a <x> and a <y>"]), plain)
+        assert torch.equal(tiny_sd.encode(["a <x> and a cat"]), plain)
+    assert tiny_sd.text_encoder.get_input_embeddings().weight is table
+
+
 def test_parameter_names_stay_the_same_inside(tiny_sd):
     names = list(tiny_sd.named_parameters())
     with tiny_sd.learned_tokens({"<x>": torch.zeros(48)}):
