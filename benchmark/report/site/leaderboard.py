@@ -94,7 +94,7 @@ def board(content: Content, shown: Sequence[Block], method: str | None = None) -
         "concepts": [block.concepts for block in shown],
         "kind": [block.kind for block in shown],
         "model": [block.model for block in shown],
-        "budget": [block.budget for block in shown],
+        "budget": [block.setting for block in shown],
     }
     return Board(
         [head(columns[title]) for title in titles],

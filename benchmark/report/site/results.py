@@ -68,9 +68,14 @@ class Block:
     facets: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def setting(self) -> str:
+        """The budget, and the protocol if a key of it was set by hand."""
+        return f"{self.budget} · {self.protocol}" if " " in self.protocol else self.budget
+
+    @property
     def name(self) -> str:
         """What tells this block from the others, as text."""
-        return f"{self.concepts} ({self.kind}) · {self.results.name} · {self.model}, budget {self.budget}"
+        return f"{self.concepts} ({self.kind}) · {self.results.name} · {self.model}, budget {self.setting}"
 
     @cached_property
     def methods(self) -> dict[str, str]:
