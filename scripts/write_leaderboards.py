@@ -231,14 +231,21 @@ def _of_view(words: Sequence[str], view: str) -> tuple[Estimate, str]:
     return Estimate(entries[0].value, entries[0].low, entries[0].high, n=entries[0].n), entries[0].unit
 
 
+@cache
+def labels_of(folder: str) -> pd.DataFrame:
+    """The labels of a folder's records, as text."""
+    return results(folder)[0][LABELS].astype(str)
+
+
 def record_of(words: Sequence[str]) -> pd.Series:
     """The one record of a folder (the first word) that has all the labels."""
-    records = results(words[0])[0]
+    labels = labels_of(words[0])
     for word in words[1:]:
-        column = next((name for name in LABELS if (records[name].astype(str) == word).any()), None)
+        column = next((name for name in LABELS if (labels[name] == word).any()), None)
         if column is None:
-            raise unknown("label", word, {str(value) for name in LABELS for value in records[name].unique()})
-        records = records[records[column].astype(str) == word]
+            raise unknown("label", word, {value for name in LABELS for value in labels[name].unique()})
+        labels = labels[labels[column] == word]
+    records = results(words[0])[0].loc[labels.index]
     if len(records) > 1 and (records["attack"] == "none").any():
         records = records[records["attack"] == "none"]
     if len(records) != 1:
