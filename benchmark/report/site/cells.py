@@ -12,10 +12,10 @@ from overpaint.report.tables import Entry, Head
 
 #: Signs of the best figure of a column and of those that are not shown to be worse.
 SIGNS = {BEST: "●", TIED: "○", "": ""}
-WORDS = {BEST: "best of its column", TIED: "not shown to be worse than the best", "": ""}
+WORDS = {BEST: "best", TIED: "not shown to be worse than the best", "": ""}
 SAID = {
-    DIFFERS: "differs from what it is compared with",
-    EQUAL: "equal within the margin to what it is compared with",
+    DIFFERS: "differs",
+    EQUAL: "equal within the margin",
     "": "",
 }
 

@@ -91,10 +91,10 @@ def board(content: Content, shown: Sequence[Block], method: str | None = None) -
     ]
     filters = {
         "results": [block.results.name for block in shown],
-        "concepts": [block.concepts for block in shown],
-        "kind": [block.kind for block in shown],
-        "model": [block.model for block in shown],
-        "budget": [block.setting for block in shown],
+        **{
+            name: [getattr(block, name) for block in shown]
+            for name in ("concepts", "kind", "model", "protocol", "budget")
+        },
     }
     return Board(
         [head(columns[title]) for title in titles],

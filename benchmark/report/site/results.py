@@ -17,7 +17,7 @@ from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components
 from overpaint.report.claims import claim_files, narrowed, published
 from overpaint.report.rendering import tables
-from overpaint.report.tables import Table
+from overpaint.report.tables import Table, distinguished
 
 #: The view whose tables are the rows of the index.
 VIEW = "leaderboard"
@@ -47,6 +47,15 @@ class Results:
         """The results with fewer records."""
         return replace(self, records=records)
 
+    @cached_property
+    def components(self) -> dict[str, str]:
+        """Names of methods by their labels; also by the labels with a hash that tables show (`distinguished`)."""
+        return {
+            label: name
+            for records in (self.records, distinguished(self.records))
+            for label, name in zip(records["method"], records["method_name"], strict=True)
+        }
+
 
 @dataclass(frozen=True)
 class Block:
@@ -68,21 +77,14 @@ class Block:
     facets: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def setting(self) -> str:
-        """The budget, and the protocol if a key of it was set by hand."""
-        return f"{self.budget} · {self.protocol}" if " " in self.protocol else self.budget
-
-    @property
     def name(self) -> str:
         """What tells this block from the others, as text."""
-        return f"{self.concepts} ({self.kind}) · {self.results.name} · {self.model}, budget {self.setting}"
+        return f"{self.concepts} ({self.kind}) · {self.results.name} · {self.model}, protocol {self.protocol}, budget {self.budget}"
 
     @cached_property
     def methods(self) -> dict[str, str]:
-        """Names of components by the labels of the table's rows. Labels with a hash (`distinguished`) lead to it as well."""
-        found = self.results.records.drop_duplicates("method")
-        names = dict(zip(found["method"], found["method_name"], strict=True))
-        return {row.names[0]: names.get(row.names[0], row.names[0].split(" ")[0]) for row in self.table.rows}
+        """Names of methods by the labels of the table's rows."""
+        return {row.names[0]: self.results.components[row.names[0]] for row in self.table.rows}
 
 
 def read(folder: Path) -> list[Results]:

@@ -2,7 +2,7 @@
 // Sorts, filters and describes what is on the page. Nothing is computed here, and nothing is loaded.
 
 const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
-const TEXT = ["method", "concepts", "kind", "results", "budget"];
+const TEXT = ["method", "concepts", "kind", "results", "model", "protocol", "budget"];
 
 for (const table of all("table.board")) {
   const body = table.tBodies[0];
