@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,18 @@ import pandas as pd
 import pyarrow as pa
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.labels import canonical
 from overpaint.report.families import marked
-from overpaint.report.records import CELL, IDENTITY, NUMBERS, RECORD_COLUMNS, REQUIRED, check_mappings, settings_hash
+from overpaint.report.records import (
+    CELL,
+    IDENTITY,
+    NUMBERS,
+    RECORD_COLUMNS,
+    REQUIRED,
+    check_mappings,
+    current,
+    plain,
+    with_identity,
+)
 from overpaint.report.statistics import VERSION, paired_difference, proportion
 from overpaint.report.views import view_named
 
@@ -113,7 +123,7 @@ def file_name(method: str) -> str:
 
 def text_of(claim: Claim) -> str:
     """A claim as text. Equal claims give equal bytes."""
-    rows = [[_plain(value) for value in row] for row in claim.records[COLUMNS].astype(object).to_numpy().tolist()]
+    rows = [[plain(value) for value in row] for row in claim.records[COLUMNS].astype(object).to_numpy().tolist()]
     columns = list(zip(*rows, strict=True))
     same = {name: values[0] for name, values in zip(COLUMNS, columns, strict=True) if len(set(values)) == 1}
     described = [name for name in DESCRIBED if claim.records.groupby("metric")[name].nunique(dropna=False).max() == 1]
@@ -126,9 +136,9 @@ def text_of(claim: Claim) -> str:
     outcomes = []
     if len(claim.outcomes):
         for row, part in claim.outcomes.groupby("artefact", sort=True):
-            keys = [tuple(map(_plain, key)) for key in part[UNIT_COLUMNS].astype(object).to_numpy().tolist()]
+            keys = [tuple(map(plain, key)) for key in part[UNIT_COLUMNS].astype(object).to_numpy().tolist()]
             places = [units.setdefault(key, len(units)) for key in keys]
-            outcomes.append([row, places, *([_plain(v) for v in part[name]] for name in ("value", "other"))])
+            outcomes.append([row, places, *([plain(v) for v in part[name]] for name in ("value", "other"))])
     parts = [
         f'"format": {FORMAT}',
         f'"runs": {_lines(claim.runs)}',
@@ -141,14 +151,6 @@ def text_of(claim: Claim) -> str:
         f'"outcomes": {_lines(outcomes)}',
     ]
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it: missing ones are null, whole numbers have no decimal point."""
-    value = value.item() if hasattr(value, "item") else value
-    if value is None or value != value:
-        return None
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _json(value: Any) -> str:
@@ -203,16 +205,15 @@ def _typed(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _outcomes(units: Sequence, outcomes: Sequence, records: pd.DataFrame) -> pd.DataFrame:
-    frames = [
-        pd.DataFrame([units[place] for place in places], columns=UNIT_COLUMNS).assign(
-            value=pd.array(values, dtype=float),
-            other=pd.array(others, dtype=float),
-            metric=records["metric"][row],
-            artefact=row,
-        )
-        for row, places, values, others in outcomes
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    """One row per outcome: its unit, its values, and the metric and number of its record."""
+    if not outcomes:
+        return pd.DataFrame()
+    rows, places, values, others = zip(*outcomes, strict=True)
+    of_record = np.repeat(rows, list(map(len, places)))
+    found = pd.DataFrame(units, columns=UNIT_COLUMNS).take(np.fromiter(chain(*places), int)).reset_index(drop=True)
+    value, other = (pd.array(list(chain(*numbers)), dtype=float) for numbers in (values, others))
+    metric = records["metric"].to_numpy()[of_record]
+    return found.assign(value=value, other=other, metric=metric, artefact=of_record)
 
 
 def claim_files(folder: Path) -> list[Path]:
@@ -233,8 +234,8 @@ def claim_files(folder: Path) -> list[Path]:
 def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The records and outcomes of all result files below a folder, like those of a store.
 
-    Of several records with the same settings, metric, detector and threshold, the one with the newest statistics and metric
-    is kept.
+    Of several records with the same settings, metric, detector and threshold, the one with the newest components is kept
+    (`overpaint.report.records.current`); among equal ones the one with the newest statistics.
     """
     frames, outcomes = [], []
     for number, path in enumerate(claim_files(folder)):
@@ -243,25 +244,12 @@ def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         frames.append(claim.records.astype(object).assign(artefact=names))
         if len(claim.outcomes):
             outcomes.append(claim.outcomes.assign(artefact=[names[row] for row in claim.outcomes["artefact"]]))
-    records = _with_identity(_typed(pd.concat(frames, ignore_index=True)))
-    order = records.sort_values(["statistics", "version"], kind="stable").index
-    identities = records.loc[order, IDENTITY].astype(object)
-    current = identities[~identities.duplicated(keep="last")].index
-    records = records.loc[sorted(current)].drop(columns=["p_adjusted", "family", "mark"]).reset_index(drop=True)
+    records = _typed(pd.concat(frames, ignore_index=True)).sort_values("statistics", kind="stable")
+    records = with_identity(records[current(records, {})])
+    newest = ~records[IDENTITY].astype(object).duplicated(keep="last")
+    records = records[newest].sort_index().drop(columns=["p_adjusted", "family", "mark"]).reset_index(drop=True)
     found = pd.concat(outcomes, ignore_index=True) if outcomes else pd.DataFrame()
     return records, found
-
-
-def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
-    """The records. Those from before settings were recorded get an identity from their labels."""
-    records = records.assign(**{name: records[name].fillna("{}") for name in ("given", "versions")})
-    without = records["settings"].isna()
-    labels = [
-        {name: _plain(value) for name, value in row.items()} for row in records.loc[without, CELL].to_dict("records")
-    ]
-    settings = records["settings"].astype(object)
-    settings[without] = [settings_hash(canonical(label)) for label in labels]
-    return records.assign(settings=settings)
 
 
 def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.DataFrame:

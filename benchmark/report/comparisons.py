@@ -12,7 +12,7 @@ from overpaint.report import statistics
 from overpaint.report.families import Compared, Mark, is_primary, marks
 from overpaint.report.pooling import Outcomes, groups_of, pooled
 from overpaint.report.ranks import FEWEST_CONCEPTS, alike, mean_ranks, rank_intervals, rank_intervals_over_concepts
-from overpaint.report.standings import MISSING, PAIR, SEVERAL, paired
+from overpaint.report.standings import MISSING, PAIR, SEVERAL, UNALIKE, paired, with_equal_runs
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
@@ -111,7 +111,7 @@ def _fixed(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
     means = {m: pooled(own[m], "value", outcomes) for m in methods}
     found = np.full((len(methods), len(methods)), np.nan)
     for (i, a), (j, b) in combinations(enumerate(methods), 2):
-        p_value = paired(own[a], own[b], outcomes)[0].p_value
+        p_value = paired(own[a], own[b], outcomes, interval=False)[0].p_value
         one, other = means[a], means[b]
         if p_value is None and one is not None and other is not None:
             p_value = statistics.difference_of_estimates(one.estimate, other.estimate).p_value
@@ -131,14 +131,21 @@ def _groups(name: str, chosen: pd.DataFrame, outcomes: Outcomes) -> str:
 
 
 def _images(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> tuple[pd.DataFrame | None, str]:
-    """Outcomes by image (rows) and method (columns). The text is the reason if there are none, else empty."""
+    """Outcomes by image (rows) and method (columns), of the images that every method has.
+
+    The text is the reason if there are none, else empty.
+    """
     table = outcomes.together(chosen)
     if table is None:
         return None, MISSING
     if table.duplicated([*PAIR, "cluster", "method"]).any():
         return None, SEVERAL
-    images = table.pivot(index=[*PAIR, "cluster"], columns="method", values="value")
-    return images.reindex(columns=list(methods)), ""
+    table = with_equal_runs(table)
+    images = [*PAIR, "cluster"]
+    common = table.groupby(images, dropna=False)["method"].transform("size") == len(methods)
+    if not common.any():
+        return None, UNALIKE
+    return table[common].pivot(index=images, columns="method", values="value").reindex(columns=list(methods)), ""
 
 
 def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average: str) -> dict[str, Entry]:

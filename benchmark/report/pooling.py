@@ -178,7 +178,9 @@ def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -
     by_concept: dict[str, list[dict]] = {}
     for record in figures.reindex(columns=["concepts", *ESTIMATED]).to_dict("records"):
         by_concept.setdefault(record["concepts"], []).append(record)
-    own = [_over_seeds(records, field) for records in by_concept.values()]
+    share = len(figures) > 0 and figures["unit"].iloc[0] == "fraction"
+    bounds = (-1.0 if field == "difference" else 0.0, 1.0) if share else (-math.inf, math.inf)
+    own = [_over_seeds(records, field, bounds) for records in by_concept.values()]
     mean = own[0] if len(own) == 1 else statistics.mean_of_estimates(own, shared=general)
     if mean.value is None or len(figures) == 1:
         return mean
@@ -188,8 +190,8 @@ def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -
     return found if len(own) == 1 else found._replace(spread=mean.spread)
 
 
-def _over_seeds(records: Sequence[Mapping[str, Any]], field: str) -> Estimate:
-    """The mean of one concept's records over method seeds, without outcomes. The seeds are treated as a sample.
+def _over_seeds(records: Sequence[Mapping[str, Any]], field: str, bounds: tuple[float, float]) -> Estimate:
+    """The mean of one concept's records over method seeds, without outcomes. The seeds are a sample, the mean is in ``bounds``.
 
     They share their prompts, whose part in the errors is not known.
     """
@@ -197,7 +199,9 @@ def _over_seeds(records: Sequence[Mapping[str, Any]], field: str) -> Estimate:
     if len(own) == 1:
         return own[0]
     mean = statistics.mean_of_estimates(own, shared=True)
-    found = statistics.mean_over_runs(mean, [e.value for e in own if e.value is not None], range(len(own)))
+    found = statistics.mean_over_runs(
+        mean, [e.value for e in own if e.value is not None], range(len(own)), bounds=bounds
+    )
     return found._replace(spread=mean.spread)
 
 

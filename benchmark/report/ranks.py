@@ -157,12 +157,13 @@ def _gaps(
     table: NDArray, clusters: NDArray | None, strata: NDArray | None, runs: NDArray | None, concepts: NDArray | None
 ) -> list[tuple[float, float]]:
     """The difference of each two rows of ``table`` and its p-value, NaN if undefined: all at once for shares."""
-    import pandas as pd
-
     pairs = list(combinations(table, 2))
-    by_concept = np.zeros(table.shape[1]) if concepts is None else concepts
-    several = runs is not None and pd.Series(runs).groupby(by_concept).nunique().max() >= seeds.FEWEST
-    if pairs and not several and np.isin(table, (-1, 0, 1)).all() and np.abs(np.ptp(table)) <= 1:
+    if (
+        pairs
+        and not seeds.are_sample(runs, concepts)
+        and np.isin(table, (-1, 0, 1)).all()
+        and np.abs(np.ptp(table)) <= 1
+    ):
         rows = np.stack([one - other for one, other in pairs])
         of = scores.sample(rows, *observed(rows[0], clusters, strata)[1], images=2)
         p_values = scores.p_value(of, scores.difference_score(of, np.zeros(len(rows))))

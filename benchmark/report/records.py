@@ -79,9 +79,9 @@ def stored_records(store: Store, plan: Plan | None = None, older: bool = False) 
     records = as_frame(found)
     order = records[ARTEFACT].map(place).argsort(kind="stable")
     records = records.take(order.to_numpy()).reset_index(drop=True)
-    current = _current(records, {} if plan else _recency(listing))  # a plan's cells have one measurement each
-    records = _with_identity(records).assign(current=current)
-    return records if older else records[current].drop(columns="current").reset_index(drop=True)
+    kept = current(records, {} if plan else _recency(listing))  # a plan's cells have one measurement each
+    records = with_identity(records).assign(current=kept)
+    return records if older else records[kept].drop(columns="current").reset_index(drop=True)
 
 
 def _recency(listing: Listing) -> dict[str, dict[str, int]]:
@@ -148,13 +148,13 @@ def stored_outcomes(store: Store, records: pd.DataFrame) -> pa.Table:
     return gathered(store.listed(STAGE), OUTCOMES, keys, OUTCOME_COLUMNS, ("metric", set(records["metric"])))
 
 
-def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
+def with_identity(records: pd.DataFrame) -> pd.DataFrame:
     """The records. Older records get an identity that is derived from their labels."""
     records = records.astype({name: object for name in (*CELL, "settings", "given", "versions")})
     without = records["settings"].isna()
-    labels = records.loc[without, CELL].where(records.loc[without, CELL].notna(), None)
     records.loc[without, "settings"] = [
-        settings_hash(canonical(dict(zip(CELL, map(_plain, row), strict=True)))) for row in labels.to_numpy()
+        settings_hash(canonical(dict(zip(CELL, map(plain, row), strict=True))))
+        for row in records.loc[without, CELL].to_numpy()
     ]
     for name in ("method", "attack"):
         records[f"{name}_name"] = records[f"{name}_name"].astype(object).fillna(records[name])
@@ -163,8 +163,12 @@ def _with_identity(records: pd.DataFrame) -> pd.DataFrame:
     return records.infer_objects()
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+def plain(value: Any) -> Any:
+    """A value as JSON has it: missing ones are null, whole numbers have no decimal point."""
+    value = value.item() if hasattr(value, "item") else value
+    if value is None or value != value:
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def number_of(value: Any) -> float | None:
@@ -184,7 +188,7 @@ def check_mappings(texts: Iterable[object], column: str, file: str) -> None:
             raise ValueError(f"{file} has {bare(str(text))} in column {column!r}, which takes a JSON mapping{kind}")
 
 
-def _current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) -> pd.Series:
+def current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) -> pd.Series:
     """Which records are current. ``recency`` holds `History.recency` of the sources behind each artefact.
 
     For each identity and metric set, the record with the highest component versions is current, and among these the one with the
@@ -197,7 +201,7 @@ def _current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) ->
     named = pd.Series(list(figures.where(figures.notna(), None).itertuples(index=False, name=None)), records.index)
     old, unjudged = records["settings"].isna(), records["aggregation"].isna()
     superseded = (old & named.isin(set(named[~old]))) | (unjudged & named.isin(set(named[~unjudged])))
-    known = _with_identity(records)
+    known = with_identity(records)
     parsed = {text: json.loads(text) for text in set(known["versions"])}
     versions = [parsed[text] for text in known["versions"]]
     names = sorted({name for found in versions for name in found})

@@ -63,7 +63,7 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
     Raises:
         UserError: if there is no figure to show; the message gives the reason.
     """
-    chosen, found = view_named(view), Outcomes(outcomes)
+    chosen, found = view_named(view).by_attack(records), Outcomes(outcomes)
     if records.empty:
         raise UserError(f"no records stored yet for view {view}. To make some: {command_of(chosen)}")
     builders: dict[str, Callable[[], Iterator[Table]]] = {

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 #: Fewer seeds show nothing of other seeds: with two, Student's t quantile is 12.7.
 FEWEST = 3
@@ -33,6 +33,16 @@ class Between(NamedTuple):
     variance: NDArray
     noise: NDArray
     runs: int
+
+
+def are_sample(runs: ArrayLike | None, concepts: ArrayLike | None = None) -> bool:
+    """Whether the ``runs`` of any of the ``concepts``, both aligned ``(observations,)``, are a sample of all runs."""
+    import pandas as pd
+
+    if runs is None:
+        return False
+    of_concept = np.zeros(np.shape(runs)) if concepts is None else np.asarray(concepts)
+    return bool(pd.Series(np.asarray(runs)).groupby(of_concept).nunique().max() >= FEWEST)
 
 
 def between(values: NDArray, runs: NDArray, clusters: NDArray, weights: NDArray) -> Between:

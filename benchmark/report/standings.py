@@ -33,8 +33,29 @@ def aligned(one: pd.DataFrame | None, other: pd.DataFrame | None) -> tuple[pd.Da
         return None, SEVERAL
     if alike:  # the usual case needs no slow merge
         return one.assign(value_other=other["value"].to_numpy()), ""
-    joined = one.merge(other, on=PAIR, suffixes=("", "_other"))
+    both = with_equal_runs(pd.concat([one.assign(side=0), other.assign(side=1)], ignore_index=True), "side")
+    sides = (both[both["side"] == side].drop(columns="side") for side in (0, 1))
+    joined = next(sides).merge(next(sides), on=PAIR, suffixes=("", "_other"))
     return (None, UNALIKE) if joined.empty else (joined, "")
+
+
+def with_equal_runs(table: pd.DataFrame, by: str = "method") -> pd.DataFrame:
+    """The outcomes of several methods (column ``by``), in which a single run of a concept set stands for all runs of the others.
+
+    A method that draws no random numbers has one run, whatever the seeds of the experiment are.
+    """
+    runs = table[[by, "concepts", "run"]].drop_duplicates()
+    count = runs.groupby([by, "concepts"], observed=True)["run"].transform("size")
+    if runs.groupby("concepts", observed=True)["run"].nunique().max() == 1:
+        return table
+    several = runs.loc[count > 1, ["concepts", "run"]].drop_duplicates()
+    first = runs.loc[~runs["concepts"].isin(several["concepts"]), ["concepts", "run"]].drop_duplicates("concepts")
+    wanted = pd.concat([several, first])
+    single = pd.MultiIndex.from_frame(table[[by, "concepts"]]).isin(
+        pd.MultiIndex.from_frame(runs.loc[count == 1, [by, "concepts"]])
+    )
+    repeated = table[single].drop(columns="run").merge(wanted, on="concepts")
+    return pd.concat([table[~single], repeated], ignore_index=True)
 
 
 def _equal(one: pd.Series, other: pd.Series) -> bool:
@@ -44,16 +65,17 @@ def _equal(one: pd.Series, other: pd.Series) -> bool:
     return one.reset_index(drop=True).equals(other.reset_index(drop=True))
 
 
-def paired(one: pd.DataFrame, other: pd.DataFrame, outcomes: Outcomes) -> tuple[Estimate, str]:
+def paired(one: pd.DataFrame, other: pd.DataFrame, outcomes: Outcomes, interval: bool = True) -> tuple[Estimate, str]:
     """The mean paired difference of the records of two methods over their common concepts, seeds and prompts.
 
-    The text is the reason if the difference is undefined, else empty.
+    The text is the reason if the difference is undefined, else empty. Without ``interval`` there may be only the p-value, which
+    is much faster.
     """
     joined, why = aligned(outcomes.coded(one), outcomes.coded(other))
     if joined is None:
         undefined = [why for part in (one, other) for why in part.loc[part["value"].isna(), "why"] if why]
         return Estimate(None), undefined[0] if undefined else why
-    found = statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined))
+    found = statistics.paired_difference(joined["value"], joined["value_other"], interval=interval, **groups_of(joined))
     return found, "" if found.value is not None else "every pair of images failed"
 
 
@@ -62,9 +84,10 @@ def standings(
 ) -> dict[str, str]:
     """`BEST` for the method with the best value, `TIED` for each method that is not shown to be worse than it.
 
-    A method is worse if the p-value of its ``difference(method, best)`` is below 5 % after Holm's correction over the methods. If
-    there is none because outcomes are not stored, the two estimates are compared as independent ones; this is cautious, because
-    methods share their prompts. A figure without an interval, such as a size, is tied only with an equal one.
+    A method is worse if its ``difference(method, best)`` is on the worse side and has a p-value below 5 % after Holm's correction
+    over the methods. If there is none because outcomes are not stored, the two estimates are compared as independent ones; this
+    is cautious, because methods share their prompts. A figure without an interval, such as a size, is tied only with an equal
+    one.
     """
     known = {name: e.value if direction == "up" else -e.value for name, e in estimates.items() if e.value is not None}
     if len(known) < 2:
@@ -77,7 +100,8 @@ def standings(
         found = difference(name, best[0])
         if found.p_value is None:
             found = statistics.difference_of_estimates(estimates[name], estimates[best[0]])
-        p_values.append(0.0 if found.p_value is None else found.p_value)
+        better = found.value is not None and (found.value > 0) == (direction == "up")
+        p_values.append(1.0 if better else 0.0 if found.p_value is None else found.p_value)
     apart = statistics.holm(p_values).rejected
     tied = {name: TIED for name, worse in zip(others, apart, strict=True) if not worse}
     return dict.fromkeys(best, BEST) | tied

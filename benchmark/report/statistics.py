@@ -121,11 +121,13 @@ def paired_difference(
     weights: ArrayLike | None = None,
     runs: ArrayLike | None = None,
     concepts: ArrayLike | None = None,
+    interval: bool = True,
 ) -> Estimate:
     """Mean of ``first - second`` over aligned observations. Pairs with a failed observation are excluded.
 
     For 0/1 observations, interval and tests are Tango's, with the other arguments as in `proportion`. Other values have
-    the interval and test of `mean`, and no equivalence test.
+    the interval and test of `mean`, and no equivalence test. Without ``interval``, shares whose seeds are no sample have only the
+    p-value of the difference; the search for the limits takes most of the time.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape != b.shape:
@@ -137,13 +139,11 @@ def paired_difference(
         found = mean(kept, groups[0], level)._replace(failed=failed)
         return found if runs is None else mean_over_runs(found, a - b, runs, clusters, None, concepts)
     of = scores.sample(kept, *groups, _by_stratum(weights, a - b, groups[1]), images=2)
-    found = _difference(
-        of,
-        lambda v: scores.difference_score(of, v),
-        scores.difference_interval(of, level),
-        Estimate(float(of.mean[0]), n=len(kept), failed=failed),
-        margin,
-    )
+    found = Estimate(float(of.mean[0]), n=len(kept), failed=failed)
+    if not interval and not seeds.are_sample(runs, concepts):
+        return found._replace(p_value=float(scores.p_value(of, scores.difference_score(of, np.zeros(1)))[0]))
+    limits = scores.difference_interval(of, level)
+    found = _difference(of, lambda v: scores.difference_score(of, v), limits, found, margin)
     return found if runs is None else mean_over_runs(found, a - b, runs, clusters, strata, concepts, (-1.0, 1.0))
 
 

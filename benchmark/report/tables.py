@@ -21,7 +21,7 @@ from overpaint.report.records import given_by_hand, number_of
 from overpaint.report.seeds import FEWEST
 from overpaint.report.standings import paired, standings
 from overpaint.report.statistics import Estimate
-from overpaint.report.views import View
+from overpaint.report.views import OneAttack, View
 from overpaint.run.track import facets
 
 #: Settings that split results into separate tables.
@@ -64,12 +64,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a column: its title, the direction in which its figures are better (``up``, ``down`` or unknown), and the n of
-    all its figures, 0 if they differ."""
+    """The head of a column: its title, the direction in which its figures are better (``up``, ``down`` or unknown), the n of all
+    its figures, 0 if they differ, and the view's ``column`` that it is a part of (`overpaint.report.views.OneAttack`)."""
 
     title: str
     direction: str = ""
     n: int = 0
+    column: str = ""
 
 
 @dataclass(frozen=True)
@@ -251,10 +252,11 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
             if column.harmonic or chosen.empty:
                 continue
             direction = "up" if column.scale else chosen["direction"].iloc[0]
-            heads[title] = Head(title, direction if column.field == "value" else "")
+            of = column.of if isinstance(column, OneAttack) else title
+            heads[title] = Head(title, direction if column.field == "value" else "", column=of)
             columns[title] = _means(chosen, view, title, outcomes)
         for title, cells in _harmonics(columns, view).items():
-            heads[title], columns[title] = Head(title, "up"), cells
+            heads[title], columns[title] = Head(title, "up", column=title), cells
         columns = {title: columns[title] for title in view.columns if title in columns}
         names = [n for n in dict.fromkeys(part[view.rows]) if any(n in cells for cells in columns.values())]
         if not names:
@@ -334,7 +336,7 @@ def _with_standings(cells: Cells, chosen: pd.DataFrame, outcomes: Outcomes) -> C
         if entry.of is None and not entry.bound and by_row[name]["method_name"].iloc[0] != "none"
     }
     direction = chosen["direction"].iloc[0]
-    found = standings(estimates, direction, lambda a, b: paired(by_row[a], by_row[b], outcomes)[0])
+    found = standings(estimates, direction, lambda a, b: paired(by_row[a], by_row[b], outcomes, interval=False)[0])
     return {name: (replace(entry, standing=found.get(name, "")), test) for name, (entry, test) in cells.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -47,6 +47,19 @@ class Column:
 
 
 @dataclass(frozen=True)
+class OneAttack(Column):
+    """Column ``of`` of a view, for one of several settings of its attack: the one with this ``label``."""
+
+    of: str = ""
+    label: str = ""
+
+    def chosen(self, records: pd.DataFrame, rows: str) -> pd.DataFrame:
+        """The records that this column shows."""
+        found = super().chosen(records, rows)
+        return found[found["attack"] == self.label]
+
+
+@dataclass(frozen=True)
 class View:
     """A view as defined in its YAML.
 
@@ -74,6 +87,17 @@ class View:
         """The records that a column of the view shows."""
         places = {place for column in self.columns.values() for place in column.chosen(records, self.rows).index}
         return records[records.index.isin(places)]
+
+    def by_attack(self, records: pd.DataFrame) -> View:
+        """The view with a column for each setting of an attack: ``concept inversion, cce steps=50``. They have no common mean."""
+        columns: dict[str, Column] = {}
+        for title, column in self.columns.items():
+            labels = list(dict.fromkeys(column.chosen(records, self.rows)["attack"])) if self.rows != "attack" else []
+            if len(labels) < 2:
+                columns[title] = column
+            for label in labels if len(labels) > 1 else ():
+                columns[f"{title}, {label}"] = OneAttack(**vars(column), of=title, label=label)
+        return replace(self, columns=columns)
 
     def tests(self, title: str) -> bool:
         """Whether a column's figures are tested: differences are, and so are values if no column shows their difference."""

@@ -24,7 +24,7 @@ from overpaint.report.families import marked
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import OUTCOME_COLUMNS, stored_outcomes, stored_records
 from overpaint.report.rendering import render
-from overpaint.report.statistics import paired_difference, proportion
+from overpaint.report.statistics import VERSION, paired_difference, proportion
 from overpaint.report.views import view_named
 from overpaint.run.store import Store
 from processes import ROOT
@@ -266,6 +266,17 @@ def test_claims_merge_by_cell(folder):
     assert (
         list(made) == ["uce"] and pd.read_csv(io.StringIO(render(made["uce"].records, "csv")))["method"].eq("uce").all()
     )
+
+
+def test_of_two_files_with_one_figure_the_newest_components_count(folder, tmp_path):
+    """Whatever the files are called, and even if the older method was judged by the newer statistics."""
+    claim = read_claim(folder / "uce.json")
+    for name, version, statistics in (("a", 2, VERSION), ("b", 1, VERSION + 1)):
+        versions = [json.dumps(json.loads(text) | {"uce": version}) for text in claim.records["versions"]]
+        records = claim.records.assign(versions=versions, value=float(version), statistics=statistics)
+        (tmp_path / f"{name}.json").write_text(text_of(Claim([RUN], records)), encoding="utf-8")
+    records, _ = published(tmp_path)
+    assert len(records) == len(claim.records) and set(records["value"]) == {2.0}
 
 
 def test_merged_claims_have_the_marks_of_both_together():

@@ -73,10 +73,11 @@ def _most_telling(maps: Sequence[HeatMap]) -> Sequence[HeatMap]:
 def board(content: Content, shown: Sequence[Block], method: str | None = None) -> Board:
     """The rows of these blocks, of one method or of all. Only those of the first block are visible at first."""
     start = shown[0]
-    titles = [t for t in view_named(VIEW).columns if any(t in _titles(block) for block in shown)]
-    columns = {column.title: column for block in shown for column in block.table.columns}
-    metrics = view_named(VIEW).columns
-    facets = [next(b.facets[metrics[t].metric] for b in shown if metrics[t].metric in b.facets) for t in titles]
+    columns = view_named(VIEW).columns
+    heads = {column.title: column for block in shown for column in block.table.columns}
+    titles = sorted(heads, key=lambda title: list(columns).index(heads[title].column))
+    metrics = [columns[heads[title].column].metric for title in titles]
+    facets = [next(block.facets[metric] for block in shown if metric in block.facets) for metric in metrics]
     rows = [
         Row(
             plain(row.names[0]),
@@ -97,7 +98,7 @@ def board(content: Content, shown: Sequence[Block], method: str | None = None) -
         },
     }
     return Board(
-        [head(columns[title]) for title in titles],
+        [head(heads[title]) for title in titles],
         [(facet, len(list(same))) for facet, same in groupby(facets)],
         rows,
         start,

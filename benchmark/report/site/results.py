@@ -79,7 +79,8 @@ class Block:
     @property
     def name(self) -> str:
         """What tells this block from the others, as text."""
-        return f"{self.concepts} ({self.kind}) · {self.results.name} · {self.model}, protocol {self.protocol}, budget {self.budget}"
+        measured = f"{self.model}, protocol {self.protocol}, budget {self.budget}"
+        return f"{self.concepts} ({self.kind}) · {self.results.name} · {measured}"
 
     @cached_property
     def methods(self) -> dict[str, str]:
