@@ -138,9 +138,8 @@ def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str =
     shown = _mean(figures, field, outcomes, average)
     if shown.value is None and (field in ("control", "difference") or not len(figures)):
         return None
-    tested = figures[figures["p_value"].notna()]
-    itself = (tested["method_name"] == "none") & (tested["against"] == "original")
-    if len(tested) < len(figures) or itself.any() or field in ("control", "original"):
+    itself = (figures["method_name"] == "none") & (figures["against"] == "original")
+    if field in ("control", "original") or figures["p_value"].isna().any() or itself.any():
         return Pooled(shown)
     if len(figures) == 1:
         record = figures.iloc[0]
@@ -171,6 +170,8 @@ def tests_of(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
 def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -> Estimate:
     """The mean of one field: over the method seeds of each concept, then over concepts (of each kind, then over kinds), which
     share general prompts."""
+    if len(figures) == 1:
+        return estimate_of(figures.iloc[0], field)
     general = figures["facet"].iloc[0] == "utility" if len(figures) else False
     if average == "kinds" and figures["kind"].nunique() > 1:
         kinds = [_mean(part, field, outcomes, "concepts") for _, part in figures.groupby("kind", sort=False)]
@@ -182,7 +183,7 @@ def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -
     bounds = (-1.0 if field == "difference" else 0.0, 1.0) if share else (-math.inf, math.inf)
     own = [_over_seeds(records, field, bounds) for records in by_concept.values()]
     mean = own[0] if len(own) == 1 else statistics.mean_of_estimates(own, shared=general)
-    if mean.value is None or len(figures) == 1:
+    if mean.value is None:
         return mean
     found = _from_outcomes(figures, field, outcomes, mean.value)
     if found is None:

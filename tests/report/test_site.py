@@ -511,3 +511,21 @@ def test_curves_show_each_manner_of_erasing_several_concepts():
     lines = [line for curves in scalings(blocks(both)) for plot in curves.plots for line in plot.lines]
     paths = {manner: [line.path for line in lines if line.manner == manner] for manner in ("once", "turn", "merged")}
     assert paths["merged"] and paths["merged"] == paths["turn"] != paths["once"]
+
+
+def test_concepts_that_were_named_by_hand_are_no_single_concept():
+    (found,) = read(RESULTS / "demo")
+    church = found.records[found.records["concepts"] == "church"]
+    both = church.assign(concepts="church+car", given=json.dumps({"concepts.erase": ["church", "car"]}))
+    one = church.assign(concepts="pier", given=json.dumps({"concepts.erase": "pier"}))
+    means = [b for b in blocks(found.of(pd.concat([found.records, both, one]))) if b.averaged]
+    assert means and all("church+car" not in b.averaged and {"church", "pier"} <= set(b.averaged) for b in means)
+
+
+def test_curves_of_two_protocols_are_two_plots():
+    (found,) = read(RESULTS / "scaling")
+    some = found.records[found.records["method"].isin(["none", "uce"])]
+    other = some.assign(protocol="dpm20", settings=some["settings"] + "x")
+    (one,) = scalings(blocks(found.of(some)))
+    (first, second) = scalings(blocks(found.of(pd.concat([some, other]))))
+    assert len(first.plots) == len(second.plots) == len(one.plots) and first.name != second.name

@@ -447,7 +447,9 @@ def test_csv_and_json_hold_the_tables_of_a_view(records):
     assert table[["method", "column", "value"]].to_numpy().tolist()[0] == ["uce", "target, objects", pytest.approx(0.3)]
     assert set(table["direction"]) == {"down"} and len(table) == 3
     (read,) = json.loads(render(records, "json", "methods"))
-    assert read["columns"][0] == {"title": "target, objects", "direction": "down", "n": 20} | {"column": "target, objects"}
+    assert read["columns"][0] == {"title": "target, objects", "direction": "down", "n": 20} | {
+        "column": "target, objects"
+    }
     assert read["rows"][1]["entries"][0]["why"] == "no images" and "↓ lower is better" in read["legend"]
     assert read["provenance"]["records"] == 5 and read["provenance"]["detectors"] == ["eye v1"]
 

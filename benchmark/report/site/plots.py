@@ -191,9 +191,7 @@ def scalings(blocks: Iterable[Block]) -> Iterator[Scaling]:
     groups: dict[str, dict[str, Block]] = {}
     for block in blocks:
         if block.concepts in erased():
-            groups.setdefault(f"{block.results.name} · {block.model}, budget {block.budget}", {})[block.concepts] = (
-                block
-            )
+            groups.setdefault(block.measured, {})[block.concepts] = block
     for name, by_label in groups.items():
         chain = _chain([label for label in by_label if label in components("concepts")])
         counts = [len(erased()[label]) for label in chain]

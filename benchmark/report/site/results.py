@@ -77,10 +77,14 @@ class Block:
     facets: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def measured(self) -> str:
+        """The results and how they were measured, as text."""
+        return f"{self.results.name} · {self.model}, protocol {self.protocol}, budget {self.budget}"
+
+    @property
     def name(self) -> str:
         """What tells this block from the others, as text."""
-        measured = f"{self.model}, protocol {self.protocol}, budget {self.budget}"
-        return f"{self.concepts} ({self.kind}) · {self.results.name} · {measured}"
+        return f"{self.concepts} ({self.kind}) · {self.measured}"
 
     @cached_property
     def methods(self) -> dict[str, str]:
@@ -134,7 +138,7 @@ def blocks(results: Results) -> Iterator[Block]:
         model, protocol, budget = map(str, place)
         parts: list[tuple[str, str, tuple[str, ...], pd.DataFrame]] = []
         labels = list(map(str, dict.fromkeys(part["concepts"])))
-        single = tuple(label for label in labels if len(erased().get(label, ("",))) == 1)
+        single = tuple(label for label in labels if len(_erased_in(part, label)) == 1)
         if len(single) > 1:
             chosen = part[part["concepts"].isin(single)]
             kinds = list(map(str, dict.fromkeys(chosen["kind"])))
@@ -145,6 +149,12 @@ def blocks(results: Results) -> Iterator[Block]:
         for concepts, kind, averaged, own in parts:
             for table in shown(results.of(own), VIEW):
                 yield Block(results, model, protocol, budget, concepts, kind, table, averaged, facets)
+
+
+def _erased_in(records: pd.DataFrame, label: str) -> tuple[str, ...]:
+    """The concepts that a concept set of these records erases: set by hand, or those of the known set; else none."""
+    given = json.loads(records.loc[records["concepts"] == label, "given"].iloc[0]).get("concepts.erase")
+    return erased().get(label, ()) if given is None else tuple([given] if isinstance(given, str) else given)
 
 
 def shown(results: Results, view: str) -> list[Table]:
