@@ -266,14 +266,14 @@ def _texts(
     return rows, [*(plain(note) for note in table.notes if note), *map(plain, reasons.said())]
 
 
-def legend(shown: Sequence[Table]) -> str:
-    """The meaning of the marks in these tables."""
+def legend(shown: Sequence[Table], emphasis: bool = True) -> str:
+    """The meaning of the marks in these tables. With ``emphasis``, the best figures are bold and those tied with them italic."""
     entries = [entry for table in shown for entry in table.entries()]
     used = {
         "†": any(e.outside and e.value is not None for e in entries),
         "≥": any(e.bound for e in entries),
         "σ": any(e.spread is not None for e in entries),
-        "best": any(e.standing in (BEST, TIED) for e in entries),
+        "best": emphasis and any(e.standing in (BEST, TIED) for e in entries),
     }
     return " ".join([LEGEND, *(said for mark, said in FOOTNOTES.items() if used[mark])])
 

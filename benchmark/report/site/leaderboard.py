@@ -60,7 +60,7 @@ def pages(content: Content) -> Iterator[Page]:
         "paretos": [plot for _, plot in plots[:1]],
         "heat_maps": _most_telling(content.heat_maps),
         "scalings": content.scalings,
-        "legend": f"{STANDINGS} {legend([block.table for block in content.blocks]).split(' Bold:')[0]}",
+        "legend": f"{STANDINGS} {legend([block.table for block in content.blocks], emphasis=False)}",
     }
     yield Page("index.html", "index.html", "Leaderboard", values)
 
