@@ -28,8 +28,7 @@ from overpaint.report.records import (
     IDENTITY,
     NUMBERS,
     RECORD_COLUMNS,
-    REQUIRED,
-    check_mappings,
+    checked_records,
     current,
     plain,
     with_identity,
@@ -96,10 +95,17 @@ def _hashed(text: object) -> str:
     return hashlib.sha256(str(text).encode()).hexdigest()[:10]
 
 
+def _cells_of(claim: Claim) -> list[tuple[str, ...]]:
+    """The labels and settings of each record's cell."""
+    cells = claim.records[[*CELL, "settings"]].astype(object).fillna("").astype(str)
+    return list(cells.itertuples(index=False, name=None))
+
+
 def merged(old: Claim, new: Claim) -> Claim:
     """The new claim with the records of the old one whose cells it does not measure again, and the marks of both together."""
-    cells = set(map(tuple, new.records[CELL].astype(str).to_numpy()))
-    kept = [row for row, cell in enumerate(map(tuple, old.records[CELL].astype(str).to_numpy())) if cell not in cells]
+    again = set(_cells_of(new))
+    again |= {(*labels, "") for *labels, _ in again}  # records from before settings were recorded
+    kept = [row for row, cell in enumerate(_cells_of(old)) if cell not in again]
     if not kept:
         return new
     places = {row: place for place, row in enumerate(kept)}
@@ -187,20 +193,22 @@ def read_claim(path: Path) -> Claim:
         strange = [str(name) for name in records if name not in COLUMNS]
         if strange:
             raise unknown("column", strange[0], COLUMNS, str(path))
-        missing = [name for name in REQUIRED if name not in records]
-        if missing:
-            raise UserError(f"{path} has no column {missing[0]!r}")
-        records = _typed(records.reindex(columns=COLUMNS))
-        for name in ("given", "versions"):
-            check_mappings(records[name].dropna().unique(), name, path.name)
+        records = _typed(records)
+        checked_records(pa.Table.from_pandas(records, preserve_index=False), path.name)
+        records = records.reindex(columns=COLUMNS)
         outcomes = _outcomes(found["units"], found["outcomes"], records)
-        return Claim(found["runs"], records, outcomes, found["waived"])
+        runs, waived = found["runs"], found["waived"]
+        if not (isinstance(runs, list) and all(isinstance(run, dict) for run in runs)):
+            raise ValueError("runs takes a list of mappings")
+        if not (isinstance(waived, dict) and all(isinstance(reason, str) for reason in waived.values())):
+            raise ValueError("waived takes a mapping of rules to reasons")
+        return Claim(runs, records, outcomes, waived)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path} is not a result file: {type(error).__name__}: {error}") from None
 
 
 def _typed(records: pd.DataFrame) -> pd.DataFrame:
-    numbers = {name: pd.to_numeric(records[name]) for name in COLUMNS if name in NUMERIC}
+    numbers = {name: pd.to_numeric(records[name]) for name in records if name in NUMERIC}
     return records.assign(**numbers)
 
 
@@ -209,6 +217,8 @@ def _outcomes(units: Sequence, outcomes: Sequence, records: pd.DataFrame) -> pd.
     if not outcomes:
         return pd.DataFrame()
     rows, places, values, others = zip(*outcomes, strict=True)
+    if not all(len(a) == len(b) == len(c) for a, b, c in zip(places, values, others, strict=True)):
+        raise ValueError("outcomes has a record with more or fewer values than units")
     of_record = np.repeat(rows, list(map(len, places)))
     found = pd.DataFrame(units, columns=UNIT_COLUMNS).take(np.fromiter(chain(*places), int)).reset_index(drop=True)
     value, other = (pd.array(list(chain(*numbers)), dtype=float) for numbers in (values, others))

@@ -96,16 +96,16 @@ def _recency(listing: Listing) -> dict[str, dict[str, int]]:
     return {key: found[text] for key, text in sources.items()}
 
 
-def _checked_records(rows: pa.Table) -> pa.Table:
-    """The rows as records. Raises a `ValueError` if they are none."""
-    table = _checked(rows, "records.parquet", RECORD_COLUMNS, REQUIRED)
+def checked_records(rows: pa.Table, file: str = "records.parquet") -> pa.Table:
+    """The rows of this file as records. Raises a `ValueError` if they are none."""
+    table = _checked(rows, file, RECORD_COLUMNS, REQUIRED)
     for name in REQUIRED:
         if name != "value" and pc.any(table.column(name).is_null(nan_is_null=True)).as_py():
-            raise ValueError(f"records.parquet has a row without {name!r}")
+            raise ValueError(f"{file} has a row without {name!r}")
     if not set(table.column("direction").unique().to_pylist()) <= {"up", "down"}:
-        raise ValueError("records.parquet has a direction other than up and down")
+        raise ValueError(f"{file} has a direction other than up and down")
     for name in ("given", "versions"):
-        check_mappings(table.column(name).drop_null().unique().to_pylist(), name, "records.parquet")
+        check_mappings(table.column(name).drop_null().unique().to_pylist(), name, file)
     return table
 
 
@@ -135,7 +135,7 @@ def _checked(rows: pa.Table, file: str, columns: Sequence[str], required: Sequen
     return pa.table(found)
 
 
-RECORDS = Kind("records.parquet", RECORD_COLUMNS, _checked_records)
+RECORDS = Kind("records.parquet", RECORD_COLUMNS, checked_records)
 OUTCOMES = Kind("outcomes.parquet", OUTCOME_COLUMNS, _checked_outcomes, optional=True)
 
 

@@ -244,6 +244,61 @@ def test_a_claim_with_a_column_that_is_no_mapping_is_refused(folder, tmp_path, c
     assert f"in column '{column}', which takes a JSON mapping" in said
 
 
+def _replaced(found, name, value):
+    """The JSON of a claim with another value of a key, or of a column in its first record."""
+    if name in found:
+        return found | {name: value}
+    number = list(found["same"]) + list(next(iter(found["metrics"].values())))
+    assert name in number or name in found["columns"]
+    if name in found["columns"]:
+        found["records"][0][found["columns"].index(name)] = value
+    for metric in found["metrics"].values():
+        metric |= {name: value} if name in metric else {}
+    return found | {"same": found["same"] | ({name: value} if name in found["same"] else {})}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("runs", None, "runs takes a list of mappings"),
+        ("runs", ["x"], "runs takes a list of mappings"),
+        ("waived", None, "waived takes a mapping"),
+        ("waived", ["n"], "waived takes a mapping"),
+        ("direction", "sideways", "a direction other than up and down"),
+        ("method", None, "a row without 'method'"),
+        ("method", 5, "in column 'method'"),
+        ("n", None, "a row without 'n'"),
+        ("value", "abc", "abc"),
+    ],
+)
+def test_a_value_that_is_no_record_s_is_one_sentence(folder, tmp_path, name, value, said):
+    found = _replaced(json.loads((folder / "uce.json").read_text(encoding="utf-8")), name, value)
+    (tmp_path / "uce.json").write_text(json.dumps(found), encoding="utf-8")
+    (sentence,) = violations(tmp_path)
+    assert "is not a result file" in sentence and said in sentence
+    with pytest.raises(overpaint.UserError, match="is not a result file"):
+        published(tmp_path)
+
+
+def test_an_outcome_without_its_unit_is_refused(folder, tmp_path):
+    found = json.loads((folder / "uce.json").read_text(encoding="utf-8"))
+    found["outcomes"][0][2].pop()
+    found["outcomes"][1][2].append(1)
+    (tmp_path / "uce.json").write_text(json.dumps(found), encoding="utf-8")
+    assert "more or fewer values than units" in violations(tmp_path)[0]
+
+
+def test_cells_with_the_same_labels_and_other_settings_are_kept(folder):
+    """`text=null` and `text='null'` have the same label. Records from before settings were recorded are replaced by label."""
+    claim = read_claim(folder / "uce.json")
+    other = Claim([RUN], claim.records.assign(settings="0123456789ab"), claim.outcomes)
+    both = merged(claim, other)
+    assert len(both.records) == 2 * len(claim.records) and len(both.outcomes) == 2 * len(claim.outcomes)
+    assert merged(both, other).records["settings"].eq("0123456789ab").sum() == len(claim.records)
+    unknown = Claim([RUN], claim.records.assign(settings=None), claim.outcomes)
+    assert len(merged(unknown, claim).records) == len(claim.records)
+
+
 def test_text_in_a_claim_returns_as_it_was(folder, tmp_path):
     """Hostile names, non-finite numbers, and outcomes of real numbers."""
     claim = read_claim(folder / "uce.json")
