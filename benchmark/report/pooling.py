@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypedDict
 
 import numpy as np
@@ -69,6 +70,16 @@ class Outcomes:
     def __len__(self) -> int:
         """The number of records that have outcomes."""
         return len(self._slices)
+
+    @cached_property
+    def digests(self) -> dict[tuple[Any, str], int]:
+        """A hash of the outcomes of each record, by ``artefact`` and ``metric``. Their order does not matter."""
+        if not self._slices:
+            return {}
+        known = [name for name in ("prompt_id", "seed", "label", "cluster", "stratum", "value") if name in self._rows]
+        rows = pd.util.hash_pandas_object(self._rows[known], index=False).to_numpy()
+        starts = [start for start, _ in self._slices.values()]
+        return dict(zip(self._slices, np.add.reduceat(rows, starts).tolist(), strict=True))
 
     def together(self, records: pd.DataFrame) -> pd.DataFrame | None:
         """Outcomes of several records with columns ``concepts`` and ``run`` (method seed); ``None`` if any has none."""

@@ -1,6 +1,7 @@
 """What changed between two sets of results: groups, pairing, the correction, and why figures may differ."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -165,6 +166,20 @@ def test_a_label_that_differs_can_be_ignored():
     figures = compared(a, b, VIEW)
     text = markdown(sheets(figures, differences(figures, a, b), a, b, ["changed"], VIEW))
     assert "budget is lite in A and paper in B. ignore=budget leaves it out" in text
+
+
+def test_the_same_share_of_other_prompts_is_not_identical():
+    """20 of 40 images either way; the order of outcomes does not matter, and identical figures need no interval."""
+    one, other = side(({}, hits(20))), side(({}, hits(20)[::-1]))
+    assert only(one, other)["group"] == "inconclusive"
+    outcomes = one.outcomes.together(one.records)[
+        ["prompt_id", "cluster", "seed", "label", "stratum", "value", "metric"]
+    ]
+    turned = replace(
+        one, outcomes=Outcomes(outcomes[::-1].assign(artefact=one.records["artefact"].iloc[0], other=None))
+    )
+    same = only(one, turned)
+    assert (same["group"], same["difference"], same["p_value"]) == ("identical", 0.0, 1.0) and np.isnan(same["low"])
 
 
 def test_two_detectors_are_two_figures():
