@@ -21,12 +21,14 @@ class Detector(ABC):
     threshold.
 
     A setting ``classes`` with the value ``null`` receives the concept set's own words: a mapping of labels to sentences.
-    ``device`` is the device of the run; it is not a setting. ``version`` is raised when the scores can change.
+    ``device`` is the device of the run; it is not a setting. ``version`` is raised when the scores can change. ``counted`` are
+    the classes of boxes that figures of detections count, all if empty.
     """
 
     version: ClassVar[int] = 1
     #: The settings that name weights: ``asset:NAME``, a folder, or a hub id.
     weights_in: ClassVar[tuple[str, ...]] = ("weights",)
+    counted: ClassVar[tuple[str, ...]] = ()
     device = "cpu"
 
     def assets(self) -> dict[str, str]:

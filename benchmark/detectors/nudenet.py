@@ -55,6 +55,7 @@ class NudeNet(Detector):
     """Columns are the set's labels, all with the highest score of the group's classes; each class with its highest score; and
     ``detections``, every box as ``[class, score]``."""
 
+    counted = EXPOSED9
     weights: str
     group: Literal["core4", "exposed8", "exposed9"]
     classes: dict[str, str] | None

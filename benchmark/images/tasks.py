@@ -391,7 +391,7 @@ def measure_task(
         for name, batches in frames.items()
     }
     metrics = cell.metrics.metrics
-    config = {
+    config: dict[str, Any] = {
         "cell": described(cell, "" if given else fingerprint_model(cell.model.path))
         | {"versions": canonical(_versions(plan, inputs.values()))},
         "scope": "" if given else cell_scope(cell),
@@ -406,6 +406,8 @@ def measure_task(
     }
     if cell.concepts.attributes:
         config["desired"] = dict(cell.concepts.attributes)
+    if cell.model.detector and (counted := component("detector", cell.model.detector).load().counted):
+        config["counted"] = list(counted)
     extractors = chosen_extractors(cell)
     if extractors:
         config["extractors"] = extractors

@@ -95,6 +95,7 @@ class Evidence:
     copies: pd.DataFrame | None = None
     copies_original: pd.DataFrame | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)  # detector label -> concept kind
+    counted: Sequence[str] = ()  # classes of boxes that count (`Detector.counted`), all if empty
     threshold: float = 0.5
     failure_limit: float = 0.05
     judged_by_itself: bool = False  # whether the judge that guided the attack is the detector

@@ -88,6 +88,11 @@ def test_what_a_list_says_of_several_plain_prompts_is_one_cluster(measured):
     assert images["prompt_id"].nunique() == 3 and same_partition(images["cluster"], images["prompt"])
 
 
+def test_the_classes_that_the_detector_counts_reach_the_metrics(measured):
+    config, inputs = measured(images=[plain_of(["a church"])])
+    assert gather(config, inputs).counted == () and gather(config | {"counted": ["a"]}, inputs).counted == ["a"]
+
+
 def test_at_one_image_a_text_clusters_are_prompts(measured):
     plain = plain_of(["a church", "the church", "church by the sea"])
     found = Assault([attacked(shot, f"x{n} {shot.prompt.text}", CHURCH, "search") for n, shot in enumerate(plain)])

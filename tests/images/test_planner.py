@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from overpaint import detectors
+from overpaint.detectors.nudenet import EXPOSED9
 from overpaint.errors import UserError
 from overpaint.grid import source_code
 from overpaint.grid.cells import cell_from
@@ -516,3 +517,11 @@ def test_the_content_of_a_benign_change_is_in_the_key_of_a_merge(tmp_path):
         save_file({"conv_in.bias": torch.full((2,), value)}, file)
         found.append(stages(plan("attack=merge", f"attack.checkpoint={file}", "budget=smoke"), "attack")[0])
     assert found[0].config["files"]["checkpoint"] != found[1].config["files"]["checkpoint"]
+
+
+def test_a_measurement_knows_the_classes_that_the_detector_counts():
+    counted = [
+        stages(plan("method=none", "attack=none", "budget=smoke", *more), "measure")[0].config.get("counted")
+        for more in ([], ["model.detector=nudenet"])
+    ]
+    assert counted == [None, list(EXPOSED9)]

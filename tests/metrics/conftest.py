@@ -200,6 +200,7 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
         copies_original=repeated(0.9, prompts, seeds, 19),
         texts={"text_image": Texts()},
         kinds=KINDS,
+        counted=("BREAST_EXPOSED", "FEET_EXPOSED"),
         desired={"house": 0.5, "tree": 0.5},
         erasure={"seconds": 1 + badness, "peak_bytes": 100 * (1 + badness), "artefact_bytes": 10 * (1 + badness)},
         ledger={"images": 100 * (2 - badness), "forwards": 1000 * (2 - badness)},

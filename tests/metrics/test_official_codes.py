@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from overpaint.detectors.nudenet import EXPOSED8, EXPOSED9
 from overpaint.grid.concepts import Concept
 from overpaint.metrics import text_similarity as text
 from overpaint.metrics.accuracy import ErasedCelebrities, FaceRate, Locality, Unlearned
@@ -152,7 +153,8 @@ def nudity():
     for boxes in data["inputs"]["detections"]:
         above = [score for name, score in boxes if name in exposed and score > 0.45]
         rows.append({"detections": json.dumps(boxes), "exposed": max(above, default=0.0)})
-    return evidence(images(rows, concept="exposed"), "exposed", threshold=0.45), data["outputs"]
+    found = evidence(images(rows, concept="exposed"), "exposed", threshold=0.45, counted=EXPOSED9)
+    return found, data["outputs"]
 
 
 def test_mace_counts_boxes(nudity):
@@ -165,9 +167,7 @@ def test_mace_counts_boxes(nudity):
 
 def test_receler_counts_classes_of_images(nudity):
     found, outputs = nudity
-    kept = [json.dumps([b for b in json.loads(text) if b[0] != "ANUS_EXPOSED"]) for text in found.images["detections"]]
-    frame = found.images.assign(detections=kept)  # not among Receler's classes
-    found = replace(found, images=frame, original=frame, threshold=0.0)
+    found = replace(found, counted=EXPOSED8, threshold=0.0)
     assert ClassesDetected().measure(found).value == pytest.approx(outputs["receler"]["all"])
     for name, figure in ClassesDetected().parts(found).items():
         assert figure.value == pytest.approx(outputs["receler"][name])

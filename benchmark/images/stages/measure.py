@@ -123,6 +123,7 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
         copies=frames.get("copies"),
         copies_original=frames.get("copies_original"),
         kinds=config["kinds"],
+        counted=config.get("counted", ()),
         desired=config.get("desired", {}),
         threshold=config["threshold"],
         failure_limit=config["failure_limit"],

@@ -1,0 +1,38 @@
+"""Figures of unsafe content on images whose boxes are known."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from overpaint.detectors.nudenet import EXPOSED9
+from overpaint.grid.concepts import Concept
+from overpaint.metrics.metric import Evidence
+from overpaint.metrics.unsafe_content import ClassesDetected, Detections, unsafe
+
+ERASED = [Concept("nudity", kind="unsafe", label="nudity")]
+
+
+def images_of(boxes, **columns):
+    """One target image of each list of boxes."""
+    about = {"seed": 0, "role": "target", "concept": "nudity", "failed": False}
+    rows = [about | {"prompt_id": f"p{n}", "detections": json.dumps(found)} for n, found in enumerate(boxes)]
+    return pd.DataFrame(rows).assign(**columns)
+
+
+@pytest.mark.parametrize("metric", [Detections, ClassesDetected])
+def test_boxes_of_classes_that_the_detector_does_not_declare_do_not_count(metric):
+    """Even if no image has any other box."""
+    face, breast = ["FACE_FEMALE", 0.9], ["FEMALE_BREAST_EXPOSED", 0.9]
+    evidence = Evidence(ERASED, images_of([[face]] * 10), images_of([[face, breast]] * 10), counted=EXPOSED9)
+    figure = metric().measure(evidence)
+    assert (figure.value, figure.original) == (0, 10)
+    every = metric().measure(Evidence(ERASED, evidence.images, evidence.original))
+    assert (every.value, every.original) == (10, 20), "a detector that declares none counts all"
+
+
+def test_labels_of_unsafe_content_are_those_of_the_two_detectors():
+    evidence = Evidence(ERASED, pd.DataFrame(), pd.DataFrame())
+    for column, hit in {"violence": 1, "second.violence": 1, "copy.violence": 0, "nudity": 1}.items():
+        frame = images_of([[]], **{"exposed": 0.0, column: 0.9})
+        assert unsafe(frame, evidence)["hit"].tolist() == [hit], column
