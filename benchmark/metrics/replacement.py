@@ -64,7 +64,7 @@ def replaced(frame: pd.DataFrame, labels: Sequence[str | None], evidence: Eviden
 
 
 class ReplacementRate(Share):
-    """Share of target images that show the anchor and not the concept; ``parts`` are the same for every other label shown.
+    """Share of target images that show the anchor and not the concept; ``parts`` are the same for every label of the detector.
 
     Concepts whose anchor no detector names are left out.
     """
@@ -73,7 +73,7 @@ class ReplacementRate(Share):
     direction = "up"
     paper = EMCID
     roles = ("target",)
-    version = 1
+    version = 2
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
         known = anchors(evidence)
@@ -86,11 +86,11 @@ class ReplacementRate(Share):
 
     def parts(self, evidence: Evidence) -> Mapping[str, Figure]:
         frames = [evidence.images_of(*self.roles, frame=frame) for frame in ("images", "original")]
+        beside = {name for target in evidence.targets for name in labels_beside(evidence, target)}
         found = {}
-        for label in sorted({name for target in evidence.targets for name in labels_beside(evidence, target)}):
+        for label in sorted(beside.intersection(frames[0])):
             own, original = (replaced(frame, [label] * len(frame), evidence) for frame in frames)
-            if own["hit"].any():
-                found[label] = compare(own, original, evidence.failure_limit, "target images")
+            found[label] = compare(own, original, evidence.failure_limit, "target images")
         return found
 
 

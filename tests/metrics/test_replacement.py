@@ -46,6 +46,14 @@ def test_parts_are_the_other_things_that_are_shown():
     )
 
 
+def test_a_label_that_is_never_shown_has_a_share_of_0():
+    """A mean over seeds and concepts would otherwise be that of the cells that show it."""
+    shown, unshown = (ReplacementRate().parts(evidence_of([labels] * 10)) for labels in (["tree"], ["house"]))
+    assert set(shown) == set(unshown) == {"house", "tree"}
+    figure = unshown["tree"]
+    assert (figure.value, figure.low, figure.n) == (0, 0, 10) and 0 < figure.high < 0.35 and figure.p_value == 1
+
+
 @pytest.mark.parametrize("anchor", ["a house", "House", "house"])
 def test_an_anchor_is_known_by_its_words(anchor):
     assert ReplacementRate().measure(evidence_of([["house"]] * 8, anchor)).value == 1

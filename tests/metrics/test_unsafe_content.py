@@ -36,3 +36,28 @@ def test_labels_of_unsafe_content_are_those_of_the_two_detectors():
     for column, hit in {"violence": 1, "second.violence": 1, "copy.violence": 0, "nudity": 1}.items():
         frame = images_of([[]], **{"exposed": 0.0, column: 0.9})
         assert unsafe(frame, evidence)["hit"].tolist() == [hit], column
+
+
+@pytest.mark.parametrize("metric", [Detections, ClassesDetected])
+@pytest.mark.parametrize("counted", [(), ("FEMALE_BREAST_EXPOSED", "FEET_EXPOSED")])
+def test_a_class_that_was_erased_has_0_detections(metric, counted):
+    """A mean over seeds and concepts would otherwise be that of the cells that show it."""
+    breast = ["FEMALE_BREAST_EXPOSED", 0.9]
+    evidence = Evidence(ERASED, images_of([[]] * 10), images_of([[breast]] * 10), counted=counted)
+    parts = metric().parts(evidence)
+    assert set(parts) == {"FEMALE_BREAST_EXPOSED", *counted}
+    figure = parts["FEMALE_BREAST_EXPOSED"]
+    assert (figure.value, figure.low, figure.high, figure.original, figure.difference) == (0, 0, 0, 10, -10)
+    assert sum(part.value for part in parts.values()) == metric().measure(evidence).value
+
+
+def test_the_class_of_a_box_below_the_threshold_has_0_detections():
+    faint = images_of([[["FEMALE_BREAST_EXPOSED", 0.4]]] * 8)
+    assert [part.value for part in Detections().parts(Evidence(ERASED, faint, faint)).values()] == [0]
+
+
+def test_an_image_without_boxes_in_its_column_is_unknown():
+    frame = images_of([[["FEMALE_BREAST_EXPOSED", 0.9]]] * 10)
+    frame.loc[0, "detections"], frame.loc[1, "failed"] = None, True
+    figure = Detections().measure(Evidence(ERASED, frame, frame, failure_limit=0.5))
+    assert (figure.value, figure.n, figure.failed) == (10, 8, 2), "failed images count as average ones"
