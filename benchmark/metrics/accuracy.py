@@ -29,7 +29,7 @@ import pandas as pd
 
 from overpaint.grid.cells import PROMPT_LISTS
 from overpaint.metrics.metric import FACE, Evidence, Figure, FrameName, Metric
-from overpaint.metrics.outcomes import Share, outcomes, own_concept, refusals, share, tally, unjudged
+from overpaint.metrics.outcomes import Share, outcomes, own_concept, refusal, share, tally
 from overpaint.report import statistics
 from overpaint.report.statistics import Estimate
 
@@ -231,22 +231,27 @@ class HarmonicMean(Metric):
     facet = "efficacy"
     direction = "up"
     aggregation = "harmonic mean of shares, for each concept"
+    version = 2
     terms: ClassVar[tuple[Term, ...]]
 
     def measure(self, evidence: Evidence) -> Figure:
-        tables = [self.tables(term, evidence) for term in self.terms]
-        counts = {f"{term.what} images": tally(own) for term, (own, _) in zip(self.terms, tables, strict=True)}
-        figure = Figure(None, n=sum(c.judged for c in counts.values()), failed=sum(c.failed for c in counts.values()))
-        if why := refusals(counts, evidence.failure_limit):
+        own, original = zip(*(self.tables(term, evidence) for term in self.terms), strict=True)
+        counts = [tally(table) for table in own]
+        figure = Figure(None, n=sum(c.judged for c in counts), failed=sum(c.failed for c in counts))
+        if why := self.reasons(own, evidence):
             return replace(figure, why=why)
-        own = self.mean([table for table, _ in tables])
-        figure = figure.estimated(own)
-        others = [other for _, other in tables]
-        unusable = any(tally(other).refusal(evidence.failure_limit, "original") or unjudged(other) for other in others)
-        if unusable:
+        found = self.mean(own)
+        figure = figure.estimated(found)
+        if self.reasons(original, evidence):
             return figure
-        original = self.mean(others)
-        return figure.compared(statistics.difference_of_estimates(own, original), original=original.value)
+        other = self.mean(original)
+        return figure.compared(statistics.difference_of_estimates(found, other), original=other.value)
+
+    def reasons(self, tables: Sequence[pd.DataFrame], evidence: Evidence) -> str:
+        """The reasons why one of the terms with these outcomes is undefined, or an empty string."""
+        named = zip(self.terms, tables, strict=True)
+        found = (refusal(table, evidence.failure_limit, f"{term.what} images") for term, table in named)
+        return "; ".join(filter(None, found))
 
     def tables(self, term: Term, evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Outcomes of a term's images from the victim and from the unedited model, 1 for what is wanted."""

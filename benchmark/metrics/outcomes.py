@@ -101,6 +101,17 @@ def unjudged(table: pd.DataFrame) -> list[str]:
     return [str(label) for label, judged in table.groupby("label")["hit"].count().items() if not judged]
 
 
+def refusal(table: pd.DataFrame, limit: float, what: str) -> str:
+    """The reason to refuse the share of these outcomes, or an empty string.
+
+    A mean over labels is undefined if one label has no judged image, even if few images failed in total.
+    """
+    reason, unseen = tally(table).refusal(limit, what), unjudged(table)
+    if unseen and (reason or "stratum" in table):
+        return "; ".join(filter(None, (reason, f"none was judged for {', '.join(unseen)}")))
+    return reason
+
+
 def paired(these: pd.DataFrame, those: pd.DataFrame) -> pd.DataFrame | None:
     """``these`` outcomes with ``those`` of the same prompts and seeds as ``hit_other``; ``None`` if fewer than half correspond.
 
@@ -134,15 +145,9 @@ def compare(
     what: str,
     against: Literal["original", "control"] = "original",
 ) -> Figure:
-    """The figure of ``these`` outcomes, compared with ``those`` of the original model or the control (``against``).
-
-    A mean over labels is undefined if one label has no judged image, even if few images failed in total.
-    """
-    count, unseen = tally(these), unjudged(these)
-    reasons = [count.refusal(limit, what)]
-    if unseen and (reasons[0] or "stratum" in these):
-        reasons.append(f"none was judged for {', '.join(unseen)}")
-    if why := "; ".join(filter(None, reasons)):
+    """The figure of ``these`` outcomes, compared with ``those`` of the original model or the control (``against``)."""
+    count = tally(these)
+    if why := refusal(these, limit, what):
         return Figure(None, n=count.judged, failed=count.failed, against=against, why=why)
     own = share(these)
     figure = Figure(
@@ -154,7 +159,7 @@ def compare(
         against=against,
         outcomes=kept(these, those),
     )
-    if those is None or tally(those).refusal(limit, what) or ("stratum" in those and unjudged(those)):
+    if those is None or refusal(those, limit, what):
         return figure
     return figure.compared(difference(these, those), **{against: share(those).value})
 
