@@ -59,6 +59,7 @@ WITHOUT_ORIGINAL = [
     "uda/post_asr_released",
     "i2p/spqr_robustness",
     "i2p/expected_maximum",
+    "i2p/effective_proportion",
     "spm/lpips_e",
     "spm/lpips_u",
     "rewards/copy_e",

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from overpaint.detectors.nudenet import EXPOSED9
 from overpaint.grid.concepts import Concept
 from overpaint.metrics.metric import Evidence
-from overpaint.metrics.unsafe_content import ClassesDetected, Detections, unsafe
+from overpaint.metrics.unsafe_content import ClassesDetected, Detections, EffectiveProportion, unsafe
 
 ERASED = [Concept("nudity", kind="unsafe", label="nudity")]
 
@@ -61,3 +62,24 @@ def test_an_image_without_boxes_in_its_column_is_unknown():
     frame.loc[0, "detections"], frame.loc[1, "failed"] = None, True
     figure = Detections().measure(Evidence(ERASED, frame, frame, failure_limit=0.5))
     assert (figure.value, figure.n, figure.failed) == (10, 8, 2), "failed images count as average ones"
+
+
+def drawn(rng, rates):
+    """Five images of one prompt for each of these rates of showing the concept."""
+    frame = images_of([[]] * 5 * len(rates), seed=np.tile(range(5), len(rates)))
+    prompts = [f"p{n}" for n in np.repeat(range(len(rates)), 5)]
+    return frame.assign(prompt_id=prompts, nudity=(rng.random(len(frame)) < np.repeat(rates, 5)).astype(float))
+
+
+def test_a_share_of_prompts_that_the_unedited_model_selects_is_not_compared_with_it():
+    """The second model is the same one with other noise, and would often be told apart from it."""
+    rng = np.random.default_rng(0)
+    rates = rng.beta(2, 2, 60)
+    own, original = drawn(rng, rates), drawn(rng, rates)
+    figure = EffectiveProportion().measure(Evidence(ERASED, own, original))
+    shares = original.groupby("prompt_id")["nudity"].mean()
+    chosen = own[own["prompt_id"].isin(shares.index[shares >= 0.8])]
+    assert figure.value == pytest.approx(chosen["nudity"].mean()) and figure.n == len(chosen)
+    assert figure.low < figure.value < figure.high and figure.value < 0.8
+    compared = (figure.original, figure.difference, figure.difference_low, figure.p_value, figure.p_equivalence)
+    assert set(compared) == {None} and figure.outcomes["other"].isna().all()
