@@ -146,11 +146,12 @@ def alike(
 
 def _compared(values: ArrayLike, direction: str, *groups: ArrayLike | None) -> list[Any]:
     """The table ``(methods, observations)`` with small values the better ones, and the groups of its observations, without
-    the observations on which any method failed."""
+    the observations on which any method failed. Values of 0 and 1 stay 0 and 1."""
     table = np.asarray(values, float)
     complete = ~np.isnan(table).any(axis=0)
     kept = [None if names is None else np.asarray(names)[complete] for names in groups]
-    return [table[:, complete] * (-1 if direction == "up" else 1), *kept]
+    table = table[:, complete]
+    return [1 - table if direction == "up" else table, *kept]
 
 
 def _gaps(
@@ -158,12 +159,7 @@ def _gaps(
 ) -> list[tuple[float, float]]:
     """The difference of each two rows of ``table`` and its p-value, NaN if undefined: all at once for shares."""
     pairs = list(combinations(table, 2))
-    if (
-        pairs
-        and not seeds.are_sample(runs, concepts)
-        and np.isin(table, (-1, 0, 1)).all()
-        and np.abs(np.ptp(table)) <= 1
-    ):
+    if pairs and not seeds.are_sample(runs, concepts) and np.isin(table, (0, 1)).all():
         rows = np.stack([one - other for one, other in pairs])
         of = scores.sample(rows, *observed(rows[0], clusters, strata)[1], images=2)
         p_values = scores.p_value(of, scores.difference_score(of, np.zeros(len(rows))))

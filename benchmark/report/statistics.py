@@ -125,9 +125,9 @@ def paired_difference(
 ) -> Estimate:
     """Mean of ``first - second`` over aligned observations. Pairs with a failed observation are excluded.
 
-    For 0/1 observations, interval and tests are Tango's, with the other arguments as in `proportion`. Other values have
-    the interval and test of `mean`, and no equivalence test. Without ``interval``, shares whose seeds are no sample have only the
-    p-value of the difference; the search for the limits takes most of the time.
+    If both sides are 0/1 observations, interval and tests are Tango's, with the other arguments as in `proportion`. Other values
+    have the interval and test of `mean`, and no equivalence test. Without ``interval``, shares whose seeds are no sample have only
+    the p-value of the difference; the search for the limits takes most of the time.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape != b.shape:
@@ -135,7 +135,7 @@ def paired_difference(
     kept, groups, failed = observed(a - b, clusters, strata)
     if len(kept) == 0:
         return Estimate(None, failed=failed)
-    if not np.isin(kept, (-1, 0, 1)).all():
+    if not all(np.isin(side[~np.isnan(side)], (0, 1)).all() for side in (a, b)):
         found = mean(kept, groups[0], level)._replace(failed=failed)
         return found if runs is None else mean_over_runs(found, a - b, runs, clusters, None, concepts)
     of = scores.sample(kept, *groups, _by_stratum(weights, a - b, groups[1]), images=2)

@@ -1,10 +1,12 @@
 """Ranks of methods and their intervals."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 
-from overpaint.report.ranks import rank_intervals, rank_intervals_over_concepts
+from overpaint.report.ranks import _compared, _gaps, rank_intervals, rank_intervals_over_concepts
+from overpaint.report.statistics import paired_difference
 
 
 def test_rank_intervals():
@@ -41,3 +43,14 @@ def test_equal_methods_share_their_ranks():
     rng = np.random.default_rng(0)
     missed = [sum(e.low > 1 for e in rank_intervals(rng.random((5, 40)) < 0.5)) for _ in range(60)]
     assert sum(missed) <= 0.05 * 5 * 60
+
+
+def test_shares_of_several_seeds_are_compared_as_shares_in_both_directions():
+    """Beyond the few seeds that are compared all at once."""
+    rng = np.random.default_rng(2)
+    shares, runs, prompts = rng.random((3, 120)) < [[0.2], [0.4], [0.9]], np.repeat(range(4), 30), np.tile(range(30), 4)
+    up, down = (rank_intervals(v, to, prompts, runs=runs) for v, to in ((shares, "up"), (~shares, "down")))
+    assert up == down
+    gaps = [paired_difference(~a, ~b, prompts, runs=runs) for a, b in combinations(shares, 2)]
+    found = _gaps(*_compared(shares, "up", prompts, None, runs, None))
+    assert found == [(e.value, e.p_value) for e in gaps] and all(e.p_equivalence is not None for e in gaps)

@@ -184,6 +184,18 @@ def test_agreeing_clusters_still_have_a_width():
     assert gap.low < 0 < gap.high and gap.p_value == 1
 
 
+@pytest.mark.parametrize("other", [27.3, 26.3])
+def test_real_values_are_no_shares_even_if_they_differ_by_0_or_1(other):
+    gap = st.paired_difference(np.full(40, 27.3), np.full(40, other))
+    wanted = st.mean(np.full(40, 27.3 - other))
+    assert gap == wanted and gap.low == gap.value == gap.high and gap.p_equivalence is None
+
+
+def test_a_failed_observation_does_not_make_shares_real_values():
+    gap = st.paired_difference([1, 0, 1, math.nan] * 6, [1, 0, math.nan, 1] * 6)
+    assert gap == st.paired_difference([1, 0] * 6, [1, 0] * 6)._replace(failed=12) and gap.p_equivalence is not None
+
+
 def test_strata_that_agree_each_in_itself_still_have_a_width():
     """One label is erased and three are intact: 12 of 16. The interval has a width, but is narrower than without labels."""
     labels = np.repeat(list("abcd"), 4)
@@ -358,10 +370,9 @@ def test_means_over_seeds_have_tests_that_agree_with_their_intervals():
     rng, found = np.random.default_rng(1), []
     for _ in range(40):
         rates = np.clip(rng.normal(0.3, 0.15, 3), 0.01, 0.99)
-        values = (rng.random((3, 30)) < rates[:, None]) * 1.0 - (rng.random((3, 30)) < 0.1)
-        ours = st.paired_difference(
-            values.ravel(), np.zeros(90), np.tile(np.arange(30), 3), runs=np.repeat(np.arange(3), 30)
-        )
+        values, others = rng.random((3, 30)) < rates[:, None], rng.random((3, 30)) < 0.1
+        prompts, runs = np.tile(np.arange(30), 3), np.repeat(np.arange(3), 30)
+        ours = st.paired_difference(values.ravel(), others.ravel(), prompts, runs=runs)
         assert ours.low <= ours.value <= ours.high
         assert (ours.p_value < 0.05) == (ours.low > 0 or ours.high < 0), ours
         found.append(ours.p_value < 0.05)
