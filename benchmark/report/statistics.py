@@ -126,8 +126,8 @@ def paired_difference(
     """Mean of ``first - second`` over aligned observations. Pairs with a failed observation are excluded.
 
     If both sides are 0/1 observations, interval and tests are Tango's, with the other arguments as in `proportion`. Other values
-    have the interval and test of `mean`, and no equivalence test. Without ``interval``, shares whose seeds are no sample have only
-    the p-value of the difference; the search for the limits takes most of the time.
+    have the interval and test of `mean`, and no equivalence test. Without ``interval``, shares whose seeds are no sample have
+    only the p-value of the difference; the search for the limits takes most of the time.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape != b.shape:
