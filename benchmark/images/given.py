@@ -176,12 +176,12 @@ def given_plan(cell: Cell, pictures: Iterable[Picture], name: str) -> Plan:
         by_method.setdefault(method, []).append(picture)
     hashes = {p.file: file_hash(p.file) for found in by_method.values() for p in found}
     batches = {method: _batches(plan, cell, found, hashes, method) for method, found in by_method.items()}
+    content = {m: digest([(hashes[p.file], p.shot.as_dict()) for p in found])[:16] for m, found in by_method.items()}
     for method, found in batches.items():
-        content = digest([hashes[p.file] for p in by_method[method]])[:16]
         theirs = replace(
             cell,
             model=replace(cell.model, name=name),
-            method=Choice(method, None, {} if method == "none" else {"pictures": content}),
+            method=Choice(method, None, {"pictures": content[method], "original": content.get("none")}),
             protocol=replace(cell.protocol, name="as given"),
             budget=replace(cell.budget, name=f"{len(by_method[method])} pictures"),
             given={key: value for key, value in cell.given.items() if key.split(".")[0] in LABELLED},

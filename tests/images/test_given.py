@@ -11,7 +11,7 @@ from PIL import Image
 from command_line import CommandLine
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
-from overpaint.images.given import read_pictures
+from overpaint.images.given import given_plan, read_pictures
 
 GRID = ["method=none,uce", "concepts=church", "budget=smoke", "attack=none"]
 #: Figures of cost are of an erasure, which a folder of pictures does not have.
@@ -142,6 +142,46 @@ def test_a_prompt_may_have_several_lines(tmp_path):
     (composed,) = compose_cells(["concepts=church"])
     found = read_pictures(tmp_path, tmp_path / "list.csv", cell_from(composed.config, composed.explicit).concepts)
     assert [picture.shot.prompt.text for picture in found] == ["a church\nby the sea", "a church"]
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """The plan of these rows of pictures, each with a color, a text, a concept, a role and a method; and its cell's settings."""
+
+    def plan(*rows, folder="pictures"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for color, *_ in rows:
+            Image.new("RGB", (8, 8), color).save(tmp_path / folder / f"{color}.png")
+        listed = [(f"{color}.png", *said) for color, *said in rows]
+        listing(tmp_path, *listed, header=("file", "prompt", "concept", "role", "method"))
+        (composed,) = compose_cells(["concepts=church", "model=testbed"])
+        cell = cell_from(composed.config, composed.explicit)
+        found = given_plan(cell, read_pictures(tmp_path / folder, tmp_path / "list.csv", cell.concepts), "mine")
+        return found, {c.method.name: task.config["cell"]["settings"] for c, task in found.cells}
+
+    return plan
+
+
+OURS, ORIGINAL = ("red", "a church", "church", "target", "ours"), ("blue", "a church", "church", "target", "none")
+
+
+@pytest.mark.parametrize(
+    ("ours", "original", "same"),
+    [
+        (OURS, ("green", *ORIGINAL[1:]), []),
+        (OURS, ("blue", "a chapel", *ORIGINAL[2:]), []),
+        (OURS, None, []),
+        (("red", "a chapel", *OURS[2:]), ORIGINAL, ["none"]),
+        (("red", "a church", "house", *OURS[3:]), ORIGINAL, ["none"]),
+        (("red", "a church", "church", "near", "ours"), ORIGINAL, ["none"]),
+        (OURS, ORIGINAL, ["none", "ours"]),
+    ],
+    ids=["other originals", "their prompts", "no originals", "prompt", "label", "role", "the same elsewhere"],
+)
+def test_records_are_identified_by_all_that_decides_them(planned, ours, original, same):
+    _, before = planned(OURS, ORIGINAL)
+    _, after = planned(*filter(None, (ours, original)), folder="elsewhere")
+    assert [name for name in ("none", "ours") if after.get(name) == before[name]] == same
 
 
 BAD = {
