@@ -256,9 +256,9 @@ def reference_images(plan: Plan, cell: Cell) -> Batch:
 
 def given_images(plan: Plan, cell: Cell, shots: list[Shot], files: Sequence[tuple[Path, str]], method: str) -> Batch:
     """Tasks for pictures that other code made. ``files`` are their paths and hashes, one for each shot."""
-    config = {"files": [content for _, content in files]}
+    config = {"files": [content for _, content in files], "prompts": [shot.prompt.text for shot in shots]}
     runtime = {"files": [str(path) for path, _ in files]}
-    made = plan.add(Task("given", config, {}, {"given": 1}, runtime, f"read pictures of {method}", len(files)))
+    made = plan.add(Task("given", config, {}, {"given": 2}, runtime, f"read pictures of {method}", len(files)))
     return Batch(shots, made, _score_task(plan, cell, made, {}))
 
 

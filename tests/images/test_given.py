@@ -12,6 +12,8 @@ from command_line import CommandLine
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.images.given import given_plan, read_pictures
+from overpaint.images.stages import given
+from overpaint.images.stages.extract import read_prompts
 
 GRID = ["method=none,uce", "concepts=church", "budget=smoke", "attack=none"]
 #: Figures of cost are of an erasure, which a folder of pictures does not have.
@@ -182,6 +184,13 @@ def test_records_are_identified_by_all_that_decides_them(planned, ours, original
     _, before = planned(OURS, ORIGINAL)
     _, after = planned(*filter(None, (ours, original)), folder="elsewhere")
     assert [name for name in ("none", "ours") if after.get(name) == before[name]] == same
+
+
+def test_extractors_get_the_prompts_of_pictures(planned, tmp_path):
+    plan, _ = planned(OURS, ("blue", "a house", "house", "near", "ours"))
+    (task,) = [task for task in plan.tasks.values() if task.stage == "given"]
+    given.run(task, {}, tmp_path, None)
+    assert read_prompts(tmp_path) == ["a church", "a house"]
 
 
 BAD = {

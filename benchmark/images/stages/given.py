@@ -12,7 +12,7 @@ from overpaint.run.store import file_hash
 
 
 def run(task, inputs, folder, bench) -> dict:
-    """Write ``images.parquet``. A file that is not a readable picture is a failed image.
+    """Write ``images.parquet`` with the pictures and their prompts. A file that is not a readable picture is a failed image.
 
     Raises:
         UserError: A file changed after the run was planned.
@@ -28,5 +28,5 @@ def run(task, inputs, folder, bench) -> dict:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             images.append(None)
             unreadable += 1
-    write_images(folder, images, [])
+    write_images(folder, images, [{"prompt": text} for text in task.config["prompts"]])
     return {"note": f"{unreadable} of {len(images)} files are not readable pictures"} if unreadable else {}
