@@ -41,6 +41,7 @@ from overpaint.blocks.text_rows import TextRows
 from overpaint.blocks.training import LowRankStudent, train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
+from overpaint.grid.paths import content_path
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, LowRank, Replacement
@@ -91,7 +92,7 @@ class MACE(Eraser):
 
     def __post_init__(self):
         check_captions(self.prior_captions)
-        if self.folder is not None and not Path(self.folder).expanduser().is_dir():
+        if self.folder is not None and not content_path(self.folder, "folder").is_dir():
             raise UserError(
                 f"folder={self.folder} is not a folder; it takes a folder with a subfolder of images for each concept"
             )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.paths import content_path
 from overpaint.grid.registry import component, components
 
 if TYPE_CHECKING:
@@ -26,8 +27,12 @@ def attribute_classifier(name: str, attributes: Sequence[str], device: torch.dev
 
 
 def attribute_detector(name: str, attributes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The detector of that name with the settings it gets; empty if ``name`` is a CLIP model."""
+    """The detector of that name with the settings it gets; empty if ``name`` is a CLIP model.
+
+    Raises a `UserError` for a CLIP model's folder that is given as a bare word.
+    """
     if name not in components("detector"):
+        content_path(name, "classifier")
         return {}
     sentences = {attribute: SENTENCE.format(attribute) for attribute in attributes}
     return {name: component("detector", name).told(sentences)}

@@ -16,7 +16,7 @@ from overpaint.blocks.draws import Draws
 from overpaint.blocks.image_bank import THINGS, ImageBank, paint, read_folder, with_article
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Concept
-from overpaint.grid.paths import path_of
+from overpaint.grid.paths import content_path
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.lazily import torch
 
@@ -99,7 +99,7 @@ def enough(**pictures: tuple[int, Sequence]) -> None:
 
 def check_pictures(folder: str | None, **templates: str | None) -> None:
     """Raise a `UserError` if the folder does not exist, or a template has no place for the concept."""
-    if folder is not None and not path_of(folder, "folder").is_dir():
+    if folder is not None and not content_path(folder, "folder").is_dir():
         raise UserError(
             f"folder={folder} is not a folder; it takes a folder that has a subfolder of images for each concept"
         )

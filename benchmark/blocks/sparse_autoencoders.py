@@ -20,7 +20,7 @@ from overpaint.blocks.draws import Draws
 from overpaint.blocks.training import gradient_of
 from overpaint.errors import UserError
 from overpaint.grid.assets import content_digest, located, referred
-from overpaint.grid.paths import path_of
+from overpaint.grid.paths import content_path, path_of
 from overpaint.models.lazily import torch
 
 #: Names of the tensors W_e, W_d, b_l and b.
@@ -118,9 +118,14 @@ def check_latents(latents: int, **counts: int) -> None:
 
 
 def check_file(file: str | None) -> None:
-    """Raise a `UserError` if an ``autoencoder`` setting names an asset that does not exist. It need not be on this machine."""
+    """Raise a `UserError` if an ``autoencoder`` setting names an asset that does not exist, or a file by a bare word.
+
+    An asset need not be on this machine.
+    """
     if file is not None and referred(file):
         content_digest(file)
+    elif file is not None:
+        content_path(file, "autoencoder")
 
 
 def read_autoencoder(file: str, width: int, like: torch.Tensor) -> SparseAutoencoder:

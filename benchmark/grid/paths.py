@@ -30,6 +30,19 @@ def path_of(text: str | Path, where: str) -> Path:
     return path
 
 
+def content_path(text: str, where: str) -> Path:
+    """`path_of` for a setting whose content is part of keys. Keys take a bare word for a value (`overpaint.grid.labels.is_file`).
+
+    Raises:
+        UserError: for a bare word if the working directory has a file or folder of this name, and for what `path_of` refuses.
+    """
+    path = path_of(text, where)
+    if path.exists() and not any(mark in text for mark in "./"):
+        kind = "folder" if path.is_dir() else "file"
+        raise UserError(f"{where}={text} is a word, not a path: write {where}=./{text} for the {kind}")
+    return path
+
+
 def permit(place: Path, like: Path) -> None:
     """Give a file, or all files below a folder, the permissions of the file ``like``.
 

@@ -17,6 +17,7 @@ from overpaint.grid.cells import ModelSpec
 from overpaint.grid.choices import Choice
 from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.labels import is_file, label
+from overpaint.grid.paths import content_path
 from overpaint.grid.prompts import Shot
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components
@@ -112,13 +113,19 @@ def named_content(choice: Choice, networks: tuple[str, ...]) -> dict[str, str]:
     """Hashes of the files, folders and assets that hyper-parameters name, because their content affects the result.
 
     A hyper-parameter in ``networks`` may also name a network of the hub, which has its commit instead.
+
+    Raises:
+        UserError: for a hyper-parameter in ``networks`` that names a file or folder by a bare word.
     """
     found = {}
     for key, value in choice.values.items():
         if isinstance(value, str) and value:
             ours = shipped("datasets") / f"{value}.csv"
             content = file_hash(ours) if not referred(value) and is_file(ours) else content_digest(value)
-            commit = None if content or key not in networks else hub_commit(value)
+            commit = None
+            if not content and key in networks:
+                content_path(value, f"{choice.name}.{key}")
+                commit = hub_commit(value)
             if content or commit:
                 found[key] = content or f"hub:{commit}"
     return found

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from overpaint.errors import UserError
 from overpaint.grid.assets import located
+from overpaint.grid.paths import content_path
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Replacement
@@ -62,7 +63,11 @@ def checkpoint_path(path: str, where: str) -> Path:
 
 
 def local_checkpoint(path: str, where: str) -> Path | None:
-    """The file or folder of a checkpoint; ``None`` for a hub id. Raises a `UserError` for anything else."""
+    """The file or folder of a checkpoint; ``None`` for a hub id. Raises a `UserError` for anything else.
+
+    ``where`` is the setting as the user typed it: ``checkpoint.file=./esd``.
+    """
+    content_path(path, where.partition("=")[0])
     found = Path(path).expanduser()
     for place in (found, shipped("datasets") / path):
         if place.exists():

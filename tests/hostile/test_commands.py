@@ -580,6 +580,19 @@ PLACES = [
     ("link r/x.png", "plan model.reference=./r", "x.png is not a readable image"),
     ("file f", "plan method=salun method.folder=./f", "is not a folder"),
     ("folder f.csv", "plan method=ca method.captions=./f.csv", "unknown caption collection"),
+    ("folder f", "plan method=salun method.folder=f", "folder=f is a word, not a path: write folder=./f for"),
+    ("folder f", "plan method=mace method.folder=f", "folder=f is a word, not a path: write folder=./f for"),
+    ("file f", "plan method=saeuron method.autoencoder=f", "write autoencoder=./f for the file"),
+    ("folder f", "plan method=checkpoint method.file=f", "write checkpoint.file=./f for the folder"),
+    (
+        "folder f",
+        "plan method=uce uce.variant=current uce.attributes=[cat,dog] uce.classifier=f",
+        "write classifier=./f",
+    ),
+    ("folder f", "plan method=mace method.masks=segmenter method.detector=f", "write mace.detector=./f for the folder"),
+    ("folder f", "plan method=sfd method.generator=f", "write method.generator=./f for the folder"),
+    ("folder f", "plan attack=pez attack.clip=f", "write pez.clip=./f for the folder"),
+    ("folder f", "plan attack=merge attack.checkpoint=f", "write merge.checkpoint=./f for the folder"),
 ]
 MAKE = {"file": Path.touch, "folder": Path.mkdir, "pipe": os.mkfifo, "link": lambda path: path.symlink_to("gone")}
 
