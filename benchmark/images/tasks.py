@@ -5,6 +5,7 @@ Everything that affects a result is in a task's configuration, versions and inpu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -506,20 +507,25 @@ def described(cell: Cell, model: str) -> dict[str, Any]:
 
 
 def _versions(plan: Plan, inputs: Iterable[str]) -> dict[str, int]:
-    """The version of every component that these tasks depend on, by name."""
-    found: dict[str, int] = {}
+    """The version of every component that these tasks depend on, by name; by kind and name where kinds share a name
+    (``method=safety_checker`` and ``detector=safety_checker``)."""
+    found: dict[tuple[str, str], int] = {}
     waiting, seen = list(inputs), set()
     while waiting:
         task = plan.tasks[waiting.pop()]
         if task.key not in seen:
             seen.add(task.key)
             waiting += task.inputs.values()
-            found |= {str(task.config.get(name, name)): version for name, version in task.versions.items()}
-            found |= {name: own["version"] for name, own in task.config.get("detectors", {}).items()}
+            for name, version in task.versions.items():
+                found[name, str(task.config.get(name, name))] = version
+            found |= {("detector", name): own["version"] for name, own in task.config.get("detectors", {}).items()}
             for named in ("detector", "extractor"):
                 if task.config.get(named):
-                    found[task.config[named]] = task.config["settings"]["version"]
-    return found
+                    settings = task.config["settings"]
+                    kind = "detector" if settings.get("detector") else named  # some extractors are detectors
+                    found[kind, task.config[named]] = settings["version"]
+    kinds = Counter(name for _, name in found)
+    return {f"{kind}={name}" if kinds[name] > 1 else name: version for (kind, name), version in found.items()}
 
 
 def cell_scope(cell: Cell) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from overpaint.report.claims import hashes
 from overpaint.report.families import DIFFERS, EQUAL, Compared, is_primary, marks
 from overpaint.report.gathered import ARTEFACT
 from overpaint.report.pooling import Outcomes, estimate_of, groups_of, pooled, tests_of
-from overpaint.report.records import CELL, number_of
+from overpaint.report.records import CELL, component_versions, number_of
 from overpaint.report.rendering import ARROWS, Reasons, entry_text
 from overpaint.report.sheets import Sheet
 from overpaint.report.standings import MISSING, SAME, aligned
@@ -283,7 +283,8 @@ def _differing(of_a: Sequence[Mapping], of_b: Sequence[Mapping]) -> Iterator[tup
     """What differs in how a figure was made: its name, and its values in A and in B."""
     recorded = all(row["versions"] not in (None, "{}") for row in (*of_a, *of_b))
     if recorded:
-        one, other = (_versions(rows) for rows in (of_a, of_b))
+        known = component_versions(row["versions"] for row in (*of_a, *of_b))
+        one, other = (_versions(known[row["versions"]] for row in rows) for rows in (of_a, of_b))
         for name in sorted(one.keys() | other.keys()):
             if one.get(name) != other.get(name):
                 yield f"version of {name}", one.get(name, "none"), other.get(name, "none")
@@ -296,10 +297,10 @@ def _differing(of_a: Sequence[Mapping], of_b: Sequence[Mapping]) -> Iterator[tup
         yield SETTINGS, _said(of_a, "settings"), _said(of_b, "settings")
 
 
-def _versions(rows: Sequence[Mapping]) -> dict[str, str]:
+def _versions(rows: Iterable[Mapping[str, int]]) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for row in rows:
-        for name, version in json.loads(row["versions"]).items():
+        for name, version in row.items():
             found.setdefault(name, []).append(str(version))
     return {name: ", ".join(dict.fromkeys(versions)) for name, versions in found.items()}
 

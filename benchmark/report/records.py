@@ -202,8 +202,8 @@ def current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) -> 
     old, unjudged = records["settings"].isna(), records["aggregation"].isna()
     superseded = (old & named.isin(set(named[~old]))) | (unjudged & named.isin(set(named[~unjudged])))
     known = with_identity(records)
-    parsed = {text: json.loads(text) for text in set(known["versions"])}
-    versions = [parsed[text] for text in known["versions"]]
+    by_component = component_versions(known["versions"])
+    versions = [by_component[text] for text in known["versions"]]
     names = sorted({name for found in versions for name in found})
     components = sorted({component for found in recency.values() for component in found})
     identities = known[IDENTITY].astype(object).where(known[IDENTITY].notna(), None)
@@ -225,6 +225,23 @@ def current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) -> 
         told = {row: versions[row] | {"": figure_versions[row]} for row in best.values()}
         chosen |= {row for row in told if not any(_newer(told[other], told[row]) for other in told)}
     return pd.Series([row in chosen for row in range(len(records))], index=records.index)
+
+
+def component_versions(texts: Iterable[str]) -> dict[str, dict[str, int]]:
+    """The versions in texts of column ``versions``, by component, for each text.
+
+    A component is named by its kind, too, where another one of its cell has its name: ``detector=clip_b32``. In texts that name
+    it ``clip_b32`` only, the version counts for each of these kinds.
+    """
+    found = {text: json.loads(text) for text in set(texts)}
+    kinds: dict[str, set[str]] = {}
+    for name in {name for versions in found.values() for name in versions}:
+        kinds.setdefault(name.rpartition("=")[2], set()).add(name)
+    named = {plain: names - {plain} or {plain} for plain, names in kinds.items()}
+    return {
+        text: {full: version for name, version in versions.items() for full in named.get(name, {name})}
+        for text, versions in found.items()
+    }
 
 
 def _newer(these: Mapping[str, int], those: Mapping[str, int]) -> bool:

@@ -1,5 +1,6 @@
 """The planner: cells share equal tasks, and images depend only on prompt and seed."""
 
+import json
 import shutil
 import sys
 from collections import Counter
@@ -465,6 +466,14 @@ def test_the_weights_of_a_detector_that_an_erasure_asks_are_in_its_key(looking, 
 def test_a_plan_says_which_detector_of_a_method_is_missing(looking, method):
     _, made = looking(method, "asset:gcd")
     assert any("asset=gcd" in said and "is not in" in said for said in made.absent)
+
+
+def test_components_that_share_a_name_have_versions_of_their_own():
+    ((_, task),) = plan("method=safety_checker", "method.detector=safety_checker", "attack=none", "budget=smoke").cells
+    versions = json.loads(task.config["cell"]["versions"])
+    assert {"method=safety_checker", "detector=safety_checker", "oracle", "generate"} <= versions.keys()
+    ((_, task),) = plan("method=safety_checker", "method.detector=oracle", "attack=none", "budget=smoke").cells
+    assert {"safety_checker", "oracle"} <= json.loads(task.config["cell"]["versions"]).keys()
 
 
 def test_an_erasure_without_detectors_has_its_key_as_before():

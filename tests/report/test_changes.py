@@ -213,6 +213,12 @@ def test_what_differs_in_how_they_were_made_is_named():
     assert "version of uce: 1 → 2" in said and list(flat(figures)) == COLUMNS
 
 
+def test_components_that_share_a_name_have_versions_of_their_own():
+    a, b = (side(({"versions": text}, hits(20))) for text in ('{"x": 1}', '{"method=x": 1, "detector=x": 2}'))
+    rows = differences(compared(a, b, VIEW), a, b).set_index("what")
+    assert rows.loc["version of detector=x"].tolist() == ["1", "2", 1] and "version of method=x" not in rows.index
+
+
 def test_hostile_labels_stay_text():
     a, b = side(({"method": "a|b\n[red]"}, hits(20))), side(({"method": "a|b\n[red]"}, hits(2)))
     figures = compared(a, b, VIEW)

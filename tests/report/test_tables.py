@@ -783,6 +783,24 @@ def test_the_highest_versions_are_current_whenever_they_were_measured(measured):
     assert dict(zip(everything["value"], everything["current"], strict=True)) == {0.1: False, 0.4: True, 0.3: False}
 
 
+def test_versions_of_components_that_share_a_name_are_compared_with_records_that_name_one(measured):
+    old, new = {"clip_b32": 1}, {"detector=clip_b32": 1, "extractor=clip_b32": 1}
+    cases = {
+        "old is newer": [("facets", {"clip_b32": 2}), ("facets", new)],
+        "new is newer": [("facets", old), ("facets", new | {"extractor=clip_b32": 2})],
+        "old is newer in another set": [("facets", {"clip_b32": 2}), ("hub", new)],
+        "equal in another set": [("facets", old), ("hub", new)],
+    }
+    rows = [
+        record("uce", "church", "target_proportion", number)
+        | {"settings": name, "metrics": metrics, "versions": json.dumps(versions), "key": f"{name} {number}"}
+        for name, records in cases.items()
+        for number, (metrics, versions) in enumerate(records)
+    ]
+    found = stored_records(measured(*rows)).groupby("settings", sort=False)["value"].apply(list)
+    assert found.to_dict() == dict(zip(cases, ([0], [1], [0], [0, 1]), strict=True))
+
+
 def test_records_of_two_settings_detectors_or_thresholds_stay_apart(measured):
     one = record("uce", "church", "target_proportion", 0.2, settings="a" * 12)
     rows = [one, one | {"settings": "b" * 12}, one | {"threshold": 0.9}, one | {"detector": "other v1 bb"}]
