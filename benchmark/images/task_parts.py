@@ -22,6 +22,7 @@ from overpaint.grid.prompts import Shot
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components
 from overpaint.grid.shipped import shipped
+from overpaint.images.pictures import pictures
 from overpaint.images.stages.generate import shot_row
 from overpaint.models.sources import fingerprint_model, hub_commit, resolve
 from overpaint.run.store import file_hash
@@ -152,6 +153,12 @@ def source_code(kind: str, name: str) -> dict[str, str]:
 def extractor_source(name: str) -> dict[str, str]:
     """`source_code` of an extractor, or of a detector that serves as one."""
     return source_code("extractor" if name in components("extractor") else "detector", name)
+
+
+def pictures_version(name: str) -> dict[str, int]:
+    """The version of a source of pictures; empty for version 1, which older keys do not contain."""
+    version = pictures(name).version
+    return {"pictures": version} if version > 1 else {}
 
 
 def pictures_source(name: str | None) -> dict[str, str]:

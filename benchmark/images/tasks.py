@@ -44,6 +44,7 @@ from overpaint.images.task_parts import (
     named_content,
     named_models,
     pictures_source,
+    pictures_version,
     rows_of,
     runtime_of,
     source_code,
@@ -193,8 +194,10 @@ def attack_task(
         config["files"] = files
     sources = source_code("attack", cell.attack.name) | model_family_source(cell.model.path)
     inputs = erasure_input(erasure) if attack.needs == "victim" else {}
+    versions = {"attack": attack.version} | arithmetic_of(cell.model)
     if attack.shown and not examples:
         config["examples"] = cell.model.reference
+        versions |= pictures_version(str(cell.model.reference))
         sources |= pictures_source(cell.model.reference)
     inputs |= {f"examples{index}": made.key for index, made in enumerate(examples)}
     if attack.paints:
@@ -212,7 +215,6 @@ def attack_task(
     which = f", {plain[0].prompt.text!r}" if attack.unit == "prompt" else ""
     label = f"{whose}{cell.attack.label} for {concept.name}{which}"
     amount = len(plain) * attack.images_for(concept, plain)
-    versions = {"attack": attack.version} | arithmetic_of(cell.model)
     like = kind_of(cell.attack, config) + (f"/{cell.protocol.steps}" if attack.paints else "")
     runtime = runtime_of(cell.model, cell.protocol.batch_size)
     loads = loads_of(config, erasure)
@@ -297,7 +299,7 @@ def membership_task(plan: Plan, cell: Cell, scores: Iterable[str]) -> Task:
         config["scores"] = columns
     runtime = runtime_of(cell.model, cell.protocol.batch_size) | {"pictures": name}
     label = f"membership of {', '.join(labels)}, {cell.method.label}"
-    inputs, versions = erasure_input(erasure), {"membership": 1}
+    inputs, versions = erasure_input(erasure), {"membership": 1} | pictures_version(name)
     sources = pictures_source(name) | model_family_source(cell.model.path)
     loads = loads_of(config, erasure)
     return plan.add(
@@ -311,7 +313,7 @@ def replicate_task(plan: Plan, cell: Cell, images: Batch) -> Task:
     config, runtime = {"training": pictures(name).training_identity([], 0)}, {"device": None, "pictures": name}
     label = f"replication {images.made.label.removeprefix('generate ')}"
     inputs = {"images": images.made.key}
-    versions, sources = {"replicate": 1}, pictures_source(name)
+    versions, sources = {"replicate": 1} | pictures_version(name), pictures_source(name)
     return plan.add(Task("replicate", config, inputs, versions, runtime, label, images.made.amount, sources=sources))
 
 

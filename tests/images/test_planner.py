@@ -30,6 +30,7 @@ from overpaint.images.stages.attack import _context
 from overpaint.images.task_parts import ATTACK_TEMPLATES, HALF_PRECISION
 from overpaint.images.workbench import Workbench
 from overpaint.models.sources import hub_commit
+from overpaint.testbed.pictures import World
 
 
 def plan(*overrides):
@@ -411,6 +412,28 @@ def test_the_source_of_a_users_component_is_in_the_keys_of_what_depends_on_it(
     assert len(after) == len(before) and after.keys() & before.keys() == before.keys() - mine
     for cached in (source_of, source_code._parsed, task_parts.source_code):
         cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("grid", "stage"),
+    [
+        (["attack=relearn"], "attack"),
+        (["attack=none", "metrics=muse"], "membership"),
+        (["attack=none", "metrics=muse"], "replicate"),
+        (["attack=none"], "reference"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_version_of_a_source_of_pictures_is_in_the_keys_of_all_that_read_it(grid, stage, monkeypatch):
+    def readers():
+        made = stages(plan("method=uce", "budget=smoke", *grid), stage)
+        return [task for task in made if stage != "attack" or "examples" in task.config]
+
+    first = readers()
+    assert first and all("pictures" not in task.versions for task in first)  # the keys of older results
+    monkeypatch.setattr(World, "version", 2)
+    second = readers()
+    assert len(second) == len(first) and not {task.key for task in first} & {task.key for task in second}
 
 
 def test_a_word_is_no_file_whatever_the_working_directory_contains(tmp_path, monkeypatch):
