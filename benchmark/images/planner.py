@@ -65,6 +65,7 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
             plan.notes.append(WARM_UP)
         asking = {(id(cell.concepts), id(cell.budget), cell.attack.name): cell for cell in cells}
         plan.notes += dict.fromkeys(said for cell in asking.values() for said in shortfalls(cell))
+        plan.notes += filter(None, map(_attacked_of_several, cells))
         outlines: dict[tuple, Outline] = {}
         for cell in cells:
             parts = (cell.model, cell.concepts, cell.attack, cell.protocol, cell.budget, cell.metrics)
@@ -123,6 +124,15 @@ def _check_victim(attack: Choice, method: Choice) -> None:
         raise UserError(
             f"attack={attack.name} merges weights, and method={method.name} makes no change of weights that could be scaled"
         )
+
+
+def _attacked_of_several(cell: Cell) -> str:
+    """A sentence about which concept of several is attacked; empty for a cell without an attack or with one concept."""
+    first, *others = cell.concepts.request.erase
+    if not others or cell.attack.name == "none":
+        return ""
+    several = f"{len(others) + 1} concepts of {cell.concepts.name}"
+    return f"attack={cell.attack.name} is measured on {first.name}, the first of {several}"
 
 
 def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:

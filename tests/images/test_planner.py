@@ -101,6 +101,14 @@ def test_an_attack_can_go_without_its_company_or_with_another():
     assert control == prefixes
 
 
+def test_a_plan_says_which_of_several_concepts_an_attack_is_measured_on():
+    grid = ["method=none,uce", "attack=none,synonym,cce", "budget=smoke"]
+    notes = plan(*grid, "concepts.erase=[church,car]", "seed=0,1").notes
+    said = "attack={} is measured on church, the first of 2 concepts of church+car"
+    assert [note for note in notes if "is measured on" in note] == [said.format("synonym"), said.format("cce")]
+    assert not any("is measured on" in note for note in plan(*grid, "concepts=church").notes)
+
+
 def test_floors_are_for_a_concept_never_seen_and_for_an_unrelated_one():
     attacks = [t for t in stages(plan("method=uce", "concepts=church", "attack=cce", "budget=smoke"), "attack")]
     aimed = {t.config["concept"]["name"] for t in attacks if t.config["attack"] == "cce"}
