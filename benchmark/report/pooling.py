@@ -182,7 +182,7 @@ def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -
     """The mean of one field: over the method seeds of each concept, then over concepts (of each kind, then over kinds), which
     share general prompts."""
     if len(figures) == 1:
-        return estimate_of(figures.iloc[0], field)
+        return estimate_of({name: figures[name].iloc[0] for name in ESTIMATED if name in figures}, field)
     general = figures["facet"].iloc[0] == "utility" if len(figures) else False
     if average == "kinds" and figures["kind"].nunique() > 1:
         kinds = [_mean(part, field, outcomes, "concepts") for _, part in figures.groupby("kind", sort=False)]
