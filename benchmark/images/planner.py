@@ -9,7 +9,7 @@ from itertools import groupby
 from overpaint.attacks.attack import AttackContext
 from overpaint.errors import UserError
 from overpaint.grid.cells import Cell, default_attack, merged
-from overpaint.grid.choices import Choice, build
+from overpaint.grid.choices import Choice
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.lengths import shortenings
@@ -25,6 +25,7 @@ from overpaint.images.tasks import (
     applied_metrics,
     attack_task,
     build_attack,
+    build_method,
     cell_scope,
     compare_task,
     erase_task,
@@ -101,7 +102,7 @@ def _check_support(cell: Cell) -> None:
     if cell.method.name != "none":
         _check_method(family, cell.method, cell.method_seed, cell.concepts)
     _check_attack(family, cell.attack, cell.attack_seed)
-    _check_victim(cell.attack, cell.method)
+    _check_victim(cell.attack, cell.attack_seed, cell.method, cell.method_seed)
     if cell.attack.control:
         _check_attack(family, default_attack(cell.attack.control, cell.model.preset, cell.concepts), cell.attack_seed)
 
@@ -109,7 +110,7 @@ def _check_support(cell: Cell) -> None:
 @remembered
 def _check_method(family: str | None, method: Choice, seed: int, concepts: ConceptSet) -> None:
     singly = concepts.sequential or concepts.merge is not None
-    build("method", method, seed).check(family, concepts.request, method.name, singly)
+    build_method(method, seed).check(family, concepts.request, method.name, singly)
 
 
 @remembered
@@ -118,9 +119,10 @@ def _check_attack(family: str | None, attack: Choice, seed: int) -> None:
 
 
 @remembered
-def _check_victim(attack: Choice, method: Choice) -> None:
+def _check_victim(attack: Choice, attack_seed: int, method: Choice, method_seed: int) -> None:
     """Refuse an attack that merges weights on a method whose erasures cannot be scaled."""
-    if build_attack(attack, 0).merges and method.name != "none" and not build("method", method, 0).mergeable:
+    merges = method.name != "none" and build_attack(attack, attack_seed).merges
+    if merges and not build_method(method, method_seed).mergeable:
         raise UserError(
             f"attack={attack.name} merges weights, and method={method.name} makes no change of weights that could be scaled"
         )

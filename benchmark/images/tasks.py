@@ -50,6 +50,7 @@ from overpaint.images.task_parts import (
     source_code,
     values_of,
 )
+from overpaint.methods.eraser import Eraser
 from overpaint.metrics.membership import SCORES
 from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, model_family_source, resolve
@@ -99,9 +100,16 @@ def _detector_assets(name: str) -> list[str]:
     return referred(component("detector", name).defaults)
 
 
+@remembered
 def build_attack(choice: Choice, seed: int) -> Attack:
     """An instance of the chosen attack with this seed."""
     return build("attack", choice, seed)
+
+
+@remembered
+def build_method(choice: Choice, seed: int) -> Eraser:
+    """An instance of the chosen method with this seed."""
+    return build("method", choice, seed)
 
 
 def erase_task(plan: Plan, cell: Cell) -> Task | None:
@@ -128,7 +136,7 @@ def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: in
     }
     if concepts.sequential:
         config["sequential"] = True
-    eraser = build("method", method, seed)
+    eraser = build_method(method, seed)
     files = named_content(method, eraser.networks) | named_models(eraser.models, method.values)
     if concepts.merge:
         config["merge"] = concepts.merge.settings
@@ -150,7 +158,7 @@ def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: in
 @remembered
 def _looking(method: Choice, concepts: ConceptSet) -> dict[str, Mapping[str, Any]]:
     """The detectors that the method's erasures of these concepts ask, by name, with the settings they get."""
-    return {} if method.name == "none" else dict(build("method", method, 0).detectors(concepts.request))
+    return {} if method.name == "none" else dict(build_method(method, 0).detectors(concepts.request))
 
 
 def _identity_or_absence(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -534,17 +542,9 @@ def cell_scope(cell: Cell) -> str:
     """`overpaint.grid.scope.scope` of the cell's attack and method; empty for the unedited model."""
     if cell.method.name == "none":
         return ""
-    return scope(_acts_on(cell.method, cell.method_seed), _enters_by(cell.attack, cell.attack_seed))
-
-
-@remembered
-def _acts_on(method: Choice, seed: int) -> Any:
-    return build("method", method, seed).acts_on
-
-
-@remembered
-def _enters_by(attack: Choice, seed: int) -> Any:
-    return build_attack(attack, seed).enters_by
+    return scope(
+        build_method(cell.method, cell.method_seed).acts_on, build_attack(cell.attack, cell.attack_seed).enters_by
+    )
 
 
 @cache

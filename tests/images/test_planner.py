@@ -16,15 +16,17 @@ from overpaint.detectors.nudenet import EXPOSED9
 from overpaint.errors import UserError
 from overpaint.grid import source_code
 from overpaint.grid.cells import cell_from
+from overpaint.grid.choices import build
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.concepts import load_catalogue
 from overpaint.grid.labels import file_digest
 from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.prompts import Prompt, Shot, distinct
+from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import component, components, look_in
 from overpaint.grid.roles import ROLES
 from overpaint.grid.source_code import source_of
-from overpaint.images import task_parts
+from overpaint.images import planner, task_parts, tasks
 from overpaint.images.planner import make_plan
 from overpaint.images.stages.attack import _context
 from overpaint.images.task_parts import ATTACK_TEMPLATES, HALF_PRECISION
@@ -58,6 +60,24 @@ def test_one_erasure_for_every_attack_and_one_base_model_for_every_method():
 def test_latency_and_similarity_are_measured_for_metrics_that_read_them(metrics, needed):
     made = plan("method=none,uce", "attack=none,synonym", "budget=smoke", f"metrics={metrics}")
     assert {task.stage for task in made.tasks.values()} & {"latency", "compare"} == needed
+
+
+def test_a_plan_builds_each_method_and_attack_once(monkeypatch):
+    built = []
+
+    def building(kind, choice, seed):
+        built.append((kind, choice, seed))
+        return build(kind, choice, seed)
+
+    for module in (tasks, planner):
+        monkeypatch.setattr(module, "build", building, raising=False)
+    cells = compose_cells(
+        ["method=none,uce,esd", "attack=none,synonym,cce,merge", "concepts=church,cat", "budget=smoke"]
+    )
+    with reading_once():
+        make_plan([cell_from(c.config, c.explicit) for c in cells])
+        asked = Counter((kind, id(choice), seed) for kind, choice, seed in built)
+    assert {"uce", "esd", "cce", "merge"} <= {choice.name for _, choice, _ in built} and set(asked.values()) == {1}
 
 
 def test_inputs_come_before_what_needs_them():
