@@ -17,17 +17,19 @@ from overpaint.run.tasks import Task
 class SlowModel:
     """A model whose images take one second of simulated time, two with an erasure attached, and more with every call."""
 
-    def __init__(self):
+    def __init__(self, most):
+        self.most = most
         self.edited, self.calls, self.now = True, [], 0.0
 
-    def sample(self, prompts, seeds, **how):
+    def sample(self, prompts, seeds, *, batch_size, **how):
+        assert len(prompts) == len(seeds) == latency.IMAGES and batch_size == min(latency.IMAGES, self.most)
         self.calls.append(self.edited)
         self.now += (2.0 if self.edited else 1.0) * 1.01 ** len(self.calls)
 
 
 class Bench:
-    def __init__(self):
-        self.victim_model = SlowModel()
+    def __init__(self, most):
+        self.victim_model = SlowModel(most)
 
     @contextmanager
     def victim(self, config, runtime, erasure):
@@ -46,12 +48,12 @@ def evidence(ratios):
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    def run(erasure):
+    def run(erasure, batch_size=32):
         (tmp_path / "erasure").mkdir()
         erasure.save(tmp_path / "erasure" / "erasure.safetensors")
         protocol = {"scheduler": "ddim", "steps": 2, "guidance_scale": 4.0, "size": None}
-        task = Task("latency", {"protocol": protocol, "precision": "float32"}, {}, {}, {"batch_size": 2})
-        bench = Bench()
+        task = Task("latency", {"protocol": protocol, "precision": "float32"}, {}, {}, {"batch_size": batch_size})
+        bench = Bench(batch_size)
         monkeypatch.setattr(latency.time, "perf_counter", lambda: bench.victim_model.now)
         latency.run(task, {"erasure": tmp_path / "erasure"}, tmp_path, bench)
         return json.loads((tmp_path / "latency.json").read_text())["ratios"], bench.victim_model.calls
@@ -59,8 +61,10 @@ def measured(tmp_path, monkeypatch):
     return run
 
 
-def test_a_guard_that_doubles_the_time_is_seen(measured):
-    ratios, calls = measured(Erasure("negative_prompt", "guard", settings={"text": "church"}))
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_a_guard_that_doubles_the_time_is_seen(measured, batch_size):
+    """The number of images is the same for all batch sizes, because keys do not contain these."""
+    ratios, calls = measured(Erasure("negative_prompt", "guard", settings={"text": "church"}), batch_size)
     assert ratios == pytest.approx(
         [2.0] * latency.PAIRS, rel=0.02
     )  # a machine that slows down does not bias a pair much
