@@ -156,9 +156,9 @@ def extractor_source(name: str) -> dict[str, str]:
 
 
 def pictures_version(name: str) -> dict[str, int]:
-    """The version of a source of pictures; empty for version 1, which older keys do not contain."""
+    """The version of a source of pictures; empty for version 1, which keys do not contain."""
     version = pictures(name).version
-    return {"pictures": version} if version > 1 else {}
+    return {"pictures": version} if version != 1 else {}
 
 
 def pictures_source(name: str | None) -> dict[str, str]:
