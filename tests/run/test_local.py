@@ -22,7 +22,7 @@ from overpaint.run.engines.local import Local, Messenger
 from overpaint.run.executor import Executor, Run
 from overpaint.run.runner import run_here
 from overpaint.run.track import track
-from processes import dead_within, workers
+from processes import IMPORTED, dead_within, workers
 from small_grid import figures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +67,32 @@ def test_work_is_dealt_out_to_all_workers(store):
     two().run(plan, store, Told())
     makers = {store.manifest(task.stage, task.key)["host"]["process"] for task in plan.tasks.values()}
     assert len(makers) == 2 and os.getpid() not in makers
+
+
+@pytest.mark.usefixtures("counting")
+def test_workers_leave_an_interruption_to_their_run(store):
+    plan = grid(range(4), pause=0.05)
+    watcher = Told(at_first=lambda: [os.kill(process.pid, signal.SIGINT) for process in workers()])
+    assert not two().run(plan, store, watcher).failed
+    assert watcher.gone == [] and results(plan, store) == list(range(100, 104))
+
+
+def test_an_interruption_while_workers_start_ends_the_run_at_once(store, tmp_path):
+    (tmp_path / "slow_module.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    code = (
+        "import counting_track; counting_track.Counting.slow_modules = ('slow_module',)\n"
+        f"counting_track.main({str(store.root)!r}, 'local', 4, 0.01)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([IMPORTED, str(tmp_path)])}
+    run = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path, start_new_session=True)
+    until = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    started = psutil.Process(run.pid).children(recursive=True)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(20) == -signal.SIGINT  # a shell's 130
+    assert started and dead_within(2, started)
+    assert store.failures() == {} and list((store.root / "tmp").iterdir()) == []
 
 
 def test_workers_die_with_a_killed_run_and_blame_no_task(store):

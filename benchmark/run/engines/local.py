@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
@@ -96,26 +96,25 @@ class Workers:
 
     def __enter__(self) -> Workers:
         context: Any = multiprocessing.get_context(START)
-        if START == "forkserver":
-            kind = track(self._plan.track)
-            context.set_forkserver_preload(["__main__", __name__, type(kind).__module__, *kind.slow_modules])
-        # Workers start with SIGINT ignored: a terminal sends Ctrl-C to all processes, and the run ends its workers itself.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             with exported(environment(self._assignments[0].threads)):
+                if START == "forkserver":
+                    kind = track(self._plan.track)
+                    context.set_forkserver_preload(["__main__", __name__, type(kind).__module__, *kind.slow_modules])
+                    with sigint_blocked():
+                        forkserver.ensure_running()  # returns before its imports, which can be interrupted
                 for assignment in self._assignments:
                     here, there = context.Pipe()
                     arguments = (assignment, there)
                     process = context.Process(target=work, args=arguments, name=assignment.worker, daemon=True)
                     self._processes[here] = process
-                    process.start()
+                    with nullcontext() if START == "forkserver" else sigint_blocked():
+                        process.start()
                     self._open.append(here)
                     there.close()  # so that a dead worker's pipe ends
         except BaseException:
             self.__exit__()
             raise
-        finally:
-            signal.signal(signal.SIGINT, handler)
         return self
 
     def __exit__(self, *_) -> None:
@@ -126,8 +125,13 @@ class Workers:
             process.join(PATIENCE)
             process.kill()
             process.join()
+        for pipe in self._processes:
+            pipe.close()  # ends a worker whose start was interrupted
         if START == "forkserver":
-            forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it would stay until this process ends
+            server: Any = forkserver._forkserver  # type: ignore[attr-defined]  # it would stay until this process ends
+            if server._forkserver_pid:
+                os.kill(server._forkserver_pid, signal.SIGKILL)  # it can be at its imports
+            server._stop()
         self._store.sweep()  # of those that were killed
 
     @property
@@ -178,8 +182,26 @@ class Workers:
         return [(bundle, Result("lost"))] if bundle else []
 
 
+@contextmanager
+def sigint_blocked() -> Iterator[None]:
+    """Block SIGINT for processes that start meanwhile; this process receives it afterwards.
+
+    A terminal sends Ctrl-C to all processes, and the run ends its workers itself.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # unblocks SIGINT if it starts later
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def work(assignment: Assignment, pipe: Connection) -> None:
     """The main function of a worker process: make bundles until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_the_run()
     messenger = Messenger(pipe)
     try:
