@@ -19,6 +19,7 @@ import pandas as pd
 from overpaint.commands.grids import taken
 from overpaint.commands.publish import RESULTS
 from overpaint.errors import UserError, unknown
+from overpaint.grid.composition import search
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import bare
 from overpaint.report.changes import CHANGED, GROUPS, Side, compared, differences, flat, runs_of, sheets
@@ -55,7 +56,7 @@ def compare(a: str, b: str, filters: Sequence[str], groups: str, form: str, fail
     for name in shown:
         if name not in GROUPS:
             raise unknown("group", name, [*GROUPS, "all"], "--show")
-    ignored, rest = taken(filters, "ignore")
+    ignored, rest = taken(search(filters), "ignore")
     one, other = _chosen(*_sides(a, b), rest)
     view = view_named("facets")
     figures = compared(one, other, view, [name.strip() for name in ignored.split(",")] if ignored else [])

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from overpaint.commands.grids import existing, planned, taken
+from overpaint.commands.grids import about_cells, planned, store_and_grid, taken
 from overpaint.errors import UserError
 from overpaint.grid.labels import bytes_said
 from overpaint.run import leases
@@ -30,11 +30,11 @@ def gc(overrides: Sequence[str], also: Sequence[str], delete: bool) -> None:
     The overrides define a grid to keep. experiment=demo,redteam keeps several experiments, and --also 'method=uce seed=1' another
     grid. Everything that the results of these grids were made from is kept, too.
     """
-    asked, rest = taken(overrides, "store")
-    if not rest and not also:
+    place = [o for o in overrides if o.lstrip("+").startswith(("store=", "hydra."))]
+    rest = [o for o in overrides if o not in place]
+    if not about_cells(rest) and not also:
         raise UserError("gc takes the grids to keep: overpaint gc experiment=NAME, or overrides; --also adds others")
-    store = existing(Store.chosen(asked))
-    place = [f"store={asked}"] if asked else []
+    store, _ = store_and_grid(place)
     grids = [planned([*place, *words]).plan for words in listed(rest, also)]
     needed = closed({key for plan in grids for key in plan.opened().tasks}, store)
     useless = dict(unneeded(store, needed))
@@ -65,7 +65,7 @@ def listed(overrides: Sequence[str], also: Iterable[str]) -> Iterator[list[str]]
     experiments, rest = taken(overrides, "experiment")
     if experiments:
         yield from ([f"experiment={name}", *rest] for name in experiments.split(","))
-    elif rest:
+    elif about_cells(rest):
         yield rest
     for text in also:
         try:

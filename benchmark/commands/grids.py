@@ -48,11 +48,16 @@ def compose(overrides: Sequence[str], demo: bool = False) -> list[Composed]:
     """The configuration of every cell. With ``demo``, overrides that only say where and how to run select the demo."""
     from overpaint.grid.composition import compose_cells
 
-    keys = [override.split("=")[0].lstrip("+~").split(".")[0] for override in overrides]
-    if demo and all(key in CIRCUMSTANCES for key in keys):
+    if demo and not about_cells(overrides):
         overrides = ["experiment=demo", *overrides]
     with reading_once():
         return compose_cells(overrides)
+
+
+def about_cells(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say something about cells; the others say where and how to run, or where components are."""
+    keys = [override.split("=")[0].lstrip("+~").split(".")[0] for override in overrides]
+    return [o for o, key in zip(overrides, keys, strict=True) if key not in (*CIRCUMSTANCES, "hydra")]
 
 
 def planned(overrides: Sequence[str], demo: bool = False, partial: bool = False) -> Grid:
@@ -78,7 +83,7 @@ def prepare(composed: Sequence[Composed], partial: bool = False) -> Grid:
     plan.absent = list(dict.fromkeys([*(asset.absence for asset in absent(needed)), *plan.absent]))
     if not partial:
         require_complete(plan)
-    return Grid(cells, plan, store, {key: first[key] for key in CIRCUMSTANCES})
+    return Grid(cells, plan, store, circumstances(composed))
 
 
 def require_complete(plan: Plan) -> None:
@@ -87,13 +92,18 @@ def require_complete(plan: Plan) -> None:
         raise AssetMissing("; ".join(dict.fromkeys(plan.absent)))
 
 
-def cells_of(composed: Sequence[Composed]) -> list[Any]:
-    """The checked cells of a grid, not planned yet."""
+def circumstances(composed: Sequence[Composed]) -> dict[str, Any]:
+    """The values of `CIRCUMSTANCES`. Raises a `UserError` if they are not the same for all cells."""
     first = composed[0].config
     for key in CIRCUMSTANCES:
         if any(c.config[key] != first[key] for c in composed):
             raise UserError(f"{key} says where and how the whole grid runs: give one value, not an axis")
-    kind = track(first["track"]["name"])
+    return {key: first[key] for key in CIRCUMSTANCES}
+
+
+def cells_of(composed: Sequence[Composed]) -> list[Any]:
+    """The checked cells of a grid, not planned yet."""
+    kind = track(circumstances(composed)["track"]["name"])
     with reading_once():
         return [kind.cell(c.config, c.explicit) for c in composed]
 
@@ -108,13 +118,17 @@ def single_cell(overrides: Sequence[str], what: str) -> Any:
 
 
 def store_and_grid(overrides: Sequence[str]) -> tuple[Store, Grid | None]:
-    """The store of the overrides, and the grid that they define; ``None`` if they say nothing but ``store=DIR``.
+    """The store of the overrides, and the grid that they define; ``None`` if they say nothing about cells.
 
     Raises a `UserError` if there is no store.
     """
     store, rest = taken(overrides, "store")
-    grid = planned(overrides) if rest else None
-    return existing(grid.store if grid else Store.chosen(store)), grid
+    if about_cells(rest):
+        grid = planned(overrides)
+        return existing(grid.store), grid
+    if rest:  # searches hydra.searchpath, and refuses what is no option
+        store = circumstances(compose(overrides))["store"]
+    return existing(Store.chosen(store)), None
 
 
 def existing(store: Store) -> Store:
@@ -126,7 +140,7 @@ def existing(store: Store) -> Store:
 
 def nothing_stored(what: str, grid: Grid, overrides: Sequence[str]) -> UserError:
     """The error that a store holds no images or scores (``what``) of the grid of these overrides."""
-    if all(override.split("=")[0] == "store" for override in overrides):
+    if not about_cells(overrides):
         return UserError(
             f"{grid.store.root} holds no {what} of the default cell: give the overrides of a run, such as experiment=smoke"
         )

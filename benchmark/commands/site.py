@@ -13,6 +13,7 @@ import click
 from overpaint.commands.grids import ERR, taken
 from overpaint.commands.publish import RESULTS
 from overpaint.errors import UserError
+from overpaint.grid.composition import search
 from overpaint.grid.paths import path_of
 from overpaint.grid.read_once import reading_once
 from overpaint.report.records import stored_outcomes, stored_records
@@ -43,7 +44,7 @@ def site(filters: Sequence[str], place: str | None) -> None:
     site shows leaderboards/results, or else the store of `overpaint run`. out=DIR is the folder (default: outputs/site); a site
     that is there is replaced. Filters are those of `overpaint table --from`, such as method=uce,esd concepts=church.
     """
-    out, rest = taken(filters, "out")
+    out, rest = taken(search(filters), "out")
     chosen, rest = taken(rest, "store")
     folder = target(out or OUT)
     if chosen is None and place is None and Path(RESULTS).is_dir():

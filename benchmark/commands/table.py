@@ -11,6 +11,7 @@ import pandas as pd
 
 from overpaint.commands.grids import note_lacking, store_and_grid
 from overpaint.errors import UserError, unknown
+from overpaint.grid.composition import search
 from overpaint.grid.paths import path_of
 from overpaint.report.claims import narrowed, published
 from overpaint.report.records import STAGE, stored_outcomes, stored_records
@@ -33,7 +34,7 @@ def table(overrides: Sequence[str], form: str, view: str, folder: str | None, sp
         raise unknown("format", form, FORMATS)
     if folder:
         records, outcomes = published(path_of(folder, "--from"))
-        records = narrowed(records, overrides, folder)
+        records = narrowed(records, search(overrides), folder)
     else:
         records, outcomes = _stored(overrides, view)
     if form == "terminal":

@@ -236,3 +236,32 @@ def test_a_merge_says_what_it_leaves_out(cli, store, plan, tmp_path):
     (Store(tmp_path / "theirs").path(task.stage, task.key) / "data.txt").write_text("12346")
     done = cli("store", "merge", "theirs", "store=new", code=1)
     assert task.key in done.stdout and "1 damaged ones left out" in done.stderr
+
+
+# --- settings that say nothing about cells --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["hydra.searchpath=[file://.]", "engine=local", "engine.workers=2", "tracker=none"])
+def test_settings_that_say_nothing_about_cells_leave_the_whole_store(cli, store, plan, setting):
+    store.record_failure("abc1", "task abc1", "run", "ValueError: no")
+    engine = ("engine=local",) if setting == "engine.workers=2" else ()
+    count = len(keys(store))
+    assert f"all.tar: {count} artefacts" in cli("store", "pack", "out=all.tar", *engine, setting).stderr
+    shown = as_json(cli, *engine, setting)
+    assert shown["left"] is None and shown["failures"][0]["key"] == "abc1"
+    assert "gc takes the grids to keep" in cli("gc", *engine, setting, "--delete", code=2).stderr
+    assert len(keys(store)) == count
+    assert "0 B can be deleted" in cli("gc", *engine, setting, "--also", " ".join(GRID)).stdout
+    cli("retry", *engine, setting)
+    assert store.failures() == {}
+
+
+def test_gc_gives_settings_of_one_grid_to_no_other(cli, store, plan):
+    also = ("--also", " ".join(GRID))
+    assert "0 B can be deleted" in cli("gc", *PART, "engine.compile=true", *also).stdout
+
+
+def test_such_settings_are_checked(cli, store):
+    assert "unknown engine 'lokal'; did you mean 'local'?" in cli("status", "engine=lokal", code=2).stderr
+    assert "engine says where and how the whole grid runs" in cli("status", "engine=local,inline", code=2).stderr
+    assert "hydra.searchpath: " in cli("status", "hydra.searchpath=[file://nowhere]", code=2).stderr

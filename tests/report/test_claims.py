@@ -134,6 +134,10 @@ def test_filters_name_what_exists(run, folder):
         narrowed(records, ["method=uxe"], "x")
     assert "unknown filter 'metod'" in run("table", "--from", str(folder), "metod=uce", code=2).stderr
     assert "there is no folder" in run("table", "--from", "nowhere", code=2).stderr
+    filtered = ("table", "--from", str(folder), "--format", "csv", "method=uce")
+    assert (
+        run(*filtered, "hydra.searchpath=[file://.]").stdout == run(*filtered).stdout
+    )  # finds components, is no filter
 
 
 # --- rules -----------------------------------------------------------------------------------------------------
