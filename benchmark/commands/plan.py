@@ -10,6 +10,7 @@ from pydantic import Field
 from rich.console import Console
 
 from overpaint.commands.grids import planned
+from overpaint.errors import AssetMissing
 from overpaint.grid.labels import counted
 from overpaint.grid.typed import check_type
 from overpaint.run.estimates import Estimates
@@ -25,9 +26,15 @@ from overpaint.run.track import Track, track
 def plan(overrides: Sequence[str], multirun: bool) -> None:
     """Report what a run would do: tasks, images, stored results, time, and the smallest difference it can detect."""
     grid = planned(overrides, demo=True, partial=True)
+    kind, device = track(grid.plan.track), grid.config["engine"]["device"]
+    for part in ("engine", "tracker"):
+        try:
+            grid.circumstance(part)  # refuses the values that a run refuses
+        except AssetMissing as error:
+            grid.plan.absent.append(str(error))
+    kind.check_name(device)  # a plan is also for a machine with other devices
     todo, more = grid.plan.missing(grid.store), grid.plan.unopened(grid.store)
-    estimates = Estimates(grid.store, grid.config["engine"]["device"])
-    kind = track(grid.plan.track)
+    estimates = Estimates(grid.store, device)
     hours = gpu_hours(kind, todo, more, estimates, grid.config["images_per_second"])
     out = Console(soft_wrap=True, highlight=False, markup=False)
     workers = grid.config["engine"].get("workers", 1)

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
-from overpaint.errors import UserError, unknown
+from overpaint.errors import UserError, nearest, unknown
 
 #: Strict: 10 is a float, but True is not an int and "10" is not a number. NaN and infinity are not numbers either.
 RULES = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True)
@@ -128,7 +128,8 @@ def named(where: str, key: str) -> str:
 def _unfit(value: Any, hint: Any, where: str) -> UserError:
     """The error for a value of the wrong type: what is allowed, what was given, and the nearest allowed word."""
     words = [word for option in _options(hint) if get_origin(option) is Literal for word in get_args(option)]
-    if words and isinstance(value, str):
+    others = [option for option in _options(hint) if get_origin(option) is not Literal and option is not NoneType]
+    if words and isinstance(value, str) and (not others or nearest(value, map(str, words))):
         return unknown("value", value, map(str, words), where)
     return UserError(f"{where} takes {' or '.join(map(said, _options(hint)))}, got {shown(value)}")
 

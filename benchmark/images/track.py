@@ -35,7 +35,7 @@ from overpaint.run.tasks import Task
 from overpaint.run.track import Track
 
 #: Names of devices on which every method and attack runs. Closed forms need float64, which MPS lacks.
-DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 #: Stages of almost every grid.
 STAGES = ("attack", "erase", "generate", "measure", "score")
 
@@ -66,13 +66,16 @@ class Images(Track):
     def bench(self) -> Workbench:
         return Workbench()
 
+    def check_name(self, device: str) -> None:
+        if not DEVICE.fullmatch(device):
+            raise unknown("engine.device", device, ["auto", "cpu", "cuda", "cuda:0"])
+
     def devices(self, asked: str) -> list[str]:
         import torch
 
+        self.check_name(asked)
         if asked == "auto":
             asked = "cuda" if torch.cuda.is_available() else "cpu"
-        if not DEVICE.fullmatch(asked):
-            raise unknown("engine.device", asked, ["auto", "cpu", "cuda", "cuda:0"])
         try:
             torch.empty(0, device=asked)
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA

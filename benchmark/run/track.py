@@ -49,6 +49,10 @@ class Track(ABC):
     def devices(self, asked: str) -> list[str]:
         """The devices meant by ``auto``, ``cpu``, ``cuda`` or ``cuda:0``; a `UserError` if this machine lacks it."""
 
+    def check_name(self, device: str) -> None:
+        """Raise a `UserError` if no machine has a device of that name."""
+        return
+
     def check(self, device: str, compiled: bool) -> None:
         """Raise a `UserError` if this machine lacks the device, or with ``compiled`` what ``engine.compile`` needs."""
         self.devices(device)
