@@ -34,8 +34,8 @@ def gc(overrides: Sequence[str], also: Sequence[str], delete: bool) -> None:
     rest = [o for o in overrides if o not in place]
     if not about_cells(rest) and not also:
         raise UserError("gc takes the grids to keep: overpaint gc experiment=NAME, or overrides; --also adds others")
-    store, _ = store_and_grid(place)
-    grids = [planned([*place, *words]).plan for words in listed(rest, also)]
+    store, _ = store_and_grid([o for o in overrides if o not in about_cells(overrides)])
+    grids = [planned([*(o for o in place if o not in words), *words]).plan for words in listed(rest, also)]
     needed = closed({key for plan in grids for key in plan.opened().tasks}, store)
     useless = dict(unneeded(store, needed))
     console = Console(soft_wrap=True, highlight=False, markup=False)

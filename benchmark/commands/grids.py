@@ -11,6 +11,7 @@ from rich.console import Console
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import absent, require
+from overpaint.grid.overrides import CIRCUMSTANCES, given_twice
 from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import DESCRIPTION, component
 from overpaint.run.plan import Plan
@@ -21,8 +22,6 @@ from overpaint.run.track import track
 if TYPE_CHECKING:
     from overpaint.grid.composition import Composed
 
-#: Keys that control where and how a grid runs; they do not affect its cells.
-CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
 #: At most this many cells are named in a note.
 LISTED = 6
 #: Console for progress and notes. Results go to stdout.
@@ -160,6 +159,8 @@ def note_lacking(what: str, lacking: Sequence[Task], grid: Grid, overrides: Sequ
 
 
 def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
-    """The last value of ``key=value`` in the overrides (``None`` if absent), and the remaining overrides."""
+    """The value of ``key=value`` in the overrides (``None`` if absent), and the remaining overrides."""
     found = [o.split("=", 1)[1] for o in overrides if o.startswith(f"{key}=")]
-    return (found[-1] if found else None), [o for o in overrides if not o.startswith(f"{key}=")]
+    if len(found) > 1:
+        raise given_twice(key)
+    return (found[0] if found else None), [o for o in overrides if not o.startswith(f"{key}=")]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from overpaint.commands.grids import ERR, existing, taken
 from overpaint.errors import UserError, unknown
+from overpaint.grid.overrides import given_twice
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import bare
 from overpaint.report.ledger import sheets
@@ -92,7 +93,7 @@ def _filters(given: Sequence[str]) -> dict[str, str]:
         if not equals or not value:
             raise UserError(f"overpaint ledger takes filters such as method=esd, got {bare(text)}")
         if key in found:
-            raise UserError(f"{bare(key)}= is given twice: give a list, {bare(key)}={bare(found[key])},{bare(value)}")
+            raise given_twice(key, found[key], value)
         found[key] = value
     return found
 

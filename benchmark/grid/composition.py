@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.overrides import MOST_CELLS, Setting, read_override
+from overpaint.grid.overrides import CIRCUMSTANCES, MOST_CELLS, Setting, given_twice, read_override
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import COMPANY, DESCRIPTION, components, conf_folders, look_in, unknown_component
 from overpaint.grid.shipped import shipped
@@ -108,6 +108,7 @@ class Composition:
         self.plain, self.default, _ = self._composed([])
         self.top = {key: value for key, value in self.plain.items() if key not in self.default}
         asked = [s for s in settings if s.key == "experiment"]
+        refuse_repeated([s for s in settings if s not in asked])
         if asked:
             settings = [*self._experiment(asked, settings), *(s for s in settings if s not in asked)]
         self.axes = self._axes(settings)
@@ -285,6 +286,23 @@ class Composition:
                     raise UserError(f"{what}: {path} sets {other}; it may set keys of {group} only")
             node = found.get(group) or {}
         return node if group == "concepts" else node | {"name": name}  # concepts can be named after themselves
+
+
+def refuse_repeated(settings: Sequence[Setting]) -> None:
+    """Raise a `UserError` if two settings have the same key, or if one sets for all components what another sets for one."""
+    for n, later in enumerate(settings):
+        for earlier in settings[:n]:
+            if later.key == earlier.key:
+                values = [s.typed.partition("=")[2] for s in (earlier, later)]
+                raise given_twice(later.key, *(() if later.group in CIRCUMSTANCES else values))
+            if _in_group(later) == _in_group(earlier) and {later.group, earlier.group} & {*ADDRESSED}:
+                raise UserError(f"{earlier.typed} and {later.typed} set the same value: leave out one of them")
+
+
+def _in_group(setting: Setting) -> tuple[str, str]:
+    """The group that a setting belongs to, also if it addresses a component (``uce.lamb``), and the key in it."""
+    owner = next((kind for kind in ADDRESSED if setting.inner and setting.group in components(kind)), setting.group)
+    return owner, setting.inner
 
 
 def _name(concepts: dict[str, Any], option: str, points: Sequence[Point]) -> None:

@@ -15,6 +15,8 @@ from overpaint.errors import UserError
 from overpaint.grid.registry import components
 from overpaint.grid.typed import bare, shown
 
+#: Keys that control where and how a grid runs; they do not affect its cells.
+CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
 #: Maximum number of cells of a grid, and of values of an axis.
 MOST_CELLS = 200_000
 #: Longer texts that cannot be read get no advice.
@@ -60,6 +62,13 @@ def read_override(typed: str) -> Setting:
     how: How = "delete" if parsed.is_delete() else "add" if parsed.is_add() or parsed.is_force_add() else "set"
     typed = typed if typed.isprintable() and len(typed) <= 200 else bare(typed)
     return Setting(typed, parsed.key_or_group, tuple(_values(parsed)), how)
+
+
+def given_twice(key: str, *values: str) -> UserError:
+    """The error for a key that is given twice. With the ``values`` as typed, of a key that takes a list, it names the list."""
+    both = f"{bare(key)}={','.join(map(bare, values))}"
+    advice = f"give a list, {both}" if len({*values}) > 1 and _in_grammar(both) else "give it once"
+    return UserError(f"{bare(key)}= is given twice: {advice}")
 
 
 def _values(parsed: Override) -> list[Any]:

@@ -22,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 
 from overpaint.errors import UserError, unknown
+from overpaint.grid.overrides import given_twice
 from overpaint.report.families import marked
 from overpaint.report.records import (
     CELL,
@@ -267,11 +268,14 @@ def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.
 
     A value also selects records with that component's name, with any values that were set by hand.
     """
+    allowed, given = [*CELL, "metric", "facet"], dict[str, str]()
     for override in overrides:
         key, equals, values = override.partition("=")
-        allowed = [*CELL, "metric", "facet"]
         if not equals or key not in allowed:
             raise unknown("filter", key, allowed, where)
+        if key in given:
+            raise given_twice(key, given[key], values)
+        given[key] = values
         column = records[key].astype(str)
         names = records.get(f"{key}_name", column)
         wanted = [value.strip() for value in values.split(",")]

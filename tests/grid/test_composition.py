@@ -1,5 +1,6 @@
 """Composing once per axis value gives the same cells as composing every cell with Hydra; order of presets and overrides."""
 
+import re
 from typing import get_args, get_type_hints
 
 import pytest
@@ -109,3 +110,33 @@ def test_a_method_from_a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (cell,) = cells("method=mine", "method.strength=0.25", f"hydra.searchpath=[file://{tmp_path}]")
     assert cell.method.values == {"strength": 0.25}
+
+
+# --- settings that are given twice ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("method=uce method=esd", "method= is given twice: give a list, method=uce,esd"),
+        ("method=uce method=uce", "method= is given twice: give it once"),
+        (
+            "method=uce method.lamb=0.1 +method.lamb=0.2",
+            "method.lamb= is given twice: give a list, method.lamb=0.1,0.2",
+        ),
+        ("method=uce uce.lamb=0.1 method.lamb=0.2", "uce.lamb=0.1 and method.lamb=0.2 set the same value"),
+        (
+            "attack=cce,none attack.floor=true cce.floor=false",
+            "attack.floor=true and cce.floor=false set the same value",
+        ),
+        ("store=a store=b", "store= is given twice: give it once"),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_refused(line, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        cells(*line.split())
+
+
+def test_settings_of_an_experiment_and_of_other_components_are_no_repetitions():
+    assert len(cells("experiment=demo", "method=uce", "attack=none", "budget=smoke", "seed=1")) == 3
+    assert len(cells("method=uce,esd", "uce.lamb=0.1", "esd.preset=testbed", "esd.iterations=3")) == 2

@@ -146,6 +146,8 @@ CASES = [
     (("run", "method=ca", "method.captions=asset:i2p/x.csv"), ["unknown file 'x.csv' in asset=i2p"]),
     (("run", "concepts.labels={chapel: x}"), ["unknown concept 'chapel' in concepts.labels"]),
     (("run", "concepts.labels=[x]"), ["concepts.labels takes a mapping of names to texts or null, got ['x']"]),
+    (("show", "prompt=a", "prompt=b"), ["prompt= is given twice: give it once"]),
+    (("status", "store=a", "store=b"), ["store= is given twice: give it once"]),
     (("plan", "engine=local", "engine.workers=0"), ["engine.workers takes auto or a number from 1 up, got 0"]),
     (("plan", "engine=local", "engine.workers=-2"), ["engine.workers takes auto or a number from 1 up, got -2"]),
     (("plan", "engine=local", "engine.workers=abc"), ["engine=local: workers takes a whole number or auto, got 'abc'"]),
