@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
 from rich.console import Console
 
 from overpaint.errors import AssetMissing, UserError
@@ -14,6 +15,7 @@ from overpaint.grid.assets import absent, require
 from overpaint.grid.overrides import CIRCUMSTANCES, given_twice
 from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import DESCRIPTION, component
+from overpaint.grid.typed import check_type
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
@@ -94,6 +96,7 @@ def require_complete(plan: Plan) -> None:
 def circumstances(composed: Sequence[Composed]) -> dict[str, Any]:
     """The values of `CIRCUMSTANCES`. Raises a `UserError` if they are not the same for all cells."""
     first = composed[0].config
+    check_type(first["images_per_second"], Annotated[float, Field(gt=0, le=1e6)], "images_per_second")
     for key in CIRCUMSTANCES:
         if any(c.config[key] != first[key] for c in composed):
             raise UserError(f"{key} says where and how the whole grid runs: give one value, not an axis")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import click
-from pydantic import Field
 from rich.console import Console
 
 from overpaint.commands.grids import planned
 from overpaint.errors import AssetMissing
 from overpaint.grid.labels import counted
-from overpaint.grid.typed import check_type
 from overpaint.run.estimates import Estimates
 from overpaint.run.history import changes
 from overpaint.run.plan import Plan, Work, by_stage
@@ -60,7 +58,6 @@ def gpu_hours(
     The speed is that of images with 512² pixels in 50 steps. Erasures, searches of attacks and scoring are not included.
     Images of tasks that are not planned yet (``more``) are taken to be like the others.
     """
-    check_type(images_per_second, Annotated[float, Field(gt=0, le=1e6)], "images_per_second")
     images = [task for task in todo if task.stage == "generate"]
     if not images or all(estimates.of(task) is not None for task in images):
         return ""

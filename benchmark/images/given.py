@@ -20,6 +20,7 @@ from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.roles import ROLES, role
 from overpaint.images.extractions import extractions
 from overpaint.images.tasks import Batch, compare_task, given_images, measure_task, reference_images, shards
+from overpaint.report.missing import AS_GIVEN
 from overpaint.run.plan import Plan
 from overpaint.run.store import file_hash
 
@@ -182,7 +183,7 @@ def given_plan(cell: Cell, pictures: Iterable[Picture], name: str) -> Plan:
             cell,
             model=replace(cell.model, name=name),
             method=Choice(method, None, {"pictures": content[method], "original": content.get("none")}),
-            protocol=replace(cell.protocol, name="as given"),
+            protocol=replace(cell.protocol, name=AS_GIVEN),
             budget=replace(cell.budget, name=f"{len(by_method[method])} pictures"),
             given={key: value for key, value in cell.given.items() if key.split(".")[0] in LABELLED},
         )

@@ -271,8 +271,12 @@ def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.
     allowed, given = [*CELL, "metric", "facet"], dict[str, str]()
     for override in overrides:
         key, equals, values = override.partition("=")
-        if not equals or key not in allowed:
+        if key not in allowed:
             raise unknown("filter", key, allowed, where)
+        if not equals:
+            raise UserError(
+                f"{key} in {where}: a filter takes = and values, such as {key}={records.get(f'{key}_name', records[key])[0]}"
+            )
         if key in given:
             raise given_twice(key, given[key], values)
         given[key] = values

@@ -12,6 +12,8 @@ from overpaint.run.track import facets
 
 #: At most this many names are listed in a sentence.
 LISTED = 6
+#: The protocol of pictures that `overpaint score` measures.
+AS_GIVEN = "as given"
 #: The options that a run has without overrides, of groups that commands repeat.
 DEFAULTS = {"model": "testbed", "budget": "lite"}
 
@@ -26,11 +28,17 @@ def command_of(view: View, **others: Sequence[str]) -> str:
 def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> str:
     """The `command_of` a view whose figures join the table of the records: with their model and budget.
 
-    Labels of values that were set by hand are no options: the text names them after the command.
+    Labels of values that were set by hand are no options: the text names them after the command. No run makes pictures of
+    other code: they are left out, or `overpaint score` is named if there is nothing else.
     """
+    made = records[records["protocol"] != AS_GIVEN]
+    methods = set(made["method_name"])
+    if made.empty or not methods.intersection(others.get("method", methods)):
+        return "overpaint score, with the pictures that they need"
+    others = {group: [n for n in names if group != "method" or n in methods] for group, names in others.items()}
     by_hand = []
     for group, default in DEFAULTS.items():
-        labels = list(dict.fromkeys(records[group]))
+        labels = list(dict.fromkeys(made[group]))
         if len(labels) == 1 and labels[0] != default:
             if labels[0] in components(group):
                 others[group] = labels

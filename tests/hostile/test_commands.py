@@ -155,6 +155,7 @@ CASES = [
     (("plan", "engine=local", "engine.workers=null"), ["workers takes a whole number or auto, got null"]),
     (("plan", "engine.device=banana"), ["unknown engine.device 'banana' (allowed: auto, cpu, cuda, cuda:0)"]),
     (("plan", "engine=slurm", "engine.time=soon"), ["engine.time"]),
+    (("plan", "images_per_second=nan"), ["images_per_second takes a number above 0 and up to 1000000.0, got nan"]),
     (("plan", "images_per_second=0"), ["images_per_second takes a number above 0 and up to 1000000.0, got 0"]),
     (("run", "concepts.erase=[church,church]"), ["church cannot be erased twice in one request"]),
     (("run", "concepts.erase=[church]", "concepts.retain=[church]"), ["church cannot be erased and retained"]),

@@ -134,6 +134,8 @@ def test_filters_name_what_exists(run, folder):
         narrowed(records, ["method=uxe"], "x")
     assert "unknown filter 'metod'" in run("table", "--from", str(folder), "metod=uce", code=2).stderr
     assert "there is no folder" in run("table", "--from", "nowhere", code=2).stderr
+    assert "method in" in (said := run("table", "--from", str(folder), "method", code=2).stderr)
+    assert "a filter takes = and values, such as method=" in said
     twice = run("table", "--from", str(folder), "method=uce", "method=esd", code=2).stderr
     assert "method= is given twice: give a list, method=uce,esd" in twice
     filtered = ("table", "--from", str(folder), "--format", "csv", "method=uce")

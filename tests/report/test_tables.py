@@ -570,6 +570,17 @@ def test_the_command_makes_figures_of_the_same_table(records):
     assert command.endswith("attack=none (with the values that these figures have: model m, budget smoke grid=0)")
 
 
+def test_no_run_is_advised_for_pictures_of_other_code(records):
+    given = records.assign(protocol="as given", model="pictures in x")
+    given[["method", "method_name"]] = ["uce under random_prefix"] * 2
+    text = render(given, "md", "methods")
+    assert "To make them: overpaint score, with the pictures that they need" in text and "overpaint run" not in text
+    assert "To make them: overpaint score" in render(given, "md", "facets")
+    both = render(pd.concat([records, given]), "md", "methods")
+    command = both.split("To make them: ")[1].splitlines()[0]
+    assert command.startswith("overpaint run method=uce,esd concepts=")
+
+
 def test_undefined_figures_say_why_two_methods_are_not_compared():
     none = {"why": "no near images", "direction": "up"}
     found = frame(*(record(m, "church", "neighbour_retention", None, None, None, **none) for m in ("uce", "esd")))
