@@ -69,6 +69,14 @@ def commands(text):
             yield words[: words.index(">")] if ">" in words else words
 
 
+def test_overrides_in_the_text_of_the_readme_are_read():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"`((?:model=\w+ )?'concepts\.(?:erase|templates)=[^`]+)`", text)
+    assert len(found) == 2
+    for overrides in found:
+        cells_of(compose(shlex.split(overrides)))
+
+
 def shipped(kind):
     return sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
 

@@ -185,14 +185,18 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     entry = construct(Entry, config, "concepts")
     catalogue = load_catalogue(catalogue_of_model if entry.catalogue == "auto" else entry.catalogue)
     labels = entry.labels or {}
-    erase = _concepts(entry.erase, catalogue, entry.kind, labels, "concepts.erase")
+    if entry.catalogue == "auto":
+        advice = "; this model draws only these, others take any name, such as model=sd14"
+    else:
+        advice = "; concepts.catalogue=null takes any name"
+    erase = _concepts(entry.erase, catalogue, entry.kind, labels, "concepts.erase", advice)
     names = [c.name for c in erase]
     others = [name for name in catalogue.concepts if name not in names]
     kept = others if entry.retain == "all" else entry.retain
-    retain = _concepts(kept, catalogue, entry.kind, labels, "concepts.retain")
+    retain = _concepts(kept, catalogue, entry.kind, labels, "concepts.retain", advice)
     neighbours = [name for c in erase for name in c.neighbours if name not in names]
     asked = neighbours if entry.near is None else others if entry.near == "all" else _listed(entry.near)
-    near = _concepts(list(dict.fromkeys(asked)), catalogue, entry.kind, labels, "concepts.near")
+    near = _concepts(list(dict.fromkeys(asked)), catalogue, entry.kind, labels, "concepts.near", advice)
     for name in labels:
         if name not in (known := {*names, *(c.name for c in (*retain, *near))}):
             raise unknown("concept", name, known, "concepts.labels")
@@ -241,15 +245,18 @@ def _attributes(entry: Entry) -> dict[str, float]:
 
 
 def _concepts(
-    names: str | Sequence[str], catalogue: Catalogue, kind: str, labels: Mapping[str, str], where: str
+    names: str | Sequence[str], catalogue: Catalogue, kind: str, labels: Mapping[str, str], where: str, advice: str
 ) -> list[Concept]:
-    """Concepts from their names. Without a catalogue, a concept's detector label is its name unless ``labels`` says another."""
+    """Concepts from their names. Without a catalogue, a concept's detector label is its name unless ``labels`` says another.
+
+    An unknown name is refused with the ``advice``.
+    """
     names = _listed(names)
     if not catalogue.concepts:
         return [Concept(name, kind=kind, label=labels.get(name, name)) for name in names]
     for name in names:
         if name not in catalogue.concepts:
-            raise unknown("concept", name, catalogue.concepts, where)
+            raise UserError(f"{unknown('concept', name, catalogue.concepts, where)}{advice}")
     found = [catalogue.concepts[name] for name in names]
     return [replace(c, label=labels[c.name]) if c.name in labels else c for c in found]
 

@@ -27,6 +27,11 @@ CASES = [
     (("run", "method=ca", "method.captions=missing.csv"), ["caption collection 'missing.csv'", "testbed/captions"]),
     (("run", "method=salun", "method.folder=missing"), ["folder=missing is not a folder"]),
     (("run", "concepts.erase=[curch]"), ["concept 'curch'", "did you mean 'church'"]),
+    (("run", "concepts.erase=[van gogh]"), ["this model draws only these, others take any name, such as model=sd14"]),
+    (
+        ("run", "concepts.catalogue=imagenette", "concepts.erase=[me]"),
+        ["unknown concept 'me'", "concepts.catalogue=null takes any name"],
+    ),
     (("run", "concepts=inline"), ["nothing to erase"]),
     (("run", "concepts.templates=[no place]"), ["'no place' has no {}"]),
     (("run", "model=local"), ["model.path has no value"]),
