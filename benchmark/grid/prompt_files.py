@@ -329,6 +329,9 @@ def _row(cell: Mapping[str, str], line: str) -> Row:
     for key, side in (("width", width), ("height", height)):
         if side is not None and not 8 <= side <= 8192:
             raise UserError(f"{line}: {key} takes a number of pixels from 8 to 8192, got {shown(side)}")
+    if (width is None) != (height is None):
+        given, lacking = ("width", "height") if height is None else ("height", "width")
+        raise UserError(f"{line}: {given} without {lacking}: give both, or neither for images of the model's own size")
     style, expects = cell["style"], _listed(cell["expects"])
     return Row(
         cell["prompt"],

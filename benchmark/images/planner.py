@@ -27,6 +27,7 @@ from overpaint.images.tasks import (
     build_attack,
     build_method,
     cell_scope,
+    check_sides,
     compare_task,
     erase_task,
     erasure_of,
@@ -97,8 +98,11 @@ def _outline(plan: Plan, cell: Cell) -> Outline:
 
 
 def _check_support(cell: Cell) -> None:
-    """Raise a `UserError` if the cell's method, attack or control does not support its model or concepts. Loads no model."""
+    """Raise a `UserError` if the cell's method, attack or control does not support its model or concepts, or the model has no
+    images of the protocol's size. Loads no model."""
     family = model_family(cell.model.path)
+    if cell.protocol.size:
+        check_sides(cell, [cell.protocol.size], f"protocol.size={cell.protocol.size}")
     if cell.method.name != "none":
         _check_method(family, cell.method, cell.method_seed, cell.concepts)
     _check_attack(family, cell.attack, cell.attack_seed)

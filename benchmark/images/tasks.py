@@ -28,6 +28,7 @@ from overpaint.grid.registry import component, components, load_attribute
 from overpaint.grid.roles import TEMPLATES
 from overpaint.grid.scope import scope
 from overpaint.grid.source_code import source_of
+from overpaint.grid.typed import shown
 from overpaint.images.pictures import pictures
 from overpaint.images.task_parts import (
     arithmetic_of,
@@ -53,7 +54,7 @@ from overpaint.images.task_parts import (
 from overpaint.methods.eraser import Eraser
 from overpaint.metrics.membership import SCORES
 from overpaint.metrics.metric import Metric
-from overpaint.models.sources import fingerprint_model, model_family_source, resolve
+from overpaint.models.sources import fingerprint_model, model_family_source, pixels_per_latent, resolve
 from overpaint.report import statistics
 from overpaint.report.records import settings_hash
 from overpaint.run.plan import Plan
@@ -233,11 +234,26 @@ def attack_task(
 
 def known_images(plan: Plan, cell: Cell, shots: Sequence[Shot], what: str) -> list[Batch]:
     """Tasks for the images of shots that are known at planning time, in shards of ``budget.shard``."""
+    for prompt in {shot.prompt.size: shot.prompt for shot in shots}.values():
+        if prompt.size and not cell.protocol.size:
+            check_sides(cell, prompt.size, f"prompt {shown(prompt.text)} of {' × '.join(map(str, prompt.size))} pixels")
     batches, erasure = [], erase_task(plan, cell)
     for shard in shards(shots, cell.budget.shard):
         made = _generate_task(plan, cell, erasure, rows_of(shard, cell.protocol.size), {}, what, len(shard))
         batches.append(Batch(shard, made, _score_task(plan, cell, made, {})))
     return batches
+
+
+def check_sides(cell: Cell, sides: Sequence[int], what: str) -> None:
+    """Raise a `UserError` that begins with ``what`` if the cell's model cannot make images with such sides, in pixels."""
+    unit = pixels_per_latent(cell.model.path) or 1
+    for side in sides:
+        if side % unit:
+            near = sorted({max(unit, side - side % unit), side + unit - side % unit})
+            raise UserError(
+                f"{what}: sides of images of model={cell.model.name} are multiples of {unit} pixels; "
+                f"near {side} are {' and '.join(map(str, near))}"
+            )
 
 
 def found_images(plan: Plan, cell: Cell, attacks: Sequence[Task], what: str, amount: int) -> Batch:

@@ -98,19 +98,31 @@ def _pipeline(path: str) -> str | None:
 @cache
 def image_size(path: str) -> int | None:
     """Side of a model's own images in pixels; ``None`` if its configuration is not on this machine or does not tell."""
-    source = resolve(path)
-    folder = Path(source) if Path(source).is_dir() else hub_snapshot(source)
-    if folder is None:
-        return None
-    files = [folder / part / "config.json" for part in ("unet", "transformer", "vae")]
-    found: dict[str, Any] = {}
-    for file in filter(Path.is_file, files):
-        found |= {file.parent.name: _json(file, f"model.path={path}/{file.parent.name}/config.json")}
+    found, scale = _configurations(path), pixels_per_latent(path)
     try:
-        latents = found["unet" if "unet" in found else "transformer"]["sample_size"]
-        return latents * 2 ** (len(found["vae"]["block_out_channels"]) - 1)
+        return found["unet" if "unet" in found else "transformer"]["sample_size"] * scale
     except (KeyError, TypeError):
         return None
+
+
+def pixels_per_latent(path: str) -> int | None:
+    """The number of pixels that sides of a model's images are multiples of; ``None`` as in `image_size`."""
+    try:
+        return 2 ** (len(_configurations(path)["vae"]["block_out_channels"]) - 1)
+    except (KeyError, TypeError):
+        return None
+
+
+@cache
+def _configurations(path: str) -> dict[str, Any]:
+    """The configurations of a model's networks, by name; empty if they are not on this machine."""
+    source = resolve(path)
+    folder = Path(source) if Path(source).is_dir() else hub_snapshot(source)
+    parts = ("unet", "transformer", "vae") if folder else ()
+    files = {part: Path(folder or "", part, "config.json") for part in parts}
+    return {
+        part: _json(file, f"model.path={path}/{part}/config.json") for part, file in files.items() if file.is_file()
+    }
 
 
 def _hub_index(name: str) -> Path:

@@ -98,6 +98,8 @@ REFUSED = {
         b"a house\na tree\n",
         "(its columns: a house); a list with one prompt a line needs a first line 'prompt'",
     ),
+    "a width alone": (b"prompt,width\na,512\n", "width without height: give both, or neither"),
+    "a height alone": (b"prompt,width,height\na,,512\n", "height without width: give both, or neither"),
     "a width of 0": (b"prompt,width,height\na,0,512\n", "width takes a number of pixels from 8 to 8192, got 0"),
 }
 

@@ -80,6 +80,17 @@ def test_a_plan_builds_each_method_and_attack_once(monkeypatch):
     assert {"uce", "esd", "cce", "merge"} <= {choice.name for _, choice, _ in built} and set(asked.values()) == {1}
 
 
+def test_sizes_that_the_model_has_no_images_of_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"protocol.size=63: .* multiples of 4 pixels; near 63 are 60 and 64"):
+        plan("method=none", "attack=none", "budget=smoke", "protocol.size=63")
+    listed = tmp_path / "p.csv"
+    listed.write_text("prompt,width,height\na church,64,64\na red church,64,66\n")
+    lists = ("method=none", "attack=none", "budget=smoke", f"concepts.prompts.target={listed}")
+    with pytest.raises(UserError, match=r"prompt 'a red church' of 64 × 66 pixels: .*; near 66 are 64 and 68"):
+        plan(*lists, "protocol.size=null")
+    assert plan(*lists, "protocol.size=64")  # replaces those of the list
+
+
 def test_inputs_come_before_what_needs_them():
     seen = set()
     for key, task in plan("method=uce", "attack=cce", "budget=smoke").tasks.items():
