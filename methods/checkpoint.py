@@ -86,7 +86,11 @@ class Checkpoint(Eraser):
                 f"method={name} has no model for concepts={concepts}; allowed: {', '.join(found) or 'none, use a clone'}"
             )
         if not referred(self.file):  # an asset that is missing is reported by its name
-            checkpoints.local_checkpoint(self.file, f"checkpoint.file={self.file}")
+            path = checkpoints.local_checkpoint(self.file, f"checkpoint.file={self.file}")
+            if path and path.is_file():
+                checkpoints.check_suffix(path)
+                if self.lora_scale != 1 and path.suffix == ".safetensors" and not checkpoints.holds_lora(path):
+                    raise checkpoints.no_lora(path, self.lora_scale)
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         path = checkpoints.checkpoint_path(self.file, f"checkpoint.file={self.file}")
@@ -97,7 +101,7 @@ class Checkpoint(Eraser):
                 made = transferred(made, model, self.made_on(model))
             made.attach(model)()  # raises if it was made for other weights
             return replace(made, manifest={**made.manifest, "made_by": made.method})
-        if "prompts" in header and "rank" in header:
+        if checkpoints.is_membrane(header):
             return released_membrane(model, checkpoints.read_state(path), header, path)
         if not self.transfer:
             return Erasure("checkpoint", changes=checkpoints.changes_of(model, path, self.lora_scale))

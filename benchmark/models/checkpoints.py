@@ -7,7 +7,7 @@ Stable Diffusion code, with the prefixes that official repositories put in front
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeAlias
@@ -114,10 +114,7 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
     if file.suffix == ".safetensors":
         with told(f"{file} is not a readable safetensors file"):
             return unpacked(load_file(file))
-    if file.suffix not in PICKLES:
-        raise UserError(
-            f"{file} is not a checkpoint: checkpoint.file takes .safetensors, or {', '.join(PICKLES)} with weights only"
-        )
+    check_suffix(file)
     with told(f"{file} cannot be read as weights only"):
         try:
             found: Any = torch.load(file, map_location="cpu", weights_only=True)
@@ -134,6 +131,14 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise UserError(f"{file} holds no named tensors")
     return tensors
+
+
+def check_suffix(file: Path) -> None:
+    """Raise a `UserError` if the name of a file is none of a checkpoint's."""
+    if file.suffix not in (".safetensors", *PICKLES):
+        raise UserError(
+            f"{file} is not a checkpoint: checkpoint.file takes .safetensors, or {', '.join(PICKLES)} with weights only"
+        )
 
 
 def unpacked(stored: State) -> dict[str, torch.Tensor]:
@@ -167,11 +172,14 @@ def changes_of(model: DiffusionModel, path: Path, scale: float = 1.0) -> dict[st
         scale: factor of a LoRA.
 
     Raises:
-        UserError: The checkpoint does not fit the model, belongs to other weights, or changes nothing.
+        UserError: The checkpoint does not fit the model, belongs to other weights, or changes nothing, or a factor is given
+            and it is no LoRA.
     """
     state = read_state(path)
     if is_lora(state):
         wanted = _with_lora(model, state, scale, str(path))
+    elif scale != 1:
+        raise no_lora(path, scale)
     else:
         wanted = _named_as_in(model, state, str(path))
         _check_base(model, wanted, str(path))
@@ -185,9 +193,28 @@ def changes_of(model: DiffusionModel, path: Path, scale: float = 1.0) -> dict[st
     return changes
 
 
-def is_lora(state: State) -> bool:
-    """Whether these are the factors of a LoRA."""
-    return any(mark in name for name in state for mark in DOWN)
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are the factors of a LoRA."""
+    return any(mark in name for name in names for mark in DOWN)
+
+
+def holds_lora(file: Path) -> bool:
+    """Whether a safetensors file is a LoRA, and neither an SPM nor a file of `overpaint erase`; reads its header only."""
+    header = metadata(file)
+    if "overpaint" in header or is_membrane(header):
+        return False
+    with safe_open(str(file), framework="np") as opened:
+        return is_lora(opened.keys())
+
+
+def is_membrane(header: Mapping[str, str]) -> bool:
+    """Whether this is the header of a file that SPM's own code has written."""
+    return "prompts" in header and "rank" in header
+
+
+def no_lora(path: Path, scale: float) -> UserError:
+    """The error for a strength of a LoRA that is given for another file."""
+    return UserError(f"checkpoint.lora_scale={scale:g} is the strength of a LoRA, and {path} is none: leave it out")
 
 
 def _named_as_in(model: DiffusionModel, state: State, where: str) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import overpaint
+from command_line import CommandLine
 from overpaint.models import checkpoints
 from published import cross_attention, factors, write_kohya, write_peft
 
@@ -49,6 +50,28 @@ def in_names_of(prefix, tensors):
 def test_changed_tensors(prefix, tiny_sd, edited, tmp_path):
     save_file(in_names_of(prefix, edited), tmp_path / "esd.safetensors")
     assert_is(read(tiny_sd, tmp_path / "esd.safetensors"), edited)
+
+
+def test_a_strength_of_what_is_no_lora_and_other_files_are_refused_before_anything_runs(
+    tiny_sd, edited, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    overpaint.erase(tiny_sd, "uce", erase=["dog"]).save(tmp_path / "uce.safetensors")
+    save_file(edited, tmp_path / "esd.safetensors")
+    save_file(edited, tmp_path / "spm.safetensors", {"prompts": "dog", "rank": "1"})
+    (tmp_path / "found.csv").write_text("prompt\na\n")
+    command = CommandLine(tmp_path)
+    grid = ("plan", "method=checkpoint", "concepts=church", "attack=none", "budget=smoke")
+    for name in ("uce", "esd", "spm"):
+        said = command(*grid, f"checkpoint.file={name}.safetensors", "checkpoint.lora_scale=2", code=2).stderr
+        assert (
+            f"checkpoint.lora_scale=2 is the strength of a LoRA, and {name}.safetensors is none: leave it out" in said
+        )
+    said = command(*grid, "checkpoint.file=found.csv", code=2).stderr
+    assert "found.csv is not a checkpoint: checkpoint.file takes .safetensors" in said
+    torch.save(edited, tmp_path / "esd.pt")
+    with pytest.raises(overpaint.UserError, match="is the strength of a LoRA"):
+        read(tiny_sd, tmp_path / "esd.pt", lora_scale=2)
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda s: {"state_dict": s}, lambda s: {"epoch": 3, "unet": s}])
