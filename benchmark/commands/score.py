@@ -13,6 +13,7 @@ from overpaint.commands.run import run_grid
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
 from overpaint.images.given import given_plan, named_pictures, read_pictures
+from overpaint.images.tasks import scored_labels
 from overpaint.run.store import Store
 from overpaint.run.track import track
 
@@ -54,10 +55,11 @@ def score(overrides: Sequence[str]) -> None:
     first = composed[0].config
     cell = track(first["track"]["name"]).cell(first, composed[0].explicit)
     folder = Path(images).expanduser()
+    labels = scored_labels(cell)
     if table:
-        pictures = read_pictures(folder, Path(table).expanduser(), cell.concepts)
+        pictures = read_pictures(folder, Path(table).expanduser(), cell.concepts, labels)
     else:
-        pictures = named_pictures(folder, names or "", text or "{concept} {variant}", role or "", cell.concepts)
+        pictures = named_pictures(folder, names or "", text or "{concept} {variant}", role or "", cell.concepts, labels)
     plan = given_plan(cell, pictures, name or f"pictures in {folder.resolve().name}")
     require_complete(plan)
     cells = [cell for cell, _ in plan.cells]

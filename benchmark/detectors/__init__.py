@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,15 @@ def detector_identity(
     """
     own = component("detector", name).told(classes) | dict(settings or {})
     return dict(_identity(name, json.dumps(own)))
+
+
+def detector_labels(name: str, classes: Mapping[str, str] | None = None) -> Sequence[str] | None:
+    """The labels that a detector with the settings of its YAML scores; ``None`` if it does not list them.
+
+    ``classes`` as for `detector_identity`.
+    """
+    chosen = component("detector", name)
+    return getattr(chosen.build(chosen.told(classes)), "labels", None)
 
 
 @cache

@@ -22,7 +22,8 @@ class Detector(ABC):
 
     A setting ``classes`` with the value ``null`` receives the concept set's own words: a mapping of labels to sentences.
     ``device`` is the device of the run; it is not a setting. ``version`` is raised when the scores can change. ``counted`` are
-    the classes of boxes that figures of detections count, all if empty.
+    the classes of boxes that figures of detections count, all if empty. A detector that knows its labels before it loads a
+    network lists them as ``labels``, a property or a field.
     """
 
     version: ClassVar[int] = 1

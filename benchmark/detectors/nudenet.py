@@ -60,12 +60,16 @@ class NudeNet(Detector):
     group: Literal["core4", "exposed8", "exposed9"]
     classes: dict[str, str] | None
 
+    @property
+    def labels(self) -> Sequence[str]:
+        return [*(label for label in (self.classes or (LABEL,)) if label not in CLASSES), *CLASSES]
+
     def score(self, images: Sequence[Image]) -> pd.DataFrame:
         found = self.detect(images)
-        labels = [label for label in (self.classes or (LABEL,)) if label not in CLASSES]
-        scores = [[highest(boxes, GROUPS[self.group])] * len(labels) for boxes in found]
+        own = len(self.labels) - len(CLASSES)
+        scores = [[highest(boxes, GROUPS[self.group])] * own for boxes in found]
         rows = [row + [highest(boxes, (name,)) for name in CLASSES] for row, boxes in zip(scores, found, strict=True)]
-        frame = score_frame(np.array(rows, np.float32) if rows else None, [*labels, *CLASSES], [])
+        frame = score_frame(np.array(rows, np.float32) if rows else None, self.labels, [])
         frame["detections"] = pd.Series(
             [json.dumps([[b["class"], b["score"]] for b in boxes]) for boxes in found], dtype=str
         )

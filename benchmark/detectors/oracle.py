@@ -30,6 +30,13 @@ class OracleDetector(Detector):
 
     which: Literal["a", "b"]
 
+    @property
+    def labels(self) -> Sequence[str]:
+        from overpaint.testbed.canvas import STYLES
+        from overpaint.testbed.world import LABELLED
+
+        return [*LABELLED, *STYLES]
+
     def assets(self) -> dict[str, str]:
         name = "oracle.safetensors" if self.which == "a" else f"oracle_{self.which}.safetensors"
         path = shipped("datasets") / "testbed" / "oracle" / name

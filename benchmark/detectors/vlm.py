@@ -53,6 +53,10 @@ class VLM(Detector):
         if "{}" not in self.question:
             raise UserError(f"question takes a text with {{}} for the concept, got {self.question!r}")
 
+    @property
+    def labels(self) -> Sequence[str]:
+        return list(self.classes or ())
+
     def assets(self) -> dict[str, str]:
         pictures = [file for label in self.classes or () for file in self._files(label)]
         return weights_hashes(self.weights) | {
@@ -68,7 +72,7 @@ class VLM(Detector):
             )
         said = [{label: self.ask(image, label) for label in self.classes} for image in images]
         rows = [[answer_score(text, self.compat) for text in answers.values()] for answers in said]
-        frame = score_frame(np.array(rows, np.float32) if rows else None, list(self.classes), [])
+        frame = score_frame(np.array(rows, np.float32) if rows else None, self.labels, [])
         frame["answers"] = pd.Series([json.dumps(answers, ensure_ascii=False) for answers in said], dtype=str)
         return frame
 

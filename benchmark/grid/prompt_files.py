@@ -12,7 +12,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -277,14 +277,7 @@ def _rows(reader, path: Path, where: Mapping[str, Any]) -> Iterator[Row]:
     used = {*found.values(), *languages, *map(str.lower, where)} - {""}
     for values in reader:
         line = f"{path} line {reader.line_num}"
-        if len(values) > len(header):
-            raise UserError(
-                f"{line} has {len(values)} fields for {len(header)} columns; quote a prompt that holds commas"
-            )
-        cells: dict[str, str] = {}
-        for name, value in zip(header, map(str.strip, values), strict=False):
-            if name in used and value != cells.setdefault(name, value):
-                raise UserError(f"{line}: the file has the column {name!r} more than once, with different values")
+        cells = cells_of(values, header, used, line)
         if not all(
             selects(cells.get(column.lower(), ""), wanted, f"{line}: {column}") for column, wanted in where.items()
         ):
@@ -295,6 +288,21 @@ def _rows(reader, path: Path, where: Mapping[str, Any]) -> Iterator[Row]:
                 yield Row(cells[language], variant=LANGUAGES[language], id=row.id or f"line {reader.line_num}")
         if row.text or (row.about and not found["prompt"] and not languages):
             yield row
+
+
+def cells_of(values: Sequence[str], header: Sequence[str], used: Collection[str], line: str) -> dict[str, str]:
+    """The cells of one line of CSV by column, of the columns that are ``used``. ``line`` names it in error messages.
+
+    Raises:
+        UserError: if there are more fields than columns, or different values in two columns of one name.
+    """
+    if len(values) > len(header):
+        raise UserError(f"{line} has {len(values)} fields for {len(header)} columns; quote a prompt that holds commas")
+    cells: dict[str, str] = {}
+    for name, value in zip(header, map(str.strip, values), strict=False):
+        if name in used and value != cells.setdefault(name, value):
+            raise UserError(f"{line}: the file has the column {name!r} more than once, with different values")
+    return cells
 
 
 def _advice(header: Sequence[str]) -> str:

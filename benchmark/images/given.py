@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.labels import digest
-from overpaint.grid.prompt_files import csv_text
+from overpaint.grid.prompt_files import cells_of, csv_text
 from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.roles import ROLES, role
 from overpaint.images.extractions import extractions
@@ -51,20 +51,23 @@ class Picture:
     shot: Shot
 
 
-def read_pictures(folder: Path, table: Path, concepts: ConceptSet) -> list[Picture]:
+def read_pictures(
+    folder: Path, table: Path, concepts: ConceptSet, labels: Collection[str] | None = None
+) -> list[Picture]:
     """The pictures of a CSV file with the columns ``file`` and ``prompt``, and `COLUMNS` where they are known.
 
     ``concept`` and ``expects`` (separated by ``;``) are detector labels. Without ``role``, a picture of an erased concept is a
     target, one of a neighbour is near, and any other one measures utility. An attack's pictures (role ``attacked``) are targets;
     their ``method`` names the attack too. Pictures are paired by ``id`` (by default the prompt) and ``seed`` (by default the
-    number of the picture of that prompt).
+    number of the picture of that prompt). ``labels`` are those of the detector; with them, ``concept`` takes only these and the
+    concepts of the set and of its catalogue.
 
     Raises:
         UserError: The file, a column, a row or a picture is unusable; the message names the line.
     """
     if not folder.is_dir():
         raise UserError(f"images={folder} is not a folder")
-    found = list(_rows(table, folder, concepts))
+    found = list(_rows(table, folder, concepts, labels))
     if not found:
         raise UserError(f"prompts={table} lists no pictures")
     twice = Counter((p.method, p.shot.prompt.id, p.shot.index) for p in found).most_common(1)[0]
@@ -78,10 +81,18 @@ def read_pictures(folder: Path, table: Path, concepts: ConceptSet) -> list[Pictu
 PARTS = {"seed": r"\d+"} | dict.fromkeys((*(k for k in COLUMNS if k not in ("file", "seed")), "any"), r"[^/]+?")
 
 
-def named_pictures(folder: Path, pattern: str, text: str, role_name: str, concepts: ConceptSet) -> list[Picture]:
+def named_pictures(
+    folder: Path,
+    pattern: str,
+    text: str,
+    role_name: str,
+    concepts: ConceptSet,
+    labels: Collection[str] | None = None,
+) -> list[Picture]:
     """The pictures whose paths below the folder match a pattern, such as ``{variant}_{concept}_seed{seed}.jpg``.
 
-    Parts in braces are the columns of `COLUMNS`, or ``{any}``. ``text`` makes the prompt of them.
+    Parts in braces are the columns of `COLUMNS`, or ``{any}``. ``text`` makes the prompt of them. ``labels`` as for
+    `read_pictures`.
 
     Raises:
         UserError: The pattern has an unknown part, or matches no file.
@@ -103,7 +114,7 @@ def named_pictures(folder: Path, pattern: str, text: str, role_name: str, concep
             cell["role"] = cell["role"] or role_name
             cell["prompt"] = cell["prompt"] or text.format_map(cell)
             cell["expects"] = cell["expects"] or ";".join(p for p in (cell["concept"], cell["variant"]) if p)
-            prompt = _prompt(cell, concepts, f"names={pattern}")
+            prompt = _prompt(cell, concepts, labels, f"names={pattern}: {file.relative_to(folder)}")
             found.append(Picture(file, cell["method"] or folder.resolve().name, Shot(prompt, int(cell["seed"] or 0))))
     if not found:
         raise UserError(f"names={pattern} matches no file in images={folder}")
@@ -114,7 +125,7 @@ def _group(part: str) -> str:
     return PARTS[part] if part == "any" else f"(?P<{part}>{PARTS[part]})"
 
 
-def _rows(table: Path, folder: Path, concepts: ConceptSet) -> Iterator[Picture]:
+def _rows(table: Path, folder: Path, concepts: ConceptSet, labels: Collection[str] | None) -> Iterator[Picture]:
     if not table.is_file():
         raise UserError(
             f"prompts={table} is not a readable CSV file: {'a folder' if table.is_dir() else 'no such file'}"
@@ -125,23 +136,24 @@ def _rows(table: Path, folder: Path, concepts: ConceptSet) -> Iterator[Picture]:
     except csv.Error as error:
         raise UserError(f"prompts={table} line {reader.line_num} is not CSV: {error}") from None
     header = [name.strip().lower() for name in rows[0][1]] if rows else []
-    place = {key: next((header.index(n) for n in names if n in header), None) for key, names in COLUMNS.items()}
+    columns = {key: next((name for name in names if name in header), "") for key, names in COLUMNS.items()}
     for needed in ("file", "prompt"):
-        if place[needed] is None:
+        if not columns[needed]:
             raise UserError(f"prompts={table} has no column {needed!r} (its columns: {', '.join(header) or 'none'})")
     counted: Counter[tuple[str, str]] = Counter()
     for line, row in rows[1:]:
-        cell = {key: row[p].strip() if p is not None and p < len(row) else "" for key, p in place.items()}
+        where = f"prompts={table} line {line}"
+        cells = cells_of(row, header, {*columns.values()} - {""}, where)
+        cell = {key: cells.get(name, "") for key, name in columns.items()}
         if not any(cell.values()):
             continue
-        where = f"prompts={table} line {line}"
         file = folder / cell["file"]
         if not file.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{where}: {cell['file']} is outside images={folder}")
         if not cell["file"] or not file.is_file():
             raise UserError(f"{where}: images={folder} has no file {cell['file']!r}")
         method = cell["method"] or folder.name
-        prompt = _prompt(cell, concepts, where)
+        prompt = _prompt(cell, concepts, labels, where)
         index = counted[method, prompt.id]
         counted[method, prompt.id] += 1
         if cell["seed"]:
@@ -151,10 +163,19 @@ def _rows(table: Path, folder: Path, concepts: ConceptSet) -> Iterator[Picture]:
         yield Picture(file, method, Shot(prompt, index))
 
 
-def _prompt(cell: Mapping[str, str], concepts: ConceptSet, where: str) -> Prompt:
-    erased = [c.label or c.name for c in concepts.request.erase]
-    near = [c.label or c.name for c in concepts.near]
+def _prompt(cell: Mapping[str, str], concepts: ConceptSet, labels: Collection[str] | None, where: str) -> Prompt:
+    erased, near, retained, others = (
+        [c.label or c.name for c in found]
+        for found in (
+            concepts.request.erase,
+            concepts.near,
+            concepts.request.retain,
+            concepts.catalogue.concepts.values(),
+        )
+    )
     concept = cell["concept"] or (erased[0] if cell["role"] == "target" and len(erased) == 1 else "")
+    if concept and labels is not None and concept not in (known := {*labels, *erased, *near, *retained, *others}):
+        raise unknown("concept", concept, known, where)
     expects = tuple(part.strip() for part in cell["expects"].split(";") if part.strip())
     asked = "target" if cell["role"] == "attacked" else cell["role"]
     kind = asked or ("target" if concept in erased else "near" if concept in near else "utility")

@@ -6,14 +6,14 @@ Everything that affects a result is in a task's configuration, versions and inpu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from overpaint.attacks.attack import Attack
-from overpaint.detectors import detector_identity
+from overpaint.detectors import detector_identity, detector_labels
 from overpaint.errors import AssetMissing, UserError, unknown
 from overpaint.extractors import extractor_identity
 from overpaint.grid.assets import referred
@@ -507,6 +507,19 @@ def _detector_settings(plan: Plan, concepts: ConceptSet, name: str) -> dict[str,
 @remembered
 def _identity(detector: str, concepts: ConceptSet) -> SharedDict:
     return SharedDict(detector_identity(detector, words(concepts)))
+
+
+def scored_labels(cell: Cell) -> Collection[str] | None:
+    """The labels that the cell's detector scores; ``None`` without a detector, or if it does not list them."""
+    return _scored_labels(cell.model.detector, cell.concepts) if cell.model.detector else None
+
+
+@remembered
+def _scored_labels(detector: str, concepts: ConceptSet) -> Collection[str] | None:
+    try:
+        return detector_labels(detector, words(concepts))
+    except AssetMissing:  # the plan says so
+        return None
 
 
 def words(concepts: ConceptSet) -> dict[str, str]:

@@ -136,6 +136,7 @@ def test_the_pictures_are_left_alone(detector, pictures):
 def test_no_picture_no_row_and_the_same_columns(detector, pictures):
     empty = detector.score([])
     assert len(empty) == 0 and labels(empty) == labels(detector.score(pictures[:1]))
+    assert list(getattr(detector, "labels", labels(empty))) == labels(empty)
 
 
 def test_a_failed_picture_is_neither_present_nor_absent(detector, pictures, tmp_path):

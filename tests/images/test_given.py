@@ -217,6 +217,39 @@ def test_bad_lists_are_refused(name, cli):
     assert not (cli.folder / "none").exists()
 
 
+MISREAD = {
+    "commas": (
+        "concept",
+        "a.png,a house, a church and a boat,church",
+        "line 2 has 4 fields for 3 columns; quote a prompt",
+    ),
+    "columns": ("concept,concept", "a.png,a church,church,tree", "has the column 'concept' more than once"),
+    "concept": (
+        "concept",
+        "a.png,a church,chruch",
+        "unknown concept 'chruch' in prompts=list.csv line 2; did you mean 'church'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_a_row_that_would_be_misread_is_refused(name, cli):
+    columns, row, told = MISREAD[name]
+    (cli.folder / "bad").mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(cli.folder / "bad" / "a.png")
+    (cli.folder / "list.csv").write_text(f"file,prompt,{columns}\n{row}\n")
+    bad = cli("score", "images=bad", "prompts=list.csv", "model=testbed", "concepts=church", "store=none", code=2)
+    assert told in bad.stderr and bad.stderr.count("\n") == 1
+    assert not (cli.folder / "none").exists()
+
+
+def test_a_concept_in_the_name_of_a_file_must_be_one_that_the_detector_knows(cli):
+    (cli.folder / "named").mkdir()
+    Image.new("RGB", (8, 8)).save(cli.folder / "named" / "chruch.png")
+    bad = cli("score", "images=named", "names={concept}.png", "model=testbed", "concepts=church", code=2)
+    assert "unknown concept 'chruch' in names={concept}.png: chruch.png; did you mean 'church'?" in bad.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
