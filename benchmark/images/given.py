@@ -50,6 +50,11 @@ class Picture:
     method: str
     shot: Shot
 
+    @property
+    def row(self) -> str:
+        """The method's name in the table, ``none`` for every name of the unedited model."""
+        return "none" if self.method.lower() in UNEDITED else self.method
+
 
 def read_pictures(
     folder: Path, table: Path, concepts: ConceptSet, labels: Collection[str] | None = None
@@ -70,11 +75,20 @@ def read_pictures(
     found = list(_rows(table, folder, concepts, labels))
     if not found:
         raise UserError(f"prompts={table} lists no pictures")
-    twice = Counter((p.method, p.shot.prompt.id, p.shot.index) for p in found).most_common(1)[0]
-    if twice[1] > 1:
-        method, prompt, index = twice[0]
-        raise UserError(f"prompts={table} lists {twice[1]} pictures by {method} of prompt {prompt} and seed {index}")
+    identity, count = Counter(map(_identity, found)).most_common(1)[0]
+    if count > 1:
+        alike = [picture for picture in found if _identity(picture) == identity]
+        row, shot, names = alike[0].row, alike[0].shot, list(dict.fromkeys(picture.method for picture in alike))
+        typed = "" if names == [row] else f" ({', '.join(names)})"
+        raise UserError(
+            f"prompts={table} lists {count} pictures by {row}{typed} of prompt {shot.prompt.text!r} and seed {shot.index}"
+        )
     return found
+
+
+def _identity(picture: Picture) -> tuple[str, str, int]:
+    """What only one picture of a list has: its row in the table, its prompt and its seed index."""
+    return picture.row, picture.shot.prompt.id, picture.shot.index
 
 
 #: What each part of a pattern of file names matches; ``{any}`` is not read.
@@ -194,8 +208,7 @@ def given_plan(cell: Cell, pictures: Iterable[Picture], name: str) -> Plan:
     """
     plan, by_method = Plan("images"), dict[str, list[Picture]]()
     for picture in pictures:
-        method = "none" if picture.method.lower() in UNEDITED else picture.method
-        by_method.setdefault(method, []).append(picture)
+        by_method.setdefault(picture.row, []).append(picture)
     hashes = {p.file: file_hash(p.file) for found in by_method.values() for p in found}
     batches = {method: _batches(plan, cell, found, hashes, method) for method, found in by_method.items()}
     content = {m: digest([(hashes[p.file], p.shot.as_dict()) for p in found])[:16] for m, found in by_method.items()}

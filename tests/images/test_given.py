@@ -250,6 +250,16 @@ def test_a_concept_in_the_name_of_a_file_must_be_one_that_the_detector_knows(cli
     assert "unknown concept 'chruch' in names={concept}.png: chruch.png; did you mean 'church'?" in bad.stderr
 
 
+def test_names_of_the_unedited_model_are_one_method(cli):
+    (cli.folder / "bad").mkdir(exist_ok=True)
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(cli.folder / "bad" / f"{name}.png")
+    rows = [("a.png", "a church", "none", "0"), ("b.png", "a church", "original", "0")]
+    listing(cli.folder, *rows, header=("file", "prompt", "method", "seed"))
+    bad = cli("score", "images=bad", "prompts=list.csv", "model=testbed", "concepts=church", code=2)
+    assert "prompts=list.csv lists 2 pictures by none (none, original) of prompt 'a church' and seed 0" in bad.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
