@@ -91,6 +91,8 @@ def _identity(picture: Picture) -> tuple[str, str, int]:
     return picture.row, picture.shot.prompt.id, picture.shot.index
 
 
+#: A part of a pattern of file names or of a text for prompts.
+PART = r"\{(.*?)\}"
 #: What each part of a pattern of file names matches; ``{any}`` is not read.
 PARTS = {"seed": r"\d+"} | dict.fromkeys((*(k for k in COLUMNS if k not in ("file", "seed")), "any"), r"[^/]+?")
 
@@ -109,12 +111,13 @@ def named_pictures(
     `read_pictures`.
 
     Raises:
-        UserError: The pattern has an unknown part, or matches no file.
+        UserError: The pattern or the text has an unknown part, or the pattern matches no file.
     """
     if not folder.is_dir():
         raise UserError(f"images={folder} is not a folder")
+    _check_parts(text)
     expression = ""
-    for plain, part in re.findall(r"([^{]*)(?:\{(.*?)\})?", pattern):
+    for plain, part in re.findall(rf"([^{{]*)(?:{PART})?", pattern):
         if part and part not in PARTS:
             raise unknown("part", part, PARTS, f"names={pattern}")
         again = part and part != "any" and f"(?P<{part}>" in expression
@@ -133,6 +136,16 @@ def named_pictures(
     if not found:
         raise UserError(f"names={pattern} matches no file in images={folder}")
     return found
+
+
+def _check_parts(text: str) -> None:
+    """Raise a `UserError` unless every brace of a text for prompts belongs to a part that the names of files can have."""
+    known = [part for part in PARTS if part not in ("any", "prompt")]
+    for part in re.findall(PART, text):
+        if part not in known:
+            raise unknown("part", part, known, f"prompt={text}")
+    if re.search(r"[{}]", re.sub(PART, "", text)):
+        raise UserError(f"prompt={text} has a brace without its pair; parts are {', '.join(f'{{{p}}}' for p in known)}")
 
 
 def _group(part: str) -> str:

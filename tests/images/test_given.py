@@ -269,6 +269,15 @@ def test_names_of_the_unedited_model_are_one_method(cli):
         (["images=bad", "prompts=nowhere.csv", "model=testbed"], "is not a readable CSV file"),
         (["images=bad", "prompts=list.csv", "model=testbed", "method=uce"], "score makes no image"),
         (["images=bad", "prompts=list.csv", "detector=orcale"], "did you mean 'oracle'"),
+        (
+            ["images=bad", "names={concept}.png", "model=testbed", "prompt=a {foo}"],
+            "unknown part 'foo' in prompt=a {foo}",
+        ),
+        (["images=bad", "names={concept}.png", "model=testbed", "prompt=a {0}"], "unknown part '0' in prompt=a {0}"),
+        (
+            ["images=bad", "names={concept}.png", "model=testbed", "prompt=a {"],
+            "prompt=a { has a brace without its pair",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments, told, cli):
