@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from overpaint.commands.grids import CIRCUMSTANCES, Grid, compose, require_complete, taken
+from overpaint.commands.grids import Grid, compose, require_complete, taken
 from overpaint.commands.run import run_grid
 from overpaint.errors import UserError
+from overpaint.grid.overrides import CIRCUMSTANCES
 from overpaint.grid.paths import path_of
 from overpaint.images.given import given_plan, named_pictures, read_pictures
 from overpaint.images.tasks import scored_labels

@@ -128,7 +128,7 @@ class Workers:
         for pipe in self._processes:
             pipe.close()  # ends a worker whose start was interrupted
         if START == "forkserver":
-            server: Any = forkserver._forkserver  # type: ignore[attr-defined]  # it would stay until this process ends
+            server: Any = forkserver._forkserver  # it would stay until this process ends
             if server._forkserver_pid:
                 os.kill(server._forkserver_pid, signal.SIGKILL)  # it can be at its imports
             server._stop()
