@@ -153,7 +153,9 @@ class Composition:
         inside = {key: value for key, value in inside.items() if key.split(".")[0] not in by_hand}
         brought += [Setting(f"{key} of experiment={name}", key, (value,)) for key, value in inside.items()]
         brought = [s for s in brought if not (s.key == "concepts.erase" and "concepts" in by_hand)]
-        return [s for s in brought if s.key not in by_hand and not self._of_another(s, settings)]
+        for_all = {_in_group(s) for s in settings if s.group in ADDRESSED}
+        brought = [s for s in brought if s.key not in by_hand and _in_group(s) not in for_all]
+        return [s for s in brought if not self._of_another(s, settings)]
 
     def _of_another(self, brought: Setting, settings: Sequence[Setting]) -> bool:
         """Whether an experiment's setting addresses a component (``esd.compat``) that was replaced by hand (``method=uce``)."""
@@ -260,7 +262,8 @@ class Composition:
             node = copy.deepcopy(self.option(group, name))
             if group == "concepts":
                 _name(node, name, points)
-            for key, value in (pair for point in points for pair in point.values):
+            specific_last = sorted(points, key=lambda point: bool(point.options))  # uce.lamb=… beats method.lamb=…
+            for key, value in (pair for point in specific_last for pair in point.values):
                 if key.partition(".")[0] == group:
                     _assign({group: node}, key, value)
             _refuse_missing(node, group)

@@ -137,6 +137,24 @@ def test_a_setting_that_is_given_twice_is_refused(line, said):
         cells(*line.split())
 
 
+@pytest.mark.parametrize("axes", ["method.lamb: 0.7", "uce.lamb: 0.7", "method.lamb: 0.7, uce.erase_scale: 1.0"])
+@pytest.mark.parametrize("by_hand", ["method.lamb=9", "uce.lamb=9"])
+def test_a_value_by_hand_beats_that_of_an_experiment_for_all_or_one(axes, by_hand, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    content = f"# @package _global_\nhydra: {{sweeper: {{params: {{method: uce, {axes}}}}}}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(content)
+    (cell,) = compose_cells([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine", by_hand])
+    assert cell.config["method"]["lamb"] == 9
+
+
+def test_one_attack_of_an_experiment_gets_a_floor_that_the_others_lack():
+    floors = {
+        c.config["attack"]["name"]: c.config["attack"]["floor"]
+        for c in compose_cells(["experiment=demo", "cce.floor=true"])
+    }
+    assert floors.pop("cce") is True and set(floors.values()) == {False}
+
+
 def test_settings_of_an_experiment_and_of_other_components_are_no_repetitions():
     assert len(cells("experiment=demo", "method=uce", "attack=none", "budget=smoke", "seed=1")) == 3
     assert len(cells("method=uce,esd", "uce.lamb=0.1", "esd.preset=testbed", "esd.iterations=3")) == 2
