@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import product, zip_longest
 
@@ -16,6 +16,7 @@ from overpaint.grid.listed_prompts import Listed, Words, limited, listed
 from overpaint.grid.prompt_files import PromptList
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.grid.read_once import remembered, shared
+from overpaint.grid.typed import bare
 
 #: Prompt templates by kind, for concepts without a catalogue.
 TEMPLATES = {
@@ -25,6 +26,11 @@ TEMPLATES = {
 }
 #: A count that is larger than the number of prompts of any catalogue.
 ALL = 10**9
+#: At most this many labels are named in a sentence.
+LISTED = 6
+
+#: The labels of a detector, if they are known.
+Labels = Collection[str] | None
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,8 @@ class Role:
             return ""
         return f"budget.{self.budget}={asked}: concepts={concepts.name} has {len(every)} {self.name} prompts, enough for {enough}"
 
-    def unused(self, concepts: ConceptSet, budget: Budget) -> list[str]:
-        """Sentences about a list, if not all of its rows are used and counted."""
+    def unused(self, concepts: ConceptSet, budget: Budget, detector: str | None, labels: Labels) -> list[str]:
+        """Sentences about a list, if not all of its rows are used and counted. ``labels`` are those of the ``detector``."""
         asked = concepts.lists.get(self.name)
         if not asked:
             return []
@@ -114,7 +120,22 @@ class Role:
                 f"{self.name} prompts: {found.unlabelled} rows of {asked.name} do not tell what they ask for (columns "
                 "concept and expects), so no detector counts their images"
             )
+        scored = None if labels is None or found.absent else {*labels, ""}
+        lacking = [] if scored is None else [more for p in found.prompts if (more := self._read(p) - scored)]
+        if lacking:
+            names = list(dict.fromkeys(name for more in lacking for name in sorted(more)))
+            told = bare(", ".join(names[:LISTED])) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+            said.append(
+                f"{self.name} prompts: {len(lacking)} of {len(found.prompts)} of {asked.name} ask for {told}, for which "
+                f"detector={detector} has no label, so it does not score their images"
+            )
         return said
+
+    def _read(self, prompt: Prompt) -> set[str]:
+        """The labels of a prompt that figures of this role read."""
+        if self.name == "attributes":
+            return set()
+        return {prompt.concept} if self.name in ("target", "near") else {*prompt.expects}
 
     def _first(self, concepts: ConceptSet, count: int) -> Sequence[Prompt]:
         asked = concepts.lists.get(self.name)
@@ -182,10 +203,10 @@ def _attack_prompts(name: str, concepts: ConceptSet) -> list[Prompt] | None:
     return [replace(p, variant=p.variant or name) for p in about]
 
 
-def shortfalls(cell: Cell) -> list[str]:
+def shortfalls(cell: Cell, labels: Labels = None) -> list[str]:
     """What the user should know about the cell's prompts: roles with fewer than the budget asks for, and lists that are not
-    used whole or not counted."""
-    concepts, budget = cell.concepts, cell.budget
+    used whole or not counted. ``labels`` are those of the cell's detector, ``None`` if they are not known."""
+    concepts, budget, detector = cell.concepts, cell.budget, cell.model.detector
     for name in concepts.prompts:
         if name not in (known := [*(role.name for role in ROLES), *PROMPT_LISTS]):
             raise unknown("role", name, known, "concepts.prompts")
@@ -196,7 +217,7 @@ def shortfalls(cell: Cell) -> list[str]:
     ]
     said += [sentence for role in ROLES if (sentence := role.shortfall(concepts, budget))]
     said += _unused_by_attack(cell)
-    return said + [sentence for role in ROLES for sentence in role.unused(concepts, budget)]
+    return said + [sentence for role in ROLES for sentence in role.unused(concepts, budget, detector, labels)]
 
 
 def _unused_by_attack(cell: Cell) -> list[str]:

@@ -39,6 +39,7 @@ from overpaint.images.tasks import (
     painted_images,
     reference_images,
     replicate_task,
+    scored_labels,
 )
 from overpaint.metrics.membership import MembershipFigure
 from overpaint.models.sources import fingerprint_model, model_family
@@ -65,8 +66,8 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
         plan.notes += shortenings(cells)
         if any(cell.model.compiled for cell in cells):
             plan.notes.append(WARM_UP)
-        asking = {(id(cell.concepts), id(cell.budget), cell.attack.name): cell for cell in cells}
-        plan.notes += dict.fromkeys(said for cell in asking.values() for said in shortfalls(cell))
+        asking = {(id(c.concepts), id(c.budget), c.attack.name, c.model.detector): c for c in cells}
+        plan.notes += dict.fromkeys(said for cell in asking.values() for said in shortfalls(cell, scored_labels(cell)))
         plan.notes += filter(None, map(_attacked_of_several, cells))
         outlines: dict[tuple, Outline] = {}
         for cell in cells:

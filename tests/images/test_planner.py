@@ -43,6 +43,21 @@ def stages(made, name):
     return [t for t in made.tasks.values() if t.stage == name]
 
 
+def test_prompts_of_lists_that_ask_for_a_label_the_detector_lacks_are_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "near.csv").write_text("prompt,concept\na zebra,zebra\na house,house\n")
+    (tmp_path / "both.csv").write_text("prompt,concept,expects\nx,church,church;unicorn\ny,church,church;tree\n")
+    lists = "concepts.prompts={near: near.csv, in_prompt: both.csv, utility: null}"
+    grid = ("method=none", "concepts=church", "attack=none", "budget=smoke", lists)
+    lacking = [note for note in plan(*grid).notes if "no label" in note]
+    why = "for which detector=oracle has no label, so it does not score their images"
+    assert lacking == [
+        f"near prompts: 1 of 2 of near.csv ask for zebra, {why}",
+        f"in_prompt prompts: 1 of 2 of both.csv ask for unicorn, {why}",
+    ]
+    assert not any("no label" in note for note in plan(*grid, "model.detector=null").notes)
+
+
 def test_one_erasure_for_every_attack_and_one_base_model_for_every_method():
     made = plan("method=none,uce,esd", "attack=none,cce,synonym", "budget=smoke")
     assert len(made.cells) == 9
