@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 
-from overpaint.commands.grids import Grid, compose, require_complete, taken
+from overpaint.commands.grids import Grid, circumstances, compose, require_complete, taken
 from overpaint.commands.run import run_grid
 from overpaint.errors import UserError
-from overpaint.grid.overrides import CIRCUMSTANCES
 from overpaint.grid.paths import path_of
 from overpaint.images.given import given_plan, named_pictures, read_pictures
 from overpaint.images.tasks import scored_labels
@@ -64,4 +63,4 @@ def score(overrides: Sequence[str]) -> None:
     plan = given_plan(cell, pictures, name or f"pictures in {folder.resolve().name}")
     require_complete(plan)
     cells = [cell for cell, _ in plan.cells]
-    sys.exit(run_grid(Grid(cells, plan, Store.chosen(first["store"]), {key: first[key] for key in CIRCUMSTANCES})))
+    sys.exit(run_grid(Grid(cells, plan, Store.chosen(first["store"]), circumstances(composed))))
