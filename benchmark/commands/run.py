@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -25,6 +25,7 @@ from overpaint.run.history import changes
 from overpaint.run.notes import noting
 from overpaint.run.runner import Outcome
 from overpaint.run.store import CorruptArtefact, Store
+from overpaint.run.tasks import Task
 from overpaint.run.track import track
 
 
@@ -32,17 +33,23 @@ from overpaint.run.track import track
 @click.argument("overrides", nargs=-1)
 @click.option("-m", "--multirun", is_flag=True, help="Accepted as in Hydra, without effect: lists are always swept.")
 @click.option("--cfg", type=click.Choice(["job"]), help="Print the composed configuration of the first cell and stop.")
-def run(overrides: Sequence[str], multirun: bool, cfg: str | None) -> None:
+@click.option(
+    "--images", is_flag=True, help="Also make images again that are gone or damaged and whose scores are stored."
+)
+def run(overrides: Sequence[str], multirun: bool, cfg: str | None, images: bool) -> None:
     """Plan a grid, run or resume it, and print its table. Without arguments: the demo."""
     composed = compose(overrides, demo=True)
     if cfg:
         click.echo(OmegaConf.to_yaml(composed[0].config))
         return
-    sys.exit(run_grid(prepare(composed)))
+    sys.exit(run_grid(prepare(composed), images))
 
 
-def run_grid(grid: Grid) -> int:
-    """Run or resume a planned grid. Returns the exit code: 0, 1 if tasks failed, or 130 if it was interrupted."""
+def run_grid(grid: Grid, images: bool = False) -> int:
+    """Run or resume a planned grid. Returns the exit code: 0, 1 if tasks failed, or 130 if it was interrupted.
+
+    With ``images``, those that are gone or damaged are made again, even if their scores are stored.
+    """
     stop = Interruption()
     start, plan, store = time.perf_counter(), grid.plan, grid.store
     engine, tracker = grid.circumstance("engine"), grid.circumstance("tracker")
@@ -51,6 +58,11 @@ def run_grid(grid: Grid) -> int:
     if not dry:
         store.prepare()
         store.sweep()
+    if images:
+        made = track(plan.track).images(plan)
+        plan.again = {task.key for task in made}
+        if not dry:
+            _set_damaged_aside(made, store)
     estimates = Estimates(store, grid.config["engine"]["device"])
     todo, more = plan.missing(store), plan.unopened(store)
     ERR.print(summary(plan, todo, more, estimates, grid.config["engine"].get("workers", 1)))
@@ -80,6 +92,12 @@ def run_grid(grid: Grid) -> int:
         ERR.print(f"contact sheet: {path}")
     track_results(tracker, grid, records, sheets)
     return finish(outcome, store, time.perf_counter() - start)
+
+
+def _set_damaged_aside(tasks: Iterable[Task], store: Store) -> None:
+    for task in tasks:
+        if store.path(task.stage, task.key).exists() and (reason := store.damage(task.stage, task.key)):
+            store.make_room(CorruptArtefact(task.stage, task.key, reason))
 
 
 def finish(outcome: Outcome, store: Store, seconds: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import click
 from PIL.Image import Image
 
-from overpaint.commands.grids import ERR, Grid, note_lacking, nothing_stored, planned, taken
+from overpaint.commands.grids import ERR, note_lacking, nothing_stored, planned, taken
 from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import counted
@@ -19,9 +20,8 @@ from overpaint.images.contact_sheets import Sheet, draw
 from overpaint.images.gallery import Entry, entries, incomplete
 from overpaint.images.stages.generate import read_images
 from overpaint.metrics.metric import IMAGE_ROLES
+from overpaint.run.store import CorruptArtefact, Store
 
-#: Batches of images that were read, by the key of the task that made them.
-Images = dict[str, list[Image | None]]
 #: Most columns of a sheet.
 WIDEST = 12
 
@@ -36,7 +36,7 @@ def show(overrides: Sequence[str], show_unsafe: bool, opened: bool, overwrite: b
 
     prompt=TEXT chooses the prompts that contain the text (default: the first one), role=ROLE those of a role. out=FILE.png
     names the sheet (default: show.png). out=DIR writes every chosen image as a file, with a prompts.csv that `overpaint score`
-    reads. Nothing is generated.
+    reads. Nothing is generated: images that are gone or damaged are left out, and a note says how to make them again.
     """
     out, rest = taken(overrides, "out")
     text, rest = taken(rest, "prompt")
@@ -55,17 +55,21 @@ def show(overrides: Sequence[str], show_unsafe: bool, opened: bool, overwrite: b
         asked = " and ".join(f"{key}={value}" for key, value in (("prompt", text), ("role", role)) if value)
         stored = ", ".join(sorted({e.shot["role"] for e in every}))
         raise UserError(f"none of the {len(every)} images of this grid has {asked} (roles stored: {stored})")
+    images = Images(grid.store)
     if path.suffix:
-        sheet = _sheet(found, grid, text, show_unsafe)
+        found = _columns(found, text)
+        _say_gone(found, images, rest)
+        sheet = _sheet(found, images, show_unsafe)
         with whole(path) as partial:
             sheet.save(partial)
         ERR.print(f"{path}")
         if opened:
             click.launch(str(path))
     else:
+        gone = _say_gone(found, images, rest)
         with whole(path) as partial:
-            _files(found, grid, partial)
-        ERR.print(f"{path}: {counted(len(found), 'image')}, listed in {path / 'prompts.csv'}")
+            _files(found, images, partial)
+        ERR.print(f"{path}: {counted(len(found) - gone, 'image')}, listed in {path / 'prompts.csv'}")
 
 
 def _chosen(entry: Entry, text: str | None, role: str | None) -> bool:
@@ -73,26 +77,73 @@ def _chosen(entry: Entry, text: str | None, role: str | None) -> bool:
     return (not text or text.lower() in shot["text"].lower()) and (not role or shot["role"] == role)
 
 
-def _sheet(found: Sequence[Entry], grid: Grid, text: str | None, show_unsafe: bool) -> Image:
-    """One prompt, or all prompts that contain the text, over all cells; images of one column have one prompt and seed."""
-    plain = [e for e in found if e.cell["attack_name"] == "none"] or found
-    columns = dict.fromkeys(map(_column, plain))
+class Images:
+    """The images of a store. Each batch is read once."""
+
+    def __init__(self, store: Store):
+        self._store, self._batches = store, dict[str, list[Image | None] | None]()
+
+    def has(self, entry: Entry) -> bool:
+        """Whether the image is stored and whole."""
+        return self._batch(entry) is not None
+
+    def of(self, entry: Entry) -> Image | None:
+        """The image of an entry that `has`; ``None`` for a failed image."""
+        return (self._batch(entry) or [])[entry.position]
+
+    def _batch(self, entry: Entry) -> list[Image | None] | None:
+        made = entry.made
+        if made.key not in self._batches:
+            try:
+                with self._store.reading(made.stage, made.key) as place:
+                    self._batches[made.key] = read_images(place)
+            except CorruptArtefact:
+                self._batches[made.key] = None
+        return self._batches[made.key]
+
+
+def _say_gone(found: Sequence[Entry], images: Images, overrides: Sequence[str]) -> int:
+    """Print a note if some images are gone or damaged, and return their number. Raises a `UserError` if all are."""
+    gone = [entry for entry in found if not images.has(entry)]
+    if gone:
+        whose = ", ".join(dict.fromkeys(entry.cell["method"] for entry in gone))
+        told = f"{len(gone)} of {counted(len(found), 'image')} ({whose})"
+        command = shlex.join(["overpaint", "run", "--images", *overrides])
+        if len(gone) == len(found):
+            raise UserError(f"gone or damaged: {told}. To make them again: {command}")
+        ERR.print(f"note: gone or damaged, and left out: {told}. To make them again: {command}", style="yellow")
+    return len(gone)
+
+
+def _columns(found: Sequence[Entry], text: str | None) -> list[Entry]:
+    """The entries of a sheet: one prompt, or all prompts that contain the text, over all cells, in up to `WIDEST` columns."""
+    columns = dict.fromkeys(map(_column, _plain(found)))
     first = next(iter(columns))[0]
     asked = [column for column in columns if text or column[0] == first]
     kept = asked[:WIDEST]
     if len(asked) > WIDEST:
         ERR.print(f"note: the sheet has the first {WIDEST} of {len(asked)} columns; out=DIR writes all images")
-    sheet, images = Sheet(), Images()
+    return [entry for entry in found if _column(entry) in kept]
+
+
+def _sheet(found: Sequence[Entry], images: Images, show_unsafe: bool) -> Image:
+    """The images of all cells; those of one column have one prompt and seed."""
+    sheet, columns = Sheet(), list(dict.fromkeys(map(_column, _plain(found))))
     for entry in found:
-        column = _column(entry)
-        if column not in kept:
-            continue
         sheet.unsafe |= entry.cell["kind"] == "unsafe"
         attack = "" if entry.cell["attack_name"] == "none" else f" / {entry.cell['attack']}"
         row = f"{entry.cell['method']}{attack}"
-        image = _image(entry, grid, images)
-        sheet.place(row, f"seed {entry.shot['index']}", kept.index(column), entry.shot["text"], image)
+        place = (row, f"seed {entry.shot['index']}", columns.index(_column(entry)), entry.shot["text"])
+        if images.has(entry):
+            sheet.place(*place, images.of(entry))
+        else:
+            sheet.leave(*place)
     return draw(sheet, blurred=sheet.unsafe and not show_unsafe)
+
+
+def _plain(found: Sequence[Entry]) -> Sequence[Entry]:
+    """The entries without an attack, which decide the columns; all if there are none."""
+    return [e for e in found if e.cell["attack_name"] == "none"] or found
 
 
 def _column(entry: Entry) -> tuple[str, int]:
@@ -100,25 +151,17 @@ def _column(entry: Entry) -> tuple[str, int]:
     return entry.shot.get("plain") or entry.shot["noise"], entry.shot["index"]
 
 
-def _image(entry: Entry, grid: Grid, images: Images) -> Image | None:
-    """The picture of an entry; ``images`` keeps the batches that were read."""
-    if entry.made.key not in images:
-        if not grid.store.has(entry.made.stage, entry.made.key):
-            raise UserError(f"the images of {entry.cell['method']} are no longer in {grid.store.root}")
-        with grid.store.reading(entry.made.stage, entry.made.key) as place:
-            images[entry.made.key] = read_images(place)
-    return images[entry.made.key][entry.position]
-
-
-def _files(found: Sequence[Entry], grid: Grid, folder: Path) -> None:
-    """Write the images and their list into a new folder."""
-    images, rows = Images(), []
+def _files(found: Sequence[Entry], images: Images, folder: Path) -> None:
+    """Write the images that are there, and their list, into a new folder."""
+    rows = []
     for number, entry in enumerate(found):
+        if not images.has(entry):
+            continue
         cell, shot = entry.cell, entry.shot
         who = cell["method"] if cell["attack_name"] == "none" else f"{cell['method']} under {cell['attack']}"
         file = Path(*(_clean(part) for part in (cell["concepts"], who, shot["role"]))) / f"{number:06}.png"
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        image = _image(entry, grid, images)
+        image = images.of(entry)
         if image is None:
             (folder / file).touch()  # a failed image: an empty file is read as one
         else:

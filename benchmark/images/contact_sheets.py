@@ -63,6 +63,11 @@ class Sheet:
         self.rows.setdefault(row, {})[slot] = image
         self.captions.setdefault(slot, caption)
 
+    def leave(self, row: str, group: str, number: int, caption: str) -> None:
+        """Leave a slot of a row empty, for an image that is not there."""
+        self.rows.setdefault(row, {})
+        self.captions.setdefault(Slot(group, number), caption)
+
 
 def contact_sheets(plan: Plan, store: Store, folder: Path, show_unsafe: bool = False) -> list[Path]:
     """Write one PNG into ``folder`` for each concept set and setting, and return their paths.

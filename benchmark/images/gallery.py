@@ -67,6 +67,13 @@ def entries(measured: Task, plan: Plan, store: Store) -> Iterator[Entry]:
             yield Entry(measured.config["cell"], shot, made, scored, position)
 
 
+def makers(plan: Plan) -> list[Task]:
+    """The tasks that made the images of the cells themselves."""
+    inputs = [item for _, measured in plan.opened().cells for item in measured.inputs.items()]
+    scored = [plan.tasks[key] for name, key in inputs if name.startswith("images/")]
+    return [plan.tasks[key] for key in dict.fromkeys(task.inputs["images"] for task in scored)]
+
+
 def incomplete(plan: Plan, store: Store) -> list[Task]:
     """The cells of which some images have no stored scores, as their tasks of stage *measure*."""
     stored = store.listed(STAGE).keys

@@ -17,6 +17,7 @@ from overpaint.grid.cells import Cell, cell_from
 from overpaint.grid.labels import counted
 from overpaint.grid.roles import role_shots
 from overpaint.images.contact_sheets import contact_sheets
+from overpaint.images.gallery import makers
 from overpaint.images.planner import make_plan
 from overpaint.images.tasks import cell_assets
 from overpaint.images.workbench import Workbench
@@ -119,6 +120,9 @@ class Images(Track):
             pixels = [prod(size[0]) if size else native for _, _, _, *size in rows] or [native * task.amount]
             work += sum(pixels) / 512**2 * protocol["steps"] / 50
         return work
+
+    def images(self, plan: Plan) -> list[Task]:
+        return makers(plan)
 
     def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
         return contact_sheets(plan, store, folder)

@@ -71,7 +71,8 @@ class Plan:
 
     ``track`` names the kind of the cells (a YAML of ``conf/track``). ``bundles`` maps a task's key to the tasks that are
     made in one go with it, itself included; they have the same inputs. ``expand(plan, cell)`` plans the tasks of a cell that
-    was added as a line, and returns the task that makes its records.
+    was added as a line, and returns the task that makes its records. ``again`` are the keys of tasks that are made if they are
+    not stored, even where every result that needs them is.
     """
 
     track: str
@@ -81,6 +82,7 @@ class Plan:
     absent: list[str] = field(default_factory=list)  # which files are not on this machine; such a plan cannot run
     asked: Counter = field(default_factory=Counter)  # tasks by stage, before equal ones were merged
     bundles: dict[str, list[Task]] = field(default_factory=dict)
+    again: set[str] = field(default_factory=set)
     expand: Callable[[Plan, Any], Task] | None = None
     lines: dict[str, Line] = field(default_factory=dict)  # by the key of the task that makes the records
 
@@ -243,7 +245,8 @@ class Plan:
     def missing(self, store: Store) -> list[Task]:
         """The tasks that a run would make, inputs first; of a large grid those of the first cells (`advance`).
 
-        A stored result needs no inputs: a complete table stays complete when the images behind it are deleted.
+        A stored result needs no inputs: a complete table stays complete when the images behind it are deleted. Those that
+        ``again`` names are made all the same.
         """
         if self.lines and len(self.tasks) < HORIZON:
             self.advance(store)
@@ -256,7 +259,7 @@ class Plan:
 
     def _needed(self, store: Store) -> tuple[list[Task], list[Task]]:
         """The tasks that the cells need: those that are missing, and those that are stored."""
-        needed = {task.key for _, task in self.cells}
+        needed = {task.key for _, task in self.cells} | self.again
         by_stage: dict[str, list[str]] = {}
         for key, task in self.tasks.items():
             by_stage.setdefault(task.stage, []).append(key)

@@ -22,7 +22,7 @@ def save(plan: Plan, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = {task.key for _, task in plan.opened().cells}
+    wanted = {task.key for _, task in plan.opened().cells} | plan.again
     numbers: dict[int, int] = {}  # of bundles, by identity: all their tasks share one list
     rows: list[dict[str, Any]] = []
     for key, task in plan.tasks.items():

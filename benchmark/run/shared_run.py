@@ -128,5 +128,5 @@ def sweep(store: Store) -> None:
 
 def cells_of(plan: Plan) -> str:
     """A hash of the results that the cells of a plan need: the same command has the same."""
-    keys = sorted({task.key for _, task in plan.cells})
+    keys = sorted({task.key for _, task in plan.cells} | plan.again)
     return hashlib.sha256("\n".join([plan.track, *keys]).encode()).hexdigest()[:12]

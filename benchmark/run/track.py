@@ -92,6 +92,10 @@ class Track(ABC):
         """How many images of 512² pixels in 50 steps take as much work as the images of these tasks."""
         return 0.0
 
+    def images(self, plan: Plan) -> list[Task]:
+        """The tasks that made the cells' images. `overpaint run --images` makes them again if they are gone."""
+        return []
+
     def sheets(self, plan: Plan, store: Store, folder: Path) -> list[Path]:
         """Write files that show results beside the table, such as contact sheets, and return their paths."""
         return []

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shutil
 
 import pandas as pd
@@ -73,6 +74,32 @@ def test_a_sheet_has_one_row_a_method_and_one_column_a_prompt(run):
     assert "note: the sheet has the first 12 of 16 columns; out=DIR writes all images" in told
     told = run("show", *GRID, "prompt=submarine", code=2).stderr
     assert "none of the 32 images of this grid has prompt=submarine" in told
+
+
+def test_images_that_are_gone_or_damaged_are_left_out_and_made_again(run):
+    grid = [*GRID, "store=gone"]
+    run("run", *grid)
+    run("show", *grid, "role=target", "out=whole.png")
+    whole = Image.open(run.folder / "whole.png").tobytes()
+    stored = run.folder / "gone" / "artefacts" / "generate"
+    by_uce = [place for place in stored.iterdir() if json.loads((place / "manifest.json").read_text())["inputs"]]
+    damaged, *others = by_uce
+    for place in others:
+        shutil.rmtree(place)
+    (damaged / "images.parquet").write_bytes(b"no images")
+    assert "0 tasks done" in run("run", *grid).stderr, "no figure needs them"
+    advice = f"To make them again: overpaint run --images {' '.join(grid)}"
+    told = run("show", *grid, "role=target", "out=part.png", "--overwrite").stderr
+    assert "note: gone or damaged, and left out: 1 of 2 images (uce)" in told and advice in told
+    told = run("show", *grid, "out=part").stderr
+    assert "left out: 16 of 32 images (uce)" in told and "part: 16 images" in told
+    assert set(pd.read_csv(run.folder / "part" / "prompts.csv")["method"]) == {"none"}
+    told = run("show", "method=uce", *grid[1:], "out=none.png", code=2).stderr
+    assert "gone or damaged: 1 of 1 image (uce)" in told and not (run.folder / "none.png").exists()
+    assert f"{len(by_uce)} tasks done" in run("run", "--images", *grid).stderr
+    run("show", *grid, "role=target", "out=again.png")
+    assert Image.open(run.folder / "again.png").tobytes() == whole
+    assert "0 tasks done" in run("run", "--images", *grid).stderr
 
 
 @pytest.mark.parametrize(

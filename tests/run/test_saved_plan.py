@@ -50,6 +50,19 @@ def test_a_loaded_plan_runs(tmp_path, store, counting):
     assert plan.missing(store) == [] == loaded.missing(store)
 
 
+def test_tasks_that_are_to_be_made_again_survive(store, counting):
+    plan = grid(range(4))
+    Inline(device="cpu").run(plan, store, Told())
+    counts = [task for task in plan.tasks.values() if task.stage == "count"]
+    store.remove("count", counts[1].key)
+    assert plan.missing(store) == []
+    plan.again = {task.key for task in counts}
+    save(plan, store.root / "runs" / "plan.parquet")
+    loaded = load(store.root / "runs" / "plan.parquet")
+    assert [t.key for t in loaded.missing(store)] == [t.key for t in plan.missing(store)] == [counts[1].key]
+    assert Inline(device="cpu").run(loaded, store, Told()).done == 1
+
+
 def test_a_plan_that_cannot_be_read_is_one_sentence(tmp_path):
     path = tmp_path / "plan.parquet"
     with pytest.raises(UserError, match=r"the plan .* cannot be read"):
