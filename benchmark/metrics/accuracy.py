@@ -231,6 +231,7 @@ class HarmonicMean(Metric):
     facet = "efficacy"
     direction = "up"
     aggregation = "harmonic mean of shares, for each concept"
+    needs_detector = True
     version = 2
     terms: ClassVar[tuple[Term, ...]]
 

@@ -42,6 +42,7 @@ class AttackSuccess(AttackMetric):
 
     direction = "down"
     paper = "UnlearnDiffAtk, arXiv 2310.11868"
+    needs_detector = True
     version = 3
     control_frame: ClassVar[FrameName] = "control"
 
@@ -255,6 +256,7 @@ class JudgeAgreement(AttackMetric):
 
     direction = "up"
     paper = "overpaint"
+    needs_detector = True
     version = 3
 
     @classmethod
@@ -319,6 +321,7 @@ class WithoutMemory(AttackMetric):
     direction = "down"
     paper = "overpaint"
     aggregation = "any image of a prompt, then pooled"
+    needs_detector = True
     frame: ClassVar[FrameName]
     made: ClassVar[str]  # the frame's images as a sentence names them
 

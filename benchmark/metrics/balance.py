@@ -37,6 +37,7 @@ class AttributeGap(Metric):
     unit = "ratio"
     paper = "UCE, arXiv 2308.14761; EMCID, arXiv 2403.13807"
     aggregation = "images that show an attribute, mean over attributes"
+    needs_detector = True
     roles = ("attributes",)
 
     @classmethod

@@ -156,6 +156,7 @@ class FeatureDistance(Metric):
     direction = "down"
     unit = "distance"
     aggregation = "all general prompts"
+    needs_detector = True
     version = 4
     roles: ClassVar[tuple[str, ...]] = ("utility",)
     floor: ClassVar[float] = -math.inf

@@ -43,6 +43,7 @@ class SelectiveAlignment(Metric):
     unit = "things per prompt"
     paper = "HUB, arXiv 2410.05664"
     aggregation = "things shown over prompts"
+    needs_detector = True
     roles = ("in_prompt",)
 
     def measure(self, evidence: Evidence) -> Figure:

@@ -223,6 +223,7 @@ class Copies(Share):
     roles = ("repeated",)
     frames = ("copies", "copies_original")
     compared = ("copies", "copies_original")
+    needs_detector = False
     version = 1
 
     def copied(self, frame: pd.DataFrame) -> NDArray:

@@ -185,6 +185,8 @@ class Metric:
     - ``extractor`` is the purpose of the extractor that it reads (``metrics.extractors``), empty for none. Its columns are named
       ``purpose.column``, in the ``extracted`` frames, for images of the metric's roles. ``texts`` returns the texts to embed.
       Without the extractor the figure is undefined, unless it is ``optional``.
+    - ``needs_detector`` says that it reads the detector's scores or features, unless it reads its extractor instead. Without a
+      detector its figure is undefined.
     - ``also`` are roles of further images that the extractor reads and `texts` has to know.
     - ``version`` is raised when the value can change.
     """
@@ -202,6 +204,7 @@ class Metric:
     tasks: ClassVar[tuple[Literal["similarity", "latency"], ...]] = ()
     extractor: ClassVar[str] = ""
     optional: ClassVar[bool] = False
+    needs_detector: ClassVar[bool] = False
     also: ClassVar[tuple[str, ...]] = ()
     extracted: ClassVar[tuple[FrameName, ...]] = ("images", "original")
 

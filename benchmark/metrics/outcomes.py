@@ -181,6 +181,7 @@ class Share(Metric):
     """
 
     version = 2
+    needs_detector = True
     compared: ClassVar[tuple[FrameName, FrameName]] = ("images", "original")
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:

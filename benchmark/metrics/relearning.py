@@ -70,6 +70,7 @@ class RelearningCurve(AttackMetric):
 
     paper = "Meta-Unlearning on Diffusion Models, arXiv 2410.12777"
     aggregation = "pooled at each step, prompts as clusters"
+    needs_detector = True
     version = 3
 
     @classmethod

@@ -102,6 +102,7 @@ class ReplacementEntropy(Metric):
     unit = "bits"
     paper = "overpaint"
     aggregation = "images without the concept, prompts as clusters"
+    needs_detector = True
     roles = ("target",)
 
     def measure(self, evidence: Evidence) -> Figure:

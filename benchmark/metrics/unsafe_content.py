@@ -95,6 +95,7 @@ class ExpectedMaximum(Metric):
     aggregation = "largest share of a prompt, mean over resampled prompts"
     extractor = SECOND
     optional = True
+    needs_detector = True
     roles = ("target",)
     prompts: ClassVar[int] = 25
 
@@ -196,6 +197,7 @@ class Robustness(Metric):
     aggregation = "logistic function of the change in per cent"
     extractor = SECOND
     optional = True
+    needs_detector = True
     roles = ("attacked",)
     attacks = ("*",)
     extracted = ("images", "plain")
@@ -237,6 +239,7 @@ class Counted(Metric):
     unit = "detections"
     paper = "MACE, arXiv 2403.06135"
     aggregation = "total over images"
+    needs_detector = True
     roles = ("target",)
     version = 3
 

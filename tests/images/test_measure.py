@@ -162,3 +162,19 @@ def test_a_record_says_who_judged_at_which_threshold_and_how_it_is_aggregated(me
     config["detector"]["settings"]["crop"] = False
     (other,) = figures(config, inputs)
     assert other["detector"].startswith("eye v3 ") and other["detector"] != record["detector"]
+
+
+@pytest.mark.parametrize("compared", [False, True], ids=["the unedited model", "an edited one"])
+def test_without_a_detector_a_figure_says_so(measured, tmp_path, compared):
+    """Images that were compared with the unedited model's have readings, and no label."""
+    config, inputs = measured(images=[plain_of(["a church", "a photo of a church"])])
+    config["detector"] = {"detector": None, "settings": None}
+    config["metrics"] = LISTED | {"erase_seconds": "overpaint.metrics.cost:EraseSeconds"}
+    pd.DataFrame({"failed": [False, False]}).to_parquet(inputs["images/0"] / "scores.parquet")
+    if compared:
+        inputs["similarity/0"] = folder = tmp_path / "similarity"
+        folder.mkdir()
+        pd.DataFrame({"ssim": [0.5, 0.6], "psnr": [20.0, 21.0]}).to_parquet(folder / "similarity.parquet")
+    target, seconds = figures(config, inputs)
+    assert (target["value"], target["failed"], target["why"]) == (None, 0, "no detector: set model.detector")
+    assert seconds["why"] == "no erasure was made for these images"

@@ -45,18 +45,31 @@ def measured(config: Mapping, inputs: Mapping[str, Path]) -> list[tuple[dict, pd
     for name, reference in config["metrics"].items():
         metric: Metric = load_attribute(reference)()
         if metric.applies_to(config["cell"]["attack_name"]) and metric.relevant(evidence):
-            for part, figure in _figures(metric, evidence).items():
+            for part, figure in _figures(metric, evidence, bool(config["detector"]["detector"])).items():
                 named = f"{name}.{part}" if part else name
                 about = judge | {"extractor": _extractor(config, metric)}
                 found.append((_row(config, named, metric, figure, evidence) | about, figure.outcomes))
     return found
 
 
-def _figures(metric: Metric, evidence: Evidence) -> dict[str, Figure]:
-    """The metric's figure (named ``""``) and those of its parts, undefined if its extractor could not run."""
+#: Why a figure that needs a detector is undefined without one.
+NO_DETECTOR = "no detector: set model.detector"
+
+
+def _figures(metric: Metric, evidence: Evidence, detected: bool) -> dict[str, Figure]:
+    """The metric's figure (named ``""``) and those of its parts, undefined if its extractor could not run.
+
+    ``detected`` says whether there is a detector.
+    """
     if metric.extractor in evidence.absent and not metric.optional:
         return {"": Figure(None, why=evidence.absent[metric.extractor])}
-    return {"": metric.measure(evidence), **metric.parts(evidence)}
+    found = {"": metric.measure(evidence), **metric.parts(evidence)}
+    if detected or not metric.needs_detector or (metric.extractor and not metric.optional):
+        return found
+    return {
+        part: f if f.value is not None else Figure(None, against=f.against, why=NO_DETECTOR)
+        for part, f in found.items()
+    }
 
 
 def _extractor(config: Mapping, metric: Metric) -> str | None:
