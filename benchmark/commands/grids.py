@@ -12,10 +12,9 @@ from rich.console import Console
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import absent, require
-from overpaint.grid.overrides import CIRCUMSTANCES, given_twice
 from overpaint.grid.read_once import reading_once
-from overpaint.grid.registry import DESCRIPTION, component
-from overpaint.grid.typed import check_type
+from overpaint.grid.registry import CIRCUMSTANCES, DESCRIPTION, component
+from overpaint.grid.typed import check_type, given_twice
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task

@@ -10,9 +10,8 @@ import pandas as pd
 
 from overpaint.commands.grids import ERR, existing, taken
 from overpaint.errors import UserError, unknown
-from overpaint.grid.overrides import given_twice
 from overpaint.grid.paths import path_of
-from overpaint.grid.typed import bare
+from overpaint.grid.typed import bare, given_twice
 from overpaint.report.ledger import sheets
 from overpaint.report.ledger.agreement import DISAGREE, disagreements, orders, pairs
 from overpaint.report.ledger.measured import beside, orders_with_ours, read_records

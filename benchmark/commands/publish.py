@@ -16,8 +16,8 @@ from overpaint.commands.grids import ERR, Grid, planned, taken
 from overpaint.commands.targets import whole
 from overpaint.errors import UserError
 from overpaint.grid.labels import counted
-from overpaint.grid.overrides import CIRCUMSTANCES
 from overpaint.grid.paths import path_of
+from overpaint.grid.registry import CIRCUMSTANCES
 from overpaint.report.claims import claim_files, claims_of, file_name, hashes, merged, read_claim, text_of, violations
 from overpaint.report.gathered import as_frame
 from overpaint.report.records import STAGE, stored_outcomes, stored_records

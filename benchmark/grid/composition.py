@@ -24,11 +24,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.overrides import CIRCUMSTANCES, MOST_CELLS, Setting, given_twice, read_override
+from overpaint.grid.overrides import MOST_CELLS, Setting, read_override
 from overpaint.grid.paths import path_of
-from overpaint.grid.registry import COMPANY, DESCRIPTION, components, conf_folders, look_in, unknown_component
+from overpaint.grid.registry import (
+    CIRCUMSTANCES,
+    COMPANY,
+    DESCRIPTION,
+    components,
+    conf_folders,
+    look_in,
+    unknown_component,
+)
 from overpaint.grid.shipped import shipped
-from overpaint.grid.typed import shown
+from overpaint.grid.typed import given_twice, shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
 #: Groups whose options have different keys. Their keys can be addressed to one option: ``uce.lamb=0.1``.

@@ -15,8 +15,6 @@ from overpaint.errors import UserError
 from overpaint.grid.registry import components
 from overpaint.grid.typed import bare, shown
 
-#: Keys that control where and how a grid runs; they do not affect its cells.
-CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
 #: Maximum number of cells of a grid, and of values of an axis.
 MOST_CELLS = 200_000
 #: Longer texts that cannot be read get no advice.
@@ -64,13 +62,6 @@ def read_override(typed: str) -> Setting:
     return Setting(typed, parsed.key_or_group, tuple(_values(parsed)), how)
 
 
-def given_twice(key: str, *values: str) -> UserError:
-    """The error for a key that is given twice. With the ``values`` as typed, of a key that takes a list, it names the list."""
-    both = f"{bare(key)}={','.join(map(bare, values))}"
-    advice = f"give a list, {both}" if len({*values}) > 1 and _in_grammar(both) else "give it once"
-    return UserError(f"{bare(key)}= is given twice: {advice}")
-
-
 def _values(parsed: Override) -> list[Any]:
     """The values of an override, each as plain Python."""
     if not parsed.is_sweep_override():
@@ -114,14 +105,14 @@ def _unreadable(typed: str) -> UserError:
     listed = value.startswith("[") and value.endswith("]")
     each = ",".join(_quoted(part.strip()) for part in (value[1:-1] if listed else value).split(","))
     better = [f"{key}=[{each}]"] if listed else [f"{key}={_quoted(value.strip())}", f"{key}={each}"]
-    readable = [shlex.quote(text) for text in dict.fromkeys(better) if _in_grammar(text)]
+    readable = [shlex.quote(text) for text in dict.fromkeys(better) if in_grammar(text)]
     if not readable:
         return UserError(f"cannot read the override {shown(typed)}: overrides are key=value, in Hydra's grammar")
     sweep = f", or for a sweep: {readable[1]}" if len(readable) > 1 else ""
     return UserError(f"cannot read the override {shown(typed)}; quote it: {readable[0]}{sweep}")
 
 
-def _in_grammar(text: str) -> bool:
+def in_grammar(text: str) -> bool:
     try:
         OverridesParser.create().parse_override(text)
     except (HydraException, ValueError, RecursionError):

@@ -24,6 +24,8 @@ from overpaint.grid.source_code import source_of
 from overpaint.grid.typed import construct, shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
+#: Keys that control where and how a grid runs; they do not affect its cells.
+CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
 #: Settable keys that are not hyper-parameters: the preset, and the comparisons that are run with an attack.
 COMPANY = ("preset", "control", "floor")
 #: Keys of a component's YAML that are not hyper-parameters. All except `COMPANY` describe the component and cannot be set.

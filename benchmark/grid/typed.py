@@ -175,3 +175,12 @@ def said(hint: Any) -> str:
             return f"a list of {many}" if many else "a list"
         return f"a mapping of names to {many}" if many else "a mapping of names to values"
     return WORDS.get(hint) or str(getattr(hint, "__name__", hint))
+
+
+def given_twice(key: str, *values: str) -> UserError:
+    """The error for a key that is given twice. With the ``values`` as typed, of a key that takes a list, it names the list."""
+    from overpaint.grid.overrides import in_grammar
+
+    both = f"{bare(key)}={','.join(map(bare, values))}"
+    advice = f"give a list, {both}" if len({*values}) > 1 and in_grammar(both) else "give it once"
+    return UserError(f"{bare(key)}= is given twice: {advice}")

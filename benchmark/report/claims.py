@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.overrides import given_twice
+from overpaint.grid.typed import given_twice
 from overpaint.report.families import marked
 from overpaint.report.records import (
     CELL,
