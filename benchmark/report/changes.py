@@ -184,12 +184,12 @@ def _figure(
     if undefined:
         why = "; ".join(f"undefined in {side.upper()}: {rows[side][0]['why']}" for side in undefined)
         return figure | {"group": IDENTICAL if len(undefined) == 2 else UNTESTED, "why": why}, None
-    if _numbers(of_a) == _numbers(of_b) and _digests(of_a, sides["a"]) == _digests(of_b, sides["b"]):
+    same = _numbers(of_a) == _numbers(of_b)
+    primary = is_primary(view.primary, first["facet"], first["metric"], first["attack_name"], first["against"])
+    if same and _digests(of_a, sides["a"]) == _digests(of_b, sides["b"]):
         figure |= {"group": IDENTICAL, "difference": 0.0, "p_value": 1.0, "n": values["a"].n or None}
-        primary = is_primary(view.primary, first["facet"], first["metric"], first["attack_name"], first["against"])
         return figure, Compared(1.0, None, primary)  # counts in the correction of the others
     gap, joined, why = _gap(frames["a"], frames["b"], sides["a"], sides["b"], values["a"], values["b"], first["unit"])
-    same = _numbers(of_a) == _numbers(of_b)
     if same and (joined is None or _equal(joined["value"], joined["value_other"])):
         figure["group"] = IDENTICAL
     figure |= {"difference": gap.value, "low": gap.low, "high": gap.high, "n": gap.n or None}
@@ -197,7 +197,6 @@ def _figure(
         return figure | {"group": figure["group"] or UNTESTED, "why": "no interval"}, None
     figure |= {"p_value": gap.p_value, "p_equivalence": gap.p_equivalence}
     figure |= {"pairing": "unpaired" if joined is None else "paired", "why": why}
-    primary = is_primary(view.primary, first["facet"], first["metric"], first["attack_name"], first["against"])
     return figure, Compared(gap.p_value, gap.p_equivalence, primary)
 
 
