@@ -45,9 +45,9 @@ def with_equal_runs(table: pd.DataFrame, by: str = "method") -> pd.DataFrame:
     A method that draws no random numbers has one run, whatever the seeds of the experiment are.
     """
     runs = table[[by, "concepts", "run"]].drop_duplicates()
-    count = runs.groupby([by, "concepts"], observed=True)["run"].transform("size")
     if runs.groupby("concepts", observed=True)["run"].nunique().max() == 1:
         return table
+    count = runs.groupby([by, "concepts"], observed=True)["run"].transform("size")
     several = runs.loc[count > 1, ["concepts", "run"]].drop_duplicates()
     first = runs.loc[~runs["concepts"].isin(several["concepts"]), ["concepts", "run"]].drop_duplicates("concepts")
     wanted = pd.concat([several, first])
