@@ -134,12 +134,12 @@ def evidence(**more):
 
 
 def test_parts_are_figures_of_their_own():
-    found = _figures(Named(), evidence())
+    found = _figures(Named(), evidence(), detected=True)
     assert {name: figure.value for name, figure in found.items()} == {"": 1.0, "de": 0.5, "es": 0.25}
 
 
 def test_without_its_extractor_a_figure_is_undefined_with_the_reason():
-    (figure,) = _figures(Named(), evidence(absent={"text_image": "asset=clip is missing"})).values()
+    (figure,) = _figures(Named(), evidence(absent={"text_image": "asset=clip is missing"}), detected=True).values()
     assert figure.value is None and figure.why == "asset=clip is missing"
     assert InappropriateProbability.optional and not Aesthetic.optional
 
