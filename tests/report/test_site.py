@@ -19,7 +19,7 @@ from overpaint.grid.registry import components
 from overpaint.report.claims import published
 from overpaint.report.rendering import number, tables
 from overpaint.report.site.cells import Slugs
-from overpaint.report.site.plots import Point, _labelled, scalings
+from overpaint.report.site.plots import Point, _labels_of, scalings
 from overpaint.report.site.results import PLACE, blocks, read
 from overpaint.report.tables import Entry
 from overpaint.report.views import view_named
@@ -427,13 +427,22 @@ def test_different_names_have_different_files():
     assert all(re.fullmatch(r"[\w-]{1,80}", file) for file in files)
 
 
-def test_labels_of_a_plot_do_not_overlap():
-    points = [Point(590, 16 + i / 10, 580, 590, 10, 40, name=f"m{i}") for i in range(24)]
-    heights = sorted(p.label for p in _labelled(points))
-    assert all(after - before >= 16 - 1e-6 for before, after in pairwise(heights))
-    assert heights[-1] <= 400
-    alone = _labelled([Point(60, 50, 50, 70, 40, 60, name="one"), Point(300, 50, 290, 310, 40, 60, name="other")])
-    assert [p.label for p in alone] == [None, None]
+def test_labels_of_a_plot_do_not_overlap_and_stay_in_the_picture():
+    points = [Point(570, 16 + i * 8, 560, 570, 10, 40, name=f"method_{i}") for i in range(40)]
+    labels = _labels_of(points)
+    heights = [height for label in labels for height, _ in label.lines]
+    assert sorted(text for label in labels for _, text in label.lines) == sorted(p.name for p in points)
+    assert min(heights) >= 16 and all(after - before >= 15 for before, after in pairwise(sorted(heights)))
+    few = _labels_of([Point(570, 340, 560, 570, 10, 40, name="a"), Point(560, 340, 560, 570, 10, 40, name="b")])
+    assert max(height for label in few for height, _ in label.lines) < 400
+
+
+def test_methods_at_one_place_of_a_plot_share_a_label():
+    here = [Point(570, 16, 560, 570, 10, 40, name=f"method_{i}") for i in range(12)]
+    (label,) = _labels_of(here)
+    assert ", ".join(text.rstrip(",") for _, text in label.lines) == ", ".join(p.name for p in here)
+    apart = _labels_of([Point(60, 50, 50, 70, 40, 60, name="one"), Point(300, 50, 290, 310, 40, 60, name="other")])
+    assert [label.leader for label in apart] == [None, None]
 
 
 def test_a_figure_without_an_interval_says_so():

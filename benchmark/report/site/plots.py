@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
@@ -19,7 +20,7 @@ from overpaint.report.tables import Entry, Table
 
 @dataclass(frozen=True)
 class Point:
-    """A point with the ends of its intervals. ``label`` is the height of its label beside the plot, or ``None`` at the point."""
+    """A point with the ends of its intervals."""
 
     x: float
     y: float
@@ -28,31 +29,56 @@ class Point:
     y_low: float
     y_high: float
     name: str = ""
-    label: float | None = None
     front: bool = False
     said: str = ""
 
 
 @dataclass(frozen=True)
+class Label:
+    """The names of all points at (x, y): lines of text that start at (``left``, the height of each line).
+
+    ``leader`` is the height at which a line from the point ends, or ``None`` for a label at its point.
+    """
+
+    x: float
+    y: float
+    left: float
+    lines: Sequence[tuple[float, str]]
+    leader: float | None
+    front: bool
+
+
+@dataclass(frozen=True)
 class Pareto:
-    """Erasure against retention: points, ticks of both axes (pixel, text) and the names of the axes."""
+    """Erasure against retention: points, labels, ticks of both axes (pixel, text) and the names of the axes.
+
+    ``left``, ``right``, ``top`` and ``bottom`` are the edges of the plot inside a picture of ``width`` × ``height`` pixels.
+    """
 
     points: Sequence[Point]
+    labels: Sequence[Label]
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
     x_name: str
     y_name: str
     name: str
     front: Sequence[str]
+    height: float
+    width: float = 800
+    left: float = 56
+    right: float = 570
+    top: float = 16
+    bottom: float = 348
 
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 56, 170, 16, 52
 #: Ticks of a share.
 TICKS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 #: Figures of the plot: titles of columns of view `overpaint.report.site.results.VIEW`.
 ERASURE, RETENTION = "target", "neighbours kept"
-#: Height of a line of labels, and width of a label at its point.
-LINE, ROOM = 16, 110
+#: Height of a line of labels, width of a label at its point, and characters of a line beside the plot.
+LINE, ROOM, CHARACTERS = 15, 110, 32
+#: Height of the axis and its name below the plot.
+AXIS = 52
 
 
 def pareto(block: Block) -> Pareto | None:
@@ -76,9 +102,8 @@ def pareto(block: Block) -> Pareto | None:
     values = np.array([[[_value(x), _value(y)] for x, y in compared.values()]])
     (dominates,) = better(values, ("down", "up"))
     front = [name for name, beaten in zip(compared, dominates.any(axis=0), strict=True) if not beaten]
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    across = _scale(LEFT, right)
-    up = _scale(bottom, TOP)
+    across = _scale(Pareto.left, Pareto.right)
+    up = _scale(Pareto.bottom, Pareto.top)
     points = []
     for name, (x, y) in found.items():
         points.append(
@@ -94,14 +119,18 @@ def pareto(block: Block) -> Pareto | None:
                 said=plain(f"{name}: {ERASURE} {_interval(x)}, {RETENTION} {_interval(y)}"),
             )
         )
+    labels = _labels_of(points)
+    lowest = max((y for label in labels for y, _ in label.lines), default=0.0)
     return Pareto(
-        _labelled(points),
+        points,
+        labels,
         [(across(1 - sqrt(tick)), f"{tick:g}") for tick in TICKS],
         [(up(1 - sqrt(1 - tick)), f"{tick:g}") for tick in sorted(1 - t for t in TICKS)],
         f"{ERASURE} still shown: further right is better",
         RETENTION,
         block.name,
         front,
+        max(Pareto.bottom + AXIS, lowest + LINE / 2),
     )
 
 
@@ -121,27 +150,38 @@ def _interval(entry: Entry) -> str:
     return f"{number(entry.value, entry.unit)} [{number(entry.low, entry.unit)}, {number(entry.high, entry.unit)}]"
 
 
-def _labelled(points: Sequence[Point]) -> list[Point]:
-    """The points with places for their labels: at the point where there is room, else in a column beside the plot.
+def _labels_of(points: Sequence[Point]) -> list[Label]:
+    """One label for each place with points: at the place if one point has room there, else in a column beside the plot.
 
-    The column has the order of the points' heights, without overlaps.
+    The column has the order of the points' heights, without overlaps. It is as long as its lines need.
     """
-    alone = [p for p in points if not any(_crowds(p, other) for other in points if other is not p)]
-    ordered = sorted((p for p in points if p not in alone), key=lambda p: (p.y, -p.x, p.name))
-    most = HEIGHT - LINE / 2
-    heights: list[float] = []
-    for point in ordered:
-        heights.append(max(point.y, heights[-1] + LINE if heights else TOP))
-    if heights and heights[-1] > most:  # push back up what went below the plot
-        heights[-1] = most
-        for place in range(len(heights) - 2, -1, -1):
-            heights[place] = min(heights[place], heights[place + 1] - LINE)
-    return [*(replace(p, label=round(h, 1)) for p, h in zip(ordered, heights, strict=True)), *alone]
+    places: dict[tuple[float, float], list[Point]] = {}
+    for point in points:
+        places.setdefault((point.x, point.y), []).append(point)
+    labels, beside = [], []
+    for (x, y), here in places.items():
+        if len(here) > 1 or any(_crowds(x, y, *other) for other in places if other != (x, y)):
+            beside.append(here)
+        else:
+            height = y + 14 if y < Pareto.top + LINE / 2 else y - 2
+            labels.append(Label(x, y, x + 9, [(height, here[0].name)], None, here[0].front))
+    free = Pareto.top
+    waiting = [(here, textwrap.wrap(", ".join(p.name for p in here), CHARACTERS)) for here in beside]
+    waiting.sort(key=lambda label: (label[0][0].y, -label[0][0].x))
+    left_below = sum(len(lines) for _, lines in waiting)
+    for here, lines in waiting:
+        x, y = here[0].x, here[0].y
+        latest = Pareto.bottom + AXIS - LINE * left_below  # lower, the labels that follow would leave the picture
+        start = max(free, min(y, latest))
+        heights = [round(start + LINE * number, 1) for number in range(len(lines))]
+        labels.append(Label(x, y, Pareto.right + 16, [*zip(heights, lines, strict=True)], start, here[0].front))
+        free, left_below = start + LINE * len(lines), left_below - len(lines)
+    return labels
 
 
-def _crowds(point: Point, other: Point) -> bool:
-    """Whether another point or the edge leaves no room for a label to the right of this one."""
-    return point.x + ROOM > WIDTH - RIGHT or (abs(point.y - other.y) < LINE and -10 < other.x - point.x < ROOM)
+def _crowds(x: float, y: float, other_x: float, other_y: float) -> bool:
+    """Whether another point or the edge leaves no room for a label to the right of (x, y)."""
+    return x + ROOM > Pareto.right or (abs(y - other_y) < LINE and -10 < other_x - x < ROOM)
 
 
 # --- scaling ---------------------------------------------------------------------------------------------------
