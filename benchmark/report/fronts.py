@@ -1,9 +1,10 @@
 """Pareto fronts: which methods erase and retain best together, and how sure that is.
 
 A method is dominated if another one is at least as good in both figures and better in one. The uncertainty comes from resampled
-prompts (2,000 bootstrap samples): the prompts of each concept are drawn with replacement, the same ones for every method, so
-that methods stay paired. Concepts are fixed. Without stored outcomes, each mean is drawn from a normal distribution with the
-standard error of its interval, independently for each method.
+prompts (2,000 bootstrap samples): the prompts of each concept are drawn with replacement, the same ones for every method and
+figure, so that methods stay paired. A prompt that several concepts share is drawn once for all of them. Concepts and method
+seeds are fixed. Without stored outcomes, each mean is drawn from a normal distribution with the standard error of its interval,
+independently for each method.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
             continue
         directions = [figures["direction"].iloc[0] for figures in chosen.values()]
         values = np.array([[means[m][name].value for name in chosen] for m in methods], float)
-        samples, resampled = _samples(chosen, methods, means, outcomes)
+        samples, resampled = _samples(chosen, methods, means, outcomes, view.average)
         points, found = better(values[None], directions), better(samples, directions)
         shares, on = found.mean(axis=0), np.logical_not(found.any(axis=1))
         rows = []
@@ -57,7 +58,7 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
         notes = [
             "Bold: on the front, not dominated by another method. On the front: the share of "
             + (
-                f"{SAMPLES} samples of the prompts, paired between methods, concepts fixed."
+                f"{SAMPLES} samples of the prompts, paired between methods, concepts and method seeds fixed."
                 if resampled
                 else f"{SAMPLES} draws from the intervals of the records, independent between methods (outcomes are not stored)."
             ),
@@ -88,13 +89,16 @@ def _samples(
     methods: Sequence[str],
     means: Mapping[str, Mapping[str, Entry]],
     outcomes: Outcomes,
+    average: str,
 ) -> tuple[NDArray, bool]:
     """Samples of the figures ``(samples, methods, figures)``, and whether they come from outcomes."""
     generator = np.random.default_rng(0)
-    tables = [outcomes.together(figures[figures["method"].isin(methods)]) for figures in chosen.values()]
-    if all(table is not None for table in tables):
-        drawn = [resampled(table, methods, generator) for table in tables if table is not None]
-        return np.stack(drawn, axis=-1), True
+    found = [outcomes.together(figures[figures["method"].isin(methods)]) for figures in chosen.values()]
+    tables = [table for table in found if table is not None]
+    if len(tables) == len(found):
+        every = pd.concat(chosen.values())
+        kinds = every["kind"] if average == "kinds" else every["concepts"]
+        return resampled(tables, methods, dict(zip(every["concepts"], kinds, strict=True)), generator), True
     errors = [[_error(means[m][name]) for name in chosen] for m in methods]
     values = [[means[m][name].value for name in chosen] for m in methods]
     noise = generator.standard_normal((SAMPLES, len(methods), len(chosen)))
@@ -106,32 +110,42 @@ def _error(entry: Entry) -> float:
     return 0.0 if entry.low is None or entry.high is None else (entry.high - entry.low) / (2 * NORMAL)
 
 
-def resampled(table: pd.DataFrame, methods: Sequence[str], generator: np.random.Generator) -> NDArray:
-    """Bootstrap means ``(samples, methods)`` of outcomes (`Outcomes.together`), with equal weight for every stratum.
+def resampled(
+    tables: Sequence[pd.DataFrame], methods: Sequence[str], kinds: Mapping[str, str], generator: np.random.Generator
+) -> NDArray:
+    """Bootstrap means ``(samples, methods, tables)`` of outcomes (`Outcomes.together`), one table for each figure.
 
-    A cluster's number of draws is the same for all methods. The clusters of each concept are drawn with replacement.
+    Strata have equal weight in a concept, concepts in their kind (``kinds``), and kinds in the mean. A cluster's number of draws
+    is the same for all methods, concepts and tables. Clusters are drawn with replacement among those of the same concepts and
+    tables.
     """
-    table = table[table["value"].notna()]
-    names, strata = (
-        table["concepts"].astype(str) + "\x1f" + table[name].astype(str) for name in ("cluster", "stratum")
-    )
-    clusters, first = np.unique(names, return_index=True)
-    codes = np.searchsorted(clusters, names)
-    of_concept = table["concepts"].astype(str).to_numpy()[first]
-    weights = np.zeros((SAMPLES, len(clusters)))
-    for concept in np.unique(of_concept):
-        places = np.flatnonzero(of_concept == concept)
-        weights[:, places] = generator.multinomial(len(places), np.full(len(places), 1 / len(places)), SAMPLES)
-    found = np.zeros((SAMPLES, len(methods)))
-    for place, method in enumerate(methods):
-        parts = []
-        for _, rows in pd.Series(np.flatnonzero(table["method"] == method)).groupby(
-            strata.to_numpy()[table["method"] == method]
-        ):
-            own = codes[rows.to_numpy()]
-            value = table["value"].to_numpy(float)[rows.to_numpy()]
-            total = weights[:, own].sum(axis=1)
-            mean = np.where(total > 0, weights[:, own] @ value / np.where(total > 0, total, 1.0), np.nan)
-            parts.append(mean)
-        found[:, place] = np.nanmean(parts, axis=0)
+    clusters, draws = _draws(tables, generator)
+    found = np.zeros((SAMPLES, len(methods), len(tables)))
+    for figure, table in enumerate(tables):
+        for place, method in enumerate(methods):
+            own = table[(table["method"] == method) & table["value"].notna()]
+            means = {}
+            for (concept, stratum), rows in own.groupby(["concepts", "stratum"], dropna=False, observed=True):
+                weights = draws[:, np.asarray(clusters.get_indexer(pd.Index(rows["cluster"])), int)]
+                total = weights.sum(axis=1)
+                drawn = total > 0
+                mean = weights @ rows["value"].to_numpy(float) / np.where(drawn, total, 1.0)
+                means[kinds[str(concept)], concept, stratum] = np.where(drawn, mean, np.nan)
+            by_stratum = pd.DataFrame(means).T
+            by_concept = by_stratum.groupby(level=[0, 1]).mean()
+            found[:, place, figure] = by_concept.groupby(level=0).mean().mean()
     return found
+
+
+def _draws(tables: Sequence[pd.DataFrame], generator: np.random.Generator) -> tuple[pd.Index, NDArray]:
+    """The clusters of all tables, and how often each is drawn: ``(samples, clusters)``."""
+    parts = [
+        pd.DataFrame({"cluster": table["cluster"], "of": f"{place} " + table["concepts"].astype(str)})
+        for place, table in enumerate(tables)
+    ]
+    members = pd.concat(parts).drop_duplicates().sort_values("of").groupby("cluster")["of"].agg("\x1f".join)
+    draws = np.zeros((SAMPLES, len(members)))
+    for alike in members.unique():
+        places = np.flatnonzero(members == alike)
+        draws[:, places] = generator.multinomial(len(places), np.full(len(places), 1 / len(places)), SAMPLES)
+    return members.index, draws

@@ -236,16 +236,25 @@ class Groups(TypedDict):
     strata: NDArray
     runs: NDArray
     concepts: NDArray
+    weights: NDArray
 
 
 def groups_of(table: pd.DataFrame) -> Groups:
     """The groups of outcomes (`Outcomes.together`).
 
-    A prompt that several concepts and method seeds share is one cluster.
+    A prompt that several concepts and method seeds share is one cluster. Concepts have equal weight, however many strata each
+    has, and so have the strata of a concept.
     """
     concepts = _codes(table["concepts"])
     strata, runs = (concepts * (len(table) + 1) + _codes(table[name]) for name in ("stratum", "run"))
-    return {"clusters": _codes(table["cluster"]), "strata": strata, "runs": runs, "concepts": concepts}
+    of_concept = np.bincount(np.unique(strata) // (len(table) + 1))  # number of strata
+    return {
+        "clusters": _codes(table["cluster"]),
+        "strata": strata,
+        "runs": runs,
+        "concepts": concepts,
+        "weights": 1.0 / of_concept[concepts],
+    }
 
 
 def _codes(column: pd.Series) -> NDArray:

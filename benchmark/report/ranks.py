@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from overpaint.report import scores, seeds
+from overpaint.report import scores, seeds, statistics
 from overpaint.report.resampling import observed
 from overpaint.report.statistics import TINY, Estimate, holm, paired_difference
 
@@ -42,6 +42,7 @@ def rank_intervals(
     strata: ArrayLike | None = None,
     runs: ArrayLike | None = None,
     concepts: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> list[Estimate]:
     """Ranks of methods by their means over the same observations, with intervals.
 
@@ -51,15 +52,20 @@ def rank_intervals(
     contains the true rank if no equal methods are declared different (Mogstad et al. 2024). A bootstrap of ranks fails if
     methods are equal or nearly equal (Xie, Singh and Zhang 2009).
     """
-    table, *groups = _compared(values, direction, clusters, strata, runs, concepts)
+    table, *groups = _compared(values, direction, clusters, strata, runs, concepts, weights)
     methods, n = table.shape
     failed = np.shape(values)[1] - n
     if not n:
         return [Estimate(None, failed=failed)] * methods
     gaps, p_values = _square(methods, _gaps(table, *groups))
-    stratum = np.unique(np.zeros(n) if groups[1] is None else groups[1], return_inverse=True)[1]
-    means = [float(np.mean(np.bincount(stratum, row) / np.bincount(stratum))) for row in table]
-    return _ranked(means, gaps, p_values, n, failed)
+    return _ranked(_means(table, groups[1], groups[-1]).tolist(), gaps, p_values, n, failed)
+
+
+def _means(table: NDArray, strata: NDArray | None, weights: NDArray | None) -> NDArray:
+    """The mean of each row, ``(methods,)``: of the means of its strata, with the weight that each has in `proportion`."""
+    stratum = np.unique(np.zeros(table.shape[1]) if strata is None else strata, return_inverse=True)[1]
+    each = np.array([np.bincount(stratum, row) for row in table]) / np.bincount(stratum)
+    return np.average(each, axis=1, weights=statistics.by_stratum(weights, table[0], stratum))
 
 
 def _square(methods: int, tests: Sequence[tuple[float, float]]) -> tuple[NDArray, NDArray]:
@@ -117,6 +123,7 @@ def alike(
     strata: ArrayLike | None = None,
     runs: ArrayLike | None = None,
     concepts: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> list[list[int]]:
     """Groups of methods that are not told apart, best first; a method can be in several groups.
 
@@ -124,7 +131,7 @@ def alike(
     5 % after Holm's correction over all pairs. A group is a largest set of methods that do not differ (the groups of
     a compact letter display, Piepho 2004).
     """
-    table, *groups = _compared(values, direction, clusters, strata, runs, concepts)
+    table, *groups = _compared(values, direction, clusters, strata, runs, concepts, weights)
     methods, n = table.shape
     if not n:
         return []
@@ -139,7 +146,7 @@ def alike(
         ]
         found = [group for group in split if not any(group < larger for larger in split)]
         found = [group for place, group in enumerate(found) if group not in found[:place]]
-    means = table.mean(axis=1)
+    means = _means(table, groups[1], groups[-1]).tolist()
     ordered = [sorted(group, key=lambda method: (means[method], method)) for group in found]
     return sorted(ordered, key=lambda group: [(means[method], method) for method in group])
 
@@ -155,14 +162,20 @@ def _compared(values: ArrayLike, direction: str, *groups: ArrayLike | None) -> l
 
 
 def _gaps(
-    table: NDArray, clusters: NDArray | None, strata: NDArray | None, runs: NDArray | None, concepts: NDArray | None
+    table: NDArray,
+    clusters: NDArray | None,
+    strata: NDArray | None,
+    runs: NDArray | None,
+    concepts: NDArray | None,
+    weights: NDArray | None,
 ) -> list[tuple[float, float]]:
     """The difference of each two rows of ``table`` and its p-value, NaN if undefined: all at once for shares."""
     pairs = list(combinations(table, 2))
     if pairs and not seeds.are_sample(runs, concepts) and np.isin(table, (0, 1)).all():
         rows = np.stack([one - other for one, other in pairs])
-        of = scores.sample(rows, *observed(rows[0], clusters, strata)[1], images=2)
+        groups = observed(rows[0], clusters, strata)[1]
+        of = scores.sample(rows, *groups, statistics.by_stratum(weights, rows[0], groups[1]), images=2)
         p_values = scores.p_value(of, scores.difference_score(of, np.zeros(len(rows))))
         return list(zip(of.mean.tolist(), p_values.tolist(), strict=True))
-    found = [paired_difference(a, b, clusters, strata, runs=runs, concepts=concepts) for a, b in pairs]
+    found = [paired_difference(a, b, clusters, strata, weights=weights, runs=runs, concepts=concepts) for a, b in pairs]
     return [(e.value or 0.0, math.nan if e.p_value is None else e.p_value) for e in found]

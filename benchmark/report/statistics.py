@@ -105,7 +105,7 @@ def proportion(
     kept, groups, failed = observed(hits, clusters, strata)
     if len(kept) == 0:
         return Estimate(None, failed=failed)
-    of = scores.sample(kept, *groups, _by_stratum(weights, hits, groups[1]))
+    of = scores.sample(kept, *groups, by_stratum(weights, hits, groups[1]))
     low, high = scores.share_interval(of, level)
     found = Estimate(float(of.mean[0]), float(low[0]), float(high[0]), n=len(kept), failed=failed)
     return found if runs is None else mean_over_runs(found, hits, runs, clusters, strata, concepts, (0.0, 1.0))
@@ -138,7 +138,7 @@ def paired_difference(
     if not all(np.isin(side[~np.isnan(side)], (0, 1)).all() for side in (a, b)):
         found = mean(kept, groups[0], level)._replace(failed=failed)
         return found if runs is None else mean_over_runs(found, a - b, runs, clusters, None, concepts)
-    of = scores.sample(kept, *groups, _by_stratum(weights, a - b, groups[1]), images=2)
+    of = scores.sample(kept, *groups, by_stratum(weights, a - b, groups[1]), images=2)
     found = Estimate(float(of.mean[0]), n=len(kept), failed=failed)
     if not interval and not seeds.are_sample(runs, concepts):
         return found._replace(p_value=float(scores.p_value(of, scores.difference_score(of, np.zeros(1)))[0]))
@@ -158,7 +158,7 @@ def _difference(
     return found._replace(low=low, high=high, p_value=p_value, p_equivalence=same)
 
 
-def _by_stratum(weights: ArrayLike | None, values: ArrayLike, stratum: NDArray) -> NDArray | None:
+def by_stratum(weights: ArrayLike | None, values: ArrayLike, stratum: NDArray) -> NDArray | None:
     """The weights ``(strata,)`` of strata from those of observations, which are equal within each stratum."""
     if weights is None:
         return None

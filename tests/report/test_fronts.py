@@ -92,15 +92,42 @@ def test_without_outcomes_the_front_is_drawn_from_the_intervals(measured):
     assert share["good"] > share["weak"] and "outcomes are not stored" in table.notes[0]
 
 
-def test_resampled_methods_are_paired_and_have_the_error_of_a_share():
-    rows, table = outcomes(
-        ("a", "b", "c"), np.array([np.arange(400) < 100, np.arange(400) < 100, np.zeros(400)], float)
-    )
+KINDS = {"church": "object", "car": "object"}
+
+
+def drawn(*hits, kinds=KINDS):
+    """Samples of one figure of methods a, b, …, and their outcomes."""
+    methods = list("abc"[: len(hits)])
+    rows, table = outcomes(methods, np.array(hits, float))
     found = table.merge(rows[["artefact", "method", "concepts"]], on="artefact").assign(run=0)
-    samples = resampled(found, ["a", "b", "c"], np.random.default_rng(0))
+    return resampled([found], methods, kinds, np.random.default_rng(0))[..., 0], found
+
+
+def test_resampled_methods_are_paired_and_have_the_error_of_a_share():
+    samples, _ = drawn(np.arange(400) < 100, np.arange(400) < 100, np.zeros(400))
     assert samples.shape == (SAMPLES, 3) and (samples[:, 0] == samples[:, 1]).all() and (samples[:, 2] == 0).all()
     assert samples[:, 0].mean() == pytest.approx(0.25, abs=0.003)
     assert samples[:, 0].std() == pytest.approx(np.sqrt(0.25 * 0.75 / 400), rel=0.06)
+
+
+def test_resampled_means_weigh_concepts_or_kinds_whatever_their_number_of_strata():
+    _, found = drawn(np.tile([1, 0], 200))  # the church always, the car never
+    found.loc[found["concepts"] == "car", "stratum"] = [f"{n % 4}" for n in range(200)]
+    own = {"church": "church", "car": "car"}
+    assert resampled([found], ["a"], own, np.random.default_rng(0)).mean() == pytest.approx(0.5)
+    cat = found[found["concepts"] == "car"].assign(concepts="cat", cluster=lambda t: "cat" + t["cluster"])
+    three = pd.concat([found, cat])
+    assert resampled([three], ["a"], own | {"cat": "cat"}, np.random.default_rng(0)).mean() == pytest.approx(1 / 3)
+    kinds = {"church": "building", "car": "object", "cat": "object"}
+    assert resampled([three], ["a"], kinds, np.random.default_rng(0)).mean() == pytest.approx(0.5)
+
+
+def test_a_prompt_that_concepts_and_figures_share_is_drawn_once():
+    _, found = drawn(np.repeat(np.arange(100) < 50, 2))
+    shared = found.assign(cluster=found["cluster"].str.split("-").str[1])
+    samples = resampled([shared, shared], ["a"], KINDS, np.random.default_rng(0))
+    assert (samples[..., 0] == samples[..., 1]).all()
+    assert samples[..., 0].std() == pytest.approx(np.sqrt(0.25 / 100), rel=0.06), "100 prompts, not 200"
 
 
 def test_methods_that_are_not_told_apart_share_a_group():

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
-from overpaint.report.ranks import _compared, _gaps, rank_intervals, rank_intervals_over_concepts
+from overpaint.report.ranks import _compared, _gaps, alike, rank_intervals, rank_intervals_over_concepts
 from overpaint.report.statistics import paired_difference
 
 
@@ -52,5 +52,21 @@ def test_shares_of_several_seeds_are_compared_as_shares_in_both_directions():
     up, down = (rank_intervals(v, to, prompts, runs=runs) for v, to in ((shares, "up"), (~shares, "down")))
     assert up == down
     gaps = [paired_difference(~a, ~b, prompts, runs=runs) for a, b in combinations(shares, 2)]
-    found = _gaps(*_compared(shares, "up", prompts, None, runs, None))
+    found = _gaps(*_compared(shares, "up", prompts, None, runs, None, None))
     assert found == [(e.value, e.p_value) for e in gaps] and all(e.p_equivalence is not None for e in gaps)
+
+
+def test_concepts_weigh_equally_in_ranks_and_groups_whatever_their_number_of_strata():
+    strata = np.repeat(range(20), 10)
+    concepts = np.where(strata < 2, 0, 1)
+    weights = 1 / np.where(concepts == 0, 2, 18)
+    first = np.where(concepts == 0, 1.0, np.arange(200) % 10 < 6)  # 1.0 and 0.6
+    second = np.where(concepts == 0, np.arange(200) % 10 / 10 >= 0.5, np.arange(200) % 10 < 8)  # 0.5 and 0.8
+    values, groups = np.stack([first, second]), {"strata": strata, "concepts": concepts, "weights": weights}
+    assert [e.value for e in rank_intervals(values, "up", **groups)] == [1, 2]
+    assert alike(values, "up", **groups)[0][0] == 0
+    found = paired_difference(first, second, **groups)
+    assert np.isclose(found.value, 0.8 - 0.65)
+    assert [e.value for e in rank_intervals(values, "up", strata=strata)] == [2, 1], (
+        "strata weigh equally without weights"
+    )
