@@ -15,6 +15,7 @@ from overpaint.grid.labels import bytes_said, printable
 from overpaint.grid.registry import broken_packages, component, components, load_attribute
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import bare
+from overpaint.report.directions import BETTER
 
 #: Most concepts of a catalogue that are listed one by one.
 MOST_LISTED = 100
@@ -120,7 +121,7 @@ def _metrics() -> Iterator[str]:
         for name, reference in listed.items():
             try:
                 metric = load_attribute(str(reference))
-                better = {"up": "higher is better", "down": "lower is better"}[metric.direction]
-                yield f"{kind:<13}  {name:<28}  {metric.facet:<14} {better:<16} {metric.unit:<9} {metric.paper}"
+                better = BETTER[metric.direction]
+                yield f"{kind:<13}  {name:<28}  {metric.facet:<14} {better:<21} {metric.unit:<9} {metric.paper}"
             except (UserError, AttributeError, KeyError) as error:
                 yield f"{kind:<13}  {name:<28}  cannot be used: {error}"

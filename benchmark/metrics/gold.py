@@ -191,12 +191,10 @@ def _log_ratio(larger: float, smaller: float) -> float:
 
 
 class PrivLeakGold(MembershipFigure):
-    """MUSE's PrivLeak of the loss with the AUC of the gold reference, in per cent: 0 after unlearning, below while memorised.
+    """MUSE's PrivLeak of the loss with the AUC of the gold reference, in per cent: 0 after unlearning, below while memorised."""
 
-    Larger is better up to 0 only.
-    """
-
-    direction = "up"
+    direction = "zero"
+    version = 2
     unit = "per cent"
     paper = "MUSE, arXiv 2407.06460"
     frames = ("membership", "membership_original", "membership_gold")

@@ -201,12 +201,10 @@ class LeakageTpr(MembershipFigure):
 
 
 class PrivLeak(MembershipFigure):
-    """MUSE's PrivLeak of the loss, in per cent: 0 after unlearning, −100 while memorised, above 0 if over-unlearned.
+    """MUSE's PrivLeak of the loss, in per cent: 0 after unlearning, −100 while memorised, above 0 if over-unlearned."""
 
-    Larger is better up to 0 only.
-    """
-
-    direction = "up"
+    direction = "zero"
+    version = 2
     unit = "per cent"
     paper = "MUSE, arXiv 2407.06460"
 

@@ -175,7 +175,8 @@ class Metric:
 
     A new metric is one class and one line ``name: "module:Class"`` under ``metrics`` in a set of ``conf/metrics``.
 
-    - ``facet`` is one of the track's facets, ``direction`` is ``"up"`` if higher is better, else ``"down"``.
+    - ``facet`` is one of the track's facets, ``direction`` is ``"up"`` if higher is better, ``"down"`` if lower is
+      better, and ``"zero"`` if nearer to 0 is better.
     - ``paper`` is the source, ``aggregation`` says how images become one number, ``unit`` what the number counts.
     - ``roles`` are the roles of the images that it needs; a metric of costs has none.
     - ``attacks`` are the attacks in whose cells it is computed. ``"*"`` means every attack except ``none`` and
@@ -192,7 +193,7 @@ class Metric:
     """
 
     facet: ClassVar[str]
-    direction: ClassVar[Literal["up", "down"]]
+    direction: ClassVar[Literal["up", "down", "zero"]]
     unit: ClassVar[str] = "fraction"
     paper: ClassVar[str] = ""
     aggregation: ClassVar[str] = "pooled"

@@ -20,11 +20,12 @@ import pandas as pd
 from overpaint.errors import unknown
 from overpaint.report import seeds, statistics
 from overpaint.report.claims import hashes
+from overpaint.report.directions import ARROWS, loss
 from overpaint.report.families import DIFFERS, EQUAL, Compared, is_primary, marks
 from overpaint.report.gathered import ARTEFACT
 from overpaint.report.pooling import Outcomes, estimate_of, groups_of, pooled, tests_of
 from overpaint.report.records import CELL, component_versions, number_of
-from overpaint.report.rendering import ARROWS, Reasons, entry_text
+from overpaint.report.rendering import Reasons, entry_text
 from overpaint.report.sheets import Sheet
 from overpaint.report.standings import MISSING, SAME, aligned
 from overpaint.report.statistics import Estimate
@@ -142,7 +143,8 @@ def compared(a: Side, b: Side, view: View, ignore: Sequence[str] = ()) -> pd.Dat
         figure |= {"p_adjusted": mark.p_adjusted, "family": mark.family}
         figure["group"] = figure["group"] or {DIFFERS: CHANGED, EQUAL: SHOWN_EQUAL, "": INCONCLUSIVE}[mark.says]
         if figure["group"] == CHANGED:
-            figure["better"] = "better" if (figure["difference"] > 0) == (figure["direction"] == "up") else "worse"
+            before, after = loss([figure["a"], figure["b"]], figure["direction"])
+            figure["better"] = "better" if after < before else "worse"
     return pd.DataFrame(found, columns=COLUMNS)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.report import statistics
+from overpaint.report.directions import BETTER, loss
 from overpaint.report.families import Compared, Mark, is_primary, marks
 from overpaint.report.pooling import Outcomes, groups_of, pooled
 from overpaint.report.ranks import FEWEST_CONCEPTS, alike, mean_ranks, rank_intervals, rank_intervals_over_concepts
@@ -60,7 +61,7 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
     if images is None:
         means = [pooled(chosen[chosen["method"] == m], "value", Outcomes()) for m in present]
         values = [np.nan if found is None or found.estimate.value is None else found.estimate.value for found in means]
-        ranks = pd.Series(values).rank(method="min", ascending=direction == "down")
+        ranks = pd.Series(loss(values, direction)).rank(method="min")
         found = [Estimate(None if np.isnan(rank) else float(rank)) for rank in ranks]
     else:
         keys = images.index.to_frame(index=False)
@@ -214,8 +215,7 @@ def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Tab
                 f"Row minus column, paired on the same prompts and seeds; {correction} over the {len(found)} pairs of this "
                 f"table, 5 % level, equivalence margin {statistics.MARGIN:.2f}."
             )
-            better = "higher" if first["direction"] == "up" else "lower"
-            heading = f"{name} ({better} is better): methods against each other, {title}"
+            heading = f"{name} ({BETTER[first['direction']]}): methods against each other, {title}"
             yield Table(heading, ("method",), list(map(Head, methods)), rows, [note], provenance(chosen))
 
 

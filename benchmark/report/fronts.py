@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from overpaint.report.directions import loss
 from overpaint.report.pooling import Outcomes, pooled
 from overpaint.report.statistics import NORMAL
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
@@ -69,9 +70,9 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
 
 def better(values: NDArray, directions: Sequence[str]) -> NDArray[np.bool_]:
     """Whether method i dominates method j: ``(samples, methods, methods)`` from ``values`` (samples, methods, figures)."""
-    signed = np.where(np.array(directions) == "up", values, -values)
-    one, other = signed[:, :, None, :], signed[:, None, :, :]
-    return np.logical_and((one >= other).all(axis=-1), (one > other).any(axis=-1))
+    losses = np.stack([loss(values[..., place], direction) for place, direction in enumerate(directions)], axis=-1)
+    one, other = losses[:, :, None, :], losses[:, None, :, :]
+    return np.logical_and((one <= other).all(axis=-1), (one < other).any(axis=-1))
 
 
 def _dominated(methods: Sequence[str], shares: NDArray) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from overpaint.report import scores, seeds, statistics
+from overpaint.report.directions import loss
 from overpaint.report.resampling import observed
 from overpaint.report.statistics import TINY, Estimate, holm, paired_difference
 
@@ -26,12 +27,12 @@ def mean_ranks(table: ArrayLike, directions: Sequence[str]) -> tuple[NDArray, ND
     """Ranks (methods, tasks) of the columns of a table, and mean ranks (methods,).
 
     HUB prints such mean ranks (arXiv 2410.05664, Table 5). Rank 1 is best; ties share the better rank. ``directions``
-    has ``"up"`` or ``"down"`` for every task.
+    has the direction of every task (`overpaint.report.directions`).
     """
     from scipy.stats import rankdata
 
-    signs = np.array([1.0 if direction == "down" else -1.0 for direction in directions])
-    ranks = rankdata(np.asarray(table, float) * signs, method="min", axis=0)
+    losses = [loss(column, direction) for column, direction in zip(np.asarray(table, float).T, directions, strict=True)]
+    ranks = rankdata(np.stack(losses, axis=1), method="min", axis=0)
     return ranks, ranks.mean(axis=1)
 
 
@@ -100,7 +101,7 @@ def rank_intervals_over_concepts(
     """
     from scipy.stats import ttest_1samp
 
-    table = np.asarray(values, float) * (-1 if direction == "up" else 1)
+    table = loss(values, direction)
     methods, n = table.shape
     means = table.mean(axis=1).tolist()
     tests = []

@@ -22,6 +22,7 @@ from pyarrow import types
 from overpaint.grid.labels import canonical
 from overpaint.grid.source_code import is_ours
 from overpaint.grid.typed import bare
+from overpaint.report.directions import BETTER
 from overpaint.report.gathered import ARTEFACT, Kind, as_frame, gathered
 from overpaint.run.history import History
 from overpaint.run.plan import Plan
@@ -102,8 +103,8 @@ def checked_records(rows: pa.Table, file: str = "records.parquet") -> pa.Table:
     for name in REQUIRED:
         if name != "value" and pc.any(table.column(name).is_null(nan_is_null=True)).as_py():
             raise ValueError(f"{file} has a row without {name!r}")
-    if not set(table.column("direction").unique().to_pylist()) <= {"up", "down"}:
-        raise ValueError(f"{file} has a direction other than up and down")
+    if not set(table.column("direction").unique().to_pylist()) <= set(BETTER):
+        raise ValueError(f"{file} has a direction other than {', '.join(BETTER)}")
     for name in ("given", "versions"):
         check_mappings(table.column(name).drop_null().unique().to_pylist(), name, file)
     return table

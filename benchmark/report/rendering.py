@@ -21,6 +21,7 @@ from overpaint.grid.labels import bytes_said
 from overpaint.grid.scope import OUTSIDE
 from overpaint.report.comparisons import pairs, rankings
 from overpaint.report.components import spreads
+from overpaint.report.directions import ARROWS
 from overpaint.report.families import DIFFERS, EQUAL, marked
 from overpaint.report.fronts import ON_FRONT, fronts
 from overpaint.report.missing import command_for, command_of, gaps, undefined
@@ -35,7 +36,6 @@ from overpaint.report.views import View, view_named
 
 FORMATS = ("terminal", "md", "csv", "json", "latex")
 MARKS = {DIFFERS: "≠", EQUAL: "=", "": ""}
-ARROWS = {"up": "↑", "down": "↓", "": ""}
 #: Standings of figures -> how they are emphasised: strongly or weakly.
 EMPHASIS = {BEST: "strong", ABOVE_ALL: "strong", ON_FRONT: "strong", TIED: "weak", ABOVE_FIRST: "weak", "": ""}
 LEGEND = (
@@ -44,6 +44,7 @@ LEGEND = (
     "↑ higher is better, ↓ lower is better."
 )
 FOOTNOTES = {
+    "→ 0": "→ 0 nearer to 0 is better.",
     "†": f"† {OUTSIDE}: the attack enters behind the place where the defence acts, so it does not test it.",
     "≥": "≥ a lower bound: the most that was measured.",
     "σ": "σ the standard deviation between what was averaged, sampling noise taken out.",
@@ -269,7 +270,10 @@ def _texts(
 def legend(shown: Sequence[Table], emphasis: bool = True) -> str:
     """The meaning of the marks in these tables. With ``emphasis``, the best figures are bold and those tied with them italic."""
     entries = [entry for table in shown for entry in table.entries()]
+    directions = [head.direction for table in shown for head in table.columns]
+    directions += [row.direction for table in shown for row in table.rows]
     used = {
+        "→ 0": "zero" in directions,
         "†": any(e.outside and e.value is not None for e in entries),
         "≥": any(e.bound for e in entries),
         "σ": any(e.spread is not None for e in entries),

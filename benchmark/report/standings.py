@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.report import statistics
+from overpaint.report.directions import folded, loss
 from overpaint.report.pooling import Outcomes, groups_of
 from overpaint.report.statistics import Estimate
 
@@ -85,21 +86,22 @@ def standings(
     """`BEST` for the method with the best value, `TIED` for each method that is not shown to be worse than it.
 
     A method is worse if its ``difference(method, best)`` is on the worse side and has a p-value below 5 % after Holm's correction
-    over the methods. If there is none because outcomes are not stored, the two estimates are compared as independent ones; this
-    is cautious, because methods share their prompts. A figure without an interval, such as a size, is tied only with an equal
-    one.
+    over the methods. If there is none, because outcomes are not stored or distances from 0 are compared, the two estimates are
+    compared as independent ones; this is cautious, because methods share their prompts. A figure without an interval, such as a
+    size, is tied only with an equal one.
     """
-    known = {name: e.value if direction == "up" else -e.value for name, e in estimates.items() if e.value is not None}
+    distances = {name: folded(e, direction) for name, e in estimates.items()}
+    known = {name: float(loss(e.value, direction)) for name, e in distances.items() if e.value is not None}
     if len(known) < 2:
         return {}
-    top = max(known.values())
-    best = [name for name, value in known.items() if top - value < SAME]
+    least = min(known.values())
+    best = [name for name, value in known.items() if value - least < SAME]
     others = [name for name in known if name not in best]
     p_values = []
     for name in others:
-        found = difference(name, best[0])
+        found = difference(name, best[0]) if direction != "zero" else Estimate(None)
         if found.p_value is None:
-            found = statistics.difference_of_estimates(estimates[name], estimates[best[0]])
+            found = statistics.difference_of_estimates(distances[name], distances[best[0]])
         better = found.value is not None and (found.value > 0) == (direction == "up")
         p_values.append(1.0 if better else 0.0 if found.p_value is None else found.p_value)
     apart = statistics.holm(p_values).rejected

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from overpaint.report.directions import loss
 from overpaint.report.statistics import NORMAL, kendall_tau_b, taus_b
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
@@ -41,27 +42,34 @@ ALL = "all distances"
 
 @dataclass(frozen=True)
 class Scored:
-    """One column: its figures with their standard errors ``(concepts, methods, seeds)``, NaN where there is none.
-
-    Figures are signed so that larger is better.
-    """
+    """One column: its figures with their standard errors ``(concepts, methods, seeds)``, NaN where there is none."""
 
     values: NDArray
     errors: NDArray
+    direction: str
 
     def means(self) -> NDArray:
-        """Means over the seeds ``(concepts, methods)``."""
-        known = ~np.isnan(self.values)
-        return np.where(known.any(2), np.where(known, self.values, 0).sum(2) / np.maximum(known.sum(2), 1), np.nan)
+        """Means over the seeds ``(concepts, methods)``, turned so that larger is better."""
+        return -loss(_over_seeds(self.values), self.direction)
 
     def drawn(self, seeds: NDArray, generator: np.random.Generator) -> NDArray:
-        """Figures ``(samples, concepts, methods)`` of these places of seeds (samples, methods), with normal noise."""
+        """Figures ``(samples, concepts, methods)`` of these places of seeds (samples, methods), with normal noise.
+
+        They are turned so that larger is better.
+        """
         methods = np.arange(self.values.shape[1])
-        values, errors = (np.moveaxis(a, 0, 2)[methods, seeds] for a in (self.values, self.errors))
-        values = np.moveaxis(values, 2, 1)
-        values = np.where(np.isnan(values), self.means(), values)  # a deterministic method or score has one seed
-        noise = generator.standard_normal(values.shape)
-        return values + noise * np.nan_to_num(np.moveaxis(errors, 2, 1))
+        filled = []
+        for figures in (self.values, self.errors):
+            own = np.moveaxis(np.moveaxis(figures, 0, 2)[methods, seeds], 2, 1)
+            filled.append(np.where(np.isnan(own), _over_seeds(figures), own))  # a deterministic method has one seed
+        values, errors = filled
+        return -loss(values + generator.standard_normal(values.shape) * np.nan_to_num(errors), self.direction)
+
+
+def _over_seeds(figures: NDArray) -> NDArray:
+    """Means ``(concepts, methods)`` of the known figures (concepts, methods, seeds)."""
+    known = ~np.isnan(figures)
+    return np.where(known.any(2), np.where(known, figures, 0).sum(2) / np.maximum(known.sum(2), 1), np.nan)
 
 
 def validity(records: pd.DataFrame, view: View) -> Iterator[Table]:
@@ -115,7 +123,9 @@ def _entry(values: NDArray, other: NDArray, drawn: NDArray, samples: NDArray, ch
     if not usable or any(tau is None for tau in taus):
         return Entry(None, unit="correlation", why=f"fewer than {FEWEST} methods, or all are equal")
     each = np.stack([taus_b(drawn[:, place], samples[:, place]) for place in usable], axis=1)
-    resampled = np.take_along_axis(each, chosen[:, : len(usable)] % len(usable), axis=1).mean(axis=1)
+    if len(usable) < len(values):
+        chosen = np.random.default_rng(0).integers(len(usable), size=(len(chosen), len(usable)))
+    resampled = np.take_along_axis(each, chosen, axis=1).mean(axis=1)
     value = float(np.mean([tau for tau in taus if tau is not None]))
     ends = np.nanquantile(resampled, [0.025, 0.975])
     both = np.clip([*ends, *(2 * value - ends), value], -1, 1)
@@ -143,15 +153,14 @@ def _columns(part: pd.DataFrame, view: View) -> dict[str, Scored]:
         )
         if chosen.empty:
             continue
-        sign = 1.0 if chosen["direction"].iloc[0] == "up" else -1.0
         shape = (len(concepts), len(methods), len(seeds))
         values, errors = np.full(shape, np.nan), np.full(shape, np.nan)
         named = zip(chosen["concepts"], chosen["method"], chosen["seed"].astype(str), strict=True)
         index = tuple(np.array([[places[axis][name] for axis, name in enumerate(key)] for key in named]).T)
-        values[index] = sign * chosen[column.field].to_numpy(float)
+        values[index] = chosen[column.field].to_numpy(float)
         low, high = ("low", "high") if column.field == "value" else (f"{column.field}_low", f"{column.field}_high")
         errors[index] = (chosen[high].to_numpy(float) - chosen[low].to_numpy(float)) / (2 * NORMAL)
-        found[title] = Scored(values, errors)
+        found[title] = Scored(values, errors, chosen["direction"].iloc[0])
     return found
 
 

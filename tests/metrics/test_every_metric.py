@@ -14,6 +14,7 @@ from overpaint.metrics.accuracy import HarmonicMean
 from overpaint.metrics.attack_success import PreAttackSuccess
 from overpaint.metrics.distribution import OriginalDistance
 from overpaint.metrics.metric import IMAGE_ROLES, FrameName, Metric
+from overpaint.report.directions import BETTER, loss
 from overpaint.run.track import facets
 
 
@@ -117,7 +118,7 @@ def failing(evidence, share: float, seed: int = 0):
 
 def test_it_describes_itself(metric):
     assert metric.facet in facets()
-    assert metric.direction in ("up", "down")
+    assert metric.direction in BETTER
     assert metric.unit and metric.paper and metric.aggregation
     assert metric.version >= 1
     assert set(metric.roles) <= set(IMAGE_ROLES)
@@ -140,8 +141,7 @@ def test_facets_are_listed_in_display_order():
 
 def test_worse_erasure_moves_it_the_documented_way(metric, evidence_of):
     values = [metric.measure(evidence_of(badness, prompts=48)).value for badness in (0.05, 0.5, 0.95)]
-    worsening = -1 if metric.direction == "up" else 1
-    assert np.all(np.diff(values) * worsening > 0)
+    assert np.all(np.diff(loss(values, metric.direction)) > 0)
 
 
 def test_the_interval_holds_the_value(metric, evidence_of):

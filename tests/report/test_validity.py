@@ -7,14 +7,14 @@ import pytest
 from overpaint.report.records import RECORD_COLUMNS
 from overpaint.report.rendering import render, tables
 from overpaint.report.statistics import kendall_tau_b, taus_b
-from overpaint.report.validity import ALL, Scored, agreements
+from overpaint.report.validity import ALL, SAMPLES, Scored, agreements
 
 CONCEPTS, METHODS = ("church", "car", "quillan", "sketch"), [f"method{n}" for n in range(12)]
 
 
 def scored(values, error=0.01):
     """A column (concepts, methods) measured with one seed and this standard error."""
-    return Scored(np.asarray(values, float)[:, :, None], np.full((*np.shape(values), 1), error))
+    return Scored(np.asarray(values, float)[:, :, None], np.full((*np.shape(values), 1), error), "up")
 
 
 def records(columns, methods=METHODS):
@@ -135,3 +135,18 @@ def test_too_few_methods_are_undefined(distances):
     few = -distances[:, :3]
     entry = agreements({"score": scored(few)}, {"to gold": scored(few)})[0]["score"][0]
     assert entry.value is None and "fewer than 4 methods" in entry.why
+
+
+def test_a_score_that_is_best_at_0_is_ordered_by_its_distance_from_0():
+    column = Scored(np.array([[[40.0], [1.0], [-60.0]]]), np.full((1, 3, 1), 0.01), "zero")
+    assert column.means().tolist() == [[-40, -1, -60]]
+    drawn = column.drawn(np.zeros((SAMPLES, 3), int), np.random.default_rng(0))
+    assert (drawn.argsort(axis=2)[:, 0] == [2, 0, 1]).all()
+
+
+def test_a_method_with_one_run_keeps_its_noise_where_another_seed_is_drawn():
+    values, errors = np.full((1, 2, 3), 0.5), np.full((1, 2, 3), 0.1)
+    values[0, 0, 1:] = errors[0, 0, 1:] = np.nan
+    seeds = np.random.default_rng(1).integers(3, size=(SAMPLES, 2))
+    drawn = Scored(values, errors, "up").drawn(seeds, np.random.default_rng(0))
+    assert drawn.std(axis=0)[0] == pytest.approx([0.1, 0.1], rel=0.06)

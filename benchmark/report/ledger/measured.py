@@ -15,6 +15,7 @@ from overpaint.errors import UserError
 from overpaint.grid.registry import component, components
 from overpaint.report import statistics
 from overpaint.report.claims import published
+from overpaint.report.directions import loss
 from overpaint.report.ledger.agreement import ORDER, agreement, columns, erasers
 from overpaint.report.ledger.published import Names
 from overpaint.report.records import NUMBERS, REQUIRED, check_mappings
@@ -224,7 +225,7 @@ def _means(part: pd.DataFrame, methods: set[str], concept: str) -> tuple[dict[st
     table = table.dropna()
     if table.empty:
         return {}, ""
-    sign = 1 if part["direction"].iloc[0] == "up" else -1
-    turned = {str(method): sign * float(mean) for method, mean in table.mean(axis=1).items()}
+    direction = part["direction"].iloc[0]
+    turned = {str(method): -float(loss(mean, direction)) for method, mean in table.mean(axis=1).items()}
     many = len(table.columns) > 1
     return turned, f"mean over {len(table.columns)} concept sets" if many else str(table.columns[0])

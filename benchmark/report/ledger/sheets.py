@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from overpaint.report.directions import ARROWS
 from overpaint.report.ledger.agreement import AGREE, DISAGREE, EQUAL, QUANTITY, RELATIVE, SAMPLING, TOLERANCE
 from overpaint.report.ledger.measured import AGREES, DIFFERS, NOT_COMPARABLE
-from overpaint.report.rendering import ARROWS, number
+from overpaint.report.rendering import number
 from overpaint.report.sheets import Sheet
 
 LEGEND = (

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from overpaint.report.directions import ARROWS
 from overpaint.report.families import DIFFERS, EQUAL
-from overpaint.report.rendering import ARROWS, MARKS, number, plain
+from overpaint.report.rendering import MARKS, number, plain
 from overpaint.report.standings import BEST, TIED
 from overpaint.report.tables import Entry, Head
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from overpaint.report.directions import ARROWS
 from overpaint.report.ledger import sheets
 from overpaint.report.ledger.agreement import DISAGREE, disagreements, orders, pairs
 from overpaint.report.ledger.measured import beside, orders_with_ours
 from overpaint.report.ledger.published import names, published
-from overpaint.report.rendering import ARROWS
 from overpaint.report.site.documents import Section
 from overpaint.report.site.pages import Content, Page
 from overpaint.report.site.plots import taus
