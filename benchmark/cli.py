@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from importlib import import_module
@@ -82,6 +83,8 @@ def _wait_politely() -> None:
 def main() -> None:
     """Entry point. Bad input is one sentence and exit code 2, an interruption 130."""
     _wait_politely()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="replace")  # a table has characters, such as ↓, that Latin-1 lacks
     try:
         cli(standalone_mode=False)
     except UserError as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from overpaint.commands.grids import ERR, single_cell, taken
+from overpaint.commands.grids import ERR, device_of, single_cell, taken
 from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError
 from overpaint.grid.labels import bytes_said
@@ -30,7 +30,7 @@ def erase(overrides: Sequence[str], overwrite: bool) -> None:
     path = target(out, ".safetensors", overwrite)
     for note in shortenings([cell]):
         ERR.print(f"note: {note}", style="yellow")
-    model = load_model(cell.model.path, cell.model.precision)
+    model = load_model(cell.model.path, cell.model.precision, device_of(rest))
     name, concepts = cell.method.label, cell.concepts
     how = {"request": concepts.request, "sequential": concepts.sequential, "merge": concepts.merge, "seed": cell.seed}
 

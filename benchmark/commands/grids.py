@@ -118,6 +118,12 @@ def single_cell(overrides: Sequence[str], what: str) -> Any:
     return track(first.config["track"]["name"]).cell(first.config, first.explicit)
 
 
+def device_of(overrides: Sequence[str]) -> str:
+    """The device that ``engine.device`` names, the first one if it names several."""
+    settings = circumstances(compose(overrides))
+    return track(settings["track"]["name"]).devices(settings["engine"]["device"])[0]
+
+
 def store_and_grid(overrides: Sequence[str]) -> tuple[Store, Grid | None]:
     """The store of the overrides, and the grid that they define; ``None`` if they say nothing about cells.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError
@@ -24,7 +25,7 @@ from overpaint.grid.registry import component, components
 from overpaint.grid.shipped import shipped
 from overpaint.images.pictures import pictures
 from overpaint.images.stages.generate import shot_row
-from overpaint.models.sources import fingerprint_model, hub_commit, resolve
+from overpaint.models.sources import fingerprint_model, hub_commit, resolve, unchanged
 from overpaint.run.store import file_hash
 from overpaint.run.tasks import SharedDict, SharedList, Task
 
@@ -121,8 +122,7 @@ def named_content(choice: Choice, networks: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for key, value in choice.values.items():
         if isinstance(value, str) and value:
-            ours = shipped("datasets") / f"{value}.csv"
-            content = file_hash(ours) if not referred(value) and is_file(ours) else content_digest(value)
+            content = _content_of(value)
             commit = None
             if not content and key in networks:
                 content_path(value, f"{choice.name}.{key}")
@@ -130,6 +130,27 @@ def named_content(choice: Choice, networks: tuple[str, ...]) -> dict[str, str]:
             if content or commit:
                 found[key] = content or f"hub:{commit}"
     return found
+
+
+def _content_of(value: str) -> str | None:
+    """The hash of the file, folder or asset that a text names; `None` if it names none."""
+    ours = shipped("datasets") / f"{value}.csv"
+    return file_hash(ours) if not referred(value) and is_file(ours) else content_digest(value)
+
+
+def check_content(kind: str, config: Mapping[str, Any]) -> None:
+    """Raise a `UserError` if content that hyper-parameters name is not what the task's key stands for.
+
+    ``config`` is that of a task. The commit of a hub network (``hub:…``) does not change.
+    """
+    for key, planned in config.get("files", {}).items():
+        value = config["hyperparameters"].get(key)
+        if value is None or planned.startswith("hub:") or _content_of(value) == planned:
+            continue
+        place = Path(value)
+        model = (place / "model_index.json").is_file()
+        if place.exists() and not (model and unchanged(value, planned)):
+            raise UserError(f"{kind}.{key}={value} has changed since this run was planned; run the same command again")
 
 
 def named_models(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:

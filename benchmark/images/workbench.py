@@ -15,6 +15,7 @@ from overpaint.grid.registry import component
 from overpaint.images.pictures import pictures
 from overpaint.models import load_model
 from overpaint.models.erasure import load_erasure
+from overpaint.models.sources import unchanged
 
 if TYPE_CHECKING:
     from overpaint.blocks.pictures import Pictures
@@ -29,20 +30,28 @@ class Workbench:
 
     def __init__(self) -> None:
         self.loads = 0
-        self._wanted: tuple[str, str, str] | None = None
+        self._wanted: tuple[str, ...] | None = None
         self._model: DiffusionModel | None = None
         self._detectors: dict[str, Detector] = {}
         self._extractors: dict[str, Extractor] = {}
 
-    def model(self, path: str, precision: str, device: str | None) -> DiffusionModel:
-        """The model. It is read again only if the path, precision or device differs from the previous call."""
-        wanted = (path, precision, device or "cpu")
+    def model(self, task_config: Mapping[str, Any], runtime: Mapping[str, Any]) -> DiffusionModel:
+        """The task's model. It is read again only if the path, content, precision or device differs from the previous call.
+
+        Raises:
+            UserError: the model's files have changed since the run was planned.
+        """
+        path = runtime["path"]
+        wanted = (path, task_config["model"], task_config["precision"], runtime.get("device") or "cpu")
         model = self._model
         if model is None or self._wanted != wanted:
             self._model = model = None  # free the old model before the new one is read
-            if wanted[2].startswith("cuda"):
+            if wanted[-1].startswith("cuda"):
                 repeatable()
-            self._model = model = load_model(path, precision, device or "cpu")
+            model = load_model(path, *wanted[2:])
+            if not unchanged(path, task_config["model"]):
+                raise UserError(f"model.path={path} has changed since this run was planned; run the same command again")
+            self._model = model
             self._wanted = wanted
             self.loads += 1
         return model
@@ -82,7 +91,7 @@ class Workbench:
         With ``compiled`` in the task's configuration its network is compiled, unless the erasure adds layers to it. With
         ``by``, the name of an attack, the weights are checked at the end (`intact`).
         """
-        model = self.model(runtime["path"], task_config["precision"], runtime.get("device"))
+        model = self.model(task_config, runtime)
         with self.intact(by) if by else nullcontext(), self._victim(model, task_config, erasure):
             yield model
 

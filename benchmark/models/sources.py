@@ -234,10 +234,20 @@ def fingerprint_model(path: str) -> str:
     if folder is None:
         hashes = _hub_hashes(source)
         return _digest(hashes) if hashes else f"hub:{source}"
-    key = _digest({name: remembered_hash(folder / name) for name in content(_listing(folder), folder)})
+    key = _content_of(folder)
     if path not in OURS:
         _check_once(key, path)
     return key
+
+
+def unchanged(path: str, fingerprint: str) -> bool:
+    """Whether a model still has the content with this `fingerprint_model`. A hub model does: its files are those of a commit."""
+    folder = Path(resolve(path))
+    return not folder.is_dir() or _content_of(folder) == fingerprint
+
+
+def _content_of(folder: Path) -> str:
+    return _digest({name: remembered_hash(folder / name) for name in content(_listing(folder), folder)})
 
 
 def content(names: Iterable[str], folder: Path) -> list[str]:
@@ -332,7 +342,7 @@ def hub_commit(name: str) -> str | None:
 
 
 def hub_snapshot(name: str) -> Path | None:
-    """The local snapshot of a hub repository's ``main``, if all of the pipeline is there."""
+    """The local snapshot of a hub repository's ``main``, if all of the pipeline is there: weights, scheduler and tokenizers."""
     revision = hub_revision(name)
     folder = _hub_folder(name) / "snapshots" / (revision or "-")
     try:
@@ -342,7 +352,17 @@ def hub_snapshot(name: str) -> Path | None:
             part_weights(folder, part, name)
     except UserError:
         return None
-    return folder
+    others = (part for part in index if part == "scheduler" or part.startswith("tokenizer"))
+    used = [folder / part for part in others if isinstance(index[part], list) and index[part][0]]
+    return folder if all(map(_configured, used)) else None
+
+
+def _configured(folder: Path) -> bool:
+    """Whether a scheduler or tokenizer has its files."""
+    if folder.name == "scheduler":
+        return (folder / "scheduler_config.json").is_file()
+    one, two = (folder / "tokenizer.json").is_file(), (folder / "vocab.json").is_file() and (folder / MERGES).is_file()
+    return (folder / "tokenizer_config.json").is_file() and (one or two)
 
 
 def _hub_folder(name: str) -> Path:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
+from filelock import FileLock, Timeout
+
+from overpaint.errors import UserError
 from overpaint.grid.labels import counted
 from overpaint.grid.source_code import DRAFT, is_ours
 from overpaint.run.plan import Plan
@@ -14,6 +17,8 @@ from overpaint.run.tasks import Task
 
 #: The file of a store with its history.
 SOURCES = "sources.json"
+#: Seconds to wait for another process that writes it.
+PATIENCE = 30
 
 
 class History:
@@ -21,7 +26,10 @@ class History:
 
     def __init__(self, store: Store):
         self._store, self._path = store, store.root / SOURCES
-        self._sources = self._stored()
+        try:
+            self._sources = self._stored()
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read: {error.strerror or error}") from None
 
     @property
     def all(self) -> dict[str, list[str]]:
@@ -44,26 +52,39 @@ class History:
         """Note that results of these sources are in use. A store that cannot be written to stays as it is."""
         if all(self.of(component)[-1:] == [source] for component, source in sources.items()):
             return
-        self._sources = self._stored()
-        for component, source in sources.items():
-            before = [other for other in self.of(component) if other != source]
-            self._sources[component] = [*before, source]
-        with suppress(OSError):
-            self._store.write(self._path, json.dumps(self._sources, indent=1, sort_keys=True))
+        with suppress(OSError), self._alone():
+            for component, source in sources.items():
+                before = [other for other in self.of(component) if other != source]
+                self._sources[component] = [*before, source]
 
     def add_older(self, others: Mapping[str, list[str]]) -> None:
         """Note the sources of another store, as used before all that are known here."""
-        self._sources = self._stored()
-        for component, sources in others.items():
-            mine = self.of(component)
-            self._sources[component] = [*(source for source in sources if source not in mine), *mine]
-        if others:
+        if not others:
+            return
+        with self._alone():
+            for component, sources in others.items():
+                mine = self.of(component)
+                self._sources[component] = [*(source for source in sources if source not in mine), *mine]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Context: the sources as stored, which are written at the end. Other processes wait for it, where locks work."""
+        lock = FileLock(self._store.root / "locks" / f"{SOURCES}.lock")
+        with suppress(OSError, NotImplementedError, Timeout):
+            lock.acquire(timeout=PATIENCE)
+        try:
+            self._sources = self._stored()
+            yield
             self._store.write(self._path, json.dumps(self._sources, indent=1, sort_keys=True))
+        finally:
+            with suppress(OSError):
+                lock.release()
 
     def _stored(self) -> dict[str, list[str]]:
+        """Raises an `OSError` for a file that is there and cannot be read: it must not be written again without its entries."""
         try:
             return self.parsed(self._path.read_bytes())
-        except OSError:
+        except FileNotFoundError:
             return {}
 
     @staticmethod

@@ -27,7 +27,21 @@ def alive(name: str) -> bool | None:
         process = int(pid)
     except ValueError:
         return None
-    return _started(process) == started if machine == _machine() else None
+    if machine != _machine():
+        return None
+    found = _started(process)
+    return None if found is None and _hidden(process) else found == started
+
+
+def _hidden(pid: int) -> bool:
+    """Whether there is a process of another user of which this machine tells nothing (``/proc`` mounted with ``hidepid``)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 @cache

@@ -191,6 +191,12 @@ class Plan:
             del self.tasks[key]
             self.bundles.pop(key, None)
 
+    def sources_stored(self, store: Store) -> dict[str, str]:
+        """The sources of components from outside this package that the cells' stored records were made with."""
+        stored = store.stored(self._measures, [task.key for _, task in self.cells])
+        made = (task.sources for _, task in self.cells if task.key in stored)
+        return {component: source for sources in made for component, source in sources.items() if not is_ours(source)}
+
     @property
     def sources(self) -> dict[str, str]:
         """The source of every component that the cells' records depend on (`Task.sources`)."""

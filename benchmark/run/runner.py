@@ -104,15 +104,16 @@ def run_plan(
     """
     costs = Estimates(store).guess
     scheduler, done, up_to_date, more = Scheduler(plan, plan.missing(store), costs, crew.size, start), 0, True, True
-    history, idle_since = History(store), time.monotonic()
+    history, idle_since, few = History(store), time.monotonic(), HORIZON // 2
     leases.sweep(store.root)
     shared_run.sweep(store)
-    history.add(history.known(plan.sources))
+    history.add(history.known(plan.sources) | plan.sources_stored(store))
     while True:
-        if more and scheduler.left < HORIZON // 2:
+        if more and scheduler.left - scheduler.elsewhere < few:
             more = plan.advance(store)  # which looks for all records: not again after the last cell
             if more:
                 scheduler.update(plan.missing(store))
+            few = min(HORIZON, scheduler.left) // 2 or 1  # where most tasks are stored, a cell adds few to those left
         for worker in crew.idle:
             bundle = scheduler.next(worker)
             if bundle:

@@ -14,6 +14,7 @@ from overpaint.grid.prompts import Prompt, shots
 from overpaint.images.stages import attack as stage
 from overpaint.images.stages.generate import read_images
 from overpaint.images.workbench import Workbench
+from overpaint.models.sources import fingerprint_model
 
 
 class Painter(Attack):
@@ -56,10 +57,9 @@ def bench(family):
 def test_the_victim_is_restored_after_its_erasure_was_changed_or_taken_off(tmp_path, goldens):
     path, bench = str(goldens / "tiny_sd"), Workbench()
     values = {"iterations": 2, "rollout_steps": 4, "warmup_steps": 0, "learning_rate": 1e-1}
-    overpaint.erase(bench.model(path, "float32", None), "spm", erase=["cat"], **values).save(
-        tmp_path / "erasure.safetensors"
-    )
-    runtime = {"path": path}
+    runtime, config = {"path": path}, {"model": fingerprint_model(path), "precision": "float32"}
+    erasure = overpaint.erase(bench.model(config, runtime), "spm", erase=["cat"], **values)
+    erasure.save(tmp_path / "erasure.safetensors")
 
     def predicted(model):
         embeds = model.encode(["a cat"])
@@ -67,7 +67,7 @@ def test_the_victim_is_restored_after_its_erasure_was_changed_or_taken_off(tmp_p
             guided = model.guidance(model, embeds, model.unconditional(), 7.5, ["a cat"])
             return guided(model.noise([0]), torch.tensor(500), 0)
 
-    with bench.victim({"precision": "float32"}, runtime, tmp_path) as victim:
+    with bench.victim(config, runtime, tmp_path) as victim:
         own = predicted(victim)
         with bench.adapted(lambda name, tensor: tensor * 2) as other:
             assert other is victim and not torch.equal(predicted(victim), own)
@@ -79,7 +79,7 @@ def test_the_victim_is_restored_after_its_erasure_was_changed_or_taken_off(tmp_p
         assert torch.equal(predicted(victim), own) and not torch.equal(plain, own)
     assert torch.equal(predicted(victim), plain)
     with (
-        bench.victim({"precision": "float32"}, runtime, None) as victim,
+        bench.victim(config, runtime, None) as victim,
         bench.adapted(lambda name, tensor: tensor * 2),
     ):
         assert torch.equal(predicted(victim), plain)

@@ -8,7 +8,7 @@ import torch
 
 from overpaint.images.stages import generate
 from overpaint.images.workbench import Workbench
-from overpaint.models.sources import resolve
+from overpaint.models.sources import fingerprint_model, resolve
 from overpaint.run.tasks import Task
 
 PROTOCOL = {"scheduler": "dpm", "steps": 4, "guidance_scale": 4.0, "size": None}
@@ -17,7 +17,13 @@ SHOTS = [["a picture of a church", 1, None], ["a picture of a cat", 2, None], ["
 
 def generated(bench, folder, erasure=None, **more):
     """The pixels of a task's images."""
-    config = {"model": "testbed", "precision": "float32", "protocol": PROTOCOL, "shots": SHOTS, **more}
+    config = {
+        "model": fingerprint_model("testbed"),
+        "precision": "float32",
+        "protocol": PROTOCOL,
+        "shots": SHOTS,
+        **more,
+    }
     runtime = {"path": resolve("testbed"), "device": "cpu", "batch_size": 4}
     folder.mkdir()
     generate.run(Task("generate", config, runtime=runtime), {"erasure": erasure} if erasure else {}, folder, bench)
@@ -36,7 +42,11 @@ def test_only_a_task_that_asks_for_it_is_compiled(monkeypatch, tmp_path):
     plain = generated(bench, tmp_path / "plain")
     assert networks == []
     assert abs(generated(bench, tmp_path / "compiled", compiled=1) - plain).max() <= 1  # the decoder has another layout
-    assert networks == [bench.model(resolve("testbed"), "float32", "cpu").denoiser]
+    assert networks == [
+        bench.model(
+            {"model": fingerprint_model("testbed"), "precision": "float32"}, {"path": resolve("testbed")}
+        ).denoiser
+    ]
     assert (generated(bench, tmp_path / "plain again") == plain).all()
 
 
@@ -48,7 +58,8 @@ def test_the_layers_of_an_adapter_are_not_compiled(kinds, compiled, monkeypatch,
         sequence=[SimpleNamespace(kind=kind) for kind in kinds], attach=lambda model: lambda: None
     )
     monkeypatch.setattr("overpaint.images.workbench.load_erasure", lambda path: erasure)
-    config, runtime = {"precision": "float32", "compiled": 1}, {"path": resolve("testbed"), "device": "cpu"}
+    config = {"model": fingerprint_model("testbed"), "precision": "float32", "compiled": 1}
+    runtime = {"path": resolve("testbed"), "device": "cpu"}
     with Workbench().victim(config, runtime, tmp_path) as victim:
         assert len(networks) == compiled and (victim._network is not None) == bool(compiled)
     assert victim._network is None

@@ -8,6 +8,7 @@ from overpaint.images.stages import erase as stage
 from overpaint.images.workbench import Workbench
 from overpaint.methods.negative_prompt import NegativePrompt
 from overpaint.models.erasure import Erasure, Replacement
+from overpaint.models.sources import fingerprint_model
 from overpaint.run.tasks import Task
 
 CONFIG = {"method": "careless", "precision": "float32", "erase": [], "retain": [], "seed": 0, "hyperparameters": {}}
@@ -17,6 +18,7 @@ CONFIG = {"method": "careless", "precision": "float32", "erase": [], "retain": [
 def bench(goldens):
     bench = Workbench()
     bench.path = str(goldens / "tiny_sd")
+    bench.config = CONFIG | {"model": fingerprint_model(bench.path)}
     return bench
 
 
@@ -24,7 +26,7 @@ def erased(bench, folder, monkeypatch, erase):
     """Run stage *erase* with a method whose function is ``erase``."""
     monkeypatch.setattr(stage, "erase", lambda model, method, **how: erase(model))
     monkeypatch.setattr(stage, "Request", lambda *parts: None)
-    return stage.run(Task("erase", CONFIG, runtime={"path": bench.path}), {}, folder, bench)
+    return stage.run(Task("erase", bench.config, runtime={"path": bench.path}), {}, folder, bench)
 
 
 def weights(model):
@@ -34,7 +36,7 @@ def weights(model):
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
 @pytest.mark.parametrize("side", ["denoiser", "text_encoder"])
 def test_a_changed_weight_is_refused_and_does_not_reach_the_next_task(bench, tmp_path, monkeypatch, side, fails):
-    before = weights(bench.model(bench.path, "float32", None))
+    before = weights(bench.model(bench.config, {"path": bench.path}))
 
     def careless(model):
         next(getattr(model, side).parameters()).data[..., 0].mul_(2)
@@ -45,13 +47,13 @@ def test_a_changed_weight_is_refused_and_does_not_reach_the_next_task(bench, tmp
     with pytest.raises(ArithmeticError if fails else overpaint.UserError, match=r"method=careless changed|own"):
         erased(bench, tmp_path, monkeypatch, careless)
     assert not any(tmp_path.iterdir())
-    after = weights(bench.model(bench.path, "float32", None))
+    after = weights(bench.model(bench.config, {"path": bench.path}))
     assert bench.loads == 2 and all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_an_attack_is_watched_below_the_erasure(bench, tmp_path):
     def attacked(change):
-        config, runtime = {"precision": "float32"}, {"path": bench.path}
+        config, runtime = bench.config, {"path": bench.path}
         with bench.victim(config, runtime, None, "attack=careless") as victim:
             change(next(victim.denoiser.parameters()).data)
 
@@ -66,7 +68,7 @@ def test_an_erasure_that_does_not_fit_fails_where_it_is_made(bench, tmp_path, mo
         return Erasure("careless", changes={name: Replacement(parameter.data[:1])})
 
     monkeypatch.setattr(NegativePrompt, "erase", cut)
-    config = CONFIG | {"method": "negative_prompt", "erase": [{"name": "cat"}]}
+    config = bench.config | {"method": "negative_prompt", "erase": [{"name": "cat"}]}
     with pytest.raises(overpaint.UserError, match="does not fit the model"):
         stage.run(Task("erase", config, runtime={"path": bench.path}), {}, tmp_path, bench)
     assert bench.loads == 1 and not any(tmp_path.iterdir())

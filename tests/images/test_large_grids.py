@@ -118,6 +118,26 @@ def test_a_grid_runs_with_few_tasks_in_memory(monkeypatch, tmp_path):
     assert again.missing(store) == [] and not again.unopened(store) and not again.tasks
 
 
+def test_a_grid_of_which_only_the_last_tasks_are_missing_is_not_planned_cell_by_cell(monkeypatch, tmp_path):
+    for module in (plans, runner):
+        monkeypatch.setattr(module, "HORIZON", 100)
+    grid = ["method=uce", "uce.lamb=" + ",".join(str(0.1 + n / 1000) for n in range(40)), "protocol.steps=2"]
+    plan, store, calls = planned(*grid), Store(tmp_path), []
+    store.prepare()
+    for task in planned(*grid).opened().tasks.values():
+        if task.stage != "measure":
+            with store.workspace() as folder:
+                store.publish(task.stage, task.key, folder, {"inputs": dict(task.inputs)})
+
+    def advance(store, most=100):
+        calls.append(most)
+        return type(plan).advance(plan, store, most)
+
+    monkeypatch.setattr(plan, "advance", advance)
+    assert run_plan(plan, store, Crew(plan, store), Watcher()).done == 40
+    assert len(calls) < 20
+
+
 def test_what_a_store_holds_of_unopened_cells_is_said_to_be_unknown(monkeypatch, tmp_path):
     from overpaint.commands.plan import summary
     from overpaint.run.estimates import Estimates

@@ -111,7 +111,16 @@ def test_main_decides_the_snapshot_not_a_file_time(hub, tmp_path):
         assert hub_snapshot(NAME) is None
 
 
-@pytest.mark.parametrize("lacking", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json", "model_index.json"])
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer_config.json",
+    ],
+)
 def test_an_incomplete_snapshot_is_not_the_model(hub, tmp_path, lacking):
     for name, file in hub.files.items():
         if name != lacking:

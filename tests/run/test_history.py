@@ -1,13 +1,17 @@
 """Components whose source has changed: what is made again, what is kept, and what is said."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
 
 import counting_track
 import pandas as pd
 import pytest
 from counting_track import Told
 
+from overpaint.errors import UserError
 from overpaint.grid.source_code import source_now
 from overpaint.report.records import RECORD_COLUMNS, stored_records
 from overpaint.run.history import History, changes
@@ -92,6 +96,42 @@ def test_a_run_that_made_nothing_leaves_no_history(store, tmp_path):
     broken.tasks = {key: replace(task, runtime=runtime) for key, task in broken.tasks.items()}
     assert run(broken, store) == ([], 0) and History(store).of("method=mine") == []
     assert run(plan(mine="pack@2"), store) == ([], 2)
+
+
+def test_a_source_that_the_history_lost_is_noted_by_the_next_run(store):
+    run(plan(mine="pack@1"), store)
+    run(plan(mine="pack@2"), store)
+    (store.root / "sources.json").write_text('{"method=mine": ["pack@1"]}')
+    assert run(plan(mine="pack@2"), store) == ([], 0)
+    assert History(store).of("method=mine") == ["pack@1", "pack@2"]
+
+
+def test_runs_that_write_at_once_lose_nothing(store):
+    names = [f"method=m{n}" for n in range(8)]
+    histories, together = [History(Store(store.root)) for _ in names], Barrier(len(names))
+
+    def add(history, name):
+        together.wait()
+        history.add({name: "pack@1"})
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(add, histories, names))
+    assert sorted(History(store).all) == names
+
+
+def test_a_history_that_cannot_be_read_is_not_written_again(store, monkeypatch):
+    history = History(store)
+    history.add({"method=mine": "pack@1"})
+
+    def stale(path):
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", stale)
+        history.add({"method=other": "pack@1"})
+        with pytest.raises(UserError, match=r"sources.json cannot be read: Stale file handle"):
+            History(store)
+    assert History(store).all == {"method=mine": ["pack@1"]}
 
 
 OURS = "overpaint.methods.uce@"

@@ -366,6 +366,24 @@ def test_a_workspace_gives_signs_of_life(store, monkeypatch):
         assert folder.stat().st_mtime > 0
 
 
+def test_a_process_of_another_user_that_is_hidden_is_not_dead(monkeypatch):
+    """As with ``/proc`` mounted with ``hidepid=2``."""
+    name = owner()
+    monkeypatch.setattr("overpaint.run.owner._started", lambda pid: None)
+
+    def refuse(pid, signal):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.kill", refuse)
+    assert alive(f"{name}-x") is None
+
+    def gone(pid, signal):
+        raise ProcessLookupError(3, "No such process")
+
+    monkeypatch.setattr("os.kill", gone)
+    assert alive(f"{name}-x") is False
+
+
 def test_a_process_id_that_was_given_again_is_another_owner():
     machine, pid, started = owner().split("-")
     assert alive(f"{owner()}-x") is True

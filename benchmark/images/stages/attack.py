@@ -20,6 +20,7 @@ from overpaint.grid.concepts import Catalogue, Concept, stored_concept
 from overpaint.grid.prompts import Shot
 from overpaint.images.stages.generate import erasure_cost, read_images, write_images
 from overpaint.images.stages.score import scores
+from overpaint.images.task_parts import check_content
 from overpaint.images.tasks import build_attack
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[
     The elapsed seconds are divided equally between the tasks.
     """
     config, runtime = tasks[0].config, tasks[0].runtime
+    check_content("attack", config)
     attack = build_attack(Choice(config["attack"], None, config["hyperparameters"]), config["seed"])
     with bench.victim(config, runtime, inputs.get("erasure"), f"attack={config['attack']}") as victim:
         attack.check_family(victim.family, config["attack"])

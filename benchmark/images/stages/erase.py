@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from overpaint.grid.concepts import Request, stored_concept
+from overpaint.images.task_parts import check_content
 from overpaint.methods.eraser import erase
 
 
 def run(task, inputs, folder, bench) -> dict:
     """Write ``erasure.safetensors``. Seconds, peak memory and bytes go to the manifest.
 
-    Raises a `UserError` if the method changed the model itself, or its erasure does not fit the model.
+    Raises a `UserError` if the method changed the model itself, if its erasure does not fit the model, or if a file that it reads
+    has changed since the run was planned.
     """
     config = task.config
-    model = bench.model(task.runtime["path"], config["precision"], task.runtime.get("device"))
+    check_content("method", config)
+    model = bench.model(config, task.runtime)
     request = Request(
         tuple(map(stored_concept, config["erase"])),
         tuple(map(stored_concept, config["retain"])),
