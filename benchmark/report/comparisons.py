@@ -8,8 +8,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from overpaint.grid.directions import BETTER
 from overpaint.report import statistics
-from overpaint.report.directions import BETTER, loss
+from overpaint.report.directions import loss
 from overpaint.report.families import Compared, Mark, is_primary, marks
 from overpaint.report.pooling import Outcomes, groups_of, pooled
 from overpaint.report.ranks import FEWEST_CONCEPTS, alike, mean_ranks, rank_intervals, rank_intervals_over_concepts

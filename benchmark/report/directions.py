@@ -1,4 +1,4 @@
-"""The direction in which a figure is better: higher (``up``), lower (``down``), or nearer to 0 (``zero``)."""
+"""Arrows of directions (`overpaint.grid.directions`), and figures turned so that lower is better."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from overpaint.report.statistics import Estimate
 
 #: How heads of columns show a direction. Columns without one have no arrow.
 ARROWS = {"up": "↑", "down": "↓", "zero": "→ 0", "": ""}
-BETTER = {"up": "higher is better", "down": "lower is better", "zero": "nearer to 0 is better"}
 
 
 def loss(values: ArrayLike, direction: str) -> NDArray:

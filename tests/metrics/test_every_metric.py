@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import yaml
 
+from overpaint.grid.directions import BETTER
 from overpaint.grid.shipped import shipped
 from overpaint.metrics.accuracy import HarmonicMean
 from overpaint.metrics.attack_success import PreAttackSuccess
 from overpaint.metrics.distribution import OriginalDistance
 from overpaint.metrics.metric import IMAGE_ROLES, FrameName, Metric
-from overpaint.report.directions import BETTER, loss
+from overpaint.report.directions import loss
 from overpaint.run.track import facets
 
 

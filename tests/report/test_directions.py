@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from overpaint.report.directions import ARROWS, BETTER, folded, loss
+from overpaint.grid.directions import BETTER
+from overpaint.report.directions import ARROWS, folded, loss
 from overpaint.report.fronts import better
 from overpaint.report.ranks import mean_ranks
 from overpaint.report.standings import standings
