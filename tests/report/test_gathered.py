@@ -112,7 +112,7 @@ def test_a_damaged_copy_is_made_again(store, spoil):
 def test_damage_is_named_with_its_artefact_among_many(store):
     for key in "abcd":
         measure(store, key, record(key, 1.0, direction="sideways" if key == "c" else "up"))
-    with pytest.raises(CorruptArtefact, match=r"measure/c is damaged .*a direction other than up and down"):
+    with pytest.raises(CorruptArtefact, match=r"measure/c is damaged .*a direction other than up, down, zero"):
         stored_records(store)
     store.remove("measure", "c")
     assert values(store).keys() == {"a", "b", "d"}
