@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
+from overpaint.detectors import detector_identity
+from overpaint.errors import AssetMissing, unknown
+from overpaint.extractors import extractor_identity
 from overpaint.extractors.extractor import Extractor
 from overpaint.grid.cells import Cell
 from overpaint.grid.registry import component, components
-from overpaint.images.tasks import Batch, applied_metrics, chosen_extractors, embed_task, extract_task
+from overpaint.images.task_parts import applied_metrics, extractor_source
+from overpaint.images.tasks import Batch
 from overpaint.metrics.metric import Metric
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
@@ -95,3 +100,51 @@ def unmeasured(cells: Sequence[Cell]) -> list[str]:
                 f"metrics={name} also has figures of attack={','.join(missing)}; add them to the grid to see them"
             )
     return said
+
+
+def extract_task(plan: Plan, name: str, images: Batch, original: Batch | None) -> Task:
+    """The task in which an extractor reads a batch, beside the unedited model's batch if it is paired."""
+    inputs = {"images": images.made.key} | ({"original": original.made.key} if original else {})
+    label = f"extract {name}, {images.made.label.removeprefix('generate ')}"
+    config = {"extractor": name, "settings": identity_of(name)}
+    runtime, amount = {"device": None}, images.made.amount
+    return plan.add(
+        Task("extract", config, inputs, {"extract": 1}, runtime, label, amount, name, sources=extractor_source(name))
+    )
+
+
+def embed_task(plan: Plan, name: str, texts: Sequence[str]) -> Task:
+    """The task in which an extractor embeds texts."""
+    config = {"extractor": name, "settings": identity_of(name), "texts": sorted(set(texts))}
+    label = f"extract {name}, {len(config['texts'])} texts"
+    versions, like, sources = {"extract": 1}, f"{name} texts", extractor_source(name)
+    return plan.add(Task("extract", config, {}, versions, {"device": None}, label, like=like, sources=sources))
+
+
+def chosen_extractors(cell: Cell) -> dict[str, dict[str, Any]]:
+    """The extractor for each purpose that the cell's metrics name: its ``name`` and ``settings``, or why it is ``absent``."""
+    found: dict[str, dict[str, Any]] = {}
+    for metric in applied_metrics(cell).values():
+        purpose, chosen = metric.extractor, cell.extractor(metric.extractor)
+        if purpose and not (chosen is None and metric.optional):
+            found[purpose] = _extractor(purpose, chosen)
+    return found
+
+
+def _extractor(purpose: str, chosen: str | None) -> dict[str, Any]:
+    if chosen is None:
+        return {"absent": f"no extractor: set metrics.extractors.{purpose}"}
+    known = {**components("detector"), **components("extractor")}
+    if chosen not in known:
+        raise unknown("extractor", chosen, known, f"metrics.extractors.{purpose}")
+    try:
+        return {"name": chosen, "settings": identity_of(chosen)}
+    except AssetMissing as error:
+        return {"absent": str(error)}
+
+
+def identity_of(extractor: str) -> dict[str, Any]:
+    """Everything that determines the output of an extractor, or of a detector that serves as one."""
+    if extractor in components("detector") and extractor not in components("extractor"):
+        return {"detector": True, **detector_identity(extractor)}
+    return extractor_identity(extractor)

@@ -19,7 +19,8 @@ from overpaint.grid.prompt_files import cells_of, csv_text
 from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.roles import ROLES, role
 from overpaint.images.extractions import extractions
-from overpaint.images.tasks import Batch, compare_task, given_images, measure_task, reference_images, shards
+from overpaint.images.measurements import compare_task, measure_task
+from overpaint.images.tasks import Batch, given_images, reference_images, shards
 from overpaint.report.missing import AS_GIVEN
 from overpaint.run.plan import Plan
 from overpaint.run.store import file_hash

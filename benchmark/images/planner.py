@@ -18,27 +18,29 @@ from overpaint.grid.read_once import reading_once, remembered
 from overpaint.grid.registry import component
 from overpaint.grid.roles import ROLES, Role, attack_list, role, role_shots, shortfalls, stand_in_shots
 from overpaint.images.extractions import extractions, unmeasured
+from overpaint.images.measurements import (
+    cell_scope,
+    compare_task,
+    latency_task,
+    measure_task,
+    membership_task,
+    replicate_task,
+)
 from overpaint.images.pictures import pictures
+from overpaint.images.task_parts import applied_metrics
 from overpaint.images.tasks import (
     Batch,
     absent_from_erasure,
-    applied_metrics,
     attack_task,
     build_attack,
     build_method,
-    cell_scope,
     check_sides,
-    compare_task,
     erase_task,
     erasure_of,
     found_images,
     known_images,
-    latency_task,
-    measure_task,
-    membership_task,
     painted_images,
     reference_images,
-    replicate_task,
     scored_labels,
 )
 from overpaint.metrics.membership import MembershipFigure

@@ -14,17 +14,18 @@ from typing import Any
 
 from overpaint.errors import UserError
 from overpaint.grid.assets import content_digest, referred
-from overpaint.grid.cells import ModelSpec
+from overpaint.grid.cells import Cell, ModelSpec
 from overpaint.grid.choices import Choice
 from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.labels import is_file, label
 from overpaint.grid.paths import content_path
 from overpaint.grid.prompts import Shot
 from overpaint.grid.read_once import remembered
-from overpaint.grid.registry import component, components
+from overpaint.grid.registry import component, components, load_attribute
 from overpaint.grid.shipped import shipped
 from overpaint.images.pictures import pictures
 from overpaint.images.stages.generate import shot_row
+from overpaint.metrics.metric import Metric
 from overpaint.models.sources import fingerprint_model, hub_commit, resolve, unchanged
 from overpaint.run.store import file_hash
 from overpaint.run.tasks import SharedDict, SharedList, Task
@@ -185,3 +186,20 @@ def pictures_version(name: str) -> dict[str, int]:
 def pictures_source(name: str | None) -> dict[str, str]:
     """`source_code` of a source of pictures."""
     return source_code("pictures", name) if name and name in components("pictures") else {}
+
+
+def applied_metrics(cell: Cell) -> dict[str, type[Metric]]:
+    """The metrics that are measured in cells of the cell's attack, by name."""
+    found = {name: metric_class(name, reference) for name, reference in cell.metrics.metrics.items()}
+    return {name: metric for name, metric in found.items() if metric.applies_to(cell.attack.name)}
+
+
+@cache
+def metric_class(name: str, reference: str) -> type[Metric]:
+    try:
+        metric = load_attribute(reference)
+    except UserError as error:
+        raise UserError(f"metrics.metrics.{name}: {error}") from error
+    if not isinstance(metric, type) or not issubclass(metric, Metric):
+        raise UserError(f"metrics.metrics.{name}: {reference} is not a metric (overpaint.metrics.metric:Metric)")
+    return metric

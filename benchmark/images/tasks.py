@@ -1,33 +1,28 @@
-"""The tasks of image cells, one function per stage.
+"""The tasks that make a cell's erasures, attacks, images and scores. What is measured from them is in
+`overpaint.images.measurements`.
 
 Everything that affects a result is in a task's configuration, versions and inputs. Paths and batch sizes are in its runtime.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity, detector_labels
-from overpaint.errors import AssetMissing, UserError, unknown
-from overpaint.extractors import extractor_identity
+from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import referred
 from overpaint.grid.cells import Cell, ModelSpec
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
-from overpaint.grid.labels import canonical
 from overpaint.grid.prompts import Shot
 from overpaint.grid.read_once import remembered
-from overpaint.grid.registry import component, components, load_attribute
+from overpaint.grid.registry import component
 from overpaint.grid.roles import TEMPLATES
-from overpaint.grid.scope import scope
-from overpaint.grid.source_code import source_of
 from overpaint.grid.typed import shown
 from overpaint.images.pictures import pictures
 from overpaint.images.task_parts import (
@@ -36,9 +31,7 @@ from overpaint.images.task_parts import (
     entries,
     entry,
     erasure_input,
-    extractor_source,
     kind_of,
-    kinds_by_label,
     known_templates,
     loads_of,
     model_of,
@@ -52,11 +45,7 @@ from overpaint.images.task_parts import (
     values_of,
 )
 from overpaint.methods.eraser import Eraser
-from overpaint.metrics.membership import SCORES
-from overpaint.metrics.metric import Metric
-from overpaint.models.sources import fingerprint_model, model_family_source, pixels_per_latent, resolve
-from overpaint.report import statistics
-from overpaint.report.records import settings_hash
+from overpaint.models.sources import model_family_source, pixels_per_latent, resolve
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import SharedDict, Task
 
@@ -289,164 +278,6 @@ def given_images(plan: Plan, cell: Cell, shots: list[Shot], files: Sequence[tupl
     return Batch(shots, made, _score_task(plan, cell, made, {}))
 
 
-def compare_task(plan: Plan, images: Batch, original: Batch) -> Task:
-    """The task that compares a batch with the unedited model's images of the same prompts and noise."""
-    inputs = {"images": images.made.key, "original": original.made.key}
-    label = f"compare {images.made.label.removeprefix('generate ')}"
-    return plan.add(Task("compare", {}, inputs, {"compare": 1}, {"device": None}, label, images.made.amount))
-
-
-def applied_metrics(cell: Cell) -> dict[str, type[Metric]]:
-    """The metrics that are measured in cells of the cell's attack, by name."""
-    found = {name: _metric(name, reference) for name, reference in cell.metrics.metrics.items()}
-    return {name: metric for name, metric in found.items() if metric.applies_to(cell.attack.name)}
-
-
-def membership_task(plan: Plan, cell: Cell, scores: Iterable[str]) -> Task:
-    """The task that scores training images of the cell's erased concepts, and images that the model was not trained on.
-
-    ``scores`` names the scores that are computed (`overpaint.metrics.membership.SCORES`).
-    """
-    erasure = erase_task(plan, cell)
-    name, count = str(cell.model.reference), max(2, cell.budget.reference_images // 2)
-    labels = sorted({concept.label or concept.name for concept in cell.concepts.request.erase})
-    config = model_of(cell.model) | {
-        "concepts": labels,
-        "count": count,
-        "training": pictures(name).training_identity(labels, count),
-    }
-    columns = sorted(scores)
-    for column in columns:
-        if column not in SCORES:
-            raise unknown("column of a membership metric", column, SCORES)
-    if columns != sorted(SCORES):  # a list of all would change the keys of older results
-        config["scores"] = columns
-    runtime = runtime_of(cell.model, cell.protocol.batch_size) | {"pictures": name}
-    label = f"membership of {', '.join(labels)}, {cell.method.label}"
-    inputs, versions = erasure_input(erasure), {"membership": 1} | pictures_version(name)
-    sources = pictures_source(name) | model_family_source(cell.model.path)
-    loads = loads_of(config, erasure)
-    return plan.add(
-        Task("membership", config, inputs, versions, runtime, label, 2 * count, loads=loads, sources=sources)
-    )
-
-
-def replicate_task(plan: Plan, cell: Cell, images: Batch) -> Task:
-    """The task that compares images of repeated training captions with training images."""
-    name = str(cell.model.reference)
-    config, runtime = {"training": pictures(name).training_identity([], 0)}, {"device": None, "pictures": name}
-    label = f"replication {images.made.label.removeprefix('generate ')}"
-    inputs = {"images": images.made.key}
-    versions, sources = {"replicate": 1} | pictures_version(name), pictures_source(name)
-    return plan.add(Task("replicate", config, inputs, versions, runtime, label, images.made.amount, sources=sources))
-
-
-def extract_task(plan: Plan, name: str, images: Batch, original: Batch | None) -> Task:
-    """The task in which an extractor reads a batch, beside the unedited model's batch if it is paired."""
-    inputs = {"images": images.made.key} | ({"original": original.made.key} if original else {})
-    label = f"extract {name}, {images.made.label.removeprefix('generate ')}"
-    config = {"extractor": name, "settings": identity_of(name)}
-    runtime, amount = {"device": None}, images.made.amount
-    return plan.add(
-        Task("extract", config, inputs, {"extract": 1}, runtime, label, amount, name, sources=extractor_source(name))
-    )
-
-
-def embed_task(plan: Plan, name: str, texts: Sequence[str]) -> Task:
-    """The task in which an extractor embeds texts."""
-    config = {"extractor": name, "settings": identity_of(name), "texts": sorted(set(texts))}
-    label = f"extract {name}, {len(config['texts'])} texts"
-    versions, like, sources = {"extract": 1}, f"{name} texts", extractor_source(name)
-    return plan.add(Task("extract", config, {}, versions, {"device": None}, label, like=like, sources=sources))
-
-
-def chosen_extractors(cell: Cell) -> dict[str, dict[str, Any]]:
-    """The extractor for each purpose that the cell's metrics name: its ``name`` and ``settings``, or why it is ``absent``."""
-    found: dict[str, dict[str, Any]] = {}
-    for metric in applied_metrics(cell).values():
-        purpose, chosen = metric.extractor, cell.extractor(metric.extractor)
-        if purpose and not (chosen is None and metric.optional):
-            found[purpose] = _extractor(purpose, chosen)
-    return found
-
-
-def _extractor(purpose: str, chosen: str | None) -> dict[str, Any]:
-    if chosen is None:
-        return {"absent": f"no extractor: set metrics.extractors.{purpose}"}
-    known = {**components("detector"), **components("extractor")}
-    if chosen not in known:
-        raise unknown("extractor", chosen, known, f"metrics.extractors.{purpose}")
-    try:
-        return {"name": chosen, "settings": identity_of(chosen)}
-    except AssetMissing as error:
-        return {"absent": str(error)}
-
-
-def identity_of(extractor: str) -> dict[str, Any]:
-    """Everything that determines the output of an extractor, or of a detector that serves as one."""
-    if extractor in components("detector") and extractor not in components("extractor"):
-        return {"detector": True, **detector_identity(extractor)}
-    return extractor_identity(extractor)
-
-
-def latency_task(plan: Plan, cell: Cell) -> Task | None:
-    """The task that measures the cell's latency relative to the unedited model; ``None`` for the unedited model."""
-    erasure = erase_task(plan, cell)
-    if erasure is None:
-        return None
-    config = model_of(cell.model) | {"protocol": cell.protocol.settings}
-    label = f"latency of {cell.method.label}"
-    like = f"{config['model']}/{cell.protocol.steps}"
-    inputs, versions, sources = erasure_input(erasure), {"latency": 1}, model_family_source(cell.model.path)
-    runtime = runtime_of(cell.model, cell.protocol.batch_size)
-    loads = loads_of(config, erasure)
-    return plan.add(Task("latency", config, inputs, versions, runtime, label, like=like, loads=loads, sources=sources))
-
-
-def measure_task(
-    plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]], beside: Mapping[str, Task], given: bool = False
-) -> Task:
-    """The task that computes the cell's figures from the scores of all frames and the results of the tasks ``beside``.
-
-    ``given`` says that other code made the images: the cell's model and method are names only.
-    """
-    scored = [(f"{name}/{index}", b) for name, batches in frames.items() for index, b in enumerate(batches)]
-    inputs = {place: batch.scored.key for place, batch in scored}
-    inputs |= {name: task.key for name, task in beside.items()}
-    shots = {
-        name: [None if b.shots is None else described_shots(b.shots) for b in batches]
-        for name, batches in frames.items()
-    }
-    metrics = cell.metrics.metrics
-    config: dict[str, Any] = {
-        "cell": described(cell, "" if given else fingerprint_model(cell.model.path))
-        | {"versions": canonical(_versions(plan, inputs.values()))},
-        "scope": "" if given else cell_scope(cell),
-        "erased": entries(cell.concepts.request.erase),
-        "kinds": kinds_by_label(cell.concepts.catalogue),
-        "shots": shots,
-        "metrics": metrics,
-        "threshold": cell.metrics.threshold,
-        "failure_limit": cell.metrics.failure_limit,
-        "judged_by_itself": cell.model.judge in (None, cell.model.detector),
-        "detector": _score_settings(plan, cell),
-    }
-    if cell.concepts.attributes:
-        config["desired"] = dict(cell.concepts.attributes)
-    if cell.model.detector and (counted := component("detector", cell.model.detector).load().counted):
-        config["counted"] = list(counted)
-    extractors = chosen_extractors(cell)
-    if extractors:
-        config["extractors"] = extractors
-    versions = {name: _metric(name, reference).version for name, reference in metrics.items()}
-    versions["statistics"] = statistics.VERSION
-    sources = {f"metrics.metrics.{name}": source_of(reference) for name, reference in metrics.items()}
-    for attack in filter(None, (cell.attack.name, cell.attack.control)):  # some run in the planner and have no task
-        sources |= source_code("attack", attack)
-    sources = {name: source for name, source in sources.items() if source}
-    return plan.add(Task("measure", config, inputs, versions, {}, f"measure {cell.label}", sources=sources))
-
-
 @remembered
 def shards(shots: Sequence[Shot], size: int) -> list[list[Shot]]:
     """The shots in consecutive lists of at most ``size``."""
@@ -478,7 +309,7 @@ def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) 
     return plan.add(
         Task(
             "score",
-            _score_settings(plan, cell),
+            score_settings(plan, cell),
             inputs,
             versions,
             runtime,
@@ -490,7 +321,8 @@ def _score_task(plan: Plan, cell: Cell, made: Task, attacks: Mapping[str, str]) 
     )
 
 
-def _score_settings(plan: Plan, cell: Cell) -> dict[str, Any]:
+def score_settings(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """The detector of a cell's scores and what determines its output; without its files, the plan says what is absent."""
     name = cell.model.detector
     return {"detector": name, "settings": _detector_settings(plan, cell.concepts, name) if name else None}
 
@@ -530,58 +362,3 @@ def words(concepts: ConceptSet) -> dict[str, str]:
     return {c.label or c.name: sentence.format(c.phrase) for c in named} | {
         label: sentence.format(label) for label in concepts.attributes
     }
-
-
-def described(cell: Cell, model: str) -> dict[str, Any]:
-    """The columns that assign a record to its cell: labels for people, and hashes that identify it."""
-    return {
-        **cell.labels,
-        "seed": cell.seed,
-        "kind": cell.concepts.kind,
-        "method_name": cell.method.name,
-        "attack_name": cell.attack.name,
-        "settings": settings_hash(cell.settings_text(model)),
-        "given": canonical(cell.given),
-    }
-
-
-def _versions(plan: Plan, inputs: Iterable[str]) -> dict[str, int]:
-    """The version of every component that these tasks depend on, by name; by kind and name where kinds share a name
-    (``method=safety_checker`` and ``detector=safety_checker``)."""
-    found: dict[tuple[str, str], int] = {}
-    waiting, seen = list(inputs), set()
-    while waiting:
-        task = plan.tasks[waiting.pop()]
-        if task.key not in seen:
-            seen.add(task.key)
-            waiting += task.inputs.values()
-            for name, version in task.versions.items():
-                found[name, str(task.config.get(name, name))] = version
-            found |= {("detector", name): own["version"] for name, own in task.config.get("detectors", {}).items()}
-            for named in ("detector", "extractor"):
-                if task.config.get(named):
-                    settings = task.config["settings"]
-                    kind = "detector" if settings.get("detector") else named  # some extractors are detectors
-                    found[kind, task.config[named]] = settings["version"]
-    kinds = Counter(name for _, name in found)
-    return {f"{kind}={name}" if kinds[name] > 1 else name: version for (kind, name), version in found.items()}
-
-
-def cell_scope(cell: Cell) -> str:
-    """`overpaint.grid.scope.scope` of the cell's attack and method; empty for the unedited model."""
-    if cell.method.name == "none":
-        return ""
-    return scope(
-        build_method(cell.method, cell.method_seed).acts_on, build_attack(cell.attack, cell.attack_seed).enters_by
-    )
-
-
-@cache
-def _metric(name: str, reference: str) -> type[Metric]:
-    try:
-        metric = load_attribute(reference)
-    except UserError as error:
-        raise UserError(f"metrics.metrics.{name}: {error}") from error
-    if not isinstance(metric, type) or not issubclass(metric, Metric):
-        raise UserError(f"metrics.metrics.{name}: {reference} is not a metric (overpaint.metrics.metric:Metric)")
-    return metric

@@ -7,7 +7,7 @@ import pytest
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
-from overpaint.images import tasks
+from overpaint.images import extractions
 from overpaint.images.planner import make_plan
 from overpaint.images.stages.measure import _extractor, _figures
 from overpaint.metrics.metric import Evidence, Figure, Metric
@@ -30,14 +30,14 @@ def stages(made, name):
 @pytest.fixture(autouse=True)
 def assets(monkeypatch):
     """Every extractor of a published network is missing, whatever is on this machine."""
-    known = tasks.identity_of
+    known = extractions.identity_of
 
     def missing(name):
         if name in ("aesthetic", "pickscore", "lpips", "clip_b32", "image_reward", "hps", "sscd"):
             raise AssetMissing(f"asset={name} is not here; get it with: overpaint fetch asset={name}")
         return known(name)
 
-    monkeypatch.setattr(tasks, "identity_of", missing)
+    monkeypatch.setattr(extractions, "identity_of", missing)
     return missing
 
 

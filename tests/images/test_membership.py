@@ -6,9 +6,9 @@ import pytest
 from overpaint.errors import UserError
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
+from overpaint.images.measurements import membership_task
 from overpaint.images.planner import make_plan
 from overpaint.images.stages import membership as stage
-from overpaint.images.tasks import membership_task
 from overpaint.images.workbench import Workbench
 from overpaint.metrics.membership import SCORES
 from overpaint.run.plan import Plan
