@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from overpaint.commands.grids import Grid, circumstances, compose, require_complete, taken
+from overpaint.commands.grids import ERR, Grid, circumstances, compose, require_complete, taken
 from overpaint.commands.run import run_grid
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
-from overpaint.images.given import given_plan, named_pictures, read_pictures
+from overpaint.images.given import given_plan, named_pictures, read_pictures, unread_columns
 from overpaint.images.tasks import scored_labels
 from overpaint.run.store import Store
 from overpaint.run.track import track
@@ -58,6 +58,11 @@ def score(overrides: Sequence[str]) -> None:
     labels = scored_labels(cell)
     if table:
         pictures = read_pictures(folder, Path(table).expanduser(), cell.concepts, labels)
+        unread = unread_columns(Path(table).expanduser())
+        if unread:
+            ERR.print(
+                f"note: prompts={table}: columns that are not read: {', '.join(unread)}", style="yellow", markup=False
+            )
     else:
         pictures = named_pictures(folder, names or "", text or "{concept} {variant}", role or "", cell.concepts, labels)
     plan = given_plan(cell, pictures, name or f"pictures in {folder.resolve().name}")

@@ -76,15 +76,26 @@ def read_pictures(
     found = list(_rows(table, folder, concepts, labels))
     if not found:
         raise UserError(f"prompts={table} lists no pictures")
-    identity, count = Counter(map(_identity, found)).most_common(1)[0]
+    _refuse_alike(found, f"prompts={table} lists")
+    return found
+
+
+def unread_columns(table: Path) -> list[str]:
+    """The columns of a list of pictures that `read_pictures` does not read."""
+    header = _header(next(csv.reader(io.StringIO(csv_text(table), newline="")), []))
+    return [name for name in header if name and name not in _columns(header).values()]
+
+
+def _refuse_alike(pictures: Sequence[Picture], where: str) -> None:
+    """Raise a `UserError` that starts with ``where`` if two pictures have one identity."""
+    identity, count = Counter(map(_identity, pictures)).most_common(1)[0]
     if count > 1:
-        alike = [picture for picture in found if _identity(picture) == identity]
+        alike = [picture for picture in pictures if _identity(picture) == identity]
         row, shot, names = alike[0].row, alike[0].shot, list(dict.fromkeys(picture.method for picture in alike))
         typed = "" if names == [row] else f" ({', '.join(names)})"
         raise UserError(
-            f"prompts={table} lists {count} pictures by {row}{typed} of prompt {shot.prompt.text!r} and seed {shot.index}"
+            f"{where} {count} pictures by {row}{typed} of prompt {shot.prompt.text!r} and seed {shot.index}"
         )
-    return found
 
 
 def _identity(picture: Picture) -> tuple[str, str, int]:
@@ -109,10 +120,10 @@ def named_pictures(
     """The pictures whose paths below the folder match a pattern, such as ``{variant}_{concept}_seed{seed}.jpg``.
 
     Parts in braces are the columns of `COLUMNS`, or ``{any}``. ``text`` makes the prompt of them. ``labels`` as for
-    `read_pictures`.
+    `read_pictures`; of concept and variant, a picture is expected to show those that are labels.
 
     Raises:
-        UserError: The pattern or the text has an unknown part, or the pattern matches no file.
+        UserError: The pattern or the text has an unknown part, or the pattern matches no file, or two of one prompt and seed.
     """
     if not folder.is_dir():
         raise UserError(f"images={folder} is not a folder")
@@ -124,18 +135,24 @@ def named_pictures(
         again = part and part != "any" and f"(?P<{part}>" in expression
         expression += re.escape(plain)
         expression += "" if not part else f"(?P={part})" if again else _group(part)
-    found = []
+    found: list[Picture] = []
+    counted: Counter[tuple[str, str]] = Counter()
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         match = re.fullmatch(expression, file.relative_to(folder).as_posix())
         if match:
             cell = dict.fromkeys(COLUMNS, "") | match.groupdict()
             cell["role"] = cell["role"] or role_name
             cell["prompt"] = cell["prompt"] or text.format_map(cell)
-            cell["expects"] = cell["expects"] or ";".join(p for p in (cell["concept"], cell["variant"]) if p)
+            shown = (cell["concept"], cell["variant"])
+            cell["expects"] = cell["expects"] or ";".join(p for p in shown if p and (labels is None or p in labels))
             prompt = _prompt(cell, concepts, labels, f"names={pattern}: {file.relative_to(folder)}")
-            found.append(Picture(file, cell["method"] or folder.resolve().name, Shot(prompt, int(cell["seed"] or 0))))
+            method = cell["method"] or folder.resolve().name
+            index = int(cell["seed"]) if cell["seed"] else counted[method, prompt.id]
+            counted[method, prompt.id] += 1
+            found.append(Picture(file, method, Shot(prompt, index)))
     if not found:
         raise UserError(f"names={pattern} matches no file in images={folder}")
+    _refuse_alike(found, f"names={pattern} matches")
     return found
 
 
@@ -153,6 +170,15 @@ def _group(part: str) -> str:
     return PARTS[part] if part == "any" else f"(?P<{part}>{PARTS[part]})"
 
 
+def _header(row: Sequence[str]) -> list[str]:
+    return [name.strip().lower() for name in row]
+
+
+def _columns(header: Sequence[str]) -> dict[str, str]:
+    """The name in the header of each column that is read; empty for one that is not there."""
+    return {key: next((name for name in names if name in header), "") for key, names in COLUMNS.items()}
+
+
 def _rows(table: Path, folder: Path, concepts: ConceptSet, labels: Collection[str] | None) -> Iterator[Picture]:
     if not table.is_file():
         raise UserError(
@@ -163,8 +189,8 @@ def _rows(table: Path, folder: Path, concepts: ConceptSet, labels: Collection[st
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise UserError(f"prompts={table} line {reader.line_num} is not CSV: {error}") from None
-    header = [name.strip().lower() for name in rows[0][1]] if rows else []
-    columns = {key: next((name for name in names if name in header), "") for key, names in COLUMNS.items()}
+    header = _header(rows[0][1] if rows else [])
+    columns = _columns(header)
     for needed in ("file", "prompt"):
         if not columns[needed]:
             raise UserError(f"prompts={table} has no column {needed!r} (its columns: {', '.join(header) or 'none'})")
@@ -202,9 +228,12 @@ def _prompt(cell: Mapping[str, str], concepts: ConceptSet, labels: Collection[st
         )
     )
     concept = cell["concept"] or (erased[0] if cell["role"] == "target" and len(erased) == 1 else "")
-    if concept and labels is not None and concept not in (known := {*labels, *erased, *near, *retained, *others}):
-        raise unknown("concept", concept, known, where)
     expects = tuple(part.strip() for part in cell["expects"].split(";") if part.strip())
+    if labels is not None:
+        known = {*labels, *erased, *near, *retained, *others}
+        for what, name in (("concept", concept), *(("label in expects", label) for label in expects)):
+            if name and name not in known:
+                raise unknown(what, name, known, where)
     asked = "target" if cell["role"] == "attacked" else cell["role"]
     kind = asked or ("target" if concept in erased else "near" if concept in near else "utility")
     if kind not in {r.name for r in ROLES}:

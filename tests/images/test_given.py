@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from command_line import CommandLine
+from overpaint.errors import UserError
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
-from overpaint.images.given import given_plan, read_pictures
+from overpaint.images.given import given_plan, named_pictures, read_pictures, unread_columns
 from overpaint.images.stages import given
 from overpaint.images.stages.extract import read_prompts
 
@@ -256,6 +257,11 @@ MISREAD = {
         "a.png,a church,chruch",
         "unknown concept 'chruch' in prompts=list.csv line 2; did you mean 'church'?",
     ),
+    "expected": (
+        "expects",
+        "a.png,a church by a tree,church;tre",
+        "unknown label in expects 'tre' in prompts=list.csv line 2; did you mean 'tree'?",
+    ),
 }
 
 
@@ -275,6 +281,32 @@ def test_a_concept_in_the_name_of_a_file_must_be_one_that_the_detector_knows(cli
     Image.new("RGB", (8, 8)).save(cli.folder / "named" / "chruch.png")
     bad = cli("score", "images=named", "names={concept}.png", "model=testbed", "concepts=church", code=2)
     assert "unknown concept 'chruch' in names={concept}.png: chruch.png; did you mean 'church'?" in bad.stderr
+
+
+def test_names_of_files_without_a_seed_are_counted_and_one_with_a_seed_is_unique(tmp_path):
+    (composed,) = compose_cells(["method=none", "concepts=church"])
+    concepts = cell_from(composed.config, composed.explicit).concepts
+    for name in ("church_b_1.png", "church_a_1.png", "tree_a_1.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    found = named_pictures(tmp_path, "{concept}_{any}_1.png", "a {concept}", "", concepts)
+    assert [(p.file.name, p.shot.index) for p in found] == [
+        ("church_a_1.png", 0),
+        ("church_b_1.png", 1),
+        ("tree_a_1.png", 0),
+    ]
+    alike = r"names=\{concept\}_\{any\}_\{seed\}.png matches 2 pictures by .* of prompt 'a church' and seed 1"
+    with pytest.raises(UserError, match=alike):
+        named_pictures(tmp_path, "{concept}_{any}_{seed}.png", "a {concept}", "", concepts)
+    (expected,) = {
+        p.shot.prompt.expects
+        for p in named_pictures(tmp_path, "tree_{variant}_1.png", "a tree", "", concepts, ["tree"])
+    }
+    assert expected == (), "a variant that is no label is not expected"
+
+
+def test_columns_that_are_not_read_are_named(tmp_path):
+    (tmp_path / "list.csv").write_text("File,prompt,text,evaluation_seed\na.png,a,b,1\n")
+    assert unread_columns(tmp_path / "list.csv") == ["text", "evaluation_seed"]
 
 
 def test_names_of_the_unedited_model_are_one_method(cli):
