@@ -26,6 +26,14 @@ class AssetMissing(UserError):
         self.assets = assets
 
 
+def message(error: BaseException) -> str:
+    """The message of an exception of any library; ``str`` of some raises an error itself."""
+    try:
+        return str(error)
+    except Exception:
+        return "its message cannot be read"
+
+
 def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> UserError:
     """The error for a name that is not among the allowed ones.
 

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from overpaint.errors import UserError, unknown
+from overpaint.errors import UserError, message, unknown
 from overpaint.grid.cells import Cell, cell_from
 from overpaint.grid.labels import counted
 from overpaint.grid.roles import role_shots
@@ -89,11 +89,11 @@ class Images(Track):
         if not shutil.which(compiler):
             raise UserError(f"engine.compile=true needs a C++ compiler, and this machine has no {compiler}")
 
-    def advice(self, error: Exception, task: Task, device: str) -> str | None:
+    def advice(self, error: BaseException, task: Task, device: str) -> str | None:
         """What to do if a device ran out of memory."""
         import torch
 
-        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in message(error)
         if not full:
             return None
         now = f" (now {task.runtime['batch_size']})" if "batch_size" in task.runtime else ""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
-from overpaint.errors import UserError
+from overpaint.errors import UserError, message
 from overpaint.grid.source_code import source_now
 from overpaint.run.leases import Leases
 from overpaint.run.progress import watched
@@ -24,6 +24,10 @@ from overpaint.run.scheduler import TRIES
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import stage, stage_together, track
+
+
+class Leave(SystemExit):
+    """Ends a process in the middle of a task that has not failed, because its run is gone or its job is requeued."""
 
 
 class Listener(Protocol):
@@ -117,7 +121,9 @@ class Executor:
             try:
                 with watched(partial(self.listener.stepped, first)):
                     made = execute(bundle, self.of_track, self.store, self.bench, self.device, self.listener)
-            except Exception as error:
+            except (KeyboardInterrupt, GeneratorExit, Leave):
+                raise
+            except BaseException as error:  # sys.exit in a component, and errors that Rust and asyncio raise
                 return self._explain(error, bundle)
             seconds = (time.perf_counter() - start) / len(bundle)
             hardware = track(self.of_track).hardware(self.device)
@@ -130,7 +136,7 @@ class Executor:
         failure = self.store.failure(task.key)
         return failure is not None and failure.mark != self.run.found.get(task.key)
 
-    def _explain(self, error: Exception, bundle: Sequence[Task]) -> Result:
+    def _explain(self, error: BaseException, bundle: Sequence[Task]) -> Result:
         """A full disk stops the run, a damaged input is made again, everything else is the task's own failure."""
         full = self.store.disk_error(error)
         if full:
@@ -144,7 +150,7 @@ class Executor:
             self.store.make_room(damage)
             return Result("damaged", reason=str(damage))
         advice = track(self.of_track).advice(error, bundle[0], self.device)
-        reason = advice or str(error)
+        reason = advice or message(error)
         if len(bundle) == 1:
             trace = "".join(traceback.format_exception(error))
             try:
@@ -152,7 +158,7 @@ class Executor:
             except OSError as unwritable:
                 raise self.store.unwritable(unwritable) from error
             if not (advice or isinstance(error, UserError)):  # whose message says it all
-                reason = f"{type(error).__name__}: {error} (traceback in {path})"
+                reason = f"{type(error).__name__}: {message(error)} (traceback in {path})"
         return Result("failed", reason=reason)
 
 

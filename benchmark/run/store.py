@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from overpaint.errors import UserError
+from overpaint.errors import UserError, message
 from overpaint.grid.paths import path_of, permit
 from overpaint.grid.typed import check_type, shown
 from overpaint.run import leases
@@ -170,7 +170,7 @@ class Store:
             if isinstance(link, OSError) and link.errno in UNWRITABLE:
                 return link if self._mine(link.filename) else None
         full = os.strerror(errno.ENOSPC)
-        return OSError(errno.ENOSPC, full) if any(full in str(link) for link in chain) else None
+        return OSError(errno.ENOSPC, full) if any(full in message(link) for link in chain) else None
 
     def _mine(self, file: object) -> bool:
         return not isinstance(file, str | os.PathLike) or Path(file).absolute().is_relative_to(self.root)

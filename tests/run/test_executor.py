@@ -5,12 +5,15 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import sys
 from dataclasses import asdict, replace
 
 import pytest
-from counting_track import IdleLock, RefusedLock, Told, grid, results
+from counting_track import IdleLock, RefusedLock, Told, count, grid, results
 
 from overpaint.errors import UserError
+from overpaint.run.engines.slurm import _leaving
 from overpaint.run.executor import Executor, Run
 from overpaint.run.leases import Leases
 from overpaint.run.runner import Alone, run_here, run_plan
@@ -87,6 +90,53 @@ def test_a_failure_recorded_in_the_future_does_not_block_its_task(store, trouble
 def test_a_users_mistake_is_one_sentence(store, trouble):
     trouble.touch()
     assert run(with_trouble(grid([1]), "count 1", refused=trouble), store)[1].reasons == ["the request cannot be met"]
+
+
+class Panic(BaseException):
+    """What libraries in Rust raise."""
+
+
+class Unreadable(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (SystemExit(0), "SystemExit: 0"),
+        (Panic("index out of bounds"), "Panic: index out of bounds"),
+        (Unreadable(), "Unreadable: its message cannot be read"),
+    ],
+)
+def test_every_exception_of_a_component_is_a_failure_of_its_task_and_the_rest_goes_on(
+    store, monkeypatch, error, reason
+):
+    def raising(task, *rest):
+        if task.label == "count 1":
+            raise error
+        return count(task, *rest)
+
+    monkeypatch.setattr("counting_track.count", raising)
+    plan = grid([1, 2])
+    outcome, watcher = run(plan, store)
+    key = of_stage(plan, "count")[0].key
+    assert list(outcome.failed) == list(store.failures()) == [key] and outcome.done == 2
+    assert watcher.reasons[0].startswith(f"{reason} (traceback in ")
+    assert type(error).__name__ in store.failure(key).reason
+
+
+def test_a_process_that_has_to_leave_blames_no_task(store, monkeypatch):
+    """Submitit ends a job that Slurm takes away by `sys.exit` in a signal's handler."""
+    monkeypatch.setattr("counting_track.count", lambda *_: signal.raise_signal(signal.SIGUSR2))
+    before = signal.signal(signal.SIGUSR2, _leaving(lambda *_: sys.exit(-1)))
+    try:
+        with pytest.raises(SystemExit) as left:
+            run(grid([1]), store)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert left.value.code == -1
+    assert store.failures() == {} and list((store.root / "tmp").iterdir()) == []
 
 
 def test_a_damaged_small_input_is_found_on_reading_and_made_again(store):

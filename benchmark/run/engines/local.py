@@ -25,7 +25,7 @@ import psutil
 
 from overpaint.errors import UserError
 from overpaint.grid.registry import asked_folders
-from overpaint.run.executor import Result, Run, Watcher
+from overpaint.run.executor import Leave, Result, Run, Watcher
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Outcome, run_here, run_plan
 from overpaint.run.store import Store
@@ -244,10 +244,7 @@ def _leave(*_) -> None:
 
 
 class Messenger(Teller):
-    """A worker's end of its pipe.
-
-    A run that is gone ends the process. That is no failure of the task in hand, so no `Exception` says it.
-    """
+    """A worker's end of its pipe. A run that is gone ends the process."""
 
     def __init__(self, pipe: Connection):
         self._pipe = pipe
@@ -256,11 +253,11 @@ class Messenger(Teller):
         try:
             self._pipe.send(message)
         except OSError as error:
-            raise SystemExit(1) from error
+            raise Leave(1) from error
 
     def hear(self) -> list[Task]:
         """The next bundle."""
         try:
             return self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise SystemExit(0) from error
+            raise Leave(0) from error

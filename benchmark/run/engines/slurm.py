@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from overpaint.grid.typed import Positive
 from overpaint.run import leases
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates
-from overpaint.run.executor import Executor, Watcher
+from overpaint.run.executor import Executor, Leave, Watcher
 from overpaint.run.following import Follower
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Alone, Outcome, run_plan
@@ -301,6 +301,7 @@ class Worker:
         folder, number, device, threads, seconds, start = self._arguments
         end = Path(folder) / "ended" / f"{number}.json"
         signal.signal(signal.SIGTERM, _told_to_end)
+        signal.signal(signal.SIGUSR2, _leaving(signal.getsignal(signal.SIGUSR2)))
         try:
             shared = SharedRun.read(Path(folder))
             assignment = shared.assignment(_name(_job()), device, threads)
@@ -407,6 +408,18 @@ def _told_to_end(*_) -> None:
     if _state(_job()) == "RUNNING":
         signal.raise_signal(signal.SIGUSR2)
     raise KeyboardInterrupt
+
+
+def _leaving(checkpoint: Any) -> Callable[..., None]:
+    """Submitit's handler of Slurm's notice, which ends the process, so that the task in hand does not fail."""
+
+    def handler(*arguments) -> None:
+        try:
+            checkpoint(*arguments)
+        except SystemExit as end:
+            raise Leave(end.code) from None
+
+    return handler
 
 
 def _state(job: str) -> str:
