@@ -42,12 +42,16 @@ class Counting(Track):
         return ["cpu"]
 
     def settle(self, threads):
+        if DYING in os.environ:
+            os._exit(7)
         if LOCKS in os.environ:  # worker processes have no test that could patch them
             store.FileLock = {"idle": IdleLock, "refused": RefusedLock}[os.environ[LOCKS]]
 
 
 #: Environment variable that gives worker processes a lock that does not lock: ``idle`` or ``refused``.
 LOCKS = "OVERPAINT_TEST_LOCKS"
+#: Environment variable with which worker processes die while they start.
+DYING = "OVERPAINT_TEST_DYING"
 
 
 class IdleLock:
@@ -73,7 +77,7 @@ def count(task, inputs, folder, bench):
     """Write the task's number plus those of its inputs.
 
     ``runtime`` can request a log of labels, a journal of processes and labels, slow steps, and errors: the stage raises while a
-    file named by ``broken`` or ``refused`` exists; ``full`` simulates a full disk.
+    file named by ``broken`` or ``refused`` exists; ``full`` simulates a full disk, ``deadly`` kills the process.
     """
     runtime = task.runtime
     for name, line in (("log", task.label), ("journal", f"{os.getpid()} {task.label}")):
@@ -82,6 +86,8 @@ def count(task, inputs, folder, bench):
                 file.write(f"{line}\n")
     for _ in steps(runtime.get("steps", 1), "steps"):
         time.sleep(runtime.get("pause", 0))
+    if runtime.get("deadly"):
+        os.kill(os.getpid(), signal.SIGKILL)
     if runtime.get("full"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if Path(runtime.get("broken", "")).is_file():

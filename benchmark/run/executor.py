@@ -20,7 +20,7 @@ from overpaint.errors import UserError, message
 from overpaint.grid.source_code import source_now
 from overpaint.run.leases import Leases
 from overpaint.run.progress import watched
-from overpaint.run.scheduler import TRIES
+from overpaint.run.scheduler import DIED, TRIES
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import stage, stage_together, track
@@ -115,7 +115,7 @@ class Executor:
             if len(bundle) == 1 and self._failed_elsewhere(first):
                 return Result("failed", reason="it failed in another process")
             if lease.tries > TRIES:
-                return self._explain(UserError(f"the {TRIES} workers that tried it have died"), bundle)
+                return self._explain(UserError(DIED), bundle)
             self.listener.started(first)
             start = time.perf_counter()
             try:

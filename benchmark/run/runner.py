@@ -13,7 +13,7 @@ from overpaint.run.estimates import Estimates
 from overpaint.run.executor import Executor, Result, Run, Watcher
 from overpaint.run.history import History
 from overpaint.run.plan import HORIZON, Plan
-from overpaint.run.scheduler import Scheduler
+from overpaint.run.scheduler import DIED, Scheduler
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 
@@ -36,6 +36,10 @@ class Outcome:
 
 class Crew(Protocol):
     """Who makes bundles: this process, worker processes, a cluster."""
+
+    @property
+    def run(self) -> str:
+        """The id of the run that it works for."""
 
     @property
     def size(self) -> int:
@@ -62,7 +66,7 @@ class Alone:
     size = living = 1
 
     def __init__(self, executor: Executor, plan: Plan):
-        self._executor, self._plan = executor, plan
+        self._executor, self._plan, self.run = executor, plan, executor.run.id
         self._bundle: Sequence[Task] | None = None
 
     @property
@@ -143,7 +147,7 @@ def run_plan(
         up_to_date = up_to_date and not found
         for made, result in found:
             done += len(result.keys)
-            _settle(made, result, scheduler, watcher)
+            _settle(made, result, scheduler, watcher, store, crew)
             if result.status == "made":
                 history.add({component: source for task in made for component, source in task.sources.items()})
             if result.status == "damaged":
@@ -152,7 +156,9 @@ def run_plan(
             scheduler.look_again()
 
 
-def _settle(bundle: Sequence[Task], result: Result, scheduler: Scheduler, watcher: Watcher) -> None:
+def _settle(
+    bundle: Sequence[Task], result: Result, scheduler: Scheduler, watcher: Watcher, store: Store, crew: Crew
+) -> None:
     """Tell the scheduler and the watcher the result of a bundle."""
     if result.status == "made":
         scheduler.made(bundle)
@@ -172,6 +178,10 @@ def _settle(bundle: Sequence[Task], result: Result, scheduler: Scheduler, watche
             watcher.noted(bundle[0], result.reason)
     else:
         for task in bundle:
-            reason = result.reason or "every worker that tried it has died"
+            reason = result.reason or DIED
             scheduler.fail([task], reason)
+            try:
+                store.record_failure(task.key, task.label, crew.run, reason)
+            except OSError as error:
+                raise store.unwritable(error) from error
             watcher.failed(task, reason)

@@ -12,6 +12,8 @@ from overpaint.run.tasks import Task
 
 #: Number of times that a bundle is handed out if its workers die or its inputs are damaged. Then it has failed.
 TRIES = 4
+#: Why a task has failed whose workers died each time.
+DIED = f"the {TRIES} workers that tried it have died; if memory is short, use fewer workers"
 #: A path is urgent if it takes longer than this share of what is left for each worker.
 URGENT = 0.5
 #: Number of things to load from which a worker that has used up its own chooses.

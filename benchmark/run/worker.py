@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overpaint.grid.registry import look_in
 from overpaint.run.executor import Executor, Listener, Run, Watcher
-from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import track
@@ -24,6 +23,8 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 #: Minimum seconds between two progress messages of a worker.
 TELLING = 0.2
+#: How often in a row a worker that died before it began anything is replaced.
+FALSE_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ class Teller(ABC):
         self.tell("noted", task.key, note)
 
 
-def pass_on(message: tuple, plan: Plan, watcher: Watcher) -> None:
-    """Give the watcher a message of a `Teller`."""
+def pass_on(message: tuple, bundle: Sequence[Task], watcher: Watcher) -> None:
+    """Give the watcher a message of a `Teller` that makes a bundle. The plan may have forgotten its tasks meanwhile."""
     event, key, *details = message
-    getattr(watcher, event)(plan.tasks[key], *details)
+    getattr(watcher, event)(next(task for task in bundle if task.key == key), *details)
 
 
 def ended(code: int | None) -> str:

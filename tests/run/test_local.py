@@ -21,6 +21,8 @@ from overpaint.run import worker
 from overpaint.run.engines.local import Local, Messenger
 from overpaint.run.executor import Executor, Run
 from overpaint.run.runner import run_here
+from overpaint.run.scheduler import TRIES
+from overpaint.run.tasks import Task
 from overpaint.run.track import track
 from processes import IMPORTED, dead_within, workers
 from small_grid import figures
@@ -43,15 +45,49 @@ def test_the_others_take_over_from_a_worker_that_is_killed(store):
 
 
 @pytest.mark.usefixtures("counting")
-def test_all_workers_gone_is_one_sentence_and_what_is_stored_stays(store):
+def test_workers_that_are_killed_are_replaced(store):
     def kill():
         for process in workers():
             process.kill()
 
-    plan = grid(range(8), pause=0.05)
-    with pytest.raises(UserError, match="16 tasks are left and all 2 workers are gone"):
-        two().run(plan, store, Told(at_first=kill))
+    plan, watcher = grid(range(8), pause=0.05), Told(at_first=kill)
+    assert not two().run(plan, store, watcher).failed
+    assert watcher.gone == ["signal 9"] * 2 and results(plan, store) == list(range(100, 108))
     assert store.failures() == {} and workers() == []
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_task_that_kills_its_process_fails_and_the_rest_goes_on(store):
+    plan, watcher = grid(range(4)), Told()
+    deadly, _, *others = plan.tasks.values()
+    object.__setattr__(deadly, "runtime", {"deadly": True})
+    outcome = two().run(plan, store, watcher)
+    assert watcher.gone == ["signal 9"] * TRIES
+    assert list(outcome.failed) == [deadly.key] and len(outcome.blocked) == 1 and outcome.done == len(others)
+    assert store.failure(deadly.key).task == "count 0"
+    assert "the 4 workers that tried it have died" in store.failure(deadly.key).reason
+    assert workers() == [] and list((store.root / "leases").iterdir()) == []
+
+
+@pytest.mark.usefixtures("counting")
+def test_workers_that_die_as_they_start_end_the_run_and_blame_no_task(store, monkeypatch):
+    monkeypatch.setenv(counting_track.DYING, "1")
+    watcher = Told()
+    with pytest.raises(UserError, match="16 tasks are left and all 2 workers are gone"):
+        two().run(grid(range(8)), store, watcher)
+    assert watcher.gone == ["exit code 7"] * 2 * (1 + worker.FALSE_STARTS)
+    assert store.failures() == {} and workers() == []
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_worker_tells_of_a_task_that_the_plan_has_forgotten(store):
+    """Another run has stored the cell's records meanwhile (`Plan.advance`)."""
+    plan = grid([1], steps=4, pause=0.3)
+    plan.cells.append((2, plan.add(Task("count", {"n": 2}))))
+    first = next(iter(plan.tasks))
+    watcher = Told(at_first=lambda: plan.tasks.pop(first))
+    assert not two().run(plan, store, watcher).failed
+    assert "count 1" in watcher.done
 
 
 @pytest.mark.usefixtures("counting")

@@ -1,7 +1,7 @@
 """Worker processes on this machine, one a GPU or one a CPU core; each makes the bundles of tasks that it is given.
 
-A worker that dies loses the bundle in its hands, which goes to another one; what it has published stays. Workers never
-outlive the process that started them.
+A worker that dies loses the bundle in its hands, which is made again; what it has published stays. A new worker takes its
+place. Workers never outlive the process that started them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from overpaint.run.runner import Outcome, run_here, run_plan
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track, track
-from overpaint.run.worker import Assignment, Teller, ended, environment, exported, pass_on
+from overpaint.run.worker import FALSE_STARTS, Assignment, Teller, ended, environment, exported, pass_on
 
 #: Seconds that a worker has to leave its task tidily when the run is interrupted.
 PATIENCE = 10
@@ -88,30 +89,20 @@ class Workers:
     def __init__(self, plan: Plan, store: Store, devices: Sequence[str], threads: int, watcher: Watcher):
         self._plan, self._store, self._watcher, self.size = plan, store, watcher, len(devices)
         names = (f"worker {number}" for number in range(1, len(devices) + 1))
-        common = (plan.track, store.root, Run.begin(store), asked_folders())
-        self._assignments = [Assignment(*common, *place, threads) for place in zip(names, devices, strict=True)]
+        run = Run.begin(store)
+        self.run, common = run.id, (plan.track, store.root, run, asked_folders())
+        places = zip(names, devices, strict=True)
+        self._assignments = {name: Assignment(*common, name, device, threads) for name, device in places}
+        self._false_starts = Counter[str]()
         self._processes: dict[Connection, BaseProcess] = {}
         self._open: list[Connection] = []
+        self._begun: set[Connection] = set()  # those whose worker has said something
         self._in_hand: dict[Connection, Sequence[Task]] = {}
 
     def __enter__(self) -> Workers:
-        context: Any = multiprocessing.get_context(START)
         try:
-            with exported(environment(self._assignments[0].threads)):
-                if START == "forkserver":
-                    kind = track(self._plan.track)
-                    context.set_forkserver_preload(["__main__", __name__, type(kind).__module__, *kind.slow_modules])
-                    with sigint_blocked():
-                        forkserver.ensure_running()  # returns before its imports, which can be interrupted
-                for assignment in self._assignments:
-                    here, there = context.Pipe()
-                    arguments = (assignment, there)
-                    process = context.Process(target=work, args=arguments, name=assignment.worker, daemon=True)
-                    self._processes[here] = process
-                    with nullcontext() if START == "forkserver" else sigint_blocked():
-                        process.start()
-                    self._open.append(here)
-                    there.close()  # so that a dead worker's pipe ends
+            for name in self._assignments:
+                self._start(name)
         except BaseException:
             self.__exit__()
             raise
@@ -133,6 +124,23 @@ class Workers:
                 os.kill(server._forkserver_pid, signal.SIGKILL)  # it can be at its imports
             server._stop()
         self._store.sweep()  # of those that were killed
+
+    def _start(self, name: str) -> None:
+        assignment = self._assignments[name]
+        context: Any = multiprocessing.get_context(START)
+        with exported(environment(assignment.threads)):
+            if START == "forkserver":
+                kind = track(self._plan.track)
+                context.set_forkserver_preload(["__main__", __name__, type(kind).__module__, *kind.slow_modules])
+                with sigint_blocked():
+                    forkserver.ensure_running()  # returns before its imports, which can be interrupted
+            here, there = context.Pipe()
+            process = context.Process(target=work, args=(assignment, there), name=name, daemon=True)
+            self._processes[here] = process
+            with nullcontext() if START == "forkserver" else sigint_blocked():
+                process.start()
+            self._open.append(here)
+            there.close()  # so that a dead worker's pipe ends
 
     @property
     def living(self) -> int:
@@ -165,20 +173,30 @@ class Workers:
                     continue
                 if message[0] == "refused":
                     raise UserError(message[1])
+                self._begun.add(pipe)
                 if message[0] == "result":
                     found.append((self._in_hand.pop(pipe), message[1]))
                 else:
-                    pass_on(message, self._plan, self._watcher)
+                    pass_on(message, self._in_hand[pipe], self._watcher)
             if not self._open:
                 break
         return found
 
     def _bury(self, pipe: Connection) -> list[tuple[Sequence[Task], Result]]:
+        """Start a new worker instead of a dead one, unless workers in its place die as soon as they start."""
         self._open.remove(pipe)
-        process = self._processes[pipe]
+        process, bundle, begun = self._processes[pipe], self._in_hand.pop(pipe, None), pipe in self._begun
         process.join()
-        self._watcher.lost(process.name, ended(process.exitcode))
-        bundle = self._in_hand.pop(pipe, None)
+        pipe.close()
+        del self._processes[pipe]
+        name = process.name
+        self._watcher.lost(name, ended(process.exitcode))
+        self._false_starts[name] = 0 if begun else self._false_starts[name] + 1
+        if self._false_starts[name] <= FALSE_STARTS:
+            self._start(name)
+            if bundle and not begun:  # which is no fault of the bundle
+                self.give(name, bundle)
+                return []
         return [(bundle, Result("lost"))] if bundle else []
 
 

@@ -31,10 +31,8 @@ from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track, track
-from overpaint.run.worker import Teller, environment, pass_on
+from overpaint.run.worker import FALSE_STARTS, Teller, environment, pass_on
 
-#: How often actors may die in a row before one of them has made anything.
-FALSE_STARTS = 3
 #: Seconds that a killed actor's process may take to go.
 PATIENCE = 10
 #: Settings of Ray, read when it is imported: no reports to its makers, and no word about a default that will change.
@@ -73,7 +71,7 @@ class Ray:
             shared = SharedRun.begin(plan, store, "ray")
             try:
                 device = "cpu" if self.device == "auto" and not gpus else self.device
-                with Actors(plan, store, shared, size, gpus, self.cpus, device, watcher) as actors:
+                with Actors(store, shared, size, gpus, self.cpus, device, watcher) as actors:
                     return run_plan(plan, store, actors, watcher)
             finally:
                 shared.end()
@@ -197,7 +195,6 @@ class Actors:
 
     def __init__(
         self,
-        plan: Plan,
         store: Store,
         shared: SharedRun,
         size: int,
@@ -207,8 +204,8 @@ class Actors:
         watcher: Watcher,
     ):
         self._ray = _library()
-        self._plan, self._store, self._shared, self._watcher, self.size = plan, store, shared, watcher, size
-        self._device, self._cpus, self._false_starts = device, cpus, 0
+        self._store, self._shared, self._watcher, self.size = store, shared, watcher, size
+        self.run, self._device, self._cpus, self._false_starts = shared.id, device, cpus, 0
         self._class = self._ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Actor)
         self._members: list[Member] = []
 
@@ -286,7 +283,7 @@ class Actors:
             bundle, member.bundle, member.call, self._false_starts = member.bundle, (), None, 0
             return [(bundle, answer[1])]
         else:
-            pass_on(answer, self._plan, self._watcher)
+            pass_on(answer, member.bundle, self._watcher)
         return []
 
     def _replace(self, member: Member, error: Exception) -> list[tuple[Sequence[Task], Result]]:
