@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -16,8 +17,9 @@ from counting_track import Told, grid, results
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component
-from overpaint.run.engines.ray import Actor, sweep
-from overpaint.run.runner import run_here
+from overpaint.run.engines.ray import Actor, Actors, sweep
+from overpaint.run.runner import run_here, run_plan
+from overpaint.run.scheduler import TRIES
 from overpaint.run.shared_run import SharedRun
 from processes import IMPORTED, actors, dead_within, marked, ray_nodes
 from small_grid import figures, one_thread
@@ -147,6 +149,55 @@ def test_a_cluster_without_room_is_one_sentence(ray_cluster, store, counting):
     ]:
         with pytest.raises(UserError, match=said):
             component("engine", "ray").build({"address": ray_cluster} | values).run(grid([1]), store, Told())
+
+
+class Killed:
+    """Ray's answers if its memory monitor kills every actor: at its start, or while it makes its first bundle."""
+
+    def __init__(self, ready):
+        self.exceptions, self.ready, self.hired = pytest.importorskip("ray").exceptions, ready, 0
+
+    def remote(self, **_):
+        return lambda actor: SimpleNamespace(remote=self.hire)
+
+    def hire(self, folder, name, *_):
+        self.hired += 1
+        stream = SimpleNamespace(remote=lambda bundle: iter(["killed"]))
+        run_one = SimpleNamespace(options=lambda **_: stream)
+        return SimpleNamespace(begin=SimpleNamespace(remote=lambda: f"begin {self.hired}"), run_one=run_one)
+
+    def wait(self, calls, **_):
+        return calls[:1], calls[1:]
+
+    def get(self, answer):
+        if answer == "killed" or not self.ready:
+            raise self.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
+        return "elsewhere-1-1"
+
+    def kill(self, actor): ...
+
+
+def crew(monkeypatch, store, ray, watcher):
+    monkeypatch.setattr("overpaint.run.engines.ray._library", lambda: ray)
+    return Actors(store, SharedRun.begin(grid([1]), store, "ray"), 1, 0, 1, "cpu", watcher)
+
+
+def test_an_actor_that_is_killed_to_free_memory_is_replaced_and_its_task_fails_in_the_end(store, counting, monkeypatch):
+    plan, watcher, ray = grid([1]), Told(), Killed(ready=True)
+    with crew(monkeypatch, store, ray, watcher) as actors:
+        outcome = run_plan(plan, store, actors, watcher)
+    (failed,) = outcome.failed
+    assert "the 4 workers that tried it have died" in store.failure(failed).reason
+    assert store.failure(failed).run == actors.run and len(outcome.blocked) == 1
+    assert watcher.gone == ["its actor died"] * TRIES and ray.hired == TRIES + 1
+
+
+def test_actors_that_are_killed_as_they_start_are_one_sentence(store, counting, monkeypatch):
+    with (
+        crew(monkeypatch, store, Killed(ready=False), Told()) as actors,
+        pytest.raises(UserError, match="engine=ray: actors die as soon as they start: Task was killed"),
+    ):
+        run_plan(grid([1]), store, actors, Told())
 
 
 def test_no_ray_is_one_sentence(monkeypatch):

@@ -266,8 +266,6 @@ class Actors:
         """Take the answer to a call, or one message of it. Returns a result if it was one."""
         try:
             answer = self._ray.get(next(member.call) if member.owner else member.call)
-        except self._ray.exceptions.RayActorError as error:
-            return self._replace(member, error)
         except self._ray.exceptions.RayTaskError as error:
             gone = self._store.disk_error(
                 error
@@ -277,6 +275,8 @@ class Actors:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise
+        except self._ray.exceptions.RayError as error:  # the actor died, was killed to free memory, or its node is gone
+            return self._replace(member, error)
         if not member.owner:
             member.owner, member.call = answer, None
         elif answer[0] == "result":
