@@ -84,9 +84,7 @@ class Leases:
         mine = Lease(key, label, self._run, self._worker, platform.node(), owner(), now, now)
         for _ in range(3):
             try:
-                with _create(self._path(key)) as file:
-                    file.write(_text(mine))
-                return mine
+                file = _create(self._path(key))
             except FileNotFoundError:
                 try:
                     self._folder.mkdir(exist_ok=True)
@@ -104,12 +102,26 @@ class Leases:
                     return None
             except OSError:
                 return mine
+            else:
+                try:
+                    with file:
+                        file.write(_text(mine))
+                except OSError:  # a full disk; an empty file would keep others waiting for its owner
+                    with suppress(OSError):
+                        self._path(key).unlink()
+                return mine
         return None
 
     def renew(self, lease: Lease) -> Lease | None:
-        """The lease with one more beat, written to its file; ``None`` if another process has taken it over."""
+        """The lease with one more beat, written to its file; ``None`` if another process has taken it over.
+
+        The lease stays as it is if its file cannot be read: a network file system fails at times, and a process that
+        takes over expired leases moves a file away for a moment.
+        """
         found = read(self._path(lease.key))
-        if found is None or found.owner != lease.owner:
+        if found is None:
+            return lease
+        if found.owner != lease.owner:
             return None
         new = replace(lease, beat=round(time.time(), 3), beats=lease.beats + 1)
         # in place: over NFS, a reader that opens the file again sees this, but may still see a file that was renamed over

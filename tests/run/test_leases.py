@@ -1,6 +1,9 @@
 """Leases: one holder at a time, taken over from the dead and the silent, whatever the clocks say."""
 
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -149,6 +152,28 @@ def test_where_leases_cannot_be_written_work_goes_on(tmp_path):
     (tmp_path / "leases").write_text("a file")
     with Leases(tmp_path).holding("k") as lease:
         assert lease
+
+
+@pytest.mark.parametrize("failure", ["unreadable", "away"])
+def test_a_lease_beats_on_after_its_file_could_not_be_read(tmp_path, failure):
+    mine, file = Leases(tmp_path), folder(tmp_path) / "k.json"
+    lease = mine.take("k")
+    text = file.read_text()
+    file.write_text("half") if failure == "unreadable" else file.unlink()
+    assert mine.renew(lease) == lease and file.is_file() == (failure == "unreadable")
+    file.write_text(text)
+    assert mine.renew(lease).beats == read(file).beats == 1
+
+
+def test_a_disk_that_fills_up_leaves_no_empty_lease(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(leases, "_create", lambda path: path.touch() or Full())
+    folder(tmp_path).mkdir()
+    with Leases(tmp_path).holding("k") as lease:
+        assert lease and list(folder(tmp_path).iterdir()) == []
 
 
 def test_a_lease_beats_while_it_is_held(tmp_path, monkeypatch):
