@@ -54,6 +54,11 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(store, counting, capsys
     assert list(store.root.glob("runs/*")) == []
 
 
+def test_all_workers_of_a_large_array_run_at_once(store, counting, capsys):
+    component("engine", "slurm").build({"workers": 1000, "dry_run": True}).run(grid([1]), store, Told())
+    assert "#SBATCH --array=0-999%1000\n" in capsys.readouterr().out
+
+
 def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch):
     """The whole command, on a store that is there and on one that is not."""
     monkeypatch.setattr("signal.signal", lambda *_: None)  # the command's handlers would stay in this process

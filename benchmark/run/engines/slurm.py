@@ -135,6 +135,7 @@ class Slurm:
             "nodes": 1,
             "ntasks_per_node": 1,
             "cpus_per_task": self.cpus,
+            "array_parallelism": self.workers,
             "setup": [*variables, *self.setup],
             "signal_delay_s": self.notice,
             # a job that waits for a failed one would wait for ever; a preempted one is to come back
