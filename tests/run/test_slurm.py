@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -13,9 +14,11 @@ from counting_track import Told, grid, results
 from command_line import CommandLine
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component
+from overpaint.run.engines import slurm
 from overpaint.run.engines.slurm import minutes
-from overpaint.run.leases import held
+from overpaint.run.leases import Leases, held
 from overpaint.run.runner import run_here
+from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import Store
 from processes import jobs, marked
 from small_grid import figures, one_thread
@@ -80,6 +83,81 @@ def test_without_slurm_or_submitit_there_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(AssetMissing, match=r"engine=slurm needs the extra: pip install 'overpaint\[slurm\]'"):
         component("engine", "slurm").build({})
+
+
+# --- whose jobs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def others(store, counting, monkeypatch):
+    """A run of one job whose worker is at a task, seen by another user; with the job in the queue that Slurm shows."""
+    asked, queue = [], ["77_0", "78"]
+
+    def ask(*command):
+        asked.append(command)
+        return "\n".join(queue) if command[0] == "squeue" else "ClusterName             = main\n"
+
+    monkeypatch.setattr(slurm, "_ask", ask)
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    plan = grid([1])
+    batch = slurm.Batch(SharedRun.begin(plan, store, "slurm"), store)
+    batch.submit(SimpleNamespace(submit=lambda shared, numbers: {0: "77_0"}), [0])
+    Leases(store.root, batch.shared.id, "slurm 77_0").take(next(iter(plan.tasks)))
+    monkeypatch.setattr(slurm, "_submitter", lambda: "another@main")
+    return SimpleNamespace(plan=plan, store=store, shared=batch.shared, queue=queue, asked=asked)
+
+
+def whole(others):
+    """Whether a run has its folder and its lease, and no job was cancelled."""
+    cancelled = any(command[0] == "scancel" for command in others.asked)
+    return others.shared.jobs_file.exists() and len(held(others.store.root)) == 1 and not cancelled
+
+
+def test_the_array_of_another_user_is_followed_if_slurm_shows_it(others):
+    engine = component("engine", "slurm").build({})
+    batch = engine._running(others.plan, others.store)
+    assert batch.queued() == {"77_0"} and batch.shared == others.shared
+
+    def interrupt(check):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine._follow(batch, SimpleNamespace(follow=interrupt), Told())
+    others.queue.clear()
+    follower = SimpleNamespace(look=lambda: 2, left=2)
+    for _ in range(slurm.UNSEEN):
+        batch.mend(engine, follower, Told())
+    with pytest.raises(UserError, match="2 tasks are left and another user's 1 jobs in array 77 are gone"):
+        batch.mend(engine, follower, Told())
+    assert whole(others)
+
+
+def test_the_array_of_another_user_that_slurm_hides_stays_as_it_is(others):
+    others.queue.clear()
+    engine = component("engine", "slurm").build({})
+    assert engine._running(others.plan, others.store) is None
+    assert engine.at_work(others.shared, others.store) and whole(others)
+
+
+def test_an_array_of_the_same_user_that_is_gone_is_closed(others, monkeypatch):
+    others.queue.remove("77_0")
+    monkeypatch.setattr(slurm, "_submitter", lambda: f"{os.getuid()}@main")
+    engine = component("engine", "slurm").build({})
+    assert not engine.at_work(others.shared, others.store)
+    assert engine._running(others.plan, others.store) is None
+    assert left(others.store) == []
+
+
+def test_a_job_that_slurm_has_forgotten_is_gone(store, counting, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n")
+    squeue.chmod(0o755)
+    batch = slurm.Batch(SharedRun.begin(grid([1]), store, "slurm"), store)
+    batch.jobs = {0: "77_0"}
+    assert batch.queued() == set()
+    squeue.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n")
+    assert batch.queued() is None
 
 
 # --- on a real Slurm ----------------------------------------------------------------------------------------------------

@@ -47,6 +47,10 @@ EARLY = 60
 IDLE = 2 * leases.EXPIRY
 #: Seconds that cancelled or finished jobs may take to leave the queue.
 LEAVING = 60
+#: What to do about tasks that are left.
+AGAIN = "run the same command to continue"
+#: Number of times in a row that the jobs of another user are not seen before they count as gone.
+UNSEEN = 6
 #: How often submitit requeues a job at its time limit: a job that has made nothing in its time ends by itself.
 REQUEUES = 10**6
 
@@ -98,7 +102,7 @@ class Slurm:
 
     @staticmethod
     def at_work(shared: SharedRun, store: Store) -> bool:
-        """Whether jobs of a run are in the queue; true as well if this machine cannot ask Slurm."""
+        """Whether jobs of a run are in the queue; true as well if this machine or this user cannot know (`Batch.queued`)."""
         return Batch(shared, store).queued() != set()
 
     @staticmethod
@@ -158,23 +162,26 @@ class Slurm:
         return {number: job.job_id for number, job in zip(numbers, jobs, strict=True)}
 
     def _running(self, plan: Plan, store: Store) -> Batch | None:
-        """The array that the same command has submitted earlier, if one of its jobs is still in the queue."""
+        """The array that the same command has submitted earlier, if one of its jobs is still in the queue.
+
+        Another user's array is followed if its jobs are seen. If not, it stays as it is, and a second array shares its tasks.
+        """
         found = None
         for shared in shared_runs(store):
             if shared.engine == "slurm" and shared.cells == cells_of(plan):
                 batch = Batch(shared, store)
-                if batch.queued() != set():
+                if batch.goes_on():
                     found = batch
-                else:
+                elif batch.mine and shared.jobs_file.exists():  # else it is being submitted
                     batch.close()
         return found
 
     def _follow(self, batch: Batch, follower: Follower, watcher: Watcher) -> Outcome:
-        """Follow the array to its end. An interruption cancels it unless it was detached."""
+        """Follow the array to its end. An interruption cancels it unless it was detached or is another user's."""
         try:
             follower.follow(lambda: batch.mend(self, follower, watcher))
         except KeyboardInterrupt:
-            if not batch.detached:
+            if batch.mine and not batch.detached:
                 batch.cancel()
                 batch.close()
             raise
@@ -183,36 +190,60 @@ class Slurm:
 
 
 class Batch:
-    """The jobs of one run. ``jobs.json`` in its folder says which they are, and who was submitted a second time."""
+    """The jobs of one run. ``jobs.json`` in its folder says which they are, and who was submitted a second time.
+
+    ``mine`` says whether this user submitted them to this machine's Slurm, which may hide the jobs of others. These are neither
+    cancelled nor submitted again here.
+    """
 
     def __init__(self, shared: SharedRun, store: Store, detached: bool = False):
-        self.shared, self._store, self._missed = shared, store, 0
+        self.shared, self._store, self._unseen, self.mine = shared, store, 0, True
         try:
             found = json.loads(shared.jobs_file.read_text(encoding="utf-8"))
             self.jobs = {int(number): str(job) for number, job in found["jobs"].items()}
             self.again, self.detached = set(found["again"]), bool(found["detached"])
+            self.mine = "submitter" not in found or found["submitter"] == _submitter()
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.jobs, self.again, self.detached = {}, set[int](), detached
 
     def __str__(self) -> str:
-        arrays = sorted({job.partition("_")[0] for job in self.jobs.values()})
-        return f"{len(self.jobs)} jobs in array {', '.join(arrays)}"
+        return f"{len(self.jobs)} jobs in array {', '.join(self._arrays)}"
+
+    @property
+    def _arrays(self) -> list[str]:
+        return sorted({job.partition("_")[0] for job in self.jobs.values()})
 
     def submit(self, engine: Slurm, numbers: Sequence[int]) -> None:
         for number in numbers:
             self._end_of(number).unlink(missing_ok=True)
         self.jobs |= engine.submit(self.shared, numbers)
-        about = {"detached": self.detached, "jobs": self.jobs, "again": sorted(self.again)}
+        about = {"detached": self.detached, "jobs": self.jobs, "again": sorted(self.again), "submitter": _submitter()}
         self._store.write(self.shared.jobs_file, json.dumps(about))
 
     def queued(self) -> set[str] | None:
-        """The jobs of this run that are in Slurm's queue, waiting or running; ``None`` if Slurm does not answer."""
-        found = _ask("squeue", "--noheader", "--array", "--me", "--format=%i")
-        return None if found is None else set(self.jobs.values()).intersection(found.split())
+        """The jobs of this run that are in Slurm's queue, waiting or running; ``None`` if that is unknown.
+
+        It is if Slurm does not answer, or shows no job of a run that is not `mine`.
+        """
+        if not self.jobs:
+            return set()
+        found = _ask("squeue", "--noheader", "--array", f"--jobs={','.join(self._arrays)}", "--format=%i")
+        seen = set(self.jobs.values()).intersection((found or "").split())
+        return seen if seen or (self.mine and found is not None) else None
+
+    def goes_on(self) -> bool:
+        """Whether jobs of this run are in the queue, or may be: jobs that are not `mine` count if they are seen."""
+        queued = self.queued()
+        return bool(queued) or (queued is None and self.mine)
 
     def mend(self, engine: Slurm, follower: Follower, watcher: Watcher) -> None:
         """Submit lost workers again, each once. Raises a `UserError` if tasks are left and no worker remains to make them."""
         queued = self.queued()
+        if not self.mine:
+            self._unseen = 0 if queued else self._unseen + 1
+            if self._unseen > UNSEEN and follower.look():
+                raise UserError(f"{follower.left} tasks are left and another user's {self} are gone; {AGAIN}")
+            return
         if queued is None:
             return
         gone = [number for number, job in self.jobs.items() if job not in queued]
@@ -244,7 +275,7 @@ class Batch:
             raise UserError(str(refused["refused"]))
         if any(str(end.get("state")).startswith("CANCELLED") for end in ends):
             self.close()
-            raise UserError(f"the array was cancelled with {left} tasks left; run the same command to continue")
+            raise UserError(f"the array was cancelled with {left} tasks left; {AGAIN}")
         raise UserError(
             f"{left} tasks are left and all {len(self.jobs)} jobs are gone; what is stored stays. Their logs are in "
             f"{self.shared.folder / 'logs'}; if there are none, the nodes do not see the store"
@@ -257,8 +288,13 @@ class Batch:
             self._wait()
 
     def close(self) -> None:
-        """Wait for the jobs to leave, cancel those that stay, and remove what they have left and the run's folder."""
+        """Wait for the jobs to leave, cancel those that stay, and remove what they have left and the run's folder.
+
+        Another user's jobs are not cancelled: if they stay, so does the run.
+        """
         if self.queued() and not self._wait():
+            if not self.mine:
+                return
             self.cancel()
         leases.clear(self._store.root, self.shared.id)
         self._store.sweep()
@@ -267,7 +303,7 @@ class Batch:
     def _wait(self) -> bool:
         """Whether all jobs leave the queue in time."""
         until = time.monotonic() + LEAVING
-        while self.queued() != set():
+        while self.goes_on():
             if time.monotonic() > until:
                 return False
             time.sleep(1)
@@ -384,8 +420,16 @@ def _ask(*command: str) -> str | None:
     """What a command of Slurm prints; ``None`` if it fails, for instance because the controller does not answer."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except subprocess.CalledProcessError as error:
+        return "" if "Invalid job id" in error.stderr else None  # Slurm has forgotten the job
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _submitter() -> str:
+    """This user and the Slurm that this machine asks."""
+    cluster = re.search(r"^ClusterName\s*=\s*(\S+)", _ask("scontrol", "show", "config") or "", re.MULTILINE)
+    return f"{os.getuid()}@{cluster[1] if cluster else ''}"
 
 
 def _job() -> str:
