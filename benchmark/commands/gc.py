@@ -15,8 +15,10 @@ from rich.table import Table
 from overpaint.commands.grids import about_cells, planned, store_and_grid, taken
 from overpaint.errors import UserError
 from overpaint.grid.labels import bytes_said
+from overpaint.grid.registry import component
 from overpaint.run import leases
 from overpaint.run.notes import notes
+from overpaint.run.shared_run import SharedRun, shared_runs
 from overpaint.run.store import Store
 
 
@@ -104,10 +106,18 @@ def _bytes(folder: Path) -> int:
 def refuse_while_in_use(store: Store) -> None:
     """Raise a `UserError` if a process works on the store: it may need what it has not asked for yet."""
     working = [f"{note.what} on {note.host}" for note in notes(store.root)]
+    working += [f"run {shared.id} (engine={shared.engine}), begun on {shared.host}," for shared in _at_work(store)]
     working += [f"{lease.label} on {lease.host}" for lease in leases.held(store.root) if lease.alive is not False]
     if working:
         more = f" and {len(working) - 1} more" if len(working) > 1 else ""
         raise UserError(f"nothing was deleted: {working[0]}{more} works on {store.root}; wait for it or stop it")
+
+
+def _at_work(store: Store) -> Iterator[SharedRun]:
+    """The runs that go on without the process that began them, also while their jobs wait for a place in the queue."""
+    for shared in shared_runs(store):
+        if shared.jobs_file.exists() and component("engine", shared.engine).load().at_work(shared, store):
+            yield shared
 
 
 def _drawn(store: Store, useless: dict[str, dict[str, int]]) -> Table:

@@ -12,6 +12,7 @@ from command_line import CommandLine
 from overpaint.commands.grids import planned
 from overpaint.run.leases import Leases
 from overpaint.run.notes import noting
+from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import MANIFEST, Store
 from overpaint.run.tasks import Task
 
@@ -164,6 +165,18 @@ def test_gc_deletes_nothing_while_anybody_works_on_the_store(cli, store, plan):
     leases.take("k", "a task")
     assert "nothing was deleted: a task on " in cli("gc", *PART, "--delete", code=2).stderr and keys(store) == before
     leases.release("k")
+    cli("gc", *PART, "--delete")
+    assert keys(store) < before
+
+
+def test_gc_deletes_nothing_while_a_detached_run_waits_in_the_queue(cli, store, plan, monkeypatch):
+    before, queue = keys(store), ["77_0"]
+    shared = SharedRun.begin(plan, store, "slurm")
+    store.write(shared.jobs_file, json.dumps({"detached": True, "jobs": {"0": "77_0"}, "again": []}))
+    monkeypatch.setattr("overpaint.run.engines.slurm._ask", lambda *command: "\n".join(queue))
+    said = cli("gc", *PART, "--delete", code=2).stderr
+    assert f"nothing was deleted: run {shared.id} (engine=slurm), begun on " in said and keys(store) == before
+    queue.clear()
     cli("gc", *PART, "--delete")
     assert keys(store) < before
 
