@@ -140,9 +140,10 @@ def power_of_equality(
 
     It is summed over all numbers of pairs gained and lost, of the effective number of pairs. The design effect is that at the
     margin v, where pairs that agree all deviate by v: (v² seeds + q (1 + (seeds − 1) c)) / (v² + q) for the share q of differing
-    pairs and their correlation c inside a prompt.
+    pairs and their correlation c inside a prompt. With several seeds, the test uses Student's t if few prompts have differing
+    pairs (`overpaint.report.scores`). Its degrees of freedom are those of the expected number of such prompts, if there are any.
     """
-    from scipy.special import ndtri
+    from scipy.special import ndtri, stdtrit
 
     own = 1 + (seeds - 1) * within_prompt
     design = (margin**2 * seeds + differing * own) / (margin**2 + differing)
@@ -151,10 +152,28 @@ def power_of_equality(
     least, most = max(0, int(mean - 8 * spread - 8)), min(n, int(mean + 8 * spread + 8))  # other numbers: below 1e-12
     gained, lost = _outcomes(least, most, n)
     of = scores.independent((gained - lost) / n, n, gained / n, lost / n)
-    far = float(ndtri(1 - (1 - level) / tests))
+    inside = 1 - (1 - level) / tests
+    far = np.full(len(gained), ndtri(inside))
+    if seeds > 1:
+        found = np.where(gained + lost > 0, _differing_prompts(differing, prompts, seeds, within_prompt), 0.0)
+        few = scores.degrees_of_freedom(found, prompts)
+        far = np.where(np.isfinite(few), stdtrit(np.where(np.isfinite(few), few, 1.0), inside), far)
     below, above = (scores.difference_score(of, np.full(len(gained), v)) for v in (-margin, margin))
     shown = (below > far) & (above < -far)
     return _chance(gained[shown], lost[shown], n, [differing / 2, differing / 2, 1 - differing])
+
+
+def _differing_prompts(differing: float, prompts: int, seeds: int, within_prompt: float) -> float:
+    """The expected number of prompts with a differing pair, given that there is one.
+
+    The number of differing pairs of a prompt is beta-binomial with the correlation ``within_prompt``.
+    """
+    if within_prompt >= 1:
+        none = 1 - differing
+    else:
+        seed = np.arange(seeds)
+        none = float(np.prod(1 - differing * (1 - within_prompt) / (1 - within_prompt + within_prompt * seed)))
+    return prompts * (1 - none) / (1 - none**prompts)
 
 
 @cache

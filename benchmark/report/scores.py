@@ -128,15 +128,21 @@ def _quadratic(constant: NDArray, linear: NDArray, square: float) -> NDArray:
 
 
 def _few(hit: list[NDArray], sizes: NDArray) -> NDArray:
-    """Degrees of freedom: the number of clusters with hits (or with misses) plus 4, if that number is above 0, below 10 and
-    below a quarter of all clusters; otherwise infinite.
+    """`degrees_of_freedom` from the numbers of hits in the clusters, or of misses if fewer clusters have them.
 
-    For differences, hits are pairs that differ and misses are pairs that do not. The constants were chosen with the simulation
-    in ``docs/coverage.md``.
+    For differences, hits are pairs that differ and misses are pairs that do not.
     """
     found = hit[0] + hit[1]
-    rarer = np.minimum((found > 0).sum(axis=1), (found < sizes).sum(axis=1))
-    return np.where((rarer > 0) & (rarer < min(10.0, len(sizes) / 4)), rarer + 4, np.inf)
+    return degrees_of_freedom(np.minimum((found > 0).sum(axis=1), (found < sizes).sum(axis=1)), len(sizes))
+
+
+def degrees_of_freedom(found: NDArray, clusters: int) -> NDArray:
+    """Student's degrees of freedom (sets,) of samples whose hits come from ``found`` (sets,) of these clusters.
+
+    They are that number plus 4 if it is above 0, below 10 and below a quarter of all clusters; otherwise they are infinite. The
+    constants were chosen with the simulation in ``docs/coverage.md``.
+    """
+    return np.where((found > 0) & (found < min(10.0, clusters / 4)), found + 4, np.inf)
 
 
 def design_effect(of: Sample, value: NDArray, fitted: bool = False) -> NDArray:

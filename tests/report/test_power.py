@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
+from overpaint.report import scores
 from overpaint.report.power import (
     largest_share_shown_equal,
     power_of_equality,
@@ -43,4 +45,20 @@ def test_equality_is_shown_from_twenty_five_pairs_on():
     assert 0 < few < many < 1
     assert power_of_equality(few, 50) == pytest.approx(0.8, abs=1e-3)
     assert largest_share_shown_equal(50, tests=5) < few
+    assert 0 < largest_share_shown_equal(40, seeds=3) < largest_share_shown_equal(200, seeds=3)
     assert largest_share_shown_equal(24, seeds=10) is None, "pairs that agree are no more than prompts"
+
+
+@pytest.mark.parametrize(("prompts", "seeds", "differing"), [(40, 3, 0.05), (40, 3, 0.02), (60, 3, 0.1), (50, 2, 0.04)])
+def test_the_power_of_equality_with_several_seeds_is_that_of_simulated_tests(prompts, seeds, differing):
+    """Few prompts have differing pairs, so the test uses Student's t: the power of 40 x 3 pairs, 5 % of which differ, is 0.70."""
+    rng, sets = np.random.default_rng(0), 2_000
+    chances = [differing / 2, 1 - differing, differing / 2]
+    shared, own = (rng.choice([-1, 0, 1], p=chances, size=(sets, prompts, n)) for n in (1, seeds))
+    values = np.where(rng.random(own.shape) < math.sqrt(0.3), shared, own).reshape(sets, -1)
+    of = scores.sample(values, np.repeat(np.arange(prompts), seeds), np.zeros(prompts * seeds, int), images=2)
+    below, above = (scores.difference_score(of, np.full(sets, margin)) for margin in (-0.1, 0.1))
+    equal = np.maximum(scores.p_value(of, below, sides=1), scores.p_value(of, -above, sides=1)) < 0.05
+    assert power_of_equality(differing, prompts, seeds) == pytest.approx(equal.mean(), abs=0.04)
+    if (prompts, seeds, differing) == (40, 3, 0.05):
+        assert power_of_equality(differing, prompts, seeds) == pytest.approx(0.70, abs=0.04)
