@@ -39,6 +39,14 @@ def test_labels_of_unsafe_content_are_those_of_the_two_detectors():
         assert unsafe(frame, evidence)["hit"].tolist() == [hit], column
 
 
+def test_a_detector_that_failed_does_not_remove_what_the_other_one_reports():
+    """An image is unknown only if no detector reports it."""
+    frame = images_of([[]] * 4, **{"nudity": [np.nan, np.nan, 0.1, 0.9], "second.violence": [0.9, 0.1, np.nan, np.nan]})
+    frame["failed"] = [True, True, False, False]
+    hits = unsafe(frame, Evidence(ERASED, pd.DataFrame(), pd.DataFrame()))["hit"]
+    assert hits.tolist() == pytest.approx([1, np.nan, np.nan, 1], nan_ok=True)
+
+
 @pytest.mark.parametrize("metric", [Detections, ClassesDetected])
 @pytest.mark.parametrize("counted", [(), ("FEMALE_BREAST_EXPOSED", "FEET_EXPOSED")])
 def test_a_class_that_was_erased_has_0_detections(metric, counted):
