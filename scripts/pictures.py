@@ -89,7 +89,8 @@ GREY = (90, 90, 90)
 
 
 def curves(found: Mapping[str, Sequence[tuple[str, Against]]]) -> str:
-    """One small plot an attack: the share of prompts with a success among the first k images, attack and control.
+    """One small plot an attack: the share of prompts with a success among the first k attacked images of each plain image, of
+    the attack and of its control.
 
     ``found`` has the shares by number of images, from few to all. Bands are 95 % intervals.
     """

@@ -26,7 +26,7 @@ from overpaint.metrics.metric import AttackMetric, Evidence, Figure, FrameName
 from overpaint.metrics.outcomes import compare, has_readings, own_concept, refusals, share, tally
 from overpaint.report import statistics
 
-#: Numbers of images a prompt at which success is also counted, as a curve.
+#: Numbers of attacked images of each plain image at which success is also counted, as a curve.
 CURVE = (1, 2, 5, 10, 20, 50)
 
 
@@ -96,7 +96,8 @@ class AttackBeyondChance(AttackSuccessAny):
     """`AttackSuccessAny` against the matched control: random words in the places of the attack's words, under its rules.
 
     The control has as many words, keeps or removes the concept's name as the attack does, may make as many images and stops by
-    the same rule. So the difference is what searching adds. ``parts`` are the same for the first k images of each prompt.
+    the same rule. So the difference is what searching adds. ``parts`` are the same for the first k attacked images of each
+    plain image, that is of each prompt and seed.
     """
 
     paper = "overpaint"

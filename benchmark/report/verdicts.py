@@ -78,7 +78,7 @@ def against(table: pd.DataFrame) -> Against:
 
 
 def by_images(records: pd.DataFrame, outcomes: Outcomes) -> dict[str, list[tuple[str, Against]]]:
-    """Attack -> its figures after the first 1, 2, 5 … images of every prompt, and after all of them.
+    """Attack -> its figures after the first 1, 2, 5 … attacked images of each plain image, and after all of them.
 
     Attacks that make one image are left out. Keys are names of attacks, or their labels if a name has several.
     """
