@@ -15,11 +15,15 @@ MUSE's code has the same orientation; its released entry points raise exceptions
 SecMI's released evaluation sweeps 2,000 thresholds and leaves the last one out, so that the last trapezoid of the ROC
 curve is missing (`released_roc`): 0.983 instead of 1 for separated scores. All other figures here are exact ranks.
 
-Intervals resample members and held-out images, the same ones for both models.
+Intervals resample members and held-out images, the same ones for both models. The TPR at 1 % depends on the few held-out images
+with the smallest scores, which resampling cannot replace: its interval has the sampling error of the threshold
+(`LeakageTpr.estimate`).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
@@ -37,6 +41,8 @@ from overpaint.report.statistics import Estimate
 SCORES = ("loss", "secmi", "step", "pia", "pian")
 #: Resamples of the intervals.
 DRAWS = 2_000
+#: The largest share of held-out images that are taken for members.
+FALSE_POSITIVES = 0.01
 #: AUC of a model that was trained without the members, where held-out images are exchangeable with them.
 RETRAINED = 0.5
 
@@ -61,11 +67,29 @@ def released_roc(members: ArrayLike, held_out: ArrayLike, thresholds: int = 2_00
     return Rates(float(np.trapezoid(tpr, fpr)), float(right.max()), float(tpr[nearest]))
 
 
-def tpr_at(members: NDArray, held_out: NDArray, level: float = 0.01) -> float:
+def tpr_at(members: NDArray, held_out: NDArray, level: float = FALSE_POSITIVES) -> float:
     """The largest share of ``members`` below a threshold with at most ``level`` of ``held_out`` at or below it."""
-    allowed = int(np.floor(level * len(held_out) + 1e-9))
-    threshold = np.sort(held_out)[allowed]
-    return float((members < threshold).mean())
+    return float((members < threshold_at(held_out, level)).mean())
+
+
+def threshold_at(held_out: NDArray, level: float = FALSE_POSITIVES) -> float:
+    """The largest threshold with at most ``level`` of ``held_out`` (n,) below it."""
+    return float(np.sort(held_out)[int(np.floor(level * len(held_out) + 1e-9))])
+
+
+def thresholds_around(held_out: NDArray, level: float = FALSE_POSITIVES) -> tuple[float, float]:
+    """Limits of the threshold below which ``level`` of all held-out images are, from n of them: two of their scores.
+
+    k of the scores are below the true threshold with the binomial probability of k among n. The limits are the largest score that
+    is above it with a probability of at most 2.5 %, and the smallest one that is below it with such a probability. They are
+    infinite if there is no such score; the lower one always is for n < 368 and 1 %.
+    """
+    from scipy.stats import binom
+
+    ordered, n, tail = np.array([-np.inf, *np.sort(held_out), np.inf]), len(held_out), (1 - statistics.LEVEL) / 2
+    places = np.arange(n + 2)
+    below = binom.sf(places - 1, n, level)  # P(the score at this place is below the true threshold)
+    return float(ordered[places[below >= 1 - tail].max()]), float(ordered[places[below <= tail].min()])
 
 
 def privleak(auc: float | NDArray, retrained: float | NDArray = RETRAINED) -> float | NDArray:
@@ -89,26 +113,37 @@ class MembershipFigure(Metric):
         if evidence.membership is None or evidence.membership.empty:
             return Figure(None, why="model.reference is not a source that knows the model's training images")
         own = sides(evidence.membership, self.column)
-        members, held_out = (side[~np.isnan(side)] for side in own)
+        members, held_out = _known(own)
         failed = int(sum(np.isnan(side).sum() for side in own))
         figure = Figure(None, n=len(members) + len(held_out), failed=failed)
         if min(len(members), len(held_out)) < 2:
             return replace(figure, why="fewer than two members or held-out images have a score")
         if failed > evidence.failure_limit * (figure.n + failed):
             return replace(figure, why=f"{failed} of {figure.n + failed} scores are non-finite")
-        value = self.value(members, held_out)
-        spread = self.resampled(own)
-        low, high = _around(value, spread)
-        figure = replace(figure, value=value, low=low, high=high)
+        if why := self.refusal(members, held_out):
+            return replace(figure, why=why)
+        found = self.estimate(own)
+        figure = figure.estimated(found)
         if evidence.membership_original is None or evidence.membership_original.empty:
             return figure
         other = sides(evidence.membership_original, self.column)
         if any(np.isnan(side).any() for side in other) or [len(s) for s in other] != [len(s) for s in own]:
             return figure
-        original = self.value(*other)
-        gaps = spread - self.resampled(other)
-        gap = Estimate(value - original, *_around(value - original, gaps), _p_value(gaps))
-        return figure.compared(gap, original=original)
+        return figure.compared(self.difference(own, other), original=self.value(*other))
+
+    def refusal(self, members: NDArray, held_out: NDArray) -> str:
+        """The reason why scores (n,) and (m,) have no figure, or an empty string."""
+        return ""
+
+    def estimate(self, own: tuple[NDArray, NDArray]) -> Estimate:
+        """The figure with its interval, from scores of members and held-out images that may be NaN."""
+        value = self.value(*_known(own))
+        return Estimate(value, *_around(value, self.resampled(own)))
+
+    def difference(self, own: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray]) -> Estimate:
+        """The difference of two models' figures, from scores of the same images."""
+        gap, gaps = self.value(*_known(own)) - self.value(*other), self.resampled(own) - self.resampled(other)
+        return Estimate(gap, *_around(gap, gaps), _p_value(gaps))
 
     def resampled(self, sides: tuple[NDArray, NDArray]) -> NDArray:
         """The figure (DRAWS,) of resampled images: the same ones for every model with equally many images."""
@@ -117,8 +152,12 @@ class MembershipFigure(Metric):
         found = []
         for one, other in zip(*picks, strict=True):
             chosen = (side[pick] for side, pick in zip(sides, (one, other), strict=True))
-            found.append(self.value(*(side[~np.isnan(side)] for side in chosen)))
+            found.append(self.value(*_known(chosen)))
         return np.array(found)
+
+
+def _known(sides: Iterable[NDArray]) -> tuple[NDArray, ...]:
+    return tuple(side[~np.isnan(side)] for side in sides)
 
 
 def sides(frame: pd.DataFrame, column: str) -> tuple[NDArray, NDArray]:
@@ -191,13 +230,42 @@ class PianAuc(LeakageAuc):
 
 
 class LeakageTpr(MembershipFigure):
-    """Share of training images that the loss finds while at most 1 % of held-out images are taken for training images."""
+    """Share of training images that the loss finds while at most 1 % of held-out images are taken for training images.
+
+    It is undefined for fewer than 100 held-out images: 1 % of them is less than one image. With fewer than 368, the threshold has
+    no lower limit, so the lower limit of the share is near 0.
+    """
 
     direction = "down"
     paper = "SecMI, arXiv 2302.01316"
+    version = 2
 
     def value(self, members: NDArray, held_out: NDArray) -> float:
         return tpr_at(members, held_out)
+
+    def refusal(self, members: NDArray, held_out: NDArray) -> str:
+        least = math.ceil(1 / FALSE_POSITIVES)
+        few = f"{len(held_out)} held-out images: a rate at {FALSE_POSITIVES:.0%} false positives needs at least {least}"
+        return few if len(held_out) < least else ""
+
+    def estimate(self, own: tuple[NDArray, NDArray]) -> Estimate:
+        """The share of members below the threshold with its interval.
+
+        The interval combines the limits of the share at this threshold, which are those of other shares, with the shares at the
+        limits of the threshold (`thresholds_around`): distances are squared and added (Zou and Donner 2008).
+        """
+        members, held_out = _known(own)
+        share = statistics.proportion(members < threshold_at(held_out))
+        assert share.value is not None and share.low is not None and share.high is not None
+        first, last = thresholds_around(held_out)
+        least, most = float((members < first).mean()), float((members <= last).mean())
+        low = share.value - math.hypot(share.value - share.low, share.value - least)
+        high = share.value + math.hypot(share.high - share.value, most - share.value)
+        return Estimate(share.value, max(low, 0.0), min(high, 1.0))
+
+    def difference(self, own: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray]) -> Estimate:
+        """The difference as that of independent estimates, which is cautious for scores of the same images."""
+        return statistics.difference_of_estimates(self.estimate(own), self.estimate(other))
 
 
 class PrivLeak(MembershipFigure):

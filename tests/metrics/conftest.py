@@ -128,7 +128,7 @@ class Texts(dict):
         return embedded(text)
 
 
-def training_images(badness, count=40):
+def training_images(badness, count=100):
     """Scores of training images and held-out images. With a worse erasure, those of training images are smaller."""
     rng, member = np.random.default_rng(21), np.repeat([True, False], count)
     scores = {
