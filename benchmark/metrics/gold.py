@@ -11,7 +11,13 @@ detector's features of n images. The images of both models start from the same p
 
 The first two are measured on prompts that name the concept (efficacy), on synonyms and paraphrases (generality), and on prompts
 that do not (specificity). A model that learned the same with other seeds is not at distance 0: compare with the distance of two
-gold references. The label distance is also above 0 for finite n, by about Σ_l (p_l (1 − p_l) / (π n))^½ if the two are equal.
+gold references. The label distance of finitely many images is also too large on average, because a label's difference d with
+standard error s counts by its absolute value. For a true difference δ, the bias is that of a folded normal variable:
+
+    E|d| − |δ| = s (2/π)^½ exp(−δ²/2s²) − 2 |δ| Φ(−|δ|/s)
+
+The values are not corrected. The lower limits of the intervals are reduced by half the sum of the labels' biases (`folding`), so
+that the interval of two equal models contains 0. A jackknife cannot correct the bias, since |d| is linear except at 0.
 """
 
 from __future__ import annotations
@@ -31,7 +37,10 @@ from overpaint.metrics.metric import Evidence, Figure, FrameName
 from overpaint.metrics.outcomes import Tally
 from overpaint.metrics.relearning import RelearnStepsToHalf
 from overpaint.report import statistics
+from overpaint.report.statistics import Estimate
 
+#: Standard errors that are taken off a label's difference before its bias is computed: the one-sided 95 % quantile.
+CAUTION = 1.645
 NO_GOLD = "no gold reference: model.gold names none, or it has none for these concepts"
 
 
@@ -39,6 +48,24 @@ def label_distance(x: NDArray, y: NDArray) -> float:
     """½ Σ_l |mean x_l − mean y_l| of indicators (n, labels) and (m, labels). It is the total variation distance if every image
     shows one label."""
     return float(np.abs(x.mean(axis=0) - y.mean(axis=0)).sum() / 2)
+
+
+def folding(x: NDArray, y: NDArray, prompts: NDArray) -> float:
+    """The bias of the `label_distance` of pairs of indicators (n, labels), which is positive, or an upper limit of it.
+
+    ``prompts`` (n,) are the clusters. The bias of a label decreases with its true difference, which is uncertain. It is therefore
+    computed for the measured difference minus `CAUTION` standard errors.
+    """
+    from scipy.special import ndtr
+
+    gaps, member = x - y, np.unique(prompts, return_inverse=True)[1]
+    means, count = gaps.mean(axis=0), member.max() + 1
+    parts = np.zeros((count, gaps.shape[1]))
+    np.add.at(parts, member, (gaps - means) / len(gaps))
+    errors = np.sqrt(count / max(count - 1, 1) * (parts**2).sum(axis=0))
+    means, errors = np.abs(means[errors > 0]), errors[errors > 0]
+    away = np.maximum(means / errors - CAUTION, 0.0)
+    return float((errors * (math.sqrt(2 / math.pi) * np.exp(-(away**2) / 2) - 2 * away * ndtr(-away))).sum() / 2)
 
 
 class GoldDistance(FeatureDistance):
@@ -75,32 +102,64 @@ class GoldDistance(FeatureDistance):
         if why:
             return Figure(None, n=count.judged, failed=count.failed, why=why)
         here, there = own.at(shared), gold.at(shared)
-        found = self.estimate(lambda p: self.distance(here.of(p), there.of(p)), here.prompts, self.floor)
+        found = self.whole(here, there)
         figure = Figure(found.value, found.low, found.high, n=len(shared), failed=count.failed)
         if not shared.isin(original.keys).all():
             return figure
         base = original.at(shared)
-        gap = self.estimate(
-            lambda p: self.distance(here.of(p), there.of(p)) - self.distance(base.of(p), there.of(p)),
-            here.prompts,
+        gap = self.gap(here, base, there)
+        return figure.compared(gap, original=self.distance(base.vectors, there.vectors))
+
+    def whole(self, own: FeatureRows, gold: FeatureRows) -> Estimate:
+        """The distance of the rows of both models, which are in pairs."""
+        return self.estimate(lambda p: self.distance(own.of(p), gold.of(p)), own.prompts, self.floor)
+
+    def gap(self, own: FeatureRows, base: FeatureRows, gold: FeatureRows, bias: float = 0.0) -> Estimate:
+        """The distance of ``own`` minus that of ``base``, minus ``bias``. All rows are in one order."""
+        return self.estimate(
+            lambda p: self.distance(own.of(p), gold.of(p)) - self.distance(base.of(p), gold.of(p)) - bias,
+            own.prompts,
             -math.inf,
         )
-        return figure.compared(gap, original=self.distance(base.vectors, there.vectors))
 
 
 class GoldLabelDistance(GoldDistance):
-    """Distance of the labels that the detector finds, on prompts that name the concept."""
+    """Distance of the labels that the detector finds, on prompts that name the concept.
+
+    Its interval and that of its difference allow for the bias of finitely many images (`folding`). If the labels of all images
+    are equal, the upper limit is that of the share of images in which one label takes another's place.
+    """
 
     unit = "labels"
+    version = 2
     floor = 0.0
     distance = staticmethod(label_distance)
 
     def rows(self, evidence: Evidence, frame: FrameName) -> FeatureRows:
         """Indicators of the labels of the concepts that the detector knows."""
         images = self.images(evidence, frame)
-        labels = [label for label in evidence.kinds if label in images]
-        shown = images[labels].to_numpy(float) >= evidence.threshold
-        return feature_rows(images.assign(features=list(shown.astype(float))))
+        scores = images[[label for label in evidence.kinds if label in images]].to_numpy(float)
+        shown = np.where(np.isnan(scores), np.nan, scores >= evidence.threshold)
+        return feature_rows(images.assign(features=list(shown)))  # an image with an unknown label counts as failed
+
+    def whole(self, own: FeatureRows, gold: FeatureRows) -> Estimate:
+        found = super().whole(own, gold)
+        if found.low is None or found.high is None:
+            return found
+        if np.array_equal(own.vectors, gold.vectors):
+            return found._replace(high=statistics.proportion(np.zeros(len(own.vectors)), own.prompts).high)
+        return found._replace(low=max(found.low - folding(own.vectors, gold.vectors, own.prompts), self.floor))
+
+    def gap(self, own: FeatureRows, base: FeatureRows, gold: FeatureRows, bias: float = 0.0) -> Estimate:
+        """The difference of two distances. Its interval and test also hold if both biases are removed."""
+        found = super().gap(own, base, gold)
+        biases = (folding(side.vectors, gold.vectors, own.prompts) for side in (own, base))
+        unbiased = super().gap(own, base, gold, bias=next(biases) - next(biases))
+        if found.value is None or found.p_value is None or unbiased.value is None or unbiased.p_value is None:
+            return found
+        lower, upper = (found, unbiased) if found.value < unbiased.value else (unbiased, found)
+        p_value = 1.0 if found.value * unbiased.value <= 0 else max(found.p_value, unbiased.p_value)
+        return found._replace(low=lower.low, high=upper.high, p_value=p_value)
 
 
 class GoldKernelDistance(GoldDistance):
@@ -129,7 +188,7 @@ class GoldLabelDistanceRetained(GoldLabelDistance):
     """Distance of labels on prompts for other concepts: neighbours, the style × object grid and general prompts."""
 
     facet = "specificity"
-    version = 2
+    version = 3
     roles = ("near", "grid", "utility")
 
 
