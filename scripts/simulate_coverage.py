@@ -73,8 +73,11 @@ def cell(low: NDArray, high: NDArray, truth: NDArray | float) -> Cell:
 
 
 def of_estimates(found: Iterable[Estimate], truth: float) -> Cell:
-    limits = np.array([(e.low, e.high) for e in found if e.low is not None], float)
-    return cell(*limits.T, truth)
+    """The coverage and width of intervals; an open side counts as infinite, and the width is that of the others."""
+    known = [e for e in found if e.low is not None or e.high is not None]
+    low, high = (np.array([getattr(e, side) for e in known], float) for side in ("low", "high"))
+    found_cell = cell(np.nan_to_num(low, nan=-np.inf), np.nan_to_num(high, nan=np.inf), truth)
+    return found_cell._replace(width=float(np.nanmean(high - low)) if (low + high < np.inf).any() else np.inf)
 
 
 def outcomes(shares: NDArray, m: int, correlation: float, sets: int, rng: np.random.Generator) -> NDArray:

@@ -28,6 +28,7 @@ A page says in comments what belongs between them. `make leaderboards` runs this
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 import sys
@@ -50,10 +51,10 @@ from overpaint.report import statistics
 from overpaint.report.claims import narrowed, published
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import number_of
-from overpaint.report.rendering import markdown, number, tables
+from overpaint.report.rendering import interval, markdown, number, tables
 from overpaint.report.standings import paired
 from overpaint.report.statistics import Estimate
-from overpaint.report.tables import Table
+from overpaint.report.tables import Entry, Table
 from overpaint.report.verdicts import by_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,33 +190,32 @@ def with_rows(one: Table, names: Sequence[str]) -> Table:
 
 def figure(words: Sequence[str]) -> str:
     """One figure as text."""
-    return said(*estimate([word for word in words if word != "bare"]), bare="bare" in words)
+    return said(estimate([word for word in words if word != "bare"]), bare="bare" in words)
 
 
-def said(found: Estimate, unit: str, bare: bool = False) -> str:
-    """An estimate as text: ``0.67 [0.44, 0.82]``."""
+def said(found: Entry, bare: bool = False) -> str:
+    """A figure as text: ``0.67 [0.44, 0.82]``, or ``≥ 160 [120, ∞)`` for a lower bound."""
     if found.value is None:
         raise UserError("the figure is undefined")
-    if bare or found.low is None or found.high is None:
-        return number(found.value, unit)
-    return f"{number(found.value, unit)} [{number(found.low, unit)}, {number(found.high, unit)}]"
+    value = ("≥ " if found.bound else "") + number(found.value, found.unit)
+    return value + ("" if bare else interval(found.low, found.high, found.unit))
 
 
-def estimate(words: Sequence[str]) -> tuple[Estimate, str]:
-    """The figure that the words name, and its unit."""
+def estimate(words: Sequence[str]) -> Entry:
+    """The figure that the words name."""
     chosen, rest = options(words, view="")
     if chosen["view"]:
         return _of_view(rest, chosen["view"])
     field = rest.pop() if rest[-1] in FIELDS else "value"
     record = record_of(rest)
     limits = FIELDS[field]
-    low, high = (record[name] for name in limits) if limits else (np.nan, np.nan)
-    values = map(number_of, (record[field], low, high))
+    low, high = (number_of(record[name]) for name in limits) if limits else (None, None)
     unit = {"n": "", "p_value": "p"}.get(field, record["unit"])
-    return Estimate(*values, n=int(record["n"])), unit
+    bound = field in ("value", "difference") and pd.notna(record["value"]) and bool(record["why"])
+    return Entry(number_of(record[field]), low, high, unit, int(record["n"]), bound=bound)
 
 
-def _of_view(words: Sequence[str], view: str) -> tuple[Estimate, str]:
+def _of_view(words: Sequence[str], view: str) -> Entry:
     """The figure in a row and a column (the last two words) of a view's only table."""
     *selection, name, title = words
     found = shown(selection, view)
@@ -228,7 +228,7 @@ def _of_view(words: Sequence[str], view: str) -> tuple[Estimate, str]:
     ]
     if len(entries) != 1:
         raise UserError(f"{len(entries)} figures have row {name!r} and column {title!r}, expected one")
-    return Estimate(entries[0].value, entries[0].low, entries[0].high, n=entries[0].n), entries[0].unit
+    return entries[0]
 
 
 @cache
@@ -255,30 +255,35 @@ def record_of(words: Sequence[str]) -> pd.Series:
 
 def gap(words: Sequence[str]) -> str:
     """The difference of two figures as text."""
-    return said(*difference(words))
+    return said(difference(words))
 
 
-def difference(words: Sequence[str]) -> tuple[Estimate, str]:
-    """The difference of the two figures that the words name, and its unit."""
+def difference(words: Sequence[str]) -> Entry:
+    """The difference of the two figures that the words name."""
     unpaired = "unpaired" in words
     words = [word for word in words if word != "unpaired"]
     place = words.index("|")
     sides = words[:place], words[place + 1 :]
-    (one, unit), (other, _) = map(estimate, sides)
+    one, other = map(estimate, sides)
+
+    def entry(found: Estimate) -> Entry:
+        return Entry(found.value, found.low, found.high, one.unit, found.n)
+
     if any(word.startswith("view=") for word in words):
-        return statistics.difference_of_estimates(one, other), unit
+        both = (Estimate(e.value, e.low, e.high) for e in (one, other))
+        return entry(statistics.difference_of_estimates(*both))
     if one.value is None or other.value is None:
         raise UserError("a figure is undefined")
     if not unpaired and sides[0][0] == sides[1][0] and all(side[-1] not in FIELDS for side in sides):
         found, _ = paired(*(record_of(side).to_frame().T for side in sides), outcomes_of(sides[0][0]))
         if found.value is not None and np.isclose(found.value, one.value - other.value):  # else no mean of outcomes
-            return found, unit
+            return entry(found)
     hits = [np.arange(e.n) < round(e.n * (e.value or 0.0)) for e in (one, other)]
     if unpaired:
-        return statistics.unpaired_difference(*hits), unit
+        return entry(statistics.unpaired_difference(*hits))
     if one.n != other.n or not any(h.all() or not h.any() for h in hits):
         raise UserError("the counts do not determine the pairs: write unpaired, or publish outcomes")
-    return statistics.paired_difference(*hits), unit
+    return entry(statistics.paired_difference(*hits))
 
 
 class Rule(TypedDict, total=False):
@@ -366,18 +371,19 @@ def decided(rule: Mapping[str, Any], method: str, where: str) -> tuple[list[str]
     folder = next(word for word in named if word != "unpaired")
     if method not in results(folder)[0]["method_name"].unique():
         return [rule["shows"], bound, "not measured", ""], folder
-    found, unit = estimate(named) if "figure" in rule else difference(named)
-    return [rule["shows"], bound, said(found, unit), verdict(found, rule)], None
+    found = estimate(named) if "figure" in rule else difference(named)
+    return [rule["shows"], bound, said(found), verdict(found, rule)], None
 
 
-def verdict(found: Estimate, rule: Mapping[str, Any]) -> str:
+def verdict(found: Entry, rule: Mapping[str, Any]) -> str:
     """``agrees`` if the whole interval meets the bound, ``disagrees`` if none of it does, else ``open``."""
-    if found.low is None or found.high is None:
+    if found.low is None and found.high is None:
         return "open"
+    low, high = -math.inf if found.low is None else found.low, math.inf if found.high is None else found.high
     if "at_most" in rule:
-        inside, outside = found.high <= rule["at_most"], found.low > rule["at_most"]
+        inside, outside = high <= rule["at_most"], low > rule["at_most"]
     else:
-        inside, outside = found.low >= rule["at_least"], found.high < rule["at_least"]
+        inside, outside = low >= rule["at_least"], high < rule["at_least"]
     return "agrees" if inside else "disagrees" if outside else "open"
 
 

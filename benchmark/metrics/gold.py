@@ -218,7 +218,8 @@ class AttackBeyondGold(AttackSuccessAny):
 class RelearnRatioToGold(RelearnStepsToHalf):
     """Training steps until half of the unedited model's rate is reached, over the gold reference's: 1 if nothing is left.
 
-    Limits combine those of both logarithms (Zou and Donner 2008).
+    Limits combine those of both logarithms (Zou and Donner 2008). There is no upper limit if this curve's steps have none, or if
+    the gold reference may reach half at once.
     """
 
     unit = "ratio"
@@ -237,11 +238,13 @@ class RelearnRatioToGold(RelearnStepsToHalf):
             return replace(figure, why=own.why if own.value is None else f"gold reference: {said}")
         ratio = own.value / gold.value
         figure = replace(figure, value=ratio, why=own.why, control=gold.value, against="control")
-        if not own.value or own.low is None or own.high is None or gold.low is None or gold.high is None:
+        if not own.value or own.low is None or gold.low is None:
             return figure
-        below = math.hypot(_log_ratio(own.value, own.low), _log_ratio(gold.high, gold.value))
-        above = math.hypot(_log_ratio(own.high, own.value), _log_ratio(gold.value, gold.low))
-        return replace(figure, low=ratio * math.exp(-below), high=ratio * math.exp(above))
+        own_high, gold_high = (math.inf if one.high is None else one.high for one in (own, gold))
+        below = math.hypot(_log_ratio(own.value, own.low), _log_ratio(gold_high, gold.value))
+        above = math.hypot(_log_ratio(own_high, own.value), _log_ratio(gold.value, gold.low))
+        high = ratio * math.exp(above)
+        return replace(figure, low=ratio * math.exp(-below), high=high if math.isfinite(high) else None)
 
 
 def _log_ratio(larger: float, smaller: float) -> float:

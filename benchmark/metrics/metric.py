@@ -130,6 +130,7 @@ class Figure:
     """One value with everything that is printed beside it.
 
     ``value`` is ``None`` if it is undefined, and ``why`` says the reason. A value with a ``why`` is only a lower bound.
+    ``low`` and ``high`` are the 95 % interval. If only one of them is ``None``, the interval is open on that side.
     ``difference`` is this model minus the original on the same prompts and seeds, with its two-sided ``p_value``. For attacks
     it is minus the control; ``against`` says which. ``p_equivalence`` is the p-value of "the difference is at least the
     margin" (`overpaint.report.statistics.MARGIN`). ``outcomes`` is what the figure was made of, if that is one number an

@@ -6,14 +6,15 @@ linearly between the measured steps, and p° the unedited model's share on the p
     relearn_steps_to_half    the least s with p_s ≥ p°/2
     relearn_area             ∫ p_s ds / (last step − first step), which is the mean of p_s while training
 
-If half is not reached at the last step, that step is the figure; it is a lower bound, and the record says so. A curve
-without p_0 has no steps to half, because it may have been reached from the start. The original's value is the unedited
-model under the same training.
+If half is not reached at the last step, that step is the figure; it is a lower bound, and the record says so. It has no
+difference to another curve whose figure is a bound. A curve without p_0 has no steps to half, because it may have been reached
+from the start. The original's value is the unedited model under the same training.
 
 The area is a mean of shares, one a step, with the weights of the trapezoid rule. It has the interval and tests of other shares,
 with prompts as clusters and steps as strata. The interval of the steps to half contains the steps at which "p_s = p°/2" is not
-rejected (as Brookmeyer and Crowley 1982 do for medians): it begins where the upper limit of p_s − p°/2 reaches 0, and ends where
-the lower limit does. Limits of differences combine those of both sides (Zou and Donner 2008).
+rejected (as Brookmeyer and Crowley 1982 do for medians): it begins where the upper limit of p_s − p°/2 reaches 0, and ends
+where the lower limit does. If the lower limit does not reach 0 by the last step, half may be back at any later step, so the
+interval has no upper limit (``high`` is ``None``). Limits of differences combine those of both sides (Zou and Donner 2008).
 """
 
 from __future__ import annotations
@@ -111,6 +112,8 @@ class RelearningCurve(AttackMetric):
         original = self.estimate(other, plain)
         if tally(other).refusal(limit, "attacked images") or original.value is None or not _same_steps(own, other):
             return figure
+        if self.bound(other, plain):  # the difference may have either sign
+            return replace(figure, original=original.value)
         return figure.compared(self.difference(own, other, plain), original=original.value)
 
 
@@ -134,7 +137,8 @@ class RelearnStepsToHalf(RelearningCurve):
             np.array([[getattr(gap, side) + half[0] for _, gap in points]], float) for side in ("high", "low")
         )
         low, high = (float(steps_to_half(band, steps, 2 * half)[0]) for band in (early, late))
-        return Estimate(float(value), min(low, value), max(high, value))
+        censored = not (late >= half).any()
+        return Estimate(float(value), min(low, value), None if censored else max(high, value))
 
     def difference(self, own: pd.DataFrame, other: pd.DataFrame, plain: pd.DataFrame) -> Estimate:
         return self.gap(own, other, plain)._replace(p_value=_p_value(lambda level: self.gap(own, other, plain, level)))
@@ -194,16 +198,17 @@ def _by_step(table: pd.DataFrame, level: float) -> dict[float, Estimate]:
 
 
 def _sum(one: Estimate, other: Estimate, factor: float) -> Estimate:
-    """``one + factor · other`` for a negative factor: half-widths are squared and added (Zou and Donner 2008)."""
+    """``one + factor · other`` for a negative factor: half-widths are squared and added (Zou and Donner 2008).
+
+    A limit to which an open limit contributes is open.
+    """
     (value, low, high), (beside, least, most) = one[:3], other[:3]
-    if value is None or low is None or high is None or beside is None or least is None or most is None:
+    if value is None or beside is None:
         return Estimate(None)
     total = value + factor * beside
-    below, above = (
-        math.hypot(value - low, factor * (most - beside)),
-        math.hypot(high - value, factor * (beside - least)),
-    )
-    return Estimate(total, total - below, total + above)
+    below = None if low is None or most is None else math.hypot(value - low, factor * (most - beside))
+    above = None if high is None or least is None else math.hypot(high - value, factor * (beside - least))
+    return Estimate(total, None if below is None else total - below, None if above is None else total + above)
 
 
 def _p_value(at: Callable[[float], Estimate]) -> float:
@@ -212,10 +217,11 @@ def _p_value(at: Callable[[float], Estimate]) -> float:
     from scipy.special import ndtr
 
     def outside(quantile: float) -> float:
-        """How far zero is outside the interval; negative inside it and at its ends."""
+        """How far zero is outside the interval; negative inside it, at its ends and on a side without a limit."""
         value, low, high = at(1 - 2 * float(ndtr(-quantile)))[:3]
-        assert value is not None and low is not None and high is not None
-        return (low if value > 0 else -high) - TOUCHING
+        assert value is not None
+        limit = low if value > 0 else None if high is None else -high
+        return -1.0 if limit is None else limit - TOUCHING
 
     if not outside(NEAREST) > 0:
         return 1.0

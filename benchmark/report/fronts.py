@@ -107,8 +107,9 @@ def _samples(
 
 
 def _error(entry: Entry) -> float:
-    """The standard error of a figure, from its interval."""
-    return 0.0 if entry.low is None or entry.high is None else (entry.high - entry.low) / (2 * NORMAL)
+    """The standard error of a figure, from its interval, or from the side that has a limit; 0 without an interval."""
+    widths = [abs(limit - (entry.value or 0.0)) for limit in (entry.low, entry.high) if limit is not None]
+    return sum(widths) / len(widths) / NORMAL if widths else 0.0
 
 
 def resampled(

@@ -160,7 +160,10 @@ def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str =
 
 
 def tests_of(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
-    """The p-values of a difference: its own, or else those derived from its interval under a normal distribution."""
+    """The p-values of a difference: its own, or else those derived from its interval under a normal distribution.
+
+    They are undefined for an open interval, whose value can be a bound.
+    """
     if gap.p_value is not None:
         return gap.p_value, gap.p_equivalence
     middle, low, high = gap.value, gap.low, gap.high

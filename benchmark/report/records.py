@@ -150,7 +150,7 @@ def stored_outcomes(store: Store, records: pd.DataFrame) -> pa.Table:
 
 
 def with_identity(records: pd.DataFrame) -> pd.DataFrame:
-    """The records. Older records get an identity that is derived from their labels."""
+    """The records. Older records get an identity that is derived from their labels, and a bound has no upper limit."""
     records = records.astype({name: object for name in (*CELL, "settings", "given", "versions")})
     without = records["settings"].isna()
     records.loc[without, "settings"] = [
@@ -161,7 +161,17 @@ def with_identity(records: pd.DataFrame) -> pd.DataFrame:
         records[f"{name}_name"] = records[f"{name}_name"].astype(object).fillna(records[name])
     for name in ("given", "versions"):
         records[name] = records[name].fillna("{}")
-    return records.infer_objects()
+    return _with_open_bounds(records.infer_objects())
+
+
+def _with_open_bounds(records: pd.DataFrame) -> pd.DataFrame:
+    """The records without upper limits of values that are only lower bounds (`overpaint.metrics.metric.Figure`).
+
+    Older records have the largest value that was measured there.
+    """
+    bound = records["value"].notna() & records["why"].fillna("").astype(bool)
+    limits = [name for name in ("high", "difference_high") if records.loc[bound, name].notna().any()]
+    return records.assign(**{name: records[name].mask(bound) for name in limits})
 
 
 def plain(value: Any) -> Any:

@@ -203,8 +203,8 @@ def entry_text(entry: Entry | None, reasons: Reasons) -> str:
     text = ("≥ " if entry.bound else "") + number(entry.value, entry.unit)
     if entry.beside:
         text += "".join(f" / {number(value, entry.unit)}" for value in entry.beside)
-    elif entry.low is not None and entry.high is not None:
-        text += f" [{number(entry.low, entry.unit)}, {number(entry.high, entry.unit)}]"
+    else:
+        text += interval(entry.low, entry.high, entry.unit)
     if entry.spread is not None:
         text += f" σ {number(entry.spread, entry.unit)}"
     mark = MARKS[entry.mark.says]
@@ -212,6 +212,14 @@ def entry_text(entry: Entry | None, reasons: Reasons) -> str:
     if entry.control is not None:
         text += f" (control {number(entry.control, entry.unit)})"
     return text + (reasons.of(entry.why) if entry.bound else "") + fewer + failed
+
+
+def interval(low: float | None, high: float | None, unit: str) -> str:
+    """An interval as text that follows a value: `` [0.01, 0.12]``, or `` [82, ∞)`` if it is open; empty for no limit."""
+    if low is None and high is None:
+        return ""
+    start = "(−∞" if low is None else f"[{number(low, unit)}"
+    return f" {start}, " + ("∞)" if high is None else f"{number(high, unit)}]")
 
 
 def number(value: float, unit: str) -> str:
@@ -335,7 +343,16 @@ _LATEX: dict[int, str] = str.maketrans(
         ">": "$>$",
     }
     | {"⊥": r"$\bot$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "†": r"$\dagger$", "≥": r"$\geq$", "≠": r"$\neq$"}
-    | {"±": r"$\pm$", "−": "$-$", "σ": r"$\sigma$", "×": r"$\times$", "τ": r"$\tau$", "–": "--", "…": r"\dots{}"}
+    | {
+        "∞": r"$\infty$",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "σ": r"$\sigma$",
+        "×": r"$\times$",
+        "τ": r"$\tau$",
+        "–": "--",
+        "…": r"\dots{}",
+    }
 )
 
 
@@ -422,19 +439,19 @@ def latex_cell(entry: Entry | None, reasons: Reasons) -> str:
     """A figure for LaTeX: ``0.04$^{0.12}_{0.01}$``. The best value is bold, and values tied with it are underlined."""
     if entry is None:
         return ""
-    limits = entry.low is not None and entry.high is not None and entry.value is not None and not entry.beside
+    limits = not (entry.low is None and entry.high is None) and entry.value is not None and not entry.beside
     text = latex_text(entry_text(replace(entry, low=None, high=None) if limits else entry, reasons))
     if entry.value is None:
         return text
     value = latex_text(number(entry.value, entry.unit))
     command = {"strong": f"\\textbf{{{value}}}", "weak": f"\\underline{{{value}}}", "": value}[EMPHASIS[entry.standing]]
-    interval = f"$^{{{_bare(entry.high, entry.unit)}}}_{{{_bare(entry.low, entry.unit)}}}$" if limits else ""
-    return text.replace(value, command + interval, 1)
+    above, below = _bare(entry.high, entry.unit) or r"\infty", _bare(entry.low, entry.unit) or r"-\infty"
+    return text.replace(value, command + (f"$^{{{above}}}_{{{below}}}$" if limits else ""), 1)
 
 
 def _bare(value: float | None, unit: str) -> str:
-    """A limit of an interval in LaTeX's mathematics, without its unit."""
-    return number(value or 0.0, unit).replace(" ", r"\,").replace("%", r"\%")
+    """A limit of an interval in LaTeX's mathematics, without its unit; empty for an open side."""
+    return "" if value is None else number(value, unit).replace(" ", r"\,").replace("%", r"\%")
 
 
 def _latex_legend(table: Table) -> str:

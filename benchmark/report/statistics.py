@@ -36,6 +36,7 @@ NORMAL = 1.959964
 class Estimate(NamedTuple):
     """A value with its interval, its tests and its numbers of observations.
 
+    An interval with one limit is open on the other side: nothing is known about how far the true value may be.
     For differences, ``p_value`` tests "the difference is zero" (two-sided) and ``p_equivalence`` tests "the absolute difference
     is at least `MARGIN`" (two one-sided tests, Schuirmann 1987). ``spread`` is the standard deviation between the averaged
     concepts or method seeds, without sampling noise.
@@ -254,21 +255,21 @@ def mean_of_estimates(estimates: Sequence[Estimate], shared: bool = False) -> Es
 
     The averaged concepts are treated as fixed: the interval makes no statement about other concepts. The lower and the upper
     half-widths are combined separately, so that bounded figures keep their asymmetry. If one estimate is undefined, the mean is
-    undefined, because the mean of the others would be a different figure.
+    undefined, because the mean of the others would be a different figure. A limit that one estimate lacks is missing in the mean.
     """
     if not estimates or any(e.value is None for e in estimates):
         return Estimate(None)
     values = np.array([e.value for e in estimates], float)
     value = float(values.mean())
     found = Estimate(value, n=sum(e.n for e in estimates), failed=sum(e.failed for e in estimates))
-    if any(e.low is None or e.high is None for e in estimates):
-        return found
     limits_of = [e.low for e in estimates], [e.high for e in estimates]
-    below, above = (np.abs(values - np.array(side, float)) for side in limits_of)
+    below, above = (np.abs(values - np.array(side, float)) for side in limits_of)  # NaN for an open side
     combined = np.mean if shared else lambda side: np.sqrt((side**2).sum()) / len(side)
-    low, high = (float(combined(side)) for side in (below, above))
-    errors = (below + above) / 2 / NORMAL
-    return found._replace(low=value - low, high=value + high, spread=spread(values, errors))
+    low, high = (value + sign * float(combined(side)) for sign, side in ((-1, below), (1, above)))
+    found = found._replace(low=None if math.isnan(low) else low, high=None if math.isnan(high) else high)
+    if found.low is None or found.high is None:
+        return found
+    return found._replace(spread=spread(values, (below + above) / 2 / NORMAL))
 
 
 def spread(values: ArrayLike, errors: ArrayLike) -> float | None:
@@ -298,12 +299,16 @@ def mean_over_runs(
     ``inside`` is the estimate with the seeds treated as fixed: the level of the prompts. The arrays are aligned,
     ``(observations,)``. A prompt that all runs share is one cluster. Runs of different concepts are independent. See
     `overpaint.report.seeds`; with fewer seeds than that needs, the result is ``inside``. ``spread`` is the standard deviation
-    between the seeds of one concept.
+    between the seeds of one concept. If ``inside`` has an open interval, the result has no interval and no tests: values that are
+    bounds do not show how much the seeds vary.
     """
     import pandas as pd
 
-    if inside.value is None or inside.low is None or inside.high is None:
+    if inside.value is None or (inside.low is None and inside.high is None):
         return inside
+    if inside.low is None or inside.high is None:
+        sample = seeds.are_sample(runs, concepts)
+        return inside._replace(low=None, high=None, p_value=None, p_equivalence=None) if sample else inside
     kept, (cluster, stratum), _ = observed(values, clusters, strata)
     valid = ~np.isnan(np.asarray(values, float))
     run, concept = (
@@ -474,19 +479,24 @@ def harmonic_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
 def difference_of_estimates(first: Estimate, second: Estimate) -> Estimate:
     """Difference of two independent estimates: their half-widths are squared and added (Zou and Donner 2008).
 
-    ``p_value`` inverts the interval: it is below 0.05 exactly if the interval excludes 0.
+    ``p_value`` inverts the interval: it is below 0.05 exactly if the interval excludes 0. A side to which an open limit
+    contributes is open. If either estimate has no interval, the difference has none.
     """
-    numbers = (first.value, first.low, first.high, second.value, second.low, second.high)
     if first.value is None or second.value is None:
         return Estimate(None)
     gap = first.value - second.value
-    if any(number is None for number in numbers):
+    if any(e.low is None and e.high is None for e in (first, second)):
         return Estimate(gap)
-    a, a_low, a_high, b, b_low, b_high = (float(number) for number in numbers if number is not None)
-    below, above = math.hypot(a - a_low, b_high - b), math.hypot(a_high - a, b - b_low)
+    a, a_low, a_high = (math.nan if number is None else number for number in first[:3])
+    b, b_low, b_high = (math.nan if number is None else number for number in second[:3])
+    below, above = (
+        math.inf if math.isnan(width) else width
+        for width in (math.hypot(a - a_low, b_high - b), math.hypot(a_high - a, b - b_low))
+    )
     error = (below if gap > 0 else above) / NORMAL
     p_value = math.erfc(abs(gap) / error / math.sqrt(2)) if error else float(gap == 0)
-    return Estimate(gap, gap - below, gap + above, p_value)
+    low, high = gap - below, gap + above
+    return Estimate(gap, low if math.isfinite(low) else None, high if math.isfinite(high) else None, p_value)
 
 
 def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tuple[NDArray, NDArray]:

@@ -36,6 +36,7 @@ class Entry:
 
     Attributes:
         value: the figure; ``None`` if it is undefined.
+        low, high: its interval, which is open on a side if only the other limit is known.
         why: the reason why it is undefined or only a lower bound.
         bound: whether the value is only a lower bound.
         outside: whether the attack bypasses the defence.
@@ -304,7 +305,7 @@ def _means(chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes) -> 
             found.estimate.n,
             int(figures["failed"].sum()) if column.field == "value" else 0,
             spread=found.estimate.spread,
-            bound=column.field == "value" and found.estimate.value is not None and bool(reasons),
+            bound=shown and found.estimate.value is not None and bool(reasons),
             outside=shown and OUTSIDE in set(figures["scope"]),
             of=(count, most) if count < most and view.rows != "concepts" else None,
             why="; ".join(reasons),

@@ -159,7 +159,8 @@ def _columns(part: pd.DataFrame, view: View) -> dict[str, Scored]:
         index = tuple(np.array([[places[axis][name] for axis, name in enumerate(key)] for key in named]).T)
         values[index] = chosen[column.field].to_numpy(float)
         low, high = ("low", "high") if column.field == "value" else (f"{column.field}_low", f"{column.field}_high")
-        errors[index] = (chosen[high].to_numpy(float) - chosen[low].to_numpy(float)) / (2 * NORMAL)
+        below, above = (abs(chosen[name].to_numpy(float) - chosen[column.field]) for name in (low, high))
+        errors[index] = (below.fillna(above) + above.fillna(below)) / (2 * NORMAL)  # of one side if the other is open
         found[title] = Scored(values, errors, chosen["direction"].iloc[0])
     return found
 

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from overpaint.metrics.gold import RelearnRatioToGold
+from overpaint.metrics.outcomes import own_concept
 from overpaint.metrics.relearning import RelearnArea, RelearnStepsToHalf, area, steps_to_half, weights
 from overpaint.report.statistics import proportion
 
@@ -64,9 +66,9 @@ def test_figures_of_four_prompts(evidence_of):
     assert whole.value == pytest.approx((10 * 0.125 + 30 * 0.5) / 40)
     assert (half.original, whole.original) == (0, 1)
     assert half.difference == half.value and whole.difference == pytest.approx(whole.value - 1)
-    assert whole.low < whole.value < whole.high and half.low < half.value < half.high
+    assert whole.low < whole.value < whole.high and half.low < half.value and half.high is None
     for figure in (half, whole):
-        outside = figure.difference_low > 0 or figure.difference_high < 0
+        outside = (figure.difference_low or 0) > 0 or (figure.difference_high or 0) < 0
         assert (figure.p_value < 0.05) == outside, "interval and test agree"
 
 
@@ -82,9 +84,10 @@ def test_prompts_of_one_text_are_one_observation(evidence_of):
 def test_half_that_is_not_back_is_a_bound_and_says_so(evidence_of):
     figure = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 1)]))
     assert figure.value == 40 and figure.why.startswith("lower bound")
-    assert figure.high == 40 and figure.low < 40, "other prompts could come back"
+    assert figure.high is None and figure.low < 40, "other prompts could come back"
+    assert figure.difference == 40 and figure.difference_high is None
     never = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0)] * 4))
-    assert never.value == never.high == 40 and never.low < 40 and "lower bound" in never.why
+    assert never.value == 40 and never.high is None and never.low < 40 and "lower bound" in never.why
     flat = RelearnArea().measure(knowing(evidence_of, [(0, 0, 0)] * 4))
     assert (flat.value, flat.low, flat.high) == pytest.approx(proportion(np.zeros(4))[:3])
     many = [knowing(evidence_of, [(0, 0, 0)] * n, [(1, 1, 1)] * n, [(1,)] * n) for n in (4, 40)]
@@ -139,3 +142,49 @@ def test_a_curve_that_does_not_begin_with_the_victim_has_no_steps_to_half(eviden
 
 def test_the_weights_of_an_area_are_those_of_the_trapezoid_rule():
     assert weights(STEPS) == pytest.approx([0.125, 0.5, 0.375])
+
+
+def test_an_interval_is_open_where_half_may_come_back_after_the_last_step(evidence_of):
+    """The curve reaches half of 1 between the last two steps, but a share of 13 of 24 may be below it."""
+    hits = [(0, 0, 1)] * 13 + [(0, 0, 0)] * 11
+    figure = RelearnStepsToHalf().measure(knowing(evidence_of, hits, [(1, 1, 1)] * 24, [(1,)] * 24))
+    assert 10 < figure.low < figure.value < 40 and figure.why == ""
+    assert figure.high is None and figure.difference_high is None
+    assert figure.difference_low > 0 and figure.p_value < 0.05, "that the unedited model is faster is shown"
+    clear = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 1, 1)] * 24, [(1, 1, 1)] * 24, [(1,)] * 24))
+    assert clear.high is not None and clear.difference_high is not None
+
+
+def test_open_intervals_contain_steps_beyond_the_last_one(evidence_of):
+    """The share rises from 0 to 0.45 over the measured steps, so half of 1 comes back at 44 steps, after the last one."""
+    rng, metric = np.random.default_rng(0), RelearnStepsToHalf()
+    plain = own_concept(scored([(1,)] * 24, steps=[0]), 0.5)
+    found, reached = [], 0
+    for _ in range(100):
+        images = scored(rng.random((24, 3)) < np.array([0, 0.11, 0.45]))
+        table = own_concept(images, 0.5).assign(steps=images["steps"])
+        found.append(metric.estimate(table, plain))
+        reached += metric.bound(table, plain) == ""
+    assert reached > 10, "some curves reach half by chance"
+    assert np.mean([e.low <= 44 and (e.high is None or e.high >= 44) for e in found]) >= 0.93
+
+
+def test_a_curve_has_no_difference_to_one_that_does_not_reach_half(evidence_of):
+    figure = RelearnStepsToHalf().measure(knowing(evidence_of, [(0, 0, 0)] * 24, [(0, 0, 0)] * 24, [(1,)] * 24))
+    assert (figure.value, figure.original) == (40, 40)
+    assert figure.difference is figure.p_value is None
+
+
+def test_a_ratio_to_the_gold_reference_has_no_upper_limit_where_its_steps_have_none(evidence_of):
+    """The gold reference reaches half after 7 steps, and has limits."""
+    gold = scored([(0, 1, 1)] * 17 + [(0, 0, 1)] * 7)
+    late = [(0, 0, 1)] * 13 + [(0, 0, 0)] * 11
+    for hits, is_open in ((late, True), ([(0, 0, 0)] * 24, True), ([(0, 0, 1)] * 24, False)):
+        evidence = knowing(evidence_of, hits, [(1, 1, 1)] * 24, [(1,)] * 24)
+        figure = RelearnRatioToGold().measure(replace(evidence, gold=gold))
+        assert figure.low < figure.value and (figure.high is None) == is_open
+    same = RelearnRatioToGold().measure(replace(evidence, gold=scored([(1, 1, 1)] * 12 + [(0, 1, 1)] * 12)))
+    assert same.value is None
+    early = scored([(1, 1, 1)] * 11 + [(0, 1, 1)] * 13)
+    figure = RelearnRatioToGold().measure(replace(evidence, gold=early))
+    assert figure.value > 1 and figure.high is None, "the gold reference may reach half at once"

@@ -454,6 +454,9 @@ def test_a_figure_without_an_interval_says_so():
     assert undefined.said == "undefined: too few images; 3 failed"
     assert cell(Entry(12.0, unit="seconds", n=1)).said == "no interval; n = 1; 0 failed"
     assert cell(Entry(0.5, 0.2, 0.8, n=4, of=(2, 7))).part == "2/7"
+    bound = cell(Entry(40, 20, None, "steps", n=4, bound=True, why="not reached"))
+    assert bound.text == "≥ 40" and bound.bar is None
+    assert bound.said == "95 % interval from 20, no upper limit; n = 4; 0 failed; a lower bound: not reached"
 
 
 # --- the command -----------------------------------------------------------------------------------------------

@@ -427,3 +427,16 @@ def test_any_at_n():
     hits = [1, 0, 0, 1, 0]
     one_of = [any(hits[i] for i in draw) for draw in itertools.combinations(range(5), 2)]
     assert st.any_at_n(hits, ["p"] * 5, 2)[1] == pytest.approx([np.mean(one_of)])
+
+
+def test_an_open_interval_opens_what_is_made_of_it():
+    """The differences of 40 and at least 20 to other figures: only a side with limits of both can exclude 0."""
+    opened, closed = st.Estimate(40.0, 20.0, None), st.Estimate(4.0, 0.0, 8.0)
+    gap, turned = st.difference_of_estimates(opened, closed), st.difference_of_estimates(closed, opened)
+    assert gap[:3] == (36, pytest.approx(36 - math.hypot(20, 4)), None) and gap.p_value < 0.05
+    assert turned[:3] == (-36, None, pytest.approx(-36 + math.hypot(20, 4))) and turned.p_value == gap.p_value
+    none = st.difference_of_estimates(closed._replace(low=None), opened._replace(value=2.0, low=1.0))
+    assert none[:3] == (2, None, pytest.approx(2 + math.hypot(4, 1))) and none.p_value == 1
+    assert st.difference_of_estimates(opened, st.Estimate(4.0)) == st.Estimate(36.0)
+    mean = st.mean_of_estimates([opened, closed], shared=True)
+    assert mean[:3] == (22, pytest.approx(22 - 12), None) and mean.spread is None

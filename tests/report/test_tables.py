@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,11 @@ from overpaint.grid.scope import OUTSIDE
 from overpaint.report import statistics
 from overpaint.report.families import DIFFERS, EQUAL, Compared, marked, marks
 from overpaint.report.pooling import FIELDS, Outcomes, pooled
-from overpaint.report.records import CELL, RECORD_COLUMNS, stored_outcomes, stored_records
+from overpaint.report.records import CELL, RECORD_COLUMNS, stored_outcomes, stored_records, with_identity
 from overpaint.report.rendering import latex_text, markdown_text, number, print_tables, render, tables
 from overpaint.report.statistics import Estimate, mean_of_estimates
-from overpaint.report.views import view_named
+from overpaint.report.tables import averaged
+from overpaint.report.views import Column, view_named
 from overpaint.run.store import Store
 
 
@@ -413,6 +415,84 @@ def test_a_lower_bound_is_marked():
     free, bound = (render(frame(row | {"why": why}), "md") for why in ("", "censored: not back"))
     assert "| 40 [20, 40] |" in free and "≥" not in free
     assert "| ≥ 40 [20, 40] (1) |" in bound and "≥ a lower bound" in bound and "(1) censored: not back" in bound
+
+
+def steps(value, low, high, why="", concepts="church", **rest):
+    """A record of steps, and its difference to an unedited model's value of 0."""
+    sides = {"difference": value, "difference_low": low, "difference_high": high, "p_value": 0.001}
+    found = record("uce", concepts, "relearn_steps_to_half", value, low, high, attack="relearn", unit="steps")
+    return found | {"direction": "up", "facet": "robustness", "original": 0.0, "why": why} | sides | rest
+
+
+FORMS = {
+    "md": "[20, ∞)",
+    "latex": r"$^{\infty}_{20}$",
+    "terminal": "[20, ∞)",
+}
+
+
+@pytest.mark.parametrize(("form", "text"), FORMS.items())
+@pytest.mark.parametrize("why", ["", "lower bound: half is not reached"])
+def test_an_interval_without_an_upper_limit_is_open_in_every_format(form, text, why, capsys):
+    rows = frame(steps(40, 20, None, why))
+    if form == "terminal":
+        print_tables(rows, console=Console(width=200))
+        shown = capsys.readouterr().out
+    else:
+        shown = render(rows, form)
+    assert text in shown and "nan" not in shown
+    assert (r"$\geq$ 40" if form == "latex" else "≥ 40") in shown or not why
+
+
+def test_the_long_form_has_no_upper_limit_where_an_interval_is_open():
+    rows = frame(steps(40, 20, None))
+    (row,) = json.loads(render(rows, "json"))
+    assert (row["low"], row["high"]) == (20, None)
+    assert pd.read_csv(io.StringIO(render(rows, "csv")))["high"].isna().all()
+
+
+def test_a_bound_of_an_older_record_has_no_upper_limit():
+    """It was the last step. Other records keep theirs."""
+    rows = frame(
+        steps(40, 20, 40, "lower bound: half is not reached"), steps(30, 20, 40), steps(None, None, None, "none")
+    )
+    found = with_identity(rows)
+    for name in ("high", "difference_high"):
+        assert found[name].tolist() == pytest.approx([np.nan, 40, np.nan], nan_ok=True)
+    assert found["low"].tolist() == pytest.approx([20, 20, np.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize("field", ["value", "difference"])
+def test_a_mean_with_a_bound_has_no_upper_limit_and_no_test(field):
+    why = "lower bound: half is not reached"
+    rows = frame(steps(40, 20, None, why), steps(20, 10, 30, concepts="car"))
+    found = pooled(rows, field, Outcomes())
+    assert found.estimate[:3] == (30, pytest.approx(30 - np.hypot(20, 10) / 2), None)
+    assert found.estimate.spread is found.p_value is found.p_equivalence is None
+    alone = pooled(rows.iloc[:1], field, Outcomes())
+    assert (alone.estimate.high, alone.p_value) == (None, 0.001)
+
+
+def test_a_mean_of_bounds_over_a_sample_of_seeds_has_no_interval():
+    """Three seeds that do not reach half have equal values, which says nothing about how much they vary."""
+    why = "lower bound: half is not reached"
+    rows = frame(*(steps(40, 20, None, why, seed=seed) for seed in range(3)))
+    found = pooled(rows, "value", Outcomes())
+    assert found.estimate[:3] == (40, None, None) and found.estimate.spread is found.p_value is None
+    two = pooled(rows.iloc[:2], "value", Outcomes())
+    assert two.estimate[:3] == (40, 20, None)
+
+
+def test_a_difference_with_a_bound_is_marked():
+    rows = frame(
+        *(steps(40, 20, None, "lower bound: half is not reached", concepts=name) for name in ("car", "church"))
+    )
+    view = replace(
+        view_named("remains"), columns={"gap": Column("relearn_steps_to_half", "relearn", field="difference")}
+    )
+    (table,) = averaged(rows, view, Outcomes())
+    (entry,) = table.entries()
+    assert entry.bound and entry.high is None and entry.mark.says == ""
 
 
 def test_a_facet_that_no_track_names_is_shown():

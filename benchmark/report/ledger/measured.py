@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Mapping
 from functools import cache
 from pathlib import Path
@@ -165,8 +166,11 @@ def _overlap(figure: Mapping[Hashable, Any], record: Mapping[Hashable, Any]) -> 
     if figure["scale"] == "fraction":
         hits = np.arange(int(figure["images"])) < round(low * figure["images"])
         _, low, high, *_ = statistics.proportion(hits)
-    ours = (record["value"] if pd.isna(record[name]) else record[name] for name in ("low", "high"))
-    (_, end), (start, _) = sorted([(low, high), tuple(ours)])
+    ours = record["low"], record["high"]
+    if pd.isna(ours[0]) and pd.isna(ours[1]):
+        ours = record["value"], record["value"]
+    first, last = (-math.inf if pd.isna(ours[0]) else ours[0]), (math.inf if pd.isna(ours[1]) else ours[1])
+    (_, end), (start, _) = sorted([(low, high), (first, last)])
     return start <= end
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 from overpaint.report.directions import ARROWS
 from overpaint.report.ledger.agreement import AGREE, DISAGREE, EQUAL, QUANTITY, RELATIVE, SAMPLING, TOLERANCE
 from overpaint.report.ledger.measured import AGREES, DIFFERS, NOT_COMPARABLE
-from overpaint.report.rendering import number
+from overpaint.report.records import number_of
+from overpaint.report.rendering import interval, number
 from overpaint.report.sheets import Sheet
 
 LEGEND = (
@@ -186,8 +187,7 @@ def printed_text(f: Mapping[Hashable, Any]) -> str:
 def record_text(f: Mapping[Hashable, Any]) -> str:
     """The record beside a published figure as text: ``0.04 [0.01, 0.12] sd14, church``."""
     text = number(f["ours"], f["scale"])
-    if not pd.isna(f["ours_low"]) and not pd.isna(f["ours_high"]):
-        text += f" [{number(f['ours_low'], f['scale'])}, {number(f['ours_high'], f['scale'])}]"
+    text += interval(number_of(f["ours_low"]), number_of(f["ours_high"]), f["scale"])
     return f"{text} {f['ours_model']}, {f['ours_concepts']}"
 
 

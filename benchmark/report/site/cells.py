@@ -58,9 +58,7 @@ def _said(entry: Entry) -> str:
     p = "" if entry.mark.p_adjusted is None else f" (p = {entry.mark.p_adjusted:.2g}, {entry.mark.family})"
     return _sentence(
         [
-            f"95 % interval {number(entry.low, entry.unit)} to {number(entry.high, entry.unit)}"
-            if entry.low is not None and entry.high is not None
-            else "no interval",
+            _interval(entry),
             f"n = {entry.n}" if entry.n else "",
             _failed(entry),
             f"σ between concepts {number(entry.spread, entry.unit)}" if entry.spread is not None else "",
@@ -72,6 +70,15 @@ def _said(entry: Entry) -> str:
             WORDS.get(entry.standing, ""),
         ]
     )
+
+
+def _interval(entry: Entry) -> str:
+    low, high = (None if limit is None else number(limit, entry.unit) for limit in (entry.low, entry.high))
+    if low is None and high is None:
+        return "no interval"
+    if low is None or high is None:
+        return "95 % interval " + (f"up to {high}, no lower limit" if low is None else f"from {low}, no upper limit")
+    return f"95 % interval {low} to {high}"
 
 
 def _failed(entry: Entry) -> str:

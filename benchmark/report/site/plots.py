@@ -13,7 +13,7 @@ import pandas as pd
 from overpaint.grid.registry import components
 from overpaint.report.fronts import better
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
-from overpaint.report.rendering import number, plain
+from overpaint.report.rendering import interval, number, plain
 from overpaint.report.site.results import MANNERS, Block, Results, erased, shown
 from overpaint.report.tables import Entry, Table
 
@@ -145,9 +145,7 @@ def _scale(start: float, end: float) -> Callable[[float], float]:
 def _interval(entry: Entry) -> str:
     if entry.value is None:
         return "undefined"
-    if entry.low is None or entry.high is None:
-        return number(entry.value, entry.unit)
-    return f"{number(entry.value, entry.unit)} [{number(entry.low, entry.unit)}, {number(entry.high, entry.unit)}]"
+    return number(entry.value, entry.unit) + interval(entry.low, entry.high, entry.unit)
 
 
 def _labels_of(points: Sequence[Point]) -> list[Label]:
