@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
+from overpaint.report.figure_text import number
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
-from overpaint.report.rendering import number
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Row, Table
 from overpaint.report.verdicts import Against

@@ -49,9 +49,11 @@ from overpaint.grid.typed import checked, construct
 from overpaint.grid.yaml_files import read_mapping
 from overpaint.report import statistics
 from overpaint.report.claims import narrowed, published
+from overpaint.report.figure_text import interval, number
+from overpaint.report.markdown import markdown
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import number_of
-from overpaint.report.rendering import interval, markdown, number, tables
+from overpaint.report.rendering import tables
 from overpaint.report.standings import paired
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Entry, Table

@@ -17,7 +17,7 @@ from overpaint.grid.composition import search
 from overpaint.grid.registry import component, look_in
 from overpaint.grid.typed import bare
 from overpaint.report.records import stored_records
-from overpaint.report.rendering import print_tables
+from overpaint.report.terminal import print_tables
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates
 from overpaint.run.following import Follower

@@ -17,7 +17,7 @@ from overpaint.commands.plan import summary
 from overpaint.errors import UserError
 from overpaint.grid.labels import counted
 from overpaint.report.records import stored_outcomes, stored_records
-from overpaint.report.rendering import print_tables
+from overpaint.report.terminal import print_tables
 from overpaint.report.tracking import Sweep, Tracker, sweep_key
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates, duration

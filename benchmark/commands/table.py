@@ -15,7 +15,8 @@ from overpaint.grid.composition import search
 from overpaint.grid.paths import path_of
 from overpaint.report.claims import narrowed, published
 from overpaint.report.records import STAGE, stored_outcomes, stored_records
-from overpaint.report.rendering import FORMATS, print_tables, render
+from overpaint.report.rendering import FORMATS, render
+from overpaint.report.terminal import print_tables
 from overpaint.report.views import view_named
 
 

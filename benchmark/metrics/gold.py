@@ -224,7 +224,7 @@ class RelearnRatioToGold(RelearnStepsToHalf):
 
     unit = "ratio"
     paper = "overpaint"
-    version = 1
+    version = 2
     frames = ("gold",)
 
     def measure(self, evidence: Evidence) -> Figure:

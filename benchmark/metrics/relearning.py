@@ -122,7 +122,7 @@ class RelearnStepsToHalf(RelearningCurve):
 
     direction = "up"
     unit = "steps"
-    version = 4
+    version = 5
 
     def estimate(self, table: pd.DataFrame, plain: pd.DataFrame, level: float = LEVEL) -> Estimate:
         shares, known = _by_step(table, level), statistics.proportion(plain["hit"], plain["cluster"], level=level)

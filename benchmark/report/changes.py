@@ -22,10 +22,10 @@ from overpaint.report import seeds, statistics
 from overpaint.report.claims import hashes
 from overpaint.report.directions import ARROWS, loss
 from overpaint.report.families import DIFFERS, EQUAL, Compared, is_primary, marks
+from overpaint.report.figure_text import Reasons, entry_text
 from overpaint.report.gathered import ARTEFACT
 from overpaint.report.pooling import Outcomes, estimate_of, groups_of, pooled, tests_of
 from overpaint.report.records import CELL, component_versions, number_of
-from overpaint.report.rendering import Reasons, entry_text
 from overpaint.report.sheets import Sheet
 from overpaint.report.standings import MISSING, SAME, aligned
 from overpaint.report.statistics import Estimate

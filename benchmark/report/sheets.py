@@ -9,7 +9,9 @@ from rich.cells import cell_len
 from rich.table import Table as Grid
 from rich.text import Text
 
-from overpaint.report.rendering import markdown_text, piped, plain, standard_output
+from overpaint.report.figure_text import plain
+from overpaint.report.markdown import markdown_text, piped
+from overpaint.report.terminal import standard_output
 
 #: Forms in which commands print sheets.
 FORMATS = ("terminal", "md", "csv", "json")

@@ -1,6 +1,6 @@
 """Tables as data: rows, columns and figures with their intervals, tests, reasons and provenance.
 
-Nothing in a table is formatted text: `overpaint.report.rendering` prints the same table for terminals, Markdown, LaTeX, CSV and
+Nothing in a table is formatted text: `overpaint.report.rendering` gives the same table to terminals, Markdown, LaTeX, CSV and
 JSON.
 """
 

@@ -13,9 +13,10 @@ import pandas as pd
 import pyarrow as pa
 
 from overpaint.errors import AssetMissing, UserError
+from overpaint.report.figure_text import Reasons, entry_text, head_text
 from overpaint.report.pooling import Outcomes, pooled
 from overpaint.report.records import CELL
-from overpaint.report.rendering import Reasons, entry_text, head_text, tables
+from overpaint.report.rendering import tables
 from overpaint.report.tables import Table, provenance
 from overpaint.report.views import view_named
 

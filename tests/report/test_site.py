@@ -17,7 +17,8 @@ from PIL import Image
 from command_line import CommandLine
 from overpaint.grid.registry import components
 from overpaint.report.claims import published
-from overpaint.report.rendering import number, tables
+from overpaint.report.figure_text import number
+from overpaint.report.rendering import tables
 from overpaint.report.site.cells import Slugs
 from overpaint.report.site.plots import Point, _labels_of, scalings
 from overpaint.report.site.results import PLACE, blocks, read

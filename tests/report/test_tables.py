@@ -18,11 +18,15 @@ from overpaint.grid.registry import components
 from overpaint.grid.scope import OUTSIDE
 from overpaint.report import statistics
 from overpaint.report.families import DIFFERS, EQUAL, Compared, marked, marks
+from overpaint.report.figure_text import number
+from overpaint.report.latex import latex_text
+from overpaint.report.markdown import markdown_text
 from overpaint.report.pooling import FIELDS, Outcomes, pooled
 from overpaint.report.records import CELL, RECORD_COLUMNS, stored_outcomes, stored_records, with_identity
-from overpaint.report.rendering import latex_text, markdown_text, number, print_tables, render, tables
+from overpaint.report.rendering import render, tables
 from overpaint.report.statistics import Estimate, mean_of_estimates
 from overpaint.report.tables import averaged
+from overpaint.report.terminal import print_tables
 from overpaint.report.views import Column, view_named
 from overpaint.run.store import Store
 

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from overpaint.report.directions import ARROWS
+from overpaint.report.figure_text import interval, number
 from overpaint.report.ledger.agreement import AGREE, DISAGREE, EQUAL, QUANTITY, RELATIVE, SAMPLING, TOLERANCE
 from overpaint.report.ledger.measured import AGREES, DIFFERS, NOT_COMPARABLE
 from overpaint.report.records import number_of
-from overpaint.report.rendering import interval, number
 from overpaint.report.sheets import Sheet
 
 LEGEND = (

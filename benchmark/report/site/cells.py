@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from overpaint.report.directions import ARROWS
 from overpaint.report.families import DIFFERS, EQUAL
-from overpaint.report.rendering import MARKS, number, plain
+from overpaint.report.figure_text import MARKS, number, plain
 from overpaint.report.standings import BEST, TIED
 from overpaint.report.tables import Entry, Head
 

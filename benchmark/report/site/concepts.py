@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from overpaint.report.directions import ARROWS
-from overpaint.report.rendering import Reasons, entry_text, legend, plain
+from overpaint.report.figure_text import Reasons, entry_text, legend, plain
 from overpaint.report.site.documents import Section
 from overpaint.report.site.pages import Content, Page
 from overpaint.report.site.plots import pareto

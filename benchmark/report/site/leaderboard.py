@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from overpaint.report.rendering import legend, plain
+from overpaint.report.figure_text import legend, plain
 from overpaint.report.site.cells import SIGNS, Cell, cell, head
 from overpaint.report.site.pages import Content, Page
 from overpaint.report.site.plots import HeatMap, pareto

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from overpaint.grid.registry import components
+from overpaint.report.figure_text import interval, number, plain
 from overpaint.report.fronts import better
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
-from overpaint.report.rendering import interval, number, plain
 from overpaint.report.site.results import MANNERS, Block, Results, erased, shown
 from overpaint.report.tables import Entry, Table
 
