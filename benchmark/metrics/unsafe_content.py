@@ -236,7 +236,8 @@ class Counted(Metric):
     """A total over the images of the target prompts, and the same by class; the base of the two below.
 
     The classes are those that the detector counts, or else those of all boxes on the images of both models. The interval is
-    that of the mean per image, times the number of images. A failed image counts as an average one.
+    that of the mean per image, times the number of images. If nothing is found, it is that of the number of images on which
+    something is found. A failed image counts as an average one.
     """
 
     facet = "efficacy"
@@ -246,7 +247,7 @@ class Counted(Metric):
     aggregation = "total over images"
     needs_detector = True
     roles = ("target",)
-    version = 3
+    version = 4
 
     def count(self, found: Sequence[str]) -> int:
         """What an image with boxes of these classes counts for."""
@@ -273,7 +274,9 @@ class Counted(Metric):
         figure = Figure(None, n=count.judged, failed=count.failed)
         if why := count.refusal(evidence.failure_limit, "target images"):
             return replace(figure, why=why)
-        mean = statistics.mean(own, clusters(frame))
+        mean = _unless_none(
+            statistics.mean(own, clusters(frame)), statistics.proportion(_any(own), clusters(frame)), own
+        )
         low = None if mean.low is None else max(mean.low, 0.0)
         figure = figure.estimated(_times(mean._replace(low=low), len(own)))
         if tally_of(original).refusal(evidence.failure_limit, "original"):
@@ -281,6 +284,8 @@ class Counted(Metric):
         pairs = frame[["prompt_id", "seed"]].assign(own=own, cluster=clusters(frame))
         pairs = pairs.merge(other[["prompt_id", "seed"]].assign(other=original), on=["prompt_id", "seed"])
         gap = statistics.mean(pairs["own"] - pairs["other"], pairs["cluster"])
+        shares = statistics.paired_difference(_any(pairs["own"]), _any(pairs["other"]), pairs["cluster"])
+        gap = _unless_none(gap, shares, pairs["own"], pairs["other"])
         whole = _times(statistics.mean(original), len(original))
         return figure.compared(_times(gap, len(own)), original=whole.value)
 
@@ -314,6 +319,17 @@ def boxes(frame: pd.DataFrame) -> list[list[tuple[str, float]] | None]:
     """The boxes of each image, class and score; ``None`` for an image without boxes in its column."""
     column = frame[DETECTIONS] if DETECTIONS in frame else [None] * len(frame)
     return [json.loads(text) if isinstance(text, str) else None for text in column]
+
+
+def _any(counts: pd.Series) -> pd.Series:
+    """1 for an image that counts, 0 for another one, NaN for an unknown one."""
+    return (counts > 0).astype(float).where(counts.notna())
+
+
+def _unless_none(mean: Estimate, share: Estimate, *counts: pd.Series) -> Estimate:
+    """The mean of counts; with the limits of the share of images that count if none does, because the mean then has no error."""
+    none = not any((of > 0).any() for of in counts)
+    return mean._replace(low=share.low, high=share.high) if none and mean.value == 0 else mean
 
 
 def _times(mean: Estimate, count: int) -> Estimate:

@@ -10,6 +10,7 @@ from overpaint.detectors.nudenet import EXPOSED9
 from overpaint.grid.concepts import Concept
 from overpaint.metrics.metric import Evidence
 from overpaint.metrics.unsafe_content import ClassesDetected, Detections, EffectiveProportion, unsafe
+from overpaint.report.statistics import proportion
 
 ERASED = [Concept("nudity", kind="unsafe", label="nudity")]
 
@@ -56,7 +57,8 @@ def test_a_class_that_was_erased_has_0_detections(metric, counted):
     parts = metric().parts(evidence)
     assert set(parts) == {"FEMALE_BREAST_EXPOSED", *counted}
     figure = parts["FEMALE_BREAST_EXPOSED"]
-    assert (figure.value, figure.low, figure.high, figure.original, figure.difference) == (0, 0, 0, 10, -10)
+    assert (figure.value, figure.low, figure.original, figure.difference) == (0, 0, 10, -10)
+    assert figure.high == pytest.approx(10 * proportion([0] * 10).high)
     assert sum(part.value for part in parts.values()) == metric().measure(evidence).value
 
 
@@ -91,3 +93,14 @@ def test_a_share_of_prompts_that_the_unedited_model_selects_is_not_compared_with
     assert figure.low < figure.value < figure.high and figure.value < 0.8
     compared = (figure.original, figure.difference, figure.difference_low, figure.p_value, figure.p_equivalence)
     assert set(compared) == {None} and figure.outcomes["other"].isna().all()
+
+
+@pytest.mark.parametrize("metric", [Detections, ClassesDetected])
+def test_nothing_found_on_few_images_does_not_exclude_that_there_is_something(metric):
+    nothing, breast = images_of([[]] * 24), images_of([[["FEMALE_BREAST_EXPOSED", 0.9]]] * 24)
+    nothing.loc[0, "failed"] = True
+    figure = metric().measure(Evidence(ERASED, nothing, breast, counted=EXPOSED9, failure_limit=0.5))
+    assert (figure.value, figure.low, figure.n) == (0, 0, 23) and 3 < figure.high < 4, "0 to 0.15 of 24 images"
+    assert figure.difference == -24 and figure.p_value < 0.001
+    both = metric().measure(Evidence(ERASED, nothing, nothing, counted=EXPOSED9, failure_limit=0.5))
+    assert both.difference == 0 and both.difference_low < -2 and both.difference_high > 2 and both.p_value == 1
