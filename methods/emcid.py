@@ -94,6 +94,14 @@ class EMCID(Eraser):
         if not self.templates or not all(isinstance(t, str) and t.count("{}") == 1 for t in self.templates):
             raise UserError(f"templates takes sentences with one {{}} each, got {self.templates!r}")
 
+    def check(self, family: str | None, request: Request, name: str, sequential: bool = False) -> None:
+        super().check(family, request, name, sequential)
+        if not self.mom2_captions:
+            raise UserError(
+                f"method={name} needs mom2_captions, the captions whose tokens should stay unchanged: a collection, a CSV file "
+                "with a prompt column (such as asset:coco_30k/coco_30k.csv) or a list of texts"
+            )
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         layers = self.edited_layers(model)
         sources = [self.sentences(model, c.name) for c in request.erase]
@@ -327,8 +335,6 @@ def second_moments(
 
     Begin and end tokens are included, padding is not. Captions are truncated to the model's length.
     """
-    if not captions:
-        raise UserError("method=emcid needs mom2_captions: a caption collection, a CSV file or a list of texts")
     ids = model.padded_ids(captions, truncate=True)
     lengths = torch.tensor([len(model.token_ids(caption)) for caption in captions], device=ids.device)
     mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()

@@ -80,7 +80,7 @@ class PromptFilter(Eraser):
         if self.rule == "classifier" and self.threshold is None:
             raise UserError("rule=classifier needs a threshold, such as threshold=0.5")
         check_captions(self.calibration)
-        if self.rule == "embedding" and self.threshold is None and not read_captions(self.calibration):
+        if self.rule == "embedding" and self.threshold is None and not self.calibration:
             raise UserError(
                 "rule=embedding needs a threshold, or ordinary captions to calibrate it: calibration=FILE.csv"
             )

@@ -81,8 +81,6 @@ class Steerers(Eraser):
     def __post_init__(self):
         check_file(self.autoencoder)
         if self.autoencoder is None:
-            if not self.texts:
-                raise UserError("method=steerers needs texts to train its autoencoder, or the file of an autoencoder")
             check_captions(self.texts)
         at_least(1, expansion=self.expansion, k=self.k, iterations=self.iterations, batch_size=self.batch_size)
         at_least(0, aux_k=self.aux_k, aux_weight=self.aux_weight, learning_rate=self.learning_rate)
@@ -91,6 +89,11 @@ class Steerers(Eraser):
     @property
     def draws(self) -> bool:
         return self.autoencoder is None
+
+    def check(self, family: str | None, request: Request, name: str, sequential: bool = False) -> None:
+        super().check(family, request, name, sequential)
+        if self.autoencoder is None and not self.texts:
+            raise UserError(f"method={name} needs texts to train its autoencoder, or the file of an autoencoder")
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         layers = self.steered(model)

@@ -106,6 +106,14 @@ class TRCE(Eraser):
             kinds = "begin, first end, last position, the concept's words"
             raise UserError(f"token_weights takes four numbers of at least 0 ({kinds}), got {self.token_weights!r}")
 
+    def check(self, family: str | None, request: Request, name: str, sequential: bool = False) -> None:
+        super().check(family, request, name, sequential)
+        if not self.prior_captions and not self.lamb:
+            raise UserError(
+                f"method={name} needs prior_captions, whose outputs it preserves: a CSV file with a prompt column (official "
+                "code uses COCO's captions) or a list of texts; or use lamb > 0"
+            )
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         changes, condition = self.mapped(model, self.sentences(request, self.template_count, self.templates))
         if self.epochs:
@@ -127,11 +135,6 @@ class TRCE(Eraser):
     def mapped(self, model: DiffusionModel, sentences: Sentences) -> tuple[Changes, float]:
         """W' of every key and value matrix, and the condition number of A."""
         captions = read_captions(self.prior_captions)
-        if not captions and not self.lamb:
-            raise UserError(
-                "method=trce needs prior_captions, whose outputs it preserves: a CSV file with a prompt column (official "
-                "code uses COCO's captions) or a list of texts; or use lamb > 0"
-            )
         B, number = caption_statistics(model, captions)
         rows = TextRows(model, [text for sentence in sentences for text in sentence[:2]])
         found: list[tuple[torch.Tensor, torch.Tensor, float]] = [

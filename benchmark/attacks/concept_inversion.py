@@ -218,10 +218,14 @@ class ConceptInversion(Attack):
         return [f"{self.placeholder} {text}" for text in texts], texts
 
     def shots(self, context: AttackContext) -> list:
-        """The shots with the placeholder in place of the concept's name, or before a prompt that does not name it."""
+        """The shots with the placeholder in place of the concept's name, or before a prompt that does not name it.
+
+        If it was learned before whole prompts (``captions: prompts``), it is before all of them, as in training.
+        """
         found = []
         for shot in context.shots:
             text = shot.prompt.text
-            placed = renamed(text, context.concept, self.placeholder) or f"{self.placeholder} {text}"
+            named = None if self.captions == "prompts" else renamed(text, context.concept, self.placeholder)
+            placed = named or f"{self.placeholder} {text}"
             found.append(attacked(shot, placed, context.concept, shot.prompt.variant))
         return found

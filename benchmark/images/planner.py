@@ -294,6 +294,8 @@ def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[B
     if attack.needs == "nothing":
         fixed = _fixed_shots(cell.attack, cell.attack_seed, concept, plain, cell.concepts.catalogue)
         return known_images(plan, cell, fixed, what)
+    if attack.paints or attack.shown:
+        _check_one_size(cell, plain)
     units = _by_prompt(plain) if attack.unit == "prompt" else [plain]
     examples = _examples(plan, cell, concept, stand_in) if attack.shown and not _drawn(cell) else []
     erasure = erase_task(plan, cell)
@@ -304,6 +306,17 @@ def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[B
     if attack.paints:
         return [painted_images(plan, cell, task) for task in tasks]
     return [found_images(plan, cell, tasks, f"{what} for {concept.name}", len(plain))]
+
+
+def _check_one_size(cell: Cell, shots: Sequence[Shot]) -> None:
+    """Raise a `UserError` if prompts have sizes of their own and the cell's attack makes or learns from images of one size."""
+    sizes = sorted({shot.prompt.size for shot in shots if shot.prompt.size})
+    if sizes and cell.protocol.size is None:
+        width, height = sizes[0]
+        raise UserError(
+            f"attack={cell.attack.name} works on images of one size, and prompts of concepts={cell.concepts.name} have sizes of "
+            f"their own ({width}×{height} and others): set protocol.size={min(width, height)}"
+        )
 
 
 def _examples(plan: Plan, cell: Cell, concept: Concept, stand_in: Concept | None) -> list[Task]:

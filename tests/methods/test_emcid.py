@@ -281,4 +281,4 @@ def test_half_precision_weights_are_edited_in_float64(goldens):
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(tiny_sd, values):
     with pytest.raises(overpaint.UserError, match=next(iter(values)).replace("mom2_captions", "caption")):
-        overpaint.erase(tiny_sd, "emcid", **(SMALL | {"noise_loss": "off"} | values))
+        overpaint.erase(tiny_sd, "emcid", **(SMALL | {"noise_loss": "off", "mom2_captions": CAPTIONS} | values))

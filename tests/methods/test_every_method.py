@@ -40,8 +40,9 @@ def published(tiny_sd, tiny_sdxl, tmp_path_factory):
 
 
 def required(method, family="sd"):
-    """The published file for a method that reads one, and the detector for a method that looks at images."""
+    """What a method has no default for: a published file, captions, and the detector of a method that looks at images."""
     file = {"file": PUBLISHED.get(family, "missing.safetensors")} if "file" in method.defaults else {}
+    file |= {key: TINY[key] for key in ("mom2_captions", "prior_captions", "texts") if key in method.defaults}
     return file | (LOOKING if LOOKING.keys() <= method.defaults.keys() else {})
 
 
