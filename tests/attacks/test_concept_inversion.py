@@ -190,6 +190,7 @@ def test_prompts_are_learned_behind_the_new_word_and_are_what_the_guard_shall_no
     asked = [shot.prompt.text for shot in context.shots]
     attack = component("attack", "cce").build({"captions": "prompts"})
     assert attack.prompts(context) == ([f"<concept> {text}" for text in asked], asked)
+    assert [shot.prompt.text for shot in attack.shots(context)] == attack.prompts(context)[0], "as in training"
     records = {"captions.0": torch.tensor([0, 3]), "ids.0": tiny_sd.padded_ids([asked[0], asked[3]])}
     _, (seen,) = invert(context, records, steps=1, branch=branch, captions="prompts", learning_rate=0.0)
     assert float(seen["loss"]) < 1e-9
@@ -240,7 +241,7 @@ def test_prompts_that_are_too_long_lose_their_end(context, tiny_sd):
         with overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd):
             assault, seen = invert(context, captions="prompts", branch=branch)
         assert len(seen) == 2 and all(bool(step["gradient"].any()) for step in seen)
-        assert assault.shots[0].prompt.text.startswith("a <concept> ship")
+        assert assault.shots[0].prompt.text.startswith("<concept> a cat ship")
     guarded = overpaint.erase(tiny_sd, "negative_prompt", erase=["cat"]).attached(tiny_sd)
     name = " ".join(["a"] * 90)  # a name has at most 200 characters
     with guarded, pytest.raises(overpaint.UserError, match="prompt has 92 tokens"):  # a name must not lose its end

@@ -106,6 +106,18 @@ def test_sizes_that_the_model_has_no_images_of_are_refused(tmp_path):
     assert plan(*lists, "protocol.size=64")  # replaces those of the list
 
 
+@pytest.mark.parametrize("attack", ["uda", "completion", "cce"])
+def test_an_attack_on_images_of_one_size_refuses_prompts_with_sizes_of_their_own(attack, tmp_path):
+    listed = tmp_path / "p.csv"
+    listed.write_text("prompt,width,height\na church,64,64\na red church,64,72\n")
+    asked = ("method=uce", f"attack={attack}", "budget=smoke", "concepts=church", f"concepts.prompts.target={listed}")
+    own = rf"attack={attack} works on images of one size, .* concepts=church .* \(64×64 and others\): set protocol.size=64"
+    with pytest.raises(UserError, match=own):
+        plan(*asked, "protocol.size=null")
+    assert plan(*asked, "protocol.size=64")
+    assert plan(*asked[:1], "attack=seed_search,random_prefix", *asked[2:], "protocol.size=null")
+
+
 def test_inputs_come_before_what_needs_them():
     seen = set()
     for key, task in plan("method=uce", "attack=cce", "budget=smoke").tasks.items():
