@@ -12,8 +12,8 @@ a latent that ē has partly denoised for the prompt P with guidance s_g:
 ``mode`` chooses c: in turn (``iterative``), at random, one after the other (``sequential``), or c = P (``composite``).
 
 Official code draws t within the 20 timesteps above the noise level of x_t. If it draws k = 0 steps of the roll-out, it takes
-all of them and trains a finished image at the highest timesteps. Its ``sequential`` mode never leaves the first concept.
-``compat: official`` reproduces all three.
+all of them and trains a finished image at the highest timesteps. Its ``sequential`` mode never leaves the first concept. At
+s_g ≤ 1 it rolls out without a prompt, not with P alone. ``compat: official`` reproduces all four.
 """
 
 from __future__ import annotations
@@ -36,10 +36,16 @@ from overpaint.models.lazily import functional, torch
 #: ``train`` -> the parameters to train.
 GROUPS: dict[str, Rule] = {
     "xattn": lambda p: p.attention == "cross",
-    "noxattn": lambda p: p.attention != "cross" and not p.name.startswith(("time_embedding.", "conv_out.")),
+    "noxattn": lambda p: p.attention != "cross" and not _outside(p.name),
     "selfattn": lambda p: p.attention == "self",
+    "notime": lambda p: not _outside(p.name),
     "full": lambda p: True,
 }
+
+
+def _outside(name: str) -> bool:
+    """Whether the parameter is in the time embedding or the last convolution; unlike ESD's code, this one trains the last norm."""
+    return name.startswith(("time_embedding.", "conv_out."))
 
 
 @dataclass(kw_only=True)
@@ -47,7 +53,7 @@ class SDD(Eraser):
     """Hyper-parameters of SDD; ``conf/method/sdd.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
-    train: Literal["xattn", "noxattn", "selfattn", "full"]
+    train: Literal["xattn", "noxattn", "selfattn", "notime", "full"]
     mode: Literal["iterative", "random", "sequential", "composite"]
     start_guidance: float
     rollout_steps: int
@@ -126,7 +132,8 @@ class SDD(Eraser):
         steps, total = self.rollout_steps, model.train_timesteps
         k = self.steps_taken(draws)
         start = draws.noise("x_T", (self.batch_size, *model.noise([0]).shape[1:]), nothing)
-        positive, negative = (embeds.expand(len(start), -1, -1) for embeds in (named, nothing))
+        prompt = nothing if self.compat == "official" and self.start_guidance <= 1 else named
+        positive, negative = (embeds.expand(len(start), -1, -1) for embeds in (prompt, nothing))
         guidance = Guidance(model, positive, negative, self.start_guidance)
         with teacher.active():
             if self.compat == "intended":

@@ -5,6 +5,7 @@ import torch
 
 import overpaint
 from official import watched
+from overpaint.blocks.rollouts import rollout
 from overpaint.blocks.training import parameter_group
 from overpaint.grid.registry import component
 from overpaint.methods.sdd import GROUPS
@@ -55,6 +56,14 @@ def test_the_official_number_of_tensors_without_cross_attention(tiny_sd):
     assert len(parameter_group(tiny_sd, GROUPS["noxattn"])) == 283
 
 
+def test_notime_leaves_out_the_time_embedding_and_the_last_convolution(tiny_sd):
+    left_out = {p.name for p in tiny_sd.parameters(tiny_sd.denoiser_names)} - set(
+        parameter_group(tiny_sd, GROUPS["notime"])
+    )
+    assert {name.split(".")[0] for name in left_out} == {"time_embedding", "conv_out"}
+    assert len(left_out) == 6
+
+
 @pytest.mark.parametrize(
     ("mode", "compat", "turns"),
     [
@@ -87,11 +96,19 @@ def test_timesteps_of_both_codes(k, tiny_sd):
 START = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
 
 
-def rolled(model, k, compat):
+def rolled(model, k, compat, **values):
     """The values of one iteration with this k."""
     with watched({"k.0": torch.tensor(k), "x_T.0": START}) as seen, torch.no_grad():
-        overpaint.erase(model, "sdd", erase=["dog"], **(SMALL | {"iterations": 1, "compat": compat}))
+        overpaint.erase(model, "sdd", erase=["dog"], **(SMALL | {"iterations": 1, "compat": compat} | values))
     return seen[0]
+
+
+@pytest.mark.parametrize(("compat", "prompt"), [("intended", "dog"), ("official", "")])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_without_guidance_the_official_roll_out_has_no_prompt(compat, prompt, scale, tiny_sd):
+    guidance = Guidance(tiny_sd, tiny_sd.encode([prompt]), tiny_sd.encode([""]), 1.0)
+    expected, _ = rollout(tiny_sd, START, guidance, "ddim", 4, 2)
+    assert torch.equal(rolled(tiny_sd, 2, compat, start_guidance=scale)["x_t"], expected)
 
 
 @pytest.mark.parametrize(
