@@ -14,7 +14,8 @@ samples from x*_N without it. The paper enlarges; its defaults are the preset ``
 The inversion evaluates the network at the time of the level that it goes to, ``renoisings`` times after the first. At times
 below 250 at most ``first_renoisings``, and the mean of the predictions number ``averaged_first`` gives x*; above, the mean of
 those number ``averaged``, if there are any. From the first of these numbers on, a prediction is regularised, as is their
-mean, towards noise and the patches of e(q(x_0, ε, t), c), with one ε for all steps.
+mean, towards noise and the patches of e(q(x_0, ε, t), c), with one ε for all steps. Without ``average`` the last prediction
+gives x*, and all predictions but the first are regularised; the first as well where these numbers start at 0.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ class ConceptScaler:
                         passes=passes,
                         averaged=averaged if self.average else range(0),
                         regularise=partial(regularised, like) if self.regularisations else None,
-                        regularise_from=averaged.start if self.average else 1,
+                        regularise_from=averaged.start if self.average else min(1, averaged.start),
                     )
                 )
                 trace_values(inverted=path[-1])

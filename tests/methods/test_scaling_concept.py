@@ -6,6 +6,7 @@ import torch
 
 import overpaint
 from official import by_name, distance, watched
+from overpaint.blocks.inversion import Regularisation
 from overpaint.grid.concepts import Concept
 from overpaint.grid.registry import component
 from overpaint.methods.scaling_concept import ConceptScaler
@@ -96,6 +97,14 @@ def test_a_converged_inversion_is_undone_by_sampling(tiny_sd_float64):
     editor = scaler(renoisings=40, first_renoisings=40, **same)
     with torch.no_grad():
         assert distance(editor.sample(tiny_sd_float64, editor.invert(tiny_sd_float64, latents)), latents) < 1e-6
+
+
+@pytest.mark.parametrize(("average", "early", "late"), [(True, 3, 0), (False, 2, 1)])
+def test_how_often_each_step_is_regularised(average, early, late, tiny_sd, monkeypatch):
+    regularised = []
+    monkeypatch.setattr(Regularisation, "__call__", lambda self, said, like, draws: regularised.append(0) or said)
+    scaler(steps=5, average=average, renoisings=1).invert(tiny_sd, torch.zeros(1, 4, 16, 16))
+    assert len(regularised) == 2 * early + 3 * late  # timesteps 1 and 201 are below 250; 401, 601 and 801 are not
 
 
 def test_an_image_does_not_depend_on_its_batch(tiny_sd):
