@@ -23,10 +23,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from overpaint.blocks.concept_pictures import (
+    Caption,
     Encoded,
+    Shown,
     check_pictures,
     concept_bank,
     concept_caption,
@@ -37,13 +39,19 @@ from overpaint.blocks.concept_pictures import (
 )
 from overpaint.blocks.draws import Draws, trace_values
 from overpaint.blocks.image_bank import ImageBank, diffused, shuffled
-from overpaint.blocks.training import COMPVIS_GROUPS, Student, gradients, mean_square, parameter_group, train
-from overpaint.errors import at_least
+from overpaint.blocks.training import COMPVIS_GROUPS, Rule, Student, gradients, mean_square, parameter_group, train
+from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.lazily import torch
+
+#: ``train`` -> the parameters to train: ESD's groups, and attention of two blocks each.
+GROUPS: dict[str, Rule] = COMPVIS_GROUPS | {
+    "xlayer": lambda p: p.attention == "cross" and p.name.startswith(("up_blocks.2.attentions.0.", "up_blocks.2.attentions.2.")),
+    "selflayer": lambda p: p.attention == "self" and p.name.startswith(("down_blocks.1.attentions.0.", "down_blocks.2.attentions.0.")),
+}
 
 
 @dataclass(kw_only=True)
@@ -51,7 +59,8 @@ class EraseDiff(Eraser):
     """Hyper-parameters of EraseDiff; ``conf/method/erasediff.yaml`` explains each."""
 
     compat: Literal["intended", "official"]
-    train: Literal["full", "noxattn", "xattn", "selfattn", "notime"]
+    train: Literal["full", "noxattn", "xattn", "selfattn", "notime", "xlayer", "selflayer"]
+    forget_captions: list[str] | None
     pseudo_caption: str | None
     default_anchor: str
     template: str | None
@@ -69,6 +78,8 @@ class EraseDiff(Eraser):
     learning_rate: float
     batch_size: int
 
+    added: ClassVar[Mapping[str, Any]] = {"forget_captions": None}
+
     @property
     def lengths(self) -> tuple[str, ...]:
         passed = ("epochs", "inner_passes") if self.compat == "official" else ("epochs",)
@@ -78,6 +89,8 @@ class EraseDiff(Eraser):
         at_least(1, pictures=self.pictures, retain_pictures=self.retain_pictures, picture_steps=self.picture_steps)
         at_least(1, epochs=self.epochs, batch_size=self.batch_size, inner_passes=self.inner_passes)
         at_least(0, learning_rate=self.learning_rate)
+        if self.forget_captions is not None and not self.forget_captions:
+            raise UserError("forget_captions takes a list of captions, or null for one caption by kind, got none")
         check_pictures(self.folder, template=self.template, retain_template=self.retain_template)
 
     def least(self, request: Request) -> Mapping[str, int]:
@@ -90,12 +103,13 @@ class EraseDiff(Eraser):
         ]
         if self.folder is None:
             enough(pictures=(self.pictures, request.erase), retain_pictures=(self.retain_pictures, retained))
-        forget, shown = self.bank(model, request.erase, self.pictures, self.template, draws)
-        retain, _ = self.bank(model, retained, self.retain_pictures, self.retain_template, draws)
+        named, kept = self.caption(self.template, self.forget_captions), self.caption(self.retain_template)
+        forget, shown = self.bank(model, request.erase, self.pictures, named, draws)
+        retain, _ = self.bank(model, retained, self.retain_pictures, kept, draws)
         pseudo = [self.pseudo(request.erase[owner], thing) for owner, thing in shown]
         embeds = encoded(model, [*forget.captions, *retain.captions, *pseudo])
-        names = parameter_group(model, COMPVIS_GROUPS[self.train])
-        every = parameter_group(model, COMPVIS_GROUPS["full"]) if self.eta is not None else names
+        names = parameter_group(model, GROUPS[self.train])
+        every = parameter_group(model, GROUPS["full"]) if self.eta is not None else names
         student = Student(model, every)  # the cosine of λ reads all gradients
         forget_rows, retain_rows = self.rows(request, forget, retain, draws)
         met: list[torch.Tensor] = []  # losses of an inner pass
@@ -186,14 +200,21 @@ class EraseDiff(Eraser):
             return self.pseudo_caption
         return concept_caption(stand_in(concept, self.default_anchor), thing, self.template, self.default_anchor)
 
+    def caption(self, template: str | None, given: Sequence[str] | None = None) -> Caption:
+        """The captions of a bank: the ``given`` ones, an image each in turn, otherwise by ``template`` or kind."""
+        if given:
+            turn = cycle(given)
+            return lambda concept, thing: next(turn)
+        return lambda concept, thing: concept_caption(concept, thing, template, self.default_anchor)
+
     def bank(
-        self, model: DiffusionModel, concepts: Sequence[Concept | None], count: int, template: str | None, draws: Draws
-    ):
+        self, model: DiffusionModel, concepts: Sequence[Concept | None], count: int, caption: Caption, draws: Draws
+    ) -> tuple[ImageBank, Shown]:
         return concept_bank(
             model,
             concepts,
             count,
-            lambda concept, thing: concept_caption(concept, thing, template, self.default_anchor),
+            caption,
             draws,
             folder=self.folder,
             scheduler=self.picture_scheduler,

@@ -5,7 +5,11 @@ import torch
 
 import overpaint
 from official import by_name, distance, flat, parameters, recorded, watched
+from overpaint.blocks.draws import Draws
 from overpaint.grid.concepts import Concept
+from overpaint.grid.registry import component
+from overpaint.methods.erasediff import GROUPS
+from overpaint.models.parameters import Parameter
 
 SMALL = {
     "pictures": 2, "retain_pictures": 2, "picture_steps": 1, "batch_size": 2, "epochs": 1, "learning_rate": 1e-3,
@@ -142,10 +146,51 @@ def test_the_pseudo_caption(tiny_sd_float64, arguments, expected):
     assert abs(float(seen["loss_forget"][0] / (named - other).square().mean()) - 1) < 1e-6
 
 
+def test_the_scripts_settings():
+    method = component("method", "erasediff")
+    names = ("train", "epochs", "inner_passes", "forget_weight", "batch_size")
+    presets = {name: method.settle({}, name) for name in ("object", "unsafe", "nudity")}
+    assert [presets["object"][name] for name in names] == ["full", 2, 1, 1.0, 16]
+    for name in ("unsafe", "nudity"):
+        assert [presets[name][key] for key in (*names, "picture_steps")] == ["noxattn", 5, 2, 1.0, 16, 50]
+
+
+def test_forget_captions_are_used_in_turn(tiny_sd):
+    eraser = component("method", "erasediff").build({"forget_captions": ["nudity", "naked"], "picture_steps": 1})
+    caption = eraser.caption("{}", eraser.forget_captions)
+    bank, _ = eraser.bank(tiny_sd, [Concept("nudity", kind="unsafe")], 3, caption, Draws(0))
+    assert bank.captions == ["nudity", "naked", "nudity"]
+    one, two = (traced_erase(tiny_sd, forget_captions=texts)[0].tensors for texts in (None, ["an image of a dog"]))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(("group", "kind"), [("xlayer", "cross"), ("selflayer", "self")])
+def test_groups_of_two_blocks(group, kind):
+    names = {
+        kind: [f"{block}.transformer_blocks.0.attn.to_q.weight" for block in SD_BLOCKS] for kind in ("cross", "self")
+    }
+    parameters = [Parameter(name, torch.nn.Identity(), other) for other in names for name in names[other]]
+    found = [p for p in parameters if GROUPS[group](p)]
+    assert {p.attention for p in found} == {kind}
+    assert [p.name.partition(".transformer")[0] for p in found] == {
+        "xlayer": ["up_blocks.2.attentions.0", "up_blocks.2.attentions.2"],  # CompVis: output_blocks.6, output_blocks.8
+        "selflayer": ["down_blocks.1.attentions.0", "down_blocks.2.attentions.0"],  # input_blocks.4, input_blocks.7
+    }[group]
+
+
+#: The blocks of SD 1 and 2 that have attention.
+SD_BLOCKS = [
+    *(f"down_blocks.{i}.attentions.{j}" for i in range(3) for j in range(2)),
+    "mid_block.attentions.0",
+    *(f"up_blocks.{i}.attentions.{j}" for i in range(1, 4) for j in range(3)),
+]
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
         ({"epochs": 0}, "epochs"),
+        ({"forget_captions": []}, "forget_captions"),
         ({"template": "no place"}, "template"),
         ({"folder": "no/such/folder"}, "folder=no/such/folder"),
         ({"retain": ["ship", "bird", "tree"]}, "retain_pictures=2 is too few for 3 concepts"),
