@@ -290,9 +290,17 @@ class Prompts:
         pairs = list(zip(request.erase, request.anchors(method.default_anchor), strict=True))
         self.pairs: list[tuple[str, str]] = []
         given, overrides = read_captions(method.forget_prompts), read_captions(method.override_prompts)
+        by_name = given and not overrides and not self.keywords  # the anchor replaces a concept's name in the prompts
         for concept, anchor in pairs:
-            sentences = [t.format(concept.phrase) for t in phrase_templates(concept.kind, SENTENCES)]
-            prompts = [p for p in given if names(p, concept.name)] or (given if self.keywords else []) or sentences
+            prompts = given or [t.format(concept.phrase) for t in phrase_templates(concept.kind, SENTENCES)]
+            if by_name:
+                naming = [prompt for prompt in prompts if names(prompt, concept.name)]
+                if not naming:
+                    raise UserError(
+                        f"method=sfd: none of {len(given)} forget_prompts names {concept.name!r}, so its anchor replaces nothing; "
+                        "name it, or give override_prompts"
+                    )
+                prompts = naming if len(pairs) > 1 else prompts
             for prompt in prompts:
                 instead = overrides or [prompt if self.keywords else replaced(prompt, concept.name, anchor)]
                 self.pairs += [(prompt, override) for override in instead]

@@ -167,6 +167,26 @@ def test_override_prompts_are_combined_with_every_prompt():
     assert prompts.pairs == [("a dog", "a cat"), ("a dog", "a ship"), ("the dog", "a cat"), ("the dog", "a ship")]
 
 
+def pairs(*erase, anchor="a cat", **values):
+    return Prompts(component("method", "sfd").build(values), Request.of(list(erase), [anchor] * len(erase))).pairs
+
+
+def test_given_prompts_are_used_whether_or_not_they_name_the_concept():
+    mixed = ["a starry night", "a dog"]
+    assert pairs("dog", forget_prompts=mixed) == [("a starry night", "a starry night"), ("a dog", "a a cat")]
+    assert pairs("dog", forget_prompts=mixed[:1], override_prompts=["a night"]) == [("a starry night", "a night")]
+    both = pairs("dog", "ship", forget_prompts=mixed, override_prompts=["a night"])
+    assert set(both) == {("a starry night", "a night"), ("a dog", "a night")}
+    assert all("c++" in prompt for prompt, _ in pairs("c++"))  # made from templates
+    assert pairs("dog", "ship", forget_prompts=["dog", "ship"]) == [("dog", "a cat"), ("ship", "a cat")]
+
+
+@pytest.mark.parametrize("erase", [["dog"], ["cat", "dog"]])
+def test_prompts_that_name_no_concept_need_overrides(erase):
+    with pytest.raises(overpaint.UserError, match="none of 2 forget_prompts names 'dog'"):
+        pairs(*erase, forget_prompts=["a cat", "a starry night"])
+
+
 def test_keywords_are_put_into_the_prompt_and_not_into_its_override():
     values = {"forget_prompts": ["man", "woman"], "keywords": ["naked"], "negative_prompts": ["nudity"]}
     prompts = Prompts(component("method", "sfd").build(values), Request.of(["nudity"], kind="unsafe"))
