@@ -18,7 +18,8 @@ number of dead latents over d/2, at most 1. Let μ_c (steps, n) be the mean of z
 for the prompt and the empty prompt. Another sampler than that of μ uses the step whose timestep is nearest.
 
 Official code (``compat: official``) adds x̂ − x instead of e, so that the layer's output is not kept even if no feature is
-changed, and trains the second term of the loss on the same reversed sign, with b added to W_d z_aux.
+changed, and trains the second term of the loss on the same reversed sign, with b added to W_d z_aux. Its z_aux are the largest
+scores of dead latents in the whole batch, d/2 for each position on average.
 """
 
 from __future__ import annotations
@@ -229,9 +230,9 @@ class SAeUron(Eraser):
         count, half = int(dead.sum()), x.shape[1] // 2
         aux = unexplained.new_zeros(())
         if self.aux_weight and count:
-            chosen = scores.masked_fill(~dead, -torch.inf).topk(min(half, count), dim=-1)
-            revived = torch.zeros_like(scores).scatter(-1, chosen.indices, chosen.values)
-            official = self.compat == "official"
+            official, each = self.compat == "official", min(half, count)
+            silent = scores.masked_fill(~dead, -torch.inf)
+            revived = largest(silent.flatten(), each * len(x)).view_as(scores) if official else largest(silent, each)
             missed = autoencoder.decode(revived) + error if official else autoencoder.directions(revived) - error
             aux = min(count / half, 1.0) * missed.square().sum() / spread
         trace_values(unexplained=unexplained.detach(), aux=aux.detach())

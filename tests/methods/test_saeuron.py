@@ -70,7 +70,10 @@ def test_dead_latents_learn_what_is_missing(autoencoder, saeuron, compat, count)
     error = X - autoencoder.decode(scores * (scores >= level))
     guess, rest = autoencoder.directions(revived), error
     if compat == "official":
-        guess, rest = guess + autoencoder.masters["pre_bias"], -error
+        dead_scores = scores[:, :count]
+        level = dead_scores.flatten().sort(descending=True).values[min(3, count) * len(X) - 1]
+        revived = torch.nn.functional.pad(dead_scores * (dead_scores >= level), (0, 12 - count))
+        guess, rest = autoencoder.decode(revived), -error
     aux = min(count / 3, 1) * (guess - rest).square().sum() / (X - X.mean(0)).square().sum()
     torch.testing.assert_close(by_name(seen)["aux"][0], aux.detach())
     torch.testing.assert_close(loss, plain + 0.5 * aux)
