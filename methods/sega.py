@@ -14,9 +14,9 @@ of an edit with scale s, threshold λ, weight v (at least 0), warm-up and cool-d
 From its cool-down on, an edit has d = v = 0. The guidance scale w does not multiply the edit, unlike in SLD. PNDM makes
 one call more than its steps. Without guidance (w ≤ 1) there is no edit.
 
-Official code divides by zero if Σ v = 0 while another edit is in warm-up; and for texts given as embeddings it assigns
-the edits of a batch to the wrong images (image b gets text number (c b' + b) mod n in place of text c, for b' images and n
-texts). ``compat: official`` does both; ``intended`` adds nothing in the first case.
+Official code divides by zero if Σ v = 0 while another edit is in warm-up: ``compat: official``. ``intended`` adds nothing
+there. Not reproduced: for edits given as embeddings instead of texts, official code assigns those of a batch to the wrong
+images.
 """
 
 from __future__ import annotations
@@ -159,11 +159,7 @@ class SemanticGuard(Guard):
             return Guidance(model, positive, negative, scale, prompts)
         images = len(positive)
         with torch.no_grad():
-            encoded = model.encode([edit.text for edit in self.edits])
-        if self.compat == "official":
-            rows = encoded.repeat(images, 1, 1)
-        else:
-            rows = encoded.repeat_interleave(images, dim=0)
+            rows = model.encode([edit.text for edit in self.edits]).repeat_interleave(images, dim=0)
         return SemanticGuidance(self, rows, model, positive, negative, scale, prompts)
 
     def edit(self, nothing: torch.Tensor, said: Sequence[torch.Tensor], step: float, momentum):
