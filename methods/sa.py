@@ -14,7 +14,8 @@ The gradients of all timesteps of an image are added before they are squared, wi
 
 Official code pairs the images of q and r by their index, so that it replays only as many images as q has (1000 of 5000):
 ``compat: official``. ``intended`` shuffles the replayed images on their own and uses all of them. The official training starts
-from the weights of SD 1.4 that are not averaged, and its average from the averaged ones; a pipeline has only the latter.
+from the weights of SD 1.4 that are not averaged, and its average from the averaged ones; a pipeline has only the latter. The average
+continues that of the checkpoint, whose n is so high that d is ``ema`` from the first step: ``compat: official``.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ from overpaint.models.erasure import Erasure, Replacement
 from overpaint.models.lazily import torch
 from overpaint.run.progress import steps as announced
 
+#: Steps that the average counts as done with ``compat: official``. SD 1.4's checkpoint has its counter; this is the length of its last
+#: training, and every number from 89,990 on gives a decay of 0.9999.
+CHECKPOINT_UPDATES = 225_000
 #: Factor of the learning rate in the first step of the warm-up, from CompVis's schedule.
 FIRST = 1e-6
 
@@ -142,13 +146,12 @@ class SA(Eraser):
             trace_values(loss_forget=forgetting.detach(), loss_replay=replaying.detach(), loss_ewc=holding.detach())
             return forgetting + self.replay_weight * replaying + holding
 
-        done = 0
+        updates = self.ema_updates + (CHECKPOINT_UPDATES if self.compat == "official" else 0)
 
         def follow() -> None:
-            nonlocal done
-            done += 1
+            nonlocal updates
+            updates += 1
             schedule.step()
-            updates = self.ema_updates + done
             decay = min(self.ema, (1 + updates) / (10 + updates))
             for name, tensor in average.items():
                 tensor.lerp_(student.masters[name].detach(), 1 - decay)

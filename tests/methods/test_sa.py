@@ -71,6 +71,7 @@ def test_official_fisher(fisher):
 def test_official_training(tag, tiny_sd_float64, golden, fisher, monkeypatch):
     meta, weights, extra = golden(f"sa/{tag}")
     monkeypatch.setattr("overpaint.methods.sa.SA.fisher", lambda *_: fisher[0])
+    monkeypatch.setattr("overpaint.methods.sa.CHECKPOINT_UPDATES", 0)  # the recorded run has no checkpoint
     captions = [text.strip() for text in meta["forget_prompt"].split(",")]
     draws = recorded(extra, "z_f", "t_f", "noise_f", "z_r", "t_r", "noise_r")
     said = [text for step in meta["prompts"] for text in step["forget"]]
@@ -157,6 +158,27 @@ def test_released_pairs_and_all_replayed_images(tiny_sd):
             losses[compat, order[0]] = float(seen["loss_replay"][0])
     assert losses["official", 0] == losses["official", 3]
     assert losses["intended", 0] != losses["intended", 3]
+
+
+@pytest.mark.parametrize(
+    ("compat", "updates", "largest", "decay"),
+    [
+        ("intended", 0, 0.9999, 2 / 11),
+        ("intended", 8, 0.9999, 10 / 19),
+        ("intended", 8, 0.5, 0.5),
+        ("official", 0, 0.9999, 0.9999),
+        ("official", 8, 0.9999, 0.9999),
+        ("official", 0, 0.5, 0.5),
+    ],
+)
+def test_the_averages_first_decay(compat, updates, largest, decay, tiny_sd_float64):
+    values = {"fisher_weight": 0.0, "iterations": 1, "warmup_steps": 0, "learning_rate": 1e-2}
+    erasure, seen = traced_erase(
+        tiny_sd_float64, compat=compat, ema_updates=updates, ema=largest, weight_decay=0.0, **values
+    )
+    for name, trained in seen["weights"][0].items():
+        base = tiny_sd_float64.named_parameters()[name]
+        torch.testing.assert_close(erasure.tensors[name], decay * base + (1 - decay) * trained, rtol=0, atol=1e-12)
 
 
 def test_warm_up():
