@@ -16,15 +16,16 @@ tensor of the student, the part along h is removed, and h itself is never applie
 
 Without surgery, the loss is correction + 0.1 · ``prior_weight`` · prior, and its gradient is clipped.
 
-Official code differs in three ways, which ``compat: official`` reproduces. It subtracts λ cos(g, h) ĥ, which has unit scale
-while g is far shorter, so that a tensor with conflict is trained on the prior instead. D's step includes the gradient that the
-student's loss leaves on D, which pulls D(x̂_0(c*)) to the undecided middle. The student starts one step later.
+Official code differs in four ways, which ``compat: official`` reproduces. It subtracts λ cos(g, h) ĥ, which has unit scale
+while g is far shorter, so that a tensor with conflict is trained on the prior instead; and it does so in cross-attention only,
+whatever is trained. D's step includes the gradient that the student's loss leaves on D, which pulls D(x̂_0(c*)) to the undecided
+middle. The student starts one step later. Hyphens in the concept's name become spaces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from overpaint.blocks.anchor_images import AnchorImages, Batch, Forms, detached_begin
@@ -134,11 +135,17 @@ class DoCo(Eraser):
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         draws = Draws(self.seed)
-        targets = list(zip(request.erase, request.anchors(self.default_anchor), strict=True))
+        targets = [
+            (self.spoken(concept), anchor)
+            for concept, anchor in zip(request.erase, request.anchors(self.default_anchor), strict=True)
+        ]
         images = self.images(targets)
         bank = images.bank(model, draws)
         texts, anchors = [concept.name for concept, _ in targets], [anchor for _, anchor in targets]
         student, rows = student_of(model, self.train, GROUPS, texts, anchors)
+        operable = set(student.masters)
+        if self.compat == "official":
+            operable &= {p.name for p in model.parameters(model.denoiser_names) if p.attention == "cross"}
         critic = Critic(self, draws)
         optimizer = torch.optim.AdamW(student.masters.values(), lr=self.rate, weight_decay=self.decay)
         corrected = shuffled(draws, "pictures", len(bank), self.batch_size)
@@ -150,9 +157,13 @@ class DoCo(Eraser):
                 corrects = step >= self.first
                 concept, anchor, prior = self.predictions(model, student, batch, corrects, draws)
                 trace_values(x0_anchor=anchor, x0_concept=concept.detach())
-                left = self.correct(student, rows, optimizer, critic, concept, prior) if corrects else None
+                left = self.correct(student, rows, operable, optimizer, critic, concept, prior) if corrects else None
                 critic.learn(anchor, concept.detach(), left)
         return Erasure("doco", changes=student.changes(), manifest={"pictures": len(bank)})
+
+    def spoken(self, concept: Concept) -> Concept:
+        """The concept as captions name it."""
+        return replace(concept, name=concept.name.replace("-", " ")) if self.compat == "official" else concept
 
     def images(self, targets: list[tuple[Concept, str]]) -> AnchorImages:
         """Images of the anchors, with captions for both."""
@@ -192,12 +203,16 @@ class DoCo(Eraser):
         self,
         student: Student,
         rows: Mapping[str, torch.Tensor],
+        operable: Collection[str],
         optimizer,
         critic: Critic,
         concept: torch.Tensor,
         prior,
     ) -> list[torch.Tensor]:
-        """One optimiser step on the student; of token tables, ``rows`` learn. Returns the loss's gradient on D's parameters."""
+        """One optimiser step on the student. Returns the loss's gradient on D's parameters.
+
+        Of token tables, ``rows`` learn. Surgery acts on the tensors named ``operable``.
+        """
         correction = critic.loss(concept, 0.0)
         own = critic.parameters
         trace_values(correction=correction.detach(), prior=None if prior is None else prior.detach())
@@ -207,7 +222,10 @@ class DoCo(Eraser):
             h = self.clipped(h)
             g, left = reached(correction, student, rows, own)
             trace_values(gradients=dict(zip(student.masters, g, strict=True)))
-            g = [self.operated(*pair) for pair in zip(self.clipped(g), h, strict=True)]
+            g = [
+                self.operated(own, other) if name in operable else own
+                for name, own, other in zip(student.masters, self.clipped(g), h, strict=True)
+            ]
         else:
             loss = correction if prior is None else correction + PRIOR * self.prior_weight * prior
             g, left = reached(loss, student, rows, own)

@@ -175,6 +175,25 @@ def test_surgery_removes_what_opposes_the_prior():
     assert float(torch.cosine_similarity(released.flatten(), h.flatten(), dim=0)) > 0.9, "the step follows the prior"
 
 
+@pytest.mark.parametrize(("train", "compat"), [("full", "official"), ("full", "intended"), ("embedding", "official")])
+def test_official_surgery_acts_on_cross_attention_only(train, compat, tiny_sd_float64, monkeypatch):
+    monkeypatch.setattr("overpaint.methods.doco.DoCo.operated", lambda self, g, h: torch.full_like(g, 7.0))
+    values = {"train": train, "compat": compat, "iterations": 1, "warmup": 0}
+    _, seen = traced_erase(tiny_sd_float64, **values)
+    operated = {name for name, gradient in seen["stepped"][0].items() if (gradient == 7).all()}
+    cross = {p.name for p in tiny_sd_float64.parameters(tiny_sd_float64.denoiser_names) if p.attention == "cross"}
+    trained = set(seen["stepped"][0])
+    assert operated == (trained & cross if compat == "official" else trained)
+    assert bool(operated) == (train == "full")
+
+
+@pytest.mark.parametrize(("compat", "name"), [("intended", "long-haired dog"), ("official", "long haired dog")])
+def test_official_captions_have_no_hyphens_in_the_concepts_name(compat, name, tiny_sd):
+    _, seen = traced_erase(tiny_sd, erase=["long-haired dog"], compat=compat, iterations=1, warmup=0)
+    anchors = seen["anchor_captions"][0]
+    assert anchors and all(name in caption for caption in seen["captions"][0][: len(anchors)])
+
+
 def test_gradients_are_clipped_together():
     found = [torch.full((2, 2), 3.0), torch.full((4,), 4.0)]
     build = component("method", "doco").build
