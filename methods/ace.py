@@ -17,7 +17,8 @@ from being removed with it. ``null_prior`` adds mean (e(x'_t, ∅) − e0(x'_t, 
 the related concepts.
 
 Official code never stops its roll-out: x_t is almost an image for every t, and the second roll-out (x'_t) continues the
-scheduler's memory of the first one. A related concept that is also to be erased is dropped only if it is all that is erased.
+scheduler's memory of the first one. A related concept that is also to be erased is dropped only if it is all that is erased,
+in the same letter case.
 ``compat: official`` reproduces these.
 """
 
@@ -146,9 +147,10 @@ class ACE(Eraser):
         found = [c.name for c in request.retain] if self.related is None else read_captions(self.related)
         erased = [c.name for c in request.erase]
         if self.compat == "official":
-            erased = [", ".join(erased)]
-        dropped = {read_as(name) for name in erased}
-        kept = [name for name in found if read_as(name) not in dropped]
+            kept = [name for name in found if name != ", ".join(erased)]
+        else:
+            dropped = {read_as(name) for name in erased}
+            kept = [name for name in found if read_as(name) not in dropped]
         if not kept:
             raise UserError(
                 "method=ace needs related concepts that stay: set concepts.retain or method.related, or method.prior_weight=0 "

@@ -180,6 +180,12 @@ def test_related_concepts_are_those_to_retain_and_never_those_to_erase():
     assert component("method", "ace").build(listed | {"compat": "official"}).others(request) == ["Cat", "bird", "dog"]
 
 
+@pytest.mark.parametrize(("compat", "kept"), [("intended", ["bird"]), ("official", ["Cat", "bird"])])
+def test_official_code_drops_a_related_concept_in_the_same_letter_case_only(compat, kept):
+    eraser = component("method", "ace").build({"related": ["Cat", "cat", "bird"], "compat": compat})
+    assert eraser.others(Request.of(["cat"])) == kept
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
