@@ -18,8 +18,7 @@ the related concepts.
 
 Official code never stops its roll-out: x_t is almost an image for every t, and the second roll-out (x'_t) continues the
 scheduler's memory of the first one. A related concept that is also to be erased is dropped only if it is all that is erased,
-in the same letter case.
-``compat: official`` reproduces these.
+in the same letter case. ``compat: official`` reproduces these.
 """
 
 from __future__ import annotations

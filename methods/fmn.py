@@ -5,7 +5,8 @@ arXiv 2303.17591. Two stages, on images of the concept. x_t (b, 4, h, w) is such
 tokens) are the attention probabilities of cross-attention layer l for the prompt "a photo of c" or "a photo in the style of c":
 
     1. inversion    mean (ε − e(x_t, "a photo of <s1>…<sk>"))²            AdamW on the input embeddings of k new words; after each
-                                                                          step their norms n ← n + min(1, 100 lr)(0.4 − n)
+                                                                          step their norms n ← n + min(1, 100 lr)(0.4 − n);
+                                                                          half of the images are mirrored
     2. forgetting   ‖A_l[…, concept]‖ over all layers, heads, pixels      AdamW on the denoiser; a norm and not its square
 
 "concept" are the positions of the concept's tokens, of <s1>…<sk> after an inversion, and with ``pooler`` every position of the
@@ -21,7 +22,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from PIL import ImageOps
 
 from overpaint.blocks.concept_pictures import check_pictures, concept_bank, enough, passes
 from overpaint.blocks.draws import Draws, trace_values
@@ -60,6 +63,7 @@ class FMN(Eraser):
     inversion_learning_rate: float
     inversion_weight_decay: float
     inversion_accumulation: int
+    inversion_flip: bool
     pull: bool
     real_images: bool
     folder: str | None
@@ -72,6 +76,8 @@ class FMN(Eraser):
     weight_decay: float
     max_norm: float
     batch_size: int
+
+    added: ClassVar[Mapping[str, Any]] = {"inversion_flip": False}
 
     @property
     def lengths(self) -> tuple[str, ...]:
@@ -202,10 +208,14 @@ class FMN(Eraser):
         rate, pull = self.inversion_learning_rate, min(1.0, 100 * self.inversion_learning_rate)
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.inversion_weight_decay)
         summed = [torch.zeros_like(row) for row in parameters]
+        pictures = both_ways(bank) if self.inversion_flip else bank
         with torch.enable_grad(), model.learned_tokens(learned):
             ids = model.padded_ids([sentence(concept, "".join(names))])
             for step in steps(self.inversion_steps, "inversion steps"):
-                z = bank.latents([rows[index] for index in next(order)], draws, "z")
+                taken = [rows[index] for index in next(order)]
+                if self.inversion_flip:
+                    taken = [row + len(bank) * draws.integer("flip", 0, 2) for row in taken]
+                z = pictures.latents(taken, draws, "z")
                 x_t, t, noise = diffused(model, z, draws)
                 predicted = model.predict(x_t, t, model.encode_ids(ids).expand(len(z), -1, -1))
                 loss = mean_square(predicted, model.denoising_target(z, noise, t)) / self.inversion_accumulation
@@ -251,6 +261,11 @@ class FMN(Eraser):
             else:
                 rows.append(table[one_token(model, text)])
         return torch.stack(rows).detach()
+
+
+def both_ways(bank: ImageBank) -> ImageBank:
+    """The images of a bank, followed by their mirror images."""
+    return ImageBank(bank.model, [*bank.images, *map(ImageOps.mirror, bank.images)], 2 * bank.captions)
 
 
 def one_token(model: DiffusionModel, word: str) -> int:

@@ -1,10 +1,12 @@
 """FMN against recorded runs of its official code: attention, clipping, added tokens, and the inversion."""
 
+import numpy as np
 import pytest
 import torch
 
 import overpaint
 from official import by_name, distance, flat, parameters, recorded, watched
+from overpaint.blocks.image_bank import ImageBank
 from overpaint.grid.concepts import Concept
 from overpaint.grid.registry import component
 from overpaint.methods.fmn import FMN
@@ -106,6 +108,25 @@ def test_the_inversion_starts_at_words_at_zero_or_at_noise(tiny_sd):
     assert torch.equal(starts("snoopy"), table[tiny_sd.token_ids("snoopy")[1:3]])
     with pytest.raises(overpaint.UserError, match="'snoopy' of 6 tokens"):
         starts(initialisers=["snoopy", "dog"])
+
+
+def test_the_inversion_mirrors_the_images_that_are_drawn(tiny_sd, monkeypatch):
+    taken, latents = [], ImageBank.latents
+
+    def record(bank, rows, draws, name):
+        taken.extend(bank.images[row] for row in rows)
+        return latents(bank, rows, draws, name)
+
+    monkeypatch.setattr(ImageBank, "latents", record)
+    values = {"inversion_tokens": 1, "inversion_steps": 2, "iterations": 1, "pictures": 1}
+    flips = {"flip.0": torch.tensor(0), "flip.1": torch.tensor(1)}
+    traced_erase(tiny_sd, flips, **values)
+    plain, mirrored, last = (np.asarray(image) for image in taken)
+    assert np.array_equal(mirrored, plain[:, ::-1]) and not np.array_equal(mirrored, plain)
+    assert np.array_equal(last, plain), "the second stage does not mirror"
+    taken.clear()
+    traced_erase(tiny_sd, inversion_flip=False, **values)
+    assert all(np.array_equal(np.asarray(image), plain) for image in taken)
 
 
 def test_accumulated_steps_follow_the_first_batch_and_then_every_second(tiny_sd):
