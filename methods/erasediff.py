@@ -49,8 +49,12 @@ from overpaint.models.lazily import torch
 
 #: ``train`` -> the parameters to train: ESD's groups, and attention of two blocks each.
 GROUPS: dict[str, Rule] = COMPVIS_GROUPS | {
-    "xlayer": lambda p: p.attention == "cross" and p.name.startswith(("up_blocks.2.attentions.0.", "up_blocks.2.attentions.2.")),
-    "selflayer": lambda p: p.attention == "self" and p.name.startswith(("down_blocks.1.attentions.0.", "down_blocks.2.attentions.0.")),
+    "xlayer": lambda p: (
+        p.attention == "cross" and p.name.startswith(("up_blocks.2.attentions.0.", "up_blocks.2.attentions.2."))
+    ),
+    "selflayer": lambda p: (
+        p.attention == "self" and p.name.startswith(("down_blocks.1.attentions.0.", "down_blocks.2.attentions.0."))
+    ),
 }
 
 

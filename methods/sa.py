@@ -14,8 +14,8 @@ The gradients of all timesteps of an image are added before they are squared, wi
 
 Official code pairs the images of q and r by their index, so that it replays only as many images as q has (1000 of 5000):
 ``compat: official``. ``intended`` shuffles the replayed images on their own and uses all of them. The official training starts
-from the weights of SD 1.4 that are not averaged, and its average from the averaged ones; a pipeline has only the latter. The average
-continues that of the checkpoint, whose n is so high that d is ``ema`` from the first step: ``compat: official``.
+from the weights of SD 1.4 that are not averaged, and its average from the averaged ones; a pipeline has only the latter. The
+average continues that of the checkpoint, whose n is so high that d is ``ema`` from the first step: ``compat: official``.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from overpaint.models.erasure import Erasure, Replacement
 from overpaint.models.lazily import torch
 from overpaint.run.progress import steps as announced
 
-#: Steps that the average counts as done with ``compat: official``. SD 1.4's checkpoint has its counter; this is the length of its last
-#: training, and every number from 89,990 on gives a decay of 0.9999.
+#: Steps that the average counts as done with ``compat: official``. SD 1.4's checkpoint has a counter of its own; this is the
+#: length of its last training, and every number from 89,990 on gives a decay of 0.9999.
 CHECKPOINT_UPDATES = 225_000
 #: Factor of the learning rate in the first step of the warm-up, from CompVis's schedule.
 FIRST = 1e-6

@@ -44,7 +44,7 @@ GROUPS: dict[str, Rule] = {
 
 
 def _outside(name: str) -> bool:
-    """Whether the parameter is in the time embedding or the last convolution; unlike ESD's code, this one trains the last norm."""
+    """Whether the parameter is in the time embedding or the last convolution. The last norm is trained, unlike in ESD's code."""
     return name.startswith(("time_embedding.", "conv_out."))
 
 

@@ -297,8 +297,8 @@ class Prompts:
                 naming = [prompt for prompt in prompts if names(prompt, concept.name)]
                 if not naming:
                     raise UserError(
-                        f"method=sfd: none of {len(given)} forget_prompts names {concept.name!r}, so its anchor replaces nothing; "
-                        "name it, or give override_prompts"
+                        f"method=sfd: none of {len(given)} forget_prompts names {concept.name!r}, so its anchor replaces "
+                        "nothing; name it, or give override_prompts"
                     )
                 prompts = naming if len(pairs) > 1 else prompts
             for prompt in prompts:
