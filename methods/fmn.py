@@ -5,8 +5,7 @@ arXiv 2303.17591. Two stages, on images of the concept. x_t (b, 4, h, w) is such
 tokens) are the attention probabilities of cross-attention layer l for the prompt "a photo of c" or "a photo in the style of c":
 
     1. inversion    mean (ε − e(x_t, "a photo of <s1>…<sk>"))²            AdamW on the input embeddings of k new words; after each
-                                                                          step their norms n ← n + min(1, 100 lr)(0.4 − n);
-                                                                          half of the images are mirrored
+                                                                          step their norms n ← n + min(1, 100 lr)(0.4 − n)
     2. forgetting   ‖A_l[…, concept]‖ over all layers, heads, pixels      AdamW on the denoiser; a norm and not its square
 
 "concept" are the positions of the concept's tokens, of <s1>…<sk> after an inversion, and with ``pooler`` every position of the
@@ -14,7 +13,8 @@ end token too. Padding is the end token in SD 1.x, so those are about 70 positio
 Weights that no attention probability depends on (the last value and output projections, all layers after them) stay the same.
 
 Official code clips gradients only if cross-attention alone is trained: with all parameters it clips none. In batches of several
-images it gives row r, counted image by image and head by head, the positions of image r mod b. ``compat: official`` does both.
+images it gives row r, counted image by image and head by head, the positions of image r mod b. It mirrors half of the
+inversion's images. ``compat: official`` does all three.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from PIL import ImageOps
 
@@ -63,7 +63,6 @@ class FMN(Eraser):
     inversion_learning_rate: float
     inversion_weight_decay: float
     inversion_accumulation: int
-    inversion_flip: bool
     pull: bool
     real_images: bool
     folder: str | None
@@ -76,8 +75,6 @@ class FMN(Eraser):
     weight_decay: float
     max_norm: float
     batch_size: int
-
-    added: ClassVar[Mapping[str, Any]] = {"inversion_flip": False}
 
     @property
     def lengths(self) -> tuple[str, ...]:
@@ -208,12 +205,13 @@ class FMN(Eraser):
         rate, pull = self.inversion_learning_rate, min(1.0, 100 * self.inversion_learning_rate)
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.inversion_weight_decay)
         summed = [torch.zeros_like(row) for row in parameters]
-        pictures = both_ways(bank) if self.inversion_flip else bank
+        mirrors = self.compat == "official"
+        pictures = both_ways(bank) if mirrors else bank
         with torch.enable_grad(), model.learned_tokens(learned):
             ids = model.padded_ids([sentence(concept, "".join(names))])
             for step in steps(self.inversion_steps, "inversion steps"):
                 taken = [rows[index] for index in next(order)]
-                if self.inversion_flip:
+                if mirrors:
                     taken = [row + len(bank) * draws.integer("flip", 0, 2) for row in taken]
                 z = pictures.latents(taken, draws, "z")
                 x_t, t, noise = diffused(model, z, draws)

@@ -110,7 +110,7 @@ def test_the_inversion_starts_at_words_at_zero_or_at_noise(tiny_sd):
         starts(initialisers=["snoopy", "dog"])
 
 
-def test_the_inversion_mirrors_the_images_that_are_drawn(tiny_sd, monkeypatch):
+def test_the_official_inversion_mirrors_the_images_that_are_drawn(tiny_sd, monkeypatch):
     taken, latents = [], ImageBank.latents
 
     def record(bank, rows, draws, name):
@@ -120,12 +120,12 @@ def test_the_inversion_mirrors_the_images_that_are_drawn(tiny_sd, monkeypatch):
     monkeypatch.setattr(ImageBank, "latents", record)
     values = {"inversion_tokens": 1, "inversion_steps": 2, "iterations": 1, "pictures": 1}
     flips = {"flip.0": torch.tensor(0), "flip.1": torch.tensor(1)}
-    traced_erase(tiny_sd, flips, **values)
+    traced_erase(tiny_sd, flips, compat="official", **values)
     plain, mirrored, last = (np.asarray(image) for image in taken)
     assert np.array_equal(mirrored, plain[:, ::-1]) and not np.array_equal(mirrored, plain)
     assert np.array_equal(last, plain), "the second stage does not mirror"
     taken.clear()
-    traced_erase(tiny_sd, inversion_flip=False, **values)
+    traced_erase(tiny_sd, **values)
     assert all(np.array_equal(np.asarray(image), plain) for image in taken)
 
 
