@@ -272,7 +272,7 @@ def _replaced(found, name, value):
         ("runs", ["x"], "runs takes a list of mappings"),
         ("waived", None, "waived takes a mapping"),
         ("waived", ["n"], "waived takes a mapping"),
-        ("direction", "sideways", "a direction other than up and down"),
+        ("direction", "sideways", "a direction other than up, down, zero"),
         ("method", None, "a row without 'method'"),
         ("method", 5, "in column 'method'"),
         ("n", None, "a row without 'n'"),
