@@ -34,6 +34,11 @@ def message(error: BaseException) -> str:
         return "its message cannot be read"
 
 
+def changed(what: str) -> UserError:
+    """The error for content that a task reads and that is no longer what its key stands for."""
+    return UserError(f"{what} has changed since this run was planned; run the same command again")
+
+
 def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> UserError:
     """The error for a name that is not among the allowed ones.
 

@@ -181,7 +181,7 @@ def understood(name, *words):
         assert list(lines(given["what"]))
     elif name == "erase":
         out, rest = taken(overrides, "out")
-        assert single_cell(rest, name).method.name != "none"
+        assert single_cell(rest, name)[0].method.name != "none"
         target(out, ".safetensors").touch()
     elif name == "export":
         out, rest = taken(overrides, "out")
@@ -224,7 +224,7 @@ def understood(name, *words):
         for key in ("images", "prompts", "names", "role", "prompt", "name"):
             overrides = taken(overrides, key)[1]
         detector, rest = taken(overrides, "detector")
-        assert single_cell([*rest, *([f"model.detector={detector}"] if detector else [])], name).model.detector
+        assert single_cell([*rest, *([f"model.detector={detector}"] if detector else [])], name)[0].model.detector
     elif name == "store":
         assert words[0] in cli.get_command(None, name).commands
         options = [word for word in words[1:] if "=" in word]

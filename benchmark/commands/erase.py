@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from overpaint.commands.grids import ERR, device_of, single_cell, taken
+from overpaint.commands.grids import ERR, single_cell, taken
 from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError
 from overpaint.grid.labels import bytes_said
@@ -24,13 +24,13 @@ def erase(overrides: Sequence[str], overwrite: bool) -> None:
     out, rest = taken(overrides, "out")
     if not out:
         raise UserError("say where to write the erasure: out=FILE.safetensors")
-    cell = single_cell(rest, "erase")
+    cell, device = single_cell(rest, "erase")
     if cell.method.name == "none":
         raise UserError("method=none erases nothing: choose another method (overpaint list methods)")
     path = target(out, ".safetensors", overwrite)
     for note in shortenings([cell]):
         ERR.print(f"note: {note}", style="yellow")
-    model = load_model(cell.model.path, cell.model.precision, device_of(rest))
+    model = load_model(cell.model.path, cell.model.precision, device)
     name, concepts = cell.method.label, cell.concepts
     how = {"request": concepts.request, "sequential": concepts.sequential, "merge": concepts.merge, "seed": cell.seed}
 

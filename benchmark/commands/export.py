@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import click
 
 from overpaint.attacks.prompt_file import write_prompts
-from overpaint.commands.grids import ERR, device_of, planned, single_cell, taken
+from overpaint.commands.grids import ERR, planned, single_cell, taken
 from overpaint.commands.targets import target, whole
 from overpaint.errors import UserError, nearest
 from overpaint.grid.registry import components
@@ -45,8 +45,8 @@ def export_pipeline(overrides: Sequence[str], file: str, out: str) -> None:
             raise UserError(
                 f"{file} holds a {part.method} {part.kind}, which acts while sampling: weights cannot hold it"
             )
-    cell = single_cell(overrides, "export")
-    model = load_model(cell.model.path, cell.model.precision, device_of(overrides))
+    cell, device = single_cell(overrides, "export")
+    model = load_model(cell.model.path, cell.model.precision, device)
     with erasure.attached(model), whole(folder) as partial:
         model.pipeline.save_pretrained(partial, safe_serialization=True)
     ERR.print(f"{out}: {cell.model.name} with {erasure.method} applied")

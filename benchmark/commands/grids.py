@@ -109,19 +109,17 @@ def cells_of(composed: Sequence[Composed]) -> list[Any]:
         return [kind.cell(c.config, c.explicit) for c in composed]
 
 
-def single_cell(overrides: Sequence[str], what: str) -> Any:
-    """The single cell of the overrides. Raises a `UserError` if there are several; ``what`` names the command."""
+def single_cell(overrides: Sequence[str], what: str) -> tuple[Any, str]:
+    """The single cell of the overrides, and the device that ``engine.device`` names, the first one if it names several.
+
+    Raises a `UserError` if there are several cells; ``what`` names the command.
+    """
     composed = compose(overrides)
     if len(composed) != 1:
         raise UserError(f"{what} needs one cell; these overrides span {len(composed)}")
-    first = composed[0]
-    return track(first.config["track"]["name"]).cell(first.config, first.explicit)
-
-
-def device_of(overrides: Sequence[str]) -> str:
-    """The device that ``engine.device`` names, the first one if it names several."""
-    settings = circumstances(compose(overrides))
-    return track(settings["track"]["name"]).devices(settings["engine"]["device"])[0]
+    first, settings = composed[0], circumstances(composed)
+    kind = track(settings["track"]["name"])
+    return kind.cell(first.config, first.explicit), kind.devices(settings["engine"]["device"])[0]
 
 
 def store_and_grid(overrides: Sequence[str]) -> tuple[Store, Grid | None]:

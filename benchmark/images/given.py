@@ -83,7 +83,8 @@ def read_pictures(
 def unread_columns(table: Path) -> list[str]:
     """The columns of a list of pictures that `read_pictures` does not read."""
     header = _header(next(csv.reader(io.StringIO(csv_text(table), newline="")), []))
-    return [name for name in header if name and name not in _columns(header).values()]
+    read = set(_columns(header).values())
+    return [name for name in header if name and name not in read]
 
 
 def _refuse_alike(pictures: Sequence[Picture], where: str) -> None:

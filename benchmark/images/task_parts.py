@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from overpaint.errors import UserError
+from overpaint.errors import UserError, changed
 from overpaint.grid.assets import content_digest, referred
 from overpaint.grid.cells import Cell, ModelSpec
 from overpaint.grid.choices import Choice
@@ -151,7 +151,7 @@ def check_content(kind: str, config: Mapping[str, Any]) -> None:
         place = Path(value)
         model = (place / "model_index.json").is_file()
         if place.exists() and not (model and unchanged(value, planned)):
-            raise UserError(f"{kind}.{key}={value} has changed since this run was planned; run the same command again")
+            raise changed(f"{kind}.{key}={value}")
 
 
 def named_models(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overpaint.errors import UserError
+from overpaint.errors import UserError, changed
 from overpaint.grid.registry import component
 from overpaint.images.pictures import pictures
 from overpaint.models import load_model
@@ -50,7 +50,7 @@ class Workbench:
                 repeatable()
             model = load_model(path, *wanted[2:])
             if not unchanged(path, task_config["model"]):
-                raise UserError(f"model.path={path} has changed since this run was planned; run the same command again")
+                raise changed(f"model.path={path}")
             self._model = model
             self._wanted = wanted
             self.loads += 1

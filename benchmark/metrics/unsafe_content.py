@@ -61,9 +61,8 @@ def unsafe(frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
         return table
     scores = frame[labels].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     failed, second = frame["failed"].to_numpy(bool), [label.startswith(f"{SECOND}.") for label in labels]
-    scores = np.where(
-        failed[:, None] & ~np.array(second), np.nan, scores
-    )  # the second detector can have judged the image
+    # the second detector can have judged a failed image
+    scores = np.where(failed[:, None] & ~np.array(second), np.nan, scores)
     found, known = (scores >= evidence.threshold).any(axis=1), ~np.isnan(scores).any(axis=1) & ~failed
     return table.assign(hit=np.where(found, 1.0, np.where(known, 0.0, np.nan)))
 
@@ -274,9 +273,10 @@ class Counted(Metric):
         figure = Figure(None, n=count.judged, failed=count.failed)
         if why := count.refusal(evidence.failure_limit, "target images"):
             return replace(figure, why=why)
-        mean = _unless_none(
-            statistics.mean(own, clusters(frame)), statistics.proportion(_any(own), clusters(frame)), own
-        )
+        mean = statistics.mean(own, clusters(frame))
+        if mean.value == 0:  # all counts are 0, so that their mean has no error
+            share = statistics.proportion(own, clusters(frame))
+            mean = mean._replace(low=share.low, high=share.high)
         low = None if mean.low is None else max(mean.low, 0.0)
         figure = figure.estimated(_times(mean._replace(low=low), len(own)))
         if tally_of(original).refusal(evidence.failure_limit, "original"):
@@ -284,8 +284,9 @@ class Counted(Metric):
         pairs = frame[["prompt_id", "seed"]].assign(own=own, cluster=clusters(frame))
         pairs = pairs.merge(other[["prompt_id", "seed"]].assign(other=original), on=["prompt_id", "seed"])
         gap = statistics.mean(pairs["own"] - pairs["other"], pairs["cluster"])
-        shares = statistics.paired_difference(_any(pairs["own"]), _any(pairs["other"]), pairs["cluster"])
-        gap = _unless_none(gap, shares, pairs["own"], pairs["other"])
+        if gap.value == 0 and mean.value == 0:
+            shares = statistics.paired_difference(pairs["own"], pairs["other"], pairs["cluster"])
+            gap = gap._replace(low=shares.low, high=shares.high)
         whole = _times(statistics.mean(original), len(original))
         return figure.compared(_times(gap, len(own)), original=whole.value)
 
@@ -319,17 +320,6 @@ def boxes(frame: pd.DataFrame) -> list[list[tuple[str, float]] | None]:
     """The boxes of each image, class and score; ``None`` for an image without boxes in its column."""
     column = frame[DETECTIONS] if DETECTIONS in frame else [None] * len(frame)
     return [json.loads(text) if isinstance(text, str) else None for text in column]
-
-
-def _any(counts: pd.Series) -> pd.Series:
-    """1 for an image that counts, 0 for another one, NaN for an unknown one."""
-    return (counts > 0).astype(float).where(counts.notna())
-
-
-def _unless_none(mean: Estimate, share: Estimate, *counts: pd.Series) -> Estimate:
-    """The mean of counts; with the limits of the share of images that count if none does, because the mean then has no error."""
-    none = not any((of > 0).any() for of in counts)
-    return mean._replace(low=share.low, high=share.high) if none and mean.value == 0 else mean
 
 
 def _times(mean: Estimate, count: int) -> Estimate:

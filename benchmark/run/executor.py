@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
-from overpaint.errors import UserError, message
+from overpaint.errors import UserError, changed, message
 from overpaint.grid.source_code import source_now
 from overpaint.run.leases import Leases
 from overpaint.run.progress import watched
@@ -209,4 +209,4 @@ def _check_sources(task: Task) -> None:
     """Raise a `UserError` if a component's source, which this process is about to import, is not the planned one."""
     for component, source in task.foreign.items():
         if source_now(source) != source:
-            raise UserError(f"{component} has changed since this run was planned; run the same command again")
+            raise changed(component)

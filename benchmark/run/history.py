@@ -69,7 +69,9 @@ class History:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Context: the sources as stored, which are written at the end. Other processes wait for it, where locks work."""
-        lock = FileLock(self._store.root / "sources.lock")  # it stays: another process may be waiting for this very file
+        lock = FileLock(
+            self._store.root / "sources.lock"
+        )  # it stays: another process may be waiting for this very file
         with suppress(OSError, NotImplementedError, Timeout):
             if self._store.root.is_dir():  # else the store is gone, and filelock would make a folder in its place
                 lock.acquire(timeout=PATIENCE)

@@ -37,10 +37,8 @@ def _hidden(pid: int) -> bool:
     """Whether there is a process of another user of which this machine tells nothing (``/proc`` mounted with ``hidepid``)."""
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
+    except (OSError, OverflowError) as error:
+        return isinstance(error, PermissionError)
     return False
 
 
