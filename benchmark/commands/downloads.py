@@ -28,6 +28,7 @@ from filelock import FileLock
 from overpaint.errors import UserError
 from overpaint.grid.assets import PICKLES, RECEIPT, Asset, cache_folder, stored_name
 from overpaint.grid.labels import digest
+from overpaint.models.sources import hub_reason
 from overpaint.run.store import file_hash
 
 #: Seconds without an answer or a byte after which a connection counts as lost.
@@ -183,7 +184,7 @@ def _source(asset: Asset, name: str) -> Source:
     try:
         told = get_hf_file_metadata(place, timeout=TIMEOUT)
     except Exception as error:  # of several libraries: offline, no network, no such repository, no right to read it
-        raise _unreachable(asset, name, place, str(error).splitlines()[0] if str(error) else repr(error)) from error
+        raise _unreachable(asset, name, place, hub_reason(error, repository)) from error
     same_host = urlsplit(told.location).netloc == urlsplit(place).netloc
     headers = build_hf_headers() if same_host else {}  # a signed address of another host takes no token
     sha256 = told.etag if told.etag and len(told.etag) == 64 else None  # the hub's mark of a large file is its hash

@@ -159,8 +159,10 @@ def part_weights(folder: Path, name: str, where: str) -> list[Path]:
     if lacking:
         raise UserError(f"{where}/{name} lacks the weight file {lacking[0]}")
     if not found:
+        variant = next((file for file in sorted(present) if file.endswith(".safetensors")), None)
         raise UserError(
             f"{where}/{name} holds no safetensors weights ({' or '.join(f'{s}.safetensors' for s in STEMS)})"
+            + (f"; {variant} is not read: save the pipeline without variant=" if variant else "")
         )
     for file in found:
         check_header(folder / name / file, f"{where}/{name}/{file}")
@@ -307,12 +309,36 @@ def local_folder(path: str) -> Path:
     folder = hub_snapshot(source)
     if folder is None:
         from diffusers import DiffusionPipeline
+        from diffusers.utils import logging
 
+        logging.set_verbosity_error()  # it warns of what the error below says
         try:
             folder = Path(DiffusionPipeline.download(source, use_safetensors=True, revision=hub_revision(source)))
         except Exception as error:  # of several libraries: no network, no such repository, no right to read it
-            raise UserError(f"model.path={path} cannot be downloaded: {str(error).splitlines()[0]}") from error
+            raise UserError(f"model.path={path} cannot be downloaded: {hub_reason(error, source)}") from error
     return folder
+
+
+def hub_reason(error: BaseException, name: str) -> str:
+    """Why files of the hub's repository ``name`` could not be read, with what to do about it.
+
+    The libraries hide the reason in the chain of an error's causes.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    causes = [error]
+    while before := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        causes.append(error := before)
+    for cause in causes:
+        if isinstance(cause, GatedRepoError):
+            return f"it is gated: accept its terms at {constants.ENDPOINT}/{name}, and log in with: hf auth login"
+        if isinstance(cause, RepositoryNotFoundError):
+            return f"{constants.ENDPOINT} has no repository {name}, or it is private (then log in with: hf auth login)"
+        if isinstance(cause, OfflineModeIsEnabled):
+            return "files of it are not in the hub's cache, and HF_HUB_OFFLINE is set"
+    lines = str(causes[-1]).splitlines()
+    return lines[0] if lines else repr(causes[-1])
 
 
 def hub_revision(name: str) -> str | None:

@@ -97,6 +97,13 @@ def test_variants_beside_the_weights_do_not_count(folder, monkeypatch, tmp_path)
     assert fingerprint_model(str(folder)) != before
 
 
+def test_a_folder_of_variants_alone_says_so(folder):
+    """As saved with ``variant="fp16"``."""
+    (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(overpaint.UserError, match=r"model.fp16.safetensors is not read: save .* without variant="):
+        overpaint.load_model(str(folder))
+
+
 # --- pipeline objects ------------------------------------------------------------------------------------------
 
 

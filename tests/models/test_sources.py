@@ -166,6 +166,40 @@ def test_a_download_that_fails_is_told_in_one_sentence(monkeypatch):
     assert "\n" not in str(raised.value)
 
 
+def told_of(code):
+    """The hub's error of this class."""
+    from huggingface_hub import errors
+
+    answer = SimpleNamespace(headers={}, request=None)
+    return getattr(errors, code)("401 Client Error. (Request ID: 1)\n\nSee the documentation.", response=answer)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (lambda: told_of("GatedRepoError"), "it is gated: accept its terms at .*/owner/tiny, and log in with: hf auth login"),
+        (lambda: told_of("RepositoryNotFoundError"), "has no repository owner/tiny, or it is private .*hf auth login"),
+        (lambda: huggingface_hub.errors.OfflineModeIsEnabled("offline"), "not in the hub's cache, and HF_HUB_OFFLINE is set"),
+        (lambda: ConnectionError("Name or service not known\nand more"), "Name or service not known$"),
+        (lambda: TimeoutError(), r"TimeoutError\(\)$"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("hidden", [False, True])
+def test_why_the_hub_gives_no_files(monkeypatch, error, reason, hidden):
+    """diffusers raises an error that refers to the stack trace."""
+    import diffusers
+
+    def fails(*_, **__):
+        if hidden:
+            raise OSError("Cannot load model owner/tiny: check the root cause in the stacktrace above.") from error()
+        raise error()
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", fails)
+    with pytest.raises(overpaint.UserError, match=f"^model.path={NAME} cannot be downloaded: .*{reason}") as raised:
+        overpaint.load_model(NAME)
+    assert "\n" not in str(raised.value) and "Client Error" not in str(raised.value)
+
+
 # --- the memory of hashes ------------------------------------------------------------------------------------------
 
 
