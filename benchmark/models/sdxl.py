@@ -38,6 +38,7 @@ class SDXLModel(DiffusionModel):
         self.text_encoder_2 = pipeline.text_encoder_2.requires_grad_(False).eval()
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.float()  # its activations overflow in half precision
+        self.vae.enable_slicing()  # one image of 1024 pixels at a time: each takes gigabytes of activations
 
     @property
     def text_encoders(self) -> list[TextEncoder]:

@@ -100,6 +100,17 @@ def test_the_autoencoder_stays_in_single_precision(tiny_sdxl_folder):
     assert model.to_latents([image]).dtype == torch.float16
 
 
+def test_pictures_are_decoded_and_encoded_one_at_a_time(tiny_sdxl, monkeypatch):
+    """A batch of images of 1024 pixels takes tens of gigabytes of activations."""
+    counts, vae = [], tiny_sdxl.vae
+    for part in (vae.encoder, vae.decoder):
+        plain = part.forward
+        monkeypatch.setattr(part, "forward", lambda x, *rest, plain=plain: counts.append(len(x)) or plain(x, *rest))
+    images = tiny_sdxl.to_images(tiny_sdxl.noise([0, 1, 2]))
+    assert tiny_sdxl.to_latents(images).shape[0] == len(images) == 3
+    assert counts == [1] * 6
+
+
 def test_refiners_are_refused(tiny_sdxl):
     pipeline = copy.copy(tiny_sdxl.pipeline)
     pipeline.text_encoder = None
