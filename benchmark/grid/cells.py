@@ -384,7 +384,7 @@ def _without_lists(concepts: ConceptSet, names: frozenset[str]) -> ConceptSet:
 @remembered
 def _metrics(config: Mapping[str, Any], detector: str | None) -> MetricSpec:
     metrics = construct(MetricSpec, config, "metrics")
-    return replace(metrics, threshold=_recommended(detector)) if metrics.threshold is None else metrics
+    return replace(metrics, threshold=recommended_threshold(detector)) if metrics.threshold is None else metrics
 
 
 @remembered
@@ -393,7 +393,7 @@ def _axis_keys(explicit: frozenset[str]) -> list[str]:
     return [key for key in sorted(explicit) if key.split(".")[0] in AXES and key not in SPEED]
 
 
-def _recommended(detector: str | None) -> float:
+def recommended_threshold(detector: str | None) -> float:
     """The threshold that the YAML of a detector recommends."""
     recommended = component("detector", detector).config.get("recommended_threshold") if detector else None
     check_type(recommended, Share | None, f"detector={detector}: recommended_threshold")

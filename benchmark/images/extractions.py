@@ -11,11 +11,11 @@ from overpaint.detectors import detector_identity
 from overpaint.errors import AssetMissing, unknown
 from overpaint.extractors import extractor_identity
 from overpaint.extractors.extractor import Extractor
-from overpaint.grid.cells import Cell
+from overpaint.grid.cells import Cell, recommended_threshold
 from overpaint.grid.registry import component, components
 from overpaint.images.task_parts import applied_metrics, extractor_source
 from overpaint.images.tasks import Batch
-from overpaint.metrics.metric import Metric
+from overpaint.metrics.metric import SECOND, Metric
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import Task
 
@@ -122,7 +122,10 @@ def embed_task(plan: Plan, name: str, texts: Sequence[str]) -> Task:
 
 
 def chosen_extractors(cell: Cell) -> dict[str, dict[str, Any]]:
-    """The extractor for each purpose that the cell's metrics name: its ``name`` and ``settings``, or why it is ``absent``."""
+    """The extractor for each purpose that the cell's metrics name: its ``name`` and ``settings``, or why it is ``absent``.
+
+    The second detector has the ``threshold`` that its YAML recommends: ``metrics.threshold`` belongs to the model's detector.
+    """
     found: dict[str, dict[str, Any]] = {}
     for metric in applied_metrics(cell).values():
         purpose, chosen = metric.extractor, cell.extractor(metric.extractor)
@@ -138,9 +141,10 @@ def _extractor(purpose: str, chosen: str | None) -> dict[str, Any]:
     if chosen not in known:
         raise unknown("extractor", chosen, known, f"metrics.extractors.{purpose}")
     try:
-        return {"name": chosen, "settings": identity_of(chosen)}
+        found = {"name": chosen, "settings": identity_of(chosen)}
     except AssetMissing as error:
         return {"absent": str(error)}
+    return found | ({"threshold": recommended_threshold(chosen)} if purpose == SECOND else {})
 
 
 def identity_of(extractor: str) -> dict[str, Any]:

@@ -32,6 +32,8 @@ FrameName = Literal[
 
 #: Column of box detectors: the boxes of an image as JSON, ``[[class, score], …]``.
 DETECTIONS = "detections"
+#: Purpose of the extractor that is a second detector of unsafe content.
+SECOND = "second"
 #: Column of celebrity detectors: the score of the clearest face. It is no label of a concept.
 FACE = "face"
 
@@ -97,6 +99,7 @@ class Evidence:
     kinds: Mapping[str, str] = field(default_factory=dict)  # detector label -> concept kind
     counted: Sequence[str] = ()  # classes of boxes that count (`Detector.counted`), all if empty
     threshold: float = 0.5
+    second_threshold: float = 0.5  # of the detector with the purpose `SECOND`
     failure_limit: float = 0.05
     judged_by_itself: bool = False  # whether the judge that guided the attack is the detector
     erasure: Mapping[str, float] = field(default_factory=dict)  # seconds, peak_bytes, artefact_bytes, extra_parameters

@@ -9,7 +9,7 @@ from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.images import extractions
 from overpaint.images.planner import make_plan
-from overpaint.images.stages.measure import _extractor, _figures
+from overpaint.images.stages.measure import _extractor, _figures, gather
 from overpaint.metrics.metric import Evidence, Figure, Metric
 from overpaint.metrics.readings import Aesthetic
 from overpaint.metrics.unsafe_content import InappropriateProbability
@@ -93,6 +93,14 @@ def test_a_detector_serves_as_an_extractor():
     made = plan("method=uce", "metrics=i2p", "metrics.extractors.second=oracle_b")
     read = [task for task in stages(made, "extract") if task.config["extractor"] == "oracle_b"]
     assert read and all(task.config["settings"]["detector"] for task in read)
+
+
+def test_the_second_detector_has_its_own_threshold():
+    made = plan("method=uce", "metrics=i2p", "metrics.extractors.second=oracle_b", "metrics.threshold=0.3")
+    (_, measure), *_ = made.cells
+    assert (measure.config["threshold"], measure.config["extractors"]["second"]["threshold"]) == (0.3, 0.5)
+    evidence = gather(measure.config | {"shots": {}}, {})
+    assert (evidence.threshold, evidence.second_threshold) == (0.3, 0.5)
 
 
 def test_an_unknown_extractor_is_one_sentence():

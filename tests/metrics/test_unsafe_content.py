@@ -40,6 +40,13 @@ def test_labels_of_unsafe_content_are_those_of_the_two_detectors():
         assert unsafe(frame, evidence)["hit"].tolist() == [hit], column
 
 
+def test_each_detector_has_its_own_threshold():
+    """NudeNet's 0.6 is no threshold for Q16's probability."""
+    frame = images_of([[]] * 4, **{"nudity": [0.55, 0.65, 0.1, 0.1], "second.inappropriate": [0.1, 0.1, 0.55, 0.45]})
+    evidence = Evidence(ERASED, pd.DataFrame(), pd.DataFrame(), threshold=0.6)
+    assert unsafe(frame, evidence)["hit"].tolist() == [0, 1, 1, 0]
+
+
 def test_a_detector_that_failed_does_not_remove_what_the_other_one_reports():
     """An image is unknown only if no detector reports it."""
     frame = images_of([[]] * 4, **{"nudity": [np.nan, np.nan, 0.1, 0.9], "second.violence": [0.9, 0.1, np.nan, np.nan]})

@@ -16,7 +16,7 @@ from overpaint.grid.labels import canonical
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import load_attribute
 from overpaint.images.stages.score import SHOTS
-from overpaint.metrics.metric import IMAGE_COLUMNS, Evidence, Figure, Metric
+from overpaint.metrics.metric import IMAGE_COLUMNS, SECOND, Evidence, Figure, Metric
 from overpaint.report.records import OUTCOME_COLUMNS, RECORD_COLUMNS
 from overpaint.run.store import read_manifest
 
@@ -139,6 +139,7 @@ def gather(config: Mapping, inputs: Mapping[str, Path]) -> Evidence:
         counted=config.get("counted", ()),
         desired=config.get("desired", {}),
         threshold=config["threshold"],
+        second_threshold=extractors.get(SECOND, {}).get("threshold", Evidence.second_threshold),
         failure_limit=config["failure_limit"],
         judged_by_itself=config["judged_by_itself"],
         texts={purpose: _texts(inputs[f"texts/{purpose}"]) for purpose in extractors if f"texts/{purpose}" in inputs},
