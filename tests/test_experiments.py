@@ -186,6 +186,14 @@ def test_a_budget_and_a_method_chosen_by_hand_replace_an_experiments(searchpath,
     assert {c.method.label for c in official} == {"esd compat=official"}
 
 
+@pytest.mark.parametrize(
+    ("name", "threshold"), {"uda_nudity": 0.5, "advunlearn_nudity": 0.5, "rece_nudity": 0.6, "spm_nudity": 0.25}.items()
+)
+def test_boxes_count_from_the_score_that_the_papers_code_reports(name, threshold, searchpath, goldens):
+    """UnlearnDiffAtk's detector reports no box below 0.5, and NudeNet's package, whose boxes SPM counts, none below 0.25."""
+    assert {cell.metrics.threshold for cell in cells_of(name, searchpath, goldens)} == {threshold}
+
+
 # --- end to end ----------------------------------------------------------------------------------------------------
 
 #: What a user adds for a first look, on a model whose images have 32 pixels.
