@@ -13,6 +13,8 @@ from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import located
 from overpaint.grid.paths import path_of
 from overpaint.models.lazily import torch
+from overpaint.models.sources import WORDS, has_words
+from overpaint.models.weights import load_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,11 +69,19 @@ class OwnTower:
 
 
 class Clip:
-    """A transformers CLIP model; text and image features are in its joint space."""
+    """A transformers CLIP model; text and image features are in its joint space. Without a tokenizer it reads images only."""
 
     def __init__(self, model, tokenizer, processor=None):
-        self.model, self.tokenizer, self.processor = model.requires_grad_(False).eval(), tokenizer, processor
+        self.model, self._tokenizer, self.processor = model.requires_grad_(False).eval(), tokenizer, processor
         self.table = model.text_model.get_input_embeddings().weight
+
+    @property
+    def tokenizer(self):
+        if self._tokenizer is None:
+            raise AssetMissing(
+                f"this CLIP model reads no texts: its folder has no tokenizer ({' or '.join(map(' with '.join, WORDS))})"
+            )
+        return self._tokenizer
 
     @classmethod
     @cache
@@ -86,14 +96,14 @@ class Clip:
             raise UserError(f"CLIP folder {path} does not exist (clip takes a folder or a hub id like owner/name)")
         source = str(folder) if folder.is_dir() else path
         try:
-            model = CLIPModel.from_pretrained(source, use_safetensors=True)
-            model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method, which mypy takes as unbound
+            model = load_folder(CLIPModel, source, path).float().to(device)
             tokenizer = AutoTokenizer.from_pretrained(source)
             found = (cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in CONFIGURATIONS)
-            processor = Preprocessing.read(Path(str(next(filter(None, found), source))).parent)
+            place = Path(str(next(filter(None, found), Path(source, CONFIGURATIONS[0])))).parent
+            processor = Preprocessing.read(place)
         except OSError as error:
             raise AssetMissing(f"cannot load the CLIP model {path}: {str(error).splitlines()[0]}") from error
-        return cls(model, tokenizer, processor)
+        return cls(model, tokenizer if has_words(place) else None, processor)
 
     def features(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         from overpaint.models.token_tables import GivenEmbeddings

@@ -13,6 +13,7 @@ import pandas as pd
 
 from overpaint.detectors.detector import Detector
 from overpaint.errors import unknown
+from overpaint.models.weights import single_precision
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +41,9 @@ class NetworkDetector(Detector):
         """Scores (n, labels) in [0, 1] of one batch, and features (n, width) if the network has an embedding."""
 
     def score(self, images: Sequence[Image]) -> pd.DataFrame:
-        import torch
-
         parts: list[np.ndarray] = []
         embeddings: list[list[float]] = []
-        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        with single_precision():
             for start in range(0, len(images), BATCH):
                 scores, features = self.forward(images[start : start + BATCH])
                 parts.append(scores.float().cpu().numpy())

@@ -99,8 +99,9 @@ class NudeNet(Detector):
         session = network.onnx_session
         if self.device.startswith("cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             index = int(self.device.partition(":")[2] or 0)
+            options = {"device_id": index, "use_tf32": 0}  # by default its convolutions are not in float32
             session = onnxruntime.InferenceSession(
-                path, providers=[("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
+                path, providers=[("CUDAExecutionProvider", options), "CPUExecutionProvider"]
             )
         network.onnx_session = Promising(session)
         return network

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from overpaint.detectors.network import NetworkDetector
-from overpaint.models.weights import weights_path
+from overpaint.models.weights import load_folder, weights_path
 
 if TYPE_CHECKING:
     import torch
@@ -57,5 +57,5 @@ class SafetyChecker(NetworkDetector):
         from overpaint.blocks.pixels import Preprocessing
 
         folder = weights_path(self.weights)
-        network = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker", use_safetensors=True)
-        return network.to(self.device).eval().requires_grad_(False), Preprocessing.read(folder / "feature_extractor")
+        network = load_folder(StableDiffusionSafetyChecker, folder / "safety_checker", self.weights).float()
+        return network.to(self.device), Preprocessing.read(folder / "feature_extractor")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from overpaint.detectors.network import NetworkDetector, Scores, class_scores, positions, read_as_name
 from overpaint.errors import UserError
-from overpaint.models.weights import weights_path
+from overpaint.models.weights import load_folder, weights_path
 
 if TYPE_CHECKING:
     import torch
@@ -70,5 +70,5 @@ class StyleViT(NetworkDetector):
         from overpaint.blocks.pixels import Preprocessing
 
         folder = weights_path(self.weights)
-        network: Any = ViTForImageClassification.from_pretrained(folder, use_safetensors=True)
-        return network.to(self.device).eval().requires_grad_(False), Preprocessing.read(folder)
+        network = load_folder(ViTForImageClassification, folder, self.weights).float()
+        return network.to(self.device), Preprocessing.read(folder)

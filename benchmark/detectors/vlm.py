@@ -2,7 +2,8 @@
 
 Any transformers model of the class image-text-to-text serves. It sees up to three reference images of the concept, if there are
 any, and the image in question. It reasons and ends with one word on a line of its own: ``yes``, ``no``, ``idk`` or ``wrong`` (the
-references do not show the concept). Only ``yes`` counts as present. Decoding is greedy; HUB samples.
+references do not show the concept). Only ``yes`` counts as present. Decoding is greedy; HUB samples. The model computes in the
+precision of its weights, unlike other detectors.
 
 HUB's script glues the last three lines together before it looks for a word, so that a final ``yes`` below a line that ends in a
 letter counts as no. Answers of fewer than three lines end its run. ``compat: official`` repeats the gluing.
@@ -25,7 +26,7 @@ from overpaint.detectors.detector import Detector
 from overpaint.detectors.network import score_frame
 from overpaint.errors import UserError
 from overpaint.grid.typed import Positive
-from overpaint.models.weights import weights_hashes, weights_path
+from overpaint.models.weights import load_folder, weights_hashes, weights_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,7 +88,7 @@ class VLM(Detector):
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-        ).to(self.device)  # fmt: skip
+        ).to(self.device, network.dtype)  # fmt: skip
         with torch.no_grad():
             found = network.generate(**inputs, max_new_tokens=self.tokens, do_sample=False)
         return processor.decode(found[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
@@ -125,8 +126,8 @@ class VLM(Detector):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         folder = weights_path(self.weights)
-        network: Any = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True)
-        return network.to(self.device).eval().requires_grad_(False), AutoProcessor.from_pretrained(folder)
+        network = load_folder(AutoModelForImageTextToText, folder, self.weights)
+        return network.to(self.device), AutoProcessor.from_pretrained(folder)
 
 
 def answer_score(text: str, compat: Literal["intended", "official"] = "intended") -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from overpaint.extractors.extractor import Extractor, batched, hashes, named_path
+from overpaint.models.weights import single_precision
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +41,8 @@ class ClipFeatures(Extractor):
 
     def embedded(self, images: Sequence[Image]) -> NDArray:
         """Features (n, d) of images."""
-        parts = [self._clip.image_features(images[part]).float().cpu().numpy() for part in batched(len(images))]
+        with single_precision():
+            parts = [self._clip.image_features(images[part]).float().cpu().numpy() for part in batched(len(images))]
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
     def texts(self, texts: Sequence[str]) -> NDArray:

@@ -21,7 +21,7 @@ from overpaint.blocks.pixels import Preprocessing
 from overpaint.errors import UserError
 from overpaint.extractors.extractor import Extractor, batched, hashes, named_path
 from overpaint.extractors.hps import MEAN, STD
-from overpaint.models.weights import load_pretrained
+from overpaint.models.weights import load_pretrained, single_precision
 
 if TYPE_CHECKING:
     import torch
@@ -61,10 +61,8 @@ class ImageReward(Extractor):
     def extract(
         self, images: Sequence[Image], prompts: Sequence[str], originals: Sequence[Image] | None = None
     ) -> pd.DataFrame:
-        import torch
-
         found: list[float] = []
-        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        with single_precision():
             for part in batched(len(images)):
                 found += self.rewards(images[part], prompts[part]).cpu().tolist()
         return pd.DataFrame({"value": pd.Series(found, dtype=float)})

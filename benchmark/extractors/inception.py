@@ -14,6 +14,7 @@ import pandas as pd
 
 from overpaint.errors import UserError
 from overpaint.extractors.extractor import Extractor, batched, hashes, named_path
+from overpaint.models.weights import single_precision
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +35,7 @@ class Inception(Extractor):
         import torch
 
         rows: list[list[float]] = []
-        with torch.no_grad():
+        with single_precision():
             for part in batched(len(images)):
                 for size in dict.fromkeys(image.size for image in images[part]):
                     if size != images[part][0].size:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from overpaint.errors import UserError, at_least
 from overpaint.extractors.extractor import Extractor, batched, hashes, named_path
+from overpaint.models.weights import single_precision
 
 if TYPE_CHECKING:
     import torch
@@ -39,12 +40,10 @@ class Lpips(Extractor):
     def extract(
         self, images: Sequence[Image], prompts: Sequence[str], originals: Sequence[Image] | None = None
     ) -> pd.DataFrame:
-        import torch
-
         if originals is None:
             raise ValueError("LPIPS compares images with originals")
         found: list[float] = []
-        with torch.no_grad():
+        with single_precision():
             for part in batched(len(images)):
                 pair = self.pixels(images[part]), self.pixels(originals[part])
                 found += self._network(*pair).flatten().cpu().tolist()

@@ -24,7 +24,7 @@ from overpaint.blocks.pixels import Preprocessing
 from overpaint.errors import AssetMissing, at_least
 from overpaint.extractors.clip import cosines
 from overpaint.extractors.extractor import Extractor, batched, hashes, named_path
-from overpaint.models.weights import load_state
+from overpaint.models.weights import load_state, single_precision
 
 if TYPE_CHECKING:
     import torch
@@ -61,10 +61,8 @@ class Sscd(Extractor):
 
     def descriptors(self, images: Sequence[Image.Image]) -> NDArray:
         """Descriptors (n, 512) of images, not scaled yet."""
-        import torch
-
         prepare = Preprocessing(self.side, None, MEAN, STD, Image.Resampling.BILINEAR)
-        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        with single_precision():
             parts = [
                 self._network(prepare(images[part]).to(self.device)).cpu().numpy() for part in batched(len(images))
             ]

@@ -46,8 +46,7 @@ class Workbench:
         model = self._model
         if model is None or self._wanted != wanted:
             self._model = model = None  # free the old model before the new one is read
-            if wanted[-1].startswith("cuda"):
-                repeatable()
+            repeatable(wanted[-1])
             model = load_model(path, *wanted[2:])
             if not unchanged(path, task_config["model"]):
                 raise changed(f"model.path={path}")
@@ -136,6 +135,7 @@ class Workbench:
         if key not in self._detectors:
             detector = chosen.build({k: v for k, v in settings.items() if k in chosen.defaults})
             detector.device = device or detector.device
+            repeatable(detector.device)
             self._detectors[key] = detector
         return self._detectors[key]
 
@@ -146,6 +146,7 @@ class Workbench:
         if key not in self._extractors:
             extractor = chosen.build({k: v for k, v in settings.items() if k in chosen.defaults})
             extractor.device = device or "cpu"
+            repeatable(extractor.device)
             self._extractors[key] = extractor
         return self._extractors[key]
 
@@ -177,12 +178,15 @@ def _sums(model: DiffusionModel) -> dict[str, int]:
     return found
 
 
-def repeatable() -> None:
-    """Let this process compute on GPUs as its numbers say: float32 is float32, and the same task gives the same result.
+def repeatable(device: str = "cuda") -> None:
+    """If ``device`` is a GPU, let this process compute on GPUs as its numbers say: float32 is float32, and the same task
+    gives the same result.
 
     By default, convolutions in float32 are computed in TF32, whose fraction has 10 bits, and some kernels add in any order.
     Kernels that cannot be repeated are used with a warning.
     """
+    if not device.startswith("cuda"):
+        return
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums with a workspace of its own

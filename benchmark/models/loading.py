@@ -21,15 +21,13 @@ from transformers.utils import logging as transformers_logging
 from overpaint.errors import UserError, unknown
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.families import family
-from overpaint.models.sources import check_regular, local_folder, part_weights, read_index, told
+from overpaint.models.sources import WORDS, check_regular, has_words, local_folder, part_weights, read_index, told
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 #: Components that are not loaded.
 UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
 #: Libraries that a pipeline's networks may come from. Any other would run code that the folder names.
 LIBRARIES = ("diffusers", "transformers")
-#: The files that hold a tokenizer's words: one of these sets.
-WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 #: A tensor of published text encoders that is no weight. Newer versions of transformers do not report it.
 BUFFER = "embeddings.position_ids"
 #: What the libraries report of a network that they loaded -> how a message says it.
@@ -96,7 +94,7 @@ def load_component(folder: Path, name: str, entry: list[str], where: str) -> Any
     cls, own = getattr(library, class_name), folder / name
     check_regular(own, f"{where}/{name}")
     if not issubclass(cls, torch.nn.Module):
-        if name.startswith("tokenizer") and not any(all((own / n).is_file() for n in names) for names in WORDS):
+        if name.startswith("tokenizer") and not has_words(own):
             raise UserError(f"{where}/{name} holds no words ({' or '.join(' with '.join(names) for names in WORDS)})")
         with told(f"{where}: {name} cannot be loaded"):
             return cls.from_pretrained(own, local_files_only=True)

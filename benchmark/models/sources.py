@@ -34,6 +34,8 @@ WEIGHTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encode
 STEMS = ("diffusion_pytorch_model", "model")
 #: The file of a tokenizer that is no JSON: which pieces a word is made of.
 MERGES = "merges.txt"
+#: The files that hold a tokenizer's words: one of these sets.
+WORDS = (("tokenizer.json",), ("vocab.json", MERGES))
 #: Names of models on the hub: ``owner/name``.
 HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 #: Files below this size are hashed each time, larger ones are remembered.
@@ -195,6 +197,11 @@ def _shards(content: bytes, where: str) -> list[str]:
     if not shards or any(not isinstance(s, str) or s != PurePosixPath(s).name or s == ".." for s in shards):
         raise UserError(f"{where} names weight files outside its folder")
     return shards
+
+
+def has_words(folder: Path) -> bool:
+    """Whether a folder holds the words of a tokenizer. Without them, transformers makes a tokenizer that knows none."""
+    return any(all((folder / name).is_file() for name in names) for names in WORDS)
 
 
 def check_regular(folder: Path, where: str) -> None:
@@ -387,8 +394,7 @@ def _configured(folder: Path) -> bool:
     """Whether a scheduler or tokenizer has its files."""
     if folder.name == "scheduler":
         return (folder / "scheduler_config.json").is_file()
-    one, two = (folder / "tokenizer.json").is_file(), (folder / "vocab.json").is_file() and (folder / MERGES).is_file()
-    return (folder / "tokenizer_config.json").is_file() and (one or two)
+    return (folder / "tokenizer_config.json").is_file() and has_words(folder)
 
 
 def _hub_folder(name: str) -> Path:

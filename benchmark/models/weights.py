@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,13 +71,39 @@ def load_state(build: Callable[[], Any], state: Mapping[str, torch.Tensor], refe
     return network.float().eval().requires_grad_(False)
 
 
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Context: networks compute without gradients, and float32 is float32 on GPUs, where torch's convolutions are TF32."""
+    import torch
+
+    with (
+        torch.no_grad(),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):  # by default flags() disables cuDNN
+        yield
+
+
 def load_pretrained(kind: Any, config: Any, state: Mapping[str, torch.Tensor], reference: str, **how: Any) -> Any:
     """The network of a class of transformers with exactly these tensors, in single precision, ready to score.
 
     Raises a `UserError`, which names the ``reference``, if names or shapes do not fit.
     """
     network, info = kind.from_pretrained(None, config=config, state_dict=dict(state), output_loading_info=True, **how)
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    _check_fit(info, reference, "missing_keys", "unexpected_keys", "mismatched_keys")
+    return network.float().eval().requires_grad_(False)
+
+
+def load_folder(kind: Any, source: str | Path, reference: str) -> Any:
+    """The network of a class of transformers in a folder (or hub id), in the precision of its file, ready to score.
+
+    Raises a `UserError`, which names the ``reference``, if a tensor is missing, which would stay random.
+    """
+    network, info = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    _check_fit(info, reference, "missing_keys", "mismatched_keys")
+    return network.eval().requires_grad_(False)
+
+
+def _check_fit(info: Mapping[str, Any], reference: str, *problems: str) -> None:
+    for problem in problems:
         if found := sorted(map(str, info.get(problem) or ())):
             raise UserError(f"{reference} does not fit the network: {problem.replace('_', ' ')} such as {found[0]}")
-    return network.float().eval().requires_grad_(False)

@@ -21,6 +21,7 @@ import small_methods
 from overpaint.errors import UserError
 from overpaint.grid.registry import component, components
 from overpaint.images.stages import generate
+from overpaint.images.workbench import Workbench, repeatable
 from overpaint.run.executor import Run
 from overpaint.run.runner import run_here
 from overpaint.run.tasks import Task
@@ -144,7 +145,7 @@ GRID += ("budget.reference_images=4", "budget.in_prompt=0", "budget.grid=0")
 
 @pytest.mark.slow
 def test_a_grid_on_the_card_has_the_cpus_figures(tmp_path, monkeypatch):
-    monkeypatch.setattr("overpaint.images.workbench.repeatable", lambda: None)  # settings of the whole process
+    monkeypatch.setattr("overpaint.images.workbench.repeatable", lambda device: None)  # settings of the whole process
 
     def run(device):
         def on(plan, store):
@@ -168,6 +169,23 @@ def test_a_grid_on_the_card_has_the_cpus_figures(tmp_path, monkeypatch):
         away = both[~np.isclose(own, other, rtol=1e-3, atol=1e-3, equal_nan=True)]
         assert away.empty, away[["method", "metric", "n", column, f"{column}_cpu", "high", "high_cpu"]].to_string()
     assert {made["host"]["processor"] for made in manifests(tmp_path / "card")} == {"cuda:0 (pretended)"}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_scores_on_a_card_can_be_repeated(monkeypatch, device):
+    """A process that only scores has loaded no model, which also sets this."""
+    asked = []
+    monkeypatch.setattr("overpaint.images.workbench.repeatable", asked.append)
+    bench = Workbench()
+    for _ in range(2):
+        bench.detector("oracle", component("detector", "oracle").defaults, device)
+        bench.extractor("testbed_words", component("extractor", "testbed_words").defaults, device)
+    assert asked == [device] * 2
+
+
+def test_only_cards_have_settings_for_repeated_runs(monkeypatch):
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: pytest.fail("of a card"))
+    repeatable("cpu")
 
 
 # --- names of devices ------------------------------------------------------------------------------------------

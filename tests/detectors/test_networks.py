@@ -1,6 +1,7 @@
 """Detectors with a network, against a second implementation: transformers, diffusers, torchvision and timm themselves."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -244,6 +245,45 @@ def test_a_class_that_a_network_does_not_know_is_refused_before_anything_runs(we
 
 
 # --- styles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["safety_checker", "style_vit"])
+def test_networks_compute_in_single_precision_whatever_their_file_holds(images, weights, tmp_path, name):
+    place = weights({"style_vit": "uda_style_vit"}.get(name, name))
+    file = "safety_checker/model.safetensors" if name == "safety_checker" else "model.safetensors"
+    frames = []
+    for kept in (torch.float16, torch.float32):
+        folder = tmp_path / str(kept)
+        shutil.copytree(place, folder)
+        save_file({n: t.half().to(kept) for n, t in load_file(folder / file).items()}, folder / file, {"format": "pt"})
+        config = (folder / file).with_name("config.json")
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": str(kept).removeprefix("torch.")}))
+        frames.append(component("detector", name).build({"weights": str(folder)}).score(images))
+    pd.testing.assert_frame_equal(*frames)
+
+
+def test_a_classifier_without_its_head_is_refused(images, weights, tmp_path):
+    """transformers would fill it with random numbers."""
+    shutil.copytree(weights("uda_style_vit"), tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    kept = {name: t for name, t in load_file(file).items() if not name.startswith("classifier")}
+    save_file(kept, file, {"format": "pt"})
+    detector = component("detector", "style_vit").build({"weights": str(tmp_path)})
+    with pytest.raises(overpaint.UserError, match=r"does not fit the network: missing keys such as classifier\.bias"):
+        detector.score(images)
+
+
+def test_a_detectors_network_runs_in_single_precision(images, monkeypatch):
+    """By default torch's convolutions on a GPU are in TF32, and `torch.backends.cudnn.flags` turns cuDNN off."""
+    detector, seen = component("detector", "q16").build(), []
+
+    def forward(self, batch):
+        seen.append((torch._C._get_cudnn_enabled(), torch._C._get_cudnn_allow_tf32(), torch.is_grad_enabled()))
+        return torch.zeros(len(batch), 1), None
+
+    monkeypatch.setattr(type(detector), "forward", forward)
+    detector.score(images)
+    assert seen == [(True, False, False)]
 
 
 def test_style_vit_is_transformers_classifier(images, weights):

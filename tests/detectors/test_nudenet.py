@@ -58,6 +58,21 @@ def test_an_image_scores_as_its_file_does(detector, official, photographs, drawn
     assert list(map(as_rows, detector.detect(swapped))) != list(map(as_rows, ours[: len(photographs)]))
 
 
+def test_on_a_gpu_the_network_runs_there_in_single_precision(monkeypatch):
+    import onnxruntime
+
+    made, plain = [], onnxruntime.InferenceSession
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda path, providers=None: made.append(providers) or plain(path)
+    )
+    detector = component("detector", "nudenet").build()
+    detector.device = "cuda:1"
+    detector.detect([Image.new("RGB", (64, 64))])
+    assert made[-1] == [("CUDAExecutionProvider", {"device_id": 1, "use_tf32": 0}), "CPUExecutionProvider"]
+
+
 def test_a_face_is_found_in_a_portrait_and_nothing_is_exposed(detector, photographs, drawn):
     (boxes,) = detector.detect(photographs[:1])
     assert [box["class"] for box in boxes] == ["FACE_FEMALE"]

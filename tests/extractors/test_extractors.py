@@ -1,11 +1,14 @@
 """Extractors with random weights of the real architectures, against the libraries' own computations."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.extractors import extractor_identity, hps, image_reward
@@ -20,6 +23,8 @@ from overpaint.grid.registry import components
 from overpaint.images.stages.extract import extracted
 from overpaint.testbed.world import draw_concept
 
+#: The file of a CLIP's tensors.
+CLIP = "model.safetensors"
 TEXTS = ["a church", "a red car at night", ""]
 
 
@@ -426,6 +431,70 @@ def test_hashes_follow_the_content(tmp_path):
     second = ClipFeatures(path=str(tmp_path)).assets()
     assert first.keys() == second.keys() == {"a.txt", "b.txt"}
     assert first["a.txt"] == second["a.txt"] and first["b.txt"] != second["b.txt"]
+
+
+@pytest.mark.parametrize("kept", [torch.float16, torch.bfloat16])
+def test_clip_computes_in_single_precision_whatever_its_file_holds(clip_folder, tmp_path, kept):
+    shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
+    rounded = {name: t.to(kept) if t.is_floating_point() else t for name, t in load_file(tmp_path / CLIP).items()}
+    save_file(rounded, tmp_path / CLIP, metadata={"format": "pt"})
+    half, whole = ClipFeatures(path=str(tmp_path)), tmp_path / "whole"
+    shutil.copytree(tmp_path, whole)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"dtype": str(kept).removeprefix("torch.")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({name: t.float() for name, t in rounded.items()}, whole / CLIP, metadata={"format": "pt"})
+    single = ClipFeatures(path=str(whole))
+    assert half._clip.table.dtype == torch.float32
+    assert half.embedded(pictures(2)) == pytest.approx(single.embedded(pictures(2)), abs=1e-5)
+    assert half.texts(TEXTS) == pytest.approx(single.texts(TEXTS), abs=1e-5)
+
+
+def test_a_clip_without_a_tokenizer_reads_images_only(clip_folder, tmp_path):
+    """transformers makes a tokenizer without words, so that all texts would have one embedding."""
+    for name in ("config.json", "preprocessor_config.json", "processor_config.json", CLIP):
+        if (clip_folder / name).exists():
+            shutil.copy(clip_folder / name, tmp_path)
+    bare = ClipFeatures(path=str(tmp_path))
+    assert bare.embedded(pictures(2)) == pytest.approx(
+        ClipFeatures(path=str(clip_folder)).embedded(pictures(2)), abs=1e-5
+    )
+    with pytest.raises(
+        AssetMissing, match=r"reads no texts: its folder has no tokenizer \(tokenizer.json or vocab.json"
+    ):
+        bare.texts(TEXTS)
+
+
+def test_a_clip_that_lacks_weights_is_refused(clip_folder, tmp_path):
+    shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
+    kept = {name: t for name, t in load_file(tmp_path / CLIP).items() if not name.startswith("text_projection")}
+    save_file(kept, tmp_path / CLIP, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"does not fit the network: missing keys such as text_projection\.weight"):
+        ClipFeatures(path=str(tmp_path)).embedded(pictures(1))
+
+
+def test_every_extractors_network_runs_in_single_precision(monkeypatch):
+    """By default torch's convolutions on a GPU are in TF32, and `torch.backends.cudnn.flags` turns cuDNN off."""
+    seen = []
+
+    def note(*_, **__):
+        seen.append((torch._C._get_cudnn_enabled(), torch._C._get_cudnn_allow_tf32(), torch.is_grad_enabled()))
+        raise StopIteration
+
+    network = property(lambda self: note)
+    for kind, name in ((Inception, "_network"), (Lpips, "_network"), (Sscd, "_network"), (ImageReward, "rewards")):
+        monkeypatch.setattr(kind, name, network)
+    monkeypatch.setattr(ClipFeatures, "_clip", property(note))
+    images = pictures(2)
+    for extractor in (
+        Inception(weights=""),
+        Lpips(weights="", side=64),
+        Sscd(weights="", side=64),
+        ImageReward(weights="", tokenizer=""),
+        ClipFeatures(path=""),
+    ):
+        with pytest.raises(StopIteration):
+            extractor.extract(images, ["", ""], images)
+    assert seen == [(True, False, False)] * 5
 
 
 def test_a_failed_image_has_no_reading(clip_folder):
