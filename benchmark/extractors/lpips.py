@@ -1,6 +1,7 @@
 """LPIPS (Zhang et al., arXiv 1801.03924), version 0.1 with AlexNet: the perceptual distance of two images.
 
-torchmetrics ships the linear heads; AlexNet's own weights are an asset.
+torchmetrics ships the linear heads; AlexNet's own weights are an asset. The scripts of ESD and UCE resize images by torchvision's
+default, bilinear with antialiasing, as Pillow does; RECE's uses OpenCV's bilinear filter, which has none.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,12 +23,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+#: Pillow's filters.
+FILTERS = {"bilinear": 2, "bicubic": 3}
+
+
 @dataclass(kw_only=True)
 class Lpips(Extractor):
     """``value`` is the distance to the unedited model's image; 0 for equal images."""
 
     weights: str  # a safetensors file of AlexNet's tensors, or asset:NAME/FILE
-    side: int | None  # pixels to which both images are resized first (UCE, RECE and SPM: 64); null: not resized
+    side: int | None  # pixels to which both images are resized first (ESD and UCE: 64); null: not resized
+    resample: Literal["bilinear", "bicubic"]
 
     paired: ClassVar[bool] = True
 
@@ -53,9 +59,10 @@ class Lpips(Extractor):
         """Images (n, 3, side, side) in [−1, 1]."""
         import torch
 
-        size = (self.side, self.side) if self.side else None
         shown = [image.convert("RGB") for image in images]
-        arrays = [np.asarray(image.resize(size) if size else image, np.float32) / 127.5 - 1 for image in shown]
+        if self.side:
+            shown = [image.resize((self.side, self.side), FILTERS[self.resample]) for image in shown]
+        arrays = [np.asarray(image, np.float32) / 127.5 - 1 for image in shown]
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(self.device)
 
     @cached_property

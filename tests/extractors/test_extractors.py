@@ -129,17 +129,15 @@ def test_lpips_is_torchmetrics_with_the_given_trunk(tmp_path):
     torch.manual_seed(2)
     alexnet = torchvision.models.alexnet(weights=None)
     save_file(alexnet.state_dict(), tmp_path / "alexnet.safetensors")
-    measure = Lpips(weights=str(tmp_path / "alexnet.safetensors"), side=64)
+    measure = Lpips(weights=str(tmp_path / "alexnet.safetensors"), side=64, resample="bilinear")
     one, other = pictures(3), pictures(3, seed=1)
     found = measure.extract(one, TEXTS, other)["value"].to_numpy()
     theirs = lpips._NoTrainLpips(net="alex", pnet_rand=True)
     for name, value in theirs.net.state_dict().items():
         value.copy_(alexnet.features.state_dict()[name.split(".", 1)[1]])
-    pixels = [
-        torch.stack([torch.from_numpy(np.array(i.resize((64, 64)))).permute(2, 0, 1) for i in s]) for s in (one, other)
-    ]
+    as_esd = torchvision.transforms.Compose([torchvision.transforms.Resize(64), torchvision.transforms.ToTensor()])
     with torch.no_grad():
-        expected = theirs(*(p / 127.5 - 1 for p in pixels)).flatten().numpy()
+        expected = theirs(*(torch.stack([(as_esd(i) - 0.5) * 2 for i in s]) for s in (one, other))).flatten().numpy()
     assert found == pytest.approx(expected, abs=1e-6)
     assert (found > 0).all()
     assert measure.extract(one, TEXTS, one)["value"].tolist() == [0, 0, 0]
@@ -487,7 +485,7 @@ def test_every_extractors_network_runs_in_single_precision(monkeypatch):
     images = pictures(2)
     for extractor in (
         Inception(weights=""),
-        Lpips(weights="", side=64),
+        Lpips(weights="", side=64, resample="bilinear"),
         Sscd(weights="", side=64),
         ImageReward(weights="", tokenizer=""),
         ClipFeatures(path=""),
