@@ -81,6 +81,14 @@ def hashes(*settings: str) -> dict[str, str]:
     return {name: value for setting in settings for name, value in weights_hashes(setting).items()}
 
 
+def alike(images: Sequence[Image], most: int = BATCH) -> Iterator[list[int]]:
+    """Positions of images of one size in pixels, at most ``most`` at a time; together they cover all images."""
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for place, image in enumerate(images):
+        sizes.setdefault(image.size, []).append(place)
+    return (places[part] for places in sizes.values() for part in batched(len(places), most))
+
+
 def batched(count: int, size: int = BATCH) -> Iterator[slice]:
     """Slices of at most ``size`` that cover ``count`` rows."""
     return (slice(start, start + size) for start in range(0, count, size))

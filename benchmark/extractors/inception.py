@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.errors import UserError
-from overpaint.extractors.extractor import Extractor, batched, hashes, named_path
+from overpaint.extractors.extractor import Extractor, alike, hashes, named_path
 from overpaint.models.weights import single_precision
 
 if TYPE_CHECKING:
@@ -34,15 +34,13 @@ class Inception(Extractor):
     ) -> pd.DataFrame:
         import torch
 
-        rows: list[list[float]] = []
+        rows: list[list[float]] = [[] for _ in images]
         with single_precision():
-            for part in batched(len(images)):
-                for size in dict.fromkeys(image.size for image in images[part]):
-                    if size != images[part][0].size:
-                        raise ValueError(f"images of one batch differ in size: {size} and {images[part][0].size}")
-                pixels = np.stack([np.asarray(image.convert("RGB"), np.uint8) for image in images[part]])
+            for places in alike(images):  # photographs of a reference differ in size
+                pixels = np.stack([np.asarray(images[place].convert("RGB"), np.uint8) for place in places])
                 (found,) = self._network(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device))
-                rows += found.flatten(1).cpu().tolist()
+                for place, row in zip(places, found.flatten(1).cpu().tolist(), strict=True):
+                    rows[place] = row
         return pd.DataFrame({"features": rows})
 
     @cached_property

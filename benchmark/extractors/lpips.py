@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.errors import UserError, at_least
-from overpaint.extractors.extractor import Extractor, batched, hashes, named_path
+from overpaint.extractors.extractor import Extractor, alike, hashes, named_path
 from overpaint.models.weights import single_precision
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ class Lpips(Extractor):
     ) -> pd.DataFrame:
         if originals is None:
             raise ValueError("LPIPS compares images with originals")
-        found: list[float] = []
+        found = [0.0] * len(images)
         with single_precision():
-            for part in batched(len(images)):
-                pair = self.pixels(images[part]), self.pixels(originals[part])
-                found += self._network(*pair).flatten().cpu().tolist()
+            for places in alike(images):
+                pair = (self.pixels([shown[place] for place in places]) for shown in (images, originals))
+                for place, distance in zip(places, self._network(*pair).flatten().cpu().tolist(), strict=True):
+                    found[place] = distance
         return pd.DataFrame({"value": pd.Series(found, dtype=float)})
 
     def pixels(self, images: Sequence[Image]) -> torch.Tensor:

@@ -142,6 +142,11 @@ def test_lpips_is_torchmetrics_with_the_given_trunk(tmp_path):
     assert (found > 0).all()
     assert measure.extract(one, TEXTS, one)["value"].tolist() == [0, 0, 0]
     assert measure.extract(other, TEXTS, one)["value"].to_numpy() == pytest.approx(found, abs=1e-6)
+    native = Lpips(weights=str(tmp_path / "alexnet.safetensors"), side=None, resample="bilinear")
+    one[1], other[1] = one[1].resize((90, 64)), other[1].resize((90, 64))
+    together = native.extract(one, TEXTS, other)["value"].to_numpy()
+    alone = [native.extract([i], [""], [j])["value"].item() for i, j in zip(one, other, strict=True)]
+    assert together == pytest.approx(alone, abs=1e-6), "images of several sizes"
 
 
 def test_inception_features_are_torch_fidelitys(tmp_path):
@@ -160,7 +165,12 @@ def test_inception_features_are_torch_fidelitys(tmp_path):
         patched.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", keep)
         network.__init__("random", ["2048"], "unused")
     save_file({name: value.contiguous() for name, value in loaded.items()}, tmp_path / "inception.safetensors")
-    found = rows(Inception(weights=str(tmp_path / "inception.safetensors")).extract(pictures(2), ["", ""]))
+    ours = Inception(weights=str(tmp_path / "inception.safetensors"))
+    found = rows(ours.extract(pictures(2), ["", ""]))
+    photographs = [pictures(1)[0], Image.new("RGB", (90, 64), "red"), pictures(2)[1]]
+    mixed = rows(ours.extract(photographs, [""] * 3))
+    assert mixed[[0, 2]] == pytest.approx(found, abs=1e-5), "photographs of a reference differ in size"
+    assert mixed[1] == pytest.approx(rows(ours.extract(photographs[1:2], [""]))[0], abs=1e-5)
     pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in pictures(2)])
     with torch.no_grad():
         (theirs,) = network(pixels)
