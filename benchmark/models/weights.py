@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Files of a folder that decide what a network computes.
-SUFFIXES = (".json", ".safetensors", ".txt", ".onnx")
+SUFFIXES = (".json", ".safetensors", ".txt", ".onnx", ".jinja", ".model")  # the last: templates of chats, tokenizers
 
 
 def weights_path(reference: str) -> Path:

@@ -1,9 +1,12 @@
 """The questions and answers of a vision-language model, on a random LLaVA, and HUB's recorded parsing."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import overpaint
 from overpaint.detectors.vlm import VLM, answer_score, final_answer, released_answer
@@ -78,6 +81,25 @@ def test_a_random_model_is_asked_and_its_answers_are_kept(llava, drawn):
     assert frame["failed"].all() and frame[["cat", "dog"]].isna().all(axis=None), "a random text is no answer"
     assert detector.score(drawn[1:2])["answers"].tolist() == frame["answers"].tolist()[1:]
     assert {"config.json", "model.safetensors"} <= detector.assets().keys()
+
+
+def test_the_template_of_chats_decides_the_answers_and_the_key(llava, tmp_path):
+    shutil.copytree(llava, tmp_path, dirs_exist_ok=True)
+    assets = []
+    for text in ("one", "other"):
+        (tmp_path / "chat_template.jinja").write_text(text)
+        assets.append(component("detector", "vlm").build({"weights": str(tmp_path)}).assets())
+    assert {name for name in assets[0] if assets[0][name] != assets[1][name]} == {"chat_template.jinja"}
+
+
+def test_the_model_computes_in_the_precision_of_its_weights(llava, drawn, tmp_path):
+    shutil.copytree(llava, tmp_path, dirs_exist_ok=True)
+    file, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    save_file({name: t.bfloat16() for name, t in load_file(file).items()}, file, {"format": "pt"})
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "bfloat16"}))
+    detector = component("detector", "vlm").build({"weights": str(tmp_path), "classes": {"cat": "x"}, "tokens": 3})
+    assert len(detector.score(drawn[:1])) == 1
+    assert detector._network[0].dtype == torch.bfloat16
 
 
 def test_the_network_sees_the_references_and_the_image(llava, drawn, tmp_path, monkeypatch):
