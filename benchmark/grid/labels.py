@@ -17,6 +17,8 @@ from overpaint.grid.shipped import shipped
 LONGEST, LONGEST_NAME = 40, 60
 #: Suffixes of image files.
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+#: Suffixes of files of weights in a folder of one network or LoRA.
+WEIGHTS = (".safetensors", ".bin")
 #: Invisible characters that change the direction of text, so that one line can look like another.
 DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
@@ -98,8 +100,8 @@ _SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=False)  # `json.dumps` w
 def file_digest(text: str) -> str | None:
     """The SHA-256 of the file that a text names, or a hash of the files in a folder; ``None`` for any other text.
 
-    A folder has networks (a ``config.json`` or a ``model_index.json``), or images in it or in its subfolders. Relative paths
-    are looked up in the working directory, then in ``datasets/``.
+    A folder has networks (a ``config.json`` or a ``model_index.json``), weights, or images in it or in its subfolders. Relative
+    paths are looked up in the working directory, then in ``datasets/``.
     """
     if not any(mark in text for mark in "./"):
         return None
@@ -112,6 +114,9 @@ def file_digest(text: str) -> str | None:
                 files = sorted(file for file in folder.rglob("*") if file.is_file())
                 return digest({file.relative_to(folder).as_posix(): _hash(file) for file in files})
             if (folder := path.expanduser()).is_dir():
+                inside = sorted(file for file in folder.glob("*") if file.is_file())
+                if any(file.suffix in WEIGHTS for file in inside):  # a LoRA, or a network without its configuration
+                    return digest({file.name: _hash(file) for file in inside})
                 files = [file for depth in ("*", "*/*") for file in folder.glob(depth) if file.is_file()]
                 if images := sorted(file for file in files if file.suffix.lower() in IMAGES):
                     return digest({file.relative_to(folder).as_posix(): _hash(file) for file in images})

@@ -7,6 +7,9 @@ Stable Diffusion code, with the prefixes that official repositories put in front
 from __future__ import annotations
 
 import copy
+import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,6 +32,14 @@ State: TypeAlias = "Mapping[str, torch.Tensor]"
 NETWORKS = {"unet": "", "text_encoder": "text_model.", "text_encoder_2": "text_encoder_2."}
 #: What a name of the first factor of a LoRA contains: in kohya's files, in peft's, and in those of older diffusers.
 DOWN = (".lora_down.", ".lora_A.", ".lora.down.", "_lora.down.")
+#: The same for the second factor.
+UP = (".lora_up.", ".lora_B.", ".lora.up.", "_lora.up.")
+#: The file of a LoRA in the folder that diffusers or peft writes for it.
+LORA_FILES = tuple(
+    f"{stem}{suffix}" for stem in ("pytorch_lora_weights", "adapter_model") for suffix in (".safetensors", ".bin")
+)
+#: What peft writes beside a LoRA: its rank and its alpha. And what it puts before every name.
+ADAPTER, WRAPPED = "adapter_config.json", "base_model.model."
 #: Names that wrap a state dict in a pickle.
 WRAPPERS = ("state_dict", "unet", "model", "module")
 #: What the original Stable Diffusion code puts before the names of its denoiser and its text encoder.
@@ -104,7 +115,12 @@ def _read_network(folder: Path) -> dict[str, torch.Tensor]:
     if not files:
         files = [name for name in present if name in ("diffusion_pytorch_model.bin", "pytorch_model.bin")]
     if not files:
-        raise UserError(f"{folder} holds no weights of a network (diffusion_pytorch_model or model .safetensors)")
+        files = [name for name in LORA_FILES if name in present][:1]
+    if not files:
+        raise UserError(
+            f"{folder} holds no weights of a network (diffusion_pytorch_model or model .safetensors) or of a LoRA "
+            "(pytorch_lora_weights or adapter_model .safetensors)"
+        )
     return {name: tensor for file in files for name, tensor in _read_file(folder / file).items()}
 
 
@@ -173,11 +189,11 @@ def changes_of(model: DiffusionModel, path: Path, scale: float = 1.0) -> dict[st
 
     Raises:
         UserError: The checkpoint does not fit the model, belongs to other weights, or changes nothing, or a factor is given
-            and it is no LoRA.
+            and it is no LoRA, or the file of a LoRA is named without the file of its alpha beside it.
     """
     state = read_state(path)
     if is_lora(state):
-        wanted = _with_lora(model, state, scale, str(path))
+        wanted = _with_lora(model, _lora_of(model, state, path), scale, str(path))
     elif scale != 1:
         raise no_lora(path, scale)
     else:
@@ -284,6 +300,58 @@ def _check_base(model: DiffusionModel, wanted: State, where: str) -> None:
         raise UserError(
             f"{where} was made for another model: its matrices differ from this model's by {distance:.2f} of their norm"
         )
+
+
+def _lora_of(model: DiffusionModel, state: State, path: Path) -> dict[str, torch.Tensor]:
+    """The factors of a LoRA with the names that diffusers reads, its second factors times alpha / rank.
+
+    peft keeps alpha in a file beside the factors, and diffusers in the header of their file. peft's names do not say to which
+    network they belong, so it is looked up.
+    """
+    if path.is_file() and (path.parent / ADAPTER).is_file() and path.name in LORA_FILES:
+        raise UserError(f"{path}: {ADAPTER} beside it has the strength of this LoRA; give the folder, {path.parent}")
+    networks = {name: getattr(model.pipeline, name, None) for name in NETWORKS}
+    layers = {name: {place for place, _ in part.named_modules()} for name, part in networks.items() if part is not None}
+    settings, found = _lora_settings(path), {}
+    for stored, tensor in state.items():
+        name = stored.removeprefix(WRAPPED)
+        mark = next((mark for mark in (*DOWN, *UP) if mark in name), None)
+        layer = name.partition(mark)[0] if mark else name
+        network = next((each for each, places in layers.items() if layer in places), None)
+        if network is not None:
+            name = f"{network}.{name}"
+        elif layer.partition(".")[0] in layers:
+            network, _, layer = layer.partition(".")
+        if mark in UP:
+            tensor = tensor * _strength(settings.get(network) or settings.get("") or {}, layer, tensor.shape[1])
+        found[name] = tensor
+    return found
+
+
+def _lora_settings(path: Path) -> dict[str, Any]:
+    """What peft (under the name ``""``) or diffusers (by network) says of a LoRA: alpha, and which layers have another."""
+    settings: dict[str, Any] = {}
+    if (path / ADAPTER).is_file():
+        with told(f"{path / ADAPTER} cannot be read"):
+            return {"": dict(json.loads((path / ADAPTER).read_text(encoding="utf-8")))}
+    file = path if path.is_file() else next((path / name for name in LORA_FILES if (path / name).is_file()), path)
+    with told(f"the header of {file} cannot be read"):
+        for key, value in json.loads(metadata(file).get("lora_adapter_metadata", "{}")).items():
+            network, _, name = key.partition(".")
+            settings.setdefault(network, {})[name] = value
+    return settings
+
+
+def _strength(settings: Mapping[str, Any], layer: str, rank: int) -> float:
+    """The factor of a layer's low-rank change, as peft computes it; 1 if nothing is said of alpha."""
+    alpha = settings.get("lora_alpha")
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            alpha = value
+            break
+    if alpha is None:
+        return 1.0
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _with_lora(model: DiffusionModel, state: State, scale: float, where: str) -> dict[str, torch.Tensor]:

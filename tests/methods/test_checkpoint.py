@@ -1,5 +1,6 @@
 """Published erasures: every format gives the same change, and what does not fit the model is refused."""
 
+import copy
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 import overpaint
 from command_line import CommandLine
+from overpaint.grid.labels import file_digest
 from overpaint.models import checkpoints
 from published import cross_attention, factors, write_kohya, write_peft
 
@@ -161,6 +163,90 @@ def test_alpha_scales_a_lora(tiny_sd, tmp_path):
     for name, (up, down) in pairs.items():
         expected = tiny_sd.named_parameters()[name].data + 0.5 * up @ down
         torch.testing.assert_close(erasure.tensors[name], expected, rtol=0, atol=1e-6)
+
+
+def expected(model, pairs, factor):
+    own = model.named_parameters()
+    return {name: own[name].data + factor * up @ down for name, (up, down) in pairs.items()}
+
+
+def assert_close(erasure, tensors):
+    assert erasure.changes.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(erasure.tensors[name], tensor, rtol=0, atol=1e-6)
+
+
+def peft_names(pairs, prefix):
+    """What peft names the factors of one network's layers: no name says which network it is."""
+    tensors = {}
+    for name, (up, down) in pairs.items():
+        layer = prefix + name.removesuffix(".weight")
+        tensors |= {f"{layer}.lora_A.weight": down.contiguous(), f"{layer}.lora_B.weight": up.contiguous()}
+    return tensors
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", ""])
+def test_a_lora_with_the_names_that_peft_writes(prefix, tiny_sd, tmp_path):
+    pairs = factors(tiny_sd, cross_attention(tiny_sd, "to_k", "to_v"))
+    save_file(peft_names(pairs, prefix), tmp_path / "lora.safetensors")
+    assert_close(read(tiny_sd, tmp_path / "lora.safetensors"), expected(tiny_sd, pairs, 1))
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_the_folder_that_peft_writes_for_a_network_has_its_alpha(root, tiny_sd, tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    generator = torch.Generator().manual_seed(0)
+    for network in ("denoiser", "text_encoder"):
+        targets = ["to_k", "to_v"] if network == "denoiser" else ["q_proj"]
+        config = LoraConfig(r=4, lora_alpha=2, target_modules=targets, use_rslora=root, alpha_pattern={targets[-1]: 12})
+        adapted = get_peft_model(copy.deepcopy(getattr(tiny_sd, network)), config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+        adapted.save_pretrained(tmp_path / network)
+        erasure = read(tiny_sd, tmp_path / network)
+        fresh = copy.deepcopy(getattr(tiny_sd, network))
+        merged = PeftModel.from_pretrained(fresh, tmp_path / network).merge_and_unload().state_dict()
+        own = tiny_sd.named_parameters()
+        names = {n: n if n in own else f"text_model.{n}" for n in merged if n.endswith("weight")}
+        changed = {
+            names[n]: t for n, t in merged.items() if n in names and names[n] in own
+            and not torch.equal(own[names[n]].data, t)
+        }  # fmt: skip
+        assert changed
+        assert_close(erasure, changed)
+    with pytest.raises(
+        overpaint.UserError, match=r"adapter_config\.json beside it has the strength .* give the folder"
+    ):
+        read(tiny_sd, tmp_path / "denoiser" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_lora_that_diffusers_writes_has_its_alpha_in_the_header(as_folder, tiny_sd, tmp_path):
+    pairs = factors(tiny_sd, cross_attention(tiny_sd, "to_k", "to_v"), rank=4)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["to_k", "to_v"], "alpha_pattern": {"to_v": 2}}
+    type(tiny_sd.pipeline).save_lora_weights(
+        tmp_path, unet_lora_layers=peft_names(pairs, ""), unet_lora_adapter_metadata=config
+    )
+    erasure = read(tiny_sd, tmp_path if as_folder else tmp_path / "pytorch_lora_weights.safetensors")
+    keys = {name: pair for name, pair in pairs.items() if "to_k" in name}
+    values = {name: pair for name, pair in pairs.items() if "to_v" in name}
+    assert_close(erasure, expected(tiny_sd, keys, 2) | expected(tiny_sd, values, 0.5))
+    other = copy.deepcopy(tiny_sd.pipeline)
+    other.load_lora_weights(tmp_path)
+    other.fuse_lora()
+    other.unload_lora_weights()
+    theirs = other.unet.state_dict()
+    assert_close(erasure, {name: theirs[name] for name in pairs})
+
+
+def test_the_folder_of_a_lora_is_known_by_its_content(tmp_path):
+    (tmp_path / "sample.png").write_bytes(b"a picture of the training")
+    save_file({"a": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.safetensors")
+    before = file_digest(str(tmp_path))
+    save_file({"a": torch.ones(1)}, tmp_path / "pytorch_lora_weights.safetensors")
+    assert before and file_digest(str(tmp_path)) != before
 
 
 def test_the_file_of_overpaint_erase_gives_the_same_erasure(tiny_sd, tmp_path):
