@@ -156,6 +156,8 @@ def erase(
         UserError: an unknown name, a bad value, or a model or concept that the method does not support.
         AssetMissing: a hyper-parameter or a detector names an asset that is not on this machine.
     """
+    if not hasattr(model, "family"):
+        raise UserError(f"erase() takes a model of overpaint.load_model, got {type(model).__name__}")
     request = request or Request.of(erase, anchor, retain, kind)
     chosen = component("method", method)
     values = for_concepts(chosen.settle(hyperparameters, preset), request)

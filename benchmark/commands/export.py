@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 import click
@@ -49,7 +50,9 @@ def export_pipeline(overrides: Sequence[str], file: str, out: str) -> None:
     model = load_model(cell.model.path, cell.model.precision, device)
     with erasure.attached(model), whole(folder) as partial:
         model.pipeline.save_pretrained(partial, safe_serialization=True)
-    ERR.print(f"{out}: {cell.model.name} with {erasure.method} applied")
+    ERR.print(
+        f"{out}: {cell.model.name} with {erasure.method} applied; diffusers.DiffusionPipeline.from_pretrained({out!r})"
+    )
 
 
 def export_prompts(overrides: Sequence[str], out: str, overwrite: bool) -> None:
@@ -88,7 +91,8 @@ def _attacks_of_cells(overrides: Sequence[str], wanted: str) -> tuple[Store, lis
     missing = [key for key in keys if not grid.store.has("attack", key)]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(keys)} attacks of attack={wanted} are not stored in {grid.store.root}: run them first"
+            f"{len(missing)} of {len(keys)} searches of attack={wanted} are not stored in {grid.store.root}: run them first "
+            f"({shlex.join(['overpaint', 'run', *overrides])})"
         )
     return grid.store, keys
 

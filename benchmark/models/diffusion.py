@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from overpaint.errors import UserError, unknown
+from overpaint.errors import UserError, at_least, unknown
 from overpaint.grid.typed import check_type
 from overpaint.models.attention import recorded_maps
 from overpaint.models.guidance import Guidance, GuidanceMaker
@@ -117,6 +117,11 @@ class DiffusionModel:
         self.guidance: GuidanceMaker = Guidance
         self._network: Callable[..., Any] | None = None
         self.screens: tuple[Screen, ...] = ()
+
+    def __repr__(self) -> str:
+        """The family, the precision, the device and the size of images: ``DiffusionModel(sd, float32, cpu, 64 pixels)``."""
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({self.family}, {precision}, {self.device}, {self.image_size} pixels)"
 
     def check(self) -> None:
         """Raise a `UserError` if the parts do not fit each other."""
@@ -661,20 +666,35 @@ class DiffusionModel:
         Over-long prompts are truncated (`too_long` counts them), as in diffusers and published protocols.
 
         Args:
-            seeds: Each seeds one CPU generator, for one image.
+            prompts: n texts.
+            seeds: n whole numbers; each seeds one CPU generator, for one image.
+            steps: Steps of the sampler, from 1 up.
+            guidance_scale: Classifier-free guidance; 1 is none.
+            scheduler: ``"ddim"``, ``"dpm"``, ``"euler"``, ``"lms"`` or ``"pndm"``.
             size: Side in pixels, or width and height; ``None`` for the model's own.
+            batch_size: Most images that are computed at once; it does not change them.
+            negative_prompt: Takes the place of the empty prompt in guidance.
             embeds: Text encodings (n, rows, columns) to use instead of the prompts' own.
             on_batch: Called after each batch with its number of images.
             keep_failed: Return ``None`` for an image with non-finite values instead of raising.
 
+        Returns:
+            n PIL images.
+
         Raises:
-            UserError: An image has non-finite values: the model or its erasure is broken, or overflows.
+            UserError: A value is not allowed, or an image has non-finite values: the model or its erasure is broken, or
+                overflows.
         """
         if isinstance(prompts, str) or isinstance(seeds, int):
             raise UserError(f"sample() takes lists of prompts and seeds, got {prompts!r} and {seeds!r}")
+        at_least(1, steps=steps, batch_size=batch_size)
+        if not isinstance(negative_prompt, str):
+            raise UserError(f"sample() takes a text as negative_prompt, got {negative_prompt!r}")
         if len(prompts) != len(seeds):
             raise UserError(f"sample() takes one seed a prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
         images: list[Image.Image | None] = []
+        if not len(prompts):
+            return images
         with torch.no_grad():
             if embeds is None:
                 embeds = self._encoded_once(prompts, batch_size)

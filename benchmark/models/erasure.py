@@ -220,6 +220,10 @@ class Erasure:
         for name, change in (item for erasure in self.sequence for item in erasure.changes.items()):
             if name not in parameters:
                 raise UserError(f"this erasure changes {bare(name)}, which the model does not have")
+            if not isinstance(change, Replacement | LowRank):
+                raise UserError(
+                    f"this erasure changes {bare(name)} by a {type(change).__name__}; changes takes a Replacement or a LowRank"
+                )
             shape = tuple(parameters[name].shape)
             if shape != change.shape:
                 raise UserError(f"this erasure does not fit the model: {name} is {shape} there and {change.shape} here")

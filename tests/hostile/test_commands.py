@@ -94,6 +94,10 @@ CASES = [
     (("erase", "concepts=church", "out=x.safetensors"), ["method=none erases nothing"]),
     (("erase", "method=uce", "out=no/x.safetensors"), ["out=no/x.safetensors: the folder no does not exist"]),
     (("export", "attack=uda", "out=no/x.csv"), ["out=no/x.csv: the folder no does not exist"]),
+    (
+        ("export", "attack=uda", "method=uce", "budget=smoke", "out=x.csv"),
+        ["run them first (overpaint run attack=uda method=uce budget=smoke)"],
+    ),
     (("export", "attack=synonym", "out=x.csv"), ["attack=synonym has nothing to export: its prompts are fixed"]),
     (("export", "erasure=/", "out=d"), ["erasure file / is not a regular file"]),
     (("run", "attack=multilingual", "attack.languages=[xx]"), ["unknown language 'xx' in attack=multilingual"]),
@@ -637,6 +641,10 @@ def test_good_input_is_taken(here, called, capfd):
     [
         (lambda m: m.sample("a dog", seeds=0), "sample() takes lists of prompts and seeds, got 'a dog' and 0"),
         (lambda m: m.sample(["a dog"], seeds=[0], size=m.pixels_per_latent + 1), "must be a multiple of"),
+        (lambda m: m.sample(["a dog"], seeds=[0], steps=0), "steps takes a number from 1 up, got 0"),
+        (lambda m: m.sample(["a dog"], seeds=[0], batch_size=0), "batch_size takes a number from 1 up, got 0"),
+        (lambda m: m.sample(["a dog"], seeds=[0], negative_prompt=None), "takes a text as negative_prompt, got None"),
+        (lambda m: overpaint.erase("testbed", "uce", erase=["dog"]), "takes a model of overpaint.load_model, got str"),
         (lambda m: overpaint.erase(m, "uce", erase=5), "erase takes a list of concept names, got [5]"),
         (
             lambda m: overpaint.erase(m, "uce", erase="dog", anchor=[5]),
@@ -650,3 +658,15 @@ def test_good_input_is_taken(here, called, capfd):
 def test_python_calls_too(tiny_sd, call, said):
     with pytest.raises(UserError, match=re.escape(said)):
         call(tiny_sd)
+
+
+def test_no_prompts_give_no_images_and_a_model_says_what_it_is(tiny_sd):
+    assert tiny_sd.sample([], []) == []
+    assert repr(tiny_sd).startswith("DiffusionModel(sd, float32, cpu, ")
+
+
+def test_a_method_that_returns_bare_tensors_is_told_what_changes_takes(tiny_sd):
+    layer = tiny_sd.projections("value")[0]
+    erasure = overpaint.Erasure("mine", changes={layer.name: layer.weight.clone()})
+    with pytest.raises(UserError, match=r"by a Tensor; changes takes a Replacement or a LowRank"):
+        erasure.check_layout(tiny_sd)
