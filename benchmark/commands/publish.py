@@ -47,7 +47,8 @@ def publish(overrides: Sequence[str], folder: str | None) -> None:
     name, rest = taken(rest, "name")
     name = name or taken(rest, "experiment")[0]
     if not name or Path(name).name != name or name == os.pardir:
-        raise UserError(f"publish needs experiment=NAME or name=NAME, a folder's name, got {name!r}")
+        given = f", got {name!r}" if name else ""
+        raise UserError(f"publish needs experiment=NAME or name=NAME, the name of the folder for its files{given}")
     target = path_of(out or RESULTS, "out") / name
     written(planned(rest), rest, target)
 

@@ -126,6 +126,8 @@ def _sections(found: Status) -> Iterator[RenderableType]:
     yield from _section("at work", ("what", "key", "where", "since"), rows, "nothing is at work")
     failed = [(f.task, key, f"attempt {f.attempt}", f.reason) for key, f in found.failures.items()]
     yield from _section("failed", ("task", "key", "", "why"), failed, "nothing has failed")
+    if failed:
+        yield Text(f"`overpaint run` tries them again; tracebacks are in {printable(found.store)}/failures")
     if found.left:
         left = found.left
         missing = sum(left.missing.values())
@@ -146,7 +148,8 @@ def _section(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], em
         return
     grid = Table(title=Text(f"{title}: {len(rows)}" if len(heads) > 3 else title), title_justify="left", expand=False)
     for head in heads:
-        grid.add_column(head, overflow="ellipsis", no_wrap=head not in ("why", "what", "task"))
+        whole = head in ("why", "what", "task")
+        grid.add_column(head, overflow="fold" if whole else "ellipsis", no_wrap=not whole)
     for row in rows[:LINES]:
         grid.add_row(*(Text(printable(cell)) for cell in row))
     yield grid

@@ -182,6 +182,10 @@ class Entry:
 
 def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> ConceptSet:
     """A concept set from the ``concepts`` group. The catalogue adds kind, label and synonyms to the names that it lists."""
+    if "name" in config and not {"erase", "catalogue", "templates"} <= config.keys():
+        raise UserError(
+            f"concepts={config['name']}: its YAML lacks keys that every concept set has: add `defaults: [inline, _self_]`"
+        )
     entry = construct(Entry, config, "concepts")
     catalogue = load_catalogue(catalogue_of_model if entry.catalogue == "auto" else entry.catalogue)
     labels = entry.labels or {}

@@ -206,7 +206,8 @@ def load_attribute(reference: str) -> Any:
             raise
         raise UserError(f"{reference!r} cannot be imported: {_first(error)}") from error
     if not hasattr(loaded, attribute):
-        raise unknown("attribute", attribute, (n for n in vars(loaded) if not n.startswith("_")), module)
+        names = (name for name in vars(loaded) if not name.startswith("_"))
+        raise UserError(f"{reference!r}: {unknown('attribute', attribute, names, module)}")
     return getattr(loaded, attribute)
 
 

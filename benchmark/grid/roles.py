@@ -87,7 +87,8 @@ class Role:
             enough = bisect_left(range(1, len(every) + 1), len(every), key=lambda n: len(self._first(concepts, n))) + 1
         if asked <= enough:
             return ""
-        return f"budget.{self.budget}={asked}: concepts={concepts.name} has {len(every)} {self.name} prompts, enough for {enough}"
+        less = "" if enough == len(every) else f", enough for budget.{self.budget}={enough}"
+        return f"budget.{self.budget}={asked}: concepts={concepts.name} has only {len(every)} {self.name} prompts{less}"
 
     def unused(self, concepts: ConceptSet, budget: Budget, detector: str | None, labels: Labels) -> list[str]:
         """Sentences about a list, if not all of its rows are used and counted. ``labels`` are those of the ``detector``."""

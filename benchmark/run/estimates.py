@@ -50,7 +50,7 @@ class Estimate:
         if not self.unknown:
             return f"about {duration(self.seconds)}{by}"
         if not self.seconds:
-            return "unknown on this machine"
+            return "time not yet measured on this machine"
         kinds = "1 kind of task" if self.unknown == 1 else f"{self.unknown} kinds of task"
         return f"at least {duration(self.seconds)}{by} ({kinds} not yet measured on this machine)"
 

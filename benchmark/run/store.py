@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -94,8 +95,9 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        """The last line of the traceback: the error."""
-        return next((line.strip() for line in reversed(self.traceback.splitlines()) if line.strip()), "")
+        """The last line of the traceback: the error. An error that the user can fix is its sentence alone."""
+        last = next((line.strip() for line in reversed(self.traceback.splitlines()) if line.strip()), "")
+        return re.sub(r"^overpaint\.errors\.\w+: ", "", last)
 
 
 def read_manifest(folder: Path) -> dict:

@@ -88,6 +88,18 @@ def test_status_of_a_grid_says_what_is_left_and_what_failed(cli, store, plan):
     assert as_json(cli, *GRID)["left"]["missing"] == {"score": 1, "measure": 1}
 
 
+def test_status_shows_a_whole_error_and_what_to_do(cli, store):
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.weight"
+    store.record_failure(
+        "k", "erase church", "run", f"Traceback …\n  line 1\noverpaint.errors.UserError: it changes {name}\n"
+    )
+    assert as_json(cli)["failures"][0]["reason"] == f"it changes {name}"
+    said = cli("status").stdout
+    cells = "".join(line.split("│")[4].strip() for line in said.splitlines() if line.count("│") == 5)
+    assert name in cells.replace(" ", "") and "…" not in cells
+    assert f"`overpaint run` tries them again; tracebacks are in {store.root}/failures" in said.replace("\n", "")
+
+
 def test_status_shows_the_living_at_work_and_not_the_dead(cli, store, plan):
     lease = Leases(store.root, "run", "worker 1").take(plan.cells[0][1].key, plan.cells[0][1].label)
     code = "import sys; from overpaint.run.leases import Leases; Leases(sys.argv[1]).take('dead', 'a dead one')"

@@ -223,7 +223,7 @@ def test_a_budget_that_asks_for_more_than_there_is_says_so():
     (cell,) = cells("budget.target_prompts=1000", "budget.near_prompts=1", "budget.grid=2", "budget.in_prompt=2")
     (said,) = shortfalls(cell)
     made = len(ROLES[0].prompts(cell.concepts, cell.budget))
-    assert said == f"budget.target_prompts=1000: concepts=church has {made} target prompts, enough for {made}"
+    assert said == f"budget.target_prompts=1000: concepts=church has only {made} target prompts"
     (enough,) = cells(f"budget.target_prompts={made}", "budget=smoke")
     assert shortfalls(enough) == []
 

@@ -241,6 +241,18 @@ def test_a_concept_set_that_is_wrong(refused, conf, content):
     refused("plan", "concepts=mine", searchpath)
 
 
+def test_a_concept_set_without_defaults_is_told_how_to_get_them(refused, conf):
+    searchpath = conf("concepts/mine", "name: mine\nerase: [church]\n")
+    refused("plan", "concepts=mine", searchpath, said="concepts=mine: its YAML lacks keys that every concept set has")
+
+
+def test_a_misspelt_class_is_named_with_its_module(refused, conf, tmp_path):
+    (tmp_path / "conf").mkdir(exist_ok=True)
+    (tmp_path / "conf" / "my_eraser.py").write_text("class Mine:\n    pass\n")
+    searchpath = conf("method/mine", "name: mine\ncomponent: my_eraser:Mien\n")
+    refused("plan", "method=mine", searchpath, said="component 'my_eraser:Mien': unknown attribute 'Mien' in my_eraser")
+
+
 def test_no_environment_variable_gets_into_a_name(refused, conf, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     searchpath = conf("concepts/mine", "defaults: [inline, _self_]\nname: church ${oc.env:HF_TOKEN}\nerase: [church]\n")

@@ -202,4 +202,4 @@ def test_timings_that_cannot_be_used_are_ignored(here, called, store, text, capf
     text = text.replace("HERE", platform.node()).replace("KIND", "generate/testbed")
     (store / "timings.json").write_text(text)
     assert called("plan", "budget=smoke", "store=s") == 0
-    assert "unknown on this machine" in capfd.readouterr().out
+    assert "time not yet measured on this machine" in capfd.readouterr().out

@@ -25,7 +25,7 @@ def task(n=0, amount=10, like="uce", label="erase it"):
 
 
 def test_nothing_is_guessed_on_an_unknown_machine(store):
-    assert str(Estimates(store).total([task()])) == "unknown on this machine"
+    assert str(Estimates(store).total([task()])) == "time not yet measured on this machine"
     store.write(store.root / "timings.json", json.dumps({"another machine": {"erase/uce": 2.0}}))
     assert Estimates(store).of(task()) is None
 
@@ -42,7 +42,7 @@ def test_the_first_task_of_a_kind_is_measured_and_the_estimate_follows(store):
 def test_an_estimate_says_what_it_rests_on():
     assert str(Estimate(75, 0)) == "about 1m 15s"
     assert str(Estimate(75, 1)) == "at least 1m 15s (1 kind of task not yet measured on this machine)"
-    assert str(Estimate(0, 3)) == "unknown on this machine"
+    assert str(Estimate(0, 3)) == "time not yet measured on this machine"
     assert (duration(59.6), duration(3599), duration(7260)) == ("1m 00s", "59m 59s", "2h 01m")
 
 
