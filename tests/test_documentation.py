@@ -43,6 +43,7 @@ NOT_CODE = {
 NOT_RUN = {
     "apt-get": "needs root and installs system packages",
     "eval": "sets the environment of a Slurm of one node; tests/run/test_slurm.py runs jobs on one",
+    "source": "changes the reader's shell",
     "ray": "starts Ray on a machine of a cluster; tests/run/test_ray.py joins one",
     "scripts/slurm_on_this_machine.sh": "needs root; tests/run/test_slurm.py runs it",
 }
