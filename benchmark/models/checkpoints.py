@@ -323,7 +323,7 @@ def _lora_of(model: DiffusionModel, state: State, path: Path) -> dict[str, torch
         elif layer.partition(".")[0] in layers:
             network, _, layer = layer.partition(".")
         if mark in UP:
-            tensor = tensor * _strength(settings.get(network) or settings.get("") or {}, layer, tensor.shape[1])
+            tensor = tensor * _strength(settings.get(network or "") or settings.get("") or {}, layer, tensor.shape[1])
         found[name] = tensor
     return found
 
