@@ -11,7 +11,7 @@ Without the second term the student could reach the target by moving e(∅), and
 so that the loss is the mean of (e0(x_t, c) − e0(x_t, a))².
 
 The authors published no code. This is our reading of the abstract and the introduction: the paper's optimiser, learning rate,
-layers, norm, λ and the way to x_t are not known, and the values in the YAML are ours.
+layers, norm, λ and the sampling of x_t are not known, and the values in the YAML are ours.
 """
 
 from __future__ import annotations

@@ -62,11 +62,11 @@ class Checkpoint(Eraser):
 
     @property
     def mergeable(self) -> bool:
-        """Whether the file is no erasure of `overpaint erase` with a guard in it."""
+        """Whether weights can be merged: not for a file of `overpaint erase` that holds a guard, or was made on one."""
         text = checkpoints.metadata(Path(self.file).expanduser()).get("overpaint", "{}")
         try:
             header = json.loads(text)
-        except ValueError:  # reported when the file is read
+        except ValueError:  # `erase` reports it
             return True
         kinds = []
         while isinstance(header, dict):

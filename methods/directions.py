@@ -2,8 +2,8 @@
 
 Li, Shen, Torr, Tresp and Gu, "Self-Discovering Interpretable Diffusion Latent Directions for Responsible Text-to-Image
 Generation", CVPR 2024, arXiv 2311.17216. Weights do not change. v_c (channels, h, w) is added to the output of the middle
-block ("h-space") at all timesteps; e(x_t, y; v) is the prediction with it. The model makes pictures from a prompt p, with
-what the vector has to explain, and is trained on them with a caption y without it:
+block ("h-space") at all timesteps; e(x_t, y; v) is the prediction with it. The model makes pictures from a prompt p; v is
+trained on them with a caption y that differs from p, and learns the difference:
 
     loss = mean (e(x_t, y; Σ v_c) − ε)²                     Adam on v only; x_t is a noised picture, Σ over its concepts
 
@@ -87,7 +87,7 @@ class Directions(Eraser):
         return Erasure("directions", "guard", parts=parts, settings={"strength": self.strength})
 
     def examples(self, concept: Concept, anchor: str, number: int) -> list[Example]:
-        """What the pictures of a concept are made from, and their captions."""
+        """The pictures to make for concept ``number``: their prompts, and the captions that they are trained with."""
         templates = phrase_templates(concept.kind, SENTENCES, self.templates)
         named, other = ([t.format(text) for t in templates] for text in (concept.phrase, anchor))
         unwanted = concept.name if self.text is None else self.text
@@ -144,12 +144,12 @@ class Directions(Eraser):
         strength = erasure.settings["strength"]
         total = torch.stack([part.to(model.device, model.dtype) for part in erasure.parts.values()]).sum(dim=0)
         guard = DirectionGuard.on(model.guidance)
-        plain, remove_hook = model.guidance, edit_output(model.feature_maps()[LAYER], guard.adding(strength * total))
-        model.guidance = guard
+        remove_hook = edit_output(model.feature_maps()[LAYER], guard.adding(strength * total))
+        restore = model.guided_by(guard)
 
         def remove() -> None:
             remove_hook()
-            model.guidance = plain
+            restore()
 
         return remove
 
@@ -170,7 +170,10 @@ def shortest_ids(model: DiffusionModel, captions: Sequence[str]) -> torch.Tensor
 
 
 class Vectors:
-    """The trained vectors: ``matrix`` (channels · h · w, concepts). ``shown`` (b, concepts) says which ones a row gets."""
+    """The trained vectors: the columns of ``matrix`` (channels · h · w, concepts).
+
+    ``shown`` (b, concepts) has a 1 for each vector that is added to a row of the batch, else 0.
+    """
 
     def __init__(self, model: DiffusionModel, start: torch.Tensor, shape: tuple[int, ...]):
         self.layer, self.shape, self.dtype = model.feature_maps()[LAYER], shape, model.dtype
@@ -182,6 +185,7 @@ class Vectors:
 
     @classmethod
     def drawn(cls, model: DiffusionModel, concepts: int, draws: Draws) -> Vectors:
+        """Vectors with start values from U(±`BOUND`)."""
         shape = h_space(model)
         size = (torch.Size(shape).numel(), concepts)
         return cls(model, draws.take("start", lambda g: BOUND * (2 * torch.rand(size, generator=g) - 1)), shape)
@@ -192,6 +196,8 @@ class Vectors:
 
     @contextmanager
     def active(self) -> Iterator[None]:
+        """Add the vectors that are `shown` to the middle block's output, inside the ``with`` block."""
+
         def add(h: torch.Tensor) -> torch.Tensor:
             return h + (self.shown @ self.matrix.T).unflatten(1, self.shape).to(h)
 
@@ -220,12 +226,13 @@ def h_space(model: DiffusionModel) -> tuple[int, ...]:
 
 
 class DirectionGuard(Guard):
-    """Creates the guidance of each batch of images, in which only predictions for prompts are changed.
+    """Creates the guidance of each batch of images, which adds the vectors to predictions for prompts only.
 
-    Outside of a guidance all predictions are changed: an attack asks for those of prompts.
+    Predictions that an attack requests without a guidance are all for prompts, and all get the vectors.
     """
 
     def __init__(self) -> None:
+        #: The rows of the middle block's output that get the vectors.
         self.rows = slice(None)
 
     @classmethod

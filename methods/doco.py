@@ -209,18 +209,24 @@ class DoCo(Eraser):
         concept: torch.Tensor,
         prior,
     ) -> list[torch.Tensor]:
-        """One optimiser step on the student. Returns the loss's gradient on D's parameters.
+        """One optimiser step on the student.
 
-        Of token tables, ``rows`` learn. Surgery acts on the tensors named ``operable``.
+        Args:
+            rows: For each trained token table, a mask of the rows that learn.
+            operable: Names of the tensors that surgery acts on.
+            concept: x̂_0(e(x_t, c*)) (b, 4, h, w).
+            prior: The prior's loss, or ``None``.
+
+        Returns:
+            The gradient of the student's loss on D's parameters.
         """
         correction = critic.loss(concept, 0.0)
-        own = critic.parameters
         trace_values(correction=correction.detach(), prior=None if prior is None else prior.detach())
         if self.surgery:
             h, _ = reached(prior, student, rows, retain_graph=True)
             trace_values(prior_gradients=dict(zip(student.masters, h, strict=True)))
             h = self.clipped(h)
-            g, left = reached(correction, student, rows, own)
+            g, left = reached(correction, student, rows, critic.parameters)
             trace_values(gradients=dict(zip(student.masters, g, strict=True)))
             g = [
                 self.operated(own, other) if name in operable else own
@@ -228,7 +234,7 @@ class DoCo(Eraser):
             ]
         else:
             loss = correction if prior is None else correction + PRIOR * self.prior_weight * prior
-            g, left = reached(loss, student, rows, own)
+            g, left = reached(loss, student, rows, critic.parameters)
             trace_values(gradients=dict(zip(student.masters, g, strict=True)))
             g = self.clipped(g)
         for master, gradient in zip(student.masters.values(), g, strict=True):
@@ -245,7 +251,7 @@ class DoCo(Eraser):
         return [gradient * scale for gradient in found]
 
     def operated(self, g: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """g without what opposes h, for the gradients of one tensor."""
+        """g without its component against h, for the gradients g and h of one tensor."""
         direction = h / (h.norm() + 1e-8)
         along = (g * direction).sum()
         if self.compat == "official":
@@ -293,6 +299,7 @@ class Critic:
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
+        """D's parameters; none before it is built."""
         return list(self.network.parameters()) if self.network else []
 
     def loss(self, latents: torch.Tensor, label: float) -> torch.Tensor:
@@ -304,7 +311,10 @@ class Critic:
         return value
 
     def learn(self, anchor: torch.Tensor, concept: torch.Tensor, left: Sequence[torch.Tensor] | None) -> None:
-        """One step of D. ``left`` is what the student's loss left on it, which official code never clears."""
+        """One step of D on x̂_0 of the anchor and of the concept (b, 4, h, w).
+
+        ``left`` is the gradient of the student's loss on D's parameters, which official code never clears.
+        """
         loss = self.loss(anchor, 0.0) + self.loss(concept, 1.0)
         found = torch.autograd.grad(loss, self.parameters)
         if left and self.method.compat == "official":

@@ -196,12 +196,7 @@ class Geom(Eraser):
         rows = {word: erasure.parts[f"row.{n}"].to(model.device) for n, word in enumerate(guard.words)}
         if plain is not Guidance and not isinstance(plain, Placed):
             raise UserError("method=geom can be put only on another erasure of geom, not on other guards")
-        model.guidance = Placed([*(plain.prompts if isinstance(plain, Placed) else ()), (guard.text, rows)])
-
-        def remove() -> None:
-            model.guidance = plain
-
-        return remove
+        return model.guided_by(Placed([*(plain.prompts if isinstance(plain, Placed) else ()), (guard.text, rows)]))
 
 
 @dataclass(frozen=True)

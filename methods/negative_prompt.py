@@ -63,13 +63,8 @@ class NegativePrompt(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        plain = model.guidance
-        model.guidance = construct(NegativePromptGuard, erasure.settings, "this erasure's settings").on(plain)
-
-        def remove() -> None:
-            model.guidance = plain
-
-        return remove
+        guard = construct(NegativePromptGuard, erasure.settings, "this erasure's settings")
+        return model.guided_by(guard.on(model.guidance))
 
 
 @dataclass(frozen=True)

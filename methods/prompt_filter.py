@@ -117,13 +117,8 @@ class PromptFilter(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        plain = model.guidance
-        model.guidance = FilterGuard(construct(Rule, erasure.settings, "this erasure's settings"), plain)
-
-        def remove() -> None:
-            model.guidance = plain
-
-        return remove
+        rule = construct(Rule, erasure.settings, "this erasure's settings")
+        return model.guided_by(FilterGuard(rule, model.guidance))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,6 +177,7 @@ class BlockAdapters:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the network that the adapters are attached to."""
         return next(iter(self.layers.values())).to_out[0].weight.dtype
 
     def parts(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -184,6 +185,7 @@ class BlockAdapters:
         return {name: master.detach().to(dtype).clone() for name, master in self.masters.items()}
 
 
+#: The tensors of one adapter: D, d, U and u.
 PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
 
 

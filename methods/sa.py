@@ -201,8 +201,10 @@ class SA(Eraser):
 
     # --- images and captions -----------------------------------------------------------------------------------
 
-    def surrogates(self, model: DiffusionModel, request: Request, draws: Draws):
-        """q, images of the concepts' anchors, and what each shows."""
+    def surrogates(
+        self, model: DiffusionModel, request: Request, draws: Draws
+    ) -> tuple[ImageBank, list[tuple[int, str]]]:
+        """q, images of the concepts' anchors, and for each the number of its concept and the thing that it shows."""
         return concept_bank(
             model,
             [stand_in(concept, self.default_anchor, request.retain) for concept in request.erase],

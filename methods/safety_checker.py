@@ -51,6 +51,7 @@ class SafetyChecker(Eraser):
         return {self.detector: self.screen(request).settings}
 
     def screen(self, request: Request, device: str = "cpu") -> ImageScreen:
+        """The screen that recognises the concepts to erase."""
         return ImageScreen(
             detector=self.detector,
             weights=self.weights,
@@ -69,13 +70,8 @@ class SafetyChecker(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        settings, plain = {**erasure.settings, "device": str(model.device)}, model.screens
-        model.screens = (*plain, construct(ImageScreen, settings, "this erasure's settings").screened)
-
-        def remove() -> None:
-            model.screens = plain
-
-        return remove
+        settings = {**erasure.settings, "device": str(model.device)}
+        return model.screened_by(construct(ImageScreen, settings, "this erasure's settings").screened)
 
 
 @dataclass(kw_only=True)
@@ -126,4 +122,5 @@ class ImageScreen:
 
 
 def black(width: int, height: int) -> Image.Image:
+    """A black image of this size, in pixels."""
     return Image.new("RGB", (width, height))

@@ -86,15 +86,9 @@ class SAFREE(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        plain = model.guidance
-        guard = construct(TokenGuard, erasure.settings, "this erasure's settings").on(plain)
+        guard = construct(TokenGuard, erasure.settings, "this erasure's settings").on(model.guidance)
         guard.check(model)
-        model.guidance = guard
-
-        def remove() -> None:
-            model.guidance = plain
-
-        return remove
+        return model.guided_by(guard)
 
 
 class Edited(NamedTuple):
@@ -209,6 +203,7 @@ class TokenGuard(Guard):
         return self.filter == "none" or self.pooled(model)
 
     def reattends(self, model: DiffusionModel) -> bool:
+        """Whether latent re-attention is on; it is off for SDXL, as in the released code."""
         return self.reattention != "none" and not self.pooled(model)
 
     def starts(self) -> int:

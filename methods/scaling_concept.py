@@ -11,11 +11,12 @@ with c (ReNoise, `overpaint.blocks.inversion`): x*_0 = x_0, …, x*_N. Then from
 There is no other guidance. ω > 1 enlarges the concept, ω = 1 about reproduces the image, ω < 1 shrinks the concept and ω = 0
 samples from x*_N without it. The paper enlarges; its defaults are the preset ``enhance``.
 
-The inversion evaluates the network at the time of the level that it goes to, ``renoisings`` times after the first. At times
-below 250 at most ``first_renoisings``, and the mean of the predictions number ``averaged_first`` gives x*; above, the mean of
-those number ``averaged``, if there are any. From the first of these numbers on, a prediction is regularised, as is their
-mean, towards noise and the patches of e(q(x_0, ε, t), c), with one ε for all steps. Without ``average`` the last prediction
-gives x*, and all predictions but the first are regularised; the first as well where these numbers start at 0.
+Each step of the inversion evaluates the network 1 + ``renoisings`` times (at times below 250 at most 1 +
+``first_renoisings`` times), at the time of the level that it goes to. Its predictions are numbered from 0. The mean of
+those in the range ``averaged`` (below 250: ``averaged_first``) gives x*; if there are none, or without ``average``, the last
+prediction does. Regularised are the mean and the predictions from the start of the range on; without ``average``, all but
+the first, and the first too if the range starts at 0. It pulls a prediction towards noise and towards the patches of
+e(q(x_0, ε, t), c), with one ε for all steps.
 """
 
 from __future__ import annotations
@@ -90,13 +91,8 @@ class ScalingConcept(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        editor, plain = construct(ConceptScaler, erasure.settings, "this erasure's settings"), model.screens
-        model.screens = (*plain, partial(editor.edited, model))
-
-        def remove() -> None:
-            model.screens = plain
-
-        return remove
+        editor = construct(ConceptScaler, erasure.settings, "this erasure's settings")
+        return model.screened_by(partial(editor.edited, model))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +140,11 @@ class ConceptScaler:
             def predicted(found: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
                 return model.noise_of(model.predict(found, t, text), found, t)
 
-            def stepped(t: torch.Tensor, at: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-                return backwards.step(said, t, at, return_dict=False)[0]
+            def stepped(t: torch.Tensor, at: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+                return backwards.step(prediction, t, at, return_dict=False)[0]
 
-            def regularised(like: Callable[[], torch.Tensor], said: torch.Tensor) -> torch.Tensor:
-                return self.regularisation(said, like(), draws)
+            def regularised(like: Callable[[], torch.Tensor], prediction: torch.Tensor) -> torch.Tensor:
+                return self.regularisation(prediction, like(), draws)
 
             for t in reversed(schedule.timesteps):
                 early = bool(t < FIRST)
@@ -179,16 +175,18 @@ class ConceptScaler:
         return model.denoise(path[-1], ScaledGuidance(self, path, model, named, base, 1.0), "ddim", self.steps)
 
     def share(self, step: float) -> float:
-        """ω_i."""
+        """ω_i at step i of the sampler."""
         return max(0.0, self.omega * (1 - step / (self.steps - 1)) ** self.gamma)
 
     def schedule(self, model: DiffusionModel):
+        """The DDIM scheduler of the inversion, set to its steps."""
         schedule = model.scheduler("ddim")
         schedule.set_timesteps(self.steps, device=model.device)
         return schedule
 
     @property
     def regularisation(self) -> Regularisation:
+        """How predictions of the inversion are regularised."""
         return Regularisation(self.regularisations, self.patches, self.rolled, self.rolls)
 
 

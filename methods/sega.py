@@ -93,15 +93,10 @@ class SEGA(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        plain, where = model.guidance, "this erasure's settings"
+        where = "this erasure's settings"
         guard = construct(SemanticGuard, erasure.settings, where)
         edits = [construct(Edit, edit, where) for edit in erasure.settings["edits"]]
-        model.guidance = replace(guard, edits=edits).on(plain)
-
-        def remove() -> None:
-            model.guidance = plain
-
-        return remove
+        return model.guided_by(replace(guard, edits=edits).on(model.guidance))
 
 
 def _listed(value) -> list:
@@ -120,11 +115,12 @@ class Edit:
     threshold: float
     weight: float
 
-    def direction(self, nothing: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+    def direction(self, nothing: torch.Tensor, steered: torch.Tensor) -> torch.Tensor:
         """d from e_∅ and e_S (batch, c, h, w)."""
-        return largest((said - nothing) * (-self.scale if self.reverse else self.scale), self.threshold)
+        return largest((steered - nothing) * (-self.scale if self.reverse else self.scale), self.threshold)
 
     def finished(self, step: float) -> bool:
+        """Whether the edit has ended by call ``step`` of the sampler."""
         return self.cooldown_steps is not None and step >= self.cooldown_steps
 
 
@@ -162,14 +158,14 @@ class SemanticGuard(Guard):
             rows = model.encode([edit.text for edit in self.edits]).repeat_interleave(images, dim=0)
         return SemanticGuidance(self, rows, model, positive, negative, scale, prompts)
 
-    def edit(self, nothing: torch.Tensor, said: Sequence[torch.Tensor], step: float, momentum):
+    def edit(self, nothing: torch.Tensor, steered: Sequence[torch.Tensor], step: float, momentum):
         """The edit and the next ν (batch, c, h, w), from e_∅, the e_S of every edit, the call i and ν."""
         weights = nothing.new_tensor([0.0 if e.finished(step) else max(e.weight, 0.0) for e in self.edits])
         zero = torch.zeros_like(nothing)
         directions = torch.stack(
             [
                 zero if e.finished(step) else e.direction(nothing, output)
-                for e, output in zip(self.edits, said, strict=True)
+                for e, output in zip(self.edits, steered, strict=True)
             ]
         )
         gamma = torch.tensordot(weights, directions, 1) + self.momentum_scale * momentum
@@ -204,8 +200,8 @@ class SemanticGuidance(Guidance):
             self.momentum = 0.0  # a new batch of images
         count = 2 + len(self.settings.edits)
         embeds = torch.cat([self.negative, self.positive, self.texts])
-        nothing, wanted, *said = self.model.predict(torch.cat([latents] * count), timestep, embeds).chunk(count)
-        edit, self.momentum = self.settings.edit(nothing, said, step, self.momentum)
+        nothing, wanted, *steered = self.model.predict(torch.cat([latents] * count), timestep, embeds).chunk(count)
+        edit, self.momentum = self.settings.edit(nothing, steered, step, self.momentum)
         trace_values(edit=edit)
         if self.added:
             edit = edit + self.added[int(step)].to(edit)

@@ -73,13 +73,8 @@ class SemanticGuidanceTuning(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        plain = model.guidance
-        model.guidance = construct(TuningGuard, erasure.settings, "this erasure's settings").on(plain)
-
-        def remove() -> None:
-            model.guidance = plain
-
-        return remove
+        guard = construct(TuningGuard, erasure.settings, "this erasure's settings")
+        return model.guided_by(guard.on(model.guidance))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +156,10 @@ class TunedGuidance(Guidance):
             self._restart()  # a new batch of images
         settings, count = self.settings, 2 + len(self.settings.texts)
         embeds = torch.cat([self.negative, self.positive, self.texts])
-        nothing, wanted, *said = self.model.predict(torch.cat([latents] * count), timestep, embeds).chunk(count)
+        nothing, wanted, *tuned = self.model.predict(torch.cat([latents] * count), timestep, embeds).chunk(count)
         guidance = wanted - nothing
         predicted = nothing + self.scale * guidance
-        for number, output in enumerate(said):
+        for number, output in enumerate(tuned):
             direction = largest(output - nothing, settings.quantile)
             self.angles[number].append(cosines(guidance, direction).abs())
             alignment = torch.stack(list(self.angles[number])).mean(dim=0)

@@ -158,13 +158,7 @@ class SFD(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        plain = model.guidance
-        model.guidance = OneStep(construct(OneStepSettings, erasure.settings, "this erasure's settings"))
-
-        def remove() -> None:
-            model.guidance = plain
-
-        return remove
+        return model.guided_by(OneStep(construct(OneStepSettings, erasure.settings, "this erasure's settings")))
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -261,22 +255,27 @@ class Distillation:
         return x_t, output
 
     def encoded(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Encodings (b, tokens, width) of prompts, truncated to the text encoder's length."""
         with torch.no_grad():
             return self.model.encode(prompts, truncate=True)
 
     def rows(self, forgotten: bool) -> list[Row]:
+        """A batch of prompts that stay, or of the concept's."""
         deal = self.prompts.forget if forgotten else self.prompts.retain
         name = "forget" if forgotten else "retain"
         return [Row(*row) for row in self.draws.take(name, lambda g: deal(self.method.batch_size, g))]
 
     def dropped(self) -> bool:
+        """Whether to replace a prompt of ψ by the empty one, drawn with probability ``dropout``."""
         return bool(self.draws.take("dropped", lambda g: torch.rand((), generator=g) < self.method.dropout))
 
     def noise(self, name: str) -> torch.Tensor:
+        """Noise (b, 4, h, w) for one draw of this name."""
         like = self.model.noise([0])
         return self.draws.noise(name, (self.method.batch_size, *like.shape[1:]), like)
 
     def timesteps(self) -> torch.Tensor:
+        """t (b,), uniform integers from ``lowest`` to below ``highest``."""
         low, high, count = self.method.lowest, self.method.highest, self.method.batch_size
         return self.draws.take("t", lambda g: torch.randint(low, high, (count,), generator=g)).to(self.model.device)
 
@@ -330,6 +329,7 @@ class Prompts:
         return rows
 
     def negative(self, generator: torch.Generator) -> str:
+        """A random negative prompt; empty if there are none."""
         return self.negatives[drawn(len(self.negatives), 1, generator)[0]] if self.negatives else ""
 
 
@@ -353,6 +353,7 @@ def replaced(prompt: str, concept: str, anchor: str) -> str:
 
 
 def adam(student: Student, rate: float) -> torch.optim.Adam:
+    """An optimiser of the student with this learning rate."""
     return torch.optim.Adam(student.masters.values(), lr=rate, betas=BETAS)
 
 
@@ -418,7 +419,7 @@ class OneStepSettings:
 
 @dataclass(frozen=True)
 class OneStep(Guard):
-    """Makes guidance that leads every sampler to the generator's image of its start noise."""
+    """Makes the guidance of each batch of images, which leads every sampler to x_g of its start noise."""
 
     settings: OneStepSettings
     stateful: ClassVar[bool] = True
@@ -428,7 +429,10 @@ class OneStep(Guard):
 
 
 class Towards(Guidance):
-    """Predictions that stand for the generator's image. Without a first step, they are the generator's own at that time."""
+    """Predictions that lead every sampler to x_g: at each step, those whose clean latents are x_g.
+
+    x_g is made at step 0. Without it (attacks call single steps), the prediction is the generator's own at that timestep.
+    """
 
     def __init__(self, settings: OneStepSettings, model, positive, negative, scale, prompts=None):
         super().__init__(model, positive, negative, scale, prompts)

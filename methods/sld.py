@@ -78,13 +78,8 @@ class SLD(Eraser):
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
-        plain = model.guidance
-        model.guidance = construct(SafetyGuard, erasure.settings, "this erasure's settings").on(plain)
-
-        def remove() -> None:
-            model.guidance = plain
-
-        return remove
+        guard = construct(SafetyGuard, erasure.settings, "this erasure's settings")
+        return model.guided_by(guard.on(model.guidance))
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,11 @@ from overpaint.models.erasure import Erasure, LowRank
 from overpaint.models.lazily import torch
 from overpaint.run.progress import steps
 
+#: ``params`` -> the projections to edit.
 ROLES = {"V": ("value",), "K": ("key",), "KV": ("key", "value")}
 #: Retained rows that are augmented together. Augmented rows are compared with the mean influence of their block.
 BLOCK = 128
+#: Cluster centers of the empty prompt's rows, besides the BOS row.
 CENTRES = 3
 
 
@@ -197,4 +199,5 @@ def constrained(X: torch.Tensor, E: torch.Tensor, ridge: float, relax: float) ->
 
 
 def identity(size: int, like: torch.Tensor) -> torch.Tensor:
+    """I (size, size) in the precision and on the device of ``like``."""
     return torch.eye(size, dtype=like.dtype, device=like.device)

@@ -176,13 +176,13 @@ class SPM(Eraser):
             number, _, name = key.partition(".")
             membranes[int(number)][name] = tensor.to(model.device, kind)
         branches = Branches(model, side_by_side(membranes), count, settings["scale"])
-        plain, gate = model.guidance, Gate(branches, settings, model.guidance)
+        gate = Gate(branches, settings, model.guidance)
         branches.mix(gate.mixing(torch.ones(1, count)))
-        detach, model.guidance = branches.attach(), gate
+        detach, restore = branches.attach(), model.guided_by(gate)
 
         def remove() -> None:
             detach()
-            model.guidance = plain
+            restore()
 
         return remove
 
@@ -254,6 +254,8 @@ def permeability(
         erased = model.encode(concepts).flatten(1).double()
         cosine = functional.cosine_similarity(embeds.detach().flatten(1).double()[:, None], erased[None], dim=-1).cpu()
     special = set(model.tokenizer.all_special_ids)
-    said, named = ([set(model.token_ids(text)) - special for text in texts] for texts in (prompts, concepts))
-    shared = torch.tensor([[len(p & c) / max(1, len(c)) for c in named] for p in said], dtype=cosine.dtype)
+    prompt_ids, concept_ids = (
+        [set(model.token_ids(text)) - special for text in texts] for texts in (prompts, concepts)
+    )
+    shared = torch.tensor([[len(p & c) / max(1, len(c)) for c in concept_ids] for p in prompt_ids], dtype=cosine.dtype)
     return {"clipcos": cosine, "tokenuni": shared, "clipcos_tokenuni": torch.maximum(cosine, shared)}[matching]

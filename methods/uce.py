@@ -52,6 +52,7 @@ from overpaint.run.progress import steps
 #: Rows K (n, d) of a text to edit, and the rows G (n, d) that it is mapped to.
 Pair: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
+#: ``expand_prompts`` -> phrases about a concept, whose rows are edited besides those of its name.
 PHRASES = {
     "off": (),
     "art": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),

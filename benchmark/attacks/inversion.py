@@ -168,8 +168,8 @@ class Inversion(Attack):
         def predicted(t: torch.Tensor, number: int, found: torch.Tensor) -> torch.Tensor:
             return self.noise(victim, guidance, found, t, number)
 
-        def stepped(t: torch.Tensor, start: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-            return backwards.step(said, t, start, return_dict=False)[0]
+        def stepped(t: torch.Tensor, start: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+            return backwards.step(prediction, t, start, return_dict=False)[0]
 
         for number in reversed(range(len(schedule.timesteps))):
             t, start = schedule.timesteps[number], latents

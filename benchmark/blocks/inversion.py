@@ -29,14 +29,15 @@ class Regularisation:
     rolled: float = 20.0
     rolls: int = 5
 
-    def __call__(self, said: torch.Tensor, like: torch.Tensor, draws: Draws) -> torch.Tensor:
+    def __call__(self, prediction: torch.Tensor, like: torch.Tensor, draws: Draws) -> torch.Tensor:
         """The prediction (n, c, h, w) regularised towards noise and the patches of ``like``."""
+        e = prediction
         for _ in range(self.times):
             if self.patches:
-                said = said - self.patches * slope(lambda e: patch_divergence(e, like), said).clamp(-100, 100)
+                e = e - self.patches * slope(lambda e: patch_divergence(e, like), e).clamp(-100, 100)
             for _ in range(self.rolls):
-                said = said - self.rolled / self.rolls * slope(lambda e: autocorrelation(e, draws), said)
-        return said
+                e = e - self.rolled / self.rolls * slope(lambda e: autocorrelation(e, draws), e)
+        return e
 
 
 def renoised(
@@ -61,8 +62,8 @@ def renoised(
     found, predictions = latents, []
     for number in range(passes):
         predictions.append(predict(found))
-        said = predictions[-1]
-        found = step(regularise(said) if regularise and number >= regularise_from else said)
+        e = predictions[-1]
+        found = step(regularise(e) if regularise and number >= regularise_from else e)
     chosen = [predictions[number] for number in averaged if number < passes]
     if not chosen:
         return found
@@ -77,19 +78,19 @@ def slope(loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> tor
         return torch.autograd.grad(loss(at), at)[0]
 
 
-def patch_divergence(said: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def patch_divergence(e: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """K (), summed over images, for predictions (n, c, h, w)."""
     (var, mean), (wanted_var, wanted_mean) = (
-        torch.var_mean(x.unfold(2, 4, 4).unfold(3, 4, 4), dim=(-2, -1)) for x in (said, like)
+        torch.var_mean(x.unfold(2, 4, 4).unfold(3, 4, 4), dim=(-2, -1)) for x in (e, like)
     )
     var_ratio = ((wanted_var + 1e-6) / (var + 1e-6)).log()
     return (var_ratio + (var + (mean - wanted_mean) ** 2) / (wanted_var + 1e-6) - 1).abs().sum()
 
 
-def autocorrelation(said: torch.Tensor, draws: Draws) -> torch.Tensor:
+def autocorrelation(e: torch.Tensor, draws: Draws) -> torch.Tensor:
     """A (), summed over images. Each channel and halving has one random roll, from 0 to half its height."""
-    total = said.new_zeros(())
-    for channel in said.split(1, dim=1):
+    total = e.new_zeros(())
+    for channel in e.split(1, dim=1):
         while True:
             shift = draws.integer("roll", 0, channel.shape[2] // 2)
             for side in (2, 3):

@@ -123,6 +123,24 @@ class DiffusionModel:
         precision = str(self.dtype).removeprefix("torch.")
         return f"{type(self).__name__}({self.family}, {precision}, {self.device}, {self.image_size} pixels)"
 
+    def guided_by(self, guidance: GuidanceMaker) -> Callable[[], None]:
+        """Compose predictions with another `guidance`. Call the result to restore the one of before."""
+        before, self.guidance = self.guidance, guidance
+
+        def restore() -> None:
+            self.guidance = before
+
+        return restore
+
+    def screened_by(self, screen: Screen) -> Callable[[], None]:
+        """Pass images through ``screen`` after all other `screens`. Call the result to restore those of before."""
+        before, self.screens = self.screens, (*self.screens, screen)
+
+        def restore() -> None:
+            self.screens = before
+
+        return restore
+
     def check(self) -> None:
         """Raise a `UserError` if the parts do not fit each other."""
         words, rows = len(self.tokenizer), len(self.text_encoder.get_input_embeddings().weight)
