@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from overpaint.errors import unknown
 from overpaint.grid.assets import content_digest, located, referred
-from overpaint.grid.labels import is_file
+from overpaint.grid.digests import is_file
 from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
@@ -102,9 +102,6 @@ def _sum(model: DiffusionModel, ids: torch.Tensor) -> torch.Tensor:
 def _zeros(model: DiffusionModel) -> torch.Tensor:
     width = model.projections("key", stream="text")[0].weight.shape[1]
     return torch.zeros(width, width, dtype=torch.float64, device=model.device)
-
-
-# --- cache: a function of the encoder's weights and the captions -------------------------------------------------
 
 
 def _remembered(model: DiffusionModel, ids: torch.Tensor) -> Path:

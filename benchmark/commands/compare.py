@@ -88,9 +88,6 @@ def _chosen(a: Side, b: Side, filters: Sequence[str]) -> tuple[Side, Side]:
     return replace(a, records=one), replace(b, records=other)
 
 
-# --- what A and B name -----------------------------------------------------------------------------------------
-
-
 def _sides(a: str, b: str) -> tuple[Side, Side]:
     """Both sides. Folders that have experiments of the same names are compared experiment by experiment."""
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ from filelock import FileLock
 
 from overpaint.errors import UserError
 from overpaint.grid.assets import PICKLES, RECEIPT, Asset, cache_folder, stored_name
-from overpaint.grid.labels import digest
+from overpaint.grid.digests import digest
 from overpaint.models.sources import hub_reason
 from overpaint.run.store import file_hash
 
@@ -280,9 +280,6 @@ def _disk(asset: Asset, root: Path) -> Iterator[None]:
         raise DownloadFailed(
             f"asset={asset.name} cannot be written to {root}: {error.strerror or error}; OVERPAINT_ASSETS selects another folder"
         ) from error
-
-
-# --- pickled checkpoints -------------------------------------------------------------------------------------------
 
 
 def _convert(asset: Asset, source: Path, target: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from overpaint.detectors.network import NetworkDetector
 from overpaint.errors import UserError
+from overpaint.grid.digests import IMAGE_SUFFIXES
 from overpaint.models.weights import load_state, weights_hashes, weights_path
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 SIDE = 160
 #: The network reads (x − 127.5) / 128.
 MEAN, STD = (127.5 / 255,) * 3, (128 / 255,) * 3
-#: Suffixes of photographs.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 #: Pillow's filter.
 BILINEAR = 2
 
@@ -80,7 +79,7 @@ class Face(NetworkDetector):
 
     def _files(self, person: str) -> list[Path]:
         folder = weights_path(str(self.references)) / person
-        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise UserError(f"references={self.references} has no photographs in the folder {person}")
         return files

@@ -42,9 +42,6 @@ class FaceFinder:
         return image.convert("RGB").crop((left, top, right, bottom)), float(best["score"])
 
 
-# --- the embedding of a face ---------------------------------------------------------------------------------------
-
-
 class Conv(nn.Module):
     """Convolution without bias, batch normalisation, ReLU."""
 

@@ -25,6 +25,7 @@ import pandas as pd
 from overpaint.detectors.detector import Detector
 from overpaint.detectors.network import score_frame
 from overpaint.errors import UserError
+from overpaint.grid.digests import IMAGE_SUFFIXES
 from overpaint.grid.typed import Positive
 from overpaint.models.weights import load_folder, weights_hashes, weights_path
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 ANSWERS = {"yes": 1.0, "no": 0.0, "idk": 0.0, "wrong": 0.0}
 #: Reference images of one concept.
 REFERENCES = 3
-#: Suffixes of reference images.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(kw_only=True)
@@ -111,7 +110,7 @@ class VLM(Detector):
         if self.references is None:
             return []
         folder = weights_path(self.references) / label
-        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)[:REFERENCES]
+        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)[:REFERENCES]
         if not files:
             raise UserError(f"references={self.references} has no images in the folder {label}")
         return files

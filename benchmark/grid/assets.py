@@ -19,7 +19,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from overpaint.errors import AssetMissing, UserError, unknown
-from overpaint.grid.labels import digest, file_digest
+from overpaint.grid.digests import digest, file_digest
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components, conf_folders
 from overpaint.grid.typed import Count, checked, construct
@@ -210,9 +210,6 @@ def _receipt(folder: Path) -> dict[str, Any]:
     files = found.get("files") if isinstance(found, dict) else None
     whole = isinstance(files, dict) and all(isinstance(e, dict) and e.keys() >= RECEIVED for e in files.values())
     return found if whole else {}
-
-
-# --- references in settings ----------------------------------------------------------------------------------------
 
 
 def referred(value: Any) -> list[str]:

@@ -13,7 +13,8 @@ from pydantic import Field
 from overpaint.errors import unknown
 from overpaint.grid.choices import Choice, choose, preset_families
 from overpaint.grid.concept_sets import ConceptSet, concept_set
-from overpaint.grid.labels import canonical, digest, label
+from overpaint.grid.digests import canonical, digest
+from overpaint.grid.labels import label
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components, conf_folders
 from overpaint.grid.typed import Count, Positive, Share, check_type, construct
@@ -22,6 +23,7 @@ from overpaint.grid.typed import Count, Positive, Share, check_type, construct
 TIMESTEPS = 1000
 #: The choice of no method.
 UNEDITED = Choice("none", None, {})
+#: The axes of the grid: the fields of a `Cell`.
 AXES = ("model", "concepts", "method", "attack", "protocol", "budget", "metrics", "seed")
 #: Roles of prompts (`overpaint.grid.roles`), each with the key of `Budget` that holds its number of prompts.
 ROLE_KEYS: Mapping[str, str] = {
@@ -137,7 +139,7 @@ class Budget:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields that affect records. ``max_steps`` does so only through the values of methods and attacks."""
+        """The fields that affect records; ``max_steps`` affects them only through the values of methods and attacks."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "shard", "max_steps")}
 
 
@@ -343,12 +345,12 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
     concepts = _concepts(config["concepts"], model.catalogue)
     budget = _part(Budget, config["budget"], "budget")
     model = _compiled(_with_detector(model, concepts), (config.get("engine") or {}).get("compile", False))
-    circumstances = (explicit, model.preset, concepts, budget.max_steps)
-    attack = _chosen("attack", config["attack"], *circumstances)
+    context = (explicit, model.preset, concepts, budget.max_steps)
+    attack = _chosen("attack", config["attack"], *context)
     return Cell(
         model,
         _without_lists(concepts, frozenset({*budget.unmeasured, *PROMPT_LISTS} - {attack.name})),
-        _chosen("method", config["method"], *circumstances),
+        _chosen("method", config["method"], *context),
         attack,
         _part(Protocol, config["protocol"], "protocol"),
         budget,

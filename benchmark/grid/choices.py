@@ -15,7 +15,7 @@ from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import KINDS, for_concepts
 from overpaint.grid.labels import label
 from overpaint.grid.lengths import lengths, shortened
-from overpaint.grid.registry import COMPANY, DESCRIPTION, Component, component, components
+from overpaint.grid.registry import DESCRIPTION, EXTRA_KEYS, Component, component, components
 from overpaint.grid.typed import check_type, checked, construct, created
 
 
@@ -75,15 +75,15 @@ def choose(
     """The method or attack of a composed configuration.
 
     Keys set by hand (``explicit``) override the preset, which overrides the component's YAML. Lengths that are not set by hand
-    are at most ``max_steps``. The values are checked and the component is built, so that a wrong value is reported before
-    anything runs.
+    are at most ``max_steps``. ``family`` is the model's ``preset`` (`ModelSpec.preset`). The values are checked and the
+    component is built, so that a wrong value is reported before anything runs.
 
     Raises:
         UserError: for an unknown key, a wrong value, an unknown preset, or a key that only describes the component.
     """
     chosen = component(kind, config["name"])
     where = f"{kind}={chosen.name}"
-    settable = {*chosen.defaults, *COMPANY}
+    settable = {*chosen.defaults, *EXTRA_KEYS}
     given = {key: config[key] for key in _by_hand(kind, config, explicit)}
     for key in config:
         if key not in settable and key not in DESCRIPTION:
@@ -100,14 +100,14 @@ def choose(
     if cut:
         values |= {key: new for key, (_, new) in cut.items()}
         built = created(chosen.load(), values, where)
-    company = {key: config.get(key, chosen.config[key]) for key in ("control", "floor") if key in chosen.config}
-    shown = {key: values.get(key, value) for key, value in given.items() if key not in COMPANY or key in company}
+    compared = {key: config.get(key, chosen.config[key]) for key in ("control", "floor") if key in chosen.config}
+    shown = {key: values.get(key, value) for key, value in given.items() if key not in EXTRA_KEYS or key in compared}
     if "preset" in given and preset:
         shown["preset"] = preset if given["preset"] == "auto" else given["preset"]
-    beside = _company(company, where)
+    compared = _comparisons(compared, where)
     draws, added = getattr(built, "draws", True), getattr(built, "added", {})
     return Choice(
-        chosen.name, preset, values, shown, draws=draws, added=added, lengths=lengths(built), shortened=cut, **beside
+        chosen.name, preset, values, shown, draws=draws, added=added, lengths=lengths(built), shortened=cut, **compared
     )
 
 
@@ -132,15 +132,16 @@ def _preset(chosen: Component, asked: Any, family: str | None, concept_kind: str
 
 
 @dataclass(frozen=True)
-class _Company:
-    """The comparisons that are run with an attack."""
+class _Comparisons:
+    """The comparisons that are run with an attack; see `Choice`."""
 
     control: str | None = None
     floor: bool = False
 
 
-def _company(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    settled = checked(_Company, values, where)
+def _comparisons(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values, checked: a ``control`` must be an attack that can serve as one."""
+    settled = checked(_Comparisons, values, where)
     control = settled.get("control")
     if control is not None and not _is_control(control):
         raise unknown("control", control, [*filter(_is_control, components("attack")), "null"], where)

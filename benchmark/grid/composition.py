@@ -28,8 +28,8 @@ from overpaint.grid.overrides import MOST_CELLS, Setting, read_override
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import (
     CIRCUMSTANCES,
-    COMPANY,
     DESCRIPTION,
+    EXTRA_KEYS,
     components,
     conf_folders,
     look_in,
@@ -44,7 +44,7 @@ ADDRESSED = ("method", "attack")
 #: Maximum number of references (``${key}``) in one configuration.
 MOST_REFERENCES = 20
 #: Keys that describe an option and cannot be set.
-NOT_SETTABLE = {*DESCRIPTION} - {*COMPANY}
+NOT_SETTABLE = {*DESCRIPTION} - {*EXTRA_KEYS}
 #: The value of a deleted key.
 DELETED = object()
 
@@ -127,7 +127,7 @@ class Composition:
         if self.searchpath:  # a user's files can change
             try:
                 config = _container(compose("config", [*choices, *self.searchpath], return_hydra_config=True))
-            except ValueError as error:  # Hydra's, of a malformed defaults list; compose_cells tells it like the others
+            except ValueError as error:  # Hydra raises it for a malformed defaults list
                 raise HydraException(str(error)) from error
         else:
             config = copy.deepcopy(_shipped(tuple(choices)))
@@ -148,30 +148,28 @@ class Composition:
                 f"experiment={name}: {components('experiment')[name]} sets keys of itself only; "
                 "begin the file with the line # @package _global_"
             )
-        inside: dict[str, Any] = {}
+        keys: dict[str, Any] = {}
         for key, value in config.items():
             if key in self.top:
                 self.top[key] = value
             else:
                 option = self.default.get(key)
-                inside |= _differences(value, self.option(key, option) if option else {}, key)
+                keys |= _differences(value, self.option(key, option) if option else {}, key)
         by_hand = {s.key for s in settings}
-        brought = [read_override(f"{key}={value}") for key, value in axes.items()]
+        found = [read_override(f"{key}={value}") for key, value in axes.items()]
         # A group that is chosen by hand is as its file is: budget=smoke takes nothing from the experiment's budget.
-        inside = {key: value for key, value in inside.items() if key.split(".")[0] not in by_hand}
-        brought += [Setting(f"{key} of experiment={name}", key, (value,)) for key, value in inside.items()]
-        brought = [s for s in brought if not (s.key == "concepts.erase" and "concepts" in by_hand)]
+        keys = {key: value for key, value in keys.items() if key.split(".")[0] not in by_hand}
+        found += [Setting(f"{key} of experiment={name}", key, (value,)) for key, value in keys.items()]
+        found = [s for s in found if not (s.key == "concepts.erase" and "concepts" in by_hand)]
         for_all = {_in_group(s) for s in settings if s.group in ADDRESSED}
-        brought = [s for s in brought if s.key not in by_hand and _in_group(s) not in for_all]
-        return [s for s in brought if not self._of_another(s, settings)]
+        found = [s for s in found if s.key not in by_hand and _in_group(s) not in for_all]
+        return [s for s in found if not self._of_another(s, settings)]
 
-    def _of_another(self, brought: Setting, settings: Sequence[Setting]) -> bool:
+    def _of_another(self, setting: Setting, by_hand: Sequence[Setting]) -> bool:
         """Whether an experiment's setting addresses a component (``esd.compat``) that was replaced by hand (``method=uce``)."""
-        chosen = {s.key: s.values for s in settings if s.key in ADDRESSED}
-        owner = next((kind for kind in ADDRESSED if brought.group in components(kind)), None)
-        return owner in chosen and brought.group not in self.default and brought.group not in chosen[owner]
-
-    # --- the axes ------------------------------------------------------------------------------------------------
+        chosen = {s.key: s.values for s in by_hand if s.key in ADDRESSED}
+        owner = next((kind for kind in ADDRESSED if setting.group in components(kind)), None)
+        return owner in chosen and setting.group not in self.default and setting.group not in chosen[owner]
 
     def _axes(self, settings: Sequence[Setting]) -> list[list[Point]]:
         """The points of each axis, in the order in which the axes first appear."""
@@ -200,7 +198,7 @@ class Composition:
     def _check(self, setting: Setting, names: Mapping[str, Sequence[str]]) -> None:
         """Raise a `UserError` for an unknown key, and for a key that could belong to several components."""
         group, inner = setting.group, setting.inner
-        if group in ADDRESSED and inner and inner.split(".")[0] not in COMPANY and len(set(names[group])) > 1:
+        if group in ADDRESSED and inner and inner.split(".")[0] not in EXTRA_KEYS and len(set(names[group])) > 1:
             own = {name: self.option(group, name) for name in dict.fromkeys(names[group])}
             having = [name for name, keys in own.items() if inner.split(".")[0] in keys]
             if not having:
@@ -221,7 +219,7 @@ class Composition:
                 f"{setting.typed}: {inner} describes the {group} and cannot be set; choose another, {group}=…"
             )
         if setting.key == "model.protocol":
-            raise UserError(f"{setting.typed}: set protocol=… instead, which is stronger than the model's own")
+            raise UserError(f"{setting.typed}: set protocol=… instead, which overrides the model's own")
         if (group in self.default and inner) or setting.key in self.top:
             return
         for kind in ADDRESSED:
@@ -229,8 +227,6 @@ class Composition:
                 raise UserError(f"{setting.typed}: {group} is none of this grid's {kind}s ({', '.join(names[kind])})")
         allowed = {*self.default, *self.top, *(name for kind in ADDRESSED for name in names[kind] if inner)} - {"none"}
         raise unknown("key", group, allowed, "the configuration")
-
-    # --- the cells -----------------------------------------------------------------------------------------------
 
     def cells(self) -> Iterator[Composed]:
         """All cells: the product of the axes. Cells with the same settings of a group share the group's mapping."""
@@ -360,7 +356,7 @@ def _listed(setting: Setting) -> Sequence[Any]:
 
 
 def _assign(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``a.b.c`` in nested mappings. A key must exist, except for metrics and for `COMPANY`, which is checked later."""
+    """Set ``a.b.c`` in nested mappings. A key must exist, except for metrics and for `EXTRA_KEYS`, which is checked later."""
     *place, last = key.split(".")
     node: Any = config
     for depth, name in enumerate(place, start=1):
@@ -369,11 +365,13 @@ def _assign(config: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"{key}: there is no mapping {'.'.join(place[:depth])} to set {last} in")
     where = ".".join(place)
     in_list = where.startswith("concepts.prompts.")  # its keys are checked with the list
-    new = (where == "metrics.metrics" and value is not DELETED) or (where in ADDRESSED and last in COMPANY) or in_list
+    new = (
+        (where == "metrics.metrics" and value is not DELETED) or (where in ADDRESSED and last in EXTRA_KEYS) or in_list
+    )
     if last not in node and not new:
         what = "hyper-parameter" if where in ADDRESSED else "key"
         inside = f"{where}={node['name']}" if where in config and node.get("name") else where
-        raise unknown(what, last, (k for k in node if k not in DESCRIPTION or k in COMPANY), inside)
+        raise unknown(what, last, (k for k in node if k not in DESCRIPTION or k in EXTRA_KEYS), inside)
     if value is DELETED:
         del node[last]
     elif isinstance(value, dict) and isinstance(node.get(last), dict) and where not in (*ADDRESSED, "concepts.prompts"):

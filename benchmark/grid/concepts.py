@@ -13,7 +13,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
-from overpaint.grid.labels import file_digest, is_file
+from overpaint.grid.digests import file_digest, is_file
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import checked, shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers

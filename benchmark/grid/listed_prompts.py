@@ -33,6 +33,7 @@ class Words:
 
     @cached_property
     def known(self) -> dict[str, Concept]:
+        """The concept by each of its words in lower case; names and labels before synonyms."""
         found: dict[str, Concept] = {}
         for words in (lambda c: (c.name, c.label or ""), lambda c: c.synonyms):
             for concept in self.concepts:
@@ -42,6 +43,7 @@ class Words:
 
     @cached_property
     def pattern(self) -> re.Pattern | None:
+        """Finds any of the words as a whole word, the longest first; ``None`` without words."""
         longest = sorted(map(re.escape, self.known), key=len, reverse=True)
         return re.compile(rf"(?<!\w)(?:{'|'.join(longest)})(?!\w)") if longest else None
 

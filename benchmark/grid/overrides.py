@@ -113,6 +113,7 @@ def _unreadable(typed: str) -> UserError:
 
 
 def in_grammar(text: str) -> bool:
+    """Whether Hydra can read a text as an override."""
     try:
         OverridesParser.create().parse_override(text)
     except (HydraException, ValueError, RecursionError):

@@ -31,7 +31,7 @@ def path_of(text: str | Path, where: str) -> Path:
 
 
 def content_path(text: str, where: str) -> Path:
-    """`path_of` for a setting whose content is part of keys. Keys take a bare word for a value (`overpaint.grid.labels.is_file`).
+    """`path_of` for a setting whose content is part of keys; a bare word is a value there (`overpaint.grid.digests.is_file`).
 
     Raises:
         UserError: for a bare word if the working directory has a file or folder of this name, and for what `path_of` refuses.

@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 
 from overpaint.errors import AssetMissing, UserError, unknown
 from overpaint.grid.assets import content_digest, located, referred
-from overpaint.grid.labels import is_file
+from overpaint.grid.digests import is_file
 from overpaint.grid.paths import path_of
 from overpaint.grid.prompts import Prompt, distinct
 from overpaint.grid.registry import named_in_yaml

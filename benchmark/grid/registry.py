@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError, nearest, unknown
-from overpaint.grid.labels import is_file
+from overpaint.grid.digests import is_file
 from overpaint.grid.read_once import forget, remembered
 from overpaint.grid.shipped import shipped
 from overpaint.grid.source_code import source_of
@@ -27,10 +27,10 @@ from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 #: Keys that control where and how a grid runs; they do not affect its cells.
 CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
 #: Settable keys that are not hyper-parameters: the preset, and the comparisons that are run with an attack.
-COMPANY = ("preset", "control", "floor")
-#: Keys of a component's YAML that are not hyper-parameters. All except `COMPANY` describe the component and cannot be set.
+EXTRA_KEYS = ("preset", "control", "floor")
+#: Keys of a component's YAML that are not hyper-parameters. All except `EXTRA_KEYS` describe the component and cannot be set.
 DESCRIPTION = (
-    *COMPANY, "name", "component", "summary", "paper", "status", "presets", "unrelated", "recommended_threshold"
+    *EXTRA_KEYS, "name", "component", "summary", "paper", "status", "presets", "unrelated", "recommended_threshold"
 )  # fmt: skip
 
 
@@ -65,6 +65,7 @@ class Component:
 
     @property
     def presets(self) -> Mapping[str, Mapping[str, Any] | None]:
+        """The hyper-parameters that each preset sets, by name. Raises a `UserError` if the YAML has something else there."""
         found = self.config.get("presets") or {}
         if not isinstance(found, dict) or not all(isinstance(values, dict | None) for values in found.values()):
             raise UserError(
@@ -135,8 +136,6 @@ def named_in_yaml(kind: str, name: str) -> Path:
     places = (Path(name), *(folder / kind / name for folder in conf_folders()), shipped("datasets") / name)
     return next(filter(is_file, places), places[0])
 
-
-# --- where components come from ----------------------------------------------------------------------------------
 
 _asked: list[Path] = []  # folders of hydra.searchpath
 

@@ -246,9 +246,6 @@ def templates_for(concept: Concept, concepts: ConceptSet) -> Sequence[str]:
     return ours.get(concept.kind, {}).get("en") or TEMPLATES.get(concept.kind, TEMPLATES["object"])
 
 
-# --- how the prompts of each role are made -------------------------------------------------------------------------
-
-
 def _target(concepts: ConceptSet, count: int) -> list[Prompt]:
     """Prompts that name each concept to erase; if a detector recognises some of the concepts, of these only."""
     erased = concepts.request.erase

@@ -57,9 +57,6 @@ def source_now(source: str) -> str:
     return source_of(*source.partition("@")[0].split("+"))
 
 
-# --- modules and what they import ----------------------------------------------------------------------------------
-
-
 def _inside(module: str) -> Callable[[str], bool]:
     """Which modules belong to the source of this one."""
     root = module.partition(".")[0]
@@ -124,9 +121,6 @@ def _absolute(imported: tuple[tuple[int, str], ...], package: str) -> Iterator[s
             continue
 
 
-# --- one file ------------------------------------------------------------------------------------------------------
-
-
 @cache
 def _parsed(file: Path) -> tuple[str, tuple[tuple[int, str], ...]]:
     """A hash of a file's code, and what it imports: the number of leading dots, and the name after them."""
@@ -160,9 +154,6 @@ def _plain(node: object, imported: list[tuple[int, str]]) -> object:
 
 def _is_docstring(node: ast.AST | None) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-# --- our own checkout ----------------------------------------------------------------------------------------------
 
 
 @cache

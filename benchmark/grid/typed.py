@@ -85,7 +85,9 @@ def _hints(cls: type) -> dict[str, Any]:
     try:
         hints = get_type_hints(cls, include_extras=True)
     except NameError as error:
-        raise UserError(f"the types of {cls.__name__}'s fields cannot be read: {error}; import it for good") from None
+        raise UserError(
+            f"the types of {cls.__name__}'s fields cannot be read: {error}; import it outside of TYPE_CHECKING"
+        ) from None
     names = [f.name for f in fields(cls) if f.init] if hasattr(cls, "__dataclass_fields__") else hints
     return {name: hints[name] for name in names}
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from overpaint.grid.labels import canonical
+from overpaint.grid.digests import canonical
 from overpaint.images.stages.score import SHOTS
 from overpaint.report.gathered import ARTEFACT, Kind, as_frame, gathered
 from overpaint.run.plan import Plan

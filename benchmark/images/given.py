@@ -14,7 +14,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import Cell
 from overpaint.grid.choices import Choice
 from overpaint.grid.concept_sets import ConceptSet
-from overpaint.grid.labels import digest
+from overpaint.grid.digests import digest
 from overpaint.grid.prompt_files import cells_of, csv_text
 from overpaint.grid.prompts import Prompt, Shot
 from overpaint.grid.roles import ROLES, role

@@ -8,7 +8,7 @@ from typing import Any
 
 from overpaint.errors import unknown
 from overpaint.grid.cells import Cell
-from overpaint.grid.labels import canonical
+from overpaint.grid.digests import canonical
 from overpaint.grid.registry import component
 from overpaint.grid.scope import scope
 from overpaint.grid.source_code import source_of

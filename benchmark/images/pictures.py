@@ -12,11 +12,10 @@ from PIL import Image
 
 from overpaint.blocks.pictures import Pictures, read_image
 from overpaint.errors import UserError
+from overpaint.grid.digests import IMAGE_SUFFIXES
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import component, components
 from overpaint.run.store import file_hash
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @cache
@@ -36,9 +35,9 @@ class Folder(Pictures):
         path = path_of(self.folder, "model.reference")
         if not path.is_dir():
             raise UserError(f"model.reference={self.folder} is not a folder of images")
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise UserError(f"model.reference={self.folder} holds no image ({', '.join(SUFFIXES)})")
+            raise UserError(f"model.reference={self.folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
         return files
 
     def identity(self, count: int) -> Mapping[str, Any]:

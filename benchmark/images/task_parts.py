@@ -17,7 +17,8 @@ from overpaint.grid.assets import content_digest, referred
 from overpaint.grid.cells import Cell, ModelSpec
 from overpaint.grid.choices import Choice
 from overpaint.grid.concepts import Catalogue, Concept
-from overpaint.grid.labels import is_file, label
+from overpaint.grid.digests import is_file
+from overpaint.grid.labels import label
 from overpaint.grid.paths import content_path
 from overpaint.grid.prompts import Shot
 from overpaint.grid.read_once import remembered
@@ -168,7 +169,7 @@ def named_models(keys: Sequence[str], values: Mapping[str, Any]) -> dict[str, st
 
 @cache
 def source_code(kind: str, name: str) -> dict[str, str]:
-    """The digest of a user's component's source code; empty for ours."""
+    """The source code of a component, for `Task.sources`; empty if it is not followed (`Component.source`)."""
     return component(kind, name).source
 
 
@@ -196,6 +197,7 @@ def applied_metrics(cell: Cell) -> dict[str, type[Metric]]:
 
 @cache
 def metric_class(name: str, reference: str) -> type[Metric]:
+    """The class ``module:Class`` of a metric. Raises a `UserError` if there is none, or if it is not a metric."""
     try:
         metric = load_attribute(reference)
     except UserError as error:

@@ -67,17 +67,18 @@ class Workbench:
         model = self._model
         if model is None:
             raise RuntimeError("intact() is only of use after model()")
-        before, changed = _sums(model), []
+        before, differing = _sums(model), []
         try:
             yield
         finally:
             after = _sums(model)
-            changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-            if changed:
+            differing = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+            if differing:
                 self._model = None
-        if changed:
+        if differing:
+            more = f" and {len(differing) - 1} more" if differing[1:] else ""
             raise UserError(
-                f"{by} changed the model itself ({changed[0]}{f' and {len(changed) - 1} more' if changed[1:] else ''}), so its "
+                f"{by} changed the model itself ({differing[0]}{more}), so its "
                 "results would not be its own; compute with copies of the weights, and leave the model as it is"
             )
 
@@ -167,7 +168,7 @@ class Workbench:
 
 
 def _sums(model: DiffusionModel) -> dict[str, int]:
-    """The sum of the bits of every weight, read as integers, by name: quick, and another one for almost any change."""
+    """A checksum of every weight by name: the sum of its elements, whose bits are read as integers. It is quick to compute."""
     import torch
 
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -179,17 +180,17 @@ def _sums(model: DiffusionModel) -> dict[str, int]:
 
 
 def repeatable(device: str = "cuda") -> None:
-    """If ``device`` is a GPU, let this process compute on GPUs as its numbers say: float32 is float32, and the same task
-    gives the same result.
+    """If ``device`` is a GPU, let GPUs compute exactly in this process: float32 is float32, and the same task gives the same
+    result.
 
     By default, convolutions in float32 are computed in TF32, whose fraction has 10 bits, and some kernels add in any order.
-    Kernels that cannot be repeated are used with a warning.
+    Kernels without a deterministic form are used with a warning.
     """
     if not device.startswith("cuda"):
         return
     import torch
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its sums with a workspace of its own
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS may add in another order
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
+from overpaint.grid.digests import canonical
 from overpaint.grid.directions import BETTER
-from overpaint.grid.labels import canonical
 from overpaint.grid.source_code import is_ours
 from overpaint.grid.typed import bare
 from overpaint.report.gathered import ARTEFACT, Kind, as_frame, gathered

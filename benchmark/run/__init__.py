@@ -1,1 +1,1 @@
-"""Who makes it: tasks, the plan, the store, the executor and the engines. Nothing here knows what a cell is about."""
+"""How a plan is carried out: tasks, the store, the executor and the engines. Nothing here knows what a cell measures."""

@@ -33,9 +33,14 @@ class Leave(SystemExit):
 class Listener(Protocol):
     """Hears from an executor about the task in hand."""
 
-    def started(self, task: Task) -> None: ...
-    def stepped(self, task: Task, done: int, total: int, what: str) -> None: ...
-    def noted(self, task: Task, note: str) -> None: ...
+    def started(self, task: Task) -> None:
+        """Work on the task begins."""
+
+    def stepped(self, task: Task, done: int, total: int, what: str) -> None:
+        """``done`` of ``total`` are done, of ``what``: ``iterations``."""
+
+    def noted(self, task: Task, note: str) -> None:
+        """A sentence about the task for the user."""
 
 
 class Watcher(Listener, Protocol):
@@ -47,8 +52,12 @@ class Watcher(Listener, Protocol):
     def shared(self, task: Task) -> None:
         """Another process made the task."""
 
-    def failed(self, task: Task, reason: str) -> None: ...
-    def waiting(self, tasks: int) -> None: ...
+    def failed(self, task: Task, reason: str) -> None:
+        """The task failed; ``reason`` is the last line of the traceback."""
+
+    def waiting(self, tasks: int) -> None:
+        """The run waits for this many tasks, which other processes are making."""
+
     def lost(self, worker: str, how: str) -> None:
         """A worker died, and how: ``signal 9``."""
 

@@ -16,11 +16,11 @@ from overpaint.run.scheduler import Scheduler
 from overpaint.run.store import CorruptArtefact, Store
 from overpaint.run.tasks import Task
 
-#: Least seconds between two looks at the store.
+#: Minimum seconds between two looks at the store.
 PAUSE = 1.0
-#: Most of its time that a follower spends on looking.
+#: Maximum share of its time that a follower spends on looking.
 SHARE = 0.05
-#: Least seconds between two questions whether a run still has workers.
+#: Minimum seconds between two checks of whether a run still has workers.
 ASK = 10.0
 
 
@@ -36,6 +36,7 @@ class Follower:
 
     @property
     def outcome(self) -> Outcome:
+        """How the run ended, as of the last look."""
         return Outcome(self._done, self._scheduler.failed, self._scheduler.blocked)
 
     @property

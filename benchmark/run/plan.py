@@ -31,6 +31,7 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, task: Task) -> Work:
+        """The work of a task."""
         return cls(task.stage, task.pace, task.amount)
 
 
@@ -86,8 +87,6 @@ class Plan:
     expand: Callable[[Plan, Any], Task] | None = None
     lines: dict[str, Line] = field(default_factory=dict)  # by the key of the task that makes the records
 
-    # --- planning ------------------------------------------------------------------------------------------------
-
     def add(self, task: Task) -> Task:
         """Add a task, with the sources that its inputs depend on, and return it.
 
@@ -135,8 +134,6 @@ class Plan:
         for start in range(0, len(free), size):
             part = free[start : start + size]
             self.bundles |= {task.key: part for task in part}
-
-    # --- cells and their tasks -----------------------------------------------------------------------------------
 
     def open(self, key: str) -> Task:
         """The task that makes a cell's records, with all tasks that it needs in the plan."""
@@ -210,8 +207,6 @@ class Plan:
         references = [config["component"], *stages]
         return {} if all(map(is_ours, references)) else {f"track={self.track}": source_of(*references)}
 
-    # --- counts --------------------------------------------------------------------------------------------------
-
     def unique(self) -> Counter[str]:
         """The number of unique tasks by stage, those of lines included."""
         if not self.lines:
@@ -245,8 +240,6 @@ class Plan:
     def _measures(self) -> str:
         """The stage that makes the records of cells."""
         return self.cells[0][1].stage if self.cells else ""
-
-    # --- what is missing -----------------------------------------------------------------------------------------
 
     def missing(self, store: Store) -> list[Task]:
         """The tasks that a run would make, inputs first; of a large grid those of the first cells (`advance`).

@@ -154,7 +154,7 @@ class Store:
             raise self.unwritable(error) from error
 
     def unwritable(self, error: OSError) -> UserError:
-        """The one sentence for a full disk or a store without write permission."""
+        """The error for a full disk or a store without write permission."""
         return UserError(f"cannot write to the store {self.root}: {error.strerror or error}")
 
     def disk_error(self, error: BaseException) -> OSError | None:
@@ -178,9 +178,8 @@ class Store:
         return not isinstance(file, str | os.PathLike) or Path(file).absolute().is_relative_to(self.root)
 
     def path(self, stage: str, key: str) -> Path:
+        """The folder of an artefact, whether it is there or not."""
         return self.root / "artefacts" / stage / key
-
-    # --- reading -----------------------------------------------------------------------------------------------
 
     def has(self, stage: str, key: str) -> bool:
         """Whether the artefact is there with every file at its full size."""
@@ -351,8 +350,6 @@ class Store:
         if folder.is_dir():
             yield from sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file())
 
-    # --- writing -----------------------------------------------------------------------------------------------
-
     @contextmanager
     def workspace(self) -> Iterator[Path]:
         """A temporary folder to make an artefact in; anything left in it disappears.
@@ -454,8 +451,6 @@ class Store:
                     path.unlink()
                 with suppress(OSError):
                     lock.release()
-
-    # --- failures ----------------------------------------------------------------------------------------------
 
     def record_failure(self, key: str, task: str, run: str, traceback: str) -> Path:
         """Keep a failed task's traceback; returns the file."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from overpaint.grid.labels import canonical
+from overpaint.grid.digests import canonical
 from overpaint.grid.source_code import is_ours
 
 
@@ -89,6 +89,7 @@ class Task:
 
     @cached_property
     def key(self) -> str:
+        """The name of the task's artefact: a hash of everything that decides its result."""
         return self.name or self.key_with(self.inputs, self.foreign)
 
     def key_with(self, inputs: Mapping[str, str], foreign: Mapping[str, str]) -> str:

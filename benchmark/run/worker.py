@@ -22,7 +22,7 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 #: The environment variable that says which GPUs a process sees, and in which order.
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 #: Minimum seconds between two progress messages of a worker.
-TELLING = 0.2
+BETWEEN_MESSAGES = 0.2
 #: How often in a row a worker that died before it began anything is replaced.
 FALSE_STARTS = 3
 
@@ -71,7 +71,7 @@ class Teller(ABC):
 
     def stepped(self, task: Task, done: int, total: int, what: str) -> None:
         now = time.monotonic()
-        if now - self._told > TELLING:
+        if now - self._told > BETWEEN_MESSAGES:
             self._told = now
             self.tell("stepped", task.key, done, total, what)
 

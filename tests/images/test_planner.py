@@ -19,7 +19,7 @@ from overpaint.grid.cells import cell_from
 from overpaint.grid.choices import build
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.concepts import load_catalogue
-from overpaint.grid.labels import file_digest
+from overpaint.grid.digests import file_digest
 from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.prompts import Prompt, Shot, distinct
 from overpaint.grid.read_once import reading_once

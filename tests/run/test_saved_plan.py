@@ -8,7 +8,7 @@ from counting_track import Told, grid
 
 from overpaint.commands.grids import planned
 from overpaint.errors import UserError
-from overpaint.grid.labels import canonical
+from overpaint.grid.digests import canonical
 from overpaint.run.engines.inline import Inline
 from overpaint.run.plan import Plan
 from overpaint.run.saved_plan import load, save

@@ -6,7 +6,7 @@ The artefact holds the shots, token embeddings and images that the attack found.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,7 @@ def _note(attack, context: AttackContext) -> dict[str, str]:
 
 
 def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
+    """What one task's attack gets to work with."""
     config = task.config
     protocol, concept = config.get("protocol", {}), stored_concept(config["concept"])
 
@@ -104,12 +105,13 @@ def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
     )
 
 
-def _judge(config: Mapping, concept: Concept, bench, device: str | None):
-    """Functions from images to the detector's verdicts on one concept and to its features; ``None`` if it has none.
+def _judge(
+    config: Mapping, concept: Concept, bench, device: str | None
+) -> tuple[Callable[[Sequence], list[Verdict]] | None, Callable[[Sequence], torch.Tensor] | None]:
+    """Functions from images to the detector's verdicts on one concept and to its features (n, d).
 
-    One gray image is scored to see what it has.
-
-    If the detector fails on an image, or the image itself failed, the verdict is "not seen" with ``known`` false.
+    Each is ``None`` if the detector has no such output; one gray image is scored to see which it has. If the detector fails
+    on an image, or the image itself failed, the verdict is "not seen" with ``known`` false.
     """
     import torch
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from overpaint.errors import UserError
+from overpaint.errors import changed
 from overpaint.images.stages.generate import write_images
 from overpaint.run.store import file_hash
 
@@ -21,7 +21,7 @@ def run(task, inputs, folder, bench) -> dict:
     unreadable = 0
     for name, content in zip(task.runtime["files"], task.config["files"], strict=True):
         if file_hash(Path(name)) != content:
-            raise UserError(f"{name} changed after the run was planned")
+            raise changed(name)
         try:
             with Image.open(name) as picture:
                 images.append(picture.convert("RGB"))

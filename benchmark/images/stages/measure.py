@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.grid.concepts import stored_concept
-from overpaint.grid.labels import canonical
+from overpaint.grid.digests import canonical
 from overpaint.grid.prompts import Shot
 from overpaint.grid.registry import load_attribute
 from overpaint.images.stages.score import SHOTS

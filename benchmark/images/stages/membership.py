@@ -10,7 +10,7 @@ import pandas as pd
 
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.membership import Noise, denoising_losses, pia, secmi, step_errors
-from overpaint.errors import UserError
+from overpaint.errors import changed
 from overpaint.metrics.membership import SCORES
 from overpaint.models.lazily import torch
 from overpaint.run.progress import announce
@@ -27,7 +27,7 @@ def run(task, inputs, folder, bench) -> dict:
     source = bench.pictures(runtime["pictures"])
     labels, count = config["concepts"], config["count"]
     if source.training_identity(labels, count) != config["training"]:
-        raise UserError(f"the pictures of model.reference={runtime['pictures']} changed after the run was planned")
+        raise changed(f"model.reference={runtime['pictures']}")
     examples = source.training(labels, count)
     size, rows = runtime["batch_size"], []
     with bench.victim(config, runtime, inputs.get("erasure")) as victim, torch.no_grad():

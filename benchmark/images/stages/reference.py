@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overpaint.errors import UserError
+from overpaint.errors import changed
 from overpaint.images.stages.generate import write_images
 
 
@@ -10,7 +10,7 @@ def run(task, inputs, folder, bench) -> dict:
     """Write ``images.parquet``. Raises a `UserError` if the source changed after planning."""
     source, count = bench.pictures(task.runtime["pictures"]), task.runtime["count"]
     if source.identity(count) != task.config:
-        raise UserError(f"the pictures of model.reference={task.runtime['pictures']} changed after the run was planned")
+        raise changed(f"model.reference={task.runtime['pictures']}")
     found = source.references(count)
     write_images(folder, [image for image, _ in found], [{"prompt": text} for _, text in found])
     return {}
