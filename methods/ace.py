@@ -139,8 +139,6 @@ class ACE(Eraser):
         parts = {name: tensor.detach() for name, tensor in factors.items()}
         return Erasure("ace", "adapter", parts=parts, settings={"scale": self.scale})
 
-    # --- related concepts --------------------------------------------------------------------------------------
-
     def others(self, request: Request) -> list[str]:
         """The related concepts: those of ``related``, or else the concepts to retain, without those to erase."""
         found = [c.name for c in request.retain] if self.related is None else read_captions(self.related)
@@ -172,8 +170,6 @@ class ACE(Eraser):
                 raise UserError(f"method=ace: relevance needs a score other than 0 for {name!r}, the concept to erase")
         return lambda concept, other: scores[other] / scores[whole or concept]
 
-    # --- latents -----------------------------------------------------------------------------------------------
-
     def noised(
         self, model: DiffusionModel, student: Branches, named, nothing, others, draws: Draws
     ) -> tuple[torch.Tensor, float, torch.Tensor]:
@@ -193,8 +189,7 @@ class ACE(Eraser):
             if len(beside):
                 beside, _ = rollout(model, beside, guidance(others), "pndm", steps, k)
             return x, t, beside
-        schedule = model.scheduler("pndm")
-        schedule.set_timesteps(steps, device=start.device)
+        schedule = model.scheduler("pndm", steps)
         with student.active():
             x = through(schedule, start, guidance([named]), steps)
         if len(beside):
@@ -210,8 +205,6 @@ class ACE(Eraser):
         with student.active():
             e = model.predict(x, t, rows)
         return functional.mse_loss(e.float(), e0.float())
-
-    # --- the erasure -------------------------------------------------------------------------------------------
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:

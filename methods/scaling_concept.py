@@ -131,7 +131,7 @@ class ConceptScaler:
     def invert(self, model: DiffusionModel, latents: torch.Tensor) -> list[torch.Tensor]:
         """x*_0 … x*_N (n, c, h, w) for latents x_0 of the same shape. Images do not depend on each other."""
         with torch.no_grad():
-            schedule, backwards = self.schedule(model), model.inverse_scheduler()
+            schedule, backwards = model.scheduler("ddim", self.steps), model.inverse_scheduler()
             backwards.set_timesteps(self.steps)
             draws, text = Draws(self.seed), model.encode([self.text]).expand(len(latents), -1, -1)
             noise = draws.noise("noise", (1, *latents.shape[1:]), latents).expand_as(latents)
@@ -177,12 +177,6 @@ class ConceptScaler:
     def share(self, step: float) -> float:
         """ω_i at step i of the sampler."""
         return max(0.0, self.omega * (1 - step / (self.steps - 1)) ** self.gamma)
-
-    def schedule(self, model: DiffusionModel):
-        """The DDIM scheduler of the inversion, set to its steps."""
-        schedule = model.scheduler("ddim")
-        schedule.set_timesteps(self.steps, device=model.device)
-        return schedule
 
     @property
     def regularisation(self) -> Regularisation:

@@ -43,10 +43,11 @@ from overpaint.grid.concepts import Request
 from overpaint.grid.typed import construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models import checkpoints
-from overpaint.models.diffusion import DiffusionModel, Times
+from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
 from overpaint.models.guidance import Guard, Guidance
 from overpaint.models.lazily import torch
+from overpaint.models.noise_schedule import Times
 from overpaint.run.progress import steps
 
 #: Sentences about a concept, unless ``forget_prompts`` gives others.

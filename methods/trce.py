@@ -130,8 +130,6 @@ class TRCE(Eraser):
             for template in phrase_templates(concept.kind, count, own)
         ]
 
-    # --- stage 1 -----------------------------------------------------------------------------------------------
-
     def mapped(self, model: DiffusionModel, sentences: Sentences) -> tuple[Changes, float]:
         """W' of every key and value matrix, and the condition number of A."""
         captions = read_captions(self.prior_captions)
@@ -163,8 +161,6 @@ class TRCE(Eraser):
         begin, end, padding, word = self.token_weights
         rows = [(0, 0, begin), (*ends, end), (last, last, padding * (last - ends[0]))]
         return (row for row in [*rows, *((i, last, word) for i in words)] if row[2] > 0)
-
-    # --- stage 2 -----------------------------------------------------------------------------------------------
 
     def steered(self, model: DiffusionModel, stage1: Changes, sentences: Sentences) -> dict[str, Replacement]:
         """Train self-attention and queries on top of stage 1, and return the trained weights."""
@@ -291,7 +287,7 @@ class Rollouts:
         """The latents (b, c, h, w) of some roll-outs before each step and after the last one."""
         positive = self.positive[block]
         guidance = Guidance(self.model, positive, self.nothing.expand_as(positive), self.scale)
-        schedule = self.schedule()
+        schedule = self.model.scheduler("ddim", self.steps)
         latents = self.noises[block] * schedule.init_noise_sigma
         yield latents
         for step, timestep in enumerate(schedule.timesteps):
@@ -301,12 +297,7 @@ class Rollouts:
 
     def times(self, visits: list[tuple[int, int]]) -> torch.Tensor:
         """t (m,) for visits (j, s): the timestep of the noise level before step s."""
-        return self.schedule().timesteps[[s for _, s in visits]]
-
-    def schedule(self):
-        schedule = self.model.scheduler("ddim")
-        schedule.set_timesteps(self.steps, device=self.noises.device)
-        return schedule
+        return self.model.scheduler("ddim", self.steps).timesteps[[s for _, s in visits]]
 
 
 def _self_attention_and_queries(p: Parameter) -> bool:

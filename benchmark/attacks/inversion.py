@@ -126,6 +126,7 @@ class Inversion(Attack):
     def exposure(
         self, context: AttackContext, shot: Shot, picture: Image.Image, text: str, role: str, draw: int
     ) -> Exposure:
+        """An image of one role, with the text that it is inverted with."""
         text = text if self.text == "prompt" else ""
         made = attacked(shot, text, context.concept, f"{role} picture")
         return Exposure(replace(made, prompt=replace(made.prompt, role=role), draw=draw), picture, text)
@@ -160,7 +161,7 @@ class Inversion(Attack):
 
     def invert(self, victim: DiffusionModel, latents: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """Start noise x_T (n, c, h, w) for latents x_0 (n, c, h, w)."""
-        guidance, schedule, draws = self.guidance(victim, texts), self.schedule(victim), Draws(self.seed)
+        guidance, schedule, draws = self.guidance(victim, texts), victim.scheduler("ddim", self.steps), Draws(self.seed)
         backwards = victim.inverse_scheduler()
         backwards.set_timesteps(self.steps)
         picture, passes = latents, 1 + (self.renoisings if self.method == "renoise" else 0)
@@ -191,14 +192,10 @@ class Inversion(Attack):
 
     def sample(self, victim: DiffusionModel, start: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """Latents (n, c, h, w) that the victim samples from start noise of the same shape."""
-        return walk(self.guidance(victim, texts), self.schedule(victim), start, 0, None)
-
-    def schedule(self, victim: DiffusionModel):
-        schedule = victim.scheduler("ddim")
-        schedule.set_timesteps(self.steps, device=victim.device)
-        return schedule
+        return walk(self.guidance(victim, texts), victim.scheduler("ddim", self.steps), start, 0, None)
 
     def guidance(self, victim: DiffusionModel, texts: Sequence[str]) -> Guidance:
+        """The victim's guidance for the prompts, or for empty ones unless ``text`` is ``prompt``."""
         nothing = victim.unconditional().expand(len(texts), -1, -1)
         embeds = victim.encode(texts, truncate=True) if self.text == "prompt" else nothing
         return victim.guidance(victim, embeds, nothing, self.guidance_scale, list(texts))

@@ -83,9 +83,7 @@ class Probe(Attack):
 
     def schedule(self, context: AttackContext, name: str):
         """A new scheduler with its timesteps set."""
-        schedule = context.victim.scheduler(name)
-        schedule.set_timesteps(self.steps or context.protocol["steps"], device=context.victim.device)
-        return schedule
+        return context.victim.scheduler(name, self.steps or context.protocol["steps"])
 
 
 @dataclass(kw_only=True)

@@ -174,9 +174,6 @@ def _tensors(found: Mapping) -> dict[str, torch.Tensor]:
     return {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
 
 
-# --- from stored names to the model's ------------------------------------------------------------------------------
-
-
 def changes_of(model: DiffusionModel, path: Path, scale: float = 1.0) -> dict[str, Replacement]:
     """The changes that put a checkpoint on the model, by diffusers state-dict names.
 

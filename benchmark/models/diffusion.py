@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from copy import copy, deepcopy
-from functools import cached_property
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -34,21 +33,14 @@ from overpaint.grid.typed import check_type
 from overpaint.models.attention import recorded_maps
 from overpaint.models.guidance import Guidance, GuidanceMaker
 from overpaint.models.lazily import torch
+from overpaint.models.noise_schedule import NoiseSchedule, Times
 from overpaint.models.parameters import ROLES, Parameter, Projection, TextLayer, owners
 
 if TYPE_CHECKING:
     from overpaint.models.token_tables import TextEncoder, TokenTable
 
-#: Settings of the family's published configurations, for pipelines whose scheduler file leaves them out.
-SCHEDULER_OPTIONS = {"ddim": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}
-
-
 #: Side of the network's latents, and factor of the autoencoder's latents, with which an image can be made.
 Size, Scale = Annotated[int, Field(ge=1, le=1024)], Annotated[float, Field(ge=1e-6, le=1e6)]
-#: What the networks of this family predict: the noise ε, or the velocity √ᾱ ε − √(1−ᾱ) x_0.
-PREDICTIONS = ("epsilon", "v_prediction")
-#: One time for all rows of a batch, or times (b,) of its rows; whole numbers or not.
-Times: TypeAlias = "float | torch.Tensor"
 #: Padded ids (n, tokens) of the CLIP tokenizer, or one such tensor for each text encoder.
 Ids: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...]"
 
@@ -84,7 +76,7 @@ class Sampling(TypedDict, total=False):
     on_batch: Callable[[int], None] | None
 
 
-class DiffusionModel:
+class DiffusionModel(NoiseSchedule):
     """A latent diffusion model of the SD 1 / SD 2 family: one CLIP text encoder, a UNet with cross-attention.
 
     The text encoder runs without an attention mask on prompts that are padded to the tokenizer's length, as in the
@@ -106,10 +98,7 @@ class DiffusionModel:
     causal: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any):
-        said = pipeline.scheduler.config.prediction_type
-        if said not in PREDICTIONS:
-            raise unknown("prediction_type", said, PREDICTIONS, "the model's scheduler")
-        self.pipeline = pipeline
+        super().__init__(pipeline)
         self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder
         self.denoiser, self.vae = pipeline.unet, pipeline.vae
         for part in (self.text_encoder, self.denoiser, self.vae):
@@ -161,13 +150,7 @@ class DiffusionModel:
         check_type(self.vae.config.scaling_factor, Scale, "the autoencoder's scaling_factor")
         if not 3 <= self.tokens <= longest:
             raise UserError(f"the tokenizer pads to {self.tokens} tokens, and the text encoder reads 3 to {longest}")
-        schedule = self.scheduler("ddim")
-        betas, alphas = schedule.betas, schedule.alphas_cumprod
-        rising = bool(((betas >= 0) & (betas <= 1)).all()) and bool(alphas[-1] < alphas[0])
-        if not rising or len(betas) != schedule.config.num_train_timesteps:
-            raise UserError("the scheduler's betas give no noise that grows from step to step")
-
-    # --- facts -------------------------------------------------------------------------------------------------
+        self.check_schedule()
 
     @property
     def device(self) -> torch.device:
@@ -175,6 +158,7 @@ class DiffusionModel:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the network."""
         return next(self.denoiser.parameters()).dtype
 
     @property
@@ -196,115 +180,6 @@ class DiffusionModel:
     def text_encoders(self) -> list[TextEncoder]:
         """All text encoders; `tokenizer` belongs to the first one."""
         return [self.text_encoder]
-
-    # --- noise schedule ----------------------------------------------------------------------------------------
-
-    @property
-    def train_timesteps(self) -> int:
-        """T, the number of timesteps that the model was trained with; times run from 0 up to T."""
-        return len(self._alphas)
-
-    @property
-    def alphas_cumprod(self) -> torch.Tensor:
-        """ᾱ_t for t = 0 … T−1, float32."""
-        return self._alphas
-
-    @cached_property
-    def _alphas(self) -> torch.Tensor:
-        return self.scheduler("ddim").alphas_cumprod.to(self.device)
-
-    def scheduler(self, name: str):
-        """A fresh sampler with this model's noise schedule.
-
-        It offers ``set_timesteps(n)``, ``timesteps`` (floats in some families and samplers), ``init_noise_sigma``,
-        ``scale_model_input(latents, t)`` and ``step(output, t, latents)``, as diffusers' schedulers do.
-        """
-        from overpaint.models.schedulers import SCHEDULERS
-
-        if name not in SCHEDULERS:
-            raise unknown("scheduler", name, SCHEDULERS)
-        return SCHEDULERS[name].from_config(self.pipeline.scheduler.config, **SCHEDULER_OPTIONS.get(name, {}))
-
-    def inverse_scheduler(self):
-        """DDIM read backwards: ``step(noise, t, latents)`` takes latents of the level below t to the level of t.
-
-        It reads the noise that the latents hold (`noise_of`); the network itself may predict something else.
-        """
-        from overpaint.models.schedulers import DDIMInverseScheduler
-
-        return DDIMInverseScheduler.from_config(self.scheduler("ddim").config, prediction_type="epsilon")
-
-    def stochastic_step(self, schedule, output, t, latents, eta: float, noise: torch.Tensor) -> torch.Tensor:
-        """A step of a DDIM ``schedule`` that may add more noise, η σ_t, than the next level holds.
-
-        √|1 − ᾱ − η² σ²| takes the place of √(1 − ᾱ − η² σ²), with ᾱ of the next level. All tensors are (n, c, h, w).
-        """
-        before = t - schedule.config.num_train_timesteps // schedule.num_inference_steps
-        alpha = schedule.alphas_cumprod[t]
-        alpha_before = schedule.alphas_cumprod[before] if before >= 0 else schedule.final_alpha_cumprod
-        sigma = eta * ((1 - alpha_before) / (1 - alpha) * (1 - alpha / alpha_before)) ** 0.5
-        clean, said = self.clean_of(output, latents, t), self.noise_of(output, latents, t)
-        return alpha_before**0.5 * clean + abs(1 - alpha_before - sigma**2) ** 0.5 * said + sigma * noise
-
-    def draw_timesteps(self, count: int, generator: torch.Generator, lowest: int = 0) -> torch.Tensor:
-        """Training times (count,), uniform over ``lowest`` … T − 1."""
-        return torch.randint(lowest, self.train_timesteps, (count,), generator=generator)
-
-    def levels(self, timesteps: Times, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Signal and deviation of x_t = signal · x_0 + deviation · ε: here √ᾱ_t and √(1−ᾱ_t).
-
-        For one time both are scalars in at least float32. For times (b,) they are (b, 1, 1, 1) in the type of ``like``.
-        Roots are taken before they are rounded: in bfloat16 1 − ᾱ is 0 at the lowest timesteps. Between two timesteps
-        √((1−ᾱ)/ᾱ) is interpolated linearly, as diffusers' Euler sampler does.
-        """
-        alpha = self._alpha(timesteps, self._alphas.to(like.device, torch.promote_types(like.dtype, torch.float32)))
-        if not alpha.ndim:
-            return alpha.sqrt(), (1 - alpha).sqrt()
-        alpha = alpha[:, None, None, None]
-        return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)
-
-    @staticmethod
-    def _alpha(timesteps: Times, alphas: torch.Tensor) -> torch.Tensor:
-        """ᾱ at times, which need not be whole numbers."""
-        t = torch.as_tensor(timesteps, device=alphas.device)
-        low = t.long()
-        if not t.is_floating_point() or bool((t == low).all()):
-            return alphas[low]
-        sigmas = ((1 - alphas) / alphas).sqrt()
-        between = torch.lerp(sigmas[low], sigmas[(low + 1).clamp(max=len(alphas) - 1)], (t - low).to(alphas))
-        return 1 / (1 + between**2)
-
-    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε for latents and noise (b, c, h, w) and timesteps (b,)."""
-        signal, deviation = self.levels(timesteps, latents)
-        return signal * latents + deviation * noise
-
-    def denoising_target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The network's training target for x_t, from x_0, ε and t: ε, or the velocity √ᾱ ε − √(1−ᾱ) x_0."""
-        if self._predicts_noise:
-            return noise
-        signal, deviation = self.levels(timesteps, latents)
-        return signal * noise - deviation * latents
-
-    def noise_of(self, output: torch.Tensor, latents: torch.Tensor, timesteps: Times) -> torch.Tensor:
-        """ε (b, c, h, w) that the network's output stands for: the output itself, or √ᾱ v + √(1−ᾱ) x_t."""
-        if self._predicts_noise:
-            return output
-        signal, deviation = self.levels(timesteps, latents)
-        return signal * output + deviation * latents
-
-    def clean_of(self, output: torch.Tensor, latents: torch.Tensor, timesteps: Times) -> torch.Tensor:
-        """x_0 (b, c, h, w) that the network's output stands for: (x_t − √(1−ᾱ) ε)/√ᾱ, or √ᾱ x_t − √(1−ᾱ) v."""
-        signal, deviation = self.levels(timesteps, latents)
-        if self._predicts_noise:
-            return (latents - deviation * output) / signal
-        return signal * latents - deviation * output
-
-    @property
-    def _predicts_noise(self) -> bool:
-        return self.pipeline.scheduler.config.prediction_type == "epsilon"
-
-    # --- text side ---------------------------------------------------------------------------------------------
 
     def token_ids(self, text: str) -> list[int]:
         """BOS, word pieces, EOT; without padding, truncated to the model's length."""
@@ -449,8 +324,6 @@ class DiffusionModel:
         finally:
             self.tokenizer = tokenizer
 
-    # --- denoiser ----------------------------------------------------------------------------------------------
-
     def predict(self, latents: torch.Tensor, timesteps: Times, embeds: torch.Tensor) -> torch.Tensor:
         """The network's output (noise, or velocity for v-prediction models) for latents (b, c, h, w).
 
@@ -540,8 +413,6 @@ class DiffusionModel:
             if p.attention == "cross" and p.role in roles and p.is_weight and stream in (None, p.stream)
         ]
 
-    # --- parameters --------------------------------------------------------------------------------------------
-
     def parameters(self, names: Sequence[str] | None = None) -> list[Parameter]:
         """Parameters by name (``None``: all) with their layers and what these do in attention."""
         places = self.parameter_owners()
@@ -586,8 +457,6 @@ class DiffusionModel:
     def denoiser_names(self) -> list[str]:
         """Names of `named_parameters` that belong to the denoiser, in its own order."""
         return [name for name, _ in self.denoiser.named_parameters()]
-
-    # --- pixels ------------------------------------------------------------------------------------------------
 
     def to_latents(
         self, images: Sequence[Image.Image | None], generator: torch.Generator | None = None
@@ -742,8 +611,7 @@ class DiffusionModel:
 
     def denoise(self, noise: torch.Tensor, guidance: Guidance, scheduler: str, steps: int, stop: int | None = None):
         """Run the scheduler from unit noise, for ``stop`` steps if given. Returns latents of the shape of ``noise``."""
-        schedule = self.scheduler(scheduler)
-        schedule.set_timesteps(steps, device=self.device)
+        schedule = self.scheduler(scheduler, steps)
         latents = noise * schedule.init_noise_sigma
         for step, timestep in enumerate(schedule.timesteps[:stop]):
             scaled = schedule.scale_model_input(latents, timestep)

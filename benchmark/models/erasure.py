@@ -26,6 +26,7 @@ from overpaint.models.lazily import torch
 if TYPE_CHECKING:
     from overpaint.models.diffusion import DiffusionModel
 
+#: Kinds of erasures (`Erasure.kind`).
 KINDS = ("delta", "adapter", "guard")
 #: Types of stored tensors.
 WEIGHTS = ("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64")
@@ -40,13 +41,16 @@ class Replacement:
     tensor: torch.Tensor
 
     def apply(self, base: torch.Tensor) -> torch.Tensor:
+        """The changed tensor, in the precision of the model's tensor ``base``."""
         return torch.empty_like(base).copy_(self.tensor)  # in the base's memory layout, which can change the last bits
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor that it changes."""
         return tuple(self.tensor.shape)
 
     def stored(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of an erasure's file, for a change of the tensor ``name``."""
         return {name: self.tensor}
 
 
@@ -58,13 +62,16 @@ class LowRank:
     down: torch.Tensor
 
     def apply(self, base: torch.Tensor) -> torch.Tensor:
+        """The changed weight, computed in float64, in the precision of the model's weight ``base``."""
         return (base.double() + self.up.to(base.device).double() @ self.down.to(base.device).double()).to(base.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the weight that it changes."""
         return (self.up.shape[0], self.down.shape[1])
 
     def stored(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of an erasure's file, for a change of the weight ``name``."""
         return {f"{name}:up": self.up, f"{name}:down": self.down}
 
 
@@ -158,8 +165,6 @@ class Erasure:
             stored |= {f"{below}part:{name}": tensor for name, tensor in erasure.parts.items()}
         return stored
 
-    # --- attach and detach -------------------------------------------------------------------------------------
-
     def attach(self, model: DiffusionModel) -> Callable[[], None]:
         """Put the erasure on the model, after those it was made on.
 
@@ -247,8 +252,6 @@ class Erasure:
                 {name: row.clone(memory_format=torch.contiguous_format) for name, row in rows.items()}
             )
         return found
-
-    # --- files -------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: tensors under their diffusers names, the manifest as JSON in its header.

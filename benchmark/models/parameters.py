@@ -45,6 +45,7 @@ class Projection:
 
     @property
     def weight(self) -> torch.Tensor:
+        """W (out, in)."""
         return self.module.weight.data
 
 

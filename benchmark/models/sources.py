@@ -227,9 +227,6 @@ def _json(file: Path, where: str) -> Any:
         raise UserError(f"{where} is not readable JSON: {error}") from error
 
 
-# --- which model it is ---------------------------------------------------------------------------------------------
-
-
 @cache
 def fingerprint_model(path: str) -> str:
     """A hash of the model's content: its weights and configuration files, wherever they are.
@@ -303,9 +300,6 @@ def _check_once(key: str, path: str) -> None:
 
         load_pipeline(path, "float32", "cpu")
         _remember(entry, "yes")
-
-
-# --- the hub -------------------------------------------------------------------------------------------------------
 
 
 def local_folder(path: str) -> Path:
@@ -424,9 +418,6 @@ def _hub_hashes(name: str) -> dict[str, str] | None:
         }
     except Exception:  # of several libraries: offline, no such repository; loading the model tells which
         return None
-
-
-# --- memory of large files -------------------------------------------------------------------------------------------
 
 
 def remembered_hash(file: Path) -> str:
