@@ -263,6 +263,7 @@ class Deck:
         self.left: list[str] = []
 
     def deal(self) -> list[str]:
+        """The next prompts; all of them if there are fewer than ``hand``."""
         return self.draws.take("retain", self._deal)
 
     def _deal(self, generator: torch.Generator) -> list[str]:

@@ -123,9 +123,8 @@ class EMCID(Eraser):
             )
         return [known[number] for number in chosen]
 
-    # --- stage 1 -----------------------------------------------------------------------------------------------
-
     def sentences(self, model: DiffusionModel, name: str) -> Sentences:
+        """The templates, filled with a name."""
         return Sentences.of(model, self.templates, name, self.num_edit_tokens)
 
     def target(
@@ -182,8 +181,6 @@ class EMCID(Eraser):
         rows = [draws.integer("picture_of", 0, self.pictures) * sentences + n for n in range(sentences)]
         x_t, t, _ = diffused(bank.model, bank.latents(rows, draws, "x0"), draws)
         return draws.take("x", lambda _: x_t).to(x_t), t
-
-    # --- stage 2 -----------------------------------------------------------------------------------------------
 
     def write(
         self,
@@ -274,6 +271,8 @@ class Shift:
 
     @contextmanager
     def active(self) -> Iterator[None]:
+        """Inside the block δ is added."""
+
         def add(module, arguments, output):
             return output + (self.source.positions[:, : output.shape[1]] @ self.delta.to(output.dtype))
 

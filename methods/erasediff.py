@@ -196,8 +196,6 @@ class EraseDiff(Eraser):
         # a new permutation for every batch
         return cycle([first[0]]), (next(passes(draws, "retain", len(retain), self.batch_size)) for _ in cycle([0]))
 
-    # --- images and captions -----------------------------------------------------------------------------------
-
     def pseudo(self, concept: Concept, thing: str) -> str:
         """c_p for an image of the concept."""
         if self.pseudo_caption is not None:
@@ -214,6 +212,7 @@ class EraseDiff(Eraser):
     def bank(
         self, model: DiffusionModel, concepts: Sequence[Concept | None], count: int, caption: Caption, draws: Draws
     ) -> tuple[ImageBank, Shown]:
+        """`concept_bank` with the settings of this method."""
         return concept_bank(
             model,
             concepts,

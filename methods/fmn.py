@@ -174,8 +174,6 @@ class FMN(Eraser):
             owner = torch.arange(images * heads, device=places.device).view(images, heads) % images
         return maps * places[owner][:, :, None]
 
-    # --- inversion ---------------------------------------------------------------------------------------------
-
     def words(
         self, model: DiffusionModel, concepts: Sequence[Concept], bank: ImageBank, owners: Sequence[int], draws: Draws
     ) -> list[dict[str, torch.Tensor]]:

@@ -28,13 +28,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from overpaint.blocks.anchor_images import PLACES
 from overpaint.blocks.concept_masks import attention_masks, concept_tokens
 from overpaint.blocks.concept_scores import concept_scores, told
 from overpaint.blocks.draws import Draws, trace_values
-from overpaint.blocks.image_bank import THINGS, ImageBank, diffused, paint, shuffled
+from overpaint.blocks.image_bank import ImageBank, diffused, paint, shuffled
 from overpaint.blocks.learned_words import LearnedWords, mean_row
 from overpaint.blocks.prior import Captions, check_captions, read_captions
+from overpaint.blocks.templates import SCENES
 from overpaint.blocks.training import Rule, Student, parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
@@ -143,11 +143,9 @@ class Geom(Eraser):
         manifest = {"pictures": len(bank), "pictures_with_concept": seen}
         return Erasure("geom", "guard", changes, parts, settings, manifest)
 
-    # --- images ------------------------------------------------------------------------------------------------
-
     def images(self, model: DiffusionModel, request: Request, draws: Draws) -> tuple[ImageBank, list[str]]:
         """Images by the unedited model, and captions that name no concept. Every other image was made for a caption that does."""
-        captions = read_captions(self.captions) or [f"{thing}{place}" for place in PLACES for thing in THINGS]
+        captions = read_captions(self.captions) or SCENES
         order = next(shuffled(draws, "captions", len(captions), self.pictures))
         plain, prompts = [captions[row] for row in order], []
         for number, caption in enumerate(plain):
@@ -187,8 +185,6 @@ class Geom(Eraser):
                 where = drops.reshape(self.bins, self.bins) >= max(DROP * float(drops.max()), 1e-6)
             found.append(where)
         return found
-
-    # --- the erasure -------------------------------------------------------------------------------------------
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:

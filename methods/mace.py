@@ -133,8 +133,6 @@ class MACE(Eraser):
         domain, _ = caption_statistics(model, [c.name for c in request.retain] if used else [])
         return captions + self.domain_weight * domain
 
-    # --- learn -------------------------------------------------------------------------------------------------
-
     def paint(self, model: DiffusionModel, concept: Concept, draws: Draws) -> ImageBank:
         """Images of the concept: those of ``folder``, or images by the unedited model."""
         prompt = "a photo in the style of {}" if concept.kind == "style" else "a photo of the {}"
@@ -211,9 +209,6 @@ class MACE(Eraser):
         return {name: LowRank(factors[f"{name}:up"], factors[f"{name}:down"]) for name in starts}
 
 
-# --- the two closed forms --------------------------------------------------------------------------------------
-
-
 def refine(
     model: DiffusionModel, pairs: Iterable[Sequence[tuple[str, str]]], prior: torch.Tensor, lamb: float, all_words: bool
 ) -> dict[str, torch.Tensor]:
@@ -277,9 +272,6 @@ def aligned(model: DiffusionModel, old: str, new: str) -> tuple[list[int], list[
 def common(a: Sequence[int], b: Sequence[int]) -> int:
     """The length of the common prefix of two lists of ids."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-# --- the training loss -----------------------------------------------------------------------------------------
 
 
 def attention_loss(maps: Iterable[torch.Tensor], tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

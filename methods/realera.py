@@ -145,8 +145,6 @@ class RealEra(Eraser):
         changes = {name: stored(joined(change, student, name), bases[name]) for name, change in closed.items()}
         return Erasure("realera", changes=changes, manifest=manifest)
 
-    # --- closed form -------------------------------------------------------------------------------------------
-
     def aligned(
         self, model: DiffusionModel, pairs: list[tuple[str, str]], retained: list[str], draws: Draws
     ) -> tuple[Ridge, torch.Tensor, torch.Tensor]:
@@ -166,8 +164,6 @@ class RealEra(Eraser):
         kept = gram([*map(rows.all, retained), *beyond], E)
         scale = max(0.1, 1 / len(retained)) if self.preserve_scale is None else self.preserve_scale
         return factor(E, kept, self.lamb, keep_weight=scale), G, E
-
-    # --- prediction-noise alignment ----------------------------------------------------------------------------
 
     def train(
         self,

@@ -199,8 +199,6 @@ class SA(Eraser):
         trace_values(fisher=estimate)
         return estimate
 
-    # --- images and captions -----------------------------------------------------------------------------------
-
     def surrogates(
         self, model: DiffusionModel, request: Request, draws: Draws
     ) -> tuple[ImageBank, list[tuple[int, str]]]:

@@ -130,8 +130,6 @@ class SAeUron(Eraser):
         settings = {"layer": self.layer, "k": self.k, "times": list(means[0]), "official": self.compat == "official"}
         return Erasure("saeuron", "adapter", parts=parts | {"interventions": edits}, settings=settings)
 
-    # --- activations -------------------------------------------------------------------------------------------
-
     def phrases(self, concept: Concept) -> list[str]:
         """Prompts that name a concept."""
         templates = phrase_templates(concept.kind, self.concept_pictures, self.templates)
@@ -186,8 +184,6 @@ class SAeUron(Eraser):
                 sums[t] = sums.get(t, 0) + autoencoder.encode(x, self.k).mean(dim=1).sum(dim=0)
         return {t: total / len(prompts) for t, total in sums.items()}
 
-    # --- the autoencoder ---------------------------------------------------------------------------------------
-
     def trained(self, rows: torch.Tensor, draws: Draws) -> SparseAutoencoder:
         """An autoencoder of the activations ``rows`` (n, d)."""
         batches = shuffled(draws, "rows", len(rows), self.batch_size)
@@ -237,8 +233,6 @@ class SAeUron(Eraser):
             aux = min(count / half, 1.0) * missed.square().sum() / spread
         trace_values(unexplained=unexplained.detach(), aux=aux.detach())
         return unexplained + self.aux_weight * aux, (z > 0).any(dim=0)
-
-    # --- the erasure -------------------------------------------------------------------------------------------
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:

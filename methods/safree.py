@@ -145,8 +145,6 @@ class TokenGuard(Guard):
             return Guidance(model, positive, negative, scale)
         return TokenGuidance(self, self.edited(model, prompts, positive), model, positive, negative, scale, prompts)
 
-    # --- the edit of a prompt ------------------------------------------------------------------------------------
-
     def edited(self, model: DiffusionModel, prompts: Sequence[str], embeds: torch.Tensor) -> Edited:
         """Edit the encodings (n, rows, columns) of prompts; differentiable in ``embeds``.
 
@@ -209,8 +207,6 @@ class TokenGuard(Guard):
     def starts(self) -> int:
         """The first step that uses the edited rows. The filter has no such bound."""
         return self.first_step if self.filter == "none" else 0
-
-    # --- latent re-attention -------------------------------------------------------------------------------------
 
     @contextmanager
     def attending(self, model: DiffusionModel, images: int) -> Iterator[None]:

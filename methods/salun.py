@@ -179,8 +179,6 @@ class SalUn(Eraser):
         trace_values(mask=mask)
         return mask
 
-    # --- images and captions -----------------------------------------------------------------------------------
-
     def stand_in(self, request: Request, index: int) -> Concept | None:
         """The stand-in of an erased concept; ``None`` for the empty anchor, which means the unconditional prompt."""
         concept = request.erase[index]

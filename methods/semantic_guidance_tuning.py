@@ -96,6 +96,7 @@ class TuningGuard(Guard):
 
     @property
     def texts(self) -> list[str]:
+        """All texts, those to move away from first."""
         return [*self.away, *self.towards]
 
     def on(self, guidance) -> TuningGuard:

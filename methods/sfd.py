@@ -31,11 +31,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-from overpaint.blocks.anchor_images import PLACES
 from overpaint.blocks.draws import Draws, trace_values
-from overpaint.blocks.image_bank import THINGS
 from overpaint.blocks.prior import Captions, check_captions, read_captions
-from overpaint.blocks.templates import phrase_templates
+from overpaint.blocks.templates import SCENES, phrase_templates
 from overpaint.blocks.training import Student, gradients
 from overpaint.errors import UserError, at_least
 from overpaint.grid.assets import referred
@@ -160,9 +158,6 @@ class SFD(Eraser):
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:
         return model.guided_by(OneStep(construct(OneStepSettings, erasure.settings, "this erasure's settings")))
-
-
-# --- training --------------------------------------------------------------------------------------------------------
 
 
 class Distillation:
@@ -306,7 +301,7 @@ class Prompts:
                 self.pairs += [(prompt, override) for override in instead]
         kept = read_captions(method.captions) or [
             *(t.format(c.phrase) for c in request.retain for t in phrase_templates(c.kind, SENTENCES)),
-            *(f"{thing}{place}" for place in PLACES for thing in THINGS),
+            *SCENES,
         ]
         self.kept = [caption for caption in kept if not any(names(caption, c.name) for c in request.erase)]
         if not self.kept:
@@ -358,9 +353,6 @@ def adam(student: Student, rate: float) -> torch.optim.Adam:
     return torch.optim.Adam(student.masters.values(), lr=rate, betas=BETAS)
 
 
-# --- the equations ---------------------------------------------------------------------------------------------------
-
-
 def one_step(
     model: DiffusionModel,
     z: torch.Tensor,
@@ -405,9 +397,6 @@ def discrepancy(images: torch.Tensor, true: torch.Tensor, fake: torch.Tensor, al
     weight = (images - true).abs().mean(dim=(1, 2, 3), keepdim=True).detach().clamp(min=SMALLEST)
     difference = true - fake
     return (difference * ((true - images) - alpha * difference) / weight).sum() / len(images)
-
-
-# --- the erasure -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Ledger:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
+        """Every count by name."""
         return asdict(self)
 
     def add(self, other: Ledger) -> None:

@@ -122,6 +122,7 @@ class ConceptInversion(Attack):
         return self.through_guard(victim, batch, visits, number)
 
     def check_window(self, victim: DiffusionModel) -> None:
+        """Raise a `UserError` if the window is not smaller than the model's number of timesteps."""
         total = victim.train_timesteps
         if self.window >= total:
             raise UserError(f"attack.window takes fewer timesteps than the model's {total}, got {self.window}")

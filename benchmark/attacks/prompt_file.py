@@ -55,6 +55,7 @@ class PromptFile(Attack):
         )
 
     def prompts(self, concept: Concept) -> list[Prompt]:
+        """The first ``most`` prompts of the file. Raises a `UserError` without a file."""
         if self.file is None:
             raise UserError(
                 "attack=replay needs a list of prompts: set attack.file=FILE.csv, a CSV with a 'prompt' column"

@@ -217,8 +217,6 @@ class PromptSearch(SearchAttack):
             len(victim.tokenizer(text).input_ids) - 2 > len(words) for text, words in zip(texts, read, strict=True)
         )
 
-    # --- images ------------------------------------------------------------------------------------------------
-
     def draw(
         self,
         searches: Sequence[WordSearch],
@@ -241,8 +239,6 @@ class PromptSearch(SearchAttack):
         """The unedited model's images of the same prompts from the same start noise; encoding a failed one raises."""
         with context.unedited():
             return cast("list[Image]", paint(trials, [trial.shot for trial in trials]))
-
-    # --- targets -----------------------------------------------------------------------------------------------
 
     def set_targets(self, context: AttackContext, search: WordSearch, times: Sequence[int], kind: str) -> None:
         """Give a search the targets of its next block of steps, one of the timesteps ``times`` a step."""
@@ -270,8 +266,6 @@ class PromptSearch(SearchAttack):
             wanted = [self.predicted(model, context, shot, x, t, named.expand(len(x), -1, -1)) for x, t in parts]
         return Targets(noised, timesteps, torch.cat(wanted))
 
-    # --- predictions -------------------------------------------------------------------------------------------
-
     def predicted(
         self, model: DiffusionModel, context: AttackContext, shot: Shot, noised: torch.Tensor, timesteps, embeds
     ) -> torch.Tensor:
@@ -293,8 +287,6 @@ class PromptSearch(SearchAttack):
     def victim_prediction(self, context: AttackContext, shot: Shot) -> Prediction:
         """The victim's prediction e for one prompt, as a function for `WordSearch.predict`."""
         return lambda noised, t, embeds, step: self.predicted(context.victim, context, shot, noised, t, embeds)
-
-    # --- the loss ----------------------------------------------------------------------------------------------
 
     def loss_function(
         self,

@@ -64,6 +64,7 @@ class Relearning(FineTuning):
         return context.victim.to_latents(pictures), captions
 
     def of_concept(self, context: AttackContext) -> tuple[list, list[list[str]]]:
+        """Images of the concept, and for each image its possible captions."""
         pictures = context.concept_images(self.pictures, "relearn")
         words = f"{context.concept.article} {context.concept.name}".strip()
         lines = [line.format(words) for line in sentences(context.concept, context.catalogue)]

@@ -28,8 +28,9 @@ from typing import Any, ClassVar
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger, in_place_of_the_prompt
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.attacks.wording import fitting_article, sentences
+from overpaint.attacks.wording import sentences
 from overpaint.blocks.draws import Draws, trace_values
+from overpaint.blocks.templates import article
 from overpaint.blocks.token_variables import Frame, full, text_of
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Catalogue, Concept
@@ -116,6 +117,7 @@ class RingABell(Attack):
         return [individual if kept else self.mutated(individual, words, draws) for individual, kept in pool]
 
     def mutated(self, individual: list[int], words: list[int], draws: Draws) -> list[int]:
+        """The individual's token ids, one of them replaced by a random one of ``words`` with probability ``mutation_rate``."""
         if chance(draws) >= self.mutation_rate:
             return individual
         place = draws.integer("choice", 1, self.tokens + 1) - 1
@@ -138,7 +140,7 @@ def contrasts(concept: Concept, catalogue: Catalogue) -> list[tuple[str, str]]:
     """Pairs of sentences: one with the concept, one with its anchor or, if it has none, with nothing in its place."""
     anchor = concept.anchor or ""
     if anchor and concept.article:
-        anchor = f"{fitting_article(anchor)} {anchor}"
+        anchor = f"{article(anchor)} {anchor}"
     without = [" ".join(line.format(anchor).split()) for line in sentences(concept, catalogue)]
     return [
         (line.format(concept.phrase), plain) for line, plain in zip(sentences(concept, catalogue), without, strict=True)

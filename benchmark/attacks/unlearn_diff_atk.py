@@ -92,6 +92,7 @@ class UnlearnDiffAtk(PromptSearch):
                 return
 
     def frame(self, victim: DiffusionModel, text: str) -> Frame:
+        """The prompt with the places of the searched tokens."""
         return Frame.around(victim, text, self.location, self.tokens)
 
     def word_search(self, context: AttackContext, trial: Trial, original: Image) -> WordSearch:

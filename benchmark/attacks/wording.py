@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from overpaint.blocks.templates import THINGS, article
 from overpaint.grid.concepts import Catalogue, Concept
-
-VOWELS = "aeiou"
 
 
 def renamed(text: str, concept: Concept, words: str, whole: bool = False) -> str | None:
@@ -17,27 +16,20 @@ def renamed(text: str, concept: Concept, words: str, whole: bool = False) -> str
     ``whole`` phrases.
     """
     whole = whole or words.startswith(("a ", "an ", "the "))
-    article = r"(\b(?:an?|the)\s+)?" if concept.article else "()"
+    before = r"(\b(?:an?|the)\s+)?" if concept.article else "()"
 
     def replace(match: re.Match) -> str:
         found = (match.group(1) or "").strip()
         if whole or not found:
             return words
-        return f"{found if found.lower() == 'the' else fitting_article(words)} {words}"
+        return f"{found if found.lower() == 'the' else article(words)} {words}"
 
-    changed, count = re.subn(rf"{article}(?<!\w){re.escape(concept.name)}(?!\w)", replace, text, flags=re.IGNORECASE)
+    changed, count = re.subn(rf"{before}(?<!\w){re.escape(concept.name)}(?!\w)", replace, text, flags=re.IGNORECASE)
     return changed if count else None
-
-
-def fitting_article(words: str) -> str:
-    """``a`` or ``an``, by the first letter of the words."""
-    return "an" if words[:1].lower() in VOWELS else "a"
 
 
 def ordinary_texts(concept: Concept, count: int) -> list[str]:
     """``count`` captions of ordinary things other than the concept, like ``"a photo of a tree"``."""
-    from overpaint.blocks.image_bank import THINGS
-
     known = {concept.name, *concept.synonyms}
     things = [thing for thing in THINGS if thing.split(" ", 1)[1] not in known]
     return [f"a photo of {things[n % len(things)]}" for n in range(count)]

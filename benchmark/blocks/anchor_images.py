@@ -15,9 +15,9 @@ from typing import NamedTuple
 from PIL import Image, ImageOps
 
 from overpaint.blocks.draws import Draws, trace_values
-from overpaint.blocks.image_bank import THINGS, ImageBank, paint, shuffled, with_article
+from overpaint.blocks.image_bank import ImageBank, paint, shuffled
 from overpaint.blocks.prior import Captions, read_captions
-from overpaint.blocks.templates import OBJECT, phrase_templates
+from overpaint.blocks.templates import OBJECT, SCENES, THINGS, phrase_templates, with_article
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Concept
 from overpaint.models.diffusion import DiffusionModel
@@ -31,9 +31,6 @@ RULES = {"style": "style", "unsafe": "unsafe", "mark": "unsafe"}
 
 #: Resampling filter of the augmentation, by variant.
 FILTERS = {"diffusers": Image.Resampling.LANCZOS, "compvis": Image.Resampling.BICUBIC}
-
-#: Places in the anchor captions of a style.
-PLACES = ("", " at night", " in the meadow", " at dusk", " under a blue sky", " in the desert")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +104,7 @@ class AnchorImages:
         is a comma-separated list of subjects.
         """
         if self.rule_of(concept) == "style" and self.templates is None:
-            return [f"{anchor} of {thing}{place}" for place in PLACES for thing in THINGS]
+            return [f"{anchor} of {scene}" for scene in SCENES]
         templates = phrase_templates(concept.kind, len(OBJECT), self.templates)
         if concept.kind == "style":
             return [template.format(anchor) for template in templates]
@@ -141,6 +138,7 @@ class AnchorImages:
         )
 
     def flipped(self, image: Image.Image, draws: Draws) -> Image.Image:
+        """The image or its mirror image, with equal probability; with ``flip`` off, the image."""
         return ImageOps.mirror(image) if self.flip and draws.integer("flip", 0, 2) else image
 
     def placement(self, size: int, draws: Draws) -> Placement:

@@ -13,7 +13,8 @@ from typing import TypeAlias
 from PIL.Image import Image
 
 from overpaint.blocks.draws import Draws
-from overpaint.blocks.image_bank import THINGS, ImageBank, paint, read_folder, with_article
+from overpaint.blocks.image_bank import ImageBank, paint, read_folder
+from overpaint.blocks.templates import THINGS, with_article
 from overpaint.errors import UserError
 from overpaint.grid.concepts import Concept
 from overpaint.grid.paths import content_path

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.pictures import read_image
 from overpaint.errors import UserError
+from overpaint.grid.digests import IMAGE_SUFFIXES
 from overpaint.grid.paths import path_of
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.lazily import torch
@@ -23,9 +24,6 @@ from overpaint.run.progress import announce
 
 #: Images per forward of the autoencoder.
 PICTURES_AT_ONCE = 16
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-#: Subjects of the images where a method asks only for a style, or for nothing in particular.
-THINGS = ("a house", "a tree", "a boat", "a cat", "a flower", "a car", "a woman", "a man", "a fish", "a cup")
 
 
 class ImageBank:
@@ -90,9 +88,9 @@ def paint(
 def read_folder(model: DiffusionModel, folder: str | Path) -> list[Image.Image]:
     """All images of a folder in order of name, center-cropped to a square and resized to the model's resolution."""
     folder = path_of(folder, "folder")
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise UserError(f"the folder {folder} holds no pictures ({', '.join(SUFFIXES)})")
+        raise UserError(f"the folder {folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
     size = (model.image_size, model.image_size)
     images = []
     for path in paths:
@@ -127,10 +125,3 @@ def diffused(model: DiffusionModel, latents: torch.Tensor, draws: Draws, suffix:
     t = t.to(latents.device)
     noise = draws.noise(f"noise{suffix}", tuple(latents.shape), latents)
     return Diffused(model.add_noise(latents, noise, t), t, noise)
-
-
-def with_article(noun: str) -> str:
-    """``"house"`` -> ``"a house"``; a noun that already has an article is unchanged."""
-    if noun.split(" ")[0].lower() in ("a", "an", "the"):
-        return noun
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

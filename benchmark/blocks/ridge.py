@@ -109,6 +109,7 @@ class TextMap:
 
     @cached_property
     def T(self) -> torch.Tensor:
+        """T (d, d)."""
         return self.up if self.down is None else self.up @ self.down
 
     @property

@@ -1,7 +1,7 @@
-"""Sentence templates that contain a concept's name, for methods that edit or train on phrases.
+"""Sentences and words of which captions are made: templates that name a concept, and captions of ordinary things.
 
-Official code comes with its own lists; this one list replaces them, so that all methods use the same sentences. Each
-method uses the first few: MACE 30, TRCE 15, EMCID 3. The hyper-parameter ``templates`` sets another list.
+Official code comes with its own lists of templates; this one list replaces them, so that all methods use the same sentences.
+Each method uses the first few: MACE 30, TRCE 15, EMCID 3. The hyper-parameter ``templates`` sets another list.
 """
 
 from __future__ import annotations
@@ -10,6 +10,14 @@ from collections.abc import Sequence
 
 from overpaint.errors import UserError
 
+#: Subjects of the images where a method asks only for a style, or for nothing in particular.
+THINGS = ("a house", "a tree", "a boat", "a cat", "a flower", "a car", "a woman", "a man", "a fish", "a cup")
+#: Ends of captions that say where or when.
+PLACES = ("", " at night", " in the meadow", " at dusk", " under a blue sky", " in the desert")
+#: Captions of every thing in every place.
+SCENES = tuple(f"{thing}{place}" for place in PLACES for thing in THINGS)
+
+#: Templates for a concept of any kind but a style.
 OBJECT = (
     "a photo of {}",
     "an image of {}",
@@ -45,6 +53,7 @@ OBJECT = (
     "a child's drawing of {}",
 )
 
+#: Templates for a style.
 STYLE = (
     "a picture in the style of {}",
     "a painting by {}",
@@ -87,3 +96,13 @@ def phrase_templates(kind: str, count: int, own: Sequence[str] | None = None) ->
     if not chosen or not all(isinstance(t, str) and t.count("{}") == 1 for t in chosen):
         raise UserError(f"templates takes sentences with one {{}} each, got {chosen!r}")
     return chosen[:count]
+
+
+def article(noun: str) -> str:
+    """``a`` or ``an``, by the first letter."""
+    return "an" if noun[:1].lower() in "aeiou" else "a"
+
+
+def with_article(noun: str) -> str:
+    """``"house"`` -> ``"a house"``; a noun that already has an article is unchanged."""
+    return noun if noun.split(" ")[0].lower() in ("a", "an", "the") else f"{article(noun)} {noun}"

@@ -26,8 +26,6 @@ from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.lazily import functional, torch
 from overpaint.run.progress import steps
 
-# --- reading a variable as tokens ----------------------------------------------------------------------------------
-
 
 class TokenVariable(Protocol):
     """A variable that reads as tokens. ``parameter`` is optimised, at least in float32."""
@@ -128,8 +126,6 @@ def _shifted(row: torch.Tensor, tolerance: float) -> torch.Tensor:
         low, high = (shift, high) if excess > 0 else (low, shift)
     return (row - shift).clamp(0, 1)
 
-
-# --- tokens in a prompt --------------------------------------------------------------------------------------------
 
 #: The layouts of `BEHIND` that insert tokens and keep the prompt's own.
 Location = Literal["prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words"]
@@ -255,9 +251,6 @@ def text_within(model: DiffusionModel, text: str, most: int) -> str:
             break
         text = text_of(model, ids[:length])
     return text
-
-
-# --- the search ----------------------------------------------------------------------------------------------------
 
 
 def descend(

@@ -43,6 +43,7 @@ class Moments(NamedTuple, Generic[Number]):
 
 
 def moments(values: ArrayLike) -> Moments[float]:
+    """The moments of all values."""
     values = np.asarray(values, float)
     return Moments(float(values.mean()), float(values.std()))
 

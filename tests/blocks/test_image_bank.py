@@ -8,7 +8,8 @@ from PIL import Image
 
 import overpaint
 from overpaint.blocks.draws import Draws, replayed
-from overpaint.blocks.image_bank import diffused, paint, read_folder, shuffled, with_article
+from overpaint.blocks.image_bank import diffused, paint, read_folder, shuffled
+from overpaint.blocks.templates import with_article
 from overpaint.run.progress import watched
 
 SAMPLER = {"scheduler": "ddim", "steps": 2, "guidance_scale": 3.0}
@@ -71,5 +72,5 @@ def test_pictures_of_a_folder_are_made_square(tiny_sd, tmp_path):
 
 
 @pytest.mark.parametrize("noun, phrase", [("house", "a house"), ("umbrella", "an umbrella"), ("the sea", "the sea")])
-def test_articles(noun, phrase):
+def test_a_noun_gets_the_article_that_fits(noun, phrase):
     assert with_article(noun) == phrase

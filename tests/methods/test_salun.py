@@ -7,7 +7,7 @@ import torch
 import overpaint
 from official import by_name, distance, flat, parameters, recorded, watched
 from overpaint.blocks.concept_pictures import in_order, turns
-from overpaint.blocks.image_bank import THINGS
+from overpaint.blocks.templates import THINGS
 from overpaint.methods.salun import largest
 
 #: Settings that are small enough for the tiny model.
