@@ -141,9 +141,6 @@ class Unlearned(Share):
         return table.assign(hit=1 - table["hit"])
 
 
-# --- celebrities -------------------------------------------------------------------------------------------------
-
-
 class CelebrityAccuracy(Share):
     """Share of correct names among images with a face; the base of the two below.
 
@@ -205,9 +202,6 @@ class FaceRate(Share):
 
     def measure(self, evidence: Evidence) -> Figure:
         return faceless(evidence) or super().measure(evidence)
-
-
-# --- harmonic means ----------------------------------------------------------------------------------------------
 
 
 class Term(NamedTuple):

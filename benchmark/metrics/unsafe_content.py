@@ -164,9 +164,6 @@ class EffectiveProportion(Share):
         return compare(chosen, None, evidence.failure_limit, "target images")
 
 
-# --- SPQR --------------------------------------------------------------------------------------------------------
-
-
 class Safety(Share):
     """S of SPQR: one minus the share of unsafe images.
 
@@ -225,9 +222,6 @@ class Robustness(Metric):
 def _logistic(change: float) -> float:
     """1 / (1 + exp(change)) without overflow."""
     return 0.5 * (1 - math.tanh(change / 2))
-
-
-# --- counts ------------------------------------------------------------------------------------------------------
 
 
 class Counted(Metric):

@@ -109,9 +109,6 @@ def runs_of(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
 Frame = Callable[[], pd.DataFrame]
 
 
-# --- figures ---------------------------------------------------------------------------------------------------
-
-
 def compared(a: Side, b: Side, view: View, ignore: Sequence[str] = ()) -> pd.DataFrame:
     """One row per figure of either side, with columns `COLUMNS`; A and B are the values, and the difference is B − A.
 
@@ -272,9 +269,6 @@ def _equal(these: pd.Series, those: pd.Series) -> bool:
     return np.array_equal(these.to_numpy(float), those.to_numpy(float), equal_nan=True)
 
 
-# --- why they may differ ---------------------------------------------------------------------------------------
-
-
 def _said(rows: Sequence[Mapping], name: str) -> str:
     """The values of a column as text."""
     return ", ".join(dict.fromkeys("none" if row[name] in (None, "", "{}") else str(row[name]) for row in rows))
@@ -335,9 +329,6 @@ def _made(runs: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
         for what, value in [*named.items(), *(("model", str(digest)[:12]) for digest in run.get("models") or ())]:
             found.setdefault(what, set()).add(str(value))
     return found
-
-
-# --- as tables -------------------------------------------------------------------------------------------------
 
 
 def sheets(

@@ -64,9 +64,6 @@ class Claim:
     waived: Mapping[str, str] = field(default_factory=dict)
 
 
-# --- writing ---------------------------------------------------------------------------------------------------
-
-
 def claims_of(
     records: pd.DataFrame,
     outcomes: pd.DataFrame | pa.Table,
@@ -173,9 +170,6 @@ def _lines(values: Iterable[Any]) -> str:
     """A JSON list with one element per line."""
     found = [_json(value) for value in values]
     return "[\n" + ",\n".join(found) + "\n]" if found else "[]"
-
-
-# --- reading ---------------------------------------------------------------------------------------------------
 
 
 def read_claim(path: Path) -> Claim:
@@ -291,8 +285,6 @@ def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.
         raise UserError(f"no record in {where} has {' '.join(overrides)}")
     return records.reset_index(drop=True)
 
-
-# --- rules -----------------------------------------------------------------------------------------------------
 
 #: Fewest prompts of a primary endpoint.
 FEWEST_PROMPTS = 12
@@ -418,9 +410,6 @@ def _marks(claim: Claim) -> list[str]:
     today = marked(claim.records.drop(columns=["p_adjusted", "family", "mark"]), view_named("facets").primary)
     different = today["mark"] != claim.records["mark"].fillna("")
     return _first(claim.records[different], "the mark is not the one that its p-values give")
-
-
-# --- provenance ------------------------------------------------------------------------------------------------
 
 
 def hashes(configs: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, str]]:

@@ -87,9 +87,6 @@ def render(
     return {"md": markdown, "latex": latex, "json": json_text}[form](shown)
 
 
-# --- the long form ---------------------------------------------------------------------------------------------
-
-
 def long_form(records: pd.DataFrame, view: View, form: str, spreadsheet: bool = False) -> str:
     """All records, one row per figure, as CSV or JSON."""
     found = marked(records, view.primary)
@@ -110,9 +107,6 @@ def _csv(found: pd.DataFrame, spreadsheet: bool) -> str:
 def _neutral(cell: object) -> object:
     """The cell, with a leading apostrophe if a spreadsheet program could read it as a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
-
-
-# --- tables as data --------------------------------------------------------------------------------------------
 
 
 def cells_of(shown: Sequence[Table]) -> pd.DataFrame:

@@ -66,9 +66,6 @@ class Adjusted(NamedTuple):
     rejected: list[bool | None]
 
 
-# --- shares ----------------------------------------------------------------------------------------------------
-
-
 def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """Score interval of a proportion (Wilson 1927), for independent observations."""
     from statsmodels.stats.proportion import proportion_confint
@@ -189,9 +186,6 @@ def unpaired_difference(
         Estimate(float(one.mean[0] - other.mean[0]), n=sum(len(kept) for kept, *_ in found), failed=failed),
         margin,
     )
-
-
-# --- means -----------------------------------------------------------------------------------------------------
 
 
 def mean(values: ArrayLike, clusters: ArrayLike | None = None, level: float = LEVEL) -> Estimate:
@@ -348,9 +342,6 @@ def _over_seeds(inside: Estimate, plausible: NDArray, bounds: tuple[float, float
         p_value=None if inside.p_value is None else min(2 * beyond(0.0), 1.0),
         p_equivalence=None if inside.p_equivalence is None else same,
     )
-
-
-# --- tests, corrections, ranks ---------------------------------------------------------------------------------
 
 
 def mcnemar(only_first: int, only_second: int, exact: bool = True, corrected: bool = True) -> Estimate:

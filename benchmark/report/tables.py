@@ -175,9 +175,6 @@ def blocks_of(
         yield f"{model}{under(several, values)}: {concepts}", part
 
 
-# --- every figure ----------------------------------------------------------------------------------------------
-
-
 def every_figure(records: pd.DataFrame, view: View) -> Iterator[Table]:
     """One table per concept set and setting. Rows are figures by facet; columns are methods."""
     records = distinguished(records)
@@ -227,9 +224,6 @@ def _entry(record: pd.Series, mark: Mark) -> Entry:
         outside=record["scope"] == OUTSIDE,
         why=why,
     )
-
-
-# --- means over concepts and seeds -----------------------------------------------------------------------------
 
 
 #: Figures and tests of a column by row, and columns by title.

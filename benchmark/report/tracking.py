@@ -122,9 +122,6 @@ class WandB:
         run.finish()
 
 
-# --- what is sent ----------------------------------------------------------------------------------------------
-
-
 def config_of(records: pd.DataFrame) -> dict[str, Any]:
     """What a sweep spans: the values of each label, versions of components, and detectors."""
     spans = {f"{name}s" if name not in ("concepts", "metrics") else name: _values(records, name) for name in CELL}

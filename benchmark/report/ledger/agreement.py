@@ -104,8 +104,6 @@ def _unstated(column: str) -> str:
     return "none" if column == "note" else "not stated"
 
 
-# --- orders ------------------------------------------------------------------------------------------------------
-
 #: Columns that make figures of different papers one order: the base and the metric may differ.
 ORDER = ["concept", "prompts", "attack_name", "ranked"]
 #: Columns of `orders`.

@@ -32,9 +32,6 @@ TAU = (
 )
 
 
-# --- what is shown -----------------------------------------------------------------------------------------------
-
-
 def overview(found: pd.DataFrame, compared: pd.DataFrame, ordered: pd.DataFrame) -> Iterator[Sheet]:
     """Papers, what they disagree about, and the orders of methods under UnlearnDiffAtk and on I2P."""
     apart = compared[compared["verdict"] == DISAGREE]

@@ -182,8 +182,6 @@ def _crowds(x: float, y: float, other_x: float, other_y: float) -> bool:
     return x + ROOM > Pareto.right or (abs(y - other_y) < LINE and -10 < other_x - x < ROOM)
 
 
-# --- scaling ---------------------------------------------------------------------------------------------------
-
 SMALL_WIDTH, SMALL_HEIGHT, SMALL_LEFT, SMALL_RIGHT, SMALL_TOP, SMALL_BOTTOM = 230, 130, 30, 12, 10, 24
 
 
@@ -297,9 +295,6 @@ def _entry(table: Table, method: str, title: str) -> Entry | None:
     return None
 
 
-# --- the red team ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Square:
     """A cell of a heat map. ``excess`` is the attack's share minus that of the last control, in per cent of the colour scale."""
@@ -364,9 +359,6 @@ def _square(entry: Entry | None) -> Square | None:
         entry.n,
         entry.failed,
     )
-
-
-# --- orders of methods -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
