@@ -78,12 +78,12 @@ def test_a_folder_named_in_the_search_path(package, tmp_path):
     assert records["detector"].str.startswith("oracle_mean").all()
 
 
-def test_another_track(package, tmp_path):
+def test_a_package_adds_a_track(package, tmp_path):
     printed = shell(COMMANDS["with the track, in the folder that contains my_package"], package, tmp_path)
     assert "mentions" in printed and "0.50" in printed
 
 
-def test_an_installed_package(package, tmp_path):
+def test_an_installed_package_is_found(package, tmp_path):
     printed = shell(COMMANDS["in the folder that contains pyproject.toml"], package, tmp_path, tmp_path / "site")
     assert re.search(r"^project_out +value projections without", printed, re.M)
     assert (package / "church.safetensors").stat().st_size > 0

@@ -145,6 +145,6 @@ def test_what_is_drawn_is_judged_and_counted(context, judge):
         ({"steps": 0}, "steps takes a number from 1"),
     ],
 )
-def test_bad_input(values, said):
+def test_bad_input_is_refused(values, said):
     with pytest.raises(overpaint.UserError, match=said):
         arithmetic(**values)

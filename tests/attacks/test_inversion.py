@@ -239,6 +239,6 @@ def test_without_pictures_there_is_nothing_to_invert(shown):
         ({"method": "null_text"}, "null_text"),
     ],
 )
-def test_bad_input(values, said):
+def test_bad_input_is_refused(values, said):
     with pytest.raises(overpaint.UserError, match=said):
         inversion(**values)

@@ -229,7 +229,7 @@ def test_an_adapter_whose_output_is_not_linear_is_refused(context, tiny_sd):
         ({"benign": 0.0}, "merge changes nothing"),
     ],
 )
-def test_bad_input(values, said):
+def test_bad_input_is_refused(values, said):
     with pytest.raises(overpaint.UserError, match=said):
         merge(**values)
 

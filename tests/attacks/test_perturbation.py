@@ -121,6 +121,6 @@ def test_weights_of_adapters_are_perturbed_and_their_other_tensors_are_not(erase
         ({"prune": 0.0}, "set one of them"),
     ],
 )
-def test_bad_input(values, said):
+def test_bad_input_is_refused(values, said):
     with pytest.raises(overpaint.UserError, match=said):
         perturb(**values)

@@ -175,7 +175,7 @@ def test_the_victim_makes_every_step_of_the_noise_probe_and_not_of_completion():
         ("noise_probe", {"steps": 0}, "steps takes a number from 1"),
     ],
 )
-def test_bad_input(name, values, said):
+def test_bad_input_is_refused(name, values, said):
     with pytest.raises(overpaint.UserError, match=said):
         probe(name, **values)
 

@@ -149,7 +149,7 @@ def test_unrelated_pictures_are_of_other_things(context):
     assert not any(word in text for (text,) in captions for word in ("cat", "house"))
 
 
-def test_bad_input(context):
+def test_bad_input_is_refused(context):
     for values, said in (({"curve": [5, 5]}, "curve takes increasing"), ({"clip": 0.0}, "clip takes")):
         with pytest.raises(overpaint.UserError, match=said):
             relearn(**values)

@@ -24,7 +24,7 @@ CHURCH, MIRA = Concept("church", article="a"), Concept("mira", kind="character")
         (r"a church", CHURCH, r"\1 chapel", r"a \1 chapel"),
     ],
 )
-def test_renamed(text, concept, words, expected):
+def test_words_take_the_place_of_the_name_with_the_article_that_fits(text, concept, words, expected):
     assert renamed(text, concept, words) == expected
 
 

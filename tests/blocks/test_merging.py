@@ -184,7 +184,7 @@ def test_a_rule_that_does_not_fit_the_erasures_is_refused(tiny_sd):
         overpaint.erase(tiny_sd, "uce", **TWO, merge="sum", sequential=True)
 
 
-def test_rules_differ(tiny_sd):
+def test_the_rules_of_merging_give_different_weights(tiny_sd):
     found = [overpaint.erase(tiny_sd, "uce", **TWO, merge=rule).tensors for rule in ("sum", "mean", "ties", "closed")]
     name = next(iter(found[0]))
     assert all(not torch.equal(one[name], two[name]) for one, two in pairwise(found))

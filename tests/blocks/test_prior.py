@@ -62,7 +62,7 @@ def test_where_captions_come_from(tmp_path):
         read_captions("testbed/caption")
 
 
-def test_templates():
+def test_a_method_gets_the_first_templates_of_the_kind_or_of_its_own_list():
     assert len(set(OBJECT)) >= 30 and len(set(STYLE)) >= 30
     assert phrase_templates("style", 3) == list(STYLE[:3])
     assert phrase_templates("person", 3) == phrase_templates("object", 3) == list(OBJECT[:3])

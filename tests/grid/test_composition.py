@@ -60,7 +60,7 @@ def test_axis_of_values_inside_a_group():
     assert [c.method.values["lamb"] for c in swept] == [0.1, 1.0]
 
 
-def test_inline_concepts():
+def test_concepts_can_be_given_on_the_command_line():
     (cell,) = cells("concepts=inline", "concepts.erase=[church]", "concepts.anchor=house")
     assert cell.concepts.request.erase[0].label == "church"
     assert cell.concepts.request.erase[0].anchor == "house"

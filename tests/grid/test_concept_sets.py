@@ -53,7 +53,7 @@ def test_sets_without_attributes_are_as_they_were():
         ("concepts.prompts.attributes=list.csv", "set concepts.attributes"),
     ],
 )
-def test_bad_attributes(override, said):
+def test_bad_attributes_are_refused(override, said):
     with pytest.raises(UserError, match=said):
         cell("concepts=church", override)
 

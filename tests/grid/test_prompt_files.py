@@ -70,7 +70,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_published_formats(tmp_path, name):
+def test_published_prompt_files_are_read(tmp_path, name):
     text, expected = FORMATS[name]
     (tmp_path / "list.csv").write_text(text, encoding="utf-8", newline="")
     first, *others = read_rows(tmp_path / "list.csv")

@@ -35,7 +35,7 @@ def harmless(call):
         max_size=3,
     )
 )
-def test_any_overrides(taken, overrides):
+def test_any_overrides_are_taken_or_refused(taken, overrides):
     harmless(lambda: taken(*overrides))
 
 
@@ -54,7 +54,7 @@ CATALOGUE_KEYS = ["concepts", "church", "kind", "synonyms", "translations", "en"
 
 @FUZZ
 @given(st.one_of(st.binary(max_size=200), yaml_values(CATALOGUE_KEYS)))
-def test_any_catalogue(taken, tmp_path, value):
+def test_any_catalogue_is_taken_or_refused(taken, tmp_path, value):
     import yaml
 
     file = tmp_path / "any.yaml"
@@ -69,7 +69,7 @@ def test_any_catalogue(taken, tmp_path, value):
         st.binary(max_size=200), yaml_values([*"ab", "erase", "retain", "anchor", "prompts", "target", "defaults"])
     )
 )
-def test_any_concept_set(taken, conf, value):
+def test_any_concept_set_is_taken_or_refused(taken, conf, value):
     import yaml
 
     searchpath = conf("concepts/any", value if isinstance(value, bytes) else yaml.safe_dump(value))
@@ -83,7 +83,7 @@ def test_any_concept_set(taken, conf, value):
         st.text('prompt,seed\n"\r1.-e\0é', max_size=60).map(lambda t: ("prompt,seed\n" + t).encode()),
     )
 )
-def test_any_prompt_file(tmp_path, content):
+def test_any_prompt_file_is_taken_or_refused(tmp_path, content):
     file = tmp_path / "any.csv"
     file.write_bytes(content)
     harmless(lambda: read_prompts(file))

@@ -251,7 +251,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("arguments", "said"), CASES, ids=[repr(" ".join(a)[:60]) for a, _ in CASES])
-def test_commands(refused, arguments, said):
+def test_a_bad_command_is_refused_in_one_sentence(refused, arguments, said):
     refused(*arguments, said=said)
 
 
@@ -526,7 +526,7 @@ OVERRIDES += [
 
 
 @pytest.mark.parametrize("line", OVERRIDES, ids=lambda line: repr(line[:60]))
-def test_overrides(refused, line):
+def test_a_bad_override_is_refused_in_one_sentence(refused, line):
     refused("plan", *line.split(" | "))
 
 
@@ -617,7 +617,7 @@ MAKE = {"file": Path.touch, "folder": Path.mkdir, "pipe": os.mkfifo, "link": lam
 
 
 @pytest.mark.parametrize(("there", "line", "said"), PLACES, ids=[f"{there}: {line}" for there, line, _ in PLACES])
-def test_places(refused, here, there, line, said):
+def test_what_stands_in_the_place_of_a_file_or_folder_is_named(refused, here, there, line, said):
     kind, name = there.split()
     (here / name).parent.mkdir(exist_ok=True)
     MAKE[kind](here / name)
@@ -625,7 +625,7 @@ def test_places(refused, here, there, line, said):
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/sys"), reason="needs a place nobody can write to")
-def test_read_only_store(refused):
+def test_a_store_that_cannot_be_written_is_refused(refused):
     refused("run", "budget=smoke", "store=/proc/overpaint", said="cannot write to the store /proc/overpaint")
 
 

@@ -71,7 +71,7 @@ def arguments(goldens):
 
 
 @pytest.mark.parametrize("name", ERASURES)
-def test_erasures(refused, here, arguments, name):
+def test_a_damaged_erasure_is_refused_in_one_sentence(refused, here, arguments, name):
     tensors, header, said = ERASURES[name]
     text = header if isinstance(header, str) else json.dumps(header)
     save_file(tensors, here / "e.safetensors", metadata={"overpaint": text})
@@ -79,7 +79,7 @@ def test_erasures(refused, here, arguments, name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_another_format(refused, here, arguments, name):
+def test_a_file_of_another_format_is_refused(refused, here, arguments, name):
     (here / "e.safetensors").write_bytes(FILES[name])
     refused(*arguments, said="is not an overpaint erasure file")
 

@@ -201,7 +201,7 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("text", VIEWS, ids=lambda text: text[:40])
-def test_views(refused, here, conf, text):
+def test_a_broken_view_is_refused(refused, here, conf, text):
     (here / "s").mkdir()
     refused("table", "--view", "mine", "--format", "md", "store=s", conf("view/mine", text), said=VIEWS[text])
 

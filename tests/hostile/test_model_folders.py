@@ -351,7 +351,7 @@ def arguments(folder):
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_model_folders(refused, folder, name):
+def test_a_damaged_folder_is_refused_in_one_sentence(refused, folder, name):
     spoil, said = DAMAGES[name]
     spoil(folder)
     refused(*arguments(folder), said=[str(folder), said])

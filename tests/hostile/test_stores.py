@@ -136,7 +136,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_stores(refused, store, name):
+def test_a_damaged_store_is_refused_in_one_sentence(refused, store, name):
     spoil, said = DAMAGES[name]
     spoil(store)
     refused("table", "store=s", "--format", "md", said=said)

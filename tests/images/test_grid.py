@@ -159,7 +159,7 @@ def test_an_interrupted_run_ends_with_the_same_table(store, capsys, tmp_path, mo
     pd.testing.assert_frame_equal(ours.reset_index(drop=True), theirs.reset_index(drop=True), check_exact=True)
 
 
-def test_formats(store, capsys):
+def test_a_table_is_printed_in_every_format(store, capsys):
     for form, sign in (("md", "| facet |"), ("latex", "\\toprule"), ("json", '"metric"')):
         capsys.readouterr()
         assert overpaint("table", f"store={store.root}", "--format", form) == 0

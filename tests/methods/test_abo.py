@@ -65,7 +65,7 @@ def test_each_concept_has_its_own_alternative(tiny_sd):
 
 
 @pytest.mark.parametrize(("group", "count"), [("xattn", 35), ("kv", 14)])
-def test_groups(tiny_sd, group, count):
+def test_each_group_has_its_number_of_parameters(tiny_sd, group, count):
     assert len(parameter_group(tiny_sd, GROUPS[group])) == count
 
 

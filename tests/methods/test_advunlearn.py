@@ -122,7 +122,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("released", [True, False])
 @pytest.mark.parametrize("place", PLACES)
-def test_layouts(tiny_sd, place, released):
+def test_the_rows_of_a_soft_prompt_are_in_their_places(tiny_sd, place, released):
     text, table = "a photo of a dog", tiny_sd.text_encoder.get_input_embeddings().weight.data
     ids = tiny_sd.padded_ids([text])
     prompt = SoftPrompt(tiny_sd, text, place, 2, released)

@@ -49,7 +49,7 @@ def in_names_of(prefix, tensors):
 
 
 @pytest.mark.parametrize("prefix", ["", "unet.", "module."])
-def test_changed_tensors(prefix, tiny_sd, edited, tmp_path):
+def test_changed_tensors_are_read_under_the_names_of_every_format(prefix, tiny_sd, edited, tmp_path):
     save_file(in_names_of(prefix, edited), tmp_path / "esd.safetensors")
     assert_is(read(tiny_sd, tmp_path / "esd.safetensors"), edited)
 

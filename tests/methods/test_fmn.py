@@ -146,7 +146,7 @@ def test_the_norms_of_new_words_are_pulled_to_a_words(tiny_sd):
     assert float(free["rows"][-1].norm()) > 2
 
 
-def test_positions(tiny_sd):
+def test_positions_are_those_of_the_name_and_with_the_pooler_of_the_end(tiny_sd):
     eraser, pooled = (component("method", "fmn").build({"pooler": pooler}) for pooler in (False, True))
     ids = tiny_sd.padded_ids(["a snoopy dog and snoopy"])[0]
     first, length = len(tiny_sd.token_ids("a")) - 1, len(tiny_sd.token_ids("snoopy")) - 2

@@ -59,7 +59,7 @@ def test_a_prompt_equal_to_the_text_is_not_guided(tiny_sd, scale):
     torch.testing.assert_close(ours, predicted(tiny_sd, "dog"), rtol=1e-4, atol=1e-4)
 
 
-def test_the_equations(tiny_sd):
+def test_guidance_follows_the_equations_of_both_forms(tiny_sd):
     nothing, wanted, unwanted = (predicted(tiny_sd, p) for p in ("", "a photo of a dog", "dog, ship"))
     text = {"erase": ["dog", "ship"]}
     torch.testing.assert_close(guided(tiny_sd, **text), unwanted + 7.5 * (wanted - unwanted), rtol=1e-4, atol=1e-4)

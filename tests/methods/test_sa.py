@@ -181,7 +181,7 @@ def test_the_averages_first_decay(compat, updates, largest, decay, tiny_sd_float
         torch.testing.assert_close(erasure.tensors[name], decay * base + (1 - decay) * trained, rtol=0, atol=1e-12)
 
 
-def test_warm_up():
+def test_the_learning_rate_rises_linearly_in_the_warm_up():
     eraser = component("method", "sa").build({"warmup_steps": 2})
     assert [round(eraser.warming(step), 7) for step in range(4)] == [1e-6, 0.5000005, 1.0, 1.0]
     assert component("method", "sa").build({"warmup_steps": 0}).warming(0) == 1.0

@@ -32,7 +32,7 @@ def summary(model, ids):
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "naked", "a painting by van gogh of a church"])
-def test_the_equations(prompt, tiny_sd_float64):
+def test_the_edit_of_a_prompt_follows_the_equations(prompt, tiny_sd_float64):
     model, phrases = tiny_sd_float64, ["nudity", "naked"]
     made, (seen,) = guidance(model, [prompt], phrases=phrases)
     words = len(model.token_ids(prompt)) - 2
@@ -58,7 +58,7 @@ def test_the_equations(prompt, tiny_sd_float64):
     assert made.edited.last.tolist() == [filtered_steps(seen["beta"], "sigmoid", 10, 2.5, 5.333)]
 
 
-def test_projectors():
+def test_a_projector_projects_onto_the_span_of_its_columns():
     E = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)).double()
     P = projector(E)
     for ours, expected in ((P @ P, P), (P.T, P), (P @ E, E), (projector(torch.cat([E, E[:, :2]], 1)), P)):
@@ -76,7 +76,7 @@ def test_triggers_are_farther_than_the_mean_of_the_others_by_the_margin():
     assert triggers(far[:0], nothing, 0.0).tolist() == []
 
 
-def test_the_filter():
+def test_the_filter_uses_more_steps_for_a_larger_change():
     assert [filtered_steps(b, "sigmoid", 10, 2.5, 5.333) for b in (0.0, 0.4, 0.5333, 0.6, 1.0)] == [0, 0, 5, 10, 10]
     assert [filtered_steps(b, "sigmoid", 10, 3.5, 5.5) for b in (0.5, 0.53, 0.57, 0.6)] == [0, 2, 8, 10]
     grid = [i / 200 for i in range(240)]
@@ -154,7 +154,7 @@ def spectrum(x):
 
 @pytest.mark.parametrize("window", [1, 2])
 @pytest.mark.parametrize("released", [False, True])
-def test_re_attention(window, released):
+def test_re_attention_attenuates_low_frequencies_only(window, released):
     s, o = torch.randn(2, 3, 6, 8, 8, generator=torch.Generator().manual_seed(window)).double()
     ours, plain, other = (spectrum(x) for x in (attenuated(s, o, window, 0.25, released), s, o))
     low = torch.zeros(8, 8, dtype=torch.bool)

@@ -232,7 +232,7 @@ def test_keys_and_values_are_stage_1s_and_the_rest_is_self_attention_and_queries
     assert all(not torch.equal(two.changes[n].tensor, tiny_sd.named_parameters()[n].data) for n in trained)
 
 
-def test_the_hinge():
+def test_the_hinge_is_zero_only_beyond_the_margin():
     eraser = trce(margin=0.25, beta=2.0)
     P, R = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
     assert eraser.hinge(R, P, P) == 0.5  # equal targets leave the margin

@@ -26,7 +26,7 @@ STEPS = np.array([0.0, 10.0, 40.0])
         ([0.0, 0.0, 0.4], 0.8, 40, 6 / 40),
     ],
 )
-def test_closed_form(shares, known, half, mean):
+def test_half_and_area_of_a_curve_have_their_closed_forms(shares, known, half, mean):
     assert steps_to_half(np.array([shares]), STEPS, np.array([known])) == pytest.approx([half])
     assert area(np.array([shares]), STEPS) == pytest.approx([mean])
 

@@ -72,7 +72,7 @@ def test_grid_without_the_photographs():
     assert scores(images, "Dogs")[1] == pytest.approx(outputs["aggregates"]["IRA_objects_over_50_styles"], abs=1e-5)
 
 
-def test_by_hand():
+def test_accuracies_equal_those_computed_by_hand():
     style = np.array([[[1, 0], [0, 0]], [[1, 1], [1, 0]], [[1, 1], [1, 1]]])  # accuracies 1/4, 3/4, 1
     drawn = np.array([[[1, 1], [1, 0]], [[1, 1], [0, 0]], [[1, 0], [0, 0]]])  # accuracies 5/6, 1/6
     images = frame(style, drawn, ["sketch", "mosaic", "Seed_Images"], ["church", "tree"])

@@ -86,7 +86,7 @@ def test_without_outcomes_the_intervals_are_combined():
         (hits(20), hits(2), "changed"),
     ],
 )
-def test_each_group(one, other, group):
+def test_a_pair_of_figures_is_in_its_group(one, other, group):
     assert only(side(({}, one)), side(({}, other)))["group"] == group
 
 
