@@ -129,6 +129,14 @@ assert len(planned({grid} + ['store={tmp_path}'], partial=True).plan.cells) == 2
     assert loaded_by(code) & (MODELS | {"scipy", "matplotlib"}) == set()
 
 
+def test_tables_of_result_files_load_pandas_alone():
+    code = """
+from overpaint.cli import cli
+cli(['table', '--from', 'leaderboards/results/demo', '--format', 'md'], standalone_mode=False)
+"""
+    assert loaded_by(code) & HEAVY == {"pandas", "pyarrow"}
+
+
 def test_listing_loads_nothing_heavy():
     code = "from overpaint.commands.list import lines\nassert any(row.startswith('uce') for row in lines('methods'))"
-    assert loaded_by(code) & (HEAVY | {"numpy"}) == {"hydra"}  # for its search path
+    assert loaded_by(code) & (HEAVY | {"numpy"}) == set()

@@ -13,8 +13,7 @@ import click
 from overpaint.commands.grids import ERR, taken
 from overpaint.commands.run import Interruption, finish
 from overpaint.errors import UserError, unknown
-from overpaint.grid.composition import search
-from overpaint.grid.registry import component, look_in
+from overpaint.grid.registry import component, look_in, search
 from overpaint.grid.typed import bare
 from overpaint.report.records import stored_records
 from overpaint.report.terminal import print_tables

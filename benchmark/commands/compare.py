@@ -19,8 +19,8 @@ import pandas as pd
 from overpaint.commands.grids import taken
 from overpaint.commands.publish import RESULTS
 from overpaint.errors import UserError, unknown
-from overpaint.grid.composition import search
 from overpaint.grid.paths import path_of
+from overpaint.grid.registry import search
 from overpaint.grid.typed import bare
 from overpaint.report.changes import CHANGED, GROUPS, Side, compared, differences, flat, runs_of, sheets
 from overpaint.report.claims import narrowed, published

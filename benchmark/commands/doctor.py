@@ -14,9 +14,8 @@ from overpaint.commands.grids import taken
 from overpaint.commands.list import said_size
 from overpaint.errors import UserError
 from overpaint.grid.assets import asset
-from overpaint.grid.composition import search
 from overpaint.grid.labels import bytes_said, counted, printable
-from overpaint.grid.registry import broken_packages, component, components
+from overpaint.grid.registry import broken_packages, component, components, search
 from overpaint.grid.typed import bare
 from overpaint.run.store import Store
 

@@ -22,9 +22,9 @@ from overpaint.commands.downloads import Report, fetch_asset
 from overpaint.commands.grids import ERR, cells_of, compose
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import Asset, asset
-from overpaint.grid.composition import search
 from overpaint.grid.labels import bytes_said
 from overpaint.grid.overrides import read_override
+from overpaint.grid.registry import search
 from overpaint.run.track import track
 
 #: One thing to fetch: its name, whether it is here, and a function that fetches it and says what it did.

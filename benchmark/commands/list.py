@@ -9,11 +9,10 @@ import click
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.assets import Asset, asset
-from overpaint.grid.composition import search
 from overpaint.grid.concepts import load_catalogue
 from overpaint.grid.directions import BETTER
 from overpaint.grid.labels import bytes_said, printable
-from overpaint.grid.registry import broken_packages, component, components, load_attribute
+from overpaint.grid.registry import broken_packages, component, components, load_attribute, search
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import bare
 

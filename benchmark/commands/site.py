@@ -13,9 +13,9 @@ import click
 from overpaint.commands.grids import ERR, taken
 from overpaint.commands.publish import RESULTS
 from overpaint.errors import UserError
-from overpaint.grid.composition import search
 from overpaint.grid.paths import path_of
 from overpaint.grid.read_once import reading_once
+from overpaint.grid.registry import search
 from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.site.build import MARK, write
 from overpaint.report.site.cells import Slugs

@@ -11,8 +11,8 @@ import pandas as pd
 
 from overpaint.commands.grids import note_lacking, store_and_grid
 from overpaint.errors import UserError, unknown
-from overpaint.grid.composition import search
 from overpaint.grid.paths import path_of
+from overpaint.grid.registry import search
 from overpaint.report.claims import narrowed, published
 from overpaint.report.records import STAGE, stored_outcomes, stored_records
 from overpaint.report.rendering import FORMATS, render

@@ -25,14 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.overrides import MOST_CELLS, Setting, read_override
-from overpaint.grid.paths import path_of
 from overpaint.grid.registry import (
     CIRCUMSTANCES,
     DESCRIPTION,
     EXTRA_KEYS,
     components,
     conf_folders,
-    look_in,
+    search,
     unknown_component,
 )
 from overpaint.grid.shipped import shipped
@@ -89,20 +88,6 @@ def compose_cells(overrides: Sequence[str]) -> list[Composed]:
     except (HydraException, OmegaConfBaseException) as error:
         text = " ".join(str(error).split()).partition(" Config search path:")[0]
         raise UserError(f"the configuration cannot be composed: {text}") from error
-
-
-def search(overrides: Sequence[str]) -> list[str]:
-    """Search the folders of ``hydra.searchpath=[file:///folder,…]`` for components; return the other overrides."""
-    asked = [o for o in overrides if o.partition("=")[0].lstrip("+") == "hydra.searchpath"]
-    folders = []
-    for setting in map(read_override, asked):
-        places = setting.values[0] if isinstance(setting.values[0], list) else setting.values
-        folders += [path_of(str(place).removeprefix("file://"), "hydra.searchpath") for place in places]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"hydra.searchpath: {folder} is not a folder")
-    look_in(*(folder.resolve() for folder in folders))
-    return [o for o in overrides if o not in asked]
 
 
 class Composition:

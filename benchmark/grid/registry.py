@@ -7,7 +7,7 @@ point of group ``overpaint.conf``. The class is in this package, in such a packa
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -18,6 +18,7 @@ from typing import Any
 
 from overpaint.errors import UserError, nearest, unknown
 from overpaint.grid.digests import is_file
+from overpaint.grid.paths import path_of
 from overpaint.grid.read_once import forget, remembered
 from overpaint.grid.shipped import shipped
 from overpaint.grid.source_code import source_of
@@ -138,6 +139,26 @@ def named_in_yaml(kind: str, name: str) -> Path:
 
 
 _asked: list[Path] = []  # folders of hydra.searchpath
+
+
+def search(overrides: Sequence[str]) -> list[str]:
+    """Search the folders of ``hydra.searchpath=[file:///folder,…]`` for components; return the other overrides."""
+    asked = [o for o in overrides if o.partition("=")[0].lstrip("+") == "hydra.searchpath"]
+    places = [str(place) for override in asked for place in _values(override)]
+    folders = [path_of(place.removeprefix("file://"), "hydra.searchpath") for place in places]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"hydra.searchpath: {folder} is not a folder")
+    look_in(*(folder.resolve() for folder in folders))
+    return [o for o in overrides if o not in asked]
+
+
+def _values(override: str) -> Sequence[Any]:
+    """The values of an override, or the elements of a single list."""
+    from overpaint.grid.overrides import read_override
+
+    values = read_override(override).values
+    return values[0] if isinstance(values[0], list) else values
 
 
 def look_in(*folders: Path) -> None:

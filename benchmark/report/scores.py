@@ -245,28 +245,28 @@ def _ratio(gap: NDArray, variance: NDArray) -> NDArray:
 
 def p_value(of: Sample, score: NDArray, sides: int = 2) -> NDArray:
     """The p-value of scores: two-sided, or the upper tail."""
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtr
 
     far = np.abs(score) if sides == 2 else score
     few = np.isfinite(of.few)
-    tail = np.where(few, t.sf(far, np.where(few, of.few, 1.0)), norm.sf(far))
+    tail = np.where(few, stdtr(np.where(few, of.few, 1.0), -far), ndtr(-far))
     return np.minimum(sides * tail, 1.0)
 
 
 def reach(of: Sample, level: float) -> NDArray:
     """The absolute score at the limits of a two-sided interval of this level."""
-    from scipy.stats import norm, t
+    from scipy.special import ndtri, stdtrit
 
     few, side = np.isfinite(of.few), (1 + level) / 2
-    return np.where(few, t.ppf(side, np.where(few, of.few, 1.0)), norm.ppf(side))
+    return np.where(few, stdtrit(np.where(few, of.few, 1.0), side), ndtri(side))
 
 
 def share_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
     """Limits ``(sets,)`` of shares."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     size = np.minimum(worth(of), of.size)
-    far = t.ppf((1 + level) / 2, np.minimum(of.few, 1.5 * size))
+    far = stdtrit(np.minimum(of.few, 1.5 * size), (1 + level) / 2)
     low, high = _limits(lambda v: share_score(of, v), of.mean, far, (0.0, 1.0))
     low = np.minimum(low, _rare(of.mean, size, level))
     high = np.maximum(high, 1 - _rare(1 - of.mean, size, level))
@@ -275,11 +275,11 @@ def share_interval(of: Sample, level: float) -> tuple[NDArray, NDArray]:
 
 def _rare(share: NDArray, size: NDArray, level: float) -> NDArray:
     """The lower Poisson limit of a rare share, from its number of hits; infinite for other shares."""
-    from scipy.stats import gamma
+    from scipy.special import gammaincinv
 
     hits = share * size
     rare = (hits > TINY) & (hits <= RARE + TINY) & (share <= RARE_SHARE + TINY)
-    return np.where(rare, gamma.ppf(1 - level, np.maximum(hits, TINY)), np.inf) / size
+    return np.where(rare, gammaincinv(np.maximum(hits, TINY), 1 - level), np.inf) / size
 
 
 def _rare_differences(

@@ -80,7 +80,7 @@ def plausible(found: list[Between]) -> NDArray:
     Variances of several concepts are added, with Satterthwaite's (1946) degrees of freedom. Concepts with fewer than `FEWEST`
     seeds add nothing: their seeds are treated as fixed.
     """
-    from scipy.stats import chi2
+    from scipy.special import gammaincinv
 
     parts = [of for of in found if of.runs >= FEWEST]
     if not parts:
@@ -91,7 +91,7 @@ def plausible(found: list[Between]) -> NDArray:
     total, freedom = variance.sum(axis=0), np.array([[of.runs - 1] for of in parts])
     squares = (variance**2 / freedom).sum(axis=0)
     free = np.where(squares > 0, total**2 / np.where(squares > 0, squares, 1.0), freedom.sum())[:, None]
-    drawn = chi2.ppf((np.arange(POINTS) + 0.5) / POINTS, free)
+    drawn = 2 * gammaincinv(free / 2, (np.arange(POINTS) + 0.5) / POINTS)  # quantiles of χ²
     return np.maximum(total[:, None] * free / drawn - noise.sum(axis=0)[:, None], 0.0)
 
 
@@ -110,9 +110,9 @@ def tail(gap: NDArray, error: NDArray, seeds: NDArray) -> NDArray:
 
 def reach(error: NDArray, seeds: NDArray, level: float) -> NDArray:
     """The distance ``(sets,)`` of a limit from the mean."""
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    quantile = float(norm.ppf((1 + level) / 2))
+    quantile = float(ndtri((1 + level) / 2))
     low = quantile * error
     high = quantile * np.sqrt(error**2 + seeds.max(axis=1))
     for _ in range(HALVINGS):

@@ -212,7 +212,7 @@ def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) ->
     |a| (2 t² + 1) / 6 · error. The test inverts the interval. Degrees of freedom are C − 1, or Satterthwaite's for several
     samples. With fewer than `FEWEST_PROMPTS` clusters in a sample, interval and test are undefined.
     """
-    from scipy.stats import t
+    from scipy.special import stdtr, stdtrit
 
     counts = np.array([len(part) for part in samples], float)
     if counts.min() < FEWEST_PROMPTS:
@@ -223,10 +223,10 @@ def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) ->
         return Estimate(value, value, value, float(value == 0))
     third = sum(c**2 / ((c - 1) * (c - 2)) * float((part**3).sum()) for c, part in zip(counts, samples, strict=True))
     skewness, free = third / error**3, variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
-    far = float(t.ppf((1 + level) / 2, free))
+    far = float(stdtrit(free, (1 + level) / 2))
     low, high = (value + side * error * _moved(far, max(side * skewness, 0.0)) for side in (-1, 1))
     quantile = _quantile(abs(value) / error, max(-skewness if value > 0 else skewness, 0.0))
-    return Estimate(value, low, high, float(2 * t.sf(quantile, free)))
+    return Estimate(value, low, high, float(2 * stdtr(free, -quantile)))
 
 
 def _moved(quantile: float, skewness: float) -> float:
@@ -372,9 +372,13 @@ def holm(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
 
 def benjamini_hochberg(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
     """Benjamini and Hochberg's correction (1995), which controls the false discovery rate."""
-    from scipy.stats import false_discovery_control
 
-    return _adjusted(p_values, false_discovery_control, level)
+    def corrected(p: NDArray) -> NDArray:
+        order = np.argsort(p)[::-1]
+        steps = np.minimum.accumulate(p[order] * (len(p) / np.arange(len(p), 0, -1)))
+        return np.minimum(steps, 1.0)[np.argsort(order)]
+
+    return _adjusted(p_values, corrected, level)
 
 
 def _adjusted(p_values: Sequence[float | None], corrected: Callable[[NDArray], NDArray], level: float) -> Adjusted:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import overpaint
 from command_line import CommandLine
-from overpaint.grid.labels import file_digest
+from overpaint.grid.digests import file_digest
 from overpaint.models import checkpoints
 from published import cross_attention, factors, write_kohya, write_peft
 

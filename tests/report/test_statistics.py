@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.stats import chi2, norm, t
+from scipy.stats import chi2, false_discovery_control, norm, t
 from statsmodels.stats.proportion import test_proportions_2indep as score_test
 
 from overpaint.report import statistics as st
@@ -329,6 +329,8 @@ def test_benjamini_hochberg():
     assert sum(st.benjamini_hochberg(p).rejected) == 4
     assert sum(st.holm(p).rejected) == 3
     assert st.benjamini_hochberg([0.01, None]).p_values == [0.01, None]
+    ties = [0.04, 0.04, 0.2, 0.0, 0.04, 1.0, 0.2]
+    assert st.benjamini_hochberg(ties).p_values == false_discovery_control(ties).tolist()
 
 
 def test_seeds_vary_more_than_their_prompts_say():
