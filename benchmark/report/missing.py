@@ -14,14 +14,21 @@ from overpaint.run.track import facets
 LISTED = 6
 #: The protocol of pictures that `overpaint score` measures.
 AS_GIVEN = "as given"
+#: Contents of views without the unedited model, and the fewest methods that they show.
+FEWEST = {"ranks": 2, "pairs": 2, "front": 2, "validity": 4, "panel": 1, "spread": 1, "verdicts": 1}
 #: The options that a run has without overrides, of groups that commands repeat.
 DEFAULTS = {"model": "testbed", "budget": "lite"}
 
 
 def command_of(view: View, **others: Sequence[str]) -> str:
-    """The command that makes the records of a view; ``others`` replaces values of its overrides: ``method=["uce"]``."""
-    chosen = {key: ",".join(values) for key, values in others.items() if values}
-    overrides = dict(view.run) | chosen
+    """The command that makes the records of a view; ``others`` replaces values of its overrides: ``method=["uce"]``.
+
+    Hyper-parameters of a method that is replaced are left out.
+    """
+    methods = others.get("method") or ()
+    replaced = {*view.run.get("method", "").split(",")} - {*methods} if methods else ()
+    kept = {key: value for key, value in view.run.items() if key.partition(".")[0] not in replaced}
+    overrides = kept | {key: ",".join(values) for key, values in others.items() if values}
     return " ".join(["overpaint run", *(f"{key}={value}" for key, value in overrides.items())])
 
 
@@ -88,7 +95,10 @@ def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
         kinds = {view.columns[title].kind for title in empty} - {None}
         held = {title for title in empty if view.columns[title].kind in set(records["kind"]) | {None}}
         same = held == set(empty)  # other columns need concepts of another kind
-        command = command_for(records, view, method=methods, **({"concepts": concepts} if same else {}))
+        others = {"concepts": concepts} if same else {}
+        if len({*methods} - {"none"}) >= FEWEST.get(view.cells, 0):
+            others["method"] = methods
+        command = command_for(records, view, **others)
         of_kind = f" (concepts of kind {', '.join(sorted(map(str, kinds)))})" if kinds and not same else ""
         said.append(f"Not stored: {_listed(empty)}{of_kind}. To make them: {command}")
     lacking: dict[str, list[str]] = {}

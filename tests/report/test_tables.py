@@ -644,6 +644,22 @@ def test_a_partial_store_says_what_is_missing(records):
     assert "Not stored for esd: ‘target, styles’, neighbours kept. To make them: overpaint run method=esd" in text
 
 
+def test_the_command_sets_no_hyper_parameter_of_another_method(records):
+    only = records[records["method"] == "esd"]
+    command = render(only, "md", "sweep").split("To make them: overpaint run ")[1].splitlines()[0]
+    assert command.startswith("method=esd concepts=")
+    both = render(records, "md", "sweep").split("To make them: overpaint run ")[1].splitlines()[0]
+    assert both.startswith("method=uce,esd uce.lamb=")
+
+
+@pytest.mark.parametrize("name", ["ranks", "pairs", "pareto", "validity", "panel", "spread", "chance_tests"])
+def test_a_view_of_erasers_is_not_filled_by_the_unedited_model(name):
+    unedited = frame(record("none", "church", "ua", 0.0, 0.0, 0.1))
+    with pytest.raises(overpaint.UserError, match=r"Not stored: .* To make them: overpaint run ") as refused:
+        render(unedited, "md", name)
+    assert "method=none " not in str(refused.value)
+
+
 def test_the_command_makes_figures_of_the_same_table(records):
     """It repeats the model and the budget that all records share. Values that were set by hand are named after it."""
     smoke = render(records.assign(budget="smoke", model="sd14"), "md", "methods")
