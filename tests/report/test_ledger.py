@@ -13,6 +13,7 @@ from scipy.stats import kendalltau
 from command_line import CommandLine
 from overpaint.errors import UserError
 from overpaint.grid.registry import component, components, look_in
+from overpaint.images.task_parts import metric_class
 from overpaint.report.ledger import agreement, measured
 from overpaint.report.ledger.published import COLUMNS, UNITS, chosen, folder, names, papers, published, rules
 from overpaint.report.statistics import taus_b, unpaired_difference
@@ -101,6 +102,20 @@ def test_every_name_is_printed_somewhere(found):
     assert set(known["detectors"]) <= set(found["detector"]) and set(known["references"]) <= set(found["method"])
     printed = set(zip(found["metric"], found["metric_name"], strict=True))
     assert {(rule.printed, rule.means) for rule in rules(known)} <= printed
+
+
+def test_printed_figures_have_the_direction_and_unit_of_our_metric(found):
+    """Percentages are shares and hours are seconds in column ``scaled``."""
+    listed = [component("metrics", kind).config["metrics"] for kind in components("metrics")]
+    ours = {name: metric_class(name, reference) for of_kind in listed for name, reference in of_kind.items()}
+    compared = set()
+    for figure in found.drop_duplicates(["metric_name", "scale", "better"]).to_dict("records"):
+        for name in (figure["metric_name"], *names()["recorded"].get(figure["metric_name"], ())):
+            if metric := ours.get(name.partition(".")[0]):
+                unit = {"score": "points of 1 to 10"}.get(metric.unit, metric.unit)
+                assert (figure["better"], figure["scale"]) == (metric.direction, unit), name
+                compared.add(name)
+    assert len(compared) >= 40
 
 
 def test_a_metric_has_one_direction_for_each_kind_of_prompts(found):
@@ -507,7 +522,7 @@ def test_marks_count_papers_that_the_filters_leave_out(cli):
 
 def test_our_record_and_its_verdict_stand_beside_a_figure(cli):
     ours = [
-        record(method_name="uce", value=0.8, low=0.72, high=0.86),
+        record(method_name="uce", method="uce lamb=0.5", value=0.8, low=0.72, high=0.86),
         record(method_name="esd", model="testbed", concepts="church", n=24, value=0.5, low=0.3, high=0.7),
     ]
     pd.DataFrame(ours).to_csv(cli.folder / "ours.csv", index=False)
@@ -521,8 +536,8 @@ def test_our_record_and_its_verdict_stand_beside_a_figure(cli):
         "ours.csv",
     )
     out = cli(*arguments, "--format", "md").stdout
-    assert "| UCE | 0.7958 ≠ (142) | 0.80 \\[0.72, 0.86\\] sd14, nudity | agrees |" in out
-    assert "testbed, church | not comparable: base, concept, n |" in out
+    assert "| UCE | 0.7958 ≠ (142) | 0.80 \\[0.72, 0.86\\] uce lamb=0.5, uda, sd14, nudity, paper | agrees |" in out
+    assert "testbed, church, paper | not comparable: base, concept, n |" in out
     assert "No paper measured testbed: only orders of methods and signs of differences are comparable" in out
     form = pd.read_json(io.StringIO(cli(*arguments, "--format", "json").stdout))
     assert dict(zip(form["method"], form["verdict"], strict=True)) == {"UCE": "agrees", "ESD": "not comparable"}

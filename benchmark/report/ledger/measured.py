@@ -21,8 +21,10 @@ from overpaint.report.ledger.agreement import ORDER, agreement, columns, erasers
 from overpaint.report.ledger.published import Names
 from overpaint.report.records import NUMBERS, REQUIRED, check_mappings
 
+#: What `beside` tells of a record: its value and interval, its labels, and its detector.
+SHOWN = "value low high n method attack model concepts budget detector".split()
 #: Columns that `beside` adds to published figures.
-OURS = "ours ours_low ours_high ours_n ours_method ours_model ours_concepts ours_detector records verdict reasons sign".split()
+OURS = ["ours", *(f"ours_{name}" for name in SHOWN[1:]), "records", "verdict", "reasons", "sign"]
 #: Numbers of images count as the same up to this share: published lists have empty and repeated prompts.
 SAME_N = 0.01
 AGREES, DIFFERS, NOT_COMPARABLE = "agrees", "differs", "not comparable"
@@ -106,8 +108,7 @@ def _beside(
     verdict = NOT_COMPARABLE if reasons else AGREES if _overlap(figure, record) else DIFFERS
     place = tuple(figure[n] for n in ("paper", "table", "base", "erased", "prompts", "attack", "metric", "detector"))
     sign = _sign(figure["scaled"], originals.get(place), record) if figure["method"] != "original" else None
-    values = [record[name] for name in "value low high n method model concepts detector".split()]
-    return [*values, len(listed), verdict, ", ".join(reasons), sign]
+    return [*(record[name] for name in SHOWN), len(listed), verdict, ", ".join(reasons), sign]
 
 
 def against(figure: Mapping[Hashable, Any], record: Mapping[Hashable, Any], known: Names) -> list[str]:

@@ -182,10 +182,11 @@ def printed_text(f: Mapping[Hashable, Any]) -> str:
 
 
 def record_text(f: Mapping[Hashable, Any]) -> str:
-    """The record beside a published figure as text: ``0.04 [0.01, 0.12] sd14, church``."""
+    """The record beside a published figure as text: ``0.04 [0.01, 0.12] esd train=x, uda, sd14, church, paper``."""
     text = number(f["ours"], f["scale"])
     text += interval(number_of(f["ours_low"]), number_of(f["ours_high"]), f["scale"])
-    return f"{text} {f['ours_model']}, {f['ours_concepts']}"
+    labels = (str(f[f"ours_{name}"]) for name in ("method", "attack", "model", "concepts", "budget"))
+    return f"{text} {', '.join(label for label in labels if label != 'none')}"
 
 
 def value_text(value: float, scale: str) -> str:
