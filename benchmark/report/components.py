@@ -171,8 +171,10 @@ def _notes(values: Mapping[str, NDArray]) -> list[str]:
     taus = [kendall_tau_b(*means[:, [one, other]].T).value for one, other in combinations(range(means.shape[1]), 2)]
     known = [tau for tau in taus if tau is not None]
     if known:
+        tied = f", in {len(known)} of {len(taus)} pairs of seeds; in the others a seed ties all methods"
         notes.append(
-            f"Two seeds order the methods with a mean Kendall's τ of {np.mean(known):.2f} (lowest {min(known):.2f}). "
+            f"Two seeds order the methods with a mean Kendall's τ of {np.mean(known):.2f} (lowest {min(known):.2f})"
+            f"{tied if len(known) < len(taus) else ''}. "
             f"{kept} of {len(pairs)} pairs of methods have the same strict order with every seed."
         )
     return notes
