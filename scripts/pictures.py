@@ -55,7 +55,7 @@ def panel(found: Table) -> str:
 
 def _mean_excess(attack: Row) -> float:
     known = [_excess(entry) for entry in attack.entries if entry is not None and entry.value is not None]
-    return sum(known) / len(known)
+    return sum(known) / len(known) if known else -1.0
 
 
 def _excess(entry) -> float:

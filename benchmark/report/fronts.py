@@ -9,7 +9,8 @@ independently for each method.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,12 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
     that dominate it. The view's first two columns are the figures."""
     for title, part in blocks_of(records, view):
         chosen = {name: column.chosen(part, view.rows) for name, column in list(view.columns.items())[:2]}
+        methods, concepts = _comparable(chosen.values())
+        if len(methods) < 2 or len(chosen) < 2:
+            continue
+        chosen = {
+            name: own[own["method"].isin(methods) & own["concepts"].isin(concepts)] for name, own in chosen.items()
+        }
         means: dict[str, dict[str, Entry]] = {}
         for name, figures in chosen.items():
             for method, own in figures.groupby("method", sort=False):
@@ -42,9 +49,6 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
                     means.setdefault(str(method), {})[name] = Entry(
                         e.value, e.low, e.high, own["unit"].iloc[0], e.n, e.failed
                     )
-        methods = [method for method in dict.fromkeys(part["method"]) if len(means.get(method, {})) == len(chosen)]
-        if len(methods) < 2 or len(chosen) < 2:
-            continue
         directions = [figures["direction"].iloc[0] for figures in chosen.values()]
         values = np.array([[means[m][name].value for name in chosen] for m in methods], float)
         samples, resampled = _samples(chosen, methods, means, outcomes, view.average)
@@ -65,7 +69,31 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
             ),
             *_dominated(methods, shares),
         ]
+        if absent := [str(method) for method in dict.fromkeys(part["method"]) if method not in methods]:
+            notes.append(f"Not shown: {', '.join(absent)} (without both figures on {', '.join(concepts)}).")
+        if part["concepts"].nunique() > len(concepts):
+            notes.append(f"Means over {', '.join(concepts)} only, which all of these methods share.")
         yield Table(f"Pareto front, {title}", (view.rows,), heads, rows, notes, provenance(part))
+
+
+def _comparable(chosen: Iterable[pd.DataFrame]) -> tuple[list[str], list[str]]:
+    """The concept sets on which most methods have all figures, and the methods that have them there."""
+    known = pd.concat(
+        [own.groupby(["method", "concepts"], sort=False)["value"].agg(_defined) for own in chosen], axis=1
+    )
+    known = known[known.eq(True).all(axis=1)]
+    of: dict[str, list[str]] = {}
+    for method, concepts in known.index:
+        of.setdefault(method, []).append(concepts)
+    found = Counter(frozenset(concepts) for concepts in of.values())
+    most = max(found, key=lambda concepts: (found[concepts], len(concepts)), default=frozenset())
+    return [m for m, concepts in of.items() if most.issubset(concepts)], [
+        c for c in dict.fromkeys(known.index.get_level_values("concepts")) if c in most
+    ]
+
+
+def _defined(values: pd.Series) -> bool:
+    return bool(values.notna().all())
 
 
 def better(values: NDArray, directions: Sequence[str]) -> NDArray[np.bool_]:

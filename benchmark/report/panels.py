@@ -55,20 +55,18 @@ def _cell(
 ) -> Entry | None:
     """The figure of one attack on one method with its controls; ``None`` if one of them is missing."""
     found = [(column.field, by_metric[column.metric].get(place)) for column in columns.values()]
-    records = [record for _, record in found if record is not None]
-    values = [
-        float(record[FIELDS[field][0]])
-        for field, record in found
-        if record is not None and pd.notna(record[FIELDS[field][0]])
-    ]
-    if len(values) < len(columns):
+    known = [(field, record) for field, record in found if record is not None]
+    if len(known) < len(columns):
         return None
+    values = [number_of(record[FIELDS[field][0]]) for field, record in known]
+    own = known[0][1]
+    if None in values:
+        why = known[values.index(None)][1]["why"]
+        said = why if isinstance(why, str) else ""
+        return Entry(None, unit=own["unit"], n=int(own["n"]), failed=int(own["failed"]), why=said)
     above = [
-        bool(record["mark"] == DIFFERS and record["difference"] > 0)
-        for (field, _), record in zip(found, records, strict=True)
-        if field == "control"
+        bool(record["mark"] == DIFFERS and record["difference"] > 0) for field, record in known if field == "control"
     ]
-    own = records[0]
     return Entry(
         values[0],
         number_of(own["low"]),
@@ -77,6 +75,6 @@ def _cell(
         int(own["n"]),
         int(own["failed"]),
         outside=own["scope"] == OUTSIDE,
-        beside=tuple(values[1:]),
+        beside=tuple(value for value in values[1:] if value is not None),
         standing="" if not above or not above[0] else ABOVE_ALL if all(above) else ABOVE_FIRST,
     )

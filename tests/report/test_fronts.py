@@ -86,6 +86,20 @@ def test_the_front_and_what_is_shown_to_be_dominated(measured):
     assert "| good | 0.00 " in render(measured[0], "md", "pareto", measured[1])
 
 
+def test_methods_are_compared_on_the_same_concepts(measured):
+    """``harsh`` is measured on the car only; then ``weak`` has an undefined figure of the church."""
+    rows, found = measured
+    one = rows[(rows["method"] != "harsh") | (rows["concepts"] == "car")]
+    (table,) = tables(one, "pareto", found)
+    assert [row.names[0] for row in table.rows] == ["good", "weak"]
+    assert table.notes[-1] == "Not shown: harsh (without both figures on church, car)."
+    undefined = one.assign(value=one["value"].mask((one["method"] == "weak") & (one["concepts"] == "church")))
+    (table,) = tables(undefined, "pareto", found)
+    assert [row.names[0] for row in table.rows] == ["good", "weak", "harsh"]
+    assert table.notes[-1] == "Means over car only, which all of these methods share."
+    assert table.rows[0].entries[0].n == 20
+
+
 def test_without_outcomes_the_front_is_drawn_from_the_intervals(measured):
     (table,) = tables(measured[0], "pareto")
     share = {row.names[0]: row.entries[-1].value for row in table.rows}

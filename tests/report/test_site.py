@@ -20,7 +20,7 @@ from overpaint.report.claims import published
 from overpaint.report.figure_text import number
 from overpaint.report.rendering import tables
 from overpaint.report.site.cells import Slugs
-from overpaint.report.site.plots import Point, _labels_of, scalings
+from overpaint.report.site.plots import Point, _labels_of, heat_maps, scalings
 from overpaint.report.site.results import PLACE, blocks, read
 from overpaint.report.tables import Entry
 from overpaint.report.views import view_named
@@ -444,6 +444,17 @@ def test_methods_at_one_place_of_a_plot_share_a_label():
     assert ", ".join(text.rstrip(",") for _, text in label.lines) == ", ".join(p.name for p in here)
     apart = _labels_of([Point(60, 50, 50, 70, 40, 60, name="one"), Point(300, 50, 290, 310, 40, 60, name="other")])
     assert [label.leader for label in apart] == [None, None]
+
+
+def test_an_undefined_attack_is_in_the_heat_map():
+    (results,) = read(RESULTS / "demo")
+    records = results.records[results.records["concepts"] == "church"]
+    failed = (records["attack_name"] == "cce") & (records["metric"] == "attack_success_any")
+    records = records.assign(value=records["value"].mask(failed), why=records["why"].mask(failed, "too many failed"))
+    (found,) = heat_maps(results.of(records))
+    ((attack, squares),) = found.rows
+    assert attack == "cce floor=false" and {square.text for square in squares} == {"⊥"}
+    assert squares[0].said == "no interval; n = 24; 0 failed; undefined: too many failed"
 
 
 def test_a_figure_without_an_interval_says_so():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 import pandas as pd
@@ -335,7 +335,7 @@ def heat_maps(results: Results) -> Iterator[HeatMap]:
             rows = []
             for row in table.rows:
                 gaps = [e.value - e.beside[-1] for e in row.entries if e is not None and e.value is not None]
-                rows.append((-sum(gaps) / len(gaps), row))
+                rows.append((-sum(gaps) / len(gaps) if gaps else inf, row))
             rows.sort(key=lambda pair: pair[0])
             squares = [(row.names[0], [_square(entry) for entry in row.entries]) for _, row in rows]
             title = f"{results.name}: {table.title}"
@@ -343,8 +343,10 @@ def heat_maps(results: Results) -> Iterator[HeatMap]:
 
 
 def _square(entry: Entry | None) -> Square | None:
-    if entry is None or entry.value is None:
+    if entry is None:
         return None
+    if entry.value is None:
+        return Square("⊥", "", 0.0, "", f"undefined: {plain(entry.why)}", "no interval", entry.n, entry.failed)
     sign, words = ABOVE.get(entry.standing, ("", "not shown to be above the controls"))
     outside = "; the attack enters behind the defence" if entry.outside else ""
     controls = " / ".join(number(value, entry.unit) for value in entry.beside)
