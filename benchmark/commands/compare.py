@@ -26,7 +26,7 @@ from overpaint.report.changes import CHANGED, GROUPS, Side, compared, difference
 from overpaint.report.claims import narrowed, published
 from overpaint.report.gathered import ARTEFACT
 from overpaint.report.pooling import Outcomes
-from overpaint.report.records import stored_outcomes, stored_records
+from overpaint.report.records import json_rows, stored_outcomes, stored_records
 from overpaint.report.sheets import FORMATS, markdown, show
 from overpaint.report.site.results import Results, read
 from overpaint.report.views import view_named
@@ -64,10 +64,7 @@ def compare(a: str, b: str, filters: Sequence[str], groups: str, form: str, fail
     if form == "csv":
         sys.stdout.write(flat(figures).to_csv(index=False))
     elif form == "json":
-        parts = {
-            name: json.loads(table.to_json(orient="records"))
-            for name, table in (("differs", differing), ("figures", figures))
-        }
+        parts = {"differs": json_rows(differing), "figures": json_rows(figures)}
         counts = {name: int((figures["group"] == name).sum()) for name in GROUPS}
         text = json.dumps({"a": a, "b": b, "groups": counts} | parts, indent=1, ensure_ascii=False)
         sys.stdout.write(text + "\n")

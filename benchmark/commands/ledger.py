@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from overpaint.report.ledger import sheets
 from overpaint.report.ledger.agreement import DISAGREE, disagreements, orders, pairs
 from overpaint.report.ledger.measured import beside, orders_with_ours, read_records
 from overpaint.report.ledger.published import chosen, named, names, published
-from overpaint.report.records import stored_records
+from overpaint.report.records import json_rows, stored_records
 from overpaint.report.sheets import FORMATS, Sheet, markdown, show
 from overpaint.run.store import Store
 
@@ -82,7 +83,7 @@ def ledger(filters: Sequence[str], what: str | None, form: str, place: str | Non
     elif form == "csv":
         sys.stdout.write(table.to_csv(index=False))
     else:
-        sys.stdout.write(table.to_json(orient="records", indent=1, force_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(json_rows(table), indent=1, ensure_ascii=False) + "\n")
 
 
 def _filters(given: Sequence[str]) -> dict[str, str]:

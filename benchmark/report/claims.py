@@ -30,9 +30,8 @@ from overpaint.report.records import (
     NUMBERS,
     RECORD_COLUMNS,
     checked_records,
-    current,
     plain,
-    with_identity,
+    with_current,
 )
 from overpaint.report.statistics import VERSION, paired_difference, proportion
 from overpaint.report.views import view_named
@@ -240,7 +239,7 @@ def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The records and outcomes of all result files below a folder, like those of a store.
 
     Of several records with the same settings, metric, detector and threshold, the one with the newest components is kept
-    (`overpaint.report.records.current`); among equal ones the one with the newest statistics.
+    (`overpaint.report.records.with_current`); among equal ones the one with the newest statistics.
     """
     frames, outcomes = [], []
     for number, path in enumerate(claim_files(folder)):
@@ -250,7 +249,8 @@ def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         if len(claim.outcomes):
             outcomes.append(claim.outcomes.assign(artefact=[names[row] for row in claim.outcomes["artefact"]]))
     records = _typed(pd.concat(frames, ignore_index=True)).sort_values("statistics", kind="stable")
-    records = with_identity(records[current(records, {})])
+    records = with_current(records, {})
+    records = records[records.pop("current")]
     newest = ~records[IDENTITY].astype(object).duplicated(keep="last")
     records = records[newest].sort_index().drop(columns=["p_adjusted", "family", "mark"]).reset_index(drop=True)
     found = pd.concat(outcomes, ignore_index=True) if outcomes else pd.DataFrame()

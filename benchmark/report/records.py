@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -80,9 +80,8 @@ def stored_records(store: Store, plan: Plan | None = None, older: bool = False) 
     records = as_frame(found)
     order = records[ARTEFACT].map(place).argsort(kind="stable")
     records = records.take(order.to_numpy()).reset_index(drop=True)
-    kept = current(records, {} if plan else _recency(listing))  # a plan's cells have one measurement each
-    records = with_identity(records).assign(current=kept)
-    return records if older else records[kept].drop(columns="current").reset_index(drop=True)
+    records = with_current(records, {} if plan else _recency(listing))  # a plan's cells have one measurement each
+    return records if older else records[records.pop("current")].reset_index(drop=True)
 
 
 def _recency(listing: Listing) -> dict[str, dict[str, int]]:
@@ -182,6 +181,11 @@ def plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def json_rows(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """The rows of a table as JSON has them, with every digit. `DataFrame.to_json` rounds to ten decimals: p = 1e-12 becomes 0."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
 def number_of(value: Any) -> float | None:
     """A number of a record; ``None`` if it is missing."""
     return None if pd.isna(value) else float(value)
@@ -199,8 +203,10 @@ def check_mappings(texts: Iterable[object], column: str, file: str) -> None:
             raise ValueError(f"{file} has {bare(str(text))} in column {column!r}, which takes a JSON mapping{kind}")
 
 
-def current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) -> pd.Series:
-    """Which records are current. ``recency`` holds `History.recency` of the sources behind each artefact.
+def with_current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """The records with their identity (`with_identity`), and column ``current``: whether a record is current.
+
+    ``recency`` holds `History.recency` of the sources behind each artefact.
 
     For each identity and metric set, the record with the highest component versions is current, and among these the one with the
     most recent sources, unless another set measured the same figure with newer components. Versions and sources are compared in
@@ -235,7 +241,7 @@ def current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]) -> 
             best[sets[row]] = max(rank)[-1]
         told = {row: versions[row] | {"": figure_versions[row]} for row in best.values()}
         chosen |= {row for row in told if not any(_newer(told[other], told[row]) for other in told)}
-    return pd.Series([row in chosen for row in range(len(records))], index=records.index)
+    return known.assign(current=[row in chosen for row in range(len(records))])
 
 
 def component_versions(texts: Iterable[str]) -> dict[str, dict[str, int]]:

@@ -20,6 +20,7 @@ from overpaint.report.markdown import markdown
 from overpaint.report.missing import command_for, command_of, gaps, undefined
 from overpaint.report.panels import panels
 from overpaint.report.pooling import Outcomes
+from overpaint.report.records import json_rows
 from overpaint.report.tables import Entry, Table, averaged, every_figure
 from overpaint.report.validity import validity
 from overpaint.report.verdicts import verdicts
@@ -91,7 +92,7 @@ def long_form(records: pd.DataFrame, view: View, form: str, spreadsheet: bool = 
     """All records, one row per figure, as CSV or JSON."""
     found = marked(records, view.primary)
     if form == "json":
-        return found.to_json(orient="records", indent=1)
+        return json.dumps(json_rows(found), indent=1, ensure_ascii=False) + "\n"
     return _csv(found, spreadsheet)
 
 

@@ -455,6 +455,12 @@ def test_the_long_form_has_no_upper_limit_where_an_interval_is_open():
     assert pd.read_csv(io.StringIO(render(rows, "csv")))["high"].isna().all()
 
 
+def test_json_holds_every_digit():
+    rows = frame(record("uce", "church", "ua", 1 / 3, 0.2, 0.5) | {"p_value": 1.25e-12})
+    (row,) = json.loads(render(rows, "json"))
+    assert (row["value"], row["p_value"], row["control"]) == (1 / 3, 1.25e-12, None)
+
+
 def test_a_bound_of_an_older_record_has_no_upper_limit():
     """It was the last step. Other records keep theirs."""
     rows = frame(
@@ -714,6 +720,10 @@ def test_a_panel_shows_attacks_beside_their_controls():
     assert uda.entries[0].standing == "above the first control" and uda.entries[1] is None
     assert "| cce | **0.90 / 0.10 / 0.20** | **0.90 / 0.10 / 0.10** |" in render(frame(*rows), "md", "panel")
     assert "| uda | *0.90 / 0.10 / 0.80* |  |" in render(frame(*rows), "md", "panel")
+    undefined = {"value": None, "low": None, "high": None, "why": "more than 5 % failed"}
+    rows[4:] = [row | undefined for row in rows[4:]]
+    assert "| cce | **0.90 / 0.10 / 0.20** | ⊥ (1) |" in (text := render(frame(*rows), "md", "panel"))
+    assert "(1) more than 5 % failed" in text
 
 
 # --- text ------------------------------------------------------------------------------------------------------
