@@ -63,9 +63,13 @@ for (const table of all("table.board")) {
   const filter = () => {
     const wanted = new FormData(form);
     const methods = (wanted.get("method") || "").split(",").map((name) => name.trim()).filter(Boolean);
+    // The whole name, with any settings, or else its beginning: "sa" is not "safree".
+    const whole = (row, method) => `${value(row, 0)} `.startsWith(`${method} `);
+    const known = new Set(methods.filter((method) => rows.some((row) => whole(row, method))));
+    const named = (row) => methods.some((method) => known.has(method) ? whole(row, method) : value(row, 0).startsWith(method));
     for (const row of rows) {
       const fits = TEXT.every((name, column) => {
-        if (name === "method") return !methods.length || methods.some((method) => value(row, 0).startsWith(method));
+        if (name === "method") return !methods.length || named(row);
         return !wanted.get(name) || value(row, column) === wanted.get(name);
       });
       row.classList.toggle("off", !fits);
