@@ -12,7 +12,7 @@ from overpaint.commands.grids import ERR, Grid, circumstances, compose, require_
 from overpaint.commands.run import run_grid
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
-from overpaint.images.given import given_plan, named_pictures, read_pictures, unread_columns
+from overpaint.images.given import given_plan, named_pictures, read_pictures
 from overpaint.images.tasks import scored_labels
 from overpaint.run.store import Store
 from overpaint.run.track import track
@@ -57,8 +57,7 @@ def score(overrides: Sequence[str]) -> None:
     folder = Path(images).expanduser()
     labels = scored_labels(cell)
     if table:
-        pictures = read_pictures(folder, Path(table).expanduser(), cell.concepts, labels)
-        unread = unread_columns(Path(table).expanduser())
+        pictures, unread = read_pictures(folder, Path(table).expanduser(), cell.concepts, labels)
         if unread:
             ERR.print(
                 f"note: prompts={table}: columns that are not read: {', '.join(unread)}", style="yellow", markup=False

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,8 +59,10 @@ class Picture:
 
 def read_pictures(
     folder: Path, table: Path, concepts: ConceptSet, labels: Collection[str] | None = None
-) -> list[Picture]:
+) -> tuple[list[Picture], list[str]]:
     """The pictures of a CSV file with the columns ``file`` and ``prompt``, and `COLUMNS` where they are known.
+
+    The second list names the columns that are not read.
 
     ``concept`` and ``expects`` (separated by ``;``) are detector labels. Without ``role``, a picture of an erased concept is a
     target, one of a neighbour is near, and any other one measures utility. An attack's pictures (role ``attacked``) are targets;
@@ -73,18 +75,58 @@ def read_pictures(
     """
     if not folder.is_dir():
         raise UserError(f"images={folder} is not a folder")
-    found = list(_rows(table, folder, concepts, labels))
+    header, rows = _listed(table)
+    columns = {key: next((name for name in names if name in header), "") for key, names in COLUMNS.items()}
+    for needed in ("file", "prompt"):
+        if not columns[needed]:
+            raise UserError(f"prompts={table} has no column {needed!r} (its columns: {', '.join(header) or 'none'})")
+    read = {*columns.values()} - {""}
+    found: list[Picture] = []
+    counted: Counter[tuple[str, str]] = Counter()
+    for line, row in rows:
+        where = f"prompts={table} line {line}"
+        cells = cells_of(row, header, read, where)
+        cell = {key: cells.get(name, "") for key, name in columns.items()}
+        if any(cell.values()):
+            file = _file(cell["file"], folder, where)
+            if cell["seed"] and not cell["seed"].isdecimal():
+                raise UserError(f"{where}: seed takes a whole number, got {cell['seed']!r}")
+            prompt = _prompt(cell, concepts, labels, where)
+            found.append(_picture(file, cell["method"] or folder.name, prompt, cell["seed"], counted))
     if not found:
         raise UserError(f"prompts={table} lists no pictures")
     _refuse_alike(found, f"prompts={table} lists")
-    return found
+    return found, [name for name in header if name and name not in read]
 
 
-def unread_columns(table: Path) -> list[str]:
-    """The columns of a list of pictures that `read_pictures` does not read."""
-    header = _header(next(csv.reader(io.StringIO(csv_text(table), newline="")), []))
-    read = set(_columns(header).values())
-    return [name for name in header if name and name not in read]
+def _listed(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header of a CSV file in small letters, and its rows with their lines."""
+    if not table.is_file():
+        raise UserError(
+            f"prompts={table} is not a readable CSV file: {'a folder' if table.is_dir() else 'no such file'}"
+        )
+    reader = csv.reader(io.StringIO(csv_text(table), newline=""), strict=True)
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"prompts={table} line {reader.line_num} is not CSV: {error}") from None
+    return [name.strip().lower() for name in rows[0][1]] if rows else [], rows[1:]
+
+
+def _file(name: str, folder: Path, where: str) -> Path:
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{where}: {name} is outside images={folder}")
+    if not name or not file.is_file():
+        raise UserError(f"{where}: images={folder} has no file {name!r}")
+    return file
+
+
+def _picture(file: Path, method: str, prompt: Prompt, seed: str, counted: Counter[tuple[str, str]]) -> Picture:
+    """A picture. Without a ``seed``, it is the number of pictures of this method and prompt that were ``counted`` before."""
+    index = int(seed) if seed else counted[method, prompt.id]
+    counted[method, prompt.id] += 1
+    return Picture(file, method, Shot(prompt, index))
 
 
 def _refuse_alike(pictures: Sequence[Picture], where: str) -> None:
@@ -147,10 +189,7 @@ def named_pictures(
             shown = (cell["concept"], cell["variant"])
             cell["expects"] = cell["expects"] or ";".join(p for p in shown if p and (labels is None or p in labels))
             prompt = _prompt(cell, concepts, labels, f"names={pattern}: {file.relative_to(folder)}")
-            method = cell["method"] or folder.resolve().name
-            index = int(cell["seed"]) if cell["seed"] else counted[method, prompt.id]
-            counted[method, prompt.id] += 1
-            found.append(Picture(file, method, Shot(prompt, index)))
+            found.append(_picture(file, cell["method"] or folder.resolve().name, prompt, cell["seed"], counted))
     if not found:
         raise UserError(f"names={pattern} matches no file in images={folder}")
     _refuse_alike(found, f"names={pattern} matches")
@@ -169,53 +208,6 @@ def _check_parts(text: str) -> None:
 
 def _group(part: str) -> str:
     return PARTS[part] if part == "any" else f"(?P<{part}>{PARTS[part]})"
-
-
-def _header(row: Sequence[str]) -> list[str]:
-    return [name.strip().lower() for name in row]
-
-
-def _columns(header: Sequence[str]) -> dict[str, str]:
-    """The name in the header of each column that is read; empty for one that is not there."""
-    return {key: next((name for name in names if name in header), "") for key, names in COLUMNS.items()}
-
-
-def _rows(table: Path, folder: Path, concepts: ConceptSet, labels: Collection[str] | None) -> Iterator[Picture]:
-    if not table.is_file():
-        raise UserError(
-            f"prompts={table} is not a readable CSV file: {'a folder' if table.is_dir() else 'no such file'}"
-        )
-    reader = csv.reader(io.StringIO(csv_text(table), newline=""), strict=True)
-    try:
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise UserError(f"prompts={table} line {reader.line_num} is not CSV: {error}") from None
-    header = _header(rows[0][1] if rows else [])
-    columns = _columns(header)
-    for needed in ("file", "prompt"):
-        if not columns[needed]:
-            raise UserError(f"prompts={table} has no column {needed!r} (its columns: {', '.join(header) or 'none'})")
-    counted: Counter[tuple[str, str]] = Counter()
-    for line, row in rows[1:]:
-        where = f"prompts={table} line {line}"
-        cells = cells_of(row, header, {*columns.values()} - {""}, where)
-        cell = {key: cells.get(name, "") for key, name in columns.items()}
-        if not any(cell.values()):
-            continue
-        file = folder / cell["file"]
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{where}: {cell['file']} is outside images={folder}")
-        if not cell["file"] or not file.is_file():
-            raise UserError(f"{where}: images={folder} has no file {cell['file']!r}")
-        method = cell["method"] or folder.name
-        prompt = _prompt(cell, concepts, labels, where)
-        index = counted[method, prompt.id]
-        counted[method, prompt.id] += 1
-        if cell["seed"]:
-            if not cell["seed"].isdecimal():
-                raise UserError(f"{where}: seed takes a whole number, got {cell['seed']!r}")
-            index = int(cell["seed"])
-        yield Picture(file, method, Shot(prompt, index))
 
 
 def _prompt(cell: Mapping[str, str], concepts: ConceptSet, labels: Collection[str] | None, where: str) -> Prompt:

@@ -13,7 +13,7 @@ from command_line import CommandLine
 from overpaint.errors import UserError
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
-from overpaint.images.given import given_plan, named_pictures, read_pictures, unread_columns
+from overpaint.images.given import given_plan, named_pictures, read_pictures
 from overpaint.images.stages import given
 from overpaint.images.stages.extract import read_prompts
 
@@ -170,7 +170,7 @@ def test_a_prompt_may_have_several_lines(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     listing(tmp_path, ("a.png", "a church\nby the sea"), ("a.png", "a church"))
     (composed,) = compose_cells(["concepts=church"])
-    found = read_pictures(tmp_path, tmp_path / "list.csv", cell_from(composed.config, composed.explicit).concepts)
+    found, _ = read_pictures(tmp_path, tmp_path / "list.csv", cell_from(composed.config, composed.explicit).concepts)
     assert [picture.shot.prompt.text for picture in found] == ["a church\nby the sea", "a church"]
 
 
@@ -186,7 +186,7 @@ def planned(tmp_path):
         listing(tmp_path, *listed, header=("file", "prompt", "concept", "role", "method"))
         (composed,) = compose_cells(["concepts=church", "model=testbed"])
         cell = cell_from(composed.config, composed.explicit)
-        found = given_plan(cell, read_pictures(tmp_path / folder, tmp_path / "list.csv", cell.concepts), "mine")
+        found = given_plan(cell, read_pictures(tmp_path / folder, tmp_path / "list.csv", cell.concepts)[0], "mine")
         return found, {c.method.name: task.config["cell"]["settings"] for c, task in found.cells}
 
     return plan
@@ -306,7 +306,10 @@ def test_names_of_files_without_a_seed_are_counted_and_one_with_a_seed_is_unique
 
 def test_columns_that_are_not_read_are_named(tmp_path):
     (tmp_path / "list.csv").write_text("File,prompt,text,evaluation_seed\na.png,a,b,1\n")
-    assert unread_columns(tmp_path / "list.csv") == ["text", "evaluation_seed"]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (composed,) = compose_cells(["concepts=church"])
+    concepts = cell_from(composed.config, composed.explicit).concepts
+    assert read_pictures(tmp_path, tmp_path / "list.csv", concepts)[1] == ["text", "evaluation_seed"]
 
 
 def test_names_of_the_unedited_model_are_one_method(cli):
