@@ -95,9 +95,8 @@ def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
         kinds = {view.columns[title].kind for title in empty} - {None}
         held = {title for title in empty if view.columns[title].kind in set(records["kind"]) | {None}}
         same = held == set(empty)  # other columns need concepts of another kind
-        others = {"concepts": concepts} if same else {}
-        if len({*methods} - {"none"}) >= FEWEST.get(view.cells, 0):
-            others["method"] = methods
+        enough = len({*methods} - {"none"}) >= FEWEST.get(view.cells, 0)
+        others = ({"method": methods} if enough else {}) | ({"concepts": concepts} if same else {})
         command = command_for(records, view, **others)
         of_kind = f" (concepts of kind {', '.join(sorted(map(str, kinds)))})" if kinds and not same else ""
         said.append(f"Not stored: {_listed(empty)}{of_kind}. To make them: {command}")
