@@ -190,4 +190,5 @@ def _stand_ins(asked: PromptList, role: str, concepts: ConceptSet) -> list[Row]:
     """Stand-ins for the rows of a list that is not on this machine, as many as it is known to have. A plan counts them."""
     others = [c.name for c in (*concepts.near, *concepts.request.retain)] or ["a neighbour"]
     about = others if role == "near" else [""] if role == "utility" else [c.name for c in concepts.request.erase]
-    return [Row(f"row {n} of {asked.name}", about[n % len(about)]) for n in range(asked.rows or 0)]
+    name = asked.name
+    return [Row(f"row {n} of {name}", about[n % len(about)]) for n in range(asked.rows or 0)]

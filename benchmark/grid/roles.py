@@ -186,12 +186,14 @@ def stand_in_shots(concept: Concept, concepts: ConceptSet, budget: Budget, promp
     return shots(distinct(_about(concept, "target", concepts, prompts)), budget.seeds)
 
 
+@remembered
 def attack_list(name: str, concepts: ConceptSet, budget: Budget) -> list[Shot] | None:
     """The shots of the concept set's own list for an attack of `PROMPT_LISTS`, one image each; ``None`` without a list."""
     prompts = _attack_prompts(name, concepts)
     return None if prompts is None else shots(prompts[: _count(budget, "target_prompts")], 1)
 
 
+@remembered
 def _attack_prompts(name: str, concepts: ConceptSet) -> list[Prompt] | None:
     asked = concepts.lists.get(name) if name in PROMPT_LISTS else None
     if not asked:

@@ -135,7 +135,9 @@ def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: in
         config["files"] = files
     looking = _looking(method, concepts)
     if looking:
-        config["detectors"] = {name: _identity_or_absence(name, settings)[0] for name, settings in looking.items()}
+        config["detectors"] = {
+            name: _identity_or_absence(name, settings=settings)[0] for name, settings in looking.items()
+        }
     versions = {"method": eraser.version} | arithmetic_of(model) | ({"merging": MERGING} if concepts.merge else {})
     sources = source_code("method", method.name) | model_family_source(model.path)
     for name in looking:
@@ -151,10 +153,10 @@ def _looking(method: Choice, concepts: ConceptSet) -> dict[str, Mapping[str, Any
     return {} if method.name == "none" else dict(build_method(method, 0).detectors(concepts.request))
 
 
-def _identity_or_absence(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _identity_or_absence(name: str, **told: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """`detector_identity`, or its name and a sentence if a file of the detector is not on this machine."""
     try:
-        return detector_identity(name, settings=settings), ""
+        return detector_identity(name, **told), ""
     except AssetMissing as error:
         return {"absent": name, "version": 0}, str(error)
 
@@ -162,7 +164,7 @@ def _identity_or_absence(name: str, settings: Mapping[str, Any]) -> tuple[dict[s
 def absent_from_erasure(cell: Cell) -> list[str]:
     """A sentence for each detector that the cell's method asks and that is not on this machine."""
     looking = _looking(cell.method, cell.concepts)
-    return [said for name, settings in looking.items() if (said := _identity_or_absence(name, settings)[1])]
+    return [said for name, settings in looking.items() if (said := _identity_or_absence(name, settings=settings)[1])]
 
 
 def attack_task(
@@ -329,16 +331,17 @@ def score_settings(plan: Plan, cell: Cell) -> dict[str, Any]:
 
 def _detector_settings(plan: Plan, concepts: ConceptSet, name: str) -> dict[str, Any]:
     """`detector_identity`; without the detector's files, its name, and the plan says what is absent."""
-    try:
-        return _identity(name, concepts)
-    except AssetMissing as error:
-        plan.absent.append(str(error))
-        return {"absent": name, "version": 0}
+    settings, absence = _told_identity(name, concepts)
+    if absence and absence not in plan.absent:
+        plan.absent.append(absence)
+    return settings
 
 
 @remembered
-def _identity(detector: str, concepts: ConceptSet) -> SharedDict:
-    return SharedDict(detector_identity(detector, words(concepts)))
+def _told_identity(detector: str, concepts: ConceptSet) -> tuple[SharedDict, str]:
+    """`_identity_or_absence` of a detector that is told the words of a concept set."""
+    settings, absence = _identity_or_absence(detector, classes=words(concepts))
+    return SharedDict(settings), absence
 
 
 def scored_labels(cell: Cell) -> Collection[str] | None:

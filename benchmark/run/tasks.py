@@ -35,7 +35,7 @@ def _digest(value: Any) -> Any:
     if isinstance(value, SharedList | SharedDict):
         return value.digest
     if isinstance(value, Mapping):
-        inside = {key: _digest(part) for key, part in value.items()}
+        inside = {key: part if isinstance(part, _PLAIN) else _digest(part) for key, part in value.items()}
         return hashed(inside) if value and all(isinstance(part, _CONTAINERS) for part in value.values()) else inside
     if isinstance(value, list | tuple) and value and all(isinstance(part, _CONTAINERS) for part in value):
         return hashed([_digest(part) for part in value])

@@ -43,6 +43,25 @@ def stages(made, name):
     return [t for t in made.tasks.values() if t.stage == name]
 
 
+def test_a_detector_that_is_not_on_this_machine_is_looked_up_once(monkeypatch, tmp_path):
+    """A grid of published size has tens of thousands of tasks of one absent detector."""
+    monkeypatch.setenv("OVERPAINT_ASSETS", str(tmp_path / "no assets"))
+    asked, identity = [], tasks.detector_identity
+    monkeypatch.setattr(tasks, "detector_identity", lambda name, **told: asked.append(name) or identity(name, **told))
+    grid = [
+        "method=none,uce",
+        "concepts=church",
+        "attack=none",
+        "budget=smoke",
+        "budget.shard=1",
+        "model.detector=clip",
+    ]
+    with reading_once():
+        made = make_plan([cell_from(c.config, c.explicit) for c in compose_cells(grid)])
+    assert asked == ["clip"] and sum("asset=clip_l14" in said for said in made.absent) >= 1
+    assert len([task for task in made.opened().tasks.values() if task.stage == "score"]) > 10
+
+
 def test_prompts_of_lists_that_ask_for_a_label_the_detector_lacks_are_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "near.csv").write_text("prompt,concept\na zebra,zebra\na house,house\n")
