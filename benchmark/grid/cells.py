@@ -21,6 +21,10 @@ from overpaint.grid.typed import Count, Positive, Share, check_type, construct
 
 #: Number of training timesteps of the supported model families.
 TIMESTEPS = 1000
+#: At most this many cells are named in a sentence.
+LISTED = 6
+#: Number of seeds per prompt.
+Seeds = Annotated[int, Field(ge=1, le=1000)]
 #: The choice of no method.
 UNEDITED = Choice("none", None, {})
 #: The axes of the grid: the fields of a `Cell`.
@@ -118,6 +122,8 @@ class Budget:
 
     A number of prompts that is ``None`` means all: a whole list, every template. ``max_steps`` limits the
     lengths of methods and attacks (`overpaint.grid.lengths`). It is at least 2, so that a warm-up is shorter than the training.
+    ``near_seeds`` and ``utility_seeds`` are seeds per prompt of these roles; ``None`` means a fifth of ``seeds``, as for the grid
+    and ``in_prompt``.
     """
 
     name: str
@@ -127,10 +133,12 @@ class Budget:
     in_prompt: Count | None
     utility_prompts: Count | None
     floor_prompts: Count
-    seeds: Annotated[int, Field(ge=1, le=1000)]
+    seeds: Seeds
     reference_images: Positive
     shard: Positive
     max_steps: Annotated[int, Field(ge=2)] | None = None
+    near_seeds: Seeds | None = None
+    utility_seeds: Seeds | None = None
 
     @property
     def unmeasured(self) -> list[str]:
@@ -139,8 +147,13 @@ class Budget:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields that affect records; ``max_steps`` affects them only through the values of methods and attacks."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "shard", "max_steps")}
+        """The fields that affect records. ``max_steps`` affects them only through the values of methods and attacks."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "shard", "max_steps")}
+        return {
+            key: value
+            for key, value in found.items()
+            if value is not None or key not in ("near_seeds", "utility_seeds")
+        }
 
 
 @dataclass(frozen=True)
@@ -411,13 +424,16 @@ def value_at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def merged(cells: Iterable[Cell]) -> tuple[list[Cell], list[str]]:
-    """The distinct cells, and a sentence for each group of cells that were merged because nothing depends on the seed."""
+    """The distinct cells, and a sentence for each group of merged cells: nothing depends on their seed, or they are the same."""
     kept: dict[tuple[str, ...], Cell] = {}
     idle: dict[tuple[str, ...], list[int]] = {}
+    repeated: dict[tuple[str, ...], Cell] = {}
     for cell in cells:
         point = (*cell.digests, str(cell.labels))
         if point in kept and cell.seed != kept[point].seed:
             idle.setdefault(point, [kept[point].seed]).append(cell.seed)
+        elif point in kept:
+            repeated[point] = cell
         kept.setdefault(point, cell)
     seeds: dict[tuple[str, str], list[int]] = {}
     for point, found in idle.items():
@@ -426,4 +442,10 @@ def merged(cells: Iterable[Cell]) -> tuple[list[Cell], list[str]]:
         f"method {method} with attack {attack} draws nothing from the seed: seeds {', '.join(map(str, found))} are one run"
         for (method, attack), found in seeds.items()
     ]
+    if repeated:
+        names = list(dict.fromkeys(cell.label for cell in repeated.values()))
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        said.append(
+            f"several points of this grid are the same cell, which runs once: {'; '.join(names[:LISTED])}{more}"
+        )
     return list(kept.values()), said

@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.overrides import MOST_CELLS, Setting, read_override
@@ -31,6 +31,7 @@ from overpaint.grid.registry import (
     EXTRA_KEYS,
     components,
     conf_folders,
+    file_of,
     search,
     unknown_component,
 )
@@ -126,7 +127,7 @@ class Composition:
         if len(names) > 1:
             raise UserError(f"{asked[-1].typed}: an experiment is a grid of its own; run one after the other")
         (name,) = names
-        _checked_file(components("experiment")[name], f"experiment={name}")
+        _checked_file(file_of("experiment", name), f"experiment={name}")
         config, self.default, axes = self._composed([f"experiment={name}"])
         if config.get("experiment"):
             raise UserError(
@@ -262,10 +263,7 @@ class Composition:
     def option(self, group: str, name: str) -> dict[str, Any]:
         """The keys of one option of a group, such as ``concepts=church``."""
         if (group, name) not in self.read:
-            known = components(group)
-            if name not in known:
-                raise unknown_component(group, str(name))
-            self.read[group, name] = self._read(group, name, known[name])
+            self.read[group, name] = self._read(group, name, file_of(group, str(name)))
         return self.read[group, name]
 
     def _read(self, group: str, name: str, path: Path) -> dict[str, Any]:
@@ -397,7 +395,16 @@ def _resolved(cell: dict[str, Any]) -> dict[str, Any]:
     if repr(cell).count("${") > MOST_REFERENCES:
         raise UserError(f"a configuration takes at most {MOST_REFERENCES} references (${{key}})")
     refuse_resolvers(cell, "")
-    return _container(OmegaConf.create(cell), resolve=True)
+    try:
+        return _container(OmegaConf.create(cell), resolve=True)
+    except InterpolationKeyError as error:
+        name = re.search(r"'(.*)'", str(error))
+        raise UserError(
+            f"{error.full_key} refers to {name[1] if name else 'a key'}, which is no key of the configuration; a method's keys "
+            "are method.KEY and an attack's attack.KEY"
+        ) from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key} cannot be read: {str(error).splitlines()[0].lower()}") from None
 
 
 @cache

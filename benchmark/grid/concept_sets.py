@@ -214,6 +214,10 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     sequential = entry.sequential and several and merge is None
     if entry.detector is not None and entry.detector not in components("detector"):
         raise unknown("detector", entry.detector, components("detector"), "concepts.detector")
+    if entry.templates == []:
+        raise UserError(
+            "concepts.templates is empty: give sentences with {} for the concept, or null for the catalogue's"
+        )
     name = entry.name or "+".join(names)
     if entry.name and not (name.isprintable() and len(name) <= LONGEST):
         raise UserError(f"concepts.name takes at most {LONGEST} printable characters on one line, got {shown(name)}")

@@ -99,15 +99,21 @@ class Component:
 @remembered
 def component(kind: str, name: str) -> Component:
     """The component of that name. Raises a `UserError` for an unknown name or an unusable YAML file."""
+    path = file_of(kind, name)
+    config = read_mapping(path, f"{kind}={name}")
+    refuse_resolvers(config, f"{kind}={name}")
+    return Component(kind, name, config)
+
+
+def file_of(kind: str, name: str) -> Path:
+    """The YAML file of that name. Raises a `UserError` for an unknown name, and for a name that two files have."""
     found = _files(kind)
     if name not in found:
         raise unknown_component(kind, name)
     path, *others = found[name]
     if others:
         raise UserError(f"{kind}={name} is in {path} and in {others[0]}: rename one of them")
-    config = read_mapping(path, f"{kind}={name}")
-    refuse_resolvers(config, f"{kind}={name}")
-    return Component(kind, name, config)
+    return path
 
 
 def unknown_component(kind: str, name: str) -> UserError:

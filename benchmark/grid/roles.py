@@ -41,7 +41,8 @@ class Role:
         name: the name of the role, one of `ROLE_KEYS`.
         make: ``make(concepts, count)`` returns the prompts. The prompts of a smaller count are a subset of those of a
             larger count.
-        every_seed: whether each prompt gets all seeds of the budget; otherwise it gets a fifth of them.
+        every_seed: whether each prompt gets all seeds of the budget; otherwise it gets a fifth of them, unless the budget has a
+            number of seeds for the role (``near_seeds``).
         pictures: number of images per cell in the contact sheet.
         optional: whether a concept set can be without prompts of this role.
     """
@@ -64,7 +65,8 @@ class Role:
     @remembered
     def shots(self, concepts: ConceptSet, budget: Budget) -> list[Shot]:
         """The shots at a budget: every prompt with every seed index that the role uses."""
-        seeds = budget.seeds if self.every_seed else max(1, budget.seeds // 5)
+        own = getattr(budget, f"{self.name}_seeds", None)
+        seeds = own or (budget.seeds if self.every_seed else max(1, budget.seeds // 5))
         return _shots(shared(self.prompts(concepts, budget)), seeds)
 
     @remembered

@@ -158,3 +158,18 @@ def test_one_attack_of_an_experiment_gets_a_floor_that_the_others_lack():
 def test_settings_of_an_experiment_and_of_other_components_are_no_repetitions():
     assert len(cells("experiment=demo", "method=uce", "attack=none", "budget=smoke", "seed=1")) == 3
     assert len(cells("method=uce,esd", "uce.lamb=0.1", "esd.preset=testbed", "esd.iterations=3")) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("${esd.iterations}", "method.iterations refers to esd.iterations, which is no key of the configuration"),
+        ("${budget.nope}", "method.iterations refers to budget.nope, which is no key of the configuration"),
+        ("${method.iterations}", "method.iterations cannot be read: recursive interpolation detected"),
+        ("${method}", "method.iterations cannot be read: interpolation to parent node detected"),
+    ],
+)
+def test_a_reference_that_leads_nowhere_is_told_in_one_sentence(value, said):
+    with pytest.raises(UserError) as error:
+        cells("method=esd", f"esd.iterations={value}")
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)

@@ -36,6 +36,25 @@ def test_attributes_have_an_own_list(tmp_path):
     assert not any("attributes" in said for said in shortfalls(doctors))
 
 
+def test_no_templates_are_refused():
+    with pytest.raises(UserError, match=r"concepts\.templates is empty: give sentences with {} .* or null"):
+        cell("concepts=church", "concepts.templates=[]")
+
+
+def test_neighbours_and_ordinary_prompts_can_have_seeds_of_their_own():
+    def images(*overrides):
+        one = cell("concepts=church", "budget=smoke", "budget.seeds=10", *overrides)
+        return {
+            r.name: len(r.shots(one.concepts, one.budget)) / len(texts(r.name, one))
+            for r in ROLES
+            if texts(r.name, one)
+        }
+
+    assert images() == {"target": 10, "near": 2, "grid": 2, "in_prompt": 2, "utility": 2}
+    own = images("budget.near_seeds=10", "budget.utility_seeds=1")
+    assert own == {"target": 10, "near": 10, "grid": 2, "in_prompt": 2, "utility": 1}
+
+
 def test_sets_without_attributes_are_as_they_were():
     plain = cell("concepts=church")
     assert texts("attributes", plain) == [] and "attributes" not in plain.settings["concepts"]

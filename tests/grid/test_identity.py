@@ -43,6 +43,8 @@ SWEEPS = [
     ("budget", "budget.target_prompts=4,8"),
     ("budget", "budget.seeds=1,2"),
     ("budget", "budget.max_steps=3,5"),
+    ("budget", "budget.near_seeds=1,2"),
+    ("budget", "budget.utility_seeds=null,3"),
     ("metrics", "metrics.threshold=0.5,0.7"),
     ("seed", "seed=0,1,2"),
 ]
@@ -184,6 +186,26 @@ def test_a_seed_that_nothing_draws_from_is_run_once_and_said():
     assert all(seeds == [0, 1, 2] for pair, seeds in counts.items() if pair not in alone)
     assert "method uce with attack none draws nothing from the seed: seeds 0, 1, 2 are one run" in said
     assert len(said) == 4
+
+
+@pytest.mark.parametrize(
+    ("axes", "count", "name"),
+    [
+        (["method=uce", "uce.lamb=0.1,0.10,0.2"], 2, "church / uce lamb=0.1 / none"),
+        (["method=esd", "seed=0,0"], 1, "church / esd / none"),
+        (["method=none", "concepts=church,car", "concepts.erase=[star]"], 1, "star / none / none"),
+    ],
+)
+def test_points_that_are_the_same_cell_run_once_and_are_told(axes, count, name):
+    kept, said = merged(cells(*axes, "attack=none"))
+    assert len(kept) == count
+    assert said == [f"several points of this grid are the same cell, which runs once: {name}"]
+
+
+def test_seeds_of_a_role_are_part_of_a_cell_only_where_they_are_set():
+    (plain,), (own,) = cells("budget=smoke"), cells("budget=smoke", "budget.near_seeds=1")
+    assert not plain.budget.settings.keys() & {"near_seeds", "utility_seeds"}, "keys of older records"
+    assert own.budget.settings == plain.budget.settings | {"near_seeds": 1}
 
 
 def test_settings_decide_whether_a_method_draws():

@@ -277,6 +277,13 @@ def test_a_name_in_two_folders_is_not_guessed(refused, taken, conf):
     assert len(taken("method=esd", searchpath)) == 1
 
 
+@pytest.mark.parametrize("place", ["concepts/church", "budget/smoke", "protocol/ddim50", "experiment/smoke"])
+def test_an_option_in_two_folders_is_not_guessed(refused, conf, place):
+    searchpath = conf(place, "name: mine\n")
+    option = place.replace("/", "=")
+    refused("plan", option, searchpath, said=[f"{option} is in", "rename one of them"])
+
+
 # --- modules -----------------------------------------------------------------------------------------------------
 
 
