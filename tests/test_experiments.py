@@ -97,17 +97,18 @@ def test_every_experiment_plans(name, searchpath, goldens, monkeypatch, tmp_path
 
 #: Victims times prompts, where no attack makes further images.
 CLOSED_FORMS = {
-    "esd_nudity": 4 * (4702 + 30_000),
-    "mace_nudity": 6 * (4702 + 30_000),
+    "esd_nudity": 6 * (4702 + 30_000),
+    "mace_nudity": 9 * (4702 + 30_000),
     "uce_moderation": 3 * (4702 + 30_000),
     "sld_i2p": 5 * 10 * 4702,
     "speed_nudity": 5 * (4702 + 1000),
-    "spm_nudity": 5 * 4702,
+    "spm_nudity": 6 * 4702,
+    "trce_nudity": 6 * (931 + 142 + 30_000),
     # 1,000 prompts each: plain, attacked, and under both controls
-    "hub_celebrities_attacked": 7 * 10 * 4 * 1000,
-    "hub_characters_attacked": 7 * 10 * 4 * 1000,
-    "hub_styles_attacked": 7 * 9 * 4 * 1000,
-    "hub_unsafe_attacked": 7 * 3 * 4 * 1000,
+    "hub_celebrities_attacked": 8 * 10 * 4 * 1000,
+    "hub_characters_attacked": 8 * 10 * 4 * 1000,
+    "hub_styles_attacked": 8 * 9 * 4 * 1000,
+    "hub_unsafe_attacked": 8 * 3 * 4 * 1000,
 }
 #: Plans of more images belong to the slow tests.
 MOST = 105_000
@@ -183,7 +184,7 @@ def test_a_budget_and_a_method_chosen_by_hand_replace_an_experiments(searchpath,
     assert {c.budget.seeds for c in cells} == {1} and {c.budget.target_prompts for c in cells} == {2}
     assert {c.method.label for c in cells} == {"uce"} and {c.model.detector for c in cells} == {"clip_b32"}
     official = [cell_from(c.config, c.explicit) for c in compose_cells([*given, "method=esd"])]
-    assert {c.method.label for c in official} == {"esd compat=official"}
+    assert {c.method.label for c in official} == {"esd compat=official train=u", "esd compat=official train=x"}
 
 
 @pytest.mark.parametrize(

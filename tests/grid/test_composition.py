@@ -173,3 +173,13 @@ def test_a_reference_that_leads_nowhere_is_told_in_one_sentence(value, said):
     with pytest.raises(UserError) as error:
         cells("method=esd", f"esd.iterations={value}")
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("people", "preset"), [(1, "person"), (2, "person"), (5, "person_5"), (10, "person_10"), (100, "person_100")]
+)
+def test_a_preset_can_be_for_a_number_of_concepts(people, preset):
+    names = ",".join(f"person{n}" for n in range(people))
+    people_set = ["concepts=inline", f"concepts.erase=[{names}]", "concepts.kind=person"]
+    (cell,) = cells("method=mace", "model=sd14", "mace.prior_captions=testbed/captions", *people_set)
+    assert cell.method.preset == preset
