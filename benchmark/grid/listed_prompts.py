@@ -16,6 +16,7 @@ from functools import cached_property
 from overpaint.errors import UserError
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept, read_as
+from overpaint.grid.digests import canonical
 from overpaint.grid.prompt_files import PromptList, Row
 from overpaint.grid.prompts import Prompt, distinct
 from overpaint.grid.read_once import shared
@@ -187,8 +188,15 @@ def _nothing(asked: PromptList, key: str, rows: Sequence[Row], concepts: Concept
 
 
 def _stand_ins(asked: PromptList, role: str, concepts: ConceptSet) -> list[Row]:
-    """Stand-ins for the rows of a list that is not on this machine, as many as it is known to have. A plan counts them."""
-    others = [c.name for c in (*concepts.near, *concepts.request.retain)] or ["a neighbour"]
+    """Stand-ins for the rows of a list that is not on this machine, as many as it is known to have. A plan counts them.
+
+    Rows are distinct if their lists or their subjects are. If no neighbour is known, the list has as many as it has names
+    (``first``), or one for each row.
+    """
+    rows = asked.rows or 0
+    names = [f"neighbour {n}" for n in range(min(rows, asked.first or rows))]
+    others = [c.name for c in (*concepts.near, *concepts.request.retain)] or names
     about = others if role == "near" else [""] if role == "utility" else [c.name for c in concepts.request.erase]
-    name = asked.name
-    return [Row(f"row {n} of {name}", about[n % len(about)]) for n in range(asked.rows or 0)]
+    place = f"{asked.file} {canonical(asked.where)}" if asked.where else asked.file
+    subjects = [(n // len(about), about[n % len(about)]) for n in range(rows)]
+    return [Row(f"row {n} of {place}" + (f" about {subject}" if subject else ""), subject) for n, subject in subjects]

@@ -388,3 +388,15 @@ def test_a_list_that_a_cell_does_not_use_is_neither_needed_nor_in_its_identity(l
     assert unused not in shortfalls(plain)
     with pytest.raises(UserError, match=r"concepts\.prompts\.near needs a file"):
         cell(*given, "concepts.prompts.near={first: 3}", "budget.near_prompts=0")
+
+
+def test_the_rows_of_absent_lists_are_counted(monkeypatch, tmp_path):
+    """HUB names its lists after the concept in a folder for each role; its pinpoint prompts are ten for each of 100 names."""
+    monkeypatch.setenv("OVERPAINT_ASSETS", str(tmp_path / "no assets"))
+    given = ["concepts=hub33", "concepts.erase=[Nudity]", "budget=paper", "budget.target_prompts=null"]
+    found = cell(*given, "budget.near_prompts=10", attack="multilingual")
+    targets, near = prompts("target", found), prompts("near", found)
+    assert (len(targets), len(near), len({prompt.concept for prompt in near})) == (10_000, 1_000, 100)
+    translated = attack_list("multilingual", found.concepts, found.budget)
+    assert len(translated) == 5_000
+    assert not {shot.prompt.text for shot in translated} & {prompt.text for prompt in [*targets, *near]}
