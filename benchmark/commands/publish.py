@@ -48,7 +48,7 @@ def publish(overrides: Sequence[str], folder: str | None) -> None:
     name = name or taken(rest, "experiment")[0]
     if not name or Path(name).name != name or name == os.pardir:
         given = f", got {name!r}" if name else ""
-        raise UserError(f"publish needs experiment=NAME or name=NAME, the name of the folder for its files{given}")
+        raise UserError(f"publish needs experiment=NAME or name=NAME, a folder's name{given}")
     target = path_of(out or RESULTS, "out") / name
     written(planned(rest), rest, target)
 
