@@ -198,6 +198,6 @@ def _stand_ins(asked: PromptList, role: str, concepts: ConceptSet) -> list[Row]:
     others = [c.name for c in (*concepts.near, *concepts.request.retain)] or names
     about = others if role == "near" else [""] if role == "utility" else [c.name for c in concepts.request.erase]
     place = f"{asked.file} {canonical(asked.where)}" if asked.where else asked.file
-    each = -(-rows // len(about))  # published lists are sorted by subject, so that grids share parts of them
+    each = -(-rows // max(1, len(about)))  # published lists are sorted by subject, so that grids share parts of them
     subjects = [(n % each, about[n // each]) for n in range(rows)]
     return [Row(f"row {n} of {place}" + (f" about {subject}" if subject else ""), subject) for n, subject in subjects]
