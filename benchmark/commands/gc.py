@@ -14,7 +14,7 @@ from rich.table import Table
 
 from overpaint.commands.grids import about_cells, planned, store_and_grid, taken
 from overpaint.errors import UserError
-from overpaint.grid.labels import bytes_said
+from overpaint.grid.labels import bytes_said, few
 from overpaint.grid.registry import component
 from overpaint.run import leases
 from overpaint.run.notes import notes
@@ -109,8 +109,7 @@ def refuse_while_in_use(store: Store) -> None:
     working += [f"run {shared.id} (engine={shared.engine}), begun on {shared.host}," for shared in _at_work(store)]
     working += [f"{lease.label} on {lease.host}" for lease in leases.held(store.root) if lease.alive is not False]
     if working:
-        more = f" and {len(working) - 1} more" if len(working) > 1 else ""
-        raise UserError(f"nothing was deleted: {working[0]}{more} works on {store.root}; wait for it or stop it")
+        raise UserError(f"nothing was deleted: {few(working, 1)} works on {store.root}; wait for it or stop it")
 
 
 def _at_work(store: Store) -> Iterator[SharedRun]:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import absent, require
+from overpaint.grid.labels import few
 from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import CIRCUMSTANCES, DESCRIPTION, component
 from overpaint.grid.typed import check_type, given_twice
@@ -23,8 +24,6 @@ from overpaint.run.track import track
 if TYPE_CHECKING:
     from overpaint.grid.composition import Composed
 
-#: At most this many cells are named in a note.
-LISTED = 6
 #: Console for progress and notes. Results go to stdout.
 ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -156,9 +155,8 @@ def note_lacking(what: str, lacking: Sequence[Task], grid: Grid, overrides: Sequ
     """Print a note that the store does not hold all figures, images or scores (``what``) of some cells, given by their tasks."""
     if lacking:
         names = [task.label.removeprefix("measure ") for task in lacking]
-        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
         ERR.print(
-            f"note: {len(names)} of {len(grid.plan.cells)} cells lack {what}: {', '.join(names[:LISTED])}{more}. "
+            f"note: {len(names)} of {len(grid.plan.cells)} cells lack {what}: {few(names)}. "
             f"To make them: {shlex.join(['overpaint', 'run', *overrides])}",
             style="yellow",
         )

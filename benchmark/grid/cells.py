@@ -14,15 +14,13 @@ from overpaint.errors import unknown
 from overpaint.grid.choices import Choice, choose, preset_families
 from overpaint.grid.concept_sets import ConceptSet, concept_set
 from overpaint.grid.digests import canonical, digest
-from overpaint.grid.labels import label
+from overpaint.grid.labels import few, label
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components, conf_folders
 from overpaint.grid.typed import Count, Positive, Share, check_type, construct
 
 #: Number of training timesteps of the supported model families.
 TIMESTEPS = 1000
-#: At most this many cells are named in a sentence.
-LISTED = 6
 #: Number of seeds per prompt.
 Seeds = Annotated[int, Field(ge=1, le=1000)]
 #: The choice of no method.
@@ -443,9 +441,6 @@ def merged(cells: Iterable[Cell]) -> tuple[list[Cell], list[str]]:
         for (method, attack), found in seeds.items()
     ]
     if repeated:
-        names = list(dict.fromkeys(cell.label for cell in repeated.values()))
-        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        said.append(
-            f"several points of this grid are the same cell, which runs once: {'; '.join(names[:LISTED])}{more}"
-        )
+        names = few(dict.fromkeys(cell.label for cell in repeated.values()), between="; ")
+        said.append(f"several points of this grid are the same cell, which runs once: {names}")
     return list(kept.values()), said

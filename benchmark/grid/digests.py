@@ -61,9 +61,8 @@ def file_digest(text: str) -> str | None:
                 return digest({file.relative_to(folder).as_posix(): _hash(file) for file in files})
             if (folder := path.expanduser()).is_dir():
                 inside = sorted(file for file in folder.glob("*") if file.is_file())
-                if any(
-                    file.suffix in WEIGHT_SUFFIXES for file in inside
-                ):  # a LoRA, or a network without its configuration
+                # a LoRA, or a network without its configuration
+                if any(file.suffix in WEIGHT_SUFFIXES for file in inside):
                     return digest({file.name: _hash(file) for file in inside})
                 files = [file for depth in ("*", "*/*") for file in folder.glob(depth) if file.is_file()]
                 if images := sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from overpaint.grid.digests import digest, file_digest
 
 #: Longest value and longest name that a label shows in full, in characters.
 LONGEST, LONGEST_NAME = 40, 60
+#: Number of things that a sentence names.
+FEW = 6
 #: Invisible characters that change the direction of text, so that one line can look like another.
 DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
@@ -55,6 +57,17 @@ def short(text: str, longest: int = LONGEST) -> str:
 def counted(count: int, what: str) -> str:
     """A number of things as text for people: ``1 task``, ``2 tasks``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def few(names: Iterable[str], most: int = FEW, between: str = ", ") -> str:
+    """The first names as text for people, and how many more there are.
+
+    >>> few(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 def bytes_said(size: float) -> str:

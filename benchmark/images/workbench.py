@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overpaint.errors import UserError, changed
+from overpaint.grid.labels import few
 from overpaint.grid.registry import component
 from overpaint.images.pictures import pictures
 from overpaint.models import load_model
@@ -76,9 +77,8 @@ class Workbench:
             if differing:
                 self._model = None
         if differing:
-            more = f" and {len(differing) - 1} more" if differing[1:] else ""
             raise UserError(
-                f"{by} changed the model itself ({differing[0]}{more}), so its "
+                f"{by} changed the model itself ({few(differing, 1)}), so its "
                 "results would not be its own; compute with copies of the weights, and leave the model as it is"
             )
 

@@ -76,10 +76,8 @@ def single_precision() -> Iterator[None]:
     """Context: networks compute without gradients, and float32 is float32 on GPUs, where torch's convolutions are TF32."""
     import torch
 
-    with (
-        torch.no_grad(),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-    ):  # by default flags() disables cuDNN
+    # without enabled=True, flags() disables cuDNN
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from overpaint.grid.labels import FEW, few
 from overpaint.grid.registry import components
 from overpaint.report.views import View
 from overpaint.run.track import facets
 
-#: At most this many names are listed in a sentence.
-LISTED = 6
 #: The protocol of pictures that `overpaint score` measures.
 AS_GIVEN = "as given"
 #: Contents of views without the unedited model, and the fewest methods that they show.
@@ -62,7 +61,7 @@ def undefined(records: pd.DataFrame, view: View) -> str:
         chosen = column.chosen(records, view.rows) if not column.harmonic else records.iloc[:0]
         if len(chosen) and chosen["value"].isna().any():
             said[title] = str(chosen.loc[chosen["value"].isna(), "why"].iloc[0])
-    named = "; ".join(f"{title} ({why})" for title, why in list(said.items())[:LISTED])
+    named = "; ".join(f"{title} ({why})" for title, why in list(said.items())[:FEW])
     return f"Undefined for at least one method: {named}. " if named else ""
 
 
@@ -115,9 +114,7 @@ def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(f"‘{name}’" if "," in name else name for name in names[:LISTED]) + more
+    return few(f"‘{name}’" if "," in name else name for name in names)
 
 
 def _plain(labels: pd.Series, group: str) -> list[str]:

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from overpaint.errors import AssetMissing, UserError
+from overpaint.grid.labels import few
 from overpaint.report.figure_text import Reasons, entry_text, head_text
 from overpaint.report.pooling import Outcomes, pooled
 from overpaint.report.records import CELL
@@ -137,13 +138,8 @@ def _values(records: pd.DataFrame, name: str) -> list:
 
 def name_of(config: Mapping[str, Any]) -> str:
     """A short name for people: ``uce, esd on church, car; none, cce``."""
-    methods, concepts, attacks = (_few(config[name]) for name in ("methods", "concepts", "attacks"))
+    methods, concepts, attacks = (few(map(str, config[name]), 4) for name in ("methods", "concepts", "attacks"))
     return f"{methods} on {concepts}; {attacks}"
-
-
-def _few(values: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(map(str, values[:most])) + more
 
 
 def tables_of(
