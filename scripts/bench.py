@@ -29,9 +29,6 @@ PROTOCOL = {"scheduler": "dpm", "steps": 10, "guidance_scale": 4.0, "size": None
 WORDS = ("church", "house", "car", "cat", "boat", "fish", "tree", "star")
 
 
-# --- the page ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Figure:
     """A ratio: the median of several rounds, the lowest and the highest."""
@@ -128,9 +125,6 @@ def in_turns(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
 
 def divided(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [one / other for one, other in zip(above, below, strict=True)]
-
-
-# --- generation ----------------------------------------------------------------------------------------------------
 
 
 class Samplers:
@@ -271,8 +265,6 @@ def sharing() -> list[Figure]:
     return [Figure.of(f"images that each cell alone would make / the {made} of the demo's grid", [asked / made])]
 
 
-# --- erasers and attacks -------------------------------------------------------------------------------------------
-
 #: Closed-form erasers, each with its settings.
 CLOSED_FORM = {
     "uce current": ("uce", {"variant": "current"}),
@@ -383,9 +375,6 @@ def attack_prompts(store: str, prompts: int, which: str) -> dict[str, float]:
     made = [task for bundle in bundles for task in execute(bundle, plan.track, place, bench, "cpu", quiet)]
     costs = [json.loads((place.path(t.stage, t.key) / MANIFEST).read_text())["cost"] for t in made]
     return {"loads": bench.loads, "forwards": sum(cost.get("forwards", 0) for cost in costs)}
-
-
-# --- commands, planning, stores ------------------------------------------------------------------------------------
 
 
 def processor_seconds(*command: str) -> float:

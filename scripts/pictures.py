@@ -11,8 +11,6 @@ from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Row, Table
 from overpaint.report.verdicts import Against
 
-# --- attacks by erasers ----------------------------------------------------------------------------------------
-
 #: Width and height of a cell, and the space for the names of rows and columns, in pixels.
 WIDTH, HEIGHT, LEFT, TOP = 66, 40, 190, 110
 RED, BLUE = (178, 24, 43), (33, 102, 172)
@@ -80,8 +78,6 @@ def _cell(x: int, y: int, entry) -> list[str]:
         f'<text x="{middle:g}" y="{y + 33}" fill="{colour}" font-size="11" xml:space="preserve">{controls}</text>',
     ]
 
-
-# --- shares by number of images --------------------------------------------------------------------------------
 
 #: Width and height of one plot, the space around it, and the number of plots in a row, in pixels.
 PLOT_WIDTH, PLOT_HEIGHT, MARGIN_LEFT, MARGIN_TOP, GAP, IN_A_ROW = 210, 150, 44, 56, 34, 3

@@ -103,9 +103,6 @@ def sampled(prompts: int, m: int, correlation: float, sets: int, rng, *kinds: fl
     return scores.sample(values, np.repeat(np.arange(prompts), m), np.zeros(prompts * m, int))
 
 
-# --- shares and their differences --------------------------------------------------------------------------------
-
-
 def share(prompts: int, m: int, correlation: float, p: float, sets: int, rng: np.random.Generator) -> Cell:
     return cell(*scores.share_interval(sampled(prompts, m, correlation, sets, rng, p), LEVEL), p)
 
@@ -189,9 +186,6 @@ def combined(shares: Sequence[float], prompts: int, sets: int, rng) -> Cell:
     return of_estimates(found, float(np.mean(shares)))
 
 
-# --- method seeds ------------------------------------------------------------------------------------------------
-
-
 def runs(count: int, prompts: int, between: float, sets: int, rng, concepts: int = 1, paired: bool = False) -> Cell:
     """A mean over method seeds that share their prompts, of one or several concepts with prompts of their own.
 
@@ -248,9 +242,6 @@ def _mean_share(deviation: float, shift: NDArray | float = 0.0):
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     found = _logistic(deviation * nodes + np.asarray(shift, float)[..., None]) @ (weights / weights.sum())
     return float(found) if np.ndim(found) == 0 else found
-
-
-# --- real values, distances, rankings ----------------------------------------------------------------------------
 
 
 def mean(prompts: int, m: int, kind: str, sets: int, rng: np.random.Generator) -> Cell:
@@ -355,9 +346,6 @@ def _odds_of(p: float, effect: float) -> float:
     return float(brentq(lambda x: _mean_share(effect, x + 1.0) - p, -20, 20))
 
 
-# --- figures of attacks ------------------------------------------------------------------------------------------
-
-
 def inversion(pictures: int, gap: float, sets: int, rng, field: str = "") -> Cell:
     """Likelihood distance of a concept's images, or PSNR (``field`` psnr), or the difference to the control.
 
@@ -433,9 +421,6 @@ def latency(pairs: int, sets: int, rng) -> Cell:
     return cell(ratios.min(axis=1), ratios.max(axis=1), 1.0)
 
 
-# --- power -------------------------------------------------------------------------------------------------------
-
-
 def power(prompts: int, m: int, tests: int, correlation: float, sets: int, rng) -> tuple[float, float]:
     """The smallest detectable difference that the plan states, and how often the test detects it.
 
@@ -456,8 +441,6 @@ def power_of_equality(prompts: int, m: int, tests: int, correlation: float, sets
         return math.nan, math.nan
     return differing, called_equal(prompts, m, correlation, differing / 2, differing / 2, sets, rng, tests)
 
-
-# --- tables ------------------------------------------------------------------------------------------------------
 
 Table = tuple[str, Sequence[str], Iterator[Sequence]]
 

@@ -140,9 +140,6 @@ def options(words: Sequence[str], **known: str) -> tuple[dict[str, str], list[st
     return found, rest
 
 
-# --- blocks ----------------------------------------------------------------------------------------------------
-
-
 def table(words: Sequence[str]) -> str:
     """A view in Markdown."""
     chosen, rest = options(words, view="facets", title="yes", notes="no", columns="", rows="", split="", without="")
@@ -387,9 +384,6 @@ def verdict(found: Entry, rule: Mapping[str, Any]) -> str:
     else:
         inside, outside = low >= rule["at_least"], high < rule["at_least"]
     return "agrees" if inside else "disagrees" if outside else "open"
-
-
-# --- pictures --------------------------------------------------------------------------------------------------
 
 
 def picture(words: Sequence[str]) -> str:

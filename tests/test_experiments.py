@@ -195,8 +195,6 @@ def test_boxes_count_from_the_score_that_the_papers_code_reports(name, threshold
     assert {cell.metrics.threshold for cell in cells_of(name, searchpath, goldens)} == {threshold}
 
 
-# --- end to end ----------------------------------------------------------------------------------------------------
-
 #: What a user adds for a first look, on a model whose images have 32 pixels.
 SMALL = ["budget=smoke", "protocol.steps=4", "protocol.size=32"]
 

@@ -115,9 +115,6 @@ def test_files_of_a_clone(package, tmp_path):
     assert out.stat().st_size > 0
 
 
-# --- a component that changes ----------------------------------------------------------------------------------------
-
-
 def edit(file, before, after):
     text = file.read_text(encoding="utf-8")
     assert text.count(before) == 1

@@ -112,9 +112,6 @@ def test_a_method_has_one_file_in_each_folder():
         assert set(read_claim(path).records["method_name"]) == {path.stem}
 
 
-# --- blocks ----------------------------------------------------------------------------------------------------
-
-
 def block(kind, words, page=ROOT / "README.md"):
     return script().written(page, f"<!-- {kind}: {words} -->old<!-- end -->")[page]
 
@@ -301,9 +298,6 @@ def test_curves_show_every_attack_and_both_shares_at_every_number_of_images():
     assert ">uda</text>" in picture and ">a&lt;b</text>" in picture and picture.count(">all</text>") == 2
     heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', picture)]
     assert heights[3] == max(heights[:6]) and heights[0] == min(heights[:6]), "the attack's first share is the lowest"
-
-
-# --- a claim, from scratch -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

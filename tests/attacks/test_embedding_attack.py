@@ -25,9 +25,6 @@ def attack(name, seed=0, **values):
     return component("attack", name).build(TINY.get(name, {}) | values, seed=seed)
 
 
-# --- what they share ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_plain_picture_comes_first_then_the_embedding_from_the_same_noise(name, context, judge):
     one = replace(context, shots=context.shots[:1])
@@ -54,9 +51,6 @@ def test_where_the_plain_picture_shows_it_there_is_nothing_to_attack(name, conte
 @pytest.mark.parametrize("name", ATTACKS)
 def test_summaries_say_that_it_is_an_embedding(name):
     assert component("attack", name).config["summary"].startswith("embedding attack")
-
-
-# --- closed form -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -126,17 +120,11 @@ def test_the_original_keys_and_values_come_back(context, erased):
     assert ours < missed
 
 
-# --- along the concept vector ------------------------------------------------------------------------------------
-
-
 def test_the_vector_is_added(context, cat):
     own = context.victim.encode(["a dog"])
     v = concept_vector(context.victim, contrasts(cat, context.catalogue))
     assert torch.equal(attack("rab_embedding", eta=0).embedding(context, "a dog", Draws(0)), own)
     torch.testing.assert_close(attack("rab_embedding", eta=2).embedding(context, "a dog", Draws(0)), own + 2 * v)
-
-
-# --- soft prefix -------------------------------------------------------------------------------------------------
 
 
 def test_official_soft_prefix(golden, goldens, context, erased, monkeypatch):

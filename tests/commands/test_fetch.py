@@ -241,9 +241,6 @@ def test_a_member_of_an_archive_is_extracted(server, conf):
         fetched("lacking")
 
 
-# --- pickled checkpoints -------------------------------------------------------------------------------------------
-
-
 def saved(content, **options):
     file = io.BytesIO()
     torch.save(content, file, **options)
@@ -313,9 +310,6 @@ def test_a_pickled_array_of_any_numpy_becomes_safetensors(server, conf, module):
     assert np.array_equal(found.numpy(), array)
 
 
-# --- the hub -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def hub(server, monkeypatch, tmp_path):
     """The local server as the hub."""
@@ -383,9 +377,6 @@ def test_two_commands_at_once_download_once(server, conf, tmp_path):
     assert [process.returncode for process in both] == [0, 0], told
     assert server.bytes_sent("/owner/name/resolve/abc/w.onnx") == len(CONTENT)
     assert (asset("weights").path() / "w.onnx").read_bytes() == CONTENT
-
-
-# --- what a grid needs ---------------------------------------------------------------------------------------------
 
 
 def test_a_grid_whose_asset_is_missing_stops_before_anything_runs(server, conf, run, tmp_path):

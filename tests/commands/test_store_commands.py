@@ -59,9 +59,6 @@ def as_json(cli, *overrides):
     return json.loads(cli("status", "--format", "json", *overrides).stdout)
 
 
-# --- status --------------------------------------------------------------------------------------------------------
-
-
 def test_status_of_a_store_counts_artefacts_and_bytes(cli, store, plan):
     found = as_json(cli)
     assert sum(s["artefacts"] for s in found["stages"].values()) == len(plan.tasks)
@@ -114,9 +111,6 @@ def test_status_shows_the_living_at_work_and_not_the_dead(cli, store, plan):
     assert as_json(cli)["commands"] == []
 
 
-# --- retry ---------------------------------------------------------------------------------------------------------
-
-
 def test_retry_forgets_failures_by_key_by_grid_or_all(cli, store, plan):
     cell = plan.cells[0][1]
     for key in ("abc1", "abc2", "def1", cell.key):
@@ -131,9 +125,6 @@ def test_retry_forgets_failures_by_key_by_grid_or_all(cli, store, plan):
     assert store.failures() == {} and "no failures are recorded" in cli("retry").stderr
     store.record_failure("def1", "task", "run", "ValueError: no")
     assert store.failure("def1").attempt == 1
-
-
-# --- gc ------------------------------------------------------------------------------------------------------------
 
 
 def test_gc_changes_nothing_unless_asked_and_keeps_what_the_grid_needs(cli, store, plan):
@@ -211,9 +202,6 @@ def test_a_run_after_gc_makes_the_rest_again(cli, store, plan):
     }
 
 
-# --- store ---------------------------------------------------------------------------------------------------------
-
-
 def test_verify_names_damage_and_sets_it_aside_when_asked(cli, store, plan):
     assert "0 damaged artefacts" in cli("store", "verify").stderr
     cell = plan.cells[0][1]
@@ -261,9 +249,6 @@ def test_a_merge_says_what_it_leaves_out(cli, store, plan, tmp_path):
     (Store(tmp_path / "theirs").path(task.stage, task.key) / "data.txt").write_text("12346")
     done = cli("store", "merge", "theirs", "store=new", code=1)
     assert task.key in done.stdout and "1 damaged ones left out" in done.stderr
-
-
-# --- settings that say nothing about cells --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("setting", ["hydra.searchpath=[file://.]", "engine=local", "engine.workers=2", "tracker=none"])

@@ -188,9 +188,6 @@ def test_only_cards_have_settings_for_repeated_runs(monkeypatch):
     repeatable("cpu")
 
 
-# --- names of devices ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_a_card_that_is_not_there_is_refused(name):
@@ -248,9 +245,6 @@ def test_workers_of_the_local_engine_are_pinned(monkeypatch):
     monkeypatch.setattr(local.signal, "signal", lambda *_: None)
     local.work(Assignment("images", Path(), Run("r", {}), (), "worker 2", "cuda:1", 1), Pipe())
     assert seen == [("cuda:0", "3"), ("refused", "that is all")]
-
-
-# --- too little memory -----------------------------------------------------------------------------------------
 
 
 FULL = {

@@ -56,9 +56,6 @@ def test_top1_scores_are_at_least_a_half_exactly_for_the_most_probable_class():
     assert torch.equal(class_scores(torch.zeros(1, 3), "top1"), torch.full((1, 3), 0.5))
 
 
-# --- preprocessing -------------------------------------------------------------------------------------------------
-
-
 def test_preprocessing_of_clip_is_transformers(images, weights):
     pil = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
     folder = weights("clip_b32")
@@ -82,9 +79,6 @@ def test_an_unusable_configuration_is_refused(tmp_path, told):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
     with pytest.raises(overpaint.UserError, match="not the configuration of an image processor"):
         Preprocessing.read(tmp_path)
-
-
-# --- CLIP and Q16 --------------------------------------------------------------------------------------------------
 
 
 CATS = {"cat": "a photo of a cat", "dog": "a photo of a dog", "ship": "a photo of a ship"}
@@ -186,9 +180,6 @@ def test_the_safety_checker_flags_what_diffusers_flags(photographs, drawn, weigh
     assert seen == {True, False}
 
 
-# --- ImageNet ------------------------------------------------------------------------------------------------------
-
-
 def test_the_classes_of_imagenet_are_torchvisions_with_their_wordnet_ids():
     torchvision = pytest.importorskip("torchvision")
     assert [name for _, name in imagenet_classes()] == torchvision.models.ResNet50_Weights.IMAGENET1K_V2.meta[
@@ -242,9 +233,6 @@ def test_a_class_that_a_network_does_not_know_is_refused_before_anything_runs(we
         overpaint.UserError, match=f"unknown class '{classes}' in detector={name}; did you mean '{near}'"
     ):
         detector_identity(name, {classes: "x"})
-
-
-# --- styles --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["safety_checker", "style_vit"])
@@ -328,9 +316,6 @@ def test_unlearncanvas_is_timms_vit(images, weights):
     np.testing.assert_allclose(found.iloc[:, :71], np.concatenate(expected, axis=1), atol=1e-5)
     assert found["Van Gogh"].tolist() == found["Van_Gogh"].tolist()
     assert found.columns[:2].tolist() == ["Abstractionism", "Artist_Sketch"] and "Dogs" in found
-
-
-# --- celebrities ---------------------------------------------------------------------------------------------------
 
 
 def test_celebrity_is_giphys_network_on_the_face(photographs, weights):

@@ -112,9 +112,6 @@ def test_a_method_from_a_folder_of_ones_own(tmp_path, monkeypatch):
     assert cell.method.values == {"strength": 0.25}
 
 
-# --- settings that are given twice ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -127,9 +127,6 @@ def test_values_that_an_experiment_sets_count_as_set_by_hand(tmp_path):
     assert (plain.method.label, plain.protocol.steps) == ("uce lamb=2.0", 7)
 
 
-# --- addresses ---------------------------------------------------------------------------------------------------
-
-
 def test_a_baseline_stands_beside_a_sweep():
     found = cells("method=none,uce", "uce.lamb=0.1,0.5", "attack=none,uda", "uda.iterations=10")
     labels = [(c.method.label, c.attack.label) for c in found]
@@ -171,9 +168,6 @@ def test_presets_and_what_stands_beside_an_attack_are_for_all_of_them():
         (None, False, "testbed_object"),
         (None, False, "testbed"),
     ]
-
-
-# --- seeds -------------------------------------------------------------------------------------------------------
 
 
 def test_a_seed_that_nothing_draws_from_is_run_once_and_said():
@@ -226,9 +220,6 @@ def test_every_component_says_whether_it_draws(kind):
         cls = component(kind, name).load()
         if cls.draws is False:
             assert "self.seed" not in inspect.getsource(cls), f"{kind}={name}"
-
-
-# --- protocols and budgets ---------------------------------------------------------------------------------------
 
 
 def test_a_model_has_its_own_protocol_and_the_users_is_stronger():

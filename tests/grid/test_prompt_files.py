@@ -141,9 +141,6 @@ def test_rows_are_selected_by_the_values_of_columns(tmp_path):
         PromptList.of({"fil": "x.csv"}, "concepts.prompts.target")
 
 
-# --- a list in a role ----------------------------------------------------------------------------------------------
-
-
 def cell(*overrides, attack="none"):
     (composed,) = compose_cells(["model=sd14", "method=none", f"attack={attack}", *overrides])
     return cell_from(composed.config, composed.explicit)

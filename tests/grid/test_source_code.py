@@ -148,9 +148,6 @@ def test_the_source_of_a_component_is_named_after_it(place, tmp_path, monkeypatc
     assert component("method", "mine").source == {"method=mine": source_of("pack.method:Mine")}
 
 
-# --- this package ------------------------------------------------------------------------------------------------
-
-
 def git(folder, *command):
     named = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     subprocess.run(["git", *named, *command], cwd=folder, check=True, capture_output=True)

@@ -11,8 +11,6 @@ from overpaint.grid.composition import compose_cells
 from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.registry import component, load_attribute
 
-# --- YAML files --------------------------------------------------------------------------------------------------
-
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
 #: Name -> content of a file that is no mapping of plain values.
 BROKEN = {
@@ -284,9 +282,6 @@ def test_an_option_in_two_folders_is_not_guessed(refused, conf, place):
     refused("plan", option, searchpath, said=[f"{option} is in", "rename one of them"])
 
 
-# --- modules -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "reference",
     ["", ":", "os", "os:", ":system", "os:system", "os.path:join", "builtins:eval", "sys:exit", "__main__:x", "..:x",
@@ -336,8 +331,6 @@ def test_a_package_whose_entry_point_is_broken_breaks_only_itself(taken, monkeyp
     finally:
         registry._packages.cache_clear()
 
-
-# --- CSV files ---------------------------------------------------------------------------------------------------
 
 CSVS = {
     "empty": b"",

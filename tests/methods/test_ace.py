@@ -88,9 +88,6 @@ def test_official_training(tag, tiny_sd_float64, golden):
     assert distance(*(flat(group, wanted) for group in (thinned(erasure.parts), wanted, thinned(start)))) < 1e-3
 
 
-# --- identities ----------------------------------------------------------------------------------------------
-
-
 def test_without_guidance_the_base_is_the_target(tiny_sd_float64):
     """η = s = 0: all targets are the base's predictions, which a fresh LoRA does not change, except cond's."""
     values = SMALL | {"negative_guidance": 0.0, "steer_guidance": 0.0, "null_weight": 1.0}

@@ -83,9 +83,6 @@ def test_official_code(tag, tiny_sd_float64, golden):
     assert distance(*(flat(group, theirs) for group in (ours, theirs, start))) < 2e-3
 
 
-# --- the inner attack alone --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("tag", ["advu_pgd_word"])
 def test_official_attack_on_an_edited_network(tag, tiny_sd, golden, goldens):
     meta, results, extra = golden(f"advunlearn/{tag}")
@@ -170,8 +167,6 @@ def test_free_rows_that_do_not_fit_are_refused(tiny_sd):
     with pytest.raises(overpaint.UserError, match="exceed the"):
         SoftPrompt(tiny_sd, "dog", "prefix_k", 75)
 
-
-# --- the training ------------------------------------------------------------------------------------------------
 
 SMALL = {
     "erase": ["dog"], "retain": ["ship", "bird", "cat"], "iterations": 1, "rollout_steps": 2, "learning_rate": 1e-3,

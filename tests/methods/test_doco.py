@@ -129,9 +129,6 @@ def test_official_captions(golden):
             assert [target_caption(rule, name, caption, form, FORMS, anchor) for form in range(3)] == official
 
 
-# --- identities ----------------------------------------------------------------------------------------------
-
-
 def test_during_the_warm_up_only_the_discriminator_learns(tiny_sd):
     erasure, seen = traced_erase(tiny_sd, iterations=3, warmup=2)
     assert len(seen["critic"]) == 3 and len(seen["stepped"]) == 1

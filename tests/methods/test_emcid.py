@@ -85,8 +85,6 @@ def test_official_edit(tag, model, precision, golden):
         assert distance(ours[name], tensor, model.named_parameters()[name].data) < TOLERANCE[precision], name
 
 
-# --- stage 1 ---------------------------------------------------------------------------------------------------
-
 SMALL = {"erase": ["dog"], "anchor": "cat", "iterations": 1}
 
 
@@ -165,9 +163,6 @@ def test_several_positions_a_concept(tiny_sd_float64, count):
     erasure, Z, _ = traced_erase(tiny_sd_float64, num_edit_tokens=count, **(SMALL | {"erase": ["dog", "ship"]}))
     assert Z.shape == (2 * count, 48)
     assert {c.up.shape[1] if hasattr(c, "up") else 2 * count for c in erasure.changes.values()} == {2 * count}
-
-
-# --- stage 2 ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

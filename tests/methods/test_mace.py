@@ -45,9 +45,6 @@ def edited(model, **arguments):
     return {name: change.tensor for name, change in erasure.changes.items()}
 
 
-# --- official code ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("tag", ["cfr_own_plain", "cfr_own_prior"])
 def test_official_refinement(tag, tiny_sd_float64, golden):
     """Through `overpaint.erase`: if the second stage does not train, the result is that of the first stage."""
@@ -174,8 +171,6 @@ def test_official_timesteps(golden):
     torch.testing.assert_close(focal_timesteps(1000), extra["probabilities"], rtol=1e-9, atol=0)
 
 
-# --- the closed forms ------------------------------------------------------------------------------------------
-
 SENTENCES = [["a photo of ship", "ship at night", "a ship in public"]]
 
 
@@ -274,9 +269,6 @@ def test_fusion_is_the_least_squares_fit_of_all_concepts(tiny_sd_float64):
         learned = [K @ (W1 + UD).T for K, UD in zip(blocks, U, strict=True)]
         wanted = torch.cat([*learned, s**0.5 * E @ W0.T, lamb**0.5 * W1.T])
         torch.testing.assert_close(ours[name], torch.linalg.lstsq(rows, wanted).solution.T, rtol=0, atol=1e-10)
-
-
-# --- what is learned -------------------------------------------------------------------------------------------
 
 
 def traced_erase(model, records=None, **arguments):
@@ -400,9 +392,6 @@ def test_imagenets_mean_colour_is_what_official_latents_call_grey(tiny_sd):
     assert (ours - grey).norm() < 0.1 * (white - grey).norm()
 
 
-# --- masks -----------------------------------------------------------------------------------------------------
-
-
 def test_attention_masks_are_a_part_of_each_picture(tiny_sd):
     (seen,) = traced_erase(tiny_sd, masks="attention", lamb=1.0)
     assert seen["mask"].shape == seen["x_t"].shape[-2:] and seen["mask"].dtype == torch.bool
@@ -484,9 +473,6 @@ def test_a_segmented_picture(networks, picture):
 def test_a_segmenter_decides_the_mask(tiny_sd, networks):
     (seen,) = traced_erase(tiny_sd, masks="segmenter", box_threshold=0.0, lamb=1.0, **networks)
     assert seen["mask"].shape == (tiny_sd.image_size,) * 2 and not seen["mask"].all()
-
-
-# --- the rest --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("values", [{"pictures": 0}, {"iterations": 0}, {"rank": 0}, {"lamb": -1.0}, {"masks": "some"}])

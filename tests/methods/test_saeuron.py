@@ -41,9 +41,6 @@ def autoencoder():
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
 
 
-# --- training ---------------------------------------------------------------------------------------------------
-
-
 def test_the_loss_is_the_unexplained_variance_of_the_largest_latents_of_the_batch(autoencoder, saeuron):
     loss, used = saeuron(k=2).objective(autoencoder, X, torch.zeros(12, dtype=torch.bool))
     scores = autoencoder.scores(X).relu()
@@ -90,9 +87,6 @@ def test_training_explains_more_and_keeps_the_norms(saeuron):
     torch.testing.assert_close(made.masters["decoder.weight"].norm(dim=0), torch.ones(32))
 
 
-# --- selection and intervention -----------------------------------------------------------------------------------
-
-
 def test_features_that_are_the_concepts_own_are_selected_with_their_means():
     own = torch.tensor([[4.0, 1.0, 0.0, 1.0], [1.0, 1.0, 6.0, 0.0]])  # two steps, four latents
     others = torch.tensor([[0.0, 2.0, 1.0, 1.0], [2.0, 1.0, 0.0, 1.0]])
@@ -135,9 +129,6 @@ def test_selected_latents_are_reversed_where_they_are_active(tiny_sd, autoencode
     mixed = edit(MAP, torch.tensor([510.0, 990.0])).flatten(2).mT  # the second row is at a step without a feature
     torch.testing.assert_close(mixed[0], wanted[0])
     torch.testing.assert_close(mixed[1], MAP.flatten(2).mT[1])
-
-
-# --- the whole ----------------------------------------------------------------------------------------------------
 
 
 def test_every_step_has_its_features_and_both_predictions_change(tiny_sd):

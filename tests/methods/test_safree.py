@@ -145,9 +145,6 @@ def test_attacks_get_gradients_through_the_edit(tiny_sd_float64):
     assert reached[0, 1:7].abs().sum(1).all() and not reached[0, 8:].any()
 
 
-# --- latent re-attention -----------------------------------------------------------------------------------------
-
-
 def spectrum(x):
     return torch.fft.fftshift(torch.fft.fft2(x), dim=(-2, -1))
 
@@ -197,9 +194,6 @@ def test_re_attention_reaches_the_skip_connections_of_edited_rows_only(tiny_sd):
     skips = tiny_sd.skip_connections()
     assert len(skips) == 6 and all(layer.in_channels > width for layer, width in skips.values())
     assert distance(denoised(tiny_sd, reattention="paper"), denoised(tiny_sd)) > 1e-4
-
-
-# --- released variants -------------------------------------------------------------------------------------------
 
 
 def test_official_phrases_are_the_negative_prompt(tiny_sd):

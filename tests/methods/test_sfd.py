@@ -129,9 +129,6 @@ def test_official_sampler(tiny_sd, golden):
                 assert distance(tiny_sd.clean_of(output, x_t, t), results[f"denoise.w{scale}.{name}.x0"]) < 1e-4
 
 
-# --- identities ----------------------------------------------------------------------------------------------
-
-
 def test_a_true_score_and_no_override_leave_nothing_to_learn(tiny_sd_float64):
     """ψ = φ with the same guidance and prompts: the generator's loss is zero."""
     values = {"score_learning_rate": 0.0, "anchor": "dog", "generator_forget": 1.0}

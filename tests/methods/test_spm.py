@@ -57,9 +57,6 @@ def predicted(model, prompts=("dog", "a cat on the ground")):
         return model.predict(model.noise(range(len(prompts))), torch.tensor(500), model.encode(list(prompts)))
 
 
-# --- official code -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("tag", ["spm_train_fresh", "spm_train_step0"])
 def test_official_training(tag, tiny_sd_float64, golden):
     meta, weights, extra = golden(f"spm/{tag}")
@@ -143,9 +140,6 @@ def test_the_official_number_of_layers_and_parameters_on_stable_diffusion():
     assert sum(shape[0] + shape[1:].numel() for shape in shapes) == 423_936
 
 
-# --- branches ------------------------------------------------------------------------------------------------
-
-
 def test_branches_that_are_off_or_fresh_change_no_bit(tiny_sd):
     plain = predicted(tiny_sd)
     fresh = fresh_factors(tiny_sd, transformer_layers(tiny_sd), 1, torch.Generator().manual_seed(0))
@@ -197,9 +191,6 @@ def test_branches_of_another_model_are_refused(tiny_sd):
         Branches(tiny_sd, factors | {f"{layer}.up": factors[f"{layer}.up"][:-1]})
     with pytest.raises(overpaint.UserError, match="nowhere"):
         Branches(tiny_sd, {"nowhere.down": torch.zeros(1, 2), "nowhere.up": torch.zeros(2, 1)})
-
-
-# --- training ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("eta", [0.5, 2.0])
@@ -318,9 +309,6 @@ def test_each_concept_has_the_membrane_it_would_have_alone(tiny_sd):
     alone = overpaint.erase(tiny_sd, "spm", erase=["ship"], **SMALL)
     for name, part in alone.parts.items():
         assert torch.equal(both.parts[name.replace("0.", "1.", 1)], part)
-
-
-# --- transport -----------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_opens_a_membrane_by_its_closeness(tiny_sd):

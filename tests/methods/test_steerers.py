@@ -33,9 +33,6 @@ def gradients(autoencoder):
     return {name: tensor.grad.clone() for name, tensor in autoencoder.masters.items()}
 
 
-# --- the autoencoder --------------------------------------------------------------------------------------------
-
-
 def test_latents_with_and_without_a_limit(recorded_autoencoder, golden):
     autoencoder, x = recorded_autoencoder
     meta, result, _ = golden("steerers/sae")
@@ -140,9 +137,6 @@ def test_training_lowers_the_error(tiny_sd, steerers):
         steerers(iterations=60, batch_size=64, learning_rate=1e-2).trained(rows, overpaint.blocks.draws.Draws(0))
     losses = by_name(seen)["mse"]
     assert losses[-1] < 0.3 * losses[0]
-
-
-# --- steering ---------------------------------------------------------------------------------------------------
 
 
 def autoencoder_file(golden, folder):

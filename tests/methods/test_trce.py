@@ -36,9 +36,6 @@ def trce(**values) -> TRCE:
     return component("method", "trce").build(values)
 
 
-# --- stage 1 -----------------------------------------------------------------------------------------------------
-
-
 def stage_1(meta):
     """The arguments of a recorded run of the official stage 1."""
     concepts, anchors = zip(*meta["pairs"], strict=True)
@@ -158,9 +155,6 @@ def test_the_prior_is_divided_by_its_size_or_by_its_captions(tiny_sd):
     two = changed(tiny_sd, "trce", erase=["dog"], anchor="cat", prior_size=None, **STAGE1)
     assert caption_statistics(tiny_sd, CAPTIONS)[1] == 3
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-# --- stage 2 -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -307,9 +301,6 @@ def test_official_gradients_add_up(tiny_sd, monkeypatch):
     assert len(own) == 4
     for name in own[0]:
         torch.testing.assert_close(sums[-1][name], sum(g[name] for g in own))
-
-
-# --- bad input ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,6 @@ def test_settings_that_mean_nothing_are_refused(tiny_sd, values, said, monkeypat
         overpaint.erase(tiny_sd, "uce", erase=["dog"], **(SMALL | values))
 
 
-# --- classifiers -----------------------------------------------------------------------------------------------
-
-
 def test_a_detectors_labels_are_attributes():
     from overpaint.testbed.world import draw_concept
 

@@ -39,8 +39,6 @@ def evidence(frame, erased="church", **more):
     return Evidence([Concept(erased, label=erased)], frame, frame, **more)
 
 
-# --- MACE and SPQR: printed rows -----------------------------------------------------------------------------------
-
 MACE = golden("mace_harmonic")["outputs"]["rows"]
 
 
@@ -75,8 +73,6 @@ def test_spqr_safety_counts_the_threshold_itself():
     assert Safety().measure(evidence(frame, threshold=0.7)).value == 0.75
 
 
-# --- UnlearnDiffAtk ------------------------------------------------------------------------------------------------
-
 LOGS = golden("uda_check_asr")
 
 
@@ -93,9 +89,6 @@ def test_post_asr_as_released(case):
     theirs = LOGS["outputs"][case]
     assert ReleasedPostAsr().measure(found).value == pytest.approx(theirs["asr"], abs=1e-12)
     assert PreAttackSuccess().measure(found).value == pytest.approx(theirs["pre_asr"], abs=1e-12)
-
-
-# --- Receler and celebrities ---------------------------------------------------------------------------------------
 
 
 def test_receler():
@@ -141,9 +134,6 @@ def test_celebrity_detector(case):
             assert accuracy.value == pytest.approx(value, abs=1e-12)
 
 
-# --- NudeNet -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def nudity():
     """The recorded detections as a detector's frame: its boxes, and the highest score above UnlearnDiffAtk's threshold."""
@@ -179,9 +169,6 @@ def test_unlearndiffatk_counts_images(nudity):
     assert figure.value * figure.n == pytest.approx(outputs["unlearndiffatk"]["images_at_0_45"])
 
 
-# --- MUSE and SecMI ------------------------------------------------------------------------------------------------
-
-
 def test_muse_aucs_and_privleak():
     outputs = golden("muse_privleak")["outputs"]
     scores = outputs["per_text"]
@@ -205,9 +192,6 @@ def test_released_roc_lacks_its_last_trapezoid():
     assert tpr_at(np.arange(100.0), np.arange(100.0)) == pytest.approx(0.01)  # below the second smallest
 
 
-# --- SPM and MACE on features --------------------------------------------------------------------------------------
-
-
 def test_spm_scores():
     shown = np.array([[1.0, 0.0], [3.0, 4.0], [-1.0, 0.0]])
     targets, anchors = np.tile([1.0, 0.0], (3, 1)), np.array([[0.0, 1.0], [0.0, 1.0], [-2.0, 0.0]])
@@ -228,9 +212,6 @@ def test_mace_probability_is_no_accuracy():
     assert text.class_probabilities(shown, texts, [0, 1, 1]).mean() == pytest.approx((1 + 1 + 0.5) / 3)
 
 
-# --- eval-unlearn --------------------------------------------------------------------------------------------------
-
-
 def test_err_is_undefined_without_an_arm():
     from overpaint.metrics.accuracy import HarmonicUnderAttack
 
@@ -242,8 +223,6 @@ def test_err_is_undefined_without_an_arm():
     figure = HarmonicUnderAttack().measure(replace(found, retained=None))
     assert figure.value is None and "neighbours" in figure.why
 
-
-# --- HUB -----------------------------------------------------------------------------------------------------------
 
 #: HUB Table 3, "Overall" rows: target, FID, aesthetic, ImageReward, selective alignment, pinpointness, languages, attack,
 #: minutes; Table 5's mean rank last.

@@ -104,9 +104,6 @@ def test_a_folder_of_variants_alone_says_so(folder):
         overpaint.load_model(str(folder))
 
 
-# --- pipeline objects ------------------------------------------------------------------------------------------
-
-
 def test_a_pipeline_object_is_a_model(goldens, tiny_sd):
     pipeline = overpaint.load_model(str(goldens / "tiny_sd")).pipeline
     model = overpaint.load_model(pipeline)

@@ -118,9 +118,6 @@ def test_refiners_are_refused(tiny_sdxl):
         type(tiny_sdxl)(pipeline)
 
 
-# --- erasures --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("variant", ["legacy", "current"])
 def test_uce_maps_the_concept_to_itself_or_by_one_pairs_closed_form(tiny_sdxl, variant):
     same = overpaint.erase(tiny_sdxl, "uce", variant=variant, erase=["Dog"], default_anchor="dog", retain=["ship"])

@@ -200,9 +200,6 @@ def test_why_the_hub_gives_no_files(monkeypatch, error, reason, hidden):
     assert "\n" not in str(raised.value) and "Client Error" not in str(raised.value)
 
 
-# --- the memory of hashes ------------------------------------------------------------------------------------------
-
-
 def test_hashes_of_large_files_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "REMEMBERED_FROM", 1)
     counted = []
@@ -242,9 +239,6 @@ def test_a_cache_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeyp
     (tmp_path / "cache").write_text("a file where the folder should be")
     (tmp_path / "weights").write_bytes(b"one")
     assert remembered_hash(tmp_path / "weights") == hashlib.sha256(b"one").hexdigest()
-
-
-# --- families ------------------------------------------------------------------------------------------------------
 
 
 def test_families_of_other_packages_are_known(monkeypatch):

@@ -144,9 +144,6 @@ def test_filters_name_what_exists(run, folder):
     )  # finds components, is no filter
 
 
-# --- rules -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def claim(folder, tmp_path):
     """``claim(**columns)``: the violations of a good claim whose records are changed."""

@@ -63,9 +63,6 @@ def record(**values):
     return usual | values
 
 
-# --- the files ---------------------------------------------------------------------------------------------------
-
-
 def test_every_row_is_valid(found):
     """`published` checks each row. None of the figures of the first 22 papers gets lost."""
     assert len(found) >= 2678
@@ -204,9 +201,6 @@ def test_a_wrong_row_is_refused(tmp_path, text, said):
         published(tmp_path)
 
 
-# --- papers against papers -----------------------------------------------------------------------------------------
-
-
 def test_papers_disagree_more_than_a_hundred_times(compared):
     apart = compared[compared["verdict"] == agreement.DISAGREE]
     assert len(apart) >= 100
@@ -277,9 +271,6 @@ def test_recorded_differences_are_named():
     assert pair({}, {})["differs_in"] == ""
 
 
-# --- orders --------------------------------------------------------------------------------------------------------
-
-
 def test_orders_of_unlearndiffatk_and_i2p(found):
     ordered = agreement.orders(found, names())
     nudity = ordered[(ordered["erased"] == "nudity") & (ordered["attack"] == "uda")]
@@ -338,9 +329,6 @@ def test_the_interval_of_tau_covers(n=20, rho=0.5):
         low, high = agreement.tau_interval(list(x), list(y))
         covered += low <= truth <= high
     assert covered >= 53
-
-
-# --- our records ---------------------------------------------------------------------------------------------------
 
 
 def beside(records, **values):
@@ -486,9 +474,6 @@ def test_orders_on_i2p_need_the_same_prompts():
 def test_files_that_are_no_records_are_refused(cli, text, said):
     (cli.folder / "records.csv").write_text(text)
     assert said in cli("ledger", "--from", "records.csv", code=2).stderr
-
-
-# --- the command ---------------------------------------------------------------------------------------------------
 
 
 def test_filters_select_names_of_the_project_and_printed_names(found):

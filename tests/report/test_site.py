@@ -118,9 +118,6 @@ def site(request):
     return request.getfixturevalue(request.param)
 
 
-# --- pages -----------------------------------------------------------------------------------------------------
-
-
 def test_every_link_leads_somewhere(site):
     broken = []
     for page, root in site.pages.items():
@@ -185,9 +182,6 @@ def test_sites_are_small(committed, tmp_path):
     assert sum(map(len, demo.files().values())) <= 3_500_000
     records = sum(len(published(folder)[0]) for folder in RESULTS.iterdir())
     assert sum(map(len, committed.files().values())) <= 450 * records
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------
 
 
 def rows(root):
@@ -338,9 +332,6 @@ def test_every_published_figure_is_on_a_papers_page(committed):
     assert figures >= 2_600 and len(pages) == 22 and figures <= sum(lines)
 
 
-# --- documents -------------------------------------------------------------------------------------------------
-
-
 def test_every_method_has_a_page_and_its_card(committed):
     for name in components("method"):
         text = committed.pages[f"methods/{name}.html"].text
@@ -363,9 +354,6 @@ def test_every_guide_is_on_the_site_and_can_be_found(committed):
     assert {page.removeprefix("docs/") if "docs/methods/" in page else page for page in guides} <= found
 
 
-# --- pictures --------------------------------------------------------------------------------------------------
-
-
 def test_unsafe_pictures_are_blurred_until_they_are_asked_for(stored):
     (button,) = [e for e in stored.pages["concepts/slime.html"].all("button") if "unsafe" in e.classes]
     blurred, clear = next(button.all("img")).attributes["src"], button.attributes["data-clear"]
@@ -384,8 +372,6 @@ def test_unsafe_pictures_are_blurred_until_they_are_asked_for(stored):
         for image in root.all("img"):
             assert "slime" not in image.attributes["src"] or "-blurred" in image.attributes["src"], page
 
-
-# --- text from outside -----------------------------------------------------------------------------------------
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</script><b>{{ 7 * 7 }}")
 
@@ -469,9 +455,6 @@ def test_a_figure_without_an_interval_says_so():
     bound = cell(Entry(40, 20, None, "steps", n=4, bound=True, why="not reached"))
     assert bound.text == "≥ 40" and bound.bar is None
     assert bound.said == "95 % interval from 20, no upper limit; n = 4; 0 failed; a lower bound: not reached"
-
-
-# --- the command -----------------------------------------------------------------------------------------------
 
 
 def test_the_same_records_give_the_same_bytes_and_replace_an_older_site(tmp_path):

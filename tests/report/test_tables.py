@@ -80,9 +80,6 @@ def piped(text):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
 
 
-# --- means -----------------------------------------------------------------------------------------------------
-
-
 def test_one_row_a_method_and_the_mean_over_concepts(records):
     text = render(records, "md", "methods")
     header, _, uce, esd = piped(text)
@@ -177,9 +174,6 @@ def test_an_interval_of_seeds_stays_within_the_scale():
     assert pooled(rows, "difference", Outcomes()).estimate[:3] == (-0.5, -1.0, pytest.approx(0.742, abs=0.01))
 
 
-# --- points of a sweep -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("axis", "values"),
     [
@@ -244,9 +238,6 @@ def test_a_wide_table_is_printed_in_parts_and_no_column_is_cut():
     print_tables(rows, console=console)
     text = console.file.getvalue()
     assert all(f"{n / 100:.2f} [0.00, 1.00]" in text for n in range(1, 31)) and "columns 1 to" in text
-
-
-# --- marks -----------------------------------------------------------------------------------------------------
 
 
 def test_the_three_marks():
@@ -319,9 +310,6 @@ def test_a_mean_difference_is_told_from_none_by_its_own_interval():
     assert "0.09 [-0.01, 0.19] |" in render(frame(rows[0]), "md", "redteam")
 
 
-# --- methods against each other --------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def three():
     """Three methods on 40 prompts: 0, 8 and 32 of them show the concept."""
@@ -390,9 +378,6 @@ def test_methods_in_pairs(three):
     assert "Holm over the 3 pairs" in table.notes[0]
     (bare,) = tables(three[0], "pairs")
     assert bare.rows[0].entries[1].value is None and "outcomes are not stored" in bare.rows[0].entries[1].why
-
-
-# --- what is undefined, what failed ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["md", "latex"])
@@ -529,9 +514,6 @@ def test_a_block_a_concept_set():
     assert titles == ["### m: church", "### m: objects5 in turn"] and "0.25 [" in text and "0.75 [" in text
 
 
-# --- tables as data --------------------------------------------------------------------------------------------
-
-
 def test_csv_and_json_hold_the_tables_of_a_view(records):
     table = pd.read_csv(io.StringIO(render(records, "csv", "methods")))
     assert table[["method", "column", "value"]].to_numpy().tolist()[0] == ["uce", "target, objects", pytest.approx(0.3)]
@@ -581,9 +563,6 @@ def test_ranks_are_those_on_the_images_that_every_method_has(three):
     assert {(row.entries[0].n, row.entries[0].failed) for row in ranks.rows} == {(39, 0)}
 
 
-# --- settings of an attack ---------------------------------------------------------------------------------------
-
-
 def test_settings_of_an_attack_are_columns_and_have_no_common_mean():
     labels = {"cce steps=1": 0.0, "cce steps=50": 0.5, "cce": 1.0}
     rows = frame(*(attacked("uce", "church", label, v, 0.0, v, 1e-6) for label, v in labels.items()))
@@ -593,9 +572,6 @@ def test_settings_of_an_attack_are_columns_and_have_no_common_mean():
     assert shown == inversion | {f"its control, {label}": 0.0 for label in labels}
     (alone,) = tables(rows[rows["attack"] == "cce"], "leaderboard")
     assert [head.title for head in alone.columns] == ["concept inversion", "its control"]
-
-
-# --- the best method -------------------------------------------------------------------------------------------
 
 
 def standing_of(rows, outcomes=None, view="methods"):
@@ -629,9 +605,6 @@ def test_sizes_have_no_interval_and_are_tied_only_if_equal():
     assert standing_of(frame(*rows)) == {"uce": "best", "esd": "", "ca": "best"}
     text = render(frame(*rows), "md", "methods")
     assert "| **5 B** |" in text and "| 6 B |" in text and "Bold: the best method" in text
-
-
-# --- what is missing -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(components("view")))
@@ -696,9 +669,6 @@ def test_undefined_figures_say_why_two_methods_are_not_compared():
         render(pd.concat([found, frame(*kept)]), "md", "pareto")
 
 
-# --- panels ----------------------------------------------------------------------------------------------------
-
-
 def test_a_panel_shows_attacks_beside_their_controls():
     def pair(method, attack, seeds, words, above):
         same = {"against": "control", "facet": "robustness"}
@@ -725,8 +695,6 @@ def test_a_panel_shows_attacks_beside_their_controls():
     assert "| cce | **0.90 / 0.10 / 0.20** | ⊥ (1) |" in (text := render(frame(*rows), "md", "panel"))
     assert "(1) more than 5 % failed" in text
 
-
-# --- text ------------------------------------------------------------------------------------------------------
 
 HOSTILE = [
     "[/x]",
@@ -846,9 +814,6 @@ def test_numbers_are_short_and_have_their_unit(value, unit, text):
     assert number(value, unit) == text
 
 
-# --- views -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", sorted(components("view")))
 def test_every_view_asks_for_metrics_that_exist(name):
     import yaml
@@ -861,9 +826,6 @@ def test_every_view_asks_for_metrics_that_exist(name):
     assert {column.metric.split(".")[0] for column in view.columns.values()} <= known
     assert {column.attack for column in view.columns.values()} <= components("attack").keys()
     assert {endpoint["metric"] for endpoint in view.primary.values()} <= known
-
-
-# --- the store -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

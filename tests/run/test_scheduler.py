@@ -136,9 +136,6 @@ def test_damage_brings_an_input_back():
     assert found.next() == bottom
 
 
-# --- several workers -------------------------------------------------------------------------------------------------
-
-
 def cluster_grid(methods, concepts, attacks, prompts, chance):
     """A grid with the demo's shape, and the seconds of every task: erasures, attacks prompt by prompt, generation, scores."""
     plan, seconds = Plan("counting"), {}

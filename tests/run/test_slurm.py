@@ -85,9 +85,6 @@ def test_without_slurm_or_submitit_there_is_one_sentence(monkeypatch):
         component("engine", "slurm").build({})
 
 
-# --- whose jobs ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def others(store, counting, monkeypatch):
     """A run of one job whose worker is at a task, seen by another user; with the job in the queue that Slurm shows."""
@@ -158,9 +155,6 @@ def test_a_job_that_slurm_has_forgotten_is_gone(store, counting, monkeypatch, tm
     assert batch.queued() == set()
     squeue.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n")
     assert batch.queued() is None
-
-
-# --- on a real Slurm ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -38,9 +38,6 @@ def large(monkeypatch):
     monkeypatch.setattr("overpaint.run.store.SMALL", -1)
 
 
-# --- whole or not at all -------------------------------------------------------------------------------------------
-
-
 def test_a_published_artefact_is_read_back_whole(store):
     assert not store.has("score", "k")
     put(store)
@@ -101,9 +98,6 @@ def test_a_copy_that_stops_anywhere_is_not_whole(store, tmp_path, order):
         copied = {path.name: path.read_bytes() for path in target.iterdir()}
         complete = copied == {path.name: path.read_bytes() for path in files}
         assert Store(tmp_path / f"copy{number}").has("score", "k") == complete
-
-
-# --- damage --------------------------------------------------------------------------------------------------------
 
 
 def test_a_changed_byte_of_a_small_file_is_found_on_reading_and_stays(store):
@@ -176,9 +170,6 @@ def test_damage_in_a_store_that_cannot_be_written_to_is_one_sentence(store, monk
         store.read("score", "k")
     with pytest.raises(UserError, match=r"data.txt has 2 of 5 bytes.*the store cannot be written to"):
         store.make_room(caught.value)
-
-
-# --- claims, failures, temporary files -----------------------------------------------------------------------------
 
 
 def test_only_one_process_gets_a_claim(store):
@@ -421,9 +412,6 @@ def test_a_read_only_file_outside_the_store_is_the_tasks_own_failure(store):
 
     assert store.disk_error(refused(store.root / "tmp" / "x")) is not None
     assert store.disk_error(refused("/elsewhere/cache/refs")) is None
-
-
-# --- keys ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_key_depends_on_what_decides_and_on_nothing_else():
