@@ -38,6 +38,7 @@ from overpaint.blocks.templates import SCENES
 from overpaint.blocks.training import Rule, Student, parameter_group, train
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept, Request
+from overpaint.grid.labels import counted
 from overpaint.grid.typed import construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
@@ -108,8 +109,7 @@ class Geom(Eraser):
         negative = ", ".join([*names, " ".join(words)])
         student = None if self.train == "tokens" else Student(model, parameter_group(model, GROUPS[self.train]))
         learner = LearnedWords(model, dict.fromkeys(words, mean_row(model, names)), student)
-        with learner.active():
-            model.padded_ids([negative])  # raises now, not during sampling, if it is too long
+        check_fits(model, negative, learner.rows, len(names))
         bank, plain = self.images(model, request, draws)
         found = [self.found(bank, concept, draws) for concept in request.erase]  # for each concept, bins of each image
         batches = shuffled(draws, "pictures", len(bank), self.batch_size)
@@ -192,7 +192,9 @@ class Geom(Eraser):
         rows = {word: erasure.parts[f"row.{n}"].to(model.device) for n, word in enumerate(guard.words)}
         if plain is not Guidance and not isinstance(plain, Placed):
             raise UserError("method=geom can be put only on another erasure of geom, not on other guards")
-        return model.guided_by(Placed([*(plain.prompts if isinstance(plain, Placed) else ()), (guard.text, rows)]))
+        placed = Placed([*(plain.prompts if isinstance(plain, Placed) else ()), (guard.text, rows)])
+        check_fits(model, placed.text, placed.rows, len(placed.prompts), "request")
+        return model.guided_by(placed)
 
 
 @dataclass(frozen=True)
@@ -208,18 +210,32 @@ class Placed(Guard):
 
     def __init__(self, prompts: Sequence[tuple[str, Mapping[str, torch.Tensor]]]):
         self.prompts = prompts
-
-    def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
         texts: list[str] = []
-        rows: dict[str, torch.Tensor] = {}
-        for number, (text, words) in enumerate(self.prompts):  # each erasure has its own words of the same names
+        self.rows: dict[str, torch.Tensor] = {}
+        for number, (text, words) in enumerate(prompts):  # each erasure has its own words of the same names
             for word, row in words.items():
                 own = f"<{number}{word[1:]}"
-                text, rows = text.replace(word, own), {**rows, own: row}
+                text, self.rows[own] = text.replace(word, own), row
             texts.append(text)
-        with torch.no_grad(), model.learned_tokens(rows):
-            unwanted = model.encode([", ".join(texts)], truncate=True).expand_as(positive)
+        self.text = ", ".join(texts)
+
+    def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
+        with torch.no_grad(), model.learned_tokens(self.rows):
+            unwanted = model.encode([self.text]).expand_as(positive)
         return Guidance(model, positive, unwanted, scale, prompts)
+
+
+def check_fits(
+    model: DiffusionModel, text: str, rows: Mapping[str, torch.Tensor], count: int, what: str = "concept"
+) -> None:
+    """Raise a `UserError` if the negative prompt is too long: truncated, it would leave concepts and places out."""
+    with model.learned_tokens(rows):
+        tokens = len(model.tokenizer(text).input_ids)
+    if tokens > model.tokens:
+        raise UserError(
+            f"geom's negative prompt for {counted(count, what)} has {tokens} tokens, the model takes {model.tokens}: "
+            f"erase fewer {what}s, or lower geom.bins (an image has bins · bins location words)"
+        )
 
 
 def location_words(bins: int) -> list[str]:

@@ -89,6 +89,23 @@ def test_sampling_moves_away_from_the_name_and_all_places(tiny_sd):
     assert tiny_sd.guidance is Guidance
 
 
+def test_a_negative_prompt_that_is_too_long_is_refused(tiny_sd):
+    """Two requests have twice the location words. Truncated, the second request would erase nothing."""
+    first, second = (traced_erase(tiny_sd, erase=[name], regions="all", bins=6)[0] for name in ("dog", "cat"))
+    refused = pytest.raises(overpaint.UserError, match="for 2 requests has 79 tokens, the model takes 77")
+    with first.attached(tiny_sd), refused, second.attached(tiny_sd):
+        pass
+    assert tiny_sd.guidance is Guidance
+
+
+def test_two_requests_share_one_negative_prompt(tiny_sd):
+    first, second = (traced_erase(tiny_sd, erase=[name], regions="all")[0] for name in ("dog", "cat"))
+    with first.attached(tiny_sd), second.attached(tiny_sd):
+        assert tiny_sd.guidance.text.startswith("dog, <0l0-0> <0l0-1>") and ", cat, <1l0-0>" in tiny_sd.guidance.text
+        assert len(tiny_sd.guidance.rows) == 8
+    assert tiny_sd.guidance is Guidance
+
+
 def test_a_detector_finds_the_bins_whose_hiding_costs_most(tiny_sd, monkeypatch):
     """The detector of this test scores how red the lower right quarter of an image is."""
 
@@ -133,7 +150,7 @@ def test_masks_become_bins():
         ({"outside": 0.0}, "outside takes a number above 0"),
         ({"regions": "detector"}, "regions=detector needs a detector"),
         ({"bins": 0}, "bins"),
-        ({"bins": 9}, "tokens"),
+        ({"bins": 9}, "negative prompt for 1 concept has"),
         ({"regions": "detector", "detector": "oracle"}, "label"),
         ({"captions": "nowhere"}, "nowhere"),
     ],
