@@ -15,6 +15,7 @@ from overpaint.grid.concepts import KINDS, Request, for_concepts
 from overpaint.grid.lengths import Shortenable
 from overpaint.grid.registry import component
 from overpaint.models.erasure import Erasure
+from overpaint.models.intact import intact
 from overpaint.models.meter import Meter
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ def erase(
         The erasure. With ``sequential`` or ``before`` it includes the erasures below it.
 
     Raises:
-        UserError: an unknown name, a bad value, or a model or concept that the method does not support.
+        UserError: an unknown name, a bad value, a model or concept that the method does not support, or a method that changed
+            the model itself, which must then be loaded again.
         AssetMissing: a hyper-parameter or a detector names an asset that is not on this machine.
     """
     if not hasattr(model, "family"):
@@ -172,11 +174,13 @@ def erase(
                 "merge joins erasures that are made on the unedited model; it takes no sequential and no before"
             )
         rule = merge if isinstance(merge, Merge) else Merge.of(merge, "merge")
-        return _merged(model, method, eraser, request, rule)
+        with intact(model, f"method={method}"):
+            return _merged(model, method, eraser, request, rule)
     requests = request.singly() if sequential else [request]
-    erasure = _erased(model, method, eraser, requests[0], before)
-    for part in requests[1:]:
-        erasure = _erased(model, method, eraser, part, erasure)
+    with intact(model, f"method={method}"):
+        erasure = _erased(model, method, eraser, requests[0], before)
+        for part in requests[1:]:
+            erasure = _erased(model, method, eraser, part, erasure)
     return erasure
 
 

@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overpaint.errors import UserError, changed
-from overpaint.grid.labels import few
+from overpaint.errors import changed
 from overpaint.grid.registry import component
 from overpaint.images.pictures import pictures
 from overpaint.models import load_model
 from overpaint.models.erasure import load_erasure
+from overpaint.models.intact import intact
 from overpaint.models.sources import unchanged
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Workbench:
         self._extractors: dict[str, Extractor] = {}
 
     def model(self, task_config: Mapping[str, Any], runtime: Mapping[str, Any]) -> DiffusionModel:
-        """The task's model. It is read again only if the path, content, precision or device differs from the previous call.
+        """The task's model. It is read again only if the path, content, precision or device differs from the previous call, or
+        if a method or an attack has changed its weights.
 
         Raises:
             UserError: the model's files have changed since the run was planned.
@@ -45,7 +46,7 @@ class Workbench:
         path = runtime["path"]
         wanted = (path, task_config["model"], task_config["precision"], runtime.get("device") or "cpu")
         model = self._model
-        if model is None or self._wanted != wanted:
+        if model is None or model.changed_by or self._wanted != wanted:
             self._model = model = None  # free the old model before the new one is read
             repeatable(wanted[-1])
             model = load_model(path, *wanted[2:])
@@ -57,42 +58,16 @@ class Workbench:
         return model
 
     @contextmanager
-    def intact(self, by: str) -> Iterator[None]:
-        """Context for the component ``by`` (``method=uce``), which must leave the weights of the loaded model as they are.
-
-        If it does not, the model is dropped, so that later tasks read it again.
-
-        Raises:
-            UserError: a weight has changed.
-        """
-        model = self._model
-        if model is None:
-            raise RuntimeError("intact() is only of use after model()")
-        before, differing = _sums(model), []
-        try:
-            yield
-        finally:
-            after = _sums(model)
-            differing = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-            if differing:
-                self._model = None
-        if differing:
-            raise UserError(
-                f"{by} changed the model itself ({few(differing, 1)}), so its "
-                "results would not be its own; compute with copies of the weights, and leave the model as it is"
-            )
-
-    @contextmanager
     def victim(
         self, task_config: Mapping[str, Any], runtime: Mapping[str, Any], erasure: Path | None, by: str = ""
     ) -> Iterator:
         """Context: the task's model with the erasure in folder ``erasure`` attached, or unedited if it is ``None``.
 
         With ``compiled`` in the task's configuration its network is compiled, unless the erasure adds layers to it. With
-        ``by``, the name of an attack, the weights are checked at the end (`intact`).
+        ``by``, the name of an attack, the weights are checked at the end (`overpaint.models.intact`).
         """
         model = self.model(task_config, runtime)
-        with self.intact(by) if by else nullcontext(), self._victim(model, task_config, erasure):
+        with intact(model, by) if by else nullcontext(), self._victim(model, task_config, erasure):
             yield model
 
     @contextmanager
@@ -165,18 +140,6 @@ class Workbench:
             except PackageNotFoundError:
                 found[name] = "unknown"
         return found
-
-
-def _sums(model: DiffusionModel) -> dict[str, int]:
-    """A checksum of every weight by name: the sum of its elements, whose bits are read as integers. It is quick to compute."""
-    import torch
-
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    found = {}
-    for name, parameter in model.named_parameters().items():
-        bits = parameter.data.contiguous().view(-1).view(integers[parameter.element_size()])
-        found[name] = int(bits.sum(dtype=torch.int64))
-    return found
 
 
 def repeatable(device: str = "cuda") -> None:

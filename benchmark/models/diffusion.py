@@ -91,11 +91,13 @@ class DiffusionModel(NoiseSchedule):
         family: Name of the family; erasers and attacks declare the families that they support.
         components: The pipeline's components that the model cannot do without.
         causal: Whether a row of a text encoding depends on earlier tokens only, so that padding can be left out.
+        changed_by: The method or attack that has changed the weights by mistake (`overpaint.models.intact`); empty if none has.
     """
 
     family: ClassVar[str] = "sd"
     components: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
     causal: ClassVar[bool] = True
+    changed_by: str = ""
 
     def __init__(self, pipeline: Any):
         super().__init__(pipeline)

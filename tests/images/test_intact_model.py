@@ -11,7 +11,8 @@ from overpaint.models.erasure import Erasure, Replacement
 from overpaint.models.sources import fingerprint_model
 from overpaint.run.tasks import Task
 
-CONFIG = {"method": "careless", "precision": "float32", "erase": [], "retain": [], "seed": 0, "hyperparameters": {}}
+CONFIG = {"precision": "float32", "retain": [], "seed": 0, "hyperparameters": {}}
+CONFIG |= {"method": "negative_prompt", "erase": [{"name": "cat"}]}
 
 
 @pytest.fixture
@@ -22,10 +23,14 @@ def bench(goldens):
     return bench
 
 
-def erased(bench, folder, monkeypatch, erase):
-    """Run stage *erase* with a method whose function is ``erase``."""
-    monkeypatch.setattr(stage, "erase", lambda model, method, **how: erase(model))
-    monkeypatch.setattr(stage, "Request", lambda *parts: None)
+@pytest.fixture
+def method(monkeypatch):
+    """Give the method *negative_prompt* another function from a model to an erasure."""
+    return lambda erase: monkeypatch.setattr(NegativePrompt, "erase", lambda self, model, request: erase(model))
+
+
+def erased(bench, folder):
+    """Run stage *erase*."""
     return stage.run(Task("erase", bench.config, runtime={"path": bench.path}), {}, folder, bench)
 
 
@@ -35,7 +40,7 @@ def weights(model):
 
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
 @pytest.mark.parametrize("side", ["denoiser", "text_encoder"])
-def test_a_changed_weight_is_refused_and_does_not_reach_the_next_task(bench, tmp_path, monkeypatch, side, fails):
+def test_a_changed_weight_is_refused_and_does_not_reach_the_next_task(bench, tmp_path, method, side, fails):
     before = weights(bench.model(bench.config, {"path": bench.path}))
 
     def careless(model):
@@ -44,11 +49,29 @@ def test_a_changed_weight_is_refused_and_does_not_reach_the_next_task(bench, tmp
             raise ArithmeticError("the method's own")
         return Erasure("careless")
 
-    with pytest.raises(ArithmeticError if fails else overpaint.UserError, match=r"method=careless changed|own"):
-        erased(bench, tmp_path, monkeypatch, careless)
+    method(careless)
+    with pytest.raises(ArithmeticError if fails else overpaint.UserError, match=r"method=negative_prompt changed|own"):
+        erased(bench, tmp_path)
     assert not any(tmp_path.iterdir())
     after = weights(bench.model(bench.config, {"path": bench.path}))
     assert bench.loads == 2 and all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("how", [{}, {"sequential": True}, {"merge": "sum"}], ids=["together", "sequential", "merged"])
+def test_in_python_a_changed_weight_is_refused_and_so_is_the_model_from_then_on(goldens, method, how):
+    model = overpaint.load_model(str(goldens / "tiny_sd"))
+
+    def careless(model):
+        name, parameter = next(iter(model.named_parameters().items()))
+        kept = parameter.data.clone()
+        parameter.data.add_(1)
+        return Erasure("negative_prompt", changes={name: Replacement(kept)})
+
+    method(careless)
+    with pytest.raises(overpaint.UserError, match=r"^method=negative_prompt changed the model itself \(conv_in"):
+        overpaint.erase(model, "negative_prompt", erase=["cat", "dog"], **how)
+    with pytest.raises(overpaint.UserError, match=r"^method=negative_prompt has changed .* load the model again$"):
+        overpaint.erase(model, "uce", erase=["cat"])
 
 
 def test_an_attack_is_watched_below_the_erasure(bench, tmp_path):
@@ -62,13 +85,12 @@ def test_an_attack_is_watched_below_the_erasure(bench, tmp_path):
         attacked(lambda weight: weight.add_(1))
 
 
-def test_an_erasure_that_does_not_fit_fails_where_it_is_made(bench, tmp_path, monkeypatch):
-    def cut(self, model, request):
+def test_an_erasure_that_does_not_fit_fails_where_it_is_made(bench, tmp_path, method):
+    def cut(model):
         name, parameter = next(iter(model.named_parameters().items()))
         return Erasure("careless", changes={name: Replacement(parameter.data[:1])})
 
-    monkeypatch.setattr(NegativePrompt, "erase", cut)
-    config = bench.config | {"method": "negative_prompt", "erase": [{"name": "cat"}]}
+    method(cut)
     with pytest.raises(overpaint.UserError, match="does not fit the model"):
-        stage.run(Task("erase", config, runtime={"path": bench.path}), {}, tmp_path, bench)
+        erased(bench, tmp_path)
     assert bench.loads == 1 and not any(tmp_path.iterdir())
