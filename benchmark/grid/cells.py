@@ -53,7 +53,7 @@ class ModelSpec:
         preset: preset of methods and attacks that ``preset: auto`` prefers.
         detector: detector for the figures; ``auto`` selects that of the concept set, else one by the kind of its concepts.
         judge: detector for attacks that search with one. It is a different network from ``detector``, so that an attack
-            cannot overfit the detector that measures it.
+            cannot overfit the detector that measures it, and has the threshold that its YAML recommends.
         reference: source of real images: an option of ``conf/pictures`` or a folder.
         catalogue: default concept catalogue.
         protocol: default protocol.

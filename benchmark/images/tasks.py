@@ -15,7 +15,7 @@ from overpaint.attacks.attack import Attack
 from overpaint.detectors import detector_identity, detector_labels
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import referred
-from overpaint.grid.cells import Cell, ModelSpec
+from overpaint.grid.cells import Cell, ModelSpec, recommended_threshold
 from overpaint.grid.choices import Choice, build
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
@@ -208,7 +208,8 @@ def attack_task(
             config["judge"] = {
                 "detector": judge,
                 "settings": _detector_settings(plan, cell.concepts, judge),
-                "threshold": cell.metrics.threshold,
+                # metrics.threshold belongs to the detector that measures
+                "threshold": cell.metrics.threshold if judge == cell.model.detector else recommended_threshold(judge),
             }
             sources |= source_code("detector", judge)
     whose = f"{cell.concepts.name}, {cell.method.label}, " if attack.needs == "victim" else ""

@@ -186,6 +186,14 @@ def test_a_plan_says_which_of_several_concepts_an_attack_is_measured_on():
     assert not any("is measured on" in note for note in plan(*grid, "concepts=church").notes)
 
 
+@pytest.mark.parametrize(("judge", "threshold"), [("oracle_b", 0.5), ("oracle", 0.9), ("null", 0.9), ("nudenet", 0.6)])
+def test_an_attack_judges_with_a_threshold_of_its_own_judge(judge, threshold):
+    """``metrics.threshold`` is that of the detector that measures."""
+    asked = ("attack=uda", "concepts=church", "budget=smoke", "metrics.threshold=0.9", f"model.judge={judge}")
+    found = stages(plan("method=uce", *asked), "attack")
+    assert {task.config["judge"]["threshold"] for task in found if "judge" in task.config} == {threshold}
+
+
 def test_floors_are_for_a_concept_never_seen_and_for_an_unrelated_one():
     attacks = [t for t in stages(plan("method=uce", "concepts=church", "attack=cce", "budget=smoke"), "attack")]
     aimed = {t.config["concept"]["name"] for t in attacks if t.config["attack"] == "cce"}
