@@ -214,8 +214,15 @@ class Plan:
         return by_stage((), self._works(self.lines.values()))
 
     def unopened(self, store: Store) -> Counter[Work]:
-        """The work of the cells that are still lines. How much of it is stored is unknown until they are opened."""
-        return self._works([self.lines[key] for key in self._closed(store)])
+        """The work of the cells that are still lines, without the tasks that they share with opened cells.
+
+        How much of it is stored is unknown until they are opened.
+        """
+        closed = [self.lines[key] for key in self._closed(store)]
+        if not closed:
+            return Counter()
+        opened = [line for key, line in self.lines.items() if key in self.tasks]
+        return self._works([*opened, *closed]) - self._works(opened)
 
     def _works(self, lines: Collection[Line]) -> Counter[Work]:
         """The unique work of lines: shared tasks once, those that depend on an erasure once for each."""

@@ -147,7 +147,19 @@ def test_what_a_store_holds_of_unopened_cells_is_said_to_be_unknown(monkeypatch,
     todo, more = plan.missing(store), plan.unopened(store)
     said = summary(plan, todo, more, Estimates(store))
     assert f"{sum(plan.unique().values())} tasks" in said and "up to" in said
-    assert len(todo) + more.total() >= plan.unique().total() > len(todo) > 0
+    assert plans.by_stage(todo, more) == plan.unique() and 0 < len(todo) < plan.unique().total()
+
+
+def test_what_unopened_cells_share_with_opened_ones_counts_once(monkeypatch, tmp_path):
+    """Of the opened cells it is known what is stored."""
+    monkeypatch.setattr(plans.Plan, "advance", lambda self, store, most=40: ADVANCE(self, store, 40))
+    plan, store = planned(*GRID), Store(tmp_path)
+    store.prepare()
+    made = [task for task in plan.missing(store) if task.stage != "measure"][:20]
+    for task in made:
+        with store.workspace() as folder:
+            store.publish(task.stage, task.key, folder, {})
+    assert len(plan.missing(store)) + plan.unopened(store).total() == plan.unique().total() - len(made)
 
 
 ADVANCE = plans.Plan.advance
