@@ -96,6 +96,7 @@ class SFD(Eraser):
     learning_rate: float
 
     mergeable: ClassVar[bool] = False
+    networks: ClassVar[tuple[str, ...]] = ("generator",)
     lengths: ClassVar[tuple[str, ...]] = ("iterations", "distil_iterations")
 
     def __post_init__(self):

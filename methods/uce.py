@@ -43,6 +43,7 @@ from overpaint.blocks.ridge import Ridge, edit, factor, gram
 from overpaint.blocks.text_rows import TextRows
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Request
+from overpaint.grid.registry import components
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel, Sampling
 from overpaint.models.erasure import Erasure, LowRank, Replacement
@@ -107,6 +108,10 @@ class UCE(Eraser):
     @property
     def lengths(self) -> tuple[str, ...]:
         return ("iterations", "images") if self.attributes is not None else ()
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return ("classifier",) if self.attributes is not None and self.classifier not in components("detector") else ()
 
     def check_balance(self, attributes: list[str]) -> None:
         """Raise a `UserError` for shares that do not match the attributes and for settings that debiasing does not use."""

@@ -610,6 +610,12 @@ def test_an_erasure_without_detectors_has_its_key_as_before():
         ),
         (["method=checkpoint", "method.file=owner/clip"], "erase", "file"),
         (["method=mace", "method.masks=segmenter", "method.detector=owner/clip"], "erase", "detector"),
+        (["method=sfd", "method.generator=owner/clip"], "erase", "generator"),
+        (
+            ["method=uce", "uce.variant=current", "uce.attributes=[cat,dog]", "uce.classifier=owner/clip"],
+            "erase",
+            "classifier",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
