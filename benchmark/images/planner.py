@@ -97,7 +97,8 @@ def _expand(plan: Plan, cell: Cell) -> Task:
 def _outline(plan: Plan, cell: Cell) -> Outline:
     """The outline of a cell. What the user should know about its tasks goes to the plan."""
     alone = Plan("images", notes=plan.notes, absent=plan.absent)
-    return alone.outline(_expand(alone, cell), erasure_of(cell), described=("cell", "scope"))
+    measure, reference = _expand(alone, cell), cell.method.name == cell.model.gold
+    return alone.outline(measure, erasure_of(cell), described=("cell", "scope"), reference=reference)
 
 
 def _check_support(cell: Cell) -> None:

@@ -41,7 +41,7 @@ class Outline:
 
     Attributes:
         digest: a hash of all tasks, without the erasure's key and without what only describes the cell.
-        shared: tasks that do not depend on the erasure, by key.
+        shared: tasks that do not depend on the erasure, by key; all tasks of an outline of one erasure only.
         own: tasks that depend on it, by a hash in which the erasure's key is left out.
         asked: number of tasks by stage, before equal ones are merged.
         sources: sources of components (`Task.sources`), except the erasure's.
@@ -101,20 +101,26 @@ class Plan:
         task = task.planned(sources, stages)
         return self.tasks.setdefault(task.key, task)
 
-    def outline(self, measure: Task, erasure: Task | None, described: Iterable[str] = ()) -> Outline:
+    def outline(
+        self, measure: Task, erasure: Task | None, described: Iterable[str] = (), reference: bool = False
+    ) -> Outline:
         """The outline of a cell; this plan must hold all of its tasks.
 
-        ``measure`` makes its records; ``described`` are the keys of its configuration that only describe the cell.
+        ``measure`` makes its records; ``described`` are the keys of its configuration that only describe the cell. A
+        ``reference`` is a cell with whose images other cells compare theirs, so that they share the tasks of its erasure.
         """
         by_method = erasure.sources if erasure else {}
         names: dict[str, str] = {erasure.key: "erasure"} if erasure else {}
         shared: dict[str, Work] = {}
         own: dict[str, Work] = {}
         for key, task in self.tasks.items():
-            if key in names or key == measure.key:
+            if key == measure.key:
                 continue
-            names[key] = _name(task, names, by_method)
-            (shared if names[key] == key else own)[names[key]] = Work.of(task)
+            name = names[key] if key in names else names.setdefault(key, _name(task, names, by_method))
+            if reference or name == key:
+                shared[key] = Work.of(task)
+            elif name != "erasure":
+                own[name] = Work.of(task)
         plain = replace(measure, config={k: v for k, v in measure.config.items() if k not in described})
         sources = {component: source for component, source in measure.sources.items() if component not in by_method}
         return Outline(_name(plain, names, by_method), shared, own, dict(self.asked), sources)
@@ -237,7 +243,7 @@ class Plan:
             if group not in together:
                 together[group] = Counter({k: work for o in of.values() for k, work in o.own.items()}.values())
             found.update(together[group])
-            if erasure:
+            if erasure and erasure.key not in shared:
                 found[Work.of(erasure)] += 1
         if lines:
             found[Work(self._measures, f"{self._measures}/", 1)] += len(lines)

@@ -27,6 +27,10 @@ GRID = [
 ]
 
 
+#: The other cells compare with the images of the gold reference, whose cells they share tasks with.
+GOLD = ["model=testbed_gold", "method=none,gold,uce", "metrics=gold", "concepts=church,quillan", "attack=none,synonym"]
+
+
 def planned(*overrides):
     return make_plan(cells_of(compose(["budget=smoke", *overrides])))
 
@@ -35,8 +39,9 @@ def stages(plan):
     return Counter(task.stage for task in plan.tasks.values())
 
 
-def test_the_counts_of_lines_are_those_of_their_tasks():
-    lines, opened = planned(*GRID), planned(*GRID).opened()
+@pytest.mark.parametrize("grid", [GRID, GOLD], ids=["many methods", "gold references"])
+def test_the_counts_of_lines_are_those_of_their_tasks(grid):
+    lines, opened = planned(*grid), planned(*grid).opened()
     assert not lines.tasks and lines.asked == opened.asked
     assert lines.unique() == stages(opened) and lines.notes == opened.notes
     assert [task.key for _, task in lines.cells] == [task.key for _, task in opened.cells]
