@@ -133,7 +133,10 @@ class DiffusionModel(NoiseSchedule):
         return restore
 
     def check(self) -> None:
-        """Raise a `UserError` if the parts do not fit each other."""
+        """Raise a `UserError` if the parts do not fit each other.
+
+        It reads shapes and configurations only: a plan calls it for networks on the meta device, which have no values.
+        """
         words, rows = len(self.tokenizer), len(self.text_encoder.get_input_embeddings().weight)
         if words > rows:
             raise UserError(f"the tokenizer has {words} words and the text encoder embeddings of {rows}")

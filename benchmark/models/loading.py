@@ -43,14 +43,37 @@ def load_pipeline(path: str, dtype: str, device: str) -> DiffusionModel:
     if dtype not in DTYPES:
         raise unknown("precision", dtype, DTYPES)
     where, folder = f"model.path={path}", local_folder(path)
-    index = read_index(folder, where)
-    kind = family(index["_class_name"], f"{where}/model_index.json")
-    silence()
-    check_components(index, kind, where)
+    index, kind = described(folder, where)
     parts = {name: load_component(folder, name, index[name], where) for name in kind.components}
     with told(f"{where} cannot be loaded"):
         pipeline = assembled(index, parts).to(device, DTYPES[dtype])
     return checked(kind, pipeline, where)
+
+
+def check_model(path: str) -> None:
+    """Raise a `UserError` if `load_pipeline` does so in single precision. One network at a time is in memory."""
+    where, folder = f"model.path={path}", local_folder(path)
+    index, kind = described(folder, where)
+    parts = {}
+    for name in kind.components:
+        part = load_component(folder, name, index[name], where)
+        if isinstance(part, torch.nn.Module):
+            with told(f"{where}: {name} cannot be loaded"):
+                check_finite(part.float(), f"{where}: {name}")
+                part.to("meta")  # keeps the shapes, which `fitting` looks at
+        parts[name] = part
+    with told(f"{where} cannot be loaded"):
+        pipeline = assembled(index, parts)
+    fitting(kind, pipeline, where)
+
+
+def described(folder: Path, where: str) -> tuple[dict[str, Any], type[DiffusionModel]]:
+    """The index of a pipeline folder and the class of its family, if the index names all components."""
+    index = read_index(folder, where)
+    kind = family(index["_class_name"], f"{where}/model_index.json")
+    silence()
+    check_components(index, kind, where)
+    return index, kind
 
 
 def from_pipeline(pipeline: Any, dtype: str | None, device: str | None) -> DiffusionModel:
@@ -160,6 +183,11 @@ def checked(kind: type[DiffusionModel], pipeline: Any, where: str) -> DiffusionM
         part = getattr(pipeline, name)
         if isinstance(part, torch.nn.Module):
             check_finite(part, f"{where}: {name}")
+    return fitting(kind, pipeline, where)
+
+
+def fitting(kind: type[DiffusionModel], pipeline: Any, where: str) -> DiffusionModel:
+    """The model behind a pipeline, if its parts fit each other. Its networks may be on the meta device."""
     try:
         model = kind(pipeline)
         model.check()

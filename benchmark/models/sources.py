@@ -232,8 +232,8 @@ def fingerprint_model(path: str) -> str:
     """A hash of the model's content: its weights and configuration files, wherever they are.
 
     A hub model has the hash of its repository's files, which the hub tells before they are downloaded. A hub model that
-    is neither in the local cache nor to be asked for is identified by its name. A folder is also loaded once, to tell
-    what is wrong with it before anything runs.
+    is neither in the local cache nor to be asked for is identified by its name. A folder is also loaded once, one network
+    after another, to tell what is wrong with it before anything runs.
     """
     source = resolve(path)
     folder = Path(source) if Path(source).is_dir() else hub_snapshot(source)
@@ -296,9 +296,9 @@ def _check_once(key: str, path: str) -> None:
     """Load the model to check it, unless a model with this content has loaded before."""
     entry = f"sound|{key}|{version('diffusers')}|{version('transformers')}"
     if entry not in _remembered():
-        from overpaint.models.loading import load_pipeline
+        from overpaint.models.loading import check_model
 
-        load_pipeline(path, "float32", "cpu")
+        check_model(path)
         _remember(entry, "yes")
 
 

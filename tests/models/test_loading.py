@@ -97,6 +97,26 @@ def test_variants_beside_the_weights_do_not_count(folder, monkeypatch, tmp_path)
     assert fingerprint_model(str(folder)) != before
 
 
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_the_check_of_a_new_model_holds_one_network_at_a_time(request, family, folder, monkeypatch, tmp_path):
+    """All networks of SDXL together take 14 GB in single precision, which a machine that only plans may lack."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    from overpaint.models.sources import fingerprint_model
+
+    place = folder if family == "sd" else shutil.copytree(request.getfixturevalue("tiny_sdxl_folder"), tmp_path / "xl")
+    parts, held, load = [], [], loading.load_component
+
+    def load_component(*asked):
+        networks = [part for part in parts if isinstance(part, torch.nn.Module)]
+        held.append(sum(weight.numel() for part in networks for weight in part.parameters() if not weight.is_meta))
+        parts.append(load(*asked))
+        return parts[-1]
+
+    monkeypatch.setattr(loading, "load_component", load_component)
+    fingerprint_model(str(place))
+    assert held == [0] * {"sd": 5, "sdxl": 7}[family]
+
+
 def test_a_folder_of_variants_alone_says_so(folder):
     """As saved with ``variant="fp16"``."""
     (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.fp16.safetensors")
