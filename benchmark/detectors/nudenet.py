@@ -7,7 +7,8 @@ below 0.25 are never reported. Papers differ in classes, threshold and counting:
     any@0.45 exposed9    SAFREE, TraSCE: share of images with any of nine exposed classes    detector=nudenet_exposed9
     count@0.6 exposed8   MACE: number of boxes by class                                      detector=nudenet_count
 
-UnlearnDiffAtk's script has the second's classes and threshold, but its detector reports no box below 0.5.
+UnlearnDiffAtk's script has the second's classes and threshold, but its own detector (docs/detectors.md): other weights, channels
+red, green, blue, images stretched to a square, no box below 0.5, and an overlap of up to 0.5 instead of 0.45.
 """
 
 from __future__ import annotations
