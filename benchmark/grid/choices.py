@@ -91,7 +91,8 @@ def choose(
     for key in given:
         if key not in settable:
             raise UserError(f"{where}: {key} describes the component and cannot be set; choose another, {kind}=…")
-    preset = _preset(chosen, config.get("preset", "auto"), family, concepts)
+    erased = len(concepts.request.erase)
+    preset = preset_for(chosen, config.get("preset", "auto"), family, concepts.kind, erased)
     values = chosen.settle({key: value for key, value in given.items() if key in chosen.defaults}, preset)
     values = for_concepts(values, concepts.request)
     values = checked(chosen.load(), values, where)
@@ -117,8 +118,8 @@ def _by_hand(kind: str, config: Mapping[str, Any], explicit: frozenset[str]) -> 
     return [key for key in dict.fromkeys(keys) if key in config]
 
 
-def _preset(chosen: Component, asked: Any, family: str | None, concepts: ConceptSet) -> str | None:
-    """The preset to use. A preset for the concept's kind has priority: ``paper_style`` before ``paper``.
+def preset_for(chosen: Component, asked: Any, family: str | None, kind: str, erased: int) -> str | None:
+    """The preset to use for ``erased`` concepts of a kind. A preset for the kind has priority: ``paper_style`` before ``paper``.
 
     ``auto`` selects the model's preset, else the preset named after the kind and the number of concepts to erase
     (``person_10``), else after the kind, else none.
@@ -126,9 +127,8 @@ def _preset(chosen: Component, asked: Any, family: str | None, concepts: Concept
     check_type(asked, str | None, f"{chosen.kind}={chosen.name}: preset")
     if asked is None:
         return None
-    kind = concepts.kind
     if asked == "auto":
-        wanted = [f"{family}_{kind}", family, f"{kind}_{len(concepts.request.erase)}", kind]
+        wanted = [f"{family}_{kind}", family, f"{kind}_{erased}", kind]
         return next((name for name in wanted if name in chosen.presets), None)
     return f"{asked}_{kind}" if f"{asked}_{kind}" in chosen.presets else asked
 

@@ -1,6 +1,7 @@
 """Published figures are whole and consistent; agreement, verdicts and orders follow the rules of docs/ledger.md."""
 
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,9 @@ from scipy.stats import kendalltau
 
 from command_line import CommandLine
 from overpaint.errors import UserError
+from overpaint.grid.cells import cell_from
+from overpaint.grid.composition import compose_cells
+from overpaint.grid.digests import canonical
 from overpaint.grid.registry import component, components, look_in
 from overpaint.images.task_parts import metric_class
 from overpaint.report.ledger import agreement, measured
@@ -386,6 +390,76 @@ def test_lists_with_an_empty_prompt_count_as_the_same_number():
     assert beside([record(n=4702)], images=4703)["verdict"] == "agrees"
 
 
+def with_given(**values):
+    """A record whose prompts are those of the paper, with these other values set by hand."""
+    by_hand = {"concepts.prompts.target": "asset:uda_prompts/nudity.csv"} | values
+    return record(given=json.dumps({key.replace("__", "."): value for key, value in by_hand.items()}))
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "said"),
+    [
+        ({"method__iterations": 10}, "settings method.iterations=10"),
+        ({"method__compat": "official"}, ""),
+        ({"method__start_guidance": 3.0}, ""),  # the default
+        ({"method__preset": "style"}, "settings method.preset=style"),
+        ({"attack__iterations": 5, "attack__tokens": 2}, "settings attack.tokens=2 attack.iterations=5"),
+        ({"attack__preset": "paper"}, ""),
+        ({"attack__preset": "lite"}, "settings attack.preset=lite"),
+        ({"attack__control": None, "attack__floor": False}, ""),  # measured beside the attack
+        ({"protocol__steps": 10}, "settings protocol.steps=10"),
+        ({"concepts__anchor": "person"}, "settings concepts.anchor=person"),
+        ({"concepts__erase": ["nudity"], "concepts__name": "nudity"}, ""),
+        ({"metrics__threshold": 0.9}, "settings metrics.threshold=0.9"),
+        ({"budget__target_prompts": 142, "budget__seeds": 1}, ""),  # n is compared
+        ({"budget__max_steps": 10}, "settings budget.max_steps=10"),
+        ({"model__path": "mine"}, "settings model.path=mine"),
+    ],
+)
+def test_settings_that_are_not_the_papers_are_a_reason(by_hand, said):
+    row = beside([with_given(**by_hand)])
+    assert (row["verdict"], row["reasons"]) == ("not comparable" if said else "agrees", said)
+
+
+def test_a_printed_name_states_settings():
+    """ESD-u is `train=u`, which is also what the preset for unsafe concepts has; SLD-Medium is SLD's default."""
+    assert beside([record()], method="ESD-u")["verdict"] == "agrees"
+    assert beside([record()], method="ESD-x")["reasons"] == "settings method.train=u"
+    assert beside([with_given(method__train="x")], method="ESD-x")["verdict"] == "agrees"
+    assert beside([with_given(method__train="x")])["reasons"] == "settings method.train=x"
+    sld = {"method": "sld", "method_name": "sld"}
+    printed = {"method_name": "sld"}
+    assert beside([record(**sld)], method="SLD-Medium", **printed)["verdict"] == "agrees"
+    reasons = beside([record(**sld)], method="SLD-Max", **printed)["reasons"]
+    assert reasons.startswith("settings method.warmup_steps=10 method.safety_scale=1000.0")
+    own = sld | {"given": with_given(method__preset="max")["given"]}
+    assert beside([record(**own)], method="SLD-Max", **printed)["verdict"] == "agrees"
+    assert beside([record(**own)], method="SLD", **printed)["reasons"] == "settings method.preset=max"
+    known = names()
+    for method, stated in known["settings"].items():
+        chosen_ = component("method", known["methods"][method])
+        assert set(stated) <= {*chosen_.defaults, "preset"}
+        assert stated.get("preset") in {*chosen_.presets, None}
+
+
+def test_a_budget_that_shortens_methods_is_a_reason():
+    by_hand = '{"budget.target_prompts": 142, "concepts.prompts.target": "asset:uda_prompts/nudity.csv"}'
+    row = beside([record(budget="smoke target_prompts=142", given=by_hand)])
+    assert row["reasons"] == "settings budget.max_steps=10"
+
+
+def test_labels_with_values_that_were_set_by_hand_are_compared_without_them():
+    """The labels of a real cell, whose prompts, detector and number of prompts were set by hand."""
+    (composed,) = compose_cells(
+        "model=sd14 concepts=nudity method=esd attack=none budget=paper budget.target_prompts=142 "
+        "concepts.prompts.target=asset:uda_prompts/nudity.csv model.detector=nudenet_exposed9".split()
+    )
+    cell = cell_from(composed.config, composed.explicit)
+    ours = record(**{axis: cell.labels[axis] for axis in ("model", "concepts", "budget")}, given=canonical(cell.given))
+    assert "prompts.target" in ours["concepts"] and "detector" in ours["model"]
+    assert beside([ours])["verdict"] == "agrees"
+
+
 def test_what_a_paper_does_not_state_cannot_be_compared():
     assert beside([record()], images=None)["reasons"] == "n"
     assert beside([record()], detector="")["reasons"] == "detector"
@@ -435,6 +509,17 @@ def test_our_order_uses_concepts_that_all_methods_share():
     assert (row["tau"], row["methods"], row["other_base"]) == (1, 3, "testbed")
     assert row["shared"] == "esd, uce, mace"  # SLD is printed in two variants
     assert row["other_table"] == "ua, mean over 2 concept sets"
+
+
+def test_our_order_leaves_out_records_with_other_settings():
+    """The points of a sweep are not averaged with the method's own record."""
+    printed = (("ESD", "esd", 0.1), ("UCE", "uce", 0.2), ("MACE", "mace", 0.3))
+    figures = [figure(method=m, method_name=name, scaled=v) for m, name, v in printed]
+    ours = [record(method_name=name, value=v) for _, name, v in printed]
+    sweep = [record(method_name="esd", value=1.0, given=f'{{"method.iterations": {n}}}') for n in (1, 2)]
+    (row,) = measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame([*ours, *sweep]), names()).to_dict("records")
+    assert (row["tau"], row["methods"]) == (1, 3)
+    assert measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame([*ours[1:], *sweep]), names()).empty
 
 
 def test_orders_on_i2p_need_the_same_prompts():

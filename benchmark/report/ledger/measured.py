@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Hashable, Mapping
 from functools import cache
@@ -13,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from overpaint.errors import UserError
+from overpaint.grid.labels import few
 from overpaint.grid.registry import component, components
 from overpaint.report import statistics
 from overpaint.report.claims import published
 from overpaint.report.directions import loss
 from overpaint.report.ledger.agreement import ORDER, agreement, columns, erasers
 from overpaint.report.ledger.published import Names
+from overpaint.report.ledger.settings import differing, given_of, plain_name
 from overpaint.report.records import NUMBERS, REQUIRED, check_mappings
 
 #: What `beside` tells of a record: its value and interval, its labels, and its detector.
@@ -112,14 +113,14 @@ def _beside(
 
 
 def against(figure: Mapping[Hashable, Any], record: Mapping[Hashable, Any], known: Names) -> list[str]:
-    """What keeps a record from being compared with a published figure: base, concept, detector, prompts, n.
+    """What keeps a record from being compared with a published figure: base, concept, detector, prompts, n, settings.
 
-    What a paper does not state counts as different.
+    What a paper does not state counts as different, except for settings (`overpaint.report.ledger.settings`).
     """
     found = []
-    if record["model"] != figure["base_name"]:
+    if plain_name(record, "model") != figure["base_name"]:
         found.append("base")
-    if figure["concept"].casefold() not in _concepts(str(record["concepts"])):
+    if figure["concept"].casefold() not in _concepts(plain_name(record, "concepts")):
         found.append("concept")
     if figure["scale"] == "fraction" and _detector(record) not in known["detectors"].get(figure["detector"], ()):
         found.append("detector")
@@ -127,6 +128,8 @@ def against(figure: Mapping[Hashable, Any], record: Mapping[Hashable, Any], know
         found.append("prompts")
     if pd.isna(figure["images"]) or abs(figure["images"] - record["n"]) > SAME_N * figure["images"]:
         found.append("n")
+    if settings := differing(figure, record, known):
+        found.append(f"settings {few(settings, between=' ')}")
     return found
 
 
@@ -137,10 +140,10 @@ def _detector(record: Mapping[Hashable, Any]) -> str:
 
 def _same_prompts(record: Mapping[Hashable, Any], prompts: str, known: Names) -> bool:
     """Whether a value that was set by hand, or else the concept set, names an asset with these printed prompts."""
-    given = {} if pd.isna(record["given"]) else json.loads(record["given"])
+    given = given_of(record)
     places = tuple(f"asset:{name}/" for name in known["prompts"].get(prompts, ()))
-    by_hand = [str(value) for key, value in given.items() if "prompts" in key or "file" in key]
-    return any(value.startswith(places) for value in by_hand or _prompt_files(str(record["concepts"])))
+    by_hand = [str(value) for key, value in given.items() if key.startswith("concepts.prompts") or key == "attack.file"]
+    return any(value.startswith(places) for value in by_hand or _prompt_files(plain_name(record, "concepts")))
 
 
 @cache
@@ -192,7 +195,7 @@ def orders_with_ours(found: pd.DataFrame, records: pd.DataFrame, known: Names) -
     """Rows like those of `overpaint.report.ledger.agreement.orders`, with our records as the other side.
 
     Our order is by means over concept sets that were measured for all shared methods: the paper's concept if it was measured,
-    else all. A method that a paper prints in several variants is left out.
+    else all. A method that a paper prints in several variants is left out, and so are records with other settings.
     """
     kept = prepared(records)
     rows = []
@@ -207,18 +210,31 @@ def orders_with_ours(found: pd.DataFrame, records: pd.DataFrame, known: Names) -
             ours = ours[pd.Series(same, index=ours.index, dtype=bool)]
         for (model, metric), part in ours.groupby(["model", "metric"], sort=False):
             for one, figures in columns(group):
-                side = _by_name(figures, known)
-                means, said = _means(part, set(side), concept)
+                side, printed = _by_name(figures, known)
+                means, said = _means(_with_settings_of(printed, part, known), set(side), concept)
                 row = agreement(key, one, side, ("overpaint", f"{metric}, {said}", str(model)), means)
                 rows += [row] if row else []
     return pd.DataFrame(rows)
 
 
-def _by_name(figures: Mapping[str, float], known: Names) -> dict[str, float]:
-    """A paper's figures by our names of the methods, without names that stand for several printed methods."""
-    named = [(known["methods"][method], value) for method, value in figures.items() if method in known["methods"]]
+def _by_name(figures: Mapping[str, float], known: Names) -> tuple[dict[str, float], dict[str, str]]:
+    """A paper's figures, and its printed names, by our names of the methods, without names that stand for several of them."""
+    named = [(known["methods"][method], method) for method in figures if method in known["methods"]]
     once = [name for name, _ in named]
-    return {name: value for name, value in named if once.count(name) == 1}
+    printed = {name: method for name, method in named if once.count(name) == 1}
+    return {name: figures[method] for name, method in printed.items()}, printed
+
+
+def _with_settings_of(printed: Mapping[str, str], part: pd.DataFrame, known: Names) -> pd.DataFrame:
+    """The records of the printed methods with the settings that their names mean."""
+    part = part[part["method_name"].isin(printed)]
+    deciding = part[["model", "concepts", "kind", "budget", "method_name", "attack_name", "given"]]
+    deciding = deciding.astype(object).assign(given=deciding["given"].fillna("{}"))
+    fits = {
+        row: not differing({"method": printed[row.method_name]}, row._asdict(), known)
+        for row in deciding.drop_duplicates().itertuples(index=False)
+    }
+    return part[[fits[row] for row in deciding.itertuples(index=False)]]
 
 
 def _means(part: pd.DataFrame, methods: set[str], concept: str) -> tuple[dict[str, float], str]:

@@ -126,6 +126,7 @@ class Names(TypedDict):
     """``names.yaml``."""
 
     methods: dict[str, str]
+    settings: dict[str, dict[str, Any]]
     references: list[str]
     bases: dict[str, str]
     concepts: dict[str, str]
