@@ -12,7 +12,7 @@ from overpaint.report.fronts import ON_FRONT
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
 from overpaint.report.standings import BEST, TIED
 from overpaint.report.statistics import MARGIN
-from overpaint.report.tables import Entry, Head, Table
+from overpaint.report.tables import Entry, Head, Row, Table
 
 MARKS = {DIFFERS: "≠", EQUAL: "=", "": ""}
 #: Standings of figures -> how they are emphasised: strongly or weakly.
@@ -108,6 +108,11 @@ def head_text(head: Head) -> str:
     return " ".join(part for part in (head.title, ARROWS[head.direction], f"n={head.n}" if head.n else "") if part)
 
 
+def row_text(row: Row) -> str:
+    """The last name of a row as text, with its direction and n: ``target proportion ↓ n=24``."""
+    return " ".join(part for part in (row.names[-1], ARROWS[row.direction], f"n={row.n}" if row.n else "") if part)
+
+
 def heads_of(table: Table) -> list[str]:
     return [*table.heads, *map(head_text, table.columns)]
 
@@ -116,9 +121,7 @@ def _names(table: Table) -> Iterator[list[str]]:
     """The names of each row, without repeated first names. The last name has the row's direction and n."""
     last = None
     for row in table.rows:
-        names = list(map(plain, row.names))
-        about = [ARROWS[row.direction], f"n={row.n}" if row.n else ""]
-        names[-1] = " ".join([names[-1], *(part for part in about if part)])
+        names = [*map(plain, row.names[:-1]), plain(row_text(row))]
         yield ["", *names[1:]] if len(names) > 1 and row.names[0] == last else names
         last = row.names[0]
 

@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.labels import few
-from overpaint.report.figure_text import Reasons, entry_text, head_text
+from overpaint.report.figure_text import Reasons, entry_text, head_text, row_text
 from overpaint.report.pooling import Outcomes, pooled
 from overpaint.report.records import CELL
 from overpaint.report.rendering import tables
-from overpaint.report.tables import Table, provenance
+from overpaint.report.tables import SETTINGS, Table, provenance, several_of, under
 from overpaint.report.views import view_named
 
 #: The views whose tables are sent: every figure of a concept set, and means over concept sets.
@@ -149,6 +149,7 @@ def tables_of(
     columns = [
         *CELL,
         *"facet metric direction unit value low high n failed original control difference p_value".split(),
+        *"difference_low difference_high why detector threshold settings".split(),
     ]
     figures = records.reindex(columns=columns)
     yield "figures", (columns, [list(map(_plain, row)) for row in figures.to_numpy(object)])
@@ -178,25 +179,38 @@ def _as_text(table: Table) -> tuple[list[str], list[list[Any]]]:
     """The columns and rows of a table, figures with their intervals and marks as text. A head that occurs twice is numbered."""
     heads = [*table.heads, *map(head_text, table.columns)]
     columns = [head if heads.count(head) == 1 else f"{head} ({place})" for place, head in enumerate(heads)]
-    reasons = Reasons()
-    return columns, [[*row.names, *(entry_text(entry, reasons) for entry in row.entries)] for row in table.rows]
+    return columns, [
+        [*row.names[:-1], row_text(row), *(entry_text(entry, _Spelled()) for entry in row.entries)]
+        for row in table.rows
+    ]
+
+
+class _Spelled(Reasons):
+    """Reasons in full, because the tables of a tracker have no notes."""
+
+    def of(self, why: str) -> str:
+        return f" ({why})" if why else ""
 
 
 def summary_of(records: pd.DataFrame, outcomes: pa.Table | None) -> dict[str, float]:
-    """The primary endpoints of view ``facets`` for every method and attack: means over concepts and seeds with intervals."""
+    """The primary endpoints of view ``facets`` for every method and attack: means over concepts and seeds with intervals.
+
+    Models, protocols, budgets and other settings of which there are several are part of a figure's name, and never averaged.
+    """
     known = Outcomes(outcomes)
+    several = several_of(records, ["model", *(name for name in SETTINGS if name != "seed")])
     found: dict[str, float] = {}
     for endpoint in view_named("facets").primary.values():
         chosen = records[records["metric"] == endpoint["metric"]]
-        for (method, attack), part in chosen.groupby(["method", "attack"], sort=False):
+        for (method, attack, *values), part in chosen.groupby(["method", "attack", *several], sort=False, dropna=False):
             mean = pooled(part, "value", known)
             if mean is None or mean.estimate.value is None:
                 continue
-            under = "" if attack == "none" else f" under {attack}"
+            attacked = "" if attack == "none" else f" under {attack}"
             for name in ("value", "low", "high", "n"):
                 number = getattr(mean.estimate, name)
                 if number is not None:
-                    found[f"{method}/{endpoint['metric']}{under}/{name}"] = number
+                    found[f"{method}/{endpoint['metric']}{attacked}{under(several, values)}/{name}"] = number
     return found
 
 

@@ -96,7 +96,7 @@ def test_one_offline_run_a_sweep_with_tables_sheets_and_figures(tracker, tmp_pat
     (table,) = tmp_path.glob("wandb/offline-run-*/files/" + logged["facets.path"])
     assert json.loads(table.read_text())["data"][0] == [
         "efficacy",
-        "target proportion",
+        "target proportion ↓ n=24",
         "0.25 [0.10, 0.50]",
         "0.25 [0.10, 0.50]",
     ]
@@ -120,6 +120,31 @@ def test_tables_hold_numbers_and_every_cell():
     assert "methods" not in found or found["methods"]
     assert summary_of(records, None) == {}
     assert name_of(config_of(records_of(*"abcdef"))) == "a, b, c, d and 2 more on x; none"
+
+
+def test_undefined_figures_say_why_in_every_table():
+    """Tables of W&B have no notes that a number could refer to."""
+    found = dict(tables_of(records_of("none", "uce", value=None, low=None, high=None, why="too few"), None))
+    assert found["facets"][1] == [["efficacy", "target proportion ↓ n=24", "⊥ (too few)", "⊥ (too few)"]]
+    columns, rows = found["figures"]
+    assert [row[columns.index("why")] for row in rows] == ["too few"] * 2
+
+
+def test_the_summary_averages_nothing_over_models_or_budgets():
+    records = pd.concat(
+        [
+            records_of("uce", model=m, budget=b, value=v)
+            for m, b, v in (("a", "lite", 0.2), ("b", "lite", 0.4), ("b", "paper", 0.9))
+        ]
+    )
+    values = {name: value for name, value in summary_of(records, None).items() if name.endswith("/value")}
+    assert values == {
+        "uce/target_proportion, model a, budget lite/value": 0.2,
+        "uce/target_proportion, model b, budget lite/value": 0.4,
+        "uce/target_proportion, model b, budget paper/value": 0.9,
+    }
+    concepts = pd.concat([records_of("uce", concepts=c, value=v) for c, v in (("car", 0.2), ("cat", 0.4))])
+    assert summary_of(concepts, None)["uce/target_proportion/value"] == pytest.approx(0.3)
 
 
 def test_a_failure_of_the_service_is_reported_and_ends_no_run(tmp_path, capsys):
