@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from overpaint.grid.labels import FEW, few
+from overpaint.grid.labels import few
 from overpaint.grid.registry import components
 from overpaint.report.views import View
 from overpaint.run.track import facets
@@ -61,7 +61,7 @@ def undefined(records: pd.DataFrame, view: View) -> str:
         chosen = column.chosen(records, view.rows) if not column.harmonic else records.iloc[:0]
         if len(chosen) and chosen["value"].isna().any():
             said[title] = str(chosen.loc[chosen["value"].isna(), "why"].iloc[0])
-    named = "; ".join(f"{title} ({why})" for title, why in list(said.items())[:FEW])
+    named = few((f"{title} ({why})" for title, why in said.items()), between="; ")
     return f"Undefined for at least one method: {named}. " if named else ""
 
 

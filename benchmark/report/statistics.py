@@ -373,6 +373,7 @@ def holm(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
 def benjamini_hochberg(p_values: Sequence[float | None], level: float = LEVEL) -> Adjusted:
     """Benjamini and Hochberg's correction (1995), which controls the false discovery rate."""
 
+    # `scipy.stats.false_discovery_control` gives the same, but its import takes 0.55 s, and a table needs nothing else of it.
     def corrected(p: NDArray) -> NDArray:
         order = np.argsort(p)[::-1]
         steps = np.minimum.accumulate(p[order] * (len(p) / np.arange(len(p), 0, -1)))

@@ -16,7 +16,7 @@ import overpaint
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.registry import components
 from overpaint.grid.scope import OUTSIDE
-from overpaint.report import statistics
+from overpaint.report import missing, statistics
 from overpaint.report.families import DIFFERS, EQUAL, Compared, marked, marks
 from overpaint.report.figure_text import number
 from overpaint.report.latex import latex_text
@@ -27,7 +27,7 @@ from overpaint.report.rendering import render, tables
 from overpaint.report.statistics import Estimate, mean_of_estimates
 from overpaint.report.tables import averaged
 from overpaint.report.terminal import print_tables
-from overpaint.report.views import Column, view_named
+from overpaint.report.views import Column, View, view_named
 from overpaint.run.store import Store
 
 
@@ -667,6 +667,13 @@ def test_undefined_figures_say_why_two_methods_are_not_compared():
     with pytest.raises(overpaint.UserError, match=r"neighbours kept \(no near images\)\. To make some"):
         kept = [record(m, "church", "target_proportion", 0.5, 0.4, 0.6) for m in ("uce", "esd")]
         render(pd.concat([found, frame(*kept)]), "md", "pareto")
+
+
+def test_undefined_figures_that_are_not_named_are_counted():
+    columns = {f"figure {place}": Column(f"m{place}") for place in range(8)}
+    found = frame(*(record("uce", "church", f"m{place}", None, why="too few") for place in range(8)))
+    said = missing.undefined(found, View("v", columns=columns))
+    assert said.endswith("figure 5 (too few) and 2 more. ") and "figure 6" not in said
 
 
 def test_a_panel_shows_attacks_beside_their_controls():
