@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.errors import unknown
+from overpaint.grid.labels import few
 from overpaint.report import seeds, statistics
 from overpaint.report.claims import hashes
 from overpaint.report.directions import ARROWS, loss
@@ -37,7 +38,7 @@ CHANGED, SHOWN_EQUAL, INCONCLUSIVE, IDENTICAL, UNTESTED = "changed", "equal", "i
 ONLY_A, ONLY_B = "only-a", "only-b"
 #: Groups of figures, and what they mean.
 GROUPS = {
-    CHANGED: "the difference is shown: corrected p-value below 5 %",
+    CHANGED: "the difference is shown: corrected p-value below 5 %, or another value of the same outcomes",
     SHOWN_EQUAL: f"shown to differ by less than {statistics.MARGIN:.2f}",
     INCONCLUSIVE: "neither a difference nor equality is shown",
     IDENTICAL: "the same value, interval and n, and the same outcomes where both are stored; or undefined on both sides",
@@ -59,6 +60,8 @@ MADE = {
     "given": "set by hand",
     "seed": "method seeds",
 }
+#: Why a figure changed whose outcomes are equal: it was computed in another way, or a file was edited.
+RECOMPUTED = "the same outcomes, another value"
 #: Differing hash of the settings: every figure has another one.
 SETTINGS = "settings (hash)"
 NUMBERS = ["value", "low", "high", "n", "failed"]
@@ -184,16 +187,22 @@ def _figure(
         why = "; ".join(f"undefined in {side.upper()}: {rows[side][0]['why']}" for side in undefined)
         return figure | {"group": IDENTICAL if len(undefined) == 2 else UNTESTED, "why": why}, None
     same = _numbers(of_a) == _numbers(of_b)
+    digests = [_digests(rows[side], sides[side]) for side in sides]
     primary = is_primary(view.primary, first["facet"], first["metric"], first["attack_name"], first["against"])
-    if same and _digests(of_a, sides["a"]) == _digests(of_b, sides["b"]):
+    if same and digests[0] == digests[1]:
         figure |= {"group": IDENTICAL, "difference": 0.0, "p_value": 1.0, "n": values["a"].n or None}
         return figure, Compared(1.0, None, primary)  # counts in the correction of the others
     gap, joined, why = _gap(frames["a"], frames["b"], sides["a"], sides["b"], values["a"], values["b"], first["unit"])
     if same and (joined is None or _equal(joined["value"], joined["value_other"])):
         figure["group"] = IDENTICAL
+    if digests[0] == digests[1] and None not in digests[0] and abs(figure["b"] - figure["a"]) > SAME:
+        figure["group"], why = CHANGED, f"{RECOMPUTED}; {why}"
     figure |= {"difference": gap.value, "low": gap.low, "high": gap.high, "n": gap.n or None}
     if gap.p_value is None:
-        return figure | {"group": figure["group"] or UNTESTED, "why": "no interval"}, None
+        return figure | {
+            "group": figure["group"] or UNTESTED,
+            "why": why if figure["group"] == CHANGED else "no interval",
+        }, None
     figure |= {"p_value": gap.p_value, "p_equivalence": gap.p_equivalence}
     figure |= {"pairing": "unpaired" if joined is None else "paired", "why": why}
     return figure, Compared(gap.p_value, gap.p_equivalence, primary)
@@ -338,6 +347,11 @@ def sheets(
     counts = figures["group"].value_counts()
     summary = [[name, str(counts.get(name, 0)), meaning] for name, meaning in GROUPS.items()]
     found = [Sheet(f"A: {a.name} · B: {b.name}", ["group", "figures", "meaning"], summary, 1, [_family(figures, view)])]
+    silent = [name for name in GROUPS if name not in (IDENTICAL, *shown) and counts.get(name)]
+    if silent:
+        found[0] = replace(
+            found[0], notes=[*found[0].notes, f"Not listed: {', '.join(silent)}. --show all lists them."]
+        )
     if not set(counts.index) - {ONLY_A, ONLY_B}:
         found = [replace(found[0], notes=[_nothing_in_common(a.records, b.records)])]
     several = [name for name in LABELS if name not in NAMED and figures[name].nunique() > 1]
@@ -349,16 +363,16 @@ def sheets(
             found.append(_alone(part, several, name))
         else:
             found.append(_figures(part, several, f"{name}: {GROUPS[name]}"))
-    silent = [
+    unstated = [
         f"{name} does not state its libraries, models and assets."
         for name, s in (("A", a), ("B", b))
         if not _made(s.runs)
     ]
-    if len(differing) or silent:
+    if len(differing) or unstated:
         rows = [
             [str(r.what), str(r.a or "–"), str(r.b or "–"), str(r.figures or "all")] for r in differing.itertuples()
         ]
-        found.append(Sheet("What differs in how A and B were made", ["what", "A", "B", "figures"], rows, 1, silent))
+        found.append(Sheet("What differs in how A and B were made", ["what", "A", "B", "figures"], rows, 1, unstated))
     return found
 
 
@@ -421,15 +435,21 @@ def _family(figures: pd.DataFrame, view: View) -> str:
 
 
 def _nothing_in_common(a: pd.DataFrame, b: pd.DataFrame) -> str:
-    """Why no figure is on both sides: labels without a common value."""
-    for name in LABELS:
+    """Why no figure is on both sides: labels without a common value, and the filter that leaves them out."""
+    apart = {}
+    for name in [*LABELS, "method_name", "attack_name"]:
         one, other = (list(dict.fromkeys(side.reindex(columns=[name])[name].astype(str))) for side in (a, b))
         if not set(one) & set(other):
-            return (
-                f"No figure is on both sides: {name} is {', '.join(one[:3])} in A and {', '.join(other[:3])} in B. ignore={name} "
-                "leaves it out of the comparison."
-            )
-    return "No figure is on both sides: their labels are combined in other ways."
+            apart[name] = f"{name.removesuffix('_name')} is {few(one, 3)} in A and {few(other, 3)} in B"
+    for name in ("method_name", "attack_name"):
+        if name in apart:
+            what = name.removesuffix("_name")
+            further = "; overpaint table --view pairs compares methods" if what == "method" else ""
+            return f"No figure is on both sides: {apart[name]}. Figures of two {what}s are not compared{further}."
+    if not apart:
+        return "No figure is on both sides: their labels are combined in other ways."
+    left_out = "leaves it" if len(apart) == 1 else "leaves them"
+    return f"No figure is on both sides: {'; '.join(apart.values())}. ignore={','.join(apart)} {left_out} out of the comparison."
 
 
 def flat(figures: pd.DataFrame) -> pd.DataFrame:

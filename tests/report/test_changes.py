@@ -90,6 +90,46 @@ def test_a_pair_of_figures_is_in_its_group(one, other, group):
     assert only(side(({}, one)), side(({}, other)))["group"] == group
 
 
+def test_another_value_of_the_same_outcomes_is_a_change():
+    """No noise is between the two: the figure was computed in another way, or its file was edited."""
+    a = side(({}, hits(20)))
+    edited = replace(a, records=a.records.assign(value=0.55))  # within the interval of 0.5
+    figure = only(a, edited)
+    assert (figure["group"], figure["better"]) == ("changed", "worse")
+    assert figure["why"] == "the same outcomes, another value; the figure is no mean of its outcomes"
+    size = {"low": None, "high": None, "unit": "bytes"}
+    a = replace(a, records=a.records.assign(**size))
+    assert only(a, replace(a, records=a.records.assign(value=0.55)))["group"] == "changed"
+    assert only(side(({}, hits(20)), outcomes=False), edited)["group"] != "changed"
+
+
+def report(a, b, *ignored, shown=("changed",)):
+    figures = compared(a, b, VIEW, ignored)
+    return markdown(sheets(figures, differences(figures, a, b), a, b, shown, VIEW))
+
+
+def test_figures_of_two_methods_are_not_compared_whatever_is_ignored():
+    sides = side(({}, hits(3))), side(({"method": "esd", "method_name": "esd"}, hits(3)))
+    for ignored in ((), ("method",)):
+        said = report(*sides, *ignored)
+        assert "method is uce in A and esd in B. Figures of two methods are not compared" in said
+        assert "--view pairs compares methods" in said and "ignore=" not in said
+
+
+def test_all_labels_that_keep_two_sides_apart_are_named():
+    other = {"protocol": "testbed steps=4", "budget": "smoke", "method": "uce lamb=1.0"}
+    said = report(side(({}, hits(3))), side((other, hits(3))))
+    assert "method is uce in A and uce lamb=1.0 in B; protocol is testbed in A and testbed steps=4 in B" in said
+    assert "ignore=method,protocol,budget leaves them out of the comparison" in said
+
+
+def test_groups_that_are_not_listed_are_named():
+    sides = side(({}, hits(20)), ({"metric": "ua"}, hits(20))), side(({}, hits(17)), ({"metric": "ira"}, hits(20)))
+    assert "Not listed: inconclusive, only-a, only-b. --show all lists them." in report(*sides)
+    assert "Not listed" not in report(*sides, shown=tuple(GROUPS))
+    assert "Not listed" not in report(sides[0], sides[0])
+
+
 def test_figures_without_a_test_are_told_apart():
     size = {"metric": "artefact_bytes", "unit": "bytes", "low": None, "high": None, "n": 1}
     a = side(
