@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from overpaint.grid.labels import few
-from overpaint.grid.registry import components
+from overpaint.grid.cells import ModelSpec
+from overpaint.grid.labels import counted, few
+from overpaint.grid.registry import component, components
+from overpaint.report.records import given_by_hand
 from overpaint.report.views import View
 from overpaint.run.track import facets
 
@@ -32,7 +34,7 @@ def command_of(view: View, **others: Sequence[str]) -> str:
 
 
 def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> str:
-    """The `command_of` a view whose figures join the table of the records: with their model and budget.
+    """The `command_of` a view whose figures join the table of the records: with their model, protocol and budget.
 
     Labels of values that were set by hand are no options: the text names them after the command. No run makes pictures of
     other code: they are left out, or `overpaint score` is named if there is nothing else.
@@ -43,7 +45,7 @@ def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> s
         return "overpaint score, with the pictures that they need"
     others = {group: [n for n in names if group != "method" or n in methods] for group, names in others.items()}
     by_hand = []
-    for group, default in DEFAULTS.items():
+    for group, default in (DEFAULTS | {"protocol": _usual_protocol(made)}).items():
         labels = list(dict.fromkeys(made[group]))
         if len(labels) == 1 and labels[0] != default:
             if labels[0] in components(group):
@@ -52,6 +54,25 @@ def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> s
                 by_hand.append(f"{group} {labels[0]}")
     also = f" (with the values that these figures have: {', '.join(by_hand)})" if by_hand else ""
     return command_of(view, **others) + also
+
+
+def _usual_protocol(records: pd.DataFrame) -> str | None:
+    """The protocol that a run with the model of these records has; the records' own, if nothing shows that it is another."""
+    model, known = records["model"].iloc[0], components("model")
+    if model in known:
+        return str(component("model", model).config.get("protocol", ModelSpec.protocol))
+    return None if given_by_hand(records, ("protocol",)).any() else records["protocol"].iloc[0]
+
+
+def too_few(records: pd.DataFrame, view: View) -> str:
+    """A sentence about methods or seeds that a view compares and the records lack; empty if there are enough."""
+    methods = list(dict.fromkeys(records.loc[records["method_name"] != "none", "method_name"]))
+    least, seeds = FEWEST.get(view.cells, 0), records["seed"].nunique()
+    if len(methods) < least:
+        return f"It needs {counted(least, 'method')} besides the unedited model; stored: {few(methods) or 'none'}. "
+    if view.cells == "spread" and seeds < 2:
+        return "It needs two method seeds; stored: one. "
+    return ""
 
 
 def undefined(records: pd.DataFrame, view: View) -> str:

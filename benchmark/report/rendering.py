@@ -17,7 +17,7 @@ from overpaint.report.figure_text import legend
 from overpaint.report.fronts import fronts
 from overpaint.report.latex import latex
 from overpaint.report.markdown import markdown
-from overpaint.report.missing import command_for, command_of, gaps, undefined
+from overpaint.report.missing import command_for, command_of, gaps, too_few, undefined
 from overpaint.report.panels import panels
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import json_rows
@@ -59,6 +59,7 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
     shown = list(builders[chosen.cells]())
     if not shown:
         why = missing[0] if missing else f"{undefined(records, chosen)}To make some: {command_for(records, chosen)}"
+        why = too_few(records, chosen) + why
         raise UserError(f"view {view} shows none of the {len(records)} figures stored for this table. {why}")
     return [*shown[:-1], replace(shown[-1], notes=[*shown[-1].notes, *missing])]
 

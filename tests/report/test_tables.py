@@ -649,6 +649,37 @@ def test_the_command_makes_figures_of_the_same_table(records):
     assert command.endswith("attack=none (with the values that these figures have: model m, budget smoke grid=0)")
 
 
+def test_the_command_names_another_protocol_than_the_models(records):
+    """Figures of another protocol are in another table."""
+
+    def command(**values):
+        shown = render(records.assign(**({"model": "sd14"} | values)), "md", "methods")
+        return shown.split("To make them: ")[1].splitlines()[0]
+
+    assert "protocol" not in command(protocol="ddim50")
+    assert " protocol=lms50" in command(protocol="lms50")
+    assert command(protocol="ddim50 steps=4").endswith(
+        "(with the values that these figures have: budget b, protocol ddim50 steps=4)"
+    )
+    assert "protocol p steps=4" in command(model="mine", protocol="p steps=4", given='{"protocol.steps": 4}')
+
+
+@pytest.mark.parametrize(
+    ("view", "said"),
+    [
+        ("pairs", "It needs 2 methods besides the unedited model; stored: uce. "),
+        ("pareto", "It needs 2 methods besides the unedited model; stored: uce. "),
+        ("ranks", "It needs 2 methods besides the unedited model; stored: uce. "),
+        ("validity", "It needs 4 methods besides the unedited model; stored: uce. "),
+        ("spread", "It needs two method seeds; stored: one. "),
+    ],
+)
+def test_a_view_that_compares_says_what_there_is_too_little_of(view, said):
+    rows = [record("uce", "church", m, 0.5, 0.4, 0.6) for m in ("target_proportion", "neighbour_retention")]
+    with pytest.raises(overpaint.UserError, match=re.escape(said)):
+        render(frame(*rows), "md", view)
+
+
 def test_no_run_is_advised_for_pictures_of_other_code(records):
     given = records.assign(protocol="as given", model="pictures in x")
     given[["method", "method_name"]] = ["uce under random_prefix"] * 2

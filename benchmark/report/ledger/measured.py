@@ -228,13 +228,13 @@ def _by_name(figures: Mapping[str, float], known: Names) -> tuple[dict[str, floa
 def _with_settings_of(printed: Mapping[str, str], part: pd.DataFrame, known: Names) -> pd.DataFrame:
     """The records of the printed methods with the settings that their names mean."""
     part = part[part["method_name"].isin(printed)]
-    deciding = part[["model", "concepts", "kind", "budget", "method_name", "attack_name", "given"]]
-    deciding = deciding.astype(object).assign(given=deciding["given"].fillna("{}"))
-    fits = {
-        row: not differing({"method": printed[row.method_name]}, row._asdict(), known)
-        for row in deciding.drop_duplicates().itertuples(index=False)
-    }
-    return part[[fits[row] for row in deciding.itertuples(index=False)]]
+    columns = ["model", "concepts", "kind", "budget", "method_name", "attack_name", "given"]
+    points = [*part.assign(given=part["given"].fillna("{}"))[columns].itertuples(index=False, name=None)]
+    fits = {}
+    for point in dict.fromkeys(points):
+        record = dict(zip(columns, point, strict=True))
+        fits[point] = not differing({"method": printed[record["method_name"]]}, record, known)
+    return part[[fits[point] for point in points]]
 
 
 def _means(part: pd.DataFrame, methods: set[str], concept: str) -> tuple[dict[str, float], str]:
