@@ -280,6 +280,16 @@ def test_every_preset_can_be_built(method, tmp_path, monkeypatch):
         construct(method.load(), method.settle(required(method), preset), method.name)
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if "paper" in component("method", name).presets])
+def test_the_preset_paper_has_the_values_of_each_kind_and_the_official_code(name):
+    """``paper`` becomes ``paper_style`` for a style; without it, the values of the preset ``style`` would be lost."""
+    method = component("method", name)
+    official = {"compat": "official"} if "compat" in method.defaults else {}
+    for kind in KINDS:
+        chosen = f"paper_{kind}" if f"paper_{kind}" in method.presets else "paper"
+        assert method.settle({}, chosen) == method.settle(official, kind if kind in method.presets else None)
+
+
 def test_whatever_it_repeats_is_a_length_that_a_budget_can_shorten(tiny_sd, method):
     small = {key: value for key, value in TINY.items() if key in method.defaults}
     built = method.build(small | required(method), seed=1)
