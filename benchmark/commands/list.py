@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,15 +23,15 @@ GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector", "ex
 #: Groups whose options are described by the first comment of their file.
 PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "budget", "engine", "tracker", "view")}
 
-#: What can be listed.
-LISTS = (*GROUPS, *PLAIN, "assets", "concepts", "metrics")
+#: What can be listed. ``probes`` are the attacks that show what a model knows of a concept, erased or not (``probe: true``).
+LISTS = (*GROUPS, *PLAIN, "assets", "concepts", "metrics", "probes")
 
 
 @click.command(name="list")
 @click.argument("what", default="")
 @click.argument("overrides", nargs=-1)
 def list_(what: str, overrides: Sequence[str]) -> None:
-    """List methods, concepts, attacks, metrics, detectors, assets, models, experiments and other groups, one a line.
+    """List methods, concepts, attacks, probes, metrics, detectors, assets, models, experiments and other groups, one a line.
 
     `hydra.searchpath=[file:///folder]` also lists what is in that folder.
     """
@@ -47,6 +48,8 @@ def lines(what: str) -> Iterator[str]:
     """Lines of `overpaint list WHAT`. The line of an unusable file shows the error."""
     if what in GROUPS:
         yield from _components(GROUPS[what])
+    elif what == "probes":
+        yield from _components("attack", lambda config: config.get("probe") is True)
     elif what in PLAIN:
         for name, path in sorted(components(PLAIN[what]).items()):
             yield f"{name:<18}  {_comment(path)}"
@@ -61,7 +64,7 @@ def lines(what: str) -> Iterator[str]:
     yield from broken_packages()
 
 
-def _components(kind: str) -> Iterator[str]:
+def _components(kind: str, chosen: Callable[[Mapping[str, Any]], bool] = lambda config: True) -> Iterator[str]:
     names = sorted(components(kind))
     width = max(map(len, names), default=0)
     for name in names:
@@ -71,7 +74,8 @@ def _components(kind: str) -> Iterator[str]:
             yield f"{name:<{width}}  cannot be used: {error}"
         else:
             about = [config.get(key) or "" for key in ("summary", "paper", "status")]
-            yield f"{name:<{width}}  " + " · ".join(str(part) for part in about if part)
+            if chosen(config):
+                yield f"{name:<{width}}  " + " · ".join(str(part) for part in about if part)
 
 
 def _comment(path: Path) -> str:

@@ -31,7 +31,7 @@ CIRCUMSTANCES = ("store", "engine", "tracker", "track", "images_per_second")
 EXTRA_KEYS = ("preset", "control", "floor")
 #: Keys of a component's YAML that are not hyper-parameters. All except `EXTRA_KEYS` describe the component and cannot be set.
 DESCRIPTION = (
-    *EXTRA_KEYS, "name", "component", "summary", "paper", "status", "presets", "unrelated", "recommended_threshold"
+    *EXTRA_KEYS, "name", "component", "summary", "paper", "status", "presets", "unrelated", "recommended_threshold", "probe"
 )  # fmt: skip
 
 

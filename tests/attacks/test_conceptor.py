@@ -9,6 +9,7 @@ from official import by_name, watched
 from overpaint.attacks.conceptor import Conceptor, Decomposition
 from overpaint.blocks.clip import Clip
 from overpaint.blocks.draws import Draws
+from overpaint.commands.list import lines
 from overpaint.grid.registry import component
 
 
@@ -124,3 +125,9 @@ def test_clip_chooses_the_words_closest_to_the_images(context, tiny_sd, clip):
 def test_settings_that_mean_nothing_are_refused(values):
     with pytest.raises(overpaint.UserError, match=next(iter(values))):
         conceptor(**values)
+
+
+def test_probes_are_listed_by_themselves():
+    attacks, probes = list(lines("attacks")), list(lines("probes"))
+    assert [line.split()[0] for line in probes] == ["completion", "conceptor", "inversion", "noise_probe"]
+    assert set(probes) < set(attacks)
