@@ -1,10 +1,10 @@
-"""SDD against its equations: the first loss, the moving average, the concepts' turns, and timesteps of both codes."""
+"""SDD against recorded runs of its official code, with the same random draws, and against its equations."""
 
 import pytest
 import torch
 
 import overpaint
-from official import watched
+from official import by_name, distance, flat, parameters, recorded, watched
 from overpaint.blocks.rollouts import rollout
 from overpaint.blocks.training import parameter_group
 from overpaint.grid.registry import component
@@ -23,6 +23,39 @@ def traced(model, **values):
 @pytest.fixture
 def sdd():
     return lambda **values: component("method", "sdd").build(values)
+
+
+@pytest.mark.parametrize("tag", ["iterative", "composite_k0", "noguide_noxattn"])
+def test_official_training(tag, tiny_sd_float64, golden):
+    model = tiny_sd_float64
+    meta, weights, extra = golden(f"sdd/{tag}")
+    records = recorded(extra, "x_T") | {f"{n}.{i}": int(v) for n in "kt" for i, v in enumerate(extra[n])}
+    start = parameters(model, weights)
+    with watched(records) as seen:
+        erasure = overpaint.erase(
+            model,
+            "sdd",
+            erase=meta["concepts"],
+            compat="official",
+            mode=meta["mode"],
+            train=meta["train"],
+            start_guidance=meta["start_guidance"],
+            rollout_steps=meta["steps"],
+            iterations=meta["iterations"],
+            learning_rate=meta["lr"],
+            weight_decay=meta["weight_decay"],
+            clip=meta["max_norm"],
+            ema=meta["ema"],
+        )
+    values, every = by_name(seen), meta["every"]
+    assert len(values["x_t"]) == meta["iterations"] and values["t"] == extra["t"].tolist()
+    for i, x_t in enumerate(values["x_t"]):
+        assert distance(x_t, extra[f"x_t.{i}"]) < 1e-4
+    for name in ("loss", "clip_norm"):
+        assert [float(value) for value in values[name]] == pytest.approx(extra[name].tolist(), rel=1e-4)
+    assert set(erasure.tensors) == set(weights)
+    ours, base = ({name: t[name].flatten()[::every] for name in weights} for t in (erasure.tensors, start))
+    assert distance(*(flat(tensors, weights) for tensors in (ours, weights, base))) < 1e-3
 
 
 def test_the_target_is_the_students_own_prediction_without_a_prompt(tiny_sd_float64):
