@@ -1,4 +1,4 @@
-"""SAFREE against its equations: projections, triggers, the filter's steps, re-attention, and the released variants."""
+"""SAFREE against recorded runs of its official code in double precision, and against its equations."""
 
 import pytest
 import torch
@@ -29,6 +29,67 @@ def denoised(model, prompt=PROMPT, steps=4, **values):
 def summary(model, ids):
     """The row of the end token, float64."""
     return model.encode_ids(ids)[0, ids[0].tolist().index(model.tokenizer.eos_token_id)].double()
+
+
+#: k and b of the self-validating filter, for nudity and for artists.
+FILTER = {"nudity": (2.5, 5.333), "van_gogh": (3.5, 5.5)}
+
+
+@pytest.mark.parametrize("name", FILTER)
+def test_official_projections_triggers_and_steps(name, tiny_sd_float64, golden):
+    meta, tensors, extra = golden("safree/projection")
+    scale, midpoint = FILTER[name]
+    for row, prompt in enumerate(meta["prompts"]):
+        for margin in meta["alphas"]:
+            settings = {"phrases": meta["phrases"][name], "margin": margin}
+            settings |= {"filter_scale": scale, "filter_midpoint": midpoint}
+            made, (seen,) = guidance(tiny_sd_float64, [prompt], **settings)
+            words = len(seen["masked"])
+            assert (seen["trigger"].nonzero().flatten() + 1).tolist() == extra[
+                f"{name}.{row}.changed.{margin:g}"
+            ].tolist()
+        for ours, theirs in (("C", f"{name}.C"), ("P_C", f"{name}.P_C"), ("masked", f"{name}.{row}.masked")):
+            assert distance(seen[ours], tensors[theirs]) < 1e-8, (ours, prompt)
+        assert distance(seen["orth"][: words + 2], tensors[f"{name}.{row}.orth"]) < 1e-8
+        beta = extra[f"{name}.{row}.beta"].item()
+        assert abs(seen["beta"] - beta) < 1e-9
+        assert made.edited.last.item() == extra[f"{name}.{row}.sigmoid"].item()
+        assert filtered_steps(beta, "tanh", 10, scale, midpoint) == extra[f"{name}.{row}.tanh"].item()
+
+
+@pytest.mark.parametrize("tag", ["all_steps", "window", "filter", "filter_nudity", "negative"])
+def test_official_runs(tag, tiny_sd_float64, golden):
+    model = tiny_sd_float64
+    meta, results, extra = golden(f"safree/{tag}")
+    scale, midpoint = FILTER["van_gogh" if "artists" in meta["category"] else "nudity"]
+    made, _ = guidance(
+        model,
+        [meta["prompt"]],
+        scale=meta["guidance_scale"],
+        compat="official" if meta["negative_prompt"] else "intended",
+        phrases=meta["phrases"],
+        margin=meta["alpha"],
+        filter="sigmoid" if meta["svf"] else "none",
+        filter_steps=meta["bound"],
+        filter_scale=scale,
+        filter_midpoint=midpoint,
+        first_step=meta["window"][0],
+        last_step=meta["window"][1],
+    )
+    for step in range(meta["steps"]):
+        assert distance(made.at(step)[0, :16], extra[f"cond.{step}"]) < 1e-8, step
+    with torch.no_grad():
+        latents = model.denoise(extra["x_T"], made, "ddim", meta["steps"])
+    assert distance(latents, results["final"]) < 1e-8
+
+
+def test_official_re_attention(golden):
+    meta, recorded, _ = golden("safree/reattention")
+    edited, original = recorded["x"][1:2], recorded["x"][2:3]
+    for window in meta["windows"]:
+        for scale in meta["scales"]:
+            ours = attenuated(edited, original, window, scale, released=True)
+            assert distance(ours[0], recorded[f"low.{window}.{scale:g}"]) < 1e-6
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "naked", "a painting by van gogh of a church"])
