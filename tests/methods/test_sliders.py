@@ -1,14 +1,16 @@
-"""Concept Sliders against their equations: the first loss, the adapted layers of the official code, and strengths."""
+"""Concept Sliders against recorded runs of their official code, with the same random draws, and against their equations."""
+
+from typing import get_args
 
 import pytest
 import torch
 
 import overpaint
-from official import by_name, distance, watched
+from official import by_name, distance, flat, recorded, watched
 from overpaint.blocks.adapters import Branches, fresh_factors
 from overpaint.blocks.rollouts import leco_rollout
 from overpaint.grid.registry import component
-from overpaint.methods.sliders import adapted_layers, scales
+from overpaint.methods.sliders import Group, Layers, adapted_layers, scales
 from overpaint.models.guidance import Guidance
 
 SMALL = {"iterations": 2, "rollout_steps": 4, "learning_rate": 1e-2, "erase": ["dog"]}
@@ -28,6 +30,59 @@ def output(model, erasure=None, t=500):
             return model.predict(latents, torch.tensor(t), embeds)
         with erasure.attached(model):
             return model.predict(latents, torch.tensor(t), embeds)
+
+
+def module_name(layer):
+    """The official name of a layer's adapter."""
+    return f"lora_unet_{layer.replace('.', '_')}"
+
+
+def official_start(model, layers, modules, rank):
+    """The recorded runs' first factors: ``down`` is 0.2 cos(0.7 i + n) at entry i of module n, ``up`` is 0."""
+    factors = fresh_factors(model, layers, rank, torch.Generator(), bound=1.0)
+    for layer in layers:
+        down = factors[f"{layer}.down"]
+        entries = torch.arange(down.numel(), dtype=torch.float64)
+        phase = 0.7 * entries + modules.index(module_name(layer))
+        factors[f"{layer}.down"] = (0.2 * torch.cos(phase)).float().view(down.shape).to(down)
+    return factors
+
+
+@pytest.mark.parametrize("tag", ["erase", "erase_opposite", "enhance_opposite"])
+def test_official_training(tag, tiny_sd_float64, golden):
+    model = tiny_sd_float64
+    meta, factors, extra = golden(f"sliders/{tag}")
+    layers = adapted_layers(model, meta["layers"], meta["train"])
+    assert {module_name(layer) for layer in layers} == set(meta["modules"])
+    start = official_start(model, layers, meta["modules"], meta["rank"])
+    records = recorded(extra, "x_T") | {f"k.{n}": k for n, k in enumerate(extra["k"])} | {"init.0": start}
+    erasure, seen = traced_erase(
+        model,
+        records,
+        erase=["dog"],
+        compat="official",
+        guidance=meta["eta"],
+        rollout_steps=meta["steps"],
+        learning_rate=meta["lr"],
+        **{key: meta[key] for key in ("target", "positive", "neutral", "unconditional", "action")},
+        **{key: meta[key] for key in ("layers", "train", "rank", "alpha", "start_guidance")},
+        **{key: meta[key] for key in ("iterations", "weight_decay")},
+    )
+    assert seen["t"] == extra["t"].tolist() and len(seen["t"]) == meta["iterations"]
+    for n in range(meta["iterations"]):
+        for name in ("x_t", "positive", "neutral", "unconditional", "target"):
+            assert distance(seen[name][n], extra[f"{name}.{n}"]) < 1e-5, (name, n)
+    assert [float(loss) for loss in seen["loss"]] == pytest.approx(extra["losses"].tolist(), rel=1e-4)
+
+    def named(group, sides=("down", "up")):
+        """Our tensors under the official names, thinned out as the recorded ones."""
+        pairs = ((layer, side, group[f"{layer}.{side}"]) for layer in layers for side in sides)
+        return {f"{module_name(layer)}.{side}": x.flatten()[:: meta["every"]] for layer, side, x in pairs}
+
+    first = {key.removeprefix("grad0."): value for key, value in extra.items() if key.startswith("grad0.")}
+    assert distance(*(flat(group, first) for group in (named(seen["gradients"][0], ["up"]), first))) < 1e-4
+    parts = {key.removeprefix("0."): value for key, value in erasure.parts.items()}
+    assert distance(*(flat(group, factors) for group in (named(parts), factors, named(start)))) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -59,17 +114,12 @@ def test_as_an_eraser_it_has_esds_first_loss(tiny_sd_float64):
     assert abs(float(seen["loss"][0] / (9 * difference.square().mean())) - 1) < 1e-9
 
 
-#: Layers of the tiny model by type and group.
-COUNTS = {
-    ("lierla", "xattn"): 28, ("c3lier", "xattn"): 28, ("lierla", "selfattn"): 28, ("lierla", "full"): 56,
-    ("c3lier", "noxattn"): 72, ("c3lier", "full"): 100, ("lierla", "xattn-strict"): 21, ("c3lier", "innoxattn"): 72,
-    ("lierla", "noxattn-hspace"): 4, ("c3lier", "noxattn-hspace-last"): 1,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("layers", "group"), COUNTS)
-def test_the_official_number_of_layers(layers, group, tiny_sd):
-    assert len(adapted_layers(tiny_sd, layers, group)) == COUNTS[layers, group]
+@pytest.mark.parametrize("layers", get_args(Layers))
+@pytest.mark.parametrize("group", get_args(Group))
+def test_the_official_layers(layers, group, tiny_sd, golden):
+    (meta, *_) = golden("sliders/modules")
+    ours = sorted(map(module_name, adapted_layers(tiny_sd, layers, group)))
+    assert ours == meta["modules"][f"{layers} {group}"]
 
 
 def test_time_embeddings_inside_residual_blocks_are_adapted(tiny_sd):
