@@ -1,11 +1,11 @@
-"""SAeUron's autoencoder, selection of features and intervention, by hand."""
+"""SAeUron's autoencoder, selection of features and intervention, against recordings of its official code and by hand."""
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import overpaint
-from official import by_name, watched
+from official import by_name, distance, watched
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.sparse_autoencoders import TENSORS, SparseAutoencoder
 from overpaint.grid.registry import component
@@ -39,6 +39,44 @@ def autoencoder():
 
 
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+
+
+def official_autoencoder(extra):
+    tensors = (extra["encoder.weight"], extra["W_dec"].T, extra["encoder.bias"], extra["b_dec"])
+    return SparseAutoencoder(dict(zip(TENSORS, tensors, strict=True)))
+
+
+@pytest.mark.parametrize("dead", [0, 7, 40])
+def test_official_loss_and_gradients(dead, saeuron, golden):
+    meta, recorded, extra = golden("saeuron/autoencoder")
+    made = official_autoencoder(extra)
+    eraser = saeuron(k=meta["k"], compat="official", aux_weight=1 / 32)
+    with watched() as seen:
+        loss, _ = eraser.objective(made, extra["x"].flatten(0, 1), torch.arange(len(made)) < dead)
+    loss.backward()
+    values = [float(by_name(seen)[name][0]) for name in ("unexplained", "aux")]
+    assert values == pytest.approx(recorded[f"loss.{dead}"].tolist(), rel=1e-5)
+    names = ("encoder.weight", "W_dec", "encoder.bias", "b_dec")
+    for name, ours in zip(names, made.masters.values(), strict=True):
+        gradient = ours.grad.T if name == "W_dec" else ours.grad
+        assert distance(gradient.flatten()[:: meta["every"]], recorded[f"grad.{dead}.{name}"]) < 1e-5, name
+
+
+@pytest.mark.parametrize("tag", ["one", "two"])
+def test_official_selection_and_intervention(tag, tiny_sd, golden):
+    """Two sampler steps, one or two erased concepts; the first ones are erased."""
+    meta, recorded, extra = golden("saeuron/autoencoder")
+    erased = meta["erased"][tag]
+    order = [*erased, *(name for name in meta["concepts"] if name not in erased)]
+    rows = interventions(
+        [extra[f"latents.{name}"].mean(dim=0) for name in order], len(erased), meta["percentile"], meta["multiplier"]
+    )
+    edit = reversal(tiny_sd, official_autoencoder(extra), rows.tolist(), official=True, k=meta["k"])
+    for step, time in enumerate((900.0, 500.0)):
+        features = rows[rows[:, 0] == step, 1].tolist()
+        assert features == recorded[f"features.{tag}.{step}"].tolist()
+        ours = edit(extra[f"map.{tag}"], torch.full((4,), time))
+        assert distance(ours.detach(), recorded[f"hook.{tag}.{step}"]) < 1e-5
 
 
 def test_the_loss_is_the_unexplained_variance_of_the_largest_latents_of_the_batch(autoencoder, saeuron):
