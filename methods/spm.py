@@ -75,6 +75,7 @@ class SPM(Eraser):
     transport: Transport
     matching: Matching
 
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     lengths: ClassVar[tuple[str, ...]] = ("iterations",)
     paced: ClassVar[Mapping[str, str]] = {"warmup_steps": "iterations"}
 
@@ -117,7 +118,7 @@ class SPM(Eraser):
 
         def loss() -> torch.Tensor:
             x, t = self.noised(model, student, named, nothing, draws)
-            others = self.anchored(named, nothing, draws)
+            others = self.anchored(model, named, nothing, draws)
             again = x[torch.arange(len(others)) % len(x)]  # latents for the anchors
             rows = (len(x), len(x), len(others))
             with torch.no_grad():
@@ -156,11 +157,19 @@ class SPM(Eraser):
                 return leco_rollout(model, start, guidance, self.rollout_steps, k)
             return rollout(model, start, guidance, "ddim", self.rollout_steps, k)
 
-    def anchored(self, named: torch.Tensor, nothing: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """The anchored embeddings (n, tokens, width) of one iteration; empty if ``anchor_strength`` is 0."""
+    def anchored(self, model: DiffusionModel, named: torch.Tensor, nothing: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """The anchored embeddings (n, rows, columns) of one iteration; empty if ``anchor_strength`` is 0.
+
+        SDXL's rows of tokens and its pooled vector are drawn apart.
+        """
         if not self.anchor_strength:
             return named[:0]
-        drawn = draws.take("anchors", lambda g: anchors(named[0], self.anchors, g)).to(named)
+
+        def draw(generator: torch.Generator) -> torch.Tensor:
+            parts = model.parts(named[0]).items()
+            return model.join({name: anchors(part, self.anchors, generator) for name, part in parts})
+
+        drawn = draws.take("anchors", draw).to(named)
         if self.compat == "intended":
             return drawn
         return torch.stack([nothing.expand_as(drawn), drawn], dim=1).flatten(0, 1)[len(drawn) :]
@@ -246,13 +255,16 @@ def permeability(
 ) -> torch.Tensor:
     """γ (prompts, concepts): the similarity of each prompt to each concept.
 
-    ``embeds`` (prompts, tokens, width) are the prompts' embeddings; ``matching`` selects the measure.
+    ``embeds`` (prompts, rows, columns) are the prompts' embeddings; ``matching`` selects the measure. Cosines are those of the
+    tokens' rows.
     """
     if matching == "allone":
         return torch.ones(len(prompts), len(concepts))
     with torch.no_grad():
-        erased = model.encode(concepts).flatten(1).double()
-        cosine = functional.cosine_similarity(embeds.detach().flatten(1).double()[:, None], erased[None], dim=-1).cpu()
+        asked, erased = (
+            model.parts(rows.detach())["clip"].flatten(1).double() for rows in (embeds, model.encode(concepts))
+        )
+        cosine = functional.cosine_similarity(asked[:, None], erased[None], dim=-1).cpu()
     special = set(model.tokenizer.all_special_ids)
     prompt_ids, concept_ids = (
         [set(model.token_ids(text)) - special for text in texts] for texts in (prompts, concepts)

@@ -11,7 +11,9 @@ from diffusers import UNet2DConditionModel
 import overpaint
 from official import distance, flat, recorded, watched
 from overpaint.blocks.adapters import Branches, fresh_factors, side_by_side, transformer_layers
+from overpaint.blocks.draws import Draws
 from overpaint.commands.export import export_pipeline
+from overpaint.grid.registry import component
 from overpaint.methods.spm import anchors, permeability, resolutions
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.guidance import Guidance
@@ -252,6 +254,19 @@ def test_anchors_are_as_long_as_the_concept_and_not_near_it():
     assert 0.8 <= lengths.min() < 0.85 and 1.15 < lengths.max() <= 1.2
     line = torch.ones(1, 1)  # in one dimension a direction is ±1, and +1 is never kept
     assert (anchors(line, 16, torch.Generator().manual_seed(2)) < 0).all()
+
+
+def test_sdxls_anchors_have_tokens_and_a_pooled_vector_of_their_own_lengths(tiny_sdxl):
+    _, (seen, *_) = traced_erase(tiny_sdxl, erase=["dog"], **SMALL)
+    assert float(seen["loss_anchor"]) < 1e-9 < float(seen["loss_erase"]), "a new membrane changes nothing"
+    eraser = component("method", "spm").build({"anchors": 64})
+    with torch.no_grad():
+        nothing, named = tiny_sdxl.encode(["", "dog"])[:, None]
+    drawn, concept = (tiny_sdxl.parts(e) for e in (eraser.anchored(tiny_sdxl, named, nothing, Draws(0)), named))
+    for name, part in drawn.items():
+        lengths = part.flatten(1).norm(dim=1) / concept[name].norm()
+        assert 0.8 <= lengths.min() < 0.85 and 1.15 < lengths.max() <= 1.2001, name
+    assert eraser.anchored(tiny_sdxl, named, nothing, Draws(0)).shape[1:] == named.shape[1:]
 
 
 def test_without_anchoring_only_the_concept_is_computed(tiny_sd):
