@@ -1,37 +1,42 @@
 """Pareto fronts: which methods erase and retain best together, and how sure that is.
 
-A method is dominated if another one is at least as good in both figures and better in one. The uncertainty comes from resampled
-prompts (2,000 bootstrap samples): the prompts of each concept are drawn with replacement, the same ones for every method and
-figure, so that methods stay paired. A prompt that several concepts share is drawn once for all of them. Concepts and method
-seeds are fixed. Without stored outcomes, each mean is drawn from a normal distribution with the standard error of its interval,
-independently for each method.
+A method is dominated if another one is at least as good in both figures and better in one. The share of a method comes from
+resampled prompts (2,000 bootstrap samples): the prompts of each concept are drawn with replacement, the same ones for every
+method and figure, so that methods stay paired. A prompt that several concepts share is drawn once for all of them. Concepts
+and method seeds are fixed. Without stored outcomes, each mean is drawn from a normal distribution with the standard error of
+its interval, independently for each method.
+
+That a method is dominated is shown by tests instead: a share without hits has none in any sample, so that a method with 0 of 24
+hits is as good as any other in all of them. As no data show "at least as good" exactly, another method is shown to dominate it
+if it is better in one figure, and better or less than `MARGIN` worse in the other (an intersection-union test, Berger 1982).
+The tests of a method against all others are corrected by Holm.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from overpaint.report.directions import loss
-from overpaint.report.pooling import Outcomes, pooled
-from overpaint.report.statistics import NORMAL
+from overpaint.report.directions import folded, loss
+from overpaint.report.pooling import Outcomes, pooled, tests_of
+from overpaint.report.standings import paired
+from overpaint.report.statistics import MARGIN, NORMAL, Estimate, difference_of_estimates, holm
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
 
 #: Number of bootstrap samples.
 SAMPLES = 2000
-#: Share of the samples in which one method must dominate another to be shown to dominate it.
-SHOWN = 0.95
 ON_FRONT = "on the front"
 
 
 def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
     """One table per block: two figures of each method, the share of the samples in which it is on the front, and the methods
-    that dominate it. The view's first two columns are the figures."""
+    that are shown to dominate it. The view's first two columns are the figures."""
     for title, part in blocks_of(records, view):
         chosen = {name: column.chosen(part, view.rows) for name, column in list(view.columns.items())[:2]}
         methods, concepts = _comparable(chosen.values())
@@ -52,8 +57,7 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
         directions = [figures["direction"].iloc[0] for figures in chosen.values()]
         values = np.array([[means[m][name].value for name in chosen] for m in methods], float)
         samples, resampled = _samples(chosen, methods, means, outcomes, view.average)
-        points, found = better(values[None], directions), better(samples, directions)
-        shares, on = found.mean(axis=0), np.logical_not(found.any(axis=1))
+        points, on = better(values[None], directions), np.logical_not(better(samples, directions).any(axis=1))
         rows = []
         for place, method in enumerate(methods):
             standing = "" if points[0, :, place].any() else ON_FRONT
@@ -67,7 +71,7 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
                 if resampled
                 else f"{SAMPLES} draws from the intervals of the records, independent between methods (outcomes are not stored)."
             ),
-            *_dominated(methods, shares),
+            _dominated(methods, dominating(chosen, methods, means, outcomes)),
         ]
         if absent := [str(method) for method in dict.fromkeys(part["method"]) if method not in methods]:
             notes.append(f"Not shown: {', '.join(absent)} (without both figures on {', '.join(concepts)}).")
@@ -103,14 +107,49 @@ def better(values: NDArray, directions: Sequence[str]) -> NDArray[np.bool_]:
     return np.logical_and((one <= other).all(axis=-1), (one < other).any(axis=-1))
 
 
-def _dominated(methods: Sequence[str], shares: NDArray) -> list[str]:
+def dominating(
+    chosen: Mapping[str, pd.DataFrame],
+    methods: Sequence[str],
+    means: Mapping[str, Mapping[str, Entry]],
+    outcomes: Outcomes,
+) -> NDArray:
+    """P-values ``(methods, methods)`` of "method i does not dominate method j", from the records of the two figures.
+
+    "Better in one figure" has twice the smaller one-sided p-value, "not worse by `MARGIN` in both" the larger one.
+    """
+    better_by, worse_by = np.ones((2, len(chosen), len(methods), len(methods)))
+    for place, (name, own) in enumerate(chosen.items()):
+        direction, unit = str(own["direction"].iloc[0]), str(own["unit"].iloc[0])
+        of = {method: own[own["method"] == method] for method in methods}
+        for i, j in combinations(range(len(methods)), 2):
+            gap = paired(of[methods[i]], of[methods[j]], outcomes)[0] if direction != "zero" else Estimate(None)
+            if gap.p_value is None:
+                ends = (means[methods[m]][name] for m in (i, j))
+                gap = difference_of_estimates(*(folded(Estimate(e.value, e.low, e.high), direction) for e in ends))
+                p_value, p_equivalence = tests_of(gap._replace(p_value=None), unit)
+                gap = gap._replace(p_value=p_value, p_equivalence=p_equivalence)
+            if gap.value is None or gap.p_value is None:
+                continue
+            first = gap.p_value / 2 if (gap.value > 0) == (direction == "up") else 1 - gap.p_value / 2
+            same = 1.0 if gap.p_equivalence is None else gap.p_equivalence
+            for (one, other), p in (((i, j), first), ((j, i), 1 - first)):
+                better_by[place, one, other], worse_by[place, one, other] = p, min(p, same)
+    return np.maximum(np.minimum(len(chosen) * better_by.min(axis=0), 1.0), worse_by.max(axis=0))
+
+
+def _dominated(methods: Sequence[str], p_values: NDArray) -> str:
     """A sentence about the methods that are shown to be dominated."""
     said = []
     for place, method in enumerate(methods):
-        by = [other for other, share in zip(methods, shares[:, place], strict=True) if share >= SHOWN]
+        others = [other for other in range(len(methods)) if other != place]
+        apart = holm([float(p_values[other, place]) for other in others]).rejected
+        by = [methods[other] for other, shown in zip(others, apart, strict=True) if shown]
         if by:
             said.append(f"{method} (by {', '.join(by)})")
-    return [f"Shown to be dominated, in {SHOWN:.0%} of the samples or more: {'; '.join(said) or 'none'}."]
+    return (
+        f"Shown to be dominated: {'; '.join(said) or 'none'}. The other method is better in one figure, and better or less than "
+        f"{MARGIN:.2f} worse in the other (Holm over a method's differences to all others, 5 % level)."
+    )
 
 
 def _samples(

@@ -86,6 +86,56 @@ def test_the_front_and_what_is_shown_to_be_dominated(measured):
     assert "| good | 0.00 " in render(measured[0], "md", "pareto", measured[1])
 
 
+def two_methods(erased, kept):
+    """Records and outcomes of methods ``i`` and ``j`` with these hits ``(2, prompts)``."""
+    found = (
+        outcomes("ij", np.array(erased, float)),
+        outcomes("ij", np.array(kept, float), "neighbour_retention", "up", 9),
+    )
+    return tuple(pd.concat(pair, ignore_index=True) for pair in zip(*found, strict=True))
+
+
+def said_of(pair, outcomes_stored=True):
+    (table,) = tables(pair[0], "pareto", pair[1] if outcomes_stored else None)
+    return table.notes[1]
+
+
+def test_no_hit_in_few_prompts_does_not_show_a_method_to_erase_as_well_as_another():
+    """In every resample, 0 of 24 is at most as many as 1 of 24."""
+    few, many = ([np.arange(n) < count for count in (0, 1)] for n in (24, 200))
+    kept = [np.arange(n) < n * share for n in (24, 200) for share in (1, 0.3)]
+    assert said_of(two_methods(few, kept[:2])).startswith("Shown to be dominated: none.")
+    assert "j (by i). The other method is better in one figure" in said_of(two_methods(many, kept[2:]))
+
+
+def test_few_tables_show_a_method_to_be_dominated_that_erases_better_by_the_margin(tables_made=20, n=48):
+    generator, wrong = np.random.default_rng(0), 0
+    for _ in range(tables_made):
+        erased, kept = (generator.random((2, n)) < np.array(shares)[:, None] for shares in ((0.12, 0.02), (0.95, 0.5)))
+        wrong += "j (by i)" in said_of(two_methods(erased, kept))
+    assert wrong <= 3  # 5 % of 20, and chance
+
+
+def test_equal_methods_are_not_shown_to_dominate_each_other(methods=6, n=24):
+    """The tests of a method against all others are corrected together."""
+    generator, wrong = np.random.default_rng(0), 0
+    for _ in range(4):
+        names = "abcdef"[:methods]
+        erased = outcomes(names, (generator.random((methods, n)) < 0.03).astype(float))
+        kept = outcomes(names, (generator.random((methods, n)) < 0.8).astype(float), "neighbour_retention", "up", 100)
+        records, found = (pd.concat(pair, ignore_index=True) for pair in zip(erased, kept, strict=True))
+        (table,) = tables(records, "pareto", found)
+        wrong += "dominated: none" not in table.notes[1]
+    assert wrong == 0
+
+
+def test_without_outcomes_domination_is_tested_from_the_intervals():
+    wide = two_methods([np.zeros(40), np.ones(40)], [np.ones(40), np.ones(40)])
+    assert "dominated: none" in said_of(wide, outcomes_stored=False)  # the fixture's intervals are [0, 1]
+    close = wide[0].assign(low=(wide[0]["value"] - 0.02).clip(0), high=(wide[0]["value"] + 0.02).clip(upper=1))
+    assert "j (by i)" in said_of((close, None), outcomes_stored=False)
+
+
 def test_methods_are_compared_on_the_same_concepts(measured):
     """``harsh`` is measured on the car only; then ``weak`` has an undefined figure of the church."""
     rows, found = measured

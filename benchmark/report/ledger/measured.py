@@ -232,7 +232,7 @@ def _with_settings_of(printed: Mapping[str, str], part: pd.DataFrame, known: Nam
     points = [*part.assign(given=part["given"].fillna("{}"))[columns].itertuples(index=False, name=None)]
     fits = {}
     for point in dict.fromkeys(points):
-        record = dict(zip(columns, point, strict=True))
+        record: dict[Hashable, Any] = dict(zip(columns, point, strict=True))
         fits[point] = not differing({"method": printed[record["method_name"]]}, record, known)
     return part[[fits[point] for point in points]]
 
