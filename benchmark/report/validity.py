@@ -10,6 +10,9 @@ pulls tau towards 0: that of the figures pulls the value, and the added noise pu
 therefore holds both the percentiles of the samples and their reflection at the value (the basic bootstrap interval). It
 is too wide rather than too narrow; concept sets are few.
 
+What is shown of the scores comes from tests that invert these intervals, with the correction of Benjamini and Hochberg over all
+scores of the table: among twenty scores that order nothing, one interval in two tables would exclude 0.
+
 The best two scores are those whose mean of ranks has the largest tau with the mean distance. They were chosen on the
 same records, so that their gain is an upper bound.
 """
@@ -25,7 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from overpaint.report.directions import loss
-from overpaint.report.statistics import NORMAL, kendall_tau_b, taus_b
+from overpaint.report.statistics import NORMAL, benjamini_hochberg, kendall_tau_b, taus_b
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
 
@@ -106,22 +109,27 @@ def agreements(scores: Mapping[str, Scored], truths: Mapping[str, Scored]) -> tu
         both = (np.mean([side[name] for name in truths], axis=0) for side in (means, drawn))
         against[ALL] = next(both), next(both)
     found: dict[str, list] = {"": list(against)}
+    tests: dict[str, tuple[float, float]] = {}
     for name in scores:
-        found[name] = [
-            _entry(means[name], values, drawn[name], samples, chosen) for values, samples in against.values()
-        ]
+        tested = [_tested(means[name], values, drawn[name], samples, chosen) for values, samples in against.values()]
+        found[name] = [entry for entry, _ in tested]
+        if tested[-1][0].value is not None:
+            tests[name] = tested[-1][1]
     last = list(against)[-1]
-    return found, [*_notes(found, last), *_best_pair(means, list(scores), against[last][0], found)]
+    return found, [*_notes(found, tests, last), *_best_pair(means, list(scores), against[last][0], found)]
 
 
-def _entry(values: NDArray, other: NDArray, drawn: NDArray, samples: NDArray, chosen: NDArray) -> Entry:
-    """The mean tau over concepts of figures (concepts, methods), with the interval of resampled ones."""
+def _tested(
+    values: NDArray, other: NDArray, drawn: NDArray, samples: NDArray, chosen: NDArray
+) -> tuple[Entry, tuple[float, float]]:
+    """The mean tau over concepts of figures (concepts, methods), with the interval of resampled ones, and p-values of "tau is 0"
+    and of "tau is at least `USEFUL`", which are below 5 % if the interval is on one side of it."""
     usable = [
         place for place in range(len(values)) if (~np.isnan(values[place] + other[place])).sum() >= FEWEST
     ]  # concepts with an order
     taus = [kendall_tau_b(*_known(values[place], other[place])).value for place in usable]
     if not usable or any(tau is None for tau in taus):
-        return Entry(None, unit="correlation", why=f"fewer than {FEWEST} methods, or all are equal")
+        return Entry(None, unit="correlation", why=f"fewer than {FEWEST} methods, or all are equal"), (1.0, 1.0)
     each = np.stack([taus_b(drawn[:, place], samples[:, place]) for place in usable], axis=1)
     if len(usable) < len(values):
         chosen = np.random.default_rng(0).integers(len(usable), size=(len(chosen), len(usable)))
@@ -130,7 +138,16 @@ def _entry(values: NDArray, other: NDArray, drawn: NDArray, samples: NDArray, ch
     ends = np.nanquantile(resampled, [0.025, 0.975])
     both = np.clip([*ends, *(2 * value - ends), value], -1, 1)
     methods = min(int((~np.isnan(values[place] + other[place])).sum()) for place in usable)
-    return Entry(value, float(min(both)), float(max(both)), "correlation", methods)
+    zero, useful = (_p_value(value, resampled[~np.isnan(resampled)], limit) for limit in (0.0, USEFUL))
+    entry = Entry(value, float(min(both)), float(max(both)), "correlation", methods)
+    return entry, (zero, useful if value < USEFUL else 1.0)
+
+
+def _p_value(value: float, resampled: NDArray, limit: float) -> float:
+    """The two-sided p-value of "tau is ``limit``", from the samples beyond it and beyond its reflection at the value."""
+    side = 1 if value > limit else -1
+    beyond = max((side * resampled <= side * limit).sum(), (side * resampled >= side * (2 * value - limit)).sum())
+    return float(min(2 * (beyond + 1) / (len(resampled) + 1), 1.0))
 
 
 def _known(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
@@ -165,21 +182,23 @@ def _columns(part: pd.DataFrame, view: View) -> dict[str, Scored]:
     return found
 
 
-def _notes(found: Mapping[str, Sequence[Entry]], last: str) -> list[str]:
-    """Which scores are shown to order the methods as the last column does, and which are shown not to."""
+def _notes(found: Mapping[str, Sequence[Entry]], tests: Mapping[str, tuple[float, float]], last: str) -> list[str]:
+    """Which scores are shown to order the methods as the last column does, and which are shown not to, by corrected ``tests``."""
     place = found[""].index(last)
+    orders, useless = (
+        (benjamini_hochberg(list(p)).rejected for p in zip(*tests.values(), strict=True)) if tests else ([], [])
+    )
     groups: dict[str, list[str]] = {"orders": [], "not": [], "open": []}
-    for name, entries in found.items():
-        entry = entries[place] if name else None
-        if entry is None or entry.value is None or entry.low is None or entry.high is None:
-            continue
-        groups["orders" if entry.low > 0 else "not" if entry.high < USEFUL else "open"].append(name)
+    for name, ordering, other in zip(tests, orders, useless, strict=True):
+        above = ordering and (found[name][place].value or 0.0) > 0
+        groups["orders" if above else "not" if other else "open"].append(name)
     said = {
         "orders": f"Shown to order the methods by {last} (τ above 0)",
         "not": f"Shown to be of little use for it (τ below {USEFUL:g}, not above 0)",
         "open": "Neither is shown",
     }
-    return [f"{said[group]}: {', '.join(names) or 'none'}." for group, names in groups.items()]
+    corrected = f"Tests of both are corrected by Benjamini–Hochberg over the {len(tests)} scores, 5 % level."
+    return [*(f"{said[group]}: {', '.join(names) or 'none'}." for group, names in groups.items()), corrected]
 
 
 def _best_pair(

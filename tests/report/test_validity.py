@@ -7,7 +7,7 @@ import pytest
 from overpaint.report.records import RECORD_COLUMNS
 from overpaint.report.rendering import render, tables
 from overpaint.report.statistics import kendall_tau_b, taus_b
-from overpaint.report.validity import ALL, SAMPLES, Scored, agreements
+from overpaint.report.validity import ALL, SAMPLES, Scored, _tested, agreements
 
 CONCEPTS, METHODS = ("church", "car", "quillan", "sketch"), [f"method{n}" for n in range(12)]
 
@@ -78,6 +78,31 @@ def test_the_interval_of_an_unrelated_score_holds_zero():
         entry = agreements({"score": next(sides)}, {"to gold": next(sides)})[0]["score"][0]
         held.append(entry.low <= 0 <= entry.high)
     assert np.mean(held) >= 0.85  # four concepts: less than the nominal 0.95
+
+
+def test_unrelated_scores_are_rarely_shown_to_order_the_methods(scores=15, concepts=10, tables_made=6):
+    """The tests of all scores are corrected together; without that, most tables of unrelated scores would name one."""
+    uncorrected, shown = 0, 0
+    for seed in range(tables_made):
+        rng = np.random.default_rng(seed)
+        columns = {f"score{n}": scored(rng.random((concepts, 12)), 0.02) for n in range(scores)}
+        found, notes = agreements(columns, {"to gold": scored(rng.random((concepts, 12)), 0.02)})
+        uncorrected += any(found[name][0].low > 0 for name in columns)
+        shown += not notes[0].endswith(": none.")
+    assert uncorrected >= 2 and shown <= 1
+    assert f"over the {scores} scores" in notes[3]
+
+
+def test_a_test_inverts_the_interval(distances):
+    rng = np.random.default_rng(5)
+    for noise in (0.2, 0.5, 1.0, 2.0):
+        near = [scored(-distances + noise * rng.standard_normal(distances.shape), 0.02) for _ in range(3)]
+        for one in near:
+            drawn = [side.drawn(np.zeros((SAMPLES, 12), int), rng) for side in (one, scored(-distances))]
+            chosen = rng.integers(4, size=(SAMPLES, 4))
+            entry, (zero, useful) = _tested(one.means(), scored(-distances).means(), *drawn, chosen)
+            assert (zero < 0.05) == (entry.low > 0 or entry.high < 0) or abs(zero - 0.05) < 0.01
+            assert (useful < 0.05) == (entry.high < 0.5) or abs(useful - 0.05) < 0.01
 
 
 def test_the_interval_holds_the_tau_of_figures_without_noise():
