@@ -21,7 +21,7 @@ from overpaint.report.missing import command_for, command_of, gaps, too_few, und
 from overpaint.report.panels import panels
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import json_rows
-from overpaint.report.tables import Entry, Table, averaged, every_figure
+from overpaint.report.tables import UNLABELLED, Entry, Table, averaged, distinguished, every_figure
 from overpaint.report.validity import validity
 from overpaint.report.verdicts import verdicts
 from overpaint.report.views import View, view_named
@@ -56,12 +56,13 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
         (records["method_name"] != "none").to_numpy().argsort(kind="stable")
     ]  # the unedited model first
     missing = gaps(records, chosen)
+    unlabelled = [UNLABELLED] if (distinguished(records)["method"] != records["method"]).any() else []
     shown = list(builders[chosen.cells]())
     if not shown:
         why = missing[0] if missing else f"{undefined(records, chosen)}To make some: {command_for(records, chosen)}"
         why = too_few(records, chosen) + why
         raise UserError(f"view {view} shows none of the {len(records)} figures stored for this table. {why}")
-    return [*shown[:-1], replace(shown[-1], notes=[*shown[-1].notes, *missing])]
+    return [*shown[:-1], replace(shown[-1], notes=[*shown[-1].notes, *unlabelled, *missing])]
 
 
 def render(

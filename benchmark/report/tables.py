@@ -133,12 +133,20 @@ def provenance(records: pd.DataFrame) -> Provenance:
     return Provenance(len(records), settings, detectors, {n: tuple(sorted(v)) for n, v in sorted(versions.items())})
 
 
+#: What the hash after a method's label means.
+UNLABELLED = (
+    "#: cells with equal labels whose settings differ in something that no label shows, such as an edited YAML file or prompt "
+    "list. overpaint table with the overrides of a run shows the figures of the present settings alone."
+)
+
+
 def distinguished(records: pd.DataFrame) -> pd.DataFrame:
-    """The records, with method labels extended so that records with different settings have different labels."""
+    """The records, with a hash after the method's label for all figures of cells that labels do not tell apart."""
     place = [n for n in (*SETTINGS, "model", "concepts", "kind", "method", "attack", "metric") if n in records]
     if "settings" not in records or records.empty:
         return records
     several = records.groupby(place, dropna=False)["settings"].transform("nunique") > 1
+    several = records["settings"].isin(set(records.loc[several, "settings"]))
     marked = records["method"].astype(str) + " #" + records["settings"].astype(str).str[:6]
     return records.assign(method=records["method"].where(~several, marked))
 

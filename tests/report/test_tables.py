@@ -931,6 +931,17 @@ def test_records_of_two_settings_detectors_or_thresholds_stay_apart(measured):
     assert text.count("###") == 3 and "uce #aaaaaa" in text and "uce #bbbbbb" in text
 
 
+def test_all_figures_of_a_cell_have_the_same_column():
+    """Two cells with equal labels: one has a figure that the other lacks."""
+    cells = {"a" * 12: ("ua", "ira"), "b" * 12: ("ua",)}
+    rows = [record("uce", "church", m, 0.5, settings=s) for s, metrics in cells.items() for m in metrics]
+    (table,) = tables(frame(*rows))
+    assert [head.title for head in table.columns] == ["uce #aaaaaa", "uce #bbbbbb"]
+    assert any(note.startswith("#: cells with equal labels") for note in table.notes)
+    (alone,) = tables(frame(*rows[:2]))
+    assert [head.title for head in alone.columns] == ["uce"] and not any("#" in note for note in alone.notes)
+
+
 def test_a_figure_of_two_metric_sets_is_current_in_both_unless_one_is_older(measured):
     def of(concept, chosen, value, **versions):
         named = {"metrics": chosen, "versions": json.dumps(versions), "settings": concept}
