@@ -121,24 +121,24 @@ def single_cell(overrides: Sequence[str], what: str) -> tuple[Any, str]:
     return kind.cell(first.config, first.explicit), kind.devices(settings["engine"]["device"])[0]
 
 
-def store_and_grid(overrides: Sequence[str]) -> tuple[Store, Grid | None]:
+def store_and_grid(overrides: Sequence[str], first: str = "overpaint run") -> tuple[Store, Grid | None]:
     """The store of the overrides, and the grid that they define; ``None`` if they say nothing about cells.
 
-    Raises a `UserError` if there is no store.
+    Raises a `UserError` if there is no store, which names the command to run ``first``.
     """
     store, rest = taken(overrides, "store")
     if about_cells(rest):
         grid = planned(overrides)
-        return existing(grid.store), grid
+        return existing(grid.store, first), grid
     if rest:  # searches hydra.searchpath, and refuses what is no option
         store = circumstances(compose(overrides))["store"]
-    return existing(Store.chosen(store)), None
+    return existing(Store.chosen(store), first), None
 
 
-def existing(store: Store) -> Store:
+def existing(store: Store, first: str = "overpaint run") -> Store:
     """The store. Raises a `UserError` if its folder does not exist."""
     if not store.root.is_dir():
-        raise UserError(f"there is no store at {store.root}: run something first (overpaint run)")
+        raise UserError(f"there is no store at {store.root}: run something first ({first})")
     return store
 
 

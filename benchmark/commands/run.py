@@ -19,6 +19,7 @@ from overpaint.grid.labels import counted
 from overpaint.report.records import stored_outcomes, stored_records
 from overpaint.report.terminal import print_tables
 from overpaint.report.tracking import Sweep, Tracker, sweep_key
+from overpaint.report.views import in_store, view_named
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates, duration
 from overpaint.run.history import changes
@@ -86,7 +87,7 @@ def run_grid(grid: Grid, images: bool = False) -> int:
         ERR.print(outcome.elsewhere)
         return 0
     if len(records):
-        print_tables(records)
+        print_tables(records, in_store(view_named("facets"), grid.config["store"]))
     sheets = _sheets(grid)
     for path in sheets:
         ERR.print(f"contact sheet: {path}")

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 import click
 import pandas as pd
 
-from overpaint.commands.grids import note_lacking, store_and_grid
+from overpaint.commands.grids import about_cells, note_lacking, store_and_grid, taken
 from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import search
 from overpaint.report.claims import narrowed, published
+from overpaint.report.missing import command_of
 from overpaint.report.records import STAGE, stored_outcomes, stored_records
 from overpaint.report.rendering import FORMATS, render
 from overpaint.report.terminal import print_tables
-from overpaint.report.views import view_named
+from overpaint.report.views import View, in_store, view_named
 
 
 @click.command()
@@ -33,24 +34,27 @@ def table(overrides: Sequence[str], form: str, view: str, folder: str | None, sp
     """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
+    chosen = view_named(view)
     if folder:
         records, outcomes = published(path_of(folder, "--from"))
         records = narrowed(records, search(overrides), folder)
     else:
-        records, outcomes = _stored(overrides, view)
+        chosen = in_store(chosen, taken(overrides, "store")[0])
+        records, outcomes = _stored(overrides, chosen)
     if form == "terminal":
-        print_tables(records, view, outcomes)
+        print_tables(records, chosen, outcomes)
     else:
-        sys.stdout.write(render(records, form, view, outcomes, spreadsheet))
+        sys.stdout.write(render(records, form, chosen, outcomes, spreadsheet))
 
 
-def _stored(overrides: Sequence[str], view: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _stored(overrides: Sequence[str], view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The records of a grid or of the whole store, and the outcomes of the figures in the view's columns."""
-    store, grid = store_and_grid(overrides)
-    records, chosen = stored_records(store, grid.plan if grid else None), view_named(view)
+    first = shlex.join(["overpaint", "run", *overrides]) if about_cells(overrides) else command_of(view)
+    store, grid = store_and_grid(overrides, first)
+    records = stored_records(store, grid.plan if grid else None)
     if grid and records.empty:
         raise UserError(f"no cell of this grid is stored. To make them: {shlex.join(['overpaint', 'run', *overrides])}")
     if grid:
         stored = store.listed(STAGE).keys
         note_lacking("figures", [task for _, task in grid.plan.cells if task.key not in stored], grid, overrides)
-    return records, stored_outcomes(store, chosen.shown(records))
+    return records, stored_outcomes(store, view.shown(records))

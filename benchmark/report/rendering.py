@@ -29,8 +29,10 @@ from overpaint.report.views import View, view_named
 FORMATS = ("terminal", "md", "csv", "json", "latex")
 
 
-def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame | pa.Table | None = None) -> list[Table]:
-    """The tables of a view.
+def tables(
+    records: pd.DataFrame, view: str | View = "facets", outcomes: pd.DataFrame | pa.Table | None = None
+) -> list[Table]:
+    """The tables of a view, which may be given by its name.
 
     With ``outcomes`` (`overpaint.report.records.stored_outcomes`), means over concepts have narrower intervals, and methods can
     be compared with each other.
@@ -38,9 +40,10 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
     Raises:
         UserError: if there is no figure to show; the message gives the reason.
     """
-    chosen, found = view_named(view).by_attack(records), Outcomes(outcomes)
+    view = view_named(view) if isinstance(view, str) else view
+    chosen, found = view.by_attack(records), Outcomes(outcomes)
     if records.empty:
-        raise UserError(f"no records stored yet for view {view}. To make some: {command_of(chosen)}")
+        raise UserError(f"no records stored yet for view {view.name}. To make some: {command_of(chosen)}")
     builders: dict[str, Callable[[], Iterator[Table]]] = {
         "every": lambda: every_figure(records, chosen),
         "means": lambda: averaged(records, chosen, found),
@@ -61,14 +64,14 @@ def tables(records: pd.DataFrame, view: str = "facets", outcomes: pd.DataFrame |
     if not shown:
         why = missing[0] if missing else f"{undefined(records, chosen)}To make some: {command_for(records, chosen)}"
         why = too_few(records, chosen) + why
-        raise UserError(f"view {view} shows none of the {len(records)} figures stored for this table. {why}")
+        raise UserError(f"view {view.name} shows none of the {len(records)} figures stored for this table. {why}")
     return [*shown[:-1], replace(shown[-1], notes=[*shown[-1].notes, *unlabelled, *missing])]
 
 
 def render(
     records: pd.DataFrame,
     form: str,
-    view: str = "facets",
+    view: str | View = "facets",
     outcomes: pd.DataFrame | pa.Table | None = None,
     spreadsheet: bool = False,
 ) -> str:
@@ -81,10 +84,10 @@ def render(
     """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
-    chosen = view_named(view)
+    chosen = view_named(view) if isinstance(view, str) else view
     if form in ("csv", "json") and chosen.cells == "every":
         return long_form(records, chosen, form, spreadsheet)
-    shown = tables(records, view, outcomes)
+    shown = tables(records, chosen, outcomes)
     if form == "csv":
         return _csv(cells_of(shown), spreadsheet)
     return {"md": markdown, "latex": latex, "json": json_text}[form](shown)

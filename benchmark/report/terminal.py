@@ -14,6 +14,7 @@ from rich.text import Text
 from overpaint.report.figure_text import EMPHASIS, heads_of, legend, plain, texts
 from overpaint.report.rendering import tables
 from overpaint.report.tables import Table
+from overpaint.report.views import View
 
 
 def standard_output() -> Console:
@@ -24,7 +25,7 @@ def standard_output() -> Console:
 
 def print_tables(
     records: pd.DataFrame,
-    view: str = "facets",
+    view: str | View = "facets",
     outcomes: pd.DataFrame | pa.Table | None = None,
     console: Console | None = None,
 ) -> None:

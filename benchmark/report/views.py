@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -132,6 +133,11 @@ class ViewFile(TypedDict, total=False):
     percent: bool
     run: dict[str, str] | None
     truth: list[str] | None
+
+
+def in_store(view: View, store: str | None) -> View:
+    """The view, whose commands make figures in the store that the user named."""
+    return replace(view, run={**view.run, "store": shlex.quote(store)}) if store else view
 
 
 def view_named(name: str) -> View:
