@@ -124,7 +124,7 @@ def test_a_forged_attack_is_one_sentence(context, stored, tmp_path, manifest, sh
 def test_every_attack_says_whether_words_are_all():
     assert {*BEYOND_WORDS} == {
         "cce", "rece_embedding", "rab_embedding", "soft_prefix", "completion", "noise_probe", "concept_arithmetic",
-        "inversion", "relearn", "conceptor", "perturb", "merge",
+        "inversion", "relearn", "conceptor", "perturb", "merge", "edit",
     }  # fmt: skip
 
 
