@@ -34,10 +34,11 @@ def table(overrides: Sequence[str], form: str, view: str, folder: str | None, sp
     """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
+    rest = search(overrides)  # before the view, which may be in hydra.searchpath
     chosen = view_named(view)
     if folder:
         records, outcomes = published(path_of(folder, "--from"))
-        records = narrowed(records, search(overrides), folder)
+        records = narrowed(records, rest, folder)
     else:
         chosen = in_store(chosen, taken(overrides, "store")[0])
         records, outcomes = _stored(overrides, chosen)

@@ -234,7 +234,7 @@ def _with_settings_of(printed: Mapping[str, str], part: pd.DataFrame, known: Nam
     for point in dict.fromkeys(points):
         record: dict[Hashable, Any] = dict(zip(columns, point, strict=True))
         fits[point] = not differing({"method": printed[record["method_name"]]}, record, known)
-    return part[[fits[point] for point in points]]
+    return part[pd.Series([fits[point] for point in points], index=part.index, dtype=bool)]
 
 
 def _means(part: pd.DataFrame, methods: set[str], concept: str) -> tuple[dict[str, float], str]:
