@@ -28,7 +28,7 @@ from typing import ClassVar
 from overpaint.attacks.attack import AttackContext
 from overpaint.attacks.probes import Probe, walk
 from overpaint.attacks.wording import renamed
-from overpaint.errors import UserError, at_least, unknown
+from overpaint.errors import UserError, unknown
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
@@ -61,8 +61,7 @@ class ConceptArithmetic(Probe):
                     raise unknown("place", place, PLACES, where)
                 if isinstance(weight, bool) or not isinstance(weight, int | float):
                     raise UserError(f"{where} takes numbers as weights, got {weight!r} for {name}.{place}")
-        if self.steps is not None:
-            at_least(1, steps=self.steps)
+        super().__post_init__()
 
     @property
     def images(self) -> int:

@@ -15,14 +15,14 @@ With s = 1 little of the picture is left: only what the noise of t_0 does not hi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from overpaint.attacks.attack import AttackContext
 from overpaint.attacks.probes import Probe, walk
 from overpaint.attacks.wording import renamed
 from overpaint.blocks.draws import Draws
-from overpaint.errors import UserError, at_least
+from overpaint.errors import UserError
 from overpaint.grid.prompts import Shot
 from overpaint.models.lazily import torch
 
@@ -41,8 +41,7 @@ class ImageEditing(Probe):
             raise UserError(f"strengths takes numbers above 0 and up to 1, got {self.strengths!r}")
         if len(set(self.strengths)) < len(self.strengths):
             raise UserError(f"strengths takes each number once, got {self.strengths!r}")
-        if self.steps is not None:
-            at_least(1, steps=self.steps)
+        super().__post_init__()
 
     @property
     def images(self) -> int:
@@ -71,13 +70,17 @@ class ImageEditing(Probe):
 
     def pictures(self, context: AttackContext, shots: Sequence[Shot], scheduler: str) -> torch.Tensor:
         """Latents (n, c, h, w) of the pictures that are edited."""
-        plain = [replace(shot, prompt=replace(shot.prompt, text=self.without(context, shot))) for shot in shots]
-        start = context.victim.noise([shot.noise_seed for shot in shots], context.protocol["size"])
-        schedule = self.schedule(context, scheduler)
+        protocol = context.protocol
         with context.unedited() as model:
-            guidance = self.guidance(model, context, plain)
-            painted = walk(guidance, schedule, start * schedule.init_noise_sigma, 0, None)
-            return model.to_latents(model.to_images(painted))
+            images = model.sample(
+                [self.without(context, shot) for shot in shots],
+                [shot.noise_seed for shot in shots],
+                steps=self.steps or protocol["steps"],
+                guidance_scale=shots[0].prompt.guidance or protocol["guidance_scale"],
+                scheduler=scheduler,
+                size=protocol["size"],
+            )
+            return model.to_latents(images)
 
     def without(self, context: AttackContext, shot: Shot) -> str:
         """The prompt of the picture: the shot's, with the anchor in place of the concept's name."""

@@ -57,6 +57,10 @@ class Probe(Attack):
     worded: ClassVar[bool] = False
     lengths: ClassVar[tuple[str, ...]] = ("steps",)
 
+    def __post_init__(self):
+        if self.steps is not None:
+            at_least(1, steps=self.steps)
+
     @abstractmethod
     def latents(self, context: AttackContext, shots: Sequence[Shot]) -> Iterator[tuple[str, torch.Tensor]]:
         """For every way its name and the final latents (n, c, h, w) of the shots."""
@@ -105,8 +109,7 @@ class Completion(Probe):
         if len(set(self.fractions)) < len(self.fractions):
             raise UserError(f"fractions takes each number once, got {self.fractions!r}")
         at_least(0, eta=self.eta)
-        if self.steps is not None:
-            at_least(1, steps=self.steps)
+        super().__post_init__()
 
     @property
     def images(self) -> int:
@@ -166,8 +169,7 @@ class NoiseProbe(Probe):
             if not values or len(set(values)) < len(values):
                 raise UserError(f"{name} takes numbers, each once, got {values!r}")
             at_least(0, **{name: min(values)})
-        if self.steps is not None:
-            at_least(1, steps=self.steps)
+        super().__post_init__()
 
     @property
     def images(self) -> int:
