@@ -251,10 +251,10 @@ def _controls(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
     if not cell.attack.control:
         return {}
     tries = max(1, _images_for(cell, cell.concepts.request.erase[0]))
-    return {
-        "control": _attacked(plan, cell.with_attack(cell.attack.control, tries=tries)),
-        "random_prefix": _attacked(plan, cell.with_attack("random_prefix", tries=tries)),
-    }
+    frames = {"control": _attacked(plan, cell.with_attack(cell.attack.control, tries=tries))}
+    if _asked(cell, "random_prefix"):
+        frames["random_prefix"] = _attacked(plan, cell.with_attack("random_prefix", tries=tries))
+    return frames
 
 
 def _matched(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
@@ -270,9 +270,11 @@ def _floors(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:
     if not cell.attack.floor:
         return {}
     frames = {}
-    never = _never_seen(cell)
+    never = _never_seen(cell) if _asked(cell, "floor") else None
     if never and _images_for(cell, never):
         frames["floor"] = _attacked(plan, cell, never)
+    if not _asked(cell, "unrelated"):
+        return frames
     # An attack can name settings for its unrelated run: relearning then trains on ordinary images.
     settings = component("attack", cell.attack.name).config.get("unrelated")
     other = _unrelated(cell)

@@ -143,8 +143,14 @@ def _erasure_of(model: ModelSpec, concepts: ConceptSet, method: Choice, seed: in
     for name in looking:
         sources |= source_code("detector", name)
     label = f"erase {concepts.name} with {method.label}"
-    like, runtime = kind_of(method, config), runtime_of(model, batch_size)
+    like, runtime = kind_of(method, config) + _several(concepts), runtime_of(model, batch_size)
     return Task("erase", config, {}, versions, runtime, label, like=like, loads=loads_of(config), sources=sources)
+
+
+def _several(concepts: ConceptSet) -> str:
+    """How many concepts are erased, and whether in turn, for the estimate of an erasure's time; empty for one concept."""
+    count = len(concepts.request.erase)
+    return f"/{count} concepts{' in turn' if concepts.sequential else ''}" if count > 1 else ""
 
 
 @remembered

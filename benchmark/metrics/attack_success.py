@@ -85,6 +85,7 @@ class AttackBeyondPrefix(AttackSuccessAny):
 
     paper = "UnlearnDiffAtk, arXiv 2310.11868"
     version = 1
+    frames = ("random_prefix",)
     control_frame = "random_prefix"
 
     @classmethod
@@ -344,6 +345,7 @@ class AttackFloor(WithoutMemory):
     without memory."""
 
     version = 4
+    frames = ("floor",)
     frame, made = "floor", "floor"
     roles = ("floor",)
 
@@ -351,6 +353,7 @@ class AttackFloor(WithoutMemory):
 class AttackUnrelated(WithoutMemory):
     """How often the *erased* concept shows after the same attack for a concept that has nothing to do with it."""
 
+    frames = ("unrelated",)
     frame, made = "unrelated", "unrelated"
 
     def shown(self, evidence: Evidence) -> pd.DataFrame:

@@ -151,6 +151,7 @@ class LikelihoodDistance(Reading):
 class LikelihoodDistanceFloor(LikelihoodDistance):
     """d of images of a concept that the model never saw: the value without memory."""
 
+    frames = ("floor",)
     frame = "floor"
 
 
@@ -165,6 +166,7 @@ class ReconstructionPsnr(Reading):
 class ReconstructionPsnrFloor(ReconstructionPsnr):
     """How well the victim reproduces images of a concept that the model never saw."""
 
+    frames = ("floor",)
     frame = "floor"
 
 

@@ -60,8 +60,10 @@ class Evidence:
     - ``membership``, ``membership_original`` and ``membership_gold``: training images of the erased concepts and images that the
       model was not trained on, with the columns of the stage *membership* instead of those below.
     - ``copies`` and ``copies_original``: images of the training captions that are repeated, with their distances to training
-      images (stage *replicate*). These frames, the matched, the retained and the gold ones are made for metrics that name them
-      (`Metric.frames`).
+      images (stage *replicate*).
+
+    Only metrics that name them (`Metric.frames`) get the frames ``random_prefix``, ``floor``, ``unrelated``, ``retained``,
+    ``matched``, ``gold``, ``membership`` and ``copies``, with their variants: no other cell makes these images.
 
     Columns are `IMAGE_COLUMNS` and one for each detector label:
 

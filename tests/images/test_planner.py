@@ -166,6 +166,20 @@ def test_an_attack_brings_its_control_floor_and_the_unedited_model():
     }  # fmt: skip
 
 
+def test_images_that_no_metric_reads_are_not_made():
+    (_, measure), *_ = plan("method=uce", "attack=cce", "budget=smoke", "metrics=proportions").cells
+    assert {name.split("/")[0] for name in measure.inputs} == {"images", "original", "plain", "plain_original", "control"}
+
+
+@pytest.mark.parametrize(
+    ("concepts", "sequential", "kind"),
+    [("church", "false", "uce"), ("mixed10", "false", "uce/10 concepts"), ("mixed10", "true", "uce/10 concepts in turn")],
+)
+def test_erasures_of_several_concepts_have_estimates_of_their_own(concepts, sequential, kind):
+    made = plan("method=uce", f"concepts={concepts}", f"concepts.sequential={sequential}", "budget=smoke")
+    assert {task.like.partition("/")[2] for task in stages(made, "erase")} == {kind}
+
+
 def test_an_attack_can_go_without_its_company_or_with_another():
     (cell, alone), *_ = plan("attack=cce", "attack.control=null", "attack.floor=false", "budget=smoke").cells
     assert {name.split("/")[0] for name in alone.inputs} == {"images", "original", "plain", "plain_original"}
