@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from overpaint.grid.labels import counted
 from overpaint.report.records import CELL, number_of
 from overpaint.report.statistics import MARGIN, benjamini_hochberg, holm
 
@@ -107,14 +108,14 @@ def marked(records: pd.DataFrame, primary: Mapping[str, Mapping[str, str]]) -> p
 
 def families_said(tests: Sequence[Compared | None], primary: Mapping[str, Mapping[str, str]]) -> str:
     """A sentence about the corrections of a family, for the notes under a table."""
-    counted = [t for t in tests if t is not None and t.p_value is not None]
-    first = sum(t.primary for t in counted)
+    done = [t for t in tests if t is not None and t.p_value is not None]
+    first = sum(t.primary for t in done)
     named = ", ".join(f"{facet} {_endpoint(endpoint)}" for facet, endpoint in primary.items())
-    rest = f"Benjamini–Hochberg over its {len(counted) - first} other tests"
+    rest = f"Benjamini–Hochberg over its {counted(len(done) - first, 'other test')}"
     if not primary:
         return f"Tests are corrected for each method: {rest}."
     return (
-        f"Tests are corrected for each method: Holm over its {first} tests of primary endpoints ({named}); {rest}. "
+        f"Tests are corrected for each method: Holm over its {counted(first, 'test')} of primary endpoints ({named}); {rest}. "
         f"5 % level, equivalence margin {MARGIN:.2f}."
     )
 

@@ -259,7 +259,7 @@ def test_twelve_of_twelve_differs_beside_a_thousand_other_figures():
     others = [compared("uce", "church", f"other_{n}", 0.5, 0.0, 0.9) for n in range(1006)]
     text = render(frame(first, *others), "md")
     assert "0.00 [0.00, 0.00] ≠" in text
-    assert "Holm over its 1 tests of primary endpoints (efficacy target proportion" in text
+    assert "Holm over its 1 test of primary endpoints (efficacy target proportion" in text
     assert "Benjamini–Hochberg over its 1006 other tests" in text
 
 
