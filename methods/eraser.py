@@ -35,7 +35,8 @@ class Eraser(Shortenable, ABC):
         families: the model families it supports (``model.family``).
         kinds: the kinds of concept it can erase.
         multiple: whether one request may contain several concepts.
-        stacks: whether its guard can be installed on a model that already has one (then in ``model.guidance``).
+        stacks: whether its guard can be installed on a model that already has one (then in ``model.guidance``); ``None`` if it
+            makes no guards. With ``False``, a plan says which cells will fail.
         acts_on: the stage of the pipeline that it changes: ``"text_encoder"``, ``"conditioning"`` or ``"denoiser"``
             (`overpaint.grid.scope`). It is a property here, so that it may depend on hyper-parameters.
         mergeable: whether its erasures are changed weights, or adapters whose output is linear in their tensors named ``up``, so
@@ -54,7 +55,7 @@ class Eraser(Shortenable, ABC):
     families: ClassVar[tuple[str, ...]] = ("sd",)
     kinds: ClassVar[tuple[str, ...]] = KINDS
     multiple: ClassVar[bool] = True
-    stacks: ClassVar[bool] = False
+    stacks: ClassVar[bool | None] = None
     added: ClassVar[Mapping[str, Any]] = {}
     models: ClassVar[tuple[str, ...]] = ()
 

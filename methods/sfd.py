@@ -95,6 +95,7 @@ class SFD(Eraser):
     score_learning_rate: float
     learning_rate: float
 
+    stacks: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
     networks: ClassVar[tuple[str, ...]] = ("generator",)
     lengths: ClassVar[tuple[str, ...]] = ("iterations", "distil_iterations")

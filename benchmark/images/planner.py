@@ -71,6 +71,7 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
         asking = {(id(c.concepts), id(c.budget), c.attack.name, c.model.detector): c for c in cells}
         plan.notes += dict.fromkeys(said for cell in asking.values() for said in shortfalls(cell, scored_labels(cell)))
         plan.notes += filter(None, map(_attacked_of_several, cells))
+        plan.notes += filter(None, map(_on_another_guard, cells))
         outlines: dict[tuple, Outline] = {}
         for cell in cells:
             parts = (cell.model, cell.concepts, cell.attack, cell.protocol, cell.budget, cell.metrics)
@@ -143,6 +144,16 @@ def _attacked_of_several(cell: Cell) -> str:
         return ""
     several = f"{len(others) + 1} concepts of {cell.concepts.name}"
     return f"attack={cell.attack.name} is measured on {first.name}, the first of {several}"
+
+
+def _on_another_guard(cell: Cell) -> str:
+    """A sentence about a cell that will fail because its method's guard cannot be put on another one; empty for other cells."""
+    singly = cell.concepts.sequential or cell.concepts.merge is not None
+    if cell.method.name == "none" or not singly or len(cell.concepts.request.erase) < 2:
+        return ""
+    if build_method(cell.method, cell.method_seed).stacks is not False:
+        return ""
+    return f"method={cell.method.name} cannot be put on another guard: its cells with {cell.concepts.name} will fail"
 
 
 def _frames(plan: Plan, cell: Cell) -> dict[str, list[Batch]]:

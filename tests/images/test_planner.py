@@ -166,6 +166,13 @@ def test_an_attack_brings_its_control_floor_and_the_unedited_model():
     }  # fmt: skip
 
 
+def test_a_plan_says_which_guards_cannot_be_put_on_another():
+    grid = ["concepts=church,mixed10", "concepts.sequential=false,true", "budget=smoke"]
+    said = "method=sfd cannot be put on another guard: its cells with mixed10 in turn will fail"
+    assert [note for note in plan("method=sfd,uce,sld", *grid).notes if "another guard" in note] == [said]
+    assert not any("another guard" in note for note in plan("method=sfd", "concepts=mixed10", "budget=smoke").notes)
+
+
 def test_images_that_no_metric_reads_are_not_made():
     (_, measure), *_ = plan("method=uce", "attack=cce", "budget=smoke", "metrics=proportions").cells
     assert {name.split("/")[0] for name in measure.inputs} == {"images", "original", "plain", "plain_original", "control"}
