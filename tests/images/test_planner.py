@@ -175,12 +175,22 @@ def test_a_plan_says_which_guards_cannot_be_put_on_another():
 
 def test_images_that_no_metric_reads_are_not_made():
     (_, measure), *_ = plan("method=uce", "attack=cce", "budget=smoke", "metrics=proportions").cells
-    assert {name.split("/")[0] for name in measure.inputs} == {"images", "original", "plain", "plain_original", "control"}
+    assert {name.split("/")[0] for name in measure.inputs} == {
+        "images",
+        "original",
+        "plain",
+        "plain_original",
+        "control",
+    }
 
 
 @pytest.mark.parametrize(
     ("concepts", "sequential", "kind"),
-    [("church", "false", "uce"), ("mixed10", "false", "uce/10 concepts"), ("mixed10", "true", "uce/10 concepts in turn")],
+    [
+        ("church", "false", "uce"),
+        ("mixed10", "false", "uce/10 concepts"),
+        ("mixed10", "true", "uce/10 concepts in turn"),
+    ],
 )
 def test_erasures_of_several_concepts_have_estimates_of_their_own(concepts, sequential, kind):
     made = plan("method=uce", f"concepts={concepts}", f"concepts.sequential={sequential}", "budget=smoke")
