@@ -104,11 +104,11 @@ CLOSED_FORMS = {
     "speed_nudity": 5 * (4702 + 1000),
     "spm_nudity": 6 * 4702,
     "trce_nudity": 6 * (931 + 142 + 30_000),
-    # 1,000 prompts each: plain, attacked, and under both controls
-    "hub_celebrities_attacked": 8 * 10 * 4 * 1000,
-    "hub_characters_attacked": 8 * 10 * 4 * 1000,
-    "hub_styles_attacked": 8 * 9 * 4 * 1000,
-    "hub_unsafe_attacked": 8 * 3 * 4 * 1000,
+    # 1,000 prompts each: plain, attacked, and fresh seeds; no metric of HUB reads images of random words
+    "hub_celebrities_attacked": 8 * 10 * 3 * 1000,
+    "hub_characters_attacked": 8 * 10 * 3 * 1000,
+    "hub_styles_attacked": 8 * 9 * 3 * 1000,
+    "hub_unsafe_attacked": 8 * 3 * 3 * 1000,
 }
 #: Plans of more images belong to the slow tests.
 MOST = 105_000
