@@ -135,6 +135,11 @@ class ConceptSet:
         return replace(self, prompts=kept) if any(self.prompts[role] for role in self.prompts.keys() - kept) else self
 
     @property
+    def singly(self) -> bool:
+        """Whether each of several concepts is erased by a request of its own, in turn or to be merged."""
+        return self.sequential or self.merge is not None
+
+    @property
     def manner(self) -> str:
         """How several concepts are erased, as the end of the name: `` in turn``, `` merged by sum`` or nothing."""
         return " in turn" if self.sequential else f" merged by {self.merge.label}" if self.merge else ""

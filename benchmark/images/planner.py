@@ -118,8 +118,7 @@ def _check_support(cell: Cell) -> None:
 
 @remembered
 def _check_method(family: str | None, method: Choice, seed: int, concepts: ConceptSet) -> None:
-    singly = concepts.sequential or concepts.merge is not None
-    build_method(method, seed).check(family, concepts.request, method.name, singly)
+    build_method(method, seed).check(family, concepts.request, method.name, concepts.singly)
 
 
 @remembered
@@ -148,8 +147,7 @@ def _attacked_of_several(cell: Cell) -> str:
 
 def _on_another_guard(cell: Cell) -> str:
     """A sentence about a cell that will fail because its method's guard cannot be put on another one; empty for other cells."""
-    singly = cell.concepts.sequential or cell.concepts.merge is not None
-    if cell.method.name == "none" or not singly or len(cell.concepts.request.erase) < 2:
+    if cell.method.name == "none" or not cell.concepts.singly:
         return ""
     if build_method(cell.method, cell.method_seed).stacks is not False:
         return ""
