@@ -119,7 +119,8 @@ def _by_hand(kind: str, config: Mapping[str, Any], explicit: frozenset[str]) -> 
 
 
 def preset_for(chosen: Component, asked: Any, family: str | None, kind: str, erased: int) -> str | None:
-    """The preset to use for ``erased`` concepts of a kind. A preset for the kind has priority: ``paper_style`` before ``paper``.
+    """The preset to use for ``erased`` concepts of a kind. A preset for the kind has priority: ``paper_style`` before ``paper``,
+    and one for the number of concepts before it: ``paper_person_10`` before ``paper_person``.
 
     ``auto`` selects the model's preset, else the preset named after the kind and the number of concepts to erase
     (``person_10``), else after the kind, else none.
@@ -129,8 +130,10 @@ def preset_for(chosen: Component, asked: Any, family: str | None, kind: str, era
         return None
     if asked == "auto":
         wanted = [f"{family}_{kind}", family, f"{kind}_{erased}", kind]
-        return next((name for name in wanted if name in chosen.presets), None)
-    return f"{asked}_{kind}" if f"{asked}_{kind}" in chosen.presets else asked
+    else:
+        wanted = [f"{asked}_{kind}_{erased}", f"{asked}_{kind}"]
+    found = next((name for name in wanted if name in chosen.presets), None)
+    return found if asked == "auto" else found or asked
 
 
 @dataclass(frozen=True)

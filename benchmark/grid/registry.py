@@ -6,6 +6,7 @@ point of group ``overpaint.conf``. The class is in this package, in such a packa
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError, nearest, unknown
+from overpaint.grid.concepts import KINDS
 from overpaint.grid.digests import is_file
 from overpaint.grid.paths import path_of
 from overpaint.grid.read_once import forget, remembered
@@ -33,6 +35,9 @@ EXTRA_KEYS = ("preset", "control", "floor")
 DESCRIPTION = (
     *EXTRA_KEYS, "name", "component", "summary", "paper", "status", "presets", "unrelated", "recommended_threshold", "probe"
 )  # fmt: skip
+
+
+_OF_KIND = re.compile(rf"({'|'.join(KINDS)})(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,24 @@ class Component:
 
     @property
     def presets(self) -> Mapping[str, Mapping[str, Any] | None]:
-        """The hyper-parameters that each preset sets, by name. Raises a `UserError` if the YAML has something else there."""
+        """The hyper-parameters that each preset sets, by name.
+
+        A method also has the preset ``paper``, which selects the official code (``compat=official``, if the method has that
+        key), and for each preset of a kind of concept a preset like ``paper_style``, with the values of ``style`` in addition.
+
+        Raises:
+            UserError: if the YAML has something else there.
+        """
         found = self.config.get("presets") or {}
         if not isinstance(found, dict) or not all(isinstance(values, dict | None) for values in found.values()):
             raise UserError(
                 f"{self.kind}={self.name}: presets takes a mapping of names to mappings, got {shown(found)}"
             )
-        return found
+        if self.kind != "method":
+            return found
+        official = {"compat": "official"} if "compat" in self.defaults else {}
+        of_kinds = {f"paper_{name}": (found[name] or {}) | official for name in found if _OF_KIND.fullmatch(str(name))}
+        return {"paper": official, **of_kinds, **found}
 
     def settle(self, values: Mapping[str, Any], preset: str | None = None) -> dict[str, Any]:
         """The hyper-parameters: ``values`` override the preset, which overrides the YAML.

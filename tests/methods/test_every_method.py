@@ -10,6 +10,7 @@ from work import undeclared
 
 import overpaint
 from overpaint.attacks.merging import INNER, LINEAR
+from overpaint.grid.choices import preset_for
 from overpaint.grid.concepts import KINDS, Concept, Request
 from overpaint.grid.lengths import shortened
 from overpaint.grid.registry import component, components, construct
@@ -276,18 +277,20 @@ def test_every_preset_can_be_built(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "coco2014.csv").write_text("prompt\na dog on the grass\n")  # what MACE's presets ask for by name
     assert issubclass(method.load(), Eraser)
-    for preset in [None, *method.config["presets"]]:
+    for preset in [None, *method.presets]:
         construct(method.load(), method.settle(required(method), preset), method.name)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if "paper" in component("method", name).presets])
-def test_the_preset_paper_has_the_values_of_each_kind_and_the_official_code(name):
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_preset_paper_has_the_values_of_each_kind_and_the_official_code(method, kind):
     """``paper`` becomes ``paper_style`` for a style; without it, the values of the preset ``style`` would be lost."""
-    method = component("method", name)
-    official = {"compat": "official"} if "compat" in method.defaults else {}
-    for kind in KINDS:
-        chosen = f"paper_{kind}" if f"paper_{kind}" in method.presets else "paper"
-        assert method.settle({}, chosen) == method.settle(official, kind if kind in method.presets else None)
+    official = {"sld": {"compat": "original"}}.get(
+        method.name, {"compat": "official"} if "compat" in method.defaults else {}
+    )
+    for number in (1, 5, 10):
+        without_paper = next((name for name in (f"{kind}_{number}", kind) if name in method.config["presets"]), None)
+        chosen = preset_for(method, "paper", "testbed", kind, number)
+        assert method.settle({}, chosen) == method.settle(official, without_paper)
 
 
 def test_whatever_it_repeats_is_a_length_that_a_budget_can_shorten(tiny_sd, method):
@@ -302,7 +305,7 @@ def test_every_preset_can_be_shortened(method, limit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "coco2014.csv").write_text("prompt\na dog on the grass\n")
     request = Request((Concept("dog"), Concept("cat"), Concept("bird")), (Concept("ship"),))
-    for preset in [None, *method.config["presets"]]:
+    for preset in [None, *method.presets]:
         values = method.settle(required(method), preset)
         built = method.build(values)
         cut = {key: new for key, (_, new) in shortened(built, limit, (), request).items()}
