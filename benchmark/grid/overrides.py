@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from itertools import islice
@@ -110,6 +111,27 @@ def _unreadable(typed: str) -> UserError:
         return UserError(f"cannot read the override {shown(typed)}: overrides are key=value, in Hydra's grammar")
     sweep = f", or for a sweep: {readable[1]}" if len(readable) > 1 else ""
     return UserError(f"cannot read the override {shown(typed)}; quote it: {readable[0]}{sweep}")
+
+
+def override(key: str, value: Any) -> str:
+    """``key=value`` in Hydra's grammar, which `read_override` reads as this one value."""
+    return f"{key}={_written(value)}"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        parts = (f"{_escaped(str(name))}:{_written(part)}" for name, part in value.items())  # keys take no quotes
+        return f"{{{','.join(parts)}}}"
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[\w./-]+", value, re.ASCII) and read_override(f"key={value}").values == (value,)
+        return value if plain else _quoted(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([\\()\[\]{}:=,\s])", r"\\\1", name)
 
 
 def in_grammar(text: str) -> bool:

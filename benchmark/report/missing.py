@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from overpaint.grid.cells import ModelSpec
-from overpaint.grid.labels import counted, few
+from overpaint.grid.labels import counted, few, label
+from overpaint.grid.overrides import override
 from overpaint.grid.registry import component, components
-from overpaint.report.records import given_by_hand
+from overpaint.report.records import Record, given_by_hand, given_of, plain_name
 from overpaint.report.views import View
 from overpaint.run.track import facets
 
@@ -21,39 +24,68 @@ FEWEST = {"ranks": 2, "pairs": 2, "front": 2, "validity": 4, "panel": 1, "spread
 DEFAULTS = {"model": "testbed", "budget": "lite"}
 
 
-def command_of(view: View, **others: Sequence[str]) -> str:
+def command_of(view: View, by_hand: Mapping[str, Any] | None = None, **others: Sequence[str]) -> str:
     """The command that makes the records of a view; ``others`` replaces values of its overrides: ``method=["uce"]``.
 
-    Hyper-parameters of a method that is replaced are left out.
+    Hyper-parameters of a method that is replaced are left out. Values set ``by_hand`` follow.
     """
     methods = others.get("method") or ()
     replaced = {*view.run.get("method", "").split(",")} - {*methods} if methods else ()
     kept = {key: value for key, value in view.run.items() if key.partition(".")[0] not in replaced}
     overrides = kept | {key: ",".join(values) for key, values in others.items() if values}
-    return " ".join(["overpaint run", *(f"{key}={value}" for key, value in overrides.items())])
+    typed = [f"{key}={value}" for key, value in overrides.items() if key not in (by_hand or {})]
+    return " ".join(["overpaint run", *typed, *(shlex.quote(override(*given)) for given in (by_hand or {}).items())])
 
 
 def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> str:
-    """The `command_of` a view whose figures join the table of the records: with their model, protocol and budget.
+    """The `command_of` a view whose figures join the table of the records: with their model, protocol and budget, and with
+    the values that were set by hand there and for a method that the command names.
 
-    Labels of values that were set by hand are no options: the text names them after the command. No run makes pictures of
-    other code: they are left out, or `overpaint score` is named if there is nothing else.
+    The text names what a command cannot repeat, such as several settings of a method. No run makes pictures of other code:
+    they are left out, or `overpaint score` is named if there is nothing else.
     """
     made = records[records["protocol"] != AS_GIVEN]
     methods = set(made["method_name"])
     if made.empty or not methods.intersection(others.get("method", methods)):
         return "overpaint score, with the pictures that they need"
     others = {group: [n for n in names if group != "method" or n in methods] for group, names in others.items()}
-    by_hand = []
+    values: dict[str, Any] = {}
+    unclear = []
     for group, default in (DEFAULTS | {"protocol": _usual_protocol(made)}).items():
-        labels = list(dict.fromkeys(made[group]))
-        if len(labels) == 1 and labels[0] != default:
-            if labels[0] in components(group):
-                others[group] = labels
-            else:
-                by_hand.append(f"{group} {labels[0]}")
-    also = f" (with the values that these figures have: {', '.join(by_hand)})" if by_hand else ""
-    return command_of(view, **others) + also
+        option, given = _option(made, group)
+        if option not in (None, default):
+            others[group] = [option]
+        values |= {f"{group}.{key}": value for key, value in given.items()}
+        labels = [*dict.fromkeys(made[group])]
+        if option is None and len(labels) == 1 and labels[0] != default:
+            unclear.append(f"{group} {labels[0]}")
+    for name in others.get("method", methods):
+        of_method = made[made["method_name"] == name]
+        option, given = _option(of_method, "method")
+        if option == name and "method" in others:
+            values |= {f"{name}.{key}": value for key, value in given.items()}
+        elif option != name or given:
+            unclear.append(f"method {few(dict.fromkeys(of_method['method']))}")
+    also = f" (with the values that these figures have: {', '.join(unclear)})" if unclear else ""
+    return command_of(view, values, **others) + also
+
+
+def _option(records: pd.DataFrame, group: str) -> tuple[str | None, dict[str, Any]]:
+    """The option of a group that all these records have, and the values that were set by hand in it.
+
+    It is ``None`` if the records differ, or if their label is that of no option with these values.
+    """
+    known = records.reindex(columns=["given", group]).drop_duplicates().to_dict("records")
+    found = {(plain_name(record, group), label("", _inner(record, group))) for record in known}
+    if len(found) > 1:
+        return None, {}
+    [(name, _)] = found
+    return (name, _inner(known[0], group)) if name in components(group) else (None, {})
+
+
+def _inner(record: Record, group: str) -> dict[str, Any]:
+    """The values of a record that were set by hand in a group, without the group's name: ``lamb``."""
+    return {key.partition(".")[2]: value for key, value in given_of(record).items() if key.startswith(f"{group}.")}
 
 
 def _usual_protocol(records: pd.DataFrame) -> str | None:

@@ -21,6 +21,7 @@ from pyarrow import types
 
 from overpaint.grid.digests import canonical
 from overpaint.grid.directions import BETTER
+from overpaint.grid.labels import label
 from overpaint.grid.source_code import is_ours
 from overpaint.grid.typed import bare
 from overpaint.report.gathered import ARTEFACT, Kind, as_frame, gathered
@@ -29,6 +30,7 @@ from overpaint.run.plan import Plan
 from overpaint.run.store import MANIFEST, Listing, Store
 
 #: Columns of a record, in order. One row is one figure.
+Record = Mapping[Hashable, Any]
 RECORD_COLUMNS = (
     "model concepts kind method attack scope protocol budget metrics seed facet metric direction unit value low high n "
     "failed original control difference difference_low difference_high against p_value p_equivalence seconds why "
@@ -275,3 +277,20 @@ def given_by_hand(records: pd.DataFrame, sections: Iterable[str], without: Itera
         return ", ".join(f"{key}={value}" for key, value in sorted(chosen.items()))
 
     return records["given"].fillna("{}").map(said) if "given" in records else pd.Series("", index=records.index)
+
+
+def given_of(record: Record) -> dict[str, Any]:
+    """The values of a record that were set by hand, by full key; a value of its method is ``method.lamb``."""
+    given = record.get("given")
+    return json.loads(given) if isinstance(given, str) else {}
+
+
+def plain_name(record: Record, axis: str) -> str:
+    """The record's label on an axis without the values that were set by hand, which are built again as `Cell.labels` does."""
+    inner = {key.partition(".")[2]: value for key, value in given_of(record).items() if key.startswith(f"{axis}.")}
+    shown = {key: value for key, value in inner.items() if key != "name"}
+    for values in (shown, {key: value for key, value in shown.items() if key != "erase"}):
+        suffix = label("", values)
+        if suffix and str(record[axis]).endswith(suffix):
+            return str(record[axis]).removesuffix(suffix)
+    return str(record[axis])

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from overpaint.errors import UserError
 from overpaint.grid.cells import ModelSpec, Protocol, cell_from
 from overpaint.grid.composition import compose_cells
+from overpaint.grid.overrides import override, read_override
 from overpaint.grid.shipped import shipped
 
 
@@ -180,3 +181,27 @@ def test_a_preset_can_be_for_a_number_of_concepts(people, preset):
     people_set = ["concepts=inline", f"concepts.erase=[{names}]", "concepts.kind=person"]
     (cell,) = cells("method=mace", "model=sd14", "mace.prior_captions=testbed/captions", *people_set)
     assert cell.method.preset == preset
+
+
+VALUES = [
+    0.5,
+    10,
+    1e-5,
+    True,
+    None,
+    "object",
+    "True",
+    "null",
+    "1.5",
+    "a, b",
+    "it's",
+    'say "no"',
+    "a=b",
+    "",
+    "asset:i2p/x.csv",
+]
+
+
+@pytest.mark.parametrize("value", [*VALUES, VALUES, {"name": 1.0, "two words, a: b": -1.0}, []], ids=str)
+def test_an_override_is_read_as_the_value_that_it_was_written_from(value):
+    assert read_override(override("uce.lamb", value)).values == (value,)

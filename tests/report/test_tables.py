@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import replace
@@ -640,13 +641,33 @@ def test_a_view_of_erasers_is_not_filled_by_the_unedited_model(name):
 
 
 def test_the_command_makes_figures_of_the_same_table(records):
-    """It repeats the model and the budget that all records share. Values that were set by hand are named after it."""
+    """It repeats the model and the budget that all records share. What it cannot repeat is named after it."""
     smoke = render(records.assign(budget="smoke", model="sd14"), "md", "methods")
     assert "attack=none model=sd14 budget=smoke" in smoke
     by_hand = render(records.assign(budget="smoke grid=0"), "md", "methods")
     command = by_hand.split("To make them: ")[1].splitlines()[0]
     assert "budget=" not in command
     assert command.endswith("attack=none (with the values that these figures have: model m, budget smoke grid=0)")
+
+
+def test_the_command_repeats_values_that_were_set_by_hand(records):
+    given = {"budget.grid": 0, "model.detector": "two words"}
+    by_hand = records.assign(model="sd14 detector=two words", budget="smoke grid=0", given=json.dumps(given))
+    uce = by_hand["method_name"] == "uce"
+    by_hand.loc[uce, ["method", "given"]] = ["uce preset=paper", json.dumps(given | {"method.preset": "paper"})]
+    command = render(by_hand, "md", "methods").split("To make them: overpaint run ")[1].splitlines()[0]
+    values = ["model=sd14", "budget=smoke", 'model.detector="two words"', "budget.grid=0", "uce.preset=paper"]
+    assert shlex.split(command) == ["method=uce,esd", "concepts=church,sketch,quillan", "attack=none", *values]
+
+
+def test_several_settings_of_a_method_are_named_after_the_command(records):
+    swept = pd.concat([
+        records.assign(method=f"uce lamb={lamb}", method_name="uce", given=json.dumps({"method.lamb": lamb}))
+        for lamb in (0.1, 1.0)
+    ])  # fmt: skip
+    command = render(swept, "md", "methods").split("To make them: overpaint run ")[1].splitlines()[0]
+    assert "lamb" not in command.split(" (with ")[0]
+    assert command.endswith("method uce lamb=0.1, uce lamb=1.0)")
 
 
 def test_the_command_names_another_protocol_than_the_models(records):

@@ -19,8 +19,8 @@ from overpaint.report.claims import published
 from overpaint.report.directions import loss
 from overpaint.report.ledger.agreement import ORDER, agreement, columns, erasers
 from overpaint.report.ledger.published import Names
-from overpaint.report.ledger.settings import differing, given_of, plain_name
-from overpaint.report.records import NUMBERS, REQUIRED, check_mappings
+from overpaint.report.ledger.settings import differing
+from overpaint.report.records import NUMBERS, REQUIRED, check_mappings, given_of, plain_name
 
 #: What `beside` tells of a record: its value and interval, its labels, and its detector.
 SHOWN = "value low high n method attack model concepts budget detector".split()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pandas as pd
-
 from overpaint.grid.choices import preset_for
-from overpaint.grid.labels import label, said
+from overpaint.grid.labels import said
 from overpaint.grid.registry import component, components
 from overpaint.report.ledger.published import Names
+from overpaint.report.records import Record, given_of, plain_name
 
 #: Keys set by hand that change no figure, or that are compared on their own: as concept, detector, prompts or n.
 ELSEWHERE = (
@@ -20,23 +18,6 @@ ELSEWHERE = (
 ).split()
 #: The preset with the settings of the paper's code.
 PAPER = "paper"
-Record = Mapping[Hashable, Any]
-
-
-def given_of(record: Record) -> dict[str, Any]:
-    """The values of a record that were set by hand, by full key."""
-    return {} if pd.isna(record["given"]) else json.loads(record["given"])
-
-
-def plain_name(record: Record, axis: str) -> str:
-    """The record's label on an axis without the values that were set by hand, which are built again as `Cell.labels` does."""
-    inner = {key.partition(".")[2]: value for key, value in given_of(record).items() if key.startswith(f"{axis}.")}
-    shown = {key: value for key, value in inner.items() if key != "name"}
-    for values in (shown, {key: value for key, value in shown.items() if key != "erase"}):
-        suffix = label("", values)
-        if suffix and str(record[axis]).endswith(suffix):
-            return str(record[axis]).removesuffix(suffix)
-    return str(record[axis])
 
 
 def differing(figure: Record, record: Record, known: Names) -> list[str]:
