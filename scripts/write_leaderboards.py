@@ -7,8 +7,9 @@ A page says in comments what belongs between them. `make leaderboards` runs this
 
     <!-- table: erasers view=methods -->…<!-- end -->
         A view of leaderboards/results/erasers in Markdown. key=value selects records as in `overpaint table --from`. title=no
-        leaves out the title, and notes=yes adds the notes. columns='A;B' and rows='A;B' select what is shown of the view; its
-        tests are corrected for the whole view. split=N puts N columns into a table, without=A,B leaves out methods.
+        leaves out the title, and notes=yes adds all notes to the reasons of figures. columns='A;B' and rows='A;B' select what is
+        shown of the view; its tests are corrected for the whole view. split=N puts N columns into a table, without=A,B leaves out
+        methods.
     <!-- figure: redteam uce church cce attack_success_any difference -->0.67 [0.44, 0.82]<!-- end -->
         One record, named by its labels; without the name of an attack, that of no attack. The last word is a field: value
         (default), control, difference, original, n or p_value. `bare` leaves out the interval. With view=NAME, the last two words
@@ -151,12 +152,13 @@ def table(words: Sequence[str]) -> str:
         one = with_columns(one, chosen["columns"].split(";")) if chosen["columns"] else one
         one = with_rows(one, chosen["rows"].split(";")) if chosen["rows"] else one
         for part in split(one, int(chosen["split"] or len(one.columns))):
-            title, rows, *notes = markdown([part]).strip().split("\n\n")
+            whole = chosen["notes"] == "yes"
+            title, rows, *notes = markdown([part if whole else replace(part, notes=[])]).strip().split("\n\n")
             title = f"**{title.removeprefix('### ')}**"
             parts += [
                 *([title] if chosen["title"] == "yes" else []),
                 rows,
-                *(notes if chosen["notes"] == "yes" else []),
+                *(notes if whole else notes[:-1]),  # without: only the reasons of figures, and no legend
             ]
     return "\n\n" + "\n\n".join(parts) + "\n\n"
 
