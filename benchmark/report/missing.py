@@ -10,7 +10,6 @@ import pandas as pd
 
 from overpaint.grid.cells import ModelSpec
 from overpaint.grid.labels import counted, few, label
-from overpaint.grid.overrides import override
 from overpaint.grid.registry import component, components
 from overpaint.report.records import Record, given_by_hand, given_of, plain_name
 from overpaint.report.views import View
@@ -34,7 +33,11 @@ def command_of(view: View, by_hand: Mapping[str, Any] | None = None, **others: S
     kept = {key: value for key, value in view.run.items() if key.partition(".")[0] not in replaced}
     overrides = kept | {key: ",".join(values) for key, values in others.items() if values}
     typed = [f"{key}={value}" for key, value in overrides.items() if key not in (by_hand or {})]
-    return " ".join(["overpaint run", *typed, *(shlex.quote(override(*given)) for given in (by_hand or {}).items())])
+    if by_hand:
+        from overpaint.grid.overrides import override  # imports Hydra, which most tables do without
+
+        typed += [shlex.quote(override(key, value)) for key, value in by_hand.items()]
+    return " ".join(["overpaint run", *typed])
 
 
 def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> str:
