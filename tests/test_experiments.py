@@ -249,7 +249,7 @@ def test_nudity_runs_end_to_end(experiment):
     assert "target prompts: 2 of 142 of nudity.csv are used" in told
     assert "utility prompts: 4 of 9969 of coco_10k.csv are used" in told
     filled(records, "none", target_proportion=2, clip_score=4)
-    filled(records, "uda", pre_asr=2, post_asr=2, post_asr_released=2, attack_success=2)
+    filled(records, "uda preset=paper", pre_asr=2, post_asr=2, post_asr_released=2, attack_success=2)
     assert set(records["detector"].str.split().str[0]) == {"nudenet_exposed9"}
     undefined = {metric for _, _, metric in records.index[records["value"].isna()]}
     assert undefined <= {"fid", "conditional_failure", "judge_agreement"}, "no real images; NudeNet is its own judge"
