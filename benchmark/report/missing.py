@@ -48,8 +48,8 @@ def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> s
     they are left out, or `overpaint score` is named if there is nothing else.
     """
     made = records[records["protocol"] != AS_GIVEN]
-    methods = set(made["method_name"])
-    if made.empty or not methods.intersection(others.get("method", methods)):
+    methods = dict.fromkeys(made["method_name"])
+    if made.empty or not methods.keys() & others.get("method", methods):
         return "overpaint score, with the pictures that they need"
     others = {group: [n for n in names if group != "method" or n in methods] for group, names in others.items()}
     values: dict[str, Any] = {}
