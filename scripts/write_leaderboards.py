@@ -147,12 +147,11 @@ def table(words: Sequence[str]) -> str:
     records = results(rest[0])[0]
     left = [method for method in records["method"].unique() if method not in chosen["without"].split(",")]
     rest += [f"method={','.join(left)}"] if chosen["without"] else []
-    parts = []
+    parts, whole = [], chosen["notes"] == "yes"
     for one in shown(rest, chosen["view"]):
         one = with_columns(one, chosen["columns"].split(";")) if chosen["columns"] else one
         one = with_rows(one, chosen["rows"].split(";")) if chosen["rows"] else one
         for part in split(one, int(chosen["split"] or len(one.columns))):
-            whole = chosen["notes"] == "yes"
             title, rows, *notes = markdown([part if whole else replace(part, notes=[])]).strip().split("\n\n")
             title = f"**{title.removeprefix('### ')}**"
             parts += [

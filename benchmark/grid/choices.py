@@ -130,10 +130,8 @@ def preset_for(chosen: Component, asked: Any, family: str | None, kind: str, era
         return None
     if asked == "auto":
         wanted = [f"{family}_{kind}", family, f"{kind}_{erased}", kind]
-    else:
-        wanted = [f"{asked}_{kind}_{erased}", f"{asked}_{kind}"]
-    found = next((name for name in wanted if name in chosen.presets), None)
-    return found if asked == "auto" else found or asked
+        return next((name for name in wanted if name in chosen.presets), None)
+    return next((name for name in (f"{asked}_{kind}_{erased}", f"{asked}_{kind}") if name in chosen.presets), asked)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -35,8 +35,7 @@ EXTRA_KEYS = ("preset", "control", "floor")
 DESCRIPTION = (
     *EXTRA_KEYS, "name", "component", "summary", "paper", "status", "presets", "unrelated", "recommended_threshold", "probe"
 )  # fmt: skip
-
-
+#: Names of presets for a kind of concept.
 _OF_KIND = re.compile(rf"({'|'.join(KINDS)})(_\d+)?")
 
 
@@ -69,7 +68,7 @@ class Component:
         """The hyper-parameters with their values in the YAML."""
         return {k: v for k, v in self.config.items() if k not in DESCRIPTION}
 
-    @property
+    @cached_property
     def presets(self) -> Mapping[str, Mapping[str, Any] | None]:
         """The hyper-parameters that each preset sets, by name.
 

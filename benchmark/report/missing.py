@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from overpaint.grid.cells import ModelSpec
-from overpaint.grid.labels import counted, few, label
+from overpaint.grid.labels import counted, few
 from overpaint.grid.registry import component, components
-from overpaint.report.records import Record, given_by_hand, given_of, plain_name
+from overpaint.report.records import given_by_hand, given_in, plain_name
 from overpaint.report.views import View
 from overpaint.run.track import facets
 
@@ -79,16 +79,8 @@ def _option(records: pd.DataFrame, group: str) -> tuple[str | None, dict[str, An
     It is ``None`` if the records differ, or if their label is that of no option with these values.
     """
     known = records.reindex(columns=["given", group]).drop_duplicates().to_dict("records")
-    found = {(plain_name(record, group), label("", _inner(record, group))) for record in known}
-    if len(found) > 1:
-        return None, {}
-    [(name, _)] = found
-    return (name, _inner(known[0], group)) if name in components(group) else (None, {})
-
-
-def _inner(record: Record, group: str) -> dict[str, Any]:
-    """The values of a record that were set by hand in a group, without the group's name: ``lamb``."""
-    return {key.partition(".")[2]: value for key, value in given_of(record).items() if key.startswith(f"{group}.")}
+    first, *others = [(plain_name(record, group), given_in(record, group)) for record in known]
+    return first if first[0] in components(group) and all(other == first for other in others) else (None, {})
 
 
 def _usual_protocol(records: pd.DataFrame) -> str | None:

@@ -29,8 +29,8 @@ from overpaint.run.history import History
 from overpaint.run.plan import Plan
 from overpaint.run.store import MANIFEST, Listing, Store
 
-#: Columns of a record, in order. One row is one figure.
 Record = Mapping[Hashable, Any]
+#: Columns of a record, in order. One row is one figure.
 RECORD_COLUMNS = (
     "model concepts kind method attack scope protocol budget metrics seed facet metric direction unit value low high n "
     "failed original control difference difference_low difference_high against p_value p_equivalence seconds why "
@@ -285,10 +285,14 @@ def given_of(record: Record) -> dict[str, Any]:
     return json.loads(given) if isinstance(given, str) else {}
 
 
+def given_in(record: Record, section: str) -> dict[str, Any]:
+    """The values of a record that were set by hand in a section of the configuration, without its name: ``lamb``."""
+    return {key.partition(".")[2]: value for key, value in given_of(record).items() if key.startswith(f"{section}.")}
+
+
 def plain_name(record: Record, axis: str) -> str:
     """The record's label on an axis without the values that were set by hand, which are built again as `Cell.labels` does."""
-    inner = {key.partition(".")[2]: value for key, value in given_of(record).items() if key.startswith(f"{axis}.")}
-    shown = {key: value for key, value in inner.items() if key != "name"}
+    shown = {key: value for key, value in given_in(record, axis).items() if key != "name"}
     for values in (shown, {key: value for key, value in shown.items() if key != "erase"}):
         suffix = label("", values)
         if suffix and str(record[axis]).endswith(suffix):

@@ -9,7 +9,7 @@ from overpaint.grid.choices import preset_for
 from overpaint.grid.labels import said
 from overpaint.grid.registry import component, components
 from overpaint.report.ledger.published import Names
-from overpaint.report.records import Record, given_of, plain_name
+from overpaint.report.records import Record, given_in, given_of, plain_name
 
 #: Keys set by hand that change no figure, or that are compared on their own: as concept, detector, prompts or n.
 ELSEWHERE = (
@@ -28,7 +28,7 @@ def differing(figure: Record, record: Record, known: Names) -> list[str]:
     """
     given = given_of(record)
     stated = known["settings"].get(figure["method"], {})
-    found = [*_of_component("method", record, given, stated), *_of_component("attack", record, given, {})]
+    found = [*_of_component("method", record, stated), *_of_component("attack", record, {})]
     compared = (*ELSEWHERE, "method", "attack")
     found += [
         f"{key}={said(value)}"
@@ -41,9 +41,9 @@ def differing(figure: Record, record: Record, known: Names) -> list[str]:
     return found if limit is None else [*found, f"budget.max_steps={limit}"]
 
 
-def _of_component(kind: str, record: Record, given: Mapping[str, Any], stated: Mapping[str, Any]) -> Iterator[str]:
+def _of_component(kind: str, record: Record, stated: Mapping[str, Any]) -> Iterator[str]:
     """The differing hyper-parameters of the record's method or attack; a preset stands for all values that it sets."""
-    by_hand = {key.partition(".")[2]: value for key, value in given.items() if key.startswith(f"{kind}.")}
+    by_hand = given_in(record, kind)
     if record[f"{kind}_name"] not in components(kind):  # of a package that is no longer installed
         yield from (f"{kind}.{key}={said(value)}" for key, value in sorted(by_hand.items()))
         return
