@@ -15,6 +15,8 @@ from overpaint.grid.shipped import shipped
 
 #: Comments in pages, such as the marks around written numbers.
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+#: Pages outside `docs/`: path in the checkout -> path on the site.
+OTHERS = {"leaderboards/README.md": "docs/leaderboards.html", "datasets/testbed/README.md": "docs/testbed.html"}
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,20 @@ def checkout() -> Path | None:
 
 
 def documents() -> list[Document]:
-    """All guides and cards of the checkout, and the page of the committed results."""
+    """All guides and cards of the checkout."""
     root = checkout()
     if root is None:
         return []
     sources = [path.relative_to(root).as_posix() for path in sorted((root / "docs").rglob("*.md"))]
-    sources += [name for name in ("leaderboards/README.md",) if (root / name).is_file()]
+    sources += [name for name in OTHERS if (root / name).is_file()]
     pages = {source: _page(source) for source in sources}
     return [document(root, source, pages) for source in sources]
 
 
 def _page(source: str) -> str:
     """The path on the site: cards of methods are next to the figures of the method."""
-    if source == "leaderboards/README.md":
-        return "docs/leaderboards.html"
+    if source in OTHERS:
+        return OTHERS[source]
     path = PurePosixPath(source).with_suffix(".html")
     return str(path.relative_to("docs")) if path.parts[1] == "methods" else str(path)
 
