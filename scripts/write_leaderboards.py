@@ -14,7 +14,7 @@ A page says in comments what belongs between them. `make leaderboards` runs this
         One record, named by its labels; without the name of an attack, that of no attack. The last word is a field: value
         (default), control, difference, original, n or p_value. `bare` leaves out the interval. With view=NAME, the last two words
         are the names of a row and a column of its table.
-    <!-- gap: erasers rece church cce attack_success | erasers uce church cce attack_success -->…<!-- end -->
+    <!-- gap: erasers rece church ira | erasers uce church ira -->…<!-- end -->
         The difference of two figures. It is paired by the outcomes of both records. Without outcomes, it is paired if one side
         has all hits or none, so that the counts determine the pairs; the word `unpaired` prevents both. Figures of a view are
         compared as independent ones.

@@ -106,18 +106,16 @@ def marked(records: pd.DataFrame, primary: Mapping[str, Mapping[str, str]]) -> p
     return records
 
 
-def families_said(tests: Sequence[Compared | None], primary: Mapping[str, Mapping[str, str]]) -> str:
-    """A sentence about the corrections of a family, for the notes under a table."""
+def families_said(tests: Sequence[Compared | None], primary: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """A note under a table about the corrections of a family; none if the family has no test."""
     done = [t for t in tests if t is not None and t.p_value is not None]
     first = sum(t.primary for t in done)
     named = ", ".join(f"{facet} {_endpoint(endpoint)}" for facet, endpoint in primary.items())
-    rest = f"Benjamini–Hochberg over its {counted(len(done) - first, 'other test')}"
-    if not primary:
-        return f"Tests are corrected for each method: {rest}."
-    return (
-        f"Tests are corrected for each method: Holm over its {counted(first, 'test')} of primary endpoints ({named}); {rest}. "
-        f"5 % level, equivalence margin {MARGIN:.2f}."
-    )
+    holm = f"Holm over its {counted(first, 'test')} of primary endpoints ({named})"
+    others = f"Benjamini–Hochberg over its {counted(len(done) - first, 'other test')}"
+    shown = [said for said, needed in ((holm, first), (others, len(done) - first)) if needed]
+    said = f"Tests are corrected for each method: {'; '.join(shown)}. 5 % level, equivalence margin {MARGIN:.2f}."
+    return [said] if shown else []
 
 
 def _endpoint(endpoint: Mapping[str, str]) -> str:

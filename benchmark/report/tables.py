@@ -206,7 +206,7 @@ def every_figure(records: pd.DataFrame, view: View) -> Iterator[Table]:
                 entries = [by_method.get(m) for m in methods]
                 rows.append(Row((facet, name), entries, figures["direction"].iloc[0], most))
         largest = max((part[part["method"] == m].index for m in methods), key=lambda places: _counted(tests, places))
-        notes = [families_said([tests[i] for i in largest], view.primary)]
+        notes = families_said([tests[i] for i in largest], view.primary)
         title = f"{concepts} ({kind}) on {model}{under(several, values)}"
         yield Table(title, ("facet", "figure"), list(map(Head, methods)), rows, notes, provenance(part))
 
@@ -270,7 +270,7 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         method = [str(value) for name, value in zip(view.blocks, by, strict=False) if name == "method"]
         over = ("mean over " if len(concepts) > 1 else "") + ", ".join(concepts)
         title = f"{' on '.join([*method, str(model)])}{under(several, by[len(view.blocks) :])}: {over}"
-        notes = [_over(concepts, seeds, view.average), families_said(largest, view.primary)]
+        notes = [_over(concepts, seeds, view.average), *families_said(largest, view.primary)]
         heads = {t: replace(heads[t], n=_common_n(columns[t].values()) if heads[t].direction else 0) for t in columns}
         yield Table(title, (view.rows,), list(heads.values()), rows, notes, provenance(part))
 

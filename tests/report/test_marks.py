@@ -43,6 +43,17 @@ def test_families_are_those_of_a_method_on_a_concept_set():
     assert set(found["family"]) == {"primary (Holm)"}
 
 
+def test_notes_name_only_corrections_that_were_made():
+    target, other = (compared("uce", "church", m, 0.0, -0.9, 0.03) for m in ("target_proportion", "other"))
+    untested = record("uce", "church", "target_proportion", 0.0, 0.0, 0.1)
+    for rows, holm, hochberg in (((target, other), 1, 1), ((target,), 1, 0), ((other,), 0, 1), ((untested,), 0, 0)):
+        text = render(frame(*rows), "md")
+        assert (
+            text.count("Holm over its 1 test of") == holm and text.count("Hochberg over its 1 other test") == hochberg
+        )
+        assert text.count("Tests are corrected") == (holm or hochberg) and "over its 0" not in text
+
+
 def test_the_unedited_model_is_not_tested_against_itself():
     rows = frame(compared("none", "church", "target_proportion", 0.9, 0.0, 1.0, 0.001))
     assert marked(rows, view_named("facets").primary)["mark"].tolist() == [""]
