@@ -137,8 +137,9 @@ def test_officially_the_warm_up_counts_batches(context, tiny_sd):
             compat = "intended" if key == "intended" else "official"
             _, seen = invert(context, steps=2, learning_rate=0.0, compat=compat)
             losses[key] = [float(step["loss"]) for step in seen]
-    assert losses["official"] == [losses["off"][0], losses["on"][1]]
-    assert losses["intended"] == losses["on"] and losses["on"][0] != losses["off"][0]
+    unguarded = pytest.approx(losses["off"][0], rel=1e-5)  # predicted in a smaller batch, which rounds differently
+    assert losses["official"] == [unguarded, losses["on"][1]]
+    assert losses["intended"] == losses["on"] and losses["on"][0] != pytest.approx(losses["off"][0], rel=0.1)
 
 
 def test_it_can_start_from_the_concepts_own_name(context, tiny_sd):

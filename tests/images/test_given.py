@@ -42,7 +42,8 @@ def figures(text):
 SCORE = ["images=pictures", "prompts=pictures/prompts.csv", "model=testbed", "concepts=church", "budget=smoke"]
 
 
-def test_pictures_of_the_testbed_have_the_figures_of_their_grid_to_the_last_digit(run):
+def test_pictures_of_the_testbed_have_the_figures_of_their_grid(run):
+    """To the last digit, except distances of features, which a network computes in batches of other sizes."""
     run("score", *SCORE, "store=other")
     own = figures(run("table", *GRID, "--format", "csv").stdout)
     theirs = figures(run("table", "store=other", "--format", "csv").stdout)
@@ -52,7 +53,8 @@ def test_pictures_of_the_testbed_have_the_figures_of_their_grid_to_the_last_digi
             assert pd.isna(row["value"]) and row["why"] == "no erasure was made for these images"
             continue
         columns = ["value", "low", "high", "n", "failed", "original", "difference", "p_value", "why"]
-        pd.testing.assert_series_equal(row[columns], own.loc[key, columns], check_exact=True)
+        exact = {"check_exact": True} if not key[1].startswith(("fid_", "kid_")) else {"rtol": 1e-4}
+        pd.testing.assert_series_equal(row[columns].infer_objects(), own.loc[key, columns].infer_objects(), **exact)
     assert set(theirs["model"]) == {"pictures in pictures"} and set(theirs["protocol"]) == {"as given"}
 
 
