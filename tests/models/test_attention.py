@@ -22,15 +22,19 @@ def test_maps_are_probabilities_and_the_prediction_is_the_networks_own(tiny_sd):
 
 def test_products_beyond_half_precision_do_not_overflow(goldens):
     """Large queries and keys fit in float16, but their products exceed its maximum of 65504."""
-    model = overpaint.load_model(str(goldens / "tiny_sd"), dtype="float16")
-    for projection in model.projections("query", "key"):
-        projection.weight.mul_(1e5**0.5)
-    latents, text = model.noise([0]), model.encode(["a dog"])
     with torch.no_grad():
+        for dtype in ("float32", "float16"):
+            model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=dtype)
+            for projection in model.projections("query", "key"):
+                projection.weight.mul_(1e5**0.5)
+            latents, text = model.noise([0]), model.encode(["a dog"])
+            if dtype == "float32":
+                exact = model.predict(latents, 500, text)
         plain = model.predict(latents, 500, text)
         with model.attention_maps() as maps:
             probed = model.predict(latents, 500, text)
-    assert plain.isfinite().all() and distance(probed, plain) < 0.05
+    # How far half precision is from single precision depends on the processor.
+    assert probed.isfinite().all() and distance(probed, exact) < 1.5 * distance(plain, exact) < 0.3
     for found in maps.values():
         assert found.dtype == torch.float32 and torch.allclose(found.sum(-1), torch.ones(()), atol=1e-5)
 
