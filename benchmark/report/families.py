@@ -110,12 +110,15 @@ def families_said(tests: Sequence[Compared | None], primary: Mapping[str, Mappin
     """A note under a table about the corrections of a family; none if the family has no test."""
     done = [t for t in tests if t is not None and t.p_value is not None]
     first = sum(t.primary for t in done)
-    named = ", ".join(f"{facet} {_endpoint(endpoint)}" for facet, endpoint in primary.items())
-    holm = f"Holm over its {counted(first, 'test')} of primary endpoints ({named})"
-    others = f"Benjamini–Hochberg over its {counted(len(done) - first, 'other test')}"
-    shown = [said for said, needed in ((holm, first), (others, len(done) - first)) if needed]
-    said = f"Tests are corrected for each method: {'; '.join(shown)}. 5 % level, equivalence margin {MARGIN:.2f}."
-    return [said] if shown else []
+    made = []
+    if first:
+        named = ", ".join(f"{facet} {_endpoint(endpoint)}" for facet, endpoint in primary.items())
+        made.append(f"Holm over its {counted(first, 'test')} of primary endpoints ({named})")
+    if len(done) > first:
+        made.append(f"Benjamini–Hochberg over its {counted(len(done) - first, 'other test')}")
+    if not made:
+        return []
+    return [f"Tests are corrected for each method: {'; '.join(made)}. 5 % level, equivalence margin {MARGIN:.2f}."]
 
 
 def _endpoint(endpoint: Mapping[str, str]) -> str:

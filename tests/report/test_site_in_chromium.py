@@ -76,12 +76,14 @@ def names(tab):
     )
 
 
+@pytest.mark.parametrize("size", WIDTHS)
 @pytest.mark.parametrize("page", PAGES)
-def test_pages_load_whole(visit, page):
-    tab = visit(page)
+def test_pages_load_whole_and_fit_the_screen(visit, page, size):
+    tab = visit(page, size)
     tab.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
     tab.wait_for_function("[...document.images].every(image => image.complete)")
     assert tab.evaluate("[...document.images].filter(image => !image.naturalWidth).map(image => image.src)") == []
+    assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
 
 
 @pytest.mark.parametrize("size", WIDTHS)
