@@ -1,8 +1,11 @@
-"""Records that several tests of tables share."""
+"""Records that several tests of tables share, and the published figures."""
 
 import numpy as np
 import pytest
 from table_records import frame, outcomes_of, record
+
+from overpaint.report.ledger import agreement
+from overpaint.report.ledger.published import published
 
 
 @pytest.fixture
@@ -22,3 +25,15 @@ def three():
     rows = frame(*(record(m, "church", "target_proportion", v) for m, v in (("uce", 0.0), ("esd", 0.2), ("mace", 0.8))))
     hits = np.array([np.zeros(40), np.arange(40) < 8, np.arange(40) < 32], float)
     return outcomes_of(rows, hits, np.ones((3, 40)))
+
+
+@pytest.fixture(scope="session")
+def found():
+    """All published figures."""
+    return published()
+
+
+@pytest.fixture(scope="session")
+def compared(found):
+    """All pairs of published figures of the same quantity, with their verdicts."""
+    return agreement.pairs(found)

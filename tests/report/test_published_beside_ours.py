@@ -1,0 +1,224 @@
+"""Published figures beside our records: when they can be compared, verdicts, and orders."""
+
+import json
+
+import pandas as pd
+import pytest
+from ledger_rows import figure, record
+
+from overpaint.grid.cells import cell_from
+from overpaint.grid.composition import compose_cells
+from overpaint.grid.digests import canonical
+from overpaint.grid.registry import component, look_in
+from overpaint.report.ledger import measured
+from overpaint.report.ledger.published import names
+
+
+def beside(records, **values):
+    frame = pd.DataFrame([figure(**values)])
+    (row,) = measured.beside(frame, pd.DataFrame(records), names()).to_dict("records")
+    return row
+
+
+def test_a_record_that_is_the_same_in_everything_agrees_or_differs():
+    row = beside([record()])
+    assert (row["ours"], row["verdict"], row["reasons"], row["records"]) == (0.75, "agrees", "", 1)
+    assert beside([record(value=0.3, low=0.23, high=0.38)])["verdict"] == "differs"
+    assert (
+        beside([record(value=0.6, low=0.52, high=0.685)])["verdict"] == "agrees"
+    )  # the printed share has an interval too
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"model": "testbed"}, "base"),
+        ({"concepts": "church"}, "concept"),
+        ({"detector": "oracle v1 953619de"}, "detector"),
+        ({"detector": None}, "detector"),
+        ({"given": "{}"}, "prompts"),
+        ({"given": None}, "prompts"),
+        ({"given": '{"concepts.prompts.target": "asset:uda_prompts_2/nudity.csv"}'}, "prompts"),
+        ({"n": 24}, "n"),
+        ({"n": 140}, "n"),
+    ],
+)
+def test_each_reason_against_a_comparison(changed, reason):
+    row = beside([record(**{"concepts": "mime", **changed})], concept="mime")  # no concept set has this name
+    assert (row["verdict"], row["reasons"]) == ("not comparable", reason)
+
+
+def test_a_concept_set_says_what_it_erases_and_on_which_prompts(tmp_path):
+    (tmp_path / "concepts").mkdir()
+    (tmp_path / "concepts" / "listed.yaml").write_text(
+        "erase: [Nudity]\nprompts: {target: {file: 'asset:uda_prompts/nudity.csv', rows: 142}, utility: null}\n"
+    )
+    (tmp_path / "concepts" / "several.yaml").write_text("erase: [nudity, hate]\n")
+    look_in(tmp_path)
+    try:
+        assert beside([record(concepts="listed", given="{}")])["verdict"] == "agrees"
+        by_hand = '{"concepts.prompts.target": "mine.csv"}'
+        assert beside([record(concepts="listed", given=by_hand)])["reasons"] == "prompts"
+        assert beside([record(concepts="several")])["reasons"] == "concept"
+    finally:
+        look_in()
+        measured._concept_set.cache_clear()
+
+
+def test_lists_with_an_empty_prompt_count_as_the_same_number():
+    assert beside([record(n=4702)], images=4703)["verdict"] == "agrees"
+
+
+def with_given(**values):
+    """A record whose prompts are those of the paper, with these other values set by hand."""
+    by_hand = {"concepts.prompts.target": "asset:uda_prompts/nudity.csv"} | values
+    return record(given=json.dumps({key.replace("__", "."): value for key, value in by_hand.items()}))
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "said"),
+    [
+        ({"method__iterations": 10}, "settings method.iterations=10"),
+        ({"method__compat": "official"}, ""),
+        ({"method__start_guidance": 3.0}, ""),  # the default
+        ({"method__preset": "style"}, "settings method.preset=style"),
+        ({"attack__iterations": 5, "attack__tokens": 2}, "settings attack.tokens=2 attack.iterations=5"),
+        ({"attack__preset": "paper"}, ""),
+        ({"attack__preset": "lite"}, "settings attack.preset=lite"),
+        ({"attack__control": None, "attack__floor": False}, ""),  # measured beside the attack
+        ({"protocol__steps": 10}, "settings protocol.steps=10"),
+        ({"concepts__anchor": "person"}, "settings concepts.anchor=person"),
+        ({"concepts__erase": ["nudity"], "concepts__name": "nudity"}, ""),
+        ({"metrics__threshold": 0.9}, "settings metrics.threshold=0.9"),
+        ({"budget__target_prompts": 142, "budget__seeds": 1}, ""),  # n is compared
+        ({"budget__max_steps": 10}, "settings budget.max_steps=10"),
+        ({"model__path": "mine"}, "settings model.path=mine"),
+    ],
+)
+def test_settings_that_are_not_the_papers_are_a_reason(by_hand, said):
+    row = beside([with_given(**by_hand)])
+    assert (row["verdict"], row["reasons"]) == ("not comparable" if said else "agrees", said)
+
+
+def test_a_printed_name_states_settings():
+    """ESD-u is `train=u`, which is also what the preset for unsafe concepts has; SLD-Medium is SLD's default."""
+    assert beside([record()], method="ESD-u")["verdict"] == "agrees"
+    assert beside([record()], method="ESD-x")["reasons"] == "settings method.train=u"
+    assert beside([with_given(method__train="x")], method="ESD-x")["verdict"] == "agrees"
+    assert beside([with_given(method__train="x")])["reasons"] == "settings method.train=x"
+    sld = {"method": "sld", "method_name": "sld"}
+    printed = {"method_name": "sld"}
+    assert beside([record(**sld)], method="SLD-Medium", **printed)["verdict"] == "agrees"
+    reasons = beside([record(**sld)], method="SLD-Max", **printed)["reasons"]
+    assert reasons.startswith("settings method.warmup_steps=10 method.safety_scale=1000.0")
+    own = sld | {"given": with_given(method__preset="max")["given"]}
+    assert beside([record(**own)], method="SLD-Max", **printed)["verdict"] == "agrees"
+    assert beside([record(**own)], method="SLD", **printed)["reasons"] == "settings method.preset=max"
+    known = names()
+    for method, stated in known["settings"].items():
+        chosen_ = component("method", known["methods"][method])
+        assert set(stated) <= {*chosen_.defaults, "preset"}
+        assert stated.get("preset") in {*chosen_.presets, None}
+
+
+def test_a_budget_that_shortens_methods_is_a_reason():
+    by_hand = '{"budget.target_prompts": 142, "concepts.prompts.target": "asset:uda_prompts/nudity.csv"}'
+    row = beside([record(budget="smoke target_prompts=142", given=by_hand)])
+    assert row["reasons"] == "settings budget.max_steps=10"
+
+
+def test_labels_with_values_that_were_set_by_hand_are_compared_without_them():
+    """The labels of a real cell, whose prompts, detector and number of prompts were set by hand."""
+    (composed,) = compose_cells(
+        "model=sd14 concepts=nudity method=esd attack=none budget=paper budget.target_prompts=142 "
+        "concepts.prompts.target=asset:uda_prompts/nudity.csv model.detector=nudenet_exposed9".split()
+    )
+    cell = cell_from(composed.config, composed.explicit)
+    ours = record(**{axis: cell.labels[axis] for axis in ("model", "concepts", "budget")}, given=canonical(cell.given))
+    assert "prompts.target" in ours["concepts"] and "detector" in ours["model"]
+    assert beside([ours])["verdict"] == "agrees"
+
+
+def test_what_a_paper_does_not_state_cannot_be_compared():
+    assert beside([record()], images=None)["reasons"] == "n"
+    assert beside([record()], detector="")["reasons"] == "detector"
+
+
+def test_the_nearest_record_is_shown_and_others_are_counted():
+    row = beside([record(model="testbed", n=24), record(), record(method_name="uce"), record(metric="fid")])
+    assert (row["verdict"], row["records"]) == ("agrees", 2)
+    assert pd.isna(beside([record(method_name="uce")])["ours"])
+    assert beside([record(metric="attack_success_union")])["verdict"] == "agrees"  # another name of post_asr
+
+
+def test_the_sign_of_a_difference():
+    original = figure(method="original", method_name="none", scaled=0.95)
+    frame = pd.DataFrame([original, figure()])
+    for limits, sign in (((-0.3, -0.1), "same"), ((0.1, 0.3), "opposite"), ((-0.1, 0.1), "open")):
+        ours = record(model="testbed", against="original", difference_low=limits[0], difference_high=limits[1])
+        assert measured.beside(frame, pd.DataFrame([ours]), names())["sign"].tolist() == [None, sign]
+    control = record(against="control", difference_low=-0.3, difference_high=-0.1)
+    assert measured.beside(frame, pd.DataFrame([control]), names())["sign"].isna().all()
+
+
+def test_our_order_uses_concepts_that_all_methods_share():
+    printed = {"ESD": 0.1, "UCE": 0.2, "MACE": 0.3, "SLD-Max": 0.4, "SLD-Strong": 0.5}
+    known = names()
+    figures = [
+        figure(
+            method=m,
+            method_name=known["methods"][m],
+            metric_name="ua",
+            scaled=v,
+            better="up",
+            attack_name="",
+            attack="",
+        )
+        for m, v in printed.items()
+    ]
+    ours = [
+        record(model="testbed", concepts=c, method_name=m, metric="ua", attack_name="none", direction="up", value=v)
+        for c in ("car", "cat")
+        for m, v in (("esd", 0.2), ("uce", 0.3), ("mace", 0.4), ("sld", 0.0))
+    ]
+    alone = record(
+        model="testbed", concepts="dog", method_name="esd", metric="ua", attack_name="none", direction="up", value=0.99
+    )
+    (row,) = measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame([*ours, alone]), known).to_dict("records")
+    assert (row["tau"], row["methods"], row["other_base"]) == (1, 3, "testbed")
+    assert row["shared"] == "esd, uce, mace"  # SLD is printed in two variants
+    assert row["other_table"] == "ua, mean over 2 concept sets"
+
+
+def test_our_order_leaves_out_records_with_other_settings():
+    """The points of a sweep are not averaged with the method's own record."""
+    printed = (("ESD", "esd", 0.1), ("UCE", "uce", 0.2), ("MACE", "mace", 0.3))
+    figures = [figure(method=m, method_name=name, scaled=v) for m, name, v in printed]
+    ours = [record(method_name=name, value=v) for _, name, v in printed]
+    sweep = [record(method_name="esd", value=1.0, given=f'{{"method.iterations": {n}}}') for n in (1, 2)]
+    (row,) = measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame([*ours, *sweep]), names()).to_dict("records")
+    assert (row["tau"], row["methods"]) == (1, 3)
+    assert measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame([*ours[1:], *sweep]), names()).empty
+
+
+def test_orders_on_i2p_need_the_same_prompts():
+    figures = [
+        figure(
+            method=m,
+            method_name=m.lower(),
+            attack="",
+            attack_name="",
+            prompts="I2P",
+            metric_name="target_proportion",
+            scaled=v,
+        )
+        for m, v in (("ESD", 0.1), ("UCE", 0.2), ("MACE", 0.3))
+    ]
+    other = [
+        record(method_name=m, metric="target_proportion", attack_name="none", value=v)
+        for m, v in (("esd", 0), ("uce", 1), ("mace", 2))
+    ]
+    same = [r | {"given": '{"concepts.prompts.target": "asset:i2p/unsafe-prompts4703.csv"}'} for r in other]
+    assert measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame(other), names()).empty
+    (row,) = measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame(same), names()).to_dict("records")
+    assert row["tau"] == 1
