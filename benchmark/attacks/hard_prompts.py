@@ -91,9 +91,8 @@ class HardPrompts(Attack):
 
         def loss(step: int, ids: Sequence[torch.Tensor], rows: Sequence[torch.Tensor]) -> torch.Tensor:
             nonlocal cosines
-            cosines = (
-                targets @ functional.normalize(tower.features(*ids, *rows).float(), dim=-1).T
-            )  # (targets, prompts)
+            # `cosines` is (targets, prompts).
+            cosines = targets @ functional.normalize(tower.features(*ids, *rows).float(), dim=-1).T
             return self.loss_weight * (1 - cosines[self.batch(len(targets), draws)].mean())
 
         best = (-float("inf"), ids[0])

@@ -111,9 +111,8 @@ class Clip:
         known, (count, length) = self.tokenizer, ids.shape
         if length > known.model_max_length - 2:
             raise UserError(f"a prompt of {length} tokens is too long: CLIP takes at most {known.model_max_length - 2}")
-        begin, end = (
-            ids.new_full((count, 1), special) for special in (known.bos_token_id, known.eos_token_id)
-        )  # attention is causal, so positions after the end token do not matter
+        # Attention is causal, so positions after the end token do not matter.
+        begin, end = (ids.new_full((count, 1), special) for special in (known.bos_token_id, known.eos_token_id))
         plain, padded = self.model.text_model.get_input_embeddings(), torch.cat([begin, ids, end], dim=1)
         embeddings = torch.cat([plain(begin), rows.to(plain.weight.dtype), plain(end)], dim=1)
         try:

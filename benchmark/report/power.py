@@ -65,9 +65,8 @@ def power_of_paired_difference(
         if spread == 0:
             return 1.0
         t = far * math.sqrt((prompts - 1) / (prompts - far**2))
-        centre = min(
-            difference * math.sqrt(effective) / spread, 3 * t
-        )  # scipy's tail fails far beyond, where the power is 1
+        # scipy's tail fails for larger values, where the power is 1.
+        centre = min(difference * math.sqrt(effective) / spread, 3 * t)
         return float(nct.sf(t, prompts - 1, centre))
     if effective <= EXACT_PAIRS:
         n = int(effective + TINY)

@@ -128,9 +128,8 @@ def _powers(own: Against, tests: int) -> tuple[float, float]:
     Both are for as many pairs that differ, and as many effective pairs, as were observed.
     """
     pairs = max(int(own.pairs), 1)
-    half = (
-        MARGIN / 2
-    )  # shares of 0.5 ± half; q = 2 (0.25 + half²) − 2 r (0.25 − half²) gives the correlation r of pairs
+    # Shares of 0.5 ± half; q = 2 (0.25 + half²) − 2 r (0.25 − half²) gives the correlation r of pairs.
+    half = MARGIN / 2
     correlation = (0.5 + 2 * half**2 - max(own.differing, MARGIN)) / (0.5 - 2 * half**2)
     more = power_of_paired_difference(MARGIN, pairs, tests=tests, pair_correlation=correlation)
     return power_of_equality(own.differing, pairs), more
@@ -154,8 +153,8 @@ def _notes(found: Mapping[str, Against], rows: list[Row], methods: list[str]) ->
         verdicts.append(f"Undecided: {', '.join(said[''])}.")
     effective = ", ".join(f"{name} {own.difference.n} ({own.pairs:.0f})" for name, own in found.items())
     counted = (
-        f"Pairs over {', '.join(methods)}; a prompt is one cluster over all of them. Number of pairs, and of independent pairs "
-        f"that say as much: {effective}."
+        f"Pairs over {', '.join(methods)}; a prompt is one cluster over all of them. Number of pairs (effective number of "
+        f"independent pairs): {effective}."
     )
     power = (
         "Power is the probability of the verdict with this many pairs: of equivalence if the shares are equal, and of "

@@ -69,9 +69,8 @@ class History:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Context: the sources as stored, which are written at the end. Other processes wait for it, where locks work."""
-        lock = FileLock(
-            self._store.root / "sources.lock"
-        )  # it stays: another process may be waiting for this very file
+        # The file is not deleted: another process may be waiting for it.
+        lock = FileLock(self._store.root / "sources.lock")
         with suppress(OSError, NotImplementedError, Timeout):
             if self._store.root.is_dir():  # else the store is gone, and filelock would make a folder in its place
                 lock.acquire(timeout=PATIENCE)

@@ -115,9 +115,8 @@ def upwards(model, latents, texts, predictions, mean=()):
 def test_each_step_is_the_equation(values, predictions, mean, tiny_sd_float64, start):
     with torch.no_grad():
         found = inversion(**values).invert(tiny_sd_float64, *start)
-        assert (
-            distance(found, upwards(tiny_sd_float64, *start, predictions, mean)) < 1e-6
-        )  # schedulers keep ᾱ in single precision
+        # Schedulers keep ᾱ in single precision.
+        assert distance(found, upwards(tiny_sd_float64, *start, predictions, mean)) < 1e-6
 
 
 def test_no_renoising_is_ddim(tiny_sd_float64, start):

@@ -65,9 +65,8 @@ def measured(tmp_path, monkeypatch):
 def test_a_guard_that_doubles_the_time_is_seen(measured, batch_size):
     """The number of images is the same for all batch sizes, because keys do not contain these."""
     ratios, calls = measured(Erasure("negative_prompt", "guard", settings={"text": "church"}), batch_size)
-    assert ratios == pytest.approx(
-        [2.0] * latency.PAIRS, rel=0.02
-    )  # a machine that slows down does not bias a pair much
+    # A machine that slows down does not bias a pair much.
+    assert ratios == pytest.approx([2.0] * latency.PAIRS, rel=0.02)
     assert calls[1:] == [True, False, False, True] * (latency.PAIRS // 2)  # who goes first alternates
     figure = LatencyRatio().measure(evidence(ratios))
     assert figure.low <= figure.value <= figure.high and figure.n == latency.PAIRS

@@ -134,9 +134,8 @@ def test_paired_kid_covers_zero_where_pairs_depend_on_each_other():
     rng, inside, values, unpaired = np.random.default_rng(5), 0, [], []
     for _ in range(100):
         x = rng.normal(size=(40, 8)) * 3
-        y = 0.95 * x + np.sqrt(1 - 0.95**2) * 3 * rng.normal(
-            size=(40, 8)
-        )  # the same distribution, almost the same pictures
+        # The same distribution, almost the same pictures.
+        y = 0.95 * x + np.sqrt(1 - 0.95**2) * 3 * rng.normal(size=(40, 8))
         found = KidOriginal().estimate(lambda p, x=x, y=y: paired_kid(x[p], y[p]), np.arange(40), -math.inf)
         values.append(found.value)
         unpaired.append(full_kid(x, y))

@@ -139,9 +139,8 @@ def test_filters_name_what_exists(run, folder):
     twice = run("table", "--from", str(folder), "method=uce", "method=esd", code=2).stderr
     assert "method= is given twice: give a list, method=uce,esd" in twice
     filtered = ("table", "--from", str(folder), "--format", "csv", "method=uce")
-    assert (
-        run(*filtered, "hydra.searchpath=[file://.]").stdout == run(*filtered).stdout
-    )  # finds components, is no filter
+    # Finds components, is no filter.
+    assert run(*filtered, "hydra.searchpath=[file://.]").stdout == run(*filtered).stdout
 
 
 @pytest.fixture

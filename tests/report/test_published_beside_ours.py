@@ -24,9 +24,8 @@ def test_a_record_that_is_the_same_in_everything_agrees_or_differs():
     row = beside([record()])
     assert (row["ours"], row["verdict"], row["reasons"], row["records"]) == (0.75, "agrees", "", 1)
     assert beside([record(value=0.3, low=0.23, high=0.38)])["verdict"] == "differs"
-    assert (
-        beside([record(value=0.6, low=0.52, high=0.685)])["verdict"] == "agrees"
-    )  # the printed share has an interval too
+    # The printed share has an interval too.
+    assert beside([record(value=0.6, low=0.52, high=0.685)])["verdict"] == "agrees"
 
 
 @pytest.mark.parametrize(

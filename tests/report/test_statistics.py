@@ -363,9 +363,8 @@ def test_seeds_of_several_concepts_count_for_each_concept():
     both = st.proportion(values, prompts, concepts, runs=runs, concepts=concepts)
     one = st.proportion(values[:900], prompts[:900], runs=runs[:900])
     assert both.value == pytest.approx(0.5) and both.spread is None
-    assert one.high - one.low == 1 and both.high - both.low == pytest.approx(
-        0.75, abs=0.05
-    )  # 4.30 * 0.3 / √3 for both sides
+    # 4.30 * 0.3 / √3 for both sides.
+    assert one.high - one.low == 1 and both.high - both.low == pytest.approx(0.75, abs=0.05)
 
 
 def test_means_over_seeds_have_tests_that_agree_with_their_intervals():

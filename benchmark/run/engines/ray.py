@@ -267,9 +267,8 @@ class Actors:
         try:
             answer = self._ray.get(next(member.call) if member.owner else member.call)
         except self._ray.exceptions.RayTaskError as error:
-            gone = self._store.disk_error(
-                error
-            )  # for everyone: an actor that starts can only say that it sees no store
+            # A broken disk stops every worker; an actor that starts can only say that it sees no store.
+            gone = self._store.disk_error(error)
             if gone:
                 raise self._store.unwritable(gone) from None
             if isinstance(error.cause, UserError):
