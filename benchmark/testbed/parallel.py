@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import TypeVar
 
@@ -154,9 +155,12 @@ def _work(rank, shared, build, start, schedule, folder, name, done, seed, inputs
     scale = torch.cat([torch.full((p.numel(),), getattr(p, "rate_factor", 1.0)) for p in module.parameters()])
     shared.bind(module, rank)
     loss_of = start(module, **inputs)
-    generator = torch.Generator()
+    generator, parent = torch.Generator(), parent_process()
     began, losses = time.time(), []
     for step in range(done, schedule.steps):
+        if parent is not None and not parent.is_alive():
+            shared.barrier.abort()  # the other workers would wait for this one
+            return
         generator.manual_seed((seed * 1_000_003 + step) * shared.workers + rank)
         loss = loss_of(generator, schedule.batch // shared.workers)
         loss.backward()
