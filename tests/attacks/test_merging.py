@@ -5,15 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plans import plan
 from safetensors.torch import save_file
 from work import work
 
 import overpaint
 from overpaint.attacks.merging import Merging
-from overpaint.grid.cells import cell_from
-from overpaint.grid.composition import compose_cells
 from overpaint.grid.registry import component
-from overpaint.images.planner import make_plan
 from overpaint.models.erasure import Erasure, LowRank, Replacement
 from published import cross_attention, factors, write_kohya
 
@@ -182,8 +180,7 @@ def test_half_precision_is_merged_in_double_precision(tiny_sd):
 
 
 def planned(*overrides):
-    grid = ["attack=merge", "concepts=church", "budget=smoke", *overrides]
-    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(grid)]).opened()
+    return plan("attack=merge", "concepts=church", "budget=smoke", *overrides)
 
 
 @pytest.mark.parametrize("method", ["sld", "negative_prompt", "steerers", "saeuron", "sfd"])

@@ -3,15 +3,13 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import plans
 import pytest
 
 from overpaint.errors import UserError
-from overpaint.grid.cells import cell_from
-from overpaint.grid.composition import compose_cells
 from overpaint.grid.concepts import Concept, Request
 from overpaint.grid.lengths import Shortenable, shortened
 from overpaint.grid.registry import component
-from overpaint.images.planner import make_plan
 
 ONE = Request((Concept("dog"),))
 
@@ -34,7 +32,7 @@ def cut(built, limit, *by_hand, request=ONE):
 
 
 def plan(*overrides):
-    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(["concepts=church", *overrides])]).opened()
+    return plans.plan("concepts=church", *overrides)
 
 
 def values(made, stage, name):

@@ -8,21 +8,15 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from plans import plan as plan_of
 
 from command_line import called as overpaint
-from overpaint.grid.cells import cell_from
-from overpaint.grid.composition import compose_cells
-from overpaint.images.planner import make_plan
 from overpaint.images.stages.generate import read_images
 from overpaint.models import load_model
 from overpaint.run.store import Store
 
 GRID = ["method=none,uce", "attack=none,random_prefix", "budget=smoke", "protocol.steps=4"]
 COSTS = ["erase_seconds", "erase_peak_bytes", "latency_ratio"]
-
-
-def plan_of(*overrides):
-    return make_plan([cell_from(c.config, c.explicit) for c in compose_cells(list(overrides))]).opened()
 
 
 @pytest.fixture(scope="module")

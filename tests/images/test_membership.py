@@ -2,12 +2,12 @@
 
 import pandas as pd
 import pytest
+from plans import plan, stages
 
 from overpaint.errors import UserError
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.images.measurements import membership_task
-from overpaint.images.planner import make_plan
 from overpaint.images.stages import membership as stage
 from overpaint.images.workbench import Workbench
 from overpaint.metrics.membership import SCORES
@@ -25,8 +25,7 @@ PRIVLEAK = "+metrics.metrics.privleak=overpaint.metrics.membership:PrivLeak"
 
 
 def tasks_of(*overrides):
-    made = make_plan([cell_from(c.config, c.explicit) for c in compose_cells([*GRID, *overrides])]).opened()
-    return [task for task in made.tasks.values() if task.stage == "membership"]
+    return stages(plan(*GRID, *overrides), "membership")
 
 
 def test_all_scores_are_the_default_and_one_is_named():
