@@ -103,6 +103,11 @@ def _unreadable(typed: str) -> UserError:
         return UserError(f"cannot read the override {shown(typed)}: overrides are key=value")
     if not typed.isprintable() or len(typed) > LONGEST:
         return UserError(f"cannot read the override {shown(typed)}")
+    if value.startswith("[") and "]" not in value:  # the shell splits arguments at spaces
+        return UserError(
+            f"cannot read the override {shown(typed)}: the list is not closed; quote an override that has a space: "
+            f"'{key}=[a b,c]'"
+        )
     listed = value.startswith("[") and value.endswith("]")
     each = ",".join(_quoted(part.strip()) for part in (value[1:-1] if listed else value).split(","))
     better = [f"{key}=[{each}]"] if listed else [f"{key}={_quoted(value.strip())}", f"{key}={each}"]

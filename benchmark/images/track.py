@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from overpaint.run.track import Track
 
 #: Names of devices on which every method and attack runs. Closed forms need float64, which MPS lacks.
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+#: Where Linux describes the CPU.
+CPUINFO = Path("/proc/cpuinfo")
 #: Stages of almost every grid.
 STAGES = ("attack", "erase", "generate", "measure", "score")
 
@@ -107,6 +110,14 @@ class Images(Track):
 
         return torch.cuda.get_device_name(device) if device.startswith("cuda") else super().hardware(device)
 
+    def machine(self, device: str) -> str:
+        """The graphics card's name, or the CPU's architecture, vector instructions and model."""
+        import torch
+
+        if device.startswith("cuda"):
+            return self.hardware(device)
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {cpu_model()}"
+
     def power(self, cells: Sequence[Cell]) -> list[str]:
         """What the tests can show at the actual number of prompts: the smallest paired difference, and equality."""
         return list(dict.fromkeys([*_power_of_primary_tests(cells), *_power_of_verdicts(cells)]))
@@ -131,6 +142,16 @@ class Images(Track):
         import torch
 
         torch.set_num_threads(threads)
+
+
+@cache
+def cpu_model() -> str:
+    """The CPU's model as Linux names and numbers it, such as ``Intel(R) Xeon(R) Processor (207)``; elsewhere Python's name."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in found:
+        return platform.processor() or "unknown CPU"
+    return f"{found['model name']} ({found['model']})" if "model" in found else found["model name"]
 
 
 def _power_of_primary_tests(cells: Sequence[Cell]) -> Iterator[str]:

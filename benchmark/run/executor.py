@@ -198,7 +198,7 @@ def execute(
                 "sources": task.sources,
                 "libraries": bench.versions,
                 "host": {
-                    "machine": platform.machine(),
+                    "machine": kind.machine(device),
                     "system": platform.system(),
                     "device": device,
                     "processor": kind.processor(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -75,6 +76,10 @@ class Track(ABC):
     def hardware(self, device: str) -> str:
         """What computes on a device, such as the name of the graphics card. Devices of one name are equally fast."""
         return device.partition(":")[0]
+
+    def machine(self, device: str) -> str:
+        """The kind of processor behind a device. Between two kinds, sums may be rounded differently."""
+        return platform.machine()
 
     def assets(self, cells: Iterable[Any]) -> list[str]:
         """The names of the assets (``conf/asset``) that the cells need."""

@@ -168,7 +168,8 @@ def test_a_grid_on_the_card_has_the_cpus_figures(tmp_path, monkeypatch):
         own, other = (pd.to_numeric(both[name], errors="coerce") for name in (column, f"{column}_cpu"))
         away = both[~np.isclose(own, other, rtol=1e-3, atol=1e-3, equal_nan=True)]
         assert away.empty, away[["method", "metric", "n", column, f"{column}_cpu", "high", "high_cpu"]].to_string()
-    assert {made["host"]["processor"] for made in manifests(tmp_path / "card")} == {"cuda:0 (pretended)"}
+    hosts = [made["host"] for made in manifests(tmp_path / "card")]
+    assert {(host["processor"], host["machine"]) for host in hosts} == {("cuda:0 (pretended)", "pretended")}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])

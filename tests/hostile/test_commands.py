@@ -531,6 +531,7 @@ def test_a_bad_override_is_refused_in_one_sentence(refused, line):
 
 
 SENTENCES = [
+    ("concepts.erase=[van", "the list is not closed; quote an override that has a space: 'concepts.erase=[a b,c]'"),
     ("concepts.erase=[café]", """quote it: 'concepts.erase=["café"]'"""),
     ("concepts.erase=[Van Gogh's]", "quote it: 'concepts.erase=[\"Van Gogh'\"'\"'s\"]'"),
     ("concepts.prompts.target=~/p.csv", """quote it: 'concepts.prompts.target="~/p.csv"'"""),
