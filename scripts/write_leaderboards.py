@@ -275,7 +275,7 @@ def difference(words: Sequence[str]) -> Entry:
     if one.value is None or other.value is None:
         raise UserError("a figure is undefined")
     if not unpaired and sides[0][0] == sides[1][0] and all(side[-1] not in FIELDS for side in sides):
-        found, _ = paired(*(record_of(side).to_frame().T for side in sides), outcomes_of(sides[0][0]))
+        found, _ = paired(*([record_of(side).to_dict()] for side in sides), outcomes_of(sides[0][0]))
         if found.value is not None and np.isclose(found.value, one.value - other.value):  # else no mean of outcomes
             return entry(found)
     hits = [np.arange(e.n) < round(e.n * (e.value or 0.0)) for e in (one, other)]

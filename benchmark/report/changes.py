@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from overpaint.report.directions import ARROWS, loss
 from overpaint.report.families import DIFFERS, EQUAL, Compared, is_primary, marks
 from overpaint.report.figure_text import Reasons, entry_text
 from overpaint.report.gathered import ARTEFACT
-from overpaint.report.pooling import Outcomes, estimate_of, groups_of, pooled, tests_of
+from overpaint.report.pooling import Outcomes, Rows, groups_of, pooled, tests_of
 from overpaint.report.records import CELL, component_versions, number_of
 from overpaint.report.sheets import Sheet
 from overpaint.report.standings import MISSING, SAME, aligned
@@ -108,10 +107,6 @@ def runs_of(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-#: Makes a frame of records when it is needed.
-Frame = Callable[[], pd.DataFrame]
-
-
 def compared(a: Side, b: Side, view: View, ignore: Sequence[str] = ()) -> pd.DataFrame:
     """One row per figure of either side, with columns `COLUMNS`; A and B are the values, and the difference is B − A.
 
@@ -134,9 +129,8 @@ def compared(a: Side, b: Side, view: View, ignore: Sequence[str] = ()) -> pd.Dat
     found: list[dict[str, Any]] = []
     tests: list[Compared | None] = []
     for places in both.groupby([*labels, "facet", "metric", "variant"], sort=False, dropna=False).indices.values():
-        own = {side: [place for place in places if rows[place]["side"] == side] for side in sides}
-        of_side = {side: [rows[place] for place in own[side]] for side in sides}
-        figure, test = _figure(of_side, {side: partial(both.take, own[side]) for side in sides}, sides, view)
+        of_side = {side: [rows[place] for place in places if rows[place]["side"] == side] for side in sides}
+        figure, test = _figure(of_side, sides, view)
         found.append(figure)
         tests.append(test)
     for figure, mark in zip(found, marks(tests), strict=True):
@@ -161,18 +155,16 @@ def _variants(both: pd.DataFrame, labels: Sequence[str]) -> pd.Series:
     return found
 
 
-def _figure(
-    rows: Mapping[str, list[dict]], frames: Mapping[str, Frame], sides: Mapping[str, Side], view: View
-) -> tuple[dict[str, Any], Compared | None]:
+def _figure(rows: Mapping[str, Rows], sides: Mapping[str, Side], view: View) -> tuple[dict[str, Any], Compared | None]:
     """One figure without its corrected test, and its test. ``group`` is "" if the corrected test decides.
 
-    ``rows`` and ``frames`` hold the records of each side.
+    ``rows`` holds the records of each side.
     """
     of_a, of_b = rows["a"], rows["b"]
     first = (of_b or of_a)[0]
     figure: dict[str, Any] = {name: _label(of_a, of_b, name) for name in LABELS}
     figure |= {name: first[name] for name in ("facet", "metric", "direction", "unit")} | {"group": "", "better": ""}
-    values = {side: _pooled(rows[side], frames[side], sides[side]) for side in rows if rows[side]}
+    values = {side: _pooled(rows[side], sides[side]) for side in rows if rows[side]}
     for side, e in values.items():
         figure |= {side: e.value, f"{side}_low": e.low, f"{side}_high": e.high, f"{side}_n": e.n}
     if not of_a or not of_b:
@@ -192,7 +184,7 @@ def _figure(
     if same and digests[0] == digests[1]:
         figure |= {"group": IDENTICAL, "difference": 0.0, "p_value": 1.0, "n": values["a"].n or None}
         return figure, Compared(1.0, None, primary)  # counts in the correction of the others
-    gap, joined, why = _gap(frames["a"], frames["b"], sides["a"], sides["b"], values["a"], values["b"], first["unit"])
+    gap, joined, why = _gap(of_a, of_b, sides["a"], sides["b"], values["a"], values["b"], first["unit"])
     if same and (joined is None or _equal(joined["value"], joined["value_other"])):
         figure["group"] = IDENTICAL
     if digests[0] == digests[1] and None not in digests[0] and abs(figure["b"] - figure["a"]) > SAME:
@@ -225,19 +217,17 @@ def _label(of_a: Sequence[Mapping], of_b: Sequence[Mapping], name: str) -> str:
     return " → ".join(dict.fromkeys(texts))
 
 
-def _pooled(rows: Sequence[Mapping], frame: Frame, side: Side) -> Estimate:
+def _pooled(rows: Rows, side: Side) -> Estimate:
     """The figure of one side, over its method seeds."""
-    if len(rows) == 1:
-        return estimate_of(rows[0], "value")
-    found = pooled(frame(), "value", side.outcomes)
+    found = pooled(rows, "value", side.outcomes)
     return found.estimate if found else Estimate(None)
 
 
 def _gap(
-    of_a: Frame, of_b: Frame, a: Side, b: Side, one: Estimate, other: Estimate, unit: str
+    of_a: Rows, of_b: Rows, a: Side, b: Side, one: Estimate, other: Estimate, unit: str
 ) -> tuple[Estimate, pd.DataFrame | None, str]:
     """B − A, the paired outcomes (``None`` if it is unpaired), and why it is unpaired."""
-    joined, why = (None, MISSING) if not (a.outcomes and b.outcomes) else _joined(of_a(), of_b(), a, b, one, other)
+    joined, why = (None, MISSING) if not (a.outcomes and b.outcomes) else _joined(of_a, of_b, a, b, one, other)
     if joined is not None:
         return statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined)), joined, ""
     gap = statistics.difference_of_estimates(other, one)
@@ -248,7 +238,7 @@ def _gap(
 
 
 def _joined(
-    of_a: pd.DataFrame, of_b: pd.DataFrame, a: Side, b: Side, one: Estimate, other: Estimate
+    of_a: Rows, of_b: Rows, a: Side, b: Side, one: Estimate, other: Estimate
 ) -> tuple[pd.DataFrame | None, str]:
     """The outcomes of both sides by prompt and seed, if they give both figures and at least half of them correspond."""
     tables = b.outcomes.together(of_b), a.outcomes.together(of_a)

@@ -12,7 +12,7 @@ from overpaint.grid.directions import BETTER
 from overpaint.report import statistics
 from overpaint.report.directions import loss
 from overpaint.report.families import Compared, Mark, is_primary, marks
-from overpaint.report.pooling import Outcomes, groups_of, pooled
+from overpaint.report.pooling import Outcomes, groups_of, pooled, rows_by
 from overpaint.report.ranks import FEWEST_CONCEPTS, alike, mean_ranks, rank_intervals, rank_intervals_over_concepts
 from overpaint.report.standings import MISSING, PAIR, SEVERAL, UNALIKE, paired, with_equal_runs
 from overpaint.report.statistics import Estimate
@@ -60,7 +60,8 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
     present = [m for m in methods if m not in missing]
     images, why = _images(chosen, present, outcomes)
     if images is None:
-        means = [pooled(chosen[chosen["method"] == m], "value", Outcomes()) for m in present]
+        own = rows_by(chosen, "method")
+        means = [pooled(own[m], "value", Outcomes()) for m in present]
         values = [np.nan if found is None or found.estimate.value is None else found.estimate.value for found in means]
         ranks = pd.Series(loss(values, direction)).rank(method="min")
         found = [Estimate(None if np.isnan(rank) else float(rank)) for rank in ranks]
@@ -109,7 +110,7 @@ def _over_concepts(title: str, part: pd.DataFrame, view: View, methods: Sequence
 
 def _fixed(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> np.ndarray:
     """The p-values (methods, methods) of the methods' differences on these concepts, from outcomes or else from intervals."""
-    own = {m: chosen[chosen["method"] == m] for m in methods}
+    own = rows_by(chosen, "method")
     means = {m: pooled(own[m], "value", outcomes) for m in methods}
     found = np.full((len(methods), len(methods)), np.nan)
     for (i, a), (j, b) in combinations(enumerate(methods), 2):
@@ -137,7 +138,7 @@ def _images(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) ->
 
     The text is the reason if there are none, else empty.
     """
-    table = outcomes.together(chosen)
+    table = outcomes.together(chosen.to_dict("records"))
     if table is None:
         return None, MISSING
     if table.duplicated([*PAIR, "cluster", "method"]).any():
@@ -155,8 +156,8 @@ def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average:
     values, directions, missing = [], [], []
     for name, column in view.columns.items():
         chosen = column.chosen(part, view.rows)
-        by_method = [chosen[chosen["method"] == m] for m in methods]
-        means = [pooled(figures, "value", Outcomes(), average) if len(figures) else None for figures in by_method]
+        own = rows_by(chosen, "method")
+        means = [pooled(own.get(m, []), "value", Outcomes(), average) for m in methods]
         known = [None if found is None else found.estimate.value for found in means]
         if None in known:
             missing.append(name)
@@ -197,7 +198,7 @@ def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Tab
                 continue
             first = chosen.iloc[0]
             primary = is_primary(view.primary, first["facet"], column.metric, first["attack_name"], first["against"])
-            own = {m: chosen[chosen["method"] == m] for m in methods}
+            own = rows_by(chosen, "method")
             found = {(a, b): paired(own[a], own[b], outcomes) for a, b in combinations(methods, 2)}
             said = marks(
                 [

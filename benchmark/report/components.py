@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from overpaint.report.pooling import Outcomes
+from overpaint.report.pooling import Outcomes, rows_by
 from overpaint.report.statistics import kendall_tau_b
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
@@ -38,7 +38,7 @@ def spreads(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[T
         for name, column in view.columns.items():
             chosen = column.chosen(part, view.rows)
             layouts = {
-                str(method): crossed(outcomes.together(own)) for method, own in chosen.groupby("method", sort=False)
+                str(method): crossed(outcomes.together(own)) for method, own in rows_by(chosen, "method").items()
             }
             values = {method: found.values for method, found in layouts.items() if found.values is not None}
             if not values:

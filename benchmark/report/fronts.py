@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from overpaint.report.directions import folded, loss
-from overpaint.report.pooling import Outcomes, pooled, tests_of
+from overpaint.report.pooling import Outcomes, pooled, rows_by, tests_of
 from overpaint.report.standings import paired
 from overpaint.report.statistics import MARGIN, NORMAL, Estimate, difference_of_estimates, holm
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
@@ -47,12 +47,12 @@ def fronts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Ta
         }
         means: dict[str, dict[str, Entry]] = {}
         for name, figures in chosen.items():
-            for method, own in figures.groupby("method", sort=False):
+            for method, own in rows_by(figures, "method").items():
                 mean = pooled(own, "value", outcomes, view.average)
                 if mean is not None and mean.estimate.value is not None:
                     e = mean.estimate
                     means.setdefault(str(method), {})[name] = Entry(
-                        e.value, e.low, e.high, own["unit"].iloc[0], e.n, e.failed
+                        e.value, e.low, e.high, own[0]["unit"], e.n, e.failed
                     )
         directions = [figures["direction"].iloc[0] for figures in chosen.values()]
         values = np.array([[means[m][name].value for name in chosen] for m in methods], float)
@@ -120,7 +120,7 @@ def dominating(
     better_by, worse_by = np.ones((2, len(chosen), len(methods), len(methods)))
     for place, (name, own) in enumerate(chosen.items()):
         direction, unit = str(own["direction"].iloc[0]), str(own["unit"].iloc[0])
-        of = {method: own[own["method"] == method] for method in methods}
+        of = rows_by(own, "method")
         for i, j in combinations(range(len(methods)), 2):
             gap = paired(of[methods[i]], of[methods[j]], outcomes)[0] if direction != "zero" else Estimate(None)
             if gap.p_value is None:
@@ -161,7 +161,9 @@ def _samples(
 ) -> tuple[NDArray, bool]:
     """Samples of the figures ``(samples, methods, figures)``, and whether they come from outcomes."""
     generator = np.random.default_rng(0)
-    found = [outcomes.together(figures[figures["method"].isin(methods)]) for figures in chosen.values()]
+    found = [
+        outcomes.together(figures[figures["method"].isin(methods)].to_dict("records")) for figures in chosen.values()
+    ]
     tables = [table for table in found if table is not None]
     if len(tables) == len(found):
         every = pd.concat(chosen.values())

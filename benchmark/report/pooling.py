@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -30,14 +30,8 @@ FIELDS = {
     "difference": ("difference", "difference_low", "difference_high"),
     "original": ("original",),
 }
-#: The columns of a record that an estimate is made of.
-ESTIMATED = [
-    *dict.fromkeys(name for names in FIELDS.values() for name in names),
-    "n",
-    "failed",
-    "p_value",
-    "p_equivalence",
-]
+#: Records (`overpaint.report.records`) as dictionaries, which are read one value at a time much faster than a frame.
+Rows: TypeAlias = "Sequence[Mapping[Any, Any]]"
 #: Columns of outcomes that come from their record -> the record's column.
 NAMED = {"concepts": "concepts", "run": "seed", "method": "method"}
 #: How many tables of outcomes are kept for the next question: a figure's value, its difference and its rank ask for the same.
@@ -81,37 +75,45 @@ class Outcomes:
         starts = [start for start, _ in self._slices.values()]
         return dict(zip(self._slices, np.add.reduceat(rows, starts).tolist(), strict=True))
 
-    def together(self, records: pd.DataFrame) -> pd.DataFrame | None:
+    def together(self, records: Rows) -> pd.DataFrame | None:
         """Outcomes of several records with columns ``concepts`` and ``run`` (method seed); ``None`` if any has none."""
         found = self.coded(records)
         return None if found is None else found.astype({name: object for name in found.select_dtypes("category")})
 
-    def coded(self, records: pd.DataFrame) -> pd.DataFrame | None:
+    def coded(self, records: Rows) -> pd.DataFrame | None:
         """`together` with text as categories, which is faster for thousands of rows. The result must not be modified."""
-        if ARTEFACT not in records:
+        if not records or not all((record.get(ARTEFACT), record["metric"]) in self._slices for record in records):
             return None
-        columns = [records[name].tolist() for name in (ARTEFACT, "metric", *NAMED.values())]
-        key = tuple(map(tuple, columns))
-        found = (
-            self._latest.pop(key) if key in self._latest else self._taken(records, list(zip(*columns[:2], strict=True)))
-        )
-        if found is not None:
-            self._latest[key] = found
-            if len(self._latest) > LATEST:
-                del self._latest[next(iter(self._latest))]  # the one that was asked for longest ago
+        key = tuple(tuple(record[name] for name in (ARTEFACT, "metric", *NAMED.values())) for record in records)
+        found = self._latest.pop(key) if key in self._latest else self._taken(records)
+        self._latest[key] = found
+        if len(self._latest) > LATEST:
+            del self._latest[next(iter(self._latest))]  # the one that was asked for longest ago
         return found
 
-    def _taken(self, records: pd.DataFrame, places: Sequence[tuple[Any, str]]) -> pd.DataFrame | None:
-        """The outcomes of the records, which are at these ``places``, with the records' own columns."""
-        known = [self._slices[place] for place in places if place in self._slices]
-        if not known or len(known) < len(places):
-            return None
-        found = self._rows.take(np.concatenate([np.arange(start, end) for start, end in known])).reset_index(drop=True)
-        of_record = np.repeat(np.arange(len(known)), [end - start for start, end in known])
-        own = {name: records[column] for name, column in NAMED.items()}
-        text = {name: column for name, column in own.items() if not pd.api.types.is_numeric_dtype(column)}
-        own |= {name: column.astype("category") for name, column in text.items()}
-        return found.assign(**{name: column.array.take(of_record) for name, column in own.items()})
+    def _taken(self, records: Rows) -> pd.DataFrame:
+        """The outcomes of the records, with the records' own columns."""
+        places = [self._slices[record[ARTEFACT], record["metric"]] for record in records]
+        found = self._rows.take(np.concatenate([np.arange(start, end) for start, end in places])).reset_index(drop=True)
+        of_record = np.repeat(np.arange(len(places)), [end - start for start, end in places])
+        for name, column in NAMED.items():
+            own = np.array([record[column] for record in records])
+            found[name] = (
+                pd.Categorical(own.astype(object)).take(of_record) if own.dtype.kind == "U" else own[of_record]
+            )
+        return found
+
+
+def rows_by(records: pd.DataFrame, column: str) -> dict[Any, list[dict]]:
+    """The records with each value of a column, in their order."""
+    return _grouped(records.to_dict("records"), column)
+
+
+def _grouped(records: Rows, column: str) -> dict[Any, list]:
+    found: dict[Any, list] = {}
+    for record in records:
+        found.setdefault(record[column], []).append(record)
+    return found
 
 
 def _with_categories(table: pa.Table) -> pd.DataFrame:
@@ -140,23 +142,22 @@ class Pooled:
     p_equivalence: float | None = None
 
 
-def pooled(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str = "concepts") -> Pooled | None:
+def pooled(records: Rows, field: str, outcomes: Outcomes, average: str = "concepts") -> Pooled | None:
     """The mean of one field of records of one metric over their concepts and method seeds; ``None`` if the field is empty.
 
     ``average`` says what has equal weight: every concept set, or every kind (`overpaint.report.views.Average`). The
     tests always refer to the difference, even if another field is shown.
     """
-    shown = _mean(figures, field, outcomes, average)
-    if shown.value is None and (field in ("control", "difference") or not len(figures)):
+    shown = _mean(records, field, outcomes, average)
+    if shown.value is None and (field in ("control", "difference") or not records):
         return None
-    itself = (figures["method_name"] == "none") & (figures["against"] == "original")
-    if field in ("control", "original") or figures["p_value"].isna().any() or itself.any():
+    itself = any(record["method_name"] == "none" and record["against"] == "original" for record in records)
+    if field in ("control", "original") or itself or any(number_of(record["p_value"]) is None for record in records):
         return Pooled(shown)
-    if len(figures) == 1:
-        record = figures.iloc[0]
-        return Pooled(shown, float(record["p_value"]), number_of(record.get("p_equivalence")))
-    gap = shown if field == "difference" else _mean(figures, "difference", outcomes, average)
-    return Pooled(shown, *tests_of(gap, figures["unit"].iloc[0]))
+    if len(records) == 1:
+        return Pooled(shown, float(records[0]["p_value"]), number_of(records[0].get("p_equivalence")))
+    gap = shown if field == "difference" else _mean(records, "difference", outcomes, average)
+    return Pooled(shown, *tests_of(gap, records[0]["unit"]))
 
 
 def tests_of(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
@@ -181,31 +182,28 @@ def tests_of(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
     return min(2 * beyond(0.0), 1.0), same if unit == "fraction" else None
 
 
-def _mean(figures: pd.DataFrame, field: str, outcomes: Outcomes, average: str) -> Estimate:
+def _mean(records: Rows, field: str, outcomes: Outcomes, average: str) -> Estimate:
     """The mean of one field: over the method seeds of each concept, then over concepts (of each kind, then over kinds), which
     share general prompts."""
-    if len(figures) == 1:
-        return estimate_of({name: figures[name].iloc[0] for name in ESTIMATED if name in figures}, field)
-    general = figures["facet"].iloc[0] == "utility" if len(figures) else False
-    if average == "kinds" and figures["kind"].nunique() > 1:
-        kinds = [_mean(part, field, outcomes, "concepts") for _, part in figures.groupby("kind", sort=False)]
-        return statistics.mean_of_estimates(kinds, shared=general)
-    by_concept: dict[str, list[dict]] = {}
-    for record in figures.reindex(columns=["concepts", *ESTIMATED]).to_dict("records"):
-        by_concept.setdefault(record["concepts"], []).append(record)
-    share = len(figures) > 0 and figures["unit"].iloc[0] == "fraction"
+    if len(records) == 1:
+        return estimate_of(records[0], field)
+    general = bool(records) and records[0]["facet"] == "utility"
+    if average == "kinds" and len(kinds := _grouped(records, "kind")) > 1:
+        means = [_mean(part, field, outcomes, "concepts") for part in kinds.values()]
+        return statistics.mean_of_estimates(means, shared=general)
+    share = bool(records) and records[0]["unit"] == "fraction"
     bounds = (-1.0 if field == "difference" else 0.0, 1.0) if share else (-math.inf, math.inf)
-    own = [_over_seeds(records, field, bounds) for records in by_concept.values()]
+    own = [_over_seeds(of_concept, field, bounds) for of_concept in _grouped(records, "concepts").values()]
     mean = own[0] if len(own) == 1 else statistics.mean_of_estimates(own, shared=general)
     if mean.value is None:
         return mean
-    found = _from_outcomes(figures, field, outcomes, mean.value)
+    found = _from_outcomes(records, field, outcomes, mean.value)
     if found is None:
         return mean
     return found if len(own) == 1 else found._replace(spread=mean.spread)
 
 
-def _over_seeds(records: Sequence[Mapping[str, Any]], field: str, bounds: tuple[float, float]) -> Estimate:
+def _over_seeds(records: Rows, field: str, bounds: tuple[float, float]) -> Estimate:
     """The mean of one concept's records over method seeds, without outcomes. The seeds are a sample, the mean is in ``bounds``.
 
     They share their prompts, whose part in the errors is not known.
@@ -220,9 +218,9 @@ def _over_seeds(records: Sequence[Mapping[str, Any]], field: str, bounds: tuple[
     return found._replace(spread=mean.spread)
 
 
-def _from_outcomes(figures: pd.DataFrame, field: str, outcomes: Outcomes, value: float) -> Estimate | None:
+def _from_outcomes(records: Rows, field: str, outcomes: Outcomes, value: float) -> Estimate | None:
     """The mean as one stratified score estimate; ``None`` if the outcomes do not reproduce the mean of the records."""
-    table = outcomes.coded(figures) if field in ("value", "difference") else None
+    table = outcomes.coded(records) if field in ("value", "difference") else None
     if table is None or not np.isin(table["value"].dropna(), (0, 1)).all():
         return None
     if field == "value":
@@ -262,14 +260,13 @@ def groups_of(table: pd.DataFrame) -> Groups:
 
 def _codes(column: pd.Series) -> NDArray:
     """A number from 0 to the number of rows for each value, the same for equal ones; missing values are one more value."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return pd.factorize(column.cat.codes.to_numpy())[0]
-    return pd.factorize(column.astype(str))[0]
+    coded = isinstance(column.dtype, pd.CategoricalDtype)
+    return pd.factorize(column.cat.codes if coded else column, use_na_sentinel=False)[0]
 
 
 def estimate_of(record: Mapping[str, Any], field: str) -> Estimate:
     """One field of a record as an estimate."""
-    numbers = [number_of(record[name]) for name in FIELDS[field]]
+    numbers = [number_of(record.get(name)) for name in FIELDS[field]]
     found = Estimate(numbers[0], n=int(record["n"]), failed=int(record["failed"]))
     if len(numbers) > 1:
         found = found._replace(low=numbers[1], high=numbers[2])

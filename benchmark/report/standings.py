@@ -9,7 +9,8 @@ import pandas as pd
 
 from overpaint.report import statistics
 from overpaint.report.directions import folded, loss
-from overpaint.report.pooling import Outcomes, groups_of
+from overpaint.report.pooling import Outcomes, Rows, groups_of
+from overpaint.report.records import number_of
 from overpaint.report.statistics import Estimate
 
 BEST, TIED = "best", "tied"
@@ -66,7 +67,7 @@ def _equal(one: pd.Series, other: pd.Series) -> bool:
     return one.reset_index(drop=True).equals(other.reset_index(drop=True))
 
 
-def paired(one: pd.DataFrame, other: pd.DataFrame, outcomes: Outcomes, interval: bool = True) -> tuple[Estimate, str]:
+def paired(one: Rows, other: Rows, outcomes: Outcomes, interval: bool = True) -> tuple[Estimate, str]:
     """The mean paired difference of the records of two methods over their common concepts, seeds and prompts.
 
     The text is the reason if the difference is undefined, else empty. Without ``interval`` there may be only the p-value, which
@@ -74,7 +75,7 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, outcomes: Outcomes, interval:
     """
     joined, why = aligned(outcomes.coded(one), outcomes.coded(other))
     if joined is None:
-        undefined = [why for part in (one, other) for why in part.loc[part["value"].isna(), "why"] if why]
+        undefined = [r["why"] for r in (*one, *other) if number_of(r["value"]) is None and r["why"]]
         return Estimate(None), undefined[0] if undefined else why
     found = statistics.paired_difference(joined["value"], joined["value_other"], interval=interval, **groups_of(joined))
     return found, "" if found.value is not None else "every pair of images failed"

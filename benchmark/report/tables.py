@@ -16,7 +16,7 @@ import pandas as pd
 from overpaint.grid.scope import OUTSIDE
 from overpaint.report.derived import harmonic, scaled
 from overpaint.report.families import UNMARKED, Compared, Mark, families_said, is_primary, marks, test_of
-from overpaint.report.pooling import Outcomes, pooled
+from overpaint.report.pooling import Outcomes, Rows, pooled, rows_by
 from overpaint.report.records import given_by_hand, number_of
 from overpaint.report.seeds import FEWEST
 from overpaint.report.standings import paired, standings
@@ -291,13 +291,14 @@ def _means(chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes) -> 
     """The mean of a column's figures and its test, by row."""
     column, most = view.columns[title], chosen["concepts"].nunique()
     cells: Cells = {}
-    for name, figures in chosen.groupby(view.rows, sort=False):
+    by_row = rows_by(chosen, view.rows)
+    for name, figures in by_row.items():
         found = pooled(figures, column.field, outcomes, view.average)
         if found is None:
             continue
-        count = figures["concepts"].nunique()
-        first = figures.iloc[0]
-        reasons = dict.fromkeys(w for w in figures["why"] if isinstance(w, str) and w)
+        count = len({figure["concepts"] for figure in figures})
+        first = figures[0]
+        reasons = dict.fromkeys(f["why"] for f in figures if isinstance(f["why"], str) and f["why"])
         shown = column.field in ("value", "difference")
         entry = Entry(
             found.estimate.value,
@@ -305,10 +306,10 @@ def _means(chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes) -> 
             found.estimate.high,
             first["unit"],
             found.estimate.n,
-            int(figures["failed"].sum()) if column.field == "value" else 0,
+            sum(int(figure["failed"]) for figure in figures) if column.field == "value" else 0,
             spread=found.estimate.spread,
             bound=shown and found.estimate.value is not None and bool(reasons),
-            outside=shown and OUTSIDE in set(figures["scope"]),
+            outside=shown and any(figure["scope"] == OUTSIDE for figure in figures),
             of=(count, most) if count < most and view.rows != "concepts" else None,
             why="; ".join(reasons),
         )
@@ -318,9 +319,8 @@ def _means(chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes) -> 
             test = Compared(found.p_value, found.p_equivalence, primary)
         cells[name] = (entry, test)
     if view.rows == "method" and column.field == "value" and not column.scale:
-        cells = _with_standings(cells, chosen, outcomes)
+        cells = _with_standings(cells, by_row, outcomes)
     if column.scale:
-        by_row = dict(tuple(chosen.groupby(view.rows, sort=False)))
         originals = {name: pooled(by_row[name], "original", outcomes, view.average) for name in cells}
         values = {name: found.estimate.value if found else None for name, found in originals.items()}
         return {
@@ -330,15 +330,14 @@ def _means(chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes) -> 
     return cells
 
 
-def _with_standings(cells: Cells, chosen: pd.DataFrame, outcomes: Outcomes) -> Cells:
+def _with_standings(cells: Cells, by_row: Mapping[str, Rows], outcomes: Outcomes) -> Cells:
     """The cells of a column with the best method and those tied with it. Means over fewer concepts take no part."""
-    by_row = dict(tuple(chosen.groupby("method", sort=False)))
     estimates = {
         name: Estimate(entry.value, entry.low, entry.high)
         for name, (entry, _) in cells.items()
-        if entry.of is None and not entry.bound and by_row[name]["method_name"].iloc[0] != "none"
+        if entry.of is None and not entry.bound and by_row[name][0]["method_name"] != "none"
     }
-    direction = chosen["direction"].iloc[0]
+    direction = next(iter(by_row.values()))[0]["direction"]
     found = standings(estimates, direction, lambda a, b: paired(by_row[a], by_row[b], outcomes, interval=False)[0])
     return {name: (replace(entry, standing=found.get(name, "")), test) for name, (entry, test) in cells.items()}
 

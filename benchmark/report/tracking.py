@@ -203,7 +203,7 @@ def summary_of(records: pd.DataFrame, outcomes: pa.Table | None) -> dict[str, fl
     for endpoint in view_named("facets").primary.values():
         chosen = records[records["metric"] == endpoint["metric"]]
         for (method, attack, *values), part in chosen.groupby(["method", "attack", *several], sort=False, dropna=False):
-            mean = pooled(part, "value", known)
+            mean = pooled(part.to_dict("records"), "value", known)
             if mean is None or mean.estimate.value is None:
                 continue
             attacked = "" if attack == "none" else f" under {attack}"

@@ -16,7 +16,7 @@ import pandas as pd
 
 from overpaint.report import scores
 from overpaint.report.families import DIFFERS, EQUAL, SIGNIFICANCE, Mark
-from overpaint.report.pooling import Outcomes
+from overpaint.report.pooling import Outcomes, rows_by
 from overpaint.report.power import power_of_equality, power_of_paired_difference
 from overpaint.report.resampling import observed
 from overpaint.report.statistics import MARGIN, Estimate, holm, paired_difference, proportion
@@ -57,7 +57,7 @@ def verdicts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
 
 
 def _by_row(chosen: pd.DataFrame, rows: str, outcomes: Outcomes) -> dict[str, Against]:
-    found = {name: outcomes.together(own) for name, own in chosen.groupby(rows, sort=False)}
+    found = {name: outcomes.together(own) for name, own in rows_by(chosen, rows).items()}
     return {str(name): against(table) for name, table in found.items() if table is not None}
 
 

@@ -212,7 +212,7 @@ def test_the_same_share_of_other_prompts_is_not_identical():
     """20 of 40 images either way; the order of outcomes does not matter, and identical figures need no interval."""
     one, other = side(({}, hits(20))), side(({}, hits(20)[::-1]))
     assert only(one, other)["group"] == "inconclusive"
-    outcomes = one.outcomes.together(one.records)[
+    outcomes = one.outcomes.together(one.records.to_dict("records"))[
         ["prompt_id", "cluster", "seed", "label", "stratum", "value", "metric"]
     ]
     turned = replace(

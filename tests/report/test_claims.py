@@ -71,8 +71,8 @@ def test_a_published_grid_holds_what_checks_its_intervals(run, folder):
     records, outcomes = published(folder)
     known, checked = Outcomes(outcomes), set()
     shares = records[records["value"].notna() & (records["unit"] == "fraction")]
-    for place, record in shares.iterrows():
-        table = known.together(records.loc[[place]])
+    for _, record in shares.iterrows():
+        table = known.together([record.to_dict()])
         assert table is not None, record["metric"]
         strata = table["stratum"] if table["stratum"].any() else None
         found = proportion(table["value"], table["cluster"], strata)

@@ -95,7 +95,11 @@ def test_an_interval_of_seeds_stays_within_the_scale():
     (table,) = tables(rows, "methods")
     entry = next(table.entries())
     assert (entry.value, entry.low, entry.high) == (0.5, 0.0, 1.0)
-    assert pooled(rows, "difference", Outcomes()).estimate[:3] == (-0.5, -1.0, pytest.approx(0.742, abs=0.01))
+    assert pooled(rows.to_dict("records"), "difference", Outcomes()).estimate[:3] == (
+        -0.5,
+        -1.0,
+        pytest.approx(0.742, abs=0.01),
+    )
 
 
 def test_concepts_set_by_hand_are_not_averaged_with_others():
@@ -144,21 +148,21 @@ def test_a_bound_of_an_older_record_has_no_upper_limit():
 @pytest.mark.parametrize("field", ["value", "difference"])
 def test_a_mean_with_a_bound_has_no_upper_limit_and_no_test(field):
     why = "lower bound: half is not reached"
-    rows = frame(steps(40, 20, None, why), steps(20, 10, 30, concepts="car"))
+    rows = frame(steps(40, 20, None, why), steps(20, 10, 30, concepts="car")).to_dict("records")
     found = pooled(rows, field, Outcomes())
     assert found.estimate[:3] == (30, pytest.approx(30 - np.hypot(20, 10) / 2), None)
     assert found.estimate.spread is found.p_value is found.p_equivalence is None
-    alone = pooled(rows.iloc[:1], field, Outcomes())
+    alone = pooled(rows[:1], field, Outcomes())
     assert (alone.estimate.high, alone.p_value) == (None, 0.001)
 
 
 def test_a_mean_of_bounds_over_a_sample_of_seeds_has_no_interval():
     """Three seeds that do not reach half have equal values, which says nothing about how much they vary."""
     why = "lower bound: half is not reached"
-    rows = frame(*(steps(40, 20, None, why, seed=seed) for seed in range(3)))
+    rows = frame(*(steps(40, 20, None, why, seed=seed) for seed in range(3))).to_dict("records")
     found = pooled(rows, "value", Outcomes())
     assert found.estimate[:3] == (40, None, None) and found.estimate.spread is found.p_value is None
-    two = pooled(rows.iloc[:2], "value", Outcomes())
+    two = pooled(rows[:2], "value", Outcomes())
     assert two.estimate[:3] == (40, 20, None)
 
 
