@@ -133,7 +133,7 @@ def test_a_gap_is_paired_if_the_counts_determine_the_pairs():
     gap = unpaired_difference(np.arange(12) < 7, np.zeros(12))
     assert f"-->{gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}]<" in block("gap", f"unpaired {one} | {other}")
     with pytest.raises(UserError, match="do not determine the pairs"):
-        block("gap", "redteam uce church uda attack_success | redteam esd church uda attack_success")
+        block("gap", "redteam uce church uda attack_success | demo esd church 'cce floor=false' attack_success")
 
 
 def test_a_gap_is_paired_by_outcomes_where_they_are_published():
