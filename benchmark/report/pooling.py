@@ -82,18 +82,19 @@ class Outcomes:
 
     def coded(self, records: Rows) -> pd.DataFrame | None:
         """`together` with text as categories, which is faster for thousands of rows. The result must not be modified."""
-        if not records or not all((record.get(ARTEFACT), record["metric"]) in self._slices for record in records):
+        places = [self._slices.get((record.get(ARTEFACT), record["metric"])) for record in records]
+        known = [place for place in places if place]
+        if not known or len(known) < len(places):
             return None
         key = tuple(tuple(record[name] for name in (ARTEFACT, "metric", *NAMED.values())) for record in records)
-        found = self._latest.pop(key) if key in self._latest else self._taken(records)
+        found = self._latest.pop(key) if key in self._latest else self._taken(records, known)
         self._latest[key] = found
         if len(self._latest) > LATEST:
             del self._latest[next(iter(self._latest))]  # the one that was asked for longest ago
         return found
 
-    def _taken(self, records: Rows) -> pd.DataFrame:
-        """The outcomes of the records, with the records' own columns."""
-        places = [self._slices[record[ARTEFACT], record["metric"]] for record in records]
+    def _taken(self, records: Rows, places: Sequence[tuple[int, int]]) -> pd.DataFrame:
+        """The outcomes of the records, which are at these ``places``, with the records' own columns."""
         found = self._rows.take(np.concatenate([np.arange(start, end) for start, end in places])).reset_index(drop=True)
         of_record = np.repeat(np.arange(len(places)), [end - start for start, end in places])
         for name, column in NAMED.items():
