@@ -72,8 +72,8 @@ class ABO(Eraser):
         targets = list(zip([c.name for c in request.erase], request.anchors(self.default_anchor), strict=True))
         with torch.no_grad():
             texts = dict.fromkeys(["", *(text for pair in targets for text in pair)])
-            embeds = {text: model.encode([text]) for text in texts}
             nothing = model.unconditional()
+            embeds = {text: model.encode([text]) if text else nothing for text in texts}
         draws, distance = Draws(self.seed), getattr(functional, NORMS[self.norm])
         shape = (self.batch_size, *model.noise([0]).shape[1:])
 

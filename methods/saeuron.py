@@ -267,6 +267,12 @@ def interventions(means: Sequence[torch.Tensor], erased: int, percentile: float,
     return torch.cat(found).cpu()
 
 
+def effective(rows: torch.Tensor) -> torch.Tensor:
+    """The interventions (n, 4) of one step without those that a later concept replaces: each latent is changed once."""
+    last = {latent: place for place, latent in enumerate(rows[:, 1].tolist())}
+    return rows[sorted(last.values())]
+
+
 class Reversal:
     """Reverses the selected latents of a feature map; called with a map x (b, d, h, w) and the times (b,) of its rows."""
 
@@ -280,7 +286,7 @@ class Reversal:
         rows = parts["interventions"].to(model.device)
         if ((rows[:, 1] < 0) | (rows[:, 1] >= len(self.autoencoder))).any():
             raise UserError("this erasure changes a latent that its autoencoder does not have")
-        self.at = [rows[rows[:, 0] == step] for step in range(len(self.times))]
+        self.at = [effective(rows[rows[:, 0] == step]) for step in range(len(self.times))]
 
     def __call__(self, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         steps = (times[:, None] - self.times).abs().argmin(dim=1)

@@ -9,8 +9,8 @@ empty (or negative) prompt, the prompt and the text of concept k; at call i of t
     G   = e_p − e_∅
     d_k = e_k − e_∅ where |d_k| reaches its ``quantile`` over the pixels of its channel, else 0
     a_k = mean of |cos(G, d_k)| over the last ``window`` calls                            of each image
-    u_k = (G·d_k / d_k·d_k) d_k + s_m ν_k                      erased: what the guidance has of the concept
-    u_k = d_k − (d_k·G / G·G) G + s_m ν_k                      ``towards``: what it lacks of a concept (the paper)
+    u_k = (G·d_k / d_k·d_k) d_k + s_m ν_k                      erased: the guidance's component along the concept
+    u_k = d_k − (d_k·G / G·G) G + s_m ν_k                      ``towards``: the concept's component across it (the paper)
     ν_k ← β_m ν_k + (1 − β_m) u_k                                                         at every call
     e   = e_∅ + w G − s Σ u_k [a_k ≥ τ] + s Σ u_k [a_k < τ]    the sums over erased texts, and over ``towards``
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from overpaint.errors import UserError, unknown
 from overpaint.grid.assets import content_digest
 from overpaint.grid.concept_sets import ConceptSet
-from overpaint.grid.concepts import KINDS, for_concepts
+from overpaint.grid.concepts import KINDS, UNSAFE, for_concepts
 from overpaint.grid.labels import label
 from overpaint.grid.lengths import lengths, shortened
 from overpaint.grid.registry import DESCRIPTION, EXTRA_KEYS, Component, component, components
@@ -91,7 +91,7 @@ def choose(
     for key in given:
         if key not in settable:
             raise UserError(f"{where}: {key} describes the component and cannot be set; choose another, {kind}=…")
-    erased = len(concepts.request.erase)
+    erased = [concept.name for concept in concepts.request.erase]
     preset = preset_for(chosen, config.get("preset", "auto"), family, concepts.kind, erased)
     values = chosen.settle({key: value for key, value in given.items() if key in chosen.defaults}, preset)
     values = for_concepts(values, concepts.request)
@@ -118,20 +118,23 @@ def _by_hand(kind: str, config: Mapping[str, Any], explicit: frozenset[str]) -> 
     return [key for key in dict.fromkeys(keys) if key in config]
 
 
-def preset_for(chosen: Component, asked: Any, family: str | None, kind: str, erased: int) -> str | None:
-    """The preset to use for ``erased`` concepts of a kind. A preset for the kind has priority: ``paper_style`` before ``paper``,
-    and one for the number of concepts before it: ``paper_person_10`` before ``paper_person``.
+def preset_for(chosen: Component, asked: Any, family: str | None, kind: str, erased: Sequence[str]) -> str | None:
+    """The preset to use for the names of ``erased`` concepts of a kind.
 
-    ``auto`` selects the model's preset, else the preset named after the kind and the number of concepts to erase
-    (``person_10``), else after the kind, else none.
+    ``auto`` selects the model's preset, else the most specific one for the concepts, else none. From the most specific, presets
+    are named after a single unsafe concept (`UNSAFE`), after the kind and the number of concepts (``person_10``), and after the
+    kind. A variant for the concepts has priority over a preset: ``paper_style`` over ``paper``.
     """
     check_type(asked, str | None, f"{chosen.kind}={chosen.name}: preset")
     if asked is None:
         return None
+    specific = [f"{kind}_{len(erased)}", kind]
+    if kind == "unsafe" and len(erased) == 1 and erased[0] in UNSAFE:
+        specific.insert(0, erased[0])
     if asked == "auto":
-        wanted = [f"{family}_{kind}", family, f"{kind}_{erased}", kind]
+        wanted = [f"{family}_{kind}", family, *specific]
         return next((name for name in wanted if name in chosen.presets), None)
-    return next((name for name in (f"{asked}_{kind}_{erased}", f"{asked}_{kind}") if name in chosen.presets), asked)
+    return next((name for name in (f"{asked}_{suffix}" for suffix in specific) if name in chosen.presets), asked)
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def preset_families(folders: tuple[Path, ...]) -> frozenset[str]:
 
     ``folders`` are the configuration folders besides ``conf/``; they are the key of the cache. Unusable files are skipped.
     """
-    kinds = "|".join(KINDS)
+    kinds = "|".join([*KINDS, *UNSAFE])
     return frozenset(
         re.sub(rf"_({kinds})$", "", name)
         for kind in ("method", "attack")

@@ -20,6 +20,8 @@ from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
 Kind = Literal["object", "style", "person", "character", "unsafe", "mark"]
 KINDS: tuple[str, ...] = get_args(Kind)
+#: Unsafe concepts with presets of their own, for example official settings for nudity that are wrong for hate.
+UNSAFE: tuple[str, ...] = ("nudity", "violence")
 #: Most characters of a concept's name.
 LONGEST = 200
 

@@ -183,6 +183,32 @@ def test_a_preset_can_be_for_a_number_of_concepts(people, preset):
     assert cell.method.preset == preset
 
 
+@pytest.mark.parametrize(
+    ("erase", "asked", "preset"),
+    [
+        ("nudity", "auto", "nudity"),
+        ("nudity", "paper", "paper_nudity"),
+        ("violence", "auto", "unsafe"),
+        ("violence", "paper", "paper_unsafe"),
+        ("nudity,violence", "auto", "unsafe"),
+    ],
+)
+def test_settings_for_nudity_are_for_nudity_only(erase, asked, preset):
+    unsafe = ["concepts=inline", f"concepts.erase=[{erase}]", "concepts.kind=unsafe"]
+    (cell,) = cells("method=rece", "model=sd14", f"rece.preset={asked}", *unsafe)
+    assert cell.method.preset == preset
+
+
+@pytest.mark.parametrize("method", ["safree", "sfd", "hfi", "geom"])
+def test_no_method_takes_words_or_detectors_of_nudity_for_other_unsafe_concepts(method):
+    def values(concept, kind):
+        settings = ["concepts=inline", f"concepts.erase=[{concept}]", f"concepts.kind={kind}"]
+        (cell,) = cells(f"method={method}", "model=sd14", *settings)
+        return cell.method.values
+
+    assert values("violence", "unsafe") == values("violence", "object") != values("nudity", "unsafe")
+
+
 VALUES = [
     0.5,
     10,

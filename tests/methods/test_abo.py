@@ -31,6 +31,15 @@ def test_the_first_loss_is_the_distance_to_the_alternative(tiny_sd_float64, norm
     assert seen["preserving"][0] < 1e-20
 
 
+def test_without_a_prompt_the_model_reads_what_its_sampler_reads(tiny_sdxl):
+    """SDXL's guidance takes zeros for the empty prompt, not the encoding of an empty text."""
+    _, seen = traced(tiny_sdxl)
+    x_t, t = seen["x_t"][0], seen["t"][0]
+    texts = (tiny_sdxl.encode(["dog"] * 2), tiny_sdxl.unconditional().expand_as(tiny_sdxl.encode(["dog"] * 2)))
+    named, nothing = (tiny_sdxl.predict(x_t, t, text) for text in texts)
+    torch.testing.assert_close(seen["loss"][0], (named - nothing).square().mean(), rtol=1e-3, atol=0)
+
+
 def test_a_concept_that_is_its_own_alternative_stays(tiny_sd_float64):
     model = tiny_sd_float64
     erasure, seen = traced(model, default_anchor="dog", iterations=2)

@@ -289,7 +289,7 @@ def test_the_preset_paper_has_the_values_of_each_kind_and_the_official_code(meth
     )
     for number in (1, 5, 10):
         without_paper = next((name for name in (f"{kind}_{number}", kind) if name in method.config["presets"]), None)
-        chosen = preset_for(method, "paper", "testbed", kind, number)
+        chosen = preset_for(method, "paper", "testbed", kind, [f"concept {i}" for i in range(number)])
         assert method.settle({}, chosen) == method.settle(official, without_paper)
 
 

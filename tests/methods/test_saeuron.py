@@ -169,6 +169,15 @@ def test_selected_latents_are_reversed_where_they_are_active(tiny_sd, autoencode
     torch.testing.assert_close(mixed[1], MAP.flatten(2).mT[1])
 
 
+def test_the_last_concept_decides_on_a_feature_that_several_select(tiny_sd, autoencoder):
+    latent = int(autoencoder.encode(MAP.flatten(2).mT, 3).sum(dim=(0, 1)).argmax())
+    first, other, last = [1, latent, -2.0, 0.0], [1, (latent + 1) % 8, -1.0, 0.0], [1, latent, -5.0, 0.0]
+    at = torch.tensor([500.0, 500.0])
+    both, alone = (reversal(tiny_sd, autoencoder, rows)(MAP, at) for rows in ([first, other, last], [other, last]))
+    assert torch.equal(both, alone)
+    assert not torch.equal(both, reversal(tiny_sd, autoencoder, [other, first])(MAP, at))
+
+
 def test_every_step_has_its_features_and_both_predictions_change(tiny_sd):
     erasure = overpaint.erase(tiny_sd, "saeuron", erase=["dog"], retain=["ship", "bird"], multiplier=-50.0, **SMALL)
     steps = erasure.parts["interventions"][:, 0]

@@ -72,6 +72,6 @@ def _values(kind: str, record: Record, values: Mapping[str, Any]) -> dict[str, A
     erased = (component("concepts", concepts).config.get("erase") or ()) if concepts in components("concepts") else ()
     erased = given_of(record).get("concepts.erase", erased)
     family = component("model", model).config.get("preset") if model in components("model") else None
-    preset = preset_for(chosen, values.get("preset", "auto"), family, record["kind"], len(erased))
+    preset = preset_for(chosen, values.get("preset", "auto"), family, record["kind"], list(erased))
     further = {key: value for key, value in values.items() if key in chosen.defaults}
     return chosen.defaults | dict(chosen.presets.get(preset or "") or {}) | further
