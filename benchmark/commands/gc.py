@@ -63,17 +63,26 @@ SET_ASIDE = "set aside as damaged"
 
 
 def listed(overrides: Sequence[str], also: Iterable[str]) -> Iterator[list[str]]:
-    """The overrides of each grid: one for every experiment of the first ones, and one for each text of ``--also``."""
+    """The overrides of each grid: one for every experiment of the first ones, and one for each text of ``--also``.
+
+    Raises a `UserError` for an empty name or text, which would keep nothing.
+    """
     experiments, rest = taken(overrides, "experiment")
     if experiments:
-        yield from ([f"experiment={name}", *rest] for name in experiments.split(","))
+        names = experiments.split(",")
+        if not all(names):
+            raise UserError(f"experiment={experiments} has an empty name")
+        yield from ([f"experiment={name}", *rest] for name in names)
     elif about_cells(rest):
         yield rest
     for text in also:
         try:
-            yield split(text)
+            words = split(text)
         except ValueError as error:
             raise UserError(f"--also {text!r} cannot be split into overrides: {error}") from error
+        if not about_cells(words):
+            raise UserError(f"--also {text!r} names no grid: give overrides, for example --also 'experiment=demo'")
+        yield words
 
 
 def closed(keys: Iterable[str], store: Store) -> set[str]:

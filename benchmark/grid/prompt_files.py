@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -285,7 +285,8 @@ def _rows(reader, path: Path, where: Mapping[str, Any]) -> Iterator[Row]:
         row = _row({key: cells.get(name, "") for key, name in found.items()}, line)
         for language in languages:
             if cells.get(language):
-                yield Row(cells[language], variant=LANGUAGES[language], id=row.id or f"line {reader.line_num}")
+                identity = row.id or f"line {reader.line_num}"
+                yield replace(row, text=cells[language], variant=LANGUAGES[language], id=identity)
         if row.text or (row.about and not found["prompt"] and not languages):
             yield row
 

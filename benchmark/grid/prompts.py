@@ -87,6 +87,19 @@ def shots(prompts: Iterable[Prompt], seeds: int) -> list[Shot]:
     return [Shot(prompt, index) for prompt in prompts for index in range(seeds)]
 
 
+def shared_noise(asked: Iterable[Shot]) -> set[str]:
+    """The noise ids from which several prompts of one role and concept start: the translations of one prompt.
+
+    Prompts that an attack derived from a plain prompt are left out.
+    """
+    found: dict[tuple, set[str]] = {}
+    for shot in asked:
+        prompt = shot.prompt
+        if not prompt.plain:
+            found.setdefault((prompt.noise, prompt.role, prompt.concept, shot.index, shot.draw), set()).add(prompt.id)
+    return {noise for (noise, *_), ids in found.items() if len(ids) > 1}
+
+
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
     """The prompts with unique ids: repeated ids get a number appended, so that equal texts give different shots.
 

@@ -9,6 +9,7 @@ from typing import Any
 from overpaint.errors import unknown
 from overpaint.grid.cells import Cell
 from overpaint.grid.digests import canonical
+from overpaint.grid.prompts import shared_noise
 from overpaint.grid.registry import component
 from overpaint.grid.scope import scope
 from overpaint.grid.source_code import source_of
@@ -133,6 +134,8 @@ def measure_task(
         config["extractors"] = extractors
     versions = {name: metric_class(name, reference).version for name, reference in metrics.items()}
     versions["statistics"] = statistics.VERSION
+    if any(shared_noise(shot for b in batches for shot in b.shots or ()) for batches in frames.values()):
+        versions["translations"] = 2
     sources = {f"metrics.metrics.{name}": source_of(reference) for name, reference in metrics.items()}
     for attack in filter(None, (cell.attack.name, cell.attack.control)):  # some run in the planner and have no task
         sources |= source_code("attack", attack)

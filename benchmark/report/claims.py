@@ -29,6 +29,7 @@ from overpaint.report.records import (
     IDENTITY,
     NUMBERS,
     RECORD_COLUMNS,
+    SHOWN,
     checked_records,
     plain,
     with_current,
@@ -238,7 +239,7 @@ def claim_files(folder: Path) -> list[Path]:
 def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The records and outcomes of all result files below a folder, like those of a store.
 
-    Of several records with the same settings, metric, detector and threshold, the one with the newest components is kept
+    Of several records with the same settings, metric, detector, threshold and labels, the one with the newest components is kept
     (`overpaint.report.records.with_current`); among equal ones the one with the newest statistics.
     """
     frames, outcomes = [], []
@@ -251,7 +252,8 @@ def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     records = _typed(pd.concat(frames, ignore_index=True)).sort_values("statistics", kind="stable")
     records = with_current(records, {})
     records = records[records.pop("current")]
-    newest = ~records[IDENTITY].astype(object).duplicated(keep="last")
+    labels = [name for name in SHOWN if name != "metrics"]
+    newest = ~records[[*IDENTITY, *labels]].astype(object).duplicated(keep="last")
     records = records[newest].sort_index().drop(columns=["p_adjusted", "family", "mark"]).reset_index(drop=True)
     found = pd.concat(outcomes, ignore_index=True) if outcomes else pd.DataFrame()
     return records, found
@@ -269,7 +271,7 @@ def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.
             raise unknown("filter", key, allowed, where)
         if not equals:
             raise UserError(
-                f"{key} in {where}: a filter takes = and values, such as {key}={records.get(f'{key}_name', records[key])[0]}"
+                f"{key} in {where}: a filter takes = and values, such as {key}={records.get(f'{key}_name', records[key]).iloc[0]}"
             )
         if key in given:
             raise given_twice(key, given[key], values)

@@ -52,7 +52,9 @@ STAGE = "measure"
 #: Labels of a cell.
 CELL = ["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]
 #: Columns that identify a record.
-IDENTITY = ["settings", "metric", "detector", "extractor", "threshold"]
+IDENTITY = ["settings", "metric", "detector", "threshold"]
+#: Labels under which equal records are shown once each. Where records of two seeds are equal, nothing depends on the seed.
+SHOWN = [name for name in CELL if name != "seed"]
 
 
 def settings_hash(settings: str) -> str:
@@ -210,11 +212,11 @@ def with_current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]
 
     ``recency`` holds `History.recency` of the sources behind each artefact.
 
-    For each identity and metric set, the record with the highest component versions is current, and among these the one with the
-    most recent sources, unless another set measured the same figure with newer components. Versions and sources are compared in
-    the order of the components' names; records that are equal in both are equal measurements. A record without an identity is
-    superseded by any newer record with the same labels and metric. A record without a detector is superseded by any record with
-    one.
+    For each identity and labels (`SHOWN`), the record with the highest component versions is current, and among these the one
+    with the most recent sources, unless the same figure has newer components under other labels: another metric set, or a value
+    set by hand that equals the default. Versions and sources are compared in the order of the components' names; records that are
+    equal in both are equal measurements. A record without an identity is superseded by any newer record with the same labels and
+    metric. A record without a detector is superseded by any record with one; a missing component has version 0.
     """
     figures = records[[*(name for name in CELL if name != "metrics"), "metric"]].astype(object)
     named = pd.Series(list(figures.where(figures.notna(), None).itertuples(index=False, name=None)), records.index)
@@ -232,15 +234,16 @@ def with_current(records: pd.DataFrame, recency: Mapping[str, Mapping[str, int]]
         if not past:
             groups.setdefault(identity, []).append(row)
     used = [[recency.get(key, {}).get(component, -1) for component in components] for key in known["artefact"]]
-    sets, chosen = known["metrics"].fillna("").tolist(), set()
+    shown = known[SHOWN].astype(object).where(known[SHOWN].notna(), None)
+    labels, chosen = list(shown.itertuples(index=False, name=None)), set()
     for rows in groups.values():
-        best: dict[str, int] = {}
+        best: dict[tuple, int] = {}
         for row in rows:
             rank = [
                 (*(versions[r].get(n, 0) for n in names), figure_versions[r], *used[r], r)
-                for r in (row, best.get(sets[row], row))
+                for r in (row, best.get(labels[row], row))
             ]
-            best[sets[row]] = max(rank)[-1]
+            best[labels[row]] = max(rank)[-1]
         told = {row: versions[row] | {"": figure_versions[row]} for row in best.values()}
         chosen |= {row for row in told if not any(_newer(told[other], told[row]) for other in told)}
     return known.assign(current=[row in chosen for row in range(len(records))])

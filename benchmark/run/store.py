@@ -133,6 +133,8 @@ class Store:
         Raises a `UserError` if there is no folder by that name and there cannot be one.
         """
         check_type(root, str | None, "store")
+        if root == "":
+            raise UserError("store is empty: give the folder of a store, or leave store= out")
         chosen = root or os.environ.get("OVERPAINT_STORE") or "outputs"
         key = "OVERPAINT_STORE" if not root and os.environ.get("OVERPAINT_STORE") else "store"
         place = path_of(chosen, key)

@@ -137,6 +137,21 @@ def test_gc_changes_nothing_unless_asked_and_keeps_what_the_grid_needs(cli, stor
     assert cli("gc", *PART).stdout.endswith("0 B can be deleted: add --delete\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["experiment="], "experiment= is empty"),
+        (["experiment=demo,"], "experiment=demo, has an empty name"),
+        ([*PART, "--also", ""], "--also '' names no grid"),
+        ([*PART, "--also", "store=elsewhere"], "names no grid"),
+    ],
+)
+def test_gc_deletes_nothing_for_an_empty_name(cli, store, plan, words, said):
+    before = keys(store)
+    assert said in cli("gc", *words, "--delete", code=2).stderr
+    assert keys(store) == before and before
+
+
 def test_gc_keeps_several_grids_and_everything_that_their_results_were_made_from(cli, store, plan):
     assert "0 B can be deleted" in cli("gc", *PART, "--also", " ".join(GRID)).stdout
     cell, score = plan.cells[0][1], next(task for task in plan.tasks.values() if task.stage == "score")

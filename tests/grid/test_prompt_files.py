@@ -87,6 +87,20 @@ def test_translations_of_a_prompt_start_from_the_same_noise(tmp_path):
     assert Shot(en, 0).noise_seed == Shot(es, 0).noise_seed != Shot(other, 0).noise_seed
 
 
+def test_translations_have_the_other_columns_of_their_line(tmp_path):
+    (tmp_path / "list.csv").write_text(
+        "concept,evaluation_seed,evaluation_guidance,english,spanish\nchurch,7,3.5,a church,una iglesia\n"
+        "car,8,3.5,a car,un coche\n",
+        encoding="utf-8",
+    )
+    rows = list(read_rows(tmp_path / "list.csv"))
+    told = [(row.text, row.variant, row.about, row.seed, row.guidance) for row in rows]
+    assert told == [
+        ("a church", "en", "church", 7, 3.5), ("una iglesia", "es", "church", 7, 3.5),
+        ("a car", "en", "car", 8, 3.5), ("un coche", "es", "car", 8, 3.5),
+    ]  # fmt: skip
+
+
 REFUSED = {
     "latin-1": ("prompt\ncafé\n".encode("latin-1"), "line 2 is not in UTF-8; save it as UTF-8"),
     "UTF-16": ("prompt\na house\n".encode("utf-16-le"), "NUL character"),

@@ -79,6 +79,23 @@ def test_a_sheet_has_one_row_a_method_and_one_column_a_prompt(run):
     assert "none of the 32 images of this grid has prompt=submarine" in told
 
 
+def test_images_of_two_protocols_and_translations_have_rows_and_names_of_their_own(cli):
+    """`score` reads what `show` wrote: no two pictures have one method, prompt id and seed."""
+    (cli.folder / "list.csv").write_text("id,spanish,french\n1,una iglesia,une église\n2,otra iglesia,autre église\n")
+    given = ["concepts.prompts.multilingual=list.csv", "concepts=church", "budget=smoke", "budget.target_prompts=4"]
+    grid = [*given, "method=none", "attack=multilingual", "protocol.steps=2,3", "store=two"]
+    cli("run", *grid)
+    cli("show", *grid, "out=two.png", "role=attacked", "prompt=iglesia")
+    cli("show", *grid, "out=sheet.png", "role=attacked", "prompt=una")
+    cli("show", *grid, "out=three")
+    listed = pd.read_csv(cli.folder / "three" / "prompts.csv")
+    attacked = listed[listed["role"] == "attacked"]
+    assert len(attacked) == 8 and not attacked.duplicated(["method", "id", "seed"]).any()
+    assert attacked["method"].nunique() == 2 and all("protocol" in method for method in attacked["method"])
+    assert Image.open(cli.folder / "two.png").size[0] > Image.open(cli.folder / "sheet.png").size[0]
+    cli("score", "images=three", "prompts=three/prompts.csv", "model=testbed", *given, "store=scored")
+
+
 def test_images_that_are_gone_or_damaged_are_left_out_and_made_again(run):
     grid = [*GRID, "store=gone"]
     run("run", *grid)

@@ -69,6 +69,16 @@ def same_partition(one, other):
     return (pd.crosstab(one, other) > 0).sum().eq(1).all() and (pd.crosstab(other, one) > 0).sum().eq(1).all()
 
 
+def test_translations_of_a_prompt_are_told_apart_and_form_one_cluster(measured, tmp_path):
+    """Their images start from one noise, also where a task makes only some of them."""
+    path = tmp_path / "list.csv"
+    path.write_text("id,spanish,french\n1,una iglesia,une église\n2,otra iglesia,autre église\n")
+    asked = shots(read_prompts(path, "attacked", "church", ["church"]), 2)
+    images = gather(*measured(images=[asked[:3], asked[3:]], original=[asked])).images
+    assert len(images) == 8 and not images.duplicated(["prompt_id", "seed"]).any()
+    assert images["cluster"].nunique() == 2 and same_partition(images["cluster"], [s.prompt.noise for s in asked])
+
+
 def test_one_text_under_several_seeds_is_one_cluster(measured, tmp_path):
     path = tmp_path / "list.csv"
     path.write_text("prompt,evaluation_seed\n" + "".join(f"a church {t},{s}\n" for t in "abcde" for s in range(20)))

@@ -67,6 +67,31 @@ def test_versions_of_components_that_share_a_name_are_compared_with_records_that
     assert found.to_dict() == dict(zip(cases, ([0], [1], [0], [0, 1]), strict=True))
 
 
+def test_equal_records_under_two_labels_are_shown_under_both_and_those_of_two_seeds_once(measured):
+    """``uce.lamb=0.5`` is the default value: the sweep's row and the plain one have the same settings."""
+    one = record("uce", "church", "target_proportion", 0.2, settings="a" * 12)
+    swept = one | {"method": "uce lamb=0.5", "method_name": "uce"}
+    rows = [one, swept, one | {"seed": 1}, swept | {"budget": "smoke max_steps=20"}]
+    found = stored_records(measured(*rows))
+    assert sorted(zip(found["method"], found["budget"], strict=True)) == [
+        ("uce", one["budget"]),
+        ("uce lamb=0.5", one["budget"]),
+        ("uce lamb=0.5", "smoke max_steps=20"),
+    ]
+
+
+def test_one_extractor_is_current_and_a_missing_one_is_not(measured):
+    def of(extractor, value, **versions):
+        told = {"extractor": extractor, "settings": "a" * 12, "versions": json.dumps({"metric": 1} | versions)}
+        return record("uce", "church", "erased_clip_score", value) | told
+
+    first, second = (of(f"clip_b32 v{v} abc", 0.5 + v / 10, **{"extractor=clip_b32": v}) for v in (1, 2))
+    missing = of(None, None)
+    for rows in ([first, second, missing], [missing, second, first], [second, missing, first]):
+        named = [row | {"key": f"{number}"} for number, row in enumerate(rows)]
+        assert stored_records(measured(*named))["value"].tolist() == [0.7]
+
+
 def test_records_of_two_settings_detectors_or_thresholds_stay_apart(measured):
     one = record("uce", "church", "target_proportion", 0.2, settings="a" * 12)
     rows = [one, one | {"settings": "b" * 12}, one | {"threshold": 0.9}, one | {"detector": "other v1 bb"}]

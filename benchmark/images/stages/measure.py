@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 
 from overpaint.grid.concepts import stored_concept
 from overpaint.grid.digests import canonical
-from overpaint.grid.prompts import Shot
+from overpaint.grid.prompts import Shot, shared_noise
 from overpaint.grid.registry import load_attribute
 from overpaint.images.stages.score import SHOTS
 from overpaint.metrics.metric import IMAGE_COLUMNS, SECOND, Evidence, Figure, Metric
@@ -175,6 +175,7 @@ def _frame(
 
     Without a detector, only images that an attack measured itself are included.
     """
+    shared = shared_noise(Shot.from_dict(shot) for shots in batches for shot in shots or ())
     parts = []
     for index, shots in enumerate(batches):
         folder = inputs[f"{name}/{index}"]
@@ -182,7 +183,7 @@ def _frame(
         if name == "reference":
             described = pd.DataFrame()
         elif shots is not None:
-            described = _known_images(shots, plain)
+            described = _known_images(shots, plain, shared)
         else:
             described = _found_images(json.loads((folder / SHOTS).read_text(encoding="utf-8")), plain)
         if name == "images" and f"similarity/{index}" in inputs:
@@ -197,18 +198,25 @@ def _frame(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(IMAGE_COLUMNS))
 
 
-def _known_images(shots: Sequence[dict], plain: pd.DataFrame) -> pd.DataFrame:
+def _known_images(shots: Sequence[dict], plain: pd.DataFrame, shared: Collection[str]) -> pd.DataFrame:
     """Descriptions of images that the planner knew. All images of one text form one cluster.
 
     A prompt that was derived from a plain prompt joins the cluster of that prompt. The cluster of a plain text is named by the
-    first prompt with that text.
+    first prompt with that text. Translations of one prompt (``shared``: their noise) form one cluster, and have ids of their own.
     """
-    frame = _described([Shot.from_dict(s) for s in shots])
+    known = [Shot.from_dict(s) for s in shots]
+    frame = _described(known)
     made_of = pd.Series([s.get("plain", "") for s in shots], dtype=object)
     by_text = plain.drop_duplicates("text").set_index("text")["first"]
     of_plain = made_of.map(plain["first"]).fillna(made_of)
     of_text = frame["prompt"].map(by_text).fillna(frame["prompt"])
-    return frame.assign(cluster=of_plain.where(made_of != "", of_text))
+    frame = frame.assign(cluster=of_plain.where(made_of != "", of_text))
+    translated = frame["prompt_id"].isin(shared)
+    ids = pd.Series([shot.prompt.id for shot in known], dtype=object)
+    return frame.assign(
+        cluster=frame["cluster"].mask(translated, frame["prompt_id"]),
+        prompt_id=frame["prompt_id"].mask(translated, ids),
+    )
 
 
 def _found_images(rows: Sequence[dict], plain: pd.DataFrame) -> pd.DataFrame:
