@@ -165,11 +165,11 @@ def note_lacking(what: str, lacking: Sequence[Task], grid: Grid, overrides: Sequ
 def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
     """The value of ``key=value`` in the overrides (``None`` if absent), and the remaining overrides.
 
-    Raises a `UserError` if it is given twice, or empty, which an unset variable of a shell leads to.
+    Raises a `UserError` if it is given twice, and for an empty store or experiment, which an unset variable of a shell leads to.
     """
     found = [o.split("=", 1)[1] for o in overrides if o.startswith(f"{key}=")]
     if len(found) > 1:
         raise given_twice(key)
-    if "" in found:
+    if "" in found and key in ("store", "experiment"):
         raise UserError(f"{key}= is empty: give a value, or leave it out")
     return (found[0] if found else None), [o for o in overrides if not o.startswith(f"{key}=")]

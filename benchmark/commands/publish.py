@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
 
 from overpaint.commands.grids import ERR, Grid, planned, taken
 from overpaint.commands.targets import whole
 from overpaint.errors import UserError
+from overpaint.grid.digests import canonical
 from overpaint.grid.labels import counted
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import CIRCUMSTANCES
+from overpaint.report.changes import runs_of
 from overpaint.report.claims import claim_files, claims_of, file_name, hashes, merged, read_claim, text_of, violations
-from overpaint.report.gathered import as_frame
+from overpaint.report.gathered import ARTEFACT, as_frame
 from overpaint.report.records import STAGE, stored_outcomes, stored_records
-from overpaint.run.store import read_manifest
 
 #: Where results are written without out=.
 RESULTS = "leaderboards/results"
@@ -74,7 +76,8 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
     records = stored_records(grid.store, grid.plan)
     if records.empty:
         raise UserError(f"{grid.store.root} holds no figures of this grid")
-    claims = claims_of(records, as_frame(stored_outcomes(grid.store, records)), provenance(grid, overrides))
+    runs = {str(method): provenance(grid, overrides, own) for method, own in records.groupby("method_name")}
+    claims = claims_of(records, as_frame(stored_outcomes(grid.store, records)), runs)
     files = {folder / file_name(method): claim for method, claim in claims.items()}
     texts = {path: text_of(merged(read_claim(path), c) if path.exists() else c) for path, c in files.items()}
     try:
@@ -87,17 +90,23 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
         ERR.print(f"{path}: {counted(len(files[path].records), 'record')}")
 
 
-def provenance(grid: Grid, overrides: Sequence[str]) -> dict[str, Any]:
-    """How the records of a grid were made: the command, libraries, processor, and hashes of models and asset files."""
-    with grid.store.reading(STAGE, grid.plan.cells[0][1].key) as place:
-        manifest = read_manifest(place)
+def provenance(grid: Grid, overrides: Sequence[str], records: pd.DataFrame) -> list[dict[str, Any]]:
+    """How the records of a grid were made: the command, libraries, processor, and hashes of models and asset files.
+
+    There is one entry for each set of libraries and processor that made a part of the records, such as their images.
+    """
     keys = [override.split("=")[0] for override in overrides]
     deciding = [key == "engine.compile" or key.split(".")[0] not in CIRCUMSTANCES for key in keys]
     models, assets = hashes(task.config for task in grid.plan.opened().tasks.values())
-    return {
-        "command": shlex.join(["overpaint", "run", *compress(overrides, deciding)]),
-        "libraries": manifest.get("libraries", {}),
-        "machine": manifest.get("host", {}).get("machine", ""),
-        "models": models,
-        "assets": assets,
-    }
+    command = shlex.join(["overpaint", "run", *compress(overrides, deciding)])
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs_of(grid.store, list(records[ARTEFACT].unique())):
+        one = {
+            "command": command,
+            "libraries": run["libraries"],
+            "machine": run["machine"],
+            "models": models,
+            "assets": assets,
+        }
+        found[canonical(one)] = one
+    return [one for _, one in sorted(found.items())]

@@ -83,12 +83,14 @@ def choose(
     """
     chosen = component(kind, config["name"])
     where = f"{kind}={chosen.name}"
-    settable = {*chosen.defaults, *EXTRA_KEYS}
+    settable = {*chosen.defaults, *(EXTRA_KEYS if kind == "attack" else ("preset",))}
     given = {key: config[key] for key in _by_hand(kind, config, explicit)}
     for key in config:
         if key not in settable and key not in DESCRIPTION:
             raise unknown("hyper-parameter", key, chosen.defaults, where)
     for key in given:
+        if key not in settable and key in EXTRA_KEYS:
+            raise unknown("hyper-parameter", key, chosen.defaults, where)
         if key not in settable:
             raise UserError(f"{where}: {key} describes the component and cannot be set; choose another, {kind}=…")
     erased = [concept.name for concept in concepts.request.erase]

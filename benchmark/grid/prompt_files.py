@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 
 from overpaint.errors import AssetMissing, UserError, unknown
 from overpaint.grid.assets import content_digest, located, referred
-from overpaint.grid.digests import is_file
+from overpaint.grid.digests import file_digest
 from overpaint.grid.paths import path_of
 from overpaint.grid.prompts import Prompt, distinct
 from overpaint.grid.registry import named_in_yaml
@@ -123,8 +123,11 @@ class PromptList:
     @property
     def identity(self) -> Any:
         """Everything that decides the prompts: a hash of the file, and the selection if there is one."""
-        file = self.file if referred(self.file) else str(named_in_yaml("concepts", self.file))
-        content = content_digest(file) or self.file
+        if referred(self.file):
+            content = content_digest(self.file) or self.file
+        else:  # an absolute path: a bare word would be no path
+            path = named_in_yaml("concepts", self.file)
+            content = file_digest(str(path_of(path, "prompt file"))) or file_digest(str(path)) or self.file
         selection: dict[str, Any] = {"where": dict(self.where) or None, "first": self.first}
         return {"file": content} | selection if any(selection.values()) else content
 
@@ -188,8 +191,9 @@ def read_rows(path: Path, where: Mapping[str, Any] | None = None) -> tuple[Row, 
     Raises:
         UserError: if the file cannot be used; the message names the file and the line.
     """
-    if not is_file(path):
-        why = "is not a regular file" if os.path.exists(path_of(path, "prompt file")) else "does not exist"
+    whole = path_of(path, "prompt file")
+    if not whole.is_file():
+        why = "is not a regular file" if os.path.exists(whole) else "does not exist"
         raise UserError(f"prompt file {bare(str(path))} {why}")
     path = path.expanduser()
     try:

@@ -89,8 +89,8 @@ def read_pictures(
         cell = {key: cells.get(name, "") for key, name in columns.items()}
         if any(cell.values()):
             file = _file(cell["file"], folder, where)
-            if cell["seed"] and not cell["seed"].isdecimal():
-                raise UserError(f"{where}: seed takes a whole number, got {cell['seed']!r}")
+            if cell["seed"] and not (cell["seed"].isdecimal() and int(cell["seed"]) < 2**63):
+                raise UserError(f"{where}: seed takes a whole number from 0 to 2^63 − 1, got {cell['seed']!r}")
             prompt = _prompt(cell, concepts, labels, where)
             found.append(_picture(file, cell["method"] or folder.name, prompt, cell["seed"], counted))
     if not found:
@@ -220,7 +220,7 @@ def _prompt(cell: Mapping[str, str], concepts: ConceptSet, labels: Collection[st
             concepts.catalogue.concepts.values(),
         )
     )
-    concept = cell["concept"] or (erased[0] if cell["role"] == "target" and len(erased) == 1 else "")
+    concept = cell["concept"] or (erased[0] if cell["role"] in ("target", "attacked") and len(erased) == 1 else "")
     expects = tuple(part.strip() for part in cell["expects"].split(";") if part.strip())
     if labels is not None:
         known = {*labels, *erased, *near, *retained, *others}

@@ -67,10 +67,10 @@ class Claim:
 def claims_of(
     records: pd.DataFrame,
     outcomes: pd.DataFrame | pa.Table,
-    run: Mapping[str, Any],
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
     waived: Mapping[str, str] | None = None,
 ) -> dict[str, Claim]:
-    """Claims by method, from records and outcomes (`overpaint.report.records.stored_outcomes`) of one run."""
+    """Claims by method, from records, their outcomes (`overpaint.report.records.stored_outcomes`) and each method's ``runs``."""
     outcomes = outcomes.to_pandas() if isinstance(outcomes, pa.Table) else outcomes
     records = records.assign(statistics=VERSION) if "statistics" not in records else records
     if "mark" not in records:
@@ -84,7 +84,7 @@ def claims_of(
             own = outcomes.assign(artefact=places)
             own = own[own["artefact"] >= 0].assign(cluster=own["cluster"].map(_hashed))
         part = part.reindex(columns=COLUMNS).reset_index(drop=True)
-        found[str(method)] = Claim([run], part, own.reset_index(drop=True), waived or {})
+        found[str(method)] = Claim(runs[str(method)], part, own.reset_index(drop=True), waived or {})
     return found
 
 

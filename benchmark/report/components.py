@@ -66,13 +66,14 @@ class Layout(NamedTuple):
 def crossed(found: pd.DataFrame | None) -> Layout:
     """The layout of one method's outcomes (`Outcomes.together`): the prompts that every seed has.
 
-    If concepts have different numbers of prompts, the first ones of each are used.
+    Each image of a prompt counts as a prompt of its own. If concepts have different numbers of prompts, the first ones of each
+    are used.
     """
     if found is None:
         return Layout(None, "outcomes are not stored")
     tables, lost = {}, 0
     for concept, own in found.groupby("concepts", sort=False):
-        unit = own["prompt_id"].astype(str) + "|" + own["label"].astype(str)
+        unit = own["prompt_id"].astype(str) + "|" + own["seed"].astype(str) + "|" + own["label"].astype(str)
         table = own.assign(unit=unit).pivot_table("value", "run", "unit", sort=False)
         tables[str(concept)] = table.dropna(axis=1).to_numpy(float)
         lost += table.shape[1] - tables[str(concept)].shape[1]

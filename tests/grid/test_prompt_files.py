@@ -383,6 +383,19 @@ def test_ids_are_numbered_past_those_of_the_list():
     assert [p.id for p in distinct(found)] == [p.id for p in found]
 
 
+@pytest.mark.parametrize("name", ["prompts", "./prompts", "{folder}/prompts"])
+def test_a_list_needs_no_suffix_and_is_identified_by_its_content(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    base = ["concepts=church", f"concepts.prompts.target={name.format(folder=tmp_path)}"]
+    identities = []
+    for text in ("a church\n", "a chapel\n"):
+        (tmp_path / "prompts").write_text(f"prompt\n{text}")
+        clear = cell(*base)
+        assert [p.text for p in prompts("target", clear)] == [text.strip()]
+        identities.append(clear.identity)
+    assert len({*identities}) == 2
+
+
 def test_a_list_that_a_cell_does_not_use_is_neither_needed_nor_in_its_identity(lists):
     lists(p="prompt\na dog\n")
     given = ["concepts=inline", "concepts.erase=[dog]", "concepts.prompts.target=p.csv"]

@@ -100,6 +100,27 @@ def test_a_file_says_how_it_was_made_and_holds_no_prompt(folder):
     assert "a picture of" not in text and "photo" not in text
 
 
+def test_a_file_names_every_machine_that_made_a_part_of_its_records(run, folder):
+    """Images that were made on a GPU and measured elsewhere are not attributed to the CPU that computed the figures."""
+    stored = run.folder / "outputs" / "artefacts" / "generate"
+    manifests = [place / "manifest.json" for place in stored.iterdir()]
+    before = {path: path.read_text() for path in manifests}
+    for path, text in before.items():
+        manifest = json.loads(text)
+        manifest["host"]["machine"] = "a GPU"
+        path.write_text(json.dumps(manifest))
+    try:
+        run("publish", *GRID, "out=elsewhere")
+    finally:
+        for path, text in before.items():
+            path.write_text(text)
+    (own,) = {made["machine"] for made in json.loads((folder / "uce.json").read_text())["runs"]}
+    named = [
+        made["machine"] for made in json.loads((run.folder / "elsewhere" / "smoke" / "uce.json").read_text())["runs"]
+    ]
+    assert sorted(named) == sorted([own, "a GPU"])
+
+
 def test_publishing_again_changes_no_byte_and_keeps_other_cells(run, folder):
     before = (folder / "uce.json").read_bytes()
     run("publish", *GRID, "out=results")
@@ -321,7 +342,7 @@ def test_text_in_a_claim_returns_as_it_was(folder, tmp_path):
 def test_claims_merge_by_cell(folder):
     claim = read_claim(folder / "uce.json")
     assert merged(claim, claim).records.equals(claim.records)
-    made = claims_of(claim.records, pd.DataFrame(), RUN)
+    made = claims_of(claim.records, pd.DataFrame(), {"uce": [RUN]})
     assert (
         list(made) == ["uce"] and pd.read_csv(io.StringIO(render(made["uce"].records, "csv")))["method"].eq("uce").all()
     )

@@ -47,7 +47,7 @@ def test_one_concept_has_no_variance_of_concepts():
 
 def test_observations_that_a_seed_lacks_are_left_out():
     rows = [("church", run, f"p{p}", 10 * run + p) for run in range(3) for p in range(4) if (run, p) != (1, 2)]
-    found = pd.DataFrame(rows, columns=["concepts", "run", "prompt_id", "value"]).assign(label="church")
+    found = pd.DataFrame(rows, columns=["concepts", "run", "prompt_id", "value"]).assign(label="church", seed=0)
     values, why = crossed(found)
     assert values.tolist() == [[[10 * run + p for p in (0, 1, 3)] for run in range(3)]]
     assert why == "1 of 4 prompts"
@@ -55,9 +55,19 @@ def test_observations_that_a_seed_lacks_are_left_out():
     assert crossed(None) == (None, "outcomes are not stored")
 
 
+def test_images_of_one_prompt_are_not_averaged():
+    """Noise of single images has its own size, however many images a prompt has."""
+    rng = np.random.default_rng(0)
+    rows = [("church", run, f"p{p}", image, rng.normal()) for run in range(5) for p in range(40) for image in range(5)]
+    found = pd.DataFrame(rows, columns=["concepts", "run", "prompt_id", "seed", "value"]).assign(label="x")
+    values, why = crossed(found)
+    assert values.shape == (1, 5, 200) and why == ""
+    assert components(values)[3] == pytest.approx(1.0, abs=0.1)
+
+
 def test_concepts_with_other_numbers_of_prompts_or_seeds():
     rows = [(c, run, f"p{p}", p) for c, n in (("church", 4), ("car", 6)) for run in range(3) for p in range(n)]
-    found = pd.DataFrame(rows, columns=["concepts", "run", "prompt_id", "value"]).assign(label="x")
+    found = pd.DataFrame(rows, columns=["concepts", "run", "prompt_id", "value"]).assign(label="x", seed=0)
     values, why = crossed(found)
     assert values.shape == (2, 3, 4) and why == "2 of 10 prompts"
     lacks = found[(found["concepts"] == "church") | (found["run"] < 2)]

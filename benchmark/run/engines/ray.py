@@ -251,6 +251,9 @@ class Actors:
         while not found and self._ready == ready:
             remaining = None if until is None else max(0.0, until - time.monotonic())
             calls = {member.call: member for member in self._members if member.call is not None}
+            if not calls:  # what is left is being made elsewhere, and `ray.wait` would return at once
+                time.sleep(remaining or 0.0)
+                break
             answered, _ = self._ray.wait(list(calls), num_returns=1, timeout=remaining)
             if not answered:
                 break
