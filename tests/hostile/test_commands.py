@@ -102,6 +102,9 @@ CASES = [
     (("export", "erasure=/", "out=d"), ["erasure file / is not a regular file"]),
     (("run", "attack=multilingual", "attack.languages=[xx]"), ["unknown language 'xx' in attack=multilingual"]),
     (("run", "attack=multilingual", "attack.languages=[]"), ["languages takes at least one language code"]),
+    (("plan", "method=uce", "method.floor=true"), ["unknown hyper-parameter 'floor' in method=uce"]),
+    (("plan", "method=uce", "uce.control=seed_search"), ["unknown hyper-parameter 'control' in method=uce"]),
+    (("table", "store="), ["store= is empty"]),
     # values out of their range
     (("run", "seed=-1"), ["seed takes a whole number from 0 to 9223372036854775807, got -1"]),
     (("run", "budget.grid=-1"), ["budget.grid takes a whole number from 0 up or null, got -1"]),

@@ -240,6 +240,12 @@ def test_extractors_get_the_prompts_of_pictures(planned, tmp_path):
     assert read_prompts(tmp_path) == ["a church", "a house"]
 
 
+def test_pictures_under_an_attack_are_about_the_erased_concept(planned):
+    plan, _ = planned(("red", "a church at night", "", "attacked", "ours"))
+    shown = [shot for _, task in plan.cells for shots in task.config["shots"]["images"] for shot in shots]
+    assert [(shot["concept"], shot["expects"]) for shot in shown] == [("church", ["church"])]
+
+
 BAD = {
     "no file": ([("missing.png", "a church")], "has no file 'missing.png'"),
     "outside": ([("../outside.png", "a church")], "is outside images="),
@@ -247,6 +253,7 @@ BAD = {
     "no rows": ([], "lists no pictures"),
     "twice": ([("a.png", "a church", "0"), ("a.png", "a church", "0")], "lists 2 pictures"),
     "seed": ([("a.png", "a church", "first")], "seed takes a whole number"),
+    "large seed": ([("a.png", "a church", str(2**63))], "seed takes a whole number from 0 to 2^63"),
     "role": ([("a.png", "a church", "0", "targets")], "did you mean 'target'"),
 }
 

@@ -157,6 +157,9 @@ def test_filters_name_what_exists(run, folder):
     assert "there is no folder" in run("table", "--from", "nowhere", code=2).stderr
     assert "method in" in (said := run("table", "--from", str(folder), "method", code=2).stderr)
     assert "a filter takes = and values, such as method=" in said
+    for place in (str(folder), "outputs"):
+        said = run("table", *(("--from", place) if place != "outputs" else ()), "method=uce", "attack", code=2).stderr
+        assert "attack" in said and "Traceback" not in said
     twice = run("table", "--from", str(folder), "method=uce", "method=esd", code=2).stderr
     assert "method= is given twice: give a list, method=uce,esd" in twice
     filtered = ("table", "--from", str(folder), "--format", "csv", "method=uce")

@@ -206,6 +206,14 @@ def test_no_ray_is_one_sentence(monkeypatch):
         component("engine", "ray").build({})
 
 
+def test_actors_without_work_wait_and_do_not_ask_at_once(store, monkeypatch):
+    """While another process makes the last tasks, there is no answer to wait for."""
+    library = SimpleNamespace(wait=lambda *_, **__: ([], []), remote=lambda **_: lambda actor: actor)
+    monkeypatch.setattr("overpaint.run.engines.ray._library", lambda: library)
+    idle, begun = Actors(store, SimpleNamespace(id="id"), 0, 0, 1, "cpu", Told()), time.monotonic()
+    assert idle.results(0.4) == [] and time.monotonic() - begun >= 0.4
+
+
 @pytest.mark.parametrize("gpus", [-1.0, 1.5])
 def test_a_share_of_gpus_is_checked(gpus):
     with pytest.raises(UserError, match=f"engine.gpus takes auto, a share from 0 to 1 or a whole number, got {gpus:g}"):
