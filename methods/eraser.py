@@ -46,6 +46,7 @@ class Eraser(Shortenable, ABC):
         added: hyper-parameters that are newer than stored results, with the value that changes nothing. Keys leave them out at
             that value, so that stored results stay valid.
         models: hyper-parameters that name a model, whose content is part of keys.
+        reads_prompts: whether its guard or gate reads the prompts of images.
         lengths, paced: the hyper-parameters that a budget may shorten (`overpaint.grid.lengths.Shortenable`).
     """
 
@@ -58,6 +59,7 @@ class Eraser(Shortenable, ABC):
     stacks: ClassVar[bool | None] = None
     added: ClassVar[Mapping[str, Any]] = {}
     models: ClassVar[tuple[str, ...]] = ()
+    reads_prompts: ClassVar[bool] = False
 
     @property
     def acts_on(self) -> str:
@@ -198,7 +200,7 @@ def _erased(model: DiffusionModel, method: str, eraser: Eraser, request: Request
     if before:
         seconds += before.manifest.get("seconds", 0)
         peak_bytes = max(peak_bytes, before.manifest.get("peak_bytes", 0))
-        erasure = erasure.after(_below(before))
+        erasure = _on_top(erasure, _below(before))
     return _described(model, method, eraser, request, erasure, seconds, peak_bytes)
 
 
@@ -217,6 +219,11 @@ def _merged(model: DiffusionModel, method: str, eraser: Eraser, request: Request
     if erasure.before:
         erasure.before = _below(erasure.before)
     return _described(model, method, eraser, request, erasure, seconds, peak_bytes)
+
+
+def _on_top(erasure: Erasure, before: Erasure) -> Erasure:
+    """The erasure, which may be a sequence itself, with ``before`` below its lowest level."""
+    return erasure.after(_on_top(erasure.before, before) if erasure.before else before)
 
 
 def _below(before: Erasure) -> Erasure:

@@ -63,6 +63,7 @@ class PromptFilter(Eraser):
     acts_on: ClassVar[str] = "text_encoder"
     draws: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
+    reads_prompts: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
 
     def __post_init__(self):

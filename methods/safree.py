@@ -66,6 +66,7 @@ class SAFREE(Eraser):
     acts_on: ClassVar[str] = "conditioning"
     draws: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
+    reads_prompts: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
 
     def __post_init__(self):

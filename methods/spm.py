@@ -76,6 +76,7 @@ class SPM(Eraser):
     matching: Matching
 
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    reads_prompts: ClassVar[bool] = True
     lengths: ClassVar[tuple[str, ...]] = ("iterations",)
     paced: ClassVar[Mapping[str, str]] = {"warmup_steps": "iterations"}
 

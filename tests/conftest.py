@@ -160,9 +160,9 @@ def context(tiny_sd, cat, judge):
 def painter(model, protocol):
     """The ``paint`` function of a context for that model."""
 
-    def paint(texts, seeds, embeds=None, guidance=None):
+    def paint(texts, seeds, embeds=None, guidance=None, worded=True):
         scale = guidance or protocol["guidance_scale"]
-        return model.sample(texts, seeds, embeds=embeds, **protocol | {"guidance_scale": scale})
+        return model.sample(texts, seeds, embeds=embeds, worded=worded, **protocol | {"guidance_scale": scale})
 
     return paint
 

@@ -174,8 +174,9 @@ class AttackContext:
     - ``with unedited() as model:`` detaches the erasure inside the block, for attacks that know the original model.
     - ``with adapted(change) as model:`` puts ``change(name, tensor)`` in place of the own tensors of the victim's adapters inside
       the block, for attacks on weights.
-    - ``paint(texts, seeds, embeds=None, guidance=None)``: images from the victim under the benchmark's protocol,
-      ``None`` where generation failed. ``embeds`` (n, tokens, width) replace the encodings of the texts.
+    - ``paint(texts, seeds, embeds=None, guidance=None, worded=True)``: images from the victim under the benchmark's protocol,
+      ``None`` where generation failed. ``embeds`` (n, tokens, width) replace the encodings of the texts. With ``worded=False``,
+      they are of no text, and guards read none.
     - ``judge(images)``: a `Verdict` for each image. ``features(images)``: feature vectors (n, width) to compare images
       by. Either is ``None`` if the model's configuration has no such network.
     - ``protocol``: scheduler, steps, guidance_scale and size. ``batch_size``: rows in one forward pass.

@@ -61,7 +61,8 @@ class EmbeddingAttack(SearchAttack):
             text = trial.shot.prompt.text
             with trial.ledger.counting(context.victim):
                 embedding = self.embedding(context, text, trial.draws)
-            trial.make(text, "embedding", embedding.to(context.victim.dtype))
+            worded = self.enters_by == "prompt"  # the prompt with free rows; other embeddings are of no text
+            trial.make(text, "embedding", embedding.to(context.victim.dtype), worded)
 
 
 @dataclass(kw_only=True)

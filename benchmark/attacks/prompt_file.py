@@ -55,14 +55,15 @@ class PromptFile(Attack):
         )
 
     def prompts(self, concept: Concept) -> list[Prompt]:
-        """The first ``most`` prompts of the file. Raises a `UserError` without a file."""
+        """The first ``most`` prompts of the file: those about the concept, if it has any. Raises a `UserError` without a file."""
         if self.file is None:
             raise UserError(
                 "attack=replay needs a list of prompts: set attack.file=FILE.csv, a CSV with a 'prompt' column"
             )
         label = concept.label or concept.name
         try:
-            return read_prompts(self.file, "attacked", label, (label,))[: self.most]
+            read = read_prompts(self.file, "attacked", label, (label,), about=(concept.name, label))
+            return read[: self.most]
         except AssetMissing:  # a plan counts `most` prompts; a run is refused before it starts
             return [Prompt(f"row {n} of {self.file}", "attacked", label, (label,)) for n in range(self.most or 1)]
 
@@ -106,6 +107,8 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
                 "prompt": shot.prompt.text,
                 "evaluation_seed": shot.noise_seed,
                 "evaluation_guidance": shot.prompt.guidance or "",
+                "width": shot.prompt.size[0] if shot.prompt.size else "",
+                "height": shot.prompt.size[1] if shot.prompt.size else "",
                 "id": f"{shot.prompt.noise}-{shot.index}" + (f"-{shot.draw}" if shot.draw and not searched else ""),
                 "plain_id": shot.prompt.noise,
                 "concept": concept,

@@ -47,9 +47,9 @@ class Trial:
         self.painted: list[Painted] = []
         self.ledger = Ledger()
 
-    def make(self, text: str, variant: str, embeds: torch.Tensor | None = None) -> Painted:
+    def make(self, text: str, variant: str, embeds: torch.Tensor | None = None, worded: bool = True) -> Painted:
         """Generate and judge one image of a text, or of embeddings (1, tokens, width) in its place (`make_images`)."""
-        return make_images([self], [text], variant, embeds)[0]
+        return make_images([self], [text], variant, embeds, worded=worded)[0]
 
     @property
     def succeeded(self) -> bool:
@@ -65,11 +65,13 @@ def make_images(
     embeds: torch.Tensor | None = None,
     seeds: Sequence[int] | None = None,
     origins: Sequence[Provenance] | None = None,
+    worded: bool = True,
 ) -> list[Painted]:
     """Generate and judge the next image of each trial, one text each, through the victim.
 
     Images start from the plain image's noise, or from that of ``seeds``. ``embeds`` (n, tokens, width) replace the
-    encodings of the texts. ``origins`` say how a search came to each text; they are stored with the image.
+    encodings of the texts; guards read the texts if they are ``worded``.
+    ``origins`` say how a search came to each text; they are stored with the image.
     """
     context, shots = trials[0].context, []
     for number, (trial, text) in enumerate(zip(trials, texts, strict=True)):
@@ -77,21 +79,24 @@ def make_images(
         if seeds is not None:
             shot = replace(shot, prompt=replace(shot.prompt, seed=seeds[number] - shot.index))
         shots.append(shot)
-    images = paint(trials, shots, embeds)
+    images = paint(trials, shots, embeds, worded)
     for number, (trial, verdict) in enumerate(zip(trials, context.verdicts(images), strict=True)):
         origin = origins[number] if origins is not None else None
         trial.painted.append(Painted(shots[number], images[number], verdict, provenance=origin))
     return [trial.painted[-1] for trial in trials]
 
 
-def paint(trials: Sequence[Trial], shots: Sequence[Shot], embeds: torch.Tensor | None = None) -> list[Image | None]:
+def paint(
+    trials: Sequence[Trial], shots: Sequence[Shot], embeds: torch.Tensor | None = None, worded: bool = True
+) -> list[Image | None]:
     """One image a shot, charged to its trial. Shots with the same guidance scale are generated in one call."""
     context, images = trials[0].context, dict[int, Image | None]()
     for guidance in dict.fromkeys(shot.prompt.guidance for shot in shots):
         where = [i for i, shot in enumerate(shots) if shot.prompt.guidance == guidance]
         texts, seeds = [shots[i].prompt.text for i in where], [shots[i].noise_seed for i in where]
         with counting(context.victim, [trials[i].ledger for i in where]):
-            made = context.paint(texts, seeds, embeds=None if embeds is None else embeds[where], guidance=guidance)
+            given = None if embeds is None else embeds[where]
+            made = context.paint(texts, seeds, embeds=given, guidance=guidance, worded=worded)
         images |= dict(zip(where, made, strict=True))
     return [images[i] for i in range(len(shots))]
 

@@ -14,6 +14,7 @@ from overpaint.errors import UserError, nearest
 from overpaint.grid.registry import components
 from overpaint.models import load_model
 from overpaint.models.erasure import load_erasure
+from overpaint.models.lazily import torch
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 
@@ -50,9 +51,9 @@ def export_pipeline(overrides: Sequence[str], file: str, out: str) -> None:
     model = load_model(cell.model.path, cell.model.precision, device)
     with erasure.attached(model), whole(folder) as partial:
         model.pipeline.save_pretrained(partial, safe_serialization=True)
-    ERR.print(
-        f"{out}: {cell.model.name} with {erasure.method} applied; diffusers.DiffusionPipeline.from_pretrained({out!r})"
-    )
+    half = "" if model.dtype == torch.float32 else f", torch_dtype={model.dtype}"  # diffusers loads float32 otherwise
+    call = f"diffusers.DiffusionPipeline.from_pretrained({out!r}{half})"
+    ERR.print(f"{out}: {cell.model.name} with {erasure.method} applied; {call}")
 
 
 def export_prompts(overrides: Sequence[str], out: str, overwrite: bool) -> None:

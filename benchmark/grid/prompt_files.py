@@ -166,13 +166,18 @@ class PromptList:
 
 
 def read_prompts(
-    path: str | Path, role: str = "target", concept: str = "", expects: Sequence[str] = ()
+    path: str | Path,
+    role: str = "target",
+    concept: str = "",
+    expects: Sequence[str] = (),
+    about: Collection[str] = (),
 ) -> list[Prompt]:
     """Every prompt of a file, with the same role and labels.
 
     Args:
         path: the file, or a file of an asset (``asset:NAME/FILE``).
         role, concept, expects: values of these fields for every prompt.
+        about: names of a concept. If rows of the file are about it, only these are read.
 
     Raises:
         UserError: if the file cannot be used; the message names the file and the line.
@@ -182,7 +187,8 @@ def read_prompts(
         raise UserError(
             f"{path} has no 'prompt' column, only names: give it in concepts.prompts, where templates use names"
         )
-    return distinct(row.prompt(role, concept, expects) for row in rows)
+    chosen = [row for row in rows if row.about in about] or rows
+    return distinct(row.prompt(role, concept, expects) for row in chosen)
 
 
 def read_rows(path: Path, where: Mapping[str, Any] | None = None) -> tuple[Row, ...]:

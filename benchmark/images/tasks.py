@@ -201,6 +201,8 @@ def attack_task(
     sources = source_code("attack", cell.attack.name) | model_family_source(cell.model.path)
     inputs = erasure_input(erasure) if attack.needs == "victim" else {}
     versions = {"attack": attack.version} | arithmetic_of(cell.model)
+    if attack.enters_by == "embedding" and component("method", cell.method.name).load().reads_prompts:
+        versions["unworded"] = 2
     if attack.shown and not examples:
         config["examples"] = cell.model.reference
         versions |= pictures_version(str(cell.model.reference))

@@ -550,6 +550,7 @@ class DiffusionModel(NoiseSchedule):
         batch_size: int = 16,
         negative_prompt: str = "",
         embeds: torch.Tensor | None = None,
+        worded: bool = True,
         on_batch: Callable[[int], None] | None = None,
         keep_failed: bool = False,
     ) -> list[Image.Image] | list[Image.Image | None]:
@@ -567,6 +568,7 @@ class DiffusionModel(NoiseSchedule):
             batch_size: Most images that are computed at once; it does not change them.
             negative_prompt: Takes the place of the empty prompt in guidance.
             embeds: Text encodings (n, rows, columns) to use instead of the prompts' own.
+            worded: Whether ``embeds`` encode the prompts. ``False`` for learned embeddings, of which guards read no prompt.
             on_batch: Called after each batch with its number of images.
             keep_failed: Return ``None`` for an image with non-finite values instead of raising.
 
@@ -594,7 +596,8 @@ class DiffusionModel(NoiseSchedule):
             for start in range(0, len(prompts), batch_size):
                 texts, drawn = prompts[start : start + batch_size], seeds[start : start + batch_size]
                 positive = embeds[start : start + batch_size]
-                guidance = self.guidance(self, positive, nothing.expand_as(positive), guidance_scale, texts)
+                read = texts if worded else None
+                guidance = self.guidance(self, positive, nothing.expand_as(positive), guidance_scale, read)
                 latents = self.denoise(self.noise(drawn, size), guidance, scheduler, steps)
                 images += self.to_images(latents)
                 if on_batch:

@@ -302,8 +302,11 @@ def _check_once(key: str, path: str) -> None:
         _remember(entry, "yes")
 
 
-def local_folder(path: str) -> Path:
-    """The pipeline folder of a model, downloaded first if it is a hub id that the local cache lacks."""
+def local_folder(path: str, where: str = "model.path") -> Path:
+    """The pipeline folder of a model, downloaded first if it is a hub id that the local cache lacks.
+
+    Raises a `UserError` that names the setting ``where`` if it cannot be downloaded.
+    """
     source = resolve(path)
     if Path(source).is_dir():
         return Path(source)
@@ -316,7 +319,7 @@ def local_folder(path: str) -> Path:
         try:
             folder = Path(DiffusionPipeline.download(source, use_safetensors=True, revision=hub_revision(source)))
         except Exception as error:  # of several libraries: no network, no such repository, no right to read it
-            raise UserError(f"model.path={path} cannot be downloaded: {hub_reason(error, source)}") from error
+            raise UserError(f"{where}={path} cannot be downloaded: {hub_reason(error, source)}") from error
     return folder
 
 

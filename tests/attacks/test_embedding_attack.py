@@ -30,9 +30,9 @@ def test_the_plain_picture_comes_first_then_the_embedding_from_the_same_noise(na
     one = replace(context, shots=context.shots[:1])
     drawn = []
 
-    def paint(texts, seeds, embeds=None, guidance=None):
+    def paint(texts, seeds, embeds=None, guidance=None, worded=True):
         drawn.append((texts, seeds, embeds))
-        return context.paint(texts, seeds, embeds=embeds, guidance=guidance)
+        return context.paint(texts, seeds, embeds=embeds, guidance=guidance, worded=worded)
 
     assault = attack(name).run(replace(one, paint=paint))
     (plain, found), (shot,) = assault.painted, one.shots
@@ -46,6 +46,17 @@ def test_the_plain_picture_comes_first_then_the_embedding_from_the_same_noise(na
 def test_where_the_plain_picture_shows_it_there_is_nothing_to_attack(name, context, judge):
     judge.fires = range(10)
     assert len(attack(name).run(context).painted) == len(context.shots)
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"), [("rece_embedding", True), ("rab_embedding", True), ("soft_prefix", False)]
+)
+def test_a_filter_of_prompts_reads_only_what_has_a_text(name, passes, context, erased):
+    """The embedding of no text passes it; a soft prefix stands before the prompt's own words, which the filter reads."""
+    with erased(overpaint.erase(context.victim, "prompt_filter", erase=[context.concept.name])) as attacked:
+        plain, found = attack(name).run(replace(attacked, shots=attacked.shots[:1])).painted
+    refused = plain.image.tobytes()  # the prompt names the concept
+    assert (found.image.tobytes() != refused) is passes
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -225,9 +236,9 @@ def test_other_ways_of_a_soft_prefix_find_other_embeddings(values, compat, conte
     one, found = replace(context, shots=context.shots[:1]), []
     paint = context.paint
 
-    def drawn(texts, seeds, embeds=None, guidance=None):
+    def drawn(texts, seeds, embeds=None, guidance=None, worded=True):
         found.extend([] if embeds is None else [embeds])
-        return paint(texts, seeds, embeds=embeds, guidance=guidance)
+        return paint(texts, seeds, embeds=embeds, guidance=guidance, worded=worded)
 
     for settings in ({}, values):
         made = (

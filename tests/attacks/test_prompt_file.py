@@ -9,6 +9,7 @@ import overpaint
 from overpaint.attacks.attack import Assault, Painted, Verdict
 from overpaint.attacks.prompt_file import PromptFile, write_prompts
 from overpaint.attacks.stored import read_assault, write_assault
+from overpaint.grid.concepts import Concept
 from overpaint.grid.registry import component, components
 from overpaint.run.store import MANIFEST
 
@@ -46,6 +47,21 @@ def test_what_was_settled_on_comes_back_with_seed_and_guidance(context, stored, 
     assert shot.prompt.text == "y a cat" and shot.prompt.guidance == 3.5
     assert shot.noise_seed == context.shots[0].noise_seed
     assert "1" in (tmp_path / "list.csv").read_text().splitlines()[1].split(",")
+
+
+def test_the_size_of_an_image_and_the_concept_of_a_prompt_come_back(context, stored, tmp_path):
+    """A list of two concepts is replayed for each one on its own prompts."""
+    wide = replace(context.shots[0], prompt=replace(context.shots[0].prompt, size=(64, 32)))
+    other = replace(wide, prompt=replace(wide.prompt, text="a blue ship", id="", size=None))
+    folders = [stored(Assault([wide]), "one", "random_prefix"), stored(Assault([other]), "two", "random_prefix")]
+    (folders[1] / MANIFEST).write_text(json.dumps({"config": {"attack": "random_prefix", "concept": {"name": "ship"}}}))
+    assert write_prompts(tmp_path / "list.csv", folders) == 2
+    replay = PromptFile(file=str(tmp_path / "list.csv"), most=None)
+    (shot,) = replay.run(context).shots
+    assert (shot.prompt.text, shot.prompt.size) == (wide.prompt.text, (64, 32))
+    (ship,) = replay.prompts(Concept("ship"))
+    assert (ship.text, ship.size) == ("a blue ship", None)
+    assert len(replay.prompts(Concept("dog"))) == 2, "a list that names the concept otherwise is used whole"
 
 
 def test_all_prompts_of_an_attack_that_does_not_search_come_back(context, stored, tmp_path):

@@ -31,7 +31,7 @@ def precise(context, tiny_sd_float64):
     seeds = {shot.noise_seed: number for number, shot in enumerate(context.shots)}
     made = Counter()
 
-    def paint(texts, seeds, embeds=None, guidance=None):
+    def paint(texts, seeds, embeds=None, guidance=None, worded=True):
         images = tiny_sd_float64.sample(texts, seeds, embeds=embeds, steps=1, scheduler="ddim")
         for image, seed in zip(images, seeds, strict=True):
             image.info["seed"] = seed
@@ -114,7 +114,7 @@ def test_half_precision_finds_the_gradient_that_full_precision_has(name, context
     for dtype in ("float32", "float16"):
         model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=dtype)
 
-        def paint(texts, seeds, embeds=None, guidance=None, model=model):
+        def paint(texts, seeds, embeds=None, guidance=None, worded=True, model=model):
             return model.sample(texts, seeds, embeds=embeds, steps=1, size=128, scheduler="ddim")
 
         one = replace(

@@ -91,7 +91,7 @@ def test_half_precision_learns_what_single_precision_learns(train, context, gold
     for dtype in ("float32", "float16"):
         model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=dtype)
 
-        def paint(texts, seeds, embeds=None, guidance=None, model=model):
+        def paint(texts, seeds, embeds=None, guidance=None, worded=True, model=model):
             return model.sample(texts, seeds, embeds=embeds, **context.protocol)
 
         own = replace(context, victim=model, shots=context.shots[:2], paint=paint, judge=None, examples=lambda n: shown)
@@ -122,7 +122,7 @@ def test_the_curve_of_a_toy_problem_is_monotone(context, tiny_sd):
     red = Image.new("RGB", (32, 32), (220, 30, 30))
     goal = tiny_sd.to_latents([red])
 
-    def paint(texts, seeds, embeds=None, guidance=None):
+    def paint(texts, seeds, embeds=None, guidance=None, worded=True):
         return tiny_sd.sample(texts, seeds, steps=4, guidance_scale=1.0)
 
     context = replace(context, examples=lambda n: [red], paint=paint, shots=context.shots[:3])

@@ -79,7 +79,7 @@ def test_the_detector_is_not_shown_it_and_nothing_is_known_of_it(pictures, tmp_p
 def test_attacks_that_paint_go_on(name, context, broken):
     """The judge's verdict on a failed image is unknown, which is not a success."""
 
-    def paint(texts, seeds, embeds=None, guidance=None):
+    def paint(texts, seeds, embeds=None, guidance=None, worded=True):
         return broken.sample(texts, seeds, embeds=embeds, **context.protocol, keep_failed=True)
 
     def judge(images):

@@ -73,12 +73,17 @@ def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
     protocol, concept = config.get("protocol", {}), stored_concept(config["concept"])
 
     def paint(
-        texts: Sequence[str], seeds: Sequence[int], embeds: torch.Tensor | None = None, guidance: float | None = None
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        embeds: torch.Tensor | None = None,
+        guidance: float | None = None,
+        worded: bool = True,
     ) -> list[Image.Image | None]:
         return victim.sample(
             texts,
             seeds,
             embeds=embeds,
+            worded=worded,
             steps=protocol["steps"],
             guidance_scale=guidance or protocol["guidance_scale"],
             scheduler=protocol["scheduler"],
