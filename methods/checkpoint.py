@@ -44,7 +44,7 @@ class Checkpoint(Eraser):
     transfer: bool
     base: str | None
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     draws: ClassVar[bool] = False
     added: ClassVar[Mapping[str, Any]] = {"transfer": False, "base": None}

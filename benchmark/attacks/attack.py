@@ -140,6 +140,7 @@ class Paint(Protocol):
         seeds: Sequence[int],
         embeds: torch.Tensor | None = None,
         guidance: float | None = None,
+        worded: bool = True,
     ) -> list[Image | None]: ...
 
 

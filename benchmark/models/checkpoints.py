@@ -31,19 +31,48 @@ State: TypeAlias = "Mapping[str, torch.Tensor]"
 #: Networks of a pipeline folder that an erasure can change, each with the start of its parameters' names.
 NETWORKS = {"unet": "", "text_encoder": "text_model.", "text_encoder_2": "text_encoder_2."}
 #: What a name of the first factor of a LoRA contains: in kohya's files, in peft's, and in those of older diffusers.
-DOWN = (".lora_down.", ".lora_A.", ".lora.down.", "_lora.down.")
+DOWN = (".lora_down.", ".lora_A.", ".lora.down.", "_lora.down.", ".lora_linear_layer.down.")
 #: The same for the second factor.
-UP = (".lora_up.", ".lora_B.", ".lora.up.", "_lora.up.")
+UP = (".lora_up.", ".lora_B.", ".lora.up.", "_lora.up.", ".lora_linear_layer.up.")
+#: What kohya puts before the name of a layer, by network.
+KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
 #: The file of a LoRA in the folder that diffusers or peft writes for it.
 LORA_FILES = tuple(
     f"{stem}{suffix}" for stem in ("pytorch_lora_weights", "adapter_model") for suffix in (".safetensors", ".bin")
 )
 #: What peft writes beside a LoRA: its rank and its alpha. And what it puts before every name.
 ADAPTER, WRAPPED = "adapter_config.json", "base_model.model."
-#: Names that wrap a state dict in a pickle.
-WRAPPERS = ("state_dict", "unet", "model", "module")
+#: Names of the tensors with which a LoRA is a DoRA: in kohya's files and in peft's.
+MAGNITUDES = (".dora_scale", ".lora_magnitude_vector")
+#: Names that wrap a state dict in a pickle, beside those of `NETWORKS`. And a network there that no erasure changes.
+WRAPPERS, UNCHANGED = ("state_dict", "model", "module"), "vae"
 #: What the original Stable Diffusion code puts before the names of its denoiser and its text encoder.
 ORIGINAL_DENOISER, ORIGINAL_TEXT = "model.diffusion_model.", "cond_stage_model.transformer."
+#: Layers of a UNet with another name in the original code: those outside of its blocks, and those of a residual block.
+ORIGINAL_LAYERS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "class_embedding.linear_1": "label_emb.0.0",
+    "class_embedding.linear_2": "label_emb.0.2",
+    "class_embedding": "label_emb",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+ORIGINAL_RESIDUAL = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+#: A UNet's name of a parameter in a block: side, level (none in the middle), kind of layer, its number, and the rest.
+BLOCK = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+#: The first of these blocks, whose length is that of all.
+FIRST = ("down", "0", "resnets")
 #: Starts of names of tensors that are no weights, or belong to parts that no erasure changes.
 IGNORED = ("first_stage_model.", "model_ema.", "alphas_cumprod", "betas", "sqrt_", "log_", "posterior_", "logvar")
 #: Median relative distance of the matrices from the model's, above which a file belongs to another model. Independent
@@ -70,7 +99,12 @@ def checkpoint_path(path: str, where: str) -> Path:
         UserError: There is no such file, folder or hub repository.
         AssetMissing: The asset is not on this machine.
     """
-    return located(path) or local_checkpoint(path, where) or hub_snapshot(path) or local_folder(path)
+    return (
+        located(path)
+        or local_checkpoint(path, where)
+        or hub_snapshot(path)
+        or local_folder(path, where.partition("=")[0])
+    )
 
 
 def local_checkpoint(path: str, where: str) -> Path | None:
@@ -138,15 +172,41 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
             raise UserError(
                 f"{file} holds more than named tensors, which is not loaded because it could run code; save its state dict"
             ) from None
-    while isinstance(found, Mapping) and not _tensors(found):
-        inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
-        if inner is None:
-            break
-        found = inner
-    tensors = _tensors(found) if isinstance(found, Mapping) else {}
+    tensors = _unwrapped(found, file)
     if not tensors:
         raise UserError(f"{file} holds no named tensors")
     return tensors
+
+
+def _unwrapped(found: Any, file: Path) -> dict[str, torch.Tensor]:
+    """The named tensors of a pickle, out of what wraps them. Those of several networks get the network's name in front.
+
+    Raises:
+        UserError: It holds several sets of tensors that are not those of `NETWORKS`.
+    """
+    if not isinstance(found, Mapping):
+        return {}
+    if tensors := _tensors(found):
+        return tensors
+    parts = {key: _unwrapped(found[key], file) for key in (*NETWORKS, *WRAPPERS) if key in found}
+    parts = {key: tensors for key, tensors in parts.items() if tensors}
+    others = [
+        key for key, value in found.items() if key not in (*parts, UNCHANGED) and isinstance(value, Mapping)
+        and any(tensor.is_floating_point() and tensor.ndim for tensor in _tensors(value).values())
+    ]  # fmt: skip
+    named = [*parts, *others]
+    if parts and len(named) > 1 and not set(named) <= NETWORKS.keys():
+        raise UserError(
+            f"{file} holds several sets of tensors, {', '.join(map(str, named))}; save only those of the erasure, "
+            f"or name them {', '.join(NETWORKS)}"
+        )
+    if len(parts) == 1 and next(iter(parts)) in ("unet", *WRAPPERS):
+        return next(iter(parts.values()))
+    return {
+        f"{part}.{name.removeprefix('module.').removeprefix(WRAPPED)}": tensor
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
+    }
 
 
 def check_suffix(file: Path) -> None:
@@ -177,7 +237,7 @@ def _tensors(found: Mapping) -> dict[str, torch.Tensor]:
 def changes_of(model: DiffusionModel, path: Path, scale: float = 1.0) -> dict[str, Replacement]:
     """The changes that put a checkpoint on the model, by diffusers state-dict names.
 
-    Tensors that equal the model's own, in the precision in which they are stored, are not changes.
+    Tensors that equal the model's own, but for the rounding to half precision of either, are not changes.
 
     Args:
         path: a file or folder (`read_state`): changed tensors, a network, a pipeline, or a LoRA with the names of diffusers,
@@ -186,7 +246,7 @@ def changes_of(model: DiffusionModel, path: Path, scale: float = 1.0) -> dict[st
 
     Raises:
         UserError: The checkpoint does not fit the model, belongs to other weights, or changes nothing, or a factor is given
-            and it is no LoRA, or the file of a LoRA is named without the file of its alpha beside it.
+            and it is no LoRA, or it is a DoRA, or the file of a LoRA is named without the file of its alpha beside it.
     """
     state = read_state(path)
     if is_lora(state):
@@ -199,11 +259,29 @@ def changes_of(model: DiffusionModel, path: Path, scale: float = 1.0) -> dict[st
     own = model.named_parameters()
     changes = {}
     for name, tensor in wanted.items():
-        if not torch.equal(own[name].data.to(tensor), tensor):
+        if not _differ_by_rounding(own[name].data, tensor):
             changes[name] = Replacement(tensor.to(own[name].data))
     if not changes:
         raise UserError(f"{path} changes nothing: all its tensors equal the model's")
     return changes
+
+
+def _differ_by_rounding(own: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether two tensors are equal, or one tensor that was rounded to the precision of each."""
+    if torch.equal(own.to(tensor), tensor) or torch.equal(tensor.to(own), own):
+        return True
+    if {own.dtype, tensor.dtype} != {torch.float16, torch.bfloat16}:
+        return False
+    distance = (own.float() - tensor.to(own.device).float()).abs()  # neither of the two holds the other's numbers
+    return bool((distance <= _half_steps(own) + _half_steps(tensor).to(own.device)).all())
+
+
+def _half_steps(tensor: torch.Tensor) -> torch.Tensor:
+    """Half of the distance from each number to the next one in the tensor's precision: the largest error of rounding."""
+    numbers = torch.finfo(tensor.dtype)
+    _, exponent = torch.frexp(tensor.float())
+    steps = torch.ldexp(torch.full_like(exponent, numbers.eps, dtype=torch.float32), exponent - 1)
+    return steps.clamp(min=numbers.smallest_normal * numbers.eps) / 2
 
 
 def is_lora(names: Iterable[str]) -> bool:
@@ -234,10 +312,10 @@ def _named_as_in(model: DiffusionModel, state: State, where: str) -> dict[str, t
     """The tensors under the model's own names.
 
     Raises:
-        UserError: A tensor has no place in the model, or another shape.
+        UserError: A tensor has no place in the model or another one's place, or another shape.
     """
     own, found, unknown = model.named_parameters(), {}, []
-    for name, tensor in _diffusers_names(model, state).items():
+    for name, tensor in _diffusers_names(model, state):
         bare = name.removeprefix("module.")
         names = (bare, bare.removeprefix("unet."), bare.removeprefix("text_encoder."), f"text_model.{bare}",
                  f"text_model.{bare.removeprefix('text_encoder.')}")  # fmt: skip
@@ -249,6 +327,8 @@ def _named_as_in(model: DiffusionModel, state: State, where: str) -> dict[str, t
             raise UserError(f"{where} does not fit the model: {match} is {shapes}")
         elif not tensor.is_floating_point() or not tensor.isfinite().all():
             raise UserError(f"{where}: {name} does not hold finite numbers of a weight")
+        elif match in found:
+            raise UserError(f"{where} does not fit the model: it has two tensors for {match}")
         else:
             found[match] = tensor
     unknown = [name for name in unknown if not name.startswith(IGNORED) and not name.endswith("position_ids")]
@@ -262,19 +342,51 @@ def _named_as_in(model: DiffusionModel, state: State, where: str) -> dict[str, t
     return found
 
 
-def _diffusers_names(model: DiffusionModel, state: State) -> State:
-    """The tensors with the names of the original Stable Diffusion code replaced by those of diffusers."""
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+def _diffusers_names(model: DiffusionModel, state: State) -> list[tuple[str, torch.Tensor]]:
+    """Every tensor with its name, those of the original Stable Diffusion code with the name that diffusers gives it.
 
-    if not any(name.startswith((ORIGINAL_DENOISER, "input_blocks.")) for name in state):
-        return state
-    prefixed = any(name.startswith(ORIGINAL_DENOISER) for name in state)
-    whole = {name if prefixed else f"{ORIGINAL_DENOISER}{name}": tensor for name, tensor in state.items()}
-    with told("a checkpoint of the original Stable Diffusion code cannot be converted"):
-        denoiser = convert_ldm_unet_checkpoint(dict(whole), dict(model.denoiser.config))
-    text = {n.removeprefix(ORIGINAL_TEXT): t for n, t in whole.items() if n.startswith(ORIGINAL_TEXT)}
-    rest = {n: t for n, t in whole.items() if not n.startswith((ORIGINAL_DENOISER, ORIGINAL_TEXT))}
-    return {**denoiser, **text, **rest}
+    Names are replaced one by one (diffusers' converter counts the blocks, which a file of changed tensors need not have).
+    """
+    ours, found = _original_names(model), []
+    for name, tensor in state.items():
+        bare = name.removeprefix("module.").removeprefix("unet.").removeprefix(ORIGINAL_DENOISER)
+        found.append((ours.get(bare, name.removeprefix(ORIGINAL_TEXT)), tensor))
+    return found
+
+
+def _original_names(model: DiffusionModel) -> dict[str, str]:
+    """``{name in the original Stable Diffusion code: name in diffusers}`` of the denoiser's parameters."""
+    names = list(model.denoiser_names)
+    blocks = len({match[4] for name in names if (match := BLOCK.match(name)) and match.group(1, 2, 3) == FIRST})
+    attended = {
+        match[2] for name in names if (match := BLOCK.match(name)) and match.group(1, 3) == ("up", "attentions")
+    }
+    return {_original_name(name, blocks, attended): name for name in names}
+
+
+def _original_name(name: str, blocks: int, attended: set[str]) -> str:
+    """The original code's name of a parameter of a UNet with ``blocks`` residual blocks on each level of its way down.
+
+    ``attended`` are the levels of the way up with attention. Names without another one are returned as they are.
+    """
+    found = BLOCK.match(name)
+    if found is None:
+        layer = next((layer for layer in ORIGINAL_LAYERS if name.startswith(f"{layer}.")), "")
+        return ORIGINAL_LAYERS[layer] + name.removeprefix(layer) if layer else name
+    side, level, kind, number, rest = found.groups()
+    first = int(level or 0) * (blocks + 1)
+    if kind == "downsamplers":
+        return f"input_blocks.{first + blocks + 1}.0.op.{rest.removeprefix('conv.')}"
+    if kind == "upsamplers":
+        return f"output_blocks.{first + blocks}.{2 if level in attended else 1}.{rest}"
+    attention = int(kind == "attentions")
+    if not attention:
+        layer, _, rest = rest.partition(".")
+        rest = f"{ORIGINAL_RESIDUAL.get(layer, layer)}.{rest}"
+    if side == "mid":
+        return f"middle_block.{2 * int(number) + attention}.{rest}"
+    place = f"input_blocks.{first + 1 + int(number)}" if side == "down" else f"output_blocks.{first + int(number)}"
+    return f"{place}.{attention}.{rest}"
 
 
 def _check_base(model: DiffusionModel, wanted: State, where: str) -> None:
@@ -302,27 +414,103 @@ def _check_base(model: DiffusionModel, wanted: State, where: str) -> None:
 def _lora_of(model: DiffusionModel, state: State, path: Path) -> dict[str, torch.Tensor]:
     """The factors of a LoRA with the names that diffusers reads, its second factors times alpha / rank.
 
-    peft keeps alpha in a file beside the factors, and diffusers in the header of their file. peft's names do not say to which
-    network they belong, so it is looked up.
+    kohya keeps alpha in a tensor for each layer, peft in a file beside the factors, and diffusers in the header of their file.
+    peft's names do not say to which network they belong, so it is looked up.
     """
     if path.is_file() and (path.parent / ADAPTER).is_file() and path.name in LORA_FILES:
         raise UserError(f"{path}: {ADAPTER} beside it has the strength of this LoRA; give the folder, {path.parent}")
     networks = {name: getattr(model.pipeline, name, None) for name in NETWORKS}
-    layers = {name: {place for place, _ in part.named_modules()} for name, part in networks.items() if part is not None}
-    settings, found = _lora_settings(path), {}
+    places = {name: {place for place, _ in part.named_modules()} for name, part in networks.items() if part is not None}
+    settings = _lora_settings(path)
+    _check_factors(state, settings, str(path))
+    alphas = {name.removesuffix(".alpha"): tensor for name, tensor in state.items() if name.endswith(".alpha")}
+    found, scaled, kohyas = {}, set(), _kohyas_layers(state, places)
     for stored, tensor in state.items():
+        if stored.endswith(".alpha"):
+            continue
         name = stored.removeprefix(WRAPPED)
         mark = next((mark for mark in (*DOWN, *UP) if mark in name), None)
         layer = name.partition(mark)[0] if mark else name
-        network = next((each for each, places in layers.items() if layer in places), None)
+        network, place = kohyas.get(layer) or _place(layer, places)
         if network is not None:
-            name = f"{network}.{name}"
-        elif layer.partition(".")[0] in layers:
-            network, _, layer = layer.partition(".")
+            rest = name.removeprefix(layer).replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
+            name = f"{network}.{place}{rest}"
+            layer = layer.removeprefix(f"{network}.")
         if mark in UP:
-            tensor = tensor * _strength(settings.get(network or "") or settings.get("") or {}, layer, tensor.shape[1])
+            told_of, rank = stored.partition(mark)[0], tensor.shape[1]
+            if told_of in alphas:
+                scaled.add(told_of)
+                strength = _alpha(alphas[told_of], f"{path}: {told_of}.alpha") / rank
+            else:
+                strength = _strength(settings.get(network or "") or settings.get("") or {}, layer, rank)
+            if strength != 1:
+                tensor = (tensor.float() * strength).to(model.dtype)
         found[name] = tensor
+    if left := sorted(alphas.keys() - scaled):
+        raise UserError(
+            f"{path} does not fit the model as a LoRA: it has {left[0]}.alpha without the factors of this layer"
+        )
     return found
+
+
+def _kohyas_layers(state: State, places: Mapping[str, set[str]]) -> dict[str, tuple[str, str]]:
+    """Network and name of every layer of a LoRA in kohya's names; empty if one is unknown, such as those of SDXL's own code."""
+    layers = {name.partition(".")[0] for name in state if name.startswith(tuple(KOHYA))}
+    flat = {
+        network: {place.replace(".", "_"): place for place in found} | {
+            f"text_model_{place.replace('.', '_')}": place for place in found if network != "unet"}
+        for network, found in places.items()
+    }  # fmt: skip
+    found = {}
+    for layer in layers:
+        prefix = next(prefix for prefix in KOHYA if layer.startswith(prefix))
+        place = flat.get(KOHYA[prefix], {}).get(layer.removeprefix(prefix))
+        if place is None:
+            return {}
+        found[layer] = (KOHYA[prefix], place)
+    return found
+
+
+def _place(layer: str, places: Mapping[str, set[str]]) -> tuple[str | None, str]:
+    """The network of a LoRA's layer, ``None`` if it is not known, and the layer's name in this network.
+
+    transformers 4 put ``text_model.`` in front of the names of a text encoder's layers, and transformers 5 does not.
+    """
+    network, _, rest = layer.partition(".")
+    asked = [(network, rest)] if network in places else [(each, layer) for each in places]
+    for each, name in asked:
+        for place in (name, name.removeprefix("text_model."), f"text_model.{name}"):
+            if place in places[each]:
+                return each, place
+    return (network, rest) if network in places else (None, layer)
+
+
+def _check_factors(state: State, settings: Mapping[str, Any], where: str) -> None:
+    """Raise a `UserError` for a DoRA, for tensors that are no factors of a LoRA, and for factors with non-finite values."""
+    if any(mark in name for name in state for mark in MAGNITUDES) or any(
+        isinstance(said, Mapping) and said.get("use_dora") for said in settings.values()
+    ):
+        raise UserError(
+            f"{where} is a DoRA, which also scales each row of a weight; only a plain LoRA is read: fuse it and save its network"
+        )
+    for name, tensor in state.items():
+        if name.endswith(".alpha"):
+            continue
+        if not any(mark in name for mark in (*DOWN, *UP)):
+            raise UserError(f"{where} does not fit the model as a LoRA: {name} is no factor of a LoRA and no alpha")
+        if tensor.ndim < 2:
+            raise UserError(
+                f"{where}: {name} is a bias beside the factors of a LoRA (lora_bias); only a LoRA without biases is read"
+            )
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise UserError(f"{where}: {name} does not hold finite numbers of a weight")
+
+
+def _alpha(tensor: torch.Tensor, where: str) -> float:
+    """The number in kohya's tensor of a layer's alpha."""
+    if tensor.numel() != 1 or not tensor.isfinite().all():
+        raise UserError(f"{where} is not a finite number")
+    return float(tensor)
 
 
 def _lora_settings(path: Path) -> dict[str, Any]:
@@ -352,7 +540,7 @@ def _strength(settings: Mapping[str, Any], layer: str, rank: int) -> float:
 
 
 def _with_lora(model: DiffusionModel, state: State, scale: float, where: str) -> dict[str, torch.Tensor]:
-    """The model's weights after a LoRA is fused into copies of its networks by diffusers."""
+    """The model's weights after a LoRA, with alpha / rank in its factors, is fused into copies of its networks by diffusers."""
     pipeline = model.pipeline
     networks = [name for name in NETWORKS if getattr(pipeline, name, None) is not None]
     copies = {name: copy.deepcopy(getattr(pipeline, name)) for name in networks}
@@ -365,6 +553,8 @@ def _with_lora(model: DiffusionModel, state: State, scale: float, where: str) ->
             raise UserError(
                 f"{where} does not fit the model: it has LoRA factors of {factors} layers, {len(layers)} fit"
             )
+        for layer in layers:  # diffusers guesses alpha, and gives ranks and alphas of some layers to none
+            layer.scaling["checkpoint"] = 1.0
         other.fuse_lora(lora_scale=scale, adapter_names=["checkpoint"])
         other.unload_lora_weights()
     fused = copy.copy(model)

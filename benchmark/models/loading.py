@@ -89,6 +89,12 @@ def from_pipeline(pipeline: Any, dtype: str | None, device: str | None) -> Diffu
     for name in kind.components:
         if getattr(pipeline, name, None) is None:
             raise UserError(f"{where}: the pipeline has no {name}")
+    networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    for name, part in networks.items():
+        if any(".lora_A." in parameter for parameter, _ in part.named_parameters()):
+            raise UserError(
+                f"{where}: the pipeline's {name} has a LoRA beside its weights; call fuse_lora() and unload_lora_weights() first"
+            )
     moved: Any = pipeline
     if dtype:
         moved = moved.to(DTYPES[dtype])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,9 @@ class SDXLModel(DiffusionModel):
         super().__init__(pipeline)
         self.text_encoder_2 = pipeline.text_encoder_2.requires_grad_(False).eval()
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
-            self.vae.float()  # its activations overflow in half precision
+            self.vae = copy.deepcopy(self.vae).float()  # its activations overflow in half precision
+        else:
+            self.vae = copy.copy(self.vae)  # with the same weights: the pipeline may be the user's
         self.vae.enable_slicing()  # one image of 1024 pixels at a time: each takes gigabytes of activations
 
     @property

@@ -225,7 +225,13 @@ def test_the_folder_that_peft_writes_for_a_network_has_its_alpha(root, tiny_sd, 
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_a_lora_that_diffusers_writes_has_its_alpha_in_the_header(as_folder, tiny_sd, tmp_path):
     pairs = factors(tiny_sd, cross_attention(tiny_sd, "to_k", "to_v"), rank=4)
-    config = {"r": 4, "lora_alpha": 8, "target_modules": ["to_k", "to_v"], "alpha_pattern": {"to_v": 2}}
+    config = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["to_k", "to_v"],
+        "alpha_pattern": {"to_v": 2},
+        "rank_pattern": {},
+    }
     type(tiny_sd.pipeline).save_lora_weights(
         tmp_path, unet_lora_layers=peft_names(pairs, ""), unet_lora_adapter_metadata=config
     )
@@ -363,3 +369,241 @@ def test_a_text_in_the_header_is_read_without_tensors(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"prompts": "dog"})
     assert checkpoints.metadata(tmp_path / "a.safetensors") == {"prompts": "dog"}
     assert checkpoints.metadata(tmp_path / "a.pt") == {}
+
+
+def layers_of(model, *ends):
+    return [name for name in model.named_parameters() if name.endswith(tuple(f"{end}.weight" for end in ends))]
+
+
+#: Linear layers and convolutions of both networks.
+MANY = ("attn1.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "proj_in", "resnets.0.conv1", "self_attn.q_proj",
+        "self_attn.out_proj", "mlp.fc2")  # fmt: skip
+
+
+def uneven(model, names, ranks, alphas):
+    """Factors (up (out, r, …), down (r, in, …)), alphas and W + alpha / r · up·down of layers that differ in both."""
+    generator, own, pairs, given, wanted = torch.Generator().manual_seed(0), model.named_parameters(), {}, {}, {}
+    for number, name in enumerate(names):
+        rank, alpha, weight = ranks[number % len(ranks)], alphas[number % len(alphas)], own[name].data
+        up = 0.1 * torch.randn(weight.shape[0], rank, generator=generator)
+        down = 0.1 * torch.randn(rank, *weight.shape[1:], generator=generator)
+        product = (up @ down.flatten(1)).reshape(weight.shape)
+        pairs[name] = (up.reshape(*up.shape, *[1] * (weight.ndim - 2)), down)
+        given[name], wanted[name] = alpha, weight + (1 if alpha is None else alpha / rank) * product
+    return pairs, given, wanted
+
+
+def kohya_names(pairs, alphas):
+    tensors = {}
+    for name, (up, down) in pairs.items():
+        layer = name.removesuffix(".weight").replace(".", "_")
+        layer = f"lora_te_{layer}" if layer.startswith("text_model") else f"lora_unet_{layer}"
+        tensors |= {f"{layer}.lora_up.weight": up.contiguous(), f"{layer}.lora_down.weight": down.contiguous()}
+        if alphas[name] is not None:
+            tensors[f"{layer}.alpha"] = torch.tensor(float(alphas[name]))
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "ranks, alphas", [((2,), (1, 2, 3)), ((1, 2, 4), (2,)), ((4, 1, 2), (3, 2)), ((2, 4), (None,))]
+)
+def test_every_layer_of_a_lora_has_its_own_rank_and_alpha(ranks, alphas, tiny_sd, tmp_path):
+    pairs, given, wanted = uneven(tiny_sd, layers_of(tiny_sd, *MANY), ranks, alphas)
+    assert any(name.startswith("text_model") for name in pairs) and any(up.ndim == 4 for up, _ in pairs.values())
+    save_file(kohya_names(pairs, given), tmp_path / "kohya.safetensors")
+    assert_close(read(tiny_sd, tmp_path / "kohya.safetensors"), wanted)
+    halved = read(tiny_sd, tmp_path / "kohya.safetensors", lora_scale=0.5)
+    own = tiny_sd.named_parameters()
+    assert_close(halved, {name: (tensor + own[name].data) / 2 for name, tensor in wanted.items()})
+
+
+def test_layers_of_a_lora_in_diffusers_names_have_their_own_rank(tiny_sd, tmp_path):
+    pairs, _, wanted = uneven(tiny_sd, layers_of(tiny_sd, "attn1.to_q", "attn2.to_k", "proj_in"), (2, 4, 1), (None,))
+    save_file(peft_names(pairs, "unet."), tmp_path / "diffusers.safetensors")
+    assert_close(read(tiny_sd, tmp_path / "diffusers.safetensors"), wanted)
+    save_file(peft_names(pairs, "base_model.model."), tmp_path / "peft.safetensors")
+    assert_close(read(tiny_sd, tmp_path / "peft.safetensors"), wanted)
+
+
+def test_kohyas_lora_of_a_part_of_the_text_encoder(tiny_sd, tmp_path):
+    pairs, given, wanted = uneven(tiny_sd, layers_of(tiny_sd, "self_attn.q_proj"), (2,), (1, 3))
+    save_file(kohya_names(pairs, given), tmp_path / "kohya.safetensors")
+    assert_close(read(tiny_sd, tmp_path / "kohya.safetensors"), wanted)
+
+
+def test_a_lora_of_sdxl_in_the_names_of_its_own_code_has_its_alphas(tiny_sdxl, tmp_path):
+    names = [name for name in layers_of(tiny_sdxl, "attn1.to_q", "attn2.to_k", "attn2.to_out.0") if "text" not in name]
+    pairs, given, wanted = uneven(tiny_sdxl, names, (2, 4), (1, 2, 3))
+    config, tensors = dict(tiny_sdxl.denoiser.config), {}
+    for name, (up, down) in pairs.items():
+        layer = "lora_unet_" + original_name(name.removesuffix(".weight"), config).replace(".", "_")
+        tensors |= {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}
+        tensors[f"{layer}.alpha"] = torch.tensor(float(given[name]))
+    save_file(tensors, tmp_path / "sgm.safetensors")
+    assert_close(read(tiny_sdxl, tmp_path / "sgm.safetensors"), wanted)
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "text_encoder.", ""])
+@pytest.mark.parametrize("old", [True, False])
+def test_a_lora_of_a_text_encoder_is_read_with_the_names_of_old_and_new_transformers(prefix, old, tiny_sd, tmp_path):
+    pairs = factors(tiny_sd, layers_of(tiny_sd, "self_attn.q_proj"))
+    named = {name if old else name.removeprefix("text_model."): pair for name, pair in pairs.items()}
+    save_file(peft_names(named, prefix), tmp_path / "lora.safetensors")
+    assert_close(read(tiny_sd, tmp_path / "lora.safetensors"), expected(tiny_sd, pairs, 1))
+
+
+def spoiled_lora(name, model, tmp_path):
+    """The tensors of a LoRA that is refused, and what is said of it."""
+    names = cross_attention(model, "to_k")
+    pairs, given, _ = uneven(model, names, (2,), (1,))
+    kohya, peft = kohya_names(pairs, given), peft_names(pairs, "unet.")
+    first = names[0].removesuffix(".weight")
+    up, layer = f"unet.{first}.lora_B.weight", f"lora_unet_{first.replace('.', '_')}"
+    return {
+        "kohya's DoRA": (kohya | {f"{layer}.dora_scale": torch.ones(1, 4)}, "is a DoRA"),
+        "peft's DoRA": (peft | {f"unet.{first}.lora_magnitude_vector": torch.ones(4)}, "is a DoRA"),
+        "biases": (peft | {f"unet.{first}.lora_B.bias": torch.ones(4)}, "is a bias beside the factors"),
+        "another tensor": (peft | {f"unet.{first}.bias": torch.ones(4)}, "is no factor of a LoRA"),
+        "a third factor": (kohya | {f"{layer}.lora_mid.weight": torch.ones(2, 2)}, "is no factor of a LoRA"),
+        "not finite": (peft | {up: peft[up] * float("nan")}, "finite numbers"),
+        "alpha of nothing": (kohya | {"lora_unet_x.alpha": torch.tensor(1.0)}, "without the factors of this layer"),
+        "two alphas": (kohya | {f"{layer}.alpha": torch.ones(2)}, "is not a finite number"),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["kohya's DoRA", "peft's DoRA", "biases", "another tensor", "a third factor", "not finite",
+                                  "alpha of nothing", "two alphas"])  # fmt: skip
+def test_what_is_not_a_plain_lora_is_refused(name, tiny_sd, tmp_path):
+    tensors, told = spoiled_lora(name, tiny_sd, tmp_path)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(overpaint.UserError, match=r"lora\.safetensors.* " + told):
+        read(tiny_sd, tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize("setting, told", [("use_dora", "is a DoRA"), ("lora_bias", "is a bias beside the factors")])
+def test_the_folder_of_peft_with_more_than_a_plain_lora_is_refused(setting, told, tiny_sd, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["to_out.0"], **{setting: True})
+    get_peft_model(copy.deepcopy(tiny_sd.denoiser), config).save_pretrained(tmp_path / "peft")
+    with pytest.raises(overpaint.UserError, match=f"peft.* {told}"):
+        read(tiny_sd, tmp_path / "peft")
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
+@pytest.mark.parametrize("part", ["keys", "middle and out", "all but one block"])
+def test_a_part_of_a_network_in_names_of_the_original_code(part, prefix, tiny_sd, edited, tmp_path):
+    own, config = tiny_sd.denoiser.state_dict(), dict(tiny_sd.denoiser.config)
+    changed = {
+        "keys": edited,
+        "middle and out": {n: own[n] * 1.1 for n in own if n.startswith(("mid_block.", "up_blocks.2.", "conv_out."))},
+        "all but one block": {n: own[n] * 1.1 for n in own if not n.startswith("down_blocks.0.resnets.0.")},
+    }[part]
+    named = {prefix + original_name(name, config): tensor.contiguous() for name, tensor in changed.items()}
+    save_file(named, tmp_path / "part.safetensors")
+    changed = {name: tensor for name, tensor in changed.items() if not torch.equal(own[name], tensor)}
+    assert_is(read(tiny_sd, tmp_path / "part.safetensors"), changed)
+    named[f"{prefix}input_blocks.99.0.in_layers.2.weight"] = torch.ones(1)
+    save_file(named, tmp_path / "more.safetensors")
+    with pytest.raises(overpaint.UserError, match=r"has no parameter .*input_blocks\.99"):
+        read(tiny_sd, tmp_path / "more.safetensors")
+
+
+def test_a_whole_denoiser_of_sdxl_in_names_of_the_original_code(tiny_sdxl, tmp_path):
+    own, config = tiny_sdxl.denoiser.state_dict(), dict(tiny_sdxl.denoiser.config)
+    changed = {
+        name: own[name] * 1.1 for name in own if name.endswith(("attn2.to_k.weight", "add_embedding.linear_1.weight"))
+    }
+    labels = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+    named = {}
+    for name, tensor in (own | changed).items():
+        layer = name.rpartition(".")[0]
+        theirs = name.replace(layer, labels[layer]) if layer in labels else original_name(name, config)
+        named[f"model.diffusion_model.{theirs}"] = tensor.contiguous()
+    save_file(named, tmp_path / "sdxl.safetensors")
+    assert_is(read(tiny_sdxl, tmp_path / "sdxl.safetensors"), changed)
+
+
+def test_two_tensors_for_one_parameter_are_refused(tiny_sd, edited, tmp_path):
+    save_file(edited | in_names_of("unet.", {n: t + 1 for n, t in edited.items()}), tmp_path / "two.safetensors")
+    with pytest.raises(overpaint.UserError, match=r"two\.safetensors does not fit the model: it has two tensors for"):
+        read(tiny_sd, tmp_path / "two.safetensors")
+
+
+@pytest.mark.parametrize("file", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("own", ["float16", "bfloat16"])
+def test_rounding_of_a_half_precision_model_is_no_change(own, file, goldens, tiny_sd, edited, tmp_path):
+    model = overpaint.load_model(str(goldens / "tiny_sd"), dtype=own)
+    stored = {name: tensor.to(getattr(torch, file)).contiguous() for name, tensor in denoiser(tiny_sd, edited).items()}
+    save_file(stored, tmp_path / "unet.safetensors")
+    assert_is(read(model, tmp_path / "unet.safetensors"), {name: stored[name].to(model.dtype) for name in edited})
+    plain = {
+        name: tensor.to(getattr(torch, file)).contiguous() for name, tensor in tiny_sd.denoiser.state_dict().items()
+    }
+    save_file(plain, tmp_path / "same.safetensors")
+    with pytest.raises(overpaint.UserError, match="changes nothing"):
+        read(model, tmp_path / "same.safetensors")
+
+
+def test_one_step_of_a_half_precision_is_a_change(goldens, tmp_path):
+    model = overpaint.load_model(str(goldens / "tiny_sd"), dtype="bfloat16")
+    name = cross_attention(model, "to_k")[0]
+    weight = model.named_parameters()[name].data.clone()
+    biggest = weight.abs().argmax()
+    weight.view(torch.int16).flatten()[biggest] += 1
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        save_file({name: weight.to(dtype)}, tmp_path / "step.safetensors")
+        assert_is(read(model, tmp_path / "step.safetensors"), {name: weight})
+
+
+def test_a_transfer_in_half_precision_leaves_the_text_encoder_that_the_checkpoint_leaves(goldens, tmp_path):
+    folder, generator = str(goldens / "tiny_sd"), torch.Generator().manual_seed(0)
+    edit, other = overpaint.load_model(folder), overpaint.load_model(folder)
+    name = cross_attention(edit, "to_k")[0]
+    edit.named_parameters()[name].data.mul_(1.2)
+    edit.pipeline.save_pretrained(tmp_path / "edited")
+    for parameter in other.named_parameters().values():
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
+    other.pipeline.save_pretrained(tmp_path / "other")
+    model = overpaint.load_model(str(tmp_path / "other"), dtype="bfloat16")
+    assert read(model, tmp_path / "edited", transfer=True, base=folder).names == [name]
+
+
+WORD = "text_model.embeddings.token_embedding.weight"
+
+
+def test_a_pickle_of_several_networks_is_read_whole(tiny_sd, edited, tmp_path):
+    word = tiny_sd.named_parameters()[WORD].data * 1.1
+    inner = {"module." + name: tensor for name, tensor in edited.items()}
+    torch.save({"unet": inner, "text_encoder": {WORD: word}, "vae": {"x": word}, "step": 3}, tmp_path / "both.pt")
+    assert_is(read(tiny_sd, tmp_path / "both.pt"), edited | {WORD: word})
+    torch.save({"state_dict": {"unet": {"state_dict": edited}, "text_encoder": {WORD: word}}}, tmp_path / "deep.pt")
+    assert_is(read(tiny_sd, tmp_path / "deep.pt"), edited | {WORD: word})
+    torch.save({"text_encoder": {WORD: word}, "unet": {}}, tmp_path / "text.pt")
+    assert_is(read(tiny_sd, tmp_path / "text.pt"), {WORD: word})
+
+
+def test_a_pickle_of_several_sets_of_tensors_of_unknown_networks_is_refused(tiny_sd, edited, tmp_path):
+    for name, other in {"unet": "ema", "model": "unet", "state_dict": "text_encoder"}.items():
+        torch.save({name: edited, other: edited}, tmp_path / "two.pt")
+        with pytest.raises(overpaint.UserError, match=r"two\.pt holds several sets of tensors, .*; save only those of"):
+            read(tiny_sd, tmp_path / "two.pt")
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}
+    torch.save(
+        {"model": edited, "optimizer": optimizer, "rng": {"cpu": torch.get_rng_state()}}, tmp_path / "training.pt"
+    )
+    assert_is(read(tiny_sd, tmp_path / "training.pt"), edited)
+
+
+def test_the_file_of_a_sequence_keeps_its_levels_on_top_of_an_earlier_erasure(tiny_sd, tmp_path):
+    both = overpaint.erase(tiny_sd, "uce", erase=["dog", "bird"], anchor=["cat", "ship"], sequential=True)
+    both.save(tmp_path / "both.safetensors")
+    small = {"iterations": 1, "warmup_steps": 0, "rollout_steps": 2}
+    before = overpaint.erase(tiny_sd, "spm", erase=["ship"], **small)
+    on_top = read(tiny_sd, tmp_path / "both.safetensors", before=before)
+    assert [level.method for level in on_top.sequence] == ["spm", "uce", "uce"]
+    own = tiny_sd.named_parameters()
+    with both.attached(tiny_sd):
+        wanted = {name: own[name].data.clone() for name in both.names}
+    with on_top.attached(tiny_sd):
+        assert all(torch.equal(own[name].data, tensor) for name, tensor in wanted.items())

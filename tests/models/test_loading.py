@@ -145,6 +145,16 @@ def test_pipeline_objects_that_cannot_be_used_are_refused(goldens, tiny_sd):
         overpaint.load_model(pipeline)
 
 
+def test_a_pipeline_with_a_lora_beside_its_weights_is_refused(goldens):
+    """Its factors would count as layers of the network; fused, they are a part of the weights."""
+    from peft import LoraConfig
+
+    pipeline = overpaint.load_model(str(goldens / "tiny_sd")).pipeline
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_k"]))
+    with pytest.raises(overpaint.UserError, match="the pipeline's unet has a LoRA beside its weights; call fuse_lora"):
+        overpaint.load_model(pipeline)
+
+
 def test_parts_that_do_not_fit_each_other_are_told(goldens):
     pipeline = overpaint.load_model(str(goldens / "tiny_sd")).pipeline
     pipeline.tokenizer.add_tokens([f"<{n}>" for n in range(3)])

@@ -170,3 +170,31 @@ def test_an_erasure_is_exported_as_a_pipeline(tiny_sdxl, tiny_sdxl_folder, tmp_p
         expected = tiny_sdxl.named_parameters()
         for name, tensor in exported.named_parameters().items():
             assert torch.equal(tensor.data, expected[name].data), name
+
+
+def test_a_pipeline_in_half_precision_still_works_after_it_is_loaded(tiny_sdxl_folder):
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl_folder, torch_dtype=torch.float16)
+    pipeline.vae.register_to_config(force_upcast=True)
+    settings = {"num_inference_steps": 1, "height": 32, "width": 32, "output_type": "np"}
+    pipeline.set_progress_bar_config(disable=True)
+
+    def images():
+        return pipeline("a dog", generator=torch.Generator().manual_seed(0), **settings).images
+
+    before, weights = images(), pipeline.vae.decoder.conv_in.weight.clone()
+    model = overpaint.load_model(pipeline)
+    assert (pipeline.vae.dtype, model.vae.dtype) == (torch.float16, torch.float32)
+    assert not pipeline.vae.use_slicing and model.vae.use_slicing
+    assert torch.equal(model.vae.decoder.conv_in.weight, weights.float())
+    assert np.array_equal(images(), before)
+
+
+def test_the_autoencoder_of_a_pipeline_is_used_without_a_copy_of_its_weights(tiny_sdxl_folder):
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl_folder)
+    model = overpaint.load_model(pipeline)
+    assert model.vae.decoder.conv_in.weight is pipeline.vae.decoder.conv_in.weight
+    assert model.vae.use_slicing and not pipeline.vae.use_slicing
