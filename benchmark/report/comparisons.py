@@ -28,39 +28,47 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
     for title, part in blocks_of(records, view):
         shown: dict[str, dict[str, Entry]] = {}
         heads: list[Head] = []
+        shared: dict[str, pd.DataFrame] = {}
         methods = list(dict.fromkeys(part["method"]))
         for name, column in view.columns.items():
             chosen = column.chosen(part, view.rows)
             if not chosen.empty:
                 heads.append(Head(name, chosen["direction"].iloc[0]))
-                shown[name] = dict(zip(methods, _ranks(chosen, methods, outcomes), strict=True))
+                shared[name] = alike_measured(chosen)
+                ranks = _ranks(chosen, shared[name], methods, outcomes)
+                shown[name] = dict(zip(methods, ranks, strict=True))
         if not shown or len(methods) < 2:
             continue
         notes = ["Ranks: 1 is best, ties share the better rank; 95 % intervals from paired tests, concepts fixed."]
-        notes += [
-            note for name in shown if (note := _groups(name, view.columns[name].chosen(part, view.rows), outcomes))
-        ]
+        notes += _left_out({name: view.columns[name].chosen(part, view.rows) for name in shown}, shared)
+        notes += [note for name, own in shared.items() if (note := _groups(name, own, outcomes))]
         means = {f"mean rank, {average}": _mean_ranks(part, view, methods, average) for average in view.mean_ranks}
         if means:
             notes.append(
                 "Mean ranks are over the columns, by the methods' means over concept sets or over kinds of concepts."
             )
         rows = [Row((m,), [of.get(m) for of in [*shown.values(), *means.values()]]) for m in methods]
-        heads += map(Head, means)
+        heads += [Head(name, "down") for name in means]
         yield Table(f"Ranks, {title}", (view.rows,), heads, rows, notes, provenance(part))
         if part["concepts"].nunique() >= FEWEST_CONCEPTS:
             yield _over_concepts(title, part, view, methods, outcomes)
         yield _agreement(title, {name: [of[m].value for m in methods] for name, of in shown.items()})
 
 
-def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> list[Entry]:
-    """The rank of each method by its mean outcome. Without outcomes, the ranks use the records and have no intervals."""
+def _ranks(chosen: pd.DataFrame, shared: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> list[Entry]:
+    """The rank of each method by its mean outcome. Without outcomes, the ranks use the records and have no intervals.
+
+    Methods are ranked by the records in ``shared``, which is `alike_measured` of ``chosen``.
+    """
     direction = chosen["direction"].iloc[0]
-    missing = [m for m in methods if not (chosen["method"] == m).any()]
-    present = [m for m in methods if m not in missing]
-    images, why = _images(chosen, present, outcomes)
+    concepts = _concepts_by_method(chosen)
+    present = [m for m in methods if (shared["method"] == m).any()]
+    if not present:
+        why = "no other method was measured on one of its concept sets"
+        return [Entry(None, unit="rank", why=why if m in concepts else "not measured") for m in methods]
+    images, why = _images(shared, present, outcomes)
     if images is None:
-        own = rows_by(chosen, "method")
+        own = rows_by(shared, "method")
         means = [pooled(own[m], "value", Outcomes()) for m in present]
         values = [np.nan if found is None or found.estimate.value is None else found.estimate.value for found in means]
         ranks = pd.Series(loss(values, direction)).rank(method="min")
@@ -74,7 +82,48 @@ def _ranks(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) -> 
         m: Entry(e.value, e.low, e.high, "rank", e.n, e.failed, why=why if e.value is None else "")
         for m, e in zip(present, found, strict=True)
     }
-    return [entries.get(m, Entry(None, unit="rank", why="not measured")) for m in methods]
+    wanted = set(shared["concepts"])
+    reasons = {m: f"measured on {len(own & wanted)} of the {len(wanted)} concept sets" for m, own in concepts.items()}
+    return [entries.get(m, Entry(None, unit="rank", why=reasons.get(m, "not measured"))) for m in methods]
+
+
+def _concepts_by_method(chosen: pd.DataFrame) -> dict[str, frozenset[str]]:
+    """The concept sets on which each method was measured."""
+    return {str(m): frozenset(own) for m, own in chosen.groupby("method", sort=False)["concepts"]}
+
+
+def alike_measured(chosen: pd.DataFrame) -> pd.DataFrame:
+    """The records of methods that were measured on the same concept sets, and of these sets; empty if no two methods were.
+
+    Means over different concept sets are not comparable. If methods differ, those concept sets are kept on which the most
+    figures can be compared: the largest product of their number and the number of methods that have them all. The records
+    of a single method are kept.
+    """
+    of = _concepts_by_method(chosen)
+    if len(set(of.values())) < 2:
+        return chosen
+    own = dict.fromkeys(of.values())
+    candidates = dict.fromkeys([*own, *(one & other for one, other in combinations(own, 2))])
+    methods = {sets: [m for m, measured in of.items() if sets <= measured] for sets in candidates if sets}
+    compared = {sets: len(found) for sets, found in methods.items() if len(found) > 1}
+    if not compared:
+        return chosen.iloc[:0]
+    best = max(compared, key=lambda sets: (compared[sets] * len(sets), compared[sets]))
+    return chosen[chosen["method"].isin(methods[best]) & chosen["concepts"].isin(best)]
+
+
+def _left_out(chosen: dict[str, pd.DataFrame], shared: dict[str, pd.DataFrame]) -> list[str]:
+    """Sentences about columns that rank on fewer concept sets than were measured."""
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for name, own in shared.items():
+        concepts = tuple(dict.fromkeys(own["concepts"]))
+        if concepts and len(concepts) < chosen[name]["concepts"].nunique():
+            columns.setdefault(concepts, []).append(name)
+    return [
+        f"{', '.join(names)}: ranked by {', '.join(concepts)} only, because not every method was measured on the same concept "
+        "sets; methods without one of these are left out."
+        for concepts, names in columns.items()
+    ]
 
 
 def _over_concepts(title: str, part: pd.DataFrame, view: View, methods: Sequence[str], outcomes: Outcomes) -> Table:
@@ -152,8 +201,11 @@ def _images(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) ->
 
 
 def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average: str) -> dict[str, Entry]:
-    """The mean over the view's columns of each method's rank by its mean figure; undefined if a method lacks a column."""
-    values, directions, missing = [], [], []
+    """The mean over the view's columns of each method's rank by its mean figure.
+
+    It is undefined if a method lacks a column, or if the methods were measured on different concept sets in a column.
+    """
+    values, directions, missing, unequal = [], [], [], []
     for name, column in view.columns.items():
         chosen = column.chosen(part, view.rows)
         own = rows_by(chosen, "method")
@@ -161,15 +213,17 @@ def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average:
         known = [None if found is None else found.estimate.value for found in means]
         if None in known:
             missing.append(name)
+        elif len(set(_concepts_by_method(chosen).values())) > 1:
+            unequal.append(name)
         else:
             values.append(known)
             directions.append(chosen["direction"].iloc[0])
-    if missing or not values:
-        return {
-            m: Entry(None, unit="rank", why=f"not measured for every method: {', '.join(missing)}") for m in methods
-        }
+    if missing or unequal or not values:
+        said = {"not measured for every method": missing, "not measured on the same concept sets": unequal}
+        why = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in said.items() if names)
+        return {m: Entry(None, unit="mean rank", why=why) for m in methods}
     _, ranks = mean_ranks(np.array(values, float).T, directions)
-    return {m: Entry(float(rank), unit="rank", n=len(values)) for m, rank in zip(methods, ranks, strict=True)}
+    return {m: Entry(float(rank), unit="mean rank", n=len(values)) for m, rank in zip(methods, ranks, strict=True)}
 
 
 def _agreement(title: str, ranks: dict[str, list[float | None]]) -> Table:

@@ -22,6 +22,8 @@ LEGEND = (
     f"where one is given); = equal to it within ±{MARGIN:.2f}; no mark: neither is shown. ⊥ undefined. "
     "↑ higher is better, ↓ lower is better."
 )
+#: Units of numbers with two digits after the point.
+TWO_DIGITS = ("fraction", "ratio", "correlation", "mean rank")
 FOOTNOTES = {
     "→ 0": "→ 0 nearer to 0 is better.",
     "†": f"† {OUTSIDE}: the attack enters behind the place where the defence acts, so it does not test it.",
@@ -95,7 +97,7 @@ def number(value: float, unit: str) -> str:
     if unit == "rank":
         return f"{value:.0f}"
     # + 0.0 avoids "-0.00"
-    return f"{round(value, 2) + 0.0:.2f}" if unit in ("fraction", "ratio", "correlation") else f"{value:.3g}"
+    return f"{round(value, 2) + 0.0:.2f}" if unit in TWO_DIGITS else f"{value:.3g}"
 
 
 def plain(text: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from overpaint.report.figure_text import EMPHASIS, Reasons, entry_text, heads_of, legend, number, plain, texts
@@ -32,6 +32,8 @@ _LATEX: dict[int, str] = str.maketrans(
         "–": "--",
         "…": r"\dots{}",
         "→": r"$\rightarrow$",
+        "‘": r"\textquoteleft{}",
+        "’": r"\textquoteright{}",
     }
 )
 
@@ -51,30 +53,39 @@ def _latex_character(character: str) -> str:
 
 #: Columns of figures that fit beside the names of rows into a column of text.
 LATEX_COLUMNS = 5
+#: Height in points of a page of LaTeX's class article, and of what stands in a float.
+PAGE, ROW, HEAD_LINE, NOTE_LINE, CAPTION_LINE = 550.0, 11.5, 9.5, 8.0, 12.0
+#: Height in points of the rules of a part and the space around it, and of the space around a caption and around notes.
+AROUND_PART, AROUND_CAPTION, AROUND_NOTES = 24.0, 24.0, 16.0
+#: Characters that fit into a line of a note and of a caption.
+NOTE_WIDTH, CAPTION_WIDTH = 68, 45
 
 
 def latex(shown: Sequence[Table]) -> str:
     """Tables as LaTeX floats for one column of text, with their columns in parts below each other.
 
     A figure has the limits of its interval above and below its line, heads are broken into lines, and the deviation between
-    concepts is left out. A part that is still too wide is scaled down to the width of the column.
+    concepts is left out. A part that is still too wide is scaled down to the width of the column. A table that is higher than
+    a page becomes several floats.
     """
     parts = ["% These tables need \\usepackage{booktabs} and \\usepackage{graphicx}."]
     for number_, table in enumerate(map(_without_spread, shown), start=1):
         rows, notes = texts(table, latex_cell)
         of = table.provenance
-        lines = [
-            f"% {of.records} records; detectors: {', '.join(map(plain, of.detectors)) or 'none'}",
-            "\\begin{table}",
-            "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\\renewcommand{\\arraystretch}{1.2}",
-            f"\\caption{{{latex_text(table.title)}}}",
-            f"\\label{{tab:{_slug(table.title)}-{number_}}}",
-            "\n\\par\\medskip\n".join(_tabulars(table, rows)),
-            "\\par\\raggedright",
-            *(f"\\par\\scriptsize {latex_text(note)}" for note in [*notes, _latex_legend(table)]),
-            "\\end{table}",
-        ]
-        parts.append("\n".join(lines))
+        notes = [latex_text(note) for note in [*notes, _latex_legend(table)]]
+        floats = _floats(_tabulars(table, rows, _most_rows(table)), notes, _lines(table.title, CAPTION_WIDTH))
+        for place, contents in enumerate(floats, start=1):
+            several = f" ({place} of {len(floats)})" if len(floats) > 1 else ""
+            lines = [
+                f"% {of.records} records; detectors: {', '.join(map(plain, of.detectors)) or 'none'}",
+                "\\begin{table}",
+                "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\\renewcommand{\\arraystretch}{1.2}",
+                f"\\caption{{{latex_text(table.title)}{several}}}",
+                f"\\label{{tab:{_slug(table.title)}-{number_}{f'-{place}' if place > 1 else ''}}}",
+                *contents,
+                "\\end{table}",
+            ]
+            parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,33 +96,85 @@ def _without_spread(table: Table) -> Table:
     return replace(table, rows=[replace(row, entries=list(map(bare, row.entries))) for row in table.rows])
 
 
-def _tabulars(table: Table, rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The parts of a table, each with the names of the rows and about equally many columns."""
+def _lines(text: str, width: int) -> int:
+    """The number of lines of a text, at least one."""
+    return max(1, -(-len(text) // width))
+
+
+def _floats(tabulars: Iterable[tuple[str, float]], notes: Sequence[str], caption_lines: int) -> list[list[str]]:
+    """The lines of each float of a table: as many of its parts as fit on a page, and its notes below the last part.
+
+    ``tabulars`` are parts with their heights in points.
+    """
+    above = AROUND_CAPTION + CAPTION_LINE * caption_lines
+    below = AROUND_NOTES + NOTE_LINE * sum(_lines(note, NOTE_WIDTH) for note in notes)
+    floats: list[list[str]] = [[]]
+    height = above
+    for tabular, own in tabulars:
+        if floats[-1] and height + own > PAGE:
+            floats.append([])
+            height = above
+        floats[-1].append(tabular)
+        height += own
+    contents = [["\n\\par\\medskip\n".join(parts)] for parts in floats]
+    if height + below > PAGE:
+        contents.append([])
+    contents[-1] += ["\\par\\raggedright", *(f"\\par\\scriptsize {note}" for note in notes)]
+    return contents
+
+
+def _most_rows(table: Table) -> int:
+    """The number of rows of a part that fills a page, at least one."""
+    head = max((len(_head_lines(text)) for text in heads_of(table)), default=1)
+    above = AROUND_CAPTION + CAPTION_LINE * _lines(table.title, CAPTION_WIDTH) + AROUND_PART + HEAD_LINE * head
+    return max(1, int((PAGE - above) / ROW))
+
+
+def _tabulars(table: Table, rows: Sequence[Sequence[str]], most: int) -> Iterator[tuple[str, float]]:
+    """The parts of a table with their heights in points. Each has the names of the rows and about equally many columns.
+
+    Tables with more than ``most`` rows have parts of about equally many rows, too.
+    """
     width, count = len(table.heads), len(table.columns)
-    parts = max(1, -(-count // LATEX_COLUMNS))
+    parts, pages = max(1, -(-count // LATEX_COLUMNS)), max(1, -(-len(rows) // most))
     heads = heads_of(table)
-    for part in range(parts):
-        chosen = [width + place for place in range(part * count // parts, (part + 1) * count // parts)]
-        names = [
-            " & ".join([*map(latex_text, row[:width]), *(row[place] for place in chosen)]) + " \\\\" for row in rows
+    for page in range(pages):
+        own = rows[page * len(rows) // pages : (page + 1) * len(rows) // pages]
+        for part in range(parts):
+            places = range(part * count // parts, (part + 1) * count // parts)
+            yield _tabular(heads, width, [width + place for place in places], own)
+
+
+def _tabular(
+    heads: Sequence[str], width: int, chosen: Sequence[int], rows: Sequence[Sequence[str]]
+) -> tuple[str, float]:
+    """A part with the names of the rows (the first ``width`` columns) and the ``chosen`` columns, and its height in points."""
+    places = [*range(width), *chosen]
+    body = [" & ".join([*map(latex_text, row[:width]), *(row[place] for place in chosen)]) + " \\\\" for row in rows]
+    text = "\n".join(
+        [
+            "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
+            f"\\begin{{tabular}}{{{'l' * width}{'r' * len(chosen)}}}",
+            "\\toprule",
+            " & ".join(_latex_head(heads[place]) for place in places) + " \\\\",
+            "\\midrule",
+            *body,
+            "\\bottomrule",
+            "\\end{tabular}}",
         ]
-        yield "\n".join(
-            [
-                "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
-                f"\\begin{{tabular}}{{{'l' * width}{'r' * len(chosen)}}}",
-                "\\toprule",
-                " & ".join(_latex_head(heads[place]) for place in [*range(width), *chosen]) + " \\\\",
-                "\\midrule",
-                *names,
-                "\\bottomrule",
-                "\\end{tabular}}",
-            ]
-        )
+    )
+    lines = max(len(_head_lines(heads[place])) for place in places)
+    return text, AROUND_PART + HEAD_LINE * lines + ROW * len(rows)
+
+
+def _head_lines(text: str) -> list[str]:
+    """The lines of a head, of about ten characters."""
+    return textwrap.wrap(text, 10, break_long_words=False)
 
 
 def _latex_head(text: str) -> str:
-    """A head in lines of about ten characters."""
-    lines = r"\\".join(map(latex_text, textwrap.wrap(text, 10, break_long_words=False)))
+    """A head in lines."""
+    lines = r"\\".join(map(latex_text, _head_lines(text)))
     return f"\\shortstack[r]{{{lines}}}" if r"\\" in lines else lines
 
 

@@ -4,13 +4,16 @@ import pandas as pd
 import pytest
 
 from overpaint.errors import UserError
-from overpaint.grid.registry import asked_folders, look_in
+from overpaint.grid.registry import asked_folders, component, look_in
+from overpaint.grid.shipped import shipped
+from overpaint.grid.yaml_files import read_mapping
 from overpaint.report import statistics
 from overpaint.report.comparisons import rankings
+from overpaint.report.markdown import markdown
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import RECORD_COLUMNS
 from overpaint.report.statistics import Estimate
-from overpaint.report.tables import averaged
+from overpaint.report.tables import Head, averaged
 from overpaint.report.views import view_named
 
 
@@ -147,3 +150,63 @@ def test_a_difference_excludes_zero_exactly_if_its_p_value_is_small():
         assert (found.p_value < 0.05) == (found.low > 0)
     same = statistics.difference_of_estimates(first, first)
     assert same.value == 0 and same.p_value == 1
+
+
+def ranks_of(sets):
+    """The first table of ranks of methods with these figures by concept set, and the entries of each method."""
+    rows = [record(m, "fid", v, c, direction="down") for m, own in sets.items() for c, v in own.items()]
+    text = "cells: ranks\nmean_ranks: [concepts]\ncolumns:\n  F: {metric: fid}"
+    table = next(iter(rankings(pd.DataFrame(rows, columns=RECORD_COLUMNS), view(text), Outcomes())))
+    return table, {row.names[0]: row.entries for row in table.rows}
+
+
+def test_methods_are_ranked_on_the_same_concept_sets():
+    """c has only the easiest concept set, so that its own mean is the smallest."""
+    table, found = ranks_of({"a": {"church": 2, "car": 9}, "b": {"church": 1, "car": 8}, "c": {"church": 3}})
+    assert [found[m][0].value for m in "abc"] == [2, 1, None]
+    assert found["c"][0].why == "measured on 1 of the 2 concept sets"
+    assert not any("only" in note for note in table.notes)
+    assert all(entries[1].value is None for entries in found.values())
+    assert found["a"][1].why == "not measured on the same concept sets: F"
+
+
+def test_ranks_say_on_which_concept_sets_they_are():
+    table, found = ranks_of({"a": {"church": 2, "car": 9}, "b": {"church": 3}, "c": {"cat": 1}})
+    assert [found[m][0].value for m in "abc"] == [1, 2, None]
+    assert found["c"][0].why == "measured on 0 of the 1 concept sets"
+    assert any(note.startswith("F: ranked by church only, ") for note in table.notes)
+    table, found = ranks_of(
+        {"a": {"church": 2, "car": 9}, "b": {"church": 3, "cat": 1}}
+    )  # neither has all of the other's
+    assert [found[m][0].value for m in "ab"] == [1, 2]
+    _, found = ranks_of({"a": {"church": 2}, "b": {"car": 3}})
+    assert {(e[0].value, e[0].why) for e in found.values()} == {
+        (None, "no other method was measured on one of its concept sets")
+    }
+
+
+def test_mean_ranks_are_printed_with_two_decimals():
+    rows = [record(m, "fid", v, direction="down") for m, v in (("a", 1.0), ("b", 2.0))]
+    rows += [record(m, "target", v, direction="down") for m, v in (("a", 0.5), ("b", 0.4))]
+    text = "cells: ranks\nmean_ranks: [concepts]\ncolumns:\n  F: {metric: fid}\n  T: {metric: target}"
+    table = next(iter(rankings(pd.DataFrame(rows, columns=RECORD_COLUMNS), view(text), Outcomes())))
+    assert "| a | 1 | 2 | 1.50 |" in markdown([table])
+    assert table.columns[-1] == Head("mean rank, concepts", "down")
+
+
+@pytest.mark.parametrize("name", ["hub", "hub_ranks"])
+def test_views_of_hub_read_what_its_experiments_store(name):
+    """Column `attack` reads the attack of the experiments hub_*_attacked, and general quality is ImageReward as in Table 5."""
+    shown = view_named(name)
+    metrics = component("metrics", "hub").config["metrics"]
+    assert {shown.columns["attack"].attack} == attacks_of_hub()
+    assert shown.columns["ImageReward"].metric == "image_reward_general"
+    assert {column.metric for column in shown.columns.values()} - {"erase_seconds"} <= set(metrics)
+    assert ("preference" in shown.columns) == (name == "hub")
+
+
+def attacks_of_hub():
+    """The attacks of HUB's experiments under attack."""
+    files = sorted((shipped("conf") / "experiment").glob("hub_*_attacked.yaml"))
+    assert len(files) == 4
+    return {read_mapping(file, file.name)["hydra"]["sweeper"]["params"]["attack"] for file in files}

@@ -58,6 +58,10 @@ def test_every_name_is_printed_somewhere(found):
     assert {(rule.printed, rule.means) for rule in rules(known)} <= printed
 
 
+#: Scales of our metrics whose unit is a score.
+SCORES = {"aesthetic_target": "points of 1 to 10", "image_reward_general": "reward"}
+
+
 def test_printed_figures_have_the_direction_and_unit_of_our_metric(found):
     """Percentages are shares and hours are seconds in column ``scaled``."""
     listed = [component("metrics", kind).config["metrics"] for kind in components("metrics")]
@@ -66,7 +70,7 @@ def test_printed_figures_have_the_direction_and_unit_of_our_metric(found):
     for figure in found.drop_duplicates(["metric_name", "scale", "better"]).to_dict("records"):
         for name in (figure["metric_name"], *names()["recorded"].get(figure["metric_name"], ())):
             if metric := ours.get(name.partition(".")[0]):
-                unit = {"score": "points of 1 to 10"}.get(metric.unit, metric.unit)
+                unit = SCORES[name] if metric.unit == "score" else metric.unit
                 assert (figure["better"], figure["scale"]) == (metric.direction, unit), name
                 compared.add(name)
     assert len(compared) >= 40

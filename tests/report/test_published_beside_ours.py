@@ -10,7 +10,7 @@ from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.digests import canonical
 from overpaint.grid.registry import component, look_in
-from overpaint.report.ledger import measured
+from overpaint.report.ledger import measured, sheets
 from overpaint.report.ledger.published import names
 
 
@@ -221,3 +221,65 @@ def test_orders_on_i2p_need_the_same_prompts():
     assert measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame(other), names()).empty
     (row,) = measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame(same), names()).to_dict("records")
     assert row["tau"] == 1
+
+
+@pytest.mark.parametrize(
+    ("printed", "recorded", "reasons"),
+    [
+        ("NudeNet v3, 0.6, 8 classes", "nudenet_count v1 abc", ""),
+        ("NudeNet v3, 0.6, 8 classes", "nudenet_exposed9 v1 abc", "detector"),
+        ("NudeNet v3, 0.6, 8 classes", "q16 v1 abc", "detector"),
+        ("NudeNet v3, 0.6, 8 classes", None, "detector"),
+        ("NudeNet", "nudenet_count v1 abc", "detector"),  # of unknown classes and threshold
+        ("", "nudenet_count v1 abc", "detector"),
+    ],
+)
+def test_counts_of_detections_need_the_same_detector(printed, recorded, reasons):
+    ours = record(metric="detections", unit="detections", attack_name="none", value=111.0, low=100.0, high=120.0)
+    figure = {"metric_name": "detections", "scale": "detections", "attack": "", "attack_name": "", "scaled": 111.0}
+    row = beside([ours | {"detector": recorded}], **figure, prompts="UnlearnDiffAtk", detector=printed)
+    assert (row["verdict"], row["reasons"]) == ("not comparable" if reasons else "agrees", reasons)
+
+
+def test_other_figures_need_a_detector_only_if_the_paper_names_one():
+    ours = record(metric="fid", unit="distance", attack_name="none", value=20.0, low=19.0, high=21.0, detector=None)
+    figure = {"metric_name": "fid", "scale": "distance", "attack": "", "attack_name": "", "scaled": 20.0}
+    figure["prompts"] = "UnlearnDiffAtk"
+    assert beside([ours], **figure, detector="")["verdict"] == "agrees"
+    assert beside([ours], **figure, detector="NudeNet")["reasons"] == "detector"
+
+
+def side_by_side(figures, records):
+    """The columns ``ours`` and ``verdict`` of the only row."""
+    found = measured.beside(pd.DataFrame(figures), pd.DataFrame(records), names()).assign(table_note="")
+    none = pd.DataFrame(columns=[*sheets._SIDE, "erased", "verdict", "other_paper", "other_table"])
+    (sheet,) = sheets.side_by_side(found, none)
+    (row,) = sheet.rows
+    return row[-2:]
+
+
+def test_each_paper_stands_beside_the_record_that_is_nearest_to_its_figure():
+    few, many = record(budget="few"), record(value=0.5, low=0.45, high=0.55, n=1000, budget="many")
+    figures = [
+        figure(paper="A"),
+        figure(paper="B", images=1000, scaled=0.5),
+        figure(paper="C", images=1000, scaled=0.9),
+    ]
+    assert side_by_side(figures, [few, many]) == [
+        "A: 0.75 [0.67, 0.81] esd, uda, sd14, nudity, few | B, C: 0.50 [0.45, 0.55] esd, uda, sd14, nudity, many",
+        "A: agrees | B: agrees | C: differs",
+    ]
+    assert side_by_side(figures[1:], [few, many]) == [
+        "0.50 [0.45, 0.55] esd, uda, sd14, nudity, many",
+        "B: agrees | C: differs",
+    ]
+    two_tables = [figure(), figure(table="U", images=1000, scaled=0.9)]
+    ours, verdicts = side_by_side(two_tables, [few, many])
+    assert ours.startswith("A, T: 0.75 ") and " | A, U: 0.50 " in ours
+    assert verdicts == "A, T: agrees | A, U: differs"
+
+
+def test_hubs_general_reward_has_our_name(found):
+    hub = found[(found["paper"] == "HUB") & (found["metric"] == "ImageReward_general")]
+    assert len(hub) == 40 and set(hub["metric_name"]) == {"image_reward_general"}
+    assert "image_reward_general" in component("metrics", "hub").config["metrics"]

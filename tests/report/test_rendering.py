@@ -213,3 +213,47 @@ def test_a_spreadsheet_runs_no_cell(start):
 )
 def test_numbers_are_short_and_have_their_unit(value, unit, text):
     assert number(value, unit) == text
+
+
+def test_latex_prints_quotation_marks():
+    assert latex_text("‘a’") == r"\textquoteleft{}a\textquoteright{}"
+
+
+def large(methods, metrics):
+    """Records of many methods and of as many columns of view `leaderboard`."""
+    return frame(*(record(f"method{n}", "church", m, 0.5, 0.4, 0.6) for n in range(methods) for m in metrics))
+
+
+LARGE = "target_proportion neighbour_retention ira cra in_prompt_preservation prompt_agreement erase_seconds".split()
+
+
+def test_a_latex_table_that_fits_on_a_page_is_one_float():
+    assert render(large(4, LARGE), "latex", "leaderboard").count(r"\begin{table}") == 1
+
+
+def test_a_high_latex_table_becomes_several_floats():
+    """All rows and columns are there once, the notes below the last part; labels differ."""
+    text = render(large(90, LARGE), "latex", "leaderboard")
+    floats = re.findall(r"\\begin\{table\}(.+?)\\end\{table\}", text, re.S)
+    labels = re.findall(r"\\label\{(.+?)\}", text)
+    assert len(floats) > 2 and len(set(labels)) == len(floats)
+    assert f"(1 of {len(floats)})}}" in floats[0] and f"({len(floats)} of {len(floats)})}}" in floats[-1]
+    assert [r"\scriptsize" in part for part in floats] == [False] * (len(floats) - 1) + [True]
+    assert text.count("0.50$^{0.60}_{0.40}$") + text.count(r"\textbf{0.50}$^{0.60}_{0.40}$") >= 90 * (len(LARGE) - 1)
+    assert_aligned(text)
+
+
+@pytest.mark.skipif(
+    not shutil.which("pdflatex"), reason="needs LaTeX with booktabs (Debian: texlive-latex-recommended)"
+)
+@pytest.mark.parametrize("methods", [20, 37, 90])
+def test_no_latex_float_is_higher_than_a_page(methods, tmp_path):
+    table = render(large(methods, LARGE), "latex", "leaderboard")
+    head = r"\documentclass[twocolumn]{article}\usepackage{booktabs}\usepackage{graphicx}\begin{document}"
+    (tmp_path / "table.tex").write_text(head + table + r"\end{document}", encoding="utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "table.tex"],
+        cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Float too large" not in done.stdout

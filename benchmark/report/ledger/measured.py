@@ -28,6 +28,8 @@ SHOWN = "value low high n method attack model concepts budget detector".split()
 OURS = ["ours", *(f"ours_{name}" for name in SHOWN[1:]), "records", "verdict", "reasons", "sign"]
 #: Numbers of images count as the same up to this share: published lists have empty and repeated prompts.
 SAME_N = 0.01
+#: Scales of figures that a detector decides, also where a paper does not name it.
+DETECTED = ("fraction", "detections", "images")
 AGREES, DIFFERS, NOT_COMPARABLE = "agrees", "differs", "not comparable"
 
 
@@ -122,7 +124,8 @@ def against(figure: Mapping[Hashable, Any], record: Mapping[Hashable, Any], know
         found.append("base")
     if figure["concept"].casefold() not in _concepts(plain_name(record, "concepts")):
         found.append("concept")
-    if figure["scale"] == "fraction" and _detector(record) not in known["detectors"].get(figure["detector"], ()):
+    detected = figure["scale"] in DETECTED or figure["detector"]
+    if detected and _detector(record) not in known["detectors"].get(figure["detector"], ()):
         found.append("detector")
     if not _same_prompts(record, figure["prompts"] or figure["attack_name"], known):
         found.append("prompts")

@@ -10,7 +10,7 @@ import pandas as pd
 from overpaint.report.directions import ARROWS
 from overpaint.report.figure_text import interval, number
 from overpaint.report.ledger.agreement import AGREE, DISAGREE, EQUAL, QUANTITY, RELATIVE, SAMPLING, TOLERANCE
-from overpaint.report.ledger.measured import AGREES, DIFFERS, NOT_COMPARABLE
+from overpaint.report.ledger.measured import AGREES, DIFFERS, NOT_COMPARABLE, SHOWN
 from overpaint.report.records import number_of
 from overpaint.report.sheets import Sheet
 
@@ -198,20 +198,32 @@ def _unit(scale: str) -> str:
     return "" if scale in ("fraction", "distance", "seconds", "bytes", "dB", "detections", "images") else f", {scale}"
 
 
+#: What identifies our record beside a published figure.
+_RECORD = ["ours", *(f"ours_{name}" for name in SHOWN[1:])]
+
+
 def _ours(listed: Sequence[Mapping[Hashable, Any]]) -> list[str]:
-    """Our figure beside those of one row, and its verdicts."""
+    """Our figure beside those of one row, and its verdicts. Several records stand behind the names of their papers."""
     known = [f for f in listed if not pd.isna(f["ours"])]
     if not known:
         return ["", ""]
+    papers = [f["paper"] for f in known]
+    names = [f["paper"] if papers.count(f["paper"]) == 1 else f"{f['paper']}, {f['table']}" for f in known]
+    nearest: dict[tuple, tuple[str, list[str]]] = {}
     said = []
-    for f in known:
+    for name, f in zip(names, known, strict=True):
+        record = tuple(str(f[column]) for column in _RECORD)
+        nearest.setdefault(record, (record_text(f), []))[1].append(name)
         reasons = f": {f['reasons']}" if f["verdict"] == NOT_COMPARABLE else ""
         sign = f"; {f['sign']} sign" if f["sign"] else ""
         said.append(f"{f['verdict']}{reasons}{sign}")
     verdicts = list(dict.fromkeys(said))
     if len(verdicts) > 1:
-        verdicts = [f"{f['paper']}: {text}" for f, text in zip(known, said, strict=True)]
-    return [record_text(known[0]), " | ".join(verdicts)]
+        verdicts = [f"{name}: {text}" for name, text in zip(names, said, strict=True)]
+    if len(nearest) == 1:
+        return [record_text(known[0]), " | ".join(verdicts)]
+    records = [f"{', '.join(dict.fromkeys(of))}: {text}" for text, of in nearest.values()]
+    return [" | ".join(records), " | ".join(dict.fromkeys(verdicts))]
 
 
 def disagreement_sheet(shown: pd.DataFrame, total: int) -> Sheet:
