@@ -61,6 +61,8 @@ MADE = {
 }
 #: Why a figure changed whose outcomes are equal: it was computed in another way, or a file was edited.
 RECOMPUTED = "the same outcomes, another value"
+#: Why a paired difference is not the difference between the two values that are shown.
+OPPOSITE = "the shared images differ the other way than A and B as a whole"
 #: Differing hash of the settings: every figure has another one.
 SETTINGS = "settings (hash)"
 NUMBERS = ["value", "low", "high", "n", "failed"]
@@ -137,9 +139,20 @@ def compared(a: Side, b: Side, view: View, ignore: Sequence[str] = ()) -> pd.Dat
         figure |= {"p_adjusted": mark.p_adjusted, "family": mark.family}
         figure["group"] = figure["group"] or {DIFFERS: CHANGED, EQUAL: SHOWN_EQUAL, "": INCONCLUSIVE}[mark.says]
         if figure["group"] == CHANGED:
-            before, after = loss([figure["a"], figure["b"]], figure["direction"])
-            figure["better"] = "better" if after < before else "worse"
+            figure["better"] = "better" if _is_better(figure) else "worse"
     return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _is_better(figure: Mapping[str, Any]) -> bool:
+    """Whether B is better than A by the difference that is tested: that of the shared images where figures are paired.
+
+    Where figures should be near 0, or without a difference, the two values decide.
+    """
+    a, b = figure["a"], figure["b"]
+    if figure["difference"] and figure["direction"] != "zero":
+        a, b = 0.0, figure["difference"]
+    before, after = loss([a, b], figure["direction"])
+    return bool(after < before)
 
 
 def _variants(both: pd.DataFrame, labels: Sequence[str]) -> pd.Series:
@@ -195,6 +208,8 @@ def _figure(rows: Mapping[str, Rows], sides: Mapping[str, Side], view: View) -> 
             "group": figure["group"] or UNTESTED,
             "why": why if figure["group"] == CHANGED else "no interval",
         }, None
+    if joined is not None and gap.value is not None and gap.value * (figure["b"] - figure["a"]) < 0:
+        why = OPPOSITE
     figure |= {"p_value": gap.p_value, "p_equivalence": gap.p_equivalence}
     figure |= {"pairing": "unpaired" if joined is None else "paired", "why": why}
     return figure, Compared(gap.p_value, gap.p_equivalence, primary)

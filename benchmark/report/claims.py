@@ -262,7 +262,8 @@ def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.DataFrame:
     """The records that ``key=value,value`` overrides select: labels of a cell, ``metric`` or ``facet``.
 
-    A value also selects records with that component's name, with any values that were set by hand.
+    A value also selects records with that component's name, with any values that were set by hand. Values are separated by
+    commas, unless the whole text is one label, such as ``uce attributes=[man, woman]``.
     """
     allowed, given = [*CELL, "metric", "facet"], dict[str, str]()
     for override in overrides:
@@ -278,9 +279,10 @@ def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.
         given[key] = values
         column = records[key].astype(str)
         names = records.get(f"{key}_name", column)
-        wanted = [value.strip() for value in values.split(",")]
+        known = {*column, *names}
+        wanted = [value.strip() for value in ([values] if values.strip() in known else values.split(","))]
         for value in wanted:
-            if value not in {*column, *names}:
+            if value not in known:
                 raise unknown(key, value, {*column}, where)
         records = records[column.isin(wanted) | names.isin(wanted)]
     if records.empty:

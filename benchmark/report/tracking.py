@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,9 @@ from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.labels import few
 from overpaint.report.figure_text import Reasons, entry_text, head_text, row_text
 from overpaint.report.pooling import Outcomes, pooled
-from overpaint.report.records import CELL
+from overpaint.report.records import CELL, given_by_hand
 from overpaint.report.rendering import tables
-from overpaint.report.tables import SETTINGS, Table, provenance, several_of, under
+from overpaint.report.tables import GIVEN, SETTINGS, Table, provenance, several_of, under
 from overpaint.report.views import view_named
 
 #: The views whose tables are sent: every figure of a concept set, and means over concept sets.
@@ -114,7 +115,8 @@ class WandB:
             media: dict[str, Any] = {
                 name: wandb.Table(columns=[*columns], data=[*rows]) for name, (columns, rows) in shown.items()
             }
-            media |= {f"sheets/{_slug(path.stem)}": wandb.Image(str(path), caption=path.stem) for path in sweep.sheets}
+            names = _slugs(path.stem for path in sweep.sheets)
+            media |= {f"sheets/{names[path.stem]}": wandb.Image(str(path), caption=path.stem) for path in sweep.sheets}
             run.log(media)
             run.summary.update(summary_of(records, outcomes))
         except BaseException:
@@ -157,8 +159,9 @@ def tables_of(
     yield "cells", ([*CELL, "figures", "defined"], [list(map(_plain, row)) for row in counts.to_numpy(object)])
     for view in VIEWS:
         shown = _shown(records, view, outcomes)
+        names = _slugs(table.title for table in shown)
         for table in shown:
-            yield f"{view}/{_slug(table.title)}" if len(shown) > 1 else view, _as_text(table)
+            yield f"{view}/{names[table.title]}" if len(shown) > 1 else view, _as_text(table)
 
 
 def _plain(value: Any) -> Any:
@@ -195,10 +198,13 @@ class _Spelled(Reasons):
 def summary_of(records: pd.DataFrame, outcomes: pa.Table | None) -> dict[str, float]:
     """The primary endpoints of view ``facets`` for every method and attack: means over concepts and seeds with intervals.
 
-    Models, protocols, budgets and other settings of which there are several are part of a figure's name, and never averaged.
+    Models, protocols, budgets, values set by hand on concepts and other settings of which there are several are part of a
+    figure's name, and never averaged.
     """
     known = Outcomes(outcomes)
-    several = several_of(records, ["model", *(name for name in SETTINGS if name != "seed")])
+    given = given_by_hand(records, ("concepts",), without=("concepts.erase", "concepts.name"))
+    records = records.assign(**{GIVEN: given.astype(object)})
+    several = several_of(records, ["model", GIVEN, *(name for name in SETTINGS if name != "seed")])
     found: dict[str, float] = {}
     for endpoint in view_named("facets").primary.values():
         chosen = records[records["metric"] == endpoint["metric"]]
@@ -214,5 +220,19 @@ def summary_of(records: pd.DataFrame, outcomes: pa.Table | None) -> dict[str, fl
     return found
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.+=-]+", "_", text).strip("_")[:100]
+#: Most characters of a name on W&B.
+LONGEST = 100
+
+
+def _slugs(texts: Iterable[str]) -> dict[str, str]:
+    """Names of these texts for W&B. A name that is truncated, or that another text has too, ends in a hash of its text."""
+    found = {text: re.sub(r"[^\w.+=-]+", "_", text).strip("_") for text in texts}
+    counts = Counter(found.values())
+    return {
+        text: _hashed(name, text) if len(name) > LONGEST or counts[name] > 1 else name for text, name in found.items()
+    }
+
+
+def _hashed(name: str, text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST - 9]}_{digest}"

@@ -266,3 +266,15 @@ def test_hostile_labels_stay_text():
     assert r"a\|b\\n\[red\]" in text and "\n[red]" not in text
     assert json.loads(figures.to_json(orient="records"))[0]["method"] == "a|b\n[red]"
     assert "experiment" in LABELS
+
+
+def test_better_follows_the_difference_that_is_tested():
+    """A's 24 images are among B's 40. B shows the concept more often as a whole, but less often in the shared images."""
+    a, b = side(({}, hits(8, 24))), side(({}, np.arange(40) >= 24))
+    figure, turned = only(a, b), only(b, a)
+    assert figure["a"] < figure["b"] and figure["difference"] < 0 and figure["pairing"] == "paired"
+    assert (figure["group"], figure["better"], turned["better"]) == ("changed", "better", "worse")
+    assert figure["why"] == "the shared images differ the other way than A and B as a whole" == turned["why"]
+    up = {"direction": "up", "metric": "ira"}
+    assert only(side((up, hits(8, 24))), side((up, np.arange(40) >= 24)))["better"] == "worse"
+    assert only(side(({}, hits(30))), side(({}, hits(5))))["why"] == ""

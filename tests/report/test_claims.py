@@ -148,6 +148,15 @@ def test_check_prints_a_sentence_a_violation(run, folder):
     assert len(said) == 2 and all("a primary endpoint needs at least 12 outcomes" in line for line in said)
 
 
+def test_a_filter_takes_a_whole_label_with_commas(folder):
+    records, _ = published(folder)
+    label = "uce attributes=[man, woman] lamb=1.0"
+    labelled = records.assign(method=records["method"].where(records["method_name"] != "uce", label))
+    chosen = narrowed(labelled, [f"method={label}"], "x")
+    assert set(chosen["method"]) == {label} and len(chosen) == (labelled["method"] == label).sum()
+    assert set(narrowed(labelled, ["method=none, uce"], "x")["method_name"]) == {"none", "uce"}
+
+
 def test_filters_name_what_exists(run, folder):
     records, _ = published(folder)
     assert set(narrowed(records, ["method=uce", "metric=ira,ua"], "x")["metric"]) == {"ira", "ua"}

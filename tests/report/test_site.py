@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+import table_records
 from PIL import Image
 
 from command_line import CommandLine
@@ -20,8 +21,10 @@ from overpaint.report.claims import published
 from overpaint.report.figure_text import number
 from overpaint.report.rendering import tables
 from overpaint.report.site.cells import Slugs
-from overpaint.report.site.plots import Point, _labels_of, heat_maps, scalings
-from overpaint.report.site.results import PLACE, blocks, read
+from overpaint.report.site.leaderboard import board
+from overpaint.report.site.pages import Content
+from overpaint.report.site.plots import Point, _labels_of, heat_maps, pareto, scalings
+from overpaint.report.site.results import PLACE, Results, blocks, read
 from overpaint.report.tables import Entry
 from overpaint.report.views import view_named
 
@@ -536,3 +539,78 @@ def test_curves_of_two_protocols_are_two_plots():
     (one,) = scalings(blocks(found.of(some)))
     (first, second) = scalings(blocks(found.of(pd.concat([some, other]))))
     assert len(first.plots) == len(second.plots) == len(one.plots) and first.name != second.name
+
+
+def of_two_thresholds(records):
+    return pd.concat([records, records.assign(threshold=0.8, settings=records["settings"] + "x")])
+
+
+def test_blocks_of_two_thresholds_say_which():
+    (found,) = read(RESULTS / "demo")
+    some = found.records[found.records["method"].isin(["none", "uce"]) & (found.records["attack"] == "none")]
+    single, split = (list(blocks(found.of(records))) for records in (some, of_two_thresholds(some)))
+    assert {block.settings for block in single} == {""} and len(split) == 2 * len(single)
+    assert {block.settings for block in split} == {"threshold 0.5", "threshold 0.8"}
+    assert len({block.name for block in split}) == len(split)
+    one, other = (board(Content([]), shown) for shown in (single, split))
+    assert "settings" not in one.labels and "settings" not in one.filters
+    assert other.labels[-1] == "settings" and other.filters["settings"] == ["threshold 0.5", "threshold 0.8"]
+    (curves,) = read(RESULTS / "scaling")
+    some = curves.records[curves.records["method"].isin(["none", "uce"])]
+    first, second = scalings(blocks(curves.of(of_two_thresholds(some))))
+    assert len(first.plots) == len(second.plots) and first.name != second.name
+
+
+def small(*methods, concepts=("church", "car", "sketch")):
+    """Results of two figures per method and concept set."""
+    figures = {"target_proportion": {}, "neighbour_retention": {"direction": "up", "facet": "specificity"}}
+    return Results(
+        "small",
+        table_records.frame(
+            *(
+                table_records.record(method, label, metric, 0.1 * (number + 1), 0.0, 1.0, **about)
+                for number, method in enumerate(methods)
+                for label in concepts
+                for metric, about in figures.items()
+            )
+        ),
+        pd.DataFrame(),
+    )
+
+
+def means(results):
+    return {block.settings: block for block in blocks(results) if block.averaged}
+
+
+def test_a_mean_counts_the_concepts_that_it_covers():
+    """Values set by hand on concepts split a mean, and so does a threshold; a single concept set is no mean."""
+    found = small("none", "uce")
+    records = found.records
+    assert {said: block.concepts for said, block in means(found).items()} == {"": "mean of 3 concepts"}
+    labels = {"church": "church anchor=house", "car": "car anchor=house", "sketch": "sketch"}
+    given = {
+        name: {"concepts.erase": [name]} | ({"concepts.anchor": "house"} if name != "sketch" else {}) for name in labels
+    }
+    by_hand = records.assign(
+        concepts=records["concepts"].map(labels),
+        given=[json.dumps(given[name]) for name in records["concepts"]],
+    )
+    (mean,) = means(found.of(by_hand)).values()
+    assert (mean.concepts, mean.settings) == ("mean of 2 concepts", "concepts.anchor=house")
+    assert mean.averaged == ("church anchor=house", "car anchor=house")
+    apart = found.of(records.assign(threshold=records["concepts"].map({"church": 0.4, "car": 0.5, "sketch": 0.6})))
+    assert means(apart) == {}
+    assert {block.concepts: block.settings for block in blocks(apart)}["car"] == "threshold 0.5"
+    other = records["metric"].where(records["concepts"] != "sketch", "a_metric_without_a_column")
+    (mean,) = means(found.of(records.assign(metric=other))).values()
+    assert mean.averaged == ("church", "car") and mean.concepts == "mean of 2 concepts"
+
+
+def test_the_front_leaves_out_means_over_fewer_concepts():
+    found = small("none", "uce", "esd", "mace", concepts=("church", "car"))
+    records = found.records
+    fewer = found.of(records[(records["method"] != "uce") | (records["concepts"] == "church")])
+    whole, partial = (pareto(*means(results).values()) for results in (found, fewer))
+    assert whole.left_out == "" and "uce" in whole.front
+    assert {point.name for point in partial.points} == {"none", "esd", "mace"} and "uce" not in partial.front
+    assert partial.left_out == "Left out, because their means are over fewer concepts: uce (1 of 2)."

@@ -198,6 +198,21 @@ def test_a_link_filters_the_page_of_a_paper(visit):
     assert shown and all("UCE" in row for row in shown)
 
 
+def test_a_link_to_the_figures_of_a_method_shows_no_others(visit):
+    """``MACE`` is the name of a paper, too, and the beginning of other methods' names."""
+    tab = visit("methods/mace.html")
+    link = tab.locator("#published + p a", has_text="MACE: MACE").first
+    count = int(link.evaluate("a => a.nextSibling.textContent.match(/\\d+/)[0]"))
+    link.click()
+    tab.wait_for_selector("table.texts")
+    shown = "rows => rows.filter(r => r.checkVisibility()).map(r => r.cells[2].textContent)"
+    assert tab.eval_on_selector_all("table.texts tbody tr", shown) == ["MACE"] * count
+    assert tab.locator("[role=status]").text_content().startswith(f"{count} of ")
+    tab.get_by_label("Filter").fill("MACE CFR")  # words that are typed filter as before
+    methods = set(tab.eval_on_selector_all("table.texts tbody tr", shown))
+    assert methods > {"MACE, CFR only"} or "MACE, CFR only" in methods
+
+
 def test_without_javascript_the_whole_table_is_there(browser, folder):
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()

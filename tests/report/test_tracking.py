@@ -147,6 +147,33 @@ def test_the_summary_averages_nothing_over_models_or_budgets():
     assert summary_of(concepts, None)["uce/target_proportion/value"] == pytest.approx(0.3)
 
 
+def test_the_summary_averages_nothing_over_values_set_by_hand_on_concepts():
+    records = pd.concat(
+        [
+            records_of(
+                "uce", concepts=f"church anchor={anchor}", value=value, given=json.dumps({"concepts.anchor": anchor})
+            )
+            for anchor, value in (("house", 0.2), ("tower", 0.4))
+        ]
+    )
+    values = {name: value for name, value in summary_of(records, None).items() if name.endswith("/value")}
+    assert values == {
+        "uce/target_proportion, concepts.anchor=house/value": 0.2,
+        "uce/target_proportion, concepts.anchor=tower/value": 0.4,
+    }
+
+
+def test_tables_with_long_or_similar_titles_keep_their_own_names():
+    long = "prompts.target=list.csv " * 8
+    labels = [f"{long}{end}" for end in ("retain=a", "retain=b")] + ["a b", "a/b"]
+    records = pd.concat([records_of("uce", concepts=label) for label in labels])
+    names = [name for name, _ in tables_of(records, None) if name.startswith("facets/")]
+    assert len(set(names)) == len(labels) and max(map(len, names)) <= len("facets/") + 100
+    assert names == [name for name, _ in tables_of(records, None) if name.startswith("facets/")]
+    short = [name for name, _ in tables_of(pd.concat([records_of("uce", concepts=c) for c in "ab"]), None)]
+    assert {"facets/a_unsafe_on_x", "facets/b_unsafe_on_x"} <= set(short)
+
+
 def test_a_failure_of_the_service_is_reported_and_ends_no_run(tmp_path, capsys):
     class Down:
         def send(self, sweep):

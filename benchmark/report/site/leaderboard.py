@@ -17,6 +17,9 @@ from overpaint.report.views import view_named
 #: What the signs of cells say, besides the legend of all tables.
 STANDINGS = f"{SIGNS[BEST]} the best method of a column; {SIGNS[TIED]} not shown to be worse than it."
 
+#: Heads of the columns before the figures. Where blocks differ in further settings, one for these follows.
+LABELS = ("method", "concepts", "kind", "results", "model", "protocol", "budget")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,8 +39,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """The table of the index. ``groups`` are facets with their number of columns."""
+    """The table of the index. ``labels`` are the heads before the figures, ``groups`` facets with their number of columns."""
 
+    labels: Sequence[str]
     heads: Sequence[str]
     groups: Sequence[tuple[str, int]]
     rows: Sequence[Row]
@@ -90,19 +94,21 @@ def board(content: Content, shown: Sequence[Block], method: str | None = None) -
         for row in block.table.rows
         if method in (None, block.methods[row.names[0]])
     ]
+    further = ["settings"] if any(block.settings for block in shown) else []
     filters = {
         "results": [block.results.name for block in shown],
         **{
             name: [getattr(block, name) for block in shown]
-            for name in ("concepts", "kind", "model", "protocol", "budget")
+            for name in ("concepts", "kind", "model", "protocol", "budget", *further)
         },
     }
     return Board(
+        [*LABELS, *further],
         [head(heads[title]) for title in titles],
         [(facet, len(list(same))) for facet, same in groupby(facets)],
         rows,
         start,
-        {name: list(dict.fromkeys(values)) for name, values in filters.items()},
+        {name: list(dict.fromkeys(value for value in values if value)) for name, values in filters.items()},
     )
 
 

@@ -53,6 +53,7 @@ class Pareto:
     """Erasure against retention: points, labels, ticks of both axes (pixel, text) and the names of the axes.
 
     ``left``, ``right``, ``top`` and ``bottom`` are the edges of the plot inside a picture of ``width`` × ``height`` pixels.
+    ``left_out`` is a sentence that names the methods whose means are over fewer concepts; empty if there are none.
     """
 
     points: Sequence[Point]
@@ -69,6 +70,7 @@ class Pareto:
     right: float = 570
     top: float = 16
     bottom: float = 348
+    left_out: str = ""
 
 
 #: Ticks of a share.
@@ -85,17 +87,21 @@ def pareto(block: Block) -> Pareto | None:
     """The plot of a block. Both axes show the square root of a share that should be small, because most are near 0.
 
     A method is on the front if no other one is at least as good in both figures and better in one. The unedited model takes no
-    part.
+    part. Means over fewer concepts than the others are left out, because they are not comparable.
     """
     titles = [column.title for column in block.table.columns]
     if ERASURE not in titles or RETENTION not in titles:
         return None
     places = [titles.index(name) for name in (ERASURE, RETENTION)]
     found: dict[str, tuple[Entry, Entry]] = {}
+    fewer: dict[str, tuple[int, int]] = {}
     for row in block.table.rows:
         x, y = (row.entries[place] for place in places)
         if x is not None and y is not None and None not in (x.value, x.low, x.high, y.value, y.low, y.high):
-            found[row.names[0]] = (x, y)
+            if partial := x.of or y.of:
+                fewer[row.names[0]] = partial
+            else:
+                found[row.names[0]] = (x, y)
     compared = {name: pair for name, pair in found.items() if block.methods.get(name) != "none"}
     if len(compared) < 2:
         return None
@@ -131,7 +137,16 @@ def pareto(block: Block) -> Pareto | None:
         block.name,
         front,
         max(Pareto.bottom + AXIS, lowest + LINE / 2),
+        left_out=_left_out(fewer),
     )
+
+
+def _left_out(fewer: Mapping[str, tuple[int, int]]) -> str:
+    """A sentence that names the methods whose means are over fewer concepts, with both numbers."""
+    if not fewer:
+        return ""
+    named = ", ".join(f"{plain(name)} ({count} of {most})" for name, (count, most) in fewer.items())
+    return f"Left out, because their means are over fewer concepts: {named}."
 
 
 def _value(entry: Entry) -> float:

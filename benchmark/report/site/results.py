@@ -16,13 +16,17 @@ from overpaint.grid.concept_sets import Rule
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components
 from overpaint.report.claims import claim_files, narrowed, published
+from overpaint.report.records import given_by_hand
 from overpaint.report.rendering import tables
-from overpaint.report.tables import Table, distinguished
+from overpaint.report.tables import GIVEN, SETTINGS, Table, distinguished, several_of
+from overpaint.report.views import view_named
 
 #: The view whose tables are the rows of the index.
 VIEW = "leaderboard"
 #: What is measured in the same way: a block's labels, besides its concept set.
 PLACE = ["model", "protocol", "budget"]
+#: Further settings that split results into blocks. They are part of a block's labels where they have several values.
+FURTHER = [name for name in SETTINGS if name not in (*PLACE, "seed")]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Block:
     Attributes:
         concepts: the label of the concept set, or ``mean of 7 concepts``.
         averaged: the labels of the concept sets in a mean; empty for one concept set.
+        settings: the settings besides model, protocol and budget that tell this block from others, as text: ``threshold 0.8``.
     """
 
     results: Results
@@ -75,11 +80,13 @@ class Block:
     table: Table
     averaged: tuple[str, ...] = ()
     facets: Mapping[str, str] = field(default_factory=dict)
+    settings: str = ""
 
     @property
     def measured(self) -> str:
         """The results and how they were measured, as text."""
-        return f"{self.results.name} · {self.model}, protocol {self.protocol}, budget {self.budget}"
+        place = f"{self.model}, protocol {self.protocol}, budget {self.budget}"
+        return f"{self.results.name} · {place}" + (f", {self.settings}" if self.settings else "")
 
     @property
     def name(self) -> str:
@@ -131,24 +138,57 @@ def _top(folder: Path, path: Path) -> Path:
 
 
 def blocks(results: Results) -> Iterator[Block]:
-    """The blocks of an experiment. A mean over all concept sets that erase a single concept comes before its parts."""
+    """The blocks of an experiment. A mean over all concept sets that erase a single concept comes before its parts.
+
+    Only figures of the same settings are in one mean: see `FURTHER` and `overpaint.report.tables.GIVEN`.
+    """
     described = results.records.drop_duplicates("metric")
     facets = dict(zip(described["metric"].astype(str), described["facet"].astype(str), strict=True))
-    for place, part in results.records.groupby(PLACE, sort=False, dropna=False):
+    for place, everything in results.records.groupby(PLACE, sort=False, dropna=False):
         model, protocol, budget = map(str, place)
-        parts: list[tuple[str, str, tuple[str, ...], pd.DataFrame]] = []
-        labels = list(map(str, dict.fromkeys(part["concepts"])))
-        single = tuple(label for label in labels if len(_erased_in(part, label)) == 1)
-        if len(single) > 1:
-            chosen = part[part["concepts"].isin(single)]
-            kinds = list(map(str, dict.fromkeys(chosen["kind"])))
+        for settings, part in _split(everything, FURTHER):
+            parts = [*_means(part)]
+            for (label, of_kind), own in part.groupby(["concepts", "kind"], sort=False):
+                parts.append((str(label), str(of_kind), (), "", own))
+            for concepts, kind, averaged, given, own in parts:
+                said = ", ".join(text for text in (settings, given) if text)
+                for table in shown(results.of(own), VIEW):
+                    yield Block(results, model, protocol, budget, concepts, kind, table, averaged, facets, said)
+
+
+#: A mean or a concept set of a block: its label, kind, the labels in the mean, the values set by hand, and the records.
+Part = tuple[str, str, tuple[str, ...], str, pd.DataFrame]
+
+
+def _means(part: pd.DataFrame) -> Iterator[Part]:
+    """The means over concept sets that erase a single concept, one for each combination of values set by hand on concepts."""
+    labels = map(str, dict.fromkeys(view_named(VIEW).shown(part)["concepts"]))
+    chosen = part[part["concepts"].isin([label for label in labels if len(_erased_in(part, label)) == 1])]
+    by_hand = given_by_hand(chosen, ("concepts",), without=("concepts.erase", "concepts.name"))
+    for given, own in _split(chosen.assign(**{GIVEN: by_hand.astype(object)}), [GIVEN]):
+        covered = tuple(map(str, dict.fromkeys(own["concepts"])))
+        kinds = list(map(str, dict.fromkeys(own["kind"])))
+        if len(covered) > 1:
             kind = kinds[0] if len(kinds) == 1 else "several kinds"
-            parts.append((f"mean of {len(single)} concepts", kind, single, chosen))
-        for (label, of_kind), own in part.groupby(["concepts", "kind"], sort=False):
-            parts.append((str(label), str(of_kind), (), own))
-        for concepts, kind, averaged, own in parts:
-            for table in shown(results.of(own), VIEW):
-                yield Block(results, model, protocol, budget, concepts, kind, table, averaged, facets)
+            yield f"mean of {len(covered)} concepts", kind, covered, given, own
+
+
+def _split(records: pd.DataFrame, settings: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The records by those settings that have several values, which are named as text; empty if none has."""
+    several = several_of(records, settings)
+    if not several:
+        yield "", records
+        return
+    for values, own in records.groupby(several, sort=False, dropna=False):
+        yield ", ".join(map(_setting, several, values)), own
+
+
+def _setting(name: str, value: Any) -> str:
+    """A setting as text: ``threshold 0.8``; values set by hand on concepts name themselves."""
+    known = not pd.isna(value) and value != ""
+    if name == GIVEN:
+        return str(value) if known else "no values set by hand on concepts"
+    return f"{name} {value}" if known else f"no {name}"
 
 
 def _erased_in(records: pd.DataFrame, label: str) -> tuple[str, ...]:

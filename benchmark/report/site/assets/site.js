@@ -2,12 +2,12 @@
 // Sorts, filters and describes what is on the page. Nothing is computed here, and nothing is loaded.
 
 const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
-const TEXT = ["method", "concepts", "kind", "results", "model", "protocol", "budget"];
 
 for (const table of all("table.board")) {
   const body = table.tBodies[0];
   const [facets, titles] = table.tHead.rows;
   const heads = [...titles.cells];
+  const labels = heads.slice(0, facets.cells[0].colSpan).map((head) => head.textContent.trim()); // the columns before the figures
   const rows = [...body.rows];
   const visible = () => [...body.rows].filter((row) => !row.classList.contains("off"));
 
@@ -16,7 +16,7 @@ for (const table of all("table.board")) {
     const shown = visible();
     heads.forEach((head, column) => {
       const texts = new Set(shown.map((row) => row.cells[column].textContent.trim()));
-      const idle = column < TEXT.length
+      const idle = column < labels.length
         ? texts.size === 1 && (column > 0 || !table.classList.contains("filtered")) && shown.length > 0
         : shown.every((row) => row.cells[column].classList.contains("none"));
       for (const row of [titles, ...rows]) row.cells[column].hidden = idle;
@@ -36,7 +36,7 @@ for (const table of all("table.board")) {
 
   const value = (row, column) => {
     const cell = row.cells[column];
-    if (column < TEXT.length) return cell.textContent.trim();
+    if (column < labels.length) return cell.textContent.trim();
     return cell.dataset.v ? Number(cell.dataset.v) : null;
   };
   const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
@@ -68,7 +68,7 @@ for (const table of all("table.board")) {
     const known = new Set(methods.filter((method) => rows.some((row) => whole(row, method))));
     const named = (row) => methods.some((method) => known.has(method) ? whole(row, method) : value(row, 0).startsWith(method));
     for (const row of rows) {
-      const fits = TEXT.every((name, column) => {
+      const fits = labels.every((name, column) => {
         if (name === "method") return !methods.length || named(row);
         return !wanted.get(name) || value(row, column) === wanted.get(name);
       });
@@ -177,15 +177,21 @@ for (const input of all("input.rows")) {
   const table = input.closest("p").nextElementSibling.querySelector("table");
   const rows = [...table.tBodies[0].rows].map((row) => [row, row.textContent.toLowerCase()]);
   const status = input.closest("p").querySelector("[role=status]");
-  const narrow = () => {
-    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-    for (const [row, text] of rows) row.classList.toggle("off", !words.every((word) => text.includes(word)));
+  const show = (fits) => {
+    for (const [row, text] of rows) row.classList.toggle("off", !fits(row, text));
     status.textContent = `${rows.filter(([row]) => !row.classList.contains("off")).length} of ${rows.length} rows`;
   };
+  const narrow = () => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    show((row, text) => words.every((word) => text.includes(word)));
+  };
   input.addEventListener("input", narrow);
-  if (input.classList.contains("named") && location.hash) { // a link to the figures of one method
-    input.value = decodeURIComponent(location.hash.slice(1));
-    narrow();
+  if (input.classList.contains("named") && location.hash) { // a link to the figures of one method, by its whole name
+    const name = input.value = decodeURIComponent(location.hash.slice(1));
+    const column = [...table.tHead.rows[0].cells].findIndex((head) => head.textContent === "method");
+    const named = (row) => row.cells[column].textContent === name;
+    if (rows.some(([row]) => named(row))) show(named);
+    else narrow();
   }
 }
 
