@@ -115,6 +115,13 @@ def row_text(row: Row) -> str:
     return " ".join(part for part in (row.names[-1], ARROWS[row.direction], f"n={row.n}" if row.n else "") if part)
 
 
+def with_own_n(text: str, entry: Entry | None, row: Row) -> str:
+    """The text of a figure, with its n if that is not the n that the row's name gives."""
+    if entry is None or entry.value is None or row.n in (0, entry.n):
+        return text
+    return f"{text} (n={entry.n})"
+
+
 def heads_of(table: Table) -> list[str]:
     return [*table.heads, *map(head_text, table.columns)]
 
@@ -129,10 +136,13 @@ def _names(table: Table) -> Iterator[list[str]]:
 
 
 def texts(table: Table, cell: Callable[[Entry | None, Reasons], str] = entry_text) -> tuple[list[list[str]], list[str]]:
-    """The names and figures of a table's rows as text, and the notes under the table."""
+    """The names and figures of a table's rows as text, and the notes under the table.
+
+    A row's name has the largest n of its figures; a figure with another n says so.
+    """
     reasons = Reasons()
     rows = [
-        [*names, *(cell(entry, reasons) for entry in row.entries)]
+        [*names, *(with_own_n(cell(entry, reasons), entry, row) for entry in row.entries)]
         for names, row in zip(_names(table), table.rows, strict=True)
     ]
     return rows, [*(plain(note) for note in table.notes if note), *map(plain, reasons.said())]

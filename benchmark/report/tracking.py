@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.labels import few
-from overpaint.report.figure_text import Reasons, entry_text, head_text, row_text
+from overpaint.report.figure_text import Reasons, entry_text, head_text, row_text, with_own_n
 from overpaint.report.pooling import Outcomes, pooled
 from overpaint.report.records import CELL, given_by_hand
 from overpaint.report.rendering import tables
@@ -183,7 +183,7 @@ def _as_text(table: Table) -> tuple[list[str], list[list[Any]]]:
     heads = [*table.heads, *map(head_text, table.columns)]
     columns = [head if heads.count(head) == 1 else f"{head} ({place})" for place, head in enumerate(heads)]
     return columns, [
-        [*row.names[:-1], row_text(row), *(entry_text(entry, _Spelled()) for entry in row.entries)]
+        [*row.names[:-1], row_text(row), *(with_own_n(entry_text(e, _Spelled()), e, row) for e in row.entries)]
         for row in table.rows
     ]
 

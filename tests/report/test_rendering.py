@@ -35,6 +35,15 @@ def test_failed_images_are_shown_beside_the_figure(form, view):
 
 
 @pytest.mark.parametrize("form", ["terminal", "md", "latex"])
+def test_a_figure_with_another_n_than_its_row_says_so(form, capsys):
+    rows = frame(record("uce", "church", "ua", 0.5, n=24), record("esd", "church", "ua", 0.25, n=1))
+    if form == "terminal":
+        print_tables(rows)
+    text = capsys.readouterr().out if form == "terminal" else render(rows, form)
+    assert text.count("n=24") == text.count("(n=1)") == 1
+
+
+@pytest.mark.parametrize("form", ["terminal", "md", "latex"])
 def test_an_undefined_figure_says_why(form, capsys):
     rows = frame(record("uce", "church", "fid_reference", None, why="40 images, FID needs 500", failed=24))
     if form == "terminal":
