@@ -57,6 +57,8 @@ LATEX_COLUMNS = 5
 PAGE, ROW, HEAD_LINE, NOTE_LINE, CAPTION_LINE = 550.0, 11.5, 9.5, 8.0, 12.0
 #: Height in points of the rules of a part and the space around it, and of the space around a caption and around notes.
 AROUND_PART, AROUND_CAPTION, AROUND_NOTES = 24.0, 24.0, 16.0
+#: Floats after which those that wait for a place are printed: LaTeX holds 18, newer versions 52.
+WAITING = 16
 #: Characters that fit into a line of a note and of a caption.
 NOTE_WIDTH, CAPTION_WIDTH = 68, 45
 
@@ -68,7 +70,7 @@ def latex(shown: Sequence[Table]) -> str:
     concepts is left out. A part that is still too wide is scaled down to the width of the column. A table that is higher than
     a page becomes several floats.
     """
-    parts = ["% These tables need \\usepackage{booktabs} and \\usepackage{graphicx}."]
+    parts, waiting = ["% These tables need \\usepackage{booktabs} and \\usepackage{graphicx}."], 0
     for number_, table in enumerate(map(_without_spread, shown), start=1):
         rows, notes = texts(table, latex_cell)
         of = table.provenance
@@ -85,7 +87,11 @@ def latex(shown: Sequence[Table]) -> str:
                 *contents,
                 "\\end{table}",
             ]
+            if waiting == WAITING:
+                parts.append("\\clearpage")
+                waiting = 0
             parts.append("\n".join(lines))
+            waiting += 1
     return "\n\n".join(parts) + "\n"
 
 

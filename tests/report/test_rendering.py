@@ -34,6 +34,13 @@ def test_failed_images_are_shown_beside_the_figure(form, view):
     assert "failed" not in whole and holed.count("(3 failed)") == 1
 
 
+def test_many_floats_do_not_wait_for_a_place_all_at_once():
+    """LaTeX stops with "Too many unprocessed floats" otherwise."""
+    rows = frame(*(record("uce", f"concept {n}", "target_proportion", 0.5) for n in range(40)))
+    between = render(rows, "latex").split("\\clearpage")
+    assert [part.count("\\begin{table}") for part in between] == [16, 16, 8]
+
+
 @pytest.mark.parametrize("form", ["terminal", "md", "latex"])
 def test_a_figure_with_another_n_than_its_row_says_so(form, capsys):
     rows = frame(record("uce", "church", "ua", 0.5, n=24), record("esd", "church", "ua", 0.25, n=1))
