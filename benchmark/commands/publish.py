@@ -76,8 +76,7 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
     records = stored_records(grid.store, grid.plan)
     if records.empty:
         raise UserError(f"{grid.store.root} holds no figures of this grid")
-    runs = {str(method): provenance(grid, overrides, own) for method, own in records.groupby("method_name")}
-    claims = claims_of(records, as_frame(stored_outcomes(grid.store, records)), runs)
+    claims = claims_of(records, as_frame(stored_outcomes(grid.store, records)), provenance(grid, overrides, records))
     files = {folder / file_name(method): claim for method, claim in claims.items()}
     texts = {path: text_of(merged(read_claim(path), c) if path.exists() else c) for path, c in files.items()}
     try:
@@ -90,8 +89,8 @@ def written(grid: Grid, overrides: Sequence[str], folder: Path) -> None:
         ERR.print(f"{path}: {counted(len(files[path].records), 'record')}")
 
 
-def provenance(grid: Grid, overrides: Sequence[str], records: pd.DataFrame) -> list[dict[str, Any]]:
-    """How the records of a grid were made: the command, libraries, processor, and hashes of models and asset files.
+def provenance(grid: Grid, overrides: Sequence[str], records: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """How each method's records were made: the command, libraries, processor, and hashes of models and asset files.
 
     There is one entry for each set of libraries and processor that made a part of the records, such as their images.
     """
@@ -99,14 +98,20 @@ def provenance(grid: Grid, overrides: Sequence[str], records: pd.DataFrame) -> l
     deciding = [key == "engine.compile" or key.split(".")[0] not in CIRCUMSTANCES for key in keys]
     models, assets = hashes(task.config for task in grid.plan.opened().tasks.values())
     command = shlex.join(["overpaint", "run", *compress(overrides, deciding)])
-    found: dict[str, dict[str, Any]] = {}
-    for run in runs_of(grid.store, list(records[ARTEFACT].unique())):
-        one = {
-            "command": command,
-            "libraries": run["libraries"],
-            "machine": run["machine"],
-            "models": models,
-            "assets": assets,
+    found: dict[str, list[dict[str, Any]]] = {}
+    for method, own in records.groupby("method_name"):
+        made = {
+            canonical([run["libraries"], run["machine"]]): run
+            for run in runs_of(grid.store, list(own[ARTEFACT].unique()))
         }
-        found[canonical(one)] = one
-    return [one for _, one in sorted(found.items())]
+        found[str(method)] = [
+            {
+                "command": command,
+                "libraries": run["libraries"],
+                "machine": run["machine"],
+                "models": models,
+                "assets": assets,
+            }
+            for _, run in sorted(made.items())
+        ]
+    return found

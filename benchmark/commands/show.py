@@ -90,9 +90,10 @@ class Naming:
     def of(cls, found: Sequence[Entry]) -> Naming:
         """The names of these images. A label is named if images that are otherwise alike differ in it."""
         shared = shared_noise(_shot(entry) for entry in found)
+        unlabelled = cls((), shared)
         alike: dict[tuple, dict[tuple[str, int], Mapping[str, Any]]] = {}
         for entry in found:
-            one = (*_who(entry), entry.shot["role"], entry.shot.get("draw"), *cls((), shared).column(entry))
+            one = (*_who(entry), entry.shot["role"], entry.shot.get("draw"), *unlabelled.column(entry))
             alike.setdefault(one, {})[entry.made.key, entry.position] = entry.cell
         several = [cells.values() for cells in alike.values() if len(cells) > 1]
         return cls([key for key in SHEET if any(len({str(c[key]) for c in cells}) > 1 for cells in several)], shared)

@@ -53,7 +53,7 @@ def file_digest(text: str) -> str | None:
         return None
     try:
         for path in (Path(text), shipped("datasets") / text):
-            if is_file(path) or (text.startswith("./") and path.is_file()):
+            if path.expanduser().is_file():
                 return _hash(path.expanduser())
             if any(is_file(path / name) for name in ("model_index.json", "config.json")):
                 folder = path.expanduser()

@@ -244,7 +244,7 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
 
     A mean over fewer concepts than the others in its column shows their number.
     """
-    records = distinguished(records).assign(**{GIVEN: _given(records)})
+    records = distinguished(records).assign(**{GIVEN: given_on_concepts(records)})
     one_each = "concepts" in (view.rows, *view.blocks)  # the labels of concept sets name what was set by hand
     several = several_of(records, [*([] if one_each else [GIVEN]), *(name for name in SETTINGS if name != "seed")])
     for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
@@ -281,7 +281,7 @@ def _common_n(cells: Iterable[tuple[Entry, Any]]) -> int:
     return found.pop() if len(found) == 1 else 0
 
 
-def _given(records: pd.DataFrame) -> pd.Series:
+def given_on_concepts(records: pd.DataFrame) -> pd.Series:
     """Values of a concept set that were set by hand, except the concepts to erase."""
     found = given_by_hand(records, ("concepts",), without=("concepts.erase", "concepts.name"))
     return found.astype(object)

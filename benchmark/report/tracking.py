@@ -17,9 +17,9 @@ from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.labels import few
 from overpaint.report.figure_text import Reasons, entry_text, head_text, row_text, with_own_n
 from overpaint.report.pooling import Outcomes, pooled
-from overpaint.report.records import CELL, given_by_hand
+from overpaint.report.records import CELL
 from overpaint.report.rendering import tables
-from overpaint.report.tables import GIVEN, SETTINGS, Table, provenance, several_of, under
+from overpaint.report.tables import GIVEN, SETTINGS, Table, given_on_concepts, provenance, several_of, under
 from overpaint.report.views import view_named
 
 #: The views whose tables are sent: every figure of a concept set, and means over concept sets.
@@ -202,8 +202,7 @@ def summary_of(records: pd.DataFrame, outcomes: pa.Table | None) -> dict[str, fl
     figure's name, and never averaged.
     """
     known = Outcomes(outcomes)
-    given = given_by_hand(records, ("concepts",), without=("concepts.erase", "concepts.name"))
-    records = records.assign(**{GIVEN: given.astype(object)})
+    records = records.assign(**{GIVEN: given_on_concepts(records)})
     several = several_of(records, ["model", GIVEN, *(name for name in SETTINGS if name != "seed")])
     found: dict[str, float] = {}
     for endpoint in view_named("facets").primary.values():

@@ -186,6 +186,18 @@ def test_a_wide_latex_table_is_split_into_parts(three):
     assert_aligned(text)
 
 
+def compiled(table, folder):
+    """What pdflatex says of a table in a document of two columns. It must not stop with an error."""
+    head = r"\documentclass[twocolumn]{article}\usepackage{booktabs}\usepackage{graphicx}\begin{document}"
+    (folder / "table.tex").write_text(head + table + r"\end{document}", encoding="utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "table.tex"],
+        cwd=folder, capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    return done.stdout
+
+
 @pytest.mark.skipif(
     not shutil.which("pdflatex"), reason="needs LaTeX with booktabs (Debian: texlive-latex-recommended)"
 )
@@ -197,14 +209,7 @@ def test_latex_compiles_as_it_is_printed(three, view, tmp_path):
     rows = rows.assign(method=rows["method"].map(names), method_name=rows["method"].map(names), why="⊥ € ‘x’")
     found = [rows, rows.assign(metric="acc_e"), rows.assign(metric="celebrity_s", value=None)]
     table = render(pd.concat(found, ignore_index=True), "latex", view, outcomes)
-    head = r"\documentclass[twocolumn]{article}\usepackage{booktabs}\usepackage{graphicx}\begin{document}"
-    (tmp_path / "table.tex").write_text(head + table + r"\end{document}", encoding="utf-8")
-    done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "table.tex"],
-        cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert r"Overfull \hbox" not in done.stdout and (tmp_path / "table.pdf").is_file()
+    assert r"Overfull \hbox" not in compiled(table, tmp_path) and (tmp_path / "table.pdf").is_file()
 
 
 @pytest.mark.parametrize("start", "=+-@\t\r")
@@ -265,11 +270,4 @@ def test_a_high_latex_table_becomes_several_floats():
 @pytest.mark.parametrize("methods", [20, 37, 90])
 def test_no_latex_float_is_higher_than_a_page(methods, tmp_path):
     table = render(large(methods, LARGE), "latex", "leaderboard")
-    head = r"\documentclass[twocolumn]{article}\usepackage{booktabs}\usepackage{graphicx}\begin{document}"
-    (tmp_path / "table.tex").write_text(head + table + r"\end{document}", encoding="utf-8")
-    done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "table.tex"],
-        cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert "Float too large" not in done.stdout
+    assert "Float too large" not in compiled(table, tmp_path)

@@ -16,9 +16,8 @@ from overpaint.grid.concept_sets import Rule
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components
 from overpaint.report.claims import claim_files, narrowed, published
-from overpaint.report.records import given_by_hand
 from overpaint.report.rendering import tables
-from overpaint.report.tables import GIVEN, SETTINGS, Table, distinguished, several_of
+from overpaint.report.tables import GIVEN, SETTINGS, Table, distinguished, given_on_concepts, several_of
 from overpaint.report.views import view_named
 
 #: The view whose tables are the rows of the index.
@@ -164,8 +163,7 @@ def _means(part: pd.DataFrame) -> Iterator[Part]:
     """The means over concept sets that erase a single concept, one for each combination of values set by hand on concepts."""
     labels = map(str, dict.fromkeys(view_named(VIEW).shown(part)["concepts"]))
     chosen = part[part["concepts"].isin([label for label in labels if len(_erased_in(part, label)) == 1])]
-    by_hand = given_by_hand(chosen, ("concepts",), without=("concepts.erase", "concepts.name"))
-    for given, own in _split(chosen.assign(**{GIVEN: by_hand.astype(object)}), [GIVEN]):
+    for given, own in _split(chosen.assign(**{GIVEN: given_on_concepts(chosen)}), [GIVEN]):
         covered = tuple(map(str, dict.fromkeys(own["concepts"])))
         kinds = list(map(str, dict.fromkeys(own["kind"])))
         if len(covered) > 1:
