@@ -293,6 +293,12 @@ def given_in(record: Record, section: str) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, value in given_of(record).items() if key.startswith(f"{section}.")}
 
 
+def label_without(record: Record, axis: str, key: str) -> str:
+    """The record's label on an axis without one value that was set by hand, which is built again as `Cell.labels` does."""
+    shown = {k: value for k, value in given_in(record, axis).items() if k == key}
+    return str(record[axis]).replace(label("", shown), "", 1) if shown else str(record[axis])
+
+
 def plain_name(record: Record, axis: str) -> str:
     """The record's label on an axis without the values that were set by hand, which are built again as `Cell.labels` does."""
     shown = {key: value for key, value in given_in(record, axis).items() if key != "name"}

@@ -15,6 +15,7 @@ from overpaint.report.components import spreads
 from overpaint.report.families import marked
 from overpaint.report.figure_text import legend
 from overpaint.report.fronts import fronts
+from overpaint.report.joined import joined
 from overpaint.report.latex import latex
 from overpaint.report.markdown import markdown
 from overpaint.report.missing import command_for, command_of, gaps, too_few, undefined
@@ -27,6 +28,18 @@ from overpaint.report.verdicts import verdicts
 from overpaint.report.views import View, view_named
 
 FORMATS = ("terminal", "md", "csv", "json", "latex")
+#: What makes the tables of each content of views (`View.cells`).
+BUILDERS: dict[str, Callable[[pd.DataFrame, View, Outcomes], Iterator[Table]]] = {
+    "every": lambda records, view, _: every_figure(records, view),
+    "means": averaged,
+    "ranks": rankings,
+    "pairs": pairs,
+    "panel": lambda records, view, _: panels(records, view),
+    "front": fronts,
+    "validity": lambda records, view, _: validity(records, view),
+    "spread": spreads,
+    "verdicts": verdicts,
+}
 
 
 def tables(
@@ -43,30 +56,22 @@ def tables(
     view = view_named(view) if isinstance(view, str) else view
     # single texts are read much faster from Python's objects than from Arrow's memory
     records = records.astype(dict.fromkeys(records.select_dtypes("string"), object))
-    chosen, found = view.by_attack(records), Outcomes(outcomes)
     if records.empty:
-        raise UserError(f"no records stored yet for view {view.name}. To make some: {command_of(chosen)}")
-    builders: dict[str, Callable[[], Iterator[Table]]] = {
-        "every": lambda: every_figure(records, chosen),
-        "means": lambda: averaged(records, chosen, found),
-        "ranks": lambda: rankings(records, chosen, found),
-        "pairs": lambda: pairs(records, chosen, found),
-        "panel": lambda: panels(records, chosen),
-        "front": lambda: fronts(records, chosen, found),
-        "validity": lambda: validity(records, chosen),
-        "spread": lambda: spreads(records, chosen, found),
-        "verdicts": lambda: verdicts(records, chosen, found),
-    }
+        raise UserError(f"no records stored yet for view {view.name}. To make some: {command_of(view)}")
     records = records.iloc[
         (records["method_name"] != "none").to_numpy().argsort(kind="stable")
     ]  # the unedited model first
+    chosen, found = view if view.together else view.by_attack(records), Outcomes(outcomes)
+    shown: list[Table] = []
+    for part, own, notes in joined(records, chosen):
+        made = list(BUILDERS[view.cells](part, own.by_attack(part), found))
+        shown += [*made[:-1], replace(made[-1], notes=[*made[-1].notes, *notes])] if made else []
     missing = gaps(records, chosen)
-    unlabelled = [UNLABELLED] if (distinguished(records)["method"] != records["method"]).any() else []
-    shown = list(builders[chosen.cells]())
     if not shown:
         why = missing[0] if missing else f"{undefined(records, chosen)}To make some: {command_for(records, chosen)}"
         why = too_few(records, chosen) + why
         raise UserError(f"view {view.name} shows none of the {len(records)} figures stored for this table. {why}")
+    unlabelled = [UNLABELLED] if (distinguished(records)["method"] != records["method"]).any() else []
     return [*shown[:-1], replace(shown[-1], notes=[*shown[-1].notes, *unlabelled, *missing])]
 
 

@@ -176,11 +176,17 @@ def blocks_of(
     """A title and the records for each model and setting, without the unedited model. Settings ``together`` split nothing."""
     records = distinguished(records)
     records = records[records["method_name"] != "none"]
-    several = several_of(records, [n for n in SETTINGS if n not in together])
+    several = several_of(records, _splitting(view, together))
     for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
         values = by[len(view.blocks) :]
         concepts = ", ".join(dict.fromkeys(part["concepts"]))
         yield f"{model}{under(several, values)}: {concepts}", part
+
+
+def _splitting(view: View, together: Collection[str]) -> list[str]:
+    """The `SETTINGS` that split a view's results, without those that are ``together``, here or in the view."""
+    joint = {*together, *view.together, *(["threshold"] if "detector" in view.together else [])}
+    return [name for name in SETTINGS if name not in joint]
 
 
 def every_figure(records: pd.DataFrame, view: View) -> Iterator[Table]:
@@ -245,8 +251,9 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
     A mean over fewer concepts than the others in its column shows their number.
     """
     records = distinguished(records).assign(**{GIVEN: given_on_concepts(records)})
-    one_each = "concepts" in (view.rows, *view.blocks)  # the labels of concept sets name what was set by hand
-    several = several_of(records, [*([] if one_each else [GIVEN]), *(name for name in SETTINGS if name != "seed")])
+    # labels of concept sets name what was set by hand
+    one_each = "concepts" in (view.rows, *view.blocks, *view.together)
+    several = several_of(records, [*([] if one_each else [GIVEN]), *_splitting(view, ("seed",))])
     for (model, *by), part in records.groupby(["model", *view.blocks, *several], sort=False, dropna=False):
         columns: Columns = {}
         heads: dict[str, Head] = {}

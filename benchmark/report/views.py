@@ -16,6 +16,8 @@ from overpaint.grid.typed import checked, construct
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 from overpaint.report.pooling import FIELDS
 
+#: Contents of views whose tables have one concept set each.
+ONE_CONCEPT_SET = ("every", "panel")
 #: What a mean over concept sets weighs equally: the sets, or the kinds of their concepts.
 Average = Literal["concepts", "kinds"]
 
@@ -68,7 +70,8 @@ class View:
     attacks and methods, a Pareto front of methods, the spread of figures, verdicts on attacks, or the validity of scores: its
     columns in ``truth`` are the distances by which the others are judged. ``primary`` names one endpoint per facet (`Endpoint`).
     ``average`` says what means weigh equally (`Average`). A view of ranks has one column of mean ranks over its columns for each
-    entry of ``mean_ranks``, an average. ``percent`` shows shares in per cent. ``run`` holds the overrides of the run that fills
+    entry of ``mean_ranks``, an average. ``together`` lists settings that may differ within a table
+    (`overpaint.report.joined`). ``percent`` shows shares in per cent. ``run`` holds the overrides of the run that fills
     the view.
     """
 
@@ -83,6 +86,7 @@ class View:
     percent: bool = False
     run: Mapping[str, str] = field(default_factory=dict)
     truth: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
 
     def shown(self, records: pd.DataFrame) -> pd.DataFrame:
         """The records that a column of the view shows."""
@@ -133,6 +137,7 @@ class ViewFile(TypedDict, total=False):
     percent: bool
     run: dict[str, str] | None
     truth: list[str] | None
+    together: list[Literal["detector", "budget", "concepts", "method", "attack"]] | None
 
 
 def in_store(view: View, store: str | None) -> View:
@@ -155,6 +160,10 @@ def view_named(name: str) -> View:
         for other in made.harmonic or ():
             if other not in columns or columns[other].harmonic:
                 raise unknown("column", other, columns, f"{where}: columns.{title}.harmonic")
+    if given.get("together") and given.get("cells", "means") in ONE_CONCEPT_SET:
+        raise UserError(
+            f"{where}: together has no effect on cells: {given['cells']}, whose tables have one concept set each"
+        )
     for title in given.get("truth") or ():
         if title not in columns:
             raise unknown("column", title, columns, f"{where}: truth")
@@ -173,6 +182,7 @@ def view_named(name: str) -> View:
         given.get("percent", False),
         given.get("run") or {},
         tuple(given.get("truth") or ()),
+        tuple(given.get("together") or ()),
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from overpaint.errors import UserError
+from overpaint.grid.concepts import load_catalogue
 from overpaint.grid.registry import component, components
 from overpaint.images.task_parts import metric_class
 from overpaint.report.ledger.published import COLUMNS, UNITS, folder, names, papers, published, rules
@@ -39,8 +40,12 @@ def test_every_paper_and_table_is_used_and_has_a_source(found):
 
 def test_names_are_mapped_to_names_that_exist():
     known = names()
-    for kind, mapped in (("method", "methods"), ("attack", "attacks"), ("model", "bases"), ("concepts", "concepts")):
+    for kind, mapped in (("method", "methods"), ("attack", "attacks"), ("model", "bases")):
         assert set(known[mapped].values()) <= set(components(kind)), mapped
+    concepts = {name.casefold() for name in load_catalogue("hub33").concepts}
+    assert set(known["concepts"].values()) <= {*components("concepts"), *concepts}
+    assert set(known["replayed"].values()) <= set(components("attack"))
+    assert set(known["replayed"]) <= set(components("asset"))
     assert {name for listed in known["detectors"].values() for name in listed} <= set(components("detector"))
     assert {name for listed in known["prompts"].values() for name in listed} <= set(components("asset"))
     metrics = {name for kind in components("metrics") for name in component("metrics", kind).config["metrics"]}

@@ -283,3 +283,25 @@ def test_hubs_general_reward_has_our_name(found):
     hub = found[(found["paper"] == "HUB") & (found["metric"] == "ImageReward_general")]
     assert len(hub) == 40 and set(hub["metric_name"]) == {"image_reward_general"}
     assert "image_reward_general" in component("metrics", "hub").config["metrics"]
+
+
+def test_replayed_prompts_of_an_attack_have_its_name_and_concept():
+    """HUB's Ring-A-Bell prompts are replayed; its figures name one concept of its concept set."""
+    printed = dict(
+        erased="NSFW Nudity", concept=names()["concepts"]["NSFW Nudity"], attack="Ring-A-Bell", attack_name="rab"
+    )
+    printed |= dict(metric="target_proportion", metric_name="attack_proportion", images=1000, detector="Q16")
+    given = {"attack.file": "asset:hub_prompts/attack_robustness/{concept}.csv", "attack.most": 1000}
+
+    def replayed(*erased, file=given["attack.file"]):
+        own = {"attack": "replay", "attack_name": "replay", "metric": "attack_proportion", "n": 1000}
+        by_hand = given | {"attack.file": file, "concepts.erase": list(erased)}
+        return record(**own, concepts="hub33", detector="q16 v1", given=json.dumps(by_hand))
+
+    row = beside([replayed("Nudity")], **printed)
+    assert (row["verdict"], row["reasons"], row["ours_attack"]) == ("agrees", "", "replay")
+    assert beside([replayed("Violent")], **printed)["reasons"] == "concept"
+    assert beside([replayed("Nudity", "Violent")], **printed)["reasons"] == "concept"
+    assert beside([replayed("Nudity", file="mine.csv")], **printed)["verdict"] is None, (
+        "these prompts are no Ring-A-Bell"
+    )

@@ -59,12 +59,23 @@ def read_records(place: Path) -> pd.DataFrame:
     return frame
 
 
-def prepared(records: pd.DataFrame) -> pd.DataFrame:
-    """Records with a value, and names of methods and attacks also where older files have only labels."""
+def prepared(records: pd.DataFrame, known: Names) -> pd.DataFrame:
+    """Records with a value, and names of methods and attacks also where older files have only labels.
+
+    Prompts of an attack that were published and are replayed have that attack's name.
+    """
     found = records.reindex(columns=list(dict.fromkeys([*records.columns, *_USED])))
     for name in ("method", "attack"):
         found[f"{name}_name"] = found[f"{name}_name"].fillna(found[name])
+    attacks = {given: _replayed(given, known) for given in found["given"].unique()}
+    found["attack_name"] = found["given"].map(attacks).fillna(found["attack_name"])
     return found[found["value"].notna()]
+
+
+def _replayed(given: Any, known: Names) -> str | None:
+    """The attack whose published prompts the values set by hand replay; ``None`` if they replay no such prompts."""
+    file = str(given_of({"given": given}).get("attack.file", ""))
+    return next((attack for asset, attack in known["replayed"].items() if file.startswith(f"asset:{asset}/")), None)
 
 
 #: Optional columns of records that are read here.
@@ -78,7 +89,7 @@ def beside(found: pd.DataFrame, records: pd.DataFrame, known: Names) -> pd.DataF
     attack.
     """
     by_place: dict[tuple, list[dict[Hashable, Any]]] = {}
-    for record in prepared(records).to_dict("records"):
+    for record in prepared(records, known).to_dict("records"):
         by_place.setdefault((record["method_name"], record["metric"], record["attack_name"]), []).append(record)
     originals = _originals(found)
     rows = [_beside(figure, by_place, originals, known) for figure in found.to_dict("records")]
@@ -122,7 +133,7 @@ def against(figure: Mapping[Hashable, Any], record: Mapping[Hashable, Any], know
     found = []
     if plain_name(record, "model") != figure["base_name"]:
         found.append("base")
-    if figure["concept"].casefold() not in _concepts(plain_name(record, "concepts")):
+    if figure["concept"].casefold() not in _concepts(record):
         found.append("concept")
     detected = figure["scale"] in DETECTED or figure["detector"]
     if detected and _detector(record) not in known["detectors"].get(figure["detector"], ()):
@@ -155,9 +166,11 @@ def _concept_set(name: str) -> Mapping[str, Any]:
     return component("concepts", name).config if name in components("concepts") else {}
 
 
-def _concepts(name: str) -> set[str]:
-    """The name of a concept set, and the concept if it erases only one, in small letters."""
-    erased = _concept_set(name).get("erase") or ()
+def _concepts(record: Mapping[Hashable, Any]) -> set[str]:
+    """The name of a record's concept set, and the concept if it erases only one, in small letters."""
+    name = plain_name(record, "concepts")
+    erased = given_of(record).get("concepts.erase", _concept_set(name).get("erase") or ())
+    erased = [erased] if isinstance(erased, str) else erased
     return {name.casefold(), *(str(one).casefold() for one in erased if len(erased) == 1)}
 
 
@@ -200,7 +213,7 @@ def orders_with_ours(found: pd.DataFrame, records: pd.DataFrame, known: Names) -
     Our order is by means over concept sets that were measured for all shared methods: the paper's concept if it was measured,
     else all. A method that a paper prints in several variants is left out, and so are records with other settings.
     """
-    kept = prepared(records)
+    kept = prepared(records, known)
     rows = []
     for key, group in erasers(found, known).groupby(ORDER, sort=False):
         concept, prompts, attack, ranked = map(str, key)

@@ -133,6 +133,7 @@ class Names(TypedDict):
     attacks: dict[str, str]
     detectors: dict[str, list[str]]
     prompts: dict[str, list[str]]
+    replayed: dict[str, str]
     metrics: list[dict[str, str]]
     recorded: dict[str, list[str]]
     ranked: dict[str, str]
