@@ -12,7 +12,7 @@ from typing import Any
 from overpaint.errors import UserError, unknown
 from overpaint.grid.assets import content_digest
 from overpaint.grid.concept_sets import ConceptSet
-from overpaint.grid.concepts import KINDS, UNSAFE, for_concepts
+from overpaint.grid.concepts import OF_CONCEPTS, UNSAFE, for_concepts
 from overpaint.grid.labels import label
 from overpaint.grid.lengths import lengths, shortened
 from overpaint.grid.registry import DESCRIPTION, EXTRA_KEYS, Component, component, components
@@ -131,8 +131,8 @@ def preset_for(chosen: Component, asked: Any, family: str | None, kind: str, era
     if asked is None:
         return None
     specific = [f"{kind}_{len(erased)}", kind]
-    if kind == "unsafe" and len(erased) == 1 and erased[0] in UNSAFE:
-        specific.insert(0, erased[0])
+    if kind == "unsafe" and len(erased) == 1 and erased[0].lower() in UNSAFE:
+        specific.insert(0, erased[0].lower())
     if asked == "auto":
         wanted = [f"{family}_{kind}", family, *specific]
         return next((name for name in wanted if name in chosen.presets), None)
@@ -167,9 +167,8 @@ def preset_families(folders: tuple[Path, ...]) -> frozenset[str]:
 
     ``folders`` are the configuration folders besides ``conf/``; they are the key of the cache. Unusable files are skipped.
     """
-    kinds = "|".join([*KINDS, *UNSAFE])
     return frozenset(
-        re.sub(rf"_({kinds})$", "", name)
+        re.sub(rf"_({OF_CONCEPTS})$", "", name)
         for kind in ("method", "attack")
         for other in components(kind)
         for name in _presets(kind, other)

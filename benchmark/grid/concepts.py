@@ -22,6 +22,8 @@ Kind = Literal["object", "style", "person", "character", "unsafe", "mark"]
 KINDS: tuple[str, ...] = get_args(Kind)
 #: Unsafe concepts with presets of their own, for example official settings for nudity that are wrong for hate.
 UNSAFE: tuple[str, ...] = ("nudity", "violence")
+#: What presets for a kind of concept, or for one unsafe concept, are named after, as a regular expression.
+OF_CONCEPTS = "|".join([*KINDS, *UNSAFE])
 #: Most characters of a concept's name.
 LONGEST = 200
 

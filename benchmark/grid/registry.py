@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError, nearest, unknown
-from overpaint.grid.concepts import KINDS, UNSAFE
+from overpaint.grid.concepts import OF_CONCEPTS
 from overpaint.grid.digests import is_file
 from overpaint.grid.paths import path_of
 from overpaint.grid.read_once import forget, remembered
@@ -36,7 +36,7 @@ DESCRIPTION = (
     *EXTRA_KEYS, "name", "component", "summary", "paper", "status", "presets", "unrelated", "recommended_threshold", "probe"
 )  # fmt: skip
 #: Names of presets for a kind of concept, or for one unsafe concept.
-_OF_KIND = re.compile(rf"({'|'.join([*KINDS, *UNSAFE])})(_\d+)?")
+_OF_KIND = re.compile(rf"({OF_CONCEPTS})(_\d+)?")
 
 
 @dataclass(frozen=True)

@@ -322,7 +322,8 @@ def export(name: str, out: Path, to: Path, seed: int, trunk_seed: int | None = N
 def ship(exports: Path, to: Path) -> list[str]:
     """Write the folder that ``model=testbed_gold`` and ``method=gold`` read, and return the names of its models.
 
-    The base is a pipeline in float16, golds are int8 files; each model has its card."""
+    The base is a pipeline in float16, golds are int8 files; each model has its card. Models of another family than the base's
+    keep a training log of their own, such as `training_log_seed1.jsonl`."""
     found = [name for name in (BASE, *GOLDS) if (exports / name / "card.json").exists()]
     for name in found:
         (to / name).mkdir(parents=True, exist_ok=True)
@@ -331,7 +332,11 @@ def ship(exports: Path, to: Path) -> list[str]:
             write_pipeline(exports / name / "fp16.safetensors", to / "pipeline", torch.float16)
         else:
             shutil.copyfile(exports / name / "int8.safetensors", to / name / "int8.safetensors")
-    shutil.copyfile(exports / "training_log.jsonl", to / "training_log.jsonl")
+    cards = [json.loads((to / name / "card.json").read_text(encoding="utf-8")) for name in found]
+    families = {folder_of(BASE, Path(), card["seed"], card["trunk_seed"]).name for card in cards}
+    for family in families:
+        log = "training_log.jsonl" if family == "seed0" else f"training_log_{family}.jsonl"
+        shutil.copyfile(exports / "training_log.jsonl", to / log)
     return found
 
 

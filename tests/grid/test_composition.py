@@ -187,6 +187,7 @@ def test_a_preset_can_be_for_a_number_of_concepts(people, preset):
     ("erase", "asked", "preset"),
     [
         ("nudity", "auto", "nudity"),
+        ("Nudity", "auto", "nudity"),  # HUB's spelling
         ("nudity", "paper", "paper_nudity"),
         ("violence", "auto", "unsafe"),
         ("violence", "paper", "paper_unsafe"),

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -230,3 +231,18 @@ def test_a_finished_checkpoint_is_exported_and_what_was_measured_on_it_is_kept(t
     assert gold.export("gold_car", tmp_path, tmp_path / "to", 0)["agreement"] == 1
     gold.save_file({"ema": ema + 1}, checkpoint, {"step": "8"})
     assert "agreement" not in gold.export("gold_car", tmp_path, tmp_path / "to", 0)
+
+
+def test_models_of_another_seed_are_shipped_with_a_log_of_their_own(tmp_path):
+    exports, to = tmp_path / "exports", tmp_path / "to"
+    for name, seed in (("gold_car", 1), ("gold_church", 0)):
+        shutil.rmtree(exports, ignore_errors=True)
+        (exports / name).mkdir(parents=True)
+        card = {"name": name, "seed": seed, "trunk_seed": seed}
+        (exports / name / "card.json").write_text(json.dumps(card), encoding="utf-8")
+        (exports / name / "int8.safetensors").write_text(name, encoding="utf-8")
+        (exports / "training_log.jsonl").write_text(f"seed {seed}", encoding="utf-8")
+        assert gold.ship(exports, to) == [name]
+    assert (to / "gold_car" / "int8.safetensors").read_text(encoding="utf-8") == "gold_car"
+    assert (to / "training_log.jsonl").read_text(encoding="utf-8") == "seed 0"
+    assert (to / "training_log_seed1.jsonl").read_text(encoding="utf-8") == "seed 1"
