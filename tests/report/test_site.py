@@ -446,6 +446,22 @@ def test_an_undefined_attack_is_in_the_heat_map():
     assert squares[0].said == "no interval; n = 24; 0 failed; undefined: too many failed"
 
 
+def test_heat_maps_of_all_concepts_have_the_methods_in_one_order():
+    (results,) = read(RESULTS / "demo")
+    church = (results.records["concepts"] == "church").to_numpy()
+    turned = pd.concat(
+        [results.records[church], results.records[~church].iloc[::-1]]
+    )  # other concepts: last method first
+    found = list(heat_maps(results.of(turned)))
+    order = [m for m in dict.fromkeys(turned["method"]) if m != "none"]
+    assert len(found) == 3 and all(list(one.methods) == order for one in found)
+    for one in found:
+        own = turned[(turned["concepts"] == one.concepts) & (turned["attack_name"] == "cce")]
+        own = own[own["metric"] == "attack_success_any"].set_index("method")
+        ((_, squares),) = one.rows
+        assert [square.text for square in squares] == [f"{own.loc[m, 'value']:.2f}" for m in order]
+
+
 def test_a_figure_without_an_interval_says_so():
     from overpaint.report.site.cells import cell
 

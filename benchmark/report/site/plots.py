@@ -344,7 +344,8 @@ ABOVE = {ABOVE_ALL: ("▲", "above all controls"), ABOVE_FIRST: ("△", "above f
 
 
 def heat_maps(results: Results) -> Iterator[HeatMap]:
-    """View ``panel`` as heat maps, one per concept set and setting."""
+    """View ``panel`` as heat maps, one per concept set and setting, with methods in the same order."""
+    order = {method: place for place, method in enumerate(dict.fromkeys(results.records["method"]))}
     for concepts, part in results.records.groupby("concepts", sort=False):
         for table in shown(results.of(part), "panel"):
             rows = []
@@ -352,9 +353,11 @@ def heat_maps(results: Results) -> Iterator[HeatMap]:
                 gaps = [e.value - e.beside[-1] for e in row.entries if e is not None and e.value is not None]
                 rows.append((-sum(gaps) / len(gaps) if gaps else inf, row))
             rows.sort(key=lambda pair: pair[0])
-            squares = [(row.names[0], [_square(entry) for entry in row.entries]) for _, row in rows]
+            heads = [column.title for column in table.columns]
+            places = sorted(range(len(heads)), key=lambda place: order.get(heads[place], len(order)))
+            squares = [(row.names[0], [_square(row.entries[place]) for place in places]) for _, row in rows]
             title = f"{results.name}: {table.title}"
-            yield HeatMap(title, str(concepts), [plain(column.title) for column in table.columns], squares)
+            yield HeatMap(title, str(concepts), [plain(heads[place]) for place in places], squares)
 
 
 def _square(entry: Entry | None) -> Square | None:

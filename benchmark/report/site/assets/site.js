@@ -74,7 +74,7 @@ for (const table of all("table.board")) {
       });
       row.classList.toggle("off", !fits);
     }
-    const same = [...form.elements].filter((one) => one.tagName === "SELECT" && one.value).map((one) => one.value);
+    const same = [...form.elements].filter((one) => one.tagName === "SELECT" && one.value).map((one) => `${one.name} ${one.value}`);
     document.getElementById("count").textContent = `${visible().length} of ${rows.length} rows: ${same.join(", ") || "all"}`;
     arrange();
   };
