@@ -45,7 +45,7 @@ from overpaint.images.task_parts import (
     values_of,
 )
 from overpaint.methods.eraser import Eraser
-from overpaint.models.sources import model_family_source, pixels_per_latent, resolve
+from overpaint.models.sources import HUB_NAME, model_family_source, pixels_per_latent, resolve
 from overpaint.run.plan import Plan
 from overpaint.run.tasks import SharedDict, Task
 
@@ -80,6 +80,19 @@ def cell_assets(cell: Cell) -> list[str]:
     merge = cell.concepts.merge and cell.concepts.merge.captions
     values = (cell.method.values, cell.attack.values, cell.concepts.prompts, cell.model.reference, merge)
     return list(dict.fromkeys(name for found in (*detectors, *map(_referred, values)) for name in found))
+
+
+def cell_networks(cell: Cell) -> list[str]:
+    """The repositories of the hub that a cell's method and attack load, besides the model to erase from."""
+    found = _hub_networks("attack", cell.attack, cell.attack_seed)
+    return found if cell.method.name == "none" else [*_hub_networks("method", cell.method, cell.method_seed), *found]
+
+
+@remembered
+def _hub_networks(kind: str, choice: Choice, seed: int) -> list[str]:
+    made: Any = build(kind, choice, seed)
+    named = [choice.values.get(key) for key in (*made.networks, *getattr(made, "models", ()))]
+    return [name for name in named if isinstance(name, str) and HUB_NAME.fullmatch(name) and not Path(name).exists()]
 
 
 _referred = remembered(referred)  # cells share their parts

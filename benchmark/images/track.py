@@ -20,9 +20,9 @@ from overpaint.grid.roles import role_shots
 from overpaint.images.contact_sheets import contact_sheets
 from overpaint.images.gallery import makers
 from overpaint.images.planner import make_plan
-from overpaint.images.tasks import cell_assets
+from overpaint.images.tasks import cell_assets, cell_networks
 from overpaint.images.workbench import Workbench
-from overpaint.models.sources import hub_snapshot, image_size, local_folder, resolve
+from overpaint.models.sources import has_network, hub_network, hub_snapshot, image_size, local_folder, resolve
 from overpaint.report.power import (
     BETWEEN_ERASERS,
     WITHIN_PROMPT,
@@ -60,9 +60,12 @@ class Images(Track):
         return list(dict.fromkeys(name for cell in cells for name in cell_assets(cell)))
 
     def models(self, cells: Iterable[Cell]) -> Mapping[str, Callable[[], Path]]:
+        cells = list(cells)
         paths = {resolve(path): path for path in dict.fromkeys(cell.model.path for cell in cells)}
         missing = [path for source, path in paths.items() if not Path(source).is_dir() and hub_snapshot(source) is None]
-        return {path: partial(local_folder, path) for path in missing}
+        named = dict.fromkeys(name for cell in cells for name in cell_networks(cell))
+        further = {name: partial(hub_network, name) for name in named if not has_network(name)}
+        return further | {path: partial(local_folder, path) for path in missing}
 
     def plan(self, cells: Iterable[Cell]) -> Plan:
         return make_plan(cells)

@@ -38,6 +38,8 @@ MERGES = "merges.txt"
 WORDS = (("tokenizer.json",), ("vocab.json", MERGES))
 #: Names of models on the hub: ``owner/name``.
 HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
+#: Files of a network of the hub, with its tokenizer and preprocessing.
+NETWORK_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 #: Files below this size are hashed each time, larger ones are remembered.
 REMEMBERED_FROM = 64 << 20
 #: Seconds to wait for the hub.
@@ -385,6 +387,28 @@ def hub_snapshot(name: str) -> Path | None:
     others = (part for part in index if part == "scheduler" or part.startswith("tokenizer"))
     used = [folder / part for part in others if isinstance(index[part], list) and index[part][0]]
     return folder if all(map(_configured, used)) else None
+
+
+def has_network(name: str) -> bool:
+    """Whether the local cache has a hub repository's ``main``: a whole pipeline, or a network with its configuration."""
+    folder = _hub_folder(name) / "snapshots" / (hub_revision(name) or "-")
+    network = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    return network or hub_snapshot(name) is not None
+
+
+def hub_network(name: str) -> Path:
+    """The local snapshot of a hub repository, downloaded first: a pipeline, or else a network with its tokenizer.
+
+    Raises a `UserError` if it cannot be downloaded.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        if not HfApi().file_exists(name, "model_index.json"):
+            return Path(snapshot_download(name, allow_patterns=NETWORK_FILES))
+    except Exception as error:  # of several libraries: no network, no such repository, no right to read it
+        raise UserError(f"{name} cannot be downloaded: {hub_reason(error, name)}") from error
+    return local_folder(name, "model")
 
 
 def _configured(folder: Path) -> bool:

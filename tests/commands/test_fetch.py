@@ -478,3 +478,25 @@ def test_models_of_the_hub_are_fetched_too(conf, run, monkeypatch):
     monkeypatch.setattr("overpaint.images.track.hub_snapshot", lambda name: "here")
     assert run("fetch", *grid)[1].startswith("nothing to fetch")
     assert run("fetch", "concepts=church")[1].startswith("nothing to fetch"), "the testbed needs nothing"
+
+
+def test_networks_that_methods_and_attacks_name_are_fetched_too(conf, run, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--x--erased"
+    commit = "0" * 40
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (cached / "snapshots" / commit / name).write_text("{}")
+    pipelines, networks = [], []
+    monkeypatch.setattr("huggingface_hub.HfApi.file_exists", lambda self, name, file: name == "x/base")
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, allow_patterns: networks.append(name) or "there"
+    )
+    monkeypatch.setattr("overpaint.models.sources.local_folder", lambda name, where: pipelines.append(name) or "here")
+    grid = ["concepts=church", "attack=none", "method=checkpoint,prompt_filter", "checkpoint.file=x/erased"]
+    grid += ["checkpoint.transfer=true", "checkpoint.base=x/base", "prompt_filter.rule=embedding", "prompt_filter.clip=x/clip"]
+    code, out, _ = run("fetch", *grid, "prompt_filter.threshold=0.5")
+    assert code == 0 and (networks, pipelines) == (["x/clip"], ["x/base"])
+    assert "model x/clip: fetched to there" in out and "x/erased" not in out, "it is in the cache"
