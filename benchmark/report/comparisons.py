@@ -67,8 +67,8 @@ def _ranks(chosen: pd.DataFrame, shared: pd.DataFrame, methods: Sequence[str], o
         why = "no other method was measured on one of its concept sets"
         return [Entry(None, unit="rank", why=why if m in concepts else "not measured") for m in methods]
     images, why = _images(shared, present, outcomes)
+    own = rows_by(shared, "method")
     if images is None:
-        own = rows_by(shared, "method")
         means = [pooled(own[m], "value", Outcomes()) for m in present]
         values = [np.nan if found is None or found.estimate.value is None else found.estimate.value for found in means]
         ranks = pd.Series(loss(values, direction)).rank(method="min")
@@ -78,8 +78,11 @@ def _ranks(chosen: pd.DataFrame, shared: pd.DataFrame, methods: Sequence[str], o
         found = rank_intervals(images.to_numpy(float).T, direction, **groups_of(keys))
         if found[0].value is None:
             why = "no prompt was judged for every method"
+    undefined = {
+        m: "; ".join(dict.fromkeys(r["why"] for r in own[m] if isinstance(r["why"], str) and r["why"])) for m in own
+    }
     entries = {
-        m: Entry(e.value, e.low, e.high, "rank", e.n, e.failed, why=why if e.value is None else "")
+        m: Entry(e.value, e.low, e.high, "rank", e.n, e.failed, why=undefined[m] or why if e.value is None else "")
         for m, e in zip(present, found, strict=True)
     }
     wanted = set(shared["concepts"])
@@ -219,7 +222,7 @@ def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average:
             values.append(known)
             directions.append(chosen["direction"].iloc[0])
     if missing or unequal or not values:
-        said = {"not measured for every method": missing, "not measured on the same concept sets": unequal}
+        said = {"not defined for every method": missing, "not measured on the same concept sets": unequal}
         why = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in said.items() if names)
         return {m: Entry(None, unit="mean rank", why=why) for m in methods}
     _, ranks = mean_ranks(np.array(values, float).T, directions)

@@ -185,6 +185,16 @@ def test_ranks_say_on_which_concept_sets_they_are():
     }
 
 
+def test_an_undefined_figure_has_no_rank_and_says_why():
+    rows = [record(m, "fid", 1.0, direction="down") for m in "ab"]
+    rows[0] |= {"value": None, "low": None, "high": None, "why": "40 utility images: needs 500"}
+    text = "cells: ranks\ncolumns:\n  F: {metric: fid}"
+    table = next(iter(rankings(pd.DataFrame(rows, columns=RECORD_COLUMNS), view(text), Outcomes())))
+    found = {row.names[0]: row.entries[0] for row in table.rows}
+    assert (found["a"].value, found["a"].why) == (None, "40 utility images: needs 500")
+    assert (found["b"].value, found["b"].why) == (1, "")
+
+
 def test_mean_ranks_are_printed_with_two_decimals():
     rows = [record(m, "fid", v, direction="down") for m, v in (("a", 1.0), ("b", 2.0))]
     rows += [record(m, "target", v, direction="down") for m, v in (("a", 0.5), ("b", 0.4))]
