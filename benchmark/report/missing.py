@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -60,8 +61,11 @@ def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> s
             others[group] = [option]
         values |= {f"{group}.{key}": value for key, value in given.items()}
         labels = [*dict.fromkeys(made[group])]
-        if option is None and len(labels) == 1 and labels[0] != default:
-            unclear.append(f"{group} {labels[0]}")
+        if option is None and labels != [default] and (len(labels) == 1 or view.together):
+            unclear.append(f"{group} {few(labels, 3)}")
+    if others.get("concepts") == []:  # sets that no option names
+        view = replace(view, run={key: value for key, value in view.run.items() if key != "concepts"})
+        unclear.append(f"concepts {few(dict.fromkeys(made['concepts']), 3)}")
     for name in others.get("method", methods):
         of_method = made[made["method_name"] == name]
         option, given = _option(of_method, "method")

@@ -496,7 +496,12 @@ def test_networks_that_methods_and_attacks_name_are_fetched_too(conf, run, monke
     )
     monkeypatch.setattr("overpaint.models.sources.local_folder", lambda name, where: pipelines.append(name) or "here")
     grid = ["concepts=church", "attack=none", "method=checkpoint,prompt_filter", "checkpoint.file=x/erased"]
-    grid += ["checkpoint.transfer=true", "checkpoint.base=x/base", "prompt_filter.rule=embedding", "prompt_filter.clip=x/clip"]
+    grid += [
+        "checkpoint.transfer=true",
+        "checkpoint.base=x/base",
+        "prompt_filter.rule=embedding",
+        "prompt_filter.clip=x/clip",
+    ]
     code, out, _ = run("fetch", *grid, "prompt_filter.threshold=0.5")
     assert code == 0 and (networks, pipelines) == (["x/clip"], ["x/base"])
     assert "model x/clip: fetched to there" in out and "x/erased" not in out, "it is in the cache"

@@ -173,3 +173,11 @@ def test_a_view_whose_tables_have_one_concept_set_joins_nothing(tmp_path):
             view_named("ours")
     finally:
         look_in(*before)
+
+
+def test_the_command_for_missing_columns_names_no_concepts_of_another_model(records_of):
+    (table,) = tables(records_of("hub_styles", "hub_unsafe"), "hub")
+    (said,) = (note for note in table.notes if note.startswith("Not stored"))
+    assert said.startswith("Not stored: attack. ") and "church" not in said
+    assert "concepts hub33 erase=[Andy Warhol], hub33 erase=[Picasso], hub33 erase=[Nudity] and 1 more" in said
+    assert "model local detector=vlm path=tiny_sd" in said and "method uce default_anchor=, uce" in said
