@@ -13,7 +13,7 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-demo: setup  ## four methods, three concepts, the attacks: the six-facet table, contact sheets, and a site that shows them
+demo: setup  ## three methods on three concepts, attacked: the six-facet table, contact sheets, and a site that shows them
 	$(BIN)/overpaint run experiment=demo engine=local
 	$(BIN)/overpaint site store="$${OVERPAINT_STORE:-outputs}" out=outputs/site
 

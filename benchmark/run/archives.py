@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from overpaint.errors import UserError
 from overpaint.run.history import SOURCES, History
@@ -124,12 +125,21 @@ def _merge_archive(store: Store, file: Path, moved: Moved) -> None:
 
                 stage, key = place
                 _take(store, stage, key, fill, moved)
+            _check_end(archive)
     except tarfile.TarError as error:
         if not moved.copied and not moved.there:
             raise UserError(f"{file} is neither a store nor an archive of overpaint store pack ({error})") from error
         raise UserError(
             f"{file} is cut or damaged ({error}); {moved.copied} of its artefacts were copied and stay"
         ) from error
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise a `tarfile.TarError` if the archive was cut after its last member. Reading stops there without an error."""
+    file: Any = archive.fileobj
+    file.seek(archive.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("unexpected end of data")
 
 
 #: Stage and key of a member (``None``: it belongs to the store as a whole), its path in there, and the member.

@@ -63,11 +63,6 @@ def test_a_compiled_network_names_what_it_generates_and_no_erasure():
     assert not any("compile" in note for note in plain.notes)
 
 
-def test_batch_size_and_shard_size_name_no_image():
-    small, large = plan("budget=smoke", "protocol.batch_size=1"), plan("budget=smoke", "protocol.batch_size=32")
-    assert set(small.tasks) == set(large.tasks)
-
-
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_a_smaller_budget_is_part_of_a_larger(role):
     def of(budget):

@@ -179,7 +179,7 @@ def test_equal_prompts_stay_different_shots():
     assert a.id != b.id and Shot(a, 0).noise_seed != Shot(b, 0).noise_seed
 
 
-def test_every_catalogue_anchor_and_neighbour_is_known():
+def test_every_neighbour_is_in_the_catalogue():
     catalogue = load_catalogue("testbed")
     assert len(catalogue.of_kind("object")) >= 14
     assert len(catalogue.of_kind("style")) >= 7

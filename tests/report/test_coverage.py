@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 SETS, SLOW_SETS = 800, 120
 LEAST, MOST = 0.93, 0.97
 TITLE = re.compile(r"\*\*([^*]+)\*\*\n\n((?:\|.*\n)+)")
+#: The lowest coverage on the page of figures that cover less than 92 %, up to the error of the simulation.
+LOWEST = {"Mean of real values": 0.91, "Inversion": 0.90}
 CELL = re.compile(r"([01]\.\d{3}) \([^)]+\)")
 
 
@@ -171,4 +173,5 @@ def test_the_page_has_the_tables_of_the_command_within_their_bounds(simulate, rn
         rows = table.splitlines()
         assert [head.strip() for head in rows[0].strip("|").split("|")] == printed[title], title
         covered = [float(cell) for row in rows[2:] for cell in CELL.findall(row)]
-        assert not covered or min(covered) >= 0.9, title
+        assert bool(covered) != title.startswith(("Power: ", "Paired difference: how often")), title
+        assert min(covered, default=1) >= LOWEST.get(title.split(",")[0], 0.92), title

@@ -117,7 +117,9 @@ def test_tables_hold_numbers_and_every_cell():
     columns, rows = found["figures"]
     assert [row[columns.index("value")] for row in rows] == [None, None] and rows[0][columns.index("n")] == 24
     assert found["cells"][1] == [[*[*records[CELL].iloc[i]], 1, 0] for i in range(2)]
-    assert "methods" not in found or found["methods"]
+    assert "methods" not in found, "it has no column for unsafe concepts alone"
+    columns, rows = dict(tables_of(records_of("none", "uce", kind="object"), None))["methods"]
+    assert "target, objects" in " ".join(columns) and [row[columns.index("method")] for row in rows] == ["none", "uce"]
     assert summary_of(records, None) == {}
     assert name_of(config_of(records_of(*"abcdef"))) == "a, b, c, d and 2 more on x; none"
 

@@ -79,7 +79,7 @@ def test_any_order_of_answers_makes_every_task_once():
                 found.made(bundle)
             if chance.random() < 0.1:
                 found.update(task for key, task in plan.tasks.items() if key not in stored)
-        assert stored == set(plan.tasks) and found.elsewhere >= 0
+        assert stored == set(plan.tasks)
 
 
 def test_a_failure_blocks_what_needs_it_and_nothing_else():
