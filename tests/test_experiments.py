@@ -69,6 +69,18 @@ def test_every_published_table_has_its_costs():
     assert all(cells and tasks and images for cells, tasks, _, _, images in costs().values())
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_page_says_what_the_yaml_says(name):
+    """The experiment's table, detector, metrics and protocol."""
+    file = components("experiment")[name]
+    title = file.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
+    given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    chosen = {key.split("/")[-1]: value for one in given["defaults"] for key, value in one.items()}
+    detector = given["hydra"]["sweeper"]["params"]["model.detector"]
+    page = (Path(__file__).resolve().parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {title} | `{detector}`, `{chosen['metrics']}` | `{chosen['protocol']}` |" in page
+
+
 def cells_of(name, searchpath, goldens):
     composed = compose_cells([f"experiment={name}", "model=local", f"model.path={goldens / 'tiny_sd'}", searchpath])
     return merged(cell_from(c.config, c.explicit) for c in composed)[0]

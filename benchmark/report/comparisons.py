@@ -47,6 +47,8 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
             notes.append(
                 "Mean ranks are over the columns, by the methods' means over concept sets or over kinds of concepts."
             )
+            if absent := [name for name in view.columns if name not in _ranked(part, view)]:
+                notes.append(f"Mean ranks leave out columns that no method has: {', '.join(absent)}.")
         rows = [Row((m,), [of.get(m) for of in [*shown.values(), *means.values()]]) for m in methods]
         heads += [Head(name, "down") for name in means]
         yield Table(f"Ranks, {title}", (view.rows,), heads, rows, notes, provenance(part))
@@ -203,14 +205,20 @@ def _images(chosen: pd.DataFrame, methods: Sequence[str], outcomes: Outcomes) ->
     return table[common].pivot(index=images, columns="method", values="value").reindex(columns=list(methods)), ""
 
 
+def _ranked(part: pd.DataFrame, view: View) -> dict[str, pd.DataFrame]:
+    """The records of each column that has a figure of at least one method."""
+    chosen = {name: column.chosen(part, view.rows) for name, column in view.columns.items()}
+    return {name: own for name, own in chosen.items() if own["value"].notna().any()}
+
+
 def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average: str) -> dict[str, Entry]:
     """The mean over the view's columns of each method's rank by its mean figure.
 
-    It is undefined if a method lacks a column, or if the methods were measured on different concept sets in a column.
+    It is undefined if a method lacks a column that another one has, or if the methods were measured on different concept sets
+    in a column.
     """
     values, directions, missing, unequal = [], [], [], []
-    for name, column in view.columns.items():
-        chosen = column.chosen(part, view.rows)
+    for name, chosen in _ranked(part, view).items():
         own = rows_by(chosen, "method")
         means = [pooled(own.get(m, []), "value", Outcomes(), average) for m in methods]
         known = [None if found is None else found.estimate.value for found in means]
@@ -224,7 +232,7 @@ def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average:
     if missing or unequal or not values:
         said = {"not defined for every method": missing, "not measured on the same concept sets": unequal}
         why = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in said.items() if names)
-        return {m: Entry(None, unit="mean rank", why=why) for m in methods}
+        return {m: Entry(None, unit="mean rank", why=why or "no column has a figure") for m in methods}
     _, ranks = mean_ranks(np.array(values, float).T, directions)
     return {m: Entry(float(rank), unit="mean rank", n=len(values)) for m, rank in zip(methods, ranks, strict=True)}
 

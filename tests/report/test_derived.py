@@ -131,6 +131,15 @@ def test_a_mean_rank_needs_every_column():
     assert table.rows[0].entries[-1].value is None and "T" in table.rows[0].entries[-1].why
 
 
+def test_a_mean_rank_leaves_out_what_no_method_has():
+    rows = [record("a", "fid", 1.0, direction="down"), record("b", "fid", 2.0, direction="down")]
+    rows += [record(m, "target", 0.5) | {"value": None, "why": "no list"} for m in "ab"]
+    text = "cells: ranks\nmean_ranks: [kinds]\ncolumns:\n  F: {metric: fid}\n  T: {metric: target}\n  U: {metric: ua}"
+    table, _ = rankings(pd.DataFrame(rows, columns=RECORD_COLUMNS), view(text), Outcomes())
+    assert [(row.entries[-1].value, row.entries[-1].n) for row in table.rows] == [(1, 1), (2, 1)]
+    assert "Mean ranks leave out columns that no method has: T, U." in table.notes
+
+
 def test_harmonic_interval_moves_each_term_to_its_limit():
     one, other = Estimate(0.5, 0.3, 0.7), Estimate(0.8, 0.7, 0.9)
     found = statistics.harmonic_of_estimates([one, other])

@@ -227,7 +227,7 @@ def orders_with_ours(found: pd.DataFrame, records: pd.DataFrame, known: Names) -
         for (model, metric), part in ours.groupby(["model", "metric"], sort=False):
             for one, figures in columns(group):
                 side, printed = _by_name(figures, known)
-                means, said = _means(_with_settings_of(printed, part, known), set(side), concept)
+                means, said = _means(_with_settings_of(printed, one[0], concept, part, known), set(side), concept)
                 row = agreement(key, one, side, ("overpaint", f"{metric}, {said}", str(model)), means)
                 rows += [row] if row else []
     return pd.DataFrame(rows)
@@ -241,15 +241,18 @@ def _by_name(figures: Mapping[str, float], known: Names) -> tuple[dict[str, floa
     return {name: figures[method] for name, method in printed.items()}, printed
 
 
-def _with_settings_of(printed: Mapping[str, str], part: pd.DataFrame, known: Names) -> pd.DataFrame:
-    """The records of the printed methods with the settings that their names mean."""
+def _with_settings_of(
+    printed: Mapping[str, str], paper: str, concept: str, part: pd.DataFrame, known: Names
+) -> pd.DataFrame:
+    """The records of a paper's printed methods with the settings that their names mean."""
     part = part[part["method_name"].isin(printed)]
     columns = ["model", "concepts", "kind", "budget", "method_name", "attack_name", "given"]
     points = [*part.assign(given=part["given"].fillna("{}"))[columns].itertuples(index=False, name=None)]
     fits = {}
     for point in dict.fromkeys(points):
         record: dict[Hashable, Any] = dict(zip(columns, point, strict=True))
-        fits[point] = not differing({"method": printed[record["method_name"]]}, record, known)
+        figure: dict[Hashable, Any] = {"method": printed[record["method_name"]], "paper": paper, "concept": concept}
+        fits[point] = not differing(figure, record, known)
     return part[pd.Series([fits[point] for point in points], index=part.index, dtype=bool)]
 
 

@@ -122,11 +122,21 @@ class Rule:
         return self.printed == figure["metric"] and wanted and all(others)
 
 
+class Stated(TypedDict):
+    """Settings of a printed method on a concept in one paper."""
+
+    paper: str
+    method: str
+    concept: str
+    settings: dict[str, Any]
+
+
 class Names(TypedDict):
     """``names.yaml``."""
 
     methods: dict[str, str]
     settings: dict[str, dict[str, Any]]
+    stated: list[Stated]
     references: list[str]
     bases: dict[str, str]
     concepts: dict[str, str]
