@@ -99,6 +99,16 @@ def test_settings_that_are_not_the_papers_are_a_reason(by_hand, said):
     assert (row["verdict"], row["reasons"]) == ("not comparable" if said else "agrees", said)
 
 
+def test_a_paper_states_settings_of_a_printed_name():
+    """UnlearnDiffAtk's ESD is ESD-x for nudity; elsewhere the name means our preset, which is ESD-u."""
+    ours, theirs = with_given(method__train="x"), record()
+    own = {"paper": "UnlearnDiffAtk leaderboard"}
+    assert beside([ours], **own)["verdict"] == "agrees"
+    assert beside([theirs], **own)["reasons"] == "settings method.train=u"
+    assert beside([ours])["reasons"] == "settings method.train=x"
+    assert beside([theirs])["verdict"] == "agrees"
+
+
 def test_a_printed_name_states_settings():
     """ESD-u is `train=u`, which is also what the preset for unsafe concepts has; SLD-Medium is SLD's default."""
     assert beside([record()], method="ESD-u")["verdict"] == "agrees"

@@ -24,7 +24,8 @@ def differing(figure: Record, record: Record, known: Names) -> list[str]:
     """Settings of the record that are not those of a published figure, as overrides: ``method.steps=10``.
 
     A published figure has the values of our YAML and preset for its concept, or the ones that its printed method states
-    (``settings`` and ``stated`` in ``names.yaml``). For an attack, the preset `PAPER` counts as well. ``compat=official`` never differs.
+    (``settings`` and ``stated`` in ``names.yaml``). For an attack, the preset `PAPER` counts as well. ``compat=official`` never
+    differs.
     """
     given = given_of(record)
     stated = dict(known["settings"].get(figure["method"], {}))
