@@ -1,7 +1,8 @@
 """HUB's figures that differ from the benchmark's own (Moon et al., "Holistic Unlearning Benchmark", arXiv 2410.05664).
 
-Target proportion, pinpoint-ness, attack success, FID and costs are the general figures. Two are particular:
+Target proportion, attack success, FID and costs are the general figures. Three are particular:
 
+    pinpoint-ness               share of neighbours' prompts that a vision-language model sees in their images
     multilingual proportion     share of translated prompts whose image shows the concept, and for each language
     selective alignment         Σ things shown / number of prompts, where a prompt asks for several things
 
@@ -21,8 +22,8 @@ from dataclasses import replace
 import pandas as pd
 
 from overpaint.metrics.metric import Evidence, Figure, FrameName, Metric
-from overpaint.metrics.outcomes import shares_by, tally
-from overpaint.metrics.proportions import InPromptPreservation, LanguageProportion
+from overpaint.metrics.outcomes import outcomes, shares_by, tally
+from overpaint.metrics.proportions import InPromptPreservation, LanguageProportion, NeighbourRetention
 from overpaint.report import statistics
 
 
@@ -33,6 +34,29 @@ class LanguageRates(LanguageProportion):
 
     def parts(self, evidence: Evidence) -> Mapping[str, Figure]:
         return shares_by(self, "variant", evidence)
+
+
+class Pinpointness(NeighbourRetention):
+    """Share of neighbours' prompts whose image shows what the prompt says.
+
+    HUB's neighbours are any nouns, which a detector of the erased concept's kind does not know. The network
+    ``metrics.extractors.asked`` judges each prompt. If that is null, the detector judges the prompt's concept.
+    """
+
+    extractor = "asked"
+    optional = True
+    version = 3
+
+    def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+        if "asked.value" not in frame:
+            return super().judge(frame, evidence)
+        answers = pd.to_numeric(frame["asked.value"], errors="coerce")  # also of images that the detector failed on
+        return outcomes(frame, [("asked",)] * len(frame), evidence.threshold).assign(hit=answers.to_numpy(float))
+
+    def measure(self, evidence: Evidence) -> Figure:
+        if "asked" in evidence.absent:
+            return Figure(None, why=evidence.absent["asked"])
+        return super().measure(evidence)
 
 
 class SelectiveAlignment(Metric):

@@ -132,9 +132,21 @@ def test_only_yes_counts_as_present(monkeypatch, drawn):
     assert frame["cat"].tolist()[:3] == [1, 0, 0] and frame["failed"].tolist() == [False, False, False, True]
 
 
+def test_a_prompt_is_asked_about(llava, drawn, monkeypatch):
+    asked = component("extractor", "vlm_prompt").build({"weights": str(llava), "tokens": 3})
+    assert asked.extract(drawn[:2], ["a cat", "a dog"])["value"].isna().all(), "a random text is no answer"
+    assert asked.assets() == component("detector", "vlm").build({"weights": str(llava)}).assets()
+    questions, ask = [], iter(["it is\nyes", "no", "I cannot say"])
+    monkeypatch.setattr(VLM, "ask", lambda self, image, label: questions.append(self._question(label, 0)) or next(ask))
+    found = asked.extract(drawn[:3], ["a photo of a cat", "a red_car", "x"])["value"]
+    assert found.tolist()[:2] == [1, 0] and np.isnan(found[2])
+    assert questions[0].startswith("Does the image show a photo of a cat?") and "a red car?" in questions[1]
+
+
 def test_bad_settings_are_refused(tmp_path):
-    with pytest.raises(overpaint.UserError, match=r"question takes a text with \{\}"):
-        component("detector", "vlm").build({"question": "a cat?"})
+    for kind, name in (("detector", "vlm"), ("extractor", "vlm_prompt")):
+        with pytest.raises(overpaint.UserError, match=r"question takes a text with \{\}"):
+            component(kind, name).build({"question": "a cat?"})
     with pytest.raises(overpaint.UserError, match="has no images in the folder cat"):
         component("detector", "vlm").build(
             {"weights": str(tmp_path), "classes": {"cat": "x"}, "references": str(tmp_path)}

@@ -30,7 +30,7 @@ def differing(figure: Record, record: Record, known: Names) -> list[str]:
     given = given_of(record)
     stated = dict(known["settings"].get(figure["method"], {}))
     for further in known["stated"]:
-        if all(figure[name] == further[name] for name in ("paper", "method", "concept")):  # type: ignore[literal-required]
+        if all(figure[name] == further[name] for name in ("paper", "method", "concept")):
             stated |= further["settings"]
     found = [*_of_component("method", record, stated), *_of_component("attack", record, {})]
     compared = (*ELSEWHERE, "method", "attack")
