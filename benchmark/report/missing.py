@@ -60,8 +60,8 @@ def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> s
         if option not in (None, default):
             others[group] = [option]
         values |= {f"{group}.{key}": value for key, value in given.items()}
-        labels = [*dict.fromkeys(made[group])]
-        if option is None and labels != [default] and (len(labels) == 1 or view.together):
+        labels = [*dict.fromkeys(made[group].dropna())]
+        if option is None and labels not in ([], [default]) and (len(labels) == 1 or view.together):
             unclear.append(f"{group} {few(labels, 3)}")
     if others.get("concepts") == []:  # sets that no option names
         view = replace(view, run={key: value for key, value in view.run.items() if key != "concepts"})
