@@ -33,7 +33,8 @@ $(LOWEST)/ready: pyproject.toml
 test-lowest: $(LOWEST)/ready  ## with the lowest version of every library that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile tests/models tests/hostile/test_commands.py \
 		tests/methods/test_uce.py tests/methods/test_advunlearn.py tests/attacks/test_unlearn_diff_atk.py \
-		tests/metrics/test_distribution.py tests/report/test_every_tracker.py tests/images/test_grid.py
+		tests/metrics/test_distribution.py tests/report/test_every_tracker.py tests/images/test_grid.py \
+		tests/commands/test_fetch.py
 
 lint: setup
 	$(BIN)/ruff check .
