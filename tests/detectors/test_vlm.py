@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import overpaint
-from overpaint.detectors.vlm import VLM, answer_score, final_answer, released_answer
+from overpaint.blocks.questions import answer_score, final_answer, released_answer
+from overpaint.detectors.vlm import VLM
+from overpaint.extractors.vlm_prompt import VLMPrompt
 from overpaint.grid.registry import component
 
 
@@ -137,7 +139,9 @@ def test_a_prompt_is_asked_about(llava, drawn, monkeypatch):
     assert asked.extract(drawn[:2], ["a cat", "a dog"])["value"].isna().all(), "a random text is no answer"
     assert asked.assets() == component("detector", "vlm").build({"weights": str(llava)}).assets()
     questions, ask = [], iter(["it is\nyes", "no", "I cannot say"])
-    monkeypatch.setattr(VLM, "ask", lambda self, image, label: questions.append(self._question(label, 0)) or next(ask))
+    monkeypatch.setattr(
+        VLMPrompt, "answer", lambda self, _, text: questions.append(self._question(text, 0)) or next(ask)
+    )
     found = asked.extract(drawn[:3], ["a photo of a cat", "a red_car", "x"])["value"]
     assert found.tolist()[:2] == [1, 0] and np.isnan(found[2])
     assert questions[0].startswith("Does the image show a photo of a cat?") and "a red car?" in questions[1]
