@@ -34,7 +34,7 @@ test-lowest: $(LOWEST)/ready  ## with the lowest version of every library that p
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile tests/models tests/hostile/test_commands.py \
 		tests/methods/test_uce.py tests/methods/test_advunlearn.py tests/attacks/test_unlearn_diff_atk.py \
 		tests/metrics/test_distribution.py tests/report/test_every_tracker.py tests/images/test_grid.py \
-		tests/commands/test_fetch.py
+		tests/commands/test_fetch.py tests/extractors tests/metrics/test_official_codes.py
 
 lint: setup
 	$(BIN)/ruff check .

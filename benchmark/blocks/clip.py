@@ -73,7 +73,7 @@ class Clip:
 
     def __init__(self, model, tokenizer, processor=None):
         self.model, self._tokenizer, self.processor = model.requires_grad_(False).eval(), tokenizer, processor
-        self.table = model.text_model.get_input_embeddings().weight
+        self.table = model.text_model.embeddings.token_embedding.weight
 
     @property
     def tokenizer(self):
@@ -113,13 +113,14 @@ class Clip:
             raise UserError(f"a prompt of {length} tokens is too long: CLIP takes at most {known.model_max_length - 2}")
         # Attention is causal, so positions after the end token do not matter.
         begin, end = (ids.new_full((count, 1), special) for special in (known.bos_token_id, known.eos_token_id))
-        plain, padded = self.model.text_model.get_input_embeddings(), torch.cat([begin, ids, end], dim=1)
+        tables, padded = self.model.text_model.embeddings, torch.cat([begin, ids, end], dim=1)
+        plain = tables.token_embedding
         embeddings = torch.cat([plain(begin), rows.to(plain.weight.dtype), plain(end)], dim=1)
         try:
-            self.model.text_model.set_input_embeddings(GivenEmbeddings(embeddings))
+            tables.token_embedding = GivenEmbeddings(embeddings)
             states = self.model.text_model(input_ids=padded).last_hidden_state
         finally:
-            self.model.text_model.set_input_embeddings(plain)
+            tables.token_embedding = plain
         return self.model.text_projection(states[:, -1])
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:

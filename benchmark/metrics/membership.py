@@ -57,6 +57,8 @@ class Rates(NamedTuple):
 
 def released_roc(members: ArrayLike, held_out: ArrayLike, thresholds: int = 2_000) -> Rates:
     """SecMI's released evaluation of scores that are smaller for members: a sweep of thresholds without the last one."""
+    from scipy.integrate import trapezoid
+
     m, h = np.asarray(members, np.float32), np.asarray(held_out, np.float32)
     low, high = float(min(m.min(), h.min())), float(max(m.max(), h.max()))
     swept = np.arange(low, high, (high - low) / thresholds, dtype=np.float64).astype(np.float32)
@@ -64,7 +66,7 @@ def released_roc(members: ArrayLike, held_out: ArrayLike, thresholds: int = 2_00
     tpr, fpr = found / len(m), false / len(h)
     right = (found + len(h) - false) / (len(m) + len(h))
     nearest = int(np.abs(fpr - 0.01).argmin())
-    return Rates(float(np.trapezoid(tpr, fpr)), float(right.max()), float(tpr[nearest]))
+    return Rates(float(trapezoid(tpr, fpr)), float(right.max()), float(tpr[nearest]))
 
 
 def tpr_at(members: NDArray, held_out: NDArray, level: float = FALSE_POSITIVES) -> float:
