@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -42,12 +42,13 @@ def rankings(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         notes = ["Ranks: 1 is best, ties share the better rank; 95 % intervals from paired tests, concepts fixed."]
         notes += _left_out({name: view.columns[name].chosen(part, view.rows) for name in shown}, shared)
         notes += [note for name, own in shared.items() if (note := _groups(name, own, outcomes))]
-        means = {f"mean rank, {average}": _mean_ranks(part, view, methods, average) for average in view.mean_ranks}
+        ranked = _ranked(part, view) if view.mean_ranks else {}
+        means = {f"mean rank, {average}": _mean_ranks(ranked, methods, average) for average in view.mean_ranks}
         if means:
             notes.append(
                 "Mean ranks are over the columns, by the methods' means over concept sets or over kinds of concepts."
             )
-            if absent := [name for name in view.columns if name not in _ranked(part, view)]:
+            if absent := [name for name in view.columns if name not in ranked]:
                 notes.append(f"Mean ranks leave out columns that no method has: {', '.join(absent)}.")
         rows = [Row((m,), [of.get(m) for of in [*shown.values(), *means.values()]]) for m in methods]
         heads += [Head(name, "down") for name in means]
@@ -211,14 +212,14 @@ def _ranked(part: pd.DataFrame, view: View) -> dict[str, pd.DataFrame]:
     return {name: own for name, own in chosen.items() if own["value"].notna().any()}
 
 
-def _mean_ranks(part: pd.DataFrame, view: View, methods: Sequence[str], average: str) -> dict[str, Entry]:
-    """The mean over the view's columns of each method's rank by its mean figure.
+def _mean_ranks(ranked: Mapping[str, pd.DataFrame], methods: Sequence[str], average: str) -> dict[str, Entry]:
+    """The mean over columns (`_ranked`) of each method's rank by its mean figure.
 
     It is undefined if a method lacks a column that another one has, or if the methods were measured on different concept sets
     in a column.
     """
     values, directions, missing, unequal = [], [], [], []
-    for name, chosen in _ranked(part, view).items():
+    for name, chosen in ranked.items():
         own = rows_by(chosen, "method")
         means = [pooled(own.get(m, []), "value", Outcomes(), average) for m in methods]
         known = [None if found is None else found.estimate.value for found in means]
