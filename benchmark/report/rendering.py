@@ -64,7 +64,8 @@ def tables(
     chosen, found = view if view.together else view.by_attack(records), Outcomes(outcomes)
     shown: list[Table] = []
     for part, own, notes in joined(records, chosen):
-        made = list(BUILDERS[view.cells](part, own.by_attack(part), found))
+        own = own.by_attack(part) if view.together else own
+        made = list(BUILDERS[view.cells](part, own, found))
         shown += [*made[:-1], replace(made[-1], notes=[*made[-1].notes, *notes])] if made else []
     missing = gaps(records, chosen)
     if not shown:
