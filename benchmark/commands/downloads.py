@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 from filelock import FileLock
 
 from overpaint.errors import UserError
@@ -332,7 +333,5 @@ class _Arrays(pickle.Unpickler):
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         if name == "_reconstruct":
-            import numpy as np
-
             return np.empty(0).__reduce__()[0]  # NumPy 1 and 2 have it in different modules
         return super().find_class(module, name)
