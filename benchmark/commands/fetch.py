@@ -77,12 +77,13 @@ def _asked(overrides: Sequence[str]) -> Iterator[Need]:
         try:
             composed = compose(overrides, demo=True)
             cells, kind = cells_of(composed), track(composed[0].config["track"]["name"])
-            names, models, complete = kind.assets(cells), kind.models(cells), True
+            names = [*kind.assets(cells), *kind.optional_assets(cells)]
+            models, complete = kind.models(cells), True
         except AssetMissing as error:
             names, complete = list(error.assets), False
             if not set(names) - seen:
                 raise
-        yield from [_asset(name) for name in names if name not in seen]
+        yield from [_asset(name) for name in dict.fromkeys(names) if name not in seen]
         yield from [(f"model {name}", False, get) for name, get in models.items()]
         seen.update(names)
         if complete:

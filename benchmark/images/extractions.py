@@ -126,20 +126,30 @@ def chosen_extractors(cell: Cell) -> dict[str, dict[str, Any]]:
 
     The second detector has the ``threshold`` that its YAML recommends: ``metrics.threshold`` belongs to the model's detector.
     """
-    found: dict[str, dict[str, Any]] = {}
+    return {purpose: _extractor(purpose, chosen) for purpose, chosen in extractor_names(cell).items()}
+
+
+def extractor_names(cell: Cell) -> dict[str, str | None]:
+    """The name of the extractor, or of a detector, for each purpose that the cell's metrics name; ``None`` if none is set."""
+    found: dict[str, str | None] = {}
+    known = {**components("detector"), **components("extractor")}
     for metric in applied_metrics(cell).values():
         purpose, chosen = metric.extractor, cell.extractor(metric.extractor)
         if purpose and not (chosen is None and metric.optional):
-            found[purpose] = _extractor(purpose, chosen)
+            found[purpose] = chosen
+            if chosen and chosen not in known:
+                raise unknown("extractor", chosen, known, f"metrics.extractors.{purpose}")
     return found
+
+
+def extractor_settings(name: str) -> Mapping[str, Any]:
+    """The settings in the YAML of an extractor, or of a detector that serves as one."""
+    return component("extractor" if name in components("extractor") else "detector", name).defaults
 
 
 def _extractor(purpose: str, chosen: str | None) -> dict[str, Any]:
     if chosen is None:
         return {"absent": f"no extractor: set metrics.extractors.{purpose}"}
-    known = {**components("detector"), **components("extractor")}
-    if chosen not in known:
-        raise unknown("extractor", chosen, known, f"metrics.extractors.{purpose}")
     try:
         found = {"name": chosen, "settings": identity_of(chosen)}
     except AssetMissing as error:

@@ -6,7 +6,7 @@ Everything that affects a result is in a task's configuration, versions and inpu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def cell_assets(cell: Cell) -> list[str]:
     resolve(cell.model.path)
     for listed in cell.concepts.lists.values():
         listed.check()
-    detectors = [_detector_assets(name) for name in (cell.model.detector, cell.model.judge) if name]
+    detectors = [_detector_assets(name) for name in cell_detectors(cell)]
     detectors += [
         referred({**component("detector", name).defaults, **settings})
         for name, settings in _looking(cell.method, cell.concepts).items()
@@ -82,17 +82,27 @@ def cell_assets(cell: Cell) -> list[str]:
     return list(dict.fromkeys(name for found in (*detectors, *map(_referred, values)) for name in found))
 
 
+def cell_detectors(cell: Cell) -> list[str]:
+    """The detector and the judge of a cell's model."""
+    return [name for name in (cell.model.detector, cell.model.judge) if name]
+
+
 def cell_networks(cell: Cell) -> list[str]:
-    """The repositories of the hub that a cell's method and attack load, besides the model to erase from."""
-    found = _hub_networks("attack", cell.attack, cell.attack_seed)
+    """The repositories of the hub that a cell's detectors, method and attack load, besides the model to erase from."""
+    found = hub_names(component("detector", name).defaults.get("weights") for name in cell_detectors(cell))
+    found += _hub_networks("attack", cell.attack, cell.attack_seed)
     return found if cell.method.name == "none" else [*_hub_networks("method", cell.method, cell.method_seed), *found]
 
 
 @remembered
 def _hub_networks(kind: str, choice: Choice, seed: int) -> list[str]:
     made: Any = build(kind, choice, seed)
-    named = [choice.values.get(key) for key in (*made.networks, *getattr(made, "models", ()))]
-    return [name for name in named if isinstance(name, str) and HUB_NAME.fullmatch(name) and not Path(name).exists()]
+    return hub_names(choice.values.get(key) for key in (*made.networks, *getattr(made, "models", ())))
+
+
+def hub_names(values: Iterable[Any]) -> list[str]:
+    """Those of the values that name a repository of the hub."""
+    return [text for text in values if isinstance(text, str) and HUB_NAME.fullmatch(text) and not Path(text).exists()]
 
 
 _referred = remembered(referred)  # cells share their parts

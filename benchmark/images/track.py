@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.errors import UserError, message, unknown
+from overpaint.grid.assets import referred
 from overpaint.grid.cells import Cell, cell_from
 from overpaint.grid.labels import counted
 from overpaint.grid.roles import role_shots
 from overpaint.images.contact_sheets import contact_sheets
+from overpaint.images.extractions import extractor_names, extractor_settings
 from overpaint.images.gallery import makers
 from overpaint.images.planner import make_plan
-from overpaint.images.tasks import cell_assets, cell_networks
+from overpaint.images.tasks import cell_assets, cell_networks, hub_names
 from overpaint.images.workbench import Workbench
 from overpaint.models.sources import has_network, hub_network, hub_snapshot, image_size, local_folder, resolve
 from overpaint.report.power import (
@@ -59,12 +61,16 @@ class Images(Track):
     def assets(self, cells: Iterable[Cell]) -> list[str]:
         return list(dict.fromkeys(name for cell in cells for name in cell_assets(cell)))
 
+    def optional_assets(self, cells: Iterable[Cell]) -> list[str]:
+        return referred([extractor_settings(name) for name in _extractors(cells)])
+
     def models(self, cells: Iterable[Cell]) -> Mapping[str, Callable[[], Path]]:
         cells = list(cells)
         paths = {resolve(path): path for path in dict.fromkeys(cell.model.path for cell in cells)}
         missing = [path for source, path in paths.items() if not Path(source).is_dir() and hub_snapshot(source) is None]
-        named = dict.fromkeys(name for cell in cells for name in cell_networks(cell))
-        further = {name: partial(hub_network, name) for name in named if not has_network(name)}
+        named = hub_names(extractor_settings(name).get("weights") for name in _extractors(cells))
+        named += [name for cell in cells for name in cell_networks(cell)]
+        further = {name: partial(hub_network, name) for name in dict.fromkeys(named) if not has_network(name)}
         return further | {path: partial(local_folder, path) for path in missing}
 
     def plan(self, cells: Iterable[Cell]) -> Plan:
@@ -155,6 +161,11 @@ def cpu_model() -> str:
     if "model name" not in found:
         return platform.processor() or "unknown CPU"
     return f"{found['model name']} ({found['model']})" if "model" in found else found["model name"]
+
+
+def _extractors(cells: Iterable[Cell]) -> list[str]:
+    """The extractors of all cells, by name."""
+    return list(dict.fromkeys(name for cell in cells for name in extractor_names(cell).values() if name))
 
 
 def _power_of_primary_tests(cells: Sequence[Cell]) -> Iterator[str]:

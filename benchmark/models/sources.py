@@ -38,8 +38,8 @@ MERGES = "merges.txt"
 WORDS = (("tokenizer.json",), ("vocab.json", MERGES))
 #: Names of models on the hub: ``owner/name``.
 HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
-#: Files of a network of the hub, with its tokenizer and preprocessing.
-NETWORK_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+#: Files of a network that is downloaded from the hub. The last two: tokenizers, templates of chats.
+NETWORK_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 #: Files below this size are hashed each time, larger ones are remembered.
 REMEMBERED_FROM = 64 << 20
 #: Seconds to wait for the hub.
@@ -405,7 +405,7 @@ def hub_network(name: str) -> Path:
 
     try:
         if not HfApi().file_exists(name, "model_index.json"):
-            return Path(snapshot_download(name, allow_patterns=NETWORK_FILES))
+            return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in NETWORK_SUFFIXES]))
     except Exception as error:  # of several libraries: no network, no such repository, no right to read it
         raise UserError(f"{name} cannot be downloaded: {hub_reason(error, name)}") from error
     return local_folder(name, "model")

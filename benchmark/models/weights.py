@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import REFERENCE, asset, located
-from overpaint.models.sources import remembered_hash
+from overpaint.models.sources import NETWORK_SUFFIXES, remembered_hash
 
 if TYPE_CHECKING:
     import torch
 
 #: Files of a folder that decide what a network computes.
-SUFFIXES = (".json", ".safetensors", ".txt", ".onnx", ".jinja", ".model")  # the last: templates of chats, tokenizers
+SUFFIXES = (*NETWORK_SUFFIXES, ".onnx")
 
 
 def weights_path(reference: str) -> Path:

@@ -85,6 +85,10 @@ class Track(ABC):
         """The names of the assets (``conf/asset``) that the cells need."""
         return []
 
+    def optional_assets(self, cells: Iterable[Any]) -> list[str]:
+        """The names of the assets without which some figures of the cells are undefined."""
+        return []
+
     def models(self, cells: Iterable[Any]) -> Mapping[str, Callable[[], Path]]:
         """The models of the cells that are not on this machine, by name, with a function that downloads each."""
         return {}

@@ -506,3 +506,19 @@ def test_networks_that_methods_and_attacks_name_are_fetched_too(conf, run, monke
     code, out, _ = run("fetch", *grid, "prompt_filter.threshold=0.5")
     assert code == 0 and (networks, pipelines) == (["x/clip"], ["x/base"])
     assert "model x/clip: fetched to there" in out and "x/erased" not in out, "it is in the cache"
+
+
+def test_weights_of_detectors_and_extractors_are_fetched(conf, run, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(
+        "overpaint.commands.fetch.fetch_asset", lambda asset, report: fetched.append(asset.name) or "there"
+    )
+    monkeypatch.setattr("overpaint.grid.assets.Asset.present", lambda self: False)
+    monkeypatch.setattr("overpaint.images.track.has_network", lambda name: False)
+    monkeypatch.setattr("overpaint.images.track.hub_network", lambda name: fetched.append(name) or "there")
+    grid = ["model=testbed", "concepts=church", "method=none", "attack=none", "metrics=hub"]
+    code, out, _ = run("fetch", *grid, "metrics.extractors.asked=vlm_prompt")
+    assert code == 0 and {"pickscore", "image_reward"} <= set(fetched)
+    assert "model Qwen/Qwen2.5-VL-3B-Instruct: fetched to there" in out
+    fetched.clear()
+    assert run("fetch", "concepts=church", "model.detector=vlm")[0] == 0 and fetched == ["Qwen/Qwen2.5-VL-3B-Instruct"]
