@@ -33,10 +33,10 @@ targets from the true noise, supervision by SLD, and SDXL's two encoders.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from PIL import ImageOps
 
@@ -71,6 +71,7 @@ class EMCID(Eraser):
     z_learning_rate: float
     pictures: int
     picture_steps: int
+    picture_guidance: float
     num_edit_tokens: int
     mom2_weight: float
     edit_weight: float
@@ -80,6 +81,7 @@ class EMCID(Eraser):
     version: ClassVar[int] = 2
     acts_on: ClassVar[str] = "text_encoder"
     lengths: ClassVar[tuple[str, ...]] = ("iterations", "pictures")
+    added: ClassVar[Mapping[str, Any]] = {"picture_guidance": 7.5}
 
     def __post_init__(self):
         check_captions(self.mom2_captions)
@@ -172,7 +174,9 @@ class EMCID(Eraser):
     def paint(self, model: DiffusionModel, source: Sentences, draws: Draws) -> ImageBank:
         """``pictures`` images of the concept for each sentence, randomly mirrored."""
         captions = source.texts * self.pictures
-        bank = paint(model, captions, draws, scheduler="pndm", steps=self.picture_steps, guidance_scale=7.5)
+        bank = paint(
+            model, captions, draws, scheduler="pndm", steps=self.picture_steps, guidance_scale=self.picture_guidance
+        )
         images = [ImageOps.mirror(image) if draws.integer("mirror", 0, 2) else image for image in bank.images]
         return ImageBank(model, images, bank.captions)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,6 +43,7 @@ class Eraser(Shortenable, ABC):
             that they can be scaled and merged with other weights. It is a property here, for the same reason.
         draws: whether the result depends on the seed. A method that does not draw is run for one seed only. It is a
             property here, for the same reason.
+        advice: sentences that a plan shows: what a user should know before these settings run.
         added: hyper-parameters that are newer than stored results, with the value that changes nothing. Keys leave them out at
             that value, so that stored results stay valid.
         models: hyper-parameters that name a model, whose content is part of keys.
@@ -68,6 +69,10 @@ class Eraser(Shortenable, ABC):
     @property
     def mergeable(self) -> bool:
         return True
+
+    @property
+    def advice(self) -> Sequence[str]:
+        return ()
 
     @property
     def draws(self) -> bool:

@@ -126,6 +126,15 @@ class SFD(Eraser):
         if self.generator is not None and not referred(self.generator):
             checkpoints.local_checkpoint(self.generator, f"method.generator={self.generator}")
 
+    @property
+    def advice(self) -> Sequence[str]:
+        if self.generator is not None or self.distil_iterations:
+            return ()
+        return [
+            "method=sfd starts from the model itself, which was not trained to generate in one step: set sfd.generator to a "
+            "one-step generator (officially SiD-LSG's), or sfd.distil_iterations to the iterations that distil one from the model"
+        ]
+
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         if max(self.highest - 1, self.generator_timestep) >= model.train_timesteps:
             raise UserError(

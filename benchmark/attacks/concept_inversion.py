@@ -38,7 +38,7 @@ from overpaint.blocks.training import gradient
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept
 from overpaint.models.diffusion import DiffusionModel
-from overpaint.models.guidance import Guidance
+from overpaint.models.guidance import Guidance, sampler_step
 from overpaint.models.lazily import functional, torch
 from overpaint.run.progress import steps
 
@@ -84,6 +84,7 @@ class ConceptInversion(Attack):
     needs: ClassVar[str] = "victim"
     worded: ClassVar[bool] = False
     lengths: ClassVar[tuple[str, ...]] = ("steps",)
+    version: ClassVar[int] = 2
 
     def __post_init__(self):
         at_least(0, steps=self.steps, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
@@ -119,7 +120,10 @@ class ConceptInversion(Attack):
         if branch == "plain":
             return self.plain(victim, batch)
         visits = batch.timesteps[None] if branch == "guided" else self.visited(batch.timesteps, draws)
-        return self.through_guard(victim, batch, visits, number)
+        # a guard may ask for the step: officially, SLD's warm-up is compared with the batch's number in its epoch
+        official = branch == "trajectory" and self.compat == "official"
+        numbered = number % -(-REPEATS * self.pictures // self.batch_size) if official else None
+        return self.through_guard(context, batch, visits, numbered)
 
     def check_window(self, victim: DiffusionModel) -> None:
         """Raise a `UserError` if the window is not smaller than the model's number of timesteps."""
@@ -165,24 +169,24 @@ class ConceptInversion(Attack):
         return functional.mse_loss(predicted.float(), victim.denoising_target(x0, noise, t).float())
 
     def through_guard(
-        self, victim: DiffusionModel, batch: TrainingBatch, visits: torch.Tensor, number: int
+        self, context: AttackContext, batch: TrainingBatch, visits: torch.Tensor, numbered: int | None
     ) -> torch.Tensor:
         """The loss () between the guarded prediction for the placeholder and the unguarded one for what it stands for.
 
-        It is taken at the last of the timesteps ``visits`` (k, batch). The guard keeps its state from one to the next.
+        It is taken at the last of the timesteps ``visits`` (k, batch). The guard keeps its state from one to the next. It is
+        told the sampler's step at each timestep, or ``numbered``.
         """
-        # the batch's number in its epoch; never 0, because guards reset their state at step 0
-        counted = number % -(-REPEATS * self.pictures // self.batch_size) + 0.5
+        victim, w = context.victim, self.guidance_scale
+        sampler_steps = context.protocol.get("steps", victim.train_timesteps)
         embeds, captions, asked, x0, noise, _ = batch
-        w, total = self.guidance_scale, victim.train_timesteps
         with torch.no_grad():
             wanted = victim.encode(asked, truncate=self.captions == "prompts")
             nothing = victim.unconditional().expand_as(embeds)
         guarded = victim.guidance(victim, embeds, nothing, w, captions)
         for t in visits:
             noised = victim.add_noise(x0, noise, t)
-            step = counted if self.compat == "official" else total - int(t[0])
-            predicted = guarded(noised, t, step)
+            reached = sampler_step(victim, t, sampler_steps) if numbered is None else numbered
+            predicted = guarded(noised, t, reached + 0.5)  # never 0, because guards reset their state at step 0
         with torch.no_grad():
             goal = Guidance(victim, wanted, nothing, w)(noised, t, 0)
         return functional.mse_loss(predicted.float(), goal.float())

@@ -29,6 +29,7 @@ from overpaint.blocks.draws import Draws
 from overpaint.blocks.token_variables import Frame, TokenVariable, encoded
 from overpaint.grid.prompts import Shot
 from overpaint.models.diffusion import DiffusionModel
+from overpaint.models.guidance import sampler_step
 from overpaint.models.lazily import torch
 
 #: Rows in one forward pass of the unedited model when it predicts targets.
@@ -283,8 +284,7 @@ class PromptSearch(SearchAttack):
         """The prediction of the model's sampler: with guidance, and through a guard if one is attached."""
         with torch.no_grad():
             nothing = model.unconditional().expand_as(embeds)
-        # a guard may ask for the sampler's step; the batch's first row decides it
-        step = int((1 - float(timesteps[0]) / model.train_timesteps) * context.protocol["steps"])
+        step = sampler_step(model, timesteps, context.protocol["steps"])  # a guard may ask for it
         scale = guidance_scale(context, shot)
         guidance = model.guidance(model, embeds, nothing, scale, [shot.prompt.text] * len(embeds))
         return guidance(noised, timesteps, step)

@@ -70,6 +70,9 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
             plan.notes.append(WARM_UP)
         asking = {(id(c.concepts), id(c.budget), c.attack.name, c.model.detector): c for c in cells}
         plan.notes += dict.fromkeys(said for cell in asking.values() for said in shortfalls(cell, scored_labels(cell)))
+        plan.notes += [
+            said for cell in cells if cell.method.name != "none" for said in build_method(cell.method, 0).advice
+        ]
         plan.notes += filter(None, map(_attacked_of_several, cells))
         plan.notes += filter(None, map(_on_another_guard, cells))
         outlines: dict[tuple, Outline] = {}

@@ -50,6 +50,11 @@ class Guidance:
         return unconditional + self.scale * (conditional - unconditional)
 
 
+def sampler_step(model: DiffusionModel, timesteps: torch.Tensor, steps: int) -> int:
+    """The number of the step at which a sampler with ``steps`` steps reaches the first of these timesteps (n,), from 0."""
+    return int((1 - float(timesteps[0]) / model.train_timesteps) * steps)
+
+
 class GuidanceMaker(Protocol):
     """Makes the guidance of each batch of images: `Guidance` itself, or a `Guard`. Arguments are those of `Guidance`."""
 

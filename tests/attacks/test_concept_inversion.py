@@ -14,6 +14,7 @@ from overpaint.blocks.draws import Draws
 from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.prompts import Prompt, shots
 from overpaint.grid.registry import component
+from overpaint.methods.safree import TokenGuidance
 
 
 def invert(context, records=None, **values):
@@ -126,7 +127,7 @@ def test_accumulated_batches_are_one_large_one(context):
 
 def test_officially_the_warm_up_counts_batches(context, tiny_sd):
     """With warm-up 1, the first batch is unguarded and the second is guarded. ``intended`` counts the sampler's steps."""
-    losses = {}
+    losses, context = {}, replace(context, protocol=context.protocol | {"steps": 50})
     for key, values in {
         "off": {"safety_scale": 0.0},
         "official": {},
@@ -141,6 +142,18 @@ def test_officially_the_warm_up_counts_batches(context, tiny_sd):
     assert losses["official"] == [losses["longer"][0], losses["on"][1]]
     assert losses["longer"] == pytest.approx(losses["off"], rel=1e-5)  # which predicts in smaller batches
     assert losses["intended"] == losses["on"] and losses["on"][0] != pytest.approx(losses["off"][0], rel=0.1)
+
+
+@pytest.mark.parametrize("compat", ["official", "intended"])
+def test_guards_get_the_step_of_the_sampler(compat, context, tiny_sd, monkeypatch):
+    """SAFREE's edited prompts, for example, are used in the first ten of 50 steps: at t > 800."""
+    told = []
+    monkeypatch.setattr(TokenGuidance, "at", lambda self, step: told.append(step) or self.positive)
+    context = replace(context, protocol=context.protocol | {"steps": 50})
+    with overpaint.erase(tiny_sd, "safree", erase=["cat"]).attached(tiny_sd):
+        records = {"t.0": torch.tensor([801, 5]), "t.1": torch.tensor([799, 5]), "t.2": torch.tensor([999, 5])}
+        invert(context, records, steps=3, compat=compat)
+    assert told == [9.5, 10.5, 0.5]
 
 
 def test_it_can_start_from_the_concepts_own_name(context, tiny_sd):

@@ -52,6 +52,20 @@ def test_secmi_ends_one_step_before_t_sec():
     assert (expected > 0).all()
 
 
+@pytest.mark.parametrize("t_sec", [40, 100])
+@pytest.mark.parametrize("kind", ["member", "nonmember"])
+def test_secmi_is_that_of_the_official_code(t_sec, kind, golden, tiny_sd):
+    meta, results, extra = golden("secmi/scores")
+    alphas = (1 - torch.linspace(meta["beta_1"], meta["beta_T"], meta["T"], dtype=torch.float64)).cumprod(0)
+    x = 2 * extra[kind] - 1
+    embeds = tiny_sd.encode([meta["prompt"]]).expand(len(x), -1, -1)
+    with torch.no_grad():
+        ours = secmi(
+            lambda latents, t: tiny_sd.predict(latents, t, embeds), x, alphas, t_sec, dict(meta["cases"])[t_sec]
+        )
+    assert ours.numpy() == pytest.approx(results[f"secmi.{t_sec}.{kind}"].numpy(), rel=1e-5)
+
+
 def test_step_errors_start_at_the_image_itself():
     errors = step_errors(toy, X, ALPHAS, 2)
     up = ddim(toy, X, ALPHAS, 0, 10)

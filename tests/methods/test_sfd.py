@@ -8,6 +8,7 @@ import overpaint
 from official import by_name, distance, flat, parameters, watched
 from overpaint.blocks.draws import Draws
 from overpaint.blocks.training import Student
+from overpaint.commands.grids import planned
 from overpaint.grid.concepts import Request
 from overpaint.grid.registry import component
 from overpaint.methods.sfd import Prompts, denoised, discrepancy, one_step, replaced
@@ -249,3 +250,10 @@ def test_the_generator_can_start_from_a_file(tiny_sd, tmp_path):
 def test_bad_values_are_refused(values, told, tiny_sd):
     with pytest.raises(overpaint.UserError, match=told):
         traced_erase(tiny_sd, **values)
+
+
+def test_a_plan_says_that_the_model_itself_is_no_one_step_generator():
+    grid = ["concepts=church", "method=none,sfd", "attack=none", "budget=smoke", "engine=inline"]
+    said = "method=sfd starts from the model itself"
+    assert [note.startswith(said) for note in planned([*grid, "sfd.distil_iterations=0"]).plan.notes].count(True) == 1
+    assert not any(note.startswith(said) for note in planned(grid).plan.notes)

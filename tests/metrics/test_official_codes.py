@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overpaint.detectors.nudenet import EXPOSED8, EXPOSED9
+from overpaint.detectors.nudenet import EXPOSED9
 from overpaint.grid.concepts import Concept
 from overpaint.metrics import text_similarity as text
 from overpaint.metrics.accuracy import ErasedCelebrities, FaceRate, Locality, Unlearned
@@ -157,7 +157,7 @@ def test_mace_counts_boxes(nudity):
 
 def test_receler_counts_classes_of_images(nudity):
     found, outputs = nudity
-    found = replace(found, counted=EXPOSED8, threshold=0.0)
+    found = replace(found, threshold=0.0)
     assert ClassesDetected().measure(found).value == pytest.approx(outputs["receler"]["all"])
     for name, figure in ClassesDetected().parts(found).items():
         assert figure.value == pytest.approx(outputs["receler"][name])
