@@ -43,11 +43,12 @@ class Checkpoint(Eraser):
     lora_scale: float
     transfer: bool
     base: str | None
+    trained_apart: bool
 
     version: ClassVar[int] = 3
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     draws: ClassVar[bool] = False
-    added: ClassVar[Mapping[str, Any]] = {"transfer": False, "base": None}
+    added: ClassVar[Mapping[str, Any]] = {"transfer": False, "base": None, "trained_apart": False}
     models: ClassVar[tuple[str, ...]] = ("base",)
     networks: ClassVar[tuple[str, ...]] = ("file",)
 
@@ -105,7 +106,8 @@ class Checkpoint(Eraser):
         if checkpoints.is_membrane(header):
             return released_membrane(model, checkpoints.read_state(path), header, path)
         if not self.transfer:
-            return Erasure("checkpoint", changes=checkpoints.changes_of(model, path, self.lora_scale))
+            changes = checkpoints.changes_of(model, path, self.lora_scale, self.trained_apart)
+            return Erasure("checkpoint", changes=changes)
         base = self.made_on(model)
         if base is None:
             raise UserError(f"{path} does not say on which model it was made: its transfer needs checkpoint.base=MODEL")

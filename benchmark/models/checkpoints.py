@@ -234,7 +234,9 @@ def _tensors(found: Mapping) -> dict[str, torch.Tensor]:
     return {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
 
 
-def changes_of(model: DiffusionModel, path: Path, scale: float = 1.0) -> dict[str, Replacement]:
+def changes_of(
+    model: DiffusionModel, path: Path, scale: float = 1.0, trained_apart: bool = False
+) -> dict[str, Replacement]:
     """The changes that put a checkpoint on the model, by diffusers state-dict names.
 
     Tensors that equal the model's own, but for the rounding to half precision of either, are not changes.
@@ -243,6 +245,7 @@ def changes_of(model: DiffusionModel, path: Path, scale: float = 1.0) -> dict[st
         path: a file or folder (`read_state`): changed tensors, a network, a pipeline, or a LoRA with the names of diffusers,
             peft or kohya.
         scale: factor of a LoRA.
+        trained_apart: whether the weights may be unrelated to the model's: those of a model with another initialisation.
 
     Raises:
         UserError: The checkpoint does not fit the model, belongs to other weights, or changes nothing, or a factor is given
@@ -255,7 +258,8 @@ def changes_of(model: DiffusionModel, path: Path, scale: float = 1.0) -> dict[st
         raise no_lora(path, scale)
     else:
         wanted = _named_as_in(model, state, str(path))
-        _check_base(model, wanted, str(path))
+        if not trained_apart:
+            _check_base(model, wanted, str(path))
     own = model.named_parameters()
     changes = {}
     for name, tensor in wanted.items():

@@ -332,6 +332,7 @@ def test_a_network_of_another_model_is_refused_but_edits_may_replace_their_matri
     save_file(random, tmp_path / "network.safetensors")
     with pytest.raises(overpaint.UserError, match="was made for another model"):
         read(tiny_sd, tmp_path / "network.safetensors")
+    assert_is(read(tiny_sd, tmp_path / "network.safetensors", trained_apart=True), random)
     replaced = {name: torch.randn_like(tensor) for name, tensor in edited.items()}
     save_file(replaced, tmp_path / "edit.safetensors")
     assert_is(read(tiny_sd, tmp_path / "edit.safetensors"), replaced)
