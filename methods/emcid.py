@@ -100,8 +100,8 @@ class EMCID(Eraser):
         super().check(family, request, name, sequential)
         if not self.mom2_captions:
             raise UserError(
-                f"method={name} needs mom2_captions, the captions whose tokens should stay unchanged: a collection, a CSV file "
-                "with a prompt column (such as asset:coco_30k/coco_30k.csv) or a list of texts"
+                f"method={name} needs {name}.mom2_captions, captions whose tokens should stay unchanged: a collection, a CSV "
+                "file with a prompt column (such as asset:coco_30k/coco_30k.csv) or a list of texts"
             )
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:

@@ -64,7 +64,11 @@ def captions_file(captions: Captions) -> Path | None:
     path = next(filter(is_file, places), None)
     if path is None:
         names = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.csv")]
-        raise unknown("caption collection", captions, [*names, "a path to a CSV file with a prompt column"])
+        raise unknown(
+            "caption collection",
+            captions,
+            [*names, "a CSV file with a prompt column, such as asset:coco_30k/coco_30k.csv"],
+        )
     return path
 
 

@@ -38,7 +38,7 @@ def fetch(overrides: Sequence[str], multirun: bool) -> None:
     """Download the weights and prompt files that a grid needs, or those of `asset=a,b`.
 
     Models of the hub are downloaded too. The same command continues an interrupted download. Assets are stored in
-    $OVERPAINT_ASSETS.
+    $OVERPAINT_ASSETS, or in the platform's cache folder.
     """
     sys.exit(fetch_all(_asked(overrides)))
 

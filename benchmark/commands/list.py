@@ -31,7 +31,7 @@ LISTS = (*GROUPS, *PLAIN, "assets", "concepts", "metrics", "probes")
 @click.argument("what", default="")
 @click.argument("overrides", nargs=-1)
 def list_(what: str, overrides: Sequence[str]) -> None:
-    """List methods, concepts, attacks, probes, metrics, detectors, assets, models, experiments and other groups, one a line.
+    """List methods, concepts, attacks, probes, metrics, detectors, assets, models, experiments and other groups, one per line.
 
     `hydra.searchpath=[file:///folder]` also lists what is in that folder.
     """

@@ -67,7 +67,7 @@ def gpu_hours(
     told = f"about {hours:,.1f}" if hours >= 0.05 else "less than 0.1"
     return (
         f"{told} GPU hours for the images, assuming images_per_second={images_per_second:g} at 512² pixels and "
-        "50 steps; erasing, attacks and scoring come on top"
+        "50 steps; erasures, attack searches and scoring are not included"
     )
 
 

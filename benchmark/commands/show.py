@@ -38,7 +38,8 @@ def show(overrides: Sequence[str], show_unsafe: bool, opened: bool, overwrite: b
 
     prompt=TEXT chooses the prompts that contain the text (default: the first one), role=ROLE those of a role. out=FILE.png
     names the sheet (default: show.png). out=DIR writes every chosen image as a file, with a prompts.csv that `overpaint score`
-    reads. Nothing is generated: images that are gone or damaged are left out, and a note says how to make them again.
+    reads. Nothing is generated. Images that are missing or damaged are gray frames on the sheet and are left out of out=DIR; a
+    note prints the command that makes them again.
     """
     out, rest = taken(overrides, "out")
     text, rest = taken(rest, "prompt")

@@ -123,7 +123,7 @@ def _sections(found: Status) -> Iterator[RenderableType]:
     yield Text(f"store {printable(found.store)}", style="bold")
     rows = [(n.what, "", f"{n.host}, process {n.process}", _since(n.since, now)) for n in found.commands]
     rows += [(lease.label, lease.key, _place(lease), _since(lease.since, now)) for lease in found.working]
-    yield from _section("at work", ("what", "key", "where", "since"), rows, "nothing is at work")
+    yield from _section("at work", ("what", "key", "where", "since"), rows, "nothing is running")
     failed = [(f.task, key, f"attempt {f.attempt}", f.reason) for key, f in found.failures.items()]
     yield from _section("failed", ("task", "key", "", "why"), failed, "nothing has failed")
     if failed:

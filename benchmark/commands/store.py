@@ -68,7 +68,7 @@ def verify(what: Sequence[str], set_aside: bool) -> None:
 def merge(source: str, overrides: Sequence[str]) -> None:
     """Copy artefacts that store=DIR lacks from another store or an archive, SOURCE.
 
-    Of an artefact that both have, the one in store=DIR stays. Every file is hashed; damaged artefacts are left out and named, and
+    If both have an artefact, the one in store=DIR stays. Every file is hashed; damaged artefacts are left out and named, and
     the exit code is 1. Runs can go on meanwhile, and an interrupted merge is continued by the same command.
     """
     place = path_of(source, "SOURCE")

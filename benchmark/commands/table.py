@@ -42,6 +42,8 @@ def table(overrides: Sequence[str], form: str, view: str, folder: str | None, sp
     else:
         chosen = in_store(chosen, taken(overrides, "store")[0])
         records, outcomes = _stored(overrides, chosen)
+    if spreadsheet and form != "csv":
+        raise UserError("--spreadsheet needs --format csv")
     if form == "terminal":
         print_tables(records, chosen, outcomes)
     else:
@@ -54,7 +56,9 @@ def _stored(overrides: Sequence[str], view: View) -> tuple[pd.DataFrame, pd.Data
     store, grid = store_and_grid(overrides, first)
     records = stored_records(store, grid.plan if grid else None)
     if grid and records.empty:
-        raise UserError(f"no cell of this grid is stored. To make them: {shlex.join(['overpaint', 'run', *overrides])}")
+        raise UserError(
+            f"{store.root} holds no cell of this grid. To make them: {shlex.join(['overpaint', 'run', *overrides])}"
+        )
     if grid:
         stored = store.listed(STAGE).keys
         note_lacking("figures", [task for _, task in grid.plan.cells if task.key not in stored], grid, overrides)

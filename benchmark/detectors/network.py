@@ -12,13 +12,15 @@ import numpy as np
 import pandas as pd
 
 from overpaint.detectors.detector import Detector
-from overpaint.errors import unknown
+from overpaint.errors import UserError, nearest, unknown
 from overpaint.models.weights import single_precision
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+#: An unknown class is answered with a list of all classes if there are at most this many.
+LISTED = 100
 #: Images in one forward pass.
 BATCH = 32
 #: ``top1``: at least 0.5 where a class has the highest probability. ``probability``: the softmax over the classes.
@@ -97,11 +99,12 @@ def positions(
     for name in wanted:
         place = spelled.get(name, alike.get(read_as_name(name)))
         if place is None:
-            raise unknown("class", name, known if len(known) <= 100 else _near(name, known), where)
+            if len(known) <= LISTED:
+                raise unknown("class", name, known, where)
+            similar = ", ".join(get_close_matches(name, known, n=5, cutoff=0.4)) or "none"
+            hint = nearest(name, known)
+            raise UserError(
+                f"unknown class {name!r} in {where}{hint} (similar ones of its {len(known):,} classes: {similar})"
+            )
         found.append(place)
     return found
-
-
-def _near(name: str, known: Sequence[str]) -> list[str]:
-    """A few names of a long list that resemble a name."""
-    return get_close_matches(name, known, n=5, cutoff=0.4)

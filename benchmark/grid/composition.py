@@ -161,7 +161,7 @@ class Composition:
         """The points of each axis, in the order in which the axes first appear."""
         for s in settings:
             if s.key in self.default and s.how == "delete":
-                raise UserError(f"{s.typed}: a run needs one option of {s.key}; choose another, {s.key}=…")
+                raise UserError(f"{s.typed}: {s.key} cannot be removed; choose another with {s.key}=…")
         options = {s.key: [_option(s, value) for value in s.values] for s in settings if s.key in self.default}
         names = {group: options.get(group) or [self.default[group]] for group in ADDRESSED}
         axes: dict[str, list[Point]] = {}
@@ -193,7 +193,7 @@ class Composition:
             value = setting.typed.partition("=")[2]
             better = " or ".join(f"{name}.{inner}={value}" for name in having)
             raise UserError(
-                f"{setting.typed}: this grid has several {group}s ({', '.join(own)}); say whose it is, {better}"
+                f"{setting.typed}: this grid has several {group}s ({', '.join(own)}); name the one you mean: {better}"
             )
         if (
             inner in NOT_SETTABLE
@@ -210,7 +210,9 @@ class Composition:
             return
         for kind in ADDRESSED:
             if inner and group in components(kind):
-                raise UserError(f"{setting.typed}: {group} is none of this grid's {kind}s ({', '.join(names[kind])})")
+                raise UserError(
+                    f"{setting.typed}: this grid does not run {group} (its {kind}s: {', '.join(names[kind])})"
+                )
         allowed = {*self.default, *self.top, *(name for kind in ADDRESSED for name in names[kind] if inner)} - {"none"}
         raise unknown("key", group, allowed, "the configuration")
 
@@ -306,7 +308,7 @@ def _name(concepts: dict[str, Any], option: str, points: Sequence[Point]) -> Non
 def _option(setting: Setting, value: Any) -> str:
     """The option that an override selects. Raises a `UserError` for a list in brackets, a mapping or null."""
     if isinstance(value, list):
-        raise UserError(f"{setting.typed}: {setting.key} takes one option; several without brackets are an axis")
+        raise UserError(f"{setting.typed}: {setting.key} takes one name; to sweep several, leave out the brackets")
     typed = map(str.strip, setting.typed.partition("=")[2].split(","))
     unquoted = [name for name in typed if name in components(setting.key) and name not in setting.values]
     if not isinstance(value, str) and unquoted:

@@ -12,6 +12,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.cells import PROMPT_LISTS, ROLE_KEYS, Budget, Cell
 from overpaint.grid.concept_sets import ConceptSet
 from overpaint.grid.concepts import Concept
+from overpaint.grid.labels import counted, few
 from overpaint.grid.listed_prompts import Listed, Words, limited, listed
 from overpaint.grid.prompt_files import PromptList
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
@@ -90,7 +91,8 @@ class Role:
         if asked <= enough:
             return ""
         less = "" if enough == len(every) else f", enough for budget.{self.budget}={enough}"
-        return f"budget.{self.budget}={asked}: concepts={concepts.name} has only {len(every)} {self.name} prompts{less}"
+        here = f"only {counted(len(every), f'{self.name} prompt')}" if every else f"no {self.name} prompts"
+        return f"budget.{self.budget}={asked}: concepts={concepts.name} has {here}{less}"
 
     def unused(self, concepts: ConceptSet, budget: Budget, detector: str | None, labels: Labels) -> list[str]:
         """Sentences about a list, if not all of its rows are used and counted. ``labels`` are those of the ``detector``."""
@@ -220,9 +222,23 @@ def shortfalls(cell: Cell, labels: Labels = None) -> list[str]:
         for name in budget.unmeasured
         if cell.given.get(f"concepts.prompts.{name}")
     ]
+    said += _undetected(concepts, detector, labels)
     said += [sentence for role in ROLES if (sentence := role.shortfall(concepts, budget))]
     said += _unused_by_attack(cell)
     return said + [sentence for role in ROLES for sentence in role.unused(concepts, budget, detector, labels)]
+
+
+def _undetected(concepts: ConceptSet, detector: str | None, labels: Labels) -> list[str]:
+    """A sentence if the detector has no label for a concept to erase. Names without a label are not expected to have one."""
+    erased = concepts.request.erase
+    named = [c.label or c.name for c in ([c for c in erased if c.label] or erased)]
+    lacking = [] if labels is None or concepts.attributes else [label for label in named if label not in labels]
+    if not lacking:
+        return []
+    return [
+        f"concepts={concepts.name}: detector={detector} has no label for {few(lacking)}, so that figures about it are undefined "
+        "(model.detector=… chooses another detector, model=… another model)"
+    ]
 
 
 def _unused_by_attack(cell: Cell) -> list[str]:

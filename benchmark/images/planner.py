@@ -10,12 +10,12 @@ from overpaint.attacks.attack import AttackContext
 from overpaint.errors import UserError
 from overpaint.grid.cells import Cell, default_attack, merged
 from overpaint.grid.choices import Choice
-from overpaint.grid.concept_sets import ConceptSet
+from overpaint.grid.concept_sets import ConceptSet, Merge
 from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.lengths import shortenings
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.grid.read_once import reading_once, remembered
-from overpaint.grid.registry import component
+from overpaint.grid.registry import component, components
 from overpaint.grid.roles import ROLES, Role, attack_list, role, role_shots, shortfalls, stand_in_shots
 from overpaint.images.extractions import extractions, unmeasured
 from overpaint.images.measurements import (
@@ -113,6 +113,7 @@ def _check_support(cell: Cell) -> None:
         check_sides(cell, [cell.protocol.size], f"protocol.size={cell.protocol.size}")
     if cell.method.name != "none":
         _check_method(family, cell.method, cell.method_seed, cell.concepts)
+        _check_reference(cell)
     _check_attack(family, cell.attack, cell.attack_seed)
     _check_victim(cell.attack, cell.attack_seed, cell.method, cell.method_seed)
     if cell.attack.control:
@@ -121,7 +122,31 @@ def _check_support(cell: Cell) -> None:
 
 @remembered
 def _check_method(family: str | None, method: Choice, seed: int, concepts: ConceptSet) -> None:
-    build_method(method, seed).check(family, concepts.request, method.name, concepts.singly)
+    made, merge = build_method(method, seed), concepts.merge
+    made.check(family, concepts.request, method.name, concepts.singly)
+    if merge and merge != Merge("sum") and not made.mergeable:
+        raise UserError(
+            f"concepts.merge={merge.label} merges changed weights, and method={method.name} makes none; use concepts.merge=sum"
+        )
+
+
+def _check_reference(cell: Cell) -> None:
+    """Raise a `UserError` if the method is the gold reference of other models."""
+    owners = _gold_references().get(cell.method.name)
+    if owners and cell.method.name != cell.model.gold:
+        raise UserError(
+            f"method={cell.method.name} is the gold reference of model={' or '.join(owners)}, got model={cell.model.name}"
+        )
+
+
+@remembered
+def _gold_references() -> dict[str, list[str]]:
+    """The models that name each gold reference."""
+    found: dict[str, list[str]] = {}
+    for name in components("model"):
+        if gold := component("model", name).defaults.get("gold"):
+            found.setdefault(gold, []).append(name)
+    return found
 
 
 @remembered

@@ -585,7 +585,7 @@ class DiffusionModel(NoiseSchedule):
         if not isinstance(negative_prompt, str):
             raise UserError(f"sample() takes a text as negative_prompt, got {negative_prompt!r}")
         if len(prompts) != len(seeds):
-            raise UserError(f"sample() takes one seed a prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
+            raise UserError(f"sample() takes one seed per prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
         images: list[Image.Image | None] = []
         if not len(prompts):
             return images

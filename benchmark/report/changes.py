@@ -431,10 +431,10 @@ def _family(figures: pd.DataFrame, view: View) -> str:
     first = tested["family"].str.startswith("primary").sum()
     named = ", ".join(endpoint["metric"].replace("_", " ") for endpoint in view.primary.values())
     return (
-        f"The {len(tested)} tests are one family: Holm over {first} primary endpoints ({named}), Benjamini–Hochberg over the "
+        f"{len(tested)} tests are corrected together: Holm over {first} primary endpoints ({named}), Benjamini–Hochberg over the "
         f"{len(tested) - first} others; 5 % level, equivalence margin {statistics.MARGIN:.2f}. A paired difference has the same "
         "prompts and seeds on both sides. An unpaired one treats the two figures as independent, which is cautious if they "
-        "share prompts. The intervals say nothing of other method seeds, unless both sides have "
+        "share prompts. The intervals do not cover the variation between method seeds, unless both sides have "
         f"{seeds.FEWEST} of them."
     )
 

@@ -33,11 +33,12 @@ TESTED = ["method_name", "attack_name", "against", "facet", "metric", "p_value",
 
 @dataclass(frozen=True)
 class Compared:
-    """The two p-values of one difference, and whether it is a primary endpoint of the view."""
+    """The two p-values of one difference, whether it is a primary endpoint of the view, and the facet of its figure."""
 
     p_value: float | None
     p_equivalence: float | None = None
     primary: bool = False
+    facet: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def test_of(record: Mapping[Any, Any] | pd.Series, primary: Mapping[str, Mapping
     if pd.isna(record["p_value"]) or itself:
         return None
     endpoint = is_primary(primary, record["facet"], record["metric"], record["attack_name"], record["against"])
-    return Compared(float(record["p_value"]), number_of(record.get("p_equivalence")), endpoint)
+    return Compared(float(record["p_value"]), number_of(record.get("p_equivalence")), endpoint, record["facet"])
 
 
 def marked(records: pd.DataFrame, primary: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
@@ -112,7 +113,8 @@ def families_said(tests: Sequence[Compared | None], primary: Mapping[str, Mappin
     first = sum(t.primary for t in done)
     made = []
     if first:
-        named = ", ".join(f"{facet} {_endpoint(endpoint)}" for facet, endpoint in primary.items())
+        tested = {test.facet for test in done if test.primary}
+        named = ", ".join(f"{facet} {_endpoint(primary[facet])}" for facet in primary if facet in tested)
         made.append(f"Holm over its {counted(first, 'test')} of primary endpoints ({named})")
     if len(done) > first:
         made.append(f"Benjamini–Hochberg over its {counted(len(done) - first, 'other test')}")

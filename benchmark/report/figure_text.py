@@ -28,7 +28,7 @@ FOOTNOTES = {
     "→ 0": "→ 0 nearer to 0 is better.",
     "†": f"† {OUTSIDE}: the attack enters behind the place where the defence acts, so it does not test it.",
     "≥": "≥ a lower bound: the most that was measured.",
-    "σ": "σ the standard deviation between what was averaged, sampling noise taken out.",
+    "σ": "σ standard deviation between the averaged concepts or seeds, without sampling noise.",
     "best": (
         "Bold: the best method of a column; italic: not shown to be worse (paired tests where outcomes are stored, Holm over "
         "the methods, 5 % level)."

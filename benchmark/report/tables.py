@@ -323,7 +323,7 @@ def _means(chosen: pd.DataFrame, view: View, title: str, outcomes: Outcomes) -> 
         test = None
         if view.tests(title) and found.p_value is not None:
             primary = is_primary(view.primary, first["facet"], first["metric"], first["attack_name"], first["against"])
-            test = Compared(found.p_value, found.p_equivalence, primary)
+            test = Compared(found.p_value, found.p_equivalence, primary, first["facet"])
         cells[name] = (entry, test)
     if view.rows == "method" and column.field == "value" and not column.scale:
         cells = _with_standings(cells, by_row, outcomes)
@@ -408,5 +408,7 @@ def _over(concepts: Sequence[str], seeds: Sequence, average: str) -> str:
     if len(seeds) >= FEWEST:
         return fixed + f"Means over {named}, a sample of seeds."
     if len(seeds) > 1:
-        return fixed + f"Means over {named}: the intervals say nothing of other seeds, which takes {FEWEST} seeds."
-    return fixed + "One method seed: the intervals say nothing of other seeds."
+        return (
+            fixed + f"Means over {named}: the intervals do not cover the variation between seeds, which takes {FEWEST}."
+        )
+    return fixed + "One method seed: the intervals do not cover the variation between seeds."

@@ -65,7 +65,7 @@ def test_status_of_a_store_counts_artefacts_and_bytes(cli, store, plan):
     assert sum(s["bytes"] for s in found["stages"].values()) == 5 * len(plan.tasks)
     assert found["left"] is None and found["commands"] == found["working"] == found["failures"] == []
     said = cli("status").stdout
-    assert "nothing is at work" in said and "nothing has failed" in said and "generate" in said
+    assert "nothing is running" in said and "nothing has failed" in said and "generate" in said
 
 
 def test_status_of_a_grid_says_what_is_left_and_what_failed(cli, store, plan):

@@ -147,11 +147,11 @@ def test_an_address_and_the_group_are_one_key_for_one_component():
     [
         (
             ["method=none,uce", "method.lamb=0.1,0.5"],
-            "method.lamb=0.1,0.5: this grid has several methods (none, uce); say whose it is, uce.lamb=0.1,0.5",
+            "method.lamb=0.1,0.5: this grid has several methods (none, uce); name the one you mean: uce.lamb=0.1,0.5",
         ),
         (["method=uce,esd", "method.iterations=10"], "uce.iterations=10 or esd.iterations=10"),
         (["method=none,uce", "method.lam=1"], "did you mean 'lamb'"),
-        (["method=esd", "uce.lamb=1"], "uce.lamb=1: uce is none of this grid's methods (esd)"),
+        (["method=esd", "uce.lamb=1"], "uce.lamb=1: this grid does not run uce (its methods: esd)"),
         (["method=uce", "uce.lam=1"], "unknown hyper-parameter 'lam' in method=uce; did you mean 'lamb'"),
         (["method=uce", "ucee.lamb=1"], "unknown key 'ucee' in the configuration; did you mean 'uce'"),
     ],

@@ -74,12 +74,12 @@ CASES = [
     # overrides that Hydra itself would accept or fail on
     (("run", "+foo=1"), ["unknown key 'foo' in the configuration", "allowed: attack"]),
     (("run", "method=uce", "+method.lam=1"), ["unknown hyper-parameter 'lam' in method=uce; did you mean 'lamb'"]),
-    (("run", "~method"), ["a run needs one option of method"]),
+    (("run", "~method"), ["method cannot be removed"]),
     (("run", "=3"), ["'=3': there is no key before the ="]),
     (("run", "method="), ["unknown method ''", "uce"]),
     (("run", "method=null"), ["unknown method 'null'"]),
     (("run", "method=my_own_eraser_"), ["unknown method 'my_own_eraser_'", "'hydra.searchpath=[file://DIR]'"]),
-    (("run", "concepts=[church,cat]"), ["concepts takes one option; several without brackets are an axis"]),
+    (("run", "concepts=[church,cat]"), ["concepts takes one name; to sweep several, leave out the brackets"]),
     (("run", "experiment=demo,smoke"), ["run one after the other"]),
     (("plan", "store=a,b", "budget=smoke"), ["store says where and how the whole grid runs"]),
     (("run", "store=[a]", "budget=smoke"), ["store takes a text or null, got ['a']"]),
@@ -549,7 +549,7 @@ SENTENCES = [
     ("method=uce | method.lamb=${oc.env:HOME}", "method.lamb: '${oc.env:HOME}' runs a resolver"),
     ("concepts.anchor='a church'", "anchor=a church is the concept to erase"),
     ("concepts.near=[church]", "concepts.near: church cannot be erased and be a neighbour that stays"),
-    ("attack=uda,cce | attack.iterations=5", "say whose it is"),
+    ("attack=uda,cce | attack.iterations=5", "name the one you mean"),
     ("metrics.metrics.ua=5", "metrics.metrics.ua takes a text, got 5"),
 ]
 

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from plans import plan, stages
 
+import overpaint
 from overpaint.grid.cells import cell_from
 from overpaint.grid.choices import build
 from overpaint.grid.composition import compose_cells
@@ -202,3 +203,19 @@ def test_prompts_are_attacked_together_as_far_as_a_batch_goes():
     assert [sorted(set(found)) for found in others] == [[2], [1], [2, 4]]
     one = plan("method=none", "attack=rab", "budget.target_prompts=10")
     assert not one.bundles
+
+
+def test_rules_that_merge_weights_need_a_method_that_changes_them():
+    with pytest.raises(
+        overpaint.UserError, match=r"concepts\.merge=ties merges changed weights, and method=sld makes none"
+    ):
+        plan("method=sld", "concepts=objects5", "concepts.merge=ties", "budget=smoke")
+    plan("method=uce,sld", "concepts=objects5", "concepts.merge=sum", "budget=smoke")
+    plan("method=uce", "concepts=objects5", "concepts.merge=ties", "budget=smoke")
+
+
+def test_a_plan_names_concepts_that_the_detector_has_no_label_for():
+    grid = ["method=uce", "attack=none", "budget=smoke"]
+    said = "concepts=zebra: detector=oracle has no label for zebra"
+    assert any(note.startswith(said) for note in plan(*grid, "concepts.catalogue=null", "concepts.erase=[zebra]").notes)
+    assert not any("has no label for" in note for note in plan(*grid, "concepts=church").notes)

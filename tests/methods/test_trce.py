@@ -306,7 +306,7 @@ def test_official_gradients_add_up(tiny_sd, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"prior_captions": None}, "trce needs prior_captions"),
+        ({"prior_captions": None}, "needs trce.prior_captions"),
         ({"token_weights": [0, 1, 0]}, "token_weights takes four numbers"),
         ({"token_weights": [0, -1, 0, 0]}, "token_weights takes four numbers"),
         ({"templates": ["no place"]}, "templates takes sentences"),

@@ -81,7 +81,8 @@ def test_method_seeds_are_averaged_and_their_spread_is_shown():
     assert next(two.entries()).low == pytest.approx(0.2), (
         "two seeds: an interval for these, from prompts that they share"
     )
-    assert "2 method seeds (0, 1): the intervals say nothing of other seeds" in render(rows.iloc[:2], "md", "methods")
+    two = render(rows.iloc[:2], "md", "methods")
+    assert "2 method seeds (0, 1): the intervals do not cover the variation between seeds" in two
     assert "Means over 3 method seeds (0, 1, 2)" in render(rows, "md", "methods") and "σ" in render(
         rows, "md", "methods"
     )

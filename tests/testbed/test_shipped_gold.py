@@ -7,6 +7,7 @@ import pytest
 
 import overpaint
 from overpaint.cli import main
+from overpaint.commands.grids import planned
 from overpaint.grid.cells import cell_from
 from overpaint.grid.composition import compose_cells
 from overpaint.grid.shipped import shipped
@@ -97,3 +98,8 @@ def test_a_concept_without_a_gold_is_refused_before_anything_runs():
     ]
     with pytest.raises(overpaint.UserError, match=r"method=gold has no model for concepts=cat; allowed: .*church"):
         make_plan(cells)
+
+
+def test_it_is_the_reference_of_its_own_base_only():
+    with pytest.raises(overpaint.UserError, match=r"reference of model=testbed_gold, got model=testbed$"):
+        planned(["model=testbed", "method=gold", "concepts=church"])
