@@ -110,7 +110,7 @@ class TRCE(Eraser):
         super().check(family, request, name, sequential)
         if not self.prior_captions and not self.lamb:
             raise UserError(
-                f"method={name} needs {name}.prior_captions, whose outputs it preserves: a CSV file with a prompt column (COCO's, as "
+                f"method={name} needs {name}.prior_captions, whose outputs it preserves: a CSV file with a prompt column (COCO's "
                 f"in official code: asset:coco_30k/coco_30k.csv) or a list of texts; or use {name}.lamb > 0"
             )
 
