@@ -14,12 +14,15 @@ from counting_track import Told, grid, results
 from command_line import CommandLine
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component
+from overpaint.run import plan as plans
 from overpaint.run.engines import slurm
 from overpaint.run.engines.slurm import minutes
 from overpaint.run.leases import Leases, held
+from overpaint.run.plan import Line, Outline, Plan
 from overpaint.run.runner import run_here
 from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import Store
+from overpaint.run.tasks import Task
 from processes import jobs, marked
 from small_grid import figures, one_thread
 
@@ -127,6 +130,21 @@ def test_the_array_of_another_user_is_followed_if_slurm_shows_it(others):
     with pytest.raises(UserError, match="2 tasks are left and another user's 1 jobs in array 77 are gone"):
         batch.mend(engine, follower, Told())
     assert whole(others)
+
+
+def test_an_array_is_followed_through_a_grid_that_is_planned_in_parts(others, monkeypatch):
+    monkeypatch.setattr(plans, "HORIZON", 0)  # every cell is still a line when it is followed
+
+    def expand(plan, cell):
+        return plan.add(Task("measure", {"n": cell}))
+
+    plan, outline = Plan("counting", expand=expand), Outline("digest", {}, {}, {}, {})
+    for n in range(3):
+        plan.add_line(Line(n, outline, None), "measure", n, f"measure {n}")
+    engine = component("engine", "slurm").build({})
+    monkeypatch.setattr(engine, "_running", lambda *_: slurm.Batch(others.shared, others.store))
+    monkeypatch.setattr(engine, "_follow", lambda batch, follower, watcher: follower.left)
+    assert engine.run(plan, others.store, Told()) == 3
 
 
 def test_the_array_of_another_user_that_slurm_hides_stays_as_it_is(others):

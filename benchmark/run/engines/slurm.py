@@ -98,7 +98,8 @@ class Slurm:
                 raise
         if self.detach:
             return Outcome(elsewhere=f"{batch}; the same command or `overpaint attach store={store.root}` follows it")
-        return self._follow(batch, Follower(plan, store, batch.shared.run, watcher), watcher)
+        # a plan with lines would look finished after its first tasks, and the array would be cancelled
+        return self._follow(batch, Follower(plan.opened(), store, batch.shared.run, watcher), watcher)
 
     @staticmethod
     def at_work(shared: SharedRun, store: Store) -> bool:
