@@ -1,9 +1,12 @@
 """Slurm: settings and scripts; and, on a real Slurm, jobs that are killed, preempted, cancelled or out of time."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pandas as pd
@@ -17,9 +20,13 @@ from overpaint.grid.registry import component
 from overpaint.run import plan as plans
 from overpaint.run.engines import slurm
 from overpaint.run.engines.slurm import minutes
+from overpaint.run.estimates import Estimates
+from overpaint.run.executor import Executor, Run
+from overpaint.run.following import Follower
 from overpaint.run.leases import Leases, held
 from overpaint.run.plan import Line, Outline, Plan
 from overpaint.run.runner import run_here
+from overpaint.run.scheduler import TRIES
 from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
@@ -161,6 +168,50 @@ def test_an_array_of_the_same_user_that_is_gone_is_closed(others, monkeypatch):
     assert not engine.at_work(others.shared, others.store)
     assert engine._running(others.plan, others.store) is None
     assert left(others.store) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_a_task_that_kills_its_process_is_recorded_before_the_array_is_used_up(store, counting, monkeypatch, workers):
+    plan, queue = grid([1]), []
+    monkeypatch.setattr(slurm, "_ask", lambda *command: "\n".join(queue) if command[0] == "squeue" else "")
+
+    def submit(shared, numbers):
+        names = {number: f"{77 + len(queue)}_{number}" for number in numbers}
+        queue.extend(names.values())
+        return names
+
+    batch, engine = slurm.Batch(SharedRun.begin(plan, store, "slurm"), store), SimpleNamespace(submit=submit)
+    batch.submit(engine, range(workers))
+    follower, task = Follower(plan, store, batch.shared.run, Told()), next(iter(plan.tasks.values()))
+    for _ in range(TRIES):
+        lease = Leases(store.root, batch.shared.id, f"slurm {queue[0]}").take(task.key)
+        assert lease.tries <= TRIES
+        (store.root / "leases" / f"{task.key}.json").write_text(json.dumps(asdict(lease) | {"owner": "elsewhere-1-1"}))
+        del queue[0]
+        batch = slurm.Batch(batch.shared, store)
+        batch.mend(engine, follower, Told())
+    executor = Executor(plan.track, store, "cpu", Told(), batch.shared.run, f"slurm {queue[0]}")
+    assert executor.run_one([task]).status == "failed"
+    assert "the 4 workers that tried it have died" in store.failure(task.key).reason
+
+
+@pytest.mark.parametrize(("started", "failed"), [(200, True), (150, True), (40, False)])
+def test_a_task_that_has_had_the_whole_time_of_its_job_is_recorded(store, counting, monkeypatch, started, failed):
+    """The job may have spent most of its 180 seconds before its worker began."""
+    monkeypatch.setenv("SLURM_JOB_START_TIME", str(int(time.time() - started)))
+    plan = grid([1])
+    executor = Executor(plan.track, store, "cpu", Told(), Run("run", {}), "slurm 77_0")
+    crew = slurm.Timed(executor, plan, Estimates(store), 180)
+    crew.give("", [next(iter(plan.tasks.values()))])
+    crew.note_time_out()
+    assert bool(store.failures()) == failed
+
+
+def test_a_job_knows_when_it_began(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_START_TIME", raising=False)
+    assert 0 < slurm._elapsed() < 3600
+    monkeypatch.setenv("SLURM_JOB_START_TIME", str(int(time.time()) + 100))  # the controller's clock is ahead
+    assert slurm._elapsed() == 0
 
 
 def test_a_job_that_slurm_has_forgotten_is_gone(store, counting, monkeypatch, tmp_path):

@@ -1,7 +1,7 @@
 """An array of Slurm jobs that share the tasks of a saved plan. Each job schedules for itself; leases keep them apart.
 
 A job stops taking tasks before its time limit and is requeued then, as it is when Slurm preempts it. A job that crashed or was
-killed is submitted again once. Who is at work is read from ``squeue`` and from leases: `submitit` alone cannot tell without
+killed is submitted again. Who is at work is read from ``squeue`` and from leases: `submitit` alone cannot tell without
 Slurm's accounting.
 """
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from rich.console import Console
 
 from overpaint.errors import AssetMissing, UserError
@@ -33,6 +34,7 @@ from overpaint.run.executor import Executor, Leave, Watcher
 from overpaint.run.following import Follower
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Alone, Outcome, run_plan
+from overpaint.run.scheduler import TRIES
 from overpaint.run.shared_run import SharedRun, cells_of, shared_runs
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
@@ -51,6 +53,8 @@ LEAVING = 60
 AGAIN = "run the same command to continue"
 #: Number of times in a row that the jobs of another user are not seen before they count as gone.
 UNSEEN = 6
+#: Share of a job's time after which a task counts as having had all of it: the notice can come before the time that is expected.
+WHOLE = 0.8
 #: How often submitit requeues a job at its time limit: a job that has made nothing in its time ends by itself.
 REQUEUES = 10**6
 
@@ -191,7 +195,7 @@ class Slurm:
 
 
 class Batch:
-    """The jobs of one run. ``jobs.json`` in its folder says which they are, and who was submitted a second time.
+    """The jobs of one run. ``jobs.json`` in its folder says which they are, and who was submitted ``again``, once for each time.
 
     ``mine`` says whether this user submitted them to this machine's Slurm, which may hide the jobs of others. These are neither
     cancelled nor submitted again here.
@@ -202,10 +206,10 @@ class Batch:
         try:
             found = json.loads(shared.jobs_file.read_text(encoding="utf-8"))
             self.jobs = {int(number): str(job) for number, job in found["jobs"].items()}
-            self.again, self.detached = set(found["again"]), bool(found["detached"])
+            self.again, self.detached = list(found["again"]), bool(found["detached"])
             self.mine = "submitter" not in found or found["submitter"] == _submitter()
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self.jobs, self.again, self.detached = {}, set[int](), detached
+            self.jobs, self.again, self.detached = {}, list[int](), detached
 
     def __str__(self) -> str:
         return f"{len(self.jobs)} jobs in array {', '.join(self._arrays)}"
@@ -238,7 +242,7 @@ class Batch:
         return bool(queued) or (queued is None and self.mine)
 
     def mend(self, engine: Slurm, follower: Follower, watcher: Watcher) -> None:
-        """Submit lost workers again, each once. Raises a `UserError` if tasks are left and no worker remains to make them."""
+        """Submit lost workers again. Raises a `UserError` if tasks are left and no worker remains to make them."""
         queued = self.queued()
         if not self.mine:
             self._unseen = 0 if queued else self._unseen + 1
@@ -252,21 +256,25 @@ class Batch:
             return
         states = {number: _state(self.jobs[number]) for number in gone if not self._end_of(number).exists()}
         for number, state in states.items():
-            leases.clear(self._store.root, self.shared.id, _name(self.jobs[number]))
+            leases.end(self._store.root, self.shared.id, _name(self.jobs[number]))
             if not self._end_of(number).exists():
                 watcher.lost(f"worker {number} (job {self.jobs[number]})", state or "not in the queue any more")
                 _write(self._end_of(number), state=state)
         cancelled = [number for number, state in states.items() if state.startswith("CANCELLED")]
-        lost = [number for number in states if number not in cancelled and number not in self.again]
+        lost = [number for number in states if number not in cancelled and self._may_return(number)]
         if not queued and any(self._end(number).get("refused") for number in gone):
             lost = []
         elif not lost and not queued and not cancelled:  # all have left, but an input was damaged since
-            lost = [number for number in gone if number not in self.again]
+            lost = [number for number in gone if self._may_return(number)]
         if lost:
-            self.again.update(lost)
+            self.again += lost
             self.submit(engine, lost)
         elif not queued:
             self._give_up(follower.left)
+
+    def _may_return(self, number: int) -> bool:
+        """Whether a lost worker may be submitted again: once, or more often where fewer than `TRIES` workers could die."""
+        return self.again.count(number) * len(self.jobs) < TRIES
 
     def _give_up(self, left: int) -> None:
         ends = [self._end(number) for number in self.jobs]
@@ -367,11 +375,14 @@ class Worker:
 
 
 class Timed(Alone):
-    """A crew of one that starts no bundle for which its time is too short by its estimate; the first one it always starts."""
+    """A crew of one that starts no bundle for which its time is too short by its estimate; the first one it always starts.
+
+    ``seconds`` counts from the start of the job, which may have spent minutes on its setup, imports and the plan.
+    """
 
     def __init__(self, executor: Executor, plan: Plan, estimates: Estimates, seconds: float):
         super().__init__(executor, plan)
-        self._end, self._estimates = time.monotonic() + seconds, estimates
+        self._end, self._seconds, self._estimates = time.monotonic() + seconds - _elapsed(), seconds, estimates
         self._count, self._latest = 0, list[Task]()
 
     def give(self, worker: str, bundle: Sequence[Task]) -> None:
@@ -383,7 +394,7 @@ class Timed(Alone):
 
     def note_time_out(self) -> None:
         """Record a failure if a task has had the whole time of a job and was not done: it would not be done next time."""
-        if self._count != 1 or time.monotonic() < self._end:
+        if self._count != 1 or time.monotonic() < self._end - (1 - WHOLE) * self._seconds:
             return
         store, why = self._executor.store, "it takes longer than the time limit of a job; raise engine.time"
         for task in self._latest:
@@ -431,6 +442,12 @@ def _submitter() -> str:
     """This user and the Slurm that this machine asks."""
     cluster = re.search(r"^ClusterName\s*=\s*(\S+)", _ask("scontrol", "show", "config") or "", re.MULTILINE)
     return f"{os.getuid()}@{cluster[1] if cluster else ''}"
+
+
+def _elapsed() -> float:
+    """Seconds since this job began; where Slurm does not say when (before 23.02), since this process began."""
+    began = os.environ.get("SLURM_JOB_START_TIME") or psutil.Process().create_time()
+    return max(0.0, time.time() - float(began))
 
 
 def _job() -> str:
