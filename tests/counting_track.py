@@ -57,17 +57,13 @@ DYING = "OVERPAINT_TEST_DYING"
 class IdleLock:
     """A lock that does nothing, as on some network file systems."""
 
-    is_locked = True
-
-    def __init__(self, path): ...
+    def __init__(self, path, fallback_to_soft): ...
     def acquire(self, blocking): ...
     def release(self): ...
 
 
 class RefusedLock(IdleLock):
     """A lock that the file system refuses."""
-
-    is_locked = False
 
     def acquire(self, blocking):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

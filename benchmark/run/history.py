@@ -70,8 +70,8 @@ class History:
     def _alone(self) -> Iterator[None]:
         """Context: the sources as stored, which are written at the end. Other processes wait for it, where locks work."""
         # The file is not deleted: another process may be waiting for it.
-        lock = FileLock(self._store.root / "sources.lock")
-        with suppress(OSError, NotImplementedError, Timeout):
+        lock = FileLock(self._store.root / "sources.lock", fallback_to_soft=False)
+        with suppress(OSError, Timeout):
             if self._store.root.is_dir():  # else the store is gone, and filelock would make a folder in its place
                 lock.acquire(timeout=PATIENCE)
         try:

@@ -437,18 +437,20 @@ class Store:
         work may be done twice, results stay right.
         """
         path = self.root / "locks" / f"{key}.lock"
-        lock, mine = FileLock(path), True
+        # the library's substitute for missing locks, a file, would stay when its process dies
+        lock, mine = FileLock(path, fallback_to_soft=False), False
         try:
             try:
                 if path.parent.is_dir():  # else the store is gone, and filelock would make folders in its place
                     lock.acquire(blocking=False)
+                mine = True
             except Timeout:
-                mine = False
-            except (OSError, NotImplementedError):  # no locks here
                 pass
+            except OSError:  # no locks here
+                mine = True
             yield mine
         finally:
-            if lock.is_locked:
+            if mine:
                 with suppress(OSError):  # a locked file cannot be removed on Windows
                     path.unlink()
                 with suppress(OSError):

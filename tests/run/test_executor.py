@@ -273,14 +273,7 @@ def test_two_processes_try_what_fails_once(store, tmp_path, trouble):
     assert [failure.attempt for failure in store.failures().values()] == [1] * 4
 
 
-class UnsupportedLock(IdleLock):
-    """A lock on a file system that the library does not support."""
-
-    def acquire(self, blocking):
-        raise NotImplementedError("FileSystem does not appear to support flock")
-
-
-@pytest.mark.parametrize("lock", [IdleLock, RefusedLock, UnsupportedLock])
+@pytest.mark.parametrize("lock", [IdleLock, RefusedLock])
 def test_without_working_locks_the_results_are_the_same(store, monkeypatch, lock):
     monkeypatch.setattr("overpaint.run.store.FileLock", lock)
     plan = grid(range(4), pause=0.02)

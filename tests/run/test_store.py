@@ -12,6 +12,7 @@ import time
 import pytest
 
 from overpaint.errors import UserError
+from overpaint.run.history import History
 from overpaint.run.notes import ABANDONED, NOTE, Note, notes, noting
 from overpaint.run.owner import alive, owner
 from overpaint.run.store import MANIFEST, CorruptArtefact, Store
@@ -170,6 +171,20 @@ def test_damage_in_a_store_that_cannot_be_written_to_is_one_sentence(store, monk
         store.read("score", "k")
     with pytest.raises(UserError, match=r"data.txt has 2 of 5 bytes.*the store cannot be written to"):
         store.make_room(caught.value)
+
+
+def test_without_flock_everybody_gets_the_claim_and_nothing_stays_behind(store, monkeypatch):
+    """A file in the place of a lock would outlive the process of a killed worker."""
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with store.claim("k") as first, store.claim("k") as second:
+        assert first and second
+    History(store).add({"method=mine": "source"})
+    assert History(store).of("method=mine") == ["source"]
+    assert list((store.root / "locks").iterdir()) == []
 
 
 def test_only_one_process_gets_a_claim(store):
