@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -62,6 +63,7 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(store, counting, capsys
         "--array=0-3%4", "--requeue", "--kill-on-invalid-dep=yes", "--signal=USR2@120",
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in script
+    assert re.search(r"^srun .*--cpus-per-task=4 ", script, re.MULTILINE)
     assert "export OMP_NUM_THREADS=4\n" in script and "\nmodule load cuda\n" in script
     assert outcome.elsewhere == "engine.dry_run=true: nothing was submitted"
     assert list(store.root.glob("runs/*")) == []

@@ -144,6 +144,9 @@ class Slurm:
             "nodes": 1,
             "ntasks_per_node": 1,
             "cpus_per_task": self.cpus,
+            "srun_args": [
+                f"--cpus-per-task={self.cpus}"
+            ],  # which srun of Slurm 22.05 to 23.02 does not take from sbatch
             "array_parallelism": self.workers,
             "setup": [*variables, *self.setup],
             "signal_delay_s": self.notice,
