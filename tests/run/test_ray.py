@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pandas as pd
@@ -214,9 +214,18 @@ def test_actors_without_work_wait_and_do_not_ask_at_once(store, monkeypatch):
     assert idle.results(0.4) == [] and time.monotonic() - begun >= 0.4
 
 
-@pytest.mark.parametrize("gpus", [-1.0, 1.5])
+def test_actors_on_cpus_ask_for_no_gpus(store, counting, monkeypatch):
+    engine, asked = component("engine", "ray").build({"device": "cpu"}), []
+    monkeypatch.setattr(engine, "_connected", lambda: nullcontext({"CPU": 8.0, "GPU": 2.0}))
+    monkeypatch.setattr("overpaint.run.engines.ray.Actors", lambda *values: asked.append(values[2:4]) or nullcontext())
+    monkeypatch.setattr("overpaint.run.engines.ray.run_plan", lambda *_: None)
+    engine.run(grid([1]), store, Told())
+    assert asked == [(8, 0.0)]
+
+
+@pytest.mark.parametrize("gpus", [-1.0, 1.5, 2.0])
 def test_a_share_of_gpus_is_checked(gpus):
-    with pytest.raises(UserError, match=f"engine.gpus takes auto, a share from 0 to 1 or a whole number, got {gpus:g}"):
+    with pytest.raises(UserError, match=rf"engine.gpus takes auto or a number from 0 to 1 .*, got {gpus:g}"):
         component("engine", "ray").build({"gpus": gpus})
 
 

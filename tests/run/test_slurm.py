@@ -31,6 +31,7 @@ from overpaint.run.scheduler import TRIES
 from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
+from overpaint.run.track import track
 from processes import jobs, marked
 from small_grid import figures, one_thread
 
@@ -91,7 +92,7 @@ def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch):
 def test_without_slurm_or_submitit_there_is_one_sentence(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="there is no sbatch on this machine; run the command where you submit jobs"):
-        component("engine", "slurm").build({}).check(None)
+        component("engine", "slurm").build({}).check(track("images"))
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(AssetMissing, match=r"engine=slurm needs the extra: pip install 'overpaint\[slurm\]'"):
         component("engine", "slurm").build({})

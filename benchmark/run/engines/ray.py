@@ -31,7 +31,7 @@ from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track, track
-from overpaint.run.worker import FALSE_STARTS, Teller, environment, pass_on
+from overpaint.run.worker import FALSE_STARTS, Teller, check_device, environment, pass_on
 
 #: Seconds that a killed actor's process may take to go.
 PATIENCE = 10
@@ -52,12 +52,16 @@ class Ray:
     compile: bool = False
 
     def __post_init__(self):
-        if self.gpus != "auto" and (self.gpus < 0 or (self.gpus > 1 and self.gpus % 1)):
-            raise UserError(f"engine.gpus takes auto, a share from 0 to 1 or a whole number, got {self.gpus:g}")
+        if self.gpus != "auto" and not 0 <= self.gpus <= 1:
+            raise UserError(
+                f"engine.gpus takes auto or a number from 0 to 1 (a worker computes on one GPU), got {self.gpus:g}"
+            )
+        check_device(self.device, self.gpus)
         _library()
 
     def check(self, kind: Track) -> None:
         """Raise a `UserError` if the device cannot be that of an actor. A cluster's machines have other devices than this."""
+        kind.check_name(self.device)
         if self.address is None:
             kind.check(self.device, self.compile)
 
@@ -66,7 +70,8 @@ class Ray:
         if not plan.missing(store):
             return Outcome()
         with self._connected() as resources:
-            gpus = min(1.0, resources.get("GPU", 0)) if self.gpus == "auto" else self.gpus
+            wanted = 0.0 if self.device == "cpu" else min(1.0, resources.get("GPU", 0))
+            gpus = wanted if self.gpus == "auto" else self.gpus
             size = self._size(resources, gpus)
             shared = SharedRun.begin(plan, store, "ray")
             try:

@@ -39,7 +39,7 @@ from overpaint.run.shared_run import SharedRun, cells_of, shared_runs
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track
-from overpaint.run.worker import environment
+from overpaint.run.worker import check_device, environment
 
 #: Seconds before its time limit at which Slurm tells a job to leave, at most; a third of the limit if that is less.
 NOTICE = 120
@@ -79,10 +79,12 @@ class Slurm:
 
     def __post_init__(self):
         self.minutes = minutes(self.time)
+        check_device(self.device, self.gpus)
         _library()
 
     def check(self, kind: Track) -> None:
         """Raise a `UserError` if this machine cannot submit jobs. Their nodes have other devices than this machine."""
+        kind.check_name(self.device)
         if not self.dry_run and not shutil.which("sbatch"):
             raise UserError("engine=slurm: there is no sbatch on this machine; run the command where you submit jobs")
 
@@ -144,9 +146,7 @@ class Slurm:
             "nodes": 1,
             "ntasks_per_node": 1,
             "cpus_per_task": self.cpus,
-            "srun_args": [
-                f"--cpus-per-task={self.cpus}"
-            ],  # which srun of Slurm 22.05 to 23.02 does not take from sbatch
+            "srun_args": [f"--cpus-per-task={self.cpus}"],  # srun of Slurm 22.05 to 23.02 ignores that of sbatch
             "array_parallelism": self.workers,
             "setup": [*variables, *self.setup],
             "signal_delay_s": self.notice,
