@@ -70,6 +70,41 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(store, counting, capsys
     assert list(store.root.glob("runs/*")) == []
 
 
+def test_further_options_of_sbatch(tmp_path):
+    options = (
+        '{qos: long, constraint: "a100|h100", gpus-per-node: "a100:1", exclusive: true, nice: 5, contiguous: false}'
+    )
+    engine = ("engine=slurm", "engine.dry_run=true", f"engine.sbatch={options}")
+    script = CommandLine(tmp_path)("run", "experiment=smoke", *engine, "store=none").stdout
+    for line in (
+        "--qos=long",
+        "--constraint='a100|h100'",
+        "--gpus-per-node=a100:1",
+        "--exclusive",
+        "--nice=5",
+        "--requeue",
+    ):
+        assert f"#SBATCH {line}\n" in script
+    assert script.count("gpus-per-node") == 1 and "contiguous" not in script
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sbatch": {"time": "1:00"}}, "engine.sbatch cannot set time: give engine.time"),
+        ({"sbatch": {"--ntasks_per_node": 2}}, "engine.sbatch cannot set ntasks-per-node: the array depends on it"),
+        ({"sbatch": {"qos": ["long"]}}, r"sbatch.qos takes true or false or a whole number or a text, got \['long'\]"),
+        (
+            {"setup": ["#SBATCH --qos=long"]},
+            "engine.setup takes shell lines, got '#SBATCH --qos=long': give options of sbatch",
+        ),
+    ],
+)
+def test_what_is_no_option_of_sbatch_is_refused(values, said):
+    with pytest.raises(UserError, match=said):
+        component("engine", "slurm").build(values)
+
+
 def test_all_workers_of_a_large_array_run_at_once(store, counting, capsys):
     component("engine", "slurm").build({"workers": 1000, "dry_run": True}).run(grid([1]), store, Told())
     assert "#SBATCH --array=0-999%1000\n" in capsys.readouterr().out

@@ -51,6 +51,15 @@ IDLE = 2 * leases.EXPIRY
 LEAVING = 60
 #: What to do about tasks that are left.
 AGAIN = "run the same command to continue"
+#: Options of sbatch that ``engine.sbatch`` cannot set, and the key that does.
+OWN = {
+    "account": "engine.account",
+    "array": "engine.workers",
+    "cpus-per-task": "engine.cpus",
+    "mem": "engine.memory",
+    "partition": "engine.partition",
+    "time": "engine.time",
+} | dict.fromkeys(("error", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal"), "")
 #: Number of times in a row that the jobs of another user are not seen before they count as gone.
 UNSEEN = 6
 #: Share of a job's time after which a task counts as having had all of it: the notice can come before the time that is expected.
@@ -61,8 +70,8 @@ REQUEUES = 10**6
 
 @dataclass(kw_only=True)
 class Slurm:
-    """Keys of ``sbatch`` under plain names (``conf/engine/slurm.yaml``). A job is one worker process on one node.
-    ``compile`` as in `Inline`."""
+    """Keys of ``sbatch`` under plain names (``conf/engine/slurm.yaml``), and ``sbatch`` for all others. A job is one worker
+    process on one node. ``compile`` as in `Inline`."""
 
     workers: Positive
     partition: str | None
@@ -72,6 +81,7 @@ class Slurm:
     cpus: Positive
     memory: Positive | None
     setup: list[str]
+    sbatch: dict[str, bool | int | str]
     device: str
     compile: bool = False
     detach: bool
@@ -79,6 +89,15 @@ class Slurm:
 
     def __post_init__(self):
         self.minutes = minutes(self.time)
+        self.sbatch = {key.lstrip("-").replace("_", "-"): value for key, value in self.sbatch.items()}
+        for key in self.sbatch.keys() & OWN.keys():
+            instead = f"give {OWN[key]}" if OWN[key] else "the array depends on it"
+            raise UserError(f"engine.sbatch cannot set {key}: {instead}")
+        for line in self.setup:
+            if line.lstrip().startswith("#SBATCH"):
+                raise UserError(
+                    f"engine.setup takes shell lines, got {line!r}: give options of sbatch as engine.sbatch={{qos: long}}"
+                )
         check_device(self.device, self.gpus)
         _library()
 
@@ -139,6 +158,8 @@ class Slurm:
             "gpus_per_node": self.gpus or None,
             "mem": f"{self.memory}GB" if self.memory else None,
         }
+        # with underscores, as submitit names its own parameters, which these replace
+        further = {key.replace("-", "_"): value for key, value in self.sbatch.items() if value is not False}
         variables = [f"export {name}={value}" for name, value in environment(self.cpus).items()]
         return {key: value for key, value in chosen.items() if value is not None} | {
             "job_name": "overpaint",
@@ -151,7 +172,7 @@ class Slurm:
             "setup": [*variables, *self.setup],
             "signal_delay_s": self.notice,
             # a job that waits for a failed one would wait for ever; a preempted one is to come back
-            "additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True},
+            "additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True} | further,
         }
 
     def submit(self, shared: SharedRun, numbers: Sequence[int]) -> dict[int, str]:
