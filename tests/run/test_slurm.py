@@ -146,7 +146,7 @@ def others(store, counting, monkeypatch):
     monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
     plan = grid([1])
     batch = slurm.Batch(SharedRun.begin(plan, store, "slurm"), store)
-    batch.submit(SimpleNamespace(submit=lambda shared, numbers: {0: "77_0"}), [0])
+    batch.submit(SimpleNamespace(submit=lambda shared, numbers: {0: "77_0"}, settings=build().settings), [0])
     Leases(store.root, batch.shared.id, "slurm 77_0").take(next(iter(plan.tasks)))
     monkeypatch.setattr(slurm, "_submitter", lambda: "another@main")
     return SimpleNamespace(plan=plan, store=store, shared=batch.shared, queue=queue, asked=asked)
@@ -192,6 +192,17 @@ def test_an_array_is_followed_through_a_grid_that_is_planned_in_parts(others, mo
     assert engine.run(plan, others.store, Told()) == 3
 
 
+def test_other_values_than_those_of_the_array_in_the_queue_are_refused(others, monkeypatch):
+    monkeypatch.setattr(slurm, "_submitter", lambda: f"{os.getuid()}@main")
+    assert "1 jobs in array 77" in build(detach=True).run(others.plan, others.store, Told()).elsewhere
+    said = (
+        r"1 jobs in array 77 are already in the queue with engine.workers=2, engine.time=10: .*`scancel 77` to submit"
+    )
+    with pytest.raises(UserError, match=said):
+        build(workers=8, time="1:00:00", detach=True).run(others.plan, others.store, Told())
+    assert whole(others)
+
+
 def test_the_array_of_another_user_that_slurm_hides_stays_as_it_is(others):
     others.queue.clear()
     engine = component("engine", "slurm").build({})
@@ -218,7 +229,10 @@ def test_a_task_that_kills_its_process_is_recorded_before_the_array_is_used_up(s
         queue.extend(names.values())
         return names
 
-    batch, engine = slurm.Batch(SharedRun.begin(plan, store, "slurm"), store), SimpleNamespace(submit=submit)
+    batch, engine = (
+        slurm.Batch(SharedRun.begin(plan, store, "slurm"), store),
+        SimpleNamespace(submit=submit, settings={}),
+    )
     batch.submit(engine, range(workers))
     follower, task = Follower(plan, store, batch.shared.run, Told()), next(iter(plan.tasks.values()))
     for _ in range(TRIES):

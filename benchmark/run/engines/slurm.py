@@ -26,7 +26,7 @@ import psutil
 from rich.console import Console
 
 from overpaint.errors import AssetMissing, UserError
-from overpaint.grid.typed import Positive
+from overpaint.grid.typed import Positive, bare
 from overpaint.run import leases
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates
@@ -121,6 +121,8 @@ class Slurm:
             except BaseException:
                 batch.shared.end()
                 raise
+        elif batch.mine:
+            batch.check(self.settings)
         if self.detach:
             return Outcome(elsewhere=f"{batch}; the same command or `overpaint attach store={store.root}` follows it")
         # a plan with lines would look finished after its first tasks, and the array would be cancelled
@@ -143,6 +145,12 @@ class Slurm:
         logs = folder / "logs"
         command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(logs))}"
         return _make_sbatch_string(command=command, folder=logs, map_count=self.workers, **self.parameters)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values that an array keeps once it is submitted."""
+        keys = ("workers", "partition", "account", "gpus", "cpus", "memory", "setup", "sbatch", "device")
+        return {key: getattr(self, key) for key in keys} | {"time": self.minutes}
 
     @property
     def notice(self) -> int:
@@ -219,7 +227,8 @@ class Slurm:
 
 
 class Batch:
-    """The jobs of one run. ``jobs.json`` in its folder says which they are, and who was submitted ``again``, once for each time.
+    """The jobs of one run. ``jobs.json`` in its folder says which they are, with which ``settings``, and who was submitted
+    ``again``, once for each time.
 
     ``mine`` says whether this user submitted them to this machine's Slurm, which may hide the jobs of others. These are neither
     cancelled nor submitted again here.
@@ -231,9 +240,10 @@ class Batch:
             found = json.loads(shared.jobs_file.read_text(encoding="utf-8"))
             self.jobs = {int(number): str(job) for number, job in found["jobs"].items()}
             self.again, self.detached = list(found["again"]), bool(found["detached"])
+            self.settings = dict(found.get("settings", {}))
             self.mine = "submitter" not in found or found["submitter"] == _submitter()
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self.jobs, self.again, self.detached = {}, list[int](), detached
+            self.jobs, self.again, self.detached, self.settings = {}, list[int](), detached, {}
 
     def __str__(self) -> str:
         return f"{len(self.jobs)} jobs in array {', '.join(self._arrays)}"
@@ -242,11 +252,24 @@ class Batch:
     def _arrays(self) -> list[str]:
         return sorted({job.partition("_")[0] for job in self.jobs.values()})
 
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise a `UserError` if the jobs were submitted with other values than these."""
+        kept = [
+            f"engine.{key}={bare(str(value))}" for key, value in self.settings.items() if settings.get(key) != value
+        ]
+        if kept:
+            arrays = " ".join(self._arrays)
+            raise UserError(
+                f"{self} are already in the queue with {', '.join(kept)}: give the same values, follow it with `overpaint attach "
+                f"store={self._store.root}`, or `scancel {arrays}` to submit other ones"
+            )
+
     def submit(self, engine: Slurm, numbers: Sequence[int]) -> None:
         for number in numbers:
             self._end_of(number).unlink(missing_ok=True)
         self.jobs |= engine.submit(self.shared, numbers)
         about = {"detached": self.detached, "jobs": self.jobs, "again": sorted(self.again), "submitter": _submitter()}
+        about["settings"] = self.settings = engine.settings
         self._store.write(self.shared.jobs_file, json.dumps(about))
 
     def queued(self) -> set[str] | None:
