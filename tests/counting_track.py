@@ -44,6 +44,13 @@ class Counting(Track):
     def settle(self, threads):
         if DYING in os.environ:
             os._exit(7)
+        if UNFIT in os.environ:
+            try:
+                Path(os.environ[UNFIT]).rmdir()
+            except FileNotFoundError:  # the other process's
+                pass
+            else:
+                raise UserError("the GPU is broken")
         if LOCKS in os.environ:  # worker processes have no test that could patch them
             store.FileLock = {"idle": IdleLock, "refused": RefusedLock}[os.environ[LOCKS]]
 
@@ -52,6 +59,8 @@ class Counting(Track):
 LOCKS = "OVERPAINT_TEST_LOCKS"
 #: Environment variable with which worker processes die while they start.
 DYING = "OVERPAINT_TEST_DYING"
+#: Environment variable with a folder. The worker process that removes it cannot start.
+UNFIT = "OVERPAINT_TEST_UNFIT"
 
 
 class IdleLock:

@@ -238,14 +238,14 @@ def test_workers_of_the_local_engine_are_pinned(monkeypatch):
 
     def executor(self, listener):
         seen.append((self.device, os.environ["CUDA_VISIBLE_DEVICES"]))
-        raise UserError("that is all")
+        raise UserError(f"engine.device={self.device} is broken")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     monkeypatch.setattr(Assignment, "executor", executor)
     monkeypatch.setattr(local, "_die_with_the_run", lambda: None)
     monkeypatch.setattr(local.signal, "signal", lambda *_: None)
     local.work(Assignment("images", Path(), Run("r", {}), (), "worker 2", "cuda:1", 1), Pipe())
-    assert seen == [("cuda:0", "3"), ("refused", "that is all")]
+    assert seen == [("cuda:0", "3"), ("unfit", "engine.device=cuda:1 is broken")], "the run's name of the card"
 
 
 FULL = {

@@ -279,6 +279,10 @@ class Actors:
             gone = self._store.disk_error(error)
             if gone:
                 raise self._store.unwritable(gone) from None
+            if not member.owner and len(self._members) > 1:  # its node does not see the store, or its GPU is broken
+                self._dismiss(member)
+                self._watcher.lost(member.name, " ".join(str(error.cause).split())[:300])
+                return []
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise
@@ -295,9 +299,7 @@ class Actors:
 
     def _replace(self, member: Member, error: Exception) -> list[tuple[Sequence[Task], Result]]:
         """A new actor instead of one that has died. Raises a `UserError` if actors die as soon as they start."""
-        self._members.remove(member)
-        self._ray.kill(member.handle)
-        self._clean(member)
+        self._dismiss(member)
         self._false_starts += not member.owner
         if self._false_starts > FALSE_STARTS:
             reason = " ".join(str(error).split())[:300]
@@ -305,6 +307,11 @@ class Actors:
         self._watcher.lost(member.name, "its actor died")
         self._hire(member.name)
         return [(member.bundle, Result("lost"))] if member.bundle else []
+
+    def _dismiss(self, member: Member) -> None:
+        self._members.remove(member)
+        self._ray.kill(member.handle)
+        self._clean(member)
 
     def _clean(self, member: Member) -> None:
         """Remove what a killed actor has left in the store, from whichever machine, once its process is gone."""
