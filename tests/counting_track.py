@@ -94,7 +94,7 @@ def count(task, inputs, folder, bench):
     if runtime.get("deadly"):
         os.kill(os.getpid(), signal.SIGKILL)
     if runtime.get("full"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "n"))
     if Path(runtime.get("broken", "")).is_file():
         raise ValueError("on purpose")
     if Path(runtime.get("refused", "")).is_file():

@@ -21,7 +21,7 @@ from typing import Any
 
 from overpaint.errors import UserError
 from overpaint.run.history import SOURCES, History
-from overpaint.run.store import MANIFEST, Damage, Store, read_manifest
+from overpaint.run.store import MANIFEST, UNWRITABLE, Damage, Store, read_manifest
 
 #: A stage or a key in an archive.
 NAME = re.compile(r"\w[\w.-]*")
@@ -78,7 +78,7 @@ def merge(store: Store, source: Path) -> Moved:
         else:
             _merge_archive(store, source, moved)
     except OSError as error:
-        full = store.disk_error(error)
+        full = error if error.errno in UNWRITABLE else store.disk_error(error)  # a merge writes nowhere else
         if full:
             raise store.unwritable(full) from error
         raise UserError(f"cannot read {source}: {error.strerror or error}") from error

@@ -39,6 +39,8 @@ CHECKING = 8
 SMALL = 1 << 20
 #: Errors of the operating system that say that the store takes no more data.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: Free bytes below which a store counts as full when something has found a full disk. Its files are gone again by then.
+ROOM = 10 << 30
 #: Numbers of an `OSError` that say that there is no such file, or (no number) that a parser cannot read it.
 NO_FILE = (None, errno.ENOENT, errno.EISDIR)
 #: Errors of the operating system about names that this package never writes.
@@ -162,7 +164,8 @@ class Store:
     def disk_error(self, error: BaseException) -> OSError | None:
         """The full disk, read-only or vanished file system of this store behind an exception, if that is its cause.
 
-        Libraries with their own input and output code say so in words only. Errors about files elsewhere do not count.
+        Libraries with their own input and output code say so in words only. Errors about files elsewhere do not count, nor do
+        errors without a file name while the store itself has room: a cache or the system's temporary folder is full.
         """
         if not (self.root / "tmp").is_dir():
             return OSError(errno.ENOENT, "its folders are gone")
@@ -174,10 +177,25 @@ class Store:
             if isinstance(link, OSError) and link.errno in UNWRITABLE:
                 return link if self._mine(link.filename) else None
         full = os.strerror(errno.ENOSPC)
-        return OSError(errno.ENOSPC, full) if any(full in message(link) for link in chain) else None
+        said = any(full in message(link) for link in chain)
+        return OSError(errno.ENOSPC, full) if said and self._mine(None) else None
 
     def _mine(self, file: object) -> bool:
-        return not isinstance(file, str | os.PathLike) or Path(file).absolute().is_relative_to(self.root)
+        if isinstance(file, str | os.PathLike):
+            return Path(file).absolute().is_relative_to(self.root)
+        return not self._has_room()
+
+    def _has_room(self) -> bool:
+        """Whether the store takes data, also as much as a large model has."""
+        probe = self._temporary()
+        try:
+            probe.write_bytes(bytes(1 << 20))
+            return shutil.disk_usage(self.root).free > ROOM
+        except OSError:
+            return False
+        finally:
+            with suppress(OSError):
+                probe.unlink()
 
     def path(self, stage: str, key: str) -> Path:
         """The folder of an artefact, whether it is there or not."""

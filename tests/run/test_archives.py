@@ -189,8 +189,8 @@ def test_what_is_no_store_and_no_archive_is_one_sentence(tmp_path):
 def test_a_full_disk_stops_a_merge_in_one_sentence(tmp_path, monkeypatch):
     ours, theirs = filled(tmp_path / "ours"), filled(tmp_path / "theirs", a="one")
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(source, target):  # as `shutil` names the files
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source, None, target)
 
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(UserError, match=f"cannot write to the store {ours.root}"):

@@ -310,10 +310,18 @@ def test_a_full_disk_is_one_sentence_wherever_it_shows(store, monkeypatch, troub
         trouble.touch()
         plan = with_trouble(plan, "count 1", broken=trouble)
     monkeypatch.setattr(place, instead)
+    monkeypatch.setattr(Store, "_has_room", lambda _: False)
     with pytest.raises(UserError, match=f"cannot write to the store {store.root}: {os.strerror(errno.ENOSPC)}"):
         run(plan, store)
     assert list((store.root / "tmp").iterdir()) == [] and store.failures() == {}
     assert not list(store.root.glob("artefacts/*/*"))
+
+
+def test_a_full_disk_elsewhere_is_the_tasks_own_failure(store, monkeypatch):
+    monkeypatch.setattr("counting_track.count", full)
+    monkeypatch.setattr(Store, "_has_room", lambda _: True)
+    outcome, watcher = run(grid([1]), store)
+    assert len(outcome.failed) == 1 and os.strerror(errno.ENOSPC) in watcher.reasons[0]
 
 
 def test_a_store_that_goes_away_during_a_run_is_one_sentence_and_nothing_is_lost(store):

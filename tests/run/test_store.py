@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -413,12 +414,29 @@ def test_an_unwritable_store_is_one_sentence(tmp_path):
         Store(blocker / "store").prepare()
 
 
-def test_a_full_disk_is_seen_behind_other_errors(store):
+def test_a_full_disk_is_seen_behind_other_errors(store, monkeypatch):
+    monkeypatch.setattr(Store, "_has_room", lambda _: False)
     full, other = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("no")
     assert store.disk_error(other) is None and store.disk_error(FileNotFoundError(errno.ENOENT, "no")) is None
     other.__cause__ = full
     assert store.disk_error(other) is full
     assert store.disk_error(RuntimeError("PytorchStreamWriter: No space left on device")).errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("how", ["refused", "little"])
+def test_a_full_disk_is_the_stores_only_if_the_store_has_no_room(store, monkeypatch, how):
+    errors = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("No space left on device")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+    assert [store.disk_error(error) for error in errors] == [None, None] and leftovers(store) == []
+    if how == "little":
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+    else:
+
+        def refuse(*_):
+            raise errors[0]
+
+        monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+    assert all(map(store.disk_error, errors))
 
 
 def test_a_read_only_file_outside_the_store_is_the_tasks_own_failure(store):
