@@ -41,6 +41,10 @@ class Counting(Track):
             raise UserError(f"engine.device={asked} cannot count")
         return ["cpu"]
 
+    def probe(self, device):
+        if BREAKING in os.environ and not Path(os.environ[BREAKING]).exists():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
     def settle(self, threads):
         if DYING in os.environ:
             os._exit(7)
@@ -59,6 +63,8 @@ class Counting(Track):
 LOCKS = "OVERPAINT_TEST_LOCKS"
 #: Environment variable with which worker processes die while they start.
 DYING = "OVERPAINT_TEST_DYING"
+#: Environment variable with a file. While it is not there, an error of a task has broken the device of its process.
+BREAKING = "OVERPAINT_TEST_BREAKING"
 #: Environment variable with a folder. The worker process that removes it cannot start.
 UNFIT = "OVERPAINT_TEST_UNFIT"
 

@@ -101,6 +101,13 @@ class Images(Track):
         if not shutil.which(compiler):
             raise UserError(f"engine.compile=true needs a C++ compiler, and this machine has no {compiler}")
 
+    def probe(self, device: str) -> None:
+        """CUDA repeats an error that has broken the process's context, such as an illegal memory access, at every call."""
+        import torch
+
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+
     def advice(self, error: BaseException, task: Task, device: str) -> str | None:
         """What to do if a device ran out of memory."""
         import torch

@@ -248,6 +248,14 @@ def test_workers_of_the_local_engine_are_pinned(monkeypatch):
     assert seen == [("cuda:0", "3"), ("unfit", "engine.device=cuda:1 is broken")], "the run's name of the card"
 
 
+def test_a_card_that_an_error_has_broken_says_so(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    track("images").probe("cpu")
+    track("images").probe("cuda:0")
+    assert asked == ["cuda:0"]
+
+
 FULL = {
     "of a card": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …"),
     "of the CPU": RuntimeError(

@@ -81,6 +81,24 @@ def test_workers_that_die_as_they_start_end_the_run_and_blame_no_task(store, mon
 
 
 @pytest.mark.usefixtures("counting")
+def test_an_error_that_breaks_the_device_fails_no_other_task(store, monkeypatch, tmp_path):
+    """Its worker is replaced each time. In the end, the task has failed."""
+    monkeypatch.setenv(counting_track.BREAKING, str(tmp_path / "whole"))
+    (tmp_path / "trouble").touch()
+    plan, watcher = grid(range(4)), Told()
+    breaking, _, *others = plan.tasks.values()
+    object.__setattr__(breaking, "runtime", {"broken": str(tmp_path / "trouble")})
+    outcome = two().run(plan, store, watcher)
+    assert list(outcome.failed) == [breaking.key] and outcome.done == len(others)
+    assert watcher.gone == ["exit code 1"] * TRIES
+    assert watcher.notes == ["cpu cannot be used by this process any more: ValueError: on purpose"] * TRIES
+    with pytest.raises(
+        UserError, match=r"^count 0: cpu cannot be used by this process any more: ValueError: on purpose; run"
+    ):
+        run_here(plan, store, "cpu", Told())
+
+
+@pytest.mark.usefixtures("counting")
 def test_the_others_go_on_without_a_worker_that_cannot_start(store, monkeypatch, tmp_path):
     (tmp_path / "broken").mkdir()
     monkeypatch.setenv(counting_track.UNFIT, str(tmp_path / "broken"))
