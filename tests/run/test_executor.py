@@ -396,6 +396,15 @@ def test_a_crew_that_has_waited_long_enough_leaves_the_last_tasks_to_others(stor
     assert outcome.done == 0 and not outcome.failed
 
 
+def test_a_crew_leaves_tasks_that_need_what_others_make_if_these_suffice(store):
+    plan = grid([1, 2])
+    for task in of_stage(plan, "count"):
+        leave_lease(store, task.key, owner="0123456789ab-1-1")
+    executor = Executor(plan.track, store, "cpu", Told(), Run.begin(store))
+    outcome = run_plan(plan, store, Alone(executor, plan), Told(), idle_limit=0.1)
+    assert outcome.done == 0 and len(plan.missing(store)) == 4
+
+
 def test_folders_of_runs_whose_process_was_killed_are_swept(store):
     pid = os.fork()
     if not pid:
