@@ -203,6 +203,31 @@ def test_other_values_than_those_of_the_array_in_the_queue_are_refused(others, m
     assert whole(others)
 
 
+def test_who_attaches_to_a_run_submits_its_lost_jobs_again(others, monkeypatch):
+    submitted, follower = [], SimpleNamespace(look=lambda: 2, left=2)
+    monkeypatch.setattr(slurm.Slurm, "submit", lambda engine, *_: submitted.append(engine) or {0: "79_0"})
+    others.queue[:] = ["78"]
+    slurm.Slurm.tend(others.shared, others.store, follower, Told())  # of another user
+    monkeypatch.setattr(slurm, "_submitter", lambda: f"{os.getuid()}@main")
+    watcher = Told()
+    slurm.Slurm.tend(others.shared, others.store, follower, watcher)
+    assert [engine.settings for engine in submitted] == [build().settings] and len(watcher.gone) == 1
+    assert slurm.Batch(others.shared, others.store).jobs == {0: "79_0"}
+
+
+def test_two_commands_that_follow_a_run_submit_a_lost_job_once(others, monkeypatch):
+    monkeypatch.setattr(slurm, "_submitter", lambda: f"{os.getuid()}@main")
+    engine, follower = (
+        SimpleNamespace(submit=lambda *_: {0: "79_0"}, settings={}),
+        SimpleNamespace(look=lambda: 2, left=2),
+    )
+    first, second = (slurm.Batch(others.shared, others.store) for _ in range(2))
+    others.queue[:] = ["79_0"]
+    first.mend(engine, follower, Told())
+    second.mend(None, follower, Told())
+    assert second.jobs == {0: "79_0"} and second.again == [0]
+
+
 def test_the_array_of_another_user_that_slurm_hides_stays_as_it_is(others):
     others.queue.clear()
     engine = component("engine", "slurm").build({})

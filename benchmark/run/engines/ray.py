@@ -24,6 +24,7 @@ from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.typed import Positive
 from overpaint.run import leases
 from overpaint.run.executor import Executor, Result, Watcher
+from overpaint.run.following import Follower
 from overpaint.run.owner import alive, owner
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Outcome, run_plan
@@ -85,6 +86,12 @@ class Ray:
     def at_work(shared: SharedRun, store: Store) -> bool:
         """Whether the process of a run lives, whose actors end with it; true as well if it is on another machine."""
         return alive(shared.owner) is not False
+
+    @classmethod
+    def tend(cls, shared: SharedRun, store: Store, follower: Follower, watcher: Watcher) -> None:
+        """Raise a `UserError` if tasks are left and nobody makes them."""
+        if not cls.at_work(shared, store) and follower.look():
+            raise UserError(f"{follower.left} tasks are left and no worker makes them; run the same command again")
 
     @staticmethod
     def close(shared: SharedRun, store: Store) -> None:

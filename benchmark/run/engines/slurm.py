@@ -26,7 +26,7 @@ import psutil
 from rich.console import Console
 
 from overpaint.errors import AssetMissing, UserError
-from overpaint.grid.typed import Positive, bare
+from overpaint.grid.typed import Positive, bare, construct
 from overpaint.run import leases
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates
@@ -133,6 +133,16 @@ class Slurm:
         """Whether jobs of a run are in the queue; true as well if this machine or this user cannot know (`Batch.queued`)."""
         return Batch(shared, store).queued() != set()
 
+    @classmethod
+    def tend(cls, shared: SharedRun, store: Store, follower: Follower, watcher: Watcher) -> None:
+        """Submit this user's lost jobs again. Raises a `UserError` if tasks are left and nobody makes them."""
+        batch = Batch(shared, store)
+        if batch.mine and batch.settings:  # which arrays of earlier versions have not noted
+            engine = construct(cls, batch.settings | {"detach": True, "dry_run": False}, str(shared.jobs_file))
+            batch.mend(engine, follower, watcher)
+        elif batch.queued() == set() and follower.look():
+            raise UserError(f"{follower.left} tasks are left and no worker makes them; {AGAIN}")
+
     @staticmethod
     def close(shared: SharedRun, store: Store) -> None:
         """Clear up after a run whose tasks are all made."""
@@ -236,14 +246,18 @@ class Batch:
 
     def __init__(self, shared: SharedRun, store: Store, detached: bool = False):
         self.shared, self._store, self._unseen, self.mine = shared, store, 0, True
-        try:
-            found = json.loads(shared.jobs_file.read_text(encoding="utf-8"))
-            self.jobs = {int(number): str(job) for number, job in found["jobs"].items()}
-            self.again, self.detached = list(found["again"]), bool(found["detached"])
+        self.jobs, self.again, self.detached = dict[int, str](), list[int](), detached
+        self.settings: Mapping[str, Any] = {}
+        self._read()
+
+    def _read(self) -> None:
+        """Take over what ``jobs.json`` says, if it is there."""
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = json.loads(self.shared.jobs_file.read_text(encoding="utf-8"))
+            jobs = {int(number): str(job) for number, job in found["jobs"].items()}
+            self.jobs, self.again, self.detached = jobs, list(found["again"]), bool(found["detached"])
             self.settings = dict(found.get("settings", {}))
             self.mine = "submitter" not in found or found["submitter"] == _submitter()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self.jobs, self.again, self.detached, self.settings = {}, list[int](), detached, {}
 
     def __str__(self) -> str:
         return f"{len(self.jobs)} jobs in array {', '.join(self._arrays)}"
@@ -290,6 +304,7 @@ class Batch:
 
     def mend(self, engine: Slurm, follower: Follower, watcher: Watcher) -> None:
         """Submit lost workers again. Raises a `UserError` if tasks are left and no worker remains to make them."""
+        self._read()  # another command that follows the run may have submitted some
         queued = self.queued()
         if not self.mine:
             self._unseen = 0 if queued else self._unseen + 1
