@@ -111,6 +111,17 @@ def test_status_shows_the_living_at_work_and_not_the_dead(cli, store, plan):
     assert as_json(cli)["commands"] == []
 
 
+def test_status_shows_runs_whose_jobs_wait_in_a_queue(cli, store, plan):
+    shared = SharedRun.begin(plan, store, "slurm")
+    shared.jobs_file.write_text(json.dumps({"jobs": {"0": "77_0", "1": "77_1"}}))
+    (found,) = as_json(cli)["runs"]
+    assert (found["id"], found["engine"], found["jobs"]) == (shared.id, "slurm", 2)
+    said = cli("status").stdout
+    assert "run of engine=slurm, 2 jobs" in said and shared.id in said
+    shared.end()
+    assert as_json(cli)["runs"] == []
+
+
 def test_retry_forgets_failures_by_key_by_grid_or_all(cli, store, plan):
     cell = plan.cells[0][1]
     for key in ("abc1", "abc2", "def1", cell.key):

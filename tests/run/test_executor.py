@@ -7,15 +7,18 @@ import os
 import shutil
 import signal
 import sys
+import time
 from dataclasses import asdict, replace
 
 import pytest
 from counting_track import IdleLock, RefusedLock, Told, count, grid, results
 
 from overpaint.errors import UserError
+from overpaint.run import shared_run
 from overpaint.run.engines.slurm import _leaving
 from overpaint.run.executor import Executor, Run
 from overpaint.run.leases import Leases
+from overpaint.run.notes import ABANDONED
 from overpaint.run.runner import Alone, run_here, run_plan
 from overpaint.run.scheduler import TRIES
 from overpaint.run.shared_run import SharedRun
@@ -414,3 +417,13 @@ def test_folders_of_runs_whose_process_was_killed_are_swept(store):
     assert len(list((store.root / "runs").iterdir())) == 1
     run(grid([2]), store)
     assert list((store.root / "runs").iterdir()) == []
+
+
+def test_a_run_of_another_machine_is_swept_after_a_day_of_silence(store, monkeypatch):
+    monkeypatch.setattr("overpaint.run.shared_run.owner", lambda: "0123456789ab-1-1")
+    shared = SharedRun.begin(grid([1]), store, "ray")
+    shared_run.sweep(store)
+    assert shared.living and shared.folder.is_dir()
+    os.utime(shared.folder, (time.time() - ABANDONED - 60,) * 2)
+    shared_run.sweep(store)
+    assert not shared.living and not shared.folder.exists()

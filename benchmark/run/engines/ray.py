@@ -25,6 +25,7 @@ from overpaint.grid.typed import Positive
 from overpaint.run import leases
 from overpaint.run.executor import Executor, Result, Watcher
 from overpaint.run.following import Follower
+from overpaint.run.notes import beating
 from overpaint.run.owner import alive, owner
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Outcome, run_plan
@@ -77,15 +78,16 @@ class Ray:
             shared = SharedRun.begin(plan, store, "ray")
             try:
                 device = "cpu" if self.device == "auto" and not gpus else self.device
-                with Actors(store, shared, size, gpus, self.cpus, device, watcher) as actors:
+                actors = Actors(store, shared, size, gpus, self.cpus, device, watcher)
+                with beating(shared.folder), actors:
                     return run_plan(plan, store, actors, watcher)
             finally:
                 shared.end()
 
     @staticmethod
     def at_work(shared: SharedRun, store: Store) -> bool:
-        """Whether the process of a run lives, whose actors end with it; true as well if it is on another machine."""
-        return alive(shared.owner) is not False
+        """Whether the process of a run lives, whose actors end with it."""
+        return shared.living
 
     @classmethod
     def tend(cls, shared: SharedRun, store: Store, follower: Follower, watcher: Watcher) -> None:

@@ -247,7 +247,7 @@ class Batch:
     def __init__(self, shared: SharedRun, store: Store, detached: bool = False):
         self.shared, self._store, self._unseen, self.mine = shared, store, 0, True
         self.jobs, self.again, self.detached = dict[int, str](), list[int](), detached
-        self.settings: Mapping[str, Any] = {}
+        self.settings: dict[str, Any] = {}
         self._read()
 
     def _read(self) -> None:
