@@ -23,6 +23,7 @@ from overpaint.grid.typed import check_type, shown
 from overpaint.run import leases
 from overpaint.run.index import LAYOUT, Entry, Index
 from overpaint.run.notes import beating, file_system_time, living, temporary
+from overpaint.run.progress import steps
 
 MANIFEST = "manifest.json"
 #: Format of the manifests that this version writes; it reads this and older ones. Manifests of version 0.1 have none.
@@ -281,15 +282,18 @@ class Store:
         if reason:
             raise CorruptArtefact(stage, key, reason)
 
-    def verify(self, stage: str | None = None) -> list[Damage]:
-        """Hash every file of every artefact, of one stage or of all; returns the damaged ones and moves none."""
-        found = []
-        for name in [stage] if stage else self.stages():
-            for key in sorted(self._folders(name)):
-                reason = self.damage(name, key)
-                if reason:
-                    found.append(Damage(name, key, reason))
-        return found
+    def verify(self, stage: str | None = None) -> Iterator[Damage]:
+        """Hash every file of every artefact, of one stage or of all. Yields the damaged ones as they are found; moves none."""
+        threads = ThreadPoolExecutor(CHECKING)
+        try:
+            for name in [stage] if stage else self.stages():
+                keys = sorted(self._folders(name))
+                reasons = threads.map(self.damage, [name] * len(keys), keys)
+                for _, key, reason in zip(steps(len(keys), f"{name} artefacts"), keys, reasons, strict=True):
+                    if reason:
+                        yield Damage(name, key, reason)
+        finally:
+            threads.shutdown(cancel_futures=True)  # those that nobody waits for any more
 
     def damage(self, stage: str, key: str, hash_up_to: float = float("inf")) -> str | None:
         """What is wrong with an artefact's files, or ``None``; files of up to ``hash_up_to`` bytes are hashed.

@@ -186,7 +186,7 @@ def test_an_artefact_of_a_newer_version_is_refused_and_stays(store):
         lambda: store.read("score", "a"),
         lambda: store.present("score"),
         lambda: put(store, "a", "other"),
-        store.verify,
+        lambda: list(store.verify()),
     ):
         with pytest.raises(UserError, match=r"score/a of .* was written by a newer version .*update overpaint"):
             look()
