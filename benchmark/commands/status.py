@@ -96,7 +96,7 @@ class Status:
                 working = [lease for lease in working if lease.key in tasks]
                 failures = {key: failure for key, failure in failures.items() if key in tasks}
             total = Estimates(store, grid.config["engine"]["device"]).total(todo, more)
-            shared = Estimate(total.seconds / max(1, len(working)), total.unknown)
+            shared = total.shared(max(1, len(working)))
             left = Left(len(grid.plan.cells), grid.plan.unique().total(), dict(by_stage(todo, more)), shared)
         sizes = {stage: store.listed(stage).column("bytes").values() for stage in store.stages()}
         stages = {stage: (len(found), sum(found)) for stage, found in sizes.items()}
