@@ -128,15 +128,21 @@ class Executor:
             if lease.tries > TRIES:
                 return self._explain(UserError(DIED), bundle)
             self.listener.started(first)
-            start = time.perf_counter()
-            try:
-                with watched(partial(self.listener.stepped, first)):
-                    made = execute(bundle, self.of_track, self.store, self.bench, self.device, self.listener)
-            except (KeyboardInterrupt, GeneratorExit, Leave):
-                raise
-            except BaseException as error:  # sys.exit in a component, and errors that Rust and asyncio raise
-                self._leave_broken_device(error, first)
-                return self._explain(error, bundle)
+            made, again = None, True
+            while made is None:
+                start = time.perf_counter()
+                try:
+                    with watched(partial(self.listener.stepped, first)):
+                        made = execute(bundle, self.of_track, self.store, self.bench, self.device, self.listener)
+                except (KeyboardInterrupt, GeneratorExit, Leave):
+                    raise
+                except BaseException as error:  # sys.exit in a component, and errors that Rust and asyncio raise
+                    made_bench = "bench" in vars(self)  # else making it is what has failed
+                    if again and made_bench and track(self.of_track).make_room(error, self.bench):
+                        again = False
+                        continue
+                    self._leave_broken_device(error, first)
+                    return self._explain(error, bundle)
             seconds = (time.perf_counter() - start) / len(bundle)
             hardware = track(self.of_track).hardware(self.device)
             return Result("made", tuple(task.key for task in made), seconds, hardware=hardware)

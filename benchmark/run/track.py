@@ -68,6 +68,10 @@ class Track(ABC):
         """Raise an exception if this process cannot compute on the device any more. Called after a task has failed."""
         return
 
+    def make_room(self, error: BaseException, bench: Any) -> bool:
+        """If the error says that memory ran out, free what the bench keeps for other tasks. Whether to try the task again."""
+        return False
+
     def advice(self, error: BaseException, task: Task, device: str) -> str | None:
         """One sentence for an error of a task that is not a bug, such as too little memory, and what can be done."""
         return None

@@ -90,6 +90,15 @@ def test_a_failure_recorded_in_the_future_does_not_block_its_task(store, trouble
     assert run(plan, store)[0].done == 2
 
 
+def test_a_bench_that_cannot_be_made_is_a_failure_of_its_tasks(store, monkeypatch):
+    def broken(self):
+        raise UserError("no bench")
+
+    monkeypatch.setattr("counting_track.Counting.bench", broken)
+    outcome, watcher = run(grid([1]), store)
+    assert watcher.reasons == ["no bench"] and len(outcome.failed) == 1
+
+
 def test_a_users_mistake_is_one_sentence(store, trouble):
     trouble.touch()
     assert run(with_trouble(grid([1]), "count 1", refused=trouble), store)[1].reasons == ["the request cannot be met"]
