@@ -32,8 +32,8 @@ FORMAT = 1
 FOLDERS = ("artefacts", "index", "tmp", "locks", "leases", "failures", "corrupt")
 #: A stage's index is written again if it lacks this many artefacts, and 5 %. Fewer are checked each time.
 WORTH_WRITING = 200
-#: Fewer keys than this are looked up one by one.
-FEW = 50
+#: Keys are looked up one by one if they are fewer than this, or at most this share of a stage's artefacts.
+FEW, SHARE = 50, 0.05
 #: Threads that check artefacts: a network file system takes milliseconds to answer, and answers many at once.
 CHECKING = 8
 #: Files up to this many bytes are hashed on every reading; larger ones when they are written and when damage is suspected.
@@ -209,7 +209,14 @@ class Store:
     def stored(self, stage: str, keys: Iterable[str]) -> set[str]:
         """Those of the keys that `has`; of many keys in one look at the stage's folder (`present`)."""
         asked = set(keys)
-        return asked & self.present(stage) if len(asked) >= FEW else {key for key in asked if self.has(stage, key)}
+        if len(asked) >= FEW and len(asked) > SHARE * len(self._index(stage).column("changed")):
+            return asked & self.present(stage)
+        with ThreadPoolExecutor(CHECKING) as threads:
+            whole = threads.map(lambda key: self.has(stage, key), asked)
+            return {key for key, is_whole in zip(asked, whole, strict=True) if is_whole}
+
+    def _index(self, stage: str) -> Index:
+        return self._indices.setdefault(stage, Index(self.root / "index" / f"{stage}.{LAYOUT}.parquet"))
 
     def present(self, stage: str) -> set[str]:
         """The keys of a stage's whole artefacts.
@@ -220,7 +227,7 @@ class Store:
 
     def listed(self, stage: str) -> Listing:
         """The whole artefacts of a stage, from the names and times of its folders, the index, and a check of what is new."""
-        index = self._indices.setdefault(stage, Index(self.root / "index" / f"{stage}.{LAYOUT}.parquet"))
+        index = self._index(stage)
         there, known = self._folders(stage), index.column("changed")
         new = [key for key, changed in there.items() if known.get(key) != changed]
         with ThreadPoolExecutor(CHECKING) as threads:
