@@ -41,9 +41,20 @@ class Counting(Track):
             raise UserError(f"engine.device={asked} cannot count")
         return ["cpu"]
 
+    def probe(self, device):
+        if BREAKING in os.environ and not Path(os.environ[BREAKING]).exists():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
     def settle(self, threads):
         if DYING in os.environ:
             os._exit(7)
+        if UNFIT in os.environ:
+            try:
+                Path(os.environ[UNFIT]).rmdir()
+            except FileNotFoundError:  # the other process's
+                pass
+            else:
+                raise UserError("the GPU is broken")
         if LOCKS in os.environ:  # worker processes have no test that could patch them
             store.FileLock = {"idle": IdleLock, "refused": RefusedLock}[os.environ[LOCKS]]
 
@@ -52,22 +63,22 @@ class Counting(Track):
 LOCKS = "OVERPAINT_TEST_LOCKS"
 #: Environment variable with which worker processes die while they start.
 DYING = "OVERPAINT_TEST_DYING"
+#: Environment variable with a file. While it is not there, an error of a task has broken the device of its process.
+BREAKING = "OVERPAINT_TEST_BREAKING"
+#: Environment variable with a folder. The worker process that removes it cannot start.
+UNFIT = "OVERPAINT_TEST_UNFIT"
 
 
 class IdleLock:
     """A lock that does nothing, as on some network file systems."""
 
-    is_locked = True
-
-    def __init__(self, path): ...
+    def __init__(self, path, fallback_to_soft): ...
     def acquire(self, blocking): ...
     def release(self): ...
 
 
 class RefusedLock(IdleLock):
     """A lock that the file system refuses."""
-
-    is_locked = False
 
     def acquire(self, blocking):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -89,7 +100,7 @@ def count(task, inputs, folder, bench):
     if runtime.get("deadly"):
         os.kill(os.getpid(), signal.SIGKILL)
     if runtime.get("full"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "n"))
     if Path(runtime.get("broken", "")).is_file():
         raise ValueError("on purpose")
     if Path(runtime.get("refused", "")).is_file():

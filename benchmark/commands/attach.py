@@ -51,14 +51,10 @@ def follow(shared: SharedRun, store: Store) -> int:
         f"{datetime.fromtimestamp(shared.began):%Y-%m-%d %H:%M}): {len(todo)} of {len(plan.tasks)} tasks to do"
     )
 
-    def check() -> None:
-        if not engine.at_work(shared, store) and follower.look():
-            raise UserError(f"{follower.left} tasks are left and no worker makes them; run the same command again")
-
     try:
         with Display(todo, estimates, ERR, lambda: stop.asked) as display:
             follower = Follower(plan, store, shared.run, display)
-            follower.follow(check)
+            follower.follow(lambda: engine.tend(shared, store, follower, display))
     except KeyboardInterrupt:
         ERR.print("interrupted: the run goes on")
         return 130

@@ -22,9 +22,12 @@ from overpaint.run.estimates import Estimate, Estimates, duration
 from overpaint.run.leases import Lease
 from overpaint.run.notes import Note, notes
 from overpaint.run.plan import by_stage
+from overpaint.run.shared_run import SharedRun, shared_runs
 from overpaint.run.store import Failure, Store
 
 FORMATS = ("terminal", "json")
+#: What JSON says of a run that other machines join.
+RUN = ("id", "engine", "host", "began", "jobs")
 #: Seconds between two looks of ``--watch``.
 PAUSE = 2.0
 #: Most lines of a section on the terminal.
@@ -70,10 +73,12 @@ class Left:
 
 @dataclass(frozen=True)
 class Status:
-    """A store at one moment: commands and tasks at work, failures by key, artefacts and bytes by stage, the rest of a grid."""
+    """A store at one moment: commands, runs that other machines join, and tasks at work, failures by key, artefacts and bytes by
+    stage, the rest of a grid."""
 
     store: str
     commands: Sequence[Note]
+    runs: Sequence[SharedRun]
     working: Sequence[Lease]
     failures: Mapping[str, Failure]
     stages: Mapping[str, tuple[int, int]]
@@ -91,11 +96,12 @@ class Status:
                 working = [lease for lease in working if lease.key in tasks]
                 failures = {key: failure for key, failure in failures.items() if key in tasks}
             total = Estimates(store, grid.config["engine"]["device"]).total(todo, more)
-            shared = Estimate(total.seconds / max(1, len(working)), total.unknown)
+            shared = total.shared(max(1, len(working)))
             left = Left(len(grid.plan.cells), grid.plan.unique().total(), dict(by_stage(todo, more)), shared)
         sizes = {stage: store.listed(stage).column("bytes").values() for stage in store.stages()}
         stages = {stage: (len(found), sum(found)) for stage, found in sizes.items()}
-        return cls(str(store.root), notes(store.root), working, failures, stages, left)
+        runs = [shared for shared in shared_runs(store) if shared.jobs or shared.living]
+        return cls(str(store.root), notes(store.root), runs, working, failures, stages, left)
 
     def as_dict(self) -> dict[str, Any]:
         """The status as JSON values."""
@@ -106,6 +112,7 @@ class Status:
         return {
             "store": self.store,
             "commands": [note._asdict() for note in self.commands],
+            "runs": [{key: getattr(shared, key) for key in RUN} for shared in self.runs],
             "working": [asdict(lease) | {"alive": lease.alive} for lease in self.working],
             "failures": failures,
             "stages": {stage: {"artefacts": count, "bytes": size} for stage, (count, size) in self.stages.items()},
@@ -122,6 +129,7 @@ def _sections(found: Status) -> Iterator[RenderableType]:
     now = time.time()
     yield Text(f"store {printable(found.store)}", style="bold")
     rows = [(n.what, "", f"{n.host}, process {n.process}", _since(n.since, now)) for n in found.commands]
+    rows += [(_run(shared), shared.id, shared.host, _since(shared.began, now)) for shared in found.runs]
     rows += [(lease.label, lease.key, _place(lease), _since(lease.since, now)) for lease in found.working]
     yield from _section("at work", ("what", "key", "where", "since"), rows, "nothing is running")
     failed = [(f.task, key, f"attempt {f.attempt}", f.reason) for key, f in found.failures.items()]
@@ -155,6 +163,10 @@ def _section(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], em
     yield grid
     if len(rows) > LINES:
         yield Text(f"and {len(rows) - LINES} more (--format json lists all)")
+
+
+def _run(shared: SharedRun) -> str:
+    return f"run of engine={shared.engine}" + (f", {counted(shared.jobs, 'job')}" if shared.jobs else "")
 
 
 def _place(lease: Lease) -> str:

@@ -341,7 +341,7 @@ def _listed(setting: Setting) -> Sequence[Any]:
 
 
 def _assign(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``a.b.c`` in nested mappings. A key must exist, except for metrics and for `EXTRA_KEYS`, which is checked later."""
+    """Set ``a.b.c`` in nested mappings. A key must exist, except for metrics, sbatch options and `EXTRA_KEYS`, checked later."""
     *place, last = key.split(".")
     node: Any = config
     for depth, name in enumerate(place, start=1):
@@ -350,9 +350,8 @@ def _assign(config: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"{key}: there is no mapping {'.'.join(place[:depth])} to set {last} in")
     where = ".".join(place)
     in_list = where.startswith("concepts.prompts.")  # its keys are checked with the list
-    new = (
-        (where == "metrics.metrics" and value is not DELETED) or (where in ADDRESSED and last in EXTRA_KEYS) or in_list
-    )
+    named = where in ("metrics.metrics", "engine.sbatch") and value is not DELETED
+    new = named or (where in ADDRESSED and last in EXTRA_KEYS) or in_list
     if last not in node and not new:
         what = "hyper-parameter" if where in ADDRESSED else "key"
         inside = f"{where}={node['name']}" if where in config and node.get("name") else where

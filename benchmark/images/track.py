@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from math import prod
@@ -101,12 +103,27 @@ class Images(Track):
         if not shutil.which(compiler):
             raise UserError(f"engine.compile=true needs a C++ compiler, and this machine has no {compiler}")
 
-    def advice(self, error: BaseException, task: Task, device: str) -> str | None:
-        """What to do if a device ran out of memory."""
+    def probe(self, device: str) -> None:
+        """CUDA repeats an error that has broken the process's context, such as an illegal memory access, at every call."""
         import torch
 
-        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in message(error)
-        if not full:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+
+    def make_room(self, error: BaseException, bench: Workbench) -> bool:
+        """Drop detectors and extractors, which a process keeps from task to task, if memory ran out beside them."""
+        import torch
+
+        if not _memory_ran_out(error) or not bench.drop_networks():
+            return False
+        traceback.clear_frames(error.__traceback__)  # which hold tensors of the task
+        gc.collect()
+        torch.cuda.empty_cache()
+        return True
+
+    def advice(self, error: BaseException, task: Task, device: str) -> str | None:
+        """What to do if a device ran out of memory."""
+        if not _memory_ran_out(error):
             return None
         now = f" (now {task.runtime['batch_size']})" if "batch_size" in task.runtime else ""
         return (
@@ -151,6 +168,12 @@ class Images(Track):
         import torch
 
         torch.set_num_threads(threads)
+
+
+def _memory_ran_out(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in message(error)
 
 
 @cache

@@ -126,6 +126,13 @@ class Workbench:
             self._extractors[key] = extractor
         return self._extractors[key]
 
+    def drop_networks(self) -> bool:
+        """Forget all detectors and extractors, which are built again when they are needed. Returns whether there were any."""
+        found = bool(self._detectors or self._extractors)
+        self._detectors.clear()
+        self._extractors.clear()
+        return found
+
     def pictures(self, name: str) -> Pictures:
         """The source of real pictures that ``model.reference`` names."""
         return pictures(name)

@@ -21,7 +21,8 @@ from typing import Any
 
 from overpaint.errors import UserError
 from overpaint.run.history import SOURCES, History
-from overpaint.run.store import MANIFEST, Damage, Store, read_manifest
+from overpaint.run.progress import announce, steps
+from overpaint.run.store import MANIFEST, UNWRITABLE, Damage, Store, read_manifest
 
 #: A stage or a key in an archive.
 NAME = re.compile(r"\w[\w.-]*")
@@ -45,7 +46,7 @@ def pack(store: Store, file: Path, keys: Mapping[str, Collection[str]]) -> Moved
         sources = json.dumps(History(store).all, sort_keys=True).encode()
         archive.addfile(_member(SOURCES, len(sources)), io.BytesIO(sources))
         for stage, chosen in sorted(keys.items()):
-            for key in sorted(chosen):
+            for _, key in zip(steps(len(chosen), f"{stage} artefacts"), sorted(chosen), strict=True):
                 reason = store.damage(stage, key)
                 if reason:
                     moved.damaged.append(Damage(stage, key, reason))
@@ -78,7 +79,7 @@ def merge(store: Store, source: Path) -> Moved:
         else:
             _merge_archive(store, source, moved)
     except OSError as error:
-        full = store.disk_error(error)
+        full = error if error.errno in UNWRITABLE else store.disk_error(error)  # a merge writes nowhere else
         if full:
             raise store.unwritable(full) from error
         raise UserError(f"cannot read {source}: {error.strerror or error}") from error
@@ -93,7 +94,7 @@ def _merge_folder(store: Store, other: Store, moved: Moved) -> None:
     for stage in other.stages():
         listing = other.listed(stage)
         moved.damaged += [Damage(stage, key, reason) for key, reason in listing.damaged.items()]
-        for key in sorted(listing.keys):
+        for _, key in zip(steps(len(listing.keys), f"{stage} artefacts"), sorted(listing.keys), strict=True):
             source = other.path(stage, key)
 
             def fill(folder: Path, source: Path = source) -> None:
@@ -109,6 +110,7 @@ def _merge_archive(store: Store, file: Path, moved: Moved) -> None:
     try:
         with tarfile.open(file, "r:") as archive:
             for place, members in groupby(_members(archive, file), key=lambda found: found[0]):
+                announce(archive.offset, file.stat().st_size, "bytes")
                 parts = [(PurePosixPath(*path), member) for (_, path, member) in members]
                 if place is None:
                     content = archive.extractfile(parts[0][1])

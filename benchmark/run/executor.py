@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 import traceback
 import uuid
@@ -101,7 +102,7 @@ class Executor:
 
     def __init__(self, of_track: str, store: Store, device: str, listener: Listener, run: Run, worker: str = ""):
         self.of_track, self.store, self.device, self.listener, self.run = of_track, store, device, listener, run
-        self._leases = Leases(store.root, run.id, worker)
+        self._leases, self._worker = Leases(store.root, run.id, worker), worker
 
     @cached_property
     def bench(self) -> Any:
@@ -111,7 +112,8 @@ class Executor:
     def run_one(self, bundle: Sequence[Task]) -> Result:
         """Claim the bundle and make it. A bundle is made whole, so that its results do not depend on what was stored.
 
-        Raises a `UserError` if the store cannot be written to; every other error is the task's, and becomes the result.
+        Raises a `UserError` if the store cannot be written to; every other error is the task's, and becomes the result. After an
+        error that has broken the device, this process ends.
         """
         first = bundle[0]
         if self._stored(bundle):
@@ -126,14 +128,21 @@ class Executor:
             if lease.tries > TRIES:
                 return self._explain(UserError(DIED), bundle)
             self.listener.started(first)
-            start = time.perf_counter()
-            try:
-                with watched(partial(self.listener.stepped, first)):
-                    made = execute(bundle, self.of_track, self.store, self.bench, self.device, self.listener)
-            except (KeyboardInterrupt, GeneratorExit, Leave):
-                raise
-            except BaseException as error:  # sys.exit in a component, and errors that Rust and asyncio raise
-                return self._explain(error, bundle)
+            made, again = None, True
+            while made is None:
+                start = time.perf_counter()
+                try:
+                    with watched(partial(self.listener.stepped, first)):
+                        made = execute(bundle, self.of_track, self.store, self.bench, self.device, self.listener)
+                except (KeyboardInterrupt, GeneratorExit, Leave):
+                    raise
+                except BaseException as error:  # sys.exit in a component, and errors that Rust and asyncio raise
+                    made_bench = "bench" in vars(self)  # else making it is what has failed
+                    if again and made_bench and track(self.of_track).make_room(error, self.bench):
+                        again = False
+                        continue
+                    self._leave_broken_device(error, first)
+                    return self._explain(error, bundle)
             seconds = (time.perf_counter() - start) / len(bundle)
             hardware = track(self.of_track).hardware(self.device)
             return Result("made", tuple(task.key for task in made), seconds, hardware=hardware)
@@ -144,6 +153,23 @@ class Executor:
     def _failed_elsewhere(self, task: Task) -> bool:
         failure = self.store.failure(task.key)
         return failure is not None and failure.mark != self.run.found.get(task.key)
+
+    def _leave_broken_device(self, error: BaseException, task: Task) -> None:
+        """End a worker process whose device computes no more, before its other tasks fail as well.
+
+        It ends as if the task had killed it: the lease stays, so that the next worker counts the tries. The user's own process
+        raises a `UserError` instead.
+        """
+        try:
+            track(self.of_track).probe(self.device)
+        except Exception:
+            said = f"{self.device} cannot be used by this process any more: {type(error).__name__}: {message(error)}"
+            if not self._worker:
+                raise UserError(f"{task.label}: {said}; run the same command again") from error
+            self.listener.noted(task, said)
+            sys.stdout.flush()
+            time.sleep(0.3)  # in which the other thread of an actor passes the note on
+            os._exit(1)
 
     def _explain(self, error: BaseException, bundle: Sequence[Task]) -> Result:
         """A full disk stops the run, a damaged input is made again, everything else is the task's own failure."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
@@ -70,8 +71,8 @@ class History:
     def _alone(self) -> Iterator[None]:
         """Context: the sources as stored, which are written at the end. Other processes wait for it, where locks work."""
         # The file is not deleted: another process may be waiting for it.
-        lock = FileLock(self._store.root / "sources.lock")
-        with suppress(OSError, NotImplementedError, Timeout):
+        lock = FileLock(self._store.root / "sources.lock", fallback_to_soft=False)
+        with suppress(OSError, Timeout):
             if self._store.root.is_dir():  # else the store is gone, and filelock would make a folder in its place
                 lock.acquire(timeout=PATIENCE)
         try:
@@ -124,15 +125,27 @@ def changes(plan: Plan, store: Store, todo: Sequence[Task]) -> list[str]:
                 said.append(
                     f"{component} has changed since its results were made: {counted(count, 'task')} to make again"
                 )
-    made_with = [store.manifest(task.stage, task.key).get("sources", {}) for task in plan.kept(store)] if edited else []
+    made_with = _made_with(plan, store) if edited else Counter()
     for component, others in edited.items():
-        count = sum(sources.get(component) in others for sources in made_with)
+        count = sum(number for text, number in made_with.items() if json.loads(text).get(component) in others)
         if count:
             said.append(
                 f"{component}: its source changed since its results were made, and its version did not: {counted(count, 'task')} "
                 "kept; raise version if results can change"
             )
     return said
+
+
+def _made_with(plan: Plan, store: Store) -> Counter[str]:
+    """The sources that a plan's stored results were made with, as JSON, each with the number of these results."""
+    by_stage: dict[str, list[str]] = defaultdict(list)
+    for task in plan.kept(store):
+        by_stage[task.stage].append(task.key)
+    found = Counter[str]()
+    for stage, keys in by_stage.items():
+        sources = store.listed(stage).column("sources")  # from the index: no manifest is opened
+        found.update(sources[key] for key in keys if key in sources)
+    return found
 
 
 def _differ(one: str, other: str) -> bool:

@@ -35,7 +35,8 @@ class Lease:
     """``label`` is the task's label, ``run`` the id of the command, ``worker`` who works for it (``worker 2``).
 
     ``since`` and ``beat`` (the last sign of life) are seconds since 1970 by the owner's clock, for people. ``tries`` counts
-    the processes of this run that took the task and vanished, including the present one.
+    the processes of this run that took the task and vanished, including the present one. ``ended`` says that the owner is
+    known to be gone (`end`), which its machine alone could tell otherwise.
     """
 
     key: str
@@ -48,11 +49,12 @@ class Lease:
     beat: float
     beats: int = 0
     tries: int = 1
+    ended: bool = False
 
     @property
     def alive(self) -> bool | None:
         """Whether the owner still runs; ``None`` if this machine cannot know."""
-        return alive(self.owner)
+        return False if self.ended else alive(self.owner)
 
 
 class Leases:
@@ -124,10 +126,8 @@ class Leases:
         if found.owner != lease.owner:
             return None
         new = replace(lease, beat=round(time.time(), 3), beats=lease.beats + 1)
-        # in place: over NFS, a reader that opens the file again sees this, but may still see a file that was renamed over
-        with suppress(OSError), self._path(lease.key).open("r+", encoding="utf-8") as file:
-            file.write(_text(new))
-            file.truncate()
+        with suppress(OSError):
+            _overwrite(self._path(lease.key), new)
         return new
 
     def release(self, key: str) -> None:
@@ -196,19 +196,35 @@ def clear(root: str | Path, run: str, worker: str | None = None) -> None:
     """Remove the leases of a run, or of one of its workers, that is known to be gone, and its temporary folders."""
     for lease in held(root):
         if lease.run == run and worker in (None, lease.worker):
-            for place in (Path(root) / "tmp").glob(f"{lease.owner}-*"):
-                shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+            _clear_temporary(root, lease)
             (folder(root) / f"{lease.key}.json").unlink(missing_ok=True)
 
 
+def end(root: str | Path, run: str, worker: str) -> None:
+    """Mark the leases of a worker that is known to be gone, and remove its temporary folders.
+
+    The next worker takes such a lease at once, and counts on from its ``tries``.
+    """
+    for lease in held(root):
+        if lease.run == run and lease.worker == worker:
+            _clear_temporary(root, lease)
+            with suppress(OSError):
+                _overwrite(folder(root) / f"{lease.key}.json", replace(lease, ended=True))
+
+
+def _clear_temporary(root: str | Path, lease: Lease) -> None:
+    for place in (Path(root) / "tmp").glob(f"{lease.owner}-*"):
+        shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+
+
 def sweep(root: str | Path) -> None:
-    """Remove the leases of dead processes: of this machine at once, of other machines after a day of silence."""
+    """Remove the leases of dead processes: of this machine at once, of other machines and ended ones after a day of silence."""
     left = list(folder(root).glob("*"))
     now = file_system_time(Path(root)) if left else 0.0
     for path in left:
         with suppress(OSError):
             lease = read(path)
-            living = lease.alive if lease else None
+            living = lease.alive if lease and not lease.ended else None  # an ended one counts the tries of its task
             if living is None:
                 living = now - path.stat().st_mtime < ABANDONED
             if not living:
@@ -227,6 +243,14 @@ def read(path: Path) -> Lease | None:
 
 def _create(path: Path):
     return path.open("x", encoding="utf-8")
+
+
+def _overwrite(path: Path, lease: Lease) -> None:
+    """Write a lease into its file, which exists."""
+    # in place: over NFS, a reader that opens the file again sees this, but may still see a file that was renamed over
+    with path.open("r+", encoding="utf-8") as file:
+        file.write(_text(lease))
+        file.truncate()
 
 
 def _text(lease: Lease) -> str:

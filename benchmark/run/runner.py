@@ -100,7 +100,8 @@ def run_plan(
 ) -> Outcome:
     """Run what is missing, inputs first, until every task is stored or has failed.
 
-    With ``idle_limit``, a crew that has waited for so many seconds leaves the last tasks to the processes that make them.
+    With ``idle_limit``, a crew that has waited for so many seconds leaves the last tasks to the processes that are at work, if
+    these suffice (`Scheduler.narrows`).
     ``start``, from 0 to 1, is where in the plan to begin (`Scheduler`).
 
     Several processes may run one plan on one store: each task is claimed by one of them. The others go on elsewhere and
@@ -139,7 +140,7 @@ def run_plan(
         if idle:
             watcher.waiting(scheduler.elsewhere)
         waited = time.monotonic() - idle_since
-        if idle and idle_limit is not None and waited > idle_limit and scheduler.elsewhere == scheduler.left:
+        if idle and idle_limit is not None and waited > idle_limit and scheduler.narrows:
             return Outcome(done, scheduler.failed, scheduler.blocked)
         found = crew.results(min(max(waited / 10, PATIENCE[0]), PATIENCE[1]) if scheduler.elsewhere else None)
         if any(result.status != "elsewhere" for _, result in found):

@@ -59,8 +59,9 @@ def load(path: Path) -> Plan:
     if written > FORMAT:
         raise UserError(f"the plan {path} has format {written}, and this version of overpaint reads up to {FORMAT}")
     plan, bundles = Plan(track), dict[int, list[tuple[int, Task]]]()
-    for row in table.to_pylist():
-        mappings = {name: json.loads(row[name]) for name in MAPPINGS}
+    known: dict[str, Any] = {}
+    for row in (row for part in table.to_batches(max_chunksize=1000) for row in part.to_pylist()):
+        mappings = {name: _parsed(row[name], known) for name in MAPPINGS}
         task = Task(**mappings, **{name: row[name] for name in TEXTS}, amount=row["amount"], name=row["key"])
         plan.tasks[task.key] = task
         if row["wanted"]:
@@ -73,8 +74,19 @@ def load(path: Path) -> Plan:
     return plan
 
 
-def _text(value: Mapping[str, Any]) -> str:
-    """A mapping as JSON, in its own order: the order of rows in results follows it."""
+def _parsed(text: str, known: dict[str, Any]) -> Any:
+    """The mapping in a text of `_text`. Equal values are one object, as in the plan that was saved: tasks share most of them."""
+
+    def shared(mapping: dict[str, Any]) -> dict[str, Any]:
+        return {key: known.setdefault(_text(v), v) if isinstance(v, list | dict) else v for key, v in mapping.items()}
+
+    if text not in known:
+        known[text] = json.loads(text, object_hook=shared)
+    return known[text]
+
+
+def _text(value: Mapping[str, Any] | list[Any]) -> str:
+    """A mapping or a list as JSON, in its own order: the order of rows in results follows it."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_plain)
 
 

@@ -93,6 +93,20 @@ class Scheduler:
         """How many tasks wait for another process that is making them."""
         return len(self._elsewhere)
 
+    @property
+    def narrows(self) -> bool:
+        """Whether the processes that make tasks elsewhere suffice to the end, where every task waits for them.
+
+        Counts the bundles by the number of bundles that must be made before them: no count is larger than that of the first.
+        """
+        depth: dict[str, int] = {}
+        for key, task in self._plan.tasks.items():
+            if key in self._open:
+                depth[key] = 1 + max((depth[other] for other in task.inputs.values() if other in depth), default=0)
+        bundles = {(place, id(self._plan.bundles.get(key, key))) for key, place in depth.items()}
+        count = Counter(place for place, _ in bundles)
+        return max(count.values(), default=0) <= count[1]
+
     def next(self, worker: str = "") -> list[Task] | None:
         """The bundle for a worker to make next; ``None`` if nothing is ready."""
         key = self._urgent() or self._first((self._loaded.get(worker, ""), "")) or self._new() or self._any()

@@ -18,7 +18,7 @@ from overpaint.grid.registry import asked_folders
 from overpaint.grid.typed import construct
 from overpaint.run import saved_plan
 from overpaint.run.executor import Run
-from overpaint.run.notes import temporary
+from overpaint.run.notes import ABANDONED, file_system_time, temporary
 from overpaint.run.owner import alive, owner
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
@@ -89,6 +89,24 @@ class SharedRun:
         return self.folder / "jobs.json"
 
     @property
+    def jobs(self) -> int:
+        """The number of jobs that go on without the process that began the run."""
+        try:
+            return len(json.loads(self.jobs_file.read_text(encoding="utf-8"))["jobs"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    @property
+    def living(self) -> bool:
+        """Whether the process that began the run lives; on another machine, whether it gave a sign of life within a day."""
+        known = alive(self.owner)
+        if known is not None:
+            return known
+        with suppress(FileNotFoundError):
+            return file_system_time(Path(self.store)) - self.folder.stat().st_mtime < ABANDONED
+        return False
+
+    @property
     def run(self) -> Run:
         return Run(self.id, {key: (run, attempt) for key, (run, attempt) in self.found.items()})
 
@@ -122,7 +140,7 @@ def shared_runs(store: Store) -> Iterator[SharedRun]:
 def sweep(store: Store) -> None:
     """Remove the folders of runs that have ended without doing so: their process was killed, and no jobs go on."""
     for shared in shared_runs(store):
-        if alive(shared.owner) is False and not shared.jobs_file.exists():
+        if not shared.living and not shared.jobs_file.exists():
             shared.end()
 
 

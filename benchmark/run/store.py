@@ -23,6 +23,7 @@ from overpaint.grid.typed import check_type, shown
 from overpaint.run import leases
 from overpaint.run.index import LAYOUT, Entry, Index
 from overpaint.run.notes import beating, file_system_time, living, temporary
+from overpaint.run.progress import steps
 
 MANIFEST = "manifest.json"
 #: Format of the manifests that this version writes; it reads this and older ones. Manifests of version 0.1 have none.
@@ -31,14 +32,16 @@ FORMAT = 1
 FOLDERS = ("artefacts", "index", "tmp", "locks", "leases", "failures", "corrupt")
 #: A stage's index is written again if it lacks this many artefacts, and 5 %. Fewer are checked each time.
 WORTH_WRITING = 200
-#: Fewer keys than this are looked up one by one.
-FEW = 50
+#: Keys are looked up one by one if they are fewer than this, or at most this share of a stage's artefacts.
+FEW, SHARE = 50, 0.05
 #: Threads that check artefacts: a network file system takes milliseconds to answer, and answers many at once.
 CHECKING = 8
 #: Files up to this many bytes are hashed on every reading; larger ones when they are written and when damage is suspected.
 SMALL = 1 << 20
 #: Errors of the operating system that say that the store takes no more data.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: Free bytes below which a store counts as full when something has found a full disk. Its files are gone again by then.
+ROOM = 10 << 30
 #: Numbers of an `OSError` that say that there is no such file, or (no number) that a parser cannot read it.
 NO_FILE = (None, errno.ENOENT, errno.EISDIR)
 #: Errors of the operating system about names that this package never writes.
@@ -162,7 +165,8 @@ class Store:
     def disk_error(self, error: BaseException) -> OSError | None:
         """The full disk, read-only or vanished file system of this store behind an exception, if that is its cause.
 
-        Libraries with their own input and output code say so in words only. Errors about files elsewhere do not count.
+        Libraries with their own input and output code say so in words only. Errors about files elsewhere do not count, nor do
+        errors without a file name while the store itself has room: a cache or the system's temporary folder is full.
         """
         if not (self.root / "tmp").is_dir():
             return OSError(errno.ENOENT, "its folders are gone")
@@ -174,10 +178,25 @@ class Store:
             if isinstance(link, OSError) and link.errno in UNWRITABLE:
                 return link if self._mine(link.filename) else None
         full = os.strerror(errno.ENOSPC)
-        return OSError(errno.ENOSPC, full) if any(full in message(link) for link in chain) else None
+        said = any(full in message(link) for link in chain)
+        return OSError(errno.ENOSPC, full) if said and self._mine(None) else None
 
     def _mine(self, file: object) -> bool:
-        return not isinstance(file, str | os.PathLike) or Path(file).absolute().is_relative_to(self.root)
+        if isinstance(file, str | os.PathLike):
+            return Path(file).absolute().is_relative_to(self.root)
+        return not self._has_room()
+
+    def _has_room(self) -> bool:
+        """Whether the store takes data, also as much as a large model has."""
+        probe = self._temporary()
+        try:
+            probe.write_bytes(bytes(1 << 20))
+            return shutil.disk_usage(self.root).free > ROOM
+        except OSError:
+            return False
+        finally:
+            with suppress(OSError):
+                probe.unlink()
 
     def path(self, stage: str, key: str) -> Path:
         """The folder of an artefact, whether it is there or not."""
@@ -190,7 +209,14 @@ class Store:
     def stored(self, stage: str, keys: Iterable[str]) -> set[str]:
         """Those of the keys that `has`; of many keys in one look at the stage's folder (`present`)."""
         asked = set(keys)
-        return asked & self.present(stage) if len(asked) >= FEW else {key for key in asked if self.has(stage, key)}
+        if len(asked) >= FEW and len(asked) > SHARE * len(self._index(stage).column("changed")):
+            return asked & self.present(stage)
+        with ThreadPoolExecutor(CHECKING) as threads:
+            whole = threads.map(lambda key: self.has(stage, key), asked)
+            return {key for key, is_whole in zip(asked, whole, strict=True) if is_whole}
+
+    def _index(self, stage: str) -> Index:
+        return self._indices.setdefault(stage, Index(self.root / "index" / f"{stage}.{LAYOUT}.parquet"))
 
     def present(self, stage: str) -> set[str]:
         """The keys of a stage's whole artefacts.
@@ -201,7 +227,7 @@ class Store:
 
     def listed(self, stage: str) -> Listing:
         """The whole artefacts of a stage, from the names and times of its folders, the index, and a check of what is new."""
-        index = self._indices.setdefault(stage, Index(self.root / "index" / f"{stage}.{LAYOUT}.parquet"))
+        index = self._index(stage)
         there, known = self._folders(stage), index.column("changed")
         new = [key for key, changed in there.items() if known.get(key) != changed]
         with ThreadPoolExecutor(CHECKING) as threads:
@@ -263,15 +289,18 @@ class Store:
         if reason:
             raise CorruptArtefact(stage, key, reason)
 
-    def verify(self, stage: str | None = None) -> list[Damage]:
-        """Hash every file of every artefact, of one stage or of all; returns the damaged ones and moves none."""
-        found = []
-        for name in [stage] if stage else self.stages():
-            for key in sorted(self._folders(name)):
-                reason = self.damage(name, key)
-                if reason:
-                    found.append(Damage(name, key, reason))
-        return found
+    def verify(self, stage: str | None = None) -> Iterator[Damage]:
+        """Hash every file of every artefact, of one stage or of all. Yields the damaged ones as they are found; moves none."""
+        threads = ThreadPoolExecutor(CHECKING)
+        try:
+            for name in [stage] if stage else self.stages():
+                keys = sorted(self._folders(name))
+                reasons = threads.map(self.damage, [name] * len(keys), keys)
+                for _, key, reason in zip(steps(len(keys), f"{name} artefacts"), keys, reasons, strict=True):
+                    if reason:
+                        yield Damage(name, key, reason)
+        finally:
+            threads.shutdown(cancel_futures=True)  # those that nobody waits for any more
 
     def damage(self, stage: str, key: str, hash_up_to: float = float("inf")) -> str | None:
         """What is wrong with an artefact's files, or ``None``; files of up to ``hash_up_to`` bytes are hashed.
@@ -437,18 +466,20 @@ class Store:
         work may be done twice, results stay right.
         """
         path = self.root / "locks" / f"{key}.lock"
-        lock, mine = FileLock(path), True
+        # the library's substitute for missing locks, a file, would stay when its process dies
+        lock, mine = FileLock(path, fallback_to_soft=False), False
         try:
             try:
                 if path.parent.is_dir():  # else the store is gone, and filelock would make folders in its place
                     lock.acquire(blocking=False)
+                mine = True
             except Timeout:
-                mine = False
-            except (OSError, NotImplementedError):  # no locks here
                 pass
+            except OSError:  # no locks here
+                mine = True
             yield mine
         finally:
-            if lock.is_locked:
+            if mine:
                 with suppress(OSError):  # a locked file cannot be removed on Windows
                     path.unlink()
                 with suppress(OSError):

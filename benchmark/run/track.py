@@ -64,6 +64,14 @@ class Track(ABC):
         """Raise a `UserError` if this machine lacks what ``engine.compile`` needs."""
         raise UserError(f"engine.compile=true: nothing of {type(self).__name__} can be compiled")
 
+    def probe(self, device: str) -> None:
+        """Raise an exception if this process cannot compute on the device any more. Called after a task has failed."""
+        return
+
+    def make_room(self, error: BaseException, bench: Any) -> bool:
+        """If the error says that memory ran out, free what the bench keeps for other tasks. Whether to try the task again."""
+        return False
+
     def advice(self, error: BaseException, task: Task, device: str) -> str | None:
         """One sentence for an error of a task that is not a bug, such as too little memory, and what can be done."""
         return None

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from overpaint.errors import UserError
 from overpaint.grid.registry import look_in
 from overpaint.run.executor import Executor, Listener, Run, Watcher
 from overpaint.run.store import Store
@@ -88,6 +89,18 @@ def pass_on(message: tuple, bundle: Sequence[Task], watcher: Watcher) -> None:
 def ended(code: int | None) -> str:
     """How a process ended: ``signal 9`` or ``exit code 1``."""
     return f"signal {-code}" if code and code < 0 else f"exit code {code or 0}"
+
+
+def check_device(device: str, gpus: float | str) -> None:
+    """Raise a `UserError` for a device that a cluster's worker with so many GPUs cannot have. The cluster chooses its GPU."""
+    if ":" in device:
+        raise UserError(
+            f"engine.device={device}: the cluster chooses the GPU; give engine.device={device.partition(':')[0]}"
+        )
+    if device == "cpu" and gpus not in (0, "auto"):
+        raise UserError(f"engine.device=cpu leaves the GPU of engine.gpus={gpus} idle: add engine.gpus=0")
+    if device == "cuda" and gpus == 0:
+        raise UserError("engine.device=cuda needs a GPU, and engine.gpus=0 asks for none: add engine.gpus=1")
 
 
 def environment(threads: int) -> dict[str, str]:

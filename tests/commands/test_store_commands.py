@@ -10,8 +10,10 @@ import pytest
 
 from command_line import CommandLine
 from overpaint.commands.grids import planned
+from overpaint.errors import UserError
 from overpaint.run.leases import Leases
 from overpaint.run.notes import noting
+from overpaint.run.progress import watched
 from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import MANIFEST, Store
 from overpaint.run.tasks import Task
@@ -109,6 +111,17 @@ def test_status_shows_the_living_at_work_and_not_the_dead(cli, store, plan):
         said = cli("status").stdout
         assert "at work: 2" in said and "overpaint run, 3 cells" in said and "a dead one" not in said
     assert as_json(cli)["commands"] == []
+
+
+def test_status_shows_runs_whose_jobs_wait_in_a_queue(cli, store, plan):
+    shared = SharedRun.begin(plan, store, "slurm")
+    shared.jobs_file.write_text(json.dumps({"jobs": {"0": "77_0", "1": "77_1"}}))
+    (found,) = as_json(cli)["runs"]
+    assert (found["id"], found["engine"], found["jobs"]) == (shared.id, "slurm", 2)
+    said = cli("status").stdout
+    assert "run of engine=slurm, 2 jobs" in said and shared.id in said
+    shared.end()
+    assert as_json(cli)["runs"] == []
 
 
 def test_retry_forgets_failures_by_key_by_grid_or_all(cli, store, plan):
@@ -215,6 +228,24 @@ def test_a_run_after_gc_makes_the_rest_again(cli, store, plan):
     cli("gc", *PART, "--delete")
     gone = before - keys(store)
     assert gone and {(task.stage, task.key) for task in plan.missing(store)} == gone
+
+
+def test_what_verify_has_found_stays_when_it_is_interrupted(cli, store, plan, monkeypatch):
+    first, *_, last = sorted(store.keys("score"))
+    (store.path("score", first) / "data.txt").write_text("other")
+    damage, announced = Store.damage, []
+
+    def interrupted(self, stage, key, *more):
+        if key == last:
+            raise UserError("cannot read")
+        return damage(self, stage, key, *more)
+
+    monkeypatch.setattr(Store, "damage", interrupted)
+    with watched(lambda *step: announced.append(step)), pytest.raises(UserError):
+        list(store.verify("score"))
+    assert (0, len(list(store.keys("score"))), "score artefacts") in announced
+    said = cli("store", "verify", "score", "--set-aside", code=2)
+    assert first in said.stdout and "cannot read" in said.stderr and not store.path("score", first).exists()
 
 
 def test_verify_names_damage_and_sets_it_aside_when_asked(cli, store, plan):

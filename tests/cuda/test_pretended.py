@@ -7,6 +7,7 @@ computes what the CPU computes. So the results must be those of the CPU.
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,14 +239,22 @@ def test_workers_of_the_local_engine_are_pinned(monkeypatch):
 
     def executor(self, listener):
         seen.append((self.device, os.environ["CUDA_VISIBLE_DEVICES"]))
-        raise UserError("that is all")
+        raise UserError(f"engine.device={self.device} is broken")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     monkeypatch.setattr(Assignment, "executor", executor)
     monkeypatch.setattr(local, "_die_with_the_run", lambda: None)
     monkeypatch.setattr(local.signal, "signal", lambda *_: None)
     local.work(Assignment("images", Path(), Run("r", {}), (), "worker 2", "cuda:1", 1), Pipe())
-    assert seen == [("cuda:0", "3"), ("refused", "that is all")]
+    assert seen == [("cuda:0", "3"), ("unfit", "engine.device=cuda:1 is broken")], "the run's name of the card"
+
+
+def test_a_card_that_an_error_has_broken_says_so(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    track("images").probe("cpu")
+    track("images").probe("cuda:0")
+    assert asked == ["cuda:0"]
 
 
 FULL = {
@@ -277,6 +286,26 @@ def test_too_little_memory_is_one_sentence_and_a_recorded_failure(monkeypatch, t
     assert len(store.failures()) == len(outcome.failed)
     monkeypatch.undo()
     assert not run_here(plan, store, "cpu", Told()).failed, "the same command continues"
+
+
+def test_a_task_that_needs_the_memory_of_detectors_is_tried_again_without_them(monkeypatch, tmp_path):
+    plan, store = planned_in(tmp_path, "budget=smoke", "protocol.steps=2", "method=none", "attack=none")
+    generated, tries = generate.run, []
+
+    def crowded(task, inputs, folder, bench):
+        tries.append(task.key)
+        if len(tries) == 1:
+            bench.detector("oracle", component("detector", "oracle").defaults, "cpu")
+        if bench._detectors:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generated(task, inputs, folder, bench)
+
+    monkeypatch.setattr(generate, "run", crowded)
+    assert not run_here(plan, store, "cpu", Told()).failed
+    assert tries[0] == tries[1] and set(Counter(tries).values()) <= {1, 2}
+    bench = Workbench()
+    bench.detector("oracle", component("detector", "oracle").defaults, "cpu")
+    assert not track("images").make_room(RuntimeError("other"), bench) and bench._detectors
 
 
 def test_another_error_keeps_its_own_words():

@@ -24,10 +24,22 @@ def task(n=0, amount=10, like="uce", label="erase it"):
     return Task("erase", {"n": n}, label=label, amount=amount, like=like)
 
 
-def test_nothing_is_guessed_on_an_unknown_machine(store):
+def test_nothing_is_guessed_that_no_machine_has_measured(store):
     assert str(Estimates(store).total([task()])) == "time not yet measured on this machine"
-    store.write(store.root / "timings.json", json.dumps({"another machine": {"erase/uce": 2.0}}))
-    assert Estimates(store).of(task()) is None
+
+
+def test_a_machine_without_timings_uses_those_of_others_and_says_so(store):
+    nodes = {f"node{n}, NVIDIA H100": {"erase/uce": unit} for n, unit in enumerate((1.0, 2.0, 9.0))}
+    known = nodes | {"node4": {"erase/uce": 50.0, "erase/esd": 5.0}, "node5, NVIDIA T4": {"erase/sd": 8.0}}
+    store.write(store.root / "timings.json", json.dumps(known))
+    login = Estimates(store)
+    assert login.total([task(like="uce", amount=1)]) == Estimate(2.0, 0, 1) and login.of(task(like="esd")) is None
+    assert str(login.total([task(amount=30)])) == "about 1m 00s (1 kind of task measured on other machines)"
+    assert Estimates(store, "cpu").of(task(amount=1)) == 50.0
+    login.learn(task(like="sld", amount=1), 3.0, "NVIDIA T4")
+    assert login.of(task(like="sd", amount=1)) == 8.0 and login.of(task(like="uce")) is None, "of the same hardware"
+    login.learn(task(like="sd", amount=1), 4.0, "NVIDIA T4")
+    assert login.of(task(like="sd", amount=1)) == 4.0, "its own"
 
 
 def test_the_first_task_of_a_kind_is_measured_and_the_estimate_follows(store):
@@ -42,6 +54,9 @@ def test_the_first_task_of_a_kind_is_measured_and_the_estimate_follows(store):
 def test_an_estimate_says_what_it_rests_on():
     assert str(Estimate(75, 0)) == "about 1m 15s"
     assert str(Estimate(75, 1)) == "at least 1m 15s (1 kind of task not yet measured on this machine)"
+    assert str(Estimate(75, 2, 1)) == (
+        "at least 1m 15s (2 kinds of task not yet measured on this machine, 1 kind of task measured on other machines)"
+    )
     assert str(Estimate(0, 3)) == "time not yet measured on this machine"
     assert (duration(59.6), duration(3599), duration(7260)) == ("1m 00s", "59m 59s", "2h 01m")
 

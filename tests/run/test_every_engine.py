@@ -17,6 +17,7 @@ from overpaint.grid.registry import component, components
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates
 from overpaint.run.notes import ABANDONED
+from overpaint.run.track import track
 
 pytestmark = pytest.mark.usefixtures("counting")
 
@@ -208,3 +209,19 @@ def test_a_device_that_the_track_refuses_is_one_sentence(build, store):
     with pytest.raises(UserError, match=r"engine.device=tpu cannot count"):
         build(device="tpu").run(grid([1]), store, Told())
     assert left(store) == []
+
+
+@pytest.mark.parametrize("name", ["ray", "slurm"])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"device": "gpu"}, "unknown engine.device 'gpu'"),
+        ({"device": "cuda:1"}, "engine.device=cuda:1: the cluster chooses the GPU; give engine.device=cuda"),
+        ({"device": "cpu", "gpus": 1}, "engine.device=cpu leaves the GPU of engine.gpus=1.* idle: add engine.gpus=0"),
+        ({"device": "cuda", "gpus": 0}, "engine.device=cuda needs a GPU, and engine.gpus=0 asks for none"),
+    ],
+)
+def test_a_device_that_no_worker_of_a_cluster_has_is_refused(name, values, said):
+    pytest.importorskip({"ray": "ray", "slurm": "submitit"}[name])
+    with pytest.raises(UserError, match=said):
+        component("engine", name).build(values).check(track("images"))

@@ -7,15 +7,18 @@ import os
 import shutil
 import signal
 import sys
+import time
 from dataclasses import asdict, replace
 
 import pytest
 from counting_track import IdleLock, RefusedLock, Told, count, grid, results
 
 from overpaint.errors import UserError
+from overpaint.run import shared_run
 from overpaint.run.engines.slurm import _leaving
 from overpaint.run.executor import Executor, Run
 from overpaint.run.leases import Leases
+from overpaint.run.notes import ABANDONED
 from overpaint.run.runner import Alone, run_here, run_plan
 from overpaint.run.scheduler import TRIES
 from overpaint.run.shared_run import SharedRun
@@ -85,6 +88,15 @@ def test_a_failure_recorded_in_the_future_does_not_block_its_task(store, trouble
     os.utime(record, (2**33, 2**33))
     trouble.unlink()
     assert run(plan, store)[0].done == 2
+
+
+def test_a_bench_that_cannot_be_made_is_a_failure_of_its_tasks(store, monkeypatch):
+    def broken(self):
+        raise UserError("no bench")
+
+    monkeypatch.setattr("counting_track.Counting.bench", broken)
+    outcome, watcher = run(grid([1]), store)
+    assert watcher.reasons == ["no bench"] and len(outcome.failed) == 1
 
 
 def test_a_users_mistake_is_one_sentence(store, trouble):
@@ -273,14 +285,7 @@ def test_two_processes_try_what_fails_once(store, tmp_path, trouble):
     assert [failure.attempt for failure in store.failures().values()] == [1] * 4
 
 
-class UnsupportedLock(IdleLock):
-    """A lock on a file system that the library does not support."""
-
-    def acquire(self, blocking):
-        raise NotImplementedError("FileSystem does not appear to support flock")
-
-
-@pytest.mark.parametrize("lock", [IdleLock, RefusedLock, UnsupportedLock])
+@pytest.mark.parametrize("lock", [IdleLock, RefusedLock])
 def test_without_working_locks_the_results_are_the_same(store, monkeypatch, lock):
     monkeypatch.setattr("overpaint.run.store.FileLock", lock)
     plan = grid(range(4), pause=0.02)
@@ -317,10 +322,18 @@ def test_a_full_disk_is_one_sentence_wherever_it_shows(store, monkeypatch, troub
         trouble.touch()
         plan = with_trouble(plan, "count 1", broken=trouble)
     monkeypatch.setattr(place, instead)
+    monkeypatch.setattr(Store, "_has_room", lambda _: False)
     with pytest.raises(UserError, match=f"cannot write to the store {store.root}: {os.strerror(errno.ENOSPC)}"):
         run(plan, store)
     assert list((store.root / "tmp").iterdir()) == [] and store.failures() == {}
     assert not list(store.root.glob("artefacts/*/*"))
+
+
+def test_a_full_disk_elsewhere_is_the_tasks_own_failure(store, monkeypatch):
+    monkeypatch.setattr("counting_track.count", full)
+    monkeypatch.setattr(Store, "_has_room", lambda _: True)
+    outcome, watcher = run(grid([1]), store)
+    assert len(outcome.failed) == 1 and os.strerror(errno.ENOSPC) in watcher.reasons[0]
 
 
 def test_a_store_that_goes_away_during_a_run_is_one_sentence_and_nothing_is_lost(store):
@@ -395,6 +408,15 @@ def test_a_crew_that_has_waited_long_enough_leaves_the_last_tasks_to_others(stor
     assert outcome.done == 0 and not outcome.failed
 
 
+def test_a_crew_leaves_tasks_that_need_what_others_make_if_these_suffice(store):
+    plan = grid([1, 2])
+    for task in of_stage(plan, "count"):
+        leave_lease(store, task.key, owner="0123456789ab-1-1")
+    executor = Executor(plan.track, store, "cpu", Told(), Run.begin(store))
+    outcome = run_plan(plan, store, Alone(executor, plan), Told(), idle_limit=0.1)
+    assert outcome.done == 0 and len(plan.missing(store)) == 4
+
+
 def test_folders_of_runs_whose_process_was_killed_are_swept(store):
     pid = os.fork()
     if not pid:
@@ -404,3 +426,13 @@ def test_folders_of_runs_whose_process_was_killed_are_swept(store):
     assert len(list((store.root / "runs").iterdir())) == 1
     run(grid([2]), store)
     assert list((store.root / "runs").iterdir()) == []
+
+
+def test_a_run_of_another_machine_is_swept_after_a_day_of_silence(store, monkeypatch):
+    monkeypatch.setattr("overpaint.run.shared_run.owner", lambda: "0123456789ab-1-1")
+    shared = SharedRun.begin(grid([1]), store, "ray")
+    shared_run.sweep(store)
+    assert shared.living and shared.folder.is_dir()
+    os.utime(shared.folder, (time.time() - ABANDONED - 60,) * 2)
+    shared_run.sweep(store)
+    assert not shared.living and not shared.folder.exists()

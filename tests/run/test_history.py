@@ -157,6 +157,12 @@ def test_an_edited_component_of_this_package_is_told_of_and_its_results_are_kept
     assert run(plan((1, 2), uce=OURS + now), store) == (said if told else [], 0)
 
 
+def test_sources_are_compared_without_opening_manifests(store, monkeypatch):
+    run(plan((1, 2), uce=OURS + "1"), store)
+    monkeypatch.setattr(Store, "manifest", lambda *_: pytest.fail("a manifest was opened"))
+    assert "2 tasks kept" in changes(plan((1, 2), uce=OURS + "2-dirty"), store, [])[0]
+
+
 def test_results_that_the_present_source_made_are_not_told_of(store):
     run(plan((1,), uce=OURS + "1-dirty"), store)
     run(plan((2, 3), uce=OURS + "2"), store)

@@ -48,6 +48,17 @@ def index_file(store):
     return file
 
 
+def test_a_look_up_of_some_keys_does_not_list_a_large_store(store, monkeypatch):
+    for n in range(60):
+        put(store, f"k{n}")
+    store.present("score")
+    other, listed = again(store), []
+    folders = Store._folders
+    monkeypatch.setattr(Store, "_folders", lambda self, stage: listed.append(stage) or folders(self, stage))
+    assert other.stored("score", ["k1", "k2", "x"]) == {"k1", "k2"} and listed == []
+    assert len(other.stored("score", [f"k{n}" for n in range(4)])) == 4 and listed == ["score"]
+
+
 def test_what_is_indexed_is_not_opened_again(store, monkeypatch):
     for key in "abc":
         put(store, key)
@@ -186,7 +197,7 @@ def test_an_artefact_of_a_newer_version_is_refused_and_stays(store):
         lambda: store.read("score", "a"),
         lambda: store.present("score"),
         lambda: put(store, "a", "other"),
-        store.verify,
+        lambda: list(store.verify()),
     ):
         with pytest.raises(UserError, match=r"score/a of .* was written by a newer version .*update overpaint"):
             look()

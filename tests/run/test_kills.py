@@ -150,7 +150,7 @@ class Round:
             for n, task in self.plan.cells
             if not self.store.has(task.stage, task.key) or self._number(task) != n + 100
         ]
-        half = self.store.verify()
+        half = list(self.store.verify())
         files = [path for part in PLACES for path in (self.store.root / part).glob("*")]
         left = len(files) + len(self.processes())
         return Cost(kills, len(labels), in_hand, repeated - in_hand, len(wrong) + len(half), left)

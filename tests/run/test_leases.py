@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from overpaint.run import leases
-from overpaint.run.leases import EXPIRY, Leases, clear, folder, held, read, sweep
+from overpaint.run.leases import EXPIRY, Leases, clear, end, folder, held, read, sweep
 
 
 class Clock:
@@ -146,6 +146,23 @@ def test_a_run_clears_up_behind_its_lost_workers(tmp_path, elsewhere):
     assert {lease.key for lease in held(tmp_path)} == {"k2", "k3"}
     clear(tmp_path, "run")
     assert [lease.key for lease in held(tmp_path)] == ["k3"]
+
+
+def test_a_lease_that_was_ended_is_taken_at_once_and_counts_the_tries(tmp_path, elsewhere, monkeypatch):
+    for number in (1, 2):
+        elsewhere(tmp_path, f"host{number}", run="run", worker=f"worker {number}").take(f"k{number}")
+    (tmp_path / "tmp" / "host1-1-1-abc").mkdir(parents=True)
+    end(tmp_path, "run", "worker 1")
+    sweep(tmp_path)
+    assert {lease.key: lease.alive for lease in held(tmp_path)} == {"k1": False, "k2": None}
+    assert list((tmp_path / "tmp").iterdir()) == []
+    again = Leases(tmp_path, "run").take("k1")
+    assert again.tries == 2 and again.alive and read(folder(tmp_path) / "k1.json") == again
+    assert Leases(tmp_path, "run").take("k2") is None
+    end(tmp_path, "run", "")
+    monkeypatch.setattr(leases, "ABANDONED", -1)
+    sweep(tmp_path)
+    assert held(tmp_path) == []
 
 
 def test_where_leases_cannot_be_written_work_goes_on(tmp_path):

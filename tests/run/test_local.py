@@ -18,6 +18,7 @@ from counting_track import Told, grid, results
 from overpaint.errors import UserError
 from overpaint.grid.registry import component
 from overpaint.run import worker
+from overpaint.run.engines import local
 from overpaint.run.engines.local import Local, Messenger
 from overpaint.run.executor import Executor, Run
 from overpaint.run.runner import run_here
@@ -77,6 +78,48 @@ def test_workers_that_die_as_they_start_end_the_run_and_blame_no_task(store, mon
         two().run(grid(range(8)), store, watcher)
     assert watcher.gone == ["exit code 7"] * 2 * (1 + worker.FALSE_STARTS)
     assert store.failures() == {} and workers() == []
+
+
+@pytest.mark.usefixtures("counting")
+def test_an_error_that_breaks_the_device_fails_no_other_task(store, monkeypatch, tmp_path):
+    """Its worker is replaced each time. In the end, the task has failed."""
+    monkeypatch.setenv(counting_track.BREAKING, str(tmp_path / "whole"))
+    (tmp_path / "trouble").touch()
+    plan, watcher = grid(range(4)), Told()
+    breaking, _, *others = plan.tasks.values()
+    object.__setattr__(breaking, "runtime", {"broken": str(tmp_path / "trouble")})
+    outcome = two().run(plan, store, watcher)
+    assert list(outcome.failed) == [breaking.key] and outcome.done == len(others)
+    assert watcher.gone == ["exit code 1"] * TRIES
+    assert watcher.notes == ["cpu cannot be used by this process any more: ValueError: on purpose"] * TRIES
+    with pytest.raises(
+        UserError, match=r"^count 0: cpu cannot be used by this process any more: ValueError: on purpose; run"
+    ):
+        run_here(plan, store, "cpu", Told())
+
+
+@pytest.mark.usefixtures("counting")
+def test_the_others_go_on_without_a_worker_that_cannot_start(store, monkeypatch, tmp_path):
+    (tmp_path / "broken").mkdir()
+    monkeypatch.setenv(counting_track.UNFIT, str(tmp_path / "broken"))
+    plan, watcher = grid(range(4)), Told()
+    assert not two().run(plan, store, watcher).failed and results(plan, store) == [100, 101, 102, 103]
+    assert watcher.gone == ["the GPU is broken"] and store.failures() == {} and workers() == []
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_run_without_a_worker_that_can_start_is_one_sentence(store, monkeypatch):
+    def broken(self, asked):
+        if asked == "cpu":
+            return ["cuda:2", "cuda:3"]
+        raise UserError(f"engine.device={asked} is not a device of this machine")
+
+    monkeypatch.setattr(counting_track.Counting, "devices", broken)
+    monkeypatch.setattr(local, "START", "fork")  # so that workers have this track
+    watcher = Told()
+    with pytest.raises(UserError, match=r"^engine.device=cuda:[23] is not a device of this machine$"):
+        two().run(grid(range(4)), store, watcher)
+    assert len(watcher.gone) == 1 and store.failures() == {} and workers() == []
 
 
 @pytest.mark.usefixtures("counting")

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pandas as pd
@@ -177,9 +177,22 @@ class Killed:
     def kill(self, actor): ...
 
 
-def crew(monkeypatch, store, ray, watcher):
+class Broken(Killed):
+    """Ray's answers if the first actors cannot start, such as on nodes that do not see the store."""
+
+    def __init__(self, broken):
+        super().__init__(ready=True)
+        self.broken = broken
+
+    def get(self, answer):
+        if answer in [f"begin {number}" for number in range(1, self.broken + 1)]:
+            raise self.exceptions.RayTaskError("begin", "Traceback …", UserError(f"{answer} does not see the store"))
+        return super().get(answer)
+
+
+def crew(monkeypatch, store, ray, watcher, size=1):
     monkeypatch.setattr("overpaint.run.engines.ray._library", lambda: ray)
-    return Actors(store, SharedRun.begin(grid([1]), store, "ray"), 1, 0, 1, "cpu", watcher)
+    return Actors(store, SharedRun.begin(grid([1]), store, "ray"), size, 0, 1, "cpu", watcher)
 
 
 def test_an_actor_that_is_killed_to_free_memory_is_replaced_and_its_task_fails_in_the_end(store, counting, monkeypatch):
@@ -200,6 +213,18 @@ def test_actors_that_are_killed_as_they_start_are_one_sentence(store, counting, 
         run_plan(grid([1]), store, actors, Told())
 
 
+def test_the_others_go_on_without_an_actor_that_cannot_start(store, counting, monkeypatch):
+    watcher = Told()
+    with crew(monkeypatch, store, Broken(1), watcher, size=2) as actors:
+        assert actors.results(1) == [] and actors.idle == ["ray 2"]
+    assert watcher.gone == ["begin 1 does not see the store"]
+    with (
+        crew(monkeypatch, store, Broken(2), Told(), size=2) as actors,
+        pytest.raises(UserError, match=r"^begin 2 does not see the store$"),
+    ):
+        actors.results(1)
+
+
 def test_no_ray_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(AssetMissing, match=r"engine=ray needs the extra: pip install 'overpaint\[ray\]'"):
@@ -214,9 +239,18 @@ def test_actors_without_work_wait_and_do_not_ask_at_once(store, monkeypatch):
     assert idle.results(0.4) == [] and time.monotonic() - begun >= 0.4
 
 
-@pytest.mark.parametrize("gpus", [-1.0, 1.5])
+def test_actors_on_cpus_ask_for_no_gpus(store, counting, monkeypatch):
+    engine, asked = component("engine", "ray").build({"device": "cpu"}), []
+    monkeypatch.setattr(engine, "_connected", lambda: nullcontext({"CPU": 8.0, "GPU": 2.0}))
+    monkeypatch.setattr("overpaint.run.engines.ray.Actors", lambda *values: asked.append(values[2:4]) or nullcontext())
+    monkeypatch.setattr("overpaint.run.engines.ray.run_plan", lambda *_: None)
+    engine.run(grid([1]), store, Told())
+    assert asked == [(8, 0.0)]
+
+
+@pytest.mark.parametrize("gpus", [-1.0, 1.5, 2.0])
 def test_a_share_of_gpus_is_checked(gpus):
-    with pytest.raises(UserError, match=f"engine.gpus takes auto, a share from 0 to 1 or a whole number, got {gpus:g}"):
+    with pytest.raises(UserError, match=rf"engine.gpus takes auto or a number from 0 to 1 .*, got {gpus:g}"):
         component("engine", "ray").build({"gpus": gpus})
 
 

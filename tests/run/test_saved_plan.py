@@ -35,7 +35,12 @@ def test_a_grid_of_images_survives(tmp_path):
     plan = planned(["experiment=smoke", "concepts=church,cat", "attack=none,uda", f"store={tmp_path}"]).plan.opened()
     assert plan.bundles and len(plan.tasks) > 50
     save(plan, tmp_path / "plan.parquet")
-    same(load(tmp_path / "plan.parquet"), plan)
+    loaded = load(tmp_path / "plan.parquet")
+    same(loaded, plan)
+    lists = [
+        value for task in loaded.tasks.values() for value in task.config.values() if isinstance(value, list | dict)
+    ]
+    assert len({id(value) for value in lists}) == len({json.dumps(value) for value in lists}) < len(lists), "held twice"
 
 
 def test_a_loaded_plan_runs(tmp_path, store, counting):

@@ -53,6 +53,23 @@ def test_what_is_in_hand_is_not_handed_out_again():
     assert [label(found.next()), label(found.next()), found.next()] == ["left 0", "right 0", None]
 
 
+def test_a_plan_narrows_if_no_more_bundles_follow_than_are_being_made():
+    plan = diamonds(1)
+    found = scheduler(plan)
+    found.wait_for(found.next())
+    assert not found.narrows, "two middle tasks follow one top task"
+    found.look_again()
+    found.made(found.next())
+    for _ in range(2):
+        found.wait_for(found.next())
+    assert found.narrows
+    bundled = diamonds(1)
+    bundled.bundle([task for task in bundled.tasks.values() if task.stage in ("left", "right")], 2)
+    found = scheduler(bundled)
+    found.wait_for(found.next())
+    assert found.narrows
+
+
 def test_any_order_of_answers_makes_every_task_once():
     """Random results with several bundles in progress: made, lost, made elsewhere, and damage (a new list of missing tasks)."""
     plan, chance = diamonds(6), random.Random(0)

@@ -1,9 +1,13 @@
 """Slurm: settings and scripts; and, on a real Slurm, jobs that are killed, preempted, cancelled or out of time."""
 
+import json
 import os
+import re
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pandas as pd
@@ -14,12 +18,20 @@ from counting_track import Told, grid, results
 from command_line import CommandLine
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.registry import component
+from overpaint.run import plan as plans
 from overpaint.run.engines import slurm
 from overpaint.run.engines.slurm import minutes
+from overpaint.run.estimates import Estimates
+from overpaint.run.executor import Executor, Run
+from overpaint.run.following import Follower
 from overpaint.run.leases import Leases, held
+from overpaint.run.plan import Line, Outline, Plan
 from overpaint.run.runner import run_here
+from overpaint.run.scheduler import TRIES
 from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import Store
+from overpaint.run.tasks import Task
+from overpaint.run.track import track
 from processes import jobs, marked
 from small_grid import figures, one_thread
 
@@ -52,9 +64,45 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(store, counting, capsys
         "--array=0-3%4", "--requeue", "--kill-on-invalid-dep=yes", "--signal=USR2@120",
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in script
+    assert re.search(r"^srun .*--cpus-per-task=4 ", script, re.MULTILINE)
     assert "export OMP_NUM_THREADS=4\n" in script and "\nmodule load cuda\n" in script
     assert outcome.elsewhere == "engine.dry_run=true: nothing was submitted"
     assert list(store.root.glob("runs/*")) == []
+
+
+def test_further_options_of_sbatch(tmp_path):
+    options = (
+        '{qos: long, constraint: "a100|h100", gpus-per-node: "a100:1", exclusive: true, nice: 5, contiguous: false}'
+    )
+    engine = ("engine=slurm", "engine.dry_run=true", f"engine.sbatch={options}")
+    script = CommandLine(tmp_path)("run", "experiment=smoke", *engine, "store=none").stdout
+    for line in (
+        "--qos=long",
+        "--constraint='a100|h100'",
+        "--gpus-per-node=a100:1",
+        "--exclusive",
+        "--nice=5",
+        "--requeue",
+    ):
+        assert f"#SBATCH {line}\n" in script
+    assert script.count("gpus-per-node") == 1 and "contiguous" not in script
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sbatch": {"time": "1:00"}}, "engine.sbatch cannot set time: give engine.time"),
+        ({"sbatch": {"--ntasks_per_node": 2}}, "engine.sbatch cannot set ntasks-per-node: the array depends on it"),
+        ({"sbatch": {"qos": ["long"]}}, r"sbatch.qos takes true or false or a whole number or a text, got \['long'\]"),
+        (
+            {"setup": ["#SBATCH --qos=long"]},
+            "engine.setup takes shell lines, got '#SBATCH --qos=long': give options of sbatch",
+        ),
+    ],
+)
+def test_what_is_no_option_of_sbatch_is_refused(values, said):
+    with pytest.raises(UserError, match=said):
+        component("engine", "slurm").build(values)
 
 
 def test_all_workers_of_a_large_array_run_at_once(store, counting, capsys):
@@ -79,7 +127,7 @@ def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch):
 def test_without_slurm_or_submitit_there_is_one_sentence(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="there is no sbatch on this machine; run the command where you submit jobs"):
-        component("engine", "slurm").build({}).check(None)
+        component("engine", "slurm").build({}).check(track("images"))
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(AssetMissing, match=r"engine=slurm needs the extra: pip install 'overpaint\[slurm\]'"):
         component("engine", "slurm").build({})
@@ -98,7 +146,7 @@ def others(store, counting, monkeypatch):
     monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
     plan = grid([1])
     batch = slurm.Batch(SharedRun.begin(plan, store, "slurm"), store)
-    batch.submit(SimpleNamespace(submit=lambda shared, numbers: {0: "77_0"}), [0])
+    batch.submit(SimpleNamespace(submit=lambda shared, numbers: {0: "77_0"}, settings=build().settings), [0])
     Leases(store.root, batch.shared.id, "slurm 77_0").take(next(iter(plan.tasks)))
     monkeypatch.setattr(slurm, "_submitter", lambda: "another@main")
     return SimpleNamespace(plan=plan, store=store, shared=batch.shared, queue=queue, asked=asked)
@@ -129,6 +177,57 @@ def test_the_array_of_another_user_is_followed_if_slurm_shows_it(others):
     assert whole(others)
 
 
+def test_an_array_is_followed_through_a_grid_that_is_planned_in_parts(others, monkeypatch):
+    monkeypatch.setattr(plans, "HORIZON", 0)  # every cell is still a line when it is followed
+
+    def expand(plan, cell):
+        return plan.add(Task("measure", {"n": cell}))
+
+    plan, outline = Plan("counting", expand=expand), Outline("digest", {}, {}, {}, {})
+    for n in range(3):
+        plan.add_line(Line(n, outline, None), "measure", n, f"measure {n}")
+    engine = component("engine", "slurm").build({})
+    monkeypatch.setattr(engine, "_running", lambda *_: slurm.Batch(others.shared, others.store))
+    monkeypatch.setattr(engine, "_follow", lambda batch, follower, watcher: follower.left)
+    assert engine.run(plan, others.store, Told()) == 3
+
+
+def test_other_values_than_those_of_the_array_in_the_queue_are_refused(others, monkeypatch):
+    monkeypatch.setattr(slurm, "_submitter", lambda: f"{os.getuid()}@main")
+    assert "1 jobs in array 77" in build(detach=True).run(others.plan, others.store, Told()).elsewhere
+    said = (
+        r"1 jobs in array 77 are already in the queue with engine.workers=2, engine.time=10: .*`scancel 77` to submit"
+    )
+    with pytest.raises(UserError, match=said):
+        build(workers=8, time="1:00:00", detach=True).run(others.plan, others.store, Told())
+    assert whole(others)
+
+
+def test_who_attaches_to_a_run_submits_its_lost_jobs_again(others, monkeypatch):
+    submitted, follower = [], SimpleNamespace(look=lambda: 2, left=2)
+    monkeypatch.setattr(slurm.Slurm, "submit", lambda engine, *_: submitted.append(engine) or {0: "79_0"})
+    others.queue[:] = ["78"]
+    slurm.Slurm.tend(others.shared, others.store, follower, Told())  # of another user
+    monkeypatch.setattr(slurm, "_submitter", lambda: f"{os.getuid()}@main")
+    watcher = Told()
+    slurm.Slurm.tend(others.shared, others.store, follower, watcher)
+    assert [engine.settings for engine in submitted] == [build().settings] and len(watcher.gone) == 1
+    assert slurm.Batch(others.shared, others.store).jobs == {0: "79_0"}
+
+
+def test_two_commands_that_follow_a_run_submit_a_lost_job_once(others, monkeypatch):
+    monkeypatch.setattr(slurm, "_submitter", lambda: f"{os.getuid()}@main")
+    engine, follower = (
+        SimpleNamespace(submit=lambda *_: {0: "79_0"}, settings={}),
+        SimpleNamespace(look=lambda: 2, left=2),
+    )
+    first, second = (slurm.Batch(others.shared, others.store) for _ in range(2))
+    others.queue[:] = ["79_0"]
+    first.mend(engine, follower, Told())
+    second.mend(None, follower, Told())
+    assert second.jobs == {0: "79_0"} and second.again == [0]
+
+
 def test_the_array_of_another_user_that_slurm_hides_stays_as_it_is(others):
     others.queue.clear()
     engine = component("engine", "slurm").build({})
@@ -143,6 +242,53 @@ def test_an_array_of_the_same_user_that_is_gone_is_closed(others, monkeypatch):
     assert not engine.at_work(others.shared, others.store)
     assert engine._running(others.plan, others.store) is None
     assert left(others.store) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_a_task_that_kills_its_process_is_recorded_before_the_array_is_used_up(store, counting, monkeypatch, workers):
+    plan, queue = grid([1]), []
+    monkeypatch.setattr(slurm, "_ask", lambda *command: "\n".join(queue) if command[0] == "squeue" else "")
+
+    def submit(shared, numbers):
+        names = {number: f"{77 + len(queue)}_{number}" for number in numbers}
+        queue.extend(names.values())
+        return names
+
+    batch, engine = (
+        slurm.Batch(SharedRun.begin(plan, store, "slurm"), store),
+        SimpleNamespace(submit=submit, settings={}),
+    )
+    batch.submit(engine, range(workers))
+    follower, task = Follower(plan, store, batch.shared.run, Told()), next(iter(plan.tasks.values()))
+    for _ in range(TRIES):
+        lease = Leases(store.root, batch.shared.id, f"slurm {queue[0]}").take(task.key)
+        assert lease.tries <= TRIES
+        (store.root / "leases" / f"{task.key}.json").write_text(json.dumps(asdict(lease) | {"owner": "elsewhere-1-1"}))
+        del queue[0]
+        batch = slurm.Batch(batch.shared, store)
+        batch.mend(engine, follower, Told())
+    executor = Executor(plan.track, store, "cpu", Told(), batch.shared.run, f"slurm {queue[0]}")
+    assert executor.run_one([task]).status == "failed"
+    assert "the 4 workers that tried it have died" in store.failure(task.key).reason
+
+
+@pytest.mark.parametrize(("started", "failed"), [(200, True), (150, True), (40, False)])
+def test_a_task_that_has_had_the_whole_time_of_its_job_is_recorded(store, counting, monkeypatch, started, failed):
+    """The job may have spent most of its 180 seconds before its worker began."""
+    monkeypatch.setenv("SLURM_JOB_START_TIME", str(int(time.time() - started)))
+    plan = grid([1])
+    executor = Executor(plan.track, store, "cpu", Told(), Run("run", {}), "slurm 77_0")
+    crew = slurm.Timed(executor, plan, Estimates(store), 180)
+    crew.give("", [next(iter(plan.tasks.values()))])
+    crew.note_time_out()
+    assert bool(store.failures()) == failed
+
+
+def test_a_job_knows_when_it_began(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_START_TIME", raising=False)
+    assert 0 < slurm._elapsed() < 3600
+    monkeypatch.setenv("SLURM_JOB_START_TIME", str(int(time.time()) + 100))  # the controller's clock is ahead
+    assert slurm._elapsed() == 0
 
 
 def test_a_job_that_slurm_has_forgotten_is_gone(store, counting, monkeypatch, tmp_path):

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from overpaint.errors import UserError
+from overpaint.run.history import History
 from overpaint.run.notes import ABANDONED, NOTE, Note, notes, noting
 from overpaint.run.owner import alive, owner
 from overpaint.run.store import MANIFEST, CorruptArtefact, Store
@@ -152,7 +154,7 @@ def test_verify_names_every_damaged_artefact_and_moves_none(store):
     }
     assert {d.key: d.reason for d in store.verify()} == reasons
     assert {d.key: d.reason for d in store.verify("score")} == reasons
-    assert store.verify("images") == []
+    assert not list(store.verify("images"))
     assert [key for key in "abcde" if store.has("score", key)] == ["a", "b"]
     assert list((store.root / "corrupt").iterdir()) == []
 
@@ -170,6 +172,20 @@ def test_damage_in_a_store_that_cannot_be_written_to_is_one_sentence(store, monk
         store.read("score", "k")
     with pytest.raises(UserError, match=r"data.txt has 2 of 5 bytes.*the store cannot be written to"):
         store.make_room(caught.value)
+
+
+def test_without_flock_everybody_gets_the_claim_and_nothing_stays_behind(store, monkeypatch):
+    """A file in the place of a lock would outlive the process of a killed worker."""
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with store.claim("k") as first, store.claim("k") as second:
+        assert first and second
+    History(store).add({"method=mine": "source"})
+    assert History(store).of("method=mine") == ["source"]
+    assert list((store.root / "locks").iterdir()) == []
 
 
 def test_only_one_process_gets_a_claim(store):
@@ -398,12 +414,29 @@ def test_an_unwritable_store_is_one_sentence(tmp_path):
         Store(blocker / "store").prepare()
 
 
-def test_a_full_disk_is_seen_behind_other_errors(store):
+def test_a_full_disk_is_seen_behind_other_errors(store, monkeypatch):
+    monkeypatch.setattr(Store, "_has_room", lambda _: False)
     full, other = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("no")
     assert store.disk_error(other) is None and store.disk_error(FileNotFoundError(errno.ENOENT, "no")) is None
     other.__cause__ = full
     assert store.disk_error(other) is full
     assert store.disk_error(RuntimeError("PytorchStreamWriter: No space left on device")).errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("how", ["refused", "little"])
+def test_a_full_disk_is_the_stores_only_if_the_store_has_no_room(store, monkeypatch, how):
+    errors = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("No space left on device")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+    assert [store.disk_error(error) for error in errors] == [None, None] and leftovers(store) == []
+    if how == "little":
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+    else:
+
+        def refuse(*_):
+            raise errors[0]
+
+        monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+    assert all(map(store.disk_error, errors))
 
 
 def test_a_read_only_file_outside_the_store_is_the_tasks_own_failure(store):

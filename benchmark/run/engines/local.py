@@ -26,7 +26,7 @@ import psutil
 
 from overpaint.errors import UserError
 from overpaint.grid.registry import asked_folders
-from overpaint.run.executor import Leave, Result, Run, Watcher
+from overpaint.run.executor import Executor, Leave, Result, Run, Watcher
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Outcome, run_here, run_plan
 from overpaint.run.store import Store
@@ -171,7 +171,10 @@ class Workers:
                 except (EOFError, OSError):
                     found += self._bury(pipe)
                     continue
-                if message[0] == "refused":
+                if message[0] == "unfit" and len(self._open) > 1:
+                    found += self._bury(pipe, message[1])
+                    continue
+                if message[0] in ("refused", "unfit"):
                     raise UserError(message[1])
                 self._begun.add(pipe)
                 if message[0] == "result":
@@ -182,15 +185,20 @@ class Workers:
                 break
         return found
 
-    def _bury(self, pipe: Connection) -> list[tuple[Sequence[Task], Result]]:
-        """Start a new worker instead of a dead one, unless workers in its place die as soon as they start."""
+    def _bury(self, pipe: Connection, unfit: str = "") -> list[tuple[Sequence[Task], Result]]:
+        """Start a new worker instead of a dead one, unless workers in its place die as soon as they start.
+
+        ``unfit`` says why a worker cannot start, such as a broken GPU. The others go on without it.
+        """
         self._open.remove(pipe)
         process, bundle, begun = self._processes[pipe], self._in_hand.pop(pipe, None), pipe in self._begun
         process.join()
         pipe.close()
         del self._processes[pipe]
         name = process.name
-        self._watcher.lost(name, ended(process.exitcode))
+        self._watcher.lost(name, unfit or ended(process.exitcode))
+        if unfit:
+            return [(bundle, Result("elsewhere"))] if bundle else []  # which does not count as a try of the bundle
         self._false_starts[name] = 0 if begun else self._false_starts[name] + 1
         if self._false_starts[name] <= FALSE_STARTS:
             self._start(name)
@@ -232,11 +240,26 @@ def work(assignment: Assignment, pipe: Connection) -> None:
 def _make(assignment: Assignment, messenger: Messenger) -> None:
     signal.signal(signal.SIGTERM, _leave)
     try:
-        executor = assignment.alone_on_its_gpu().executor(messenger)
+        executor = _executor(assignment, messenger)
+    except UserError as error:
+        messenger.tell("unfit", str(error))
+        return
+    try:
         while True:
             messenger.tell("result", executor.run_one(messenger.hear()))
     except UserError as error:
         messenger.tell("refused", str(error))
+
+
+def _executor(assignment: Assignment, messenger: Messenger) -> Executor:
+    """The executor of a process that sees only its own GPU. Errors name that GPU as the run does."""
+    alone = assignment.alone_on_its_gpu()
+    try:
+        return alone.executor(messenger)
+    except UserError as error:
+        raise UserError(
+            str(error).replace(f"engine.device={alone.device} ", f"engine.device={assignment.device} ")
+        ) from None
 
 
 def _die_with_the_run() -> None:

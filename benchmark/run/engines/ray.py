@@ -24,6 +24,8 @@ from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.typed import Positive
 from overpaint.run import leases
 from overpaint.run.executor import Executor, Result, Watcher
+from overpaint.run.following import Follower
+from overpaint.run.notes import beating
 from overpaint.run.owner import alive, owner
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Outcome, run_plan
@@ -31,7 +33,7 @@ from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track, track
-from overpaint.run.worker import FALSE_STARTS, Teller, environment, pass_on
+from overpaint.run.worker import FALSE_STARTS, Teller, check_device, environment, pass_on
 
 #: Seconds that a killed actor's process may take to go.
 PATIENCE = 10
@@ -52,12 +54,16 @@ class Ray:
     compile: bool = False
 
     def __post_init__(self):
-        if self.gpus != "auto" and (self.gpus < 0 or (self.gpus > 1 and self.gpus % 1)):
-            raise UserError(f"engine.gpus takes auto, a share from 0 to 1 or a whole number, got {self.gpus:g}")
+        if self.gpus != "auto" and not 0 <= self.gpus <= 1:
+            raise UserError(
+                f"engine.gpus takes auto or a number from 0 to 1 (a worker computes on one GPU), got {self.gpus:g}"
+            )
+        check_device(self.device, self.gpus)
         _library()
 
     def check(self, kind: Track) -> None:
         """Raise a `UserError` if the device cannot be that of an actor. A cluster's machines have other devices than this."""
+        kind.check_name(self.device)
         if self.address is None:
             kind.check(self.device, self.compile)
 
@@ -66,20 +72,28 @@ class Ray:
         if not plan.missing(store):
             return Outcome()
         with self._connected() as resources:
-            gpus = min(1.0, resources.get("GPU", 0)) if self.gpus == "auto" else self.gpus
+            wanted = 0.0 if self.device == "cpu" else min(1.0, resources.get("GPU", 0))
+            gpus = wanted if self.gpus == "auto" else self.gpus
             size = self._size(resources, gpus)
             shared = SharedRun.begin(plan, store, "ray")
             try:
                 device = "cpu" if self.device == "auto" and not gpus else self.device
-                with Actors(store, shared, size, gpus, self.cpus, device, watcher) as actors:
+                actors = Actors(store, shared, size, gpus, self.cpus, device, watcher)
+                with beating(shared.folder), actors:
                     return run_plan(plan, store, actors, watcher)
             finally:
                 shared.end()
 
     @staticmethod
     def at_work(shared: SharedRun, store: Store) -> bool:
-        """Whether the process of a run lives, whose actors end with it; true as well if it is on another machine."""
-        return alive(shared.owner) is not False
+        """Whether the process of a run lives, whose actors end with it."""
+        return shared.living
+
+    @classmethod
+    def tend(cls, shared: SharedRun, store: Store, follower: Follower, watcher: Watcher) -> None:
+        """Raise a `UserError` if tasks are left and nobody makes them."""
+        if not cls.at_work(shared, store) and follower.look():
+            raise UserError(f"{follower.left} tasks are left and no worker makes them; run the same command again")
 
     @staticmethod
     def close(shared: SharedRun, store: Store) -> None:
@@ -274,6 +288,10 @@ class Actors:
             gone = self._store.disk_error(error)
             if gone:
                 raise self._store.unwritable(gone) from None
+            if not member.owner and len(self._members) > 1:  # its node does not see the store, or its GPU is broken
+                self._dismiss(member)
+                self._watcher.lost(member.name, " ".join(str(error.cause).split())[:300])
+                return []
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise
@@ -290,9 +308,7 @@ class Actors:
 
     def _replace(self, member: Member, error: Exception) -> list[tuple[Sequence[Task], Result]]:
         """A new actor instead of one that has died. Raises a `UserError` if actors die as soon as they start."""
-        self._members.remove(member)
-        self._ray.kill(member.handle)
-        self._clean(member)
+        self._dismiss(member)
         self._false_starts += not member.owner
         if self._false_starts > FALSE_STARTS:
             reason = " ".join(str(error).split())[:300]
@@ -300,6 +316,11 @@ class Actors:
         self._watcher.lost(member.name, "its actor died")
         self._hire(member.name)
         return [(member.bundle, Result("lost"))] if member.bundle else []
+
+    def _dismiss(self, member: Member) -> None:
+        self._members.remove(member)
+        self._ray.kill(member.handle)
+        self._clean(member)
 
     def _clean(self, member: Member) -> None:
         """Remove what a killed actor has left in the store, from whichever machine, once its process is gone."""

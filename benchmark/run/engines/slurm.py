@@ -1,7 +1,7 @@
 """An array of Slurm jobs that share the tasks of a saved plan. Each job schedules for itself; leases keep them apart.
 
 A job stops taking tasks before its time limit and is requeued then, as it is when Slurm preempts it. A job that crashed or was
-killed is submitted again once. Who is at work is read from ``squeue`` and from leases: `submitit` alone cannot tell without
+killed is submitted again. Who is at work is read from ``squeue`` and from leases: `submitit` alone cannot tell without
 Slurm's accounting.
 """
 
@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from rich.console import Console
 
 from overpaint.errors import AssetMissing, UserError
-from overpaint.grid.typed import Positive
+from overpaint.grid.typed import Positive, bare, construct
 from overpaint.run import leases
 from overpaint.run.display import Display
 from overpaint.run.estimates import Estimates
@@ -33,11 +34,12 @@ from overpaint.run.executor import Executor, Leave, Watcher
 from overpaint.run.following import Follower
 from overpaint.run.plan import Plan
 from overpaint.run.runner import Alone, Outcome, run_plan
+from overpaint.run.scheduler import TRIES
 from overpaint.run.shared_run import SharedRun, cells_of, shared_runs
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track
-from overpaint.run.worker import environment
+from overpaint.run.worker import check_device, environment
 
 #: Seconds before its time limit at which Slurm tells a job to leave, at most; a third of the limit if that is less.
 NOTICE = 120
@@ -49,16 +51,27 @@ IDLE = 2 * leases.EXPIRY
 LEAVING = 60
 #: What to do about tasks that are left.
 AGAIN = "run the same command to continue"
+#: Options of sbatch that ``engine.sbatch`` cannot set, and the key that does.
+OWN = {
+    "account": "engine.account",
+    "array": "engine.workers",
+    "cpus-per-task": "engine.cpus",
+    "mem": "engine.memory",
+    "partition": "engine.partition",
+    "time": "engine.time",
+} | dict.fromkeys(("error", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal"), "")
 #: Number of times in a row that the jobs of another user are not seen before they count as gone.
 UNSEEN = 6
+#: Share of a job's time after which a task counts as having had all of it: the notice can come before the time that is expected.
+WHOLE = 0.8
 #: How often submitit requeues a job at its time limit: a job that has made nothing in its time ends by itself.
 REQUEUES = 10**6
 
 
 @dataclass(kw_only=True)
 class Slurm:
-    """Keys of ``sbatch`` under plain names (``conf/engine/slurm.yaml``). A job is one worker process on one node.
-    ``compile`` as in `Inline`."""
+    """Keys of ``sbatch`` under plain names (``conf/engine/slurm.yaml``), and ``sbatch`` for all others. A job is one worker
+    process on one node. ``compile`` as in `Inline`."""
 
     workers: Positive
     partition: str | None
@@ -68,6 +81,7 @@ class Slurm:
     cpus: Positive
     memory: Positive | None
     setup: list[str]
+    sbatch: dict[str, bool | int | str]
     device: str
     compile: bool = False
     detach: bool
@@ -75,10 +89,21 @@ class Slurm:
 
     def __post_init__(self):
         self.minutes = minutes(self.time)
+        self.sbatch = {key.lstrip("-").replace("_", "-"): value for key, value in self.sbatch.items()}
+        for key in self.sbatch.keys() & OWN.keys():
+            instead = f"give {OWN[key]}" if OWN[key] else "the array depends on it"
+            raise UserError(f"engine.sbatch cannot set {key}: {instead}")
+        for line in self.setup:
+            if line.lstrip().startswith("#SBATCH"):
+                raise UserError(
+                    f"engine.setup takes shell lines, got {line!r}: give options of sbatch as engine.sbatch={{qos: long}}"
+                )
+        check_device(self.device, self.gpus)
         _library()
 
     def check(self, kind: Track) -> None:
         """Raise a `UserError` if this machine cannot submit jobs. Their nodes have other devices than this machine."""
+        kind.check_name(self.device)
         if not self.dry_run and not shutil.which("sbatch"):
             raise UserError("engine=slurm: there is no sbatch on this machine; run the command where you submit jobs")
 
@@ -96,14 +121,27 @@ class Slurm:
             except BaseException:
                 batch.shared.end()
                 raise
+        elif batch.mine:
+            batch.check(self.settings)
         if self.detach:
             return Outcome(elsewhere=f"{batch}; the same command or `overpaint attach store={store.root}` follows it")
-        return self._follow(batch, Follower(plan, store, batch.shared.run, watcher), watcher)
+        # a plan with lines would look finished after its first tasks, and the array would be cancelled
+        return self._follow(batch, Follower(plan.opened(), store, batch.shared.run, watcher), watcher)
 
     @staticmethod
     def at_work(shared: SharedRun, store: Store) -> bool:
         """Whether jobs of a run are in the queue; true as well if this machine or this user cannot know (`Batch.queued`)."""
         return Batch(shared, store).queued() != set()
+
+    @classmethod
+    def tend(cls, shared: SharedRun, store: Store, follower: Follower, watcher: Watcher) -> None:
+        """Submit this user's lost jobs again. Raises a `UserError` if tasks are left and nobody makes them."""
+        batch = Batch(shared, store)
+        if batch.mine and batch.settings:  # which arrays of earlier versions have not noted
+            engine = construct(cls, batch.settings | {"detach": True, "dry_run": False}, str(shared.jobs_file))
+            batch.mend(engine, follower, watcher)
+        elif batch.queued() == set() and follower.look():
+            raise UserError(f"{follower.left} tasks are left and no worker makes them; {AGAIN}")
 
     @staticmethod
     def close(shared: SharedRun, store: Store) -> None:
@@ -119,6 +157,12 @@ class Slurm:
         return _make_sbatch_string(command=command, folder=logs, map_count=self.workers, **self.parameters)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The values that an array keeps once it is submitted."""
+        keys = ("workers", "partition", "account", "gpus", "cpus", "memory", "setup", "sbatch", "device")
+        return {key: getattr(self, key) for key in keys} | {"time": self.minutes}
+
+    @property
     def notice(self) -> int:
         """Seconds between Slurm's signal and the time limit."""
         return min(NOTICE, self.minutes * 20)
@@ -132,6 +176,8 @@ class Slurm:
             "gpus_per_node": self.gpus or None,
             "mem": f"{self.memory}GB" if self.memory else None,
         }
+        # with underscores, as submitit names its own parameters, which these replace
+        further = {key.replace("-", "_"): value for key, value in self.sbatch.items() if value is not False}
         variables = [f"export {name}={value}" for name, value in environment(self.cpus).items()]
         return {key: value for key, value in chosen.items() if value is not None} | {
             "job_name": "overpaint",
@@ -139,11 +185,12 @@ class Slurm:
             "nodes": 1,
             "ntasks_per_node": 1,
             "cpus_per_task": self.cpus,
+            "srun_args": [f"--cpus-per-task={self.cpus}"],  # srun of Slurm 22.05 to 23.02 ignores that of sbatch
             "array_parallelism": self.workers,
             "setup": [*variables, *self.setup],
             "signal_delay_s": self.notice,
             # a job that waits for a failed one would wait for ever; a preempted one is to come back
-            "additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True},
+            "additional_parameters": {"kill-on-invalid-dep": "yes", "requeue": True} | further,
         }
 
     def submit(self, shared: SharedRun, numbers: Sequence[int]) -> dict[int, str]:
@@ -190,7 +237,8 @@ class Slurm:
 
 
 class Batch:
-    """The jobs of one run. ``jobs.json`` in its folder says which they are, and who was submitted a second time.
+    """The jobs of one run. ``jobs.json`` in its folder says which they are, with which ``settings``, and who was submitted
+    ``again``, once for each time.
 
     ``mine`` says whether this user submitted them to this machine's Slurm, which may hide the jobs of others. These are neither
     cancelled nor submitted again here.
@@ -198,13 +246,18 @@ class Batch:
 
     def __init__(self, shared: SharedRun, store: Store, detached: bool = False):
         self.shared, self._store, self._unseen, self.mine = shared, store, 0, True
-        try:
-            found = json.loads(shared.jobs_file.read_text(encoding="utf-8"))
-            self.jobs = {int(number): str(job) for number, job in found["jobs"].items()}
-            self.again, self.detached = set(found["again"]), bool(found["detached"])
+        self.jobs, self.again, self.detached = dict[int, str](), list[int](), detached
+        self.settings: dict[str, Any] = {}
+        self._read()
+
+    def _read(self) -> None:
+        """Take over what ``jobs.json`` says, if it is there."""
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = json.loads(self.shared.jobs_file.read_text(encoding="utf-8"))
+            jobs = {int(number): str(job) for number, job in found["jobs"].items()}
+            self.jobs, self.again, self.detached = jobs, list(found["again"]), bool(found["detached"])
+            self.settings = dict(found.get("settings", {}))
             self.mine = "submitter" not in found or found["submitter"] == _submitter()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self.jobs, self.again, self.detached = {}, set[int](), detached
 
     def __str__(self) -> str:
         return f"{len(self.jobs)} jobs in array {', '.join(self._arrays)}"
@@ -213,11 +266,24 @@ class Batch:
     def _arrays(self) -> list[str]:
         return sorted({job.partition("_")[0] for job in self.jobs.values()})
 
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise a `UserError` if the jobs were submitted with other values than these."""
+        kept = [
+            f"engine.{key}={bare(str(value))}" for key, value in self.settings.items() if settings.get(key) != value
+        ]
+        if kept:
+            arrays = " ".join(self._arrays)
+            raise UserError(
+                f"{self} are already in the queue with {', '.join(kept)}: give the same values, follow it with `overpaint attach "
+                f"store={self._store.root}`, or `scancel {arrays}` to submit other ones"
+            )
+
     def submit(self, engine: Slurm, numbers: Sequence[int]) -> None:
         for number in numbers:
             self._end_of(number).unlink(missing_ok=True)
         self.jobs |= engine.submit(self.shared, numbers)
         about = {"detached": self.detached, "jobs": self.jobs, "again": sorted(self.again), "submitter": _submitter()}
+        about["settings"] = self.settings = engine.settings
         self._store.write(self.shared.jobs_file, json.dumps(about))
 
     def queued(self) -> set[str] | None:
@@ -237,7 +303,8 @@ class Batch:
         return bool(queued) or (queued is None and self.mine)
 
     def mend(self, engine: Slurm, follower: Follower, watcher: Watcher) -> None:
-        """Submit lost workers again, each once. Raises a `UserError` if tasks are left and no worker remains to make them."""
+        """Submit lost workers again. Raises a `UserError` if tasks are left and no worker remains to make them."""
+        self._read()  # another command that follows the run may have submitted some
         queued = self.queued()
         if not self.mine:
             self._unseen = 0 if queued else self._unseen + 1
@@ -251,21 +318,25 @@ class Batch:
             return
         states = {number: _state(self.jobs[number]) for number in gone if not self._end_of(number).exists()}
         for number, state in states.items():
-            leases.clear(self._store.root, self.shared.id, _name(self.jobs[number]))
+            leases.end(self._store.root, self.shared.id, _name(self.jobs[number]))
             if not self._end_of(number).exists():
                 watcher.lost(f"worker {number} (job {self.jobs[number]})", state or "not in the queue any more")
                 _write(self._end_of(number), state=state)
         cancelled = [number for number, state in states.items() if state.startswith("CANCELLED")]
-        lost = [number for number in states if number not in cancelled and number not in self.again]
+        lost = [number for number in states if number not in cancelled and self._may_return(number)]
         if not queued and any(self._end(number).get("refused") for number in gone):
             lost = []
         elif not lost and not queued and not cancelled:  # all have left, but an input was damaged since
-            lost = [number for number in gone if number not in self.again]
+            lost = [number for number in gone if self._may_return(number)]
         if lost:
-            self.again.update(lost)
+            self.again += lost
             self.submit(engine, lost)
         elif not queued:
             self._give_up(follower.left)
+
+    def _may_return(self, number: int) -> bool:
+        """Whether a lost worker may be submitted again: once, or more often where fewer than `TRIES` workers could die."""
+        return self.again.count(number) * len(self.jobs) < TRIES
 
     def _give_up(self, left: int) -> None:
         ends = [self._end(number) for number in self.jobs]
@@ -366,11 +437,14 @@ class Worker:
 
 
 class Timed(Alone):
-    """A crew of one that starts no bundle for which its time is too short by its estimate; the first one it always starts."""
+    """A crew of one that starts no bundle for which its time is too short by its estimate; the first one it always starts.
+
+    ``seconds`` counts from the start of the job, which may have spent minutes on its setup, imports and the plan.
+    """
 
     def __init__(self, executor: Executor, plan: Plan, estimates: Estimates, seconds: float):
         super().__init__(executor, plan)
-        self._end, self._estimates = time.monotonic() + seconds, estimates
+        self._end, self._seconds, self._estimates = time.monotonic() + seconds - _elapsed(), seconds, estimates
         self._count, self._latest = 0, list[Task]()
 
     def give(self, worker: str, bundle: Sequence[Task]) -> None:
@@ -382,7 +456,7 @@ class Timed(Alone):
 
     def note_time_out(self) -> None:
         """Record a failure if a task has had the whole time of a job and was not done: it would not be done next time."""
-        if self._count != 1 or time.monotonic() < self._end:
+        if self._count != 1 or time.monotonic() < self._end - (1 - WHOLE) * self._seconds:
             return
         store, why = self._executor.store, "it takes longer than the time limit of a job; raise engine.time"
         for task in self._latest:
@@ -430,6 +504,12 @@ def _submitter() -> str:
     """This user and the Slurm that this machine asks."""
     cluster = re.search(r"^ClusterName\s*=\s*(\S+)", _ask("scontrol", "show", "config") or "", re.MULTILINE)
     return f"{os.getuid()}@{cluster[1] if cluster else ''}"
+
+
+def _elapsed() -> float:
+    """Seconds since this job began; where Slurm does not say when (before 23.02), since this process began."""
+    began = os.environ.get("SLURM_JOB_START_TIME") or psutil.Process().create_time()
+    return max(0.0, time.time() - float(began))
 
 
 def _job() -> str:
