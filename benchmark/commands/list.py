@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from overpaint.grid.assets import Asset, asset
 from overpaint.grid.concepts import load_catalogue
 from overpaint.grid.directions import BETTER
 from overpaint.grid.labels import bytes_said, printable
-from overpaint.grid.registry import broken_packages, component, components, load_attribute, search
+from overpaint.grid.registry import broken_packages, component, components, file_of, load_attribute, search
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import bare
 
@@ -21,26 +22,36 @@ from overpaint.grid.typed import bare
 MOST_LISTED = 100
 GROUPS = {"methods": "method", "attacks": "attack", "detectors": "detector", "extractors": "extractor"}
 #: Groups whose options are described by the first comment of their file.
-PLAIN = {f"{group}s": group for group in ("experiment", "model", "protocol", "budget", "engine", "tracker", "view")}
+PLAIN = {
+    f"{group}s": group for group in ("experiment", "model", "protocol", "budget", "engine", "track", "tracker", "view")
+}
 
-#: What can be listed. ``probes`` are the attacks that show what a model knows of a concept, erased or not (``probe: true``).
-LISTS = (*GROUPS, *PLAIN, "assets", "concepts", "metrics", "probes")
+#: What can be listed, and its folder of ``conf/``. ``probes`` are the attacks that show what a model knows of a concept, erased
+#: or not (``probe: true``).
+LISTS = {
+    **GROUPS, **PLAIN, "assets": "asset", "concepts": "concepts", "metrics": "metrics", "pictures": "pictures", "probes": "attack"
+}  # fmt: skip
 
 
 @click.command(name="list")
 @click.argument("what", default="")
-@click.argument("overrides", nargs=-1)
-def list_(what: str, overrides: Sequence[str]) -> None:
+@click.argument("names", nargs=-1)
+def list_(what: str, names: Sequence[str]) -> None:
     """List methods, concepts, attacks, probes, metrics, detectors, assets, models, experiments and other groups, one per line.
 
+    With NAMES, print the YAML files of these, which explain every setting: `overpaint list methods uce`.
     `hydra.searchpath=[file:///folder]` also lists what is in that folder.
     """
     if not what:
         raise UserError(f"say what to list: {', '.join(sorted(LISTS))}")
-    others = search(overrides)
-    if others:
-        raise UserError(f"list takes hydra.searchpath=[file:///folder] and nothing else, got {bare(others[0])}")
-    for line in lines(what):
+    if what not in LISTS:
+        raise unknown("list", what, LISTS)
+    named = search(names)
+    for name in named:
+        if "=" in name:
+            raise UserError(f"list takes names and hydra.searchpath=[file:///folder], got {bare(name)}")
+    texts = [file_of(LISTS[what], name).read_text(encoding="utf-8", errors="replace") for name in named]
+    for line in chain.from_iterable(text.rstrip().splitlines() for text in texts) if texts else lines(what):
         click.echo(printable(line))
 
 
@@ -51,16 +62,15 @@ def lines(what: str) -> Iterator[str]:
     elif what == "probes":
         yield from _components("attack", lambda config: config.get("probe") is True)
     elif what in PLAIN:
-        for name, path in sorted(components(PLAIN[what]).items()):
-            yield f"{name:<18}  {_comment(path)}"
+        yield from _options(PLAIN[what])
+    elif what == "pictures":
+        yield from _options(what)
     elif what == "concepts":
         yield from _concepts()
     elif what == "metrics":
         yield from _metrics()
-    elif what == "assets":
-        yield from _assets()
     else:
-        raise unknown("list", what, LISTS)
+        yield from _assets()
     yield from broken_packages()
 
 
@@ -76,6 +86,13 @@ def _components(kind: str, chosen: Callable[[Mapping[str, Any]], bool] = lambda 
             about = [config.get(key) or "" for key in ("summary", "paper", "status")]
             if chosen(config):
                 yield f"{name:<{width}}  " + " · ".join(str(part) for part in about if part)
+
+
+def _options(folder: str) -> Iterator[str]:
+    found = sorted(components(folder).items())
+    width = max((len(name) for name, _ in found), default=0)
+    for name, path in found:
+        yield f"{name:<{width}}  {_comment(path)}"
 
 
 def _comment(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from overpaint.blocks.pictures import Pictures, read_image
-from overpaint.errors import UserError
+from overpaint.errors import UserError, nearest
 from overpaint.grid.digests import IMAGE_SUFFIXES
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import component, components
@@ -34,7 +34,10 @@ class Folder(Pictures):
     def _files(self) -> list[Path]:
         path = path_of(self.folder, "model.reference")
         if not path.is_dir():
-            raise UserError(f"model.reference={self.folder} is not a folder of images")
+            meant = nearest(self.folder, components("pictures"))
+            raise UserError(
+                f"model.reference={self.folder} is not a folder of images{meant} (names: overpaint list pictures)"
+            )
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise UserError(f"model.reference={self.folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")

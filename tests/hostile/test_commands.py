@@ -185,7 +185,8 @@ CASES = [
         ["metrics.metrics.ua: 'nowhere:X'", "there is no module 'nowhere' in overpaint"],
     ),
     # commands
-    (("list", "methods", "attacks"), ["list takes hydra.searchpath"]),
+    (("list", "methods", "ucee"), ["unknown method 'ucee'; did you mean 'uce'?"]),
+    (("list", "methods", "uce.lamb=1"), ["list takes names and hydra.searchpath", "uce.lamb=1"]),
     (("list", "a\x1b[31mb"), ["unknown list"]),
     (("list", "x" * 100_000), ["unknown list 'xxx"]),
     (("list", "methods", "hydra.searchpath=[file:///nope]"), ["/nope is not a folder"]),
