@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.digests import file_digest, is_file
+from overpaint.grid.labels import counted
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import checked, shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
@@ -125,7 +126,9 @@ class Request:
         if len(anchors) == 1:
             anchors *= len(erase)
         if len(anchors) != len(erase):
-            raise UserError(f"{len(erase)} concepts to erase but {len(anchors)} anchors: give one, or one each")
+            raise UserError(
+                f"{counted(len(erase), 'concept')} to erase but {counted(len(anchors), 'anchor')}: give one, or one each"
+            )
         chosen = [c if isinstance(c, Concept) else Concept(c, kind=kind) for c in erase]
         chosen = [c if a is None else replace(c, anchor=a) for c, a in zip(chosen, anchors, strict=True)]
         return cls(tuple(chosen), tuple(c if isinstance(c, Concept) else Concept(c, kind=kind) for c in retain))

@@ -202,8 +202,9 @@ def _power_of_primary_tests(cells: Sequence[Cell]) -> Iterator[str]:
             shots = role_shots("target", cell.concepts, cell.budget)
             prompts, seeds = len({shot.prompt.id for shot in shots}), cell.budget.seeds
             yield (
-                f"{cell.labels['concepts']}, budget {cell.labels['budget']}: {prompts} target prompts × {seeds} images "
-                f"{_shown(prompts, seeds, tests, tests)} (80 % power, 5 % level, Holm over {tests} primary tests)"
+                f"{cell.labels['concepts']}, budget {cell.labels['budget']}: {counted(prompts, 'target prompt')} × "
+                f"{counted(seeds, 'image')} {_shown(prompts, seeds, tests, tests)} "
+                f"(80 % power, 5 % level, Holm over {counted(tests, 'primary test')})"
             )
 
 

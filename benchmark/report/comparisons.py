@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.grid.directions import BETTER
+from overpaint.grid.labels import counted
 from overpaint.report import statistics
 from overpaint.report.directions import loss
 from overpaint.report.families import Compared, Mark, is_primary, marks
@@ -278,9 +279,9 @@ def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Tab
                 turned = e._replace(value=_minus(e.value), low=_minus(e.high), high=_minus(e.low))
                 shown[b, a] = _difference(turned, why, mark, first["unit"])
             rows = [Row((a,), [shown.get((a, b)) for b in methods]) for a in methods]
-            correction = "Holm" if primary else "Benjamini–Hochberg"
+            correction, pairs = "Holm" if primary else "Benjamini–Hochberg", counted(len(found), "pair")
             note = (
-                f"Row minus column, paired on the same prompts and seeds; {correction} over the {len(found)} pairs of this "
+                f"Row minus column, paired on the same prompts and seeds; {correction} over the {pairs} of this "
                 f"table, 5 % level, equivalence margin {statistics.MARGIN:.2f}."
             )
             heading = f"{name} ({BETTER[first['direction']]}): methods against each other, {title}"

@@ -21,7 +21,7 @@ def power(tmp_path):
 def test_each_concept_set_has_a_sentence_about_its_primary_tests(power):
     said = power("method=uce", "concepts=church,car", "attack=none,uda,p4d_k", "budget=lite")
     assert [text.split(",")[0] for text in said] == ["church", "car"]
-    assert all("24 target prompts × 1 images" in text and "Holm over 6 primary tests" in text for text in said)
+    assert all("24 target prompts × 1 image " in text and "Holm over 6 primary tests" in text for text in said)
 
 
 def test_attacks_without_a_control_and_endpoints_that_are_not_measured_have_no_test(power):
