@@ -24,6 +24,7 @@ from overpaint.report.changes import runs_of
 from overpaint.report.claims import claim_files, claims_of, file_name, hashes, merged, read_claim, text_of, violations
 from overpaint.report.gathered import ARTEFACT, as_frame
 from overpaint.report.records import STAGE, stored_outcomes, stored_records
+from overpaint.run.display import steps_shown
 
 #: Where results are written without out=.
 RESULTS = "leaderboards/results"
@@ -57,7 +58,8 @@ def publish(overrides: Sequence[str], folder: str | None) -> None:
 
 def check(folder: Path) -> None:
     """Print one sentence per violation; exit code 2 if there is one."""
-    found = violations(folder)
+    with steps_shown(ERR):
+        found = violations(folder)
     for sentence in found:
         click.echo(sentence, err=True)
     if found:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import click
-from rich.progress import Progress
 
 from overpaint.commands.grids import ERR, store_and_grid, taken
 from overpaint.commands.targets import target, whole
@@ -16,7 +14,7 @@ from overpaint.grid.labels import bytes_said, counted, printable
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import bare
 from overpaint.run import archives
-from overpaint.run.progress import watched
+from overpaint.run.display import steps_shown
 from overpaint.run.store import CorruptArtefact, Damage, Store
 
 
@@ -55,7 +53,7 @@ def verify(what: Sequence[str], set_aside: bool) -> None:
         if stage not in found.stages():
             raise unknown("stage", stage, found.stages(), str(found.root))
     count = 0
-    with _steps_shown():
+    with steps_shown(ERR):
         for damage in (damage for stage in stages or found.stages() for damage in found.verify(stage)):
             count += 1
             _say([damage])
@@ -81,7 +79,7 @@ def merge(source: str, overrides: Sequence[str]) -> None:
         raise UserError(f"{source} is neither a folder nor a regular file")
     target_store = _only_store(overrides)
     target_store.prepare()
-    with _steps_shown():
+    with steps_shown(ERR):
         moved = archives.merge(target_store, place)
     _say(moved.damaged)
     ERR.print(
@@ -109,7 +107,7 @@ def pack(overrides: Sequence[str], overwrite: bool) -> None:
     if grid:
         tasks = grid.plan.opened().tasks
         kept = {stage: keys & tasks.keys() for stage, keys in kept.items()}
-    with whole(path) as partial, _steps_shown():
+    with whole(path) as partial, steps_shown(ERR):
         moved = archives.pack(found, partial, kept)
         size = bytes_said(partial.stat().st_size)
     _say(moved.damaged)
@@ -122,16 +120,6 @@ def _only_store(overrides: Sequence[str]) -> Store:
     if rest:
         raise UserError(f"merge takes one SOURCE and store=DIR, got {bare(rest[0])}")
     return Store.chosen(named)
-
-
-@contextmanager
-def _steps_shown() -> Iterator[None]:
-    """Show the announced steps of the block as a bar, if stderr is a terminal."""
-    hidden, both = not ERR.is_terminal, sys.stdout.isatty()  # else what is printed goes where it should
-    with Progress(console=ERR, transient=True, disable=hidden, redirect_stdout=both) as bars:
-        bar = bars.add_task("", total=None)
-        with watched(lambda done, total, what: bars.update(bar, completed=done, total=total, description=what)):
-            yield
 
 
 def _say(damaged: Iterable[Damage]) -> None:

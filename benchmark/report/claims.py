@@ -36,6 +36,7 @@ from overpaint.report.records import (
 )
 from overpaint.report.statistics import VERSION, paired_difference, proportion
 from overpaint.report.views import view_named
+from overpaint.run.progress import steps
 
 #: Version of the file's layout.
 FORMAT = 1
@@ -301,7 +302,8 @@ LARGEST = 1_000_000
 def violations(folder: Path) -> list[str]:
     """Sentences about what keeps the result files below a folder from the leaderboards (rules: leaderboards/README.md)."""
     said, seen = [], set()
-    for path in claim_files(folder):
+    files = claim_files(folder)
+    for _, path in zip(steps(len(files), "result files"), files, strict=True):
         try:
             claim = read_claim(path)
         except UserError as error:

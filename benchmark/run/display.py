@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -11,7 +13,18 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from overpaint.grid.labels import printable
 from overpaint.run.estimates import Estimates, amounts
 from overpaint.run.plan import Work
+from overpaint.run.progress import watched
 from overpaint.run.tasks import Task
+
+
+@contextmanager
+def steps_shown(console: Console) -> Iterator[None]:
+    """Context: the announced steps are shown as a bar, if the console is a terminal."""
+    hidden, both = not console.is_terminal, sys.stdout.isatty()  # else what is printed goes where it should
+    with Progress(console=console, transient=True, disable=hidden, redirect_stdout=both) as bars:
+        bar = bars.add_task("", total=None)
+        with watched(lambda done, total, what: bars.update(bar, completed=done, total=total, description=what)):
+            yield
 
 
 class Display:
