@@ -106,7 +106,8 @@ class Checkpoint(Eraser):
         if checkpoints.is_membrane(header):
             return released_membrane(model, checkpoints.read_state(path), header, path)
         if not self.transfer:
-            changes = checkpoints.changes_of(model, path, self.lora_scale, self.trained_apart)
+            apart = self.trained_apart or Path(self.file).parts[0] in OURS  # such as a gold with another seed
+            changes = checkpoints.changes_of(model, path, self.lora_scale, apart)
             return Erasure("checkpoint", changes=changes)
         base = self.made_on(model)
         if base is None:
