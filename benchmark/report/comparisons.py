@@ -279,10 +279,10 @@ def pairs(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Tab
                 turned = e._replace(value=_minus(e.value), low=_minus(e.high), high=_minus(e.low))
                 shown[b, a] = _difference(turned, why, mark, first["unit"])
             rows = [Row((a,), [shown.get((a, b)) for b in methods]) for a in methods]
-            correction, pairs = "Holm" if primary else "Benjamini–Hochberg", counted(len(found), "pair")
+            correction = "Holm" if primary else "Benjamini–Hochberg"
             note = (
-                f"Row minus column, paired on the same prompts and seeds; {correction} over the {pairs} of this "
-                f"table, 5 % level, equivalence margin {statistics.MARGIN:.2f}."
+                f"Row minus column, paired on the same prompts and seeds; {correction} over the "
+                f"{counted(len(found), 'pair')} of this table, 5 % level, equivalence margin {statistics.MARGIN:.2f}."
             )
             heading = f"{name} ({BETTER[first['direction']]}): methods against each other, {title}"
             yield Table(heading, ("method",), list(map(Head, methods)), rows, [note], provenance(chosen))
