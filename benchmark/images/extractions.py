@@ -13,7 +13,7 @@ from overpaint.extractors import extractor_identity
 from overpaint.extractors.extractor import Extractor
 from overpaint.grid.cells import Cell, recommended_threshold
 from overpaint.grid.registry import component, components
-from overpaint.images.task_parts import applied_metrics, extractor_source
+from overpaint.images.task_parts import applied_metrics, extractor_source, kind_of_extractor
 from overpaint.images.tasks import Batch
 from overpaint.metrics.metric import SECOND, Metric
 from overpaint.run.plan import Plan
@@ -144,7 +144,7 @@ def extractor_names(cell: Cell) -> dict[str, str | None]:
 
 def extractor_settings(name: str) -> Mapping[str, Any]:
     """The settings in the YAML of an extractor, or of a detector that serves as one."""
-    return component("extractor" if name in components("extractor") else "detector", name).defaults
+    return component(kind_of_extractor(name), name).defaults
 
 
 def _extractor(purpose: str, chosen: str | None) -> dict[str, Any]:
@@ -159,6 +159,6 @@ def _extractor(purpose: str, chosen: str | None) -> dict[str, Any]:
 
 def identity_of(extractor: str) -> dict[str, Any]:
     """Everything that determines the output of an extractor, or of a detector that serves as one."""
-    if extractor in components("detector") and extractor not in components("extractor"):
+    if kind_of_extractor(extractor) == "detector":
         return {"detector": True, **detector_identity(extractor)}
     return extractor_identity(extractor)

@@ -11,7 +11,7 @@ from overpaint.errors import UserError
 from overpaint.grid.cells import Cell, default_attack, merged
 from overpaint.grid.choices import Choice
 from overpaint.grid.concept_sets import ConceptSet, Merge
-from overpaint.grid.concepts import Catalogue, Concept
+from overpaint.grid.concepts import Catalogue, Concept, load_catalogue
 from overpaint.grid.lengths import shortenings
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.grid.read_once import reading_once, remembered
@@ -70,9 +70,9 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
             plan.notes.append(WARM_UP)
         asking = {(id(c.concepts), id(c.budget), c.attack.name, c.model.detector): c for c in cells}
         plan.notes += dict.fromkeys(said for cell in asking.values() for said in shortfalls(cell, scored_labels(cell)))
-        plan.notes += [
-            said for cell in cells if cell.method.name != "none" for said in build_method(cell.method, 0).advice
-        ]
+        methods = {id(cell.method): cell.method for cell in cells if cell.method.name != "none"}
+        plan.notes += [said for method in methods.values() for said in build_method(method, 0).advice]
+        plan.notes += filter(None, map(_from_another_world, cells))
         plan.notes += filter(None, map(_attacked_of_several, cells))
         plan.notes += filter(None, map(_on_another_guard, cells))
         outlines: dict[tuple, Outline] = {}
@@ -162,6 +162,19 @@ def _check_victim(attack: Choice, attack_seed: int, method: Choice, method_seed:
         raise UserError(
             f"attack={attack.name} merges weights, and method={method.name} makes no change of weights that could be scaled"
         )
+
+
+def _from_another_world(cell: Cell) -> str:
+    """A sentence about concepts of another catalogue than the model's; empty for other cells."""
+    known, asked = load_catalogue(cell.model.catalogue).identity, cell.concepts.catalogue.identity
+    if (
+        not known or not asked or asked.endswith(known)
+    ):  # a catalogue that extends another ends with the identity of that one
+        return ""
+    return (
+        f"concepts={cell.concepts.name} has catalogue {asked}, and model={cell.model.name} has {known}: "
+        f"the model may not know the concepts; select another one with model=…"
+    )
 
 
 def _attacked_of_several(cell: Cell) -> str:

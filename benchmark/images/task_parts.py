@@ -173,9 +173,14 @@ def source_code(kind: str, name: str) -> dict[str, str]:
     return component(kind, name).source
 
 
+def kind_of_extractor(name: str) -> str:
+    """``"extractor"``, or ``"detector"`` if a detector of that name serves as one."""
+    return "extractor" if name in components("extractor") else "detector"
+
+
 def extractor_source(name: str) -> dict[str, str]:
     """`source_code` of an extractor, or of a detector that serves as one."""
-    return source_code("extractor" if name in components("extractor") else "detector", name)
+    return source_code(kind_of_extractor(name), name)
 
 
 def pictures_version(name: str) -> dict[str, int]:

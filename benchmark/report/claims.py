@@ -381,17 +381,19 @@ def _shown_by_outcomes(claim: Claim) -> list[str]:
     shares = claim.records[(claim.records["unit"] == "fraction") & claim.records["value"].notna()]
     shares = shares[shares["statistics"] == VERSION]
     wrong = []
+    values, others = (claim.outcomes[name].to_numpy(float) for name in ("value", "other"))
+    clusters, strata = (claim.outcomes[name].to_numpy(object) for name in ("cluster", "stratum"))
     by_record = claim.outcomes.groupby("artefact").indices
     for place, record in shares.iterrows():
         if place not in by_record:
             continue
-        own = claim.outcomes.iloc[by_record[place]]
-        of = own["cluster"], own["stratum"] if own["stratum"].astype(bool).any() else None
-        again = dict(zip(("value", "low", "high"), proportion(own["value"], *of), strict=False))
-        if own["other"].notna().all() and pd.notna(record["difference_low"]):
-            gap = paired_difference(own["value"], own["other"], *of)
+        own = by_record[place]
+        of = clusters[own], strata[own] if strata[own].astype(bool).any() else None
+        again = dict(zip(("value", "low", "high"), proportion(values[own], *of), strict=False))
+        if not np.isnan(others[own]).any() and pd.notna(record["difference_low"]):
+            gap = paired_difference(values[own], others[own], *of)
             again |= dict(zip(("difference", "difference_low", "difference_high", "p_value"), gap, strict=False))
-        stated = record[list(again)].astype(float)
+        stated = [float(record[name]) for name in again]
         if not np.allclose(np.array(list(again.values()), float), stated, rtol=0, atol=1e-6, equal_nan=True):
             wrong.append(place)
     return _first(claim.records.loc[wrong], "the figure is not that of the stored outcomes")

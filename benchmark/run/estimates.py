@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from overpaint.grid.labels import counted
 from overpaint.run.plan import Work
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
@@ -54,12 +55,8 @@ class Estimate:
             return "time not yet measured on this machine"
         found = "at least" if self.unknown else "about"
         kinds = {"not yet measured on this machine": self.unknown, "measured on other machines": self.borrowed}
-        said = ", ".join(f"{_kinds(count)} {what}" for what, count in kinds.items() if count)
+        said = ", ".join(f"{counted(count, 'kind')} of task {what}" for what, count in kinds.items() if count)
         return f"{found} {duration(self.seconds)}{by}" + (f" ({said})" if said else "")
-
-
-def _kinds(count: int) -> str:
-    return "1 kind of task" if count == 1 else f"{count} kinds of task"
 
 
 def amounts(tasks: Iterable[Task], more: Mapping[Work, int] | None = None) -> Counter[str]:

@@ -103,6 +103,16 @@ def check_device(device: str, gpus: float | str) -> None:
         raise UserError("engine.device=cuda needs a GPU, and engine.gpus=0 asks for none: add engine.gpus=1")
 
 
+def worker_device(device: str, gpus: float) -> str:
+    """The device of a cluster's worker that was given so many GPUs. ``auto`` is the GPU it was given: one that its node does not
+    show is an error, and the worker does not compute on the CPU instead.
+
+    >>> worker_device("auto", 1), worker_device("auto", 0)
+    ('cuda', 'cpu')
+    """
+    return device if device != "auto" else "cuda" if gpus else "cpu"
+
+
 def environment(threads: int) -> dict[str, str]:
     """Environment variables of a worker with so many threads."""
     return {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}

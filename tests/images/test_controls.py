@@ -28,6 +28,16 @@ def test_a_plan_says_which_guards_cannot_be_put_on_another():
     assert not any("another guard" in note for note in plan("method=sfd", "concepts=mixed10", "budget=smoke").notes)
 
 
+def test_a_plan_says_that_concepts_are_of_another_catalogue_than_the_models():
+    def said(*overrides):
+        return [note for note in plan("method=uce", *overrides).notes if "has catalogue" in note]
+
+    (note,) = said("concepts=nudity", "model.detector=nudenet_exposed9")
+    assert note.startswith("concepts=nudity has catalogue unsafe v1, and model=testbed has testbed v1")
+    assert not said("concepts=church,quillan")
+    assert not said("concepts=nudity", "model=sd14")
+
+
 def test_an_attack_can_go_without_its_company_or_with_another():
     (cell, alone), *_ = plan("attack=cce", "attack.control=null", "attack.floor=false", "budget=smoke").cells
     assert {name.split("/")[0] for name in alone.inputs} == {"images", "original", "plain", "plain_original"}

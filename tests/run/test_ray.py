@@ -239,13 +239,20 @@ def test_actors_without_work_wait_and_do_not_ask_at_once(store, monkeypatch):
     assert idle.results(0.4) == [] and time.monotonic() - begun >= 0.4
 
 
-def test_actors_on_cpus_ask_for_no_gpus(store, counting, monkeypatch):
-    engine, asked = component("engine", "ray").build({"device": "cpu"}), []
-    monkeypatch.setattr(engine, "_connected", lambda: nullcontext({"CPU": 8.0, "GPU": 2.0}))
-    monkeypatch.setattr("overpaint.run.engines.ray.Actors", lambda *values: asked.append(values[2:4]) or nullcontext())
+def test_the_device_of_actors_follows_their_gpus(store, counting, monkeypatch):
+    asked = []
+    monkeypatch.setattr("overpaint.run.engines.ray.Actors", lambda *values: asked.append(values[2:6]) or nullcontext())
     monkeypatch.setattr("overpaint.run.engines.ray.run_plan", lambda *_: None)
-    engine.run(grid([1]), store, Told())
-    assert asked == [(8, 0.0)]
+
+    def begin(resources, **values):
+        engine = component("engine", "ray").build(values)
+        monkeypatch.setattr(engine, "_connected", lambda: nullcontext(resources))
+        engine.run(grid([1]), store, Told())
+        return asked.pop()
+
+    assert begin({"CPU": 8.0, "GPU": 2.0}, device="cpu") == (8, 0.0, 1, "cpu")
+    assert begin({"CPU": 8.0, "GPU": 2.0}, address="there") == (2, 1.0, 1, "cuda")
+    assert begin({"CPU": 8.0}) == (8, 0.0, 1, "cpu")
 
 
 @pytest.mark.parametrize("gpus", [-1.0, 1.5, 2.0])

@@ -33,7 +33,7 @@ from overpaint.run.shared_run import SharedRun
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track, track
-from overpaint.run.worker import FALSE_STARTS, Teller, check_device, environment, pass_on
+from overpaint.run.worker import FALSE_STARTS, Teller, check_device, environment, pass_on, worker_device
 
 #: Seconds that a killed actor's process may take to go.
 PATIENCE = 10
@@ -77,7 +77,7 @@ class Ray:
             size = self._size(resources, gpus)
             shared = SharedRun.begin(plan, store, "ray")
             try:
-                device = "cpu" if self.device == "auto" and not gpus else self.device
+                device = worker_device(self.device, gpus)
                 actors = Actors(store, shared, size, gpus, self.cpus, device, watcher)
                 with beating(shared.folder), actors:
                     return run_plan(plan, store, actors, watcher)

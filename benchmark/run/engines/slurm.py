@@ -39,7 +39,7 @@ from overpaint.run.shared_run import SharedRun, cells_of, shared_runs
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
 from overpaint.run.track import Track
-from overpaint.run.worker import check_device, environment
+from overpaint.run.worker import check_device, environment, worker_device
 
 #: Seconds before its time limit at which Slurm tells a job to leave, at most; a third of the limit if that is less.
 NOTICE = 120
@@ -198,7 +198,8 @@ class Slurm:
         executor = _library().SlurmExecutor(folder=shared.folder / "logs", max_num_timeout=REQUEUES)
         executor.update_parameters(**self.parameters)
         seconds = max(20 * self.minutes, 60 * self.minutes - self.notice - EARLY)
-        workers = [Worker(str(shared.folder), n, self.device, self.cpus, seconds, n / self.workers) for n in numbers]
+        device = worker_device(self.device, self.gpus)
+        workers = [Worker(str(shared.folder), n, device, self.cpus, seconds, n / self.workers) for n in numbers]
         try:
             with executor.batch():
                 jobs = [executor.submit(worker) for worker in workers]
