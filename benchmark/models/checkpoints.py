@@ -42,6 +42,8 @@ LORA_FILES = tuple(
 )
 #: What peft writes beside a LoRA: its rank and its alpha. And what it puts before every name.
 ADAPTER, WRAPPED = "adapter_config.json", "base_model.model."
+#: What names of layers contain in the LoRAs of older diffusers.
+PROCESSOR = ".processor."
 #: Names of the tensors with which a LoRA is a DoRA: in kohya's files and in peft's.
 MAGNITUDES = (".dora_scale", ".lora_magnitude_vector")
 #: Names that wrap a state dict in a pickle, beside those of `NETWORKS`. And a network there that no erasure changes.
@@ -479,8 +481,13 @@ def _place(layer: str, places: Mapping[str, set[str]]) -> tuple[str | None, str]
     """The network of a LoRA's layer, ``None`` if it is not known, and the layer's name in this network.
 
     transformers 4 put ``text_model.`` in front of the names of a text encoder's layers, and transformers 5 does not.
+
+    Older versions of diffusers named layers of the denoiser ``attn1.processor.to_q``. Diffusers reads such a name if ``unet.``
+    precedes it.
     """
     network, _, rest = layer.partition(".")
+    if PROCESSOR in layer and network not in places:
+        return "unet", layer
     asked = [(network, rest)] if network in places else [(each, layer) for each in places]
     for each, name in asked:
         for place in (name, name.removeprefix("text_model."), f"text_model.{name}"):

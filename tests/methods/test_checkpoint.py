@@ -222,6 +222,18 @@ def test_the_folder_that_peft_writes_for_a_network_has_its_alpha(root, tiny_sd, 
         read(tiny_sd, tmp_path / "denoiser" / "adapter_model.safetensors")
 
 
+@pytest.mark.parametrize("prefix", ["", "unet."])
+def test_a_lora_of_attention_processors_in_the_names_of_older_diffusers(prefix, tiny_sd, tmp_path):
+    pairs = factors(tiny_sd, cross_attention(tiny_sd, "to_q", "to_k", "to_out.0"))
+    tensors = {}
+    for name, (up, down) in pairs.items():
+        attention, _, layer = name.removesuffix(".weight").rpartition(".to_")
+        stored = f"{prefix}{attention}.processor.to_{layer.removesuffix('.0')}_lora"
+        tensors |= {f"{stored}.up.weight": up.contiguous(), f"{stored}.down.weight": down.contiguous()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    assert_close(read(tiny_sd, tmp_path / "lora.safetensors"), expected(tiny_sd, pairs, 1))
+
+
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_a_lora_that_diffusers_writes_has_its_alpha_in_the_header(as_folder, tiny_sd, tmp_path):
     pairs = factors(tiny_sd, cross_attention(tiny_sd, "to_k", "to_v"), rank=4)
