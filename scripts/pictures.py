@@ -1,4 +1,4 @@
-"""Pictures of the pages, in SVG: a heat map of attacks by erasers, and shares by number of images."""
+"""Pictures of the pages, in SVG: a heat map of attacks by erasers, shares by number of images, and rank correlations."""
 
 from __future__ import annotations
 
@@ -140,4 +140,57 @@ def _curve(
         f'<polygon points="{band}" fill="rgb{colour}" fill-opacity="0.15"/>',
         f'<polyline points="{line}" fill="none" stroke="rgb{colour}" stroke-width="2"{dashes}/>',
         *(f'<circle cx="{x}" cy="{y}" r="2.5" fill="rgb{colour}"/>' for x, y in dots),
+    ]
+
+
+#: Width of a column of correlations, height of a row, and the space between and above columns, in pixels.
+TAU_WIDTH, TAU_HEIGHT, TAU_GAP, TAU_TOP = 146, 20, 36, 40
+
+
+def taus(found: Table) -> str:
+    """View ``validity`` as dots with 95 % intervals: scores in rows, distances in columns, each from -1 to 1.
+
+    The last column is in front, and sorts the scores. An interval that excludes 0 is drawn in colour.
+    """
+    columns = [len(found.columns) - 1, *range(len(found.columns) - 1)]
+    rows = sorted(found.rows, key=lambda row: -_value(row.entries[columns[0]]))
+    width, bottom = LEFT + (TAU_WIDTH + TAU_GAP) * len(columns), TAU_TOP + TAU_HEIGHT * len(rows)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 30}" width="{width}" height="{bottom + 30}" '
+        'font-family="sans-serif" font-size="13" text-anchor="middle" role="img">',
+        "<title>Kendall's tau of scores with distances to the gold reference, with 95 % intervals</title>",
+        f'<rect width="{width}" height="{bottom + 30}" fill="#fff"/>',
+    ]
+    for place, row in enumerate(rows):
+        y = TAU_TOP + TAU_HEIGHT * (place + 0.5)
+        lines.append(f'<text x="{LEFT - 8}" y="{y + 4:g}" text-anchor="end">{escape(row.names[0])}</text>')
+    for place, column in enumerate(columns):
+        left = LEFT + (TAU_WIDTH + TAU_GAP) * place
+        title = escape(found.columns[column].title)
+        lines.append(f'<text x="{left + TAU_WIDTH / 2:g}" y="{TAU_TOP - 12}" font-weight="bold">{title}</text>')
+        for tau in (-1.0, -0.5, 0.0, 0.5, 1.0):
+            x, stroke = _across(left, tau), "#888" if tau == 0 else "#ddd"
+            lines.append(f'<line x1="{x:g}" x2="{x:g}" y1="{TAU_TOP}" y2="{bottom}" stroke="{stroke}"/>')
+            lines.append(f'<text x="{x:g}" y="{bottom + 16}" font-size="11">{tau:g}</text>')
+        for under, row in enumerate(rows):
+            lines += _tau(left, TAU_TOP + TAU_HEIGHT * (under + 0.5), row.entries[column])
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _value(entry) -> float:
+    return -2.0 if entry is None or entry.value is None else entry.value
+
+
+def _across(left: float, tau: float) -> float:
+    return left + TAU_WIDTH * (tau + 1) / 2
+
+
+def _tau(left: float, y: float, entry) -> list[str]:
+    if entry is None or entry.value is None:
+        return []
+    colour = BLUE if entry.low > 0 else RED if entry.high < 0 else GREY
+    low, value, high = (_across(left, tau) for tau in (entry.low, entry.value, entry.high))
+    return [
+        f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y:g}" y2="{y:g}" stroke="rgb{colour}" stroke-width="2"/>',
+        f'<circle cx="{value:.1f}" cy="{y:g}" r="4" fill="rgb{colour}"/>',
     ]

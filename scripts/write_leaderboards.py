@@ -23,7 +23,7 @@ A page says in comments what belongs between them. `make leaderboards` runs this
         make the figures of methods without records.
     <!-- picture: redteam concepts=church file=images/redteam-panel.svg -->…<!-- end -->
         View `panel` as a heat map; the block holds its link. With draw=curves, the shares of
-        attacks and controls by number of images.
+        attacks and controls by number of images; with draw=taus, view `validity`.
 """
 
 from __future__ import annotations
@@ -395,7 +395,10 @@ def picture(words: Sequence[str]) -> str:
     if chosen["draw"] == "curves":
         records, outcomes = results(rest[0])
         return pictures.curves(by_images(narrowed(records, rest[1:], rest[0]), Outcomes(outcomes)))
-    raise unknown("draw", chosen["draw"], ("panel", "curves"))
+    if chosen["draw"] == "taus":
+        (table,) = shown(rest, "validity")
+        return pictures.taus(table)
+    raise unknown("draw", chosen["draw"], ("panel", "curves", "taus"))
 
 
 def side_by_side(panels: Sequence[Table]) -> Table:

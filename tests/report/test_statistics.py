@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import chi2, false_discovery_control, norm, t
 from statsmodels.stats.proportion import test_proportions_2indep as score_test
 
+from overpaint.report import scores
 from overpaint.report import statistics as st
 from overpaint.report.resampling import GROUPS, jackknife, left_out
 
@@ -98,6 +99,16 @@ def test_tango_inverts_the_score_test():
             share = minimize_scalar(unlikely, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
             deviation = math.sqrt((2 * share + limit - limit**2) / n)
             assert abs(found - limit) / deviation == pytest.approx(1.959964, rel=1e-5)
+
+
+@pytest.mark.parametrize("images, interval", [(1, scores.share_interval), (2, scores.difference_interval)])
+def test_limits_do_not_depend_on_how_many_data_sets_are_searched_at_once(images, interval):
+    draw = np.random.default_rng(0)
+    values = draw.integers(2, size=(200, 36)) - (draw.integers(2, size=(200, 36)) if images == 2 else 0.0)
+    groups = np.arange(36) // 3, np.arange(36) // 12
+    together = interval(scores.sample(values, *groups, images=images), 0.95)
+    alone = [interval(scores.sample(each, *groups, images=images), 0.95) for each in values]
+    np.testing.assert_allclose(together, np.concatenate(alone, axis=1), rtol=0, atol=1e-11)
 
 
 def test_tango_at_the_edges():
