@@ -3,6 +3,7 @@
 import functools
 import re
 import shlex
+import shutil
 import tomllib
 from pathlib import Path
 from unittest.mock import patch
@@ -49,8 +50,11 @@ NOT_RUN = {
 }
 #: Of a command that spans more cells than this, every second, third, … is planned.
 PLANNED = 40
-#: Placeholders in commands -> their values in this test.
-PLACEHOLDERS = {"/path/to/diffusers-folder": str(ROOT / "tests" / "goldens" / "tiny_sd")}
+#: Placeholders in commands, and a folder that takes hours to make -> their values in this test.
+PLACEHOLDERS = {
+    "/path/to/diffusers-folder": str(ROOT / "tests" / "goldens" / "tiny_sd"),
+    "outputs/gold/seed1/export": str(ROOT / "datasets" / "testbed_gold"),
+}
 
 
 def blocks(*languages, pages):
@@ -155,6 +159,8 @@ def test_commands_are_understood(page, text, tmp_path, monkeypatch):
             assert {word for word in words if "=" not in word} <= set(rules)
         elif tool == "python":
             assert (ROOT / words[0]).is_file()
+        elif tool == "cp":
+            shutil.copy(*words)
         else:
             assert tool in NOT_RUN, f"run {tool!r} here, or say in NOT_RUN why no test can"
 
