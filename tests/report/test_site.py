@@ -294,7 +294,7 @@ def test_the_heat_map_is_the_panel(committed):
     shown = [e for e in committed.pages["index.html"].all("table") if "heat" in e.classes]
     panels = {
         f"{folder}: {table.title}": table
-        for folder in ("redteam", "perturbation", "benign_merge", "validity", "sweeps")
+        for folder in ("redteam", "perturbation", "benign_merge", "validity", "gold_floor", "sweeps")
         for records, outcomes in [published(RESULTS / folder)]
         for concepts, of_concepts in records.groupby("concepts")
         if folder != "sweeps" or concepts == "church"  # the others have no attack, or one
