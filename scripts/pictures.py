@@ -16,6 +16,16 @@ WIDTH, HEIGHT, LEFT, TOP = 66, 40, 190, 110
 RED, BLUE = (178, 24, 43), (33, 102, 172)
 
 
+def _opening(width: int, height: int, font_size: int, title: str) -> list[str]:
+    """The first lines of a picture: its size in pixels, its title and a white ground."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="{font_size}" text-anchor="middle" role="img">',
+        f"<title>{title}</title>",
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+
+
 def panel(found: Table) -> str:
     """View ``panel`` as a heat map: erasers in rows, attacks in columns, sorted by their mean colour.
 
@@ -24,10 +34,7 @@ def panel(found: Table) -> str:
     attacks = sorted(found.rows, key=lambda row: -_mean_excess(row))
     width, height = LEFT + WIDTH * len(attacks) + 60, TOP + HEIGHT * len(found.columns) + 50
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="14" text-anchor="middle" role="img">',
-        "<title>Attacks by erasers: concepts recovered beyond random words</title>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        *_opening(width, height, 14, "Attacks by erasers: concepts recovered beyond random words"),
     ]
     for column, attack in enumerate(attacks):
         x, y = LEFT + WIDTH * (column + 0.5), TOP - 8
@@ -94,10 +101,9 @@ def curves(found: Mapping[str, Sequence[tuple[str, Against]]]) -> str:
     width = MARGIN_LEFT + IN_A_ROW * (PLOT_WIDTH + GAP)
     height = MARGIN_TOP + count * (PLOT_HEIGHT + MARGIN_TOP)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="12" text-anchor="middle" role="img">',
-        "<title>Prompts with an image that shows the concept, by number of images: attack and control</title>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        *_opening(
+            width, height, 12, "Prompts with an image that shows the concept, by number of images: attack and control"
+        ),
         f'<text x="{MARGIN_LEFT}" y="20" text-anchor="start">Share of prompts with an image that shows the concept, by number of '
         f'images. <tspan fill="rgb{RED}">Red: attack.</tspan> <tspan fill="rgb{GREY}">Grey, dashed: control.</tspan></text>',
     ]
@@ -156,10 +162,9 @@ def taus(found: Table) -> str:
     rows = sorted(found.rows, key=lambda row: -_value(row.entries[columns[0]]))
     width, bottom = LEFT + (TAU_WIDTH + TAU_GAP) * len(columns), TAU_TOP + TAU_HEIGHT * len(rows)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 30}" width="{width}" height="{bottom + 30}" '
-        'font-family="sans-serif" font-size="13" text-anchor="middle" role="img">',
-        "<title>Kendall's tau of scores with distances to the gold reference, with 95 % intervals</title>",
-        f'<rect width="{width}" height="{bottom + 30}" fill="#fff"/>',
+        *_opening(
+            width, bottom + 30, 13, "Kendall's tau of scores with distances to the gold reference, with 95 % intervals"
+        ),
     ]
     for place, row in enumerate(rows):
         y = TAU_TOP + TAU_HEIGHT * (place + 0.5)

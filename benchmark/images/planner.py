@@ -167,9 +167,7 @@ def _check_victim(attack: Choice, attack_seed: int, method: Choice, method_seed:
 def _from_another_world(cell: Cell) -> str:
     """A sentence about concepts of another catalogue than the model's; empty for other cells."""
     known, asked = load_catalogue(cell.model.catalogue).identity, cell.concepts.catalogue.identity
-    if (
-        not known or not asked or asked.endswith(known)
-    ):  # a catalogue that extends another ends with the identity of that one
+    if not known or not asked or asked == known or asked.endswith(f" on {known}"):  # the last extends the model's
         return ""
     return (
         f"concepts={cell.concepts.name} has catalogue {asked}, and model={cell.model.name} has {known}: "
