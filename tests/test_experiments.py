@@ -25,7 +25,7 @@ from published_files import coco, uce_prompts, uda_prompts
 from random_weights import fill, fill_texts
 
 #: Experiments on the drawn world.
-OURS = {"attack_spread", "balance", "demo", "erasers", "mass_erasing", "merging", "negative_window"}
+OURS = {"attack_spread", "balance", "demo", "erasers", "gold_attacks", "mass_erasing", "merging", "negative_window"}
 OURS |= {"redteam", "scaling", "search_vs_chance", "smoke", "spread", "validity"}
 PUBLISHED = sorted(set(components("experiment")) - OURS)
 
