@@ -18,8 +18,9 @@ from overpaint.run.tasks import Task
 from overpaint.run.track import track
 
 #: Environment of every worker, set before torch is imported. Workers share their machine's cores: threads that wait sleep
-#: instead of spinning, and each worker is told its number of threads.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+#: instead of spinning, and each worker is told its number of threads. Old versions of diffusers ask at import if there is a GPU;
+#: torch then asks NVML, since asking CUDA initialises it, which does not survive a fork.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 #: The environment variable that says which GPUs a process sees, and in which order.
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 #: Minimum seconds between two progress messages of a worker.

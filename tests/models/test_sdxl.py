@@ -177,6 +177,7 @@ def test_a_pipeline_in_half_precision_still_works_after_it_is_loaded(tiny_sdxl_f
 
     pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl_folder, torch_dtype=torch.float16)
     pipeline.vae.register_to_config(force_upcast=True)
+    pipeline.unet.requires_grad_(False)  # as loading does: torch 2.6 then rounds differently on some CPUs
     settings = {"num_inference_steps": 1, "height": 32, "width": 32, "output_type": "np"}
     pipeline.set_progress_bar_config(disable=True)
 

@@ -272,18 +272,24 @@ def test_workers_share_slow_imports_that_have_touched_no_gpu_and_started_no_thre
     assert done.stdout.strip() == "(True, False, False, 1)"
 
 
-def test_slow_imports_do_not_ask_for_gpus():
-    """Asking can initialise CUDA, which does not survive a fork."""
+def test_slow_imports_do_not_initialise_a_gpu():
+    """CUDA that is initialised does not survive a fork. torch without CUDA must not even be asked if there is a GPU."""
     code = (
         "import torch\n"
         "asked = []\n"
-        "for name in ('is_available', 'device_count', '_lazy_init', 'get_device_capability', 'get_device_properties'):\n"
-        "    setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))\n"
+        "names = [(torch.cuda, '_lazy_init'), (torch.cuda, 'get_device_capability'), (torch.cuda, 'get_device_properties')]\n"
+        "if torch.cuda._is_compiled():\n"
+        "    torch.cuda._device_count_nvml = lambda: 1\n"
+        "    names += [(torch._C, '_cuda_getDeviceCount'), (torch._C, '_cuda_init')]\n"
+        "else:\n"
+        "    names += [(torch.cuda, 'is_available'), (torch.cuda, 'device_count')]\n"
+        "for place, name in names:\n"
+        "    setattr(place, name, lambda *_, name=name: asked.append(name) or 1)\n"
         f"for module in {list(track('images').slow_modules)}:\n"
         "    __import__(module)\n"
         "print(asked)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **worker.environment(1)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
