@@ -112,6 +112,10 @@ class Geom(Eraser):
         check_fits(model, negative, learner.rows, len(names))
         bank, plain = self.images(model, request, draws)
         found = [self.found(bank, concept, draws) for concept in request.erase]  # for each concept, bins of each image
+        captions = [
+            placed(plain[row], [(name, where[row]) for name, where in zip(names, found, strict=True)])
+            for row in range(len(bank))
+        ]
         batches = shuffled(draws, "pictures", len(bank), self.batch_size)
 
         def loss() -> torch.Tensor:
@@ -119,15 +123,14 @@ class Geom(Eraser):
             covered = torch.stack(
                 [torch.stack([found[n][row] for n in range(len(names))]).any(dim=0) for row in chosen]
             )
-            captions = [placed(plain[row], [(name, where[row]) for name, where in zip(names, found, strict=True)])
-                        for row in chosen]  # fmt: skip
+            texts = [captions[row] for row in chosen]
             latents = bank.latents(chosen, draws, "z")
             x_t, t, noise = diffused(model, latents, draws)
             truth = model.denoising_target(latents, noise, t)
             with learner.active():
-                predicted = model.predict(x_t, t, model.encode(captions, truncate=True))
+                predicted = model.predict(x_t, t, model.encode(texts, truncate=True))
             weights = cell_weights(covered.to(latents.device), latents.shape[-1], self.outside)
-            trace_values(x_t=x_t, t=t, captions=captions, weights=weights, pred=predicted.detach())
+            trace_values(x_t=x_t, t=t, captions=texts, weights=weights, pred=predicted.detach())
             return (weights * (predicted.float() - truth.float()).square()).mean()
 
         groups: list[dict[str, Any]] = [
@@ -140,7 +143,9 @@ class Geom(Eraser):
         seen = [int(sum(where.any() for where in each)) for each in found]
         settings = asdict(GeomGuard(text=negative, words=words))
         parts = {f"row.{n}": row.detach().clone() for n, row in enumerate(learner.rows.values())}
-        manifest = {"pictures": len(bank), "pictures_with_concept": seen}
+        with learner.active():
+            truncated = model.too_long(captions)
+        manifest = {"pictures": len(bank), "pictures_with_concept": seen, "captions_truncated": truncated}
         return Erasure("geom", "guard", changes, parts, settings, manifest)
 
     def images(self, model: DiffusionModel, request: Request, draws: Draws) -> tuple[ImageBank, list[str]]:

@@ -73,6 +73,14 @@ def test_new_words_learn_and_the_chosen_parameters(tiny_sd, train, tensors):
     assert erasure.manifest["pictures_with_concept"] == [2]
 
 
+def test_truncated_captions_are_counted(tiny_sd):
+    long = "a cat " * (tiny_sd.tokens // 2 - 2)  # fits without the words of its bins
+    erasure, _ = traced_erase(tiny_sd, regions="all", captions=[long, "a ship"])
+    assert tiny_sd.too_long([long]) == 0
+    assert erasure.manifest["captions_truncated"] == 1
+    assert traced_erase(tiny_sd, regions="all")[0].manifest["captions_truncated"] == 0
+
+
 def test_sampling_moves_away_from_the_name_and_all_places(tiny_sd):
     erasure, _ = traced_erase(tiny_sd, regions="all")
     words = location_words(2)
