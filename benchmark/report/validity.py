@@ -10,8 +10,11 @@ pulls tau towards 0: that of the figures pulls the value, and the added noise pu
 therefore holds both the percentiles of the samples and their reflection at the value (the basic bootstrap interval). It
 is too wide rather than too narrow; concept sets are few.
 
-What is shown of the scores comes from tests that invert these intervals, with the correction of Benjamini and Hochberg over all
+What is shown of the scores comes from the tests that belong to these intervals, corrected by Benjamini and Hochberg over all
 scores of the table: among twenty scores that order nothing, one interval in two tables would exclude 0.
+
+The distances have errors, so a score without error would not reach a tau of 1 with them. It would reach about the mean tau
+between the measured distances and the samples.
 
 The best two scores are those whose mean of ranks has the largest tau with the mean distance. They were chosen on the
 same records, so that their gain is an upper bound.
@@ -116,7 +119,20 @@ def agreements(scores: Mapping[str, Scored], truths: Mapping[str, Scored]) -> tu
         if tested[-1][0].value is not None:
             tests[name] = tested[-1][1]
     last = list(against)[-1]
-    return found, [*_notes(found, tests, last), *_best_pair(means, list(scores), against[last][0], found)]
+    reachable = _reachable(*against[last])
+    ceiling = (
+        f"A score without error would have a τ of about {reachable:.2f} with {last}, whose figures have intervals."
+    )
+    return found, [*_notes(found, tests, last), ceiling, *_best_pair(means, list(scores), against[last][0], found)]
+
+
+def _reachable(values: NDArray, drawn: NDArray) -> float:
+    """The mean tau between figures (concepts, methods) and the same figures redrawn (samples, concepts, methods)."""
+    taus = [
+        taus_b(np.broadcast_to(own, again.shape), again)
+        for own, again in zip(values, np.moveaxis(drawn, 1, 0), strict=True)
+    ]
+    return float(np.nanmean(taus))
 
 
 def _tested(
@@ -194,10 +210,13 @@ def _notes(found: Mapping[str, Sequence[Entry]], tests: Mapping[str, tuple[float
         groups["orders" if above else "not" if other else "open"].append(name)
     said = {
         "orders": f"Shown to order the methods by {last} (τ above 0)",
-        "not": f"Shown to be of little use for it (τ below {USEFUL:g}, not above 0)",
+        "not": f"Shown to be of little use for it (τ shown to be below {USEFUL:g}, not shown to be above 0)",
         "open": "Neither is shown",
     }
-    corrected = f"Tests of both are corrected by Benjamini–Hochberg over the {len(tests)} scores, 5 % level."
+    corrected = (
+        f"Tests of both are corrected by Benjamini–Hochberg over the {len(tests)} scores, 5 % level. "
+        "Intervals are not corrected, so one of them can exclude 0 where nothing is shown."
+    )
     return [*(f"{said[group]}: {', '.join(names) or 'none'}." for group, names in groups.items()), corrected]
 
 

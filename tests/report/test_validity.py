@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from overpaint.report.records import RECORD_COLUMNS
 from overpaint.report.rendering import render, tables
 from overpaint.report.statistics import kendall_tau_b, taus_b
-from overpaint.report.validity import ALL, SAMPLES, Scored, _tested, agreements
+from overpaint.report.validity import ALL, SAMPLES, Scored, _reachable, _tested, agreements
 
 CONCEPTS, METHODS = ("church", "car", "quillan", "sketch"), [f"method{n}" for n in range(12)]
 
@@ -68,6 +69,15 @@ def test_a_score_that_equals_the_distance_orders_the_methods_and_a_random_one_is
     assert other.low < 0 < other.high and abs(other.value) < 0.4
     assert notes[0].startswith("Shown to order") and notes[0].endswith(": good.")
     assert "random" in notes[1] + notes[2]
+
+
+def test_what_a_score_without_error_reaches_falls_with_the_errors_of_the_distances():
+    """Three methods at 0, 1 and 2: a normal error of 1 swaps neighbours with P = Φ(-1/√2), and the outer two with Φ(-√2)."""
+    values, rng = np.array([[0.0, 1.0, 2.0]]), np.random.default_rng(0)
+    samples = values + rng.standard_normal((20_000, 1, 3))
+    expected = 1 - 2 * (2 * norm.cdf(-1 / np.sqrt(2)) + norm.cdf(-np.sqrt(2))) / 3
+    assert _reachable(values, samples) == pytest.approx(expected, abs=0.01)
+    assert _reachable(values, np.broadcast_to(values, samples.shape)) == 1
 
 
 def test_the_interval_of_an_unrelated_score_holds_zero():
