@@ -85,9 +85,13 @@ def interval(low: float | None, high: float | None, unit: str) -> str:
 
 
 def number(value: float, unit: str) -> str:
-    """A number as text, with the digits that its unit needs."""
+    """A number as text, with the digits that its unit needs.
+
+    A mean such as 0.875 differs in its last bits between CPUs. It is rounded to ten digits first, so that its text does not.
+    """
     if unit == "bytes":
         return bytes_said(value)
+    value = float(f"{value:.10g}")
     if unit == "seconds":
         return f"{value:.3g} s"
     if unit == "%":

@@ -225,6 +225,8 @@ def test_a_spreadsheet_runs_no_cell(start):
     [
         (-0.001, "fraction", "0.00"),
         (-0.3, "fraction", "-0.30"),
+        (0.875 - 1e-15, "fraction", "0.88"),  # the same mean, summed on two CPUs
+        (0.875 + 1e-15, "fraction", "0.88"),
         (421e3, "bytes", "421 kB"),
         (0.00129, "seconds", "0.00129 s"),
         (26.17, "dB", "26.2 dB"),

@@ -271,4 +271,4 @@ def _source(o: Mapping[Hashable, Any], prefix: str) -> str:
 
 
 def _tau(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+    return number(value, "correlation").replace("-", "−")
