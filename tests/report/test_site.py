@@ -291,10 +291,11 @@ def test_a_cell_says_its_interval_n_failures_and_standing(committed):
 
 
 def test_the_heat_map_is_the_panel(committed):
+    golds = ("gold_floor", "gold_attacks", "gold_cce_steps")
     shown = [e for e in committed.pages["index.html"].all("table") if "heat" in e.classes]
     panels = {
         f"{folder}: {table.title}": table
-        for folder in ("redteam", "perturbation", "benign_merge", "validity", "gold_floor", "sweeps")
+        for folder in ("redteam", "perturbation", "benign_merge", "validity", *golds, "sweeps")
         for records, outcomes in [published(RESULTS / folder)]
         for concepts, of_concepts in records.groupby("concepts")
         if folder != "sweeps" or concepts == "church"  # the others have no attack, or one
