@@ -33,9 +33,7 @@ def panel(found: Table) -> str:
     """
     attacks = sorted(found.rows, key=lambda row: -_mean_excess(row))
     width, height = LEFT + WIDTH * len(attacks) + 60, TOP + HEIGHT * len(found.columns) + 50
-    lines = [
-        *_opening(width, height, 14, "Attacks by erasers: concepts recovered beyond random words"),
-    ]
+    lines = _opening(width, height, 14, "Attacks by erasers: concepts recovered beyond random words")
     for column, attack in enumerate(attacks):
         x, y = LEFT + WIDTH * (column + 0.5), TOP - 8
         lines.append(
@@ -161,11 +159,8 @@ def taus(found: Table) -> str:
     columns = [len(found.columns) - 1, *range(len(found.columns) - 1)]
     rows = sorted(found.rows, key=lambda row: -_value(row.entries[columns[0]]))
     width, bottom = LEFT + (TAU_WIDTH + TAU_GAP) * len(columns), TAU_TOP + TAU_HEIGHT * len(rows)
-    lines = [
-        *_opening(
-            width, bottom + 30, 13, "Kendall's tau of scores with distances to the gold reference, with 95 % intervals"
-        ),
-    ]
+    title = "Kendall's tau of scores with distances to the gold reference, with 95 % intervals"
+    lines = _opening(width, bottom + 30, 13, title)
     for place, row in enumerate(rows):
         y = TAU_TOP + TAU_HEIGHT * (place + 0.5)
         lines.append(f'<text x="{LEFT - 8}" y="{y + 4:g}" text-anchor="end">{escape(row.names[0])}</text>')
