@@ -5,6 +5,7 @@ watermark on a house is not what took the place of a church. Over the images of 
 
     replacement rate        share of images that show the anchor and not the concept
     replacement entropy     −Σ_l p_l log₂ p_l in bits, over the images that do not show the concept
+    nothing shown           share of images on which no score of any label reaches the threshold
 
 p_l is the share of images whose label is l: the label with the highest score, or `NOTHING` if no score reaches the threshold. The
 entropy is 0 if the same thing always takes the concept's place. The jackknife estimates it (Zahl 1977), because the entropy of a
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from overpaint.grid.concepts import read_as
 from overpaint.metrics.accuracy import classes_of
 from overpaint.metrics.metric import Evidence, Figure, Metric
-from overpaint.metrics.outcomes import Share, Tally, clusters, compare, outcomes
+from overpaint.metrics.outcomes import Share, Tally, clusters, compare, outcomes, own_concept
 from overpaint.report import statistics
 from overpaint.report.resampling import left_out
 from overpaint.report.statistics import Estimate
@@ -36,9 +37,14 @@ LIKE = {"style": "style", "mark": "on top", "unsafe": "on top"}
 EMCID = "EMCID, arXiv 2403.13807"
 
 
+def all_kinds(evidence: Evidence) -> Mapping[str, str]:
+    """The kind of each label that the detector knows."""
+    return evidence.kinds or dict.fromkeys(classes_of(evidence), "object")
+
+
 def labels_beside(evidence: Evidence, label: str) -> list[str]:
     """The labels that can take the place of this one: of kinds like its own, without erased ones."""
-    kinds = evidence.kinds or dict.fromkeys(classes_of(evidence), "object")
+    kinds = all_kinds(evidence)
     like, erased = LIKE.get(kinds.get(label, "object"), "thing"), set(evidence.targets)
     return [name for name, kind in kinds.items() if LIKE.get(kind, "thing") == like and name not in erased]
 
@@ -92,6 +98,22 @@ class ReplacementRate(Share):
             own, original = (replaced(frame, [label] * len(frame), evidence) for frame in frames)
             found[label] = compare(own, original, evidence.failure_limit, "target images")
         return found
+
+
+class NothingShown(Share):
+    """Share of target images that show nothing that the detector knows, of any kind."""
+
+    facet = "efficacy"
+    direction = "down"
+    paper = "overpaint"
+    roles = ("target",)
+    version = 1
+
+    def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+        table = own_concept(frame, evidence.threshold)
+        known = [label for label in all_kinds(evidence) if label in frame]
+        shows = outcomes(frame, [known] * len(frame), evidence.threshold).groupby("image")["hit"].max()
+        return table.assign(hit=1 - shows.reindex(table["image"]).to_numpy(float))
 
 
 class ReplacementEntropy(Metric):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -78,15 +78,15 @@ class View:
     name: str
     cells: str = "means"
     rows: str = "method"
-    blocks: tuple[str, ...] = ()
+    blocks: Sequence[str] = ()
     columns: Mapping[str, Column] = field(default_factory=dict)
     primary: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     average: str = "concepts"
-    mean_ranks: tuple[str, ...] = ()
+    mean_ranks: Sequence[str] = ()
     percent: bool = False
     run: Mapping[str, str] = field(default_factory=dict)
-    truth: tuple[str, ...] = ()
-    together: tuple[str, ...] = ()
+    truth: Sequence[str] = ()
+    together: Sequence[str] = ()
 
     def shown(self, records: pd.DataFrame) -> pd.DataFrame:
         """The records that a column of the view shows."""
@@ -122,15 +122,16 @@ class Endpoint(TypedDict, total=False):
 
 
 class ViewFile(TypedDict, total=False):
-    """The keys of a view's YAML."""
+    """The keys of a view's YAML. Keys that it does not set have the values of the view that it ``extends``."""
 
     name: str
+    extends: str
     cells: Literal["every", "means", "ranks", "pairs", "panel", "front", "validity", "spread", "verdicts"]
     rows: Literal["method", "attack", "concepts"]
     blocks: (
         list[Literal["model", "concepts", "kind", "method", "attack", "protocol", "budget", "metrics", "seed"]] | None
     )
-    columns: dict[str, dict[str, Any]] | None
+    columns: dict[str, dict[str, Any] | None] | None
     primary: dict[str, dict[str, Any]] | None
     average: Average
     mean_ranks: list[Average] | None
@@ -147,43 +148,53 @@ def in_store(view: View, store: str | None) -> View:
 
 def view_named(name: str) -> View:
     """The view of that name. Raises a `UserError` for an unknown name or a YAML file that does not define a view."""
+    return _defined(name, "", ())
+
+
+def _defined(name: str, named_by: str, descendants: tuple[str, ...]) -> View:
+    """The view of that name, which the last of ``descendants`` extends at ``named_by``."""
     known, where = components("view"), f"view {name}"
     if name not in known:
-        raise unknown("view", name, list(known))
+        raise unknown("view", name, list(known), named_by)
+    if name in descendants:
+        raise UserError(f"{named_by}: view {name} would extend itself")
     read = read_mapping(known[name], where)
     refuse_resolvers(read, where)
     given = checked(ViewFile, read, where)
-    columns = {}
-    for title, values in (given.get("columns") or {}).items():
-        columns[title] = _column(values, f"{where}: columns.{title}")
-    for title, made in columns.items():
-        for other in made.harmonic or ():
-            if other not in columns or columns[other].harmonic:
-                raise unknown("column", other, columns, f"{where}: columns.{title}.harmonic")
-    if given.get("together") and given.get("cells", "means") in ONE_CONCEPT_SET:
-        raise UserError(
-            f"{where}: together has no effect on cells: {given['cells']}, whose tables have one concept set each"
-        )
-    for title in given.get("truth") or ():
-        if title not in columns:
-            raise unknown("column", title, columns, f"{where}: truth")
+    base = View(name)
+    if extended := given.get("extends"):
+        base = _defined(extended, f"{where}: extends", (*descendants, name))
+    columns = _columns(base.columns, given.get("columns") or {}, where)
     for facet, endpoint in (given.get("primary") or {}).items():
         if "metric" not in checked(Endpoint, endpoint, f"{where}: primary.{facet}"):
             raise UserError(f"{where}: primary.{facet} names no metric")
-    return View(
-        name,
-        given.get("cells", "means"),
-        given.get("rows", "method"),
-        tuple(given.get("blocks") or ()),
-        columns,
-        given.get("primary") or {},
-        given.get("average", "concepts"),
-        tuple(given.get("mean_ranks") or ()),
-        given.get("percent", False),
-        given.get("run") or {},
-        tuple(given.get("truth") or ()),
-        tuple(given.get("together") or ()),
-    )
+    own = {key: value for key, value in given.items() if value is not None and key not in ("extends", "columns")}
+    view = replace(base, **own | {"name": name, "columns": columns})
+    for title in view.truth:
+        if title not in columns:
+            raise unknown("column", title, columns, f"{where}: truth")
+    if view.together and view.cells in ONE_CONCEPT_SET:
+        raise UserError(
+            f"{where}: together has no effect on cells: {view.cells}, whose tables have one concept set each"
+        )
+    return view
+
+
+def _columns(
+    inherited: Mapping[str, Column], given: Mapping[str, Mapping[str, Any] | None], where: str
+) -> dict[str, Column]:
+    """The inherited columns with those of a view's YAML. Its ``null`` removes a column."""
+    columns = dict(inherited)
+    for title, values in given.items():
+        if values is not None:
+            columns[title] = _column(values, f"{where}: columns.{title}")
+        elif columns.pop(title, None) is None:
+            raise unknown("column", title, inherited, f"{where}: columns")
+    for title, column in columns.items():
+        for other in column.harmonic or ():
+            if other not in columns or columns[other].harmonic:
+                raise unknown("column", other, columns, f"{where}: columns.{title}.harmonic")
+    return columns
 
 
 def _column(values: Mapping[str, Any], where: str) -> Column:

@@ -9,7 +9,7 @@ import pytest
 
 from overpaint.grid.concepts import Concept
 from overpaint.metrics.metric import Evidence
-from overpaint.metrics.replacement import NOTHING, ReplacementEntropy, ReplacementRate, entropy
+from overpaint.metrics.replacement import NOTHING, NothingShown, ReplacementEntropy, ReplacementRate, entropy
 
 KINDS = {"church": "object", "house": "object", "tree": "object", "sketch": "style", "flat": "style", "stamp": "mark"}
 
@@ -52,6 +52,13 @@ def test_a_label_that_is_never_shown_has_a_share_of_0():
     assert set(shown) == set(unshown) == {"house", "tree"}
     figure = unshown["tree"]
     assert (figure.value, figure.low, figure.n) == (0, 0, 10) and 0 < figure.high < 0.35 and figure.p_value == 1
+
+
+def test_an_image_shows_nothing_if_it_has_no_label_of_any_kind():
+    figure = NothingShown().measure(evidence_of([["church"], ["flat"], ["stamp"], [], []] * 4))
+    assert (figure.value, figure.original, figure.n, figure.failed) == (0.4, 0.0, 20, 0)
+    figure = NothingShown().measure(evidence_of([["church"], None, [], []], failure_limit=0.5))
+    assert (figure.value, figure.n, figure.failed) == (pytest.approx(2 / 3), 3, 1), "a failed image is left out"
 
 
 @pytest.mark.parametrize("anchor", ["a house", "House", "house"])

@@ -168,6 +168,15 @@ def test_every_view_asks_for_metrics_that_exist(name):
     assert {endpoint["metric"] for endpoint in view.primary.values()} <= known
 
 
+def test_a_view_extends_another():
+    hub, ranks = view_named("hub"), view_named("hub_ranks")
+    assert ranks.name == "hub_ranks" and (hub.cells, ranks.cells) == ("means", "ranks")
+    assert ranks.together == hub.together and ranks.run == hub.run
+    assert ranks.columns == {title: column for title, column in hub.columns.items() if title != "preference"}
+    kernel = view_named("validity_kernel")
+    assert list(kernel.truth) == ["kernel distance to gold"] and "to gold (the rest)" not in kernel.columns
+
+
 def test_a_view_says_which_records_it_shows():
     records = frame(
         record("uce", "church", "target_proportion", 0.2),
