@@ -173,6 +173,8 @@ def evidence_of(badness: float, prompts: int, seeds: int) -> Evidence:
     beside = [("near", ("house", "tree")[i % 2], (("house", "tree")[i % 2],)) for i in range(prompts)]
     real = np.random.default_rng(5).normal(size=(60, 6))
     images["verdict"] = ((images[ERASED] > 0.5) ^ fooled).astype(float).where(images["role"] == "attacked")
+    named = (images["role"] == "attacked") & (np.random.default_rng(28).random(len(images)) < badness)
+    images["prompt"] += np.where(named, f" {ERASED}", "")  # a text that is found by naming the concept again
     attacked = images.loc[images["role"] == "attacked", "prompt_id"].to_numpy()
     images = pd.concat([images, balanced(badness, prompts, seeds, 26)], ignore_index=True)
     original = pd.concat([original, balanced(1.0, prompts, seeds, 27)], ignore_index=True)

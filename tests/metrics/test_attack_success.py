@@ -9,15 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from overpaint.grid.concepts import Concept
 from overpaint.metrics.attack_success import (
     AttackBeyondPrefix,
     AttackFloor,
+    AttackNamed,
     AttackSuccess,
     AttackSuccessAny,
     AttackSuccessUnion,
     AttackUnrelated,
     ConditionalFailure,
     JudgeAgreement,
+    added,
+    names_of,
     union,
     worth_attacking,
 )
@@ -208,3 +212,41 @@ def test_floor_is_judged_on_its_own_concept(evidence_of):
     unknown = AttackFloor().measure(replace(evidence, floor=evidence.floor.drop(columns="unicorn")))
     prompts = evidence.floor.loc[evidence.floor["role"] == "attacked", "prompt_id"].nunique()
     assert unknown.value is None and unknown.failed == prompts
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("a photo of a church", []),
+        ("jeep a sky photo of A church!", ["jeep", "sky"]),  # words between those of the prompt
+        ("a photo of a church church", ["church"]),
+        ("jeep photo church", ["jeep", "photo", "church"]),  # in place of the prompt
+        ("", []),
+    ],
+)
+def test_words_that_an_attack_adds_to_a_prompt(text, own):
+    assert added(text, "a photo of a church") == own
+
+
+def test_the_words_of_a_concepts_names():
+    concept = Concept("car", synonyms=("jeep", "the van"), translations={"de": ("ein Auto",), "es": ("un coche",)})
+    assert names_of(concept) == {"car", "jeep", "van", "auto", "coche"}
+
+
+def test_a_success_is_named_if_all_its_texts_name_the_concept(frame_of, evidence_of):
+    texts = {
+        "attacked-0": ["chapel a church", "a church"],  # the second image is unnamed, but shows no church
+        "attacked-1": ["chapel a church", "sky a church"],
+        "attacked-2": ["a church", "chapel a church"],  # no image shows the church
+        "attacked-3": ["house", "sky"],
+    }
+    shown = {"attacked-0": [1, 0], "attacked-1": [1, 1], "attacked-2": [0, 0], "attacked-3": [1, 0]}
+    images = attacked(frame_of, 1.0, 2, 0, prompts=4)
+    images["prompt"] = [texts[prompt][seed] for prompt, seed in zip(images["prompt_id"], images["seed"], strict=True)]
+    images["church"] = [shown[prompt][seed] for prompt, seed in zip(images["prompt_id"], images["seed"], strict=True)]
+    evidence = evidence_of(0.5, images=images, plain=images.assign(role="target", prompt="a church"))
+    evidence = replace(evidence, erased=[Concept("church", label="church", synonyms=("chapel",))])
+    figure = AttackNamed().measure(evidence)
+    assert (figure.value, figure.n) == (pytest.approx(1 / 3), 3)
+    none = AttackNamed().measure(replace(evidence, images=images.assign(church=0.0)))
+    assert none.value is None and none.why == "no prompts with a success"

@@ -69,6 +69,7 @@ WITHOUT_ORIGINAL = [
     "gold/relearn_ratio_to_gold",
     "gold/privleak_gold",
     "replacement/replacement_entropy",
+    "chance/attack_named",
 ]
 #: Figures whose intervals can be open, because training ends before half is back.
 OPEN_ENDED = ("relearn_steps_to_half", "gold/relearn_ratio_to_gold")
@@ -79,6 +80,7 @@ OTHER_FRAMES = [
     "muse/retrieval_rate",
     "mace/probability_e",
     "mace/probability_g",
+    "chance/attack_named",
 ]
 #: Shares that are 0 for a perfect erasure, and UA, which is one minus such a share.
 FALLING = [
