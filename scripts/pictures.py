@@ -9,6 +9,7 @@ from overpaint.report.figure_text import number
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Row, Table
+from overpaint.report.validity import REACH
 from overpaint.report.verdicts import Against
 
 #: Width and height of a cell, and the space for the names of rows and columns, in pixels.
@@ -154,9 +155,12 @@ TAU_WIDTH, TAU_HEIGHT, TAU_GAP, TAU_TOP = 146, 20, 36, 40
 def taus(found: Table) -> str:
     """View ``validity`` as dots with 95 % intervals: scores in rows, distances in columns, each from -1 to 1.
 
-    The last column is in front, and sorts the scores. An interval that excludes 0 is drawn in colour.
+    The last distance is in front, and sorts the scores. A tick marks the tau that can be expected of a perfect score with as much
+    noise. An interval that excludes 0 is drawn in colour.
     """
-    columns = [len(found.columns) - 1, *range(len(found.columns) - 1)]
+    titles = [head.title for head in found.columns]
+    reach = titles.index(REACH)
+    columns = [reach - 1, *range(reach - 1)]
     rows = sorted(found.rows, key=lambda row: -_value(row.entries[columns[0]]))
     width, bottom = LEFT + (TAU_WIDTH + TAU_GAP) * len(columns), TAU_TOP + TAU_HEIGHT * len(rows)
     title = "Kendall's tau of scores with distances to the gold reference, with 95 % intervals"
@@ -174,6 +178,9 @@ def taus(found: Table) -> str:
             lines.append(f'<text x="{x:g}" y="{bottom + 16}" font-size="11">{tau:g}</text>')
         for under, row in enumerate(rows):
             lines += _tau(left, TAU_TOP + TAU_HEIGHT * (under + 0.5), row.entries[column])
+            if place == 0 and _value(row.entries[reach]) > -1:
+                x, y = _across(left, _value(row.entries[reach])), TAU_TOP + TAU_HEIGHT * under
+                lines.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y + 4}" y2="{y + 16}" stroke="#000"/>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 

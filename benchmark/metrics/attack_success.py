@@ -234,7 +234,7 @@ class ReleasedPostAsr(BesidePlain):
     unit = "rate"
     paper = "UnlearnDiffAtk, arXiv 2310.11868; check_asr.py"
     aggregation = "last minus first plus plain image, mean over prompts"
-    version = 1
+    version = 2
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
@@ -261,7 +261,9 @@ class ReleasedPostAsr(BesidePlain):
         gain = (last - first).reindex(pd.MultiIndex.from_frame(tables["plain"][keys]))
         missing = ~gain.index.isin(last.index)
         gained = tables["plain"]["hit"].to_numpy() + np.where(missing, 0.0, gain.to_numpy())
-        rate = statistics.mean(gained, tables["plain"]["cluster"])
+        rate = statistics.where_one_differs(
+            statistics.mean(gained, tables["plain"]["cluster"]), tables["plain"]["cluster"]
+        )
         return figure.estimated(rate)
 
 

@@ -126,12 +126,12 @@ class GoldDistance(FeatureDistance):
 class GoldLabelDistance(GoldDistance):
     """Distance of the labels that the detector finds, on prompts that name the concept.
 
-    Its interval and that of its difference allow for the bias of finitely many images (`folding`). If the labels of all images
-    are equal, the upper limit is that of the share of images in which one label takes another's place.
+    Its interval and that of its difference allow for the bias of finitely many images (`folding`). If all prompts agree, the
+    limits are those of the share of images in which one label takes another's place.
     """
 
     unit = "labels"
-    version = 2
+    version = 3
     floor = 0.0
     distance = staticmethod(label_distance)
 
@@ -146,15 +146,18 @@ class GoldLabelDistance(GoldDistance):
         found = super().whole(own, gold)
         if found.low is None or found.high is None:
             return found
-        if np.array_equal(own.vectors, gold.vectors):
-            return found._replace(high=statistics.proportion(np.zeros(len(own.vectors)), own.prompts).high)
+        found = statistics.where_one_differs(found, own.prompts)
+        if found.low is None or np.array_equal(own.vectors, gold.vectors):
+            return found._replace(low=0.0)
         return found._replace(low=max(found.low - folding(own.vectors, gold.vectors, own.prompts), self.floor))
 
     def gap(self, own: FeatureRows, base: FeatureRows, gold: FeatureRows, bias: float = 0.0) -> Estimate:
         """The difference of two distances. Its interval and test also hold if both biases are removed."""
-        found = super().gap(own, base, gold)
         biases = (folding(side.vectors, gold.vectors, own.prompts) for side in (own, base))
-        unbiased = super().gap(own, base, gold, bias=next(biases) - next(biases))
+        found, unbiased = (
+            statistics.where_one_differs(super(GoldLabelDistance, self).gap(own, base, gold, bias=removed), own.prompts)
+            for removed in (0.0, next(biases) - next(biases))
+        )
         if found.value is None or found.p_value is None or unbiased.value is None or unbiased.p_value is None:
             return found
         lower, upper = (found, unbiased) if found.value < unbiased.value else (unbiased, found)
@@ -188,7 +191,7 @@ class GoldLabelDistanceRetained(GoldLabelDistance):
     """Distance of labels on prompts for other concepts: neighbours, the style × object grid and general prompts."""
 
     facet = "specificity"
-    version = 3
+    version = 4
     roles = ("near", "grid", "utility")
 
 

@@ -247,7 +247,7 @@ def _gap(
         return statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined)), joined, ""
     gap = statistics.difference_of_estimates(other, one)
     if gap.low is not None:
-        p_value, p_equivalence = tests_of(gap._replace(p_value=None), unit)
+        p_value, p_equivalence = tests_of(gap._replace(p_value=None), equivalence=unit == "fraction")
         gap = gap._replace(p_value=p_value, p_equivalence=p_equivalence, n=one.n + other.n)
     return gap, None, why
 

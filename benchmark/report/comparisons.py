@@ -13,7 +13,7 @@ from overpaint.grid.labels import counted
 from overpaint.report import statistics
 from overpaint.report.directions import loss
 from overpaint.report.families import Compared, Mark, is_primary, marks
-from overpaint.report.pooling import Outcomes, groups_of, pooled, rows_by
+from overpaint.report.pooling import SHARED, Outcomes, groups_of, pooled, rows_by
 from overpaint.report.ranks import FEWEST_CONCEPTS, alike, mean_ranks, rank_intervals, rank_intervals_over_concepts
 from overpaint.report.standings import MISSING, PAIR, SEVERAL, UNALIKE, paired, with_equal_runs
 from overpaint.report.statistics import Estimate
@@ -145,7 +145,7 @@ def _over_concepts(title: str, part: pd.DataFrame, view: View, methods: Sequence
         table = table.reindex(index=list(methods))
         complete = table[table.notna().all(axis=1)]
         direction = chosen["direction"].iloc[0]
-        fixed = _fixed(chosen, list(complete.index), outcomes) if chosen["facet"].iloc[0] == "utility" else None
+        fixed = _fixed(chosen, list(complete.index), outcomes) if chosen["facet"].iloc[0] in SHARED else None
         found = rank_intervals_over_concepts(complete.to_numpy(float), direction, fixed)
         entries = {
             str(m): Entry(e.value, e.low, e.high, "rank", e.n) for m, e in zip(complete.index, found, strict=True)

@@ -7,8 +7,13 @@ The outcome y of method seed s on prompt p of concept c is modelled as
 with independent parts. Their variances are estimated from the mean squares of a balanced layout, as in an analysis of
 variance with random effects (Searle, Casella and McCulloch 1992, chapter 4): prompts and seeds are crossed within a
 concept. Negative estimates are 0. Intervals are generalised confidence intervals (Weerahandi 1993): every mean square M
-with f degrees of freedom is replaced by M f / W for W from χ²(f). They assume normal parts, and outcomes are often 0 or 1,
-so they are approximate.
+with f degrees of freedom is replaced by M f / W for W from χ²(f). This assumes normal parts, and outcomes are often 0 or 1. The
+squares of such deviations vary more, so f is reduced. With the excess kurtosis γ of the n deviations of a part (Box 1953),
+
+    f' = f / (1 + γ f / 2n)
+
+For the rest, f' is at most 2 M² / Var M, with the variance between the mean squares of seeds, or of prompts. Outcomes with fewer
+than `FEWEST` hits or misses have no intervals. If one seed in twenty fails and none of those that were run, no interval shows it.
 """
 
 from __future__ import annotations
@@ -30,6 +35,8 @@ from overpaint.report.views import View
 PARTS = ("concepts", "seeds", "prompts", "the rest")
 #: Number of draws of the mean squares.
 DRAWS = 4_000
+#: Fewer hits, or misses, do not show how they vary.
+FEWEST = 10
 
 
 def spreads(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
@@ -91,6 +98,25 @@ def crossed(found: pd.DataFrame | None) -> Layout:
     return Layout(values, f"{lost} of {lost + len(tables) * prompts} prompts" if lost else "")
 
 
+class Deviations(NamedTuple):
+    """Deviations of the means of concepts (concepts,), seeds (concepts, seeds) and prompts (concepts, prompts), and of single
+    outcomes (concepts, seeds, prompts)."""
+
+    concepts: NDArray
+    seeds: NDArray
+    prompts: NDArray
+    rest: NDArray
+
+
+def deviations(values: NDArray) -> Deviations:
+    """The deviations of outcomes (concepts, seeds, prompts), whose mean squares are those of the layout."""
+    by_concept, by_seed, by_prompt = values.mean((1, 2)), values.mean(2), values.mean(1)
+    rest = values - by_seed[:, :, None] - by_prompt[:, None, :] + by_concept[:, None, None]
+    return Deviations(
+        by_concept - by_concept.mean(), by_seed - by_concept[:, None], by_prompt - by_concept[:, None], rest
+    )
+
+
 def components(values: NDArray, draws: NDArray | None = None) -> NDArray:
     """Variances of the `PARTS`, ``(4,)``, of outcomes (concepts, seeds, prompts).
 
@@ -98,26 +124,17 @@ def components(values: NDArray, draws: NDArray | None = None) -> NDArray:
     ``(n, 4)``. With one concept, its variance is NaN.
     """
     _, seeds, prompts = values.shape
-    by_concept, by_seed, by_prompt = values.mean((1, 2)), values.mean(2), values.mean(1)
-    rest = values - by_seed[:, :, None] - by_prompt[:, None, :] + by_concept[:, None, None]
-    freedom = _freedom(values.shape)
-    squares = np.array(
-        [
-            seeds * prompts * ((by_concept - by_concept.mean()) ** 2).sum(),
-            prompts * ((by_seed - by_concept[:, None]) ** 2).sum(),
-            seeds * ((by_prompt - by_concept[:, None]) ** 2).sum(),
-            (rest**2).sum(),
-        ]
-    )
+    freedom, found = _freedom(values.shape), deviations(values)
+    squares = np.array([(part**2).sum() for part in found]) * (seeds * prompts, prompts, seeds, 1)
     mean_squares = squares / np.where(freedom > 0, freedom, np.nan)
     of_concepts, of_seeds, of_prompts, left = (mean_squares if draws is None else mean_squares * draws).T
-    found = [
+    variances = [
         (of_concepts - of_seeds - of_prompts + left) / (seeds * prompts),
         (of_seeds - left) / prompts,
         (of_prompts - left) / seeds,
         left,
     ]
-    return np.maximum(np.stack(found, axis=-1), 0.0)
+    return np.maximum(np.stack(variances, axis=-1), 0.0)
 
 
 def _freedom(shape: tuple[int, ...]) -> NDArray:
@@ -127,17 +144,39 @@ def _freedom(shape: tuple[int, ...]) -> NDArray:
     )
 
 
+def effective_freedom(values: NDArray) -> NDArray:
+    """Degrees of freedom (4,) of the mean squares, reduced for deviations whose squares vary more than normal ones."""
+    found = deviations(values)
+    freedom = np.maximum(_freedom(values.shape), 1).astype(float)
+    for place, part in enumerate(found[1:], start=1):  # of the few concepts, kurtosis says nothing
+        if (variance := (part**2).mean()) > 0:
+            kurtosis = max(float((part**4).mean() / variance**2) - 3, 0.0)
+            freedom[place] /= 1 + kurtosis * freedom[place] / (2 * part.size)
+    for axis in (1, 2):
+        squares = (found.rest**2).mean(axis).ravel()
+        if (error := squares.var(ddof=1) / len(squares)) > 0:
+            freedom[3] = min(freedom[3], 2 * squares.mean() ** 2 / error)
+    return np.maximum(freedom, 1)
+
+
+def few_vary(values: NDArray) -> bool:
+    """Whether outcomes of 0 and 1 have too few hits or misses for intervals."""
+    return bool(np.isin(values, (0, 1)).all() and min(values.sum(), (1 - values).sum()) < FEWEST)
+
+
 def _entries(values: NDArray, unit: str) -> list[Entry]:
     """The mean of the outcomes, and the standard deviations of the parts with their intervals."""
-    generator = np.random.default_rng(0)
-    freedom = np.maximum(_freedom(values.shape), 1)
+    generator, freedom = np.random.default_rng(0), effective_freedom(values)
     draws = freedom / generator.chisquare(freedom, (DRAWS, len(PARTS)))
     deviations = np.sqrt(components(values))
     low, high = np.quantile(np.sqrt(components(values, draws)), [0.025, 0.975], axis=0)
+    few = few_vary(values)
     entries = [Entry(float(values.mean()), unit=unit, n=values.size)]
     for value, lowest, highest in zip(deviations, low, high, strict=True):
         if np.isnan(value):
             entries.append(Entry(None, unit=unit, why="one concept set"))
+        elif few:
+            entries.append(Entry(float(value), unit=unit, n=values.size))
         else:
             limits = float(min(lowest, value)), float(max(highest, value))
             entries.append(Entry(float(value), *limits, unit=unit, n=values.size))
@@ -162,6 +201,9 @@ def _notes(values: Mapping[str, NDArray]) -> list[str]:
         + ", ".join(f"{method} {'×'.join(map(str, found.shape))}" for method, found in values.items())
         + "."
     ]
+    few = [name for name, found in values.items() if few_vary(found)]
+    if few:
+        notes.append(f"No intervals: fewer than {FEWEST} hits or misses ({', '.join(few)}).")
     seeds = {found.shape[1] for found in values.values()}
     if len(values) < 2 or len(seeds) > 1:
         return notes

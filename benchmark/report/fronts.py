@@ -126,7 +126,7 @@ def dominating(
             if gap.p_value is None:
                 ends = (means[methods[m]][name] for m in (i, j))
                 gap = difference_of_estimates(*(folded(Estimate(e.value, e.low, e.high), direction) for e in ends))
-                p_value, p_equivalence = tests_of(gap._replace(p_value=None), unit)
+                p_value, p_equivalence = tests_of(gap._replace(p_value=None), equivalence=unit == "fraction")
                 gap = gap._replace(p_value=p_value, p_equivalence=p_equivalence)
             if gap.value is None or gap.p_value is None:
                 continue

@@ -36,6 +36,8 @@ Rows: TypeAlias = "Sequence[Mapping[Any, Any]]"
 NAMED = {"concepts": "concepts", "run": "seed", "method": "method"}
 #: How many tables of outcomes are kept for the next question: a figure's value, its difference and its rank ask for the same.
 LATEST = 4
+#: Facets whose prompts do not name the erased concept, so that several concept sets can have the same ones.
+SHARED = ("specificity", "utility")
 #: If the mean of the outcomes differs by more than this from the mean of the records, it is a different figure.
 SAME = 1e-6
 
@@ -158,13 +160,15 @@ def pooled(records: Rows, field: str, outcomes: Outcomes, average: str = "concep
     if len(records) == 1:
         return Pooled(shown, float(records[0]["p_value"]), number_of(records[0].get("p_equivalence")))
     gap = shown if field == "difference" else _mean(records, "difference", outcomes, average)
-    return Pooled(shown, *tests_of(gap, records[0]["unit"]))
+    tested = all(number_of(record.get("p_equivalence")) is not None for record in records)
+    return Pooled(shown, *tests_of(gap, equivalence=tested))
 
 
-def tests_of(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
+def tests_of(gap: Estimate, equivalence: bool) -> tuple[float | None, float | None]:
     """The p-values of a difference: its own, or else those derived from its interval under a normal distribution.
 
-    They are undefined for an open interval, whose value can be a bound.
+    They are undefined for an open interval, whose value can be a bound. Differences of real values have no test of
+    ``equivalence``.
     """
     if gap.p_value is not None:
         return gap.p_value, gap.p_equivalence
@@ -180,15 +184,15 @@ def tests_of(gap: Estimate, unit: str) -> tuple[float | None, float | None]:
     margin = statistics.MARGIN
     inside = abs(middle) < margin
     same = max(beyond(-margin), beyond(margin)) if inside else 1.0
-    return min(2 * beyond(0.0), 1.0), same if unit == "fraction" else None
+    return min(2 * beyond(0.0), 1.0), same if equivalence else None
 
 
 def _mean(records: Rows, field: str, outcomes: Outcomes, average: str) -> Estimate:
-    """The mean of one field: over the method seeds of each concept, then over concepts (of each kind, then over kinds), which
-    share general prompts."""
+    """The mean of one field: over the method seeds of each concept, then over concepts (of each kind, then over kinds), which can
+    share prompts for other concepts."""
     if len(records) == 1:
         return estimate_of(records[0], field)
-    general = bool(records) and records[0]["facet"] == "utility"
+    general = bool(records) and records[0]["facet"] in SHARED
     if average == "kinds" and len(kinds := _grouped(records, "kind")) > 1:
         means = [_mean(part, field, outcomes, "concepts") for part in kinds.values()]
         return statistics.mean_of_estimates(means, shared=general)

@@ -82,14 +82,14 @@ def paired(one: Rows, other: Rows, outcomes: Outcomes, interval: bool = True) ->
 
 
 def standings(
-    estimates: Mapping[str, Estimate], direction: str, difference: Callable[[str, str], Estimate]
+    estimates: Mapping[str, Estimate], direction: str, difference: Callable[[str, str], Estimate], exact: bool = False
 ) -> dict[str, str]:
     """`BEST` for the method with the best value, `TIED` for each method that is not shown to be worse than it.
 
     A method is worse if its ``difference(method, best)`` is on the worse side and has a p-value below 5 % after Holm's correction
     over the methods. If there is none, because outcomes are not stored or distances from 0 are compared, the two estimates are
-    compared as independent ones; this is cautious, because methods share their prompts. A figure without an interval, such as a
-    size, is tied only with an equal one.
+    compared as independent ones; this is cautious, because methods share their prompts. Figures without an interval are not shown
+    to be worse, unless they are ``exact``, such as sizes.
     """
     distances = {name: folded(e, direction) for name, e in estimates.items()}
     known = {name: float(loss(e.value, direction)) for name, e in distances.items() if e.value is not None}
@@ -104,7 +104,7 @@ def standings(
         if found.p_value is None:
             found = statistics.difference_of_estimates(distances[name], distances[best[0]])
         better = found.value is not None and (found.value > 0) == (direction == "up")
-        p_values.append(1.0 if better else 0.0 if found.p_value is None else found.p_value)
+        p_values.append(1.0 if better else float(not exact) if found.p_value is None else found.p_value)
     apart = statistics.holm(p_values).rejected
     tied = {name: TIED for name, worse in zip(others, apart, strict=True) if not worse}
     return dict.fromkeys(best, BEST) | tied

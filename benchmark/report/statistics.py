@@ -210,7 +210,8 @@ def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) ->
     The first is the sandwich variance (Liang and Zeger 1986), the second the skewness of the value. The limits are
     value ± t · error, and the limit on the long side of the distribution is moved outwards by Johnson's (1978) correction,
     |a| (2 t² + 1) / 6 · error. The test inverts the interval. Degrees of freedom are C − 1, or Satterthwaite's for several
-    samples. With fewer than `FEWEST_PROMPTS` clusters in a sample, interval and test are undefined.
+    samples. With fewer than `FEWEST_PROMPTS` clusters in a sample, interval and test are undefined. If all clusters agree, the
+    interval has no width (see `where_one_differs`), and the test is a sign test.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -219,14 +220,25 @@ def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) ->
         return Estimate(value)
     variances = np.array([c / (c - 1) * (part @ part) for c, part in zip(counts, samples, strict=True)])
     error = math.sqrt(variances.sum())
-    if error <= TINY * abs(value):  # all clusters agree
-        return Estimate(value, value, value, float(value == 0))
+    if error <= TINY * abs(value):  # all clusters agree: a sign test
+        return Estimate(value, value, value, 1.0 if value == 0 else float(2.0 ** (1 - counts.sum())))
     third = sum(c**2 / ((c - 1) * (c - 2)) * float((part**3).sum()) for c, part in zip(counts, samples, strict=True))
     skewness, free = third / error**3, variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
     far = float(stdtrit(free, (1 + level) / 2))
     low, high = (value + side * error * _moved(far, max(side * skewness, 0.0)) for side in (-1, 1))
     quantile = _quantile(abs(value) / error, max(-skewness if value > 0 else skewness, 0.0))
     return Estimate(value, low, high, float(2 * stdtr(free, -quantile)))
+
+
+def where_one_differs(found: Estimate, clusters: ArrayLike) -> Estimate:
+    """A mean of values whose clusters all agree, with the interval for the share of values that could differ by 1.
+
+    ``clusters`` (n,) has one entry per value. An estimate whose interval has a width is returned as it is.
+    """
+    if found.value is None or found.low is None or found.low != found.high:
+        return found
+    other = proportion(np.zeros(len(np.asarray(clusters))), clusters).high or 0.0
+    return found._replace(low=found.value - other, high=found.value + other)
 
 
 def _moved(quantile: float, skewness: float) -> float:

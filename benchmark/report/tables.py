@@ -344,8 +344,13 @@ def _with_standings(cells: Cells, by_row: Mapping[str, Rows], outcomes: Outcomes
         for name, (entry, _) in cells.items()
         if entry.of is None and not entry.bound and by_row[name][0]["method_name"] != "none"
     }
-    direction = next(iter(by_row.values()))[0]["direction"]
-    found = standings(estimates, direction, lambda a, b: paired(by_row[a], by_row[b], outcomes, interval=False)[0])
+    first = next(iter(by_row.values()))[0]
+    found = standings(
+        estimates,
+        first["direction"],
+        lambda a, b: paired(by_row[a], by_row[b], outcomes, interval=False)[0],
+        exact=first["facet"] == "sustainability",
+    )
     return {name: (replace(entry, standing=found.get(name, "")), test) for name, (entry, test) in cells.items()}
 
 

@@ -5,16 +5,20 @@ over the concept sets: 1 if the score always prefers the eraser nearer to the go
 reverse. Seeds of a method are averaged before.
 
 Intervals are made of 2,000 bootstrap samples. Each draws the concept sets with replacement, a seed of each method, and every
-figure from a normal distribution with the standard error of its interval, independently between methods and figures. Noise
-pulls tau towards 0: that of the figures pulls the value, and the added noise pulls the samples once more. An interval
-therefore holds both the percentiles of the samples and their reflection at the value (the basic bootstrap interval). It
-is too wide rather than too narrow; concept sets are few.
+figure from a normal distribution with the standard error of its interval, independently between methods and figures. An interval
+holds both the percentiles of the samples and their reflection at the value (the basic bootstrap interval).
 
-What is shown of the scores comes from the tests that belong to these intervals, corrected by Benjamini and Hochberg over all
-scores of the table: among twenty scores that order nothing, one interval in two tables would exclude 0.
+Noise pulls tau towards 0. Let r be the share of the variance between methods that is not noise, in a concept set. If figures
+are normal, a score whose figures without noise have the tau t with those of the distance is measured with (Greiner's relation)
 
-The distances have errors, so a score without error would not reach a tau of 1 with them. It would reach about the mean tau
-between the measured distances and the samples.
+    attenuated tau      2/π arcsin((r_score r_distance)^½ sin(π t / 2))
+
+For t = 1 this is the largest tau that can be expected of a score, its `reach`. What is shown of the scores comes from two
+tests, each corrected by Benjamini and Hochberg over all scores of the table:
+
+    orders              tau is not 0: in the samples, and if methods change places (2,000 permutations, the same in each
+                        concept set). Only the permutations allow for orders that agree by chance
+    little use          tau is below the attenuated tau of `USEFUL`, in the samples. A score with much noise cannot fail it
 
 The best two scores are those whose mean of ranks has the largest tau with the mean distance. They were chosen on the
 same records, so that their gain is an upper bound.
@@ -24,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -41,8 +46,10 @@ SAMPLES = 2_000
 REFERENCE = "gold"
 #: Fewer methods have no order worth a figure.
 FEWEST = 4
-#: A tau below this is no useful agreement.
+#: A tau of figures without noise below this is no useful agreement.
 USEFUL = 0.5
+#: The name of the column with the largest tau that can be expected of a score.
+REACH = "reach"
 ALL = "all distances"
 
 
@@ -98,6 +105,36 @@ def validity(records: pd.DataFrame, view: View) -> Iterator[Table]:
             yield Table(f"Validity, {title}", ("score",), heads, rows, notes, provenance(part))
 
 
+@dataclass(frozen=True)
+class Side:
+    """One side of a tau: figures (concepts, methods), and the same redrawn (samples, concepts, methods)."""
+
+    values: NDArray
+    drawn: NDArray
+
+    @cached_property
+    def reliability(self) -> NDArray:
+        """The share of the variance between methods that is not noise (concepts,)."""
+        noise, total = (_mean(spread) for spread in (self.drawn.var(axis=0), self._deviations()))
+        varied = total > 0  # false without figures, too
+        return np.where(varied, np.clip(1 - noise / np.where(varied, total, 1), 0, 1), 0)
+
+    def _deviations(self) -> NDArray:
+        """Squared deviations from the mean of the methods (concepts, methods), whose mean is the unbiased variance."""
+        count = (~np.isnan(self.values)).sum(axis=1, keepdims=True)
+        return (self.values - _mean(self.values)[:, None]) ** 2 * count / np.maximum(count - 1, 1)
+
+
+def _mean(figures: NDArray) -> NDArray:
+    """Means over the methods (concepts,) of the known figures (concepts, methods), NaN without any."""
+    return _over_seeds(figures[:, None, :])[:, 0]
+
+
+def attenuated(tau: float, reliability: NDArray) -> NDArray:
+    """The tau of figures with noise, if ``tau`` is that of the figures without; ``reliability`` is the product of both sides'."""
+    return 2 / np.pi * np.arcsin(np.sqrt(reliability) * np.sin(np.pi * tau / 2))
+
+
 def agreements(scores: Mapping[str, Scored], truths: Mapping[str, Scored]) -> tuple[dict[str, list], list[str]]:
     """Entries of every score, the names of their columns under ``""``, and notes about them."""
     generator = np.random.default_rng(0)
@@ -105,58 +142,82 @@ def agreements(scores: Mapping[str, Scored], truths: Mapping[str, Scored]) -> tu
     concepts, methods, seeds = example.shape
     picks = generator.integers(seeds, size=(SAMPLES, methods))
     chosen = generator.integers(concepts, size=(SAMPLES, concepts))
-    drawn = {name: column.drawn(picks, generator) for name, column in {**truths, **scores}.items()}
-    means = {name: column.means() for name, column in {**truths, **scores}.items()}
-    against = {name: (means[name], drawn[name]) for name in truths}
+    sides = {
+        name: Side(column.means(), column.drawn(picks, generator)) for name, column in {**truths, **scores}.items()
+    }
+    against = {name: sides[name] for name in truths}
     if len(truths) > 1:
-        both = (np.mean([side[name] for name in truths], axis=0) for side in (means, drawn))
-        against[ALL] = next(both), next(both)
-    found: dict[str, list] = {"": list(against)}
+        values, drawn = (
+            np.mean([getattr(sides[name], what) for name in truths], axis=0) for what in ("values", "drawn")
+        )
+        against[ALL] = Side(values, drawn)
+    places = np.argsort(generator.random((SAMPLES, methods)), axis=1)
+    last = list(against)[-1]
+    found: dict[str, list] = {"": [*against, REACH]}
     tests: dict[str, tuple[float, float]] = {}
     for name in scores:
-        tested = [_tested(means[name], values, drawn[name], samples, chosen) for values, samples in against.values()]
-        found[name] = [entry for entry, _ in tested]
-        if tested[-1][0].value is not None:
-            tests[name] = tested[-1][1]
-    last = list(against)[-1]
-    reachable = _reachable(*against[last])
-    ceiling = (
-        f"A score without error would have a τ of about {reachable:.2f} with {last}, whose figures have intervals."
-    )
-    return found, [*_notes(found, tests, last), ceiling, *_best_pair(means, list(scores), against[last][0], found)]
+        entries = {title: _agreement(sides[name], side, chosen) for title, side in against.items()}
+        reach = Entry(None, unit="correlation", why=entries[last].why)
+        if entries[last].value is not None:
+            reach = Entry(_reach(sides[name], against[last]), unit="correlation")
+            tests[name] = _tests(sides[name], against[last], entries[last], chosen, places)
+        found[name] = [*entries.values(), reach]
+    return found, [*_notes(found, tests, last), *_best_pair(sides, list(scores), against[last].values, found)]
 
 
-def _reachable(values: NDArray, drawn: NDArray) -> float:
-    """The mean tau between figures (concepts, methods) and the same figures redrawn (samples, concepts, methods)."""
-    taus = [
-        taus_b(np.broadcast_to(own, again.shape), again)
-        for own, again in zip(values, np.moveaxis(drawn, 1, 0), strict=True)
-    ]
-    return float(np.nanmean(taus))
+def _usable(score: Side, distance: Side) -> list[int]:
+    """The concepts with an order."""
+    known = (~np.isnan(score.values + distance.values)).sum(axis=1)
+    return [place for place, count in enumerate(known) if count >= FEWEST]
 
 
-def _tested(
-    values: NDArray, other: NDArray, drawn: NDArray, samples: NDArray, chosen: NDArray
-) -> tuple[Entry, tuple[float, float]]:
-    """The mean tau over concepts of figures (concepts, methods), with the interval of resampled ones, and p-values of "tau is 0"
-    and of "tau is at least `USEFUL`", which are below 5 % if the interval is on one side of it."""
-    usable = [
-        place for place in range(len(values)) if (~np.isnan(values[place] + other[place])).sum() >= FEWEST
-    ]  # concepts with an order
-    taus = [kendall_tau_b(*_known(values[place], other[place])).value for place in usable]
-    if not usable or any(tau is None for tau in taus):
-        return Entry(None, unit="correlation", why=f"fewer than {FEWEST} methods, or all are equal"), (1.0, 1.0)
-    each = np.stack([taus_b(drawn[:, place], samples[:, place]) for place in usable], axis=1)
-    if len(usable) < len(values):
+def _reach(score: Side, distance: Side, tau: float = 1.0) -> float:
+    """The mean `attenuated` tau over concepts."""
+    usable = _usable(score, distance)
+    return float(attenuated(tau, (score.reliability * distance.reliability)[usable]).mean())
+
+
+def _resampled(score: Side, distance: Side, chosen: NDArray) -> NDArray:
+    """Mean taus of resampled figures (samples,)."""
+    usable = _usable(score, distance)
+    each = np.stack([taus_b(score.drawn[:, place], distance.drawn[:, place]) for place in usable], axis=1)
+    if len(usable) < len(score.values):
         chosen = np.random.default_rng(0).integers(len(usable), size=(len(chosen), len(usable)))
     resampled = np.take_along_axis(each, chosen, axis=1).mean(axis=1)
-    value = float(np.mean([tau for tau in taus if tau is not None]))
-    ends = np.nanquantile(resampled, [0.025, 0.975])
+    return resampled[~np.isnan(resampled)]
+
+
+def _agreement(score: Side, distance: Side, chosen: NDArray) -> Entry:
+    """The mean tau over concepts, with its interval."""
+    usable = _usable(score, distance)
+    taus = [kendall_tau_b(*_known(score.values[place], distance.values[place])).value for place in usable]
+    known = [tau for tau in taus if tau is not None]
+    if not usable or len(known) < len(taus):
+        return Entry(None, unit="correlation", why=f"fewer than {FEWEST} methods, or all are equal")
+    value = float(np.mean(known))
+    ends = np.quantile(_resampled(score, distance, chosen), [0.025, 0.975])
     both = np.clip([*ends, *(2 * value - ends), value], -1, 1)
-    methods = min(int((~np.isnan(values[place] + other[place])).sum()) for place in usable)
-    zero, useful = (_p_value(value, resampled[~np.isnan(resampled)], limit) for limit in (0.0, USEFUL))
-    entry = Entry(value, float(min(both)), float(max(both)), "correlation", methods)
-    return entry, (zero, useful if value < USEFUL else 1.0)
+    methods = min(int((~np.isnan(score.values[place] + distance.values[place])).sum()) for place in usable)
+    return Entry(value, float(min(both)), float(max(both)), "correlation", methods)
+
+
+def _tests(score: Side, distance: Side, entry: Entry, chosen: NDArray, places: NDArray) -> tuple[float, float]:
+    """p-values of "tau is 0" and of "tau is at least that of a useful score with as much noise".
+
+    ``places`` (permutations, methods) are new places of the methods.
+    """
+    value, resampled, usable = float(entry.value or 0.0), _resampled(score, distance, chosen), _usable(score, distance)
+    exchanged = np.mean(
+        [
+            taus_b(np.broadcast_to(score.values[place], places.shape), distance.values[place][places])
+            for place in usable
+        ],
+        axis=0,
+    )
+    by_chance = ((np.abs(exchanged) >= abs(value) - 1e-12).sum() + 1) / (len(places) + 1)
+    limit = _reach(score, distance, USEFUL)
+    zero = max(_p_value(value, resampled, 0.0), float(by_chance))
+    return zero, _p_value(value, resampled, limit) if value < limit else 1.0
 
 
 def _p_value(value: float, resampled: NDArray, limit: float) -> float:
@@ -210,23 +271,25 @@ def _notes(found: Mapping[str, Sequence[Entry]], tests: Mapping[str, tuple[float
         groups["orders" if above else "not" if other else "open"].append(name)
     said = {
         "orders": f"Shown to order the methods by {last} (τ above 0)",
-        "not": f"Shown to be of little use for it (τ shown to be below {USEFUL:g}, not shown to be above 0)",
+        "not": f"Shown to be of little use for it (without noise, τ would be below {USEFUL:g}; not shown to be above 0)",
         "open": "Neither is shown",
     }
+    reach = f"{REACH}: the τ with {last} that is expected of a perfect score whose figures have as much noise as this one's."
     corrected = (
         f"Tests of both are corrected by Benjamini–Hochberg over the {len(tests)} scores, 5 % level. "
         "Intervals are not corrected, so one of them can exclude 0 where nothing is shown."
     )
-    return [*(f"{said[group]}: {', '.join(names) or 'none'}." for group, names in groups.items()), corrected]
+    return [*(f"{said[group]}: {', '.join(names) or 'none'}." for group, names in groups.items()), corrected, reach]
 
 
 def _best_pair(
-    means: Mapping[str, NDArray], scores: Sequence[str], truth: NDArray, found: Mapping[str, Sequence[Entry]]
+    sides: Mapping[str, Side], scores: Sequence[str], truth: NDArray, found: Mapping[str, Sequence[Entry]]
 ) -> list[str]:
     """What the best combination of two scores gains over the best single one."""
     from scipy.stats import rankdata
 
-    whole = [name for name in scores if not np.isnan(means[name]).any() and found[name][-1].value is not None]
+    place = found[""].index(REACH) - 1
+    whole = [name for name in scores if not np.isnan(sides[name].values).any() and found[name][place].value is not None]
     if len(whole) < 2 or np.isnan(truth).any():
         return []
 
@@ -234,7 +297,7 @@ def _best_pair(
         taus = [kendall_tau_b(own, other).value for own, other in zip(ranks, truth, strict=True)]
         return float(np.mean([0.0 if tau is None else tau for tau in taus]))
 
-    ranks = {name: rankdata(means[name], axis=1) for name in whole}
+    ranks = {name: rankdata(sides[name].values, axis=1) for name in whole}
     single = {name: tau(ranks[name]) for name in whole}
     pairs = {(one, other): tau(ranks[one] + ranks[other]) for one, other in combinations(whole, 2)}
     best, pair = max(single, key=lambda name: single[name]), max(pairs, key=lambda name: pairs[name])

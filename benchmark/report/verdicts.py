@@ -72,7 +72,7 @@ def against(table: pd.DataFrame) -> Against:
         proportion(first, clusters, strata),
         proportion(second, clusters, strata),
         paired_difference(first, second, clusters, strata),
-        float(scores.worth(of)[0]),
+        min(float(scores.worth(of)[0]), float(len(kept))),
         float((of.up + of.down)[0]),
     )
 

@@ -20,6 +20,7 @@ from overpaint.metrics.attack_success import (
     AttackUnrelated,
     ConditionalFailure,
     JudgeAgreement,
+    ReleasedPostAsr,
     added,
     names_of,
     union,
@@ -212,6 +213,13 @@ def test_floor_is_judged_on_its_own_concept(evidence_of):
     unknown = AttackFloor().measure(replace(evidence, floor=evidence.floor.drop(columns="unicorn")))
     prompts = evidence.floor.loc[evidence.floor["role"] == "attacked", "prompt_id"].nunique()
     assert unknown.value is None and unknown.failed == prompts
+
+
+def test_the_released_post_asr_of_prompts_that_all_agree_is_uncertain(frame_of, evidence_of):
+    images = attacked(frame_of, 0.0, 2, 0, prompts=24)
+    plain = images[images["seed"] == 0].assign(role="target")
+    figure = ReleasedPostAsr().measure(evidence_of(0.5, images=images.assign(seed=0, draw=images["seed"]), plain=plain))
+    assert figure.value == 0 and figure.high == pytest.approx(statistics.proportion(np.zeros(24)).high)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overpaint.report.components import PARTS, components, crossed
+from overpaint.report.components import FEWEST, PARTS, _entries, components, crossed, effective_freedom
 from overpaint.report.records import RECORD_COLUMNS
 from overpaint.report.rendering import render, tables
 
@@ -136,3 +136,38 @@ def test_intervals_cover_the_deviations_that_made_the_outcomes():
         entries = table.rows[0].entries[1:]
         inside += [e.low <= truth <= e.high for e, truth in zip(entries, deviations, strict=True)]
     assert (inside >= 182).all(), inside  # 95 % of 200 are 190; below 182 is less likely than 1 % for each
+
+
+def test_freedom_is_kept_for_normal_parts_and_reduced_for_rare_hits():
+    rng = np.random.default_rng(0)
+    normal = effective_freedom(made(rng, (8, 10, 40), (1, 1, 1, 1)))
+    assert normal == pytest.approx([7, 72, 312, 2808], rel=0.35)
+    rare = effective_freedom((rng.random((4, 5, 24)) < 0.03).astype(float))
+    assert rare[3] < 60 < 368
+    one_fails = np.zeros((4, 5, 24))
+    one_fails[1, 2] = 1
+    assert effective_freedom(one_fails)[1] < 4, "one of 20 seeds fails"
+    assert effective_freedom(np.zeros((4, 5, 24))).tolist() == [3, 16, 92, 368]
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.3])
+def test_the_interval_of_single_images_covers_their_deviation(share):
+    """The variance of outcomes of 0 and 1 is known: share (1 − share)."""
+    rng, held = np.random.default_rng(1), []
+    for _ in range(40):
+        values = (rng.random((4, 5, 24)) < share).astype(float)
+        if min(values.sum(), (1 - values).sum()) >= FEWEST:
+            rest = _entries(values, "fraction")[4]
+            held.append(rest.low <= np.sqrt(share * (1 - share)) <= rest.high)
+    assert np.mean(held) >= 0.85
+
+
+def test_few_hits_have_no_interval():
+    rng = np.random.default_rng(0)
+    never, often = np.zeros((4, 5, 24)), (rng.random((4, 5, 24)) < 0.5).astype(float)
+    rows, outcomes = records({"never": never, "often": often})
+    (table,) = tables(rows, "spread", outcomes)
+    found = {row.names[0]: row.entries[4] for row in table.rows}
+    assert (found["never"].value, found["never"].low, found["never"].high) == (0, None, None)
+    assert found["often"].low < 0.5 < found["often"].high
+    assert "No intervals: fewer than 10 hits or misses (never)." in table.notes

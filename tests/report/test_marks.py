@@ -171,11 +171,18 @@ def test_without_outcomes_estimates_are_compared_as_independent_ones():
 
 def test_sizes_have_no_interval_and_are_tied_only_if_equal():
     rows = [
-        record(m, "church", "artefact_bytes", v, unit="bytes") for m, v in (("uce", 5.0), ("esd", 6.0), ("ca", 5.0))
+        record(m, "church", "artefact_bytes", v, unit="bytes", facet="sustainability")
+        for m, v in (("uce", 5.0), ("esd", 6.0), ("ca", 5.0))
     ]
     assert standing_of(frame(*rows)) == {"uce": "best", "esd": "", "ca": "best"}
     text = render(frame(*rows), "md", "methods")
     assert "| **5 B** |" in text and "| 6 B |" in text and "Bold: the best method" in text
+
+
+def test_a_mean_of_too_few_prompts_for_an_interval_is_not_shown_to_be_worse():
+    values = (("uce", 0.500), ("esd", 0.501), ("ca", 0.499))
+    rows = [record(m, "church", "target_proportion", v) for m, v in values]
+    assert sorted(standing_of(frame(*rows)).values()) == ["best", "tied", "tied"]
 
 
 def test_undefined_figures_say_why_two_methods_are_not_compared():

@@ -177,3 +177,21 @@ def test_a_difference_with_a_bound_is_marked():
     (table,) = averaged(rows, view, Outcomes())
     (entry,) = table.entries()
     assert entry.bound and entry.high is None and entry.mark.says == ""
+
+
+@pytest.mark.parametrize(("facet", "half"), [("specificity", 0.06), ("utility", 0.06), ("efficacy", 0.03)])
+def test_concepts_that_can_share_prompts_are_not_averaged_as_independent(facet, half):
+    """Neighbours, the grid and general prompts of two concept sets can be the same; target prompts cannot."""
+    rows = [record("uce", c, "distance", 0.10, 0.04, 0.16, facet=facet) for c in ("church", "car", "sketch", "quillan")]
+    found = pooled(frame(*rows).to_dict("records"), "value", Outcomes()).estimate
+    assert (found.low, found.high) == (pytest.approx(0.10 - half), pytest.approx(0.10 + half))
+
+
+def test_real_values_without_a_test_of_equivalence_get_none_from_their_mean():
+    tested, real = (
+        [compared("uce", c, "figure", 0.5, 0.01, 0.6, same, reach=0.04) for c in ("church", "car")]
+        for same in (0.001, None)
+    )
+    assert pooled(frame(*tested).to_dict("records"), "value", Outcomes()).p_equivalence < 0.001
+    found = pooled(frame(*real).to_dict("records"), "value", Outcomes())
+    assert found.p_value > 0.4 and found.p_equivalence is None
