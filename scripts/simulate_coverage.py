@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from overpaint.report import scores, seeds, statistics
+from overpaint.report.components import PARTS, entries_of
 from overpaint.report.power import largest_share_shown_equal, smallest_detectable_difference
 from overpaint.report.ranks import rank_intervals, rank_intervals_over_concepts
 from overpaint.report.statistics import MARGIN, NORMAL, Estimate
@@ -415,6 +416,25 @@ def relearning(prompts: int, curve: Sequence[float], effect: float, sets: int, r
     return of_estimates(found, float(own - other if field.endswith("difference") else own))
 
 
+def spread(usual: float, failing: float, how_often: float, sets: int, rng, part: str) -> Cell:
+    """The standard deviation of seeds or of the rest (``part``), for 4 concepts × 5 seeds × 24 prompts.
+
+    A seed has the share ``failing`` with the probability ``how_often``, else the ``usual`` one. Data sets without intervals are
+    left out.
+    """
+    shares = np.where(rng.random((sets, 4, 5, 1)) < how_often, failing, usual)
+    found = []
+    for values in (rng.random((sets, 4, 5, 24)) < shares).astype(float):
+        entry = entries_of(values, "fraction")[1 + PARTS.index(part)]
+        if entry.low is not None:
+            found.append(Estimate(entry.value, entry.low, entry.high))
+    if part == "seeds":
+        truth = math.sqrt(how_often * (1 - how_often)) * abs(failing - usual)
+    else:
+        truth = math.sqrt((1 - how_often) * usual * (1 - usual) + how_often * failing * (1 - failing))
+    return of_estimates(found, truth)
+
+
 def latency(pairs: int, sets: int, rng) -> Cell:
     """The range of log-normal ratios, which is the interval of their median."""
     ratios = rng.lognormal(0, 0.1, (sets, pairs))
@@ -593,6 +613,11 @@ def tables(sets: int, rng: np.random.Generator) -> Iterator[Table]:
         ((*b[:3], f"{b[3]:g}", *power_of_equality(*b, sets, rng)) for b in budgets),
     )
     yield (
+        "Spread, by the share of hits with a usual seed, with a seed that fails, and the probability that one fails",
+        ("usual", "failing", "probability", "σ of seeds", "σ of the rest"),
+        ((*of, *(spread(*of, fewest, rng, part) for part in ("seeds", "the rest"))) for of in SPREADS),
+    )
+    yield (
         "Ranks over other concepts, by the methods' shares and the standard deviation of the concepts' log-odds",
         ("shares", "concepts", "0", "1", "2"),
         (
@@ -604,6 +629,15 @@ def tables(sets: int, rng: np.random.Generator) -> Iterator[Table]:
 
 
 KIDS = ((16, 1), (40, 1))
+SPREADS = (
+    (0.03, 0.03, 0.0),
+    (0.1, 0.1, 0.0),
+    (0.3, 0.3, 0.0),
+    (0.02, 0.8, 0.05),
+    (0.02, 0.8, 0.1),
+    (0.02, 0.8, 0.2),
+    (0.1, 0.4, 0.5),
+)
 RANKED = ((0.5, 0.5, 0.5, 0.5), (0.2, 0.4, 0.6, 0.8), (0.1, 0.5, 0.5, 0.9))
 INVERSIONS = (
     ("likelihood distance", ""),

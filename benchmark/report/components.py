@@ -51,7 +51,7 @@ def spreads(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[T
             if not values:
                 continue
             unit = chosen["unit"].iloc[0]
-            rows = [Row((method,), _entries(found, unit)) for method, found in values.items()]
+            rows = [Row((method,), entries_of(found, unit)) for method, found in values.items()]
             heads = [Head(name, chosen["direction"].iloc[0]), *(Head(f"σ of {what}") for what in PARTS)]
             yield Table(
                 f"Spread of {name}, {title}",
@@ -164,15 +164,15 @@ def few_vary(values: NDArray) -> bool:
     return bool(np.isin(values, (0, 1)).all() and min(values.sum(), (1 - values).sum()) < FEWEST)
 
 
-def _entries(values: NDArray, unit: str) -> list[Entry]:
+def entries_of(values: NDArray, unit: str) -> list[Entry]:
     """The mean of the outcomes, and the standard deviations of the parts with their intervals."""
     generator, freedom = np.random.default_rng(0), effective_freedom(values)
     draws = freedom / generator.chisquare(freedom, (DRAWS, len(PARTS)))
-    deviations = np.sqrt(components(values))
+    found = np.sqrt(components(values))
     low, high = np.quantile(np.sqrt(components(values, draws)), [0.025, 0.975], axis=0)
     few = few_vary(values)
     entries = [Entry(float(values.mean()), unit=unit, n=values.size)]
-    for value, lowest, highest in zip(deviations, low, high, strict=True):
+    for value, lowest, highest in zip(found, low, high, strict=True):
         if np.isnan(value):
             entries.append(Entry(None, unit=unit, why="one concept set"))
         elif few:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overpaint.report.components import FEWEST, PARTS, _entries, components, crossed, effective_freedom
+from overpaint.report.components import FEWEST, PARTS, components, crossed, effective_freedom, entries_of
 from overpaint.report.records import RECORD_COLUMNS
 from overpaint.report.rendering import render, tables
 
@@ -157,7 +157,7 @@ def test_the_interval_of_single_images_covers_their_deviation(share):
     for _ in range(40):
         values = (rng.random((4, 5, 24)) < share).astype(float)
         if min(values.sum(), (1 - values).sum()) >= FEWEST:
-            rest = _entries(values, "fraction")[4]
+            rest = entries_of(values, "fraction")[4]
             held.append(rest.low <= np.sqrt(share * (1 - share)) <= rest.high)
     assert np.mean(held) >= 0.85
 
