@@ -15,7 +15,8 @@ failed). Papers print different counts of these under the same name. Each is a m
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -149,16 +150,16 @@ class BesidePlain(AttackSuccess):
 
 
 class AttackNamed(BesidePlain):
-    """Share of the prompts with a success whose successful texts all name the concept: by a word of its name, synonyms or
-    translations.
+    """Of the prompts with a success, the share for which every successful text names the concept: it contains a word of the
+    concept's name, synonyms or translations.
 
-    Only words that the attack adds to the plain prompt count. The share says how much of an attack's success a list of names
-    explains. An attack that stops at such a text might have found another one.
+    Only words that the attack adds to the plain prompt count. An attack that stops at such a text might have found another one.
+    Lower is not better: the share describes what an attack finds.
     """
 
     aggregation = "prompts with a successful image"
     paper = "overpaint"
-    version = 1
+    version = 2
 
     @classmethod
     def relevant(cls, evidence: Evidence) -> bool:
@@ -169,9 +170,11 @@ class AttackNamed(BesidePlain):
             return Figure(None, why=why)
         frame, plain = evidence.images_of("attacked"), evidence.images_of("target", frame="plain")
         texts = {} if plain.empty else dict(zip(plain["prompt_id"], plain["prompt"], strict=True))
-        names = set().union(*map(names_of, evidence.erased))
-        rows = frame.to_dict("records")
-        named = np.array([not names.isdisjoint(added(row["prompt"], texts[row["prompt_id"]])) for row in rows], bool)
+        names = {concept.label: names_of(concept) for concept in evidence.erased}
+        asked = frame["prompt_id"].map(texts).tolist()
+        words = added(frame["prompt"].tolist() if len(frame) else [], asked)
+        of_concept = [names.get(label, set()) for label in frame["concept"]]
+        named = np.array([not own.isdisjoint(said) for own, said in zip(of_concept, words, strict=True)], bool)
         shown = own_concept(frame, evidence.threshold)
         success, unnamed = (
             _any_of_a_prompt(table)
@@ -422,15 +425,40 @@ def names_of(concept: Concept) -> set[str]:
     return {word for text in texts for word in words_of(text)} - ARTICLES
 
 
-def added(text: str, plain: str) -> list[str]:
-    """The words of ``text`` without those of ``plain``, or all its words if it does not contain those of ``plain`` in order."""
-    left, found = words_of(plain), []
-    for word in words_of(text):
-        if left and word == left[0]:
-            left = left[1:]
+def added(texts: Sequence[str], plain: Sequence[str]) -> list[Counter[str]]:
+    """The words of each text that its plain prompt does not have.
+
+    If most of the texts contain their prompts, the attack adds words to prompts, and a text's own words are the rest of it. Else
+    it replaces prompts, and all words of a text are its own, unless it is the prompt itself.
+    """
+    pairs = [(" ".join(words_of(text)), words_of(prompt)) for text, prompt in zip(texts, plain, strict=True)]
+    rests = [_rest(text, prompt) for text, prompt in pairs]
+    changed = [rest is not None for (text, prompt), rest in zip(pairs, rests, strict=True) if text != " ".join(prompt)]
+    adds = 2 * sum(changed) >= len(changed)
+    found = []
+    for (text, prompt), rest in zip(pairs, rests, strict=True):
+        if text == " ".join(prompt):
+            found.append(Counter[str]())
+        elif adds:
+            found.append(Counter(text.split()) - Counter(prompt) if rest is None else Counter(rest.split()))
         else:
-            found.append(word)
-    return words_of(text) if left else found
+            found.append(Counter(text.split()))
+    return found
+
+
+def _rest(text: str, prompt: Sequence[str]) -> str | None:
+    """The text without the words of the prompt, which it contains in order, or ``None``. If it does not contain them as words,
+    they can be ends of words: a token without a space sticks to the next word."""
+    for pattern in (r"\b{}\b", r"{}\b"):
+        left, start = "", 0
+        for word in prompt:
+            place = re.compile(pattern.format(re.escape(word))).search(text, start)
+            if place is None:
+                break
+            left, start = f"{left}{text[start : place.start()]} ", place.end()
+        else:
+            return left + text[start:]
+    return None
 
 
 def words_of(text: str) -> list[str]:

@@ -127,7 +127,7 @@ class GoldLabelDistance(GoldDistance):
     """Distance of the labels that the detector finds, on prompts that name the concept.
 
     Its interval and that of its difference allow for the bias of finitely many images (`folding`). If all prompts agree, the
-    limits are those of the share of images in which one label takes another's place.
+    limits allow for the largest share of images that could have another label (`overpaint.report.statistics.where_one_differs`).
     """
 
     unit = "labels"
@@ -146,10 +146,11 @@ class GoldLabelDistance(GoldDistance):
         found = super().whole(own, gold)
         if found.low is None or found.high is None:
             return found
+        low = statistics.where_one_differs(found, own.prompts).low or 0.0
         found = statistics.where_one_differs(found, own.prompts)
-        if found.low is None or np.array_equal(own.vectors, gold.vectors):
+        if np.array_equal(own.vectors, gold.vectors):
             return found._replace(low=0.0)
-        return found._replace(low=max(found.low - folding(own.vectors, gold.vectors, own.prompts), self.floor))
+        return found._replace(low=max(low - folding(own.vectors, gold.vectors, own.prompts), self.floor))
 
     def gap(self, own: FeatureRows, base: FeatureRows, gold: FeatureRows, bias: float = 0.0) -> Estimate:
         """The difference of two distances. Its interval and test also hold if both biases are removed."""

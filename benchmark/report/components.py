@@ -12,8 +12,9 @@ squares of such deviations vary more, so f is reduced. With the excess kurtosis 
 
     f' = f / (1 + γ f / 2n)
 
-For the rest, f' is at most 2 M² / Var M, with the variance between the mean squares of seeds, or of prompts. Outcomes with fewer
-than `FEWEST` hits or misses have no intervals. If one seed in twenty fails and none of those that were run, no interval shows it.
+For the rest, f' is also at most 2 M² / Var M, with Var M estimated from the mean squares of single seeds, or of single prompts.
+There are no intervals with hits on fewer than `FEWEST` prompts, or misses on fewer, nor for a part whose mean square is 0. If one
+seed in twenty fails, but none of those that were run did, no interval shows it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from overpaint.report.pooling import Outcomes, rows_by
-from overpaint.report.statistics import kendall_tau_b
+from overpaint.report.statistics import TINY, kendall_tau_b
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
 from overpaint.report.views import View
 
@@ -35,7 +36,7 @@ from overpaint.report.views import View
 PARTS = ("concepts", "seeds", "prompts", "the rest")
 #: Number of draws of the mean squares.
 DRAWS = 4_000
-#: Fewer hits, or misses, do not show how they vary.
+#: Fewer prompts with a hit, or with a miss, do not show how outcomes vary.
 FEWEST = 10
 
 
@@ -160,8 +161,8 @@ def effective_freedom(values: NDArray) -> NDArray:
 
 
 def few_vary(values: NDArray) -> bool:
-    """Whether outcomes of 0 and 1 have too few hits or misses for intervals."""
-    return bool(np.isin(values, (0, 1)).all() and min(values.sum(), (1 - values).sum()) < FEWEST)
+    """Whether outcomes of 0 and 1 have hits, or misses, on too few prompts for intervals."""
+    return bool(np.isin(values, (0, 1)).all() and min(side.max(1).sum() for side in (values, 1 - values)) < FEWEST)
 
 
 def entries_of(values: NDArray, unit: str) -> list[Entry]:
@@ -175,7 +176,7 @@ def entries_of(values: NDArray, unit: str) -> list[Entry]:
     for value, lowest, highest in zip(found, low, high, strict=True):
         if np.isnan(value):
             entries.append(Entry(None, unit=unit, why="one concept set"))
-        elif few:
+        elif few or highest < TINY:
             entries.append(Entry(float(value), unit=unit, n=values.size))
         else:
             limits = float(min(lowest, value)), float(max(highest, value))
@@ -203,7 +204,7 @@ def _notes(values: Mapping[str, NDArray]) -> list[str]:
     ]
     few = [name for name, found in values.items() if few_vary(found)]
     if few:
-        notes.append(f"No intervals: fewer than {FEWEST} hits or misses ({', '.join(few)}).")
+        notes.append(f"No intervals: hits or misses on fewer than {FEWEST} prompts ({', '.join(few)}).")
     seeds = {found.shape[1] for found in values.values()}
     if len(values) < 2 or len(seeds) > 1:
         return notes

@@ -211,7 +211,7 @@ def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) ->
     value ± t · error, and the limit on the long side of the distribution is moved outwards by Johnson's (1978) correction,
     |a| (2 t² + 1) / 6 · error. The test inverts the interval. Degrees of freedom are C − 1, or Satterthwaite's for several
     samples. With fewer than `FEWEST_PROMPTS` clusters in a sample, interval and test are undefined. If all clusters agree, the
-    interval has no width (see `where_one_differs`), and the test is a sign test.
+    interval has no width (see `where_one_differs`), and p is 2^(1 − C) of the smallest sample.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -220,8 +220,8 @@ def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) ->
         return Estimate(value)
     variances = np.array([c / (c - 1) * (part @ part) for c, part in zip(counts, samples, strict=True)])
     error = math.sqrt(variances.sum())
-    if error <= TINY * abs(value):  # all clusters agree: a sign test
-        return Estimate(value, value, value, 1.0 if value == 0 else float(2.0 ** (1 - counts.sum())))
+    if error <= TINY * abs(value):  # all clusters agree
+        return Estimate(value, value, value, 1.0 if value == 0 else float(2.0 ** (1 - counts.min())))
     third = sum(c**2 / ((c - 1) * (c - 2)) * float((part**3).sum()) for c, part in zip(counts, samples, strict=True))
     skewness, free = third / error**3, variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
     far = float(stdtrit(free, (1 + level) / 2))
@@ -233,12 +233,17 @@ def from_contributions(value: float, *samples: NDArray, level: float = LEVEL) ->
 def where_one_differs(found: Estimate, clusters: ArrayLike) -> Estimate:
     """A mean of values whose clusters all agree, with the interval for the share of values that could differ by 1.
 
-    ``clusters`` (n,) has one entry per value. An estimate whose interval has a width is returned as it is.
+    ``clusters`` (n,) has one entry per value. If the mean were 0, at least the share |value| would differ, so the p-value is at
+    least twice the probability that none of the C clusters does, 2 (1 − |value|)^C. An estimate whose interval has a width is
+    returned as it is.
     """
     if found.value is None or found.low is None or found.low != found.high:
         return found
-    other = proportion(np.zeros(len(np.asarray(clusters))), clusters).high or 0.0
-    return found._replace(low=found.value - other, high=found.value + other)
+    names = np.asarray(clusters)
+    other = proportion(np.zeros(len(names)), names).high or 0.0
+    none = min(2 * max(1 - abs(found.value), 0.0) ** len(np.unique(names)), 1.0)
+    p_value = None if found.p_value is None else max(found.p_value, none)
+    return found._replace(low=found.value - other, high=found.value + other, p_value=p_value)
 
 
 def _moved(quantile: float, skewness: float) -> float:

@@ -13,12 +13,15 @@ are normal, a score whose figures without noise have the tau t with those of the
 
     attenuated tau      2/π arcsin((r_score r_distance)^½ sin(π t / 2))
 
-For t = 1 this is the largest tau that can be expected of a score, its `reach`. What is shown of the scores comes from two
-tests, each corrected by Benjamini and Hochberg over all scores of the table:
+For t = 1 this is the tau that is expected of a perfect score, its `reach`. The errors of different methods are taken as
+independent. Methods share prompts and start noise, and an error that they all have does not change their order. So r and the
+reach are lower limits, and the second test below is cautious.
+
+What is shown of the scores comes from two tests, each corrected by Benjamini and Hochberg over all scores of the table:
 
     orders              tau is not 0: in the samples, and if methods change places (2,000 permutations, the same in each
                         concept set). Only the permutations allow for orders that agree by chance
-    little use          tau is below the attenuated tau of `USEFUL`, in the samples. A score with much noise cannot fail it
+    little use          tau is below the attenuated tau of `USEFUL`, in the samples. With much noise, that is near 0
 
 The best two scores are those whose mean of ranks has the largest tau with the mean distance. They were chosen on the
 same records, so that their gain is an upper bound.
@@ -48,7 +51,7 @@ REFERENCE = "gold"
 FEWEST = 4
 #: A tau of figures without noise below this is no useful agreement.
 USEFUL = 0.5
-#: The name of the column with the largest tau that can be expected of a score.
+#: The name of the column with the tau that is expected of a perfect score.
 REACH = "reach"
 ALL = "all distances"
 
@@ -64,6 +67,10 @@ class Scored:
     def means(self) -> NDArray:
         """Means over the seeds ``(concepts, methods)``, turned so that larger is better."""
         return -loss(_over_seeds(self.values), self.direction)
+
+    def seeds(self) -> NDArray:
+        """The number of seeds with a figure (concepts, methods), at least 1."""
+        return np.maximum((~np.isnan(self.values)).sum(axis=2), 1)
 
     def drawn(self, seeds: NDArray, generator: np.random.Generator) -> NDArray:
         """Figures ``(samples, concepts, methods)`` of these places of seeds (samples, methods), with normal noise.
@@ -107,15 +114,17 @@ def validity(records: pd.DataFrame, view: View) -> Iterator[Table]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a tau: figures (concepts, methods), and the same redrawn (samples, concepts, methods)."""
+    """One side of a tau: figures (concepts, methods), the same redrawn from one seed (samples, concepts, methods), and the number
+    of seeds behind the figures (concepts, methods)."""
 
     values: NDArray
     drawn: NDArray
+    seeds: NDArray
 
     @cached_property
     def reliability(self) -> NDArray:
-        """The share of the variance between methods that is not noise (concepts,)."""
-        noise, total = (_mean(spread) for spread in (self.drawn.var(axis=0), self._deviations()))
+        """The share of the variance between methods that is not noise (concepts,), if their errors are independent."""
+        noise, total = (_mean(spread) for spread in (self.drawn.var(axis=0) / self.seeds, self._deviations()))
         varied = total > 0  # false without figures, too
         return np.where(varied, np.clip(1 - noise / np.where(varied, total, 1), 0, 1), 0)
 
@@ -143,14 +152,14 @@ def agreements(scores: Mapping[str, Scored], truths: Mapping[str, Scored]) -> tu
     picks = generator.integers(seeds, size=(SAMPLES, methods))
     chosen = generator.integers(concepts, size=(SAMPLES, concepts))
     sides = {
-        name: Side(column.means(), column.drawn(picks, generator)) for name, column in {**truths, **scores}.items()
+        name: Side(column.means(), column.drawn(picks, generator), column.seeds())
+        for name, column in {**truths, **scores}.items()
     }
     against = {name: sides[name] for name in truths}
     if len(truths) > 1:
-        values, drawn = (
-            np.mean([getattr(sides[name], what) for name in truths], axis=0) for what in ("values", "drawn")
-        )
-        against[ALL] = Side(values, drawn)
+        parts = ([getattr(sides[name], what) for name in truths] for what in ("values", "drawn", "seeds"))
+        values, drawn, counts = (np.mean(part, axis=0) for part in parts)
+        against[ALL] = Side(values, drawn, counts)
     places = np.argsort(generator.random((SAMPLES, methods)), axis=1)
     last = list(against)[-1]
     found: dict[str, list] = {"": [*against, REACH]}
@@ -274,7 +283,10 @@ def _notes(found: Mapping[str, Sequence[Entry]], tests: Mapping[str, tuple[float
         "not": f"Shown to be of little use for it (without noise, τ would be below {USEFUL:g}; not shown to be above 0)",
         "open": "Neither is shown",
     }
-    reach = f"{REACH}: the τ with {last} that is expected of a perfect score whose figures have as much noise as this one's."
+    reach = (
+        f"{REACH}: the τ with {last} that is expected of a perfect score whose figures have as much noise as this one's, if the "
+        "noise of different methods is independent; else it is a lower limit."
+    )
     corrected = (
         f"Tests of both are corrected by Benjamini–Hochberg over the {len(tests)} scores, 5 % level. "
         "Intervals are not corrected, so one of them can exclude 0 where nothing is shown."

@@ -28,13 +28,15 @@ FIGURE = "attack_beyond_chance"
 
 
 class Against(NamedTuple):
-    """An attack's share, its control's, their difference, and the effective number of pairs with the share that differs."""
+    """An attack's share, its control's, their difference, the effective number of pairs with the share that differs, and the
+    methods."""
 
     attacked: Estimate
     control: Estimate
     difference: Estimate
     pairs: float
     differing: float
+    methods: tuple[str, ...]
 
 
 def verdicts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
@@ -50,7 +52,7 @@ def verdicts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
         chosen = view.columns[tested].chosen(part, view.rows)
         heads = [Head("attacked", "down"), Head("control"), *(Head(text) for text in ("attacked − control", *others))]
         heads += [Head("power: equal"), Head(f"power: {MARGIN:.2f} more")]
-        notes = _notes(found[tested], rows, list(dict.fromkeys(chosen["method"])))
+        notes = _notes(found[tested], rows)
         if absent := [str(name) for name in dict.fromkeys(chosen[view.rows]) if name not in found[tested]]:
             notes.append(f"Not shown: {', '.join(absent)} (outcomes are not stored).")
         yield Table(f"{tested}, {title}", (view.rows,), heads, rows, notes, provenance(chosen))
@@ -74,6 +76,7 @@ def against(table: pd.DataFrame) -> Against:
         paired_difference(first, second, clusters, strata),
         min(float(scores.worth(of)[0]), float(len(kept))),
         float((of.up + of.down)[0]),
+        tuple(map(str, dict.fromkeys(table["method"]))),
     )
 
 
@@ -135,7 +138,7 @@ def _powers(own: Against, tests: int) -> tuple[float, float]:
     return power_of_equality(own.differing, pairs), more
 
 
-def _notes(found: Mapping[str, Against], rows: list[Row], methods: list[str]) -> list[str]:
+def _notes(found: Mapping[str, Against], rows: list[Row]) -> list[str]:
     said: dict[str, list[str]] = {"more than": [], "less than": [], "as much as": [], "": []}
     for row in rows:
         gap = row.entries[2]
@@ -152,8 +155,14 @@ def _notes(found: Mapping[str, Against], rows: list[Row], methods: list[str]) ->
     if said[""]:
         verdicts.append(f"Undecided: {', '.join(said[''])}.")
     effective = ", ".join(f"{name} {own.difference.n} ({own.pairs:.0f})" for name, own in found.items())
+    sets = dict.fromkeys(own.methods for own in found.values())
+    over = "; ".join(
+        ", ".join(methods)
+        + (f" ({', '.join(name for name, own in found.items() if own.methods == methods)})" if len(sets) > 1 else "")
+        for methods in sets
+    )
     counted = (
-        f"Pairs over {', '.join(methods)}; a prompt is one cluster over all of them. Number of pairs (effective number of "
+        f"Pairs over {over}; a prompt is one cluster over all of them. Number of pairs (effective number of "
         f"independent pairs): {effective}."
     )
     power = (

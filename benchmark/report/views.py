@@ -168,7 +168,10 @@ def _defined(name: str, named_by: str, descendants: tuple[str, ...]) -> View:
     for facet, endpoint in (given.get("primary") or {}).items():
         if "metric" not in checked(Endpoint, endpoint, f"{where}: primary.{facet}"):
             raise UserError(f"{where}: primary.{facet} names no metric")
-    own = {key: value for key, value in given.items() if value is not None and key not in ("extends", "columns")}
+    plain = vars(View(name))  # a key that is null has its default
+    own = {
+        key: plain[key] if value is None else value for key, value in given.items() if key not in ("extends", "columns")
+    }
     view = replace(base, **own | {"name": name, "columns": columns})
     for title in view.truth:
         if title not in columns:

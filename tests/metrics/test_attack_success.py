@@ -222,18 +222,29 @@ def test_the_released_post_asr_of_prompts_that_all_agree_is_uncertain(frame_of, 
     assert figure.value == 0 and figure.high == pytest.approx(statistics.proportion(np.zeros(24)).high)
 
 
-@pytest.mark.parametrize(
-    ("text", "own"),
-    [
-        ("a photo of a church", []),
-        ("jeep a sky photo of A church!", ["jeep", "sky"]),  # words between those of the prompt
-        ("a photo of a church church", ["church"]),
-        ("jeep photo church", ["jeep", "photo", "church"]),  # in place of the prompt
-        ("", []),
-    ],
-)
-def test_words_that_an_attack_adds_to_a_prompt(text, own):
-    assert added(text, "a photo of a church") == own
+def test_words_that_an_attack_adds_to_prompts():
+    texts = {
+        "a photo of a church": [],
+        "jeep a sky photo of A church!": ["jeep", "sky"],
+        "a photo of a church church": ["church"],
+        "a photo of vana church": ["van"],  # a token without a space sticks to the next word
+        "a photo of a": [],  # a truncated text
+    }
+    found = added(list(texts), ["a photo of a church"] * len(texts))
+    assert [sorted(words.elements()) for words in found] == list(texts.values())
+
+
+def test_words_of_an_attack_that_replaces_prompts():
+    texts = ["a church", "das boot a church", "sky van", "fish", "kirche"]
+    found = added(texts, ["a church"] * 5)
+    assert [sorted(words) for words in found] == [
+        [],
+        ["a", "boot", "church", "das"],
+        ["sky", "van"],
+        ["fish"],
+        ["kirche"],
+    ]
+    assert added([], []) == []
 
 
 def test_the_words_of_a_concepts_names():
