@@ -91,7 +91,8 @@ def test_noise_attenuates_tau(tau, error):
     sides = []
     for values in exact:
         measured = values + error * rng.standard_normal(values.shape)
-        sides.append(Side(measured, measured + error * rng.standard_normal((400, *values.shape))))
+        redrawn = measured + error * rng.standard_normal((400, *values.shape))
+        sides.append(Side(measured, redrawn, np.ones(values.shape)))
     assert sides[0].reliability == pytest.approx(1 / (1 + error**2), abs=0.03)
     expected = attenuated(tau, sides[0].reliability * sides[1].reliability)
     assert kendall_tau_b(sides[0].values[0], sides[1].values[0]).value == pytest.approx(expected[0], abs=0.03)
@@ -99,7 +100,15 @@ def test_noise_attenuates_tau(tau, error):
 
 def test_figures_that_are_all_equal_or_unknown_are_not_reliable():
     values = np.array([[0.5, 0.5, 0.5, 0.5], [np.nan] * 4, [0.0, 1.0, np.nan, 2.0]])
-    assert Side(values, np.broadcast_to(values, (9, 3, 4))).reliability.tolist() == [0, 0, 1]
+    assert Side(values, np.broadcast_to(values, (9, 3, 4)), np.ones((3, 4))).reliability.tolist() == [0, 0, 1]
+
+
+def test_the_mean_of_several_seeds_has_less_noise():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((1, 2000, 1)) + rng.standard_normal((1, 2000, 5))
+    column = Scored(values, np.zeros_like(values), "up")
+    drawn = column.drawn(rng.integers(5, size=(200, 2000)), rng)
+    assert Side(column.means(), drawn, column.seeds()).reliability == pytest.approx(1 / 1.2, abs=0.05)
 
 
 def test_a_perfect_score_that_is_measured_with_much_noise_is_not_called_useless():
@@ -144,7 +153,9 @@ def test_the_tests_agree_with_the_interval(distances):
     for noise in (0.2, 0.5, 1.0, 2.0):
         for _ in range(3):
             near = scored(-distances + noise * rng.standard_normal(distances.shape), 0.02)
-            sides = [Side(one.means(), one.drawn(np.zeros((SAMPLES, 12), int), rng)) for one in (near, exact)]
+            sides = [
+                Side(one.means(), one.drawn(np.zeros((SAMPLES, 12), int), rng), one.seeds()) for one in (near, exact)
+            ]
             chosen = rng.integers(4, size=(SAMPLES, 4))
             entry = _agreement(*sides, chosen)
             zero, useful = _tests(*sides, entry, chosen, places)

@@ -69,6 +69,15 @@ def test_attacks_find_more_or_as_much_or_neither_is_shown():
     assert gap.value == pytest.approx(first.value - control.value) and gap.low < gap.value < gap.high and gap.n == 480
 
 
+def test_a_table_says_on_which_erasers_each_attack_was_run():
+    rows, outcomes = records({"everywhere": shares(0.5, 0.2, (3, 30)), "on two": shares(0.5, 0.2, (2, 30))})
+    (table,) = tables(rows, "chance_tests", outcomes)
+    (said,) = (note for note in table.notes if note.startswith("Pairs over"))
+    assert said.startswith("Pairs over eraser0, eraser1, eraser2 (everywhere); eraser0, eraser1 (on two); a prompt is")
+    (table,) = tables(rows[rows["method"] != "eraser2"], "chance_tests", outcomes)
+    assert any(note.startswith("Pairs over eraser0, eraser1; a prompt is") for note in table.notes)
+
+
 def test_a_prompt_on_several_erasers_is_one_cluster():
     """Outcomes that all erasers share say no more than those of one; independent ones count in full."""
     attacked, control = shares(0.5, 0.3, (1, 120))
