@@ -292,7 +292,7 @@ def test_the_picture_shows_every_cell_of_its_panels(concepts, sizes):
 
 def test_curves_show_every_attack_and_both_shares_at_every_number_of_images():
     shares = [Estimate(value, value - 0.1, value + 0.1, n=20) for value in (0.2, 0.5, 0.4)]
-    few, many = (Against(own, control, own, 20.0, 0.3) for own, control in (shares[:2], shares[1:]))
+    few, many = (Against(own, control, own, 20.0, 0.3, ("uce",)) for own, control in (shares[:2], shares[1:]))
     picture = pictures.curves({"uda": [("1", few), ("5", many), ("all", many)], "a<b": [("all", few)]})
     assert picture.count("<circle") == 2 * 3 + 2 * 1 and picture.count("<polygon") == 4
     assert ">uda</text>" in picture and ">a&lt;b</text>" in picture and picture.count(">all</text>") == 2
