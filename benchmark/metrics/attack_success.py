@@ -264,10 +264,8 @@ class ReleasedPostAsr(BesidePlain):
         gain = (last - first).reindex(pd.MultiIndex.from_frame(tables["plain"][keys]))
         missing = ~gain.index.isin(last.index)
         gained = tables["plain"]["hit"].to_numpy() + np.where(missing, 0.0, gain.to_numpy())
-        rate = statistics.where_one_differs(
-            statistics.mean(gained, tables["plain"]["cluster"]), tables["plain"]["cluster"]
-        )
-        return figure.estimated(rate)
+        prompts = tables["plain"]["cluster"]
+        return figure.estimated(statistics.where_one_differs(statistics.mean(gained, prompts), prompts))
 
 
 class ConditionalFailure(BesidePlain):

@@ -143,14 +143,10 @@ class GoldLabelDistance(GoldDistance):
         return feature_rows(images.assign(features=list(shown)))  # an image with an unknown label counts as failed
 
     def whole(self, own: FeatureRows, gold: FeatureRows) -> Estimate:
-        found = super().whole(own, gold)
-        if found.low is None or found.high is None:
+        found = statistics.where_one_differs(super().whole(own, gold), own.prompts)
+        if found.low is None:
             return found
-        low = statistics.where_one_differs(found, own.prompts).low or 0.0
-        found = statistics.where_one_differs(found, own.prompts)
-        if np.array_equal(own.vectors, gold.vectors):
-            return found._replace(low=0.0)
-        return found._replace(low=max(low - folding(own.vectors, gold.vectors, own.prompts), self.floor))
+        return found._replace(low=max(found.low - folding(own.vectors, gold.vectors, own.prompts), self.floor))
 
     def gap(self, own: FeatureRows, base: FeatureRows, gold: FeatureRows, bias: float = 0.0) -> Estimate:
         """The difference of two distances. Its interval and test also hold if both biases are removed."""

@@ -165,11 +165,12 @@ def agreements(scores: Mapping[str, Scored], truths: Mapping[str, Scored]) -> tu
     found: dict[str, list] = {"": [*against, REACH]}
     tests: dict[str, tuple[float, float]] = {}
     for name in scores:
-        entries = {title: _agreement(sides[name], side, chosen) for title, side in against.items()}
+        agreed = {title: _agreement(sides[name], side, chosen) for title, side in against.items()}
+        entries = {title: entry for title, (entry, _) in agreed.items()}
         reach = Entry(None, unit="correlation", why=entries[last].why)
         if entries[last].value is not None:
             reach = Entry(_reach(sides[name], against[last]), unit="correlation")
-            tests[name] = _tests(sides[name], against[last], entries[last], chosen, places)
+            tests[name] = _tests(sides[name], against[last], *agreed[last], places)
         found[name] = [*entries.values(), reach]
     return found, [*_notes(found, tests, last), *_best_pair(sides, list(scores), against[last].values, found)]
 
@@ -196,26 +197,26 @@ def _resampled(score: Side, distance: Side, chosen: NDArray) -> NDArray:
     return resampled[~np.isnan(resampled)]
 
 
-def _agreement(score: Side, distance: Side, chosen: NDArray) -> Entry:
-    """The mean tau over concepts, with its interval."""
+def _agreement(score: Side, distance: Side, chosen: NDArray) -> tuple[Entry, NDArray]:
+    """The mean tau over concepts with its interval, and the resampled means behind it (samples,)."""
     usable = _usable(score, distance)
     taus = [kendall_tau_b(*_known(score.values[place], distance.values[place])).value for place in usable]
     known = [tau for tau in taus if tau is not None]
     if not usable or len(known) < len(taus):
-        return Entry(None, unit="correlation", why=f"fewer than {FEWEST} methods, or all are equal")
-    value = float(np.mean(known))
-    ends = np.quantile(_resampled(score, distance, chosen), [0.025, 0.975])
+        return Entry(None, unit="correlation", why=f"fewer than {FEWEST} methods, or all are equal"), np.array([])
+    value, resampled = float(np.mean(known)), _resampled(score, distance, chosen)
+    ends = np.quantile(resampled, [0.025, 0.975])
     both = np.clip([*ends, *(2 * value - ends), value], -1, 1)
     methods = min(int((~np.isnan(score.values[place] + distance.values[place])).sum()) for place in usable)
-    return Entry(value, float(min(both)), float(max(both)), "correlation", methods)
+    return Entry(value, float(min(both)), float(max(both)), "correlation", methods), resampled
 
 
-def _tests(score: Side, distance: Side, entry: Entry, chosen: NDArray, places: NDArray) -> tuple[float, float]:
+def _tests(score: Side, distance: Side, entry: Entry, resampled: NDArray, places: NDArray) -> tuple[float, float]:
     """p-values of "tau is 0" and of "tau is at least that of a useful score with as much noise".
 
     ``places`` (permutations, methods) are new places of the methods.
     """
-    value, resampled, usable = float(entry.value or 0.0), _resampled(score, distance, chosen), _usable(score, distance)
+    value, usable = float(entry.value or 0.0), _usable(score, distance)
     exchanged = np.mean(
         [
             taus_b(np.broadcast_to(score.values[place], places.shape), distance.values[place][places])

@@ -157,8 +157,8 @@ def test_the_tests_agree_with_the_interval(distances):
                 Side(one.means(), one.drawn(np.zeros((SAMPLES, 12), int), rng), one.seeds()) for one in (near, exact)
             ]
             chosen = rng.integers(4, size=(SAMPLES, 4))
-            entry = _agreement(*sides, chosen)
-            zero, useful = _tests(*sides, entry, chosen, places)
+            entry, resampled = _agreement(*sides, chosen)
+            zero, useful = _tests(*sides, entry, resampled, places)
             assert zero > 0.04 or entry.low > 0 or entry.high < 0
             assert useful > 0.04 or entry.high < USEFUL
             assert useful < 0.06 or entry.high > USEFUL - 0.05  # the figures have little noise
