@@ -64,8 +64,9 @@ class Measured:
 HEAD = """# Performance
 
 After reading this page you know how fast overpaint is, compared with what you would write without it. `make bench` measures
-every section and writes this page; `python scripts/bench.py NAME` measures one section again. Every figure is a ratio of times in
-one run on one machine: the median of several rounds, with the lowest and the highest. Other machines have other ratios.
+every section and writes this page; `python scripts/bench.py NAME` measures one section again. Unless its row says otherwise, a
+figure is a ratio of times in one run on one machine: the median of several rounds, with the lowest and the highest. Other
+machines have other ratios.
 """
 
 
@@ -303,7 +304,9 @@ def closed_form(retained: int = 100) -> list[Figure]:
                 file=sys.stderr,
             )
         found.append(Figure.of(f"{label}: 100 concepts / 1 concept", [total[100] / total[1]]))
-        found.append(Figure.of(f"{label}: 100 concepts / its time in the text encoder", [total[100] / encode[100]]))
+        found.append(
+            Figure.of(f"{label}: 100 concepts, all seconds / those in the text encoder", [total[100] / encode[100]])
+        )
     return found
 
 
@@ -488,7 +491,7 @@ SECTIONS = {
     ),
     "sharing": Section(
         "Images that are not made twice",
-        "Images that a harness would make that runs every cell by itself, divided by the images of the plan.",
+        "Images that a harness would generate if it ran every cell separately, divided by the images of the plan.",
         sharing,
     ),
     "attack": Section(

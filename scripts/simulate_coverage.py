@@ -23,6 +23,7 @@ from overpaint.report import scores, seeds, statistics
 from overpaint.report.components import PARTS, entries_of
 from overpaint.report.power import largest_share_shown_equal, smallest_detectable_difference
 from overpaint.report.ranks import rank_intervals, rank_intervals_over_concepts
+from overpaint.report.standings import standings
 from overpaint.report.statistics import MARGIN, NORMAL, Estimate
 
 LEVEL = 0.95
@@ -340,6 +341,26 @@ def ranks_over_concepts(shares: Sequence[float], concepts: int, spread: float, s
     return cell(low, high, truth)
 
 
+def best_unmarked(shares: Sequence[float], prompts: int, effect: float, sets: int, rng) -> float:
+    """How often a table marks neither as best nor as tied with it one of the methods that truly are (the largest share).
+
+    The log-odds of a share are the method's and the prompt's normal effect. All methods share the prompts and their effects.
+    """
+    own = np.array([_odds_of(p, effect) for p in shares])
+    best = [i for i, p in enumerate(shares) if p == max(shares)]
+    wrong = 0
+    for _ in range(sets):
+        chances = 1 / (1 + np.exp(-(own[:, None] + effect * rng.normal(size=prompts))))
+        hits = (rng.random(chances.shape) < chances).astype(float)
+        marked = standings(
+            {str(i): statistics.proportion(of) for i, of in enumerate(hits)},
+            "up",
+            lambda a, b, hits=hits: statistics.paired_difference(hits[int(a)], hits[int(b)], interval=False),
+        )
+        wrong += any(str(i) not in marked for i in best)
+    return wrong / sets
+
+
 def _odds_of(p: float, effect: float) -> float:
     """The log-odds around which a normal effect gives this mean share."""
     from scipy.optimize import brentq
@@ -433,6 +454,29 @@ def spread(usual: float, failing: float, how_often: float, sets: int, rng, part:
     else:
         truth = math.sqrt((1 - how_often) * usual * (1 - usual) + how_often * failing * (1 - failing))
     return of_estimates(found, truth)
+
+
+def membership(images: int, shift: float, sets: int, rng, of: str) -> Cell:
+    """AUC of normal losses of as many members as held-out images, the members' smaller by ``shift``; its difference to a model
+    that never saw them, and PrivLeak with that model's area. The losses of one image in two models correlate by 0.5."""
+    from scipy.special import ndtr
+
+    from overpaint.metrics.gold import PrivLeakGold
+    from overpaint.metrics.membership import LeakageAuc, correlation
+
+    auc, leak, area, found = LeakageAuc(), PrivLeakGold(), float(ndtr(shift / math.sqrt(2))), []
+    for _ in range(sets):
+        images_of, own, gold = math.sqrt(0.5) * rng.normal(size=(3, 2, images))
+        with_members, without = images_of + own - [[shift], [0.0]], images_of + gold
+        one, other = tuple(with_members), tuple(without)
+        if of == "area":
+            found.append(auc.estimate(one))
+        elif of == "difference":
+            found.append(auc.difference(one, other))
+        else:
+            estimates = leak.estimate(one), leak.estimate(other)
+            found.append(statistics.ratio_of_estimates(*estimates, correlation=correlation(one, other)))
+    return of_estimates(found, {"area": area, "difference": area - 0.5, "ratio": (1 - area) / 0.5}[of])
 
 
 def latency(pairs: int, sets: int, rng) -> Cell:
@@ -599,6 +643,15 @@ def tables(sets: int, rng: np.random.Generator) -> Iterator[Table]:
             for n in (12, 24)
         ),
     )
+    yield (
+        "Membership, by the number of members and of held-out images and the distance of their losses in standard deviations",
+        ("images", "distance", *MEMBERSHIP),
+        (
+            (n, f"{shift:g}", *(membership(n, shift, few, rng, of) for of in MEMBERSHIP.values()))
+            for n in (8, 24, 100)
+            for shift in (0.0, 0.5, 1.5, 3.0)
+        ),
+    )
     yield "Latency ratio: the range of six pairs", ("pairs", "covered"), ((n, latency(n, sets, rng)) for n in (6,))
     budgets = [(n, m, k, c) for n in (24, 50, 100) for m, c in ((1, 0.0), (2, 0.3), (10, 0.3)) for k in (1, 5)]
     head = ("prompts", "seeds", "tests in the family", "correlation")
@@ -616,6 +669,11 @@ def tables(sets: int, rng: np.random.Generator) -> Iterator[Table]:
         "Spread, by the share of hits with a usual seed, with a seed that fails, and the probability that one fails",
         ("usual", "failing", "probability", "σ of seeds", "σ of the rest"),
         ((*of, *(spread(*of, fewest, rng, part) for part in ("seeds", "the rest"))) for of in SPREADS),
+    )
+    yield (
+        "Best methods: how often one of those that truly are is not marked, by their shares",
+        ("methods", "shares", "12 prompts", "50 prompts", "200 prompts"),
+        ((len(p), said, *(best_unmarked(p, n, 1.0, few, rng) for n in (12, 50, 200))) for said, p in BEST),
     )
     yield (
         "Ranks over other concepts, by the methods' shares and the standard deviation of the concepts' log-odds",
@@ -637,6 +695,14 @@ SPREADS = (
     (0.02, 0.8, 0.1),
     (0.02, 0.8, 0.2),
     (0.1, 0.4, 0.5),
+)
+MEMBERSHIP = {"AUC": "area", "its difference to another model": "difference", "ratio of PrivLeak": "ratio"}
+#: Shares of the methods of a table, in words and in numbers.
+BEST = (
+    ("all 0.5", (0.5,) * 5),
+    ("all 0.5", (0.5,) * 20),
+    ("one 0.6, the others 0.5", (0.6,) + (0.5,) * 19),
+    ("evenly from 0.1 to 0.9", tuple(np.linspace(0.1, 0.9, 20))),
 )
 RANKED = ((0.5, 0.5, 0.5, 0.5), (0.2, 0.4, 0.6, 0.8), (0.1, 0.5, 0.5, 0.9))
 INVERSIONS = (

@@ -52,10 +52,10 @@ from overpaint.report import statistics
 from overpaint.report.claims import narrowed, published
 from overpaint.report.figure_text import interval, number
 from overpaint.report.markdown import markdown
-from overpaint.report.pooling import Outcomes
+from overpaint.report.pooling import Outcomes, groups_of
 from overpaint.report.records import number_of
 from overpaint.report.rendering import tables
-from overpaint.report.standings import paired
+from overpaint.report.standings import aligned
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Entry, Table
 from overpaint.report.verdicts import by_images
@@ -107,8 +107,20 @@ def written(page: Path, text: str) -> dict[Path, str]:
 
 @cache
 def results(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The records and outcomes of a folder of leaderboards/results."""
-    return published(ROOT / "leaderboards" / "results" / folder)
+    """The records and outcomes of a folder of leaderboards/results; of ``FOLDER as 1``, as if all outcomes of shares were 1."""
+    folder, _, value = folder.partition(" as ")
+    records, outcomes = published(ROOT / "leaderboards" / "results" / folder)
+    if not value:
+        return records, outcomes
+    share = records["unit"] == "fraction"
+    limits = {
+        n: statistics.proportion(np.full(int(n), float(value))) for n in records.loc[share, "n"].unique() if n > 0
+    }
+    for name in ("low", "high"):
+        records[name] = records[name].mask(share, records["n"].map({n: getattr(e, name) for n, e in limits.items()}))
+    return records.assign(value=records["value"].mask(share & records["value"].notna(), float(value))), outcomes.assign(
+        value=outcomes["value"].mask(outcomes["value"].isin((0, 1)), float(value))
+    )
 
 
 @cache
@@ -253,15 +265,22 @@ def record_of(words: Sequence[str]) -> pd.Series:
     return records.iloc[0]
 
 
+#: Words before a gap that say how its sides are compared.
+MODES = ("unpaired", "shared")
+
+
 def gap(words: Sequence[str]) -> str:
     """The difference of two figures as text."""
     return said(difference(words))
 
 
 def difference(words: Sequence[str]) -> Entry:
-    """The difference of the two figures that the words name."""
-    unpaired = "unpaired" in words
-    words = [word for word in words if word != "unpaired"]
+    """The difference of the two figures that the words name: paired, unless ``unpaired`` is among them.
+
+    With ``shared``, it is that of the prompts that both figures have.
+    """
+    unpaired, shared = (word in words for word in MODES)
+    words = [word for word in words if word not in MODES]
     place = words.index("|")
     sides = words[:place], words[place + 1 :]
     one, other = map(estimate, sides)
@@ -274,16 +293,29 @@ def difference(words: Sequence[str]) -> Entry:
         return entry(statistics.difference_of_estimates(*both))
     if one.value is None or other.value is None:
         raise UserError("a figure is undefined")
-    if not unpaired and sides[0][0] == sides[1][0] and all(side[-1] not in FIELDS for side in sides):
-        found, _ = paired(*([record_of(side).to_dict()] for side in sides), outcomes_of(sides[0][0]))
-        if found.value is not None and np.isclose(found.value, one.value - other.value):  # else no mean of outcomes
-            return entry(found)
+    if not unpaired and sides[0][0] == sides[1][0]:
+        joined, _ = aligned(*map(outcomes_behind, sides))
+        if joined is not None:
+            found = statistics.paired_difference(joined["value"], joined["value_other"], **groups_of(joined))
+            if found.value is not None and (shared or np.isclose(found.value, one.value - other.value)):
+                return entry(found)
     hits = [np.arange(e.n) < round(e.n * (e.value or 0.0)) for e in (one, other)]
     if unpaired:
         return entry(statistics.unpaired_difference(*hits))
     if one.n != other.n or not any(h.all() or not h.any() for h in hits):
         raise UserError("the counts do not determine the pairs: write unpaired, or publish outcomes")
     return entry(statistics.paired_difference(*hits))
+
+
+def outcomes_behind(words: Sequence[str]) -> pd.DataFrame | None:
+    """The outcomes of a figure or of its control, as those of one concept set: two sets can have the same prompts."""
+    field = words[-1] if words[-1] in FIELDS else "value"
+    record = record_of(words[:-1] if words[-1] in FIELDS else words).to_dict()
+    table = outcomes_of(words[0]).together([record])
+    columns = {"value": "value", "control": "other"}
+    if table is None or field not in columns:
+        return None
+    return table.assign(value=table[columns[field]], concepts="")
 
 
 class Rule(TypedDict, total=False):
@@ -368,11 +400,19 @@ def decided(rule: Mapping[str, Any], method: str, where: str) -> tuple[list[str]
         raise UserError(f"{where} takes shows, figure or gap, and at_most or at_least")
     named = shlex.split(rule.get("figure", rule.get("gap", "")).replace("{method}", method))
     bound = f"≤ {rule['at_most']:g}" if "at_most" in rule else f"≥ {rule['at_least']:g}"
-    folder = next(word for word in named if word != "unpaired")
+    folder = next(word for word in named if word not in MODES)
     if method not in results(folder)[0]["method_name"].unique():
         return [rule["shows"], bound, "not measured", ""], folder
     found = estimate(named) if "figure" in rule else difference(named)
-    return [rule["shows"], bound, said(found), verdict(found, rule)], None
+    decision = verdict(found, rule)
+    if decision == "open" and "figure" in rule and named[-1] not in FIELDS:
+        best = estimate([f"{folder} as {1 if 'at_least' in rule else 0}", *named[1:]])
+        decision = "open" if verdict(best, rule) == "agrees" else TOO_FEW
+    return [rule["shows"], bound, said(found), decision], None
+
+
+#: The verdict where the best possible figure of as many images would not meet the bound either.
+TOO_FEW = "too few images"
 
 
 def verdict(found: Entry, rule: Mapping[str, Any]) -> str:

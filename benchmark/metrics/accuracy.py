@@ -151,15 +151,15 @@ class CelebrityAccuracy(Share):
 
     paper = "MACE, arXiv 2403.06135; GIPHY celebrity detector"
     aggregation = "among images with a face, pooled"
-    version = 1
+    version = 2
 
     def judge(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
         table = own_concept(frame, evidence.threshold)
         if FACE not in frame:
             return table.iloc[:0]
         faces = pd.to_numeric(frame[FACE], errors="coerce").to_numpy(float)[table["image"]]
-        asked = (faces > 0) | np.isnan(faces) | table["hit"].isna()
-        return table[asked].reset_index(drop=True)
+        table = table.assign(hit=table["hit"].where(~np.isnan(faces)))  # unknown faces: not absent, but failed
+        return table[(faces > 0) | table["hit"].isna()].reset_index(drop=True)
 
     def measure(self, evidence: Evidence) -> Figure:
         return faceless(evidence) or super().measure(evidence)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from overpaint.metrics.attack_success import AttackSuccessAny
 from overpaint.metrics.distribution import FeatureDistance, FeatureRows, feature_rows, paired_kid
-from overpaint.metrics.membership import MembershipFigure, privleak, sides
+from overpaint.metrics.membership import MembershipArea, correlation, privleak, sides
 from overpaint.metrics.metric import Evidence, Figure, FrameName
 from overpaint.metrics.outcomes import Tally
 from overpaint.metrics.relearning import RelearnStepsToHalf
@@ -252,17 +252,17 @@ def _log_ratio(larger: float, smaller: float) -> float:
     return math.log(larger / smaller) if smaller else math.inf
 
 
-class PrivLeakGold(MembershipFigure):
+class PrivLeakGold(MembershipArea):
     """MUSE's PrivLeak of the loss with the AUC of the gold reference, in per cent: 0 after unlearning, below while memorised."""
 
     direction = "zero"
-    version = 2
+    version = 3
     unit = "per cent"
     paper = "MUSE, arXiv 2407.06460"
     frames = ("membership", "membership_original", "membership_gold")
 
-    def value(self, members: NDArray, held_out: NDArray) -> float:
-        """P(score of a training image > score of another image), from which the figure is made."""
+    def area(self, members: NDArray, held_out: NDArray) -> float:
+        """How often a training image has a larger loss than another image, in one model."""
         return float(statistics.auc(members, held_out) or 0.0)
 
     def measure(self, evidence: Evidence) -> Figure:
@@ -271,9 +271,9 @@ class PrivLeakGold(MembershipFigure):
         found = super().measure(replace(evidence, membership_original=evidence.membership_gold))
         if found.value is None or not found.original:
             return replace(found, why=found.why or "the gold reference's scores are non-finite, or of other images")
-        frames = (evidence.membership, evidence.membership_gold)
-        own, reference = (self.resampled(sides(frame, self.column)) for frame in frames if frame is not None)
-        reference = np.where(reference > 0, reference, np.nan)
-        low, high = np.nanpercentile(privleak(own, reference), [2.5, 97.5])  # of the same resampled images
-        value = float(privleak(found.value, found.original))
-        return Figure(value, min(float(low), value), max(float(high), value), n=found.n, failed=found.failed)
+        assert evidence.membership is not None  # there would be no figure
+        own, gold = (sides(frame, self.column) for frame in (evidence.membership, evidence.membership_gold))
+        estimates = self.estimate(own), self.estimate(gold)
+        ratio = statistics.ratio_of_estimates(*estimates, correlation=correlation(own, gold))
+        value, low, high = (None if at is None else float(privleak(at, 1.0)) for at in ratio[:3])
+        return Figure(value, low, high, n=found.n, failed=found.failed)

@@ -15,9 +15,9 @@ MUSE's code has the same orientation; its released entry points raise exceptions
 SecMI's released evaluation sweeps 2,000 thresholds and leaves the last one out, so that the last trapezoid of the ROC
 curve is missing (`released_roc`): 0.983 instead of 1 for separated scores. All other figures here are exact ranks.
 
-Intervals resample members and held-out images, the same ones for both models. The TPR at 1 % depends on the few held-out images
-with the smallest scores, which resampling cannot replace: its interval has the sampling error of the threshold
-(`LeakageTpr.estimate`).
+Areas have score intervals, and two models' areas are compared as correlated ones, because they score the same images
+(`overpaint.report.areas`). The TPR at 1 % depends on the few held-out images with the smallest scores: its interval has the
+sampling error of the threshold (`LeakageTpr.estimate`).
 """
 
 from __future__ import annotations
@@ -34,13 +34,11 @@ from numpy.typing import ArrayLike, NDArray
 from overpaint.metrics.metric import Evidence, Figure, FrameName, Metric
 from overpaint.metrics.outcomes import Share, clusters
 from overpaint.metrics.readings import MeanReading
-from overpaint.report import statistics
+from overpaint.report import areas, statistics
 from overpaint.report.statistics import Estimate
 
 #: Scores of the stage *membership*, which computes those that a metric reads as its ``column``.
 SCORES = ("loss", "secmi", "step", "pia", "pian")
-#: Resamples of the intervals.
-DRAWS = 2_000
 #: The largest share of held-out images that are taken for members.
 FALSE_POSITIVES = 0.01
 #: AUC of a model that was trained without the members, where held-out images are exchangeable with them.
@@ -139,23 +137,43 @@ class MembershipFigure(Metric):
 
     def estimate(self, own: tuple[NDArray, NDArray]) -> Estimate:
         """The figure with its interval, from scores of members and held-out images that may be NaN."""
-        value = self.value(*_known(own))
-        return Estimate(value, *_around(value, self.resampled(own)))
+        raise NotImplementedError
 
     def difference(self, own: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray]) -> Estimate:
         """The difference of two models' figures, from scores of the same images."""
-        gap, gaps = self.value(*_known(own)) - self.value(*other), self.resampled(own) - self.resampled(other)
-        return Estimate(gap, *_around(gap, gaps), _p_value(gaps))
+        raise NotImplementedError
 
-    def resampled(self, sides: tuple[NDArray, NDArray]) -> NDArray:
-        """The figure (DRAWS,) of resampled images: the same ones for every model with equally many images."""
-        rng = np.random.default_rng(0)
-        picks = [rng.integers(0, len(side), (DRAWS, len(side))) for side in sides]
-        found = []
-        for one, other in zip(*picks, strict=True):
-            chosen = (side[pick] for side, pick in zip(sides, (one, other), strict=True))
-            found.append(self.value(*_known(chosen)))
-        return np.array(found)
+
+class MembershipArea(MembershipFigure):
+    """A figure that is an area under the ROC curve of members and held-out images; the base of those below."""
+
+    def area(self, members: NDArray, held_out: NDArray) -> float:
+        """The area from scores (n,) and (m,): how often a held-out image has a larger score than a member."""
+        return float(statistics.auc(held_out, members) or 0.0)
+
+    def scaled(self, area: float) -> float:
+        """The figure of this area, a linear function."""
+        return area
+
+    def value(self, members: NDArray, held_out: NDArray) -> float:
+        return self.scaled(self.area(members, held_out))
+
+    def estimate(self, own: tuple[NDArray, NDArray]) -> Estimate:
+        members, held_out = _known(own)
+        area = self.area(members, held_out)
+        low, high = areas.limits(area, len(members), len(held_out))
+        return Estimate(self.scaled(area), self.scaled(low), self.scaled(high))
+
+    def difference(self, own: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray]) -> Estimate:
+        estimates = self.estimate(own), self.estimate(other)
+        return statistics.difference_of_estimates(*estimates, correlation=correlation(own, other))
+
+
+def correlation(own: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray]) -> float:
+    """The correlation of two models' areas, from scores of the same members and held-out images that may be NaN."""
+    known = [~np.isnan(side + beside) for side, beside in zip(own, other, strict=True)]
+    chosen = [tuple(side[which] for side, which in zip(sides, known, strict=True)) for sides in (own, other)]
+    return areas.correlation(*chosen)
 
 
 def _known(sides: Iterable[NDArray]) -> tuple[NDArray, ...]:
@@ -171,27 +189,12 @@ def sides(frame: pd.DataFrame, column: str) -> tuple[NDArray, NDArray]:
     return scores[member], scores[~member]
 
 
-def _around(value: float, spread: NDArray) -> tuple[float, float]:
-    """Central 95 % of resampled values, widened to contain the value."""
-    low, high = np.nanpercentile(spread, [2.5, 97.5])
-    return min(float(low), value), max(float(high), value)
-
-
-def _p_value(gaps: NDArray) -> float:
-    """Two-sided p-value of "no difference", from resampled differences (Efron and Tibshirani 1993, §15.4)."""
-    known = gaps[~np.isnan(gaps)]
-    tail = min((known <= 0).mean(), (known >= 0).mean())
-    return float(min(1.0, max(2 * tail, 1 / (len(known) + 1))))
-
-
-class LeakageAuc(MembershipFigure):
+class LeakageAuc(MembershipArea):
     """AUC of the training loss as a test of membership: how often a held-out image has a larger loss than a training image."""
 
     direction = "down"
     paper = "Loss threshold, Yeom et al. 2018; MUSE, arXiv 2407.06460"
-
-    def value(self, members: NDArray, held_out: NDArray) -> float:
-        return float(statistics.auc(held_out, members) or 0.0)
+    version = 2
 
 
 class SecmiAuc(LeakageAuc):
@@ -206,7 +209,7 @@ class SecmiAucReleased(SecmiAuc):
 
     aggregation = "2,000 thresholds without the last one"
 
-    def value(self, members: NDArray, held_out: NDArray) -> float:
+    def area(self, members: NDArray, held_out: NDArray) -> float:
         return released_roc(members, held_out).auc
 
 
@@ -270,16 +273,20 @@ class LeakageTpr(MembershipFigure):
         return statistics.difference_of_estimates(self.estimate(own), self.estimate(other))
 
 
-class PrivLeak(MembershipFigure):
+class PrivLeak(MembershipArea):
     """MUSE's PrivLeak of the loss, in per cent: 0 after unlearning, −100 while memorised, above 0 if over-unlearned."""
 
     direction = "zero"
-    version = 2
+    version = 3
     unit = "per cent"
     paper = "MUSE, arXiv 2407.06460"
 
-    def value(self, members: NDArray, held_out: NDArray) -> float:
-        return float(privleak(float(statistics.auc(members, held_out) or 0.0)))
+    def area(self, members: NDArray, held_out: NDArray) -> float:
+        """How often a member has a larger loss than a held-out image."""
+        return float(statistics.auc(members, held_out) or 0.0)
+
+    def scaled(self, area: float) -> float:
+        return float(privleak(area))
 
 
 class Copies(Share):

@@ -209,9 +209,9 @@ def shares_by(metric: Share, column: str, evidence: Evidence) -> dict[str, Figur
 
 def asking(labels: Callable[[list[str]], Collection[str]], frame: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Outcomes of the labels that ``labels`` selects from those that each prompt expects."""
-    return outcomes(frame, [labels(_listed(expects)) for expects in frame["expects"]], threshold)
+    return outcomes(frame, [labels(listed(expects)) for expects in frame["expects"]], threshold)
 
 
-def _listed(expects: object) -> list[str]:
-    """The expected labels as a list. Parquet yields arrays; an empty cell is ``None`` or NaN."""
+def listed(expects: object) -> list[str]:
+    """The labels that a prompt expects, as a list. Parquet yields arrays; an empty cell is ``None`` or NaN."""
     return list(expects) if isinstance(expects, list | tuple | np.ndarray) else []

@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from overpaint.grid.concepts import read_as
+from overpaint.grid.labels import counted
 from overpaint.metrics.accuracy import classes_of
 from overpaint.metrics.metric import Evidence, Figure, Metric
 from overpaint.metrics.outcomes import Share, Tally, clusters, compare, outcomes, own_concept
@@ -126,6 +127,7 @@ class ReplacementEntropy(Metric):
     aggregation = "images without the concept, prompts as clusters"
     needs_detector = True
     roles = ("target",)
+    version = 2
 
     def measure(self, evidence: Evidence) -> Figure:
         frame = evidence.images_of(*self.roles)
@@ -137,8 +139,11 @@ class ReplacementEntropy(Metric):
         instead = (shown.notna() & ~shown.isin(evidence.targets)).to_numpy(bool)
         if not instead.any():
             return replace(figure, n=0, why="every target image shows the concept")
+        if (without := int(instead.sum())) < statistics.FEWEST_PROMPTS:
+            why = f"{counted(without, 'image')} without the concept, entropy needs {statistics.FEWEST_PROMPTS}"
+            return replace(figure, n=without, why=why)
         found = entropy(shown[instead].to_numpy(str), clusters(frame)[instead].to_numpy())
-        return replace(figure, n=int(instead.sum())).estimated(found)
+        return replace(figure, n=without).estimated(found)
 
     def shown(self, frame: pd.DataFrame, evidence: Evidence) -> pd.Series:
         """What each image shows: an erased concept, the label with the highest score, or `NOTHING`; NaN if it failed."""

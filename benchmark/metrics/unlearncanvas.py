@@ -9,7 +9,7 @@ erased labels::
 
 Every label has the same weight, regardless of its number of images. The mean is undefined if a label has no judged
 image. As in the authors' script, CRA also counts images with an erased concept in their prompt, because the other label
-should be kept.
+should be kept. FID takes the combinations without an erased label.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from operator import itemgetter
 import numpy as np
 import pandas as pd
 
-from overpaint.metrics.metric import Evidence, Figure
-from overpaint.metrics.outcomes import Share, asking
+from overpaint.metrics.distribution import InceptionFidReference
+from overpaint.metrics.metric import Evidence, Figure, FrameName
+from overpaint.metrics.outcomes import Share, asking, listed
 
 AXES = ("object", "style")
 #: The photographs among UnlearnCanvas' themes. The released code averages over them (50 others), the authors state 49.
@@ -102,6 +103,19 @@ class CrossDomainRetentionDrawn(CrossDomainRetention):
 
     def chosen(self, axis: str, label: str, erased: set[str], inside: set[str]) -> bool:
         return label != PHOTOGRAPHS and super().chosen(axis, label, erased, inside)
+
+
+class RetainedGridFid(InceptionFidReference):
+    """FID of the grid's images without an erased label to the reference pictures, which should be the data set's own."""
+
+    paper = "UnlearnCanvas, arXiv 2402.11846"
+    aggregation = "all images of the grid without an erased label"
+    roles = ("grid",)
+    version = 1
+
+    def images(self, evidence: Evidence, frame: FrameName) -> pd.DataFrame:
+        found, erased = super().images(evidence, frame), set(evidence.targets)
+        return found[[erased.isdisjoint(listed(expects)) for expects in found["expects"]]] if len(found) else found
 
 
 def _axis(kind: str) -> str:

@@ -379,7 +379,6 @@ def _shown_by_outcomes(claim: Claim) -> list[str]:
     if claim.outcomes.empty:
         return []
     shares = claim.records[(claim.records["unit"] == "fraction") & claim.records["value"].notna()]
-    shares = shares[shares["statistics"] == VERSION]
     wrong = []
     values, others = (claim.outcomes[name].to_numpy(float) for name in ("value", "other"))
     clusters, strata = (claim.outcomes[name].to_numpy(object) for name in ("cluster", "stratum"))
@@ -393,6 +392,8 @@ def _shown_by_outcomes(claim: Claim) -> list[str]:
         if not np.isnan(others[own]).any() and pd.notna(record["difference_low"]):
             gap = paired_difference(values[own], others[own], *of)
             again |= dict(zip(("difference", "difference_low", "difference_high", "p_value"), gap, strict=False))
+        if record["statistics"] != VERSION:  # intervals and tests were others, means were not
+            again = {name: again[name] for name in ("value", "difference") if name in again}
         stated = [float(record[name]) for name in again]
         if not np.allclose(np.array(list(again.values()), float), stated, rtol=0, atol=1e-6, equal_nan=True):
             wrong.append(place)

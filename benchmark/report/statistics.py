@@ -489,11 +489,12 @@ def harmonic_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
     return found._replace(low=max(low, 0.0), high=min(high, max(h for h in highs if h is not None)))
 
 
-def difference_of_estimates(first: Estimate, second: Estimate) -> Estimate:
-    """Difference of two independent estimates: their half-widths are squared and added (Zou and Donner 2008).
+def difference_of_estimates(first: Estimate, second: Estimate, *, correlation: float = 0.0) -> Estimate:
+    """Difference of two estimates, which are independent unless a ``correlation`` is given, from their half-widths.
 
-    ``p_value`` inverts the interval: it is below 0.05 exactly if the interval excludes 0. A side to which an open limit
-    contributes is open. If either estimate has no interval, the difference has none.
+    The half-widths a and b of the two sides give ``(a² + b² - 2 correlation a b)^½`` (Zou and Donner 2008). ``p_value`` inverts
+    the interval: it is below 0.05 exactly if the interval excludes 0. A side to which an open limit contributes is open. If
+    either estimate has no interval, the difference has none.
     """
     if first.value is None or second.value is None:
         return Estimate(None)
@@ -504,12 +505,40 @@ def difference_of_estimates(first: Estimate, second: Estimate) -> Estimate:
     b, b_low, b_high = (math.nan if number is None else number for number in second[:3])
     below, above = (
         math.inf if math.isnan(width) else width
-        for width in (math.hypot(a - a_low, b_high - b), math.hypot(a_high - a, b - b_low))
+        for width in (
+            _joint(a - a_low, b_high - b, correlation),
+            _joint(a_high - a, b - b_low, correlation),
+        )
     )
     error = (below if gap > 0 else above) / NORMAL
     p_value = math.erfc(abs(gap) / error / math.sqrt(2)) if error else float(gap == 0)
     low, high = gap - below, gap + above
     return Estimate(gap, low if math.isfinite(low) else None, high if math.isfinite(high) else None, p_value)
+
+
+def ratio_of_estimates(first: Estimate, second: Estimate, *, correlation: float = 0.0) -> Estimate:
+    """Ratio of two estimates that are not negative, with the interval that corresponds to `difference_of_estimates`.
+
+    Its limits are the numbers r for which 0 is a limit of the difference ``first - r second`` (Donner and Zou 2012). There is no
+    upper limit if the lower limit of ``second`` is 0.
+    """
+    if first.value is None or not second.value or None in (first.low, first.high, second.low, second.high):
+        return Estimate(None)
+    (a, a_low, a_high), (b, b_low, b_high) = (np.array(side[:3], float) for side in (first, second))
+
+    def root(of_a: float, of_b: float) -> float:
+        """Half of the linear coefficient and the square root of the discriminant, added, for these limits of the two sides."""
+        half = a * b - correlation * abs((a - of_a) * (b - of_b))
+        return half + math.sqrt(max(half**2 - of_a * (2 * a - of_a) * of_b * (2 * b - of_b), 0.0))
+
+    low = a_low * (2 * a - a_low) / root(a_low, b_high) if a_low > 0 else 0.0
+    high = root(a_high, b_low) / (b_low * (2 * b - b_low)) if b_low > 0 else None
+    return Estimate(float(a / b), float(low), None if high is None else float(high))
+
+
+def _joint(one: float, other: float, correlation: float) -> float:
+    """The half-width of a difference from those of its two sides."""
+    return math.sqrt(max(one * one + other * other - 2 * correlation * one * other, 0.0))
 
 
 def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tuple[NDArray, NDArray]:

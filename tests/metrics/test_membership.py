@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, norm
 
-from overpaint.metrics.membership import LeakageAuc, LeakageTpr, PrivLeak, thresholds_around
+from overpaint.metrics.gold import PrivLeakGold
+from overpaint.metrics.membership import LeakageAuc, LeakageTpr, PrivLeak, sides, thresholds_around
 from overpaint.metrics.metric import Evidence
 
 
@@ -62,3 +63,42 @@ def test_the_difference_to_the_unedited_model_agrees_with_its_interval():
     assert figure.difference < -0.8 and figure.difference_high < 0 and figure.p_value < 0.05
     same = measured(LeakageTpr(), known, held_out)
     assert (same.difference, same.p_value) == (0, 1) and same.difference_low < 0 < same.difference_high
+
+
+def test_separated_scores_have_an_interval():
+    """Resampled areas of separated scores are all 1."""
+    apart = -1 - np.arange(20) / 20, np.arange(20) / 20
+    area, leak = measured(LeakageAuc(), *apart), measured(PrivLeak(), *apart)
+    assert (area.value, area.high) == (1, 1) and 0.85 < area.low < 0.95
+    assert (leak.value, leak.low) == (-100, -100) and leak.high == pytest.approx(100 * (1 - 2 * area.low))
+
+
+def test_models_are_compared_on_the_same_images():
+    rng = np.random.default_rng(0)
+    members, held_out = rng.standard_normal(100) - 1, rng.standard_normal(100)
+    nearly = members + 0.1 * rng.standard_normal(100) + 0.1, held_out + 0.1 * rng.standard_normal(100)
+    figure = measured(LeakageAuc(), members, held_out, nearly)
+    width, apart = figure.high - figure.low, figure.difference_high - figure.difference_low
+    assert figure.difference == pytest.approx(figure.value - figure.original) and apart < width / 3
+    same = measured(LeakageAuc(), members, held_out)
+    assert (same.difference, same.p_value) == (0, 1) and same.difference_low <= 0 <= same.difference_high
+
+
+def test_a_failed_score_leaves_its_image_out_of_the_correlation():
+    rng = np.random.default_rng(0)
+    members, held_out = rng.standard_normal(30) - 1, rng.standard_normal(30)
+    figure = measured(LeakageAuc(), np.where(np.arange(30) < 1, np.nan, members), held_out, (members, held_out))
+    assert figure.failed == 1 and figure.difference_low <= figure.difference <= figure.difference_high
+
+
+def test_privleak_with_a_gold_is_a_ratio_of_areas():
+    rng = np.random.default_rng(0)
+    frames = [scored(rng.standard_normal(60) - shift, rng.standard_normal(60)) for shift in (1.5, 0.0)]
+    images = pd.DataFrame()
+    evidence = Evidence((), images, images, membership=frames[0], membership_gold=frames[1])
+    own, gold = (LeakageAuc().estimate(sides(frame, "loss")).value for frame in frames)
+    figure = PrivLeakGold().measure(evidence)
+    assert figure.value == pytest.approx(100 * ((1 - own) / (1 - gold) - 1))
+    assert figure.low < figure.value < figure.high < 0
+    equal = PrivLeakGold().measure(Evidence((), images, images, membership=frames[0], membership_gold=frames[0]))
+    assert equal.value == 0 and equal.low <= 0 <= equal.high

@@ -124,7 +124,7 @@ class Slurm:
         elif batch.mine:
             batch.check(self.settings)
         if self.detach:
-            return Outcome(elsewhere=f"{batch}; the same command or `overpaint attach store={store.root}` follows it")
+            return Outcome(elsewhere=f"{batch}; `overpaint attach store={store.root}` follows it")
         # a plan with lines would look finished after its first tasks, and the array would be cancelled
         return self._follow(batch, Follower(plan.opened(), store, batch.shared.run, watcher), watcher)
 
