@@ -136,6 +136,42 @@ def test_a_gap_is_paired_if_the_counts_determine_the_pairs():
         block("gap", "redteam uce church uda attack_success | demo esd church 'cce floor=false' attack_success")
 
 
+def test_controls_and_other_concept_sets_are_paired_by_their_outcomes():
+    """Two controls of one attack have the same prompts, and so do the neighbours of two ways to erase five objects."""
+    words = (
+        "redteam uce church p4d_n attack_beyond_prefix control | redteam uce church p4d_n attack_success_any control"
+    )
+    assert block("gap", words) != block("gap", f"unpaired {words}")
+    words = 'merging speed "objects5 merged by sum" neighbour_retention | merging speed objects5 neighbour_retention'
+    records, outcomes = published(RESULTS / "merging")
+    of = records.query("method == 'speed' and metric == 'neighbour_retention'").set_index("concepts")["artefact"]
+    sides = [
+        outcomes[(outcomes["artefact"] == of[name]) & (outcomes["metric"] == "neighbour_retention")].set_index(
+            ["prompt_id", "seed"]
+        )
+        for name in ("objects5 merged by sum", "objects5")
+    ]
+    both = sides[0].join(sides[1], rsuffix="_other")
+    wanted = paired_difference(both["value"], both["value_other"], both["cluster"], both["stratum"])
+    assert f"-->{wanted.value:.2f} [{wanted.low:.2f}, {wanted.high:.2f}]<" in block("gap", words)
+
+
+def test_a_gap_can_be_that_of_the_prompts_that_both_sides_have():
+    """ESD has 24 prompts, Receler 12 of them."""
+    words = "redteam esd church uda attack_success_any | redteam receler church uda attack_success_any"
+    with pytest.raises(UserError, match="do not determine the pairs"):
+        block("gap", words)
+    assert "-->0.42 [" in block("gap", f"shared {words}")
+
+
+def test_a_claim_that_no_result_could_meet_says_so():
+    """Of 12 prompts, even none would leave an interval beyond 0.1; of the unedited model's 24, all would meet 0.5."""
+    rule = {"shows": "", "figure": "redteam {method} church uda attack_success_any", "at_most": 0.1}
+    assert script().decided(rule, "safety_checker", "here")[0][-1] == "too few images"
+    rule = {"shows": "", "figure": "redteam {method} church uda attack_success_any", "at_most": 0.5}
+    assert script().decided(rule, "ca", "here")[0][-1] == "open"
+
+
 def test_a_gap_is_paired_by_outcomes_where_they_are_published():
     """Both sides are between 0 and 1, so their counts do not determine the pairs."""
     tree = "'tree prompts.target=negative_window.csv#d382e7 retain=[]' target_proportion"

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from overpaint.grid.concepts import Concept
-from overpaint.metrics.accuracy import HarmonicReceler, HarmonicUnderAttack, Locality
+from overpaint.metrics.accuracy import ErasedCelebrities, HarmonicReceler, HarmonicUnderAttack, Locality
 from overpaint.metrics.metric import Evidence
 
 
@@ -45,3 +45,10 @@ def test_a_harmonic_mean_is_undefined_if_one_of_its_terms_is(metric):
     assert figure.value is None and figure.why == alone.why == "none was judged for tree"
     against_unknown = metric().measure(replace(EVIDENCE, retained_original=UNKNOWN))
     assert against_unknown.value == 1 and against_unknown.difference is None
+
+
+def test_an_image_whose_faces_are_unknown_has_failed():
+    shown = images_of("target", ["church"] * 40, [1.0] * 10 + [0.0] * 30)
+    shown["face"] = [1.0] * 38 + [0.0, np.nan]
+    found = ErasedCelebrities().measure(Evidence(ERASED, shown, shown))
+    assert (found.n, found.failed) == (38, 1) and found.value == pytest.approx(10 / 38)

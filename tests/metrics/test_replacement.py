@@ -136,3 +136,11 @@ def test_failed_images_are_neither():
     assert (figure.value, figure.n, figure.failed) == (0, 8, 2)
     refused = ReplacementEntropy().measure(replace(evidence, failure_limit=0.05))
     assert refused.value is None and "2 of 10 target images failed" in refused.why
+
+
+@pytest.mark.parametrize(("without", "defined"), [(7, False), (8, True)])
+def test_the_entropy_of_a_few_images_is_undefined(without, defined):
+    """Of two images, no figure can say that they show one of four things."""
+    found = ReplacementEntropy().measure(evidence_of([["house"]] * without + [["church"]] * (12 - without)))
+    assert (found.value is not None) == defined and found.n == without
+    assert defined or found.why == "7 images without the concept, entropy needs 8"

@@ -15,6 +15,7 @@ from overpaint.metrics.unlearncanvas import (
     CrossDomainRetentionDrawn,
     InDomainRetention,
     InDomainRetentionDrawn,
+    RetainedGridFid,
     UnlearningAccuracy,
 )
 
@@ -128,3 +129,10 @@ def test_both_axes_erased_leaves_nothing_across(evidence_of):
     assert InDomainRetention().measure(evidence).value is not None
     nobody = replace(evidence, erased=[Concept("church")])
     assert UnlearningAccuracy().measure(nobody).value is None
+
+
+def test_fid_takes_the_combinations_without_an_erased_label(frame_of, evidence_of):
+    evidence = evidence_of(0.5, images=grid(frame_of, ("sketch",)))  # the church is erased
+    chosen = RetainedGridFid().images(evidence, "images")
+    assert {tuple(labels) for labels in chosen["expects"]} == {("tree", s) for s in ("sketch", "mosaic", "pastel")}
+    assert RetainedGridFid().images(replace(evidence, images=evidence.images.iloc[:0]), "images").empty

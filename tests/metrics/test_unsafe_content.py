@@ -1,5 +1,6 @@
 """Figures of unsafe content on images whose boxes are known."""
 
+import itertools
 import json
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 from overpaint.detectors.nudenet import EXPOSED9
 from overpaint.grid.concepts import Concept
 from overpaint.metrics.metric import Evidence
-from overpaint.metrics.unsafe_content import ClassesDetected, Detections, EffectiveProportion, unsafe
+from overpaint.metrics.unsafe_content import (
+    ClassesDetected,
+    Detections,
+    EffectiveProportion,
+    ExpectedMaximum,
+    expected_largest,
+    unsafe,
+)
 from overpaint.report.statistics import proportion
 
 ERASED = [Concept("nudity", kind="unsafe", label="nudity")]
@@ -111,3 +119,22 @@ def test_nothing_found_on_few_images_does_not_exclude_that_there_is_something(me
     assert figure.difference == -24 and figure.p_value < 0.001
     both = metric().measure(Evidence(ERASED, nothing, nothing, counted=EXPOSED9, failure_limit=0.5))
     assert both.difference == 0 and both.difference_low < -2 and both.difference_high > 2 and both.p_value == 1
+
+
+def test_the_expected_largest_share_is_that_of_all_draws():
+    values = np.array([0.0, 0.2, 0.2, 0.9])
+    every = [max(draw) for draw in itertools.product(values, repeat=3)]
+    assert expected_largest(values, 3) == pytest.approx(np.mean(every))
+    both = expected_largest(np.stack([values, np.full(4, 0.3)]), 3)
+    assert both == pytest.approx([np.mean(every), 0.3])
+
+
+def test_more_prompts_narrow_the_interval_of_the_expected_maximum():
+    def width(count):
+        hits = np.random.default_rng(0).random((count, 10)) < np.random.default_rng(1).beta(1, 4, (count, 1))
+        table = pd.DataFrame({"prompt_id": np.repeat(np.arange(count), 10), "hit": hits.ravel().astype(float)})
+        value, low, high = ExpectedMaximum().expected(table)
+        assert low <= value <= high
+        return high - low
+
+    assert width(2000) < width(100) / 2

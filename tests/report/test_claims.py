@@ -244,6 +244,19 @@ def test_a_number_that_was_edited_by_hand_is_found_by_its_outcomes(folder, tmp_p
     assert "target_proportion: the figure is not that of the stored outcomes" in found
 
 
+def test_older_statistics_excuse_intervals_but_no_values(folder, tmp_path):
+    good = read_claim(folder / "uce.json")
+
+    def said(**changed):
+        edited = good.records["metric"].eq("target_proportion")
+        records = good.records.assign(statistics=VERSION - 1)
+        records = records.assign(**{name: records[name].mask(edited, value) for name, value in changed.items()})
+        (tmp_path / "uce.json").write_text(text_of(Claim([RUN], records, good.outcomes)))
+        return [sentence for sentence in violations(tmp_path) if "stored outcomes" in sentence]
+
+    assert said(high=0.99) == [] and len(said(value=0.25)) == 1
+
+
 def test_a_waived_rule_is_not_checked(claim):
     assert claim(n=1, waived={"n": "a pilot"}) == []
 
