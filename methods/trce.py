@@ -25,7 +25,7 @@ attached.
 
 ``compat: official`` reproduces the released code, whose constants are tuned to its errors. The preserve scale s is
 multiplied twice: p = s²/30000. Positions are found by counting words, which is wrong if a word has several tokens, and
-only the first word of a concept is used. x_t is one step cleaner than t indicates (in the regulariser, up to one step).
+only the first word of a concept is used. x_t is one step cleaner than t indicates (in the regulariser, one to two).
 Gradients are never zeroed, so they accumulate. Every epoch uses the same first unconditional roll-outs. In ``intended``,
 p = s/30000, positions are counted in tokens, x_t matches t, each step has its own gradient, and roll-outs are drawn.
 """

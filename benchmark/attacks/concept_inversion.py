@@ -19,8 +19,8 @@ posterior. Here the posterior means, and those of mirrored images, are computed 
 is multiplied by batch size and accumulation steps, which gives 0.08 (4 × 4), and 0.02 for SLD (1 × 4). The official
 code restores the other rows of the token table after each step; here they never change.
 
-``compat: official`` compares a guard's warm-up steps with the number of the batch in its epoch. ``intended`` compares
-them with the step that a sampler with one step for each timestep would have reached at t.
+``compat: official`` compares the warm-up steps of a guard with momentum with the number of the batch in its epoch. ``intended``
+compares them with the step at which the protocol's sampler reaches t.
 """
 
 from __future__ import annotations
