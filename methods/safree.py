@@ -10,8 +10,9 @@ the prompt with one of its n tokens replaced at a time. P_C and P_I (width, widt
     β    = 1 − mean_j cos(p_j, (1 − P_C) P_I p_j)              over all rows from the begin token to the end token
     t'   = round(m σ(2k (10 β − b)))                           the self-validating filter: steps 0 … t' use the edited rows
 
-A prompt in which no token is a trigger is left unchanged, and only prompts near the phrases are edited for long. Latent re-attention evaluates the original prompt as well. In the decoder's skip connections it compares the low
-frequencies s (edited) and o (original) of both, and where Re s > Re o it multiplies s by ``scales``.
+A prompt in which no token is a trigger is left unchanged, and only prompts near the phrases are edited for long. Latent
+re-attention evaluates the original prompt as well. In the decoder's skip connections it compares the low frequencies s
+(edited) and o (original) of both, and where Re s > Re o it multiplies s by ``scales``.
 
 The released code differs. It never calls re-attention; its function for that replaces s by the constant in ``scales``
 wherever Re s ≥ Re o (``reattention: released``). It also makes the phrases the negative prompt of every image. For SDXL it

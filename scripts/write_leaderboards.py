@@ -15,9 +15,10 @@ A page says in comments what belongs between them. `make leaderboards` runs this
         (default), control, difference, original, n or p_value. `bare` leaves out the interval. With view=NAME, the last two words
         are the names of a row and a column of its table.
     <!-- gap: erasers rece church ira | erasers uce church ira -->…<!-- end -->
-        The difference of two figures. It is paired by the outcomes of both records. Without outcomes, it is paired if one side
-        has all hits or none, so that the counts determine the pairs; the word `unpaired` prevents both. Figures of a view are
-        compared as independent ones.
+        The difference of two figures of one folder, or of their controls (last word control). It is paired by the outcomes of
+        both records; `shared` compares the prompts that both have. If the outcomes do not give the difference of the two
+        figures, it is paired if one side has all hits or none, so that the counts determine the pairs. `unpaired` prevents
+        both. Figures of a view are compared as independent ones.
     <!-- expectations: leaderboards/expectations.yaml -->…<!-- end -->
         The claims of papers in a file, each with its source, the figure that decides and its verdict, and the commands that
         make the figures of methods without records.
@@ -265,7 +266,7 @@ def record_of(words: Sequence[str]) -> pd.Series:
     return records.iloc[0]
 
 
-#: Words before a gap that say how its sides are compared.
+#: Words in a gap that say how its sides are compared.
 MODES = ("unpaired", "shared")
 
 
@@ -405,7 +406,7 @@ def decided(rule: Mapping[str, Any], method: str, where: str) -> tuple[list[str]
         return [rule["shows"], bound, "not measured", ""], folder
     found = estimate(named) if "figure" in rule else difference(named)
     decision = verdict(found, rule)
-    if decision == "open" and "figure" in rule and named[-1] not in FIELDS:
+    if decision == "open" and "figure" in rule and found.unit == "fraction" and named[-1] not in FIELDS:
         best = estimate([f"{folder} as {1 if 'at_least' in rule else 0}", *named[1:]])
         decision = "open" if verdict(best, rule) == "agrees" else TOO_FEW
     return [rule["shows"], bound, said(found), decision], None

@@ -165,11 +165,15 @@ def test_a_gap_can_be_that_of_the_prompts_that_both_sides_have():
 
 
 def test_a_claim_that_no_result_could_meet_says_so():
-    """Of 12 prompts, even none would leave an interval beyond 0.1; of the unedited model's 24, all would meet 0.5."""
+    """With 12 prompts, even a share of 0 has an interval beyond 0.1, but not beyond 0.5. Steps have no best figure."""
     rule = {"shows": "", "figure": "redteam {method} church uda attack_success_any", "at_most": 0.1}
     assert script().decided(rule, "safety_checker", "here")[0][-1] == "too few images"
     rule = {"shows": "", "figure": "redteam {method} church uda attack_success_any", "at_most": 0.5}
     assert script().decided(rule, "ca", "here")[0][-1] == "open"
+    rule = {"shows": "", "figure": "redteam {method} church relearn relearn_steps_to_half", "at_least": 30}
+    assert script().decided(rule, "uce", "here")[0][-1] == "open"
+    rule = {"shows": "", "figure": "redteam {method} church cce attack_success_any", "at_least": 0.9}
+    assert script().decided(rule, "abo", "here")[0][-1] == "too few images"
 
 
 def test_a_gap_is_paired_by_outcomes_where_they_are_published():

@@ -25,7 +25,8 @@ Metrics = Sequence[type[Metric]]
 def extractions(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -> dict[str, Task]:
     """Tasks of all extractors that the cell's metrics name, by the name of the measurement's input.
 
-    Figures whose extractor is missing are undefined, and the plan notes it.
+    Figures whose extractor is missing are undefined, and the plan notes it. Without reference images, nothing is read for
+    distances to them.
     """
     tasks: dict[str, Task] = {}
     for purpose, described in chosen_extractors(cell).items():
@@ -35,7 +36,8 @@ def extractions(plan: Plan, cell: Cell, frames: Mapping[str, Sequence[Batch]]) -
             said = f"undefined: {', '.join(needed)}" if needed else f"without metrics.extractors.{purpose}"
             plan.notes.append(f"{said} ({described['absent']})")
         else:
-            tasks |= _tasks(plan, cell, frames, described["name"], purpose, list(metrics.values()))
+            usable = [m for m in metrics.values() if "reference" not in m.extracted or frames.get("reference")]
+            tasks |= _tasks(plan, cell, frames, described["name"], purpose, usable)
     return tasks
 
 

@@ -201,9 +201,8 @@ class ReferenceDistance(FeatureDistance):
         count = Tally(len(own.vectors), own.failed)
         real = pd.DataFrame() if evidence.reference is None else evidence.reference
         reference = feature_rows(real, self.features()).vectors
-        why = count.refusal(evidence.failure_limit, "utility images") or _too_few(
-            len(own.vectors), "utility images", self.least
-        )
+        what = f"{' and '.join(self.roles)} images"
+        why = count.refusal(evidence.failure_limit, what) or _too_few(len(own.vectors), what, self.least)
         why = why or _too_few(len(reference), "reference pictures", self.least)
         if why:
             return Figure(None, n=count.judged, failed=count.failed, why=why)

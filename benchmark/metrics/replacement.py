@@ -139,11 +139,13 @@ class ReplacementEntropy(Metric):
         instead = (shown.notna() & ~shown.isin(evidence.targets)).to_numpy(bool)
         if not instead.any():
             return replace(figure, n=0, why="every target image shows the concept")
-        if (without := int(instead.sum())) < statistics.FEWEST_PROMPTS:
-            why = f"{counted(without, 'image')} without the concept, entropy needs {statistics.FEWEST_PROMPTS}"
-            return replace(figure, n=without, why=why)
-        found = entropy(shown[instead].to_numpy(str), clusters(frame)[instead].to_numpy())
-        return replace(figure, n=without).estimated(found)
+        figure, groups = replace(figure, n=int(instead.sum())), clusters(frame)[instead].to_numpy()
+        if (prompts := len(set(groups))) < statistics.FEWEST_PROMPTS:
+            least = statistics.FEWEST_PROMPTS
+            return replace(
+                figure, why=f"images of {counted(prompts, 'prompt')} lack the concept, entropy needs {least}"
+            )
+        return figure.estimated(entropy(shown[instead].to_numpy(str), groups))
 
     def shown(self, frame: pd.DataFrame, evidence: Evidence) -> pd.Series:
         """What each image shows: an erased concept, the label with the highest score, or `NOTHING`; NaN if it failed."""

@@ -37,8 +37,11 @@ def limits(value: float, positives: int, negatives: int) -> tuple[float, float]:
 def correlation(first: tuple[NDArray, NDArray], second: tuple[NDArray, NDArray]) -> float:
     """The correlation of two areas, from ``(positives,)`` and ``(negatives,)`` scores of the same observations.
 
-    It is that of DeLong et al. (1988), and 0 if one of the areas has no variance, such as that of separated scores.
+    It is that of DeLong et al. (1988), and 0 if one of the areas has no variance, such as that of separated scores. Raises a
+    `ValueError` for NaN.
     """
+    if any(np.isnan(side).any() for side in (*first, *second)):
+        raise ValueError("scores must not be NaN")
     above, below = (
         np.cov(np.stack(pair)) / len(pair[0]) for pair in zip(_placements(*first), _placements(*second), strict=True)
     )

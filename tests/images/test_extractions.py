@@ -69,6 +69,12 @@ def test_images_are_read_once_for_all_methods_and_only_those_of_the_metrics_role
     assert "a photo of the church" in texts.config["texts"] and "a photo of the house" in texts.config["texts"]
 
 
+@pytest.mark.parametrize("reference", ["world", "null"])
+def test_nothing_is_read_for_a_distance_to_no_reference(reference):
+    made = plan("method=uce", "metrics=unlearncanvas", "budget.grid=2", f"model.reference={reference}")
+    assert bool(stages(made, "extract")) == (reference == "world")
+
+
 def test_a_stand_in_replaces_a_sets_extractor_but_not_one_set_by_hand():
     (ours,) = cells("metrics=mace")
     assert ours.extractor("text_image") == "testbed_words"

@@ -6,8 +6,9 @@ import pytest
 from scipy.stats import binom, norm
 
 from overpaint.metrics.gold import PrivLeakGold
-from overpaint.metrics.membership import LeakageAuc, LeakageTpr, PrivLeak, sides, thresholds_around
+from overpaint.metrics.membership import LeakageAuc, LeakageTpr, PrivLeak, correlation, sides, thresholds_around
 from overpaint.metrics.metric import Evidence
+from overpaint.report import areas
 
 
 def scored(members, held_out):
@@ -87,8 +88,10 @@ def test_models_are_compared_on_the_same_images():
 def test_a_failed_score_leaves_its_image_out_of_the_correlation():
     rng = np.random.default_rng(0)
     members, held_out = rng.standard_normal(30) - 1, rng.standard_normal(30)
-    figure = measured(LeakageAuc(), np.where(np.arange(30) < 1, np.nan, members), held_out, (members, held_out))
-    assert figure.failed == 1 and figure.difference_low <= figure.difference <= figure.difference_high
+    holed, other = np.where(np.arange(30) < 1, np.nan, members), rng.standard_normal((2, 30))
+    assert measured(LeakageAuc(), holed, held_out, (members, held_out)).failed == 1
+    wanted = areas.correlation((members[1:], held_out), (other[0][1:], other[1]))
+    assert correlation((holed, held_out), tuple(other)) == wanted != 0
 
 
 def test_privleak_with_a_gold_is_a_ratio_of_areas():

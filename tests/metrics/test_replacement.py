@@ -140,7 +140,12 @@ def test_failed_images_are_neither():
 
 @pytest.mark.parametrize(("without", "defined"), [(7, False), (8, True)])
 def test_the_entropy_of_a_few_images_is_undefined(without, defined):
-    """Of two images, no figure can say that they show one of four things."""
+    """Two images say little about the share of each thing that a model draws."""
     found = ReplacementEntropy().measure(evidence_of([["house"]] * without + [["church"]] * (12 - without)))
     assert (found.value is not None) == defined and found.n == without
-    assert defined or found.why == "7 images without the concept, entropy needs 8"
+    assert defined or found.why == "images of 7 prompts lack the concept, entropy needs 8"
+
+
+def test_the_entropy_needs_several_prompts():
+    found = ReplacementEntropy().measure(evidence_of([["house"], ["tree"]] * 7, seeds=2))
+    assert found.value is None and found.why.startswith("images of 7 prompts")
