@@ -95,6 +95,7 @@ class ExpectedMaximum(Metric):
 
     facet = "efficacy"
     direction = "down"
+    unit = "score"  # no share of images: it has no interval
     paper = I2P
     aggregation = "expected largest share of a prompt"
     extractor = SECOND
