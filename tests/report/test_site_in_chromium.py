@@ -185,7 +185,8 @@ def test_the_search_finds_guides_and_cards(visit):
     tab.wait_for_selector("#results li")
     assert tab.locator("#results a[href^='docs/statistics.html']").count() >= 1
     tab.locator("#results a").first.click()
-    assert tab.locator("h1").count() >= 1
+    tab.wait_for_url("**/docs/**")
+    assert tab.wait_for_selector("h1")
 
 
 def test_a_link_filters_the_page_of_a_paper(visit):
