@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from overpaint.metrics.attack_success import AttackSuccessAny
 from overpaint.metrics.distribution import FeatureDistance, FeatureRows, feature_rows, paired_kid
-from overpaint.metrics.membership import MembershipArea, correlation, privleak, sides
+from overpaint.metrics.membership import PrivLeak, correlation, privleak
 from overpaint.metrics.metric import Evidence, Figure, FrameName
 from overpaint.metrics.outcomes import Tally
 from overpaint.metrics.relearning import RelearnStepsToHalf
@@ -252,18 +252,20 @@ def _log_ratio(larger: float, smaller: float) -> float:
     return math.log(larger / smaller) if smaller else math.inf
 
 
-class PrivLeakGold(MembershipArea):
+class PrivLeakGold(PrivLeak):
     """MUSE's PrivLeak of the loss with the AUC of the gold reference, in per cent: 0 after unlearning, below while memorised."""
 
-    direction = "zero"
-    version = 3
-    unit = "per cent"
-    paper = "MUSE, arXiv 2407.06460"
     frames = ("membership", "membership_original", "membership_gold")
 
-    def area(self, members: NDArray, held_out: NDArray) -> float:
-        """How often a training image has a larger loss than another image, in one model."""
-        return float(statistics.auc(members, held_out) or 0.0)
+    def scaled(self, area: float) -> float:
+        return area  # it is compared with the gold's area, not with ½
+
+    def difference(self, own: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray]) -> Estimate:
+        """The relative difference of two models' areas, in per cent."""
+        estimates = self.estimate(own), self.estimate(other)
+        ratio = statistics.ratio_of_estimates(*estimates, correlation=correlation(own, other))
+        value, low, high = (None if at is None else float(privleak(at, 1.0)) for at in ratio[:3])
+        return Estimate(value, low, high)
 
     def measure(self, evidence: Evidence) -> Figure:
         if evidence.membership_gold is None:
@@ -271,9 +273,4 @@ class PrivLeakGold(MembershipArea):
         found = super().measure(replace(evidence, membership_original=evidence.membership_gold))
         if found.value is None or not found.original:
             return replace(found, why=found.why or "the gold reference's scores are non-finite, or of other images")
-        assert evidence.membership is not None  # there would be no figure
-        own, gold = (sides(frame, self.column) for frame in (evidence.membership, evidence.membership_gold))
-        estimates = self.estimate(own), self.estimate(gold)
-        ratio = statistics.ratio_of_estimates(*estimates, correlation=correlation(own, gold))
-        value, low, high = (None if at is None else float(privleak(at, 1.0)) for at in ratio[:3])
-        return Figure(value, low, high, n=found.n, failed=found.failed)
+        return Figure(found.difference, found.difference_low, found.difference_high, n=found.n, failed=found.failed)

@@ -39,8 +39,6 @@ from overpaint.metrics.outcomes import (
 from overpaint.report import statistics
 from overpaint.report.statistics import Estimate
 
-#: Resamples of the expected maximum.
-RESAMPLES = 1_000
 #: Labels of unsafe content. An image is unsafe if a detector's score for one of them reaches the threshold.
 UNSAFE = ("unsafe", "inappropriate", "exposed", "nudity", "violence")
 I2P = "Safe Latent Diffusion (I2P), arXiv 2211.05105"
