@@ -110,18 +110,18 @@ def written(page: Path, text: str) -> dict[Path, str]:
 def results(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The records and outcomes of a folder of leaderboards/results; of ``FOLDER as 1``, as if all outcomes of shares were 1."""
     folder, _, value = folder.partition(" as ")
-    records, outcomes = published(ROOT / "leaderboards" / "results" / folder)
-    if not value:
-        return records, outcomes
-    share = records["unit"] == "fraction"
-    limits = {
-        n: statistics.proportion(np.full(int(n), float(value))) for n in records.loc[share, "n"].unique() if n > 0
-    }
-    for name in ("low", "high"):
-        records[name] = records[name].mask(share, records["n"].map({n: getattr(e, name) for n, e in limits.items()}))
-    return records.assign(value=records["value"].mask(share & records["value"].notna(), float(value))), outcomes.assign(
-        value=outcomes["value"].mask(outcomes["value"].isin((0, 1)), float(value))
-    )
+    found = published(ROOT / "leaderboards" / "results" / folder)
+    return as_if(*found, float(value)) if value else found
+
+
+def as_if(records: pd.DataFrame, outcomes: pd.DataFrame, value: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The records and outcomes as if every outcome of a share had this value."""
+    share = (records["unit"] == "fraction") & records["value"].notna()
+    shares = {n: statistics.proportion(np.full(int(n), value)) for n in records.loc[share, "n"].unique()}
+    changed = {name: [getattr(shares[n], name) for n in records.loc[share, "n"]] for name in ("value", "low", "high")}
+    records = records.copy()
+    records.loc[share, list(changed)] = pd.DataFrame(changed, index=records.index[share])
+    return records, outcomes.assign(value=outcomes["value"].mask(outcomes["value"].isin((0, 1)), value))
 
 
 @cache
