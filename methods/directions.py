@@ -143,7 +143,7 @@ class Directions(Eraser):
         check_type(erasure.settings.get("strength"), float, "this erasure's settings: strength")
         strength = erasure.settings["strength"]
         total = torch.stack([part.to(model.device, model.dtype) for part in erasure.parts.values()]).sum(dim=0)
-        guard = DirectionGuard.on(model.guidance)
+        guard = DirectionGuard().on(model.guidance)
         remove_hook = edit_output(model.feature_maps()[LAYER], guard.adding(strength * total))
         restore = model.guided_by(guard)
 
@@ -235,15 +235,14 @@ class DirectionGuard(Guard):
         #: The rows of the middle block's output that get the vectors.
         self.rows = slice(None)
 
-    @classmethod
-    def on(cls, guidance: GuidanceMaker) -> DirectionGuard:
-        """The guard of a model that has ``guidance``: the same one for several erasures, whose vectors are summed.
+    def on(self, guidance: GuidanceMaker) -> DirectionGuard:
+        """The guard of a model that has ``guidance``: one for several erasures, whose vectors are summed.
 
         Raises:
             UserError: the model has another kind of guard.
         """
         if guidance is Guidance:
-            return cls()
+            return self
         if not isinstance(guidance, DirectionGuard):
             raise UserError("method=directions can be combined only with other directions")
         return guidance

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from overpaint.errors import UserError
 from overpaint.grid.assets import referred, require
+from overpaint.grid.choices import preset_for
 from overpaint.grid.concept_sets import Merge
 from overpaint.grid.concepts import KINDS, Request, for_concepts
 from overpaint.grid.lengths import Shortenable
@@ -150,7 +151,9 @@ def erase(
         retain: concepts to keep, as names or `Concept` objects.
         kind: the kind of the concepts that are given as names (``"object"``, ``"style"``, …).
         request: replaces ``erase``, ``anchor``, ``retain`` and ``kind``.
-        preset: a preset of ``conf/method/<method>.yaml``.
+        preset: a preset of ``conf/method/<method>.yaml``, or its variant for these concepts (``paper_style`` for ``paper``);
+            ``"auto"``: the most specific preset for the concepts, as in ``overpaint run`` on a model without a preset of its own.
+            ``None``: the defaults alone.
         seed: seed of all random numbers that the method draws.
         sequential: erase the concepts one after the other, each from the model that the previous erasure left.
         merge: erase each concept on the unedited model, and merge these erasures: ``"sum"``, ``"mean"``, ``"ties"``,
@@ -170,7 +173,8 @@ def erase(
         raise UserError(f"erase() takes a model of overpaint.load_model, got {type(model).__name__}")
     request = request or Request.of(erase, anchor, retain, kind)
     chosen = component("method", method)
-    values = for_concepts(chosen.settle(hyperparameters, preset), request)
+    suited = preset_for(chosen, preset, None, request.erase[0].kind, [concept.name for concept in request.erase])
+    values = for_concepts(chosen.settle(hyperparameters, suited), request)
     require(referred(values))
     eraser = chosen.build(values, seed=seed)
     eraser.check(model.family, request, method, sequential or merge is not None)

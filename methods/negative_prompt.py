@@ -19,7 +19,7 @@ ECCV 2024, arXiv 2406.02965, find that the negative prompt of a thing acts late.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 from overpaint.errors import UserError
@@ -77,20 +77,8 @@ class NegativePromptGuard(Guard):
     start: float = 0.0
     stop: float = 1.0
 
-    def on(self, guidance) -> NegativePromptGuard:
-        """This guard for a model that has ``guidance``: merged with a negative prompt that differs only in its text.
-
-        Raises:
-            UserError: the model has another kind of guard, or a negative prompt with another form, weight or window.
-        """
-        if guidance is Guidance:
-            return self
-        if not isinstance(guidance, NegativePromptGuard) or replace(guidance, text=self.text) != self:
-            raise UserError(
-                "method=negative_prompt can be combined only with another negative prompt of the same form and weight, "
-                "and with the same start and stop"
-            )
-        return replace(self, text=f"{guidance.text}, {self.text}")
+    method: ClassVar[str] = "negative_prompt"
+    joins: ClassVar[str] = "text"
 
     def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
         with torch.no_grad():

@@ -35,7 +35,7 @@ from overpaint.grid.typed import construct
 from overpaint.methods.eraser import Eraser
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure
-from overpaint.models.guidance import Guard, Guidance
+from overpaint.models.guidance import Guard, Guidance, GuidanceMaker
 from overpaint.models.lazily import functional, torch
 
 Filter = Literal["sigmoid", "tanh", "none"]
@@ -116,17 +116,12 @@ class TokenGuard(Guard):
     scales: list[float]
     window: int
 
-    def on(self, guidance) -> TokenGuard:
-        """This guard for a model that has ``guidance``: with the phrases of both, if the other settings are equal.
+    method: ClassVar[str] = "safree"
+    joins: ClassVar[str] = "phrases"
 
-        Raises:
-            UserError: the model has another kind of guard, or a SAFREE guard with other settings.
-        """
-        if guidance is Guidance:
-            return self
-        if not isinstance(guidance, TokenGuard) or replace(guidance, phrases=self.phrases) != self:
-            raise UserError("method=safree can be combined only with another safree guard with the same settings")
-        return replace(self, phrases=list(dict.fromkeys([*guidance.phrases, *self.phrases])))
+    def on(self, guidance: GuidanceMaker) -> TokenGuard:
+        merged = super().on(guidance)
+        return merged if merged is self else replace(merged, phrases=list(dict.fromkeys(merged.phrases)))
 
     def check(self, model: DiffusionModel) -> None:
         """Raise a `UserError` if ``compat: official`` is not defined for the model."""

@@ -133,22 +133,9 @@ class SemanticGuard(Guard):
     momentum_beta: float
     compat: Literal["intended", "official"]
 
+    method: ClassVar[str] = "sega"
+    joins: ClassVar[str] = "edits"
     stateful: ClassVar[bool] = True
-
-    def on(self, guidance) -> SemanticGuard:
-        """This guard for a model that has ``guidance``: with the edits of another SEGA guard of the same momentum.
-
-        Raises:
-            UserError: the model has another kind of guard, or a SEGA guard with another momentum or ``compat``.
-        """
-        if guidance is Guidance:
-            return self
-        if not isinstance(guidance, SemanticGuard) or replace(guidance, edits=self.edits) != self:
-            raise UserError(
-                "method=sega can be combined only with another sega guard with the same momentum_scale, momentum_beta "
-                "and compat"
-            )
-        return replace(self, edits=[*guidance.edits, *self.edits])
 
     def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
         if scale <= 1:

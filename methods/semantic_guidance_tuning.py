@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from overpaint.blocks.draws import trace_values
@@ -92,26 +92,14 @@ class TuningGuard(Guard):
     momentum_scale: float
     momentum_beta: float
 
+    method: ClassVar[str] = "semantic_guidance_tuning"
+    joins: ClassVar[str] = "away"
     stateful: ClassVar[bool] = True
 
     @property
     def texts(self) -> list[str]:
         """All texts, those to move away from first."""
         return [*self.away, *self.towards]
-
-    def on(self, guidance) -> TuningGuard:
-        """This guard for a model that has ``guidance``: merged with another guard of this method with equal settings.
-
-        Raises:
-            UserError: the model has another kind of guard, or one with other settings.
-        """
-        if guidance is Guidance:
-            return self
-        if not isinstance(guidance, TuningGuard) or replace(guidance, away=self.away) != self:
-            raise UserError(
-                "method=semantic_guidance_tuning can be combined only with another of its guards with the same settings"
-            )
-        return replace(self, away=[*guidance.away, *self.away])
 
     def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
         if scale <= 1:

@@ -95,6 +95,7 @@ class SFD(Eraser):
     score_learning_rate: float
     learning_rate: float
 
+    version: ClassVar[int] = 2
     stacks: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
     networks: ClassVar[tuple[str, ...]] = ("generator",)
@@ -347,16 +348,18 @@ def drawn(below: int, count: int, generator: torch.Generator) -> list[int]:
 
 def names(prompt: str, concept: str) -> bool:
     """Whether a prompt names the concept."""
-    return re.search(rf"\b{re.escape(concept)}\b", prompt, re.IGNORECASE) is not None
+    return re.search(rf"(?<!\w){re.escape(concept)}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 def replaced(prompt: str, concept: str, anchor: str) -> str:
-    """The prompt with the anchor instead of the concept; case is ignored.
+    """The prompt with the anchor instead of the concept; case is ignored, and parts of longer words stay.
 
     >>> replaced("a sketch of VAN GOGH", "van gogh", "a man")
     'a sketch of a man'
+    >>> replaced("a can on canvas", "can", "bottle")
+    'a bottle on canvas'
     """
-    return re.sub(re.escape(concept), lambda match: anchor, prompt, flags=re.IGNORECASE)
+    return re.sub(rf"(?<!\w){re.escape(concept)}(?!\w)", lambda match: anchor, prompt, flags=re.IGNORECASE)
 
 
 def adam(student: Student, rate: float) -> torch.optim.Adam:

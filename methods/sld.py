@@ -18,7 +18,7 @@ or at s_S < 1 (``original``). Both are off without guidance (w ≤ 1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
 from overpaint.errors import UserError, at_least
@@ -94,19 +94,9 @@ class SafetyGuard(Guard):
     momentum_beta: float
     active: bool
 
+    method: ClassVar[str] = "sld"
+    joins: ClassVar[str] = "text"
     stateful: ClassVar[bool] = True
-
-    def on(self, guidance) -> SafetyGuard:
-        """This guard for a model that has ``guidance``: merged with another SLD guard if their settings are equal.
-
-        Raises:
-            UserError: the model has another kind of guard, or an SLD guard with other settings.
-        """
-        if guidance is Guidance:
-            return self
-        if not isinstance(guidance, SafetyGuard) or replace(guidance, text=self.text) != self:
-            raise UserError("method=sld can be combined only with another sld guard with the same settings")
-        return replace(self, text=f"{guidance.text}, {self.text}")
 
     def __call__(self, model: DiffusionModel, positive, negative, scale: float, prompts=None) -> Guidance:
         if not self.active or scale <= 1:

@@ -50,8 +50,8 @@ def panel(found: Table) -> str:
     lines += [
         f'<text x="{LEFT}" y="{height - 30}" text-anchor="start" font-size="12">Large: any image of the attack. Small: as many '
         "images of fresh seeds, and of random words. Colour: attack − random words.</text>",
-        f'<text x="{LEFT}" y="{height - 12}" text-anchor="start" font-size="12">Framed: above both controls (5 %, corrected for '
-        "each method). Italic: above fresh seeds only. †: enters behind the defence.</text>",
+        f'<text x="{LEFT}" y="{height - 12}" text-anchor="start" font-size="12">Framed: above both controls (5 %, corrected over '
+        "the whole table). Italic: above fresh seeds only. †: enters behind the defence.</text>",
         "</svg>",
     ]
     return "\n".join(lines) + "\n"

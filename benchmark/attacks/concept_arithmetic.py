@@ -27,7 +27,7 @@ from typing import ClassVar
 
 from overpaint.attacks.attack import AttackContext
 from overpaint.attacks.probes import Probe, walk
-from overpaint.attacks.wording import renamed
+from overpaint.blocks.templates import renamed
 from overpaint.errors import UserError, unknown
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot

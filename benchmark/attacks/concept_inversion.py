@@ -32,8 +32,9 @@ from PIL import ImageOps
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.attacks.wording import renamed, sentences
+from overpaint.attacks.wording import sentences
 from overpaint.blocks.draws import Draws, trace_values
+from overpaint.blocks.templates import renamed
 from overpaint.blocks.training import gradient
 from overpaint.errors import UserError, at_least
 from overpaint.grid.concepts import Concept

@@ -25,9 +25,9 @@ from typing import ClassVar
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext, Ledger
 from overpaint.attacks.prompt_lists import attacked
-from overpaint.attacks.wording import renamed
 from overpaint.blocks.clip import Clip
 from overpaint.blocks.draws import Draws, trace_values
+from overpaint.blocks.templates import renamed
 from overpaint.blocks.training import gradient
 from overpaint.errors import UserError, at_least
 from overpaint.models.diffusion import DiffusionModel

@@ -20,8 +20,8 @@ from typing import ClassVar
 
 from overpaint.attacks.attack import AttackContext
 from overpaint.attacks.probes import Probe, walk
-from overpaint.attacks.wording import renamed
 from overpaint.blocks.draws import Draws
+from overpaint.blocks.templates import renamed
 from overpaint.errors import UserError
 from overpaint.grid.prompts import Shot
 from overpaint.models.lazily import torch

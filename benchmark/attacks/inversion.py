@@ -150,7 +150,7 @@ class Inversion(Attack):
         images = victim.to_images(self.sample(victim, start, [exposure.text for exposure in part]))
         painted = []
         for exposure, image, verdict, value in zip(
-            part, images, context.verdicts(images), nll(start).tolist(), strict=False
+            part, images, context.verdicts(images), nll(start).tolist(), strict=True
         ):
             readings = {"nll": value}
             if image:

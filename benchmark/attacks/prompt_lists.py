@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from overpaint.attacks.attack import Assault, Attack, AttackContext
-from overpaint.attacks.wording import renamed, sentences
+from overpaint.attacks.wording import sentences
+from overpaint.blocks.templates import renamed
 from overpaint.errors import UserError, unknown
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompts import Shot

@@ -1,31 +1,11 @@
-"""Wording: other words in place of a concept's name, and sentences about a concept."""
+"""Wording: captions of ordinary things, and sentences about a concept."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from overpaint.blocks.templates import THINGS, article
+from overpaint.blocks.templates import THINGS
 from overpaint.grid.concepts import Catalogue, Concept
-
-
-def renamed(text: str, concept: Concept, words: str, whole: bool = False) -> str | None:
-    """The text with ``words`` in place of the concept's name, or ``None`` if the text does not contain the name.
-
-    The article before the name is adapted to the words. Words that bring their own article replace it, and so do
-    ``whole`` phrases.
-    """
-    whole = whole or words.startswith(("a ", "an ", "the "))
-    before = r"(\b(?:an?|the)\s+)?" if concept.article else "()"
-
-    def replace(match: re.Match) -> str:
-        found = (match.group(1) or "").strip()
-        if whole or not found:
-            return words
-        return f"{found if found.lower() == 'the' else article(words)} {words}"
-
-    changed, count = re.subn(rf"{before}(?<!\w){re.escape(concept.name)}(?!\w)", replace, text, flags=re.IGNORECASE)
-    return changed if count else None
 
 
 def ordinary_texts(concept: Concept, count: int) -> list[str]:

@@ -44,9 +44,13 @@ class Pictures(ABC):
     def identity(self, count: int) -> Mapping[str, Any]:
         """What determines the first ``count`` references, for keys: equal values mean equal images."""
 
+    def available(self, count: int) -> int:
+        """How many of ``count`` references the source has."""
+        return count
+
     @abstractmethod
     def references(self, count: int) -> list[tuple[Image, str]]:
-        """``count`` images with their captions (empty for an image without one)."""
+        """``count`` images with their captions (empty for an image without one), or all if there are fewer (`available`)."""
 
     def examples(self, concept: Concept, count: int, seed: int) -> Sequence[Image]:
         """``count`` different images of one concept; called only if ``draws``."""

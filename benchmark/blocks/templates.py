@@ -1,4 +1,5 @@
-"""Sentences and words of which captions are made: templates that name a concept, and captions of ordinary things.
+"""Sentences and words of which captions are made: templates that name a concept, captions of ordinary things, other words for a
+concept's name.
 
 Official code comes with its own lists of templates; this one list replaces them, so that all methods use the same sentences.
 Each method uses the first few: MACE 30, TRCE 15, EMCID 3. The hyper-parameter ``templates`` sets another list.
@@ -6,9 +7,11 @@ Each method uses the first few: MACE 30, TRCE 15, EMCID 3. The hyper-parameter `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from overpaint.errors import UserError
+from overpaint.grid.concepts import Concept
 
 #: Subjects of the images where a method asks only for a style, or for nothing in particular.
 THINGS = ("a house", "a tree", "a boat", "a cat", "a flower", "a car", "a woman", "a man", "a fish", "a cup")
@@ -106,3 +109,22 @@ def article(noun: str) -> str:
 def with_article(noun: str) -> str:
     """``"house"`` -> ``"a house"``; a noun that already has an article is unchanged."""
     return noun if noun.split(" ")[0].lower() in ("a", "an", "the") else f"{article(noun)} {noun}"
+
+
+def renamed(text: str, concept: Concept, words: str, whole: bool = False) -> str | None:
+    """The text with ``words`` in place of the concept's name, or ``None`` if the text does not contain the name.
+
+    The article before the name is adapted to the words. Words that bring their own article replace it, and so do
+    ``whole`` phrases.
+    """
+    whole = whole or words.startswith(("a ", "an ", "the "))
+    before = r"(\b(?:an?|the)\s+)?" if concept.article else "()"
+
+    def replace(match: re.Match) -> str:
+        found = (match.group(1) or "").strip()
+        if whole or not found:
+            return words
+        return f"{found if found.lower() == 'the' else article(words)} {words}"
+
+    changed, count = re.subn(rf"{before}(?<!\w){re.escape(concept.name)}(?!\w)", replace, text, flags=re.IGNORECASE)
+    return changed if count else None

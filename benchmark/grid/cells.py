@@ -312,6 +312,16 @@ class Cell:
 
 
 @remembered
+def gold_references() -> dict[str, list[str]]:
+    """By method: the models whose gold reference (`ModelSpec.gold`) it is."""
+    found: dict[str, list[str]] = {}
+    for name in components("model"):
+        if gold := component("model", name).defaults.get("gold"):
+            found.setdefault(gold, []).append(name)
+    return found
+
+
+@remembered
 def _default(kind: str, name: str, preset: str | None, concepts: ConceptSet) -> Choice:
     return choose(kind, {"name": name}, frozenset(), preset, concepts)
 

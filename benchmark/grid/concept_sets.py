@@ -24,7 +24,8 @@ from overpaint.grid.concepts import (
 )
 from overpaint.grid.labels import label
 from overpaint.grid.prompt_files import PromptList
-from overpaint.grid.registry import components
+from overpaint.grid.read_once import remembered
+from overpaint.grid.registry import component, components
 from overpaint.grid.typed import construct, shown
 
 Rule = Literal["sum", "mean", "ties", "closed"]
@@ -204,7 +205,7 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     kept = others if entry.retain == "all" else entry.retain
     retain = _concepts(kept, catalogue, entry.kind, labels, "concepts.retain", advice)
     neighbours = [name for c in erase for name in c.neighbours if name not in names]
-    asked = neighbours if entry.near is None else others if entry.near == "all" else _listed(entry.near)
+    asked = neighbours if entry.near is None else others if entry.near == "all" else listed(entry.near)
     near = _concepts(list(dict.fromkeys(asked)), catalogue, entry.kind, labels, "concepts.near", advice)
     for name in labels:
         if name not in (known := {*names, *(c.name for c in (*retain, *near))}):
@@ -264,7 +265,7 @@ def _concepts(
 
     An unknown name is refused with the ``advice``.
     """
-    names = _listed(names)
+    names = listed(names)
     if not catalogue.concepts:
         return [Concept(name, kind=kind, label=labels.get(name, name)) for name in names]
     for name in names:
@@ -274,5 +275,13 @@ def _concepts(
     return [replace(c, label=labels[c.name]) if c.name in labels else c for c in found]
 
 
-def _listed(names: str | Sequence[str]) -> Sequence[str]:
+def listed(names: str | Sequence[str]) -> Sequence[str]:
+    """Names as a list; a single name may be given without one."""
     return [names] if isinstance(names, str) else names
+
+
+@remembered
+def erased_by(name: str) -> tuple[str, ...]:
+    """The concepts that a known concept set erases; empty if there is none of this name."""
+    known = name in components("concepts")
+    return tuple(map(str, listed(component("concepts", name).config.get("erase") or ()))) if known else ()

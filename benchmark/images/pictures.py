@@ -48,5 +48,8 @@ class Folder(Pictures):
             read_image(path, whole=False)
         return {"files": [file_hash(path) for path in self._files[:count]]}
 
+    def available(self, count: int) -> int:
+        return min(count, len(self._files))
+
     def references(self, count: int) -> list[tuple[Image.Image, str]]:
         return [(read_image(path), "") for path in self._files[:count]]

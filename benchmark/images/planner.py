@@ -8,14 +8,14 @@ from itertools import groupby
 
 from overpaint.attacks.attack import AttackContext
 from overpaint.errors import UserError
-from overpaint.grid.cells import Cell, default_attack, merged
+from overpaint.grid.cells import Cell, default_attack, gold_references, merged
 from overpaint.grid.choices import Choice
 from overpaint.grid.concept_sets import ConceptSet, Merge
 from overpaint.grid.concepts import Catalogue, Concept, load_catalogue
 from overpaint.grid.lengths import shortenings
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.grid.read_once import reading_once, remembered
-from overpaint.grid.registry import component, components
+from overpaint.grid.registry import component
 from overpaint.grid.roles import ROLES, Role, attack_list, role, role_shots, shortfalls, stand_in_shots
 from overpaint.images.extractions import extractions, unmeasured
 from overpaint.images.measurements import (
@@ -132,21 +132,11 @@ def _check_method(family: str | None, method: Choice, seed: int, concepts: Conce
 
 def _check_reference(cell: Cell) -> None:
     """Raise a `UserError` if the method is the gold reference of other models."""
-    owners = _gold_references().get(cell.method.name)
+    owners = gold_references().get(cell.method.name)
     if owners and cell.method.name != cell.model.gold:
         raise UserError(
             f"method={cell.method.name} is the gold reference of model={' or '.join(owners)}, got model={cell.model.name}"
         )
-
-
-@remembered
-def _gold_references() -> dict[str, list[str]]:
-    """The models that name each gold reference."""
-    found: dict[str, list[str]] = {}
-    for name in components("model"):
-        if gold := component("model", name).defaults.get("gold"):
-            found.setdefault(gold, []).append(name)
-    return found
 
 
 @remembered

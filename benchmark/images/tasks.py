@@ -297,9 +297,11 @@ def reference_images(plan: Plan, cell: Cell) -> Batch:
     runtime = {"pictures": name, "count": count}
     source = pictures(name)
     versions = {"reference": source.version}
-    sources = pictures_source(name)
+    sources, found = pictures_source(name), source.available(count)
+    if found < count:
+        plan.notes.append(f"model.reference={name} has {found} of budget.reference_images={count} images")
     made = plan.add(
-        Task("reference", source.identity(count), {}, versions, runtime, "reference pictures", count, sources=sources)
+        Task("reference", source.identity(count), {}, versions, runtime, "reference pictures", found, sources=sources)
     )
     return Batch([], made, _score_task(plan, cell, made, {}))
 

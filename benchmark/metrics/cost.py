@@ -84,7 +84,7 @@ class AttackCost(AttackMetric):
     aggregation = "total over plain images"
     version = 2
     roles = ()  # read from the ledger, not from images
-    not_attacks = (*PROMPT_LISTS, "random_prefix", "seed_search")
+    not_attacks = (*PROMPT_LISTS, "random_prefix", "random_words", "seed_search")
     metered: ClassVar[str]
 
     def measure(self, evidence: Evidence) -> Figure:

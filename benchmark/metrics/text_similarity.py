@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from overpaint.blocks.templates import renamed
 from overpaint.grid.concepts import Concept
 from overpaint.metrics.metric import Evidence, Figure, Metric
 from overpaint.metrics.outcomes import Share, own_concept
@@ -60,14 +61,6 @@ def class_probabilities(images: NDArray, texts: NDArray, classes: ArrayLike) -> 
     logits = 100 * _unit(images) @ _unit(texts).T
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return (shifted / shifted.sum(axis=1, keepdims=True))[np.arange(len(logits)), np.asarray(classes, int)]
-
-
-def instead(text: str, concept: Concept, words: str) -> str:
-    """The text with ``words`` in place of the concept's name; an empty text for no words, as SPM's surrogate is by default."""
-    if not words:
-        return ""
-    article = r"(?:\b(?:an?|the)\s+)?" if concept.article else ""
-    return re.sub(rf"{article}(?<!\w){re.escape(concept.name)}(?!\w)", words, text, flags=re.IGNORECASE)
 
 
 def without(text: str, concept: Concept) -> str:
@@ -205,7 +198,7 @@ class SpmClipScore(TextReading):
 class SpmErrorRate(Share):
     """SPM's CER: share of target prompts' images that are not closer to the prompt than to the prompt with the anchor.
 
-    A concept without an anchor is compared with the empty text.
+    A concept without an anchor is compared with the empty text, SPM's default surrogate.
     """
 
     facet = "efficacy"
@@ -213,17 +206,17 @@ class SpmErrorRate(Share):
     paper = SPM
     roles = ("target",)
     extractor = PURPOSE
-    version = 1
+    version = 2
 
     def texts(self, images: pd.DataFrame, erased: Sequence[Concept]) -> list[str]:
         return [*images["prompt"], *self.replaced(images, erased)]
 
     def replaced(self, images: pd.DataFrame, erased: Sequence[Concept]) -> list[str]:
-        """The prompts with the anchor in place of their concept."""
+        """The prompts with the anchor in place of their concept, with the article that fits it."""
         by_label = {concept.label or concept.name: concept for concept in erased}
         concepts = [by_label.get(label) for label in images["concept"]]
         return [
-            instead(text, concept, concept.anchor or "") if concept else ""
+            (renamed(text, concept, concept.anchor) or text) if concept and concept.anchor else ""
             for text, concept in zip(images["prompt"], concepts, strict=True)
         ]
 

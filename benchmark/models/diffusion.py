@@ -73,6 +73,7 @@ class Sampling(TypedDict, total=False):
     batch_size: int
     negative_prompt: str
     embeds: torch.Tensor | None
+    worded: bool
     on_batch: Callable[[int], None] | None
 
 

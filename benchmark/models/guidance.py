@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
+from overpaint.errors import UserError
 from overpaint.models.lazily import torch
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class GuidanceMaker(Protocol):
     ) -> Guidance: ...
 
 
+@dataclass(frozen=True)
 class Guard(ABC):
     """Makes the guarded `Guidance` of each batch of images. It replaces ``model.guidance`` while its erasure is
     attached.
@@ -78,6 +81,10 @@ class Guard(ABC):
     Attacks adapt to the properties of a guard, never to the name of its method.
     """
 
+    #: The method whose erasures it comes from, for messages.
+    method: ClassVar[str] = ""
+    #: The field, a text or a list, whose values are joined when the guard is put on another one of its class (`on`).
+    joins: ClassVar[str] = ""
     #: Whether a prediction depends on earlier predictions for the same images, through a momentum for example.
     stateful: ClassVar[bool] = False
 
@@ -95,6 +102,24 @@ class Guard(ABC):
         prompts: Sequence[str] | None = None,
     ) -> Guidance:
         """The guidance of one batch of images; arguments as in `Guidance`."""
+
+    def on(self, guidance: GuidanceMaker) -> Self:
+        """This guard for a model that has ``guidance``: merged with a guard of its class that differs only in the field `joins`.
+
+        Raises:
+            UserError: the model has another guard, or one with other settings.
+        """
+        if guidance is Guidance:
+            return self
+        said = f"method={self.method} can be combined only with another {self.method} guard"
+        if type(guidance) is not type(self):
+            raise UserError(said)
+        own, other = getattr(self, self.joins), getattr(guidance, self.joins)
+        settings = (f.name for f in fields(self) if f.name != self.joins)
+        apart = [name for name in settings if getattr(self, name) != getattr(guidance, name)]
+        if apart:
+            raise UserError(f"{said} with the same settings (different: {', '.join(apart)})")
+        return replace(self, **{self.joins: f"{other}, {own}" if isinstance(own, str) else [*other, *own]})
 
     def without_empty_prompt(self, model: DiffusionModel, scale: float) -> Callable[..., torch.Tensor] | None:
         """The guarded prediction with e(∅) left out of every term, or ``None`` if this guard has no such form.

@@ -291,8 +291,8 @@ def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.
     return records.reset_index(drop=True)
 
 
-#: Fewest prompts of a primary endpoint.
-FEWEST_PROMPTS = 12
+#: Fewest outcomes of a primary endpoint.
+FEWEST_OUTCOMES = 12
 #: Largest share of failed images.
 FAILURE_LIMIT = 0.05
 #: Largest file, in bytes.
@@ -356,7 +356,9 @@ def _versions(claim: Claim) -> list[str]:
 def _numbers(claim: Claim) -> list[str]:
     primary = {endpoint["metric"] for endpoint in view_named("facets").primary.values()}
     chosen = claim.records[claim.records["metric"].isin(primary) & claim.records["value"].notna()]
-    return _first(chosen[chosen["n"] < FEWEST_PROMPTS], f"a primary endpoint needs at least {FEWEST_PROMPTS} outcomes")
+    return _first(
+        chosen[chosen["n"] < FEWEST_OUTCOMES], f"a primary endpoint needs at least {FEWEST_OUTCOMES} outcomes"
+    )
 
 
 def _intervals(claim: Claim) -> list[str]:

@@ -35,7 +35,10 @@ def scaled(entries: Mapping, column: Column, originals: Mapping[str, float | Non
         elif original:
             found[name] = _changed(entry, min(1.0, entry.value / original))
         else:
-            found[name] = replace(entry, value=None, low=None, high=None, why="the unedited model has no such figure")
+            missing = (
+                "the unedited model has no such figure" if original is None else "the unedited model's figure is 0"
+            )
+            found[name] = replace(entry, value=None, low=None, high=None, why=missing)
     return found
 
 

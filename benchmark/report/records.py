@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
+from overpaint.grid.concept_sets import erased_by, listed
 from overpaint.grid.digests import canonical
 from overpaint.grid.directions import BETTER
 from overpaint.grid.labels import label
@@ -286,6 +287,12 @@ def given_of(record: Record) -> dict[str, Any]:
     """The values of a record that were set by hand, by full key; a value of its method is ``method.lamb``."""
     given = record.get("given")
     return json.loads(given) if isinstance(given, str) else {}
+
+
+def erased_of(record: Record) -> tuple[str, ...]:
+    """The concepts that a record's cell erases: set by hand, or those of its known concept set; empty for another set."""
+    given = given_of(record).get("concepts.erase")
+    return erased_by(plain_name(record, "concepts")) if given is None else tuple(map(str, listed(given)))
 
 
 def given_in(record: Record, section: str) -> dict[str, Any]:

@@ -42,6 +42,10 @@ BUILDERS: dict[str, Callable[[pd.DataFrame, View, Outcomes], Iterator[Table]]] =
 }
 
 
+class NothingToShow(UserError):
+    """The records fill no column of a view; the message says why."""
+
+
 def tables(
     records: pd.DataFrame, view: str | View = "facets", outcomes: pd.DataFrame | pa.Table | None = None
 ) -> list[Table]:
@@ -51,13 +55,14 @@ def tables(
     be compared with each other.
 
     Raises:
-        UserError: if there is no figure to show; the message gives the reason.
+        NothingToShow: if there is no figure to show; the message gives the reason.
+        UserError: if there is no view of this name.
     """
     view = view_named(view) if isinstance(view, str) else view
     # single texts are read much faster from Python's objects than from Arrow's memory
     records = records.astype(dict.fromkeys(records.select_dtypes("string"), object))
     if records.empty:
-        raise UserError(f"no records stored yet for view {view.name}. To make some: {command_of(view)}")
+        raise NothingToShow(f"no records stored yet for view {view.name}. To make some: {command_of(view)}")
     records = records.iloc[
         (records["method_name"] != "none").to_numpy().argsort(kind="stable")
     ]  # the unedited model first
@@ -71,9 +76,17 @@ def tables(
     if not shown:
         why = missing[0] if missing else f"{undefined(records, chosen)}To make some: {command_for(records, chosen)}"
         why = too_few(records, chosen) + why
-        raise UserError(f"view {view.name} shows none of the {len(records)} figures stored for this table. {why}")
+        raise NothingToShow(f"view {view.name} shows none of the {len(records)} figures stored for this table. {why}")
     unlabelled = [UNLABELLED] if (distinguished(records)["method"] != records["method"]).any() else []
     return [*shown[:-1], replace(shown[-1], notes=[*shown[-1].notes, *unlabelled, *missing])]
+
+
+def tables_if_any(records: pd.DataFrame, view: str, outcomes: pd.DataFrame | pa.Table | None) -> list[Table]:
+    """The tables of a view; none if the records fill none of its columns."""
+    try:
+        return tables(records, view, outcomes)
+    except NothingToShow:
+        return []
 
 
 def render(

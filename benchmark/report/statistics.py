@@ -555,6 +555,8 @@ def any_at_n(hits: ArrayLike, clusters: ArrayLike, n: int | None = None) -> tupl
     values = np.full(len(found), math.nan)
     for place, (positive, valid, made) in enumerate(found.astype(int).itertuples(index=False)):
         drawn = made if n is None else n
+        if valid < made and not positive:
+            continue
         if valid >= drawn:
             values[place] = 1 - math.comb(valid - positive, drawn) / math.comb(valid, drawn)
         elif positive and n is None:

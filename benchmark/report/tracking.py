@@ -13,12 +13,12 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 import pyarrow as pa
 
-from overpaint.errors import AssetMissing, UserError
+from overpaint.errors import AssetMissing
 from overpaint.grid.labels import few
 from overpaint.report.figure_text import Reasons, entry_text, head_text, row_text, with_own_n
 from overpaint.report.pooling import Outcomes, pooled
 from overpaint.report.records import CELL
-from overpaint.report.rendering import tables
+from overpaint.report.rendering import tables_if_any
 from overpaint.report.tables import GIVEN, SETTINGS, Table, given_on_concepts, provenance, several_of, under
 from overpaint.report.views import view_named
 
@@ -158,7 +158,7 @@ def tables_of(
     counts = records.groupby(CELL, sort=False, dropna=False)["value"].agg(["size", "count"]).reset_index()
     yield "cells", ([*CELL, "figures", "defined"], [list(map(_plain, row)) for row in counts.to_numpy(object)])
     for view in VIEWS:
-        shown = _shown(records, view, outcomes)
+        shown = tables_if_any(records, view, outcomes)
         names = _slugs(table.title for table in shown)
         for table in shown:
             yield f"{view}/{names[table.title]}" if len(shown) > 1 else view, _as_text(table)
@@ -168,14 +168,6 @@ def _plain(value: Any) -> Any:
     """A value as JSON has it."""
     value = value.item() if hasattr(value, "item") else value
     return None if value is None or value != value else value
-
-
-def _shown(records: pd.DataFrame, view: str, outcomes: pa.Table | None) -> list[Table]:
-    """The tables of a view; none if the records fill none of its columns."""
-    try:
-        return tables(records, view, outcomes)
-    except UserError:
-        return []
 
 
 def _as_text(table: Table) -> tuple[list[str], list[list[Any]]]:

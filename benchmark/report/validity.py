@@ -38,6 +38,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from overpaint.grid.cells import gold_references
 from overpaint.report.directions import loss
 from overpaint.report.statistics import NORMAL, benjamini_hochberg, kendall_tau_b, taus_b
 from overpaint.report.tables import Entry, Head, Row, Table, blocks_of, provenance
@@ -45,8 +46,6 @@ from overpaint.report.views import View
 
 #: Number of bootstrap samples.
 SAMPLES = 2_000
-#: The method that is the gold reference: its own distance is 0, so that it takes no part in the orders.
-REFERENCE = "gold"
 #: Fewer methods have no order worth a figure.
 FEWEST = 4
 #: A tau of figures without noise below this is no useful agreement.
@@ -95,7 +94,7 @@ def _over_seeds(figures: NDArray) -> NDArray:
 def validity(records: pd.DataFrame, view: View) -> Iterator[Table]:
     """One table per block: rows are the view's scores, columns the tau with each of its distances (`View.truth`)."""
     for title, part in blocks_of(records, view, together=("seed", "budget")):
-        part = part[part["method_name"] != REFERENCE]
+        part = part[~part["method_name"].isin(gold_references())]  # their own distance is 0
         columns = _columns(part, view)
         truths = {name: columns[name] for name in view.truth if name in columns}
         scores = {name: column for name, column in columns.items() if name not in view.truth}

@@ -42,7 +42,7 @@ class Against(NamedTuple):
 def verdicts(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[Table]:
     """One table a block. The view's first column is tested; of the others, only the difference is shown."""
     tested, *others = view.columns
-    for title, part in blocks_of(records, view, together=("seed", "method")):
+    for title, part in blocks_of(records, view, together=("seed",)):
         found = {
             name: _by_row(column.chosen(part, view.rows), view.rows, outcomes) for name, column in view.columns.items()
         }

@@ -148,10 +148,10 @@ class Estimates:
 
     def save(self) -> None:
         """Write what was learned beside what other runs have written. A store that cannot be written to keeps the old."""
-        stored = self._stored()
-        for machine, learned in self._learned.items():
-            stored[machine] = stored.get(machine, {}) | learned
-        with suppress(OSError):
+        with suppress(OSError), self._store.alone(self._path):
+            stored = self._stored()
+            for machine, learned in self._learned.items():
+                stored[machine] = stored.get(machine, {}) | learned
             self._store.write(self._path, json.dumps(stored, indent=1, sort_keys=True))
 
     def _stored(self) -> dict[str, dict[str, float]]:

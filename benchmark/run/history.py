@@ -7,8 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from filelock import FileLock, Timeout
-
 from overpaint.errors import UserError
 from overpaint.grid.labels import counted
 from overpaint.grid.source_code import DRAFT, is_ours
@@ -18,8 +16,6 @@ from overpaint.run.tasks import Task
 
 #: The file of a store with its history.
 SOURCES = "sources.json"
-#: Seconds to wait for another process that writes it.
-PATIENCE = 30
 
 
 class History:
@@ -69,19 +65,11 @@ class History:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Context: the sources as stored, which are written at the end. Other processes wait for it, where locks work."""
-        # The file is not deleted: another process may be waiting for it.
-        lock = FileLock(self._store.root / "sources.lock", fallback_to_soft=False)
-        with suppress(OSError, Timeout):
-            if self._store.root.is_dir():  # else the store is gone, and filelock would make a folder in its place
-                lock.acquire(timeout=PATIENCE)
-        try:
+        """Context: the sources as stored, which are written at the end."""
+        with self._store.alone(self._path):
             self._sources = self._stored()
             yield
             self._store.write(self._path, json.dumps(self._sources, indent=1, sort_keys=True))
-        finally:
-            with suppress(OSError):
-                lock.release()
 
     def _stored(self) -> dict[str, list[str]]:
         """Raises an `OSError` for a file that is there and cannot be read: it must not be written again without its entries."""

@@ -26,6 +26,8 @@ from overpaint.run.notes import beating, file_system_time, living, temporary
 from overpaint.run.progress import steps
 
 MANIFEST = "manifest.json"
+#: Seconds to wait for another process that rewrites a file of the store.
+PATIENCE = 30
 #: Format of the manifests that this version writes; it reads this and older ones. Manifests of version 0.1 have none.
 FORMAT = 1
 #: Folders of a store.
@@ -457,6 +459,20 @@ class Store:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self, path: Path) -> Iterator[None]:
+        """A block in which no other process reads and rewrites this file of the store; others wait, where locks work."""
+        # The lock is not deleted: another process may be waiting for it.
+        lock = FileLock(path.with_suffix(".lock"), fallback_to_soft=False)
+        with suppress(OSError, Timeout):
+            if self.root.is_dir():  # else the store is gone, and filelock would make a folder in its place
+                lock.acquire(timeout=PATIENCE)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.release()
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:

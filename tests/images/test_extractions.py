@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.cells import cell_from
@@ -73,6 +74,15 @@ def test_images_are_read_once_for_all_methods_and_only_those_of_the_metrics_role
 def test_nothing_is_read_for_a_distance_to_no_reference(reference):
     made = plan("method=uce", "metrics=unlearncanvas", "budget.grid=2", f"model.reference={reference}")
     assert bool(stages(made, "extract")) == (reference == "world")
+
+
+def test_a_plan_says_if_there_are_fewer_references_than_asked_for(tmp_path):
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    grid = ("method=uce", "budget.grid=2", f"model.reference={tmp_path}")
+    said = f"model.reference={tmp_path} has 3 of budget.reference_images=16 images"
+    assert said in plan(*grid, "budget.reference_images=16").notes
+    assert not any("model.reference" in note for note in plan(*grid, "budget.reference_images=3").notes)
 
 
 def test_a_stand_in_replaces_a_sets_extractor_but_not_one_set_by_hand():

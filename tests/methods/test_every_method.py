@@ -293,6 +293,18 @@ def test_the_preset_paper_has_the_values_of_each_kind_and_the_official_code(meth
         assert method.settle({}, chosen) == method.settle(official, without_paper)
 
 
+def test_erase_takes_the_presets_of_a_sweep(tiny_sd):
+    def train(**arguments):
+        return overpaint.erase(tiny_sd, "esd", iterations=1, erase=["dog"], **arguments).manifest["hyperparameters"][
+            "train"
+        ]
+
+    assert train(kind="unsafe") == train(kind="style") == "x"  # the default, without a preset
+    assert train(kind="unsafe", preset="auto") == train(kind="unsafe", preset="unsafe") == "u"
+    assert train(kind="unsafe", preset="paper") == "u"  # the variant paper_unsafe
+    assert train(kind="style", preset="auto") == "x"
+
+
 def test_whatever_it_repeats_is_a_length_that_a_budget_can_shorten(tiny_sd, method):
     small = {key: value for key, value in TINY.items() if key in method.defaults}
     built = method.build(small | required(method), seed=1)

@@ -179,7 +179,7 @@ def test_sequences_add_edits(tiny_sd):
         with two.attached(tiny_sd):
             assert tiny_sd.guidance == wanted and wanted.guard.stateful
         assert [edit.text for edit in tiny_sd.guidance.edits] == ["dog"]
-        with pytest.raises(overpaint.UserError, match="same momentum_scale"), other.attached(tiny_sd):
+        with pytest.raises(overpaint.UserError, match=r"different: momentum_beta"), other.attached(tiny_sd):
             pass
 
 

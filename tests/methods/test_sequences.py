@@ -73,7 +73,7 @@ def test_a_negative_prompt_after_another_is_one_guard_with_both_texts(tiny_sd):
 
 def test_guards_that_do_not_compose_are_refused_when_made(tiny_sd):
     first = overpaint.erase(tiny_sd, "negative_prompt", erase=["dog"])
-    with pytest.raises(overpaint.UserError, match="same form and weight"):
+    with pytest.raises(overpaint.UserError, match=r"the same settings \(different: form\)"):
         overpaint.erase(tiny_sd, "negative_prompt", erase=["bird"], form="composable", before=first)
     with pytest.raises(overpaint.UserError, match="the model takes 77"):
         overpaint.erase(tiny_sd, "negative_prompt", erase=["bird"], text="bird " * 74, before=first)

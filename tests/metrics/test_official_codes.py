@@ -192,6 +192,14 @@ def test_released_roc_lacks_its_last_trapezoid():
     assert tpr_at(np.arange(100.0), np.arange(100.0)) == pytest.approx(0.01)  # below the second smallest
 
 
+def test_spm_compares_with_a_prompt_whose_article_fits_the_anchor():
+    metric, church = text.SpmErrorRate(), Concept("church", article="a", anchor="owl")
+    images = pd.DataFrame({"prompt": ["a photo of a church"], "concept": ["church"]})
+    assert metric.replaced(images, [church]) == ["a photo of an owl"]
+    assert metric.replaced(images, [replace(church, anchor=r"AC\DC")]) == [r"a photo of an AC\DC"]
+    assert metric.replaced(images, [replace(church, anchor=None)]) == [""]
+
+
 def test_spm_scores():
     shown = np.array([[1.0, 0.0], [3.0, 4.0], [-1.0, 0.0]])
     targets, anchors = np.tile([1.0, 0.0], (3, 1)), np.array([[0.0, 1.0], [0.0, 1.0], [-2.0, 0.0]])

@@ -88,6 +88,7 @@ def with_given(**values):
         ({"protocol__steps": 10}, "settings protocol.steps=10"),
         ({"concepts__anchor": "person"}, "settings concepts.anchor=person"),
         ({"concepts__erase": ["nudity"], "concepts__name": "nudity"}, ""),
+        ({"concepts__erase": "nudity", "concepts__name": "nudity"}, ""),  # one name may be given without a list
         ({"metrics__threshold": 0.9}, "settings metrics.threshold=0.9"),
         ({"budget__target_prompts": 142, "budget__seeds": 1}, ""),  # n is compared
         ({"budget__max_steps": 10}, "settings budget.max_steps=10"),
@@ -208,6 +209,15 @@ def test_our_order_leaves_out_records_with_other_settings():
     (row,) = measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame([*ours, *sweep]), names()).to_dict("records")
     assert (row["tau"], row["methods"]) == (1, 3)
     assert measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame([*ours[1:], *sweep]), names()).empty
+
+
+def test_our_order_does_not_mix_budgets():
+    printed = (("ESD", "esd", 0.1), ("UCE", "uce", 0.2), ("MACE", "mace", 0.3))
+    figures = [figure(method=m, method_name=name, scaled=v) for m, name, v in printed]
+    ours = [record(method_name=name, value=v, budget=budget) for _, name, v in printed for budget in ("lite", "paper")]
+    found = measured.orders_with_ours(pd.DataFrame(figures), pd.DataFrame(ours), names())
+    said = [text.rpartition(", ")[2] for text in found["other_table"]]
+    assert (said, [*found["methods"]]) == (["budget lite", "budget paper"], [3, 3])
 
 
 def test_orders_on_i2p_need_the_same_prompts():

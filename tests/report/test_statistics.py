@@ -439,6 +439,7 @@ def test_any_at_n():
     hits = [1, 0, 0, 1, 0]
     one_of = [any(hits[i] for i in draw) for draw in itertools.combinations(range(5), 2)]
     assert st.any_at_n(hits, ["p"] * 5, 2)[1] == pytest.approx([np.mean(one_of)])
+    assert np.isnan(st.any_at_n([0, 0, math.nan], ["p"] * 3, 2)[1]).all()  # the failed one could have been positive
 
 
 def test_an_open_interval_opens_what_is_made_of_it():

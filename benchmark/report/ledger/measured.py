@@ -20,7 +20,8 @@ from overpaint.report.directions import loss
 from overpaint.report.ledger.agreement import ORDER, agreement, columns, erasers
 from overpaint.report.ledger.published import Names
 from overpaint.report.ledger.settings import differing
-from overpaint.report.records import NUMBERS, REQUIRED, check_mappings, given_of, plain_name
+from overpaint.report.records import NUMBERS, REQUIRED, check_mappings, erased_of, given_of, plain_name
+from overpaint.report.tables import SETTINGS, several_of, under
 
 #: What `beside` tells of a record: its value and interval, its labels, and its detector.
 SHOWN = "value low high n method attack model concepts budget detector".split()
@@ -168,10 +169,8 @@ def _concept_set(name: str) -> Mapping[str, Any]:
 
 def _concepts(record: Mapping[Hashable, Any]) -> set[str]:
     """The name of a record's concept set, and the concept if it erases only one, in small letters."""
-    name = plain_name(record, "concepts")
-    erased = given_of(record).get("concepts.erase", _concept_set(name).get("erase") or ())
-    erased = [erased] if isinstance(erased, str) else erased
-    return {name.casefold(), *(str(one).casefold() for one in erased if len(erased) == 1)}
+    erased = erased_of(record)
+    return {plain_name(record, "concepts").casefold(), *(one.casefold() for one in erased if len(erased) == 1)}
 
 
 def _prompt_files(name: str) -> list[str]:
@@ -211,7 +210,8 @@ def orders_with_ours(found: pd.DataFrame, records: pd.DataFrame, known: Names) -
     """Rows like those of `overpaint.report.ledger.agreement.orders`, with our records as the other side.
 
     Our order is by means over concept sets that were measured for all shared methods: the paper's concept if it was measured,
-    else all. A method that a paper prints in several variants is left out, and so are records with other settings.
+    else all. Detectors, protocols, budgets and other settings with several values have a row each. A method that a paper prints
+    in several variants is left out, and so are records with other settings.
     """
     kept = prepared(records, known)
     rows = []
@@ -224,11 +224,13 @@ def orders_with_ours(found: pd.DataFrame, records: pd.DataFrame, known: Names) -
         if prompts and ranked in known["ranked"].values():  # other prompts ask for something else
             same = [_same_prompts(record, prompts, known) for record in ours.to_dict("records")]
             ours = ours[pd.Series(same, index=ours.index, dtype=bool)]
-        for (model, metric), part in ours.groupby(["model", "metric"], sort=False):
+        several = several_of(ours, [name for name in SETTINGS if name != "seed"])
+        for (model, metric, *values), part in ours.groupby(["model", "metric", *several], sort=False, dropna=False):
             for one, figures in columns(group):
                 side, printed = _by_name(figures, known)
                 means, said = _means(_with_settings_of(printed, one[0], concept, part, known), set(side), concept)
-                row = agreement(key, one, side, ("overpaint", f"{metric}, {said}", str(model)), means)
+                measured = f"{metric}, {said}{under(several, values)}"
+                row = agreement(key, one, side, ("overpaint", measured, str(model)), means)
                 rows += [row] if row else []
     return pd.DataFrame(rows)
 

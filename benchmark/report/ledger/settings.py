@@ -9,7 +9,7 @@ from overpaint.grid.choices import preset_for
 from overpaint.grid.labels import said
 from overpaint.grid.registry import component, components
 from overpaint.report.ledger.published import Names
-from overpaint.report.records import Record, given_in, given_of, plain_name
+from overpaint.report.records import Record, erased_of, given_in, given_of, plain_name
 
 #: Keys set by hand that change no figure, or that are compared on their own: as concept, detector, prompts or n.
 ELSEWHERE = (
@@ -72,10 +72,8 @@ def _differs(key: str, ours: Any, printed: Any) -> bool:
 def _values(kind: str, record: Record, values: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters of the record's component with these values, which may name a preset."""
     chosen = component(kind, record[f"{kind}_name"])
-    concepts, model = plain_name(record, "concepts"), plain_name(record, "model")
-    erased = (component("concepts", concepts).config.get("erase") or ()) if concepts in components("concepts") else ()
-    erased = given_of(record).get("concepts.erase", erased)
+    model = plain_name(record, "model")
     family = component("model", model).config.get("preset") if model in components("model") else None
-    preset = preset_for(chosen, values.get("preset", "auto"), family, record["kind"], list(erased))
+    preset = preset_for(chosen, values.get("preset", "auto"), family, record["kind"], erased_of(record))
     further = {key: value for key, value in values.items() if key in chosen.defaults}
     return chosen.defaults | dict(chosen.presets.get(preset or "") or {}) | further

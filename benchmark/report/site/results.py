@@ -12,11 +12,11 @@ from typing import Any, get_args
 import pandas as pd
 
 from overpaint.errors import UserError
-from overpaint.grid.concept_sets import Rule
+from overpaint.grid.concept_sets import Rule, erased_by, listed
 from overpaint.grid.read_once import remembered
-from overpaint.grid.registry import component, components
+from overpaint.grid.registry import components
 from overpaint.report.claims import claim_files, narrowed, published
-from overpaint.report.rendering import tables
+from overpaint.report.rendering import tables_if_any
 from overpaint.report.tables import GIVEN, SETTINGS, Table, distinguished, given_on_concepts, several_of
 from overpaint.report.views import view_named
 
@@ -192,15 +192,12 @@ def _setting(name: str, value: Any) -> str:
 def _erased_in(records: pd.DataFrame, label: str) -> tuple[str, ...]:
     """The concepts that a concept set of these records erases: set by hand, or those of the known set; else none."""
     given = json.loads(records.loc[records["concepts"] == label, "given"].iloc[0]).get("concepts.erase")
-    return erased().get(label, ()) if given is None else tuple([given] if isinstance(given, str) else given)
+    return erased().get(label, ()) if given is None else tuple(listed(given))
 
 
 def shown(results: Results, view: str) -> list[Table]:
     """The tables of a view; none if the records fill none of its columns."""
-    try:
-        return tables(results.records, view, results.outcomes)
-    except UserError:
-        return []
+    return tables_if_any(results.records, view, results.outcomes)
 
 
 #: How the label of a concept set ends if its concepts are not erased at once, and the name of each manner.
@@ -211,8 +208,4 @@ MANNERS = {"": "once", " in turn": "turn", **{f" merged by {rule}": "merged" for
 def erased() -> dict[str, tuple[str, ...]]:
     """The concepts that each known concept set erases, by its label; ``X in turn`` is the label of a sequence of requests,
     ``X merged by sum`` that of separately made erasures."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name in components("concepts"):
-        concepts = tuple(map(str, component("concepts", name).config.get("erase") or ()))
-        found |= {f"{name}{manner}": concepts for manner in MANNERS}
-    return found
+    return {f"{name}{manner}": erased_by(name) for name in components("concepts") for manner in MANNERS}

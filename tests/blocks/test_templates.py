@@ -2,7 +2,7 @@
 
 import pytest
 
-from overpaint.attacks.wording import renamed
+from overpaint.blocks.templates import renamed
 from overpaint.grid.concepts import Concept
 
 CHURCH, MIRA = Concept("church", article="a"), Concept("mira", kind="character")
