@@ -63,6 +63,10 @@ class Checkpoint(Eraser):
         return self.stage
 
     @property
+    def changes_weights(self) -> bool:
+        return True  # unless its file holds an adapter: then the merge is refused when it is made
+
+    @property
     def mergeable(self) -> bool:
         """Whether weights can be merged: not for a file of `overpaint erase` that holds a guard, or was made on one."""
         text = checkpoints.metadata(Path(self.file).expanduser()).get("overpaint", "{}")

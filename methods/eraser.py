@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass, replace
+from inspect import get_annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from overpaint.errors import UserError
@@ -21,6 +22,10 @@ from overpaint.models.meter import Meter
 
 if TYPE_CHECKING:
     from overpaint.models.diffusion import DiffusionModel
+
+
+#: Names of arguments of `erase`, which a hyper-parameter cannot have.
+RESERVED = "model method erase anchor retain kind request preset sequential merge before".split()
 
 
 @dataclass(kw_only=True)
@@ -42,6 +47,8 @@ class Eraser(Shortenable, ABC):
             (`overpaint.grid.scope`). It is a property here, so that it may depend on hyper-parameters.
         mergeable: whether its erasures are changed weights, or adapters whose output is linear in their tensors named ``up``, so
             that they can be scaled and merged with other weights. It is a property here, for the same reason.
+        changes_weights: whether its erasures are changed weights, which every rule merges; others can only be summed. It is a
+            property here, for the same reason.
         draws: whether the result depends on the seed. A method that does not draw is run for one seed only. It is a
             property here, for the same reason.
         advice: sentences that a plan shows: what a user should know before these settings run.
@@ -72,6 +79,10 @@ class Eraser(Shortenable, ABC):
         return True
 
     @property
+    def changes_weights(self) -> bool:
+        return self.install.__func__ is Eraser.install.__func__  # type: ignore[attr-defined]
+
+    @property
     def advice(self) -> Sequence[str]:
         return ()
 
@@ -98,6 +109,15 @@ class Eraser(Shortenable, ABC):
         Their settings, versions and the hashes of their weights are part of the erasure's key.
         """
         return {}
+
+    def __init_subclass__(cls, **arguments: Any):
+        super().__init_subclass__(**arguments)
+        fields = [name for name, kind in get_annotations(cls).items() if "ClassVar" not in str(kind)]
+        for name in fields:
+            if name in RESERVED:
+                raise UserError(
+                    f"{cls.__name__}.{name}: erase() has an argument of this name; call it {name}_ for example"
+                )
 
     @classmethod
     def install(cls, model: DiffusionModel, erasure: Erasure) -> Callable[[], None]:

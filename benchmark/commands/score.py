@@ -64,6 +64,10 @@ def score(overrides: Sequence[str]) -> None:
             )
     else:
         pictures = named_pictures(folder, names or "", text or "{concept} {variant}", role or "", cell.concepts, labels)
+    if not any(picture.shot.prompt.role == "target" for picture in pictures):
+        erased = ", ".join(c.label or c.name for c in cell.concepts.request.erase)
+        said = f"note: no picture is a target: name an erased concept ({erased}) in the column or part 'concept'"
+        ERR.print(said, style="yellow", markup=False)
     plan = given_plan(cell, pictures, name or f"pictures in {folder.resolve().name}")
     require_complete(plan)
     cells = [cell for cell, _ in plan.cells]

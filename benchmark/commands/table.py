@@ -56,9 +56,12 @@ def _stored(overrides: Sequence[str], view: View) -> tuple[pd.DataFrame, pd.Data
     store, grid = store_and_grid(overrides, first)
     records = stored_records(store, grid.plan if grid else None)
     if grid and records.empty:
-        raise UserError(
-            f"{store.root} holds no cell of this grid. To make them: {shlex.join(['overpaint', 'run', *overrides])}"
-        )
+        command = shlex.join(["overpaint", "run", *overrides])
+        if all(task.stage == STAGE for task in grid.plan.missing(store)):
+            raise UserError(
+                f"{store.root} holds all images of this grid and none of its figures. To measure them: {command}"
+            )
+        raise UserError(f"{store.root} holds no cell of this grid. To make them: {command}")
     if grid:
         stored = store.listed(STAGE).keys
         note_lacking("figures", [task for _, task in grid.plan.cells if task.key not in stored], grid, overrides)

@@ -35,6 +35,15 @@ EXTRA_KEYS = ("preset", "control", "floor")
 DESCRIPTION = (
     *EXTRA_KEYS, "name", "component", "summary", "paper", "status", "presets", "unrelated", "recommended_threshold", "probe"
 )  # fmt: skip
+#: The base class of the components of a group.
+BASES = {
+    "method": "overpaint.methods.eraser:Eraser",
+    "attack": "overpaint.attacks.attack:Attack",
+    "detector": "overpaint.detectors.detector:Detector",
+    "extractor": "overpaint.extractors.extractor:Extractor",
+    "pictures": "overpaint.blocks.pictures:Pictures",
+    "track": "overpaint.run.track:Track",
+}
 #: Names of presets for a kind of concept, or for one unsafe concept.
 _OF_KIND = re.compile(rf"({OF_CONCEPTS})(_\d+)?")
 
@@ -48,14 +57,22 @@ class Component:
     config: Mapping[str, Any]
 
     def load(self) -> Any:
-        """Import the class (or function) that the YAML's ``component: module:attribute`` names."""
+        """Import the class that the YAML's ``component: module:Class`` names.
+
+        Raises:
+            UserError: there is no such class, or it is that of another group.
+        """
         reference = self.config.get("component")
         if not isinstance(reference, str):
             raise UserError(f"{self.kind}={self.name} has no component: give component: module:Class in its YAML")
         try:
-            return load_attribute(reference)
+            loaded = load_attribute(reference)
         except UserError as error:
             raise UserError(f"{self.kind}={self.name}: component {error}") from error
+        base = BASES.get(self.kind)
+        if base and not (isinstance(loaded, type) and issubclass(loaded, load_attribute(base))):
+            raise UserError(f"{self.kind}={self.name}: {reference} is not a subclass of {base.replace(':', '.')}")
+        return loaded
 
     @property
     def source(self) -> dict[str, str]:

@@ -231,6 +231,8 @@ def _prompt(cell: Mapping[str, str], concepts: ConceptSet, labels: Collection[st
     kind = asked or ("target" if concept in erased else "near" if concept in near else "utility")
     if kind not in {r.name for r in ROLES}:
         raise unknown("role", kind, (r.name for r in ROLES), where)
+    if kind == "target" and concept and concept not in erased:
+        raise UserError(f"{where}: a target shows an erased concept ({', '.join(erased)}), got {concept!r}")
     expects = expects or ((concept,) if concept else ())
     return Prompt(cell["prompt"], role(kind).name, concept, expects, cell["variant"], id=cell["id"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 
 from overpaint.attacks.attack import AttackContext
 from overpaint.errors import UserError
@@ -44,7 +45,7 @@ from overpaint.images.tasks import (
     scored_labels,
 )
 from overpaint.metrics.membership import MembershipFigure
-from overpaint.models.sources import fingerprint_model, model_family
+from overpaint.models.sources import fingerprint_model, hub_snapshot, model_family, resolve
 from overpaint.run.plan import Line, Outline, Plan
 from overpaint.run.tasks import Task
 
@@ -72,6 +73,7 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
         plan.notes += dict.fromkeys(said for cell in asking.values() for said in shortfalls(cell, scored_labels(cell)))
         methods = {id(cell.method): cell.method for cell in cells if cell.method.name != "none"}
         plan.notes += [said for method in methods.values() for said in build_method(method, 0).advice]
+        plan.notes += filter(None, map(_to_download, dict.fromkeys(cell.model.path for cell in cells)))
         plan.notes += filter(None, map(_from_another_world, cells))
         plan.notes += filter(None, map(_attacked_of_several, cells))
         plan.notes += filter(None, map(_on_another_guard, cells))
@@ -124,7 +126,7 @@ def _check_support(cell: Cell) -> None:
 def _check_method(family: str | None, method: Choice, seed: int, concepts: ConceptSet) -> None:
     made, merge = build_method(method, seed), concepts.merge
     made.check(family, concepts.request, method.name, concepts.singly)
-    if merge and merge != Merge("sum") and not made.mergeable:
+    if merge and merge != Merge("sum") and not (made.mergeable and made.changes_weights):
         raise UserError(
             f"concepts.merge={merge.label} merges changed weights, and method={method.name} makes none; use concepts.merge=sum"
         )
@@ -163,6 +165,14 @@ def _from_another_world(cell: Cell) -> str:
         f"concepts={cell.concepts.name} has catalogue {asked}, and model={cell.model.name} has {known}: "
         f"the model may not know the concepts; select another one with model=…"
     )
+
+
+def _to_download(path: str) -> str:
+    """A sentence about a model of the hub that is not on this machine; empty for other models."""
+    path = resolve(path)
+    if Path(path).is_dir() or hub_snapshot(path):
+        return ""
+    return f"model.path={path} is not on this machine: the run downloads it, and so does overpaint fetch with these overrides"
 
 
 def _attacked_of_several(cell: Cell) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from overpaint.errors import nearest
 from overpaint.grid.cells import ModelSpec
+from overpaint.grid.concepts import KINDS
 from overpaint.grid.labels import counted, few
 from overpaint.grid.registry import component, components
 from overpaint.report.records import given_by_hand, given_in, plain_name
@@ -138,10 +140,11 @@ def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
     by_column = {
         title: column.chosen(records, view.rows) for title, column in view.columns.items() if not column.harmonic
     }
-    empty = [title for title, chosen in by_column.items() if chosen.empty]
+    misspelt = {title: _misspelt(view, title, records) for title, chosen in by_column.items() if chosen.empty}
+    empty = [title for title, sentence in misspelt.items() if not sentence]
     methods = list(dict.fromkeys(records["method_name"]))
     concepts = _plain(records["concepts"], "concepts")
-    said = []
+    said = [sentence for sentence in misspelt.values() if sentence]
     if empty:
         kinds = {view.columns[title].kind for title in empty} - {None}
         held = {title for title in empty if view.columns[title].kind in set(records["kind"]) | {None}}
@@ -153,7 +156,7 @@ def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
         said.append(f"Not stored: {_listed(empty)}{of_kind}. To make them: {command}")
     lacking: dict[str, list[str]] = {}
     for title, chosen in by_column.items():
-        for method in set(methods) - {"none"} - set(chosen["method_name"]) if title not in empty else ():
+        for method in set(methods) - {"none"} - set(chosen["method_name"]) if title not in misspelt else ():
             lacking.setdefault(method, []).append(title)
     groups: dict[tuple[str, ...], list[str]] = {}
     for method in methods:
@@ -163,6 +166,22 @@ def _columns_without(records: pd.DataFrame, view: View) -> list[str]:
         command = command_for(records, view, method=names, concepts=concepts)
         said.append(f"Not stored for {', '.join(names)}: {_listed(titles)}. To make them: {command}")
     return said
+
+
+def _misspelt(view: View, title: str, records: pd.DataFrame) -> str:
+    """A sentence about the metric, attack or kind of a column that neither the records nor the configuration know."""
+    column, sets = view.columns[title], [component("metrics", name) for name in components("metrics")]
+    known = {
+        "metric": {*records["metric"], *(name for one in sets for name in one.config.get("metrics") or {})},
+        "attack": {*records["attack_name"], *components("attack")},
+        "kind": {*records["kind"], *KINDS},
+    }
+    for what, names in known.items():
+        given = getattr(column, what)
+        if given is not None and not {given, given.partition(".")[0]} & names:  # a metric with parts: ``figure.part``
+            said = f"Column {title} of view {view.name} shows the {what} {given!r}, which is unknown{nearest(given, names)}"
+            return said if said.endswith("?") else f"{said}."
+    return ""
 
 
 def _listed(names: Iterable[str]) -> str:

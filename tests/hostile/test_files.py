@@ -156,6 +156,7 @@ METHODS = {
     "component without attribute": "component: overpaint.methods.uce\n",
     "component that is not there": "component: overpaint.methods.uce:UCEE\n",
     "module that is not there": "component: overpaint.methods.ucee:UCE\n",
+    "component of another group": "component: overpaint.attacks.none:NoAttack\n",
     "values that are missing": "component: overpaint.methods.uce:UCE\n",
     "a value too many": "component: overpaint.methods.none:Unedited\nnope: 1\n",
     "presets is a list": "component: overpaint.methods.none:Unedited\npresets: [a]\n",
@@ -255,6 +256,23 @@ def test_a_misspelt_class_is_named_with_its_module(refused, conf, tmp_path):
     (tmp_path / "conf" / "my_eraser.py").write_text("class Mine:\n    pass\n")
     searchpath = conf("method/mine", "name: mine\ncomponent: my_eraser:Mien\n")
     refused("plan", "method=mine", searchpath, said="component 'my_eraser:Mien': unknown attribute 'Mien' in my_eraser")
+
+
+@pytest.mark.parametrize(
+    ("group", "needed"),
+    [
+        ("method", "Eraser"),
+        ("attack", "Attack"),
+        ("detector", "Detector"),
+        ("extractor", "Extractor"),
+        ("track", "Track"),
+    ],
+)
+def test_a_class_of_another_group_is_refused(refused, conf, group, needed):
+    searchpath = conf(f"{group}/mine", "component: overpaint.images.pictures:Folder\nfolder: pictures\n")
+    said = f"{group}=mine: overpaint.images.pictures:Folder is not a subclass of overpaint."
+    asked = {"detector": "model.detector", "extractor": "metrics.extractors.text_image"}.get(group, group)
+    refused("plan", f"{asked}=mine", "metrics=mace", searchpath, said=[said, f".{needed}"])
 
 
 def test_no_environment_variable_gets_into_a_name(refused, conf, monkeypatch):

@@ -255,6 +255,7 @@ BAD = {
     "seed": ([("a.png", "a church", "first")], "seed takes a whole number"),
     "large seed": ([("a.png", "a church", str(2**63))], "seed takes a whole number from 0 to 2^63"),
     "role": ([("a.png", "a church", "0", "targets")], "did you mean 'target'"),
+    "target": ([("a.png", "a car", "0", "target", "car")], "a target shows an erased concept (church), got 'car'"),
 }
 
 
@@ -265,7 +266,7 @@ def test_bad_lists_are_refused(name, cli):
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     Image.new("RGB", (8, 8)).save(cli.folder / "outside.png")
-    listing(cli.folder, *rows, header=("file", "prompt", "seed", "role"))
+    listing(cli.folder, *rows, header=("file", "prompt", "seed", "role", "concept"))
     bad = cli("score", "images=bad", "prompts=list.csv", "model=testbed", "concepts=church", "store=none", code=2)
     assert told in bad.stderr and bad.stderr.count("\n") == 1
     assert not (cli.folder / "none").exists()

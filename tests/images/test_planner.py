@@ -210,7 +210,9 @@ def test_rules_that_merge_weights_need_a_method_that_changes_them():
         overpaint.UserError, match=r"concepts\.merge=ties merges changed weights, and method=sld makes none"
     ):
         plan("method=sld", "concepts=objects5", "concepts.merge=ties", "budget=smoke")
-    plan("method=uce,sld", "concepts=objects5", "concepts.merge=sum", "budget=smoke")
+    with pytest.raises(overpaint.UserError, match=r"merge=closed merges changed weights, and method=spm makes none"):
+        plan("method=spm", "concepts=objects5", "concepts.merge=closed", "budget=smoke")
+    plan("method=uce,sld,spm", "concepts=objects5", "concepts.merge=sum", "budget=smoke")
     plan("method=uce", "concepts=objects5", "concepts.merge=ties", "budget=smoke")
 
 

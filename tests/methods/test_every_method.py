@@ -1,6 +1,7 @@
 """The common test suite of methods. It runs over every ``conf/method/*.yaml``, so a new method is tested automatically."""
 
 import copy
+import inspect
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from overpaint.grid.choices import preset_for
 from overpaint.grid.concepts import KINDS, Concept, Request
 from overpaint.grid.lengths import shortened
 from overpaint.grid.registry import component, components, construct
-from overpaint.methods.eraser import Eraser
+from overpaint.methods.eraser import RESERVED, Eraser
 from overpaint.models.erasure import Erasure
 from published import cross_attention, factors, write_kohya
 from requirements import unmet
@@ -260,6 +261,13 @@ def test_what_keys_leave_out_is_the_default(method):
     """A later hyper-parameter is left out of keys at the value of the YAML, so that stored results stay valid."""
     for key, value in method.load().added.items():
         assert method.defaults[key] == value and type(method.defaults[key]) is type(value)
+
+
+def test_a_hyper_parameter_cannot_have_the_name_of_an_argument_of_erase():
+    arguments = inspect.signature(overpaint.erase).parameters
+    assert {*RESERVED, "seed", "hyperparameters"} == {*arguments}
+    with pytest.raises(overpaint.UserError, match=r"Mine\.kind: erase\(\) has an argument of this name"):
+        type("Mine", (Eraser,), {"__annotations__": {"lamb": "float", "kind": "str", "networks": "ClassVar[tuple]"}})
 
 
 def test_all_that_is_missing_is_said_at_once(tmp_path, monkeypatch):

@@ -94,6 +94,18 @@ def test_the_command_names_another_protocol_than_the_models(records):
 
 
 @pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (Column("ira2"), "the metric 'ira2', which is unknown; did you mean 'ira'?"),
+        (Column("ira", kind="objct"), "the kind 'objct', which is unknown; did you mean 'object'?"),
+        (Column("ira", attack="ccee"), "the attack 'ccee', which is unknown; did you mean 'cce'?"),
+    ],
+)
+def test_no_run_is_advised_for_a_misspelt_column(records, column, said):
+    assert missing.gaps(records, View("mine", columns={"a": column})) == [f"Column a of view mine shows {said}"]
+
+
+@pytest.mark.parametrize(
     ("view", "said"),
     [
         ("pairs", "It needs 2 methods besides the unedited model; stored: uce. "),
