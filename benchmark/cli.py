@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
+from collections import Counter
 from importlib import import_module
 
 import click
@@ -53,6 +55,21 @@ class Commands(click.Group):
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         return getattr(import_module(module), name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command and its arguments. Refuses options that are given twice, of which click takes the last, and empty ones."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command:
+            values, _, given = command.make_parser(click.Context(command, ctx, name)).parse_args([*rest])
+            for option, times in Counter(given).items():
+                single = isinstance(option, click.Option) and not option.is_flag and not option.multiple
+                if single and times > 1:
+                    raise UserError(f"{option.opts[0]} is given twice: give it once")
+                if single and values.get(option.name) == "":
+                    raise UserError(f"{option.opts[0]} is empty: give a value, or leave it out")
+        return name, command, rest
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
@@ -83,6 +100,7 @@ def _wait_politely() -> None:
 def main() -> None:
     """Entry point. Bad input is one sentence and exit code 2, an interruption 130."""
     _wait_politely()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # commands remove their temporary files, as after Ctrl-C
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(errors="replace")  # a table has characters, such as ↓, that Latin-1 lacks
     try:

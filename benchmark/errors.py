@@ -55,9 +55,10 @@ def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> U
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The end of a message that names the allowed name nearest to the given one; empty if none is near."""
-    near = get_close_matches(given[:LONGEST], list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """The end of a message that names the allowed name nearest to the given one, in any case; empty if none is near."""
+    names = {name.casefold(): name for name in allowed}
+    near = get_close_matches(given[:LONGEST].casefold(), names, n=1, cutoff=0.5)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 
 def at_least(low: float, **values: float | None) -> None:

@@ -16,6 +16,7 @@ from overpaint.grid.concept_sets import Merge
 from overpaint.grid.concepts import KINDS, Request, for_concepts
 from overpaint.grid.lengths import Shortenable
 from overpaint.grid.registry import component
+from overpaint.grid.typed import Seed, check_type
 from overpaint.models.erasure import Erasure
 from overpaint.models.intact import intact
 from overpaint.models.meter import Meter
@@ -191,6 +192,7 @@ def erase(
     """
     if not hasattr(model, "family"):
         raise UserError(f"erase() takes a model of overpaint.load_model, got {type(model).__name__}")
+    check_type(seed, Seed, "seed")
     request = request or Request.of(erase, anchor, retain, kind)
     chosen = component("method", method)
     suited = preset_for(chosen, preset, None, request.erase[0].kind, [concept.name for concept in request.erase])

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from overpaint.commands.grids import taken
+from overpaint.commands.grids import own_keys, taken
 from overpaint.commands.publish import RESULTS
 from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
@@ -80,7 +80,7 @@ def _chosen(a: Side, b: Side, filters: Sequence[str]) -> tuple[Side, Side]:
     if not filters:
         return a, b
     both = pd.concat([a.records.assign(side="a"), b.records.assign(side="b")], ignore_index=True)
-    kept = narrowed(both, filters, f"{a.name} and {b.name}")
+    kept = narrowed(both, filters, f"{a.name} and {b.name}", own_keys())
     one, other = (kept[kept["side"] == side].drop(columns="side") for side in ("a", "b"))
     return replace(a, records=one), replace(b, records=other)
 

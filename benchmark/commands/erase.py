@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from overpaint.commands.grids import ERR, single_cell, taken
-from overpaint.commands.targets import target, whole
+from overpaint.commands.grids import ERR, refuse_keys, single_cell, taken
+from overpaint.commands.targets import check_writable, target, whole
 from overpaint.errors import UserError
 from overpaint.grid.labels import bytes_said
 from overpaint.grid.lengths import shortenings
@@ -22,12 +22,15 @@ from overpaint.run.progress import watched
 def erase(overrides: Sequence[str], overwrite: bool) -> None:
     """Write one erasure as a safetensors file: overpaint erase model=… method=… concepts=… out=FILE."""
     out, rest = taken(overrides, "out")
+    made = [override for override in rest if override != "attack=none"]
+    refuse_keys(made, ("attack", "protocol", "metrics"), "erase makes and measures no image; leave it out")
+    cell, device = single_cell(rest, "erase")
     if not out:
         raise UserError("say where to write the erasure: out=FILE.safetensors")
-    cell, device = single_cell(rest, "erase")
     if cell.method.name == "none":
         raise UserError("method=none erases nothing: choose another method (overpaint list methods)")
     path = target(out, ".safetensors", overwrite)
+    check_writable(path)
     for note in shortenings([cell]):
         ERR.print(f"note: {note}", style="yellow")
     model = load_model(cell.model.path, cell.model.precision, device)

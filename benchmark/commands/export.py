@@ -8,15 +8,19 @@ from collections.abc import Mapping, Sequence
 import click
 
 from overpaint.attacks.prompt_file import write_prompts
-from overpaint.commands.grids import ERR, planned, single_cell, taken
-from overpaint.commands.targets import target, whole
+from overpaint.commands.grids import ERR, planned, refuse_keys, single_cell, taken
+from overpaint.commands.targets import check_writable, target, whole
 from overpaint.errors import UserError, nearest
+from overpaint.grid.labels import counted
 from overpaint.grid.registry import components
 from overpaint.models import load_model
 from overpaint.models.erasure import load_erasure
 from overpaint.models.lazily import torch
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
+
+#: Groups that change nothing of a model with an erasure.
+NOT_OF_A_MODEL = ("method", "concepts", "protocol", "budget", "metrics", "seed")
 
 
 @click.command()
@@ -30,6 +34,9 @@ def export(overrides: Sequence[str], overwrite: bool) -> None:
     """
     out, rest = taken(overrides, "out")
     file, others = taken(rest, "erasure")
+    if file:
+        refuse_keys(others, ("attack",), "erasure=FILE writes a model, and attack=… prompts; give one of them")
+        refuse_keys(others, NOT_OF_A_MODEL, "erasure=FILE says what is erased; leave it out")
     if out and file:
         export_pipeline(others, file, out)
     elif out and any(o.startswith("attack=") for o in others):
@@ -48,6 +55,7 @@ def export_pipeline(overrides: Sequence[str], file: str, out: str) -> None:
                 f"{file} holds a {part.method} {part.kind}, which acts while sampling: weights cannot hold it"
             )
     cell, device = single_cell(overrides, "export")
+    check_writable(folder)
     model = load_model(cell.model.path, cell.model.precision, device)
     with erasure.attached(model), whole(folder) as partial:
         model.pipeline.save_pretrained(partial, safe_serialization=True)
@@ -78,7 +86,7 @@ def export_prompts(overrides: Sequence[str], out: str, overwrite: bool) -> None:
             raise UserError(f"attack={wanted} is the key of one stored attack, which takes no overrides, got {ignored}")
     with whole(path) as partial:
         rows = write_prompts(partial, [store.read("attack", key) for key in keys])
-    ERR.print(f"{out}: {rows} prompts")
+    ERR.print(f"{out}: {counted(rows, 'prompt')}")
 
 
 def _attacks_of_cells(overrides: Sequence[str], wanted: str) -> tuple[Store, list[str]]:

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from overpaint.commands.downloads import Report, fetch_asset
-from overpaint.commands.grids import ERR, cells_of, compose
+from overpaint.commands.grids import ERR, about_cells, cells_of, compose, own_keys
 from overpaint.errors import AssetMissing, UserError
 from overpaint.grid.assets import Asset, asset
 from overpaint.grid.labels import bytes_said
@@ -40,11 +40,12 @@ def fetch(overrides: Sequence[str], multirun: bool) -> None:
     Models of the hub are downloaded too. The same command continues an interrupted download. Assets are stored in
     $OVERPAINT_ASSETS, or in the platform's cache folder.
     """
-    sys.exit(fetch_all(_asked(overrides)))
+    sys.exit(fetch_all(_asked(overrides), "this grid" if about_cells(overrides) else "the demo"))
 
 
-def fetch_all(needs: Iterable[Need]) -> int:
-    """Fetch everything. Returns the exit code: 1 if something could not be fetched, which is reported on stderr."""
+def fetch_all(needs: Iterable[Need], what: str) -> int:
+    """Fetch everything that ``what`` needs. Returns the exit code: 1 if something could not be fetched, which is reported on
+    stderr."""
     failed = count = 0
     for name, present, get in needs:
         count += 1
@@ -57,12 +58,13 @@ def fetch_all(needs: Iterable[Need]) -> int:
             failed += 1
             click.echo(f"overpaint: {error}", err=True)
     if not count:
-        click.echo("nothing to fetch: these overrides need no asset")
+        click.echo(f"nothing to fetch: {what} needs no asset")
     return 1 if failed else 0
 
 
 def _asked(overrides: Sequence[str]) -> Iterator[Need]:
     """The assets of ``asset=a,b``, else the assets and models that the grid of the overrides needs."""
+    own_keys().add("asset")
     named = [override for override in overrides if override.startswith("asset=")]
     if named:
         others = search([override for override in overrides if override not in named])

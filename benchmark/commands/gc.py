@@ -118,7 +118,8 @@ def refuse_while_in_use(store: Store) -> None:
     working += [f"run {shared.id} (engine={shared.engine}), begun on {shared.host}," for shared in _at_work(store)]
     working += [f"{lease.label} on {lease.host}" for lease in leases.held(store.root) if lease.alive is not False]
     if working:
-        raise UserError(f"nothing was deleted: {few(working, 1)} works on {store.root}; wait for it or stop it")
+        work = "works" if len(working) == 1 else "work"
+        raise UserError(f"nothing was deleted: {few(working, 1)} {work} on {store.root}; wait for it or stop it")
 
 
 def _at_work(store: Store) -> Iterator[SharedRun]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 from pydantic import Field
 from rich.console import Console
 
@@ -15,7 +16,7 @@ from overpaint.grid.assets import absent, require
 from overpaint.grid.labels import few
 from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import CIRCUMSTANCES, DESCRIPTION, component
-from overpaint.grid.typed import check_type, given_twice
+from overpaint.grid.typed import bare, check_type, given_twice
 from overpaint.run.plan import Plan
 from overpaint.run.store import Store
 from overpaint.run.tasks import Task
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Console for progress and notes. Results go to stdout.
 ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+#: Entry of a command's context: the keys that the command takes itself, such as out=.
+OWN_KEYS = "overpaint.own_keys"
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def compose(overrides: Sequence[str], demo: bool = False) -> list[Composed]:
     if demo and not about_cells(overrides):
         overrides = ["experiment=demo", *overrides]
     with reading_once():
-        return compose_cells(overrides)
+        return compose_cells(overrides, own_keys())
 
 
 def about_cells(overrides: Sequence[str]) -> list[str]:
@@ -165,11 +168,25 @@ def note_lacking(what: str, lacking: Sequence[Task], grid: Grid, overrides: Sequ
 def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
     """The value of ``key=value`` in the overrides (``None`` if absent), and the remaining overrides.
 
-    Raises a `UserError` if it is given twice, and for an empty store or experiment, which an unset variable of a shell leads to.
+    Raises a `UserError` if it is given twice or empty; an unset variable of a shell leads to an empty value.
     """
+    own_keys().add(key)
     found = [o.split("=", 1)[1] for o in overrides if o.startswith(f"{key}=")]
     if len(found) > 1:
         raise given_twice(key)
-    if "" in found and key in ("store", "experiment"):
+    if "" in found:
         raise UserError(f"{key}= is empty: give a value, or leave it out")
     return (found[0] if found else None), [o for o in overrides if not o.startswith(f"{key}=")]
+
+
+def own_keys() -> set[str]:
+    """The keys that the running command has `taken` itself, which may be extended. A misspelt key can mean one of them."""
+    context = click.get_current_context(silent=True)
+    return context.meta.setdefault(OWN_KEYS, set()) if context else set()
+
+
+def refuse_keys(overrides: Sequence[str], groups: Sequence[str], why: str) -> None:
+    """Raise a `UserError` for the first override of one of these groups (``attack=cce``, ``attack.steps=5``)."""
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0].split(".")[0] in groups:
+            raise UserError(f"{bare(override)}: {why}")

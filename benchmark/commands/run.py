@@ -74,7 +74,7 @@ def run_grid(grid: Grid, images: bool = False) -> int:
         return 0
     try:
         with (
-            noting(store.root, f"overpaint run, {len(plan.cells)} cells"),
+            noting(store.root, f"overpaint run, {counted(len(plan.cells), 'cell')}"),
             Display(todo, estimates, ERR, lambda: stop.asked, more) as display,
         ):
             outcome, records = _until_readable(lambda: engine.run(plan, store, display), grid)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from overpaint.commands.grids import ERR, Grid, circumstances, compose, require_complete, taken
+from overpaint.commands.grids import ERR, Grid, circumstances, compose, refuse_keys, require_complete, taken
 from overpaint.commands.run import run_grid
 from overpaint.errors import UserError
 from overpaint.grid.paths import path_of
@@ -35,8 +35,6 @@ def score(overrides: Sequence[str]) -> None:
     text, rest = taken(rest, "prompt")
     detector, rest = taken(rest, "detector")
     name, rest = taken(rest, "name")
-    if not images or bool(table) == bool(names):
-        raise UserError("give images=DIR, and either prompts=FILE.csv or names=PATTERN")
     for key, value in (("images", images), ("prompts", table)):
         path_of(value or "", key)  # refuses what cannot be a path
     ignored = [f"{key}={value}" for key, value in (("role", role), ("prompt", text)) if value]
@@ -44,12 +42,16 @@ def score(overrides: Sequence[str]) -> None:
         raise UserError(
             f"{ignored[0]} is for names=PATTERN: the list in prompts= says the role and prompt of each picture"
         )
+    refuse_keys(
+        rest,
+        ("method", "attack", "protocol", "seed"),
+        "score makes no image; say in the column 'method' who made a picture",
+    )
+    composed = compose([*rest, *([f"model.detector={detector}"] if detector else [])])
+    if not images or bool(table) == bool(names):
+        raise UserError("give images=DIR, and either prompts=FILE.csv or names=PATTERN")
     if not detector and not any(o.startswith("model") for o in rest):
         raise UserError("give detector=NAME (overpaint list detectors), or model=NAME to use that model's detector")
-    for override in rest:
-        if override.split("=")[0].split(".")[0] in ("method", "attack", "protocol", "seed"):
-            raise UserError(f"{override}: score makes no image; say in the column 'method' who made a picture")
-    composed = compose([*rest, *([f"model.detector={detector}"] if detector else [])])
     if len(composed) != 1:
         raise UserError(f"score measures one set of pictures; these overrides span {len(composed)} cells")
     first = composed[0].config

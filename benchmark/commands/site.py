@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import click
 
-from overpaint.commands.grids import ERR, taken
+from overpaint.commands.grids import ERR, own_keys, taken
 from overpaint.commands.publish import RESULTS
 from overpaint.errors import UserError
+from overpaint.grid.labels import counted
 from overpaint.grid.paths import path_of
 from overpaint.grid.read_once import reading_once
 from overpaint.grid.registry import search
@@ -53,13 +55,13 @@ def site(filters: Sequence[str], place: str | None) -> None:
     if store and not store.root.is_dir():
         raise UserError(f"there is no store at {store.root}: run something first (overpaint run), or give --from DIR")
     found = [*(_stored(store) if store else ()), *(read(path_of(place, "--from")) if place else ())]
-    found = narrowed_to(found, rest)
+    found = narrowed_to(found, rest, own_keys())
     with reading_once(), _replacing(folder, out or OUT) as partial:
         slugs = Slugs()
         pictures = list(_pictures(store, found[0], partial, slugs)) if store and found[0].name == STORE else []
         origin = " and ".join([*([f"the store {store.root.name}"] if store else []), *([place] if place else [])])
         written = write(partial, Content(found, documents(), pictures, slugs), origin)
-    ERR.print(f"{len(written)} pages: open {folder / 'index.html'}")
+    ERR.print(f"{counted(len(written), 'page')}: open {folder / 'index.html'}")
 
 
 def target(out: str) -> Path:
@@ -84,6 +86,10 @@ def _replacing(folder: Path, out: str) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"out={out} cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -59,7 +59,9 @@ def verify(what: Sequence[str], set_aside: bool) -> None:
             _say([damage])
             if set_aside:
                 found.make_room(CorruptArtefact(*damage))
-    ERR.print(f"{count} damaged artefacts" + (f", moved to {found.root / 'corrupt'}" if set_aside and count else ""))
+    ERR.print(
+        counted(count, "damaged artefact") + (f", moved to {found.root / 'corrupt'}" if set_aside and count else "")
+    )
     sys.exit(1 if count else 0)
 
 
@@ -83,7 +85,8 @@ def merge(source: str, overrides: Sequence[str]) -> None:
         moved = archives.merge(target_store, place)
     _say(moved.damaged)
     ERR.print(
-        f"{counted(moved.copied, 'artefact')} copied, {moved.there} were there, {len(moved.damaged)} damaged ones left out"
+        f"{counted(moved.copied, 'artefact')} copied, {moved.there} were there, "
+        f"{counted(len(moved.damaged), 'damaged one')} left out"
     )
     sys.exit(1 if moved.damaged else 0)
 
@@ -111,7 +114,9 @@ def pack(overrides: Sequence[str], overwrite: bool) -> None:
         moved = archives.pack(found, partial, kept)
         size = bytes_said(partial.stat().st_size)
     _say(moved.damaged)
-    ERR.print(f"{out}: {counted(moved.copied, 'artefact')}, {size}; {len(moved.damaged)} damaged ones left out")
+    ERR.print(
+        f"{out}: {counted(moved.copied, 'artefact')}, {size}; {counted(len(moved.damaged), 'damaged one')} left out"
+    )
     sys.exit(1 if moved.damaged else 0)
 
 

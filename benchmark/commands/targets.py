@@ -32,13 +32,18 @@ def target(out: str, suffix: str = "", overwrite: bool = False) -> Path:
     return path
 
 
+def check_writable(path: Path) -> None:
+    """Raise a `UserError` if no file can be written beside ``path``. For a command that computes for long before it writes."""
+    _beside(path).rmdir()
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path in a temporary folder beside ``path``. What the block writes there becomes ``path`` if the block succeeds.
 
     Raises a `UserError` if it cannot be written, for example because the disk is full.
     """
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}-"))
+    folder = _beside(path)
     try:
         yield folder / path.name
         new = folder / f"{path.name[:40]}.new"
@@ -46,6 +51,17 @@ def whole(path: Path) -> Iterator[Path]:
         permit(folder / path.name, new)
         (folder / path.name).replace(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+        raise UserError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    except UserError as error:  # of code that knows the temporary path only
+        error.args = (str(error).replace(str(folder / path.name), str(path)), *error.args[1:])
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A new temporary folder beside ``path``. Raises a `UserError` if it cannot be made."""
+    try:
+        return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}-"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -17,7 +17,7 @@ from overpaint.grid.digests import canonical, digest
 from overpaint.grid.labels import few, label
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components, conf_folders
-from overpaint.grid.typed import Count, Positive, Share, check_type, construct
+from overpaint.grid.typed import Count, Positive, Seed, Share, check_type, construct
 
 #: Number of training timesteps of the supported model families.
 TIMESTEPS = 1000
@@ -361,7 +361,7 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
         if key not in KEYS:
             raise unknown("key", key, KEYS, "the configuration")
     if type(config["seed"]) is not int or not 0 <= config["seed"] < 2**63:
-        check_type(config["seed"], Annotated[int, Field(ge=0, le=2**63 - 1)], "seed")
+        check_type(config["seed"], Seed, "seed")
     model = _part(ModelSpec, config["model"], "model")
     concepts = _concepts(config["concepts"], model.catalogue)
     budget = _part(Budget, config["budget"], "budget")

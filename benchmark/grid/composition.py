@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -75,8 +75,9 @@ class Point:
         return frozenset(key.partition(".")[0] for key in self.keys)
 
 
-def compose_cells(overrides: Sequence[str]) -> list[Composed]:
-    """All cells of the grid that the overrides define. Overrides replace the axes of an experiment.
+def compose_cells(overrides: Sequence[str], own_keys: Collection[str] = ()) -> list[Composed]:
+    """All cells of the grid that the overrides define. Overrides replace the axes of an experiment. ``own_keys`` are those of the
+    command, which the error for an unknown key lists as well.
 
     Raises:
         UserError: for an override, option or YAML file that cannot be used, or a grid with too many cells.
@@ -85,7 +86,7 @@ def compose_cells(overrides: Sequence[str]) -> list[Composed]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-            return list(Composition(settings).cells())
+            return list(Composition(settings, own_keys).cells())
     except (HydraException, OmegaConfBaseException) as error:
         text = " ".join(str(error).split()).partition(" Config search path:")[0]
         raise UserError(f"the configuration cannot be composed: {text}") from error
@@ -94,7 +95,8 @@ def compose_cells(overrides: Sequence[str]) -> list[Composed]:
 class Composition:
     """The axes that the settings define, and the cells of their product."""
 
-    def __init__(self, settings: Sequence[Setting]):
+    def __init__(self, settings: Sequence[Setting], own_keys: Collection[str] = ()):
+        self._own_keys = own_keys
         self.read: dict[tuple[str, str], dict[str, Any]] = {}
         self._parts: dict[tuple, tuple[dict[str, Any], bool]] = {}
         self._explicit: dict[tuple[frozenset[str], ...], frozenset[str]] = {}
@@ -103,6 +105,7 @@ class Composition:
         self.top = {key: value for key, value in self.plain.items() if key not in self.default}
         asked = [s for s in settings if s.key == "experiment"]
         refuse_repeated([s for s in settings if s not in asked])
+        refuse_contradictory(settings)
         if asked:
             settings = [*self._experiment(asked, settings), *(s for s in settings if s not in asked)]
         self.axes = self._axes(settings)
@@ -213,7 +216,8 @@ class Composition:
                 raise UserError(
                     f"{setting.typed}: this grid does not run {group} (its {kind}s: {', '.join(names[kind])})"
                 )
-        allowed = {*self.default, *self.top, *(name for kind in ADDRESSED for name in names[kind] if inner)} - {"none"}
+        addressed = (name for kind in ADDRESSED for name in names[kind] if inner)
+        allowed = {*self.default, *self.top, *self._own_keys, *addressed} - {"none"}
         raise unknown("key", group, allowed, "the configuration")
 
     def cells(self) -> Iterator[Composed]:
@@ -289,6 +293,22 @@ def refuse_repeated(settings: Sequence[Setting]) -> None:
                 raise given_twice(later.key, *(() if later.group in CIRCUMSTANCES else values))
             if _in_group(later) == _in_group(earlier) and {later.group, earlier.group} & {*ADDRESSED}:
                 raise UserError(f"{earlier.typed} and {later.typed} set the same value: leave out one of them")
+
+
+def refuse_contradictory(settings: Sequence[Setting]) -> None:
+    """Raise a `UserError` if one setting leaves another without effect in every cell. An experiment's YAML may have both."""
+    given = {s.key: s for s in settings if s.how != "delete"}
+    merge, sequential = given.get("concepts.merge"), given.get("concepts.sequential")
+    if merge and sequential and None not in merge.values and sequential.values == (True,):
+        raise UserError(
+            f"{merge.typed} and {sequential.typed} exclude each other: a merge joins erasures that are made on the unedited "
+            "model; leave out one of them"
+        )
+    detector, threshold = given.get("model.detector"), given.get("metrics.threshold")
+    if detector and threshold and detector.values == (None,) and threshold.values != (None,):
+        raise UserError(
+            f"{threshold.typed} has no effect with {detector.typed}: there are no scores; leave out one of them"
+        )
 
 
 def _in_group(setting: Setting) -> tuple[str, str]:

@@ -108,6 +108,18 @@ def _unreadable(typed: str) -> UserError:
             f"cannot read the override {shown(typed)}: the list is not closed; quote an override that has a space: "
             f"'{key}=[a b,c]'"
         )
+    if not re.search(r"[\"'\\]", value):
+        several = re.split(r"\s+(?=[+~]?[A-Za-z_][\w.]*=)", typed)
+        if len(several) > 1:
+            return UserError(
+                f"cannot read the override {shown(typed)}: it holds {len(several)} overrides; give each an argument of its own: "
+                f"{shlex.join(several)}"
+            )
+        first, *others = (part.strip() for part in value.strip("[]").split(","))
+        if others and not (first and all(others)):
+            return UserError(
+                f"cannot read the override {shown(typed)}: a value is missing {'after' if first else 'before'} a comma"
+            )
     listed = value.startswith("[") and value.endswith("]")
     each = ",".join(_quoted(part.strip()) for part in (value[1:-1] if listed else value).split(","))
     better = [f"{key}=[{each}]"] if listed else [f"{key}={_quoted(value.strip())}", f"{key}={each}"]

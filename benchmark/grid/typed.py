@@ -34,6 +34,7 @@ MANY = WORDS | {int: "whole numbers", float: "finite numbers", str: "texts", lis
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from copy import copy, deepcopy
+from operator import index
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -582,6 +583,12 @@ class DiffusionModel(NoiseSchedule):
         """
         if isinstance(prompts, str) or isinstance(seeds, int):
             raise UserError(f"sample() takes lists of prompts and seeds, got {prompts!r} and {seeds!r}")
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise UserError(f"sample() takes texts as prompts, got {prompt!r}")
+        for seed in seeds:
+            if not _is_seed(seed):
+                raise UserError(f"sample() takes whole numbers from 0 to 2**63 - 1 as seeds, got {seed!r}")
         at_least(1, steps=steps, batch_size=batch_size)
         if not isinstance(negative_prompt, str):
             raise UserError(f"sample() takes a text as negative_prompt, got {negative_prompt!r}")
@@ -626,3 +633,11 @@ class DiffusionModel(NoiseSchedule):
             scaled = schedule.scale_model_input(latents, timestep)
             latents = schedule.step(guidance(scaled, timestep, step), timestep, latents, return_dict=False)[0]
         return latents
+
+
+def _is_seed(seed: Any) -> bool:
+    """Whether this is a whole number, of any library, that a generator takes as its seed."""
+    try:
+        return 0 <= index(seed) < 2**63
+    except TypeError:
+        return False

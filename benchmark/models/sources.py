@@ -42,6 +42,8 @@ HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 NETWORK_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 #: Files below this size are hashed each time, larger ones are remembered.
 REMEMBERED_FROM = 64 << 20
+#: What ``model.path`` takes.
+_TAKEN = f"a diffusers pipeline folder, a hub id like owner/name, or {' or '.join(OURS)}"
 #: Seconds to wait for the hub.
 HUB_TIMEOUT = 10
 
@@ -58,6 +60,8 @@ def resolve(path: str) -> str:
         if not own.is_dir():
             raise UserError(f"model.path={path} is in the repository but not in the installed package: use a clone")
         path = str(own)
+    if not path:
+        raise UserError(f"model.path= is empty: it takes {_TAKEN}")
     folder = path_of(path, "model.path")
     if folder.suffix in PICKLES:
         raise UserError(
@@ -74,11 +78,9 @@ def resolve(path: str) -> str:
                 )
         check_pipeline(read_index(folder, f"model.path={path}")["_class_name"], f"model.path={path}/model_index.json")
         return str(folder)
-    if not HUB_NAME.fullmatch(path):
-        raise UserError(
-            f"model.path={path} does not exist (it takes a diffusers pipeline folder, a hub id like owner/name, or "
-            f"{' or '.join(OURS)})"
-        )
+    if folder.exists() or not HUB_NAME.fullmatch(path):
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"model.path={path} {what} (it takes {_TAKEN})")
     return path
 
 

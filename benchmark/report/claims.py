@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -260,17 +260,20 @@ def published(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return records, found
 
 
-def narrowed(records: pd.DataFrame, overrides: Sequence[str], where: str) -> pd.DataFrame:
+def narrowed(
+    records: pd.DataFrame, overrides: Sequence[str], where: str, own_keys: Collection[str] = ()
+) -> pd.DataFrame:
     """The records that ``key=value,value`` overrides select: labels of a cell, ``metric`` or ``facet``.
 
     A value also selects records with that component's name, with any values that were set by hand. Values are separated by
-    commas, unless the whole text is one label, such as ``uce attributes=[man, woman]``.
+    commas, unless the whole text is one label, such as ``uce attributes=[man, woman]``. ``own_keys`` are those of the command,
+    which the error for an unknown filter lists as well.
     """
     allowed, given = [*CELL, "metric", "facet"], dict[str, str]()
     for override in overrides:
         key, equals, values = override.partition("=")
         if key not in allowed:
-            raise unknown("filter", key, allowed, where)
+            raise unknown("filter", key, [*allowed, *own_keys], where)
         if not equals:
             raise UserError(
                 f"{key} in {where}: a filter takes = and values, such as {key}={records.get(f'{key}_name', records[key]).iloc[0]}"

@@ -51,7 +51,7 @@ class Estimate:
 
     def text(self, by: str = "") -> str:
         """The estimate in words; ``by`` stands behind the time."""
-        if self.unknown and not self.seconds:
+        if self.unknown and not round(self.seconds):
             return "time not yet measured on this machine"
         found = "at least" if self.unknown else "about"
         kinds = {"not yet measured on this machine": self.unknown, "measured on other machines": self.borrowed}

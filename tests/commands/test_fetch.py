@@ -477,8 +477,8 @@ def test_models_of_the_hub_are_fetched_too(conf, run, monkeypatch):
     ]
     assert "model CompVis/stable-diffusion-v1-4: fetched to there" in out
     monkeypatch.setattr("overpaint.images.track.hub_snapshot", lambda name: "here")
-    assert run("fetch", *grid)[1].startswith("nothing to fetch")
-    assert run("fetch", "concepts=church")[1].startswith("nothing to fetch"), "the testbed needs nothing"
+    assert run("fetch", *grid)[1] == "nothing to fetch: this grid needs no asset"
+    assert run("fetch")[1] == "nothing to fetch: the demo needs no asset"
 
 
 def test_networks_that_methods_and_attacks_name_are_fetched_too(conf, run, monkeypatch, tmp_path):

@@ -194,6 +194,8 @@ def test_gc_deletes_nothing_while_anybody_works_on_the_store(cli, store, plan):
     assert "nothing was deleted: overpaint run, 3 cells on " in said.stderr and keys(store) == before
     leases = Leases(store.root)
     leases.take("k", "a task")
+    with noting(store.root, "overpaint run, 3 cells"):
+        assert " and 1 more work on " in cli("gc", *PART, "--delete", code=2).stderr
     assert "nothing was deleted: a task on " in cli("gc", *PART, "--delete", code=2).stderr and keys(store) == before
     leases.release("k")
     cli("gc", *PART, "--delete")
@@ -252,7 +254,9 @@ def test_verify_names_damage_and_sets_it_aside_when_asked(cli, store, plan):
     assert "0 damaged artefacts" in cli("store", "verify").stderr
     cell = plan.cells[0][1]
     (store.path(cell.stage, cell.key) / "data.txt").write_text("12346")
-    assert f"measure/{cell.key}: data.txt does not match its hash" in cli("store", "verify", code=1).stdout
+    found = cli("store", "verify", code=1)
+    assert f"measure/{cell.key}: data.txt does not match its hash" in found.stdout
+    assert "1 damaged artefact\n" in found.stderr
     assert cli("store", "verify", "generate").stdout == "" and store.has(cell.stage, cell.key)
     cli("store", "verify", "measure", "--set-aside", code=1)
     assert not store.has(cell.stage, cell.key) and plan.missing(store) == [cell]
@@ -269,7 +273,7 @@ def test_pack_names_damaged_artefacts(cli, store, plan):
     task = next(iter(plan.tasks.values()))
     (store.path(task.stage, task.key) / "data.txt").write_text("1")
     done = cli("store", "pack", "out=x.tar", code=1)
-    assert f"{len(plan.tasks) - 1} artefacts" in done.stderr and "1 damaged ones left out" in done.stderr
+    assert f"{len(plan.tasks) - 1} artefacts" in done.stderr and "1 damaged one left out" in done.stderr
     assert done.stdout == f"{task.stage}/{task.key}: data.txt has 1 of 5 bytes\n"
 
 
@@ -294,7 +298,7 @@ def test_a_merge_says_what_it_leaves_out(cli, store, plan, tmp_path):
     task = plan.cells[0][1]
     (Store(tmp_path / "theirs").path(task.stage, task.key) / "data.txt").write_text("12346")
     done = cli("store", "merge", "theirs", "store=new", code=1)
-    assert task.key in done.stdout and "1 damaged ones left out" in done.stderr
+    assert task.key in done.stdout and "1 damaged one left out" in done.stderr
 
 
 @pytest.mark.parametrize("setting", ["hydra.searchpath=[file://.]", "engine=local", "engine.workers=2", "tracker=none"])

@@ -2,13 +2,14 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from overpaint.commands.targets import target, whole
+from overpaint.commands.targets import check_writable, target, whole
 from overpaint.errors import UserError
 
 
@@ -57,6 +58,29 @@ def test_an_interruption_leaves_what_was_there(tmp_path, error):
 def test_a_full_disk_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"a\.csv cannot be written: .*No space left"), whole(tmp_path / "a.csv"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_names_the_output_not_the_temporary_path(tmp_path):
+    path = tmp_path / "a.csv"
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))} is full$"), whole(path) as partial:
+        raise UserError(f"{partial} is full")
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))} cannot be written: No such file[^/]*$"), whole(path):
+        pass
+
+
+@pytest.mark.parametrize("write", [check_writable, lambda path: whole(path).__enter__()])
+def test_a_file_system_that_is_read_only_is_one_sentence(tmp_path, monkeypatch, write):
+    def refused(**_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    with pytest.raises(UserError, match=r"a\.csv cannot be written: Read-only file system$"):
+        write(tmp_path / "a.csv")
+
+
+def test_a_check_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "a.csv")
     assert not list(tmp_path.iterdir())
 
 

@@ -245,12 +245,63 @@ CASES = [
     (("ledger", "--from", "a\0b"), ["is not a path"]),
     (("export",), ["give erasure=FILE.safetensors and out=DIR"]),
     (("export", "out=x"), ["give erasure=FILE.safetensors and out=DIR"]),
-    (("export", "erasure=", "out=d"), ["give erasure=FILE.safetensors"]),
+    (("export", "erasure=", "out=d"), ["erasure= is empty"]),
     (("export", "erasure=a\0b", "out=d"), ["is not a path"]),
     (("export", "erasure=/dev/zero", "out=d"), ["/dev/zero is not a regular file"]),
     (("export", "attack=", "out=x.csv"), ["attack= is neither an attack's name nor the key"]),
     (("export", "attack=../x", "out=x.csv"), ["neither an attack's name nor the key"]),
     (("export", "attack=\x1b[31m", "out=x.csv"), ["neither an attack's name nor the key"]),
+    # contradictions, and settings without effect
+    (
+        ("export", "attack=uda", "erasure=church.safetensors", "out=u.csv"),
+        ["attack=uda: erasure=FILE writes a model, and attack=… prompts; give one of them"],
+    ),
+    (("export", "erasure=e.st", "+method.lamb=2", "out=d"), ["+method.lamb=2: erasure=FILE says what is erased"]),
+    (("erase", "method=uce", "attack=cce", "out=x.safetensors"), ["attack=cce: erase makes and measures no image"]),
+    (("erase", "method=uce", "protocol.steps=9", "out=x.safetensors"), ["protocol.steps=9: erase makes and"]),
+    (
+        ("run", "concepts=objects5", "concepts.merge=sum,ties", "concepts.sequential=true"),
+        ["concepts.merge=sum,ties and concepts.sequential=true exclude each other: a merge joins"],
+    ),
+    (
+        ("plan", "model.detector=null", "metrics.threshold=0.5"),
+        ["metrics.threshold=0.5 has no effect with model.detector=null"],
+    ),
+    # options that are given twice or empty
+    (("table", "--from", "A", "--from=B"), ["--from is given twice: give it once"]),
+    (("table", "--view", "hub", "store=s", "--view", "facets"), ["--view is given twice"]),
+    (("status", "--format", "json", "--format", "terminal"), ["--format is given twice"]),
+    (("ledger", "--top", "1", "--top", "2"), ["--top is given twice"]),
+    (("publish", "--check", "A", "--check", "B"), ["--check is given twice"]),
+    (("run", "--cfg", "job", "--cfg", "job"), ["--cfg is given twice"]),
+    (("gc", "--also", "method=uce", "--also", "method=esd"), ["there is no store"]),
+    (("table", "--from="), ["--from is empty: give a value, or leave it out"]),
+    (("publish", "--check", ""), ["--check is empty"]),
+    (("show", "method=uce", "out="), ["out= is empty: give a value, or leave it out"]),
+    (("show", "prompt="), ["prompt= is empty"]),
+    (("scores", "out="), ["out= is empty"]),
+    (("site", "out="), ["out= is empty"]),
+    (("erase", "method=uce", "out="), ["out= is empty"]),
+    (("store", "pack", "out="), ["out= is empty"]),
+    (("publish", "out=", "name=mine"), ["out= is empty"]),
+    (("publish", "name=", "method=uce"), ["name= is empty"]),
+    (("compare", "a", "b", "ignore="), ["ignore= is empty"]),
+    (("score", "images="), ["images= is empty"]),
+    (("plan", "model=local", "model.path="), ["model.path= is empty: it takes a diffusers pipeline folder"]),
+    # misspelt keys of a command
+    (
+        ("score", "images=.", "prompts=x.csv", "detector=oracle", "name=a", "image=b"),
+        ["'image'", "did you mean 'images'"],
+    ),
+    (("score", "image=.", "prompts=x.csv", "detector=oracle"), ["'image'", "did you mean 'images'"]),
+    (("show", "promt=x"), ["unknown key 'promt'", "did you mean 'prompt'", "out, prompt, protocol, role"]),
+    (("erase", "method=uce", "output=x.safetensors"), ["unknown key 'output'", "did you mean 'out'"]),
+    (("export", "attack=uda", "out=x.csv", "erasures=x"), ["unknown key 'erasures'", "did you mean 'erasure'"]),
+    (("fetch", "assets=i2p"), ["unknown key 'assets'", "did you mean 'asset'"]),
+    # names in another case
+    (("run", "method=UCE"), ["unknown method 'UCE'; did you mean 'uce'"]),
+    (("run", "concepts.erase=[CHURHC]"), ["did you mean 'church'"]),
+    (("table", "--format", "CSV"), ["did you mean 'csv'"]),
 ]
 
 
@@ -552,6 +603,18 @@ SENTENCES = [
     ("concepts.near=[church]", "concepts.near: church cannot be erased and be a neighbour that stays"),
     ("attack=uda,cce | attack.iterations=5", "name the one you mean"),
     ("metrics.metrics.ua=5", "metrics.metrics.ua takes a text, got 5"),
+    ("method=uce,", "cannot read the override 'method=uce,': a value is missing after a comma"),
+    ("method=uce,,esd", "a value is missing after a comma"),
+    ("method=,uce", "a value is missing before a comma"),
+    ("concepts.erase=[church,]", "a value is missing after a comma"),
+    (
+        "method=uce method.lamb=1",
+        "'method=uce method.lamb=1': it holds 2 overrides; give each an argument of its own: method=uce method.lamb=1",
+    ),
+    (
+        "concepts.erase=[van gogh] +seed=1 ~x=2",
+        "it holds 3 overrides; give each an argument of its own: 'concepts.erase=[van",
+    ),
 ]
 
 
@@ -594,7 +657,8 @@ PLACES = [
     ("pipe c.yaml", "plan concepts.catalogue=c.yaml", "unknown concept catalogue"),
     ("file f", "plan hydra.searchpath=[f]", "is not a folder"),
     ("folder m", "plan model=local model.path=./m", "no model_index.json"),
-    ("file m", "plan model=local model.path=./m", "does not exist"),
+    ("file m", "plan model=local model.path=./m", "is a file, not a folder (it takes a diffusers pipeline folder"),
+    ("file m/n", "plan model=local model.path=m/n", "model.path=m/n is a file, not a folder"),
     ("link m", "plan model=local model.path=./m", "does not exist"),
     ("folder r", "plan model.reference=./r", "holds no image"),
     ("file r", "plan model.reference=./r", "is not a folder of images"),
@@ -634,6 +698,17 @@ def test_a_store_that_cannot_be_written_is_refused(refused):
     refused("run", "budget=smoke", "store=/proc/overpaint", said="cannot write to the store /proc/overpaint")
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/sys"), reason="needs a place nobody can write to")
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(refused, monkeypatch):
+    monkeypatch.setattr("overpaint.commands.erase.load_model", lambda *_: pytest.fail("the model is loaded"))
+    refused("erase", "method=uce", "concepts=church", "out=/proc/b.safetensors", said=["/proc", "cannot be written"])
+
+
+def test_settings_without_effect_can_be_parts_of_a_sweep(taken):
+    assert taken("concepts=objects5", "method=uce", "concepts.merge=null,sum", "concepts.sequential=false,true")
+    assert taken("model.detector=null,oracle", "metrics.threshold=0.5")
+
+
 def test_good_input_is_taken(here, called, capfd):
     assert called("plan", "budget=smoke") == 0
     assert called("erase", "method=uce", "concepts=church", "out=x.safetensors") == 0
@@ -649,6 +724,11 @@ def test_good_input_is_taken(here, called, capfd):
         (lambda m: m.sample(["a dog"], seeds=[0], steps=0), "steps takes a number from 1 up, got 0"),
         (lambda m: m.sample(["a dog"], seeds=[0], batch_size=0), "batch_size takes a number from 1 up, got 0"),
         (lambda m: m.sample(["a dog"], seeds=[0], negative_prompt=None), "takes a text as negative_prompt, got None"),
+        (lambda m: m.sample([1], seeds=[0]), "sample() takes texts as prompts, got 1"),
+        (lambda m: m.sample(["a dog"], seeds=[1.5]), "takes whole numbers from 0 to 2**63 - 1 as seeds, got 1.5"),
+        (lambda m: m.sample(["a dog"], seeds=[-1]), "takes whole numbers from 0 to 2**63 - 1 as seeds, got -1"),
+        (lambda m: overpaint.erase(m, "uce", erase=["dog"], seed=-1), "seed takes a whole number from 0 to"),
+        (lambda m: overpaint.load_model(""), "model.path= is empty"),
         (lambda m: overpaint.erase("testbed", "uce", erase=["dog"]), "takes a model of overpaint.load_model, got str"),
         (lambda m: overpaint.erase(m, "uce", erase=5), "erase takes a list of concept names, got [5]"),
         (

@@ -1,7 +1,10 @@
 """The site: its links, its numbers, its text from outside, and what it refuses."""
 
+import errno
 import json
+import os
 import re
+import signal
 from collections import defaultdict
 from functools import cache
 from html.parser import HTMLParser
@@ -485,6 +488,27 @@ def test_the_same_records_give_the_same_bytes_and_replace_an_older_site(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"site"}
 
 
+def told_to_end(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def on_a_full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere/.site-x/index.html")
+
+
+@pytest.mark.parametrize(
+    ("event", "code", "said"),
+    [
+        (told_to_end, 130, "interrupted"),
+        (on_a_full_disk, 2, "overpaint: out=site cannot be written: No space left on device"),
+    ],
+)
+def test_what_ends_the_command_leaves_no_temporary_folder(tmp_path, monkeypatch, event, code, said):
+    monkeypatch.setattr("overpaint.commands.site.write", event)
+    done = CommandLine(tmp_path)("site", "out=site", "--from", str(RESULTS / "demo"), code=code)
+    assert done.stderr.strip() == said and not list(tmp_path.iterdir())
+
+
 def test_a_link_to_a_site_keeps_leading_to_it(tmp_path):
     (tmp_path / "www").mkdir()
     (tmp_path / "link").symlink_to("www")
@@ -509,6 +533,7 @@ def test_filters_select_methods_and_concepts(tmp_path):
     [
         (["method=ucee"], "unknown method 'ucee'"),
         (["colour=red"], "unknown filter 'colour'"),
+        (["outt=red"], "unknown filter 'outt' in demo; did you mean 'out'?"),
         (["--from", "nowhere"], "there is no folder"),
         (["store=nowhere"], "there is no store"),
         (["out=taken"], "out=taken exists and is not a site"),

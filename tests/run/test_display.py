@@ -57,7 +57,7 @@ def test_an_estimate_says_what_it_rests_on():
     assert str(Estimate(75, 2, 1)) == (
         "at least 1m 15s (2 kinds of task not yet measured on this machine, 1 kind of task measured on other machines)"
     )
-    assert str(Estimate(0, 3)) == "time not yet measured on this machine"
+    assert str(Estimate(0.4, 1)) == str(Estimate(0, 3)) == "time not yet measured on this machine"
     assert (duration(59.6), duration(3599), duration(7260)) == ("1m 00s", "59m 59s", "2h 01m")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -119,12 +119,12 @@ def read(folder: Path) -> list[Results]:
     return found
 
 
-def narrowed_to(found: Sequence[Results], filters: Sequence[str]) -> list[Results]:
+def narrowed_to(found: Sequence[Results], filters: Sequence[str], own_keys: Collection[str] = ()) -> list[Results]:
     """The results that the filters of `overpaint.report.claims.narrowed` select, without experiments that have none."""
     kept, refused = [], []
     for results in found:
         try:
-            kept.append(results.of(narrowed(results.records, filters, results.name)))
+            kept.append(results.of(narrowed(results.records, filters, results.name, own_keys)))
         except UserError as error:
             refused.append(error)
     if not kept and refused:
