@@ -16,13 +16,23 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from overpaint.commands.grids import own_keys, taken
+from overpaint.commands.grids import ERR, own_keys, taken
 from overpaint.commands.publish import RESULTS
 from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import search
 from overpaint.grid.typed import bare
-from overpaint.report.changes import CHANGED, GROUPS, Side, compared, differences, flat, runs_of, sheets
+from overpaint.report.changes import (
+    CHANGED,
+    GROUPS,
+    Side,
+    compared,
+    differences,
+    flat,
+    nothing_in_common,
+    runs_of,
+    sheets,
+)
 from overpaint.report.claims import narrowed, published
 from overpaint.report.gathered import ARTEFACT
 from overpaint.report.pooling import Outcomes
@@ -42,7 +52,7 @@ GIT = "git:"
 @click.argument("filters", nargs=-1)
 @click.option("--show", "groups", default=CHANGED, help=f"Groups to list: {', '.join(GROUPS)}, or all.")
 @click.option("--format", "form", default="terminal", help="terminal, md, csv or json.")
-@click.option("--fail", is_flag=True, help="Exit code 1 if a figure changed.")
+@click.option("--fail", is_flag=True, help="Exit code 1 if a figure changed, or if no figure is on both sides.")
 def compare(a: str, b: str, filters: Sequence[str], groups: str, form: str, fail: bool) -> None:
     """Report what changed from A to B beyond noise.
 
@@ -71,7 +81,10 @@ def compare(a: str, b: str, filters: Sequence[str], groups: str, form: str, fail
     else:
         tables = sheets(figures, differing, one, other, shown, view)
         show(tables) if form == "terminal" else sys.stdout.write(markdown(tables))
-    if fail and (figures["group"] == CHANGED).any():
+    apart = nothing_in_common(figures, one, other)
+    if apart and form in ("csv", "json"):  # the tables say it
+        ERR.print(apart, style="yellow")
+    if fail and (apart or (figures["group"] == CHANGED).any()):
         sys.exit(1)
 
 

@@ -357,8 +357,8 @@ def sheets(
         found[0] = replace(
             found[0], notes=[*found[0].notes, f"Not listed: {', '.join(silent)}. --show all lists them."]
         )
-    if not set(counts.index) - {ONLY_A, ONLY_B}:
-        found = [replace(found[0], notes=[_nothing_in_common(a.records, b.records)])]
+    if apart := nothing_in_common(figures, a, b):
+        found = [replace(found[0], notes=[apart])]
     several = [name for name in LABELS if name not in NAMED and figures[name].nunique() > 1]
     for name in shown:
         part = figures[figures["group"] == name]
@@ -439,20 +439,27 @@ def _family(figures: pd.DataFrame, view: View) -> str:
     )
 
 
-def _nothing_in_common(a: pd.DataFrame, b: pd.DataFrame) -> str:
-    """Why no figure is on both sides: labels without a common value, and the filter that leaves them out."""
+def nothing_in_common(figures: pd.DataFrame, a: Side, b: Side) -> str:
+    """Why no figure is on both sides: labels without a common value, and the filter that leaves them out; empty if one is."""
+    if not figures["group"].isin([ONLY_A, ONLY_B]).all():
+        return ""
+    compared_by = [*LABELS, "method_name", "attack_name", "metric"]
+    sides = [side.records.reindex(columns=compared_by).astype(str) for side in (a, b)]
     apart = {}
-    for name in [*LABELS, "method_name", "attack_name"]:
-        one, other = (list(dict.fromkeys(side.reindex(columns=[name])[name].astype(str))) for side in (a, b))
+    for name in compared_by:
+        one, other = (list(dict.fromkeys(side[name])) for side in sides)
         if not set(one) & set(other):
             apart[name] = f"{name.removesuffix('_name')} is {few(one, 3)} in A and {few(other, 3)} in B"
-    for name in ("method_name", "attack_name"):
+    for name in ("method_name", "attack_name", "metric"):
         if name in apart:
             what = name.removesuffix("_name")
             further = "; overpaint table --view pairs compares methods" if what == "method" else ""
             return f"No figure is on both sides: {apart[name]}. Figures of two {what}s are not compared{further}."
     if not apart:
-        return "No figure is on both sides: their labels are combined in other ways."
+        keys = {name: [{*map(tuple, side.drop(columns=name).to_numpy())} for side in sides] for name in LABELS}
+        near = [f"ignore={name}" for name, (one, other) in keys.items() if one & other]
+        hint = f" {' or '.join(near)} compares some." if near else ""
+        return f"No figure is on both sides: their labels are combined in other ways.{hint}"
     left_out = "leaves it" if len(apart) == 1 else "leaves them"
     return f"No figure is on both sides: {'; '.join(apart.values())}. ignore={','.join(apart)} {left_out} out of the comparison."
 

@@ -15,14 +15,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from sys import float_info
+from types import NoneType
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
-from overpaint.errors import UserError, unknown
-from overpaint.grid.typed import given_twice
+from overpaint.errors import UserError, nearest, unknown
+from overpaint.grid.labels import counted
+from overpaint.grid.typed import bare, checked, given_twice, shown
 from overpaint.report.families import marked
 from overpaint.report.records import (
     CELL,
@@ -32,11 +36,13 @@ from overpaint.report.records import (
     SHOWN,
     checked_records,
     plain,
+    plain_name,
     with_current,
 )
 from overpaint.report.statistics import VERSION, paired_difference, proportion
 from overpaint.report.views import view_named
 from overpaint.run.progress import steps
+from overpaint.run.track import facets
 
 #: Version of the file's layout.
 FORMAT = 1
@@ -46,6 +52,32 @@ NUMERIC = {*NUMBERS, "statistics", "p_adjusted"}
 #: Columns that describe a metric. They are in ``metrics`` if they have one value per metric.
 DESCRIBED = ["facet", "direction", "unit", "aggregation", "version", "paper"]
 UNIT_COLUMNS = ["prompt_id", "seed", "label", "cluster", "stratum"]
+#: The least and the largest number of a record's column, and of a share's (unit ``fraction``).
+RANGES = {name: (0, np.inf) for name in ("n", "failed")} | {
+    name: (0, 1) for name in ("p_value", "p_equivalence", "p_adjusted")
+}
+OF_SHARES = {name: (0, 1) for name in ("value", "low", "high", "original", "control")} | {
+    name: (-1, 1) for name in ("difference", "difference_low", "difference_high")
+}
+#: How far rounding takes a number out of its range.
+ROUNDING = 1e-9
+
+#: A value of a record.
+Value = str | int | float | None
+
+
+class File(TypedDict):
+    """A result file as JSON."""
+
+    format: int
+    runs: list[dict[str, Any]]
+    waived: dict[str, str]
+    same: dict[str, Value]
+    metrics: dict[str, dict[str, Value]]
+    columns: list[str]
+    records: list[Any]
+    units: list[list[Any]]
+    outcomes: list[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -174,47 +206,140 @@ def _lines(values: Iterable[Any]) -> str:
 
 
 def read_claim(path: Path) -> Claim:
-    """The claim in a file. Raises a `UserError` if it is not one."""
+    """The claim in a file. Raises a `UserError` if it is not one, or has a record that no measurement gives."""
+    no_claim = f"{path} is not a result file of overpaint publish"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a result file: {error}") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        given = found.get("format") if isinstance(found, dict) else None
-        raise UserError(f"{path} is not a result file: format is {given!r}, allowed is {FORMAT}")
+    except RecursionError:
+        raise UserError(f"{no_claim}: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{no_claim}: {error}") from None
+    keys = found if isinstance(found, dict) else {}
+    if keys.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{no_claim}: its format is {shown(keys['format'])}, allowed is {FORMAT}")
+    lacking = [name for name in File.__annotations__ if name not in keys]
+    if lacking:
+        raise UserError(f'{no_claim}: it has no "{lacking[0]}"')
+    found = checked(File, found, f"result file {path}")
     try:
-        records = pd.DataFrame(found["records"], columns=found["columns"], dtype=object).assign(**found["same"])
-        metrics = pd.DataFrame([found["metrics"][metric] for metric in records["metric"]], dtype=object)
-        records = records.assign(**{str(name): metrics[name] for name in metrics})
-        strange = [str(name) for name in records if name not in COLUMNS]
-        if strange:
-            raise unknown("column", strange[0], COLUMNS, str(path))
-        records = _typed(records)
+        records = _records(found, str(path))
         checked_records(pa.Table.from_pandas(records, preserve_index=False), path.name)
         records = records.reindex(columns=COLUMNS)
+        _refuse_impossible(records, str(path), "intervals" in found["waived"])
         outcomes = _outcomes(found["units"], found["outcomes"], records)
-        runs, waived = found["runs"], found["waived"]
-        if not (isinstance(runs, list) and all(isinstance(run, dict) for run in runs)):
-            raise ValueError("runs takes a list of mappings")
-        if not (isinstance(waived, dict) and all(isinstance(reason, str) for reason in waived.values())):
-            raise ValueError("waived takes a mapping of rules to reasons")
-        return Claim(runs, records, outcomes, waived)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is not a result file: {type(error).__name__}: {error}") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{no_claim}: {error}") from None
+    return Claim(found["runs"], records, outcomes, found["waived"])
 
 
 def _typed(records: pd.DataFrame) -> pd.DataFrame:
     numbers = {name: pd.to_numeric(records[name]) for name in records if name in NUMERIC}
-    return records.assign(**numbers)
+    return records.assign(**{name: n.astype(float) if n.dtype == object else n for name, n in numbers.items()})
+
+
+def _records(found: Mapping[str, Any], where: str) -> pd.DataFrame:
+    """The records of a file with numbers and texts where they belong."""
+    columns, rows, metrics = found["columns"], found["records"], found["metrics"]
+    described = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    names = [*columns, *found["same"], *described]
+    for name in names:
+        if name not in COLUMNS:
+            raise unknown("column", name, COLUMNS, where)
+        if names.count(name) > 1:
+            raise UserError(f"{where} has column {name!r} twice")
+    if not rows or "metric" not in (*columns, *found["same"]):
+        raise UserError(f"{where} has no records" if not rows else f"{where} has no column 'metric'")
+    for number, row in enumerate(rows, 1):
+        if type(row) is not list or len(row) != len(columns):
+            given = counted(len(row), "field") if type(row) is list else shown(row)
+            raise UserError(f"{where}: record {number} is {given}, allowed is a list of {len(columns)} fields")
+    table: dict[str, Sequence[Value]] = dict(zip(columns, zip(*rows, strict=True), strict=True))
+    table |= {name: [value] * len(rows) for name, value in found["same"].items()}
+    for number, metric in enumerate(table["metric"], 1):
+        if not isinstance(metric, str) or metric not in metrics:
+            raise UserError(f'{where}: record {number} has metric {shown(metric)}, which "metrics" does not describe')
+    table |= {name: [metrics[metric].get(name) for metric in table["metric"]] for name in described}
+    records = pd.DataFrame(table, dtype=object)
+    for name, values in table.items():
+        kinds, allowed = ({int, float}, "a finite number") if name in NUMERIC else ({str}, "a text")
+        if not {*map(type, values)} <= {*kinds, NoneType}:
+            _refuse(records, [type(value) not in (*kinds, NoneType) for value in values], name, allowed, where)
+        if name in NUMERIC:
+            _refuse(records, [not _finite(value) for value in values], name, allowed, where)
+    return _typed(records)
+
+
+def _finite(number: Any) -> bool:
+    """Whether a number is one of double precision, or missing."""
+    return number is None or abs(number) <= float_info.max
+
+
+def _refuse(records: pd.DataFrame, wrong: ArrayLike, name: str, allowed: str, where: str) -> None:
+    """Raise a `UserError` about the first of the ``wrong`` records, whose column ``name`` is not what is ``allowed``."""
+    if np.any(wrong):
+        row = int(np.argmax(wrong))
+        value = records[name].iloc[row]
+        said = bare(json.dumps(value.item() if isinstance(value, np.generic) else value))
+        raise UserError(f"{_place(records, row, where)}: {name} is {said}, allowed is {allowed}")
+
+
+def _place(records: pd.DataFrame, row: int, where: str) -> str:
+    """A record as error messages name it: its file, its number, its concepts and its metric."""
+    record = records.reindex(columns=["concepts", "metric"]).iloc[row]
+    return f"{where}: record {row + 1} ({', '.join(bare(str(value)) for value in record)})"
+
+
+def _refuse_impossible(records: pd.DataFrame, where: str, any_interval: bool) -> None:
+    """Raise a `UserError` about the first record that no measurement gives.
+
+    With ``any_interval``, shares may be outside of their intervals.
+    """
+    strange = ~records["facet"].isin(facets())
+    if strange.any():
+        row = int(np.argmax(strange))
+        raise unknown("facet", records["facet"].iloc[row], facets(), _place(records, row, where))
+    numbers = {name: records[name].to_numpy(float) for name in NUMERIC.intersection(records)}
+    share = (records["unit"] == "fraction").to_numpy(bool)
+    for ranges, chosen, what in ((RANGES, np.ones_like(share), ""), (OF_SHARES, share, " (a share)")):
+        for name, (least, most) in ranges.items():
+            outside = (numbers[name] < least - ROUNDING) | (numbers[name] > most + ROUNDING)
+            allowed = f"{least} or more" if most == np.inf else f"{least} to {most}"
+            _refuse(records, chosen & outside, name, allowed + what, where)
+    value, low, high = (numbers[name] for name in ("value", "low", "high"))
+    _refuse(records, low > high + ROUNDING, "low", "a number up to high", where)
+    crossed = numbers["difference_low"] > numbers["difference_high"] + ROUNDING
+    _refuse(records, crossed, "difference_low", "a number up to difference_high", where)
+    if not any_interval:
+        outside = share & (numbers["n"] > 1) & ((value < low - ROUNDING) | (value > high + ROUNDING))
+        _refuse(records, outside, "value", "a number from low to high", where)
+    again = records.duplicated([*CELL, *IDENTITY]).to_numpy()
+    if again.any():
+        raise UserError(
+            f"{_place(records, int(np.argmax(again)), where)} has the labels, settings and detector of an earlier record"
+        )
 
 
 def _outcomes(units: Sequence, outcomes: Sequence, records: pd.DataFrame) -> pd.DataFrame:
-    """One row per outcome: its unit, its values, and the metric and number of its record."""
+    """One row per outcome: its unit, its values, and the metric and number of its record. Raises a `ValueError`."""
     if not outcomes:
         return pd.DataFrame()
+    if {*map(len, units)} - {len(UNIT_COLUMNS)} or {*map(type, chain(*units))} - {str, int, float, NoneType}:
+        raise ValueError(f"units takes lists of {len(UNIT_COLUMNS)} values ({', '.join(UNIT_COLUMNS)})")
+    if {*map(len, outcomes)} != {4} or any(type(part) is not list for of in outcomes for part in of[1:]):
+        raise ValueError("outcomes takes lists of a record, units, values and other values")
     rows, places, values, others = zip(*outcomes, strict=True)
     if not all(len(a) == len(b) == len(c) for a, b, c in zip(places, values, others, strict=True)):
         raise ValueError("outcomes has a record with more or fewer values than units")
+    for what, given, count in (("record", rows, len(records)), ("unit", list(chain(*places)), len(units))):
+        strange = {*map(type, given)} != {int} or min(given) < 0 or max(given) >= count
+        if strange:
+            wrong = next(number for number in given if type(number) is not int or not 0 <= number < count)
+            raise ValueError(f"outcomes names {what} {shown(wrong)}, allowed are 0 to {count - 1}")
+    if len({*rows}) < len(rows):
+        raise ValueError("outcomes names a record twice")
+    numbers = [*chain(*values), *chain(*others)]
+    if {*map(type, numbers)} - {int, float, NoneType} or not all(map(_finite, numbers)):
+        raise ValueError("outcomes has a value that is neither a finite number nor null")
     of_record = np.repeat(rows, list(map(len, places)))
     found = pd.DataFrame(units, columns=UNIT_COLUMNS).take(np.fromiter(chain(*places), int)).reset_index(drop=True)
     value, other = (pd.array(list(chain(*numbers)), dtype=float) for numbers in (values, others))
@@ -272,6 +397,10 @@ def narrowed(
     allowed, given = [*CELL, "metric", "facet"], dict[str, str]()
     for override in overrides:
         key, equals, values = override.partition("=")
+        if key not in allowed and not equals:
+            of = next((name for name in allowed if key in {*records[name].astype(str), *_names(records, name)}), None)
+            hint = f": give {of}={bare(key)}" if of else f", such as method=uce{nearest(key, allowed)}"
+            raise UserError(f"{bare(key)} in {where}: filters are key=value{hint}")
         if key not in allowed:
             raise unknown("filter", key, [*allowed, *own_keys], where)
         if not equals:
@@ -281,17 +410,27 @@ def narrowed(
         if key in given:
             raise given_twice(key, given[key], values)
         given[key] = values
-        column = records[key].astype(str)
-        names = records.get(f"{key}_name", column)
+        column, names = records[key].astype(str), _names(records, key)
         known = {*column, *names}
         wanted = [value.strip() for value in ([values] if values.strip() in known else values.split(","))]
         for value in wanted:
             if value not in known:
-                raise unknown(key, value, {*column}, where)
+                raise unknown(key, value, known, where)
         records = records[column.isin(wanted) | names.isin(wanted)]
     if records.empty:
         raise UserError(f"no record in {where} has {' '.join(overrides)}")
     return records.reset_index(drop=True)
+
+
+def _names(records: pd.DataFrame, key: str) -> pd.Series:
+    """The names of the components that a column's labels stand for, without values that were set by hand."""
+    if f"{key}_name" in records:
+        return records[f"{key}_name"]
+    if key not in CELL or key in ("kind", "seed") or "given" not in records:
+        return records[key].astype(str)
+    pairs = list(zip(records[key].astype(str), records["given"], strict=True))
+    names = {pair: plain_name({key: pair[0], "given": pair[1]}, key) for pair in dict.fromkeys(pairs)}
+    return pd.Series([names[pair] for pair in pairs], index=records.index, dtype=object)
 
 
 #: Fewest outcomes of a primary endpoint.

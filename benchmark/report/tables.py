@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -273,11 +274,11 @@ def averaged(records: pd.DataFrame, view: View, outcomes: Outcomes) -> Iterator[
             continue
         owners = {name: part[part[view.rows] == name]["method"].iloc[0] for name in names}
         rows, largest = _with_marks(columns, names, owners, view)
-        concepts, seeds = list(dict.fromkeys(part["concepts"])), sorted(part["seed"].dropna().unique())
+        concepts = list(dict.fromkeys(part["concepts"]))
         method = [str(value) for name, value in zip(view.blocks, by, strict=False) if name == "method"]
         over = ("mean over " if len(concepts) > 1 else "") + ", ".join(concepts)
         title = f"{' on '.join([*method, str(model)])}{under(several, by[len(view.blocks) :])}: {over}"
-        notes = [_over(concepts, seeds, view.average), *families_said(largest, view.primary)]
+        notes = [_over(part, view.average), *families_said(largest, view.primary)]
         heads = {t: replace(heads[t], n=_common_n(columns[t].values()) if heads[t].direction else 0) for t in columns}
         yield Table(title, (view.rows,), list(heads.values()), rows, notes, provenance(part))
 
@@ -401,19 +402,26 @@ def in_percent(entry: Entry) -> Entry:
     return replace(entry, unit="%", **{name: 100 * value for name, value in known.items()})
 
 
-def _over(concepts: Sequence[str], seeds: Sequence, average: str) -> str:
-    """A sentence that lists the concepts and seeds behind the means, and which of them are samples."""
+def _over(records: pd.DataFrame, average: str) -> str:
+    """A sentence that says over how many concepts and seeds the means of these records are, and which of them are samples."""
     what = "kinds of concepts" if average == "kinds" else "concepts"
     fixed = (
         f"Means over {what}: these concepts are fixed and weigh the same, their prompts are a sample. "
-        if len(concepts) > 1
+        if records["concepts"].nunique() > 1
         else ""
     )
-    named = f"{len(seeds)} method seeds ({', '.join(f'{s:.0f}' for s in seeds)})"
-    if len(seeds) >= FEWEST:
-        return fixed + f"Means over {named}, a sample of seeds."
-    if len(seeds) > 1:
-        return (
-            fixed + f"Means over {named}: the intervals do not cover the variation between seeds, which takes {FEWEST}."
-        )
-    return fixed + "One method seed: the intervals do not cover the variation between seeds."
+    edited = records[records["method_name"] != "none"] if (records["method_name"] != "none").any() else records
+    by_figure = edited.groupby(["method", "concepts"], sort=False)["seed"]
+    found = {tuple(sorted({*seeds.dropna()})) for _, seeds in by_figure}
+    fewest, most = min(map(len, found)), max(map(len, found))
+    listed = ", ".join(f"{seed:.0f}" for seed in sorted({*chain(*found)}))
+    each, named = (" for each method and concept", f" ({listed})") if len(found) > 1 else ("", "")
+    if most <= 1:
+        return f"{fixed}One method seed{each}{named}: the intervals do not cover the variation between seeds."
+    number = f"{most}" if fewest == most else f"{fewest} to {most}"
+    over = f"{fixed}Means over {number} method seeds{each} ({listed})"
+    if fewest >= FEWEST:
+        return f"{over}, a sample of seeds."
+    if most < FEWEST:
+        return f"{over}: the intervals do not cover the variation between seeds, which takes {FEWEST}."
+    return f"{over}: the intervals cover the variation between seeds where there are {FEWEST} or more."

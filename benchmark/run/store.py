@@ -54,7 +54,10 @@ class CorruptArtefact(UserError):
     """An artefact whose files do not match its manifest. Reading leaves it in place; `Store.make_room` moves it."""
 
     def __init__(self, stage: str, key: str, reason: str):
-        super().__init__(f"artefact {stage}/{key} is damaged ({reason}); `overpaint run` makes it again")
+        super().__init__(
+            f"artefact {stage}/{key} is damaged ({reason}); the `overpaint run` that made it makes it again, and "
+            f"`overpaint store verify {stage} --set-aside` moves it away"
+        )
         self.stage, self.key = stage, key
 
 

@@ -63,6 +63,23 @@ def test_fail_is_an_exit_code_for_ci(cli):
     cli("compare", "git:HEAD", "git:HEAD:leaderboards/results", "--fail")
 
 
+@pytest.mark.parametrize("form", ["terminal", "md", "csv", "json"])
+def test_nothing_in_common_fails(cli, form):
+    other = cli.folder / "other" / "demo"
+    shutil.copytree(RESULTS, other, dirs_exist_ok=True)
+    for path in other.iterdir():
+        found = json.loads(path.read_text())
+        assert found["same"]["budget"] == "lite"
+        path.write_text(json.dumps(found | {"same": found["same"] | {"budget": "paper"}}))
+    both = ["git:HEAD", "other", "--format", form]
+    done = cli("compare", *both, "--fail", code=1)
+    said = " ".join((done.stderr if form in ("csv", "json") else done.stdout).split())
+    assert "No figure is on both sides: budget is lite in A and paper in B. ignore=budget leaves it out" in said
+    cli("compare", *both)
+    cli("compare", *both, "ignore=budget", "--fail")
+    shutil.rmtree(other)
+
+
 def test_formats_agree(cli):
     both = ["git:HEAD:leaderboards/results/demo/uce.json", "leaderboards/results/demo/uce.json", "concepts=church"]
     rows = list(csv.DictReader(io.StringIO(cli("compare", *both, "--format", "csv").stdout)))
@@ -88,6 +105,10 @@ def test_formats_agree(cli):
         (
             ["git:HEAD", "git:HEAD", "metod=uce"],
             "unknown filter 'metod' in git:HEAD and git:HEAD; did you mean 'method'",
+        ),
+        (
+            ["git:HEAD", "git:HEAD", "ignor=budget"],
+            "in git:HEAD and git:HEAD; did you mean 'ignore'? (allowed: attack,",
         ),
         (["git:HEAD", "git:HEAD", "--show", "change"], "unknown group 'change' in --show; did you mean 'changed'"),
         (["git:HEAD", "git:HEAD", "ignore=budgets"], "unknown label 'budgets' in ignore; did you mean 'budget'"),

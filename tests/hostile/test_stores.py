@@ -142,6 +142,13 @@ def test_a_damaged_store_is_refused_in_one_sentence(refused, store, name):
     refused("table", "store=s", "--format", "md", said=said)
 
 
+def test_a_damaged_record_names_the_command_that_moves_it_away(refused, called, store):
+    os.truncate(measured(store) / "records.parquet", 100)
+    refused("table", "store=s", said="`overpaint store verify measure --set-aside` moves it away")
+    assert called("store", "verify", "measure", "--set-aside", "store=s") == 1
+    assert called("table", "store=s", "--format", "md") == 0
+
+
 @pytest.mark.parametrize("command", ["status", "store verify", "table", "gc budget=smoke", "store pack out=x.tar"])
 def test_an_artefact_of_a_newer_version(refused, store, command):
     manifest(store, {"format": 99, "files": {}})

@@ -123,6 +123,21 @@ def test_all_labels_that_keep_two_sides_apart_are_named():
     assert "ignore=method,protocol,budget leaves them out of the comparison" in said
 
 
+def test_labels_that_are_combined_in_other_ways_name_what_to_ignore():
+    labels = [
+        {"budget": budget, "concepts": concepts} for budget in ("lite", "paper") for concepts in ("church", "car")
+    ]
+    a, b = (side(*((labels[place], hits(3)) for place in places)) for places in ((0, 3), (1, 2)))
+    said = report(a, b)
+    assert "combined in other ways. ignore=concepts or ignore=budget compares some." in said
+    assert report(a, b, "budget") != said
+
+
+def test_figures_of_two_metrics_are_not_compared():
+    said = report(side(({}, hits(3))), side(({"metric": "ua"}, hits(3))))
+    assert "metric is target_proportion in A and ua in B. Figures of two metrics are not compared." in said
+
+
 def test_groups_that_are_not_listed_are_named():
     sides = side(({}, hits(20)), ({"metric": "ua"}, hits(20))), side(({}, hits(17)), ({"metric": "ira"}, hits(20)))
     assert "Not listed: inconclusive, only-a, only-b. --show all lists them." in report(*sides)

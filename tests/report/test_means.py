@@ -88,6 +88,31 @@ def test_method_seeds_are_averaged_and_their_spread_is_shown():
     )
 
 
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ({"cat": [0], "church": [3]}, "One method seed for each method and concept (0, 3): the intervals do not cover"),
+        ({"cat": [0, 1], "church": [0, 1]}, "Means over 2 method seeds (0, 1): the intervals do not cover"),
+        ({"cat": [0, 1], "church": [2, 3]}, "Means over 2 method seeds for each method and concept (0, 1, 2, 3): the"),
+        ({"cat": [0], "church": [0, 1]}, "Means over 1 to 2 method seeds for each method and concept (0, 1): the"),
+        ({"cat": [0, 1, 2], "church": [3, 4, 5]}, "for each method and concept (0, 1, 2, 3, 4, 5), a sample of seeds."),
+        (
+            {"cat": [0], "church": [0, 1, 2]},
+            "(0, 1, 2): the intervals cover the variation between seeds where there are 3",
+        ),
+    ],
+)
+def test_the_note_gives_the_seeds_of_each_concept(seeds, said):
+    """The unedited model has one seed and is not counted."""
+    rows = [
+        record(method, concept, "target_proportion", 0.2, 0.1, 0.3, seed=seed)
+        for concept, of in seeds.items()
+        for method, own in (("none", of[:1]), ("uce", of))
+        for seed in own
+    ]
+    assert said in render(frame(*rows), "md", "methods")
+
+
 def test_an_interval_of_seeds_stays_within_the_scale():
     rows = (
         compared("uce", "church", "target_proportion", v, v - 1, 1e-6, seed=s) for s, v in enumerate((0.0, 0.5, 1.0))
