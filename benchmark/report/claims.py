@@ -390,9 +390,10 @@ def narrowed(
 ) -> pd.DataFrame:
     """The records that ``key=value,value`` overrides select: labels of a cell, ``metric`` or ``facet``.
 
-    A value also selects records with that component's name, with any values that were set by hand. Values are separated by
-    commas, unless the whole text is one label, such as ``uce attributes=[man, woman]``. ``own_keys`` are those of the command,
-    which the error for an unknown filter lists as well.
+    A method or attack also selects records with that component's name, with any values that were set by hand; on other axes, a
+    name does so if no record has it as its label: ``budget=lite`` is the plain budget where there is one. Values are separated by
+    commas, unless the whole text is one label, such as ``uce attributes=[man, woman]``. ``own_keys`` are those of the
+    command, which the error for an unknown filter lists as well.
     """
     allowed, given = [*CELL, "metric", "facet"], dict[str, str]()
     for override in overrides:
@@ -416,7 +417,8 @@ def narrowed(
         for value in wanted:
             if value not in known:
                 raise unknown(key, value, known, where)
-        records = records[column.isin(wanted) | names.isin(wanted)]
+        by_name = wanted if f"{key}_name" in records else {*wanted} - {*column}
+        records = records[column.isin(wanted) | names.isin(by_name)]
     if records.empty:
         raise UserError(f"no record in {where} has {' '.join(overrides)}")
     return records.reset_index(drop=True)
