@@ -73,14 +73,14 @@ class IdleLock:
     """A lock that does nothing, as on some network file systems."""
 
     def __init__(self, path, fallback_to_soft): ...
-    def acquire(self, blocking): ...
+    def acquire(self, blocking=True, timeout=None): ...
     def release(self): ...
 
 
 class RefusedLock(IdleLock):
     """A lock that the file system refuses."""
 
-    def acquire(self, blocking):
+    def acquire(self, blocking=True, timeout=None):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 

@@ -167,6 +167,6 @@ def _notes(found: Mapping[str, Against], rows: list[Row]) -> list[str]:
     )
     power = (
         "Power is the probability of the verdict with this many pairs: of equivalence if the shares are equal, and of "
-        f"superiority, Holm over {len(rows)} attacks, if the attack finds {MARGIN:.2f} more."
+        f"superiority, Holm over {counted(len(rows), 'attack')}, if the attack finds {MARGIN:.2f} more."
     )
     return [*verdicts, counted, power]
