@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from overpaint.grid.labels import counted
 from overpaint.report import scores
 from overpaint.report.families import DIFFERS, EQUAL, SIGNIFICANCE, Mark
 from overpaint.report.pooling import Outcomes, rows_by
@@ -161,7 +162,7 @@ def _notes(found: Mapping[str, Against], rows: list[Row]) -> list[str]:
         + (f" ({', '.join(name for name, own in found.items() if own.methods == methods)})" if len(sets) > 1 else "")
         for methods in sets
     )
-    counted = (
+    number = (
         f"Pairs over {over}; a prompt is one cluster over all of them. Number of pairs (effective number of "
         f"independent pairs): {effective}."
     )
@@ -169,4 +170,4 @@ def _notes(found: Mapping[str, Against], rows: list[Row]) -> list[str]:
         "Power is the probability of the verdict with this many pairs: of equivalence if the shares are equal, and of "
         f"superiority, Holm over {counted(len(rows), 'attack')}, if the attack finds {MARGIN:.2f} more."
     )
-    return [*verdicts, counted, power]
+    return [*verdicts, number, power]
