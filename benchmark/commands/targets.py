@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -34,7 +34,10 @@ def target(out: str, suffix: str = "", overwrite: bool = False) -> Path:
 
 def check_writable(path: Path) -> None:
     """Raise a `UserError` if no file can be written beside ``path``. For a command that computes for long before it writes."""
+    before = path.parent.stat()
     _beside(path).rmdir()
+    with suppress(OSError):  # of a folder of somebody else
+        os.utime(path.parent, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 @contextmanager

@@ -221,7 +221,7 @@ OURS, ORIGINAL = ("red", "a church", "church", "target", "ours"), ("blue", "a ch
         (OURS, ("blue", "a chapel", *ORIGINAL[2:]), []),
         (OURS, None, []),
         (("red", "a chapel", *OURS[2:]), ORIGINAL, ["none"]),
-        (("red", "a church", "house", *OURS[3:]), ORIGINAL, ["none"]),
+        (("red", "a church", "house", "near", "ours"), ORIGINAL, ["none"]),
         (("red", "a church", "church", "near", "ours"), ORIGINAL, ["none"]),
         (OURS, ORIGINAL, ["none", "ours"]),
     ],

@@ -161,7 +161,7 @@ def test_esd_trains_as_its_sdxl_script(tiny_sdxl, train):
 def test_an_erasure_is_exported_as_a_pipeline(tiny_sdxl, tiny_sdxl_folder, tmp_path, monkeypatch):
     erasure = overpaint.erase(tiny_sdxl, "uce", erase=["dog"], anchor="cat")
     erasure.save(tmp_path / "e.safetensors")
-    arguments = ["model=local", "model.detector=null", f"model.path={tiny_sdxl_folder}", "concepts.erase=[dog]"]
+    arguments = ["model=local", "model.detector=null", f"model.path={tiny_sdxl_folder}"]
     arguments += [f"erasure={tmp_path / 'e.safetensors'}", f"out={tmp_path / 'exported'}"]
     monkeypatch.setattr(sys, "argv", ["overpaint", "export", *arguments])
     main()
