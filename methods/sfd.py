@@ -348,7 +348,7 @@ def drawn(below: int, count: int, generator: torch.Generator) -> list[int]:
 
 def names(prompt: str, concept: str) -> bool:
     """Whether a prompt names the concept."""
-    return re.search(rf"(?<!\w){re.escape(concept)}(?!\w)", prompt, re.IGNORECASE) is not None
+    return _name(concept).search(prompt) is not None
 
 
 def replaced(prompt: str, concept: str, anchor: str) -> str:
@@ -359,7 +359,12 @@ def replaced(prompt: str, concept: str, anchor: str) -> str:
     >>> replaced("a can on canvas", "can", "bottle")
     'a bottle on canvas'
     """
-    return re.sub(rf"(?<!\w){re.escape(concept)}(?!\w)", lambda match: anchor, prompt, flags=re.IGNORECASE)
+    return _name(concept).sub(lambda match: anchor, prompt)
+
+
+def _name(concept: str) -> re.Pattern[str]:
+    """Matches a concept's name as whole words, in any case."""
+    return re.compile(rf"(?<!\w){re.escape(concept)}(?!\w)", re.IGNORECASE)
 
 
 def adam(student: Student, rate: float) -> torch.optim.Adam:
