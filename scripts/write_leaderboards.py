@@ -50,8 +50,9 @@ from overpaint.grid.registry import component
 from overpaint.grid.typed import checked, construct
 from overpaint.grid.yaml_files import read_mapping
 from overpaint.report import statistics
-from overpaint.report.claims import narrowed, published
+from overpaint.report.claims import published
 from overpaint.report.figure_text import interval, number
+from overpaint.report.filters import narrowed
 from overpaint.report.markdown import markdown
 from overpaint.report.pooling import Outcomes, groups_of
 from overpaint.report.records import number_of

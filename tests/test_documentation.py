@@ -22,7 +22,7 @@ from overpaint.commands.targets import target
 from overpaint.errors import AssetMissing
 from overpaint.grid.assets import asset
 from overpaint.grid.registry import DESCRIPTION, component
-from overpaint.report import claims
+from overpaint.report import claims, filters
 from overpaint.report.changes import GROUPS, LABELS
 from overpaint.report.rendering import FORMATS
 from overpaint.report.sheets import FORMATS as SHEET_FORMATS
@@ -203,7 +203,7 @@ def understood(name, *words):
     elif name == "table":
         assert given["form"] in FORMATS and (given["view"] == "facets" or view_named(given["view"]))
         if given["folder"]:
-            assert claims.narrowed(claims.published(ROOT / given["folder"])[0], overrides, name).size
+            assert filters.narrowed(claims.published(ROOT / given["folder"])[0], overrides, name).size
         else:
             assert not overrides or tasks(*overrides)
     elif name == "publish":
@@ -218,7 +218,7 @@ def understood(name, *words):
         assert given["groups"] == "all" or set(given["groups"].split(",")) <= set(GROUPS)
         ignored, rest = taken(list(given["filters"]), "ignore")
         assert set(ignored.split(",") if ignored else ()) <= set(LABELS)
-        assert claims.narrowed(claims.published(ROOT / publish.RESULTS)[0], rest, name).size
+        assert filters.narrowed(claims.published(ROOT / publish.RESULTS)[0], rest, name).size
         assert all(place.startswith("git:") or "/" not in place or (ROOT / place).exists() for place in words[:2])
     elif name == "ledger":
         assert given["form"] in SHEET_FORMATS and given["what"] in (None, *SHOWN)

@@ -13,7 +13,8 @@ import yaml
 import pictures
 from command_line import CommandLine
 from overpaint.errors import UserError
-from overpaint.report.claims import claim_files, published, read_claim, violations
+from overpaint.report.claims import claim_files, published, read_claim
+from overpaint.report.eligibility import violations
 from overpaint.report.statistics import VERSION, Estimate, paired_difference, proportion, unpaired_difference
 from overpaint.report.verdicts import Against
 

@@ -33,7 +33,8 @@ from overpaint.report.changes import (
     runs_of,
     sheets,
 )
-from overpaint.report.claims import narrowed, published
+from overpaint.report.claims import published
+from overpaint.report.filters import narrowed
 from overpaint.report.gathered import ARTEFACT
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import json_rows, stored_outcomes, stored_records

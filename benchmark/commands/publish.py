@@ -21,7 +21,8 @@ from overpaint.grid.labels import counted
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import CIRCUMSTANCES
 from overpaint.report.changes import runs_of
-from overpaint.report.claims import claim_files, claims_of, file_name, hashes, merged, read_claim, text_of, violations
+from overpaint.report.claims import claim_files, claims_of, file_name, hashes, merged, read_claim, text_of
+from overpaint.report.eligibility import violations
 from overpaint.report.gathered import ARTEFACT, as_frame
 from overpaint.report.records import STAGE, stored_outcomes, stored_records
 from overpaint.run.display import steps_shown

@@ -13,7 +13,8 @@ from overpaint.commands.grids import about_cells, note_lacking, store_and_grid, 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import search
-from overpaint.report.claims import narrowed, published
+from overpaint.report.claims import published
+from overpaint.report.filters import narrowed
 from overpaint.report.missing import command_of
 from overpaint.report.records import STAGE, stored_outcomes, stored_records
 from overpaint.report.rendering import FORMATS, render

@@ -9,19 +9,10 @@ import pytest
 
 import overpaint
 from command_line import CommandLine
-from overpaint.report.claims import (
-    COLUMNS,
-    Claim,
-    claims_of,
-    file_name,
-    merged,
-    narrowed,
-    published,
-    read_claim,
-    text_of,
-    violations,
-)
+from overpaint.report.claims import COLUMNS, Claim, claims_of, file_name, merged, published, read_claim, text_of
+from overpaint.report.eligibility import violations
 from overpaint.report.families import marked
+from overpaint.report.filters import narrowed
 from overpaint.report.pooling import Outcomes
 from overpaint.report.records import OUTCOME_COLUMNS, stored_outcomes, stored_records
 from overpaint.report.rendering import render

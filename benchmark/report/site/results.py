@@ -15,7 +15,8 @@ from overpaint.errors import UserError
 from overpaint.grid.concept_sets import Rule, erased_by, listed
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import components
-from overpaint.report.claims import claim_files, narrowed, published
+from overpaint.report.claims import claim_files, published
+from overpaint.report.filters import narrowed
 from overpaint.report.rendering import tables_if_any
 from overpaint.report.tables import GIVEN, SETTINGS, Table, distinguished, given_on_concepts, several_of
 from overpaint.report.views import view_named
@@ -120,7 +121,7 @@ def read(folder: Path) -> list[Results]:
 
 
 def narrowed_to(found: Sequence[Results], filters: Sequence[str], own_keys: Collection[str] = ()) -> list[Results]:
-    """The results that the filters of `overpaint.report.claims.narrowed` select, without experiments that have none."""
+    """The results that the filters of `overpaint.report.filters.narrowed` select, without experiments that have none."""
     kept, refused = [], []
     for results in found:
         try:
