@@ -179,7 +179,7 @@ def erase(
         sequential: erase the concepts one after the other, each from the model that the previous erasure left.
         merge: erase each concept on the unedited model, and merge these erasures: ``"sum"``, ``"mean"``, ``"ties"``,
             ``"closed"``, or a mapping such as ``{"rule": "ties", "keep": 0.1}`` (`overpaint.grid.concept_sets.Merge`).
-        before: an erasure by any method, which the model carries while this one is made.
+        before: an erasure by any method that is attached to the model while this one is made.
         hyperparameters: override the defaults and the preset of ``conf/method/<method>.yaml``.
 
     Returns:
