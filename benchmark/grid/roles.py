@@ -125,6 +125,12 @@ class Role:
                 f"{self.name} prompts: {found.unlabelled} rows of {asked.name} do not tell what they ask for (columns "
                 "concept and expects), so no detector counts their images"
             )
+        repeated = len(found.prompts) - len({(p.text, p.concept, p.seed, p.guidance, p.size) for p in found.prompts})
+        if repeated:
+            said.append(
+                f"{self.name} prompts: {counted(repeated, 'row')} of {asked.name} {'repeats' if repeated == 1 else 'repeat'} an "
+                "earlier prompt; repeated prompts get noise of their own and count as one prompt in intervals"
+            )
         scored = None if labels is None or found.absent else {*labels, ""}
         lacking = [] if scored is None else [more for p in found.prompts if (more := self._read(p) - scored)]
         if lacking:

@@ -270,6 +270,13 @@ def test_rows_that_no_detector_can_count_are_told(lists):
     assert any("near prompts: 2 rows of p.csv do not tell what they ask for" in said for said in shortfalls(found))
 
 
+def test_rows_that_repeat_a_prompt_are_told(lists):
+    lists(p="prompt,concept,seed\na dog,dog,\na dog,dog,\na dog,dog,3\na dog,dog,4\na cat,cat,\n")
+    found = cell("concepts=inline", "concepts.erase=[dog]", "concepts.prompts.target=p.csv")
+    said = [line for line in shortfalls(found) if "repeat" in line]
+    assert len(said) == 1 and said[0].startswith("target prompts: 1 row of p.csv repeats an earlier prompt;")
+
+
 def test_a_list_without_a_column_of_prompts_is_told(lists):
     lists(p="promt,concept\na dog on a hill,dog\n", q="prompt,concept\na dog on a hill,dog\n")
     given = ["concepts=inline", "concepts.erase=[dog]"]
