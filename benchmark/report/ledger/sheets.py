@@ -14,9 +14,10 @@ from overpaint.report.ledger.measured import AGREES, DIFFERS, NOT_COMPARABLE, SH
 from overpaint.report.records import number_of
 from overpaint.report.sheets import Sheet
 
+DOUBTED = "? doubtful: it contradicts its own paper."
 LEGEND = (
     "Shares are fractions. (n): number of images, if stated. ≠ another paper prints a figure that differs by more than the "
-    "tolerance. ? doubtful: it contradicts its own paper. ↑ higher is better for the eraser, ↓ lower is better."
+    f"tolerance. {DOUBTED} ↑ higher is better for the eraser, ↓ lower is better."
 )
 RULE = (
     "Two papers disagree if the figures of one method, base, concept, attack and metric differ by more than "
@@ -60,7 +61,7 @@ def records_said(found: pd.DataFrame) -> str:
     verdicts = found["verdict"].value_counts()
     if verdicts.empty:
         return "No stored record measures one of these methods, metrics and attacks."
-    counts = ", ".join(f"{verdicts.get(name, 0)} {name}" for name in (AGREES, DIFFERS, NOT_COMPARABLE))
+    counts = ", ".join(f"{verdicts.get(name, 'none')} {name}" for name in (AGREES, DIFFERS, NOT_COMPARABLE))
     return f"Records: {verdicts.sum()} figures have a record of their method, metric and attack: {counts}."
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from overpaint.report.directions import ARROWS
-from overpaint.report.figure_text import Reasons, entry_text, legend, plain
+from overpaint.report.figure_text import Reasons, entry_text, legend, plain, with_own_n
 from overpaint.report.site.documents import Section
 from overpaint.report.site.pages import Content, Page
 from overpaint.report.site.plots import pareto
-from overpaint.report.site.results import Results, erased, shown
+from overpaint.report.site.results import Results, erased_in, shown
 from overpaint.report.tables import Table
 
 
@@ -35,10 +35,11 @@ class Figures:
 
 def pages(content: Content) -> Iterator[Page]:
     """The list of concept sets, and their pages."""
-    listed = [
-        (label, content.page_of_concepts(label), kind, ", ".join(erased().get(label, ())), _measured(content, label))
-        for label, kind in content.concepts.items()
-    ]
+    listed = []
+    for label, kind in content.concepts.items():
+        measured = [results for results in content.results if (results.records["concepts"] == label).any()]
+        what = ", ".join(erased_in(measured[0].records, label))
+        listed.append((label, content.page_of_concepts(label), kind, what, ", ".join(r.name for r in measured)))
     yield Page("concepts/index.html", "concepts.html", "Concepts", {"concepts": listed})
     for label, page, kind, what, _ in listed:
         own = [
@@ -60,23 +61,14 @@ def pages(content: Content) -> Iterator[Page]:
         yield Page(page, "concept.html", label, values, [Section(page, "", label, f"{kind} {what}")])
 
 
-def _measured(content: Content, label: str) -> str:
-    return ", ".join(r.name for r in content.results if (r.records["concepts"] == label).any())
-
-
 def figures(results: Results, table: Table) -> Figures:
     """A table of view ``facets`` as text. Reasons are numbered in its notes."""
     reasons, lines, last = Reasons(), [], ""
     for row in table.rows:
         facet, name = map(plain, row.names)
         about = [name, ARROWS[row.direction], f"n = {row.n}" if row.n else ""]
-        cells = [_text(entry_text(entry, reasons), entry.n if entry else 0, row.n) for entry in row.entries]
+        cells = [with_own_n(entry_text(entry, reasons), entry, row) for entry in row.entries]
         lines.append(Line("" if facet == last else facet, " ".join(part for part in about if part), cells))
         last = facet
     notes = [*(plain(note) for note in table.notes if note), *map(plain, reasons.said())]
     return Figures(f"{results.name}: {table.title}", [plain(head.title) for head in table.columns], lines, notes)
-
-
-def _text(text: str, n: int, most: int) -> str:
-    """A figure; with its own n where it has fewer than its row says."""
-    return f"{text} (n = {n})" if text and n != most else text

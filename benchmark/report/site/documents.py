@@ -47,6 +47,11 @@ class Document:
     sections: tuple[Section, ...]
     pictures: Mapping[str, str]
 
+    @property
+    def nested(self) -> str:
+        """The text inside of another page: headings are two levels lower."""
+        return re.sub(r"(</?h)([1-4])\b", lambda match: f"{match[1]}{int(match[2]) + 2}", self.html)
+
 
 def checkout() -> Path | None:
     """The checkout with the documentation; ``None`` in an installed wheel, which has none."""

@@ -15,7 +15,14 @@ from overpaint.report.standings import BEST, TIED
 from overpaint.report.views import view_named
 
 #: What the signs of cells say, besides the legend of all tables.
-STANDINGS = f"{SIGNS[BEST]} the best method of a column; {SIGNS[TIED]} not shown to be worse than it."
+STANDINGS = (
+    f"{SIGNS[BEST]} the best of the methods that were measured in the same way on the same concepts; {SIGNS[TIED]} not shown "
+    "to be worse than it."
+)
+CELLS = (
+    "A fraction such as 2/7: the mean is over 2 of 7 concepts. Bars run from 0 to 1 with the interval. ·: not measured. Means "
+    "over concepts weigh them equally."
+)
 
 #: Heads of the columns before the figures. Where blocks differ in further settings, one for these follows.
 LABELS = ("method", "concepts", "kind", "results", "model", "protocol", "budget")
@@ -64,9 +71,14 @@ def pages(content: Content) -> Iterator[Page]:
         "paretos": [plot for _, plot in plots[:1]],
         "heat_maps": _most_telling(content.heat_maps),
         "scalings": content.scalings,
-        "legend": f"{STANDINGS} {legend([block.table for block in content.blocks], emphasis=False)}",
+        "legend": signs(content.blocks),
     }
     yield Page("index.html", "index.html", "Leaderboard", values)
+
+
+def signs(blocks: Sequence[Block]) -> str:
+    """What the signs of these blocks' cells say."""
+    return f"{STANDINGS} {legend([block.table for block in blocks], emphasis=False)} {CELLS}"
 
 
 def _most_telling(maps: Sequence[HeatMap]) -> Sequence[HeatMap]:

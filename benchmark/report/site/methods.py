@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from overpaint.grid.registry import component, components
 from overpaint.report.site.documents import Section
-from overpaint.report.site.leaderboard import STANDINGS, board
+from overpaint.report.site.leaderboard import board, signs
 from overpaint.report.site.pages import Content, Method, Page
 from overpaint.report.site.plots import HeatMap, Scaling, Square
 from overpaint.report.site.printed import HEADS, Printed
@@ -26,7 +27,7 @@ def pages(content: Content, printed: Mapping[str, Printed]) -> Iterator[Page]:
         values = {
             "method": method,
             "board": board(content, shown, method.name) if shown else None,
-            "standings": STANDINGS,
+            "legend": signs(shown),
             "attacks": [attacks for one in content.heat_maps for attacks in _attacks(one, labels)],
             "curves": [curve for one in content.scalings if (curve := _curves(one, labels)).plots],
             "printed": printed.get(method.name),
@@ -47,11 +48,12 @@ def _attacks(one: HeatMap, labels: set[str]) -> Iterator[tuple[str, str, list[tu
 
 
 def _curves(one: Scaling, labels: set[str]) -> Scaling:
-    return Scaling(one.name, [plot for plot in one.plots if plot.method in labels], one.ticks, one.heights)
+    return replace(one, plots=[plot for plot in one.plots if plot.method in labels])
 
 
 def _settings(method: Method) -> list[tuple[str, str]]:
     """The hyper-parameters with their defaults."""
     if method.name not in components("method"):
         return []
-    return [(name, str(value)) for name, value in component("method", method.name).defaults.items()]
+    defaults = component("method", method.name).defaults
+    return [(name, "null" if value is None else str(value)) for name, value in defaults.items()]

@@ -30,6 +30,7 @@ class Point:
     y_high: float
     name: str = ""
     front: bool = False
+    unedited: bool = False
     said: str = ""
 
 
@@ -122,6 +123,7 @@ def pareto(block: Block) -> Pareto | None:
                 y_high=up(1 - sqrt(1 - (y.high or 0.0))),
                 name=plain(name),
                 front=name in front,
+                unedited=name not in compared,
                 said=plain(f"{name}: {ERASURE} {_interval(x)}, {RETENTION} {_interval(y)}"),
             )
         )
@@ -229,12 +231,21 @@ class Small:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Small plots with the same axes: figures by number of concepts."""
+    """Small plots with the same axes: figures by number of concepts. ``manners`` says what the styles of its lines mean."""
 
     name: str
     plots: Sequence[Small]
     ticks: Sequence[tuple[float, str]]
     heights: Sequence[tuple[float, str]]
+    manners: str
+
+
+#: What the styles of lines mean: manners of `Line`.
+STYLES = {
+    "once": "Solid: all concepts at once.",
+    "turn": "Dashed: one request after the other.",
+    "merged": "Dotted: erased separately, then merged.",
+}
 
 
 def scalings(blocks: Iterable[Block]) -> Iterator[Scaling]:
@@ -255,7 +266,9 @@ def scalings(blocks: Iterable[Block]) -> Iterator[Scaling]:
         plots = [plot for m in methods if (plot := _small(m, chain, by_label, across, up))]
         if plots:
             heights = [(up(share), f"{share:g}") for share in (0.0, 0.5, 1.0)]
-            yield Scaling(name, plots, [(across[n], str(n)) for n in counts], heights)
+            drawn = {line.manner for plot in plots for line in plot.lines}
+            said = " ".join(text for manner, text in STYLES.items() if manner in drawn)
+            yield Scaling(name, plots, [(across[n], str(n)) for n in counts], heights, said)
 
 
 def _small(
@@ -274,7 +287,7 @@ def _small(
                 for label in _labels(chain, manner)
                 if label in by_label and (entry := _entry(by_label[label].table, method, figure)) is not None
             ]
-            if len(found) < 2:
+            if not any(n > 1 for n, _ in found):
                 continue
             points = [
                 Point(across[n], up(_value(e)), across[n], across[n], up(e.low or 0.0), up(e.high or 0.0))
@@ -397,11 +410,14 @@ FEWEST = 4
 
 
 def taus(ordered: Sequence[Mapping]) -> list[Tau]:
-    """Agreement of orders over at least `FEWEST` methods, sorted; the axis from −1 to 1 is 0 to 240 pixels."""
+    """Agreement of orders over at least `FEWEST` methods, sorted; the axis from −1 to 1 is 0 to 240 pixels.
+
+    Orders by seconds are left out: they are from different machines.
+    """
     across = _scale(0, 240)
     found = []
     for order in sorted(ordered, key=lambda o: -o["tau"]):
-        if order["methods"] < FEWEST:
+        if order["methods"] < FEWEST or str(order["measure"]).endswith("_seconds"):
             continue
         low, high = (None if pd.isna(order[name]) else across((order[name] + 1) / 2) for name in ("low", "high"))
         where = (
@@ -409,7 +425,8 @@ def taus(ordered: Sequence[Mapping]) -> list[Tau]:
         )
         what = f"{order['measure']} of {order['erased']}{where}"
         said = f"{order['paper']}, {order['table']}: {what} against {order['other_table']}"
-        found.append(
-            Tau(across((order["tau"] + 1) / 2), low, high, said, f"{order['tau']:.2f}, {order['methods']} methods")
-        )
+        text = number(order["tau"], "correlation")
+        if low is not None and high is not None:
+            text += interval(order["low"], order["high"], "correlation")
+        found.append(Tau(across((order["tau"] + 1) / 2), low, high, said, f"{text}, {order['methods']} methods"))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import pandas as pd
 
@@ -36,7 +37,7 @@ class Ledger:
             str(name): Printed(
                 [row(f) for f in part[part["ours"].notna()].to_dict("records")],
                 [
-                    (f"{paper}: {method}", f"{page_of(content, str(paper))}#{method}", len(own))
+                    (f"{paper}: {method}", f"{page_of(content, str(paper))}#{urlencode({'method': method})}", len(own))
                     for (paper, method), own in part.groupby(["paper", "method"], sort=False)
                 ],
             )
@@ -51,9 +52,21 @@ class Printed:
     rows: Sequence[Sequence[str]]
     links: Sequence[tuple[str, str, int]]
 
+    @property
+    def notes(self) -> list[str]:
+        return signs_of(self.rows)
+
+
+def signs_of(rows: Sequence[Sequence[str]]) -> list[str]:
+    """What the signs ° and ? of printed figures mean, where they occur."""
+    printed = [row[HEADS.index("printed")] for row in rows]
+    return [
+        said for sign, said in (("°", sheets.NOTED), ("?", sheets.DOUBTED)) if any(sign in text for text in printed)
+    ]
+
 
 def page_of(content: Content, paper: str) -> str:
-    """The path of a paper's page. A method's name after ``#`` filters its table."""
+    """The path of a paper's page. ``#method=NAME`` after it filters its table."""
     return f"published/{content.slugs.of(paper)}.html"
 
 
@@ -95,7 +108,7 @@ def pages(content: Content, ledger: Ledger) -> Iterator[Page]:
     yield Page("published/index.html", "published.html", "Published and measured", values)
     for name, (page, part) in papers.items():
         rows = [row(f) for f in part.to_dict("records")]
-        notes = sheets.limits(part)
+        notes = [*signs_of(rows), *sheets.limits(part)]
         about = Section(page, "", name, f"published figures {' '.join(part['method'].unique())}")
         yield Page(
             page,

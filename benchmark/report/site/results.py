@@ -90,8 +90,9 @@ class Block:
 
     @property
     def name(self) -> str:
-        """What tells this block from the others, as text."""
-        return f"{self.concepts} ({self.kind}) · {self.measured}"
+        """What tells this block from the others, as text. A mean names its concept sets."""
+        of = f": {', '.join(self.averaged)}" if self.averaged else ""
+        return f"{self.concepts} ({self.kind}{of}) · {self.measured}"
 
     @cached_property
     def methods(self) -> dict[str, str]:
@@ -163,7 +164,7 @@ Part = tuple[str, str, tuple[str, ...], str, pd.DataFrame]
 def _means(part: pd.DataFrame) -> Iterator[Part]:
     """The means over concept sets that erase a single concept, one for each combination of values set by hand on concepts."""
     labels = map(str, dict.fromkeys(view_named(VIEW).shown(part)["concepts"]))
-    chosen = part[part["concepts"].isin([label for label in labels if len(_erased_in(part, label)) == 1])]
+    chosen = part[part["concepts"].isin([label for label in labels if len(erased_in(part, label)) == 1])]
     for given, own in _split(chosen.assign(**{GIVEN: given_on_concepts(chosen)}), [GIVEN]):
         covered = tuple(map(str, dict.fromkeys(own["concepts"])))
         kinds = list(map(str, dict.fromkeys(own["kind"])))
@@ -190,7 +191,7 @@ def _setting(name: str, value: Any) -> str:
     return f"{name} {value}" if known else f"no {name}"
 
 
-def _erased_in(records: pd.DataFrame, label: str) -> tuple[str, ...]:
+def erased_in(records: pd.DataFrame, label: str) -> tuple[str, ...]:
     """The concepts that a concept set of these records erases: set by hand, or those of the known set; else none."""
     given = json.loads(records.loc[records["concepts"] == label, "given"].iloc[0]).get("concepts.erase")
     return erased().get(label, ()) if given is None else tuple(listed(given))
