@@ -136,22 +136,57 @@ def test_filters_select_rows_and_hide_empty_columns(visit):
     tab, erasers = visit("index.html"), len(list((ROOT / "leaderboards" / "results" / "erasers").glob("*.json")))
     assert len(names(tab)) == erasers
     method = tab.get_by_role("combobox", name="method")
-    for typed, shown in (("sa", ["sa"]), ("sal, uce", ["salun", "uce"])):  # a whole name, or the beginning of one
+    # a whole name, or the beginning of one, in any case, separated by commas or spaces
+    for typed, shown in (("sa", ["sa"]), ("sal, uce", ["salun", "uce"]), ("ESD uce", ["esd", "uce"])):
         method.fill(typed)
         assert names(tab) == shown
     method.fill("")
     heads = "heads => heads.filter(h => h.checkVisibility()).map(h => h.textContent)"
-    tab.get_by_label("concepts").select_option("quillan")  # the other filters exclude it and are reset
-    assert len(names(tab)) > erasers
-    tab.get_by_label("results").select_option("demo")
-    assert names(tab) == ["none", "esd", "negative_prompt", "uce"]
-    assert "languages ↓" in tab.eval_on_selector_all("table.board thead th", heads)
+    status = tab.locator("#count")
+    tab.get_by_label("concepts").select_option("quillan")
+    assert len(names(tab)) == erasers and status.text_content().endswith("; cleared: kind")
     method.fill("uce, esd")
-    assert names(tab) == ["esd", "uce"]
+    tab.get_by_label("results").select_option("demo")  # the filter of methods stays
+    assert set(names(tab)) == {"esd", "uce"} and status.text_content().endswith("; cleared: budget")
+    assert "languages ↓" in tab.eval_on_selector_all("table.board thead th", heads)
+    method.fill("")
+    assert set(names(tab)) == {"none", "esd", "negative_prompt", "uce"}
     tab.get_by_role("button", name="Show all").click()
     assert len(names(tab)) == tab.locator("table.board tbody tr").count() > 200
     tab.get_by_label("results").select_option("scaling")
     assert "languages ↓" not in tab.eval_on_selector_all("table.board thead th", heads)
+
+
+def test_filters_that_an_address_does_not_name_are_off(visit):
+    records, _ = published(ROOT / "leaderboards" / "results" / "redteam")
+    tab = visit("index.html#results=redteam&method=esd&kind=nosuch")
+    assert names(tab) and set(names(tab)) == {"esd"} <= set(records["method"])
+    assert tab.locator("#count").text_content().endswith("; not here: kind nosuch")
+    tab.evaluate("location.hash = 'results=demo'")
+    tab.wait_for_function("document.getElementById('count').textContent.includes('results demo')")
+    assert set(names(tab)) == {"none", "esd", "negative_prompt", "uce"}
+    address = tab.url
+    tab.locator(".skip").press("Enter")
+    assert tab.evaluate("document.activeElement.id") == "content" and tab.url == address
+
+
+def test_the_keyboard_reaches_every_square_of_a_heat_map(visit):
+    tab = visit("index.html")
+    map_ = tab.locator("table.heat").first
+    map_.locator("td.f").first.focus()
+    seen = set()
+    for key in ("ArrowRight", "ArrowLeft"):
+        for _ in range(60):
+            tab.keyboard.press(key)
+            seen.add(tab.evaluate("document.activeElement.cellIndex"))
+    assert len(seen) == map_.locator("tbody tr").first.locator("td.f").count()
+
+
+def test_row_names_leave_room_for_figures_on_a_phone(visit):
+    for page in ("index.html", "concepts/church.html"):
+        tab = visit(page, "phone")
+        widths = "heads => heads.filter(h => getComputedStyle(h).position === 'sticky').map(h => h.offsetWidth)"
+        assert max(tab.eval_on_selector_all("tbody th", widths)) <= WIDTHS["phone"][0] / 2
 
 
 def test_the_keyboard_reaches_every_figure(visit):
