@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from overpaint.errors import UserError
-from overpaint.report.claims import Claim, claim_files, read_claim
+from overpaint.report.claims import ROUNDING, Claim, claim_files, read_claim
 from overpaint.report.families import marked
 from overpaint.report.statistics import VERSION, paired_difference, proportion
 from overpaint.report.views import view_named
@@ -89,7 +89,7 @@ def _intervals(claim: Claim) -> list[str]:
     shares = claim.records[
         (claim.records["unit"] == "fraction") & claim.records["value"].notna() & (claim.records["n"] > 1)
     ]
-    inside = (shares["low"] <= shares["value"] + 1e-9) & (shares["value"] <= shares["high"] + 1e-9)
+    inside = (shares["low"] <= shares["value"] + ROUNDING) & (shares["value"] <= shares["high"] + ROUNDING)
     tested = claim.records[claim.records["p_value"].notna() & claim.records["difference_low"].notna()]
     tested = tested[tested["statistics"] == VERSION]  # before version 6, some intervals and tests were of two families
     excluded = (tested["difference_low"] > 0) | (tested["difference_high"] < 0)

@@ -35,19 +35,16 @@ class Figures:
 
 def pages(content: Content) -> Iterator[Page]:
     """The list of concept sets, and their pages."""
-    listed = []
+    listed, measured = [], {}
     for label, kind in content.concepts.items():
-        measured = [results for results in content.results if (results.records["concepts"] == label).any()]
-        what = ", ".join(erased_in(measured[0].records, label))
-        listed.append((label, content.page_of_concepts(label), kind, what, ", ".join(r.name for r in measured)))
+        own = [results.of(results.records[results.records["concepts"] == label]) for results in content.results]
+        measured[label] = [results for results in own if len(results.records)]
+        what = ", ".join(erased_in(measured[label][0].records, label))
+        where = ", ".join(results.name for results in measured[label])
+        listed.append((label, content.page_of_concepts(label), kind, what, where))
     yield Page("concepts/index.html", "concepts.html", "Concepts", {"concepts": listed})
     for label, page, kind, what, _ in listed:
-        own = [
-            results.of(results.records[results.records["concepts"] == label])
-            for results in content.results
-            if (results.records["concepts"] == label).any()
-        ]
-        found = [(results, table) for results in own for table in shown(results, "facets")]
+        found = [(results, table) for results in measured[label] for table in shown(results, "facets")]
         values = {
             "concepts": label,
             "kind": kind,
