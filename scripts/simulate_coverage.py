@@ -25,6 +25,7 @@ from overpaint.report.power import largest_share_shown_equal, smallest_detectabl
 from overpaint.report.ranks import rank_intervals, rank_intervals_over_concepts
 from overpaint.report.standings import standings
 from overpaint.report.statistics import MARGIN, NORMAL, Estimate
+from overpaint.report.validity import Scored, agreements
 
 LEVEL = 0.95
 SHARES = (0.02, 0.1, 0.3, 0.5, 0.8, 0.98)
@@ -479,6 +480,44 @@ def membership(images: int, shift: float, sets: int, rng, of: str) -> Cell:
     return of_estimates(found, {"area": area, "difference": area - 0.5, "ratio": (1 - area) / 0.5}[of])
 
 
+class Agreement(NamedTuple):
+    """Coverage of a tau of `overpaint.report.validity`, and how often its tests reject."""
+
+    here: Cell
+    elsewhere: Cell
+    orders: float
+    for_others: float
+    little_use: float
+
+
+def validity(tau: float, spread: float, reliability: float, sets: int, rng, methods: int = 25) -> Agreement:
+    """A score and a distance of ``methods`` on 4 concepts, whose taus without noise are normal around ``tau``.
+
+    The truth of these concepts is the tau of the simulated figures without noise, that of other concepts is ``tau``.
+    """
+    found, exact_taus, shown = [], [], []
+    for _ in range(sets):
+        taus = np.clip(rng.normal(tau, spread, 4), -1, 1)[:, None]
+        rho = np.sin(np.pi * taus / 2)
+        exact = rng.standard_normal((2, 4, methods))
+        exact[1] = rho * exact[0] + np.sqrt(1 - rho**2) * exact[1]
+        error = math.sqrt(1 / reliability - 1)
+        score, distance = (
+            Scored(figures[:, :, None], np.full((4, methods, 1), error), "up")
+            for figures in exact + error * rng.standard_normal(exact.shape)
+        )
+        entries, notes = agreements({"score": score}, {"distance": distance})
+        entry = entries["score"][0]
+        found.append(Estimate(entry.value, entry.low, entry.high))
+        exact_taus.append(np.mean([statistics.kendall_tau_b(x, y).value for x, y in zip(*exact, strict=True)]))
+        orders, others, reverse, little, _ = (note.endswith(": score.") for note in notes[:5])
+        shown.append((orders or reverse, others, little))
+    low, high = np.array([(entry.low, entry.high) for entry in found]).T
+    return Agreement(
+        cell(low, high, np.array(exact_taus)), of_estimates(found, tau), *map(float, np.mean(shown, axis=0))
+    )
+
+
 def latency(pairs: int, sets: int, rng) -> Cell:
     """The range of log-normal ratios, which is the interval of their median."""
     ratios = rng.lognormal(0, 0.1, (sets, pairs))
@@ -684,8 +723,25 @@ def tables(sets: int, rng: np.random.Generator) -> Iterator[Table]:
             for n in (5, 7, 12)
         ),
     )
+    yield (
+        "Validity: Kendall's tau of a score with a distance, 25 methods on 4 concepts, one score",
+        ("tau", "σ over concepts", "reliability", "these concepts", "other concepts", *VERDICTS),
+        ((*setting, *validity(*setting, fewest, rng)) for setting in VALIDITIES),
+    )
 
 
+#: Mean and standard deviation of tau over concepts, and the reliability of both figures (`overpaint.report.validity`).
+VALIDITIES = (
+    (0.0, 0.0, 0.9),
+    (0.0, 0.3, 0.9),
+    (0.3, 0.0, 0.9),
+    (0.3, 0.0, 0.6),
+    (0.3, 0.25, 0.9),
+    (0.5, 0.0, 0.9),
+    (0.5, 0.3, 0.9),
+    (0.8, 0.0, 0.9),
+)
+VERDICTS = ("shown to order", "also for others", "of little use")
 KIDS = ((16, 1), (40, 1))
 SPREADS = (
     (0.03, 0.03, 0.0),

@@ -413,7 +413,7 @@ def decided(rule: Mapping[str, Any], method: str, where: str) -> tuple[list[str]
     return [rule["shows"], bound, said(found), decision], None
 
 
-#: The verdict where the best possible figure of as many images would not meet the bound either.
+#: The verdict where a figure of as many images without a single miss would not meet the bound either.
 TOO_FEW = "too few images"
 
 

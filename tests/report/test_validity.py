@@ -6,19 +6,22 @@ import pytest
 
 from overpaint.report.records import RECORD_COLUMNS
 from overpaint.report.rendering import render, tables
-from overpaint.report.statistics import kendall_tau_b, taus_b
+from overpaint.report.statistics import NORMAL, kendall_tau_b, taus_b
 from overpaint.report.validity import (
     ALL,
     REACH,
     SAMPLES,
+    STANDARDISED,
     USEFUL,
     Scored,
     Side,
     _agreement,
+    _columns,
     _tests,
     agreements,
     attenuated,
 )
+from overpaint.report.views import view_named
 
 CONCEPTS, METHODS = ("church", "car", "quillan", "sketch"), [f"method{n}" for n in range(12)]
 
@@ -56,6 +59,20 @@ def records(columns, methods=METHODS):
     return pd.DataFrame(rows)
 
 
+def said(notes):
+    """The scores of each verdict below the table."""
+    starts = {
+        "orders": "Shown to order the methods",
+        "for others": "Of these, also shown",
+        "reverse": "Shown to order them in reverse",
+        "little use": "Shown to be of little use",
+        "none": "None of these is shown",
+    }
+    lines = {verdict: next(note for note in notes if note.startswith(start)) for verdict, start in starts.items()}
+    names = {verdict: line.rsplit(": ", 1)[1].removesuffix(".") for verdict, line in lines.items()}
+    return {verdict: [] if listed == "none" else listed.split(", ") for verdict, listed in names.items()}
+
+
 @pytest.fixture
 def distances():
     return np.random.default_rng(0).random((len(CONCEPTS), len(METHODS)))
@@ -77,8 +94,13 @@ def test_a_score_that_equals_the_distance_orders_the_methods_and_a_random_one_is
     assert found[""] == ["to gold", REACH] and found["good"][1].value == pytest.approx(1, abs=0.05)
     assert good.value == pytest.approx(1) and good.low > 0.8
     assert other.low < 0 < other.high and abs(other.value) < 0.4
-    assert notes[0].startswith("Shown to order") and notes[0].endswith(": good.")
-    assert "random" in notes[1] + notes[2]
+    assert said(notes) == {
+        "orders": ["good"],
+        "for others": ["good"],
+        "reverse": [],
+        "little use": ["random"],
+        "none": [],
+    }
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0])
@@ -119,7 +141,7 @@ def test_a_perfect_score_that_is_measured_with_much_noise_is_not_called_useless(
         noisy = scored(distance + 0.9 * rng.standard_normal(distance.shape), 0.9)
         found, notes = agreements({"score": noisy}, {"to gold": scored(distance)})
         measured += found["score"][0].high < USEFUL
-        useless += notes[1].endswith(": score.")
+        useless += "score" in said(notes)["little use"]
         assert found["score"][1].value < 0.4
     assert measured >= 4 and useless == 0
 
@@ -142,9 +164,46 @@ def test_unrelated_scores_are_rarely_shown_to_order_the_methods(scores=15, conce
         columns = {f"score{n}": scored(rng.random((concepts, 12)), 0.02) for n in range(scores)}
         found, notes = agreements(columns, {"to gold": scored(rng.random((concepts, 12)), 0.02)})
         uncorrected += any(found[name][0].low > 0 for name in columns)
-        shown += not notes[0].endswith(": none.")
+        shown += bool(said(notes)["orders"])
     assert uncorrected >= 4 and shown <= 1
-    assert f"over the {scores} scores" in notes[3]
+    assert any(f"over the {scores} scores" in note for note in notes)
+
+
+def test_a_score_that_orders_one_concept_only_is_shown_for_these_concepts_and_not_for_others():
+    """Concepts that were measured need less than concepts that are a sample."""
+    found = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        distance = rng.random((4, 25))
+        score = np.array([distance[0], *rng.random((3, 25))])
+        found.append(said(agreements({"score": scored(score)}, {"to gold": scored(distance)})[1]))
+    assert sum(verdicts["orders"] == ["score"] for verdicts in found) >= 8
+    assert sum(verdicts["for others"] == ["score"] for verdicts in found) <= 1
+
+
+def test_a_reversed_score_is_said_to_be_reversed(distances):
+    notes = agreements({"score": scored(distances)}, {"to gold": scored(-distances)})[1]
+    assert said(notes)["reverse"] == ["score"] and said(notes)["orders"] == []
+
+
+def test_a_distance_that_varies_more_dominates_the_mean_but_not_the_standardised_one():
+    small, large = np.random.default_rng(4).random((2, 4, 12))
+    found = agreements({"score": scored(-small)}, {"small": scored(-small), "large": scored(-9 * large)})[0]
+    columns = dict(zip(found[""], found["score"], strict=True))
+    alone = agreements({"score": scored(-small)}, {"large": scored(-large)})[0]["score"][0].value
+    assert columns["large"].value == pytest.approx(alone)
+    assert columns[ALL].value < columns[STANDARDISED].value - 0.2
+    assert columns[STANDARDISED].value > 0.3
+
+
+def test_the_error_of_a_label_distance_is_in_its_upper_limit():
+    """The lower limit is reduced for the bias of few images."""
+    made = records({("gold_label_distance", "none", "down"): np.full((4, 12), 0.5)})
+    made = made.assign(low=made["value"] - 0.3, high=made["value"] + 0.1)
+    errors = [
+        _columns(made.assign(unit=unit), view_named("validity"))["to gold"].errors for unit in ("labels", "fraction")
+    ]
+    np.testing.assert_allclose([each.mean() for each in errors], [0.1 / NORMAL, 0.2 / NORMAL])
 
 
 def test_the_tests_agree_with_the_interval(distances):
@@ -158,7 +217,8 @@ def test_the_tests_agree_with_the_interval(distances):
             ]
             chosen = rng.integers(4, size=(SAMPLES, 4))
             entry, resampled = _agreement(*sides, chosen)
-            zero, useful = _tests(*sides, entry, resampled, places)
+            here, zero, useful = _tests(*sides, entry, resampled, places)
+            assert here <= zero
             assert zero > 0.04 or entry.low > 0 or entry.high < 0
             assert useful > 0.04 or entry.high < USEFUL
             assert useful < 0.06 or entry.high > USEFUL - 0.05  # the figures have little noise
@@ -182,7 +242,7 @@ def test_two_scores_that_each_know_half_are_better_together():
     rng = np.random.default_rng(3)
     one, other = rng.random((2, 4, 12))
     found, notes = agreements({"erases": scored(one), "keeps": scored(other)}, {"a": scored(one), "b": scored(other)})
-    assert found[""] == ["a", "b", ALL, REACH]
+    assert found[""] == ["a", "b", ALL, STANDARDISED, REACH]
     assert found["erases"][0].value == pytest.approx(1) and found["erases"][2].value < 0.9
     assert "Best mean of two ranks: erases and keeps" in notes[-1]
 
