@@ -28,9 +28,10 @@ RULE = (
 NOTED = "° read in someone else's note, not in the paper."
 TAU = (
     "τ: Kendall's tau-b of the methods that both sides print, 1 the same order, −1 the reverse; 95 % interval from resampled "
-    "methods, from 5 methods on, none where all resamples agree; p: test of no association, exact without ties. Equal: shared "
-    "methods with equal figures, which may be quoted."
+    "methods, from 5 methods on, none where all resamples agree; p: test of no association, exact without ties. Both take "
+    "the figures as exact. Equal: shared methods with equal figures, which may be quoted."
 )
+OURS = "A record of ours can be of other concepts than the paper's; the column names them."
 
 
 def overview(found: pd.DataFrame, compared: pd.DataFrame, ordered: pd.DataFrame) -> Iterator[Sheet]:
@@ -264,7 +265,8 @@ def order_sheet(ordered: pd.DataFrame, title: str) -> Sheet:
             ]
         )
     heads = ["quantity", "erased", "one side", "other side", "methods", "equal", "τ", "p"]
-    return Sheet(title, heads, rows, 2, [TAU])
+    ours = bool(len(ordered)) and ordered["other_paper"].iloc[0] == "overpaint"
+    return Sheet(title, heads, rows, 2, [TAU, OURS] if ours else [TAU])
 
 
 def _source(o: Mapping[Hashable, Any], prefix: str) -> str:
