@@ -9,7 +9,7 @@ from overpaint.report.figure_text import number
 from overpaint.report.panels import ABOVE_ALL, ABOVE_FIRST
 from overpaint.report.statistics import Estimate
 from overpaint.report.tables import Row, Table
-from overpaint.report.validity import REACH
+from overpaint.report.validity import ALL, REACH, STANDARDISED
 from overpaint.report.verdicts import Against
 
 #: Width and height of a cell, and the space for the names of rows and columns, in pixels.
@@ -155,12 +155,13 @@ TAU_WIDTH, TAU_HEIGHT, TAU_GAP, TAU_TOP = 146, 20, 36, 40
 def taus(found: Table) -> str:
     """View ``validity`` as dots with 95 % intervals: scores in rows, distances in columns, each from -1 to 1.
 
-    The last distance is in front, and sorts the scores. A tick marks the tau that can be expected of a perfect score with as much
-    noise. An interval that excludes 0 is drawn in colour.
+    The mean distance, or the only one, is in front and sorts the scores; the mean of standardised distances is left to the table.
+    A tick marks the tau that is expected of a perfect score with as much noise. An interval that excludes 0 is drawn in colour.
     """
     titles = [head.title for head in found.columns]
     reach = titles.index(REACH)
-    columns = [reach - 1, *range(reach - 1)]
+    front = titles.index(ALL) if ALL in titles else reach - 1
+    columns = [front, *(place for place in range(reach) if place != front and titles[place] != STANDARDISED)]
     rows = sorted(found.rows, key=lambda row: -_value(row.entries[columns[0]]))
     width, bottom = LEFT + (TAU_WIDTH + TAU_GAP) * len(columns), TAU_TOP + TAU_HEIGHT * len(rows)
     title = "Kendall's tau of scores with distances to the gold reference, with 95 % intervals"
