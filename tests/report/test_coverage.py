@@ -14,7 +14,13 @@ LEAST, MOST = 0.93, 0.97
 TITLE = re.compile(r"\*\*([^*]+)\*\*\n\n((?:\|.*\n)+)")
 #: The lowest coverage on the page of figures that cover less than 92 %, up to the error of the simulation.
 #: A seed that fails once in twenty is often not among those that were run, which no interval can show; the page says so.
-LOWEST = {"Mean of real values": 0.91, "Membership": 0.91, "Inversion": 0.90, "Spread": 0.63}
+LOWEST = {
+    "Validity: Kendall's tau of a score with a distance": 0.83,
+    "Mean of real values": 0.91,
+    "Membership": 0.91,
+    "Inversion": 0.90,
+    "Spread": 0.63,
+}
 CELL = re.compile(r"([01]\.\d{3}) \([^)]+\)")
 
 
