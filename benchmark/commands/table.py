@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import click
 import pandas as pd
 
-from overpaint.commands.grids import about_cells, note_lacking, store_and_grid, taken
+from overpaint.commands.grids import Grid, about_cells, note_lacking, store_and_grid, taken
 from overpaint.errors import UserError, unknown
+from overpaint.grid.labels import few
 from overpaint.grid.paths import path_of
 from overpaint.grid.registry import search
 from overpaint.report.claims import published
@@ -20,6 +21,7 @@ from overpaint.report.records import STAGE, stored_outcomes, stored_records
 from overpaint.report.rendering import FORMATS, render
 from overpaint.report.terminal import print_tables
 from overpaint.report.views import View, in_store, view_named
+from overpaint.run.store import Store
 
 
 @click.command()
@@ -62,8 +64,21 @@ def _stored(overrides: Sequence[str], view: View) -> tuple[pd.DataFrame, pd.Data
             raise UserError(
                 f"{store.root} holds all images of this grid and none of its figures. To measure them: {command}"
             )
-        raise UserError(f"{store.root} holds no cell of this grid. To make them: {command}")
+        raise UserError(f"{store.root} holds no cell of this grid{_instead(store, grid)}. To make them: {command}")
     if grid:
         stored = store.listed(STAGE).keys
         note_lacking("figures", [task for _, task in grid.plan.cells if task.key not in stored], grid, overrides)
     return records, stored_outcomes(store, view.shown(records))
+
+
+def _instead(store: Store, grid: Grid) -> str:
+    """The models, budgets and other settings that the store has and the grid has not: `` (stored: budget=smoke)``."""
+    records = stored_records(store)
+    asked = [cell.labels for cell, _ in grid.plan.cells]
+    others = {
+        axis: [label for label in dict.fromkeys(records[axis].dropna()) if label != ""]
+        for axis in ("model", "protocol", "budget", "method", "concepts", "attack")
+        if len(records) and not {*records[axis]} & {labels[axis] for labels in asked}
+    }
+    said = [f"{axis}={few(labels)}" for axis, labels in others.items() if labels]
+    return f" (stored: {', '.join(said)})" if said else ""

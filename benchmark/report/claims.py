@@ -59,6 +59,8 @@ OF_SHARES = {name: (0, 1) for name in ("value", "low", "high", "original", "cont
 }
 #: How far rounding takes a number out of its range.
 ROUNDING = 1e-9
+#: The hash of a model, unlike its label.
+HASH = re.compile("[0-9a-f]{16}")
 
 #: A value of a record.
 Value = str | int | float | None
@@ -354,6 +356,8 @@ def claim_files(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
+    if (folder / "artefacts").is_dir():
+        raise UserError(f"{folder} is a store, not a folder of result files: give store={folder}")
     found = sorted(folder.rglob("*.json"))
     if not found:
         raise UserError(f"{folder} holds no result files (*.json): overpaint publish writes them")
@@ -391,7 +395,7 @@ def hashes(configs: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, s
     def look(value: Any) -> None:
         if isinstance(value, Mapping):
             for key, inner in value.items():
-                if key == "model" and isinstance(inner, str):
+                if key == "model" and isinstance(inner, str) and HASH.fullmatch(inner):  # else the label of a cell
                     models[inner] = None
                 if key == "assets" and isinstance(inner, Mapping):
                     assets.update({str(name): str(digest) for name, digest in inner.items()})

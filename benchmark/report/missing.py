@@ -45,7 +45,7 @@ def command_of(view: View, by_hand: Mapping[str, Any] | None = None, **others: S
 
 def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> str:
     """The `command_of` a view whose figures join the table of the records: with their model, protocol and budget, and with
-    the values that were set by hand there and for a method that the command names.
+    the values that were set by hand there, in the metric set, and for a method that the command names.
 
     The text names what a command cannot repeat, such as several settings of a method. No run makes pictures of other code:
     they are left out, or `overpaint score` is named if there is nothing else.
@@ -65,6 +65,11 @@ def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> s
         labels = [*dict.fromkeys(made[group].dropna())]
         if option is None and labels not in ([], [default]) and (len(labels) == 1 or view.together):
             unclear.append(f"{group} {few(labels, 3)}")
+    threshold = given_by_hand(made, ("metrics",)).unique()
+    if len(threshold) == 1 and (given := given_in(made.iloc[0].to_dict(), "metrics")):
+        values |= {f"metrics.{key}": value for key, value in given.items()}
+    elif any(threshold):
+        unclear.append(few(text for text in threshold if text))
     if others.get("concepts") == []:  # sets that no option names
         view = replace(view, run={key: value for key, value in view.run.items() if key != "concepts"})
         unclear.append(f"concepts {few(dict.fromkeys(made['concepts']), 3)}")
@@ -127,12 +132,11 @@ def gaps(records: pd.DataFrame, view: View) -> list[str]:
 def _facets_without(records: pd.DataFrame, view: View) -> list[str]:
     found = set(records["facet"])
     missing = [facet for facet in facets() if facet not in found]
-    concepts = _plain(records["concepts"], "concepts")
     if not missing:
         return []
-    return [
-        f"No figure of {', '.join(missing)} is stored. To make them: {command_for(records, view, concepts=concepts)}"
-    ]
+    methods, concepts = list(dict.fromkeys(records["method_name"])), _plain(records["concepts"], "concepts")
+    command = command_for(records, view, method=methods, concepts=concepts)
+    return [f"No figure of {', '.join(missing)} is stored. To make them: {command}"]
 
 
 def _columns_without(records: pd.DataFrame, view: View) -> list[str]:

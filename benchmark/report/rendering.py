@@ -18,10 +18,10 @@ from overpaint.report.fronts import fronts
 from overpaint.report.joined import joined
 from overpaint.report.latex import latex
 from overpaint.report.markdown import markdown
-from overpaint.report.missing import command_for, command_of, gaps, too_few, undefined
+from overpaint.report.missing import DEFAULTS, command_for, command_of, gaps, too_few, undefined
 from overpaint.report.panels import panels
 from overpaint.report.pooling import Outcomes
-from overpaint.report.records import json_rows
+from overpaint.report.records import given_by_hand, json_rows
 from overpaint.report.tables import UNLABELLED, Entry, Table, averaged, distinguished, every_figure
 from overpaint.report.validity import validity
 from overpaint.report.verdicts import verdicts
@@ -78,7 +78,18 @@ def tables(
         why = too_few(records, chosen) + why
         raise NothingToShow(f"view {view.name} shows none of the {len(records)} figures stored for this table. {why}")
     unlabelled = [UNLABELLED] if (distinguished(records)["method"] != records["method"]).any() else []
-    return [*shown[:-1], replace(shown[-1], notes=[*shown[-1].notes, *unlabelled, *missing])]
+    return [*shown[:-1], replace(shown[-1], notes=[*shown[-1].notes, *settings_of(records), *unlabelled, *missing])]
+
+
+def settings_of(records: pd.DataFrame) -> list[str]:
+    """A note about settings that all records share, that are not the defaults, and that titles leave out."""
+    usual = {"budget": DEFAULTS["budget"], "seed": "0"}
+    alike = {name: dict.fromkeys(records[name].dropna().astype(str)) for name in usual}
+    said = [f"{name} {label}" for name, labels in alike.items() for label in labels if len(labels) == 1]
+    said = [text for text in said if text not in {f"{name} {label}" for name, label in usual.items()}]
+    by_hand = given_by_hand(records, ("metrics",)).unique()
+    said += [text for text in by_hand if text and len(by_hand) == 1]
+    return [f"Other settings than the defaults: {', '.join(said)}."] if said else []
 
 
 def tables_if_any(records: pd.DataFrame, view: str, outcomes: pd.DataFrame | pa.Table | None) -> list[Table]:

@@ -186,7 +186,7 @@ def test_the_good_store_is_taken(here, called, store, capfd):
 
 
 def test_a_grid_without_records_names_its_own_command(refused, store):
-    said = "holds no cell of this grid. To make them: overpaint run method=esd budget=smoke store=s"
+    said = "holds no cell of this grid (stored: method=uce, none). To make them: overpaint run method=esd budget=smoke store=s"
     refused("table", "method=esd", "budget=smoke", "store=s", said=said)
 
 

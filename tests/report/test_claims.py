@@ -87,7 +87,8 @@ def test_a_store_and_its_files_are_identical_for_compare(run, folder):
 def test_a_file_says_how_it_was_made_and_holds_no_prompt(folder):
     text = (folder / "uce.json").read_text()
     (made,) = json.loads(text)["runs"]
-    assert made["command"] == "overpaint run experiment=smoke attack=none" and made["models"]
+    assert made["command"] == "overpaint run experiment=smoke attack=none"
+    assert made["models"] and all(re.fullmatch("[0-9a-f]{16}", model) for model in made["models"])
     assert made["libraries"]["torch"] and made["assets"]["oracle.safetensors"]
     assert "a picture of" not in text and "photo" not in text
 

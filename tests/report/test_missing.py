@@ -68,6 +68,21 @@ def test_the_command_repeats_values_that_were_set_by_hand(records):
     assert shlex.split(command) == ["method=uce,esd", "concepts=church,sketch,quillan", "attack=none", *values]
 
 
+def test_the_command_of_missing_facets_names_the_methods_and_the_threshold(records):
+    given = records.assign(given=json.dumps({"metrics.threshold": 0.9}), threshold=0.9)
+    command = render(given, "md", "facets").split("To make them: overpaint run ")[1].splitlines()[0]
+    assert "method=uce,esd" in command and "metrics.threshold=0.9" in command
+
+
+def test_a_note_names_settings_that_no_title_shows(records):
+    given = json.dumps({"metrics.threshold": 0.9})
+    small = render(records.assign(budget="smoke", seed=1, given=given), "md", "methods")
+    assert "Other settings than the defaults: budget smoke, seed 1, metrics.threshold=0.9." in small
+    assert "Other settings" not in render(records.assign(budget="lite", seed=0), "md", "methods")
+    several = pd.concat([records.assign(budget="smoke"), records.assign(budget="lite")])
+    assert "Other settings" not in render(several, "md", "methods")
+
+
 def test_several_settings_of_a_method_are_named_after_the_command(records):
     swept = pd.concat([
         records.assign(method=f"uce lamb={lamb}", method_name="uce", given=json.dumps({"method.lamb": lamb}))
