@@ -175,6 +175,8 @@ class Composition:
             owner = next((group for group in ADDRESSED if setting.group in names[group] and setting.inner), None)
             if setting.key in self.default:
                 continue
+            if owner or setting.group in self.default:
+                _refuse_description(setting, owner or setting.group)
             if owner and setting.group not in self.default:
                 points = axes.get(owner) or [Point({owner: name}) for name in names[owner]]
                 axes[owner] = list(_addressed(points, owner, setting))
@@ -197,15 +199,6 @@ class Composition:
             better = " or ".join(f"{name}.{inner}={value}" for name in having)
             raise UserError(
                 f"{setting.typed}: this grid has several {group}s ({', '.join(own)}); name the one you mean: {better}"
-            )
-        if (
-            inner in NOT_SETTABLE
-            and group in self.default
-            and group not in ADDRESSED
-            and setting.key != "concepts.name"
-        ):
-            raise UserError(
-                f"{setting.typed}: {inner} describes the {group} and cannot be set; choose another, {group}=…"
             )
         if setting.key == "model.protocol":
             raise UserError(f"{setting.typed}: set protocol=… instead, which overrides the model's own")
@@ -282,6 +275,13 @@ class Composition:
                     raise UserError(f"{what}: {path} sets {other}; it may set keys of {group} only")
             node = found.get(group) or {}
         return node if group == "concepts" else node | {"name": name}  # concepts can be named after themselves
+
+
+def _refuse_description(setting: Setting, group: str) -> None:
+    """Raise a `UserError` if a setting changes what describes an option of a group, such as its name."""
+    inner = setting.inner
+    if inner in NOT_SETTABLE and setting.key != "concepts.name":
+        raise UserError(f"{setting.typed}: {inner} describes the {group} and cannot be set; choose another, {group}=…")
 
 
 def refuse_repeated(settings: Sequence[Setting]) -> None:

@@ -53,11 +53,13 @@ class Merge:
         """A merge from its setting: a rule, or a mapping with the other keys as well.
 
         Raises:
-            UserError: an unknown rule or key, or a key that the rule does not use.
+            UserError: no rule, an unknown rule or key, or a key that the rule does not use.
         """
         entry = {"rule": given} if isinstance(given, str) else given
-        if entry.get("rule") not in get_args(Rule):
-            raise unknown("rule", str(entry.get("rule")), get_args(Rule), where)
+        if entry.get("rule") is None:
+            raise UserError(f"{where} needs a rule ({', '.join(sorted(get_args(Rule)))}), got {shown(entry)}")
+        if entry["rule"] not in get_args(Rule):
+            raise unknown("rule", str(entry["rule"]), get_args(Rule), where)
         merge = construct(cls, entry, where)
         for key, rule in USED_BY.items():
             if key in entry and merge.rule != rule:

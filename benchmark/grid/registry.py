@@ -182,8 +182,11 @@ _asked: list[Path] = []  # folders of hydra.searchpath
 def search(overrides: Sequence[str]) -> list[str]:
     """Search the folders of ``hydra.searchpath=[file:///folder,…]`` for components; return the other overrides."""
     asked = [o for o in overrides if o.partition("=")[0].lstrip("+") == "hydra.searchpath"]
-    places = [str(place) for override in asked for place in _values(override)]
-    folders = [path_of(place.removeprefix("file://"), "hydra.searchpath") for place in places]
+    places = [place for override in asked for place in _values(override)]
+    for place in places:
+        if place is None or isinstance(place, bool | list | dict):
+            raise UserError(f"hydra.searchpath takes a list of folders, got {shown(place)}")
+    folders = [path_of(str(place).removeprefix("file://"), "hydra.searchpath") for place in places]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"hydra.searchpath: {folder} is not a folder")

@@ -136,7 +136,10 @@ CASES = [
         ("run", "attack=cce", "attack.control=seed"),
         ["unknown control 'seed' in attack=cce; did you mean 'seed_search'"],
     ),
-    (("run", "attack=cce", "attack.summary=mine"), ["attack=cce: summary describes the component and cannot be set"]),
+    (
+        ("run", "attack=cce", "attack.summary=mine"),
+        ["attack.summary=mine: summary describes the attack and cannot be set"],
+    ),
     (("run", "concepts.near=5"), ["concepts.near takes a text or a list of texts or null, got 5"]),
     (("run", "concepts.anchor=[5]"), ["concepts.anchor takes a text or a list of texts or null, got [5]"]),
     (("run", "concepts.kind=stile"), ["unknown value 'stile' in concepts.kind; did you mean 'style'"]),
@@ -387,10 +390,10 @@ concepts.erase=[' ']
 concepts.erase=[church,null]
 concepts.erase=[1]
 concepts.erase=all
-concepts.erase=['${oc.env:HOME}'] | concepts.catalogue=null
+concepts.catalogue=null | concepts.erase=['${oc.env:HOME}']
 concepts.retain=none
 concepts.retain=null
-concepts.near=[' Church'] | concepts.erase=[church] | concepts.catalogue=null
+concepts.erase=[church] | concepts.catalogue=null | concepts.near=[' Church']
 concepts.near=[zzz]
 concepts.anchor=church
 concepts.anchor=CHURCH
@@ -405,6 +408,8 @@ concepts.merge=all
 concepts.merge=5
 concepts.merge=[sum]
 concepts.merge={keep: 0.1}
+concepts.merge={rule: null}
+concepts.merge={rule: 5}
 concepts.merge={rule: ties, keep: 2}
 concepts.merge={rule: sum, scale: much}
 concepts.merge={rule: closed, captions: /dev/zero}
@@ -498,6 +503,8 @@ hydra.searchpath=[file:///nope]
 hydra.searchpath=/nope
 hydra.searchpath=5
 hydra.searchpath=null
+hydra.searchpath=true
+hydra.searchpath=[null]
 hydra.searchpath=[pkg://os]
 hydra.searchpath={}
 hydra.run.dir=/tmp/x
@@ -513,12 +520,17 @@ none.x=1
 oracle.which=b
 method=none,uce | method.lamb=1
 method=none,uce | uce.nope=1
+method=none,uce | method.name=esd
+method=none | method.name=gold
+attack=uda | attack.name=cce
 method=none,uce | uce.lamb.x=1
 method=none,uce | ~uce.lamb
 method=none,uce | uce=1
 method=none,uce | uce.preset=zzz
 method=none,uce | esd.iterations=5
 method=uce | uce.name=esd
+method=uce | esd.name=x
+foo.name=x
 method=uce | uce.lamb=range(0,1000000)
 method=uce,esd | method.nope=1
 attack=uda,cce | attack.steps=5
@@ -550,11 +562,11 @@ OVERRIDES += [
     "a." * 3000 + "b=1",
     "seed=" + "9" * 5000,
     'concepts.erase=["a\0b"]',
-    'concepts.erase=["a\x1b[31m"] | concepts.catalogue=null',
+    'concepts.catalogue=null | concepts.erase=["a\x1b[31m"]',
     'concepts.name="x\x1b"',
     "method=\0",
     "method=\udcff",
-    'concepts.erase=["a\udcffb"] | concepts.catalogue=null',
+    'concepts.catalogue=null | concepts.erase=["a\udcffb"]',
     "concepts.name=" + "x" * 100_000,
     "x" * 100_000 + "=1",
     "store='~nobody-by-this-name/s'",
@@ -580,9 +592,31 @@ OVERRIDES += [
 ]
 
 
+#: Last overrides whose sentence names something else than the key: the file, the concept or the limit.
+NAMED_OTHERWISE = {
+    "concepts.prompts={target:p.csv}": "prompt file p.csv",
+    "concepts.prompts.target=/dev/zero": "prompt file /dev/zero",
+    "concepts.prompts.target=/dev/stdin": "prompt file /dev/stdin",
+    "concepts.prompts.target=/etc": "prompt file /etc",
+    'concepts.prompts.target="' + "x" * 5000 + '"': "prompt file=xxx",
+    'concepts.erase=["a\x1b[31m"]': "a concept's name",
+    'concepts.erase=["a\udcffb"]': "a concept's name",
+    "method.default_anchor=" + "${seed}" * 30: "at most 20 references",
+}
+
+
+def part_of_the_key(line):
+    """What the sentence must hold: the last part of the key of the last override, or the first part, if that is unknown."""
+    last = line.split(" | ")[-1]
+    key = re.split("[=@]", last)[0].strip().lstrip("+~")
+    first = f"unknown key '{key.split('.')[0][:200]}"
+    return NAMED_OTHERWISE.get(last) or rf"({re.escape(key.split('.')[-1])}|{re.escape(first)})"
+
+
 @pytest.mark.parametrize("line", OVERRIDES, ids=lambda line: repr(line[:60]))
-def test_a_bad_override_is_refused_in_one_sentence(refused, line):
-    refused("plan", *line.split(" | "))
+def test_a_bad_override_is_refused_in_one_sentence_that_names_its_key(refused, line):
+    said = refused("plan", *line.split(" | "))
+    assert re.search(part_of_the_key(line), said) and "'None'" not in said and "/None" not in said
 
 
 SENTENCES = [
@@ -603,6 +637,15 @@ SENTENCES = [
     ("concepts.near=[church]", "concepts.near: church cannot be erased and be a neighbour that stays"),
     ("attack=uda,cce | attack.iterations=5", "name the one you mean"),
     ("metrics.metrics.ua=5", "metrics.metrics.ua takes a text, got 5"),
+    (
+        "method=uce | method.name=esd",
+        "method.name=esd: name describes the method and cannot be set; choose another, method=…",
+    ),
+    ("method=none | method.name=gold", "name describes the method and cannot be set"),
+    ("method=none,uce | uce.name=esd", "uce.name=esd: name describes the method and cannot be set"),
+    ("attack=uda | attack.name=cce", "attack.name=cce: name describes the attack and cannot be set"),
+    ("concepts.merge={keep: 0.1}", "concepts.merge needs a rule (closed, mean, sum, ties), got {'keep': 0.1}"),
+    ("hydra.searchpath=null", "hydra.searchpath takes a list of folders, got null"),
     ("method=uce,", "cannot read the override 'method=uce,': a value is missing after a comma"),
     ("method=uce,,esd", "a value is missing after a comma"),
     ("method=,uce", "a value is missing before a comma"),
