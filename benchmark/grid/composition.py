@@ -36,7 +36,7 @@ from overpaint.grid.registry import (
     unknown_component,
 )
 from overpaint.grid.shipped import shipped
-from overpaint.grid.typed import given_twice, shown
+from overpaint.grid.typed import bare, given_twice, shown
 from overpaint.grid.yaml_files import read_mapping, refuse_resolvers
 
 #: Groups whose options have different keys. Their keys can be addressed to one option: ``uce.lamb=0.1``.
@@ -88,7 +88,7 @@ def compose_cells(overrides: Sequence[str], own_keys: Collection[str] = ()) -> l
         with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
             return list(Composition(settings, own_keys).cells())
     except (HydraException, OmegaConfBaseException) as error:
-        text = " ".join(str(error).split()).partition(" Config search path:")[0]
+        text = " ".join(str(error).split()).partition(" Config search path:")[0] or bare(str(error.__cause__))
         raise UserError(f"the configuration cannot be composed: {text}") from error
 
 
@@ -268,10 +268,14 @@ class Composition:
     def _read(self, group: str, name: str, path: Path) -> dict[str, Any]:
         what = f"{group}={name}"
         node = _checked_file(path, what)
-        if "defaults" in node or re.search(r"^\s*#\s*@package", path.read_text(encoding="utf-8"), re.MULTILINE):
+        package = re.search(r"^\s*#\s*@package\s+(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if "defaults" in node or package:
             found, _, _ = self._composed([f'{group}="{name}"'])
-            for other in found:
-                if other != group and found[other] != self.plain.get(other, DELETED):
+            others = [other for other in found if found[other] != self.plain.get(other, DELETED)]
+            if package and package[1] == "_global_":  # also keys that an option of a later group replaces
+                others += [other for other in node if other != "defaults"]
+            for other in others:
+                if other != group:
                     raise UserError(f"{what}: {path} sets {other}; it may set keys of {group} only")
             node = found.get(group) or {}
         return node if group == "concepts" else node | {"name": name}  # concepts can be named after themselves

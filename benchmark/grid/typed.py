@@ -115,10 +115,16 @@ def _refusal(error: ErrorDetails, values: Mapping, hints: Mapping[str, Any], whe
     if error["type"] == "missing":
         return UserError(f"{where}: no value for {key}")
     value, hint, place = values[key], hints[key], named(where, key)
-    for part in error["loc"][1:]:  # into mappings, whose keys a message names too; other parts are members of unions
-        inner = next((get_args(o)[1] for o in _options(hint) if get_origin(o) is dict and isinstance(part, str)), None)
-        if inner is None or not isinstance(value, dict) or part not in value:
+    wrong_key = error["loc"][-1] == "[key]"
+    for n, part in enumerate(
+        error["loc"][1:], start=2
+    ):  # into mappings, whose keys a message names; others are of unions
+        found = next((get_args(o) for o in _options(hint) if get_origin(o) is dict and isinstance(part, str)), None)
+        if found is None or not isinstance(value, dict) or part not in value:
             continue
+        keys, inner = found
+        if wrong_key and n == len(error["loc"]) - 1 and get_origin(keys) is Literal:
+            return unknown("key", str(part), get_args(keys), place)
         value, hint, place = value[part], inner, f"{place}.{part}"
     return _unfit(value, hint, place)
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from overpaint.errors import UserError
+from overpaint.grid.typed import shown
 
 #: Limits: the size of a file in bytes, and the number of values after expansion of its aliases.
 LARGEST, MOST_VALUES = 8 << 20, 200_000
@@ -68,7 +69,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         raise UserError(f"{what}: {path} {given}; it takes a mapping (key: value)")
     for key in found:
         if not isinstance(key, str):
-            raise UserError(f"{what}: {path} has the key {key!r}, which is not a text; quote it")
+            raise UserError(f"{what}: {path} has the key {shown(key)}, which is not a text; quote it")
     return found
 
 
