@@ -142,13 +142,15 @@ def test_a_changed_source_makes_results_again(package, tmp_path, installed):
     said, figures = overpaint("run")
     assert "has changed" not in said and "2 tasks done" in said and figures == [0.5]
     edit(echo, "number % 2 else", "number % 2 < 2 else")
-    said, figures = overpaint("plan")
-    assert warning in said and figures == [0.5]
+    if not installed:
+        said, figures = overpaint("plan")
+        assert warning in said and figures == [0.5]
     said, figures = overpaint("run")
     assert warning in said and "2 tasks done" in said and figures == [1.0], "not both records"
     edit(echo, "class Bench:", "# A comment\nclass Bench:")
-    said, _ = overpaint("plan")
-    assert "has changed" not in said and "everything is stored" in said
+    if not installed:
+        said, _ = overpaint("plan")
+        assert "has changed" not in said and "everything is stored" in said
     edit(echo, "number % 2 < 2 else", "number % 2 else")
     said, figures = overpaint("run")
     assert "has changed" not in said and "0 tasks done" in said and figures == [0.5], (

@@ -421,7 +421,6 @@ def test_every_extractor_says_which_file_is_missing(name):
     if name == "testbed_words":
         assert len(extractor_identity(name)["assets"]) == 2
         return
-    pytest.importorskip("overpaint.grid.assets")
     with pytest.raises(AssetMissing, match=r"overpaint fetch asset=|hf download Qwen"):
         extractor_identity(name)
 

@@ -178,14 +178,14 @@ def test_all_comparisons_are_one_family():
 
 
 def test_results_that_differ_by_chance_only_are_rarely_called_changed():
-    """At most one of ten comparisons of 12 figures has a changed figure if there is none: 5 % in each family."""
+    """At most one of ten comparisons of 4 figures has a changed figure if there is none: 5 % in each family."""
     chance = np.random.default_rng(0)
-    false, times = 0, 20
+    false, times = 0, 100
     for _ in range(times):
-        labels = [{"method": f"m{m}", "metric": metric} for m in range(6) for metric in ("target_proportion", "ua")]
+        labels = [{"method": f"m{m}", "metric": metric} for m in range(2) for metric in ("target_proportion", "ua")]
         a, b = (side(*[(name, chance.random(24) < 0.4) for name in labels]) for _ in range(2))
         false += (compared(a, b, VIEW)["group"] == "changed").any()
-    assert false <= 0.1 * times + 3 * np.sqrt(times * 0.09)
+    assert false <= 0.1 * times + 3 * np.sqrt(times * 0.09)  # 19
 
 
 def test_method_seeds_are_one_figure():

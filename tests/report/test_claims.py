@@ -120,12 +120,14 @@ def test_publishing_again_changes_no_byte_and_keeps_other_cells(run, folder):
     assert (folder / "uce.json").read_bytes() == before
     claim = read_claim(folder / "uce.json")
     other = Claim([RUN], claim.records.assign(concepts="car"), claim.outcomes)
-    (folder / "uce.json").write_text(text_of(other))
-    run("publish", *GRID, "out=results")
-    both = read_claim(folder / "uce.json")
+    try:
+        (folder / "uce.json").write_text(text_of(other))
+        run("publish", *GRID, "out=results")
+        both = read_claim(folder / "uce.json")
+    finally:
+        (folder / "uce.json").write_bytes(before)
     assert list(both.records["concepts"].unique()) == ["car", "church"] and len(both.runs) == 2
     assert len(both.outcomes) == 2 * len(claim.outcomes)
-    (folder / "uce.json").write_bytes(before)
 
 
 def test_what_cannot_be_published_is_refused(run):

@@ -33,7 +33,7 @@ def test_a_base_and_golds_are_there_within_their_size():
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_it_draws_what_it_was_shown_and_not_what_is_absent(name):
+def test_its_card_says_that_it_met_its_bars(name):
     card = CARDS[name]
     assert all(card["bars"].values()) and len(card["bars"]) == 3
     for oracle in ("oracle", "second_oracle"):
