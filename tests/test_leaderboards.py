@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -15,6 +16,8 @@ from command_line import CommandLine
 from overpaint.errors import UserError
 from overpaint.report.claims import claim_files, published, read_claim
 from overpaint.report.eligibility import violations
+from overpaint.report.filters import narrowed
+from overpaint.report.rendering import tables
 from overpaint.report.statistics import VERSION, Estimate, paired_difference, proportion, unpaired_difference
 from overpaint.report.verdicts import Against
 
@@ -124,7 +127,12 @@ def test_a_figure_is_one_record_or_one_entry_of_a_view():
     value = f"{record['difference'].item():.2f}"
     words = "redteam uce church cce attack_success_any difference"
     assert f"-->{value} [" in block("figure", words) and f"-->{value}<!--" in block("figure", f"bare {words}")
-    assert "-->1.00 [0.95, 1.00]<" in block("figure", 'erasers attack=none view=methods uce "neighbours kept"')
+    records, outcomes = published(RESULTS / "erasers")
+    (table,) = tables(narrowed(records, ["attack=none"], "erasers"), "methods", outcomes)
+    place = [column.title for column in table.columns].index("neighbours kept")
+    (entry,) = [row.entries[place] for row in table.rows if row.names[-1] == "uce"]
+    shown = f"-->{entry.value:.2f} [{entry.low:.2f}, {entry.high:.2f}]<"
+    assert shown in block("figure", 'erasers attack=none view=methods uce "neighbours kept"')
 
 
 def test_a_gap_is_paired_if_the_counts_determine_the_pairs():
@@ -162,19 +170,63 @@ def test_a_gap_can_be_that_of_the_prompts_that_both_sides_have():
     words = "redteam esd church uda attack_success_any | redteam receler church uda attack_success_any"
     with pytest.raises(UserError, match="do not determine the pairs"):
         block("gap", words)
-    assert "-->0.42 [" in block("gap", f"shared {words}")
+    records, outcomes = published(RESULTS / "redteam")
+    sides = [
+        outcomes[
+            outcomes["artefact"].isin(
+                records.query(f"method == '{method}' and concepts == 'church' and attack == 'uda'")["artefact"]
+            )
+            & (outcomes["metric"] == "attack_success_any")
+        ].set_index(["prompt_id", "seed"])
+        for method in ("esd", "receler")
+    ]
+    both = sides[0].join(sides[1], rsuffix="_other", how="inner")
+    assert len(both) == 12
+    wanted = paired_difference(both["value"], both["value_other"], both["cluster"], both["stratum"])
+    assert f"-->{wanted.value:.2f} [{wanted.low:.2f}, {wanted.high:.2f}]<" in block("gap", f"shared {words}")
 
 
-def test_a_claim_that_no_result_could_meet_says_so():
-    """With 12 prompts, even a share of 0 has an interval beyond 0.1, but not beyond 0.5. Steps have no best figure."""
-    rule = {"shows": "", "figure": "redteam {method} church uda attack_success_any", "at_most": 0.1}
-    assert script().decided(rule, "safety_checker", "here")[0][-1] == "too few images"
-    rule = {"shows": "", "figure": "redteam {method} church uda attack_success_any", "at_most": 0.5}
-    assert script().decided(rule, "ca", "here")[0][-1] == "open"
-    rule = {"shows": "", "figure": "redteam {method} church relearn relearn_steps_to_half", "at_least": 30}
-    assert script().decided(rule, "uce", "here")[0][-1] == "open"
-    rule = {"shows": "", "figure": "redteam {method} church cce attack_success_any", "at_least": 0.9}
-    assert script().decided(rule, "abo", "here")[0][-1] == "too few images"
+#: Method, figure, bound, limit -> verdict, on the records of `made_up`.
+VERDICTS = [
+    ("none_of_12", "share", "at_most", 0.5, "agrees"),
+    ("none_of_12", "share", "at_most", 0.1, "too few images"),
+    ("half_of_12", "share", "at_most", 0.5, "open"),
+    ("all_of_12", "share", "at_most", 0.5, "disagrees"),
+    ("all_of_12", "share", "at_least", 0.5, "agrees"),
+    ("all_of_12", "share", "at_least", 0.9, "too few images"),
+    ("half_of_12", "steps", "at_least", 30, "open"),
+    ("half_of_12", "steps", "at_least", 10, "agrees"),
+    ("nobody", "share", "at_most", 0.5, ""),
+]
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """The folder ``made_up``: three methods with a share of 12 images and a number of steps from 20 to 40."""
+    rows, seen = [], []
+    for method, count in (("none_of_12", 0), ("half_of_12", 6), ("all_of_12", 12)):
+        share = proportion(np.arange(12) < count)
+        numbers = {"value": share.value, "low": share.low, "high": share.high}
+        rows.append(numbers | {"method": method, "metric": "share", "unit": "fraction", "artefact": method})
+        steps = {"value": 30.0, "low": 20.0, "high": 40.0}
+        rows.append(steps | {"method": method, "metric": "steps", "unit": "steps", "artefact": method})
+        seen += [{"artefact": method, "metric": "share", "value": float(place < count)} for place in range(12)]
+    records = pd.DataFrame(rows).assign(n=12, why="", attack="none")
+    records = records.assign(method_name=records["method"], concepts="c", protocol="p", budget="b", seed=0)
+    outcomes = pd.DataFrame(seen)
+
+    def results(folder):
+        value = folder.partition(" as ")[2]
+        return script().as_if(records, outcomes, float(value)) if value else (records, outcomes)
+
+    monkeypatch.setattr(script(), "results", results)
+
+
+@pytest.mark.parametrize(("method", "figure", "bound", "limit", "verdict"), VERDICTS)
+def test_a_claim_is_decided_by_its_interval(made_up, method, figure, bound, limit, verdict):
+    """With 12 images, even a share of 0 has an interval beyond 0.1, but not beyond 0.5. Steps have no best figure."""
+    rule = {"shows": "", "figure": f"made_up {{method}} {figure}", bound: limit}
+    assert script().decided(rule, method, "here")[0][-1] == verdict
 
 
 def test_a_gap_is_paired_by_outcomes_where_they_are_published():
