@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from command_line import CommandLine
+from overpaint.images.contact_sheets import HEAD, LEFT, SIDE
 
 GRID = ["concepts=slime", "method=none", "attack=none", "budget=smoke", "protocol.steps=2", "store=store"]
 
@@ -18,11 +19,9 @@ def run(tmp_path_factory):
 
 
 def sharpness(path):
-    """The largest step between two neighbouring pixels of the first image of a sheet, without frames and captions."""
+    """The largest step between two neighbouring pixels of the first image of a sheet."""
     sheet = np.asarray(Image.open(path).convert("L"), float)
-    from overpaint.images.contact_sheets import GAP, HEAD, LEFT, SIDE
-
-    image = sheet[HEAD + GAP + 4 : HEAD + GAP + SIDE - 4, LEFT + GAP + 4 : LEFT + GAP + SIDE - 4]
+    image = sheet[HEAD : HEAD + SIDE, LEFT : LEFT + SIDE]
     return np.abs(np.diff(image, axis=1)).max()
 
 
