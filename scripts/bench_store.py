@@ -7,6 +7,7 @@ measures that. Each figure is of a process of its own, first without the store's
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -166,11 +167,15 @@ def measure(root: Path) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
-    match sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="nothing, DIR, or make DIR MEASUREMENTS OUTCOMES OTHERS")
+    match parser.parse_args().what:
         case ["make", root, *counts]:
             make(Path(root), *map(int, counts))
         case [root]:
             measure(Path(root))
+        case [_, *_]:
+            parser.error("it takes nothing, DIR, or make DIR MEASUREMENTS OUTCOMES OTHERS")
         case _:
             with tempfile.TemporaryDirectory() as folder:
                 make(Path(folder), 4000, 500, 16000)

@@ -10,6 +10,7 @@ and contact sheets of runs: demo-church.png of `overpaint run experiment=demo`, 
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ COLOURS = 256
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         print("there is no Chromium: apt-get install chromium", file=sys.stderr)

@@ -57,9 +57,10 @@ def site(filters: Sequence[str], place: str | None) -> None:
     found = [*(_stored(store) if store else ()), *(read(path_of(place, "--from")) if place else ())]
     found = narrowed_to(found, rest, own_keys())
     with reading_once(), _replacing(folder, out or OUT) as partial:
-        slugs = Slugs()
-        pictures = list(_pictures(store, found[0], partial, slugs)) if store and found[0].name == STORE else []
-        origin = " and ".join([*([f"the store {store.root.name}"] if store else []), *([place] if place else [])])
+        slugs, own = Slugs(), [results for results in found[:1] if store and results.name == STORE]
+        pictures = list(_pictures(store, own[0], partial, slugs)) if store and own else []
+        places = [f"the store {store.root.name}" if store and own else "", place if len(found) > len(own) else ""]
+        origin = " and ".join(filter(None, places))
         written = write(partial, Content(found, documents(), pictures, slugs), origin)
     ERR.print(f"{counted(len(written), 'page')}: open {folder / 'index.html'}")
 
