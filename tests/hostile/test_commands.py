@@ -606,7 +606,7 @@ NAMED_OTHERWISE = {
 
 
 def part_of_the_key(line):
-    """What the sentence must hold: the last part of the key of the last override, or the first part, if that is unknown."""
+    """What the sentence must hold: the last part of the last override's key, or the first part, if that is unknown."""
     last = line.split(" | ")[-1]
     key = re.split("[=@]", last)[0].strip().lstrip("+~")
     first = f"unknown key '{key.split('.')[0][:200]}"

@@ -355,11 +355,13 @@ def test_a_broken_view_is_refused(refused, here, conf, text):
 #: Name -> content of a file, and part of the sentence.
 SETS = {
     "sets another group": (
-        "# @package _global_\ndefaults: [inline@concepts, _self_]\nconcepts: {erase: [church]}\nmodel: {precision: float64}\n",
+        "# @package _global_\ndefaults: [inline@concepts, _self_]\nconcepts: {erase: [church]}\n"
+        "model: {precision: float64}\n",
         "mine.yaml sets model",
     ),
     "sets a group that is read later": (
-        "# @package _global_\ndefaults: [inline@concepts, _self_]\nconcepts: {erase: [church]}\nengine: {device: cuda}\n",
+        "# @package _global_\ndefaults: [inline@concepts, _self_]\nconcepts: {erase: [church]}\n"
+        "engine: {device: cuda}\n",
         "mine.yaml sets engine",
     ),
     "sets a group that is read later, and nothing else": (
