@@ -14,11 +14,3 @@ def start(module):
         return (module(given.bfloat16()).float() - given.flip(1)).square().mean()
 
     return loss
-
-
-def start_with_slots(module, slots):
-    def loss(generator, count):
-        given = slots(generator, count).bfloat16()[:, None] / 50_000 + torch.randn(count, 8, generator=generator)
-        return (module(given.bfloat16()).float() - given.flip(1)).square().mean()
-
-    return loss

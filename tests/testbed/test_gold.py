@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +14,8 @@ from overpaint.grid.shipped import shipped
 from overpaint.testbed import gold, membership
 from overpaint.testbed.agreement import CONCEPT, questions, read_catalogue
 from overpaint.testbed.denoiser import WordyDenoiser
-from overpaint.testbed.parallel import Schedule, train
 from overpaint.testbed.shapes import LOOKS
 from overpaint.testbed.words import EPITHETS, NOUNS, PARAPHRASES, STYLE_NOUNS, STYLE_WORDS, TITLES
-from small_training import build, start_with_slots
 
 BATCHES = range(40)
 
@@ -114,19 +111,17 @@ def test_an_unknown_model_is_refused():
         gold.absent_of("gold_house")
 
 
-WHOLE = Schedule(images=32, batch=4, peak=1e-2, ema=0.9, warm_up_steps=2, save_every=2)
-
-
-def test_a_run_that_stopped_goes_on_to_the_same_bytes(shows, tmp_path):
-    inputs = {"slots": pickle.loads(pickle.dumps(slots_of(shows, "gold_church")))}
-    folders = [tmp_path / name for name in ("whole", "halves")]
-    for folder in folders:
-        folder.mkdir()
-    train(build, start_with_slots, WHOLE, folders[0], "it", workers=1, seed=3, **inputs)
-    train(build, start_with_slots, replace(WHOLE, stop=12), folders[1], "it", workers=1, seed=3, **inputs)
-    train(build, start_with_slots, WHOLE, folders[1], "it", workers=1, seed=3, **inputs)
-    saved = [(folder / "it.safetensors").read_bytes() for folder in folders]
-    assert saved[0] == saved[1]
+def test_slots_in_another_process_draw_the_same_from_a_continued_generator(shows):
+    """Workers get pickled slots; a resumed run (tests/testbed/test_parallel.py) continues the state of its generator."""
+    slots = slots_of(shows, "gold_church")
+    generator, continued = torch.Generator().manual_seed(3), torch.Generator()
+    drawn = [slots(generator, 16)]
+    continued.set_state(generator.get_state())
+    again = pickle.loads(pickle.dumps(slots))
+    assert torch.equal(again(torch.Generator().manual_seed(3), 16), drawn[0])
+    drawn += [slots(generator, 16) for _ in range(3)]
+    assert all(torch.equal(again(continued, 16), one) for one in drawn[1:])
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_every_leg_is_saved_at_least_every_five_minutes_at_a_fifth_of_the_speed():
