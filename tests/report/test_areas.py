@@ -39,8 +39,7 @@ def scored(rng, sides, shift, other, correlation):
     ]
 
 
-@pytest.mark.parametrize("sides", [(8, 8), (30, 12), (60, 60)])
-@pytest.mark.parametrize("shift", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(("sides", "shift"), [((8, 8), 3.0), ((30, 12), 0.0), ((60, 60), 1.0)])
 def test_intervals_of_areas_and_of_their_differences_and_ratios_cover(sides, shift):
     rng, truth, other = np.random.default_rng(0), norm.cdf(shift / math.sqrt(2)), norm.cdf(1 / math.sqrt(2))
     inside = np.zeros(3)
@@ -59,7 +58,10 @@ def test_the_correlation_is_that_of_the_areas_of_other_samples():
     rng = np.random.default_rng(1)
     found = [scored(rng, (40, 40), 1.0, 0.5, 0.7) for _ in range(1500)]
     between = np.corrcoef([[st.auc(*scores) for scores in both] for both in found], rowvar=False)[0, 1]
-    assert np.mean([areas.correlation(*both) for both in found]) == pytest.approx(between, abs=0.04)
+    # 1,500 samples give the correlation with a standard error of 0.015, 200 the mean of its estimates with less than 0.01
+    estimates = [areas.correlation(*both) for both in found[:200]]
+    assert np.std(estimates) < 0.01 * math.sqrt(len(estimates))
+    assert np.mean(estimates) == pytest.approx(between, abs=0.04)
     one = found[0][0]
     assert areas.correlation(one, one) == pytest.approx(1)
     assert areas.correlation(one, tuple(-side for side in one)) == pytest.approx(-1)

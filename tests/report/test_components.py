@@ -131,9 +131,7 @@ def test_orders_of_few_seeds_are_not_those_of_all():
 def test_intervals_cover_the_deviations_that_made_the_outcomes():
     rng, deviations, inside = np.random.default_rng(0), (0.2, 0.1, 0.1, 0.3), np.zeros(len(PARTS))
     for _ in range(200):
-        rows, outcomes = records({"one": made(rng, (4, 5, 24), deviations)})
-        (table,) = tables(rows, "spread", outcomes)
-        entries = table.rows[0].entries[1:]
+        entries = entries_of(made(rng, (4, 5, 24), deviations), "fraction")[1:]
         inside += [e.low <= truth <= e.high for e, truth in zip(entries, deviations, strict=True)]
     assert (inside >= 182).all(), inside  # 95 % of 200 are 190; below 182 is less likely than 1 % for each
 
