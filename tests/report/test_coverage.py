@@ -184,10 +184,12 @@ def test_one_cell_of_the_simulation(simulate, rng):
     assert simulate.rejected(24, 2, 0.3, 0.1, 300, rng) < 0.1
 
 
-def test_the_page_has_the_tables_of_the_command_within_their_bounds(simulate, rng):
+def test_the_page_has_the_tables_of_the_command_within_their_bounds(simulate, rng, monkeypatch):
     page = (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
     shown = dict(TITLE.findall(page))
-    printed = {title: list(heads) for title, heads, _ in simulate.tables(100, rng)}
+    for name in ("kid", "fid"):  # only titles and heads are read, and these rows are made at once
+        monkeypatch.setattr(simulate, name, lambda *_: None)
+    printed = {title: list(heads) for title, heads, _ in simulate.tables(1, rng)}
     latency = "Latency ratio: the range of six pairs"  # the page states its exact coverage
     assert list(shown) == [title for title in printed if title != latency]
     for title, table in shown.items():
