@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from itertools import product
 
 import counting_track
 import psutil
@@ -163,23 +164,17 @@ def test_a_store_that_is_gone_for_a_while_is_one_sentence_and_loses_nothing(engi
     assert set(left(store)) <= begun
 
 
-@pytest.mark.parametrize("jump", [-10 * ABANDONED, 10 * ABANDONED])
-def test_two_runs_at_once_are_one_though_the_clock_of_one_jumps(engine, store, tmp_path, monkeypatch, jump):
+@pytest.mark.parametrize(
+    ("build", "jump"),
+    [*((name, 0) for name in ENGINES), *product(("inline", "local"), (-10 * ABANDONED, 10 * ABANDONED))],
+    indirect=["build"],
+)
+def test_two_runs_at_once_are_one_even_if_the_clock_of_one_jumps(engine, store, tmp_path, monkeypatch, jump):
+    """A second engine in another process on the same store shares the work and ends with the same results."""
     plan, right = grid(range(8), log=tmp_path / "log", pause=0.05), time.time
     clock = iter([0] * 20)  # it jumps in the middle
     second = fork(lambda: component("engine", "inline").build({}).run(plan, store, Told()))
     monkeypatch.setattr(time, "time", lambda: right() + next(clock, jump))
-    outcome = engine.run(plan, store, Told())
-    assert os.waitpid(second, 0)[1] == 0
-    assert not outcome.failed and results(plan, store) == list(range(100, 108))
-    assert sorted((tmp_path / "log").read_text().split("\n")[:-1]) == sorted(t.label for t in plan.tasks.values())
-    assert left(store) == []
-
-
-def test_two_runs_at_once_are_one(engine, store, tmp_path):
-    """A second engine in another process on the same store shares the work and ends with the same results."""
-    plan = grid(range(8), log=tmp_path / "log", pause=0.05)
-    second = fork(lambda: component("engine", "inline").build({}).run(plan, store, Told()))
     outcome = engine.run(plan, store, Told())
     assert os.waitpid(second, 0)[1] == 0
     assert not outcome.failed and results(plan, store) == list(range(100, 108))
