@@ -71,12 +71,13 @@ def test_nothing_in_common_fails(cli, form):
         found = json.loads(path.read_text())
         assert found["same"]["budget"] == "lite"
         path.write_text(json.dumps(found | {"same": found["same"] | {"budget": "paper"}}))
-    both = ["git:HEAD", "other", "--format", form]
+    both = ["git:HEAD", "other", "concepts=church", "--format", form]
     done = cli("compare", *both, "--fail", code=1)
     said = " ".join((done.stderr if form in ("csv", "json") else done.stdout).split())
     assert "No figure is on both sides: budget is lite in A and paper in B. ignore=budget leaves it out" in said
-    cli("compare", *both)
-    cli("compare", *both, "ignore=budget", "--fail")
+    if form == "md":  # exit codes do not depend on the format
+        cli("compare", *both)
+        cli("compare", *both, "ignore=budget", "--fail")
     shutil.rmtree(other)
 
 
