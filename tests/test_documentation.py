@@ -57,6 +57,12 @@ PLACEHOLDERS = {
 }
 
 
+#: Records of a folder of results, the results of a folder and the ledger, read once for all commands.
+records_in = functools.cache(lambda folder: claims.published(folder)[0])
+results_in = functools.cache(results.read)
+ledger = functools.cache(published)
+
+
 def blocks(*languages, pages):
     """Fenced blocks in one of the languages, as parameters (page, text)."""
     for page in pages:
@@ -203,7 +209,7 @@ def understood(name, *words):
     elif name == "table":
         assert given["form"] in FORMATS and (given["view"] == "facets" or view_named(given["view"]))
         if given["folder"]:
-            assert filters.narrowed(claims.published(ROOT / given["folder"])[0], overrides, name).size
+            assert filters.narrowed(records_in(ROOT / given["folder"]), overrides, name).size
         else:
             assert not overrides or tasks(*overrides)
     elif name == "publish":
@@ -212,17 +218,17 @@ def understood(name, *words):
         assert Path(ROOT / given["folder"]).is_dir() if given["folder"] else tasks(*overrides)
     elif name == "site":
         store, rest = taken(taken(list(given["filters"]), "out")[1], "store")
-        read = [] if store else results.read(ROOT / (given["place"] or publish.RESULTS))
+        read = [] if store else results_in(ROOT / (given["place"] or publish.RESULTS))
         assert store or results.narrowed_to(read, rest)
     elif name == "compare":
         assert given["groups"] == "all" or set(given["groups"].split(",")) <= set(GROUPS)
         ignored, rest = taken(list(given["filters"]), "ignore")
         assert set(ignored.split(",") if ignored else ()) <= set(LABELS)
-        assert filters.narrowed(claims.published(ROOT / publish.RESULTS)[0], rest, name).size
+        assert filters.narrowed(records_in(ROOT / publish.RESULTS), rest, name).size
         assert all(place.startswith("git:") or "/" not in place or (ROOT / place).exists() for place in words[:2])
     elif name == "ledger":
         assert given["form"] in SHEET_FORMATS and given["what"] in (None, *SHOWN)
-        assert len(chosen(published(), dict(text.split("=", 1) for text in given["filters"])))
+        assert len(chosen(ledger(), dict(text.split("=", 1) for text in given["filters"])))
     elif name in ("show", "scores"):
         for key in ("out", "prompt", "role"):
             overrides = taken(overrides, key)[1]
