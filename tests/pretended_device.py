@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 from torch.utils import _device
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -89,6 +90,9 @@ class OnCard(torch.Tensor):
     def tolist(self):
         return self.values.tolist()
 
+    def __format__(self, spec: str) -> str:
+        return format(self.values.detach(), spec)
+
     def __repr__(self, **_) -> str:
         return f"OnCard({self.values!r})"
 
@@ -144,6 +148,9 @@ def dispatched(func, args, kwargs):
         raise DeviceMismatch(f"{func}: expected a 'cuda' device type for generator but found 'cpu'")
     leaves, spec = tree_flatten((args, kwargs))
     owners = {id(leaf.values): leaf for leaf in leaves if isinstance(leaf, OnCard)}
+    if owners and torch.Tag.inplace_view in func.tags:
+        with no_dispatch():  # squeeze_ and the like also change the shape of the card's tensor itself
+            func(*args, **kwargs)
     args, kwargs = tree_unflatten([leaf.values if isinstance(leaf, OnCard) else leaf for leaf in leaves], spec)
     out, written = func(*args, **kwargs), written_to(func)
 
