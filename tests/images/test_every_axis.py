@@ -11,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from command_line import called
 from overpaint.grid.shipped import shipped
+from overpaint.images.track import Images
+from overpaint.images.workbench import Workbench
 from overpaint.report.records import CELL
 
 #: The cheapest grid with figures: one prompt for each of three roles, one step.
@@ -27,7 +29,7 @@ SWEEPS = {
     "an attack's key": ["method=none", "attack=random_prefix", "attack.tokens=1,2"],
     "seed": ["method=none", "attack=random_prefix", "seed=3,4"],
     "concept set": ["method=none", "concepts=cat,car"],
-    "anchor": ["method=uce", "concepts.anchor=car,tree"],
+    "anchor": ["method=uce", "concepts.anchor=flower,key"],
     "retained concepts": ["method=uce", "concepts.retain=[cat],[car]"],
     "templates": ["method=none", "concepts.templates=['a {}'],['the {}']"],
     "prompt file": ["method=none", "concepts.prompts.target=one.csv,two.csv"],
@@ -46,7 +48,7 @@ def values_of(overrides):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A folder in which all sweeps ran, one command each, on one store."""
+    """A folder in which all sweeps ran, one command each, on one store. The commands share the model and the detectors."""
     folder = tmp_path_factory.mktemp("axes")
     for name, text in (("one", "a church"), ("two", "the church")):
         (folder / f"{name}.csv").write_text(f"prompt\n{text} of {name}\n")
@@ -59,6 +61,8 @@ def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("OVERPAINT_STORE", str(folder / "store"))
+        bench = Workbench()
+        patch.setattr(Images, "bench", lambda self: bench)
         for sweep in SWEEPS.values():
             others = [o for o in TINY if o.split("=")[0] not in {s.split("=")[0] for s in sweep}]
             assert called("run", *others, *sweep) == 0
@@ -90,6 +94,7 @@ def test_every_point_has_a_place_of_its_own_in_the_wide_forms(store, capsys, for
     text = "".join(printed(store, capsys, "--format", form).split())
     for markup in {"md": ["\\"], "latex": [r"\\", "{", "}"]}.get(form, ()):  # escapes, and lines of a head
         text = text.replace(markup, "")
+    assert SHOWN.keys() == SWEEPS.keys()
     for name, shown in SHOWN.items():
         for part in shown:
             part = part.replace("_", r"\_") if form == "latex" else part
@@ -98,16 +103,23 @@ def test_every_point_has_a_place_of_its_own_in_the_wide_forms(store, capsys, for
 
 #: Names of each sweep's points in a table.
 SHOWN = {
+    "method": ["none", "uce"],
     "a method's key": ["uce lamb=0.1", "uce lamb=0.7"],
     "one method's key beside another": ["uce lamb=0.2", "uce lamb=0.3"],
+    "attack": ["synonym proportion", "paraphrase proportion"],
     "an attack's key": ["random_prefix tokens=1", "random_prefix tokens=2"],
-    "anchor": ["church anchor=car", "church anchor=tree"],
+    "seed": ["seed 3", "seed 4"],
+    "concept set": ["cat (object)", "car (object)"],
+    "anchor": ["church anchor=flower", "church anchor=key"],
     "retained concepts": ["retain=[cat]", "retain=[car]"],
+    "templates": ["templates=[a", "templates=[the"],
     "prompt file": ["one.csv", "two.csv"],
     "protocol": ["guidance_scale=2.0", "guidance_scale=3.0"],
     "budget": ["target_prompts=2", "target_prompts=3"],
     "precision": ["precision=float64", "precision=bfloat16"],
+    "model's path": ["path=one", "path=two"],
     "threshold": ["threshold=0.4", "threshold=0.6"],
+    "inline concepts": ["tree (object)", "boat (object)"],
 }
 
 
