@@ -18,6 +18,7 @@ from overpaint.grid.prompts import Prompt, Shot, distinct, shots
 from overpaint.grid.read_once import reading_once, remembered
 from overpaint.grid.registry import component
 from overpaint.grid.roles import ROLES, Role, attack_list, role, role_shots, shortfalls, stand_in_shots
+from overpaint.grid.source_code import is_ours
 from overpaint.images.extractions import extractions, unmeasured
 from overpaint.images.measurements import (
     cell_scope,
@@ -28,6 +29,7 @@ from overpaint.images.measurements import (
     replicate_task,
 )
 from overpaint.images.pictures import pictures
+from overpaint.images.returned import checked_assault, fewer_shots, where_raised
 from overpaint.images.task_parts import applied_metrics
 from overpaint.images.tasks import (
     Batch,
@@ -344,6 +346,8 @@ def _attacked(plan: Plan, cell: Cell, stand_in: Concept | None = None) -> list[B
         return known_images(plan, cell, own, what)
     if attack.needs == "nothing":
         fixed = _fixed_shots(cell.attack, cell.attack_seed, concept, plain, cell.concepts.catalogue)
+        if not stand_in and fewer_shots(fixed, plain):
+            plan.notes.append(f"attack={cell.attack.label} on {concept.name}: {fewer_shots(fixed, plain)}")
         return known_images(plan, cell, fixed, what)
     if attack.paints or attack.shown:
         _check_one_size(cell, plain)
@@ -400,8 +404,20 @@ def _about(shots: Sequence[Shot], label: str) -> list[Shot]:
 def _fixed_shots(
     attack: Choice, seed: int, concept: Concept, plain: Sequence[Shot], catalogue: Catalogue
 ) -> Sequence[Shot]:
-    """The shots of an attack that needs no model."""
-    return build_attack(attack, seed).run(AttackContext(concept, plain, catalogue)).shots
+    """The shots of an attack that needs no model.
+
+    Raises `UserError` if it returns something else, or if the code of a user's own attack raises an error.
+    """
+    made, who = build_attack(attack, seed), f"attack={attack.name}"
+    try:
+        found = made.run(AttackContext(concept, plain, catalogue))
+    except UserError:
+        raise
+    except Exception as error:
+        if is_ours(type(made).__module__):  # our own error: show the traceback
+            raise
+        raise UserError(f"{who}: run raised {where_raised(error)}") from error
+    return checked_assault(found, who).shots
 
 
 @remembered

@@ -148,7 +148,7 @@ def test_a_plain_prompts_plain_form_has_no_new_key():
 
 def test_a_judge_that_fails_has_said_nothing(measured):
     scores = pd.DataFrame({"church": [0.9, 0.1, np.nan], "failed": [False, False, True]})
-    detector = SimpleNamespace(score=lambda images: scores)
+    detector = SimpleNamespace(score=lambda images: scores[: len(images)])
     settings = {"detector": "eye", "settings": {}, "threshold": 0.5}
     judge, _ = _judge(
         {"judge": settings}, Concept("church"), SimpleNamespace(detector=lambda name, settings, device: detector), "cpu"

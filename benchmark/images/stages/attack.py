@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from overpaint.attacks.attack import COMPARISONS, NOT_GIVEN, AttackContext, Verdict
+from overpaint.attacks.attack import COMPARISONS, NOT_GIVEN, Assault, AttackContext, Verdict
 from overpaint.attacks.stored import write_assault
 from overpaint.attacks.wording import ordinary_texts
 from overpaint.grid.choices import Choice
 from overpaint.grid.concepts import Catalogue, Concept, stored_concept
 from overpaint.grid.prompts import Shot
+from overpaint.images.returned import checked_assault, fewer_shots
 from overpaint.images.stages.generate import erasure_cost, read_images, write_images
 from overpaint.images.stages.score import scores
 from overpaint.images.task_parts import check_content
@@ -46,7 +47,9 @@ def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[
         start = time.perf_counter()
         assaults = attack.run_together(contexts)
         seconds = (time.perf_counter() - start) / len(tasks)
-        notes = [_note(attack, context) for context in contexts]
+        for assault in assaults:
+            checked_assault(assault, f"attack={config['attack']}")
+        notes = [_note(attack, context, assault) for context, assault in zip(contexts, assaults, strict=True)]
     for assault, folder in zip(assaults, folders, strict=True):
         assault.ledger.seconds = seconds
         assault.ledger.images = sum(shot.prompt.role not in COMPARISONS for shot in assault.shots)
@@ -60,11 +63,13 @@ def run_together(tasks: Sequence, inputs: Mapping[str, Path], folders: Sequence[
     ]
 
 
-def _note(attack, context: AttackContext) -> dict[str, str]:
-    """A manifest note with the number of truncated prompts; empty if there are none."""
+def _note(attack, context: AttackContext, assault: Assault) -> dict[str, str]:
+    """A manifest note with the numbers of truncated prompts and of missing shots; empty if there are none."""
     truncated, known = attack.shortened(context), len({shot.prompt.text for shot in context.shots})
     note = f"{truncated} of {known} prompts were truncated to the model's {context.victim.tokens} tokens"
-    return {"note": note} if truncated else {}
+    notes = [note] if truncated else []
+    notes += filter(None, [fewer_shots(assault.shots, context.shots)])
+    return {"note": "; ".join(notes)} if notes else {}
 
 
 def _context(task, inputs: Mapping[str, Path], bench, victim) -> AttackContext:
@@ -122,17 +127,17 @@ def _judge(
 
     settings, label = config["judge"], concept.label or concept.name
     detector = bench.detector(settings["detector"], settings["settings"], device)
-    columns = detector.score([Image.new("RGB", (64, 64), "gray")])
+    columns = scores(detector, [Image.new("RGB", (64, 64), "gray")], settings["detector"])
 
     def judge(images: Sequence) -> list[Verdict]:
-        seen = scores(detector, images)[label]
+        seen = scores(detector, images, settings["detector"])[label]
         return [
             Verdict(known and bool(score >= settings["threshold"]), float(score), known)
             for score, known in zip(seen.fillna(0.0), seen.notna().tolist(), strict=True)
         ]
 
     def features(images: Sequence) -> torch.Tensor:
-        return torch.tensor(detector.score(images)["features"].tolist())
+        return torch.tensor(scores(detector, images, settings["detector"])["features"].tolist())
 
     return (judge if label in columns else None), (features if "features" in columns else None)
 

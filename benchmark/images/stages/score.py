@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from overpaint.images.returned import checked_scores
 from overpaint.images.stages.generate import read_images
 from overpaint.run.store import read_manifest
 
@@ -31,7 +32,7 @@ def run(task, inputs, folder, bench) -> dict:
     images = read_images(inputs["images"])
     if task.config["detector"]:
         detector = bench.detector(task.config["detector"], task.config["settings"], task.runtime.get("device"))
-        frame = scores(detector, images)
+        frame = scores(detector, images, task.config["detector"])
     else:
         frame = pd.DataFrame({"failed": [image is None for image in images]})
     frame.to_parquet(folder / "scores.parquet", index=False)
@@ -55,10 +56,15 @@ def _costs(images: Path, attacks: Sequence[Path]) -> Mapping[str, Mapping[str, f
     return {"images": made.get("cost", {}), "erasure": made.get("erasure", {}), "attack": dict(spent)}
 
 
-def scores(detector: Detector, images: Sequence[Image | None]) -> pd.DataFrame:
-    """`Detector.score` of the images, one row each. A failed image (``None``) gets NaN scores without being scored."""
+def scores(detector: Detector, images: Sequence[Image | None], name: str = "") -> pd.DataFrame:
+    """`Detector.score` of the images, one row each. A failed image (``None``) gets NaN scores without being scored.
+
+    ``name`` is the detector's name for errors, without one its class's. Raises `UserError` for wrong scores.
+    """
     shown = [number for number, image in enumerate(images) if image is not None]
-    frame = detector.score([image for image in images if image is not None])
+    found = detector.score([image for image in images if image is not None])
+    who = f"detector={name or type(detector).__name__}"
+    frame = checked_scores(found, len(shown), who, getattr(detector, "labels", None))
     if len(shown) == len(images):
         return frame
     frame = frame.set_axis(shown).reindex(range(len(images)))
