@@ -13,6 +13,7 @@ from overpaint.errors import UserError, unknown
 from overpaint.grid.labels import bytes_said, counted, printable
 from overpaint.grid.paths import path_of
 from overpaint.grid.typed import bare
+from overpaint.report.records import STAGE, unreadable
 from overpaint.run import archives
 from overpaint.run.display import steps_shown
 from overpaint.run.store import CorruptArtefact, Damage, Store
@@ -44,8 +45,8 @@ def store(context: click.Context) -> None:
 def verify(what: Sequence[str], set_aside: bool) -> None:
     """Hash every file of every artefact, of the stages WHAT or of all; store=DIR names the store.
 
-    The exit code is 1 if an artefact is damaged. Files above 1 MB are not hashed when they are read, so this finds what a disk
-    did to them.
+    Files with figures are parsed as well. The exit code is 1 if an artefact is damaged. Files above 1 MB are not hashed when they
+    are read, so this finds what a disk did to them.
     """
     named, stages = taken(what, "store")
     found, _ = store_and_grid([f"store={named}"] if named else [])
@@ -54,7 +55,9 @@ def verify(what: Sequence[str], set_aside: bool) -> None:
             raise unknown("stage", stage, found.stages(), str(found.root))
     count = 0
     with steps_shown(ERR):
-        for damage in (damage for stage in stages or found.stages() for damage in found.verify(stage)):
+        for damage in (
+            damage for stage in stages or found.stages() for damage in found.verify(stage, {STAGE: unreadable})
+        ):
             count += 1
             _say([damage])
             if set_aside:

@@ -8,28 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from overpaint.errors import UserError, changed
+from overpaint.errors import UserError, changed, unknown
 from overpaint.grid.assets import content_digest, referred
 from overpaint.grid.cells import Cell, ModelSpec
 from overpaint.grid.choices import Choice
 from overpaint.grid.concepts import Catalogue, Concept
 from overpaint.grid.digests import is_file
+from overpaint.grid.directions import BETTER
 from overpaint.grid.labels import label
 from overpaint.grid.paths import content_path
 from overpaint.grid.prompts import Shot
 from overpaint.grid.read_once import remembered
 from overpaint.grid.registry import component, components, load_attribute
 from overpaint.grid.shipped import shipped
+from overpaint.grid.typed import check_type, shown
 from overpaint.images.pictures import pictures
 from overpaint.images.stages.generate import shot_row
-from overpaint.metrics.metric import Metric
+from overpaint.metrics.metric import IMAGE_ROLES, FrameName, Metric
 from overpaint.models.sources import fingerprint_model, hub_commit, resolve, unchanged
 from overpaint.run.store import file_hash
 from overpaint.run.tasks import SharedDict, SharedList, Task
+from overpaint.run.track import facets
 
 #: Version of our half-precision arithmetic (scaled losses, noise levels, attention). Results of models in float32 and float64
 #: do not depend on it.
@@ -37,6 +41,8 @@ HALF_PRECISION = 2
 #: Number of a catalogue's templates per language that an attack can learn from. Templates beyond these are new to every attack,
 #: and adding some to a catalogue changes no stored attack.
 ATTACK_TEMPLATES = 24
+#: Similarity to one of the facets from which a metric's own facet counts as a misspelling of it.
+MISSPELT = 0.8
 
 
 def model_of(model: ModelSpec) -> dict[str, Any]:
@@ -207,6 +213,43 @@ def metric_class(name: str, reference: str) -> type[Metric]:
         metric = load_attribute(reference)
     except UserError as error:
         raise UserError(f"metrics.metrics.{name}: {error}") from error
+    where = f"metrics.metrics.{name}"
     if not isinstance(metric, type) or not issubclass(metric, Metric):
-        raise UserError(f"metrics.metrics.{name}: {reference} is not a metric (overpaint.metrics.metric:Metric)")
+        raise UserError(f"{where}: {reference} is not a metric (overpaint.metrics.metric:Metric)")
+    _check_description(metric, f"{where}: {metric.__name__}")
     return metric
+
+
+def _check_description(metric: type[Metric], where: str) -> None:
+    """Raise a `UserError` for a class attribute with a value that tables or plans cannot use.
+
+    A facet of the user's own is allowed unless it is nearly one of the tracks'.
+    """
+    for attribute in ("facet", "direction", "unit", "aggregation", "paper"):
+        value = getattr(metric, attribute, None)
+        if not isinstance(value, str) or (not value and attribute in ("facet", "unit")):
+            raise UserError(f"{where}.{attribute} takes a text, got {shown(value)} (docs/extending.md)")
+    if metric.direction not in BETTER:
+        raise unknown("direction", metric.direction, BETTER, where)
+    if metric.facet not in facets() and get_close_matches(metric.facet.casefold(), facets(), 1, MISSPELT):
+        raise unknown("facet", metric.facet, facets(), where)
+    check_type(metric.version, int, f"{where}.version")
+    for attribute, (word, allowed) in _ALLOWED.items():
+        values = getattr(metric, attribute)
+        if not isinstance(values, tuple | list):
+            raise UserError(
+                f"{where}.{attribute} takes a tuple of texts, such as ({shown(allowed[0])},), got {shown(values)}"
+            )
+        for value in values:
+            if value not in allowed:
+                raise unknown(word, str(value), allowed, where)
+
+
+#: Class attributes of metrics that take several words: what one is called, and the allowed ones.
+_ALLOWED = {
+    "roles": ("role", IMAGE_ROLES),
+    "also": ("role", IMAGE_ROLES),
+    "frames": ("frame", get_args(FrameName)),
+    "extracted": ("frame", get_args(FrameName)),
+    "tasks": ("task", ("similarity", "latency")),
+}

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from overpaint.errors import UserError
 from overpaint.metrics.metric import Evidence, Figure, FrameName, Metric
 from overpaint.report import statistics
 from overpaint.report.statistics import Estimate
@@ -188,8 +189,21 @@ class Share(Metric):
         """Outcomes of ``frame``, which holds the images of this metric's roles."""
         return own_concept(frame, evidence.threshold)
 
+    def judged(self, frame: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+        """What `judge` returned. Raises `UserError` unless it has the columns of `outcomes`."""
+        found, said = self.judge(frame, evidence), f"{type(self).__name__}.judge returned"
+        rule = "judge returns what outcomes() returns (docs/extending.md)"
+        if not isinstance(found, pd.DataFrame):
+            raise UserError(f"{said} {type(found).__name__}; {rule}")
+        for column in (*KEYS, "cluster", "image", "hit"):
+            if column not in found:
+                raise UserError(f"{said} a frame without column {column!r}; {rule}")
+        if not found["hit"].dropna().isin([0, 1]).all():
+            raise UserError(f"{said} other values of 'hit' than 1, 0 and NaN; {rule}")
+        return found
+
     def measure(self, evidence: Evidence) -> Figure:
-        these, those = (self.judge(evidence.images_of(*self.roles, frame=frame), evidence) for frame in self.compared)
+        these, those = (self.judged(evidence.images_of(*self.roles, frame=frame), evidence) for frame in self.compared)
         return compare(these, those, evidence.failure_limit, f"{'/'.join(self.roles)} images")
 
 
@@ -202,7 +216,7 @@ def shares_by(metric: Share, column: str, evidence: Evidence) -> dict[str, Figur
     found = {}
     for value in values if len(values) > 1 else ():
         chosen = [frame[frame[column] == value].reset_index(drop=True) for frame in frames]
-        these, those = (metric.judge(frame, evidence) for frame in chosen)
+        these, those = (metric.judged(frame, evidence) for frame in chosen)
         found[value] = compare(these, those, evidence.failure_limit, f"{value} images")
     return found
 

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyarrow import types
 
 from overpaint.grid.concept_sets import erased_by, listed
@@ -142,6 +143,19 @@ def _checked(rows: pa.Table, file: str, columns: Sequence[str], required: Sequen
 
 RECORDS = Kind("records.parquet", RECORD_COLUMNS, checked_records)
 OUTCOMES = Kind("outcomes.parquet", OUTCOME_COLUMNS, _checked_outcomes, optional=True)
+
+
+def unreadable(store: Store, key: str) -> str | None:
+    """What is wrong with the files of figures in the artefact of this key, for `Store.verify`; ``None`` if nothing is."""
+    folder = store.path(STAGE, key)
+    for kind in (RECORDS, OUTCOMES):
+        if not (folder / kind.file).is_file():
+            continue
+        try:
+            kind.check(pq.ParquetFile(folder / kind.file).read(use_threads=False).replace_schema_metadata())
+        except (ValueError, OSError, NotImplementedError) as error:
+            return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return None
 
 
 def stored_outcomes(store: Store, records: pd.DataFrame) -> pa.Table:

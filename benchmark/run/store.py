@@ -8,12 +8,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -48,6 +48,10 @@ ROOM = 10 << 30
 NO_FILE = (None, errno.ENOENT, errno.EISDIR)
 #: Errors of the operating system about names that this package never writes.
 NEVER_WRITTEN = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR)
+
+
+#: Says what is wrong with the contents of the artefact of this key, or ``None``.
+Contents: TypeAlias = "Callable[[Store, str], str | None]"
 
 
 class CorruptArtefact(UserError):
@@ -294,18 +298,25 @@ class Store:
         if reason:
             raise CorruptArtefact(stage, key, reason)
 
-    def verify(self, stage: str | None = None) -> Iterator[Damage]:
-        """Hash every file of every artefact, of one stage or of all. Yields the damaged ones as they are found; moves none."""
+    def verify(self, stage: str | None = None, contents: Mapping[str, Contents] | None = None) -> Iterator[Damage]:
+        """Hash every file of every artefact, of one stage or of all. Yields the damaged ones as they are found; moves none.
+
+        ``contents`` also checks whole artefacts of a stage: a function of the store and a key that says what is wrong.
+        """
         threads = ThreadPoolExecutor(CHECKING)
         try:
             for name in [stage] if stage else self.stages():
                 keys = sorted(self._folders(name))
-                reasons = threads.map(self.damage, [name] * len(keys), keys)
+                check = (contents or {}).get(name)
+                reasons = threads.map(self._verified, [name] * len(keys), keys, [check] * len(keys))
                 for _, key, reason in zip(steps(len(keys), f"{name} artefacts"), keys, reasons, strict=True):
                     if reason:
                         yield Damage(name, key, reason)
         finally:
             threads.shutdown(cancel_futures=True)  # those that nobody waits for any more
+
+    def _verified(self, stage: str, key: str, check: Contents | None) -> str | None:
+        return self.damage(stage, key) or (check(self, key) if check else None)
 
     def damage(self, stage: str, key: str, hash_up_to: float = float("inf")) -> str | None:
         """What is wrong with an artefact's files, or ``None``; files of up to ``hash_up_to`` bytes are hashed.

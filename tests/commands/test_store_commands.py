@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 
+import pandas as pd
 import pytest
 
 from command_line import CommandLine
@@ -260,6 +261,23 @@ def test_verify_names_damage_and_sets_it_aside_when_asked(cli, store, plan):
     assert cli("store", "verify", "generate").stdout == "" and store.has(cell.stage, cell.key)
     cli("store", "verify", "measure", "--set-aside", code=1)
     assert not store.has(cell.stage, cell.key) and plan.missing(store) == [cell]
+
+
+def test_verify_finds_figures_that_no_table_can_read(cli, store, plan):
+    cell = plan.cells[0][1]
+    labels = ("model", "concepts", "kind", "method", "attack", "budget", "facet", "metric", "unit")
+    row = dict.fromkeys(labels, "a") | {"seed": 0, "value": 0.5, "n": 2}
+    for direction in ("sideways", "up"):
+        store.remove(cell.stage, cell.key)
+        with store.workspace() as folder:
+            pd.DataFrame([row | {"direction": direction}]).to_parquet(folder / "records.parquet")
+            store.publish(cell.stage, cell.key, folder, {"label": cell.label, "inputs": cell.inputs})
+        if direction == "up":
+            assert "0 damaged artefacts" in cli("store", "verify", "measure").stderr
+        else:
+            why = "ValueError: records.parquet has a direction other than up, down, zero"
+            assert f"measure/{cell.key}: {why}\n" in cli("store", "verify", "measure", "--set-aside", code=1).stdout
+            assert not store.has(cell.stage, cell.key)
 
 
 def test_a_packed_store_is_merged_into_an_empty_one(cli, store, plan, tmp_path):

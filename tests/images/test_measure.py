@@ -12,13 +12,17 @@ from overpaint.attacks.attack import Assault, Painted
 from overpaint.attacks.prompt_file import PromptFile, write_prompts
 from overpaint.attacks.prompt_lists import attacked
 from overpaint.attacks.stored import write_assault
+from overpaint.errors import UserError
 from overpaint.grid.concepts import Concept
 from overpaint.grid.prompt_files import read_prompts
 from overpaint.grid.prompts import Prompt, Shot, distinct, shots
+from overpaint.images.stages import measure as measuring
 from overpaint.images.stages.attack import _judge
 from overpaint.images.stages.measure import RECORD_COLUMNS, figures, gather
 from overpaint.metrics.attack_success import AttackSuccessUnion, JudgeAgreement
+from overpaint.metrics.metric import Figure
 from overpaint.metrics.outcomes import own_concept, share
+from overpaint.metrics.proportions import TargetProportion
 from overpaint.report import statistics
 from overpaint.run.store import MANIFEST
 
@@ -188,3 +192,17 @@ def test_without_a_detector_a_figure_says_so(measured, tmp_path, compared):
     target, seconds = figures(config, inputs)
     assert (target["value"], target["failed"], target["why"]) == (None, 0, "no detector: set model.detector")
     assert seconds["why"] == "no erasure was made for these images"
+
+
+def test_what_is_no_figure_is_not_stored(measured, tmp_path, monkeypatch):
+    config, inputs = measured(images=[plain_of(["a church", "the church"])])
+    config["cell"] |= dict.fromkeys(("model", "concepts", "kind", "method", "budget"), "a") | {"seed": 0}
+    metric = TargetProportion
+    monkeypatch.setattr(metric, "measure", lambda self, evidence: 0.5)
+    with pytest.raises(
+        UserError, match=r"^metrics\.metrics\.target_proportion returned float; measure returns a Figure"
+    ):
+        measuring.run(SimpleNamespace(config=config), inputs, tmp_path, None)
+    monkeypatch.setattr(metric, "measure", lambda self, evidence: Figure("high"))
+    with pytest.raises(UserError, match=r"^the figures cannot be stored: records.parquet has values of type"):
+        measuring.run(SimpleNamespace(config=config), inputs, tmp_path, None)

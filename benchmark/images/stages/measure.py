@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
+from overpaint.errors import UserError
 from overpaint.grid.concepts import stored_concept
 from overpaint.grid.digests import canonical
 from overpaint.grid.prompts import Shot, shared_noise
 from overpaint.grid.registry import load_attribute
 from overpaint.images.stages.score import SHOTS
 from overpaint.metrics.metric import IMAGE_COLUMNS, SECOND, Evidence, Figure, Metric
-from overpaint.report.records import OUTCOME_COLUMNS, RECORD_COLUMNS
+from overpaint.report.records import OUTCOME_COLUMNS, RECORD_COLUMNS, RECORDS
 from overpaint.run.store import read_manifest
 
 
@@ -29,6 +31,10 @@ def run(task, inputs, folder, bench) -> dict:
     outcomes = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     outcomes.reindex(columns=OUTCOME_COLUMNS).to_parquet(folder / "outcomes.parquet", index=False)
     records.to_parquet(folder / "records.parquet", index=False)
+    try:  # what cannot be read again must not be stored: it would stop every table of the store
+        RECORDS.check(pq.read_table(folder / RECORDS.file))
+    except ValueError as error:
+        raise UserError(f"the figures cannot be stored: {error}") from error
     return {}
 
 
@@ -47,6 +53,10 @@ def measured(config: Mapping, inputs: Mapping[str, Path]) -> list[tuple[dict, pd
         if metric.applies_to(config["cell"]["attack_name"]) and metric.relevant(evidence):
             for part, figure in _figures(metric, evidence, bool(config["detector"]["detector"])).items():
                 named = f"{name}.{part}" if part else name
+                if not isinstance(figure, Figure):
+                    raise UserError(
+                        f"metrics.metrics.{named} returned {type(figure).__name__}; measure returns a Figure (docs/extending.md)"
+                    )
                 about = judge | {"extractor": _extractor(config, metric)}
                 found.append((_row(config, named, metric, figure, evidence) | about, figure.outcomes))
     return found
