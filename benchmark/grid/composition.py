@@ -177,6 +177,9 @@ class Composition:
                 continue
             if owner or setting.group in self.default:
                 _refuse_description(setting, owner or setting.group)
+            if setting.inner == "seed" and (owner or setting.group in ADDRESSED):
+                value = setting.typed.partition("=")[2]
+                raise UserError(f"{setting.typed}: methods and attacks share one seed; use seed={value}")
             if owner and setting.group not in self.default:
                 points = axes.get(owner) or [Point({owner: name}) for name in names[owner]]
                 axes[owner] = list(_addressed(points, owner, setting))

@@ -35,6 +35,8 @@ EXTRA_KEYS = ("preset", "control", "floor")
 DESCRIPTION = (
     *EXTRA_KEYS, "name", "component", "summary", "paper", "status", "presets", "unrelated", "recommended_threshold", "probe"
 )  # fmt: skip
+#: Values of a component's ``status``.
+STATUS = ("verified", "experimental", "paper only", "defined here")
 #: The base class of the components of a group.
 BASES = {
     "method": "overpaint.methods.eraser:Eraser",
@@ -134,6 +136,9 @@ def component(kind: str, name: str) -> Component:
     path = file_of(kind, name)
     config = read_mapping(path, f"{kind}={name}")
     refuse_resolvers(config, f"{kind}={name}")
+    status = config.get("status")
+    if "component" in config and status is not None and status not in STATUS:
+        raise unknown("status", str(status), STATUS, f"{kind}={name}")
     return Component(kind, name, config)
 
 

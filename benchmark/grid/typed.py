@@ -111,7 +111,9 @@ def _refusal(error: ErrorDetails, values: Mapping, hints: Mapping[str, Any], whe
     """Pydantic's error as a sentence."""
     key = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
-        return unknown("hyper-parameter" if "=" in where else "key", key, hints, where)
+        shared = ("seed",) if where.startswith(("method=", "attack=")) else ()  # set by seed=, for all of them
+        allowed = [name for name in hints if name not in shared]
+        return unknown("hyper-parameter" if "=" in where else "key", key, allowed, where)
     if error["type"] == "missing":
         return UserError(f"{where}: no value for {key}")
     value, hint, place = values[key], hints[key], named(where, key)

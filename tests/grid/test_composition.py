@@ -111,6 +111,21 @@ def test_a_method_from_a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (cell,) = cells("method=mine", "method.strength=0.25", f"hydra.searchpath=[file://{tmp_path}]")
     assert cell.method.values == {"strength": 0.25}
+    file = tmp_path / "method" / "mine.yaml"
+    for before, after, said in (
+        ("strength", "other: 1\nstrength", "unknown hyper-parameter 'other' in method=mine (allowed: strength)"),
+        (
+            "preset: auto",
+            "preset: auto\nstatus: verifed",
+            "unknown status 'verifed' in method=mine; did you mean 'verified'? "
+            "(allowed: defined here, experimental, paper only, verified)",
+        ),
+    ):
+        text = file.read_text()
+        file.write_text(text.replace(before, after))
+        with pytest.raises(UserError, match=re.escape(said)):
+            cells("method=mine", f"hydra.searchpath=[file://{tmp_path}]")
+        file.write_text(text)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,9 @@ def test_an_address_and_the_group_are_one_key_for_one_component():
         (["method=none,uce", "method.lam=1"], "did you mean 'lamb'"),
         (["method=esd", "uce.lamb=1"], "uce.lamb=1: this grid does not run uce (its methods: esd)"),
         (["method=uce", "uce.lam=1"], "unknown hyper-parameter 'lam' in method=uce; did you mean 'lamb'"),
+        (["method=uce", "method.seed=3"], "method.seed=3: methods and attacks share one seed; use seed=3"),
+        (["method=none,uce", "uce.seed=3,4"], "uce.seed=3,4: methods and attacks share one seed; use seed=3,4"),
+        (["attack=none,uda", "attack.seed=3"], "attack.seed=3: methods and attacks share one seed; use seed=3"),
         (["method=uce", "ucee.lamb=1"], "unknown key 'ucee' in the configuration; did you mean 'uce'"),
     ],
 )

@@ -85,6 +85,13 @@ def test_an_attack_is_watched_below_the_erasure(bench, tmp_path):
         attacked(lambda weight: weight.add_(1))
 
 
+def test_an_erasure_that_changes_nothing_is_refused(bench, tmp_path, method):
+    method(lambda model: Erasure("negative_prompt"))
+    with pytest.raises(overpaint.UserError, match=r"^method=negative_prompt returned an erasure that changes nothing"):
+        erased(bench, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_erasure_that_does_not_fit_fails_where_it_is_made(bench, tmp_path, method):
     def cut(model):
         name, parameter = next(iter(model.named_parameters().items()))
