@@ -61,6 +61,7 @@ def test_every_block_of_the_page_is_run():
     assert set(COMMANDS) == {
         "in the folder that contains my_package",
         "in the folder that contains pyproject.toml",
+        "with the experiment, in the folder that contains my_package",
         "with the track, in the folder that contains my_package",
     }
 
@@ -76,6 +77,16 @@ def test_a_folder_named_in_the_search_path(package, tmp_path):
     )
     assert figures["attack_success", "misspelling"] == figures["brightness", "none"] == 2
     assert records["detector"].str.startswith("oracle_mean").all()
+
+
+def test_an_experiment_of_ones_own(package, tmp_path):
+    shell(COMMANDS["with the experiment, in the folder that contains my_package"], package, tmp_path)
+    records = pd.concat(map(pd.read_parquet, (tmp_path / "store").rglob("records.parquet")))
+    methods = {"none", "project_out strength=0.5", "project_out strength=1.0"}
+    assert set(records["method"]) == methods and set(records["attack"]) == {"none", "misspelling"}
+    assert set(records["concepts"]) == {"village"}
+    figures = records[records["metric"] == "anchor_shown"]
+    assert len(figures) == 3 and set(figures["n"]) == {4}, "two prompts with two seeds"
 
 
 def test_a_package_adds_a_track(package, tmp_path):
