@@ -35,12 +35,16 @@ def checked_scores(frame: object, images: int, who: str, labels: Sequence[str] |
     for column in ("failed", *(labels or ())):
         if column not in table:
             raise UserError(f"{said} no column {column!r}; columns are one per label and failed (docs/extending.md)")
-    for column in table.columns.difference(list(OTHERS), sort=False):
-        scores = _numbers(table[column], said)
-        outside = scores[(scores < -ROUNDING) | (scores > 1 + ROUNDING)]
-        if len(outside):
-            raise UserError(f"{said} {outside.iloc[0]:g} in column {column!r}, which takes scores from 0 to 1")
-        table[column] = scores
+    kinds = {str(column): kind for column, kind in table.dtypes.items() if column not in OTHERS}
+    names = list(kinds)
+    for column, kind in kinds.items():
+        if not _is_number(kind):
+            table[column] = _numbers(table[column], said)
+    scores = table[names].to_numpy(float)
+    outside = np.argwhere((scores < -ROUNDING) | (scores > 1 + ROUNDING))
+    if len(outside):
+        row, place = outside[0]
+        raise UserError(f"{said} {scores[row, place]:g} in column {names[place]!r}, which takes scores from 0 to 1")
     for column in ("detections", "answers"):
         for value in table[column].dropna() if column in table else ():
             if not isinstance(value, str):
@@ -115,8 +119,8 @@ def _rows(frame: object, images: int, said: str) -> pd.DataFrame:
         _refuse(said, f"{type(frame).__name__}, not a DataFrame")
     if len(frame) != images:
         _refuse(said, counted(len(frame), "row"))
-    for column in frame.columns:
-        if not isinstance(column, str) or list(frame.columns).count(column) > 1:
+    for column, again in zip(frame.columns, frame.columns.duplicated(), strict=True):
+        if again or not isinstance(column, str):
             raise UserError(f"{said} a column {column!r}; names of columns are texts, each of them once")
     return frame.reset_index(drop=True)
 
@@ -125,9 +129,13 @@ def _refuse(said: str, what: str) -> NoReturn:
     raise UserError(f"{said} {what}; it returns a DataFrame with one row per image (docs/extending.md)")
 
 
+def _is_number(dtype: object) -> bool:
+    return isinstance(dtype, np.dtype) and dtype.kind in "iufb"
+
+
 def _numbers(column: pd.Series, said: str) -> pd.Series:
     """The column as numbers; missing ones are NaN."""
-    if pd.api.types.is_numeric_dtype(column) and column.dtype.kind in "iufb":
+    if _is_number(column.dtype):
         return column
     for value in column.dropna():
         if not isinstance(value, Real):
