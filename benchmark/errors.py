@@ -7,6 +7,8 @@ from difflib import get_close_matches
 
 #: Maximum number of characters that a message shows of a given name.
 LONGEST = 200
+#: Similarity from which a name is suggested: that of ``uxe`` and ``uce``, or ``output`` and ``out``, is 0.67.
+NEAR = 0.65
 #: Maximum number of allowed names that a message lists.
 MOST_LISTED = 60
 
@@ -55,9 +57,17 @@ def unknown(what: str, given: str, allowed: Iterable[str], where: str = "") -> U
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The end of a message that names the allowed name nearest to the given one, in any case; empty if none is near."""
-    names = {name.casefold(): name for name in allowed}
-    near = get_close_matches(given[:LONGEST].casefold(), names, n=1, cutoff=0.5)
+    """The end of a message that names the allowed name nearest to the given one, in any case; empty if none is near.
+
+    A name that starts with the given one is near, too: ``seed_search`` for ``seed``.
+
+    >>> nearest("church", ["Richard Eurich"])
+    ''
+    """
+    names, wanted = {name.casefold(): name for name in allowed}, given[:LONGEST].casefold()
+    near = get_close_matches(wanted, names, n=1, cutoff=NEAR)
+    if not near and len(wanted) > 2:
+        near = [name for name in names if name.startswith(wanted)]
     return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 

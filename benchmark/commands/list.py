@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from overpaint.errors import UserError, unknown
 from overpaint.grid.assets import Asset, asset
-from overpaint.grid.concepts import load_catalogue
+from overpaint.grid.concepts import Concept, load_catalogue
 from overpaint.grid.directions import BETTER
 from overpaint.grid.labels import bytes_said, printable
 from overpaint.grid.registry import broken_packages, component, components, file_of, load_attribute, search
@@ -39,7 +40,8 @@ LISTS = {
 def list_(what: str, names: Sequence[str]) -> None:
     """List methods, concepts, attacks, probes, metrics, detectors, assets, models, experiments and other groups, one per line.
 
-    With NAMES, print the YAML files of these, which explain every setting: `overpaint list methods uce`.
+    With NAMES, print the YAML files of these, which explain every setting: `overpaint list methods uce`. For a concept, print
+    its entries in the catalogues: `overpaint list concepts church`.
     `hydra.searchpath=[file:///folder]` also lists what is in that folder.
     """
     if not what:
@@ -50,7 +52,10 @@ def list_(what: str, names: Sequence[str]) -> None:
     for name in named:
         if "=" in name:
             raise UserError(f"list takes names and hydra.searchpath=[file:///folder], got {bare(name)}")
-    texts = [file_of(LISTS[what], name).read_text(encoding="utf-8", errors="replace") for name in named]
+    if what == "concepts":
+        texts = ["\n".join(map(_concept, named))] if named else []
+    else:
+        texts = [_yaml(LISTS[what], name) for name in named]
     for line in chain.from_iterable(text.rstrip().splitlines() for text in texts) if texts else lines(what):
         click.echo(printable(line))
 
@@ -105,13 +110,49 @@ def _comment(path: Path) -> str:
 def _concepts() -> Iterator[str]:
     for name, path in sorted(components("concepts").items()):
         yield f"{name:<18}  concept set · {_comment(path)}"
-    for path in sorted((shipped("datasets") / "concepts").glob("*.yaml")):
+    for path in _catalogues():
         catalogue = load_catalogue(path.stem).concepts
         if len(catalogue) > MOST_LISTED:
             yield f"{path.stem:<18}  catalogue of {len(catalogue)} concepts"
             continue
         for name, concept in catalogue.items():
             yield f"{name:<18}  {concept.kind} of the {path.stem} catalogue"
+
+
+def _concept(name: str) -> str:
+    """The YAML file of a concept set, and the entries of the concept of this name in shipped catalogues."""
+    catalogues = {path.stem: load_catalogue(path.stem).concepts for path in _catalogues()}
+    homes: dict[str, list[str]] = {}
+    for catalogue, concepts in catalogues.items():
+        if name in concepts:
+            homes.setdefault(_entry(concepts[name]), []).append(catalogue)
+    texts = [_yaml("concepts", name)] if name in components("concepts") else []
+    texts += [f"# in the catalogue {', '.join(found)}\n{entry}" for entry, found in homes.items()]
+    if not texts:
+        raise unknown("concept", name, {*components("concepts"), *chain.from_iterable(catalogues.values())})
+    return "\n".join(texts)
+
+
+def _entry(concept: Concept) -> str:
+    """A concept as a catalogue's file writes it, without empty fields."""
+    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(concept).items()}
+    fields["translations"] = {language: list(words) for language, words in concept.translations.items()}
+    unused = {key: value for key, value in vars(Concept(concept.name)).items() if key != "kind"}
+    given = {key: value for key, value in fields.items() if value not in (unused.get(key), [], {})}
+    return f"{concept.name}:\n" + "".join(f"  {key}: {_flow(value)}\n" for key, value in given.items())
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump([value], allow_unicode=True, default_flow_style=True, width=10**6)[1:-2]
+
+
+def _yaml(kind: str, name: str) -> str:
+    return file_of(kind, name).read_text(encoding="utf-8", errors="replace")
+
+
+def _catalogues() -> list[Path]:
+    return sorted((shipped("datasets") / "concepts").glob("*.yaml"))
 
 
 def _assets() -> Iterator[str]:

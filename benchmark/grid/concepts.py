@@ -235,8 +235,9 @@ class UtilityTemplate(TypedDict, total=False):
 class CatalogueFile(TypedDict, total=False):
     """The keys of a catalogue file.
 
-    ``extends`` names a shipped catalogue, whose concepts and sentences this one inherits. ``defaults`` holds default fields of
-    concepts; ``{}`` in it stands for the concept's name. ``names`` lists concepts that have only these.
+    ``extends`` names a shipped catalogue, whose concepts and sentences this one inherits. The entry of an inherited concept
+    replaces the fields that it gives. ``defaults`` holds default fields of the other concepts; ``{}`` in it stands for the
+    concept's name. ``names`` lists concepts that have only these.
     """
 
     version: int
@@ -276,14 +277,23 @@ def load_catalogue(name: str | None) -> Catalogue:
     if base is not None and base not in known:
         raise unknown("concept catalogue", base, known, f"{where}: extends")
     entries: dict[str, Any] = {name: {} for name in raw.get("names", ())} | raw["concepts"]
-    defaults = {name: _default(raw.get("defaults", {}), name) for name in entries}
     grid = checked(GridEntry, raw.get("grid", {}), f"{where}: grid")
     left = grid.get("prompt", "{object}{style}").replace("{object}", "", 1).replace("{style}", "", 1)
     if re.search(r"[{}]", left) or len(grid.get("prompt", "{object}{style}")) - len(left) != len("{object}{style}"):
         raise UserError(
             f"{where}: grid: prompt takes a sentence with one {{object}} and one {{style}}, got {grid['prompt']!r}"
         )
-    concepts = {n: concept_from(n, defaults[n] | (entry or {}), where) for n, entry in entries.items()}
+    inherited = load_catalogue(base)
+    concepts = {
+        n: _over(inherited.concepts[n], entry or {}, where) if n in inherited.concepts
+        else concept_from(n, _default(raw.get("defaults", {}), n) | (entry or {}), where)
+        for n, entry in entries.items()
+    }  # fmt: skip
+    unseen = {
+        n: _over(inherited.unseen[n], entry or {}, where) if n in inherited.unseen
+        else concept_from(n, entry or {}, where)
+        for n, entry in raw.get("unseen", {}).items()
+    }  # fmt: skip
     made = [_utility_template(row, f"{where}: utility_templates") for row in raw.get("utility_templates", ())]
     own_identity = f"sha256:{file_digest(name)}" if own else f"{name} v{raw.get('version', 1)}"
     found = Catalogue(
@@ -294,12 +304,19 @@ def load_catalogue(name: str | None) -> Catalogue:
         },
         tuple(raw.get("implicit", ())),
         _with_made(utility, made, concepts.values()),
-        {n: concept_from(n, entry or {}, where) for n, entry in raw.get("unseen", {}).items()},
+        unseen,
         own_identity,
         tuple(made),
         grid,
     )
-    return _extended(load_catalogue(base), found) if base else found
+    return _extended(inherited, found) if base else found
+
+
+def _over(concept: Concept, entry: Mapping, where: str) -> Concept:
+    """The concept of an extended catalogue with the fields of an entry in place of its own; ``null`` removes a field."""
+    given = {key: value for key, value in entry.items() if value is not None or key not in ConceptEntry.__annotations__}
+    own = concept_from(concept.name, given, where)
+    return replace(concept, **{key: getattr(own, key) for key in entry})
 
 
 def _extended(base: Catalogue, own: Catalogue) -> Catalogue:

@@ -1,5 +1,7 @@
 """Concept sets: attributes to balance, catalogues that extend others, and sets of many words."""
 
+from dataclasses import replace
+
 import pytest
 
 from overpaint.errors import UserError
@@ -117,3 +119,18 @@ def test_a_detector_that_knows_some_of_the_erased_words_is_asked_for_these_only(
     unknown = cell("concepts=adult", "budget=smoke")
     assert len(texts("target", unknown)) == 2
     assert all(r.prompts(many.concepts, many.budget) for r in ROLES if not r.optional)
+
+
+def test_an_entry_of_a_catalogue_that_extends_another_replaces_the_fields_that_it_gives(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "extends: testbed\ndefaults: {kind: style}\nconcepts:\n  church: {synonyms: [steeple]}\n"
+        "  mira: {anchor: null, neighbours: null}\n  house:\n  barn: {}\n"
+    )
+    base, mine = load_catalogue("testbed"), load_catalogue("mine.yaml")
+    assert mine.concept("church") == replace(base.concept("church"), synonyms=("steeple",))
+    assert mine.concept("mira") == replace(base.concept("mira"), anchor=None, neighbours=())
+    assert mine.concept("house") == base.concept("house") and mine.concept("barn").kind == "style"
+    (tmp_path / "wrong.yaml").write_text("extends: testbed\nconcepts: {church: {synonym: null}}\n")
+    with pytest.raises(UserError, match=r"'synonym' in concept catalogue wrong.yaml: concept 'church'; did you mean"):
+        load_catalogue("wrong.yaml")

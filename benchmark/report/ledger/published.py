@@ -11,7 +11,6 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 from typing_extensions import TypedDict
 
-from overpaint.errors import LONGEST, UserError, unknown
+from overpaint.errors import LONGEST, UserError, nearest, unknown
 from overpaint.grid.shipped import shipped
 from overpaint.grid.typed import Count, checked, construct, shown
 from overpaint.grid.yaml_files import read_mapping
@@ -296,9 +295,7 @@ def named(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _unknown_name(key: str, given: str, allowed: Iterable[str]) -> UserError:
-    by_case = {name.casefold(): name for name in sorted(allowed)}
-    near = get_close_matches(given.casefold()[:LONGEST], by_case, n=1, cutoff=0.5)
-    hint = f"; did you mean {by_case[near[0]]!r}?" if near else ""
+    hint = nearest(given, sorted(allowed))
     return UserError(f"unknown {key} {given[:LONGEST]!r} in the ledger{hint} (overpaint ledger --show names lists all)")
 
 
