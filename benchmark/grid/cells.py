@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from overpaint.errors import unknown
+from overpaint.errors import UserError, unknown
 from overpaint.grid.choices import Choice, choose, preset_families
 from overpaint.grid.concept_sets import ConceptSet, concept_set
 from overpaint.grid.digests import canonical, digest
@@ -364,6 +364,7 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
         check_type(config["seed"], Seed, "seed")
     model = _part(ModelSpec, config["model"], "model")
     concepts = _concepts(config["concepts"], model.catalogue)
+    _check_effects(config["concepts"], explicit, model, concepts)
     budget = _part(Budget, config["budget"], "budget")
     model = _compiled(_with_detector(model, concepts), (config.get("engine") or {}).get("compile", False))
     context = (explicit, model.preset, concepts, budget.max_steps)
@@ -383,6 +384,24 @@ def cell_from(config: Mapping[str, Any], explicit: frozenset[str]) -> Cell:
 
 # What cells share is read once.
 _part, _concepts, _chosen = remembered(construct), remembered(concept_set), remembered(choose)
+
+
+def _check_effects(config: Mapping[str, Any], explicit: frozenset[str], model: ModelSpec, concepts: ConceptSet) -> None:
+    """Raise a `UserError` for a detector or a kind of the concepts that is set by hand and has no effect on this model."""
+    named, by_hand = concepts.detector, {"concepts.detector", "model.detector"} & explicit
+    if named and by_hand == {"concepts.detector"} and model.detector not in ("auto", named):
+        raise UserError(
+            f"concepts.detector={named} has no effect: model.detector={model.detector or 'null'} judges this model's images; "
+            f"set model.detector={named}"
+        )
+    if "concepts.kind" not in explicit:
+        return
+    for concept in concepts.request.erase if concepts.catalogue.concepts else ():
+        if concept.kind != config["kind"]:
+            raise UserError(
+                f"concepts.kind={config['kind']} has no effect: {concept.name} is of kind {concept.kind} in the catalogue "
+                f"{concepts.catalogue.identity}; leave it out, or set concepts.catalogue=null"
+            )
 
 
 @remembered

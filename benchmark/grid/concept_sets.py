@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from overpaint.errors import UserError, unknown
+from overpaint.errors import UserError, nearest, unknown
 from overpaint.grid.assets import content_digest, referred
 from overpaint.grid.concepts import (
     LONGEST,
@@ -21,6 +21,7 @@ from overpaint.grid.concepts import (
     load_catalogue,
     read_as,
     templates,
+    words_of,
 )
 from overpaint.grid.labels import label
 from overpaint.grid.prompt_files import PromptList
@@ -212,6 +213,8 @@ def concept_set(config: Mapping[str, Any], catalogue_of_model: str | None) -> Co
     for name in labels:
         if name not in (known := {*names, *(c.name for c in (*retain, *near))}):
             raise unknown("concept", name, known, "concepts.labels")
+    if entry.catalogue == "auto":
+        _check_words(entry.anchor, catalogue, "concepts.anchor", advice)
     request = Request.of(erase, entry.anchor, retain)
     erased_too = [c.name for c in near if read_as(c.name) in map(read_as, names)]
     if erased_too:
@@ -275,6 +278,17 @@ def _concepts(
             raise UserError(f"{unknown('concept', name, catalogue.concepts, where)}{advice}")
     found = [catalogue.concepts[name] for name in names]
     return [replace(c, label=labels[c.name]) if c.name in labels else c for c in found]
+
+
+def _check_words(texts: str | Sequence[str | None] | None, catalogue: Catalogue, where: str, advice: str) -> None:
+    """Raise a `UserError`, with the ``advice``, for a text with a word that is nowhere in the catalogue."""
+    given = [texts] if isinstance(texts, str) else texts or ()
+    for text in given if catalogue.concepts else ():
+        for word in words_of(text or ""):
+            if word not in catalogue.words:
+                hint = nearest(word, catalogue.concepts)
+                names = ", ".join(catalogue.concepts)
+                raise UserError(f"unknown word {word!r} in {where}={text}{hint} (known concepts: {names}){advice}")
 
 
 def listed(names: str | Sequence[str]) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -72,6 +72,11 @@ class Concept:
 def read_as(text: str) -> str:
     """The text in lower case with single spaces, as CLIP's tokenizers normalise it."""
     return " ".join(text.lower().split())
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation."""
+    return re.findall(r"\w+", text.lower())
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,18 @@ class Catalogue:
     def concept(self, name: str) -> Concept:
         """The concept of that name; for an unknown name, a concept of kind ``object`` without detector label."""
         return self.concepts.get(name) or Concept(name)
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """All words of the catalogue in lower case: of its concepts, its sentences and its prompts."""
+        texts = [
+            sentence for by_language in self.templates.values() for found in by_language.values() for sentence in found
+        ]
+        texts += [*self.implicit, *(str(row["prompt"]) for row in self.utility)]
+        for c in self.concepts.values():
+            texts += [c.phrase, c.anchor or "", *c.synonyms, *c.paraphrases]
+            texts += [word for found in c.translations.values() for word in found]
+        return frozenset(word for text in texts for word in words_of(text))
 
     def of_kind(self, *kinds: str) -> list[Concept]:
         """The concepts of these kinds, in the order of the catalogue."""

@@ -134,3 +134,14 @@ def test_an_entry_of_a_catalogue_that_extends_another_replaces_the_fields_that_i
     (tmp_path / "wrong.yaml").write_text("extends: testbed\nconcepts: {church: {synonym: null}}\n")
     with pytest.raises(UserError, match=r"'synonym' in concept catalogue wrong.yaml: concept 'church'; did you mean"):
         load_catalogue("wrong.yaml")
+
+
+def test_an_anchor_with_words_that_the_model_does_not_know_is_refused():
+    with pytest.raises(UserError, match=r"unknown word 'dragon' in concepts\.anchor=a dragon .*draws only these"):
+        cell("concepts=church", "concepts.anchor=a dragon")
+    with pytest.raises(UserError, match=r"'hause' in concepts\.anchor=hause; did you mean 'house'"):
+        cell("concepts=inline", "concepts.erase=[church,car]", "concepts.anchor=[tree,hause]")
+    for anchor in ("Cathedral", "a home with a door", "''", "eine kirche"):
+        assert cell("concepts=car", f"concepts.anchor={anchor}")
+    assert cell("concepts=car", "concepts.anchor=dragon", "concepts.catalogue=null")
+    assert cell("model=sd14", "concepts=inline", "concepts.erase=[church]", "concepts.anchor=dragon")

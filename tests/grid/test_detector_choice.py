@@ -49,6 +49,20 @@ def test_a_set_names_its_own_detector_and_the_user_has_the_last_word():
         on_sd14("unsafe", "model.detector=aut")
 
 
+def test_a_detector_or_kind_of_the_concepts_without_effect_is_refused():
+    said = r"concepts\.detector=clip has no effect: model\.detector=oracle judges .*; set model\.detector=clip"
+    with pytest.raises(UserError, match=said):
+        cell("concepts=church", "concepts.detector=clip")
+    assert cell("concepts=church", "concepts.detector=oracle").model.detector == "oracle"
+    assert cell("concepts=church", "concepts.detector=clip", "model.detector=auto").model.detector == "clip"
+    with pytest.raises(
+        UserError, match=r"concepts\.kind=style has no effect: church is of kind object in the catalogue"
+    ):
+        cell("concepts=church", "concepts.kind=style")
+    assert cell("concepts=church", "concepts.kind=object").concepts.kind == "object"
+    assert cell("concepts=church", "concepts.kind=style", "concepts.catalogue=null").concepts.kind == "style"
+
+
 def test_every_real_model_has_a_detector_and_the_testbed_keeps_its_own():
     for name in set(components("model")) - {"testbed"}:
         assert component("model", name).config["detector"] != "oracle" or name.startswith("testbed")

@@ -177,7 +177,7 @@ from overpaint.grid.concepts import load_catalogue
 
 names = [name for name, concept in load_catalogue("testbed").concepts.items() if concept.label][:25]
 grid = planned([
-    "concepts=inline", f"concepts.erase={','.join(names)}", "concepts.anchor=null,thing",
+    "concepts=inline", f"concepts.erase={','.join(names)}", "concepts.anchor=null,picture",
     "method=uce", "uce.lamb=" + ",".join(f"{n / 10}" for n in range(1, 101)),
     "attack=none,uda,p4d_n,p4d_k,rab,cce,pez,mma,soft_prefix,synonym,paraphrase,multilingual,inversion,relearn,seed_search,"
     "rece_embedding,rab_embedding,p4d_uda,random_prefix,concept_arithmetic", "store=STORE",
