@@ -16,7 +16,7 @@ With ``transfer`` the erasure was made on another model, ``base``, and is put on
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,7 +30,7 @@ from overpaint.methods.eraser import Eraser
 from overpaint.models import checkpoints, load_model
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Erasure, load_erasure
-from overpaint.models.sources import OURS
+from overpaint.models.sources import OURS, hub_snapshot, resolve
 from overpaint.models.transfer import transferred
 
 
@@ -93,10 +93,23 @@ class Checkpoint(Eraser):
             )
         if not referred(self.file):  # an asset that is missing is reported by its name
             path = checkpoints.local_checkpoint(self.file, f"checkpoint.file={self.file}")
-            if path and path.is_file():
-                checkpoints.check_suffix(path)
-                if self.lora_scale != 1 and path.suffix == ".safetensors" and not checkpoints.holds_lora(path):
-                    raise checkpoints.no_lora(path, self.lora_scale)
+            if path:
+                checkpoints.check_files(path)
+            plain = path and path.is_file() and path.suffix == ".safetensors" and not checkpoints.holds_lora(path)
+            if path and plain and self.lora_scale != 1:
+                raise checkpoints.no_lora(path, self.lora_scale)
+
+    def notes_on(self, model: str) -> Sequence[str]:
+        from overpaint.models.loading import outlined
+
+        path = None if referred(self.file) else checkpoints.local_checkpoint(self.file, f"checkpoint.file={self.file}")
+        source = resolve(self.base if self.transfer and self.base else model)
+        folder = Path(source) if Path(source).is_dir() else hub_snapshot(source)
+        if path is None or folder is None:
+            return ()
+        notes = checkpoints.pipeline_notes(path, folder)
+        checkpoints.check_names(path, outlined(str(folder)), self.lora_scale)
+        return notes
 
     def erase(self, model: DiffusionModel, request: Request) -> Erasure:
         path = checkpoints.checkpoint_path(self.file, f"checkpoint.file={self.file}")

@@ -87,6 +87,13 @@ class Eraser(Shortenable, ABC):
     def advice(self) -> Sequence[str]:
         return ()
 
+    def notes_on(self, model: str) -> Sequence[str]:
+        """Sentences about this eraser on a model (its path), which is not loaded.
+
+        Raises a `UserError` if their files do not fit each other.
+        """
+        return ()
+
     @property
     def draws(self) -> bool:
         return True

@@ -11,6 +11,7 @@ from overpaint.commands.targets import check_writable, target, whole
 from overpaint.errors import UserError
 from overpaint.grid.labels import bytes_said
 from overpaint.grid.lengths import shortenings
+from overpaint.images.tasks import build_method
 from overpaint.methods.eraser import erase as erase_concepts
 from overpaint.models import load_model
 from overpaint.run.progress import watched
@@ -31,7 +32,8 @@ def erase(overrides: Sequence[str], overwrite: bool) -> None:
         raise UserError("method=none erases nothing: choose another method (overpaint list methods)")
     path = target(out, ".safetensors", overwrite)
     check_writable(path)
-    for note in shortenings([cell]):
+    notes = build_method(cell.method, 0).notes_on(cell.model.path)
+    for note in (*shortenings([cell]), *notes):
         ERR.print(f"note: {note}", style="yellow")
     model = load_model(cell.model.path, cell.model.precision, device)
     name, concepts = cell.method.label, cell.concepts

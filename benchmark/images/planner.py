@@ -75,6 +75,7 @@ def make_plan(cells: Iterable[Cell]) -> Plan:
         plan.notes += dict.fromkeys(said for cell in asking.values() for said in shortfalls(cell, scored_labels(cell)))
         methods = {id(cell.method): cell.method for cell in cells if cell.method.name != "none"}
         plan.notes += [said for method in methods.values() for said in build_method(method, 0).advice]
+        plan.notes += [note for cell in cells for note in _notes_on(cell.method, cell.model.path)]
         plan.notes += filter(None, map(_to_download, dict.fromkeys(cell.model.path for cell in cells)))
         plan.notes += filter(None, map(_from_another_world, cells))
         plan.notes += filter(None, map(_attacked_of_several, cells))
@@ -132,6 +133,11 @@ def _check_method(family: str | None, method: Choice, seed: int, concepts: Conce
         raise UserError(
             f"concepts.merge={merge.label} merges changed weights, and method={method.name} makes none; use concepts.merge=sum"
         )
+
+
+@remembered
+def _notes_on(method: Choice, model: str) -> Sequence[str]:
+    return () if method.name == "none" else build_method(method, 0).notes_on(model)
 
 
 def _check_reference(cell: Cell) -> None:

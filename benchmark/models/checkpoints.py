@@ -10,10 +10,11 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeAlias
+from zipfile import is_zipfile
 
 from safetensors import SafetensorError, safe_open
 
@@ -24,12 +25,29 @@ from overpaint.grid.shipped import shipped
 from overpaint.models.diffusion import DiffusionModel
 from overpaint.models.erasure import Replacement
 from overpaint.models.lazily import torch
-from overpaint.models.sources import PICKLES, chosen_weights, hub_snapshot, local_folder, told
+from overpaint.models.sources import (
+    PICKLES,
+    check_header,
+    chosen_weights,
+    hub_snapshot,
+    local_folder,
+    remembered_hash,
+    told,
+)
 
 State: TypeAlias = "Mapping[str, torch.Tensor]"
 
 #: Networks of a pipeline folder that an erasure can change, each with the start of its parameters' names.
 NETWORKS = {"unet": "", "text_encoder": "text_model.", "text_encoder_2": "text_encoder_2."}
+#: The file that makes a folder a pipeline, and its scheduler's.
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+#: Settings of a scheduler that say what the network was trained to predict, with the value of a file that leaves one out.
+TRAINED_WITH = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "beta_schedule": None, "beta_start": None,
+                "beta_end": None, "num_train_timesteps": None}  # fmt: skip
+#: What the header of a safetensors file calls floating-point numbers.
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3")
+#: Names of an autoencoder's layers in older versions of diffusers -> in newer ones.
+AUTOENCODER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 #: What a name of the first factor of a LoRA contains: in kohya's files, in peft's, and in those of older diffusers.
 DOWN = (".lora_down.", ".lora_A.", ".lora.down.", "_lora.down.", ".lora_linear_layer.down.")
 #: The same for the second factor.
@@ -133,17 +151,25 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: Nothing readable is there.
     """
+    return {f"{prefix}{name}": tensor for file, prefix in _files(path) for name, tensor in _read_file(file).items()}
+
+
+def _files(path: Path) -> list[tuple[Path, str]]:
+    """The weight files of a checkpoint, each with what comes before the names of its tensors."""
     if path.is_file():
-        return _read_file(path)
+        return [(path, "")]
     if not path.is_dir():
         raise UserError(f"{path} does not exist")
-    if not (path / "model_index.json").is_file():
-        return _read_network(path)
     parts = [name for name in NETWORKS if (path / name).is_dir()]
-    return {f"{part}.{name}": tensor for part in parts for name, tensor in _read_network(path / part).items()}
+    if not (path / INDEX).is_file():
+        return [(file, "") for file in _network_files(path, parts)]
+    if not parts:
+        raise UserError(f"{path} is a pipeline without {', '.join(NETWORKS)}, the networks that an erasure can change")
+    return [(file, f"{part}.") for part in parts for file in _network_files(path / part)]
 
 
-def _read_network(folder: Path) -> dict[str, torch.Tensor]:
+def _network_files(folder: Path, parts: Sequence[str] = ()) -> list[Path]:
+    """The weight files of a network or of a LoRA. ``parts`` are the networks that the folder has folders for."""
     present = [file.name for file in folder.glob("*")]
     files, lacking = chosen_weights(present, lambda index: (folder / index).read_bytes(), str(folder))
     if lacking:
@@ -152,15 +178,17 @@ def _read_network(folder: Path) -> dict[str, torch.Tensor]:
         files = [name for name in present if name in ("diffusion_pytorch_model.bin", "pytorch_model.bin")]
     if not files:
         files = [name for name in LORA_FILES if name in present][:1]
+    if not files and parts:
+        raise UserError(f"{folder} has {parts[0]}/ and no {INDEX}: give {folder / parts[0]}, or add the file")
     if not files:
         raise UserError(
             f"{folder} holds no weights of a network (diffusion_pytorch_model or model .safetensors) or of a LoRA "
             "(pytorch_lora_weights or adapter_model .safetensors)"
         )
-    return {name: tensor for file in files for name, tensor in _read_file(folder / file).items()}
+    return [folder / file for file in files]
 
 
-def _read_file(file: Path) -> dict[str, torch.Tensor]:
+def _read_file(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     if file.suffix == ".safetensors":
@@ -169,7 +197,7 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
     check_suffix(file)
     with told(f"{file} cannot be read as weights only"):
         try:
-            found: Any = torch.load(file, map_location="cpu", weights_only=True)
+            found: Any = torch.load(file, map_location=device, weights_only=True)
         except UnpicklingError:
             raise UserError(
                 f"{file} holds more than named tensors, which is not loaded because it could run code; save its state dict"
@@ -211,6 +239,108 @@ def _unwrapped(found: Any, file: Path) -> dict[str, torch.Tensor]:
     }
 
 
+def check_files(path: Path) -> None:
+    """Raise a `UserError` if a checkpoint's files are missing, empty, truncated or of another format; reads no tensors."""
+    for file, _ in _files(path):
+        check_suffix(file)
+        if file.suffix == ".safetensors":
+            check_header(file, str(file))
+            with safe_open(str(file), framework="np") as opened:
+                empty = not opened.keys() and "overpaint" not in (opened.metadata() or {})
+            if empty:
+                raise UserError(f"{file} holds no tensors")
+            continue
+        with told(f"{file} cannot be read"), file.open("rb") as stream:
+            start = stream.read(2)
+        if not (is_zipfile(file) if start == b"PK" else start.startswith(b"\x80")):
+            what = "empty" if not start else "truncated" if start == b"PK" else "no file that torch.save has written"
+            raise UserError(
+                f"{file} is {what}: checkpoint.file takes .safetensors, or {', '.join(PICKLES)} of torch.save"
+            )
+
+
+def check_scheduler(path: Path, own: Mapping[str, Any], whose: str = "the model") -> None:
+    """Raise a `UserError` if a pipeline was trained with another noise or prediction than the scheduler ``own`` has."""
+    file = path / SCHEDULER
+    if not file.is_file():
+        return
+    with told(f"{file} is not readable JSON"):
+        theirs = dict(json.loads(file.read_text(encoding="utf-8")))
+    for key, default in TRAINED_WITH.items():
+        here, there = theirs.get(key, default), own.get(key, default)
+        if here != there and None not in (here, there):
+            raise UserError(
+                f"{file} has {key}={here}, and {whose} has {there}, which an erasure does not change: "
+                f"model.path={path} evaluates the whole pipeline"
+            )
+
+
+def check_names(path: Path, model: DiffusionModel, scale: float) -> None:
+    """Raise a `UserError` if names or shapes of a checkpoint are not those of the model, which may be on the meta device.
+
+    Numbers are not looked at. Files of `overpaint erase` and of SPM, which are no changed weights, are not checked.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for file, prefix in _files(path):
+        header = metadata(file)
+        if "overpaint" in header or is_membrane(header):
+            return
+        found = _outlines(file) if file.suffix == ".safetensors" else _read_file(file, "meta")
+        state |= {f"{prefix}{name}": tensor for name, tensor in found.items()}
+    if is_lora(state):
+        _lora_of(model, state, path)
+    elif scale != 1:
+        raise no_lora(path, scale)
+    else:
+        _named_as_in(model, state, str(path))
+
+
+def _outlines(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file without content: their shapes and types, from its header."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    scales = {name for name in entries if name.endswith(".scale") and name.removesuffix(".scale") in entries}
+    return {
+        name: torch.empty(
+            entry["shape"], device="meta",
+            dtype=torch.float32 if entry["dtype"] in FLOATS or f"{name}.scale" in scales else torch.int64,
+        )
+        for name, entry in entries.items() if name not in scales
+    }  # fmt: skip
+
+
+def pipeline_notes(path: Path, model: Path) -> list[str]:
+    """What is left out of a pipeline's folder on the model of another one. Raises as `check_scheduler` does."""
+    if not path.is_dir():
+        return []
+    if (model / SCHEDULER).is_file():
+        with told(f"{model / SCHEDULER} is not readable JSON"):
+            check_scheduler(path, json.loads((model / SCHEDULER).read_text(encoding="utf-8")))
+    if not (path / INDEX).is_file() or not (path / "vae").is_dir() or _same_weights(path / "vae", model / "vae"):
+        return []
+    return [
+        f"the VAE of {path} is another than the model's and is not used: model.path={path} evaluates the whole pipeline"
+    ]
+
+
+def _same_weights(folder: Path, other: Path) -> bool:
+    """Whether two folders hold the same autoencoder, but for rounding and the names of older versions of diffusers."""
+    files = [_network_files(place) for place in (folder, other)]
+    if [remembered_hash(file) for file in files[0]] == [remembered_hash(file) for file in files[1]]:
+        return True
+    ours, theirs = ({_renamed(n): t for file in found for n, t in _read_file(file).items()} for found in files)
+    return ours.keys() == theirs.keys() and all(
+        tensor.numel() == ours[name].numel() and _differ_by_rounding(ours[name], tensor.reshape(ours[name].shape))
+        for name, tensor in theirs.items()
+    )
+
+
+def _renamed(name: str) -> str:
+    old = next((old for old in AUTOENCODER if old in name), "")
+    return name.replace(old, AUTOENCODER[old]) if old else name
+
+
 def check_suffix(file: Path) -> None:
     """Raise a `UserError` if the name of a file is none of a checkpoint's."""
     if file.suffix not in (".safetensors", *PICKLES):
@@ -250,10 +380,11 @@ def changes_of(
         trained_apart: whether the weights may be unrelated to the model's: those of a model with another initialisation.
 
     Raises:
-        UserError: The checkpoint does not fit the model, belongs to other weights, or changes nothing, or a factor is given
-            and it is no LoRA, or it is a DoRA, or the file of a LoRA is named without the file of its alpha beside it.
+        UserError: The checkpoint does not fit the model, belongs to other weights or to another scheduler, or changes nothing, or
+            a factor is given and it is no LoRA, or it is a DoRA, or the file of a LoRA is named without the file of its alpha.
     """
     state = read_state(path)
+    check_scheduler(path, model.pipeline.scheduler.config)
     if is_lora(state):
         wanted = _with_lora(model, _lora_of(model, state, path), scale, str(path))
     elif scale != 1:
@@ -331,7 +462,7 @@ def _named_as_in(model: DiffusionModel, state: State, where: str) -> dict[str, t
         elif own[match].shape != tensor.shape:
             shapes = f"{tuple(own[match].shape)} in the model and {tuple(tensor.shape)} here"
             raise UserError(f"{where} does not fit the model: {match} is {shapes}")
-        elif not tensor.is_floating_point() or not tensor.isfinite().all():
+        elif not _finite(tensor):
             raise UserError(f"{where}: {name} does not hold finite numbers of a weight")
         elif match in found:
             raise UserError(f"{where} does not fit the model: it has two tensors for {match}")
@@ -413,7 +544,8 @@ def _check_base(model: DiffusionModel, wanted: State, where: str) -> None:
     distance = float(torch.tensor(distances).median())
     if distance > FOREIGN:
         raise UserError(
-            f"{where} was made for another model: its matrices differ from this model's by {distance:.2f} of their norm"
+            f"{where} was made for another model: its matrices differ from this model's by {distance:.2f} of their norm (at "
+            f"most {FOREIGN:g}); choose its model with model=…, or accept it with checkpoint.trained_apart=true"
         )
 
 
@@ -426,11 +558,12 @@ def _lora_of(model: DiffusionModel, state: State, path: Path) -> dict[str, torch
     if path.is_file() and (path.parent / ADAPTER).is_file() and path.name in LORA_FILES:
         raise UserError(f"{path}: {ADAPTER} beside it has the strength of this LoRA; give the folder, {path.parent}")
     networks = {name: getattr(model.pipeline, name, None) for name in NETWORKS}
-    places = {name: {place for place, _ in part.named_modules()} for name, part in networks.items() if part is not None}
+    modules = {name: dict(part.named_modules()) for name, part in networks.items() if part is not None}
+    places = {name: set(part) for name, part in modules.items()}
     settings = _lora_settings(path)
     _check_factors(state, settings, str(path))
     alphas = {name.removesuffix(".alpha"): tensor for name, tensor in state.items() if name.endswith(".alpha")}
-    found, scaled, kohyas = {}, set(), _kohyas_layers(state, places)
+    found, layers, scaled, kohyas = {}, {}, set(), _kohyas_layers(state, places)
     for stored, tensor in state.items():
         if stored.endswith(".alpha"):
             continue
@@ -438,6 +571,7 @@ def _lora_of(model: DiffusionModel, state: State, path: Path) -> dict[str, torch
         mark = next((mark for mark in (*DOWN, *UP) if mark in name), None)
         layer = name.partition(mark)[0] if mark else name
         network, place = kohyas.get(layer) or _place(layer, places)
+        layers[stored] = modules[network].get(place) if network in modules else None
         if network is not None:
             rest = name.removeprefix(layer).replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
             name = f"{network}.{place}{rest}"
@@ -452,6 +586,7 @@ def _lora_of(model: DiffusionModel, state: State, path: Path) -> dict[str, torch
             if strength != 1:
                 tensor = (tensor.float() * strength).to(model.dtype)
         found[name] = tensor
+    _check_pairs(state, layers, str(path))
     if left := sorted(alphas.keys() - scaled):
         raise UserError(
             f"{path} does not fit the model as a LoRA: it has {left[0]}.alpha without the factors of this layer"
@@ -513,15 +648,50 @@ def _check_factors(state: State, settings: Mapping[str, Any], where: str) -> Non
             raise UserError(
                 f"{where}: {name} is a bias beside the factors of a LoRA (lora_bias); only a LoRA without biases is read"
             )
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+        if not tensor.numel():
+            raise UserError(f"{where}: {name} is empty")
+        if not _finite(tensor):
             raise UserError(f"{where}: {name} does not hold finite numbers of a weight")
+
+
+def _check_pairs(state: State, layers: Mapping[str, torch.nn.Module | None], where: str) -> None:
+    """Raise a `UserError` for a factor without the other one, and for factors that do not fit each other or their layer.
+
+    ``layers`` are the layers of the model by the stored names of their factors; ``None`` for names that only diffusers knows.
+    """
+    for stored, layer in layers.items():
+        mark = next(mark for mark in (*DOWN, *UP) if mark in stored)
+        other = stored.replace(mark, dict(zip((*DOWN, *UP), (*UP, *DOWN), strict=True))[mark])
+        if other not in state:
+            raise UserError(f"{where} does not fit the model as a LoRA: it has {stored} without {other}")
+        if mark in UP:
+            continue
+        down, up = tuple(state[stored].shape), tuple(state[other].shape)
+        if down[0] != up[1]:
+            raise UserError(
+                f"{where} does not fit the model as a LoRA: {stored} has rank {down[0]} and {other} has {up[1]}"
+            )
+        weight = getattr(layer, "weight", None)
+        if weight is None:
+            continue
+        for name, found, wanted in ((stored, down, (down[0], *weight.shape[1:])),
+                                    (other, up, (weight.shape[0], up[1], *[1] * (weight.ndim - 2)))):  # fmt: skip
+            if found != wanted:
+                raise UserError(
+                    f"{where} does not fit the model as a LoRA: {name} is {found}, and the model's layer takes {wanted}"
+                )
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds finite floating-point numbers; those of a tensor without content are not looked at."""
+    return tensor.is_floating_point() and (tensor.is_meta or bool(tensor.isfinite().all()))
 
 
 def _alpha(tensor: torch.Tensor, where: str) -> float:
     """The number in kohya's tensor of a layer's alpha."""
-    if tensor.numel() != 1 or not tensor.isfinite().all():
+    if tensor.numel() != 1 or not (tensor.is_meta or tensor.isfinite().all()):
         raise UserError(f"{where} is not a finite number")
-    return float(tensor)
+    return 1.0 if tensor.is_meta else float(tensor)
 
 
 def _lora_settings(path: Path) -> dict[str, Any]:

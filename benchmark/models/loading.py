@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from inspect import signature
 from os import PathLike
@@ -65,6 +66,27 @@ def check_model(path: str) -> None:
     with told(f"{where} cannot be loaded"):
         pipeline = assembled(index, parts)
     fitting(kind, pipeline, where)
+
+
+@cache
+def outlined(path: str) -> DiffusionModel:
+    """The model of a pipeline folder without its weights: its networks are on the meta device, with names and shapes."""
+    where, folder = f"model.path={path}", local_folder(path)
+    index, kind = described(folder, where)
+    parts = {}
+    for name in kind.components:
+        cls = getattr(import_module(index[name][0]), index[name][1])
+        with told(f"{where}: {name} cannot be loaded"):
+            if not issubclass(cls, torch.nn.Module):
+                parts[name] = load_component(folder, name, index[name], where)
+                continue
+            with torch.device("meta"):
+                if issubclass(cls, diffusers.ModelMixin):
+                    parts[name] = cls.from_config(cls.load_config(folder / name, local_files_only=True))
+                else:
+                    parts[name] = cls(cls.config_class.from_pretrained(folder / name, local_files_only=True))
+    with told(f"{where} cannot be loaded"):
+        return fitting(kind, assembled(index, parts), where)
 
 
 def described(folder: Path, where: str) -> tuple[dict[str, Any], type[DiffusionModel]]:

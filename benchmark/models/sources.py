@@ -498,5 +498,6 @@ def told(what: str) -> Iterator[None]:
     except (MemoryError, UserError):
         raise
     except Exception as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), "")
+        line, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        line = f"{line} {more[0]}" if more and line.endswith(":") else line
         raise UserError(f"{what}: {type(error).__name__} {line}"[:400]) from error
