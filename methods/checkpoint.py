@@ -95,6 +95,8 @@ class Checkpoint(Eraser):
             path = checkpoints.local_checkpoint(self.file, f"checkpoint.file={self.file}")
             if path:
                 checkpoints.check_files(path)
+            else:
+                checkpoints.check_on_hub(self.file, f"checkpoint.file={self.file}")
             plain = path and path.is_file() and path.suffix == ".safetensors" and not checkpoints.holds_lora(path)
             if path and plain and self.lora_scale != 1:
                 raise checkpoints.no_lora(path, self.lora_scale)

@@ -29,6 +29,7 @@ from overpaint.models.sources import (
     PICKLES,
     check_header,
     chosen_weights,
+    hub_commit,
     hub_snapshot,
     local_folder,
     remembered_hash,
@@ -140,6 +141,15 @@ def local_checkpoint(path: str, where: str) -> Path | None:
     if found.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or found.suffix:
         raise UserError(f"{where} does not exist (it takes a file, a folder or a hub id like owner/name)")
     return None
+
+
+def check_on_hub(name: str, where: str) -> None:
+    """Raise a `UserError` if a hub repository is neither in the local cache nor, as far as the hub can be asked, on the hub."""
+    if hub_commit(name) is None:
+        raise UserError(
+            f"{where} is no file or folder here, and the hub has no such repository or cannot be asked for it (it takes a file, "
+            "a folder or a hub id like owner/name)"
+        )
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -423,7 +433,7 @@ def _half_steps(tensor: torch.Tensor) -> torch.Tensor:
 
 def is_lora(names: Iterable[str]) -> bool:
     """Whether tensors of these names are the factors of a LoRA."""
-    return any(mark in name for name in names for mark in DOWN)
+    return any(mark in name for name in names for mark in (*DOWN, *UP))
 
 
 def holds_lora(file: Path) -> bool:

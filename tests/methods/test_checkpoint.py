@@ -1,12 +1,13 @@
 """Published erasures: every format gives the same change, and what does not fit the model is refused."""
 
 import copy
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import overpaint
 from command_line import CommandLine
@@ -98,6 +99,89 @@ def test_folders_of_a_pipeline_and_of_its_networks(goldens, tiny_sd, edited, tmp
     assert_is(read(tiny_sd, tmp_path / "pipeline"), changes)
     assert_is(read(tiny_sd, tmp_path / "pipeline" / "unet"), edited)
     assert_is(read(tiny_sd, tmp_path / "pipeline" / "text_encoder"), {word: changes[word]})
+
+
+@pytest.fixture
+def pipeline(goldens, tiny_sd, edited, tmp_path):
+    """The folder of a pipeline with the edit in its UNet."""
+    other = overpaint.load_model(str(goldens / "tiny_sd"))
+    for name, tensor in edited.items():
+        other.named_parameters()[name].data.copy_(tensor)
+    other.pipeline.save_pretrained(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+@pytest.fixture
+def planned(goldens, tmp_path):
+    """Plan to measure a checkpoint on the small model; returns what the command printed."""
+    grid = ["plan", "model=local", f"model.path={goldens / 'tiny_sd'}", "model.detector=null", "model.reference=null",
+            "method=checkpoint", "concepts=inline", "concepts.erase=[dog]", "attack=none", "budget=smoke"]  # fmt: skip
+    return lambda file, *more, code=0: CommandLine(tmp_path)(*grid, f"checkpoint.file={file}", *more, code=code)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("prediction_type", "v_prediction"),
+        ("beta_schedule", "linear"),
+        ("beta_end", 0.02),
+        ("num_train_timesteps", 900),
+        ("rescale_betas_zero_snr", True),
+    ],
+)
+def test_a_pipeline_of_another_schedule_is_refused(key, value, tiny_sd, pipeline, planned):
+    file = pipeline / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    own = tiny_sd.pipeline.scheduler.config.get(key, False)
+    told = f"{file} has {key}={value}, and the model has {own}, which an erasure does not change: model.path={pipeline}"
+    with pytest.raises(overpaint.UserError, match=re.escape(told)):
+        read(tiny_sd, pipeline)
+    assert told in planned(pipeline, code=2).stderr
+    assert read(tiny_sd, pipeline / "unet")
+
+
+def test_a_pipeline_with_another_vae_is_noted(pipeline, planned):
+    told = f"the VAE of {pipeline} is another than the model's and is not used: model.path={pipeline} evaluates"
+    file = pipeline / "vae" / "diffusion_pytorch_model.safetensors"
+    own = load_file(file)
+    old = {name.replace(".to_q.", ".query."): tensor.half() for name, tensor in own.items()}
+    save_file(old, file)
+    done = planned(pipeline)
+    assert told not in done.stdout + done.stderr
+    save_file({name: 1.1 * tensor for name, tensor in own.items()}, file)
+    done = planned(pipeline)
+    assert told in " ".join((done.stdout + done.stderr).split())
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_while_planning(tiny_sd, edited, tmp_path, planned, monkeypatch):
+    monkeypatch.setattr(checkpoints, "hub_commit", lambda name: None)
+    save_file(edited, tmp_path / "esd.safetensors")
+    whole = (tmp_path / "esd.safetensors").read_bytes()
+    torch.save(edited, tmp_path / "esd.pt")
+    for good in ("esd.safetensors", "esd.pt"):
+        planned(good)
+    for name, content in {
+        "none.safetensors": b"", "short.safetensors": whole[:-100], "page.safetensors": b"<html>", "none.pt": b"",
+        "short.pt": (tmp_path / "esd.pt").read_bytes()[:-100], "page.pt": b"<!DOCTYPE html>",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    save_file({}, tmp_path / "nothing.safetensors")
+    torch.save({"x": Harmful()}, tmp_path / "harmful.pt")
+    for name in ("another shape", "another name", "whole numbers"):
+        save_file(refused(name)[0](edited), tmp_path / f"{name.replace(' ', '_')}.safetensors")
+        torch.save(refused(name)[0](edited), tmp_path / f"{name.replace(' ', '_')}.pt")
+    save_file(spoiled_lora("no up", tiny_sd, tmp_path)[0], tmp_path / "lora.safetensors")
+    for name, told in {
+        "none.safetensors": "is not a readable safetensors file", "short.safetensors": "is not a readable safetensors file",
+        "page.safetensors": "is not a readable safetensors file", "nothing.safetensors": "holds no tensors",
+        "none.pt": "is empty", "short.pt": "is truncated", "page.pt": "is no file that torch.save has written",
+        "harmful.pt": "could run code", "./folder": "holds no weights of a network", "nothere/hub": "no file or folder here",
+        "another_shape.safetensors": "does not fit the model", "another_name.safetensors": "has no parameter x.",
+        "whole_numbers.safetensors": "finite numbers", "another_shape.pt": "does not fit the model",
+        "another_name.pt": "has no parameter x.", "whole_numbers.pt": "finite numbers", "lora.safetensors": "without",
+    }.items():  # fmt: skip
+        assert told in planned(name, code=2).stderr, name
 
 
 def original_name(name, config):
@@ -342,7 +426,9 @@ def test_what_does_not_fit_is_refused(name, tiny_sd, edited, tmp_path):
 def test_a_network_of_another_model_is_refused_but_edits_may_replace_their_matrices(tiny_sd, edited, tmp_path):
     random = {name: torch.randn_like(tensor) for name, tensor in tiny_sd.denoiser.state_dict().items()}
     save_file(random, tmp_path / "network.safetensors")
-    with pytest.raises(overpaint.UserError, match="was made for another model"):
+    with pytest.raises(
+        overpaint.UserError, match=r"for another model: .* or accept it with checkpoint\.trained_apart=true"
+    ):
         read(tiny_sd, tmp_path / "network.safetensors")
     assert_is(read(tiny_sd, tmp_path / "network.safetensors", trained_apart=True), random)
     replaced = {name: torch.randn_like(tensor) for name, tensor in edited.items()}
@@ -356,6 +442,7 @@ def test_files_that_are_no_checkpoint_are_refused(tiny_sd, tmp_path, capsys):
     (tmp_path / "text.safetensors").write_text("no tensors")
     (tmp_path / "notes.txt").write_text("no tensors")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "unnamed" / "unet").mkdir(parents=True)
     torch.save({"weights": Harmful()}, tmp_path / "harmful.pt")
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     pairs = factors(tiny_sd, cross_attention(tiny_sd, "to_v"))
@@ -366,6 +453,7 @@ def test_files_that_are_no_checkpoint_are_refused(tiny_sd, tmp_path, capsys):
         "text.safetensors": "not a readable safetensors file",
         "notes.txt": "is not a checkpoint",
         "folder": "holds no weights of a network",
+        "unnamed": "has unet/ and no model_index.json: give .*unnamed/unet, or add the file",
         "harmful.pt": "could run code",
         "empty.pt": "holds no named tensors",
         "lora.safetensors": "does not fit the model",
@@ -480,12 +568,26 @@ def spoiled_lora(name, model, tmp_path):
         "a third factor": (kohya | {f"{layer}.lora_mid.weight": torch.ones(2, 2)}, "is no factor of a LoRA"),
         "not finite": (peft | {up: peft[up] * float("nan")}, "finite numbers"),
         "alpha of nothing": (kohya | {"lora_unet_x.alpha": torch.tensor(1.0)}, "without the factors of this layer"),
+        "no up": ({n: t for n, t in peft.items() if n != up}, "has .*lora_A.weight without .*lora_B.weight"),
+        "no down": ({n: t for n, t in kohya.items() if n != f"{layer}.lora_down.weight"}, "without .*lora_down.weight"),
+        "no A at all": ({n: t for n, t in peft.items() if "lora_A" not in n}, "without .*lora_A.weight"),
+        "another rank": (peft | {up: torch.ones(peft[up].shape[0], 3)}, r"has rank 2 and .*lora_B\.weight has 3"),
+        "another width": (
+            peft | {up: torch.ones(5, 2)},
+            r".*lora_B\.weight is \(5, 2\), and the model's layer takes \(",
+        ),
+        "a convolution": (
+            kohya | {f"{layer}.lora_up.weight": torch.ones(32, 2, 1, 1)},
+            r"\(32, 2, 1, 1\), and the model's",
+        ),
+        "empty": (peft | {up: torch.ones(4, 0)}, "is empty"),
         "two alphas": (kohya | {f"{layer}.alpha": torch.ones(2)}, "is not a finite number"),
     }[name]
 
 
 @pytest.mark.parametrize("name", ["kohya's DoRA", "peft's DoRA", "biases", "another tensor", "a third factor", "not finite",
-                                  "alpha of nothing", "two alphas"])  # fmt: skip
+                                  "alpha of nothing", "two alphas", "no up", "no down", "no A at all", "another rank",
+                                  "another width", "a convolution", "empty"])  # fmt: skip
 def test_what_is_not_a_plain_lora_is_refused(name, tiny_sd, tmp_path):
     tensors, told = spoiled_lora(name, tiny_sd, tmp_path)
     save_file(tensors, tmp_path / "lora.safetensors")
