@@ -10,7 +10,8 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeAlias
@@ -582,6 +583,9 @@ def _lora_of(model: DiffusionModel, state: State, path: Path) -> dict[str, torch
         layer = name.partition(mark)[0] if mark else name
         network, place = kohyas.get(layer) or _place(layer, places)
         layers[stored] = modules[network].get(place) if network in modules else None
+        by_diffusers = PROCESSOR in layer or (layer.startswith(tuple(KOHYA)) and "text_encoder_2" in modules)
+        if layers[stored] is None and not by_diffusers:
+            raise UserError(f"{path} does not fit the model as a LoRA: the model has no layer for {stored}")
         if network is not None:
             rest = name.removeprefix(layer).replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
             name = f"{network}.{place}{rest}"
@@ -730,12 +734,25 @@ def _strength(settings: Mapping[str, Any], layer: str, rank: int) -> float:
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what diffusers logs of a LoRA that does not fit, which is said in the error."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _with_lora(model: DiffusionModel, state: State, scale: float, where: str) -> dict[str, torch.Tensor]:
     """The model's weights after a LoRA, with alpha / rank in its factors, is fused into copies of its networks by diffusers."""
     pipeline = model.pipeline
     networks = [name for name in NETWORKS if getattr(pipeline, name, None) is not None]
     copies = {name: copy.deepcopy(getattr(pipeline, name)) for name in networks}
-    with told(f"{where} does not fit the model as a LoRA"):
+    with told(f"{where} does not fit the model as a LoRA"), _silent():
         other = type(pipeline)(**(pipeline.components | copies))
         other.load_lora_weights(dict(state), adapter_name="checkpoint")
         layers = [m for part in copies.values() for m in part.modules() if "checkpoint" in getattr(m, "lora_A", ())]

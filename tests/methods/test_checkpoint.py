@@ -580,6 +580,11 @@ def spoiled_lora(name, model, tmp_path):
             kohya | {f"{layer}.lora_up.weight": torch.ones(32, 2, 1, 1)},
             r"\(32, 2, 1, 1\), and the model's",
         ),
+        "no such layer": (
+            {n.replace("attn2", "attn9"): t for n, t in kohya.items()},
+            "has no layer for lora_unet_.*attn9",
+        ),
+        "no such part": ({f"x.{n}": t for n, t in peft.items()}, r"has no layer for x\.unet"),
         "empty": (peft | {up: torch.ones(4, 0)}, "is empty"),
         "two alphas": (kohya | {f"{layer}.alpha": torch.ones(2)}, "is not a finite number"),
     }[name]
@@ -587,12 +592,13 @@ def spoiled_lora(name, model, tmp_path):
 
 @pytest.mark.parametrize("name", ["kohya's DoRA", "peft's DoRA", "biases", "another tensor", "a third factor", "not finite",
                                   "alpha of nothing", "two alphas", "no up", "no down", "no A at all", "another rank",
-                                  "another width", "a convolution", "empty"])  # fmt: skip
-def test_what_is_not_a_plain_lora_is_refused(name, tiny_sd, tmp_path):
+                                  "another width", "a convolution", "empty", "no such layer", "no such part"])  # fmt: skip
+def test_what_is_not_a_plain_lora_is_refused(name, tiny_sd, tmp_path, capfd):
     tensors, told = spoiled_lora(name, tiny_sd, tmp_path)
     save_file(tensors, tmp_path / "lora.safetensors")
     with pytest.raises(overpaint.UserError, match=r"lora\.safetensors.* " + told):
         read(tiny_sd, tmp_path / "lora.safetensors")
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize("setting, told", [("use_dora", "is a DoRA"), ("lora_bias", "is a bias beside the factors")])
