@@ -609,7 +609,7 @@ def _lora_of(model: DiffusionModel, state: State, path: Path) -> dict[str, torch
 
 
 def _kohyas_layers(state: State, places: Mapping[str, set[str]]) -> dict[str, tuple[str, str]]:
-    """Network and name of every layer of a LoRA in kohya's names; empty if one is unknown, such as those of SDXL's own code."""
+    """Network and name of the known layers of a LoRA in kohya's names; empty if SDXL has one in the names of its own code."""
     layers = {name.partition(".")[0] for name in state if name.startswith(tuple(KOHYA))}
     flat = {
         network: {place.replace(".", "_"): place for place in found} | {
@@ -620,9 +620,10 @@ def _kohyas_layers(state: State, places: Mapping[str, set[str]]) -> dict[str, tu
     for layer in layers:
         prefix = next(prefix for prefix in KOHYA if layer.startswith(prefix))
         place = flat.get(KOHYA[prefix], {}).get(layer.removeprefix(prefix))
-        if place is None:
+        if place is not None:
+            found[layer] = (KOHYA[prefix], place)
+        elif "text_encoder_2" in places:
             return {}
-        found[layer] = (KOHYA[prefix], place)
     return found
 
 

@@ -581,8 +581,8 @@ def spoiled_lora(name, model, tmp_path):
             r"\(32, 2, 1, 1\), and the model's",
         ),
         "no such layer": (
-            {n.replace("attn2", "attn9"): t for n, t in kohya.items()},
-            "has no layer for lora_unet_.*attn9",
+            {n.replace("mid_block", "x"): t for n, t in kohya.items()},
+            "has no layer for lora_unet_x_",
         ),
         "no such part": ({f"x.{n}": t for n, t in peft.items()}, r"has no layer for x\.unet"),
         "empty": (peft | {up: torch.ones(4, 0)}, "is empty"),
