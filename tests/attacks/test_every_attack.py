@@ -157,10 +157,11 @@ def test_over_long_prompts_are_truncated_and_reported(name, context, tiny_sd):
     long = Prompt("a photo of a cat" + " on a ship" * 25, "target", "cat", ("cat",))
     assert len(tiny_sd.tokenizer(long.text).input_ids) == 82
     ready, long = built(component("attack", name)), replace(context, shots=shots([long], 1))
-    images = drawn(tiny_sd, ready.run(long))
+    assault = ready.run(long)
+    images = drawn(tiny_sd, assault)
     assert images and all(image.size == (32, 32) for image in images)
-    assert _note(ready, context) == {}
-    assert _note(ready, long)["note"].startswith("1 of 1 prompts ")
+    assert _note(ready, context, replace(assault, shots=context.shots)) == {}
+    assert _note(ready, long, assault)["note"].startswith("1 of 1 prompts ")
 
 
 @pytest.mark.parametrize("name", BLIND)
