@@ -162,7 +162,7 @@ def test_one_concept_is_the_same_erasure(tiny_sd):
     ("merge", "said"),
     [
         ("tie", "unknown rule"),
-        ({"keep": 0.1}, "unknown rule"),
+        ({"keep": 0.1}, "needs a rule"),
         ({"rule": "sum", "keep": 0.1}, "keep is used by rule=ties, not by rule=sum"),
         ({"rule": "ties", "keep": 0}, "keep"),
         ({"rule": "ties", "kept": 0.1}, "keep"),
