@@ -118,9 +118,8 @@ def _refusal(error: ErrorDetails, values: Mapping, hints: Mapping[str, Any], whe
         return UserError(f"{where}: no value for {key}")
     value, hint, place = values[key], hints[key], named(where, key)
     wrong_key = error["loc"][-1] == "[key]"
-    for n, part in enumerate(
-        error["loc"][1:], start=2
-    ):  # into mappings, whose keys a message names; others are of unions
+    # into mappings, whose keys a message names too; other parts are members of unions
+    for n, part in enumerate(error["loc"][1:], start=2):
         found = next((get_args(o) for o in _options(hint) if get_origin(o) is dict and isinstance(part, str)), None)
         if found is None or not isinstance(value, dict) or part not in value:
             continue

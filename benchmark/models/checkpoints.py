@@ -275,8 +275,7 @@ def check_scheduler(path: Path, own: Mapping[str, Any], whose: str = "the model"
     file = path / SCHEDULER
     if not file.is_file():
         return
-    with told(f"{file} is not readable JSON"):
-        theirs = dict(json.loads(file.read_text(encoding="utf-8")))
+    theirs = _settings(file)
     for key, default in TRAINED_WITH.items():
         here, there = theirs.get(key, default), own.get(key, default)
         if here != there and None not in (here, there):
@@ -284,6 +283,11 @@ def check_scheduler(path: Path, own: Mapping[str, Any], whose: str = "the model"
                 f"{file} has {key}={here}, and {whose} has {there}, which an erasure does not change: "
                 f"model.path={path} evaluates the whole pipeline"
             )
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    with told(f"{file} is not readable JSON"):
+        return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def check_names(path: Path, model: DiffusionModel, scale: float) -> None:
@@ -308,17 +312,16 @@ def check_names(path: Path, model: DiffusionModel, scale: float) -> None:
 
 def _outlines(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file without content: their shapes and types, from its header."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    scales = {name for name in entries if name.endswith(".scale") and name.removesuffix(".scale") in entries}
-    return {
-        name: torch.empty(
-            entry["shape"], device="meta",
-            dtype=torch.float32 if entry["dtype"] in FLOATS or f"{name}.scale" in scales else torch.int64,
-        )
-        for name, entry in entries.items() if name not in scales
-    }  # fmt: skip
+    with safe_open(str(file), framework="np") as opened:
+        entries = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        scales = {name for name in entries if name.endswith(".scale") and name.removesuffix(".scale") in entries}
+        return {
+            name: torch.empty(
+                entry.get_shape(), device="meta",
+                dtype=torch.float32 if entry.get_dtype() in FLOATS or f"{name}.scale" in scales else torch.int64,
+            )
+            for name, entry in entries.items() if name not in scales
+        }  # fmt: skip
 
 
 def pipeline_notes(path: Path, model: Path) -> list[str]:
@@ -326,8 +329,7 @@ def pipeline_notes(path: Path, model: Path) -> list[str]:
     if not path.is_dir():
         return []
     if (model / SCHEDULER).is_file():
-        with told(f"{model / SCHEDULER} is not readable JSON"):
-            check_scheduler(path, json.loads((model / SCHEDULER).read_text(encoding="utf-8")))
+        check_scheduler(path, _settings(model / SCHEDULER))
     if not (path / INDEX).is_file() or not (path / "vae").is_dir() or _same_weights(path / "vae", model / "vae"):
         return []
     return [

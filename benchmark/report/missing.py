@@ -65,11 +65,11 @@ def command_for(records: pd.DataFrame, view: View, **others: Sequence[str]) -> s
         labels = [*dict.fromkeys(made[group].dropna())]
         if option is None and labels not in ([], [default]) and (len(labels) == 1 or view.together):
             unclear.append(f"{group} {few(labels, 3)}")
-    threshold = given_by_hand(made, ("metrics",)).unique()
-    if len(threshold) == 1 and (given := given_in(made.iloc[0].to_dict(), "metrics")):
+    by_hand = given_by_hand(made, ("metrics",)).unique()
+    if len(by_hand) == 1 and (given := given_in(made.iloc[0].to_dict(), "metrics")):
         values |= {f"metrics.{key}": value for key, value in given.items()}
-    elif any(threshold):
-        unclear.append(few(text for text in threshold if text))
+    elif any(by_hand):
+        unclear.append(few(text for text in by_hand if text))
     if others.get("concepts") == []:  # sets that no option names
         view = replace(view, run={key: value for key, value in view.run.items() if key != "concepts"})
         unclear.append(f"concepts {few(dict.fromkeys(made['concepts']), 3)}")

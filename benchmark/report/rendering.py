@@ -83,10 +83,10 @@ def tables(
 
 def settings_of(records: pd.DataFrame) -> list[str]:
     """A note about settings that all records share, that are not the defaults, and that titles leave out."""
-    usual = {"budget": DEFAULTS["budget"], "seed": "0"}
-    alike = {name: dict.fromkeys(records[name].dropna().astype(str)) for name in usual}
-    said = [f"{name} {label}" for name, labels in alike.items() for label in labels if len(labels) == 1]
-    said = [text for text in said if text not in {f"{name} {label}" for name, label in usual.items()}]
+    said = []
+    for name, usual in {"budget": DEFAULTS["budget"], "seed": "0"}.items():
+        labels = records[name].dropna().astype(str).unique()
+        said += [f"{name} {label}" for label in labels if len(labels) == 1 and label != usual]
     by_hand = given_by_hand(records, ("metrics",)).unique()
     said += [text for text in by_hand if text and len(by_hand) == 1]
     return [f"Other settings than the defaults: {', '.join(said)}."] if said else []
